@@ -1,0 +1,1 @@
+"""Where guidance meets other people's decoding loops."""

@@ -1,0 +1,52 @@
+"""textguide: steer language models while they decode."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .effect import Effect
+    from .explanation import Explanation, explain
+    from .generation import GenerateResult, StreamChunk, generate, stream
+    from .guidance import CFG, Guidance
+    from .custom_generate import GuidedDecoding, guided_decoding
+    from .logits_processors import CFGLogitsProcessor
+    from .models import load
+    from .scoring import ScoreResult, score
+
+# Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
+_HOMES = {
+    "CFG": "guidance",
+    "CFGLogitsProcessor": "logits_processors",
+    "Effect": "effect",
+    "Explanation": "explanation",
+    "GenerateResult": "generation",
+    "Guidance": "guidance",
+    "GuidedDecoding": "custom_generate",
+    "ScoreResult": "scoring",
+    "StreamChunk": "generation",
+    "explain": "explanation",
+    "generate": "generation",
+    "custom_generate": "guided_decoding",
+    "load": "models",
+    "score": "scoring",
+    "stream": "generation",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

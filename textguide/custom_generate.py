@@ -1,0 +1,207 @@
+"""The way into transformers: a callable for ``model.generate(custom_generate=…)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import branches, caches
+from .decode import Decoded, Observer, Settings, decode
+from .effect import Effect, warn_if_none
+from .guidance.base import Guidance
+
+
+def as_guidance(guidance: Any) -> Guidance | None:
+    """The branch guidance among what a user passed: one object, a sequence, or None.
+
+    Raises:
+        ValueError: something in it is no guidance, or two of them want branches of their own.
+    """
+    if guidance is None or isinstance(guidance, Guidance):
+        return guidance
+    items = list(guidance) if isinstance(guidance, (list, tuple)) else [guidance]
+    for item in items:
+        if not isinstance(item, Guidance):
+            raise ValueError(f"guidance={item!r} is no guidance; pass an object such as textguide.CFG(scale=1.5)")
+    if len(items) > 1:
+        names = ", ".join(item.name for item in items)
+        raise ValueError(f"guidance=[{names}]: two guidances with branches of their own cannot be combined; pass one")
+    return items[0] if items else None
+
+
+class GuidedDecoding:
+    """Guided decoding as a ``custom_generate`` callable for transformers.
+
+    ``model.generate(**inputs, custom_generate=guided_decoding(CFG(1.5)))`` keeps ``GenerationConfig``, processors,
+    stopping criteria, ``num_return_sequences``, ``return_dict_in_generate``, ``output_scores`` and
+    ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``.
+
+    Args:
+        guidance: a guidance, a sequence of them, or None for plain decoding.
+        tokenizer: needed where the guidance holds text.
+        models: further models by the name that branches use.
+        streamer: a transformers streamer. It has to be given here: ``generate`` keeps its own ``streamer=`` from
+            custom loops, and would stay silent.
+        generator: randomness for sampling; None: torch's global generator, as ``generate`` uses.
+        observer: called with a :class:`textguide.decode.StepView` after every step.
+        log_probs: record the log-probability of every token.
+        branch_prompts: token ids of every branch and row, in place of those that the guidance names.
+
+    Raises:
+        ValueError: the generation mode or an option does not work with guidance; the message names it.
+    """
+
+    def __init__(
+        self,
+        guidance: Any,
+        *,
+        tokenizer: Any = None,
+        models: Mapping[str, Any] | None = None,
+        streamer: Any = None,
+        generator: torch.Generator | None = None,
+        observer: Observer | None = None,
+        log_probs: bool = False,
+        branch_prompts: list[branches.Rows] | None = None,
+    ) -> None:
+        self.guidance = as_guidance(guidance)
+        self.tokenizer = tokenizer
+        self.models = dict(models or {})
+        self.streamer = streamer
+        self.generator = generator
+        self.observer = observer
+        self.log_probs = log_probs
+        self.branch_prompts = branch_prompts
+        self.effect: Effect | None = None
+        self.last: Decoded | None = None
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Called by ``generate`` in place of its own loop."""
+        steps = self.steps(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        decoded = None
+        for step in steps:
+            if isinstance(step, Decoded):
+                decoded = step
+            elif self.streamer is not None:
+                self.streamer.put(step.cpu())
+        if self.streamer is not None:
+            self.streamer.end()
+        assert decoded is not None
+        self.effect, self.last = decoded.effect, decoded
+        warn_if_none(decoded.effect, self.guidance)
+        if not generation_config.return_dict_in_generate:
+            return decoded.sequences
+        return _as_output(decoded, model)
+
+    def steps(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Iterator[Tensor | Decoded]:
+        """The same run step by step: the tokens (B,) of each, and at last the :class:`Decoded`."""
+        guidance = self.guidance if self.guidance is not None and not self.guidance.is_neutral else None
+        _check_mode(generation_config, model_kwargs, guided=guidance is not None)
+        settings = Settings(
+            guidance=guidance,
+            models=self.models,
+            generator=self.generator,
+            observer=self.observer,
+            log_probs=self.log_probs,
+            call=_compiled(model, generation_config, model_kwargs),
+        )
+        if guidance is not None:
+            settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs)
+            settings.static = generation_config.cache_implementation == "static"
+        yield from decode(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs
+        )
+
+    def _prompts(self, guidance: Guidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]) -> list[branches.Rows]:
+        size = ids.shape[0]
+        if self.branch_prompts is not None:
+            return [branches.expand(rows, size) for rows in self.branch_prompts]
+        mask = model_kwargs.get("attention_mask")
+        if model.config.is_encoder_decoder:
+            cond: branches.Rows = [[] for _ in range(size)]
+            return branches.branch_rows(
+                guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty_source(model.config)
+            )
+        if mask is None:
+            cond = ids.tolist()
+        else:
+            cond = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        return branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer)
+
+
+def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
+    """A ``custom_generate`` callable for transformers; see :class:`GuidedDecoding` for the options."""
+    return GuidedDecoding(guidance, **options)
+
+
+def empty_source(config: Any) -> list[int]:
+    """What an encoder-decoder reads for no source: its end token alone, behind its begin token if it uses one."""
+    end = config.eos_token_id
+    end = end[0] if isinstance(end, (list, tuple)) else end
+    if end is None:
+        raise ValueError("the model has no end token to stand for an empty source; give negative_prompt")
+    begin = config.bos_token_id
+    uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
+    return [begin, end] if uses_begin else [end]
+
+
+def _check_mode(config: Any, model_kwargs: dict[str, Any], guided: bool) -> None:
+    def refuse(what: str, remedy: str) -> None:
+        raise ValueError(f"{what} does not work with guided decoding; {remedy}")
+
+    if config.num_beams and config.num_beams > 1:
+        refuse(f"num_beams={config.num_beams}", "put CFGLogitsProcessor into logits_processor= for beam search")
+    if config.prompt_lookup_num_tokens is not None:
+        refuse(
+            f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}",
+            "put CFGLogitsProcessor into logits_processor=",
+        )
+    if config.penalty_alpha is not None or config.dola_layers is not None:
+        refuse("contrastive search or DoLa", "leave penalty_alpha and dola_layers out")
+    if config.output_attentions or config.output_hidden_states:
+        refuse("output_attentions or output_hidden_states", "leave them out")
+    if config.use_cache is False:
+        refuse("use_cache=False", "leave it out, or put CFGLogitsProcessor into logits_processor=")
+    if config.prefill_chunk_size is not None:
+        refuse(f"prefill_chunk_size={config.prefill_chunk_size}", "leave it out")
+    if not guided:
+        return
+    if config.guidance_scale not in (None, 1, 1.0):
+        refuse(f"guidance_scale={config.guidance_scale} of transformers", "guidance would apply twice; leave it out")
+    if config.cache_implementation in ("quantized", "offloaded"):
+        refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
+    if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):
+        refuse("a cache of your own", "leave it out")
+
+
+def _compiled(model: Any, config: Any, model_kwargs: dict[str, Any]) -> Any:
+    """The compiled call that transformers itself would use for these inputs (a static cache on a GPU), or None."""
+    valid = getattr(model, "_valid_auto_compile_criteria", None)
+    return model.get_compiled_call(config.compile_config) if valid is not None and valid(model_kwargs, config) else None
+
+
+def _as_output(decoded: Decoded, model: Any) -> Any:
+    from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+
+    kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+    output = kind(sequences=decoded.sequences, scores=decoded.scores, logits=decoded.logits)
+    output.effect = decoded.effect
+    return output

@@ -1,0 +1,286 @@
+"""The decoding loop: one forward pass a step for every row of every branch.
+
+The loop stands in for transformers' own sampling loop behind ``generate(custom_generate=…)``: transformers prepares
+inputs, processors and stopping criteria, this loop runs the branches and combines them. Without guidance it computes
+exactly what transformers computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .effect import Effect, EffectMeter
+from .guidance.algebra import log_softmax
+from .guidance.base import Guidance, Step
+from .naps import Naps
+from .passes import Law, Passes
+
+Observer = Callable[["StepView"], None]
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What an observer sees of one step.
+
+    Args:
+        index: number of the token, from 0.
+        samples: the rows that are alive, in the order of the tensors.
+        cond: conditional log-probabilities, (B, V).
+        extra: log-probabilities of the extra branches, (n, B, V); None where no row was guided.
+        guided: the law that was sampled from, before processors and warpers, (B, V).
+        tokens: the tokens that were chosen, (B,).
+    """
+
+    index: int
+    samples: Sequence[int]
+    cond: Tensor
+    extra: Tensor | None
+    guided: Tensor
+    tokens: Tensor
+
+
+@dataclass
+class Decoded:
+    """The outcome of one run.
+
+    Args:
+        sequences: prompt and generated ids, (B, L + new), finished rows padded.
+        effect: what guidance did.
+        log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
+        scores: processed scores a step, (B, V) each, None unless ``output_scores``.
+        logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
+    """
+
+    sequences: Tensor
+    effect: Effect
+    log_probs: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Settings:
+    """What :func:`decode` needs beside the inputs that transformers prepared.
+
+    Args:
+        guidance: None, or a guidance that is not neutral.
+        prompts: for each extra branch, the token ids of every row.
+        models: further models by name.
+        generator: randomness for sampling; None: torch's global generator.
+        observer: called after every step.
+        log_probs: record the log-probability of every token.
+        static: use a cache of fixed shape; finished rows then stay in the batch.
+        call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
+    """
+
+    guidance: Guidance | None = None
+    prompts: Sequence[Sequence[Sequence[int]]] = ()
+    models: Mapping[str, Any] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+    observer: Observer | None = None
+    log_probs: bool = False
+    static: bool = False
+    call: Any = None
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    settings: Settings,
+    model_kwargs: dict[str, Any],
+) -> Iterator[Tensor | Decoded]:
+    """Decode, yielding the next tokens (B,) of every step and at last the :class:`Decoded`.
+
+    Args:
+        model: a transformers model.
+        input_ids: (B, L), padded on the left.
+        logits_processor: transformers processors and warpers, applied to the guided law.
+        stopping_criteria: transformers stopping criteria.
+        generation_config: read for sampling, outputs and the padding token.
+        settings: guidance and everything else of ours.
+        model_kwargs: what ``generate`` prepared for the model.
+    """
+    loop = _Loop(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
+    law = loop.prefill(model_kwargs)
+    while True:
+        tokens = loop.write(law)
+        yield tokens
+        if loop.finished():
+            break
+        law = loop.read()
+    yield loop.outcome()
+
+
+class _Loop:
+    def __init__(
+        self, model: Any, ids: Tensor, processors: Any, criteria: Any, config: Any, settings: Settings
+    ) -> None:
+        self.ids, self.processors, self.criteria, self.config, self.settings = ids, processors, criteria, config, settings
+        self.guidance = settings.guidance
+        branches = self.guidance.branches if self.guidance is not None else ()
+        self.passes = Passes(model, branches, settings.prompts, settings.models)
+        self.prompt_length = ids.shape[1]
+        self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
+        self.meter = EffectMeter(len(branches), ids.device)
+        self.naps = Naps(self.guidance, self.horizon, ids.shape[0], self.meter) if self.guidance is not None else None
+        self.pad = config._pad_token_tensor.to(ids.device) if config._pad_token_tensor is not None else None
+        self.pads = self.pad is not None and any(hasattr(c, "eos_token_id") for c in criteria)
+        self.unfinished = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
+        self.index = 0
+        self.waking: list[int] = []
+        self.worst_slept: dict[int, Tensor] = {}
+        self.kl: Tensor | None = None
+        self.log_probs: list[Tensor] = []
+        self.scores: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self._alive_index: Tensor | None = None
+        self._live = list(range(ids.shape[0]))
+        self._guided_samples: list[int] = []
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def prefill(self, model_kwargs: dict[str, Any]) -> Law:
+        law = self.passes.prefill(self.ids, model_kwargs)
+        if self.settings.static:
+            self.passes.make_static(self.horizon)
+        self.passes.replace_call(self.settings.call)
+        if self.naps is not None and not self.naps.active(0):
+            self.passes.sleep(self.passes.alive)
+            law = Law(law.cond, None, torch.empty(0, dtype=torch.long, device=self.ids.device), [])
+        return law
+
+    def write(self, law: Law) -> Tensor:
+        """Choose the next token of every row from the law of this step."""
+        cond, guided, extra = self._combine(law)
+        full = self._full(guided)
+        processed = self.processors(self.ids, full)
+        if self.config.do_sample:
+            probs = torch.softmax(processed, dim=-1)
+            tokens = torch.multinomial(probs, num_samples=1, generator=self.settings.generator).squeeze(1)
+        else:
+            tokens = torch.argmax(processed, dim=-1)
+        if self.pads:
+            tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
+        self._record(law, guided, processed, tokens)
+        if self.settings.observer is not None:
+            chosen = tokens if self._alive_index is None else tokens[self._alive_index]
+            law_of = guided if self.guidance is not None and extra is not None else log_softmax(guided)
+            cond = cond if cond is not None else log_softmax(law.cond)
+            view = StepView(self.index, tuple(self.passes.alive), cond, extra, law_of, chosen)
+            self.settings.observer(view)
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
+        self.unfinished = self.unfinished & ~self.criteria(self.ids, processed)
+        return tokens
+
+    def finished(self) -> bool:
+        """The one place of a step where the host waits for the device; finished rows leave here."""
+        alive = self.passes.alive
+        flags = [self.unfinished.float()]
+        guided = [] if self.kl is None else self._guided_samples
+        slept = list(self.worst_slept)
+        if self.naps is not None and self.naps.reads_kl:
+            if guided:
+                flags.append(self.kl.float())  # type: ignore[union-attr]
+            flags += [self.worst_slept[sample].float()[None] for sample in slept]
+        values = torch.cat(flags).tolist()
+        going = [sample for sample in alive if values[sample]]
+        if self.naps is not None and self.naps.reads_kl:
+            kls = values[len(self.unfinished) :]
+            self._end_naps([sample for sample in alive if sample not in set(going)])
+            self.naps.observe(
+                self.index, dict(zip(guided, kls, strict=False)), dict(zip(slept, kls[len(guided) :], strict=True))
+            )
+        self._live = going
+        if not going:
+            return True
+        if not self.settings.static and self.guidance is not None and len(going) < len(alive):
+            self.passes.drop([sample for sample in alive if sample not in set(going)])
+            self._alive_index = torch.tensor(going, device=self.ids.device)
+        return False
+
+    def read(self) -> Law:
+        """Run the forward pass of the next step."""
+        self.index += 1
+        waking = self.naps.settle(self.passes, self.index) if self.naps is not None else []
+        measure = self.naps is not None and self.naps.reads_kl
+        return self.passes.step(self.ids, self.index, waking, measure)
+
+    def outcome(self) -> Decoded:
+        return Decoded(
+            sequences=self.ids,
+            effect=self.meter.summary(),
+            log_probs=torch.stack(self.log_probs, dim=1) if self.log_probs else None,
+            scores=tuple(self.scores) if self.config.return_dict_in_generate and self.config.output_scores else None,
+            logits=tuple(self.logits) if self.config.return_dict_in_generate and self.config.output_logits else None,
+        )
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _combine(self, law: Law) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Conditional log-probabilities, the law to sample from, and the extra branches' log-probabilities."""
+        self.kl, self.worst_slept = None, {}
+        # A copy, since the processors of transformers may write into what they get.
+        cond = law.cond.to(torch.float32, copy=True)
+        if self.guidance is None or self.naps is None:
+            return None, cond, None
+        alive = self.passes.alive
+        if law.woken:
+            self.worst_slept = self.naps.measure(law.woken, self.index, last_is_current=True)
+        if self.naps.reads_kl:
+            self.naps.remember(self.index, law, alive)
+        if law.extra is None:
+            self.naps.count(self.index, self._live)
+            return None, cond, None
+        logp = log_softmax(torch.cat([cond[None] if law.awake is None else cond[law.awake][None], law.extra.float()]))
+        guided = self.guidance.combine(logp, Step.at(self.index, self.horizon))
+        self.kl = self.meter.add(guided, logp[0], self._weights(guided.shape[0]))
+        if law.awake is None:
+            self._guided_samples = list(alive)
+            return logp[0], guided, logp[1:]
+        resting = self.passes.sleepers()
+        self._guided_samples = [sample for sample in alive if sample not in set(resting)]
+        self.naps.count(self.index, resting)
+        everywhere = log_softmax(cond)
+        return everywhere.clone(), everywhere.index_copy(0, law.awake, guided), None
+
+    def _weights(self, rows: int) -> Tensor | None:
+        """1 for rows that still write, where finished rows stay in the batch (fixed shapes); else None."""
+        return self.unfinished.float() if rows == len(self.unfinished) and len(self._live) < rows else None
+
+    def _full(self, guided: Tensor) -> Tensor:
+        """Scores for every row of the batch; rows that left get a uniform law, whose token is replaced by padding."""
+        if self._alive_index is None:
+            return guided
+        full = guided.new_zeros(self.ids.shape[0], guided.shape[-1])
+        return full.index_copy(0, self._alive_index, guided)
+
+    def _record(self, law: Law, guided: Tensor, processed: Tensor, tokens: Tensor) -> None:
+        if self.settings.log_probs:
+            normal = guided
+            if self.guidance is None or self.guidance.renormalize or law.extra is None:
+                normal = log_softmax(guided)
+            chosen = tokens if self._alive_index is None else tokens[self._alive_index]
+            picked = normal.gather(-1, chosen[:, None]).squeeze(-1)
+            if self._alive_index is not None:
+                picked = picked.new_zeros(self.ids.shape[0]).index_copy(0, self._alive_index, picked)
+            self.log_probs.append(torch.where(self.unfinished.bool(), picked, 0.0))
+        if self.config.return_dict_in_generate and self.config.output_scores:
+            self.scores.append(processed)
+        if self.config.return_dict_in_generate and self.config.output_logits:
+            self.logits.append(self._full(law.cond.float()))
+
+    def _end_naps(self, leaving: list[int]) -> None:
+        """Re-read what finished rows napped through to their end, so that the report covers it."""
+        napping = [sample for sample in leaving if sample in set(self.passes.sleepers())]
+        if napping and self.naps is not None:
+            woken = self.passes.reread(napping, self.ids[:, :-1], self.index)
+            self.naps.measure(woken, self.index, last_is_current=False)

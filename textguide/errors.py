@@ -1,0 +1,18 @@
+"""The exceptions that textguide raises on purpose."""
+
+from __future__ import annotations
+
+
+class ModelUnavailableError(OSError):
+    """A model could not be loaded; the message is one line that says why and what to do about it."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is missing; the message names the extra that brings it."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {module}, which is not installed: pip install 'textguide[{extra}]'")
+
+
+class GuidanceHadNoEffectWarning(UserWarning):
+    """Guidance was asked for and never moved the next-token law: usually the wrong prompt or scale."""

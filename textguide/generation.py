@@ -1,0 +1,314 @@
+"""``textguide.generate`` and ``textguide.stream``: from prompts to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import branches
+from .decode import Decoded, Observer
+from .effect import Effect, join, warn_if_none
+from .custom_generate import GuidedDecoding, as_guidance, empty_source
+from .lanes import pad_left
+
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+@dataclass
+class GenerateResult:
+    """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
+
+    Args:
+        texts: the continuations, without special tokens.
+        sequences: prompt and continuation ids, (B, prompt + new), prompts padded on the left.
+        new_tokens: ids of each continuation up to and including its end token, a list per row.
+        log_likelihood: guided log-probability of each continuation, (B,): what :func:`textguide.score` gives.
+        log_probs: guided log-probability of each token before processors and warpers, (B, new), 0 behind the end.
+        effect: what guidance did.
+        log_weights: (B,), None unless the guidance weighs its samples.
+    """
+
+    texts: list[str]
+    sequences: Tensor
+    new_tokens: list[list[int]]
+    log_likelihood: Tensor
+    log_probs: Tensor
+    effect: Effect
+    log_weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """A piece of text as it is written.
+
+    Args:
+        row: the prompt it continues.
+        text: the new text; may be empty while a character is incomplete.
+        token: the token behind it.
+    """
+
+    row: int
+    text: str
+    token: int
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    guidance: Any = None,
+    *,
+    max_new_tokens: int = 128,
+    system: str | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    do_sample: bool | None = None,
+    models: Mapping[str, Any] | None = None,
+    streamer: Any = None,
+    observer: Observer | None = None,
+    stopping_criteria: Any = None,
+    **options: Any,
+) -> GenerateResult:
+    """Continue prompts under guidance, one forward pass a step for all rows of all branches.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
+        guidance: such as ``CFG(scale=1.5)``; None decodes plainly.
+        max_new_tokens: longest continuation.
+        system: a system prompt; texts become chats.
+        seed: makes sampling reproducible without touching torch's global generator; None uses that one.
+        batch_size: rows decoded at once; None: all.
+        stop: text or texts that end a continuation.
+        do_sample: draw from the law in place of taking the most likely token; default: whether a sampling option such
+            as ``temperature`` or ``top_p`` is given.
+        models: further models by the name that branches use.
+        streamer: a transformers streamer.
+        observer: called with a :class:`textguide.decode.StepView` after every step.
+        stopping_criteria: transformers stopping criteria beside those of ``options``.
+        **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
+            ``num_return_sequences``…
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+
+    Example:
+        >>> model, tokenizer = textguide.load("smollm2")
+        >>> out = textguide.generate(model, tokenizer, ["The dragon"], guidance=CFG(scale=1.5), max_new_tokens=8)
+        >>> out.texts[0]  # doctest: +SKIP
+    """
+    run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
+    size = len(run.ids) if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    done, effects, starts = [], [], []
+    for start in range(0, len(run.ids), size):
+        rows = slice(start, start + size)
+        decoding = run.decoding(rows, models=models, streamer=streamer, observer=observer)
+        run.call(decoding, rows, stopping_criteria)
+        assert decoding.last is not None
+        done.append(decoding.last)
+        effects.append(decoding.last.effect)
+        starts.append(decoding.last.sequences.shape[1] - decoding.last.log_probs.shape[1])  # type: ignore[union-attr]
+    return run.result(done, starts, join(effects))
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    guidance: Any = None,
+    *,
+    max_new_tokens: int = 128,
+    system: str | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    do_sample: bool | None = None,
+    models: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Iterator[StreamChunk]:
+    """Like :func:`generate`, but yields text as it is written, token by token and row by row.
+
+    The run stops when the iterator is closed. Arguments as for :func:`generate`.
+    """
+    run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
+    return _stream(run, models)
+
+
+def _stream(run: _Run, models: Mapping[str, Any] | None) -> Iterator[StreamChunk]:
+    decoding = run.decoding(slice(None), models=models)
+    texts: list[_TextStream] = []
+    for step in run.call(decoding.steps, slice(None)):
+        if isinstance(step, Decoded):
+            warn_if_none(step.effect, decoding.guidance)
+            return
+        tokens = step.tolist()
+        texts = texts or [_TextStream(run.tokenizer, run.end_tokens) for _ in tokens]
+        for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+            if not text.ended:
+                yield StreamChunk(row, text.put(token), token)
+
+
+class _TextStream:
+    """Decodes a growing list of tokens; holds back bytes that do not make a character yet."""
+
+    def __init__(self, tokenizer: Any, end_tokens: set[int]) -> None:
+        self.tokenizer, self.end_tokens = tokenizer, end_tokens
+        self.tokens: list[int] = []
+        self.start = 0
+        self.written = ""
+        self.ended = False
+
+    def put(self, token: int) -> str:
+        self.ended = token in self.end_tokens
+        self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
+        if text.endswith("�") and not self.ended:
+            return ""
+        new = text[len(self.written) :]
+        self.written = text
+        # Decode from the last line on, so that a long text costs no more a token than a short one.
+        if text.endswith("\n"):
+            self.start, self.written = len(self.tokens), ""
+        return new
+
+
+class _Run:
+    """One call of :func:`generate` or :func:`stream`: checked arguments, encoded prompts, and how to decode them."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Any,
+        guidance: Any,
+        max_new_tokens: int,
+        system: str | None,
+        seed: int | None,
+        stop: str | Sequence[str] | None,
+        do_sample: bool | None,
+        options: dict[str, Any],
+    ) -> None:
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
+        if do_sample is None:
+            do_sample = any(options.get(name) is not None for name in SAMPLING_OPTIONS)
+        for name in ("custom_generate", "logits_to_keep", "max_length"):
+            if name in options:
+                raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
+        self.model, self.tokenizer, self.options = model, tokenizer, {**options, "do_sample": do_sample}
+        self.max_new_tokens = max_new_tokens
+        self.guidance = as_guidance(guidance)
+        self.device = model.device
+        self.canonical = branches.canonical_prompts(prompts, system, tokenizer)
+        self.ids = [
+            branches.encode(prompt, tokenizer, f"prompts[{number}]") for number, prompt in enumerate(self.canonical)
+        ]
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self.branch_rows: list[branches.Rows] | None = None
+        if self.guidance is not None:
+            empty = empty_source(model.config) if self.is_encoder_decoder else None
+            self.branch_rows = branches.branch_rows(
+                self.guidance, cond=self.ids, tokenizer=tokenizer, prompts=self.canonical, empty_source=empty
+            )
+        self._check_ids()
+        self.stop = [stop] if isinstance(stop, str) else list(stop or [])
+        self.generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        ends = self.options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
+        self.end_tokens = set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+
+    def decoding(self, rows: slice, **options: Any) -> GuidedDecoding:
+        chosen = None if self.branch_rows is None else [branch[rows] for branch in self.branch_rows]
+        return GuidedDecoding(
+            self.guidance,
+            tokenizer=self.tokenizer,
+            generator=self.generator,
+            log_probs=True,
+            branch_prompts=chosen,
+            **options,
+        )
+
+    def call(self, custom_generate: Any, rows: slice, stopping_criteria: Any = None) -> Any:
+        """Let transformers prepare the run and hand it to ``custom_generate``."""
+        from transformers import StoppingCriteriaList, StopStringCriteria
+
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if self.stop:
+            criteria.append(StopStringCriteria(self.tokenizer, self.stop))
+        inputs = self._inputs(self.ids[rows])
+        options = dict(self.options)
+        if options.get("pad_token_id") is None and getattr(self.model.generation_config, "pad_token_id", None) is None:
+            # Rows that end before others are filled with it; what it is does not matter.
+            options["pad_token_id"] = min(self.end_tokens, default=0)
+        return self.model.generate(
+            **inputs,
+            max_new_tokens=self.max_new_tokens,
+            custom_generate=custom_generate,
+            stopping_criteria=criteria,
+            **options,
+        )
+
+    def result(self, done: list[Decoded], starts: list[int], effect: Effect) -> GenerateResult:
+        new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
+        prompt = max(starts)
+        pad = self._pad()
+        sequences, log_probs, tokens = [], [], []
+        for run, start in zip(done, starts, strict=True):
+            assert run.log_probs is not None
+            missing = new - run.log_probs.shape[1]
+            sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
+            log_probs.append(F.pad(run.log_probs, (0, missing)))
+            tokens += [self._trim(row) for row in run.sequences[:, start:].tolist()]
+        log_prob = torch.cat(log_probs)
+        return GenerateResult(
+            texts=[self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
+            sequences=torch.cat(sequences),
+            new_tokens=tokens,
+            log_likelihood=log_prob.sum(-1),
+            log_probs=log_prob,
+            effect=effect,
+        )
+
+    def _trim(self, row: list[int]) -> list[int]:
+        for i, token in enumerate(row):
+            if token in self.end_tokens:
+                return row[: i + 1]
+        return row
+
+    def _inputs(self, rows: branches.Rows) -> dict[str, Tensor]:
+        if self.is_encoder_decoder:
+            length = max(len(row) for row in rows)
+            pad = self._pad()
+            ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=self.device)
+            mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self.device)
+            return {"input_ids": ids, "attention_mask": mask}
+        ids, padding = pad_left(rows, self.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if padding is None else padding}
+
+    def _pad(self) -> int:
+        pad = self.options.get("pad_token_id", getattr(self.model.generation_config, "pad_token_id", None))
+        return pad if pad is not None else min(self.end_tokens, default=0)
+
+    def _check_ids(self) -> None:
+        config = self.model.config.get_text_config(decoder=True)
+        size = getattr(config, "vocab_size", None)
+        limit = getattr(config, "max_position_embeddings", None)
+        room = 0 if self.is_encoder_decoder else self.max_new_tokens
+        named = [("prompts", self.ids)] + [("negative_prompt", rows) for rows in self.branch_rows or []]
+        for name, rows in named:
+            for number, row in enumerate(rows):
+                if size is not None and not all(0 <= token < size for token in row):
+                    wrong = next(token for token in row if not 0 <= token < size)
+                    raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
+                if limit is not None and len(row) + room > limit:
+                    raise ValueError(
+                        f"{name}[{number}] has {len(row)} tokens and max_new_tokens={self.max_new_tokens}, but the model "
+                        f"has {limit} positions; shorten one of them"
+                    )

@@ -1,0 +1,67 @@
+"""Arithmetic on log-probabilities: mixing, renormalising, the −inf rule, divergences.
+
+Every function takes and returns tensors whose last dimension is the vocabulary ``V``; leading dimensions are free.
+Two rules hold throughout:
+
+* a token that the conditional branch forbids (log-probability −inf) stays forbidden, and
+* no operation makes a NaN out of −inf.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Normalised log-probabilities in float32, whatever the dtype of ``logits`` (..., V)."""
+    return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
+def extrapolate(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+    """``uncond + scale · (cond − uncond)``, un-normalised (arXiv 2306.17806, Eq. 7).
+
+    Where ``cond`` is −inf the result is −inf. Where only ``uncond`` is −inf the ratio of the branches is
+    undefined, and the token keeps its conditional log-probability.
+
+    Args:
+        cond: log-probabilities of the conditional branch, (..., V).
+        uncond: log-probabilities of the branch to move away from, same shape.
+        scale: γ; a number, or a tensor that broadcasts against ``cond``. 1 returns ``cond`` unchanged.
+    """
+    mixed = torch.lerp(uncond, cond, scale)
+    return torch.where(torch.isfinite(cond) & torch.isfinite(uncond), mixed, cond)
+
+
+def weighted_sum(logp: Tensor, weights: Tensor) -> Tensor:
+    """``Σᵢ wᵢ log pᵢ`` over the leading dimension, (n, ..., V) → (..., V), with the −inf rule of branch 0."""
+    shape = (-1,) + (1,) * (logp.dim() - 1)
+    total = (logp * weights.view(shape)).sum(dim=0)
+    return torch.where(torch.isfinite(logp).all(dim=0), total, logp[0])
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p‖q) in nats between normalised log-probabilities, (..., V) → (...).
+
+    Tokens with ``p = 0`` add nothing. A token that ``p`` allows and ``q`` forbids makes the result +inf.
+    """
+    return torch.where(torch.isneginf(p), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """Entropy in nats of normalised log-probabilities, (..., V) → (...)."""
+    return -torch.where(torch.isneginf(logp), 0.0, logp.exp() * logp).sum(dim=-1)
+
+
+def plausibility_mask(logp: Tensor, alpha: float) -> Tensor:
+    """Tokens with ``p ≥ alpha · max p``: the adaptive plausibility constraint (arXiv 2210.15097, Eq. 3).
+
+    Args:
+        logp: log-probabilities, (..., V).
+        alpha: share of the largest probability, in (0, 1].
+
+    Returns:
+        Boolean tensor, (..., V), True where the token is plausible.
+    """
+    threshold = logp.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(alpha, dtype=logp.dtype))
+    return logp >= threshold

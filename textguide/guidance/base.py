@@ -1,0 +1,148 @@
+"""The one abstraction: a guidance declares branches, combines their log-probabilities, and says when.
+
+A guidance is a frozen dataclass: comparable, hashable, printable, to and from JSON, with a fingerprint that goes into
+results files and cache keys. It holds no model, no tokenizer and no state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .prompts import Prompt, to_json
+
+SELF = ""
+"""The name of the model that is being decoded, in :attr:`Branch.model`."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One extra forward pass: how it differs from the conditional one.
+
+    Args:
+        prompt: what the branch reads in place of the user's prompt: a text, token ids, chat messages, a tuple with
+            one of these per row; ``"last-token"`` semantics where None (the last token of the prompt, followed by
+            what is generated; for an encoder-decoder an empty source).
+        system: keeps the user's chat, with this system prompt in place of its own. Excludes ``prompt``.
+        same_prompt: the branch reads the user's own prompt (it differs in the model alone).
+        model: name of the model that runs the branch; empty for the model that is decoded.
+    """
+
+    prompt: Prompt | tuple[Prompt, ...] | None = None
+    system: str | None = None
+    same_prompt: bool = False
+    model: str = SELF
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the text a combination takes place.
+
+    Args:
+        progress: position in the generated text, 0 for its first token and 1 for the last one that the limit allows;
+            a float, or a tensor (B, 1) where the rows stand at different places.
+    """
+
+    progress: float | Tensor = 0.0
+
+    @classmethod
+    def at(cls, index: int, horizon: int) -> Step:
+        """The step that writes token ``index`` (from 0) of at most ``horizon`` tokens."""
+        return cls(min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0)
+
+
+class Guidance(ABC):
+    """What to run beside the conditional pass, and how to combine what the passes say.
+
+    Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line.
+    """
+
+    name: ClassVar[str]
+    registry: ClassVar[dict[str, type[Guidance]]] = {}
+
+    renormalize: bool = True
+    skip_threshold: float | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            cls.registry[cls.name] = cls
+
+    @property
+    @abstractmethod
+    def branches(self) -> tuple[Branch, ...]:
+        """The extra passes, in the order in which :meth:`combine` gets them behind the conditional one."""
+
+    @abstractmethod
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The guided log-probabilities (B, V) from those of the branches.
+
+        Args:
+            logp: normalised float32 log-probabilities (n, B, V); ``logp[0]`` is the conditional branch.
+            step: where in the text this is.
+
+        A pure function: the same input gives the same output. Normalised unless ``renormalize`` is off.
+        """
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether this guidance changes nothing anywhere, so that no extra pass need run."""
+        return False
+
+    def active(self, step: Step) -> bool:
+        """Whether the extra branches count at this step; where not, they are not run. ``step.progress`` is a float."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the method's name and every field."""
+        values = {field.name: to_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {"method": self.name, **values}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as canonical JSON text."""
+        return json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that differ whenever a field differs."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Guidance:
+        """The guidance that :meth:`to_dict` described.
+
+        Raises:
+            ValueError: the method is unknown, or a field is not one of its fields.
+        """
+        values = dict(values)
+        method = values.pop("method", None)
+        subclass = cls.registry.get(method) if isinstance(method, str) else None
+        if subclass is None:
+            raise ValueError(f"method={method!r} is no guidance; use one of {', '.join(sorted(cls.registry))}")
+        known = {field.name for field in fields(subclass)}  # type: ignore[arg-type]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{key!r} is no field of {method}; its fields are {', '.join(sorted(known))}")
+        return subclass(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Guidance:
+        """The guidance that :meth:`to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+
+def finite(name: str, value: Any) -> float:
+    """``value`` as a float.
+
+    Raises:
+        ValueError: it is not a finite number; the message names the argument ``name``.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number")
+    return float(value)

@@ -1,0 +1,97 @@
+"""Prompts as values: what an extra branch reads in place of the user's prompt.
+
+A guidance is hashable and goes to and from JSON, so the prompts inside it are plain tuples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+Chat = tuple[Message, ...]
+TokenIds = tuple[int, ...]
+Prompt = Union[str, TokenIds, Chat]
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether ``prompt`` is a chat: a non-empty sequence of messages."""
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(_is_message(turn) for turn in prompt)
+
+
+def as_chat(messages: Iterable[Any]) -> Chat:
+    """Messages, each a :class:`Message` or a mapping with ``role`` and ``content``, as a tuple."""
+    turns = []
+    for turn in messages:
+        if isinstance(turn, Message):
+            turns.append(turn)
+        else:
+            turns.append(Message(str(turn["role"]), str(turn["content"])))
+    return tuple(turns)
+
+
+def as_prompt(value: Any) -> Prompt | None:
+    """One prompt in its canonical form, or None where ``value`` is not a single prompt."""
+    if isinstance(value, str):
+        return value
+    if is_chat(value):
+        return as_chat(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+        return tuple(value)
+    return None
+
+
+def as_prompts(value: Any, name: str) -> Prompt | tuple[Prompt, ...] | None:
+    """One prompt for all rows, or a tuple with one per row, or None, in canonical form.
+
+    Raises:
+        ValueError: ``value`` is none of these; ``name`` is the argument that the message names.
+    """
+    if value is None:
+        return None
+    single = as_prompt(value)
+    if single is not None:
+        return single
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and value:
+        rows = tuple(as_prompt(row) for row in value)
+        if all(row is not None for row in rows):
+            return rows  # type: ignore[return-value]
+    raise ValueError(
+        f"{name}={_brief(value)} is no prompt; give a text, token ids or chat messages, or a list with one of these a row"
+    )
+
+
+def per_row(prompts: Prompt | tuple[Prompt, ...]) -> bool:
+    """Whether a canonical value holds one prompt a row (as opposed to one for all)."""
+    return as_prompt(prompts) is None
+
+
+def to_json(value: Any) -> Any:
+    """A canonical prompt (or tuple of prompts) as plain JSON values."""
+    if isinstance(value, Message):
+        return {"role": value.role, "content": value.content}
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def _is_message(turn: Any) -> bool:
+    return isinstance(turn, Message) or (isinstance(turn, Mapping) and "role" in turn and "content" in turn)
+
+
+def _brief(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,95 @@
+"""The guidance scale as a function of progress (arXiv 2404.13040).
+
+A schedule is named by a string, optionally with a parameter behind a colon: ``"constant"``, ``"linear"``,
+``"powered-cosine:2"``, ``"clamp-linear:0.5"``. It multiplies the guidance weight ``w = γ − 1``::
+
+    γ(s) = 1 + (γ − 1) · m(s),    s = progress in [0, 1]
+
+so a scale of 1 changes nothing under every schedule. All multipliers but the clamped ones average 1 over ``s``: the
+total amount of guidance is the one that the constant schedule would give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+Progress = TypeVar("Progress", float, Tensor)
+
+
+class _Shape(NamedTuple):
+    multiplier: Callable[[Any, float], Any]
+    parameter: float | None  # the default; None where the schedule takes none
+    meaning: str
+
+
+def _cos(x: Any) -> Any:
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
+
+
+def _sin(x: Any) -> Any:
+    return torch.sin(x) if isinstance(x, Tensor) else math.sin(x)
+
+
+def _at_least(x: Any, floor: float) -> Any:
+    return x.clamp(min=floor) if isinstance(x, Tensor) else max(x, floor)
+
+
+def _powered_cosine(s: Any, power: float) -> Any:
+    # The mean of (1 − cos πs^k)/2 is not 1/2 unless k = 1; dividing by it keeps the total guidance.
+    return (1 - _cos(math.pi * s**power)) / 2 / _powered_cosine_mean(power)
+
+
+def _powered_cosine_mean(power: float, points: int = 2048) -> float:
+    grid = ((i + 0.5) / points for i in range(points))
+    return sum((1 - math.cos(math.pi * s**power)) / 2 for s in grid) / points
+
+
+SCHEDULES: dict[str, _Shape] = {
+    "constant": _Shape(lambda s, _: 1.0 + 0 * s, None, "the same weight at every step"),
+    "linear": _Shape(lambda s, _: 2 * s, None, "rises from 0 to twice the weight"),
+    "linear-decreasing": _Shape(lambda s, _: 2 * (1 - s), None, "falls from twice the weight to 0"),
+    "cosine": _Shape(lambda s, _: 1 - _cos(math.pi * s), None, "rises along a half cosine"),
+    "cosine-decreasing": _Shape(lambda s, _: 1 + _cos(math.pi * s), None, "falls along a half cosine"),
+    "sine": _Shape(lambda s, _: _sin(math.pi * s) * math.pi / 2, None, "largest in the middle"),
+    "v-shape": _Shape(lambda s, _: 2 * abs(1 - 2 * s), None, "smallest in the middle"),
+    "lambda-shape": _Shape(lambda s, _: 2 * (1 - abs(1 - 2 * s)), None, "a tent, largest in the middle"),
+    "powered-cosine": _Shape(_powered_cosine, 2.0, "a half cosine of s^k: rises later for a larger k"),
+    "clamp-linear": _Shape(lambda s, c: _at_least(2 * s, c), 1.0, "linear, but never below c times the weight"),
+    "clamp-cosine": _Shape(
+        lambda s, c: _at_least(1 - _cos(math.pi * s), c), 1.0, "cosine, but never below c times the weight"
+    ),
+}
+
+
+def parse(schedule: str) -> tuple[Callable[[Any, float], Any], float]:
+    """The multiplier and the parameter that ``schedule`` names.
+
+    Raises:
+        ValueError: no such schedule, or a parameter that is not a number above zero or not taken.
+    """
+    name, colon, text = str(schedule).partition(":")
+    shape = SCHEDULES.get(name)
+    if shape is None:
+        raise ValueError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
+    if not colon:
+        return shape.multiplier, shape.parameter if shape.parameter is not None else 0.0
+    if shape.parameter is None:
+        raise ValueError(f"schedule={schedule!r}: {name!r} takes no parameter; write schedule={name!r}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"schedule={schedule!r}: the part behind the colon must be a number above 0")
+    return shape.multiplier, value
+
+
+def scale_at(schedule: str, scale: float, progress: Progress) -> Progress:
+    """γ(s) for the scale γ and a progress ``s`` in [0, 1]: a float for a float, a tensor for a tensor."""
+    multiplier, parameter = parse(schedule)
+    return 1 + (scale - 1) * multiplier(progress, parameter)
