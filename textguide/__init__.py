@@ -30,7 +30,7 @@ _HOMES = {
     "StreamChunk": "generation",
     "explain": "explanation",
     "generate": "generation",
-    "custom_generate": "guided_decoding",
+    "guided_decoding": "custom_generate",
     "load": "models",
     "score": "scoring",
     "stream": "generation",
