@@ -154,11 +154,11 @@ def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
 
 def empty_source(config: Any) -> list[int]:
     """What an encoder-decoder reads for no source: its end token alone, behind its begin token if it uses one."""
-    end = config.eos_token_id
+    end = getattr(config, "eos_token_id", None)
     end = end[0] if isinstance(end, (list, tuple)) else end
     if end is None:
         raise ValueError("the model has no end token to stand for an empty source; give negative_prompt")
-    begin = config.bos_token_id
+    begin = getattr(config, "bos_token_id", None)
     uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
     return [begin, end] if uses_begin else [end]
 

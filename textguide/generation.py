@@ -289,7 +289,7 @@ class _Run:
             ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=self.device)
             mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self.device)
             return {"input_ids": ids, "attention_mask": mask}
-        ids, padding = pad_left(rows, self.device)
+        ids, padding = pad_left(rows, self.device, self._pad())
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if padding is None else padding}
 
     def _pad(self) -> int:

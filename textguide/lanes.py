@@ -85,6 +85,18 @@ class Lane:
         twin._select_vectors(index)
         return twin
 
+    def crop(self, tokens: int) -> bool:
+        """Forget the last ``tokens`` tokens of every row, in place; False (and nothing changed) where it cannot."""
+        if tokens == 0:
+            return True
+        if not caches.crop(self.cache, tokens):
+            return False
+        self.length -= tokens
+        self.next_position = self.next_position - tokens
+        if self.mask is not None:
+            self.mask = self.mask[:, :-tokens]
+        return True
+
     def make_static(self, length: int) -> None:
         """Move the cache into fixed shapes of ``length`` positions."""
         self.cache = caches.to_static(self.cache, self.model, length)
@@ -200,10 +212,10 @@ def encode(model: Any, sources: Sequence[Sequence[int]], device: Any) -> tuple[A
     return model.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True), mask
 
 
-def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor | None]:
+def pad_left(prompts: Sequence[Sequence[int]], device: Any, pad: int = 0) -> tuple[Tensor, Tensor | None]:
     """Prompts as ids (R, L) with padding on the left, and their mask (None where nothing was padded)."""
     length = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
+    ids = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
     if all(len(p) == length for p in prompts):
         return ids, None
     return ids, torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)

@@ -1,0 +1,224 @@
+"""Processors for the loops of transformers' ``generate``."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from textguide import branches, lanes
+from textguide.custom_generate import empty_source
+from textguide.effect import Effect, EffectMeter
+from textguide.guidance import CFG, Step
+from textguide.guidance.algebra import log_softmax
+from textguide.guidance.prompts import per_row
+from textguide.lanes import Lane
+
+
+class CFGLogitsProcessor(LogitsProcessor):
+    """Classifier-free guidance as a logits processor, with a second pass and a cache of its own.
+
+    For loops that cannot be replaced: beam search, prompt lookup, assisted decoding. Where
+    ``custom_generate=textguide.guided_decoding(...)`` works it is faster, since both branches share one pass there.
+
+    One object may serve any number of ``generate`` calls. Rows may be reordered between steps (beam search) and
+    tokens may be taken back (speculation): the processor compares the ids it gets with those it has read, and
+    follows. Scores are combined in float32 and returned in the dtype they came in.
+
+    Args:
+        model: the model of the unconditional branch; usually the one that decodes.
+        scale: γ; 1 changes nothing.
+        negative_prompt_ids: (N, L) or a list of token ids, with N = 1 or one row per prompt; for an encoder-decoder
+            a source. None: the last token of each prompt (for an encoder-decoder an empty source).
+        negative_prompt_attention_mask: (N, L), 0 on padding. Needed where rows are padded.
+        guidance: a :class:`textguide.CFG` with further settings, in place of ``scale``.
+        horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
+
+    Raises:
+        ValueError: an argument has a value that cannot work, or the batch does not fit the negative prompts.
+
+    Example:
+        >>> model.generate(**inputs, num_beams=4, logits_processor=[CFGLogitsProcessor(model, scale=1.5)])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        scale: float | None = None,
+        negative_prompt_ids: Any = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        *,
+        guidance: CFG | None = None,
+        horizon: int | None = None,
+    ) -> None:
+        if guidance is not None and (scale is not None or negative_prompt_ids is not None):
+            raise ValueError("guidance= already holds the scale and the negative prompt; give one or the other")
+        if guidance is None:
+            guidance = CFG(1.5 if scale is None else scale, _unpadded(negative_prompt_ids, negative_prompt_attention_mask))
+        if not isinstance(guidance, CFG):
+            raise ValueError(f"guidance={guidance!r} must be a textguide.CFG")
+        if guidance.skip_threshold is not None:
+            raise ValueError("skip_threshold works with textguide.guided_decoding alone; leave it None here")
+        if guidance.negative_system is not None:
+            raise ValueError("negative_system needs the chat; use textguide.generate, or give negative_prompt_ids")
+        timed = guidance.schedule != "constant" or (guidance.start, guidance.stop) != (0.0, 1.0)
+        if timed and horizon is None:
+            raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
+        self.model = model
+        self.guidance = guidance
+        self.horizon = horizon
+        self._runs: dict[int, tuple[Any, _Run]] = {}
+        self._last: _Run | None = None
+
+    @property
+    def effect(self) -> Effect:
+        """What guidance did in the latest run (rows that finished early count on)."""
+        return self._last.meter.summary() if self._last is not None else Effect()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Guided scores (R, V) for ids (R, T): log-probabilities in the dtype of ``scores``."""
+        if self.guidance.is_neutral:
+            return scores
+        run = self._run(input_ids, _calling_list())
+        step = Step.at(input_ids.shape[1] - run.prompt_length, self.horizon) if self.horizon else Step()
+        if not self.guidance.active(step):
+            return scores
+        uncond = run.read(input_ids)
+        if uncond.shape[-1] != scores.shape[-1]:
+            raise ValueError(
+                f"model= has {uncond.shape[-1]} tokens in its vocabulary and the decoding model {scores.shape[-1]}; "
+                "use models that share a tokenizer"
+            )
+        logp = log_softmax(torch.stack([scores.float(), uncond.to(scores.device, torch.float32)]))
+        guided = self.guidance.combine(logp, step)
+        run.meter.add(guided, logp[0])
+        return guided.to(scores.dtype)
+
+    def _run(self, ids: Tensor, owner: LogitsProcessorList | None) -> _Run:
+        # A new ``generate`` call builds a new list of processors. Ids alone could not tell a second call, whose
+        # prompt continues the first one's text, from the next step of the first.
+        key = id(owner)
+        held = self._runs.get(key)
+        if held is not None and (owner is None or held[0]() is owner) and held[1].continues(ids):
+            self._last = held[1]
+            return held[1]
+        run = _Run(self.model, self.guidance, ids)
+        reference = None if owner is None else weakref.ref(owner, lambda _, key=key: self._runs.pop(key, None))
+        self._runs[key] = (reference, run)
+        self._last = run
+        return run
+
+
+@dataclass
+class _Match:
+    order: Tensor | None  # which read row each row continues; None: its own
+    kept: int  # columns of the read ids that stay valid
+
+
+class _Run:
+    """The unconditional branch of one ``generate`` call."""
+
+    def __init__(self, model: Any, guidance: CFG, ids: Tensor) -> None:
+        self.model = model
+        self.prompt_length = ids.shape[1]
+        self.rows = ids.shape[0]
+        self.meter = EffectMeter(1, ids.device)
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        empty = empty_source(model.config) if self.is_encoder_decoder else None
+        if guidance.negative_prompt is None:
+            self.negatives = [list(empty) for _ in ids] if empty is not None else ids[:, -1:].tolist()
+        else:
+            given = guidance.negative_prompt if per_row(guidance.negative_prompt) else (guidance.negative_prompt,)
+            rows = [branches.encode(prompt, None, "negative_prompt_ids") for prompt in given]
+            self.negatives = branches.expand(rows, self.rows, "negative_prompt_ids")
+        self.prompt = ids
+        self.ids = ids[:, :0]
+        self.lane: Lane | None = None
+        self._match: _Match | None = None
+
+    def continues(self, ids: Tensor) -> bool:
+        """Whether ``ids`` may be a later step of this run; remembers how its rows follow."""
+        if ids.shape[0] != self.rows or ids.shape[1] <= self.prompt_length and self.lane is None:
+            return False
+        read = self.ids if self.lane is not None else self.prompt
+        width = read.shape[1]
+        if ids.shape[1] > width:
+            order = self._order(read, ids[:, :width])
+            if order is not False:
+                self._match = _Match(order, width)
+                return True
+        # Speculation: some tokens were taken back, or positions are asked for again.
+        common = min(width, ids.shape[1])
+        equal = (read[:, :common] == ids[:, :common]).all(dim=0).long().cumprod(0).sum()
+        kept = min(int(equal), ids.shape[1] - 1)
+        if kept < self.prompt_length or self.lane is None:
+            return False
+        self._match = _Match(None, kept)
+        return True
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Unconditional logits (R, V) of the position behind ``ids`` (R, T)."""
+        match, self._match = self._match, None
+        if self.lane is None:
+            logits = self._prefill(ids)
+        else:
+            assert match is not None
+            if match.order is not None:
+                self.lane.select(match.order)
+            if self.lane.crop(self.ids.shape[1] - match.kept):
+                logits = self.lane.forward(ids[:, match.kept :])
+            else:
+                logits = self._prefill(ids)
+        self.ids = ids
+        return logits[:, -1]
+
+    def _prefill(self, ids: Tensor) -> Tensor:
+        if self.is_encoder_decoder:
+            outputs, mask = lanes.encode(self.model, self.negatives, ids.device)
+            self.lane, logits = lanes.prefill_encoder_decoder(self.model, ids, outputs, mask)
+        else:
+            written = ids[:, self.prompt_length :].tolist()
+            rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
+            self.lane, logits = lanes.prefill(self.model, rows, ids.device)
+        return logits
+
+    def _order(self, read: Tensor, ids: Tensor) -> Any:
+        """Which row of ``read`` each row of ``ids`` equals: None for its own, a LongTensor, or False for none."""
+        if torch.equal(read, ids):
+            return None
+        # Rows may change places where they move away from the same prompt: the beams of one prompt do.
+        alike = [[one == other for other in self.negatives] for one in self.negatives]
+        same = (ids[:, None, :] == read[None, :, :]).all(dim=-1) & torch.tensor(alike, device=ids.device)
+        if not bool(same.any(dim=1).all()):
+            return False
+        return same.long().argmax(dim=1)
+
+
+def _calling_list() -> LogitsProcessorList | None:
+    """The list that is calling the processor, or None where something else calls it."""
+    owner = sys._getframe(2).f_locals.get("self")
+    return owner if isinstance(owner, LogitsProcessorList) else None
+
+
+def _unpadded(ids: Any, mask: Tensor | None) -> Any:
+    if ids is None:
+        return None
+    if hasattr(ids, "tolist"):
+        ids = ids.tolist()
+    if ids and isinstance(ids[0], int):
+        ids = [ids]
+    if mask is None:
+        rows = [tuple(row) for row in ids]
+    else:
+        keep = mask.tolist() if isinstance(mask[0], Tensor) and mask.dim() == 2 else [mask.tolist()]
+        if [len(row) for row in keep] != [len(row) for row in ids]:
+            raise ValueError("negative_prompt_attention_mask must have the shape of negative_prompt_ids")
+        rows = [tuple(t for t, k in zip(row, kept, strict=True) if k) for row, kept in zip(ids, keep, strict=True)]
+    if not all(rows):
+        raise ValueError("negative_prompt_ids has a row without a token; give every row at least one")
+    return rows[0] if len(rows) == 1 else tuple(rows)

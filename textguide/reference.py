@@ -1,0 +1,177 @@
+"""The oracles: every method again as the plainest loop that can be right.
+
+One row at a time, the whole text re-read for every token, no cache, no batch, no padding, float64 arithmetic token by
+token. Slow on purpose; tests and benchmarks hold the fast paths against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .guidance import CFG, Guidance
+
+Law = list[float]
+
+
+def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None = None) -> Law:
+    """log P(next token | ids) under the model, as V floats; ``source`` is what an encoder-decoder reads."""
+    device = next(model.parameters()).device
+    row = torch.tensor([list(ids)], device=device)
+    with torch.no_grad():
+        if source is None:
+            logits = model(input_ids=row, use_cache=False).logits
+        else:
+            encoder_ids = torch.tensor([list(source)], device=device)
+            logits = model(input_ids=encoder_ids, decoder_input_ids=row, use_cache=False).logits
+    return normalized(logits[0, -1].double().tolist())
+
+
+def normalized(scores: Sequence[float]) -> Law:
+    """``scores`` minus their log-sum-exp."""
+    top = max(scores)
+    if top == -math.inf:
+        return list(scores)
+    total = top + math.log(sum(math.exp(score - top) for score in scores))
+    return [score - total for score in scores]
+
+
+def schedule_multiplier(name: str, s: float) -> float:
+    """m(s) of a schedule, written out from its definition."""
+    kind, _, parameter = name.partition(":")
+    if kind == "constant":
+        return 1.0
+    if kind == "linear":
+        return 2 * s
+    if kind == "linear-decreasing":
+        return 2 - 2 * s
+    if kind == "cosine":
+        return 1 - math.cos(math.pi * s)
+    if kind == "cosine-decreasing":
+        return 1 + math.cos(math.pi * s)
+    if kind == "sine":
+        return math.pi / 2 * math.sin(math.pi * s)
+    if kind == "v-shape":
+        return 2 * (1 - 2 * s) if s < 0.5 else 2 * (2 * s - 1)
+    if kind == "lambda-shape":
+        return 4 * s if s < 0.5 else 4 * (1 - s)
+    if kind == "clamp-linear":
+        return max(2 * s, float(parameter or 1))
+    if kind == "clamp-cosine":
+        return max(1 - math.cos(math.pi * s), float(parameter or 1))
+    if kind == "powered-cosine":
+        power = float(parameter or 2)
+        steps = 20000
+        area = sum((1 - math.cos(math.pi * ((i + 0.5) / steps) ** power)) / 2 for i in range(steps)) / steps
+        return (1 - math.cos(math.pi * s**power)) / 2 / area
+    raise KeyError(name)
+
+
+def cfg_scale(guidance: CFG, s: float) -> float:
+    """γ(s): schedule, bounds and window."""
+    if s < guidance.start or s > guidance.stop:
+        return 1.0
+    scale = 1 + (guidance.scale - 1) * schedule_multiplier(guidance.schedule, s)
+    if guidance.min_scale is not None and scale < guidance.min_scale:
+        scale = guidance.min_scale
+    if guidance.max_scale is not None and scale > guidance.max_scale:
+        scale = guidance.max_scale
+    return scale
+
+
+def cfg(guidance: CFG, laws: Sequence[Law], s: float) -> Law:
+    """Equation 7 of arXiv 2306.17806, token by token."""
+    scale = cfg_scale(guidance, s)
+    cond, uncond = laws
+    mixed = []
+    for lc, lu in zip(cond, uncond, strict=True):
+        if lc == -math.inf or lu == -math.inf:
+            mixed.append(lc)
+        else:
+            mixed.append(lu + scale * (lc - lu))
+    return normalized(mixed) if guidance.renormalize else mixed
+
+
+COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg}
+"""The oracle of every registered guidance, by name."""
+
+
+def guided_law(guidance: Guidance | None, laws: Sequence[Law], s: float) -> Law:
+    """What ``guidance`` makes of the laws of its branches at progress ``s``."""
+    return laws[0] if guidance is None else COMBINE[guidance.name](guidance, laws, s)
+
+
+def generate(
+    model: Any,
+    prompt: Sequence[int],
+    guidance: Guidance | None,
+    negatives: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    source: Sequence[int] | None = None,
+    end: int | None = None,
+    models: dict[str, Any] | None = None,
+) -> tuple[list[int], list[Law]]:
+    """Greedy decoding of one row: the new tokens and the law of each step.
+
+    Args:
+        prompt: token ids; for an encoder-decoder what its decoder starts with.
+        negatives: what each extra branch reads (for an encoder-decoder its source).
+        source: what the conditional branch of an encoder-decoder reads.
+        end: stop behind this token.
+        models: models of branches by name.
+    """
+    written: list[int] = []
+    laws = []
+    for index in range(new_tokens):
+        progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
+        law = _law(model, prompt, written, guidance, negatives, progress, source, models)
+        laws.append(law)
+        written.append(max(range(len(law)), key=law.__getitem__))
+        if written[-1] == end:
+            break
+    return written, laws
+
+
+def score(
+    model: Any,
+    prompt: Sequence[int],
+    continuation: Sequence[int],
+    guidance: Guidance | None,
+    negatives: Sequence[Sequence[int]],
+    *,
+    source: Sequence[int] | None = None,
+    models: dict[str, Any] | None = None,
+) -> tuple[list[float], bool]:
+    """Guided log-probability of each token of ``continuation``, and whether each is the most likely one."""
+    total, greedy = [], True
+    for index, token in enumerate(continuation):
+        progress = index / (len(continuation) - 1) if len(continuation) > 1 else 0.0
+        law = _law(model, prompt, continuation[:index], guidance, negatives, progress, source, models)
+        total.append(law[token])
+        greedy = greedy and law[token] == max(law)
+    return total, greedy
+
+
+def _law(
+    model: Any,
+    prompt: Sequence[int],
+    written: Sequence[int],
+    guidance: Guidance | None,
+    negatives: Sequence[Sequence[int]],
+    progress: float,
+    source: Sequence[int] | None,
+    models: dict[str, Any] | None,
+) -> Law:
+    laws = [next_log_probs(model, [*prompt, *written], source)]
+    if guidance is not None:
+        for branch, negative in zip(guidance.branches, negatives, strict=True):
+            owner = (models or {}).get(branch.model, model)
+            if source is None:
+                laws.append(next_log_probs(owner, [*negative, *written]))
+            else:
+                laws.append(next_log_probs(owner, [*prompt, *written], negative))
+    return guided_law(guidance, laws, progress)

@@ -1,0 +1,263 @@
+"""``textguide.score``: log-likelihood of given continuations under guidance, many scales from one pair of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import branches, caches, lanes
+from .custom_generate import as_guidance, empty_source
+from .guidance import CFG, Guidance, Step
+from .guidance.algebra import log_softmax
+from .guidance.base import SELF
+
+# Positions whose log-probabilities over the vocabulary are held at once.
+POSITIONS_AT_ONCE = 256
+
+
+@dataclass
+class ScoreResult:
+    """What :func:`score` returns for ``S`` settings and ``N`` continuations.
+
+    Args:
+        log_likelihood: summed log-probability of each continuation, (S, N), in nats.
+        is_greedy: whether every token of a continuation is the most likely one, (S, N).
+        tokens: number of tokens of each continuation, (N,).
+        log_probs: log-probability of each token, a list of N tensors (S, tokens).
+        settings: the guidance of each setting, None for plain.
+    """
+
+    log_likelihood: Tensor
+    is_greedy: Tensor
+    tokens: Tensor
+    log_probs: list[Tensor]
+    settings: list[Guidance | None]
+
+
+@dataclass(frozen=True)
+class _Item:
+    number: int
+    cond: list[int]  # context and continuation, the last token left out
+    extra: list[list[int]]
+    continuation: list[int]
+    source: tuple[list[int], ...]  # for an encoder-decoder: what each branch's encoder reads
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    contexts: Any,
+    continuations: Any,
+    guidance: Any = None,
+    *,
+    scales: Sequence[float] | None = None,
+    settings: Sequence[Guidance | None] | None = None,
+    system: str | None = None,
+    batch_size: int = 16,
+    horizon: int | None = None,
+    models: Mapping[str, Any] | None = None,
+    progress: Any = None,
+) -> ScoreResult:
+    """Log-likelihood and greediness of continuations under guidance.
+
+    Every branch is read once, whatever the number of settings, in batches of like length.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        contexts: a text, token ids or a chat, or one of these per continuation.
+        continuations: a text or token ids, or one per context. Texts get no special tokens.
+        guidance: a guidance; None scores plainly.
+        scales: values of ``guidance.scale`` to score under; default: the guidance as it is.
+        settings: any guidances with the same branches, in place of ``guidance`` and ``scales``; None scores plainly.
+        system: as for :func:`textguide.generate`.
+        batch_size: continuations read at once.
+        horizon: number of tokens that progress 1 of a schedule stands for (``max_new_tokens`` of a run to compare
+            with); default: the length of each continuation.
+        models: further models by the name that branches use.
+        progress: called with the number of continuations just scored, such as the ``update`` of a progress bar.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+    """
+    chosen = _settings(as_guidance(guidance), scales, settings)
+    lead = next((setting for setting in chosen if setting is not None and not setting.is_neutral), None)
+    items = _items(model, tokenizer, contexts, continuations, system, lead)
+    _check_lengths(model, items)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    log_probs: list[Tensor] = [torch.empty(0)] * len(items)
+    greedy = torch.zeros(len(chosen), len(items), dtype=torch.bool)
+    for batch in _batches(model, items, batch_size):
+        for item, token_log_probs, is_top in _score_batch(model, batch, chosen, lead, horizon, models or {}):
+            log_probs[item.number] = token_log_probs
+            greedy[:, item.number] = is_top
+        if progress is not None:
+            progress(len(batch))
+    return ScoreResult(
+        log_likelihood=torch.stack([row.sum(-1) for row in log_probs], dim=1),
+        is_greedy=greedy,
+        tokens=torch.tensor([len(item.continuation) for item in items]),
+        log_probs=log_probs,
+        settings=chosen,
+    )
+
+
+def _settings(
+    guidance: Guidance | None, scales: Sequence[float] | None, settings: Sequence[Guidance | None] | None
+) -> list[Guidance | None]:
+    if settings is not None:
+        if guidance is not None or scales is not None:
+            raise ValueError("settings= excludes guidance= and scales=; give one or the other")
+        given = [as_guidance(setting) for setting in settings]
+        branching = {setting.branches for setting in given if setting is not None and not setting.is_neutral}
+        if len(branching) > 1:
+            raise ValueError("settings= must share their branches (same negative prompt); score the others separately")
+        if not given:
+            raise ValueError("settings is empty; give at least one guidance, or None for plain")
+        return given
+    if scales is None:
+        return [guidance]
+    if guidance is None:
+        guidance = CFG()
+    if not isinstance(guidance, CFG):
+        raise ValueError(f"scales={list(scales)!r} needs a guidance with a scale, and got {guidance!r}")
+    if not len(scales):
+        raise ValueError("scales is empty; give at least one number")
+    return [replace(guidance, scale=float(scale)) for scale in scales]
+
+
+def _items(
+    model: Any, tokenizer: Any, contexts: Any, continuations: Any, system: str | None, lead: Guidance | None
+) -> list[_Item]:
+    prompts = branches.canonical_prompts(contexts, system, tokenizer)
+    if isinstance(continuations, str) or (len(continuations) and isinstance(continuations[0], int)):
+        continuations = [continuations]
+    if len(prompts) == 1 and len(continuations) > 1:
+        prompts = prompts * len(continuations)
+    if len(prompts) != len(continuations):
+        raise ValueError(f"{len(prompts)} contexts and {len(continuations)} continuations; give one of each per item")
+    cond = [branches.encode(prompt, tokenizer, f"contexts[{n}]") for n, prompt in enumerate(prompts)]
+    targets = []
+    for number, continuation in enumerate(continuations):
+        if isinstance(continuation, str):
+            continuation = tokenizer(continuation, add_special_tokens=False).input_ids
+        if not len(continuation):
+            raise ValueError(f"continuations[{number}] has no token; there is nothing to score")
+        targets.append([int(token) for token in continuation])
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    empty = empty_source(model.config) if is_encoder_decoder else None
+    rows = []
+    if lead is not None:
+        rows = branches.branch_rows(lead, cond=cond, tokenizer=tokenizer, prompts=prompts, empty_source=empty)
+    items = []
+    for number, (context, target) in enumerate(zip(cond, targets, strict=True)):
+        others = [branch[number] for branch in rows]
+        if is_encoder_decoder:
+            start = [decoder_start(model), *target[:-1]]
+            items.append(_Item(number, start, [start] * len(others), target, (context, *others)))
+        else:
+            read = [prompt + target[:-1] for prompt in others]
+            items.append(_Item(number, context + target[:-1], read, target, ()))
+    return items
+
+
+def decoder_start(model: Any) -> int:
+    """The token with which an encoder-decoder's decoder starts.
+
+    Raises:
+        ValueError: its configuration names none.
+    """
+    for config in (model.generation_config, model.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = getattr(config, name, None)
+            if token is not None:
+                return int(token)
+    raise ValueError("the model's configuration names no decoder_start_token_id; set it")
+
+
+def _check_lengths(model: Any, items: list[_Item]) -> None:
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is None:
+        return
+    for item in items:
+        longest = max(len(item.cond), *(len(row) for row in item.extra), *(len(row) for row in item.source), 0)
+        if longest > limit:
+            raise ValueError(
+                f"contexts[{item.number}] with its continuation has {longest} tokens, but the model has {limit} "
+                "positions; shorten it"
+            )
+
+
+def _batches(model: Any, items: list[_Item], batch_size: int) -> Iterator[list[_Item]]:
+    """Items of like length together, the longest first, so that memory runs out at once or not at all."""
+    ordered = sorted(items, key=lambda item: (-len(item.cond), len(item.continuation)))
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
+
+
+@torch.no_grad()
+def _score_batch(
+    model: Any,
+    batch: list[_Item],
+    settings: list[Guidance | None],
+    lead: Guidance | None,
+    horizon: int | None,
+    models: Mapping[str, Any],
+) -> Iterator[tuple[_Item, Tensor, Tensor]]:
+    owners = [model]
+    for branch in lead.branches if lead is not None else ():
+        if branch.model != SELF and branch.model not in models:
+            raise ValueError(f"branch model {branch.model!r} is not among models=")
+        owners.append(model if branch.model == SELF else models[branch.model])
+    laws = [_continuation_logits(owner, batch, number) for number, owner in enumerate(owners)]
+    sizes = {law.shape[-1] for law in laws}
+    if len(sizes) > 1:
+        raise ValueError(f"the models of the branches have vocabularies of {sorted(sizes)} tokens; they must share one")
+    lengths = [len(item.continuation) for item in batch]
+    targets = torch.tensor([token for item in batch for token in item.continuation], device=laws[0].device)
+    places = torch.tensor(
+        [_progress(i, horizon or length) for length in lengths for i in range(length)], device=laws[0].device
+    )
+    log_probs = torch.empty(len(settings), len(targets), device=laws[0].device)
+    is_top = torch.empty(len(settings), len(targets), dtype=torch.bool, device=laws[0].device)
+    for start in range(0, len(targets), POSITIONS_AT_ONCE):
+        part = slice(start, start + POSITIONS_AT_ONCE)
+        logp = torch.stack([log_softmax(law[part]) for law in laws])
+        step = Step(places[part, None])
+        token = targets[part, None]
+        for number, setting in enumerate(settings):
+            neutral = setting is None or setting.is_neutral
+            guided = logp[0] if neutral else setting.combine(logp, step)  # type: ignore[union-attr]
+            picked = guided.gather(-1, token)
+            log_probs[number, part] = picked[:, 0]
+            is_top[number, part] = (guided <= picked).all(-1)
+    columns = zip(batch, log_probs.cpu().split(lengths, dim=1), is_top.cpu().split(lengths, dim=1), strict=True)
+    for item, values, tops in columns:
+        yield item, values, tops.all(-1)
+
+
+def _progress(index: int, horizon: int) -> float:
+    return float(Step.at(index, horizon).progress)
+
+
+def _continuation_logits(model: Any, batch: list[_Item], branch: int) -> Tensor:
+    """Logits of every position that predicts a continuation token, item behind item, (sum of lengths, V)."""
+    device = model.device
+    keep = max(len(item.continuation) for item in batch)
+    if model.config.is_encoder_decoder:
+        outputs, mask = lanes.encode(model, [item.source[branch] for item in batch], device)
+        width = max(len(item.cond) for item in batch)
+        ids = torch.tensor([item.cond + [0] * (width - len(item.cond)) for item in batch], device=device)
+        _, logits = lanes.prefill_encoder_decoder(model, ids, outputs, mask, keep=width)
+        return torch.cat([row[: len(item.continuation)] for row, item in zip(logits, batch, strict=True)])
+    rows = [item.cond if branch == 0 else item.extra[branch - 1] for item in batch]
+    if caches.has_recurrent_state(model):
+        parts = [lanes.prefill(model, [row], device, keep=keep)[1][0] for row in rows]
+        return torch.cat([part[-len(item.continuation) :] for part, item in zip(parts, batch, strict=True)])
+    _, logits = lanes.prefill(model, rows, device, keep=keep)
+    return torch.cat([row[-len(item.continuation) :] for row, item in zip(logits, batch, strict=True)])
