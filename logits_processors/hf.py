@@ -185,6 +185,7 @@ class _Run:
             written = ids[:, self.prompt_length :].tolist()
             rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
             self.lane, logits = lanes.prefill(self.model, rows, ids.device)
+        self.lane.guided = True
         return logits
 
     def _order(self, read: Tensor, ids: Tensor) -> Any:

@@ -107,7 +107,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 ENCODER_DECODER = {"t5", "bart"}
 RECURRENT = {"mamba", "jamba"}
 # How much weights are enlarged: enough for a text that varies and depends on the prompt.
-GAIN = {"bart": 8.0, "bloom": 6.0, "mamba": 2.0, "t5": 4.0, "gpt2": 5.0, "opt": 5.0}
+GAIN = {"bart": 8.0, "bloom": 6.0, "mamba": 2.0, "t5": 3.0, "gpt2": 5.0, "opt": 5.0}
 NAMES = list(BUILDERS)
 
 

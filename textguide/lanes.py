@@ -8,6 +8,7 @@ which is why a one-token unconditional prompt costs next to nothing beside a lon
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import caches
+from . import caches, small_matmul
 
 # Padding tokens that cost less than a forward pass of their own, on one row.
 JOINT_PADDING = 32
@@ -33,6 +34,7 @@ class Lane:
         next_position: position of the next token of each row, (R, 1).
         inputs: what an encoder-decoder needs at every step, with rows in the first dimension.
         call: replaces the model's own call after the prefill.
+        guided: the lane belongs to a guided run, which need not reproduce the bits of plain decoding.
     """
 
     model: Any
@@ -42,6 +44,7 @@ class Lane:
     next_position: Tensor
     inputs: dict[str, Any] = field(default_factory=dict)
     call: Callable[..., Any] | None = None
+    guided: bool = False
 
     @property
     def rows(self) -> int:
@@ -81,6 +84,7 @@ class Lane:
             self.next_position,
             dict(self.inputs),
             self.call,
+            self.guided,
         )
         twin._select_vectors(index)
         return twin
@@ -124,6 +128,8 @@ def merge(lanes: Sequence[Lane]) -> Lane:
         mask=mask,
         next_position=torch.cat([lane.next_position for lane in lanes]),
         inputs=_merge_inputs(lanes),
+        call=lanes[0].call,
+        guided=lanes[0].guided,
     )
 
 
@@ -248,8 +254,10 @@ def _call(
     if caches.accepts(model, "logits_to_keep"):
         arguments["logits_to_keep"] = keep
     prepared = model.prepare_inputs_for_generation(ids, is_first_iteration=first, **arguments)
-    call = model if first or lane.call is None else lane.call
-    return call(**prepared, return_dict=True)
+    if first or lane.call is None:
+        with small_matmul.enabled(model) if lane.guided else nullcontext():
+            return model(**prepared, return_dict=True)
+    return lane.call(**prepared, return_dict=True)
 
 
 def _has_no_time_axis(lane: Lane) -> bool:

@@ -145,7 +145,9 @@ class Passes:
             laws.append(last[:, -1].to(device))
         for name, parts in groups.items():
             slots = [(number, sample) for _, number in parts for sample in self.alive]
-            self.running[name] = _Group(lanes.merge([lane for lane, _ in parts]), slots)
+            merged = lanes.merge([lane for lane, _ in parts])
+            merged.guided = bool(self.branches)
+            self.running[name] = _Group(merged, slots)
         extra = torch.stack(laws[1:]) if len(laws) > 1 else None
         return Law(logits, extra, None, [])
 

@@ -1,0 +1,201 @@
+"""Seconds a decoding step, plain and guided, in one run.
+
+Alternates the contestants within every repetition, reports medians, prints a table and writes JSON::
+
+    python scripts/bench/decode.py --json docs/results/decode.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import textguide
+from textguide import CFG, CFGLogitsProcessor, guided_decoding
+
+TEXT = (
+    "The dragon flew over Paris, France, and landed on the roof of the old opera house. People in the street below "
+    "stopped and looked up. A baker came out of his shop with flour on his hands, and a child pointed at the wings. "
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[16, 512], help="prompt lengths in tokens")
+    parser.add_argument("--new", type=int, default=32, help="tokens generated")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--skip", type=float, default=0.01, help="skip threshold in nats")
+    parser.add_argument("--static", action="store_true", help="also with a static cache (compiled on a GPU)")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    transformers.utils.logging.set_verbosity_error()
+    model, tokenizer = textguide.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    rows = []
+    for length in arguments.prompts:
+        for batch in arguments.batches:
+            rows += measure(model, tokenizer, batch, length, arguments)
+    report = {"machine": machine(model), "settings": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
+    show(rows)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1))
+
+
+def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: Any) -> list[dict[str, Any]]:
+    """Medians for one batch size and prompt length."""
+    tokens = (tokenizer(TEXT).input_ids * (length // 40 + 2))[: length + batch]
+    # A row starts a token later than the one before it, so that no two rows are the same.
+    ids = torch.tensor([tokens[row : row + length] for row in range(batch)], device=model.device)
+    double = torch.cat([ids, ids])
+
+    def run(ids: torch.Tensor, new: int, **options: Any) -> None:
+        mask = torch.ones_like(ids)
+        options.setdefault("do_sample", False)
+        model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, pad_token_id=2, **options
+        )
+
+    skipping = guided_decoding(CFG(1.5, skip_threshold=arguments.skip))
+    contestants: dict[str, Callable[[int], None]] = {
+        "plain": lambda new: run(ids, new),
+        "plain, twice the rows": lambda new: run(double, new),
+        "transformers' guidance_scale": lambda new: run(ids, new, guidance_scale=1.5),
+        "CFGLogitsProcessor": lambda new: run(ids, new, logits_processor=[CFGLogitsProcessor(model, 1.5)]),
+        "one pass": lambda new: run(ids, new, custom_generate=guided_decoding(CFG(1.5))),
+        f"one pass, skip {arguments.skip:g}": lambda new: run(ids, new, custom_generate=skipping),
+    }
+    if arguments.static:
+        static = {"cache_implementation": "static"}
+        contestants["plain, static"] = lambda new: run(ids, new, **static)
+        contestants["one pass, static"] = lambda new: run(ids, new, custom_generate=guided_decoding(CFG(1.5)), **static)
+
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    memory = {name: 0.0 for name in contestants}
+    for call in contestants.values():
+        call(2)
+    for _ in track(range(arguments.repeats), description=f"batch {batch}, prompt {length}", transient=True):
+        for name, call in contestants.items():
+            prefill = seconds(lambda call=call: call(1), model.device)
+            with peak_memory(model.device) as peak:
+                total = seconds(lambda call=call: call(1 + arguments.new), model.device)
+            times[name].append((prefill, (total - prefill) / arguments.new))
+            memory[name] = max(memory[name], peak.megabytes)
+    result = []
+    plain = times["plain"]
+    for name, pairs in times.items():
+        ratios = [step / base for (_, step), (_, base) in zip(pairs, plain, strict=True)]
+        prefills = [prefill / base for (prefill, _), (base, _) in zip(pairs, plain, strict=True)]
+        row = {
+            "batch": batch,
+            "prompt": length,
+            "method": name,
+            "prefill_ms": 1e3 * statistics.median(prefill for prefill, _ in pairs),
+            "step_ms": 1e3 * statistics.median(step for _, step in pairs),
+            "step_ratio": statistics.median(ratios),
+            "prefill_ratio": statistics.median(prefills),
+            "memory_mb": memory[name],
+        }
+        if "skip" in name and skipping.effect is not None:
+            row["effect"] = skipping.effect.to_dict()
+        result.append(row)
+    return result
+
+
+def seconds(call: Callable[[], None], device: torch.device) -> float:
+    """Wall time of ``call``, waiting for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+class peak_memory:
+    """The memory that a block needs beyond what was in use before it: on a GPU exact, on a CPU sampled."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.megabytes = 0.0
+
+    def __enter__(self) -> peak_memory:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.before = resident()
+            self.highest = self.before
+            self.done = threading.Event()
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.01):
+            self.highest = max(self.highest, resident())
+
+    def __exit__(self, *_: Any) -> None:
+        if self.cuda:
+            self.megabytes = (torch.cuda.max_memory_allocated() - self.before) / 1e6
+        else:
+            self.done.set()
+            self.thread.join()
+            self.megabytes = (self.highest - self.before) / 1e6
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def machine(model: Any) -> dict[str, Any]:
+    """What the figures depend on."""
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "device": device,
+        "processor": platform.machine(),
+        "dtype": str(model.dtype),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "textguide": textguide.__version__,
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    table = Table(title="median of the repetitions; ratios against plain within each repetition")
+    for column in ("batch", "prompt", "method", "prefill ms", "× plain", "step ms", "× plain", "memory MB"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in rows:
+        table.add_row(
+            str(row["batch"]), str(row["prompt"]), row["method"], f"{row['prefill_ms']:.0f}",
+            f"{row['prefill_ratio']:.2f}", f"{row['step_ms']:.1f}", f"{row['step_ratio']:.2f}", f"{row['memory_mb']:.0f}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

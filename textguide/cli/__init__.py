@@ -1,0 +1,80 @@
+"""The command ``textguide``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+COMMANDS = ("generate", "explain")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, on standard error, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> Parser:
+    """The parser of all commands; each command adds its own arguments."""
+    from .. import __version__
+    from . import explain_command, generate_command
+
+    parser = Parser(prog="textguide", description="Steer language models while they decode.")
+    parser.add_argument("--version", action="version", version=f"textguide {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for module in (generate_command, explain_command):
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0: done. 1: a model could not be loaded or a file not be written. 2: a wrong argument. 130: interrupted; what was
+    finished has been printed or written.
+    """
+    from ..errors import MissingExtraError, ModelUnavailableError
+
+    arguments = build_parser().parse_args(argv)
+    quiet()
+    try:
+        run: Any = arguments.run
+        return int(run(arguments) or 0)
+    except ValueError as error:
+        return _fail(arguments.command, error, 2)
+    except (ModelUnavailableError, MissingExtraError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader went away (`| head`): silence the flush at interpreter exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _fail(arguments.command, error, 1)
+    except KeyboardInterrupt:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        print(f"\ntextguide {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def quiet() -> None:
+    """Keep the loading bars and notices of transformers off the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *_: print(f"textguide: warning: {message}", file=sys.stderr)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _fail(command: str, error: BaseException, code: int) -> int:
+    message = " ".join(str(error).split())
+    print(f"textguide {command}: {message}", file=sys.stderr)
+    return code

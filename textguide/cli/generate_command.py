@@ -1,0 +1,125 @@
+"""``textguide generate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from . import options
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("generate", help="continue prompts under guidance", description=__doc__)
+    parser.add_argument("prompt", nargs="*", help="texts to continue [--file, or standard input]")
+    parser.add_argument("--file", help="one prompt a line: text, or JSON with a chat; - reads standard input")
+    parser.add_argument("--system", help="system prompt; makes every prompt a chat")
+    parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts decoded at once [%(default)s]")
+    parser.add_argument("--num-return-sequences", type=int, default=1, help="continuations a prompt [%(default)s]")
+    parser.add_argument("--stream", action="store_true", help="print text as it is written (one prompt)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a continuation")
+    options.add_model(parser)
+    options.add_guidance(parser)
+    options.add_decoding(parser, 128)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decode in batches; each batch is printed when it is finished, so that an interrupt loses one at most."""
+    guidance = options.guidance(arguments)
+    prompts = options.read_prompts(arguments)
+    decoding = options.decoding(arguments)
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")
+    if arguments.num_return_sequences < 1:
+        raise ValueError(f"--num-return-sequences {arguments.num_return_sequences} must be 1 or more")
+    if arguments.stream and (len(prompts) > 1 or arguments.json or arguments.num_return_sequences > 1):
+        raise ValueError("--stream takes one prompt, and excludes --json and --num-return-sequences")
+    if arguments.chat:
+        prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    model, tokenizer = options.load(arguments)
+    if arguments.num_return_sequences > 1:
+        decoding["num_return_sequences"] = arguments.num_return_sequences
+        decoding["do_sample"] = True
+    if arguments.stream:
+        return _stream(model, tokenizer, prompts[0], guidance, arguments, decoding)
+    return _batches(model, tokenizer, prompts, guidance, arguments, decoding)
+
+
+def _stream(
+    model: Any, tokenizer: Any, prompt: Any, guidance: Any, arguments: argparse.Namespace, decoding: dict[str, Any]
+) -> int:
+    from ..generation import stream
+
+    if isinstance(prompt, str) and arguments.system is None:
+        print(prompt, end="", flush=True)
+    for chunk in stream(model, tokenizer, prompt, guidance, system=arguments.system, **decoding):
+        print(chunk.text, end="", flush=True)
+    print()
+    return 0
+
+
+def _batches(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Any],
+    guidance: Any,
+    arguments: argparse.Namespace,
+    decoding: dict[str, Any],
+) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..generation import generate
+
+    bar = Progress(
+        TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+        disable=len(prompts) <= arguments.batch_size or not sys.stderr.isatty(),
+    )  # fmt: skip
+    seed = decoding.pop("seed")
+    with bar:
+        task = bar.add_task("decoding", total=len(prompts))
+        for start in range(0, len(prompts), arguments.batch_size):
+            batch = prompts[start : start + arguments.batch_size]
+            # A seed of its own for every batch, so that equal batches do not repeat each other's text.
+            out = generate(
+                model,
+                tokenizer,
+                batch,
+                guidance,
+                system=arguments.system,
+                seed=None if seed is None else seed + start,
+                **decoding,
+            )
+            _print(out, batch, start, guidance, arguments)
+            bar.advance(task, len(batch))
+    return 0
+
+
+def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: argparse.Namespace) -> None:
+    times = len(out.texts) // len(batch)
+    for row, text in enumerate(out.texts):
+        prompt = batch[row // times]
+        if arguments.json:
+            record = {
+                "index": start + row // times,
+                "prompt": prompt,
+                "text": text,
+                "tokens": len(out.new_tokens[row]),
+                "log_likelihood": float(out.log_likelihood[row]),
+                "guidance": guidance.to_dict(),
+                "fingerprint": guidance.fingerprint,
+                "effect": out.effect.to_dict(),
+            }
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        else:
+            if len(batch) > 1 or times > 1 or start:
+                print(f"[{start * times + row + 1}]")
+            is_text = isinstance(prompt, str) and arguments.system is None
+            print(f"{prompt}{text}" if is_text else text, flush=True)
+    if not arguments.json:
+        print(f"({out.effect})", file=sys.stderr)

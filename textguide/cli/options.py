@@ -1,0 +1,136 @@
+"""Arguments that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """``--model``, ``--device``, ``--dtype``, ``--device-map``."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="smollm2", help="smollm2 (bundled), a folder or a hub name [%(default)s]")
+    group.add_argument("--device", help="cpu, cuda, cuda:1… [a GPU if there is one]")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 [float32 on a CPU, else the checkpoint's]")
+    group.add_argument("--device-map", help="accelerate's device map, such as auto, for models larger than one device")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+
+
+def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and tokenizer that :func:`add_model`'s arguments name."""
+    from ..models import load as load_model
+
+    return load_model(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        device_map=arguments.device_map,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """The fields of classifier-free guidance."""
+    from ..guidance.schedules import SCHEDULES
+
+    group = parser.add_argument_group("guidance")
+    group.add_argument("--scale", type=float, default=1.5, help="γ; 1 decodes plainly [%(default)s]")
+    group.add_argument("--negative-prompt", help="text to move away from [the last token of the prompt]")
+    group.add_argument("--negative-system", help="system prompt to move away from; the rest of the chat stays")
+    group.add_argument(
+        "--schedule", default="constant", help=f"how γ moves: {', '.join(SCHEDULES)}; NAME:NUMBER sets a parameter"
+    )
+    group.add_argument("--start", type=float, default=0.0, help="progress in [0, 1] at which guidance starts")
+    group.add_argument("--stop-guidance", type=float, default=1.0, help="progress at which guidance ends")
+    group.add_argument("--min-scale", type=float, help="lower bound on γ")
+    group.add_argument("--max-scale", type=float, help="upper bound on γ")
+    group.add_argument("--skip-threshold", type=float, help="leave the extra pass out where it moves the law less (nats)")
+
+
+def guidance(arguments: argparse.Namespace) -> Any:
+    """The guidance that :func:`add_guidance`'s arguments describe."""
+    from ..guidance import CFG
+
+    return CFG(
+        scale=arguments.scale,
+        negative_prompt=arguments.negative_prompt,
+        negative_system=arguments.negative_system,
+        schedule=arguments.schedule,
+        start=arguments.start,
+        stop=arguments.stop_guidance,
+        min_scale=arguments.min_scale,
+        max_scale=arguments.max_scale,
+        skip_threshold=arguments.skip_threshold,
+    )
+
+
+def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Sampling and length."""
+    group = parser.add_argument_group("decoding (greedy unless a sampling option is given)")
+    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="longest continuation [%(default)s]")
+    group.add_argument("--temperature", type=float)
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--min-p", type=float)
+    group.add_argument("--repetition-penalty", type=float)
+    group.add_argument("--no-repeat-ngram-size", type=int)
+    group.add_argument("--seed", type=int, help="makes sampling reproducible")
+    group.add_argument("--stop", action="append", help="text that ends a continuation; may be repeated")
+
+
+def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for :func:`textguide.generate` from :func:`add_decoding`'s arguments."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return {**options, "max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed, "stop": arguments.stop}
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[Any]:
+    """Prompts from the arguments, ``--file`` (``-`` for standard input), or standard input if it is no terminal.
+
+    A file holds one prompt a line; a line of JSON may be a text, a chat (a list of messages), or an object with a
+    ``prompt`` or ``messages``.
+
+    Raises:
+        ValueError: there is no prompt, or a line cannot be read.
+    """
+    if arguments.prompt and arguments.file:
+        raise ValueError("--file excludes prompts on the command line; give one or the other")
+    if arguments.prompt:
+        return list(arguments.prompt)
+    if arguments.file and arguments.file != "-":
+        text = _read(Path(arguments.file))
+    elif arguments.file == "-" or not sys.stdin.isatty():
+        text = sys.stdin.read()
+    else:
+        raise ValueError("no prompt given; add one, name a --file, or pipe text in")
+    prompts = [_parse(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not prompts:
+        raise ValueError(f"{arguments.file or 'standard input'} holds no prompt; write one a line")
+    return prompts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--file {path} is not UTF-8 text") from error
+    except OSError as error:
+        raise ValueError(f"--file {path} cannot be read ({error.strerror}); check the path") from error
+
+
+def _parse(line: str, number: int) -> Any:
+    if line.lstrip()[:1] not in '{["':
+        return line
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return line
+    if isinstance(value, dict):
+        value = value.get("messages", value.get("prompt"))
+    if not isinstance(value, (str, list)) or not value:
+        raise ValueError(f"line {number} holds no prompt; write a text, a list of messages, or an object with one")
+    return value
