@@ -59,7 +59,10 @@ class CFGLogitsProcessor(LogitsProcessor):
         if guidance is not None and (scale is not None or negative_prompt_ids is not None):
             raise ValueError("guidance= already holds the scale and the negative prompt; give one or the other")
         if guidance is None:
-            guidance = CFG(1.5 if scale is None else scale, _unpadded(negative_prompt_ids, negative_prompt_attention_mask))
+            guidance = CFG(
+                1.5 if scale is None else scale,
+                _unpadded(negative_prompt_ids, negative_prompt_attention_mask),
+            )
         if not isinstance(guidance, CFG):
             raise ValueError(f"guidance={guidance!r} must be a textguide.CFG")
         if guidance.skip_threshold is not None:
@@ -113,6 +116,9 @@ class CFGLogitsProcessor(LogitsProcessor):
         self._last = run
         return run
 
+    def _forget(self, key: int, _: Any) -> None:
+        self._runs.pop(key, None)
+
 
 @dataclass
 class _Match:
@@ -143,7 +149,7 @@ class _Run:
 
     def continues(self, ids: Tensor) -> bool:
         """Whether ``ids`` may be a later step of this run; remembers how its rows follow."""
-        if ids.shape[0] != self.rows or ids.shape[1] <= self.prompt_length and self.lane is None:
+        if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and self.lane is None):
             return False
         read = self.ids if self.lane is not None else self.prompt
         width = read.shape[1]
@@ -209,6 +215,8 @@ def _calling_list() -> LogitsProcessorList | None:
 def _unpadded(ids: Any, mask: Tensor | None) -> Any:
     if ids is None:
         return None
+    if isinstance(ids, str):
+        raise ValueError(f"negative_prompt_ids={ids!r} is text and needs a tokenizer; pass its token ids")
     if hasattr(ids, "tolist"):
         ids = ids.tolist()
     if ids and isinstance(ids[0], int):

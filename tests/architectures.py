@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ GAIN = {"bart": 8.0, "bloom": 6.0, "mamba": 2.0, "t5": 3.0, "gpt2": 5.0, "opt": 
 NAMES = list(BUILDERS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(name: str, seed: int = 0) -> Any:
     """The tiny model ``name`` in float32, with weights large enough that its laws are far from uniform."""
     with torch.random.fork_rng():

@@ -143,7 +143,13 @@ def test_custom_generate_and_drop_in_equal_one_pass(case: Case) -> None:
 def test_score_equals_what_generate_reported(case: Case) -> None:
     out = generate(case)
     scored = textguide.score(
-        case.model, Tokenizer(), [list(p) for p in PROMPTS], out.new_tokens, case.guidance, horizon=NEW, batch_size=2
+        case.model,
+        Tokenizer(),
+        [list(p) for p in PROMPTS],
+        out.new_tokens,
+        case.guidance,
+        horizon=NEW,
+        batch_size=2,
     )
     torch.testing.assert_close(scored.log_likelihood[0], out.log_likelihood, atol=1e-3, rtol=0)
     assert scored.is_greedy.all()
@@ -238,7 +244,10 @@ def test_sampling_is_reproducible_and_equal_across_ways_in(name: str) -> None:
     )
     torch.manual_seed(3)
     drop_in = case.model.generate(
-        **case.inputs(), max_new_tokens=NEW, logits_processor=[CFGLogitsProcessor(case.model, 1.5)], **sampling
+        **case.inputs(),
+        max_new_tokens=NEW,
+        logits_processor=[CFGLogitsProcessor(case.model, 1.5)],
+        **sampling,
     )
     assert custom.tolist() == drop_in.tolist()
     assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .custom_generate import GuidedDecoding, guided_decoding
     from .effect import Effect
     from .explanation import Explanation, explain
     from .generation import GenerateResult, StreamChunk, generate, stream
     from .guidance import CFG, Guidance
-    from .custom_generate import GuidedDecoding, guided_decoding
     from .logits_processors import CFGLogitsProcessor
     from .models import load
     from .scoring import ScoreResult, score

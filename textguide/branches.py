@@ -68,7 +68,7 @@ def encode(prompt: Prompt, tokenizer: Any, name: str) -> list[int]:
             a tokenizer that is missing or has no chat template; an id lies outside the vocabulary.
     """
     if isinstance(prompt, tuple) and prompt and isinstance(prompt[0], int):
-        ids: list[int] = [int(i) for i in prompt]  # type: ignore[arg-type]
+        ids: list[int] = [int(i) for i in prompt]
     elif tokenizer is None:
         raise ValueError(f"{name}={prompt!r} is text and needs a tokenizer; pass tokenizer=, or give token ids")
     elif isinstance(prompt, str):

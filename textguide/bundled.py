@@ -122,8 +122,7 @@ def _convert(gguf: Path, target: Path) -> None:
         model.save_pretrained(staging)
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(staging)
         files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(staging.iterdir())
+            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(staging.iterdir())
         }
         manifest = {"format": FORMAT, "package": f"{PACKAGE}=={PACKAGE_VERSION}", "files": files}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))

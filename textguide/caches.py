@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,13 +29,13 @@ ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
 @lru_cache(maxsize=256)
-def _forward_parameters(model_class: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+def _forward_parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)
 
 
 def accepts(model: Any, argument: str) -> bool:
     """Whether the model's ``forward`` names ``argument``."""
-    return argument in _forward_parameters(type(model))
+    return argument in _forward_parameters(type(model).forward)
 
 
 def cache_argument(model: Any) -> str:

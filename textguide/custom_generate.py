@@ -48,6 +48,7 @@ class GuidedDecoding:
         generator: randomness for sampling; None: torch's global generator, as ``generate`` uses.
         observer: called with a :class:`textguide.decode.StepView` after every step.
         log_probs: record the log-probability of every token.
+        warn: warn where guidance changed nothing.
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
 
     Raises:
@@ -64,6 +65,7 @@ class GuidedDecoding:
         generator: torch.Generator | None = None,
         observer: Observer | None = None,
         log_probs: bool = False,
+        warn: bool = True,
         branch_prompts: list[branches.Rows] | None = None,
     ) -> None:
         self.guidance = as_guidance(guidance)
@@ -73,6 +75,7 @@ class GuidedDecoding:
         self.generator = generator
         self.observer = observer
         self.log_probs = log_probs
+        self.warn = warn
         self.branch_prompts = branch_prompts
         self.effect: Effect | None = None
         self.last: Decoded | None = None
@@ -98,7 +101,8 @@ class GuidedDecoding:
             self.streamer.end()
         assert decoded is not None
         self.effect, self.last = decoded.effect, decoded
-        warn_if_none(decoded.effect, self.guidance)
+        if self.warn:
+            warn_if_none(decoded.effect, self.guidance)
         if not generation_config.return_dict_in_generate:
             return decoded.sequences
         return _as_output(decoded, model)
@@ -130,7 +134,9 @@ class GuidedDecoding:
             model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs
         )
 
-    def _prompts(self, guidance: Guidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]) -> list[branches.Rows]:
+    def _prompts(
+        self, guidance: Guidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
+    ) -> list[branches.Rows]:
         size = ids.shape[0]
         if self.branch_prompts is not None:
             return [branches.expand(rows, size) for rows in self.branch_prompts]
@@ -154,11 +160,11 @@ def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
 
 def empty_source(config: Any) -> list[int]:
     """What an encoder-decoder reads for no source: its end token alone, behind its begin token if it uses one."""
-    end = getattr(config, "eos_token_id", None)
+    end: Any = getattr(config, "eos_token_id", None)
     end = end[0] if isinstance(end, (list, tuple)) else end
     if end is None:
         raise ValueError("the model has no end token to stand for an empty source; give negative_prompt")
-    begin = getattr(config, "bos_token_id", None)
+    begin: Any = getattr(config, "bos_token_id", None)
     uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
     return [begin, end] if uses_begin else [end]
 
@@ -185,7 +191,10 @@ def _check_mode(config: Any, model_kwargs: dict[str, Any], guided: bool) -> None
     if not guided:
         return
     if config.guidance_scale not in (None, 1, 1.0):
-        refuse(f"guidance_scale={config.guidance_scale} of transformers", "guidance would apply twice; leave it out")
+        refuse(
+            f"guidance_scale={config.guidance_scale} of transformers",
+            "guidance would apply twice; leave it out",
+        )
     if config.cache_implementation in ("quantized", "offloaded"):
         refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
     if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):

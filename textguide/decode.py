@@ -124,7 +124,13 @@ class _Loop:
     def __init__(
         self, model: Any, ids: Tensor, processors: Any, criteria: Any, config: Any, settings: Settings
     ) -> None:
-        self.ids, self.processors, self.criteria, self.config, self.settings = ids, processors, criteria, config, settings
+        self.ids, self.processors, self.criteria, self.config, self.settings = (
+            ids,
+            processors,
+            criteria,
+            config,
+            settings,
+        )
         self.guidance = settings.guidance
         branches = self.guidance.branches if self.guidance is not None else ()
         self.passes = Passes(model, branches, settings.prompts, settings.models)
@@ -168,7 +174,7 @@ class _Loop:
             tokens = torch.multinomial(probs, num_samples=1, generator=self.settings.generator).squeeze(1)
         else:
             tokens = torch.argmax(processed, dim=-1)
-        if self.pads:
+        if self.pads and self.pad is not None:
             tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
         self._record(law, guided, processed, tokens)
         if self.settings.observer is not None:
@@ -197,7 +203,9 @@ class _Loop:
             kls = values[len(self.unfinished) :]
             self._end_naps([sample for sample in alive if sample not in set(going)])
             self.naps.observe(
-                self.index, dict(zip(guided, kls, strict=False)), dict(zip(slept, kls[len(guided) :], strict=True))
+                self.index,
+                dict(zip(guided, kls, strict=False)),
+                dict(zip(slept, kls[len(guided) :], strict=True)),
             )
         self._live = going
         if not going:

@@ -162,8 +162,14 @@ def _explain_step(view: StepView, tokenizer: Any, top: int, min_prob: float) -> 
     def move(token: int) -> TokenMove:
         lc, lu = float(cond[token]), float(uncond[token])
         ratio = lc - lu if lc != float("-inf") else 0.0
-        probabilities = (float(law[token].exp()) for law in (cond, uncond, guided))
-        return TokenMove(tokenizer.decode([token]), token, *probabilities, ratio)
+        return TokenMove(
+            text=tokenizer.decode([token]),
+            token=token,
+            cond=float(cond[token].exp()),
+            uncond=float(uncond[token].exp()),
+            guided=float(guided[token].exp()),
+            ratio=ratio,
+        )
 
     raised, lowered = _ends(cond, uncond, guided, top, min_prob) if is_guided else ([], [])
     return ExplainedStep(

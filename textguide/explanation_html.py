@@ -92,7 +92,9 @@ def _moves(moves: tuple[TokenMove, ...], colour: tuple[int, int, int]) -> str:
         # A ratio of e^4 or more is drawn at full strength.
         style = f"background:{_rgb(colour, 0.75 * min(1.0, abs(move.ratio) / 4))}"
         detail = html.escape(f"{_percent(move.cond)} → {_percent(move.uncond)}, guided {_percent(move.guided)}")
-        cells.append(f'<div class="cell" style="{style}"><code>{_visible(move.text)}</code> <small>{detail}</small></div>')
+        cells.append(
+            f'<div class="cell" style="{style}"><code>{_visible(move.text)}</code> <small>{detail}</small></div>'
+        )
     return "".join(cells)
 
 

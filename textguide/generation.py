@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import branches
+from .custom_generate import GuidedDecoding, as_guidance, empty_source
 from .decode import Decoded, Observer
 from .effect import Effect, join, warn_if_none
-from .custom_generate import GuidedDecoding, as_guidance, empty_source
 from .lanes import pad_left
 
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -117,7 +117,9 @@ def generate(
         done.append(decoding.last)
         effects.append(decoding.last.effect)
         starts.append(decoding.last.sequences.shape[1] - decoding.last.log_probs.shape[1])  # type: ignore[union-attr]
-    return run.result(done, starts, join(effects))
+    effect = join(effects)
+    warn_if_none(effect, run.guidance)
+    return run.result(done, starts, effect)
 
 
 def stream(
@@ -231,6 +233,7 @@ class _Run:
             tokenizer=self.tokenizer,
             generator=self.generator,
             log_probs=True,
+            warn=False,
             branch_prompts=chosen,
             **options,
         )

@@ -239,7 +239,12 @@ def worth_joining(lengths: Sequence[int]) -> bool:
 
 
 def _call(
-    lane: Lane, ids: Tensor, positions: Tensor | None, keep: int, first: bool, extra: dict[str, Any] | None = None
+    lane: Lane,
+    ids: Tensor,
+    positions: Tensor | None,
+    keep: int,
+    first: bool,
+    extra: dict[str, Any] | None = None,
 ) -> Any:
     model = lane.model
     arguments: dict[str, Any] = {caches.cache_argument(model): lane.cache, "use_cache": True, **(extra or {})}

@@ -245,7 +245,10 @@ class Passes:
         for name, group in list(self.running.items()):
             self._keep(name, group, [r for r, (_, sample) in enumerate(group.slots) if sample not in gone])
         beds = [
-            {name: group.pick([r for r, (_, s) in enumerate(group.slots) if s not in gone]) for name, group in bed.items()}
+            {
+                name: group.pick([r for r, (_, s) in enumerate(group.slots) if s not in gone])
+                for name, group in bed.items()
+            }
             for bed in self.asleep
             if any(s not in gone for group in bed.values() for _, s in group.slots)
         ]

@@ -53,7 +53,11 @@ def main() -> None:
     for length in arguments.prompts:
         for batch in arguments.batches:
             rows += measure(model, tokenizer, batch, length, arguments)
-    report = {"machine": machine(model), "settings": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
+    report = {
+        "machine": machine(model),
+        "settings": {k: str(v) for k, v in vars(arguments).items()},
+        "rows": rows,
+    }
     show(rows)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,12 @@ def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: Any)
         mask = torch.ones_like(ids)
         options.setdefault("do_sample", False)
         model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, pad_token_id=2, **options
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            pad_token_id=2,
+            **options,
         )
 
     skipping = guided_decoding(CFG(1.5, skip_threshold=arguments.skip))
@@ -89,7 +98,7 @@ def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: Any)
         contestants["one pass, static"] = lambda new: run(ids, new, custom_generate=guided_decoding(CFG(1.5)), **static)
 
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
-    memory = {name: 0.0 for name in contestants}
+    memory = dict.fromkeys(contestants, 0.0)
     for call in contestants.values():
         call(2)
     for _ in track(range(arguments.repeats), description=f"batch {batch}, prompt {length}", transient=True):
@@ -192,7 +201,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(
             str(row["batch"]), str(row["prompt"]), row["method"], f"{row['prefill_ms']:.0f}",
-            f"{row['prefill_ratio']:.2f}", f"{row['step_ms']:.1f}", f"{row['step_ratio']:.2f}", f"{row['memory_mb']:.0f}",
+            f"{row['prefill_ratio']:.2f}", f"{row['step_ms']:.1f}", f"{row['step_ratio']:.2f}",
+            f"{row['memory_mb']:.0f}",
         )  # fmt: skip
     Console(width=120).print(table)
 

@@ -21,7 +21,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--top", type=int, default=5, help="tokens shown at each end [%(default)s]")
     parser.add_argument(
-        "--min-prob", type=float, default=1e-3, help="leave out tokens less likely in every branch; 0 shows all [%(default)s]"
+        "--min-prob",
+        type=float,
+        default=1e-3,
+        help="leave out tokens less likely in every branch; 0 shows all [%(default)s]",
     )
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page with a heat map")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

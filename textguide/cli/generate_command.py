@@ -50,7 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _stream(
-    model: Any, tokenizer: Any, prompt: Any, guidance: Any, arguments: argparse.Namespace, decoding: dict[str, Any]
+    model: Any,
+    tokenizer: Any,
+    prompt: Any,
+    guidance: Any,
+    arguments: argparse.Namespace,
+    decoding: dict[str, Any],
 ) -> int:
     from ..generation import stream
 

@@ -41,13 +41,17 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--negative-prompt", help="text to move away from [the last token of the prompt]")
     group.add_argument("--negative-system", help="system prompt to move away from; the rest of the chat stays")
     group.add_argument(
-        "--schedule", default="constant", help=f"how γ moves: {', '.join(SCHEDULES)}; NAME:NUMBER sets a parameter"
+        "--schedule",
+        default="constant",
+        help=f"how γ moves: {', '.join(SCHEDULES)}; NAME:NUMBER sets a parameter",
     )
     group.add_argument("--start", type=float, default=0.0, help="progress in [0, 1] at which guidance starts")
     group.add_argument("--stop-guidance", type=float, default=1.0, help="progress at which guidance ends")
     group.add_argument("--min-scale", type=float, help="lower bound on γ")
     group.add_argument("--max-scale", type=float, help="upper bound on γ")
-    group.add_argument("--skip-threshold", type=float, help="leave the extra pass out where it moves the law less (nats)")
+    group.add_argument(
+        "--skip-threshold", type=float, help="leave the extra pass out where it moves the law less (nats)"
+    )
 
 
 def guidance(arguments: argparse.Namespace) -> Any:
@@ -85,7 +89,12 @@ def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for :func:`textguide.generate` from :func:`add_decoding`'s arguments."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return {**options, "max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed, "stop": arguments.stop}
+    return {
+        **options,
+        "max_new_tokens": arguments.max_new_tokens,
+        "seed": arguments.seed,
+        "stop": arguments.stop,
+    }
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[Any]:

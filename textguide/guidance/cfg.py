@@ -89,7 +89,7 @@ class CFG(Guidance):
 
     def active(self, step: Step) -> bool:
         """Inside the window, at a scale other than 1."""
-        return self.scale_at(step) != 1.0
+        return bool(self.scale_at(step) != 1.0)
 
     def scale_at(self, step: Step) -> float | Tensor:
         """γ(s): the schedule's value within the bounds, 1 outside the window."""

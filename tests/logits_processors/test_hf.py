@@ -1,0 +1,261 @@
+"""The drop-in processor where transformers' own one is wrong: beams, samples, padding, speculation, reuse."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from textguide import CFG, CFGLogitsProcessor, reference
+
+from ..architectures import PAD, build
+
+PROMPT = [5, 9, 33, 7, 20]
+NEGATIVES = ([17, 18, 19], [9, 9, 25, 7, 7, 13])
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
+
+
+class Recomputed(LogitsProcessor):
+    """The oracle as a processor: every row's unconditional context is re-read from the start at every step."""
+
+    def __init__(self, model: Any, scale: float, negatives: list[list[int]] | None, prompt_length: int) -> None:
+        self.model, self.scale, self.negatives, self.length = model, scale, negatives, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for number, (row, score) in enumerate(zip(input_ids.tolist(), scores, strict=True)):
+            if self.negatives is None:
+                negative = [row[self.length - 1]]
+            else:
+                negative = self.negatives[number // (len(input_ids) // len(self.negatives))]
+            uncond = reference.next_log_probs(self.model, negative + row[self.length :])
+            cond = reference.normalized(score.double().tolist())
+            rows.append(reference.cfg(CFG(self.scale), [cond, uncond], 0.0))
+        return torch.tensor(rows, dtype=scores.dtype)
+
+
+def padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[PAD] * (width - len(r)) + r for r in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows]),
+    }
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "bloom"])
+@pytest.mark.parametrize("negatives", [None, NEGATIVES[:1], NEGATIVES])
+def test_beam_search_follows_reordered_rows(name: str, negatives: Any) -> None:
+    model = build(name)
+    inputs = padded([PROMPT, [11, 4, 52, 8, 30]])
+    ids = None if negatives is None else padded(list(negatives))
+    processor = CFGLogitsProcessor(
+        model,
+        3.0,
+        None if ids is None else ids["input_ids"],
+        None if ids is None else ids["attention_mask"],
+    )
+    oracle = Recomputed(model, 3.0, negatives and list(negatives), 5)
+    options: dict[str, Any] = {**GREEDY, "num_beams": 4, "num_return_sequences": 2}
+    ours = model.generate(**inputs, **options, logits_processor=[processor])
+    expected = model.generate(**inputs, **options, logits_processor=[oracle])
+    assert ours.tolist() == expected.tolist()
+    without_reorder = model.generate(**inputs, **options, logits_processor=[_Frozen(model, 3.0, processor)])
+    assert without_reorder.tolist() != expected.tolist(), "the beams never changed places: the test has no power"
+
+
+class _Frozen(CFGLogitsProcessor):
+    """A wrong processor, which takes it that rows keep their places."""
+
+    def __init__(self, model: Any, scale: float, like: CFGLogitsProcessor) -> None:
+        super().__init__(model, guidance=like.guidance)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        run = self._last
+        if run is not None and run.lane is not None and run.ids.shape[1] < input_ids.shape[1]:
+            run.ids = input_ids[:, : run.ids.shape[1]]
+        return super().__call__(input_ids, scores)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
+def test_left_padded_negatives(name: str) -> None:
+    model = build(name)
+    inputs = padded([PROMPT, [11, 4, 52, 8, 30]])
+    negatives = padded(list(NEGATIVES))
+    processor = CFGLogitsProcessor(model, 2.0, negatives["input_ids"], negatives["attention_mask"])
+    ours = model.generate(**inputs, **GREEDY, logits_processor=[processor])
+    expected = model.generate(**inputs, **GREEDY, logits_processor=[Recomputed(model, 2.0, list(NEGATIVES), 5)])
+    assert ours.tolist() == expected.tolist()
+
+
+def test_several_samples_a_prompt() -> None:
+    model = build("gpt2")
+    inputs = padded([PROMPT, [11, 4, 52, 8, 30]])
+    negatives = padded(list(NEGATIVES))
+    options: dict[str, Any] = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 8, "top_k": 0}
+    processor = CFGLogitsProcessor(model, 2.0, negatives["input_ids"], negatives["attention_mask"])
+    torch.manual_seed(0)
+    ours = model.generate(**inputs, **options, logits_processor=[processor])
+    torch.manual_seed(0)
+    expected = model.generate(**inputs, **options, logits_processor=[Recomputed(model, 2.0, list(NEGATIVES), 5)])
+    assert ours.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "jamba"])
+def test_prompt_lookup_takes_tokens_back(name: str) -> None:
+    if name == "jamba":
+        with pytest.raises(ValueError, match="assisted generation"):
+            build(name).generate(**padded([PROMPT]), **GREEDY, prompt_lookup_num_tokens=2)
+        return
+    model = build(name)
+    prompt = [5, 9, 33, 5, 9, 33, 5, 9]
+    plain = model.generate(**padded([prompt]), **GREEDY, logits_processor=[CFGLogitsProcessor(model, 2.0)])
+    ours = model.generate(
+        **padded([prompt]),
+        **GREEDY,
+        logits_processor=[CFGLogitsProcessor(model, 2.0)],
+        prompt_lookup_num_tokens=3,
+    )
+    assert ours.tolist() == plain.tolist()
+
+
+def test_assisted_decoding_keeps_the_runs_of_both_models_apart() -> None:
+    model, assistant = build("llama"), build("llama", seed=1)
+    plain = model.generate(**padded([PROMPT]), **GREEDY, logits_processor=[CFGLogitsProcessor(model, 2.0)])
+    processor = CFGLogitsProcessor(model, 2.0)
+    ours = model.generate(**padded([PROMPT]), **GREEDY, logits_processor=[processor], assistant_model=assistant)
+    assert ours.tolist() == plain.tolist()
+
+
+def test_second_run_that_continues_the_first_ones_text() -> None:
+    # The ids of such a run look just like the next step of the first; its unconditional context is another one.
+    model = build("gpt2")
+    shared = CFGLogitsProcessor(model, 3.0)
+    ids = torch.tensor([PROMPT])
+    for _ in range(6):
+        fresh = CFGLogitsProcessor(model, 3.0)
+        options: dict[str, Any] = {
+            "do_sample": False,
+            "max_new_tokens": 1,
+            "attention_mask": torch.ones_like(ids),
+        }
+        ours = model.generate(ids, **options, logits_processor=[shared])
+        expected = model.generate(ids, **options, logits_processor=[fresh])
+        assert ours.tolist() == expected.tolist()
+        ids = ours
+
+
+def test_finished_runs_are_forgotten() -> None:
+    model = build("gpt2")
+    processor = CFGLogitsProcessor(model, 2.0)
+    for _ in range(3):
+        model.generate(**padded([PROMPT]), **GREEDY, logits_processor=[processor])
+    gc.collect()
+    assert not processor._runs
+
+
+def test_called_by_hand() -> None:
+    model = build("gpt2")
+    processor = CFGLogitsProcessor(model, 2.0)
+    ids = torch.tensor([PROMPT])
+    oracle = Recomputed(model, 2.0, None, len(PROMPT))
+    for token in (8, 30, 31):
+        scores = model(ids).logits[:, -1].detach()
+        torch.testing.assert_close(processor(ids, scores), oracle(ids, scores), atol=1e-4, rtol=0)
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_forbidden_tokens_stay_forbidden() -> None:
+    model = build("gpt2")
+    processor = CFGLogitsProcessor(model, 2.0)
+    scores = torch.randn(1, 61)
+    scores[0, :7] = float("-inf")
+    model.lm_head.register_forward_hook(hook := _ForbidInOutput(slice(5, 10)))
+    try:
+        with torch.no_grad():
+            out = processor(torch.tensor([PROMPT]), scores)
+    finally:
+        hook.active = False
+        model.lm_head._forward_hooks.clear()
+    assert torch.isneginf(out[0, :7]).all()
+    assert torch.isfinite(out[0, 7:]).all()
+    assert out.exp().sum() == pytest.approx(1.0, abs=1e-5)
+
+
+class _ForbidInOutput:
+    def __init__(self, tokens: slice) -> None:
+        self.tokens, self.active = tokens, True
+
+    def __call__(self, _: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        if self.active:
+            output[..., self.tokens] = float("-inf")
+        return output
+
+
+def test_half_precision_is_combined_in_float32() -> None:
+    model = build("gpt2")
+    ids = torch.tensor([PROMPT])
+    scores = model(ids).logits[:, -1].detach().half()
+    out = CFGLogitsProcessor(model, 2.0)(ids, scores)
+    expected = CFGLogitsProcessor(model, 2.0)(ids, scores.float())
+    assert out.dtype == torch.float16
+    assert torch.equal(out, expected.half())
+
+
+def test_effect_is_reported() -> None:
+    model = build("llama")
+    processor = CFGLogitsProcessor(model, 2.0)
+    assert processor.effect.guided_steps == 0
+    model.generate(**padded([PROMPT]), **GREEDY, logits_processor=[processor])
+    assert processor.effect.guided_steps == 8
+    assert processor.effect.mean_kl > 0
+
+
+def test_lists_of_processors_are_recognised() -> None:
+    model = build("gpt2")
+    processor = CFGLogitsProcessor(model, 2.0)
+    scores = torch.randn(1, 61)
+    first, second = LogitsProcessorList([processor]), LogitsProcessorList([processor])
+    first(torch.tensor([PROMPT]), scores)
+    second(torch.tensor([PROMPT]), scores)
+    assert len(processor._runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"scale": 1.5, "guidance": CFG(1.5)}, "give one or the other"),
+        ({"guidance": CFG(1.5, schedule="linear")}, "horizon="),
+        ({"guidance": CFG(1.5, skip_threshold=0.1)}, "skip_threshold"),
+        ({"guidance": CFG(1.5, negative_system="x")}, "negative_system"),
+        ({"guidance": "cfg"}, "must be a textguide.CFG"),
+        ({"negative_prompt_ids": [[]]}, "row without a token"),
+        ({"negative_prompt_ids": "bad idea"}, "needs a tokenizer"),
+        (
+            {
+                "negative_prompt_ids": torch.tensor([[1, 2]]),
+                "negative_prompt_attention_mask": torch.tensor([[1]]),
+            },
+            "shape of negative_prompt_ids",
+        ),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    model = build("gpt2")
+    with pytest.raises(ValueError, match=message):
+        CFGLogitsProcessor(model, **options)(torch.tensor([PROMPT]), torch.randn(1, 61))
+
+
+def test_negatives_that_do_not_fit_the_batch() -> None:
+    model = build("gpt2")
+    processor = CFGLogitsProcessor(model, 2.0, [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match=r"negative_prompt_ids has 2 rows and the batch has 3"):
+        processor(torch.tensor([PROMPT] * 3), torch.randn(3, 61))
+
+
+def test_models_with_different_vocabularies() -> None:
+    with pytest.raises(ValueError, match="61 tokens in its vocabulary and the decoding model 70"):
+        CFGLogitsProcessor(build("gpt2"), 2.0)(torch.tensor([PROMPT]), torch.randn(1, 70))
