@@ -1,5 +1,8 @@
 """Measuring guidance: statistics, results folders, plots and comparisons of runs."""
 
+# The names below are re-exported through __getattr__, which the linter cannot see.
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 import importlib
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
         select_scale,
     )
 
-# Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays fast.
+# Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
+# fast.
 _HOMES = {
     "Comparison": "paired",
     "FolderInUseError": "journal",

@@ -25,9 +25,14 @@ def test_replaces_whole(tmp_path: Path) -> None:
 def test_exception_leaves_the_old_content_and_no_debris(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     files.write_text(target, "old")
-    with pytest.raises(RuntimeError, match="stop"), files.replacing(target) as stream:
-        stream.write(b"half of the n")
-        raise RuntimeError("stop")
+
+    def stop_halfway() -> None:
+        with files.replacing(target) as stream:
+            stream.write(b"half of the n")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop_halfway()
     assert target.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary stream whose content takes the place of ``path`` when the block ends without an exception.
 
-    The content goes to a file beside ``path``, is synchronised to disk and then renamed. After an exception nothing
-    is left behind and ``path`` is as it was.
+    The content goes to a file beside ``path``, is synchronised to disk and then renamed. After an exception
+    nothing is left behind and ``path`` is as it was.
 
     Args:
         path: the file to write; its folder must exist.
@@ -63,15 +63,35 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
-    """Put ``value`` into ``path`` as JSON text, atomically; see :func:`plain` for what becomes of its parts."""
-    write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    """Put ``value`` into ``path`` as JSON text, atomically; see :func:`plain` for what becomes of its
+    parts."""
+    write_bytes(path, json_bytes(plain(value), indent) + b"\n")
+
+
+def json_bytes(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """``value`` as strict JSON in UTF-8: readable where it can be, escaped where a text has no UTF-8 form.
+
+    Raises:
+        ValueError: a number is not finite.
+        TypeError: a part has no JSON form and ``default`` does not give it one.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(
+        value, indent=indent, ensure_ascii=False, allow_nan=False, separators=separators, default=default
+    )
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(
+            value, indent=indent, allow_nan=False, separators=separators, default=default
+        ).encode()
 
 
 def plain(value: Any) -> Any:
     """``value`` in the types that every JSON reader knows: numbers that are not finite become None.
 
-    Mappings become dicts with string keys, sequences and sets lists, NumPy scalars and arrays Python numbers and
-    lists, and paths text.
+    Mappings become dicts with string keys, sequences and sets lists, NumPy scalars and arrays Python numbers
+    and lists, and paths text.
 
     Raises:
         TypeError: a part has no JSON form; the message names its type.
