@@ -9,10 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compare import RunComparison, compare
+    from .compare import RunComparison, compare_folders, compare_runs
+    from .folder import claim
     from .journal import FolderInUseError, Journal
+    from .machine import environment
+    from .measures import MetricValue, measure
     from .paired import Comparison, compare_items
-    from .results import MetricValue, RunResult, TaskResult, claim, environment, measure
+    from .results import RunResult, TaskResult, as_guidances
     from .statistics import (
         Interval,
         McNemar,
@@ -36,22 +39,24 @@ _HOMES = {
     "Interval": "statistics",
     "Journal": "journal",
     "McNemar": "statistics",
-    "MetricValue": "results",
+    "MetricValue": "measures",
     "PairedDifference": "statistics",
     "RunComparison": "compare",
     "RunResult": "results",
     "Selection": "statistics",
     "TaskResult": "results",
-    "claim": "results",
+    "as_guidances": "results",
+    "claim": "folder",
     "compare_items": "paired",
-    "compare": "compare",
-    "environment": "results",
+    "compare_folders": "compare",
+    "compare_runs": "compare",
+    "environment": "machine",
     "expected_calibration_error": "statistics",
     "flip_matrix": "statistics",
     "holm": "statistics",
     "mcnemar": "statistics",
     "mean_interval": "statistics",
-    "measure": "results",
+    "measure": "measures",
     "paired_bootstrap": "statistics",
     "perplexity_interval": "statistics",
     "select_scale": "statistics",

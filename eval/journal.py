@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 from ..files import json_bytes, sync_folder
 
 FORMAT = 1
+JOURNAL = "journal.jsonl"
+"""The journal's name in a results folder."""
 _MAGIC = "textguide-journal"
 _FLOAT = "$float"
 

@@ -99,7 +99,7 @@ def mean_interval(
         ValueError: there are no values, one is not finite, or an argument has a value that cannot work.
     """
     x = _vector("values", values)
-    z = _quantile(confidence)
+    z = normal_quantile(confidence)
     n = len(x)
     mean = float(x.mean())
     stderr = float(x.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
@@ -144,7 +144,7 @@ def paired_bootstrap(
         ValueError: the lengths differ, there are no values, or one is not finite.
     """
     first, second = _pair(a, b)
-    _quantile(confidence)
+    normal_quantile(confidence)
     d = first - second
     mean = float(d.mean())
     means = resampled_means(d, resamples, seed)
@@ -227,7 +227,7 @@ def perplexity_interval(
         raise ValueError(f"weights has {len(weight)} items and nlls {len(nll)}; give one weight an item")
     if (weight <= 0).any():
         raise ValueError(f"weights[{int(np.argmax(weight <= 0))}] must be above 0")
-    z = _quantile(confidence)
+    z = normal_quantile(confidence)
     n, total = len(nll), float(weight.sum())
     rate = float(nll.sum()) / total
     residuals = nll - rate * weight
@@ -380,7 +380,7 @@ def _binary_pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     return first, second
 
 
-def _quantile(confidence: Any) -> float:
+def normal_quantile(confidence: Any) -> float:
     """z of a two-sided normal interval."""
     if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, for instance 0.95")

@@ -80,3 +80,14 @@ def test_plain_json() -> None:
     }
     assert files.plain(value) == expected
     assert isinstance(files.plain(np.bool_(True)), bool)
+
+
+def test_fallback_for_parts_without_a_json_form() -> None:
+    assert files.plain({"a": [len, 1]}, fallback=lambda part: part.__name__) == {"a": ["len", 1]}
+    with pytest.raises(TypeError, match="builtin_function"):
+        files.plain([len])
+
+
+def test_lone_surrogates_are_escaped(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a", ["ü\ud800"])
+    assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == ["ü\ud800"]

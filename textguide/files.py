@@ -87,27 +87,33 @@ def json_bytes(value: Any, indent: int | None = None, default: Callable[[Any], A
         ).encode()
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:
     """``value`` in the types that every JSON reader knows: numbers that are not finite become None.
 
     Mappings become dicts with string keys, sequences and sets lists, NumPy scalars and arrays Python numbers
     and lists, and paths text.
 
+    Args:
+        value: what to write.
+        fallback: gives the JSON form of a part that has none, for instance ``str``.
+
     Raises:
-        TypeError: a part has no JSON form; the message names its type.
+        TypeError: a part has no JSON form and there is no ``fallback``; the message names its type.
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, fallback) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
+        return sorted((plain(item, fallback) for item in value), key=lambda item: (str(type(item)), item))
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, fallback) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return plain(value.tolist(), fallback)
+    if fallback is not None:
+        return fallback(value)
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")

@@ -59,7 +59,7 @@ def test_memory_is_what_the_file_says(tmp_path: Path) -> None:
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.dictionaries(
         st.text(max_size=5), st.one_of(st.text(), st.floats(), st.lists(st.integers())), max_size=5

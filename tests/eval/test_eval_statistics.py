@@ -44,7 +44,7 @@ def test_wilson_published(right: int, n: int, low: float, high: float) -> None:
 def test_wilson_solves_its_equation(right: int, n: int, confidence: float) -> None:
     """The ends are where |p̂ − p| = z √(p(1 − p)/n)."""
     right = min(right, n)
-    z = statistics._quantile(confidence)
+    z = statistics.normal_quantile(confidence)
     interval = mean_interval(binary(right, n), confidence)
     for end in (interval.low, interval.high):
         assert (right / n - end) ** 2 == pytest.approx(z * z * end * (1 - end) / n, abs=1e-12)
