@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..files import plain
 from .measures import MetricValue
 from .paired import Comparison, adjust, compare_items
@@ -201,6 +203,8 @@ def compare_runs(runs: Sequence[RunResult], names: Sequence[str]) -> RunComparis
 def _why(entry: TaskResult, first: TaskResult, metric: str) -> str:
     if metric not in entry.items or metric not in first.items:
         return "have no values an item for it, so no paired test was made"
+    if not (np.isfinite(entry.items[metric]).all() and np.isfinite(first.items[metric]).all()):
+        return "have an item of infinite value, so no paired test was made"
     return "share no items that can be told to be the same, so no paired test was made"
 
 

@@ -83,6 +83,8 @@ def measure(
         confidence: coverage of the interval.
         seed: of the bootstrap.
 
+    A perplexity with an item of likelihood 0 is infinite: its value is None.
+
     Raises:
         ValueError: ``kind`` is none of these, or as for :func:`textguide.eval.mean_interval` and
             :func:`textguide.eval.perplexity_interval`.
@@ -91,6 +93,8 @@ def measure(
         if weights is not None:
             raise ValueError("weights are not for kind='mean'; leave them out, or use 'perplexity' or 'bits'")
         interval = mean_interval(values, confidence, seed=seed)
+    elif kind in ("perplexity", "bits") and bool(np.isposinf(np.asarray(values, dtype=np.float64)).any()):
+        interval = Interval(math.inf, math.nan, math.nan, math.inf)
     elif kind in ("perplexity", "bits"):
         interval = perplexity_interval(values, weights, confidence, seed=seed)
         if kind == "bits":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from ..errors import MissingExtraError
 from ..files import replacing
 from .report import MOST_TASKS, metric_name
@@ -240,8 +242,12 @@ def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
             index = shown.index(entry.label)
             correct = entry.items[entry.primary]
             assert entry.confidences is not None
-            parts = calibration_bins(entry.confidences, correct, bins)
-            error = expected_calibration_error(entry.confidences, correct, bins)
+            known = np.isfinite(entry.confidences)
+            if not known.any():
+                continue
+            confidences, correct = entry.confidences[known], correct[known]
+            parts = calibration_bins(confidences, correct, bins)
+            error = expected_calibration_error(confidences, correct, bins)
             x, y, counts = zip(*parts, strict=True)
             colour, marker = COLOURS[index], MARKERS[index]
             axes.plot(x, y, color=colour, linewidth=1.5)

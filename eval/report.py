@@ -29,7 +29,7 @@ def markdown(run: RunResult, pictures: Sequence[str] = ()) -> str:
     parts += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in pictures if name.endswith(".png")]
     if pictures and len(run.task_names) > MOST_TASKS:
         parts.append(f"The pictures show the first {MOST_TASKS} of {len(run.task_names)} tasks.")
-    notes = [*_truncations(run), *_missing(run), *run.notes]
+    notes = [*_truncations(run), *_infinite(run), *_missing(run), *run.notes]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     parts += ["## How it was made", _provenance(run)]
@@ -150,6 +150,12 @@ def _selections(run: RunResult) -> list[str]:
                 f"({number(choice.selected_value)}, {choice.n_selected} items). "
                 f"On the other {choice.n_reported} items it has {figure}."
             )
+            if choice.difference is not None:
+                difference, low, high, p = choice.difference
+                line += (
+                    f" Against {run.plain_label} on those items: {number(difference, True)} "
+                    f"[{number(low, True)}, {number(high, True)}], p {_equals(p_value(p))}."
+                )
         lines.append(line)
     return lines
 
@@ -160,6 +166,16 @@ def _truncations(run: RunResult) -> list[str]:
         "and were cut."
         for result in run.tasks
         if result.truncated
+    ]
+
+
+def _infinite(run: RunResult) -> list[str]:
+    return [
+        f"{result.task}, {result.label}: {metric_name(name)} is infinite, because an item has likelihood 0; "
+        "it takes no part in comparisons."
+        for result in run.tasks
+        for name, value in result.metrics.items()
+        if value.value is None and value.kind in ("perplexity", "bits")
     ]
 
 
@@ -188,6 +204,10 @@ def _provenance(run: RunResult) -> str:
 
 def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
 
 
 def _cell(text: str) -> str:

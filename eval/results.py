@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from . import lm_eval_schema, storage
 from .folder import FORMAT, ITEMS, REPORT, RESULTS, SAMPLES, claim, read_results
 from .measures import MetricValue
 from .paired import Comparison, adjust, compare_items, shared_items
-from .statistics import Interval, Selection, select_scale
+from .statistics import Interval, PairedDifference, Selection, select_scale
 
 if TYPE_CHECKING:
     from textguide.guidance import Guidance
@@ -63,10 +64,18 @@ class TaskResult:
         if self.confidences is not None:
             self.confidences = np.asarray(self.confidences, dtype=np.float64)
         lengths = {name: len(values) for name, values in self.items.items()}
+        lengths.update({f"weights of {name}": len(values) for name, values in self.weights.items()})
         if self.item_ids is not None:
             lengths["item_ids"] = len(self.item_ids)
         if self.confidences is not None:
             lengths["confidences"] = len(self.confidences)
+            # A softmax may sum to a little more than 1.
+            self.confidences = np.where(
+                (self.confidences > 1) & (self.confidences < 1 + 1e-4), 1.0, self.confidences
+            )
+            known = self.confidences[np.isfinite(self.confidences)]
+            if len(known) and (known.min() < 0 or known.max() > 1):
+                raise ValueError(f"confidences of task {self.task!r} must lie in [0, 1]; give probabilities")
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f"task {self.task!r} must have one number an item everywhere; the lengths are {lengths}"
@@ -313,20 +322,24 @@ class RunResult:
             metric = entries[0].primary
             columns = {entry.label: entry.items[metric] for entry in entries if metric in entry.items}
             sizes = {len(column) for column in columns.values()}
+            if not all(np.isfinite(column).all() for column in columns.values()):
+                continue
             if len(columns) < 2 or len(sizes) > 1 or (self.select_on != "all" and min(sizes) < 2):
                 continue
             better = entries[0].metrics[metric].higher_is_better
-            found[task] = select_scale(columns, self.select_on, better, self.confidence, self.seed)
+            found[task] = select_scale(
+                columns, self.select_on, better, self.confidence, self.seed, self.plain_label
+            )
         return found
 
 
 def aligned(
     first: TaskResult, second: TaskResult, metric: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The values of two entries on the items that both have; None where they cannot be told to be the
-    same."""
+    """The values of two entries on the items that both have; None where the items cannot be told to be the
+    same, or a value is not finite (an item of likelihood 0)."""
     a, b = first.items.get(metric), second.items.get(metric)
-    if a is None or b is None:
+    if a is None or b is None or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
     if first.item_ids is None and second.item_ids is None and first.task == second.task and len(a) == len(b):
         return a, b
@@ -367,8 +380,13 @@ def _task_from_dict(entry: Mapping[str, Any], arrays: storage.Arrays) -> TaskRes
 
 def _selection_to_dict(choice: Selection) -> dict[str, Any]:
     values = {entry.name: getattr(choice, entry.name) for entry in fields(choice)}
-    return {**values, "reported": choice.reported._asdict()}
+    difference = choice.difference and choice.difference._asdict()
+    return {**values, "reported": choice.reported._asdict(), "difference": difference}
 
 
 def _selection_from_dict(entry: Mapping[str, Any]) -> Selection:
-    return Selection(**{**entry, "reported": Interval(**entry["reported"])})
+    reported = Interval(
+        **{key: math.nan if value is None else value for key, value in entry["reported"].items()}
+    )
+    difference = PairedDifference(**entry["difference"]) if entry["difference"] else None
+    return Selection(**{**entry, "reported": reported, "difference": difference})

@@ -61,6 +61,8 @@ class Selection:
         n_selected: how many items those are.
         reported: its mean with interval on the other half; with ``on="all"`` on the very items that chose it.
         n_reported: how many items those are.
+        difference: the chosen scale minus the baseline on the reported items; None where there is no baseline
+            or it was chosen itself.
         warning: what a reader must be told; empty where the reported figure is honest.
     """
 
@@ -70,6 +72,7 @@ class Selection:
     n_selected: int
     reported: Interval
     n_reported: int
+    difference: PairedDifference | None = None
     warning: str = ""
 
 
@@ -299,6 +302,7 @@ def select_scale(
     higher_is_better: bool = True,
     confidence: float = 0.95,
     seed: int = 0,
+    baseline: str | None = None,
 ) -> Selection:
     """The label whose mean is best on some items, reported on the others.
 
@@ -310,7 +314,8 @@ def select_scale(
         on: the items that choose: ``first-half``, ``second-half`` or ``all``.
         higher_is_better: whether a larger mean is the better one.
         confidence: coverage of the reported interval.
-        seed: of the bootstrap, for values other than 0 and 1.
+        seed: of the bootstrap.
+        baseline: the label that the chosen one is compared with on the reported items.
 
     Raises:
         ValueError: ``on`` is none of these, there are no labels, the lengths differ, or halves would be
@@ -343,7 +348,10 @@ def select_scale(
         )
     chosen, reported = values[label][chosen_from], values[label][rest]
     interval = mean_interval(reported, confidence, seed=seed)
-    return Selection(label, on, means[label], len(chosen), interval, len(reported), warning)
+    difference = None
+    if baseline in values and baseline != label:
+        difference = paired_bootstrap(reported, values[baseline][rest], seed=seed, confidence=confidence)
+    return Selection(label, on, means[label], len(chosen), interval, len(reported), difference, warning)
 
 
 def is_binary(values: ArrayLike) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +366,45 @@ def test_missing_matplotlib_is_told_before_anything_is_written(
     assert not list(tmp_path.iterdir())
     sweep().write(tmp_path)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_an_item_of_likelihood_zero_does_not_stop_the_run(tmp_path: Path) -> None:
+    nll = np.array([1.0, math.inf])
+    assert measure(nll, "bits").value is None
+    entries = [
+        TaskResult(
+            "t",
+            "plain",
+            1.0,
+            {"ppl,none": measure([1.0, 2.0], "perplexity")},
+            {"ppl,none": np.array([1.0, 2.0])},
+        ),
+        TaskResult("t", "cfg", 2.0, {"ppl,none": measure(nll, "perplexity")}, {"ppl,none": nll}),
+    ]
+    run = RunResult(entries, {"plain": None, "cfg": {"method": "cfg"}})
+    report = (run.write(tmp_path) / "report.md").read_text()
+    assert "t, cfg: ppl is infinite" in report
+    again = RunResult.read(tmp_path)
+    assert (again.comparisons, again.selections) == ([], {})
+    assert again.tasks[1].items["ppl,none"][1] == math.inf
+
+
+def test_confidences_are_probabilities() -> None:
+    task = entry("t", "plain", 1.0, PLAIN)
+    for bad in (1.1, -0.1):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            TaskResult("t", "plain", 1.0, task.metrics, confidences=np.array([bad]))
+    kept = TaskResult("t", "plain", 1.0, task.metrics, confidences=np.array([1 + 1e-6, math.nan])).confidences
+    assert kept is not None
+    assert kept[0] == 1.0
+
+
+def test_importing_loads_neither_torch_nor_matplotlib() -> None:
+    program = (
+        "import sys, textguide.eval.compare, textguide.eval.plots, textguide.eval.journal\n"
+        "sys.exit(', '.join({'torch', 'matplotlib', 'scipy', 'lm_eval'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stderr.strip() == ""

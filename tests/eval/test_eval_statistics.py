@@ -263,6 +263,14 @@ def test_selection_order_and_direction() -> None:
     assert select_scale({"a": [2.0, 0], "b": [1.0, 1]}, higher_is_better=False).label == "b"
 
 
+def test_selection_compares_with_the_baseline_on_the_other_half() -> None:
+    per_item = {"1": [0, 0, 1, 0, 1], "2": [1, 1, 1, 1, 1]}
+    selection = select_scale(per_item, baseline="1", seed=3)
+    assert selection.difference == paired_bootstrap([1, 1, 1], [1, 0, 1], seed=3)
+    assert select_scale(per_item, baseline="2").difference is None
+    assert select_scale(per_item).difference is None
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_selection_ignores_the_held_out_half(seed: int) -> None:
