@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import plain
-from .journal import JOURNAL, check_identity
+from .journal import JOURNAL, check_identity, read_journal
 
 FORMAT = 1
 RESULTS = "results.json"
@@ -32,7 +32,11 @@ def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
     values = read_results(target)
     if values is not None:
         check_identity(target, values["textguide"]["identity"], plain(identity))
-    elif not (target / JOURNAL).exists():
+    elif (target / JOURNAL).exists():
+        # A journal whose header was torn is of no run; Journal.open decides what becomes of it.
+        if b"\n" in (target / JOURNAL).read_bytes():
+            check_identity(target, read_journal(target / JOURNAL)[0], plain(identity))
+    else:
         theirs = [name for name in (REPORT, ITEMS, SAMPLES) if (target / name).exists()]
         if theirs:
             raise ValueError(

@@ -315,6 +315,16 @@ def test_a_journal_makes_the_folder_ours(tmp_path: Path) -> None:
     assert RunResult.read(tmp_path).seed == 7
 
 
+def test_an_unfinished_run_of_another_is_refused(tmp_path: Path) -> None:
+    Journal.open(tmp_path / "journal.jsonl", {"model": "big", "seed": 7}).close()
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="another run"):
+        sweep().write(tmp_path, plots=False)
+    assert snapshot(tmp_path) == before
+    (tmp_path / "journal.jsonl").write_text('{"textguide-jour')
+    sweep().write(tmp_path, plots=False)
+
+
 def test_reading_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
         RunResult.read(tmp_path)
