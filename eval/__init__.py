@@ -1,0 +1,78 @@
+"""Measuring guidance: statistics, results folders, plots and comparisons of runs."""
+
+# The names below are re-exported through __getattr__, which the linter cannot see.
+# ruff: noqa: F401
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compare import RunComparison, compare_folders, compare_runs
+    from .folder import claim
+    from .journal import FolderInUseError, Journal
+    from .machine import environment
+    from .measures import MetricValue, measure
+    from .paired import Comparison, compare_items
+    from .results import RunResult, TaskResult, as_guidances
+    from .statistics import (
+        Interval,
+        McNemar,
+        PairedDifference,
+        Selection,
+        expected_calibration_error,
+        flip_matrix,
+        holm,
+        mcnemar,
+        mean_interval,
+        paired_bootstrap,
+        perplexity_interval,
+        select_scale,
+    )
+
+# Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
+# fast.
+_HOMES = {
+    "Comparison": "paired",
+    "FolderInUseError": "journal",
+    "Interval": "statistics",
+    "Journal": "journal",
+    "McNemar": "statistics",
+    "MetricValue": "measures",
+    "PairedDifference": "statistics",
+    "RunComparison": "compare",
+    "RunResult": "results",
+    "Selection": "statistics",
+    "TaskResult": "results",
+    "as_guidances": "results",
+    "claim": "folder",
+    "compare_items": "paired",
+    "compare_folders": "compare",
+    "compare_runs": "compare",
+    "environment": "machine",
+    "expected_calibration_error": "statistics",
+    "flip_matrix": "statistics",
+    "holm": "statistics",
+    "mcnemar": "statistics",
+    "mean_interval": "statistics",
+    "measure": "measures",
+    "paired_bootstrap": "statistics",
+    "perplexity_interval": "statistics",
+    "select_scale": "statistics",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
