@@ -62,22 +62,49 @@ def test_shots_never_show_the_answer_to_the_question_itself(name: str, data: str
         )  # what makes lm-eval pass the row to leave out
 
 
+# The first request of each task: rows, how the context begins and ends, and what follows it.
+FIRST = {
+    "arc_challenge": (
+        1172,
+        "Question: An astronomer",
+        "in rotation?\nAnswer:",
+        " Planetary density will decrease.",
+    ),
+    "arc_easy": (2376, "Question: Which statement best", "food webs?\nAnswer:", " Sunlight is the source of"),
+    "boolq": (3270, "All biomass goes", "more energy make that produces?\nAnswer:", " no"),
+    "gsm8k_cot": (1319, "Q: There are 15 trees", "at the farmers' market?\nA:", None),
+    "gsm8k_cot_self_consistency": (1319, "Q: There are 15 trees", "at the farmers' market?\nA:", None),
+    "humaneval": (164, "from typing import List", '    """\n', None),
+    "lambada_mini": (47, "The whole mechanism", "Lights shone through the machine and into the", " ball"),
+    "lambada_openai": (5153, "In my palm", "I don't care about", " signs"),
+    "piqa": (1838, "Question: How do I ready", "new occupants?\nAnswer:", " Provide the guinea pig"),
+    "triviaqa": (3000, "Question: Brunswick, Lancastrian", "which vegetable??\nAnswer:", None),
+    "winogrande": (1267, "Sarah was a much better", "than Maria so Sarah", " always got the easier cases."),
+}
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_the_first_request(name: str, data: str) -> None:
+    specs, manager = tasks.resolve([name], data)
+    rows = len(manager.load(specs)["tasks"][name].eval_docs)
+    if tasks.is_protected(name):
+        assert rows == 198
+        return
+    lm = Oracle(True)
+    run(name, lm, data, limit=1)
+    context, continuation = lm.prompts[0]
+    expected_rows, start, end, follows = FIRST[name]
+    assert rows == expected_rows
+    assert context.startswith(start)
+    assert context.endswith(end)
+    assert follows is None or continuation.startswith(follows)
+
+
 def test_winogrande_scores_the_same_ending_after_either_option(data: str) -> None:
     lm = Oracle(True)
     run("winogrande", lm, data, limit=1)
-    assert lm.prompts == [
-        ("Sarah was a much better surgeon than Maria so Sarah", " always got the easier cases."),
-        ("Sarah was a much better surgeon than Maria so Maria", " always got the easier cases."),
-    ]
-
-
-def test_lambada_splits_off_the_last_word_with_its_space(data: str) -> None:
-    lm = Oracle(True)
-    run("lambada_openai", lm, data, limit=1)
-    ((context, continuation),) = lm.prompts
-    assert continuation == " signs"
-    assert context.startswith("In my palm")
-    assert context.endswith("I don't care about")
+    assert [context.rpartition(" ")[2] for context, _ in lm.prompts] == ["Sarah", "Maria"]
+    assert len({continuation for _, continuation in lm.prompts}) == 1
 
 
 def test_lambada_mini_needs_no_data_folder(no_data: None) -> None:
