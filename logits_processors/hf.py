@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class CFGLogitsProcessor(LogitsProcessor):
             self._last = held[1]
             return held[1]
         run = _Run(self.model, self.guidance, ids)
-        reference = None if owner is None else weakref.ref(owner, lambda _, key=key: self._runs.pop(key, None))
+        reference = None if owner is None else weakref.ref(owner, functools.partial(self._forget, key))
         self._runs[key] = (reference, run)
         self._last = run
         return run

@@ -98,11 +98,11 @@ class Explanation:
 
         return page(self)
 
-    def save_html(self, path: str | Path) -> Path:
+    def save_html(self, path: str | Path) -> None:
         """Write :meth:`to_html` to ``path``, whole or not at all."""
         from .files import write_text
 
-        return write_text(Path(path), self.to_html())
+        write_text(path, self.to_html())
 
 
 def explain(
