@@ -64,8 +64,7 @@ class RunComparison:
                 "metric": row.metric,
                 "label": row.label,
                 "values": {
-                    run: value.to_dict() if value else None
-                    for run, value in zip(self.runs, row.values, strict=True)
+                    run: value.to_dict() if value else None for run, value in zip(self.runs, row.values, strict=True)
                 },
             }
             for row in self.rows
@@ -164,18 +163,14 @@ def compare_runs(runs: Sequence[RunResult], names: Sequence[str]) -> RunComparis
     rows, found, notes = [], [], list[str]()
     for task, label, metric in keys:
         entries = [run.get(task, label or run.labels[0]) for run in runs]
-        rows.append(
-            Row(task, metric, label, tuple(entry.metrics.get(metric) if entry else None for entry in entries))
-        )
+        rows.append(Row(task, metric, label, tuple(entry.metrics.get(metric) if entry else None for entry in entries)))
         first = entries[0]
         for name, entry in zip(names[1:], entries[1:], strict=True):
             if first is None or entry is None:
                 continue
             pair = aligned(entry, first, metric)
             if pair is None:
-                notes.append(
-                    f"{task}, {metric_name(metric)}: {name} and {names[0]} {_why(entry, first, metric)}."
-                )
+                notes.append(f"{task}, {metric_name(metric)}: {name} and {names[0]} {_why(entry, first, metric)}.")
                 continue
             suffix = f", {label}" if label else ""
             sizes = len(entry.items[metric]), len(first.items[metric])

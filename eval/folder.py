@@ -39,9 +39,7 @@ def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
     else:
         theirs = [name for name in (REPORT, ITEMS, SAMPLES) if (target / name).exists()]
         if theirs:
-            raise ValueError(
-                f"{target} holds {', '.join(theirs)} and no run of textguide; choose another --output"
-            )
+            raise ValueError(f"{target} holds {', '.join(theirs)} and no run of textguide; choose another --output")
     target.mkdir(parents=True, exist_ok=True)
     return target
 

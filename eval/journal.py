@@ -58,9 +58,7 @@ class Journal:
         self._synced = time.monotonic()
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], identity: Mapping[str, Any], sync_seconds: float = 5.0
-    ) -> Journal:
+    def open(cls, path: str | os.PathLike[str], identity: Mapping[str, Any], sync_seconds: float = 5.0) -> Journal:
         """Start a journal, or go on with one that has the same identity.
 
         Args:
@@ -194,12 +192,9 @@ def check_identity(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
     keys = [key for key in {**found, **ours} if found.get(key, _MISSING) != ours.get(key, _MISSING)]
     if keys:
         differences = "; ".join(
-            f"{key}: {_short(found.get(key, _MISSING))} there, {_short(ours.get(key, _MISSING))} here"
-            for key in keys
+            f"{key}: {_short(found.get(key, _MISSING))} there, {_short(ours.get(key, _MISSING))} here" for key in keys
         )
-        raise ValueError(
-            f"{folder} holds another run ({differences}); choose another --output, or delete that folder"
-        )
+        raise ValueError(f"{folder} holds another run ({differences}); choose another --output, or delete that folder")
 
 
 _MISSING = object()
@@ -211,9 +206,7 @@ def _parse(file: Path, data: bytes) -> tuple[dict[str, Any], dict[str, Any], int
     lines.pop()  # empty after a whole last line, else what is left of a torn one
     header = _try_loads(lines[0]) if lines else None
     if not isinstance(header, dict) or not isinstance(header.get("identity"), dict) or _MAGIC not in header:
-        raise ValueError(
-            f"{file} is not a journal of textguide; choose another --output, or move that file away"
-        )
+        raise ValueError(f"{file} is not a journal of textguide; choose another --output, or move that file away")
     if header[_MAGIC] != FORMAT:
         raise ValueError(
             f"{file} has journal format {header[_MAGIC]!r} and this version of textguide reads {FORMAT}; "

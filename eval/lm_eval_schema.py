@@ -39,9 +39,7 @@ def top_level(run: RunResult) -> dict[str, Any]:
 
 def _results(run: RunResult, label: str) -> dict[str, Any]:
     return {
-        task: result.raw or _entry(result)
-        for task in run.task_names
-        if (result := run.get(task, label)) is not None
+        task: result.raw or _entry(result) for task in run.task_names if (result := run.get(task, label)) is not None
     }
 
 

@@ -91,10 +91,7 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
     for index, comparison in enumerate(comparisons):
         families.setdefault((comparison.task, comparison.metric), []).append(index)
     for members in families.values():
-        p_values = [
-            comparisons[i].p if comparisons[i].p_mcnemar is None else comparisons[i].p_mcnemar
-            for i in members
-        ]
+        p_values = [comparisons[i].p if comparisons[i].p_mcnemar is None else comparisons[i].p_mcnemar for i in members]
         for index, p in zip(members, holm([float(p) for p in p_values if p is not None]), strict=True):
             adjusted[index] = replace(adjusted[index], p_holm=p)
     return adjusted

@@ -121,10 +121,7 @@ def draw_accuracy(run: RunResult) -> Figure | None:
     figure, panels = _grid(len(tasks), (4.4, 3.3))
     for task, axes in zip(tasks, panels, strict=True):
         entries = {result.label: result for result in run.tasks if result.task == task}
-        places = {
-            label: float(index) if named else entry.scale
-            for index, (label, entry) in enumerate(entries.items())
-        }
+        places = {label: float(index) if named else entry.scale for index, (label, entry) in enumerate(entries.items())}
         base = entries.get(run.plain_label or "")
         if base is not None:
             _draw_baseline(axes, base, places[base.label] if named else None)
@@ -175,9 +172,7 @@ def draw_flips(run: RunResult, labels: Sequence[str] | None = None) -> Figure | 
     cells = []
     for task in run.task_names[:MOST_TASKS]:
         base = run.get(task, run.plain_label) if run.plain_label is not None else None
-        for label in (
-            labels if labels is not None else _across([x for x in run.labels if x != run.plain_label], 4)
-        ):
+        for label in labels if labels is not None else _across([x for x in run.labels if x != run.plain_label], 4):
             guided = run.get(task, label)
             pair = aligned(base, guided, guided.primary) if base and guided else None
             if pair is not None and is_binary(pair[0]) and is_binary(pair[1]):
@@ -223,12 +218,7 @@ def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
     tasks = run.task_names[:MOST_TASKS]
     for result in (entry for entry in run.tasks if entry.task in tasks):
         correct = result.items.get(result.primary)
-        if (
-            result.label in shown
-            and result.confidences is not None
-            and correct is not None
-            and is_binary(correct)
-        ):
+        if result.label in shown and result.confidences is not None and correct is not None and is_binary(correct):
             found.setdefault(result.task, []).append(result)
     if not found:
         return None
@@ -251,9 +241,7 @@ def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
             x, y, counts = zip(*parts, strict=True)
             colour, marker = COLOURS[index], MARKERS[index]
             axes.plot(x, y, color=colour, linewidth=1.5)
-            axes.scatter(
-                x, y, [12 + 150 * n / len(correct) for n in counts], color=colour, marker=marker, zorder=3
-            )
+            axes.scatter(x, y, [12 + 150 * n / len(correct) for n in counts], color=colour, marker=marker, zorder=3)
             axes.plot([], [], color=colour, marker=marker, label=f"{_short(entry.label)} (ECE {error:.3f})")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=_short(task))
         axes.set_xlabel("confidence")
@@ -274,9 +262,7 @@ def _draw_baseline(axes: Axes, base: TaskResult, place: float | None) -> None:
         axes.axhspan(value.low, value.high, color=GREY, alpha=0.13, linewidth=0)
 
 
-def _draw_curve(
-    axes: Axes, points: Sequence[tuple[float, TaskResult]], index: int, label: str, joined: bool
-) -> None:
+def _draw_curve(axes: Axes, points: Sequence[tuple[float, TaskResult]], index: int, label: str, joined: bool) -> None:
     drawn = [(x, entry.metrics[entry.primary]) for x, entry in points if entry.primary in entry.metrics]
     drawn = [(x, value) for x, value in drawn if value.value is not None]
     if not drawn:
@@ -309,11 +295,7 @@ def _families(run: RunResult) -> dict[str, list[str]]:
     common = {key for key in set().union(*settings) if len({json.dumps(s.get(key)) for s in settings}) == 1}
     names: dict[str, list[str]] = {}
     for values, labels in zip(settings, curves.values(), strict=True):
-        differs = [
-            _short(f"{key} {value}")
-            for key, value in values.items()
-            if key not in common and value is not None
-        ]
+        differs = [_short(f"{key} {value}") for key, value in values.items() if key not in common and value is not None]
         name = ", ".join(differs) or str(values.get("method", "guided"))
         names[labels[0] if len(labels) == 1 else name] = labels
     return names

@@ -120,9 +120,7 @@ def _comparisons(run: RunResult) -> str:
         for entry in run.comparisons or ()
     ]
     baseline = run.comparisons[0].baseline if run.comparisons else ""
-    nats = any(
-        value.kind in ("perplexity", "bits") for result in run.tasks for value in result.metrics.values()
-    )
+    nats = any(value.kind in ("perplexity", "bits") for result in run.tasks for value in result.metrics.values())
     caption = (
         f"Guided minus {baseline} on the same items, with {run.confidence:.0%} intervals of the paired "
         "bootstrap. Gained and lost count the items that are right under one of the two alone. Holm's p "
@@ -138,9 +136,7 @@ def _selections(run: RunResult) -> list[str]:
     for task, choice in (run.selections or {}).items():
         entry = run.get(task, choice.label)
         name = metric_name(entry.primary) if entry else ""
-        figure = (
-            f"{number(choice.reported.mean)} [{number(choice.reported.low)}, {number(choice.reported.high)}]"
-        )
+        figure = f"{number(choice.reported.mean)} [{number(choice.reported.low)}, {number(choice.reported.high)}]"
         if choice.on == "all":
             line = f"- **{task}**: {choice.label} has the best {name}, {figure}. Note: {choice.warning}."
         else:
@@ -162,8 +158,7 @@ def _selections(run: RunResult) -> list[str]:
 
 def _truncations(run: RunResult) -> list[str]:
     return [
-        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model takes "
-        "and were cut."
+        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model takes and were cut."
         for result in run.tasks
         if result.truncated
     ]
@@ -180,9 +175,7 @@ def _infinite(run: RunResult) -> list[str]:
 
 
 def _missing(run: RunResult) -> list[str]:
-    missing = [
-        f"{task} under {label}" for task in run.task_names for label in run.labels if not run.get(task, label)
-    ]
+    missing = [f"{task} under {label}" for task in run.task_names for label in run.labels if not run.get(task, label)]
     return [f"Not measured: {', '.join(missing)}."] if missing else []
 
 

@@ -70,16 +70,12 @@ class TaskResult:
         if self.confidences is not None:
             lengths["confidences"] = len(self.confidences)
             # A softmax may sum to a little more than 1.
-            self.confidences = np.where(
-                (self.confidences > 1) & (self.confidences < 1 + 1e-4), 1.0, self.confidences
-            )
+            self.confidences = np.where((self.confidences > 1) & (self.confidences < 1 + 1e-4), 1.0, self.confidences)
             known = self.confidences[np.isfinite(self.confidences)]
             if len(known) and (known.min() < 0 or known.max() > 1):
                 raise ValueError(f"confidences of task {self.task!r} must lie in [0, 1]; give probabilities")
         if len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"task {self.task!r} must have one number an item everywhere; the lengths are {lengths}"
-            )
+            raise ValueError(f"task {self.task!r} must have one number an item everywhere; the lengths are {lengths}")
 
     @property
     def primary(self) -> str:
@@ -137,13 +133,9 @@ class RunResult:
         for result in self.tasks:
             if result.label not in self.guidances:
                 known = ", ".join(self.guidances)
-                raise ValueError(
-                    f"label={result.label!r} of task {result.task!r} is none of guidances: {known}"
-                )
+                raise ValueError(f"label={result.label!r} of task {result.task!r} is none of guidances: {known}")
             if (result.task, result.label) in seen:
-                raise ValueError(
-                    f"tasks holds {result.task!r} under {result.label!r} twice; keep one of them"
-                )
+                raise ValueError(f"tasks holds {result.task!r} under {result.label!r} twice; keep one of them")
             seen.add((result.task, result.label))
         if not self.identity:
             self.identity = {
@@ -219,9 +211,7 @@ class RunResult:
             with replacing(target / SAMPLES) as stream:
                 for sample in samples:
                     stream.write(json_bytes(plain(sample)) + b"\n")
-        pictures = (
-            drawing.save_all(self, target, svg) if plots or (plots is None and drawing.available()) else []
-        )
+        pictures = drawing.save_all(self, target, svg) if plots or (plots is None and drawing.available()) else []
         write_text(target / REPORT, markdown(self, pictures))
         write_json(target / RESULTS, self.to_dict())
         return target
@@ -232,9 +222,7 @@ class RunResult:
         ours = {
             "format": FORMAT,
             "identity": self.identity,
-            "guidances": [
-                {"label": label, "guidance": guidance} for label, guidance in self.guidances.items()
-            ],
+            "guidances": [{"label": label, "guidance": guidance} for label, guidance in self.guidances.items()],
             "fingerprints": self.fingerprints,
             "versions": self.versions,
             "machine": self.machine,
@@ -249,9 +237,7 @@ class RunResult:
             },
             "tasks": [_task_to_dict(result) for result in self.tasks],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons or ()],
-            "selections": {
-                task: _selection_to_dict(choice) for task, choice in (self.selections or {}).items()
-            },
+            "selections": {task: _selection_to_dict(choice) for task, choice in (self.selections or {}).items()},
             "notes": self.notes,
         }
         # lm-eval's configurations hold functions.
@@ -327,9 +313,7 @@ class RunResult:
             if len(columns) < 2 or len(sizes) > 1 or (self.select_on != "all" and min(sizes) < 2):
                 continue
             better = entries[0].metrics[metric].higher_is_better
-            found[task] = select_scale(
-                columns, self.select_on, better, self.confidence, self.seed, self.plain_label
-            )
+            found[task] = select_scale(columns, self.select_on, better, self.confidence, self.seed, self.plain_label)
         return found
 
 
@@ -385,8 +369,6 @@ def _selection_to_dict(choice: Selection) -> dict[str, Any]:
 
 
 def _selection_from_dict(entry: Mapping[str, Any]) -> Selection:
-    reported = Interval(
-        **{key: math.nan if value is None else value for key, value in entry["reported"].items()}
-    )
+    reported = Interval(**{key: math.nan if value is None else value for key, value in entry["reported"].items()})
     difference = PairedDifference(**entry["difference"]) if entry["difference"] else None
     return Selection(**{**entry, "reported": reported, "difference": difference})

@@ -245,9 +245,7 @@ def perplexity_interval(
     return Interval(_exp(rate), _exp(rate) * stderr, _exp(low), _exp(high))
 
 
-def calibration_bins(
-    confidences: ArrayLike, correct: ArrayLike, bins: int = 15
-) -> list[tuple[float, float, int]]:
+def calibration_bins(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and number of items in each of ``bins`` equal parts of [0, 1]; empty ones
     left out.
 
@@ -263,9 +261,7 @@ def calibration_bins(
     if not is_binary(right):
         raise ValueError("correct must hold 0 or 1 an item")
     if confidence.min() < 0 or confidence.max() > 1:
-        raise ValueError(
-            f"confidences must lie in [0, 1]; they reach from {confidence.min()} to {confidence.max()}"
-        )
+        raise ValueError(f"confidences must lie in [0, 1]; they reach from {confidence.min()} to {confidence.max()}")
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins={bins!r} must be a whole number of 1 or more")
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -281,9 +277,7 @@ def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins:
     """``Σ_m |B_m|/n · |accuracy(B_m) − confidence(B_m)|`` over equal parts of [0, 1] (Guo et al., arXiv
     1706.04599, Eq. 3). Arguments and errors as in :func:`calibration_bins`."""
     parts = calibration_bins(confidences, correct, bins)
-    return sum(n * abs(accuracy - confidence) for confidence, accuracy, n in parts) / sum(
-        n for *_, n in parts
-    )
+    return sum(n * abs(accuracy - confidence) for confidence, accuracy, n in parts) / sum(n for *_, n in parts)
 
 
 def flip_matrix(plain: ArrayLike, guided: ArrayLike) -> NDArray[np.int64]:
@@ -328,9 +322,7 @@ def select_scale(
     values = {label: _vector(f"per_item[{label!r}]", column) for label, column in per_item.items()}
     lengths = {label: len(column) for label, column in values.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"per_item must hold the same items for every label; the numbers of items are {lengths}"
-        )
+        raise ValueError(f"per_item must hold the same items for every label; the numbers of items are {lengths}")
     n = next(iter(lengths.values()))
     if on != "all" and n < 2:
         raise ValueError(f"select_on={on!r} needs 2 items or more, there are {n}; use select_on='all'")

@@ -28,9 +28,7 @@ def estimate_pass_at_k(samples: int, correct: int, k: int) -> float:
         ValueError: k is below 1 or above n.
     """
     if not 1 <= k <= samples:
-        raise ValueError(
-            f"k={k!r} needs at least k programs for each problem and there are {samples}; raise repeats="
-        )
+        raise ValueError(f"k={k!r} needs at least k programs for each problem and there are {samples}; raise repeats=")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
@@ -57,8 +55,6 @@ def pass_at_k(
     for tests, programs in zip(references, predictions, strict=True):
         sources = [f"{program}\n{tests}" for program in programs]
         with ThreadPoolExecutor(max_workers=min(len(sources), os.cpu_count() or 1)) as pool:
-            verdicts = list(
-                pool.map(lambda source: run_program(source, timeout=timeout, memory_mb=memory_mb), sources)
-            )
+            verdicts = list(pool.map(lambda source: run_program(source, timeout=timeout, memory_mb=memory_mb), sources))
         counts.append((len(verdicts), sum(verdict.passed for verdict in verdicts)))
     return {f"pass@{n}": sum(estimate_pass_at_k(*count, n) for count in counts) / len(counts) for n in k}

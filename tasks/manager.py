@@ -61,8 +61,7 @@ class TaskManager(lm_eval.tasks.TaskManager):
 def _muted(text: str) -> Iterator[None]:
     """Hold back lm-eval's warnings that contain ``text``: here they announce what is meant to happen."""
     loggers = [
-        logging.getLogger(name)
-        for name in ("lm_eval.api.task", "lm_eval.tasks._index", "lm_eval.tasks", "lm_eval")
+        logging.getLogger(name) for name in ("lm_eval.api.task", "lm_eval.tasks._index", "lm_eval.tasks", "lm_eval")
     ]
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -132,9 +131,7 @@ def _check_known(name: str, manager: TaskManager) -> None:
         return
     near = difflib.get_close_matches(name, catalogue.names(), n=3, cutoff=0.6)
     near += [
-        other
-        for other in difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6)
-        if other not in near
+        other for other in difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6) if other not in near
     ]
     nearest = f"the nearest names are {', '.join(near)}" if near else "no name comes near it"
     raise ValueError(
@@ -160,9 +157,7 @@ def _leaves(name: str, manager: TaskManager) -> set[str]:
         if entry is not None:
             below = (entry.cfg or {}).get("task", [])
             waiting += below if isinstance(below, list) else []
-            if (
-                entry.yaml_path is None
-            ):  # a tag: its members are in `tags`; a task's `tags` are the tags it bears
+            if entry.yaml_path is None:  # a tag: its members are in `tags`; a task's `tags` are the tags it bears
                 waiting += sorted(entry.tags)
     return found
 
@@ -175,9 +170,7 @@ def _repeated(wanted: Sequence[str], manager: TaskManager, repeats: int) -> list
             f"repeats={repeats!r} is for {' and '.join(catalogue.REPEATED_TASKS)}, and "
             f"tasks={','.join(wanted)!r} names neither; leave repeats unset"
         )
-    return [
-        _with_repeats(name, manager, repeats) if name in catalogue.REPEATED_TASKS else name for name in wanted
-    ]
+    return [_with_repeats(name, manager, repeats) if name in catalogue.REPEATED_TASKS else name for name in wanted]
 
 
 def _with_repeats(name: str, manager: TaskManager, repeats: int) -> dict[str, Any]:

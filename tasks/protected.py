@@ -57,9 +57,7 @@ class ProtectedTask(ConfigurableTask):
             instance.arguments = (WITHHELD, *instance.arguments[1:])
             if self.OUTPUT_TYPE == "generate_until":
                 instance.resps = [WITHHELD for _ in instance.resps]
-                instance.filtered_resps = {
-                    key: _short(value) for key, value in instance.filtered_resps.items()
-                }
+                instance.filtered_resps = {key: _short(value) for key, value in instance.filtered_resps.items()}
         self._answered = True
         return result
 

@@ -75,9 +75,7 @@ def run_program(program: str, *, timeout: float = 5.0, memory_mb: int = 1024, fi
         if not value > 0:
             raise ValueError(f"{name}={value!r} must be above 0")
     if os.name != "posix":
-        raise OSError(
-            "running programs needs the resource limits of Linux or macOS: use one of them, or a container"
-        )
+        raise OSError("running programs needs the resource limits of Linux or macOS: use one of them, or a container")
 
     token = secrets.token_hex(16).encode()
     source = program.encode("utf-8", "surrogatepass")

@@ -42,8 +42,8 @@ tr:target td { background: #fff7d6; }
 guidance</span><span>click a token for its step</span></div>
 <p class="text"><span class="prompt">$prompt</span>$tokens</p>
 <h2>Every step</h2>
-<p class="meta">Raised and lowered: the tokens with the largest and smallest log P(prompt) − log P(other branch), each with
-its probability in the two branches (with the prompt → in the other branch) and after guidance.</p>
+<p class="meta">Raised and lowered: the tokens with the largest and smallest log P(prompt) − log P(other branch), each
+with its probability in the two branches (with the prompt → in the other branch) and after guidance.</p>
 <div class="scroll"><table><thead><tr><th>#</th><th>written</th><th>without guidance</th><th>KL</th><th>raised</th>
 <th>lowered</th></tr></thead><tbody>
 $rows
@@ -80,7 +80,8 @@ def _token(step: ExplainedStep, largest: float) -> str:
 def _row(step: ExplainedStep) -> str:
     plain = _visible(step.plain.text) if step.plain.token != step.chosen.token else "same"
     return (
-        f'<tr id="step-{step.index}"><td class="n">{step.index + 1}</td><td class="tok">{_visible(step.chosen.text)}</td>'
+        f'<tr id="step-{step.index}"><td class="n">{step.index + 1}</td>'
+        f'<td class="tok">{_visible(step.chosen.text)}</td>'
         f'<td class="tok">{plain}</td><td class="n">{step.kl:.3f}</td>'
         f"<td>{_moves(step.raised, _RAISED)}</td><td>{_moves(step.lowered, _LOWERED)}</td></tr>"
     )

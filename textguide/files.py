@@ -76,15 +76,11 @@ def json_bytes(value: Any, indent: int | None = None, default: Callable[[Any], A
         TypeError: a part has no JSON form and ``default`` does not give it one.
     """
     separators = (",", ":") if indent is None else None
-    text = json.dumps(
-        value, indent=indent, ensure_ascii=False, allow_nan=False, separators=separators, default=default
-    )
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, separators=separators, default=default)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate
-        return json.dumps(
-            value, indent=indent, allow_nan=False, separators=separators, default=default
-        ).encode()
+        return json.dumps(value, indent=indent, allow_nan=False, separators=separators, default=default).encode()
 
 
 def plain(value: Any, fallback: Callable[[Any], Any] | None = None) -> Any:

@@ -312,6 +312,6 @@ class _Run:
                     raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
                 if limit is not None and len(row) + room > limit:
                     raise ValueError(
-                        f"{name}[{number}] has {len(row)} tokens and max_new_tokens={self.max_new_tokens}, but the model "
-                        f"has {limit} positions; shorten one of them"
+                        f"{name}[{number}] has {len(row)} tokens and max_new_tokens={self.max_new_tokens}, but the "
+                        f"model has {limit} positions; shorten one of them"
                     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+
 from textguide.eval import (
     RunResult,
     TaskResult,
@@ -24,13 +25,9 @@ FIRST = [1, 0, 0, 1, 0, 1, 0, 0]
 SECOND = [1, 1, 1, 1, 0, 1, 1, 0]
 
 
-def run_of(
-    values: dict[str, list[int]], ids: list[str] | None = None, task: str = "t", **guidance: Any
-) -> RunResult:
+def run_of(values: dict[str, list[int]], ids: list[str] | None = None, task: str = "t", **guidance: Any) -> RunResult:
     entries = [
-        TaskResult(
-            task, label, 1.0, {"acc,none": measure(v)}, {"acc,none": np.array(v)}, item_ids=ids and tuple(ids)
-        )
+        TaskResult(task, label, 1.0, {"acc,none": measure(v)}, {"acc,none": np.array(v)}, item_ids=ids and tuple(ids))
         for label, v in values.items()
     ]
     return RunResult(entries, {label: guidance.get(label) for label in values}, identity={"values": values})
@@ -75,9 +72,7 @@ def test_shared_items_alone_are_compared() -> None:
 
 
 def test_other_items_are_not_compared() -> None:
-    result = compare_runs(
-        [run_of({"p": FIRST}, IDS), run_of({"p": SECOND}, [f"x{i}" for i in IDS])], ["one", "two"]
-    )
+    result = compare_runs([run_of({"p": FIRST}, IDS), run_of({"p": SECOND}, [f"x{i}" for i in IDS])], ["one", "two"])
     assert result.comparisons == ()
     assert "share no items" in result.notes[0]
     result = compare_runs([run_of({"p": FIRST}, IDS), run_of({"p": SECOND})], ["one", "two"])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from textguide.eval.journal import FolderInUseError, Journal, read_journal
 
 IDENTITY = {"model": "tiny", "tasks": ["a", "b"], "seed": 0}
@@ -101,9 +102,7 @@ def test_other_identity_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     Journal.open(path, IDENTITY).close()  # the refusal has let go of the lock
 
 
-@pytest.mark.parametrize(
-    "content", [b"my shopping list", b"a\nb\n", b"[1]\n", b'{"identity": {}}\n', b"\xff\xfe\n"]
-)
+@pytest.mark.parametrize("content", [b"my shopping list", b"a\nb\n", b"[1]\n", b'{"identity": {}}\n', b"\xff\xfe\n"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(content)

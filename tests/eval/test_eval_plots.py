@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from textguide.eval import RunResult, TaskResult, expected_calibration_error, measure
 
 pytest.importorskip("matplotlib")
@@ -16,9 +17,7 @@ pytest.importorskip("matplotlib")
 from textguide.eval import plots
 
 
-def run_of(
-    guidances: dict[str, Any], tasks: tuple[str, ...] = ("a", "b"), confidences: bool = True
-) -> RunResult:
+def run_of(guidances: dict[str, Any], tasks: tuple[str, ...] = ("a", "b"), confidences: bool = True) -> RunResult:
     generator = np.random.default_rng(0)
     entries = []
     for task in tasks:

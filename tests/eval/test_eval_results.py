@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from textguide.eval import (
     Journal,
     MetricValue,
@@ -193,10 +194,7 @@ def test_selection_is_reported_on_other_items(tmp_path: Path) -> None:
     assert run.selections is not None
     choice = run.selections["a|b"]
     assert (choice.label, choice.selected_value, choice.reported.mean) == ("cfg 1.5", 1.0, 0.0)
-    assert (
-        "cfg 1.5 has the best acc on the first half (1.000, 4 items). On the other 4 items it has 0.000"
-        in report
-    )
+    assert "cfg 1.5 has the best acc on the first half (1.000, 4 items). On the other 4 items it has 0.000" in report
 
 
 def test_selection_on_all_items_says_so(tmp_path: Path) -> None:
@@ -274,9 +272,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
     sweep().write(tmp_path, plots=False)
     before = snapshot(tmp_path)
-    with pytest.raises(
-        ValueError, match=r'another run \(model: "tiny" there, "big" here\); choose another --output'
-    ):
+    with pytest.raises(ValueError, match=r'another run \(model: "tiny" there, "big" here\); choose another --output'):
         sweep(identity={"model": "big", "seed": 7}).write(tmp_path, plots=False)
     with pytest.raises(ValueError, match="another run"):
         claim(tmp_path, {"model": "tiny"})
@@ -367,9 +363,7 @@ def test_environment_names_versions() -> None:
     assert set(machine) == {"system", "architecture", "cpus"}
 
 
-def test_missing_matplotlib_is_told_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_matplotlib_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "available", lambda: False)
     with pytest.raises(ImportError, match=r"textguide\[eval\]"):
         sweep().write(tmp_path / "run", plots=True)

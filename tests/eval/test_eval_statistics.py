@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from textguide.eval import statistics
 from textguide.eval.resampling import resampled_means, resampled_ratios
 from textguide.eval.statistics import (

@@ -69,9 +69,7 @@ class Oracle(LM):
         raise NotImplementedError
 
 
-def run(
-    name: str, lm: LM, data: str | None = None, repeats: int | None = None, **options: Any
-) -> dict[str, Any]:
+def run(name: str, lm: LM, data: str | None = None, repeats: int | None = None, **options: Any) -> dict[str, Any]:
     """The results of one task, keyed by metric and filter."""
     specs, manager = tasks.resolve([name], data, repeats)
     options = {

@@ -57,9 +57,7 @@ def test_shots_never_show_the_answer_to_the_question_itself(name: str, data: str
         for _ in range(10):
             asked_itself = row in task.sampler.sample(3, eval_doc=row)
             assert not asked_itself
-        assert (
-            task.fewshot_cfg.split == task.config.test_split
-        )  # what makes lm-eval pass the row to leave out
+        assert task.fewshot_cfg.split == task.config.test_split  # what makes lm-eval pass the row to leave out
 
 
 # The first request of each task: rows, how the context begins and ends, and what follows it.

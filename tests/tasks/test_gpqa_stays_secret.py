@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textguide.tasks import gpqa, readers
 
 from textguide import tasks
+from textguide.tasks import gpqa, readers
 
 from .oracle import Oracle, run, scores
 
@@ -32,9 +32,7 @@ class Secrets:
                 middle = len(text) // 2 - 20
                 self._slices |= {text[:40], text[middle : middle + 40], text[-40:]}
         # The forms that JSON writes the same text in.
-        escaped = {
-            json.dumps(part, ensure_ascii=ascii)[1:-1] for part in self._slices for ascii in (True, False)
-        }
+        escaped = {json.dumps(part, ensure_ascii=ascii)[1:-1] for part in self._slices for ascii in (True, False)}
         self._forms = {form.encode() for form in self._slices | escaped}
 
     def __repr__(self) -> str:
@@ -138,9 +136,7 @@ def test_a_task_can_be_run_twice(data: str) -> None:
     loaded = manager.load(specs)
     for right in (True, False, True):
         results = lm_eval.evaluate(lm=Oracle(right), task_dict=loaded, limit=3, bootstrap_iters=0)
-        assert scores(results, "gpqa_diamond_zeroshot") == dict.fromkeys(
-            ["acc,none", "acc_norm,none"], float(right)
-        )
+        assert scores(results, "gpqa_diamond_zeroshot") == dict.fromkeys(["acc,none", "acc_norm,none"], float(right))
 
 
 def test_caching_requests_is_refused(data: str) -> None:
@@ -188,9 +184,7 @@ def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize(
-    "name", ["gpqa_main_zeroshot", "leaderboard_gpqa", "leaderboard", "gpqa_diamond_cot_n_shot"]
-)
+@pytest.mark.parametrize("name", ["gpqa_main_zeroshot", "leaderboard_gpqa", "leaderboard", "gpqa_diamond_cot_n_shot"])
 def test_gpqa_tasks_that_are_not_ours_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="would store GPQA's questions"):
         tasks.resolve([name])

@@ -11,10 +11,10 @@ import pytest
 from lm_eval.api.metrics import exact_match_fn
 from lm_eval.config.task import TaskConfig
 from lm_eval.utils import apply_template
-from textguide.tasks.catalogue import ALWAYS_FOLDER, LOCAL_FOLDER
-from textguide.tasks.manager import load_config
 
 from textguide import tasks
+from textguide.tasks.catalogue import ALWAYS_FOLDER, LOCAL_FOLDER
+from textguide.tasks.manager import load_config
 
 OWN = Path(lm_eval.__file__).parent / "tasks"
 FILES = {
@@ -69,9 +69,7 @@ def test_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = TaskConfig(generation_kwargs={"until": []})
     mine, original = ({key: config.get(key, defaults[key]) for key in SETTINGS} for config in (own, there))
     assert mine == original
-    assert [entry["metric"] for entry in own["metric_list"]] == [
-        entry["metric"] for entry in there["metric_list"]
-    ]
+    assert [entry["metric"] for entry in own["metric_list"]] == [entry["metric"] for entry in there["metric_list"]]
     for mine, original in zip(own["metric_list"], there["metric_list"], strict=True):
         assert {
             **original,
@@ -102,9 +100,7 @@ def test_prompts(name: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = theirs(name, monkeypatch)["doc_to_text"]
     rows = [dict(row) for row in task.eval_docs.select(range(20))]
     same = [task.doc_to_text(row) == apply_template(template, hub_row(name, row)) for row in rows]
-    assert all(same), (
-        f"{same.count(False)} prompts differ"
-    )  # counts only: some of these texts must not be shown
+    assert all(same), f"{same.count(False)} prompts differ"  # counts only: some of these texts must not be shown
 
 
 def test_winogrande(monkeypatch: pytest.MonkeyPatch, data: str) -> None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from textguide.tasks import readers
 
 from textguide import tasks
+from textguide.tasks import readers
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("lambada_minni", "lambada_mini"), ("arc-easy", "arc_easy")])
@@ -45,9 +45,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         manager.load(specs)
 
 
-def test_the_variable_names_the_folder_and_the_argument_wins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_names_the_folder_and_the_argument_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, text in (("a", "one two"), ("b", "one three")):
         (tmp_path / folder / "lambada").mkdir(parents=True)
         (tmp_path / folder / "lambada" / "lambada_test.jsonl").write_text(json.dumps({"text": text}))

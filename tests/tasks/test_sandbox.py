@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from textguide.tasks import readers
 from textguide.tasks.humaneval import complete_programs, estimate_pass_at_k, pass_at_k
 from textguide.tasks.sandbox import run_program
@@ -56,8 +57,7 @@ def test_what_takes_too_much_memory_is_stopped(program: str) -> None:
 def test_each_program_has_an_empty_folder_that_goes_away(tmp_path: Path) -> None:
     note = tmp_path / "note"
     program = (
-        "import os\nassert os.listdir() == []\nopen('left', 'w').close()\n"
-        f"open({str(note)!r}, 'w').write(os.getcwd())"
+        f"import os\nassert os.listdir() == []\nopen('left', 'w').close()\nopen({str(note)!r}, 'w').write(os.getcwd())"
     )
     assert run_program(program).passed
     assert run_program(program).passed
@@ -69,17 +69,13 @@ def test_the_environment_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> 
     assert run_program("import os\nassert 'SOME_TOKEN' not in os.environ").passed
 
 
-@pytest.mark.parametrize(
-    "limit", [{"timeout": 0}, {"memory_mb": -1}, {"file_mb": 0}, {"timeout": float("nan")}]
-)
+@pytest.mark.parametrize("limit", [{"timeout": 0}, {"memory_mb": -1}, {"file_mb": 0}, {"timeout": float("nan")}])
 def test_limits_are_above_zero(limit: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(limit))}=.* must be above 0"):
         run_program("pass", **limit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("n", "c", "k", "expected"), [(4, 1, 1, 0.25), (4, 1, 4, 1.0), (5, 2, 2, 0.7), (3, 0, 2, 0.0)]
-)
+@pytest.mark.parametrize(("n", "c", "k", "expected"), [(4, 1, 1, 0.25), (4, 1, 4, 1.0), (5, 2, 2, 0.7), (3, 0, 2, 0.0)])
 def test_the_estimate_of_pass_at_k(n: int, c: int, k: int, expected: float) -> None:
     assert estimate_pass_at_k(n, c, k) == pytest.approx(expected)
 

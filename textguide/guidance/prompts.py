@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Message:
 
 Chat = tuple[Message, ...]
 TokenIds = tuple[int, ...]
-Prompt = Union[str, TokenIds, Chat]
+Prompt: TypeAlias = str | TokenIds | Chat
 
 
 def is_chat(prompt: Any) -> bool:
@@ -70,7 +70,8 @@ def as_prompts(value: Any, name: str) -> Prompt | tuple[Prompt, ...] | None:
         if all(row is not None for row in rows):
             return rows  # type: ignore[return-value]
     raise ValueError(
-        f"{name}={_brief(value)} is no prompt; give a text, token ids or chat messages, or a list with one of these a row"
+        f"{name}={_brief(value)} is no prompt; give a text, token ids or chat messages, "
+        "or a list with one of these a row"
     )
 
 

@@ -1,0 +1,64 @@
+"""What ``scripts/quickstart.sh`` shows: one prompt, plain and guided, and what guidance did."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+import textguide
+from textguide import CFG
+from textguide.cli import quiet
+from textguide.cli.explain_command import show
+
+PROMPT = "The dragon flew over Paris, France,"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prompt", nargs="?", default=PROMPT)
+    parser.add_argument("--scale", type=float, default=1.5)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--device")
+    arguments = parser.parse_args()
+    quiet()
+    console = Console()
+    start = time.perf_counter()
+    with console.status("reading SmolLM2-135M-Instruct (about half a minute the first time)"):
+        model, tokenizer = textguide.load("smollm2", device=arguments.device)
+    console.print(f"model on {model.device}, ready after {time.perf_counter() - start:.0f} s\n", style="dim")
+
+    panels = []
+    for scale in (1.0, arguments.scale):
+        start = time.perf_counter()
+        out = textguide.generate(
+            model,
+            tokenizer,
+            arguments.prompt,
+            CFG(scale),
+            max_new_tokens=arguments.max_new_tokens,
+            repetition_penalty=1.2,
+        )
+        seconds = (time.perf_counter() - start) / len(out.new_tokens[0])
+        text = Text(arguments.prompt, style="dim") + Text(out.texts[0], style="default")
+        footer = f"{1e3 * seconds:.0f} ms a token"
+        title = "plain (γ = 1)" if scale == 1.0 else f"guided (γ = {scale:g})"
+        panels.append(Panel(text, title=title, subtitle=footer, width=max(38, console.width // 2 - 1)))
+        effect = out.effect
+    console.print(Columns(panels, equal=True, expand=True))
+    console.print(f"{effect}\n", style="dim")
+
+    console.print("How guidance moved the first tokens:\n")
+    explanation = textguide.explain(
+        model, tokenizer, arguments.prompt, CFG(arguments.scale), max_new_tokens=8, repetition_penalty=1.2
+    )
+    show(explanation, top=3)
+    console.print("\nNext: textguide generate --help, textguide explain --html page.html, docs/")
+
+
+if __name__ == "__main__":
+    main()
