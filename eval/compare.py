@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import plain
+from textguide.files import plain
+
 from .measures import MetricValue
 from .paired import Comparison, adjust, compare_items
 from .report import COMPARISON_HEADER, comparison_cells, interval, metric_name, table

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import plain
+from textguide.files import plain
+
 from .journal import JOURNAL, check_identity, read_journal
 
 FORMAT = 1

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import json_bytes, sync_folder
+from textguide.files import json_bytes, sync_folder
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..errors import MissingExtraError
-from ..files import replacing
+from textguide.errors import MissingExtraError
+from textguide.files import replacing
+
 from .report import MOST_TASKS, metric_name
 from .results import aligned
 from .statistics import calibration_bins, expected_calibration_error, flip_matrix, is_binary

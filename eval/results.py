@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import json_bytes, plain, replacing, write_json, write_text
+from textguide.files import json_bytes, plain, replacing, write_json, write_text
+
 from . import lm_eval_schema, storage
 from .folder import FORMAT, ITEMS, REPORT, RESULTS, SAMPLES, claim, read_results
 from .measures import MetricValue

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import replacing
+from textguide.files import replacing
+
 from .statistics import is_binary
 
 if TYPE_CHECKING:

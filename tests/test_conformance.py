@@ -229,26 +229,20 @@ def test_skipping_follows_the_measured_law(name: str) -> None:
 
 
 def test_sampling_is_reproducible_and_equal_across_ways_in(name: str) -> None:
-    if name in RECURRENT:
-        pytest.skip("transformers itself reads padding into recurrent states, so its loop cannot be compared")
     case = Case(build(name), name, CFG(1.5))
+    # transformers itself reads padding into recurrent states: its loop can be compared on one row alone.
+    rows: tuple[int, ...] = (0,) if name in RECURRENT else (0, 1, 2)
     sampling = {"do_sample": True, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
-    out = generate(case, seed=3, **sampling)
-    again = generate(case, seed=3, **sampling)
-    other = generate(case, seed=4, **sampling)
+    out = generate(case, rows, seed=3, **sampling)
+    again = generate(case, rows, seed=3, **sampling)
+    other = generate(case, rows, seed=4, **sampling)
     assert out.new_tokens == again.new_tokens
     assert out.new_tokens != other.new_tokens
+    common: dict[str, Any] = {**case.inputs(rows), "max_new_tokens": NEW, **sampling}
     torch.manual_seed(3)
-    custom = case.model.generate(
-        **case.inputs(), max_new_tokens=NEW, custom_generate=guided_decoding(case.guidance), **sampling
-    )
+    custom = case.model.generate(**common, custom_generate=guided_decoding(case.guidance))
     torch.manual_seed(3)
-    drop_in = case.model.generate(
-        **case.inputs(),
-        max_new_tokens=NEW,
-        logits_processor=[CFGLogitsProcessor(case.model, 1.5)],
-        **sampling,
-    )
+    drop_in = case.model.generate(**common, logits_processor=[CFGLogitsProcessor(case.model, 1.5)])
     assert custom.tolist() == drop_in.tolist()
     assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
 
