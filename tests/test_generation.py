@@ -92,6 +92,20 @@ def test_processors_and_warpers_apply_to_the_guided_law() -> None:
     assert len(set(once)) == 20
 
 
+def test_processors_that_are_not_shift_invariant_tend_to_plain_decoding() -> None:
+    model = build("llama")
+    common: dict[str, Any] = {
+        "attention_mask": torch.ones(1, 5), "max_new_tokens": 4, "do_sample": False, "repetition_penalty": 1.5,
+        "return_dict_in_generate": True, "output_scores": True,
+    }  # fmt: skip
+    plain = model.generate(torch.tensor([PROMPT]), **common)
+    almost = model.generate(
+        torch.tensor([PROMPT]), **common, custom_generate=guided_decoding(CFG(1 + 1e-6), warn=False)
+    )
+    for ours, theirs in zip(almost.scores, plain.scores, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
 def test_stop_texts_and_seed() -> None:
     out = run([[4, 8]], CFG(1.5), max_new_tokens=20, do_sample=True, seed=2)
     again = run([[4, 8]], CFG(1.5), max_new_tokens=20, do_sample=True, seed=2)
@@ -159,7 +173,8 @@ def test_custom_generate_outputs() -> None:
         custom_generate=guided_decoding(CFG(1.5)),
     )
     _, laws = reference.generate(model, PROMPT, CFG(1.5), [PROMPT[-1:]], 6)
-    torch.testing.assert_close(torch.stack(out.scores)[:, 0].double(), torch.tensor(laws).double(), atol=2e-4, rtol=0)
+    guided = torch.log_softmax(torch.stack(out.scores)[:, 0].double(), -1)
+    torch.testing.assert_close(guided, torch.tensor(laws).double(), atol=2e-4, rtol=0)
     cond = reference.next_log_probs(model, PROMPT)
     assert torch.log_softmax(out.logits[0][0], -1).tolist() == pytest.approx(cond, abs=1e-4)
     assert out.effect.guided_steps == 12

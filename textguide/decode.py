@@ -167,7 +167,10 @@ class _Loop:
     def write(self, law: Law) -> Tensor:
         """Choose the next token of every row from the law of this step."""
         cond, guided, extra = self._combine(law)
-        full = self._full(guided)
+        # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with the
+        # conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
+        scores = guided if extra is None and cond is None else guided + law.cond.float().logsumexp(-1, keepdim=True)
+        full = self._full(scores)
         processed = self.processors(self.ids, full)
         if self.config.do_sample:
             probs = torch.softmax(processed, dim=-1)
