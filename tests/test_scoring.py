@@ -19,12 +19,17 @@ TARGETS = [[7, 8, 9], [21], [30, 31, 32, 33]]
 SCALES = [0.0, 1.0, 1.25, 1.5, 3.0]
 
 
+SHARED = [[5, 9, 33, 7, 20], [4, 8], [5, 9, 33, 7, 20], [4, 8], [5, 9, 33, 7, 20]]
+CHOICES = [[7, 8, 9], [21], [30], [30, 31, 32, 33], [7, 9]]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_oracle_at_every_scale(name: str) -> None:
+@pytest.mark.parametrize(("contexts", "targets"), [(CONTEXTS, TARGETS), (SHARED, CHOICES)], ids=["unlike", "shared"])
+def test_equals_the_oracle_at_every_scale(name: str, contexts: list[list[int]], targets: list[list[int]]) -> None:
     model = build(name)
-    scored = textguide.score(model, TOKENIZER, CONTEXTS, TARGETS, CFG(), scales=SCALES, batch_size=2)
+    scored = textguide.score(model, TOKENIZER, contexts, targets, CFG(), scales=SCALES, batch_size=4)
     for s, scale in enumerate(SCALES):
-        for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS, strict=True)):
+        for n, (context, target) in enumerate(zip(contexts, targets, strict=True)):
             if name in ENCODER_DECODER:
                 from textguide.custom_generate import empty_source
 
@@ -35,7 +40,14 @@ def test_equals_the_oracle_at_every_scale(name: str) -> None:
                 expected, greedy = reference.score(model, context, target, CFG(scale), [context[-1:]])
             assert scored.log_probs[n][s].tolist() == pytest.approx(expected, abs=1e-3)
             assert bool(scored.is_greedy[s, n]) == greedy
-    assert scored.tokens.tolist() == [3, 1, 4]
+    assert scored.tokens.tolist() == [len(target) for target in targets]
+
+
+def test_a_shared_context_is_read_once() -> None:
+    model = build("llama")
+    with _count_rows(model) as rows:
+        textguide.score(model, TOKENIZER, SHARED, CHOICES)
+    assert rows == [2, 3]
 
 
 def test_many_scales_equal_separate_runs_and_cost_no_further_pass() -> None:

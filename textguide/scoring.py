@@ -39,12 +39,26 @@ class ScoreResult:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
+    """One continuation to score, in token ids.
+
+    Args:
+        number: the caller's name for it.
+        context: what the conditional branch reads (for an encoder-decoder what its decoder starts with).
+        continuation: the tokens to score, at least one.
+        negatives: what each extra branch reads in place of the context.
+        sources: for an encoder-decoder, what the encoder of every branch reads, the conditional one first.
+    """
+
     number: int
-    cond: list[int]  # context and continuation, the last token left out
-    extra: list[list[int]]
+    context: list[int]
     continuation: list[int]
-    source: tuple[list[int], ...]  # for an encoder-decoder: what each branch's encoder reads
+    negatives: list[list[int]]
+    sources: tuple[list[int], ...] = ()
+
+    def read_by(self, branch: int) -> list[int]:
+        """What branch ``branch`` reads in front of the continuation; 0 is the conditional one."""
+        return self.context if branch == 0 else self.negatives[branch - 1]
 
 
 def score(
@@ -85,19 +99,18 @@ def score(
         ValueError: an argument has a value that cannot work; the message names it.
     """
     chosen = _settings(as_guidance(guidance), scales, settings)
-    lead = next((setting for setting in chosen if setting is not None and not setting.is_neutral), None)
-    items = _items(model, tokenizer, contexts, continuations, system, lead)
+    items = _items(model, tokenizer, contexts, continuations, system, leading(chosen))
     _check_lengths(model, items)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
     log_probs: list[Tensor] = [torch.empty(0)] * len(items)
     greedy = torch.zeros(len(chosen), len(items), dtype=torch.bool)
-    for batch in _batches(model, items, batch_size):
-        for item, token_log_probs, is_top in _score_batch(model, batch, chosen, lead, horizon, models or {}):
-            log_probs[item.number] = token_log_probs
-            greedy[:, item.number] = is_top
+    scored = score_items(model, items, chosen, batch_size=batch_size, horizon=horizon, models=models)
+    for item, token_log_probs, is_top in scored:
+        log_probs[item.number] = token_log_probs
+        greedy[:, item.number] = is_top
         if progress is not None:
-            progress(len(batch))
+            progress(1)
     return ScoreResult(
         log_likelihood=torch.stack([row.sum(-1) for row in log_probs], dim=1),
         is_greedy=greedy,
@@ -105,6 +118,33 @@ def score(
         log_probs=log_probs,
         settings=chosen,
     )
+
+
+def score_items(
+    model: Any,
+    items: Sequence[Item],
+    settings: Sequence[Guidance | None],
+    *,
+    batch_size: int = 16,
+    horizon: int | None = None,
+    models: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Item, Tensor, Tensor]]:
+    """The core of :func:`score`, item by item as batches are finished; the order is not that of ``items``.
+
+    Args:
+        settings: guidances that share their branches; None scores plainly.
+
+    Yields:
+        The item, the log-probability of its tokens (S, tokens), and whether all of them are the most likely ones (S,).
+    """
+    lead = leading(settings)
+    for batch in _batches(items, batch_size):
+        yield from _score_batch(model, batch, list(settings), lead, horizon, models or {})
+
+
+def leading(settings: Sequence[Guidance | None]) -> Guidance | None:
+    """The first of ``settings`` that needs extra branches, or None."""
+    return next((setting for setting in settings if setting is not None and not setting.is_neutral), None)
 
 
 def _settings(
@@ -133,7 +173,7 @@ def _settings(
 
 def _items(
     model: Any, tokenizer: Any, contexts: Any, continuations: Any, system: str | None, lead: Guidance | None
-) -> list[_Item]:
+) -> list[Item]:
     prompts = branches.canonical_prompts(contexts, system, tokenizer)
     if isinstance(continuations, str) or (len(continuations) and isinstance(continuations[0], int)):
         continuations = [continuations]
@@ -158,11 +198,10 @@ def _items(
     for number, (context, target) in enumerate(zip(cond, targets, strict=True)):
         others = [branch[number] for branch in rows]
         if is_encoder_decoder:
-            start = [decoder_start(model), *target[:-1]]
-            items.append(_Item(number, start, [start] * len(others), target, (context, *others)))
+            start = [decoder_start(model)]
+            items.append(Item(number, start, target, [start] * len(others), (context, *others)))
         else:
-            read = [prompt + target[:-1] for prompt in others]
-            items.append(_Item(number, context + target[:-1], read, target, ()))
+            items.append(Item(number, context, target, others))
     return items
 
 
@@ -180,12 +219,13 @@ def decoder_start(model: Any) -> int:
     raise ValueError("the model's configuration names no decoder_start_token_id; set it")
 
 
-def _check_lengths(model: Any, items: list[_Item]) -> None:
+def _check_lengths(model: Any, items: list[Item]) -> None:
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is None:
         return
     for item in items:
-        longest = max(len(item.cond), *(len(row) for row in item.extra), *(len(row) for row in item.source), 0)
+        contexts = [item.read_by(branch) for branch in range(len(item.negatives) + 1)]
+        longest = max(*(len(row) + len(item.continuation) - 1 for row in contexts), *map(len, item.sources), 0)
         if longest > limit:
             raise ValueError(
                 f"contexts[{item.number}] with its continuation has {longest} tokens, but the model has {limit} "
@@ -193,9 +233,10 @@ def _check_lengths(model: Any, items: list[_Item]) -> None:
             )
 
 
-def _batches(model: Any, items: list[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    """Items of like length together, the longest first, so that memory runs out at once or not at all."""
-    ordered = sorted(items, key=lambda item: (-len(item.cond), len(item.continuation)))
+def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
+    """Items of like length together, the longest first, so that memory runs out at once or not at all; items of the
+    same context side by side, so that it is read once."""
+    ordered = sorted(items, key=lambda item: (-len(item.context), item.context, len(item.continuation)))
     for start in range(0, len(ordered), batch_size):
         yield ordered[start : start + batch_size]
 
@@ -203,12 +244,12 @@ def _batches(model: Any, items: list[_Item], batch_size: int) -> Iterator[list[_
 @torch.no_grad()
 def _score_batch(
     model: Any,
-    batch: list[_Item],
+    batch: list[Item],
     settings: list[Guidance | None],
     lead: Guidance | None,
     horizon: int | None,
     models: Mapping[str, Any],
-) -> Iterator[tuple[_Item, Tensor, Tensor]]:
+) -> Iterator[tuple[Item, Tensor, Tensor]]:
     owners = [model]
     for branch in lead.branches if lead is not None else ():
         if branch.model != SELF and branch.model not in models:
@@ -245,19 +286,46 @@ def _progress(index: int, horizon: int) -> float:
     return float(Step.at(index, horizon).progress)
 
 
-def _continuation_logits(model: Any, batch: list[_Item], branch: int) -> Tensor:
+def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     """Logits of every position that predicts a continuation token, item behind item, (sum of lengths, V)."""
     device = model.device
-    keep = max(len(item.continuation) for item in batch)
+    lengths = [len(item.continuation) for item in batch]
+    contexts = [item.read_by(branch) for item in batch]
     if model.config.is_encoder_decoder:
-        outputs, mask = lanes.encode(model, [item.source[branch] for item in batch], device)
-        width = max(len(item.cond) for item in batch)
-        ids = torch.tensor([item.cond + [0] * (width - len(item.cond)) for item in batch], device=device)
-        _, logits = lanes.prefill_encoder_decoder(model, ids, outputs, mask, keep=width)
-        return torch.cat([row[: len(item.continuation)] for row, item in zip(logits, batch, strict=True)])
-    rows = [item.cond if branch == 0 else item.extra[branch - 1] for item in batch]
+        outputs, mask = lanes.encode(model, [item.sources[branch] for item in batch], device)
+        rows = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
+        ids = _pad_right(rows, device)
+        _, logits = lanes.prefill_encoder_decoder(model, ids, outputs, mask, keep=ids.shape[1])
+        return torch.cat([row[:length] for row, length in zip(logits, lengths, strict=True)])
+    keep = max(lengths)
+    whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
     if caches.has_recurrent_state(model):
-        parts = [lanes.prefill(model, [row], device, keep=keep)[1][0] for row in rows]
-        return torch.cat([part[-len(item.continuation) :] for part, item in zip(parts, batch, strict=True)])
-    _, logits = lanes.prefill(model, rows, device, keep=keep)
-    return torch.cat([row[-len(item.continuation) :] for row, item in zip(logits, batch, strict=True)])
+        parts = [lanes.prefill(model, [row], device, keep=keep)[1][0] for row in whole]
+    elif len({tuple(context) for context in contexts}) == len(batch):
+        parts = list(lanes.prefill(model, whole, device, keep=keep)[1])
+    else:
+        return _after_shared_contexts(model, contexts, [item.continuation for item in batch])
+    return torch.cat([part[-length:] for part, length in zip(parts, lengths, strict=True)])
+
+
+def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
+    """Read every context once, whatever the number of its continuations, and these behind it."""
+    device = model.device
+    lane, first = lanes.prefill(model, contexts, device)
+    longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]
+    rest: dict[int, Tensor] = {}
+    if longer:
+        ids = _pad_right([continuations[row][:-1] for row in longer], device)
+        lane.select(torch.tensor(longer, device=device))
+        rest = dict(zip(longer, lane.forward(ids, keep=ids.shape[1]), strict=True))
+    parts = []
+    for row, continuation in enumerate(continuations):
+        parts.append(first[row])
+        if row in rest:
+            parts.append(rest[row][: len(continuation) - 1])
+    return torch.cat(parts)
+
+
+def _pad_right(rows: list[list[int]], device: Any) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)

@@ -1,0 +1,87 @@
+"""Guidance named in a line of text: ``cfg:scale=1.5,schedule=linear``, JSON, or a JSON file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .base import Guidance
+
+
+def parse(text: str) -> Guidance:
+    """The guidance that ``text`` names.
+
+    Args:
+        text: ``NAME``, ``NAME:FIELD=VALUE,FIELD=VALUE``, a JSON object as :meth:`Guidance.to_json` writes it, or the
+            name of a file with one.
+
+    Raises:
+        ValueError: the name or a field is unknown (the message names the nearest), or a value does not fit.
+    """
+    text = text.strip()
+    if text.startswith("{"):
+        return _from_json(text, text)
+    if text.endswith(".json"):
+        try:
+            return _from_json(Path(text).read_text(encoding="utf-8"), text)
+        except OSError as error:
+            raise ValueError(f"guidance file {text} cannot be read ({error.strerror}); check the path") from error
+    name, _, rest = text.partition(":")
+    method = Guidance.registry.get(name)
+    if method is None:
+        raise ValueError(f"guidance {name!r} is unknown; {_nearest(name, Guidance.registry)}")
+    known = [field.name for field in fields(method)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if key not in known:
+            raise ValueError(f"guidance {text!r}: {key!r} is no field of {name}; {_nearest(key, known)}")
+        if not equals:
+            raise ValueError(f"guidance {text!r}: write {key}=VALUE")
+        values[key] = _value(value.strip())
+    return method(**values)
+
+
+def label(guidance: Guidance | None) -> str:
+    """A short name for tables and plots: the method with the fields that differ from their defaults."""
+    if guidance is None:
+        return "plain"
+    parts = []
+    for field in fields(guidance):  # type: ignore[arg-type]
+        value = getattr(guidance, field.name)
+        if field.name == "scale":
+            parts.insert(0, f"{value:g}")
+        elif value != field.default:
+            parts.append(f"{field.name}={_short(value)}")
+    return " ".join([guidance.name, *parts])
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 24 else text[:23] + "…"
+
+
+def _from_json(text: str, source: str) -> Guidance:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"guidance {source!r} is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"guidance {source!r} must be a JSON object with a method and its fields")
+    return Guidance.from_dict(values)
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"use one of {', '.join(sorted(known))}"
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"None": None, "True": True, "False": False}.get(text, text)
