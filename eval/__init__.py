@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compare import RunComparison, compare_folders, compare_runs
     from .folder import claim
+    from .guided_lm import GuidedLM
     from .journal import FolderInUseError, Journal
     from .machine import environment
     from .measures import MetricValue, measure
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
         perplexity_interval,
         select_scale,
     )
+    from .sweep import SweepOptions, run_sweep
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
 # fast.
 _HOMES = {
     "Comparison": "paired",
     "FolderInUseError": "journal",
+    "GuidedLM": "guided_lm",
     "Interval": "statistics",
     "Journal": "journal",
     "McNemar": "statistics",
@@ -44,6 +47,7 @@ _HOMES = {
     "RunComparison": "compare",
     "RunResult": "results",
     "Selection": "statistics",
+    "SweepOptions": "sweep",
     "TaskResult": "results",
     "as_guidances": "results",
     "claim": "folder",
@@ -59,6 +63,7 @@ _HOMES = {
     "measure": "measures",
     "paired_bootstrap": "statistics",
     "perplexity_interval": "statistics",
+    "run_sweep": "sweep",
     "select_scale": "statistics",
 }
 

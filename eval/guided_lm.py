@@ -25,6 +25,7 @@ from textguide.custom_generate import GuidedDecoding, empty_source
 from textguide.effect import Effect, join
 from textguide.guidance import CFG, Guidance
 from textguide.guidance.spec import parse
+from textguide.models import default_device
 from textguide.scoring import Item, decoder_start, score_items
 from textguide.tasks import is_protected
 
@@ -66,7 +67,6 @@ class GuidedLM(HFLM):
     Attributes:
         current: index into ``settings`` of the one that answers.
         tasks: lm-eval tasks by name, where a task's instruction has to be found.
-        truncated: number of requests whose context was cut from the left to fit the model, by task.
         effects: what guidance did while generating, by setting.
     """
 
@@ -97,7 +97,7 @@ class GuidedLM(HFLM):
         self.seed = seed
         self.current = 0
         self.tasks: dict[str, Any] = {}
-        self.truncated: dict[str, int] = {}
+        self._cut: set[str] = set()
         self.effects: dict[int, list[Effect]] = {}
         self._memo = _Memory() if memo is None else memo
         self._contexts: dict[str, str] = {}
@@ -106,7 +106,9 @@ class GuidedLM(HFLM):
         if isinstance(pretrained, str):
             if pretrained == bundled.NAME and not os.path.isdir(pretrained):
                 pretrained = str(bundled.folder())
-            if not torch.cuda.is_available():
+            if kwargs.get("device") is None:
+                kwargs["device"] = default_device()
+            if kwargs["device"] == "cpu":
                 kwargs.setdefault("dtype", "float32")
         super().__init__(pretrained=pretrained, **kwargs)
         _name_caches(self)
@@ -130,15 +132,24 @@ class GuidedLM(HFLM):
         """What guidance did while generating under ``setting``, or None where nothing was generated."""
         return join(self.effects[setting]) if self.effects.get(setting) else None
 
+    @property
+    def truncated(self) -> int:
+        """Number of requests whose context was cut from the left to fit the model."""
+        return len(self._cut)
+
+    def use_memo(self, memo: Any) -> None:
+        """Keep answers in ``memo`` from now on: something with ``append``, ``done`` and ``in``, such as a journal."""
+        self._memo = memo
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As lm-eval defines it, under the current setting."""
         if self.uncond != UNCONDITIONAL[0]:
             for request in requests:
                 context = unconditional_context(self.tasks, request, self.uncond)
                 self._contexts[request.args[0]] = context
-        before = sum(self.truncated.values())
+        before = self.truncated
         answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        if (cut := sum(self.truncated.values()) - before) and self.rank == 0:
+        if (cut := self.truncated - before) and self.rank == 0:
             logger.warning(
                 "%d contexts were longer than the model's %d tokens and cut from the left", cut, self.max_length
             )
@@ -152,6 +163,8 @@ class GuidedLM(HFLM):
             item = self._item(number, texts, list(context), list(continuation))
             items.append(item)
             keys.append(_key("ll", item.context, item.continuation, item.negatives, item.sources))
+            if len(item.sources[0] if item.sources else item.context) < len(context):
+                self._cut.add(keys[-1])
         first: dict[str, Item] = {}
         for key, item in zip(keys, items, strict=True):
             if key not in self._memo:
@@ -269,7 +282,6 @@ class GuidedLM(HFLM):
             )
         if len(context) + len(continuation) > limit + 1:
             context = context[-(limit + 1 - len(continuation)) :]
-            self.truncated[""] = self.truncated.get("", 0) + 1
         if self.backend == "seq2seq":
             start = [decoder_start(self.model)]
             return Item(number, start, continuation, [start], (context, empty_source(self.model.config)))
@@ -359,7 +371,7 @@ def _name_caches(lm: GuidedLM) -> None:
 def _keyed(base: type) -> type:
     """``base`` (lm-eval's SQLite dictionary) with the current setting in front of every key."""
 
-    class Keyed(base):  # type: ignore[misc, valid-type]
+    class Keyed(base):
         guided_lm: GuidedLM
 
         def _named(self, key: str) -> str:

@@ -50,7 +50,7 @@ def label(guidance: Guidance | None) -> str:
     """A short name for tables and plots: the method with the fields that differ from their defaults."""
     if guidance is None:
         return "plain"
-    parts = []
+    parts: list[str] = []
     for field in fields(guidance):  # type: ignore[arg-type]
         value = getattr(guidance, field.name)
         if field.name == "scale":
