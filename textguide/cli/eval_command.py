@@ -1,0 +1,234 @@
+"""``textguide eval`` and ``textguide eval compare``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import options
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "eval",
+        help="score guided models on tasks, many scales from one pass; `eval compare` puts runs side by side",
+        description="Score a model under guidance on lm-eval's tasks.",
+        epilog="textguide eval compare RUN RUN… [--json] puts finished runs side by side.",
+    )
+    parser.add_argument("--tasks", help="task names, separated by commas; --list shows them")
+    parser.add_argument("--list", action="store_true", help="list textguide's own tasks and the guidances, and stop")
+    group = parser.add_argument_group("guidance")
+    group.add_argument("--scales", help="γ values of classifier-free guidance, separated by commas: 1,1.25,1.5")
+    group.add_argument(
+        "--guidance",
+        action="append",
+        default=[],
+        help="a guidance with its fields, such as cfg:scale=1.5,schedule=linear, or a JSON file; may be repeated; "
+        "with --scales its scale is varied",
+    )
+    group.add_argument(
+        "--uncond",
+        default="last-token",
+        help="what the other branch reads: last-token, no-instruction or question-only [%(default)s]",
+    )
+    group.add_argument("--negative-prompt", help="text to move away from")
+    group.add_argument("--paper", action="store_true", help="sum γ·lc + (1−γ)·lu without renormalising, as published")
+    group = parser.add_argument_group("run")
+    group.add_argument("--data", help="folder with local data files [$TEXTGUIDE_DATA]")
+    group.add_argument("--output", type=Path, help="results folder; a killed run goes on where it was")
+    group.add_argument("--limit", type=int, help="items a task [all]")
+    group.add_argument("--num-fewshot", type=int, help="examples in front of each question [the task's own]")
+    group.add_argument("--repeats", type=int, help="samples an item, for self-consistency and pass@k")
+    group.add_argument("--batch-size", default="16", help="rows read at once, or auto [%(default)s]")
+    group.add_argument("--apply-chat-template", action="store_true", help="put requests into the chat template")
+    group.add_argument("--system", help="system prompt")
+    group.add_argument("--samples", action="store_true", help="keep every request and answer in samples.jsonl")
+    group.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    group.add_argument("--select-on", default="first-half", help="items that choose the best scale: first-half, "
+                       "second-half, all or none [%(default)s]")  # fmt: skip
+    group.add_argument("--confirm-run-unsafe-code", action="store_true", help="let HumanEval run what the model wrote")
+    group.add_argument("--json", action="store_true", help="print results as JSON")
+    options.add_model(parser)
+    parser.set_defaults(run=run)
+    add_compare(parser)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The positional form ``compare RUN RUN…``."""
+    parser.add_argument("compare", nargs="*", metavar="compare RUN", help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the sweep, or one of the two things that need no model."""
+    if arguments.compare:
+        return _compare(arguments)
+    if arguments.list:
+        return _list()
+    if not arguments.tasks:
+        raise ValueError("--tasks is missing; name some, such as --tasks lambada_mini, or see --list")
+    settings = _settings(arguments)
+    try:
+        from ..eval import SweepOptions, run_sweep
+    except ImportError as error:
+        from ..errors import MissingExtraError
+
+        raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
+    result = run_sweep(
+        [name.strip() for name in arguments.tasks.split(",") if name.strip()],
+        settings,
+        output=arguments.output,
+        options=SweepOptions(
+            data=arguments.data,
+            limit=_positive("--limit", arguments.limit),
+            num_fewshot=arguments.num_fewshot,
+            repeats=_positive("--repeats", arguments.repeats),
+            apply_chat_template=arguments.apply_chat_template,
+            system_instruction=arguments.system,
+            log_samples=arguments.samples,
+            seed=arguments.seed,
+            confirm_run_unsafe_code=arguments.confirm_run_unsafe_code,
+            select_on=None if arguments.select_on == "none" else arguments.select_on,
+        ),
+        model_args=_model_args(arguments),
+        command=shlex.join(["textguide", *sys.argv[1:]]),
+    )
+    if result is None:
+        return 0
+    if arguments.json:
+        from ..files import plain
+
+        print(json.dumps(plain(result.to_dict()), ensure_ascii=False))
+    else:
+        _show(result, arguments.output)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> list[Any]:
+    from dataclasses import fields, replace
+
+    from ..guidance import CFG, Guidance
+    from ..guidance.spec import parse
+
+    given: list[Guidance] = [parse(text) for text in arguments.guidance]
+    common = {"negative_prompt": arguments.negative_prompt, "renormalize": not arguments.paper}
+    common = {key: value for key, value in common.items() if value is not None and not (key == "renormalize" and value)}
+    if not given:
+        given = [CFG(**common)]
+    elif common:
+        raise ValueError("--negative-prompt and --paper describe the default guidance; put them into --guidance")
+    if arguments.scales is None:
+        return [None, *given] if not arguments.guidance else list(given)
+    scales = _numbers("--scales", arguments.scales)
+    settings: list[Any] = []
+    for guidance in given:
+        if "scale" not in {field.name for field in fields(guidance)}:  # type: ignore[arg-type]
+            raise ValueError(f"--scales needs a guidance with a scale, and {guidance.name} has none")
+        settings += [replace(guidance, scale=scale) for scale in scales]  # type: ignore[type-var]
+    return settings
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    values = []
+    for part in text.split(","):
+        try:
+            values.append(float(part))
+        except ValueError as error:
+            raise ValueError(f"{name} {text}: {part!r} is no number; separate numbers by commas") from error
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} {text} has a number twice; leave one out")
+    return values
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} {value} must be 1 or more")
+    return value
+
+
+def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
+    batch = arguments.batch_size
+    if batch != "auto" and not (batch.isdigit() and int(batch) > 0):
+        raise ValueError(f"--batch-size {batch} must be a whole number of 1 or more, or auto")
+    values: dict[str, Any] = {
+        "pretrained": arguments.model,
+        "batch_size": batch if batch == "auto" else int(batch),
+        "uncond": arguments.uncond,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+    if arguments.device:
+        values["device"] = arguments.device
+    if arguments.dtype:
+        values["dtype"] = arguments.dtype
+    if arguments.device_map:
+        values["parallelize"] = True
+    return values
+
+
+def _show(result: Any, output: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="95% intervals")
+    table.add_column("guidance")
+    columns = [(task, metric) for task in result.task_names for metric in result.get(task, result.labels[0]).metrics]
+    for task, metric in columns:
+        table.add_column(f"{task}\n{metric.removesuffix(',none')}", justify="right")
+    for label in result.labels:
+        cells = []
+        for task, metric in columns:
+            found = result.get(task, label)
+            value = found.metrics.get(metric) if found is not None else None
+            cells.append("–" if value is None or value.value is None else _interval(value))
+        table.add_row(label, *cells)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if output is not None:
+        print(f"wrote {output}: report.md, results.json and plots")
+
+
+def _interval(value: Any) -> str:
+    text = f"{value.value:.3f}" if value.value < 100 else f"{value.value:.0f}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{value.low:.3f}, {value.high:.3f}]" if value.value < 100 else text
+
+
+def _list() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .. import tasks
+    from ..guidance import Guidance
+
+    table = Table(box=None)
+    table.add_column("tasks (and every other of lm-eval's)")
+    table.add_column("guidances")
+    names, methods = tasks.names(), sorted(Guidance.registry)
+    for i in range(max(len(names), len(methods))):
+        table.add_row(names[i] if i < len(names) else "", methods[i] if i < len(methods) else "")
+    Console().print(table)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    word, *folders = arguments.compare
+    if word != "compare":
+        raise ValueError(f"{word!r} is no subcommand of eval; write --tasks {word}, or compare RUN RUN")
+    if len(folders) < 2:
+        raise ValueError(f"compare needs two results folders or more, and got {len(folders)}")
+    from rich.console import Console
+
+    from ..eval import compare_folders
+
+    comparison = compare_folders(folders)
+    if arguments.json:
+        print(json.dumps(comparison.to_dict(), ensure_ascii=False))
+    else:
+        console = Console()
+        for table in comparison.to_rich():
+            console.print(table)
+    return 0
