@@ -61,7 +61,7 @@ def main() -> None:
     show(rows)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1))
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: Any) -> list[dict[str, Any]]:
