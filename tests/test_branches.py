@@ -81,7 +81,7 @@ def test_system_makes_chats() -> None:
         (Message("system", "be brief"), Message("user", "hi")),
         (Message("system", "be brief"), Message("user", "hi")),
     ]
-    with pytest.raises(ValueError, match="system.*token ids"):
+    with pytest.raises(ValueError, match=r"system.*token ids"):
         canonical_prompts([[1, 2]], "be brief", Tokenizer())
 
 
@@ -155,7 +155,7 @@ def test_mismatched_negatives() -> None:
 
 
 def test_text_negative_without_tokenizer() -> None:
-    with pytest.raises(ValueError, match="negative_prompt='ab'.*tokenizer"):
+    with pytest.raises(ValueError, match=r"negative_prompt='ab'.*tokenizer"):
         branch_rows(CFG(negative_prompt="ab"), cond=COND)
 
 
@@ -167,7 +167,7 @@ def test_negative_system() -> None:
         branch_rows(guidance, cond=COND, tokenizer=Tokenizer())
     with pytest.raises(ValueError, match="token ids"):
         branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[(1, 2), (3,)])
-    with pytest.raises(ValueError, match="negative_system is a chat.*no chat template"):
+    with pytest.raises(ValueError, match=r"negative_system is a chat.*no chat template"):
         branch_rows(guidance, cond=COND, tokenizer=NoTemplate(), prompts=[CHAT, "ho"])
 
 

@@ -59,11 +59,32 @@ def test_one_prompt_a_row(value: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        5, 1.5, True, [], (), [[]], [[1], []], [1.5], [1, "a"], [True, False], [None], ["a", None], {"role": "user"},
-        TURNS[0], [{"role": "user"}], [TURNS[0], "a", 3], b"bytes", bytearray(b"bytes"), [b"bytes"], torch.tensor(3),
-        torch.tensor([1.5]), torch.tensor([[1.5]]), torch.tensor([], dtype=torch.long), object(),
+        5,
+        1.5,
+        True,
+        [],
+        (),
+        [[]],
+        [[1], []],
+        [1.5],
+        [1, "a"],
+        [True, False],
+        [None],
+        ["a", None],
+        {"role": "user"},
+        TURNS[0],
+        [{"role": "user"}],
+        [TURNS[0], "a", 3],
+        b"bytes",
+        bytearray(b"bytes"),
+        [b"bytes"],
+        torch.tensor(3),
+        torch.tensor([1.5]),
+        torch.tensor([[1.5]]),
+        torch.tensor([], dtype=torch.long),
+        object(),
     ],
-)  # fmt: skip
+)
 def test_no_prompt(value: Any) -> None:
     with pytest.raises(ValueError, match="negative_prompt=") as caught:
         as_prompts(value, "negative_prompt")
