@@ -26,7 +26,8 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
     given = prompts.tolist() if hasattr(prompts, "tolist") else prompts
     if single is None and (isinstance(given, (Mapping, bytes, bytearray)) or not isinstance(given, Iterable)):
         raise ValueError(
-            f"prompts={prompts!r} is no prompt; give a text, token ids or chat messages, or a list with one of these a row"
+            f"prompts={prompts!r} is no prompt; give a text, token ids or chat messages, "
+            "or a list with one of these a row"
         )
     rows: Sequence[Any] = list(given) if single is None else [single]
     canonical = []
@@ -104,7 +105,8 @@ def branch_rows(
         tokenizer: needed where a branch names text or a chat.
         prompts: the user's prompts in canonical form, needed where a branch swaps their system prompt.
         empty_source: what an encoder-decoder reads for no source at all; None for a decoder-only model.
-        copies: rows of ``cond`` may be copies of one prompt side by side, as ``num_return_sequences`` makes them.
+        copies: rows of ``cond`` may be copies of one prompt side by side, as ``num_return_sequences`` makes
+            them.
 
     Raises:
         ValueError: the prompts of a branch do not fit the batch, or something it needs is missing.

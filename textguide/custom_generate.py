@@ -138,7 +138,11 @@ class GuidedDecoding:
         if model.config.is_encoder_decoder:
             cond: branches.Rows = [[] for _ in range(size)]
             return branches.branch_rows(
-                guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty_source(model.config), copies=True
+                guidance,
+                cond=cond,
+                tokenizer=self.tokenizer,
+                empty_source=empty_source(model.config),
+                copies=True,
             )
         if mask is None:
             cond = ids.tolist()

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.num_return_sequences < 1:
         raise ValueError(f"--num-return-sequences {arguments.num_return_sequences} must be 1 or more")
     if arguments.stream and len(prompts) > 1:
-        raise ValueError(f"--stream takes one prompt and got {len(prompts)}; leave it out, or run it once for each")
+        raise ValueError(f"--stream takes one prompt and got {len(prompts)}; run it once for each")
     if arguments.stream and (arguments.json or arguments.num_return_sequences > 1):
         raise ValueError("--stream excludes --json and --num-return-sequences; leave it out")
     if arguments.chat:

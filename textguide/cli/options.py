@@ -98,7 +98,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[Any]:
         ValueError: there is no prompt, or a line cannot be read.
     """
     if arguments.prompt and arguments.file:
-        raise ValueError(f"--file {arguments.file} excludes prompts on the command line; give one or the other")
+        raise ValueError(f"--file {arguments.file} excludes other prompts; give one or the other")
     if arguments.prompt:
         return list(arguments.prompt)
     if arguments.file and arguments.file != "-":
