@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .guidance.base import Branch, Guidance
@@ -20,15 +20,16 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
         tokenizer: needs a chat template where chats occur.
 
     Raises:
-        ValueError: a row is no prompt, or a chat meets a tokenizer without a template.
+        ValueError: ``prompts`` or a row of it is no prompt.
     """
     single = as_prompt(prompts)
-    if single is not None:
-        rows: Sequence[Any] = [single]
-    elif hasattr(prompts, "tolist"):
-        rows = prompts.tolist()
-    else:
-        rows = list(prompts)
+    given = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if single is None and (isinstance(given, (Mapping, bytes, bytearray)) or not isinstance(given, Iterable)):
+        raise ValueError(
+            f"prompts={prompts!r} is no prompt; give a text, token ids or chat messages, "
+            "or a list with one of these a row"
+        )
+    rows: Sequence[Any] = list(given) if single is None else [single]
     canonical = []
     for number, row in enumerate(rows):
         prompt = as_prompt(row)
@@ -95,6 +96,7 @@ def branch_rows(
     tokenizer: Any = None,
     prompts: Sequence[Prompt] | None = None,
     empty_source: Sequence[int] | None = None,
+    copies: bool = False,
 ) -> list[Rows]:
     """Token ids that each extra branch of ``guidance`` reads, one list per branch and row.
 
@@ -103,20 +105,25 @@ def branch_rows(
         tokenizer: needed where a branch names text or a chat.
         prompts: the user's prompts in canonical form, needed where a branch swaps their system prompt.
         empty_source: what an encoder-decoder reads for no source at all; None for a decoder-only model.
+        copies: rows of ``cond`` may be copies of one prompt side by side, as ``num_return_sequences`` makes
+            them.
 
     Raises:
         ValueError: the prompts of a branch do not fit the batch, or something it needs is missing.
     """
-    return [_rows(branch, cond, tokenizer, prompts, empty_source) for branch in guidance.branches]
+    return [_rows(branch, cond, tokenizer, prompts, empty_source, copies) for branch in guidance.branches]
 
 
-def expand(rows: Rows, size: int, name: str = "negative_prompt") -> Rows:
+def expand(rows: Rows, size: int, name: str = "negative_prompt", copies: bool = True) -> Rows:
     """One row for all, or one per prompt, brought to ``size`` rows in the order in which ``generate`` repeats prompts.
 
+    Args:
+        copies: the batch may hold each prompt several times.
+
     Raises:
-        ValueError: the number of rows divides ``size`` in no way.
+        ValueError: the number of rows does not fit ``size``.
     """
-    if size % len(rows):
+    if len(rows) not in (1, size) and (not copies or size % len(rows)):
         raise ValueError(
             f"{name} has {len(rows)} rows and the batch has {size}; give one for all rows, or one per prompt"
         )
@@ -130,6 +137,7 @@ def _rows(
     tokenizer: Any,
     prompts: Sequence[Prompt] | None,
     empty_source: Sequence[int] | None,
+    copies: bool,
 ) -> Rows:
     if branch.same_prompt:
         return [list(row) for row in cond]
@@ -146,4 +154,4 @@ def _rows(
         return [row[-1:] for row in cond]
     given: Sequence[Any] = branch.prompt if per_row(branch.prompt) else (branch.prompt,)
     rows = [encode(prompt, tokenizer, "negative_prompt") for prompt in given]
-    return expand(rows, len(cond))
+    return expand(rows, len(cond), copies=copies)

@@ -9,7 +9,6 @@ the sizes and SHA-256 sums that were recorded when the folder was written.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -63,10 +62,12 @@ def folder(refresh: bool = False) -> Path:
             # Another process may have finished the conversion while this one waited for the lock.
             if refresh or not (target / MANIFEST).is_file():
                 _convert(_gguf_path(), target)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno is None:  # one of our own or of transformers, and already in words
+            raise
         raise ModelUnavailableError(
             f"the model cache {target.parent} cannot be written ({error.strerror}); "
-            "set TEXTGUIDE_CACHE to a folder that can"
+            "set TEXTGUIDE_CACHE to a folder that can be"
         ) from error
     verify(target)
     return target
@@ -80,14 +81,17 @@ def verify(path: Path) -> None:
     """
     remedy = f"delete {path} or call textguide.load({NAME!r}, refresh=True)"
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        recorded = json.loads((path / MANIFEST).read_text())["files"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in recorded.items()}
+        if not files:
+            raise ValueError("no file is recorded")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelUnavailableError(f"the cached model has no readable {MANIFEST}; {remedy}") from error
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
             raise ModelUnavailableError(f"the cached model is damaged ({name} is missing); {remedy}")
-        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        if (file.stat().st_size, _sha256(file)) != expected:
             raise ModelUnavailableError(f"the cached model is damaged ({name} has changed); {remedy}")
 
 
@@ -97,8 +101,7 @@ def _gguf_path() -> Path:
         raise ModelUnavailableError(f"the bundled model needs the package {PACKAGE}: {INSTALL}")
     path = Path(next(iter(spec.submodule_search_locations))) / GGUF_FILE
     if not path.is_file():
-        version = importlib.metadata.version(PACKAGE)
-        raise ModelUnavailableError(f"{PACKAGE} {version} carries no {GGUF_FILE}; install it again: {INSTALL}")
+        raise ModelUnavailableError(f"{PACKAGE} carries no {GGUF_FILE}; install it again: {INSTALL}")
     return path
 
 
@@ -108,6 +111,10 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # What a killed conversion left; the lock says that none is running.
+    for stale in target.parent.glob(f"{target.name}.*"):
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}

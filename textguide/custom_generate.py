@@ -144,13 +144,17 @@ class GuidedDecoding:
         if model.config.is_encoder_decoder:
             cond: branches.Rows = [[] for _ in range(size)]
             return branches.branch_rows(
-                guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty_source(model.config)
+                guidance,
+                cond=cond,
+                tokenizer=self.tokenizer,
+                empty_source=empty_source(model.config),
+                copies=True,
             )
         if mask is None:
             cond = ids.tolist()
         else:
             cond = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        return branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer)
+        return branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, copies=True)
 
 
 def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:

@@ -81,7 +81,8 @@ class EffectMeter:
         kl = kl_divergence(guided, cond)
         changed = guided.argmax(-1) != cond.argmax(-1)
         if weights is not None:
-            kl, changed = kl * weights, changed & weights.bool()
+            counts = weights.bool()
+            kl, changed = torch.where(counts, kl, 0.0), changed & counts
         self._sum += kl.sum()
         self._max = torch.maximum(self._max, kl.max())
         self._changed += changed.sum()

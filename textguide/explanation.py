@@ -6,6 +6,7 @@ log-probabilities, and the two ends of the ranking are shown.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def explain(
     steps: list[ExplainedStep] = []
 
     def observe(view: StepView) -> None:
+        if len(view.samples) != 1:
+            raise ValueError(f"prompt has {len(view.samples)} rows; explain one prompt at a time")
         steps.append(_explain_step(view, tokenizer, top, min_prob))
 
     out = generation.generate(
@@ -161,7 +164,7 @@ def _explain_step(view: StepView, tokenizer: Any, top: int, min_prob: float) -> 
 
     def move(token: int) -> TokenMove:
         lc, lu = float(cond[token]), float(uncond[token])
-        ratio = lc - lu if lc != float("-inf") else 0.0
+        ratio = lc - lu if math.isfinite(lc) and math.isfinite(lu) else 0.0
         return TokenMove(
             text=tokenizer.decode([token]),
             token=token,

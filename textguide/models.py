@@ -49,6 +49,7 @@ def load(
         ValueError: an argument has a value that cannot work.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     if device is not None and device_map is not None:
@@ -56,10 +57,12 @@ def load(
     device = _checked_device(device) if device_map is None else None
     dtype = _checked_dtype(dtype)
     if dtype is None:
-        dtype = torch.float32 if device == "cpu" else "auto"
+        dtype = torch.float32 if device is not None and torch.device(device).type == "cpu" else "auto"
 
     is_bundled = name == bundled.NAME and not Path(name).is_dir()
     source = bundled.folder(refresh) if is_bundled else Path(name) if Path(name).exists() else name
+    if isinstance(source, str) and source.startswith(("/", ".", "~")):
+        raise ModelUnavailableError(f"model {name!r} looks like a folder, and there is none; check the path")
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise ModelUnavailableError(f"{source} is no model folder (it has no config.json); name one that has")
     common = {"trust_remote_code": trust_remote_code}
@@ -67,8 +70,11 @@ def load(
         config = AutoConfig.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(source, dtype=dtype, device_map=device_map, **common, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelUnavailableError(_explain(name, source, error)) from error
+    try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **common)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the reader of tokenizer files raises bare ones
         raise ModelUnavailableError(_explain(name, source, error)) from error
     if device_map is None:
         model = model.to(device)
@@ -82,22 +88,24 @@ def _checked_device(device: str | None) -> str:
         return default_device()
     try:
         kind = torch.device(device).type
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r} is no torch device; use 'cpu', 'cuda' or 'cuda:1'") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no CUDA device; use device='cpu'")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no MPS device; use device='cpu'")
     return device
 
 
 def _checked_dtype(dtype: Any) -> Any:
     import torch
 
-    if isinstance(dtype, str) and dtype != "auto":
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype) or not named.is_floating_point:
-            raise ValueError(f"dtype={dtype!r} is no floating-point type; use 'float32', 'bfloat16' or 'float16'")
-        return named
-    return dtype
+    if dtype is None or dtype == "auto":
+        return dtype
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is no floating-point type; use 'float32', 'bfloat16' or 'float16'")
+    return named
 
 
 def _explain(name: str, source: Any, error: Exception) -> str:

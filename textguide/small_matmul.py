@@ -70,7 +70,8 @@ def enabled(model: Any) -> Iterator[None]:
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, in the other form for float32 inputs of up to :data:`LARGEST` rows."""
     rows = input.numel() // input.shape[-1] if input.numel() else 0
-    if not getattr(_here, "active", False) or not 0 < rows <= LARGEST or weight.dtype != torch.float32:
+    small = 0 < rows <= LARGEST and weight.dtype == torch.float32 and weight.dim() == 2
+    if not small or not getattr(_here, "active", False):
         return _original(input, weight, bias)
     flat = input.reshape(rows, -1)
     if rows == 1:

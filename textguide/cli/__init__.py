@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     try:
         run: Any = arguments.run
-        return int(run(arguments) or 0)
+        code = int(run(arguments) or 0)
+        sys.stdout.flush()  # here, where a reader that went away can still be told from an error
+        return code
     except ValueError as error:
         return _fail(arguments.command, error, 2)
     except (ModelUnavailableError, MissingExtraError, OSError) as error:

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..explanation import explain
 
     guidance = options.guidance(arguments)
-    arguments.prompt = [arguments.prompt] if arguments.prompt else []
+    arguments.prompt = [] if arguments.prompt is None else [arguments.prompt]
     prompts = options.read_prompts(arguments)
     if len(prompts) > 1:
         raise ValueError(f"explain takes one prompt and got {len(prompts)}; run it once for each")
@@ -75,7 +75,11 @@ def show(explanation: Any, top: int | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would exit with 1; the command line treats a reader that goes away as no error
+
+    console = Terminal()
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("#", "written", "without", "KL"):
         table.add_column(column, justify="right" if column in "#KL" else "left", no_wrap=True)

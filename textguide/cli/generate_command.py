@@ -36,8 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")
     if arguments.num_return_sequences < 1:
         raise ValueError(f"--num-return-sequences {arguments.num_return_sequences} must be 1 or more")
-    if arguments.stream and (len(prompts) > 1 or arguments.json or arguments.num_return_sequences > 1):
-        raise ValueError("--stream takes one prompt, and excludes --json and --num-return-sequences")
+    if arguments.stream and len(prompts) > 1:
+        raise ValueError(f"--stream takes one prompt and got {len(prompts)}; run it once for each")
+    if arguments.stream and (arguments.json or arguments.num_return_sequences > 1):
+        raise ValueError("--stream excludes --json and --num-return-sequences; leave it out")
     if arguments.chat:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     model, tokenizer = options.load(arguments)

@@ -107,7 +107,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[Any]:
         ValueError: there is no prompt, or a line cannot be read.
     """
     if arguments.prompt and arguments.file:
-        raise ValueError("--file excludes prompts on the command line; give one or the other")
+        raise ValueError(f"--file {arguments.file} excludes other prompts; give one or the other")
     if arguments.prompt:
         return list(arguments.prompt)
     if arguments.file and arguments.file != "-":
@@ -116,15 +116,17 @@ def read_prompts(arguments: argparse.Namespace) -> list[Any]:
         text = sys.stdin.read()
     else:
         raise ValueError("no prompt given; add one, name a --file, or pipe text in")
-    prompts = [_parse(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines: that also splits at the separators that JSON leaves unescaped inside a text.
+    prompts = [_parse(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not prompts:
-        raise ValueError(f"{arguments.file or 'standard input'} holds no prompt; write one a line")
+        source = "standard input" if arguments.file in (None, "-") else f"--file {arguments.file}"
+        raise ValueError(f"{source} holds no prompt; write one a line")
     return prompts
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--file {path} is not UTF-8 text") from error
     except OSError as error:
@@ -132,6 +134,8 @@ def _read(path: Path) -> str:
 
 
 def _parse(line: str, number: int) -> Any:
+    from ..guidance.prompts import as_prompt
+
     if line.lstrip()[:1] not in '{["':
         return line
     try:
@@ -140,6 +144,6 @@ def _parse(line: str, number: int) -> Any:
         return line
     if isinstance(value, dict):
         value = value.get("messages", value.get("prompt"))
-    if not isinstance(value, (str, list)) or not value:
+    if not value or as_prompt(value) is None:
         raise ValueError(f"line {number} holds no prompt; write a text, a list of messages, or an object with one")
     return value

@@ -45,7 +45,9 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
     Tokens with ``p = 0`` add nothing. A token that ``p`` allows and ``q`` forbids makes the result +inf.
     """
-    return torch.where(torch.isneginf(p), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
+    # Where q forbids, exp(p) may have underflowed to 0, and 0 · inf is a NaN.
+    terms = torch.where(torch.isneginf(q), float("inf"), p.exp() * (p - q))
+    return torch.where(torch.isneginf(p), 0.0, terms).sum(dim=-1).clamp(min=0.0)
 
 
 def entropy(logp: Tensor) -> Tensor:

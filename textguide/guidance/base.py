@@ -143,6 +143,11 @@ def finite(name: str, value: Any) -> float:
     Raises:
         ValueError: it is not a finite number; the message names the argument ``name``.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number")
-    return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number + 0.0  # makes −0 a 0: equal guidances have equal fingerprints
+    raise ValueError(f"{name}={value!r} must be a finite number")

@@ -64,6 +64,10 @@ class CFG(Guidance):
         put("negative_prompt", as_prompts(self.negative_prompt, "negative_prompt"))
         if self.negative_prompt is not None and self.negative_system is not None:
             raise ValueError("negative_prompt and negative_system exclude each other; put both into chat messages")
+        if self.negative_system is not None and not isinstance(self.negative_system, str):
+            raise ValueError(f"negative_system={self.negative_system!r} must be a text, or None")
+        if not isinstance(self.renormalize, bool):
+            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
         schedules.parse(self.schedule)
         for name in ("min_scale", "max_scale", "skip_threshold"):
             if getattr(self, name) is not None:

@@ -47,6 +47,8 @@ def as_prompt(value: Any) -> Prompt | None:
         return as_chat(value)
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, (bytes, bytearray)):
+        return None  # sequences of integers, and yet no token ids
     if isinstance(value, Sequence) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         return tuple(value)
     return None
@@ -65,7 +67,7 @@ def as_prompts(value: Any, name: str) -> Prompt | tuple[Prompt, ...] | None:
         return single
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, Sequence) and value:
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)) and value:
         rows = tuple(as_prompt(row) for row in value)
         if all(row is not None for row in rows):
             return rows  # type: ignore[return-value]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -44,6 +45,7 @@ def _powered_cosine(s: Any, power: float) -> Any:
     return (1 - _cos(math.pi * s**power)) / 2 / _powered_cosine_mean(power)
 
 
+@lru_cache(maxsize=64)
 def _powered_cosine_mean(power: float, points: int = 2048) -> float:
     grid = ((i + 0.5) / points for i in range(points))
     return sum((1 - math.cos(math.pi * s**power)) / 2 for s in grid) / points

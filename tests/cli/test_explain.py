@@ -1,0 +1,80 @@
+"""``textguide explain``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import textguide
+from textguide import CFG, explain
+
+from .conftest import Run
+
+NEW = ("--max-new-tokens", "4")
+
+
+@pytest.fixture(scope="session")
+def loaded(model_folder: Path) -> tuple[Any, Any]:
+    return textguide.load(str(model_folder), device="cpu")
+
+
+def test_terminal(run: Run, loaded: Any) -> None:
+    outcome = run("explain", "hello", *NEW)
+    assert outcome.code == 0
+    assert outcome.err == ""
+    expected = explain(*loaded, "hello", CFG(), max_new_tokens=4)
+    assert "raised" in outcome.out
+    assert str(expected.effect)[:20] in outcome.out
+    for step in expected.steps:
+        assert f"{step.kl:.3f}" in outcome.out
+    assert expected.text.strip() in outcome.out
+
+
+def test_json(run: Run, loaded: Any) -> None:
+    outcome = run("explain", "hello", "--json", *NEW, "--top", "2", "--min-prob", "0", "--scale", "3")
+    record = json.loads(outcome.out)
+    expected = explain(*loaded, "hello", CFG(3.0), max_new_tokens=4, top=2, min_prob=0.0)
+    assert record == json.loads(json.dumps(expected.to_dict()))
+    assert [len(step["raised"]) for step in record["steps"]] == [2] * 4
+
+
+def test_html(run: Run, loaded: Any, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    outcome = run("explain", "hello", *NEW, "--html", str(page))
+    assert outcome.code == 0
+    assert f"wrote {page}" in outcome.out.replace("\n", "")
+    assert page.read_text() == explain(*loaded, "hello", CFG(), max_new_tokens=4).to_html()
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+    outcome = run("explain", "hello", *NEW, "--html", str(page), "--json")
+    json.loads(outcome.out)
+
+
+def test_chat_file_and_standard_input(run: Run, loaded: Any, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hey"}]
+    expected = explain(*loaded, chat, CFG(), max_new_tokens=4).text
+    path = tmp_path / "prompt"
+    path.write_text(json.dumps(chat))
+    for outcome in (
+        run("explain", "hey", "--chat", "--json", *NEW),
+        run("explain", "--file", str(path), "--json", *NEW),
+        run("explain", "--json", *NEW, stdin=json.dumps(chat)),
+    ):
+        assert json.loads(outcome.out)["text"] == expected
+    system = [{"role": "system", "content": "be dull"}, *chat]
+    outcome = run("explain", "hey", "--system", "be dull", "--json", *NEW)
+    assert json.loads(outcome.out)["text"] == explain(*loaded, system, CFG(), max_new_tokens=4).text
+
+
+def test_empty_prompt_is_a_prompt(run: Run, loaded: Any) -> None:
+    outcome = run("explain", "", "--negative-prompt", "zzz", "--json", *NEW, stdin="not read")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["text"] == explain(*loaded, [1], CFG(1.5, "zzz"), max_new_tokens=4).text
+
+
+def test_several_prompts(run: Run) -> None:
+    outcome = run("explain", *NEW, stdin="one\ntwo\n")
+    assert outcome.code == 2
+    assert "got 2" in outcome.error

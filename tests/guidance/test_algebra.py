@@ -1,0 +1,214 @@
+"""Arithmetic on log-probabilities against plain loops in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from textguide.guidance import algebra
+
+INF = math.inf
+# Scores of tokens; −inf forbids one.
+SCORES = st.one_of(st.floats(-30, 30), st.just(-INF))
+
+
+@st.composite
+def laws(draw: st.DrawFn, branches: int = 2) -> Tensor:
+    """Normalised float64 log-probabilities (branches, V), each with at least one allowed token."""
+    size = draw(st.integers(1, 8))
+    rows = []
+    for _ in range(branches):
+        row = draw(st.lists(SCORES, min_size=size, max_size=size))
+        row[draw(st.integers(0, size - 1))] = draw(st.floats(-5, 5))
+        rows.append(row)
+    return torch.log_softmax(torch.tensor(rows, dtype=torch.float64), -1)
+
+
+def mixed(cond: float, uncond: float, scale: float) -> float:
+    if cond == -INF or uncond == -INF:
+        return cond
+    return uncond + scale * (cond - uncond)
+
+
+@given(laws(), st.floats(-10, 10))
+def test_extrapolate_equals_a_loop(logp: Tensor, scale: float) -> None:
+    cond, uncond = logp.tolist()
+    expected = [mixed(c, u, scale) for c, u in zip(cond, uncond, strict=True)]
+    guided = algebra.extrapolate(logp[0], logp[1], scale).tolist()
+    assert guided == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert not any(map(math.isnan, guided))
+
+
+@given(laws())
+def test_scale_one_is_cond_to_the_bit(logp: Tensor) -> None:
+    logp = logp.float()
+    assert torch.equal(algebra.extrapolate(logp[0], logp[1], 1.0), logp[0])
+    ones = torch.ones_like(logp[0])
+    assert torch.equal(algebra.extrapolate(logp[0], logp[1], ones), logp[0])
+
+
+@given(laws())
+def test_scale_zero_is_uncond_where_both_allow(logp: Tensor) -> None:
+    logp = logp.float()
+    guided = algebra.extrapolate(logp[0], logp[1], 0.0)
+    finite = logp.isfinite().all(0)
+    assert torch.equal(guided[finite], logp[1][finite])
+    assert torch.equal(guided[~finite], logp[0][~finite])
+
+
+@pytest.mark.parametrize("scale", [-2.0, 0.0, 0.3, 1.0, 1.5, 100.0])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_minus_infinity(scale: float, as_tensor: bool) -> None:
+    cond = torch.tensor([-1.0, -INF, -INF, -2.0])
+    uncond = torch.tensor([-1.5, -1.0, -INF, -INF])
+    weight = torch.tensor([[scale]]) if as_tensor else scale
+    guided = algebra.extrapolate(cond[None], uncond[None], weight)[0].tolist()
+    assert guided[0] == pytest.approx(-1.5 + scale * 0.5)
+    assert guided[1:] == [-INF, -INF, -2.0]
+
+
+def test_a_scale_a_row() -> None:
+    cond, uncond = torch.log_softmax(torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), -1)
+    scales = torch.tensor([[1.0], [0.0], [2.5]])
+    together = algebra.extrapolate(cond, uncond, scales)
+    for row, scale in enumerate([1.0, 0.0, 2.5]):
+        torch.testing.assert_close(together[row], algebra.extrapolate(cond[row], uncond[row], scale))
+
+
+def test_extrapolate_leaves_its_input_alone() -> None:
+    cond, uncond = torch.randn(2, 4)
+    before = cond.clone(), uncond.clone()
+    algebra.extrapolate(cond, uncond, 3.0)
+    assert torch.equal(cond, before[0])
+    assert torch.equal(uncond, before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_log_softmax_is_float32(dtype: torch.dtype) -> None:
+    logits = (torch.randn(2, 50, generator=torch.Generator().manual_seed(1)) * 20).to(dtype)
+    logits[0, 3] = -INF
+    logp = algebra.log_softmax(logits)
+    assert logp.dtype == torch.float32
+    # The arithmetic is done in float32 too, not in the input's dtype and cast afterwards.
+    torch.testing.assert_close(logp, torch.log_softmax(logits.double(), -1).float(), atol=1e-5, rtol=1e-6)
+    assert logp[0, 3] == -INF
+
+
+def kl_loop(p: list[float], q: list[float]) -> float:
+    total = 0.0
+    for a, b in zip(p, q, strict=True):
+        if a == -INF:
+            continue
+        if b == -INF:
+            return INF
+        total += math.exp(a) * (a - b)
+    return total
+
+
+@given(laws())
+def test_kl_equals_a_loop(logp: Tensor) -> None:
+    value = float(algebra.kl_divergence(logp[0], logp[1]))
+    expected = kl_loop(*logp.tolist())
+    assert value == expected or value == pytest.approx(max(expected, 0.0), rel=1e-9, abs=1e-12)
+    assert value >= 0
+    assert float(algebra.kl_divergence(logp[0], logp[0])) == 0.0
+
+
+@given(laws())
+def test_kl_in_float32_is_never_negative_or_nan(logp: Tensor) -> None:
+    p, q = logp.float()
+    for value in (algebra.kl_divergence(p, q), algebra.kl_divergence(p, p)):
+        assert value >= 0
+    assert algebra.kl_divergence(p, p) == 0
+
+
+def test_kl_of_forbidden_tokens() -> None:
+    half = math.log(0.5)
+    p = torch.tensor([[half, half, -INF], [half, -INF, half], [0.0, -INF, -INF]])
+    q = torch.tensor([[half, -INF, half], [half, -INF, half], [half, half, -INF]])
+    assert algebra.kl_divergence(p, q).tolist() == pytest.approx([INF, 0.0, math.log(2)])
+
+
+def test_kl_where_a_probability_is_too_small_for_its_dtype() -> None:
+    # exp(−200) is 0 in float32, and 0 · inf would be a NaN.
+    p = torch.tensor([0.0, -200.0])
+    assert algebra.kl_divergence(p, torch.tensor([0.0, -INF])) == INF
+    assert algebra.kl_divergence(p, torch.tensor([0.0, -300.0])) == 0.0
+
+
+def test_kl_keeps_leading_dimensions() -> None:
+    p, q = torch.log_softmax(torch.randn(2, 3, 4, 7, dtype=torch.float64), -1)
+    value = algebra.kl_divergence(p, q)
+    assert value.shape == (3, 4)
+    assert float(value[1, 2]) == pytest.approx(kl_loop(p[1, 2].tolist(), q[1, 2].tolist()))
+
+
+@given(laws(branches=1))
+def test_entropy_equals_a_loop(logp: Tensor) -> None:
+    expected = -sum(math.exp(x) * x for x in logp[0].tolist() if x != -INF)
+    assert float(algebra.entropy(logp[0])) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert algebra.entropy(logp).shape == (1,)
+
+
+def test_entropy_of_known_laws() -> None:
+    logp = torch.tensor(
+        [[0.0, -INF, -INF, -INF], [-math.log(4)] * 4, [math.log(0.5), math.log(0.5), -INF, -INF]]
+    )
+    assert algebra.entropy(logp).tolist() == pytest.approx([0.0, math.log(4), math.log(2)])
+
+
+@given(laws(branches=1), st.floats(0.01, 1.0))
+def test_plausibility_equals_a_loop(logp: Tensor, alpha: float) -> None:
+    row = logp[0].tolist()
+    top = max(map(math.exp, row))
+    mask = algebra.plausibility_mask(logp[0], alpha).tolist()
+    for x, kept in zip(row, mask, strict=True):
+        share = math.exp(x) / top
+        if not math.isclose(share, alpha, rel_tol=1e-9):  # on the edge rounding decides
+            assert kept is (share > alpha)
+    assert mask[row.index(max(row))] is True
+
+
+def test_plausibility_by_hand() -> None:
+    logp = torch.log(torch.tensor([[0.5, 0.3, 0.06, 0.04, 0.1, 0.0]]))
+    assert algebra.plausibility_mask(logp, 0.1).tolist() == [[True, True, True, False, True, False]]
+    assert algebra.plausibility_mask(logp, 1.0).tolist() == [[True, False, False, False, False, False]]
+
+
+def weighted_loop(rows: list[list[float]], weights: list[float]) -> list[float]:
+    out = []
+    for column in zip(*rows, strict=True):
+        if -INF in column:
+            out.append(column[0])
+        else:
+            out.append(sum(w * x for w, x in zip(weights, column, strict=True)))
+    return out
+
+
+@given(laws(branches=3), st.lists(st.floats(-5, 5), min_size=3, max_size=3))
+def test_weighted_sum_equals_a_loop(logp: Tensor, weights: list[float]) -> None:
+    total = algebra.weighted_sum(logp, torch.tensor(weights, dtype=torch.float64)).tolist()
+    assert total == pytest.approx(weighted_loop(logp.tolist(), weights), rel=1e-9, abs=1e-9)
+    assert not any(map(math.isnan, total))
+
+
+@given(laws(), st.floats(-5, 5))
+def test_weighted_sum_of_two_is_extrapolation(logp: Tensor, scale: float) -> None:
+    weights = torch.tensor([scale, 1 - scale], dtype=torch.float64)
+    one = algebra.weighted_sum(logp, weights)
+    other = algebra.extrapolate(logp[0], logp[1], scale)
+    torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def test_weighted_sum_over_rows() -> None:
+    logp = torch.log_softmax(torch.randn(3, 2, 4, 5, dtype=torch.float64), -1)
+    weights = torch.tensor([1.0, 0.5, -0.5], dtype=torch.float64)
+    total = algebra.weighted_sum(logp, weights)
+    assert total.shape == (2, 4, 5)
+    expected = weighted_loop(logp[:, 1, 3].tolist(), weights.tolist())
+    assert total[1, 3].tolist() == pytest.approx(expected)
