@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from textguide.errors import FolderInUseError
 from textguide.files import json_bytes, sync_folder
 
 FORMAT = 1
@@ -26,10 +27,6 @@ JOURNAL = "journal.jsonl"
 """The journal's name in a results folder."""
 _MAGIC = "textguide-journal"
 _FLOAT = "$float"
-
-
-class FolderInUseError(RuntimeError):
-    """Another process writes to this results folder."""
 
 
 class Journal:

@@ -116,13 +116,9 @@ def test_wrong_arrows_are_seen(code: str, package: str, room: str) -> None:
 
 
 def test_right_arrows_are_allowed() -> None:
-    assert (
-        violations("from .base import Branch\nfrom . import algebra", "textguide.guidance", "guidance") == []
-    )
+    assert violations("from .base import Branch\nfrom . import algebra", "textguide.guidance", "guidance") == []
     assert violations("from .guidance import CFG\nimport torch", "textguide", "core") == []
-    assert (
-        violations("from textguide import branches", "textguide.logits_processors", "logits_processors") == []
-    )
+    assert violations("from textguide import branches", "textguide.logits_processors", "logits_processors") == []
     assert violations("from ..models import load", "textguide.cli", "cli") == []
 
 
@@ -169,9 +165,7 @@ assert load is textguide.load and CFG is textguide.CFG
 
 
 def test_importing_loads_nothing_heavy_and_every_name_resolves() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FRESH], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", _FRESH], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["heavy"] == []
@@ -182,12 +176,7 @@ def test_importing_loads_nothing_heavy_and_every_name_resolves() -> None:
 def test_public_names_are_those_for_type_checkers() -> None:
     tree = ast.parse((ROOT / "textguide" / "__init__.py").read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    typed = {
-        alias.name: node.module
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == textguide._HOMES
     assert [*sorted(typed), "__version__"] == textguide.__all__
 

@@ -134,9 +134,7 @@ def test_one_negative_for_all_and_one_a_row() -> None:
     assert branch_rows(CFG(negative_prompt=[[1, 2], [3]]), cond=COND) == [[[1, 2], [3]]]
     assert branch_rows(CFG(negative_prompt=[[1, 2]]), cond=COND) == [[[1, 2], [1, 2]]]
     text = CFG(negative_prompt=["ab", TURNS])
-    assert branch_rows(text, cond=COND, tokenizer=Tokenizer()) == [
-        [ids("ab"), ids("system:be kind\nuser:hi\n")]
-    ]
+    assert branch_rows(text, cond=COND, tokenizer=Tokenizer()) == [[ids("ab"), ids("system:be kind\nuser:hi\n")]]
     # A negative prompt is itself, also for an encoder-decoder.
     assert branch_rows(CFG(negative_prompt=[1]), cond=COND, empty_source=[2]) == [[[1], [1]]]
 

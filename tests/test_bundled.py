@@ -47,9 +47,7 @@ class Source:
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     source = Source()
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: object() if name == "gguf" else find_spec(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gguf" else find_spec(name))
     monkeypatch.setattr(bundled, "_gguf_path", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(tf.AutoModelForCausalLM, "from_pretrained", source.model)
     monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", source.tokenizer)
@@ -203,8 +201,7 @@ print(bundled.folder())
 def test_racing_processes_convert_once(tmp_path: Path, cache: Path) -> None:
     log = tmp_path / "log"
     racers = [
-        subprocess.Popen([sys.executable, "-c", _RACE, str(log)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", _RACE, str(log)], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     outputs = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0]
@@ -240,12 +237,8 @@ def test_cache_below_a_file(source: Source, tmp_path: Path, monkeypatch: pytest.
         unavailable(str(root), "TEXTGUIDE_CACHE")
 
 
-@pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")]
-)
-def test_unwritable_cache(
-    source: Source, cache: Path, error: OSError, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_unwritable_cache(source: Source, cache: Path, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 

@@ -37,15 +37,11 @@ def model() -> Any:
 
 def laws(model: Any, guidance: CFG, **options: Any) -> list[StepView]:
     views: list[StepView] = []
-    textguide.generate(
-        model, Tokenizer(), PROMPT, guidance, max_new_tokens=NEW, observer=views.append, **options
-    )
+    textguide.generate(model, Tokenizer(), PROMPT, guidance, max_new_tokens=NEW, observer=views.append, **options)
     return views
 
 
-def ranked(
-    view: StepView, top: int, min_prob: float, rows: tuple[Any, Any, Any]
-) -> tuple[list[int], list[int]]:
+def ranked(view: StepView, top: int, min_prob: float, rows: tuple[Any, Any, Any]) -> tuple[list[int], list[int]]:
     cond, uncond, guided = rows
     ratios = {}
     for token, (c, u, g) in enumerate(zip(cond, uncond, guided, strict=True)):
@@ -60,9 +56,7 @@ def ranked(
 @pytest.mark.parametrize(("top", "min_prob"), [(5, 1e-3), (3, 0.02), (5, 0.0), (61, 0.0), (500, 0.0)])
 def test_ranks_equal_a_loop(model: Any, top: int, min_prob: float) -> None:
     guidance = CFG(2.0, NEGATIVE)
-    explanation = explain(
-        model, Tokenizer(), PROMPT, guidance, max_new_tokens=NEW, top=top, min_prob=min_prob
-    )
+    explanation = explain(model, Tokenizer(), PROMPT, guidance, max_new_tokens=NEW, top=top, min_prob=min_prob)
     views = laws(model, guidance)
     assert len(explanation.steps) == len(views) == NEW
     for number, (step, view) in enumerate(zip(explanation.steps, views, strict=True)):
@@ -84,9 +78,7 @@ def test_ranks_equal_a_loop(model: Any, top: int, min_prob: float) -> None:
         assert step.guided
         assert step.chosen.token == int(view.tokens[0]) == guided.index(max(guided))
         assert step.plain.token == cond.index(max(cond))
-        assert step.kl == pytest.approx(
-            sum(math.exp(g) * (g - c) for g, c in zip(guided, cond, strict=True)), abs=1e-5
-        )
+        assert step.kl == pytest.approx(sum(math.exp(g) * (g - c) for g, c in zip(guided, cond, strict=True)), abs=1e-5)
 
 
 def test_the_text_is_that_of_generate(model: Any) -> None:
@@ -140,9 +132,7 @@ def test_forbidden_tokens_have_no_infinite_ratio(model: Any) -> None:
     rare = int(views[-1].cond[0].argmin())
     hook = forbid(model, [rare], [favourite])
     try:
-        explanation = explain(
-            model, Tokenizer(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW, top=61, min_prob=0
-        )
+        explanation = explain(model, Tokenizer(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW, top=61, min_prob=0)
     finally:
         hook.remove()
     text = json.dumps(explanation.to_dict(), allow_nan=False)
@@ -190,9 +180,7 @@ def test_the_page_is_self_contained(model: Any, tokenizer: Any) -> None:
     text = explain(model, tokenizer, PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW).to_html()
     page = Page(text)
     assert page.open == []
-    assert not re.search(
-        r"https?:|//|@import|url\(", text.replace("</script>", "").replace("&lt;/script", "")
-    )
+    assert not re.search(r"https?:|//|@import|url\(", text.replace("</script>", "").replace("&lt;/script", ""))
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base", "form")
         assert "src" not in attributes

@@ -289,6 +289,11 @@ def test_branch_on_a_model_with_another_vocabulary() -> None:
         ([PROMPT], {"guidance": CFG(1.5), "prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
         ([PROMPT], {"guidance": CFG(1.5), "cache_implementation": "offloaded"}, "'offloaded'"),
         ([PROMPT], {"max_length": 9}, "max_length="),
+        ([PROMPT], {"top_p": 7}, "top_p=7 must be in"),
+        ([PROMPT], {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ([PROMPT], {"temperature": float("nan")}, "temperature=nan"),
+        ([PROMPT], {"top_k": -1}, "top_k=-1"),
+        ([[{"role": "user", "content": None}]], {}, "must have a text as role and as content"),
     ],
 )
 def test_bad_input(prompts: Any, options: dict[str, Any], message: str) -> None:

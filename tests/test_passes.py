@@ -17,9 +17,7 @@ from .architectures import ENCODER_DECODER, NAMES, PAD, RECURRENT, build
 PROMPTS = ([5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44])
 NEGATIVES = ([17, 18, 19], [9, 9, 25, 7, 7, 13, 40], [50])
 # What is "generated": fixed, so that every expectation can be computed alone.
-TEXT = torch.tensor(
-    [[7, 22, 9, 14, 30, 41, 6, 19], [12, 13, 5, 40, 8, 27, 33, 4], [50, 3, 28, 9, 9, 16, 45, 21]]
-)
+TEXT = torch.tensor([[7, 22, 9, 14, 30, 41, 6, 19], [12, 13, 5, 40, 8, 27, 33, 4], [50, 3, 28, 9, 9, 16, 45, 21]])
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 CAN_CROP = {"gpt2", "llama", "gpt_neox", "opt", "bloom", "t5", "bart"}
 
@@ -90,9 +88,7 @@ def test_a_chunk_equals_its_tokens(name: str) -> None:
     lane, _ = prefilled(model, PROMPTS)
     logits = forward(lane, TEXT[:, :4].tolist(), keep=4)
     for row, prompt in enumerate(PROMPTS):
-        torch.testing.assert_close(
-            logits[row], again(model, prompt, TEXT[row, :4].tolist(), True)[1:], **CLOSE
-        )
+        torch.testing.assert_close(logits[row], again(model, prompt, TEXT[row, :4].tolist(), True)[1:], **CLOSE)
     check(lane, [(p, TEXT[r, :4].tolist()) for r, p in enumerate(PROMPTS)], [9, 8, 7])
 
 
@@ -214,9 +210,7 @@ class Run:
         assert self.law.extra.shape[:2] == (len(self.owners) - 1, len(awake))
         for branch in range(1, len(self.owners)):
             for column, sample in enumerate(awake):
-                torch.testing.assert_close(
-                    self.law.extra[branch - 1, column], self.expect(branch, sample), **CLOSE
-                )
+                torch.testing.assert_close(self.law.extra[branch - 1, column], self.expect(branch, sample), **CLOSE)
 
     def step(self, waking: tuple[int, ...] = (), measure: bool = False) -> None:
         self.new += 1

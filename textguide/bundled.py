@@ -117,6 +117,9 @@ def _convert(gguf: Path, target: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
+        mask = os.umask(0)
+        os.umask(mask)
+        staging.chmod(0o777 & ~mask)  # mkdtemp's folders are private, and a cache may be shared
         source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         # A model read from GGUF refuses save_pretrained, so its weights move into a fresh one.

@@ -16,3 +16,7 @@ class MissingExtraError(ImportError):
 
 class GuidanceHadNoEffectWarning(UserWarning):
     """Guidance was asked for and never moved the next-token law: usually the wrong prompt or scale."""
+
+
+class FolderInUseError(OSError):
+    """Another process writes to this results folder."""

@@ -202,6 +202,7 @@ class _Run:
             raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
         if do_sample is None:
             do_sample = any(options.get(name) is not None for name in SAMPLING_OPTIONS)
+        _check_sampling(options)
         for name in ("custom_generate", "logits_to_keep", "max_length"):
             if name in options:
                 raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
@@ -315,3 +316,18 @@ class _Run:
                         f"{name}[{number}] has {len(row)} tokens and max_new_tokens={self.max_new_tokens}, but the "
                         f"model has {limit} positions; shorten one of them"
                     )
+
+
+def _check_sampling(options: Mapping[str, Any]) -> None:
+    """Refuse values of sampling options that transformers would ignore or fail on late."""
+    bounds: dict[str, tuple[Any, str]] = {
+        "temperature": (lambda x: x > 0, "above 0; leave it out for greedy decoding"),
+        "top_p": (lambda x: 0 < x <= 1, "in (0, 1]"),
+        "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+        "top_k": (lambda x: x >= 0 and x == int(x), "a whole number of 0 or more; 0 keeps every token"),
+        "repetition_penalty": (lambda x: x > 0, "above 0; 1 changes nothing"),
+    }
+    for name, (holds, meaning) in bounds.items():
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value)):
+            raise ValueError(f"{name}={value!r} must be {meaning}")

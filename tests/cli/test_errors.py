@@ -23,7 +23,7 @@ from .conftest import Run
         (["x", "--max-new-tokens", "0"], ["max_new_tokens=0"]),
         (["x", "--max-new-tokens", "1.5"], ["--max-new-tokens", "'1.5'"]),
         (["x", "--schedule", "sudden"], ["schedule='sudden'", "cosine"]),
-        (["x", "--start", "0.9", "--stop-guidance", "0.1"], ["start=0.9", "stop=0.1"]),
+        (["x", "--guidance-start", "0.9", "--guidance-stop", "0.1"], ["start=0.9", "stop=0.1"]),
         (["x", "--min-scale", "3", "--max-scale", "2"], ["min_scale=3.0", "max_scale=2.0"]),
         (["x", "--skip-threshold", "-1"], ["skip_threshold=-1.0"]),
         (["x", "--negative-prompt", "a", "--negative-system", "b"], ["negative_prompt", "negative_system"]),
@@ -120,9 +120,7 @@ def test_prompt_files(run: Run, tmp_path: Path, command: str) -> None:
     assert "standard input holds no prompt" in outcome.error
 
 
-@pytest.mark.parametrize(
-    "line", ['{"text": "x"}', "[]", '{"prompt": 5}', '{"prompt": ""}', '[1, "a"]', "[[1]]"]
-)
+@pytest.mark.parametrize("line", ['{"text": "x"}', "[]", '{"prompt": 5}', '{"prompt": ""}', '[1, "a"]', "[[1]]"])
 def test_lines_that_hold_no_prompt(run: Run, tmp_path: Path, line: str) -> None:
     path = tmp_path / "prompts"
     path.write_text(f"fine\n\n{line}\n")

@@ -66,7 +66,7 @@ def test_json(run: Run, loaded: Any) -> None:
 def test_every_guidance_option_arrives(run: Run) -> None:
     outcome = run(
         "generate", "ab", "--json", *NEW, "--scale", "3", "--negative-system", "dull", "--chat",
-        "--schedule", "clamp-linear:0.5", "--start", "0.1", "--stop-guidance", "0.9",
+        "--schedule", "clamp-linear:0.5", "--guidance-start", "0.1", "--guidance-stop", "0.9",
         "--min-scale", "0.5", "--max-scale", "4", "--skip-threshold", "0.25",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -154,9 +154,7 @@ def test_several_continuations(run: Run) -> None:
 
 
 def test_equal_batches_draw_different_text(run: Run) -> None:
-    outcome = run(
-        "generate", "ab", "ab", "--batch-size", "1", "--seed", "1", "--temperature", "2", "--json", *NEW
-    )
+    outcome = run("generate", "ab", "ab", "--batch-size", "1", "--seed", "1", "--temperature", "2", "--json", *NEW)
     first, second = records(outcome.out)
     assert first["text"] != second["text"]
 

@@ -156,9 +156,7 @@ def test_entropy_equals_a_loop(logp: Tensor) -> None:
 
 
 def test_entropy_of_known_laws() -> None:
-    logp = torch.tensor(
-        [[0.0, -INF, -INF, -INF], [-math.log(4)] * 4, [math.log(0.5), math.log(0.5), -INF, -INF]]
-    )
+    logp = torch.tensor([[0.0, -INF, -INF, -INF], [-math.log(4)] * 4, [math.log(0.5), math.log(0.5), -INF, -INF]])
     assert algebra.entropy(logp).tolist() == pytest.approx([0.0, math.log(4), math.log(2)])
 
 

@@ -110,9 +110,7 @@ def test_chats() -> None:
     assert as_chat(TURNS) == CHAT
 
 
-@pytest.mark.parametrize(
-    "value", ["text", (1, 2), CHAT, ("a", "b"), ((1, 2), (3,)), (CHAT, CHAT[:1], "a", (1,))]
-)
+@pytest.mark.parametrize("value", ["text", (1, 2), CHAT, ("a", "b"), ((1, 2), (3,)), (CHAT, CHAT[:1], "a", (1,))])
 def test_json_comes_back_as_the_same_value(value: Any) -> None:
     plain = to_json(value)
     assert as_prompts(plain, "x") == value

@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return _fail(arguments.command, error, 1)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return _fail(arguments.command, MemoryError("the device ran out of memory; use a smaller --batch-size"), 1)
     except KeyboardInterrupt:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()

@@ -45,8 +45,8 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
         default="constant",
         help=f"how γ moves: {', '.join(SCHEDULES)}; NAME:NUMBER sets a parameter",
     )
-    group.add_argument("--start", type=float, default=0.0, help="progress in [0, 1] at which guidance starts")
-    group.add_argument("--stop-guidance", type=float, default=1.0, help="progress at which guidance ends")
+    group.add_argument("--guidance-start", type=float, default=0.0, help="progress in [0, 1] at which guidance starts")
+    group.add_argument("--guidance-stop", type=float, default=1.0, help="progress at which guidance ends")
     group.add_argument("--min-scale", type=float, help="lower bound on γ")
     group.add_argument("--max-scale", type=float, help="upper bound on γ")
     group.add_argument(
@@ -63,8 +63,8 @@ def guidance(arguments: argparse.Namespace) -> Any:
         negative_prompt=arguments.negative_prompt,
         negative_system=arguments.negative_system,
         schedule=arguments.schedule,
-        start=arguments.start,
-        stop=arguments.stop_guidance,
+        start=arguments.guidance_start,
+        stop=arguments.guidance_stop,
         min_scale=arguments.min_scale,
         max_scale=arguments.max_scale,
         skip_threshold=arguments.skip_threshold,

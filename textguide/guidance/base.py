@@ -111,7 +111,7 @@ class Guidance(ABC):
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that differ whenever a field differs."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.to_json().encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Guidance:

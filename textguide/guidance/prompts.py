@@ -29,13 +29,18 @@ def is_chat(prompt: Any) -> bool:
 
 
 def as_chat(messages: Iterable[Any]) -> Chat:
-    """Messages, each a :class:`Message` or a mapping with ``role`` and ``content``, as a tuple."""
+    """Messages, each a :class:`Message` or a mapping with ``role`` and ``content``, as a tuple.
+
+    Raises:
+        ValueError: a role or content is no text, such as a list of parts.
+    """
     turns = []
     for turn in messages:
-        if isinstance(turn, Message):
-            turns.append(turn)
-        else:
-            turns.append(Message(str(turn["role"]), str(turn["content"])))
+        if not isinstance(turn, Message):
+            turn = Message(turn["role"], turn["content"])
+        if not isinstance(turn.role, str) or not isinstance(turn.content, str):
+            raise ValueError(f"the chat message {_brief(turn)} must have a text as role and as content")
+        turns.append(turn)
     return tuple(turns)
 
 
