@@ -19,8 +19,10 @@ from .guidance.base import Guidance, Step
 from .passes import Law, Passes
 
 PATIENCE = 4
-FIRST_NAP = 4
-LONGEST_NAP = 32
+# Naps begin and end at multiples of this many steps, so that rows fall asleep and wake together: a row that wakes
+# alone costs a pass of its own.
+FIRST_NAP = 8
+LONGEST_NAP = 64
 
 
 @dataclass
@@ -96,8 +98,8 @@ class Naps:
                 row.calm, row.nap = PATIENCE, min(2 * row.nap, LONGEST_NAP)
             else:
                 row.calm += 1
-            if row.calm >= PATIENCE:
-                row.wake_at = index + 1 + row.nap
+            if row.calm >= PATIENCE and (index + 1) % FIRST_NAP == 0:
+                row.wake_at = index + row.nap
         if not any(row.wake_at is not None for row in self._rows):
             self._slept.clear()
 

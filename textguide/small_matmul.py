@@ -75,7 +75,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _original(input, weight, bias)
     flat = input.reshape(rows, -1)
     if rows == 1:
-        flat = flat.expand(2, -1)  # one row alone takes the slow path in either form
+        flat = flat.repeat(2, 1)  # one row alone, or a row of stride 0, takes the slow path in either form
     out = torch.mm(weight, flat.t()).t()[:rows].contiguous()
     if bias is not None:
         out += bias
