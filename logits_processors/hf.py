@@ -191,7 +191,7 @@ class _Run:
         else:
             written = ids[:, self.prompt_length :].tolist()
             rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
-            self.lane, logits = lanes.prefill(self.model, rows, ids.device)
+            self.lane, logits = lanes.prefill(self.model, rows, ids.device, guided=True)
         self.lane.guided = True
         return logits
 

@@ -18,9 +18,6 @@ from torch import Tensor
 
 from . import caches, small_matmul
 
-# Padding tokens that cost less than a forward pass of their own, on one row.
-JOINT_PADDING = 32
-
 
 @dataclass
 class Lane:
@@ -133,7 +130,9 @@ def merge(lanes: Sequence[Lane]) -> Lane:
     )
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], device: Any, keep: int = 1) -> tuple[Lane, Tensor]:
+def prefill(
+    model: Any, prompts: Sequence[Sequence[int]], device: Any, keep: int = 1, guided: bool = False
+) -> tuple[Lane, Tensor]:
     """Read decoder-only ``prompts``, each at its own length, and return the lane and the last ``keep`` logits.
 
     Equal prompts are read once. Rows of unlike length are padded on the left, except for recurrent models, which
@@ -152,7 +151,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], device: Any, keep: int
     lanes, logits = [], []
     for group in groups:
         ids, mask = pad_left(group, device)
-        lane, last = prefill_padded(model, ids, mask, keep=keep)
+        lane, last = prefill_padded(model, ids, mask, keep=keep, guided=guided)
         lanes.append(lane)
         logits.append(last)
     order = {prompt: i for i, prompt in enumerate(prompt for group in groups for prompt in group)}
@@ -174,6 +173,7 @@ def prefill_padded(
     positions: Tensor | None = None,
     cache: Any = None,
     extra: dict[str, Any] | None = None,
+    guided: bool = False,
 ) -> tuple[Lane, Tensor]:
     """Read left-padded ids (R, L) in one pass.
 
@@ -182,11 +182,13 @@ def prefill_padded(
         positions: (R, L); default: counted from the mask.
         cache: the cache to fill; default: a new one that grows.
         extra: further inputs of the model's first pass, such as pixel values.
+        guided: see :class:`Lane`.
     """
     if positions is None:
         positions = position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device)[None]
     next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
-    lane = Lane(model, cache if cache is not None else caches.new_cache(model), ids.shape[1], mask, next_position)
+    cache = cache if cache is not None else caches.new_cache(model)
+    lane = Lane(model, cache, ids.shape[1], mask, next_position, guided=guided)
     outputs = _call(lane, ids, positions, keep, first=True, extra=extra)
     return lane, outputs.logits[:, -keep:]
 
@@ -230,12 +232,6 @@ def pad_left(prompts: Sequence[Sequence[int]], device: Any, pad: int = 0) -> tup
 def position_ids(mask: Tensor) -> Tensor:
     """Positions (R, L) that count the unmasked tokens; 0 on padding."""
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-
-
-def worth_joining(lengths: Sequence[int]) -> bool:
-    """Whether prompts of these lengths are cheaper padded in one pass than in passes of their own."""
-    padded = len(lengths) * max(lengths)
-    return padded - sum(lengths) <= JOINT_PADDING
 
 
 def _call(

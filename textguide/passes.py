@@ -139,7 +139,7 @@ class Passes:
                 outputs, mask = lanes.encode(owner, prompts, device)
                 lane, last = lanes.prefill_encoder_decoder(owner, ids, outputs, mask)
             else:
-                lane, last = lanes.prefill(owner, prompts, device)
+                lane, last = lanes.prefill(owner, prompts, device, guided=True)
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
             groups.setdefault(branch.model, []).append((lane, number))
             laws.append(last[:, -1].to(device))

