@@ -49,6 +49,7 @@ def test_a_sweep_equals_separate_runs_and_writes_its_folder(tiny_model: str, tmp
     assert found["textguide"]["fingerprints"] == {
         s.fingerprint and f"cfg {s.scale:g}": s.fingerprint for s in SETTINGS if s
     }
+    assert str(Path.cwd()) not in (tmp_path / "run" / "results.json").read_text()
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(rows) == 18
     report = (tmp_path / "run" / "report.md").read_text()
