@@ -309,8 +309,8 @@ def _notes(lm: GuidedLM, labels: Iterable[str]) -> list[str]:
 def _drop_paths(lm_eval: dict[str, Any]) -> None:
     """Leave the folders of this machine out of what is written."""
     for config in lm_eval.get("configs", {}).values():
-        if isinstance(config.get("config_source"), str):
-            config["config_source"] = Path(config["config_source"]).name
+        if config.get("config_source") is not None:
+            config["config_source"] = Path(str(config["config_source"])).name
         for values in (config.get("metadata"), config.get("dataset_kwargs")):
             if isinstance(values, dict):
                 values.pop("data", None)
