@@ -309,11 +309,11 @@ def _notes(lm: GuidedLM, labels: Iterable[str]) -> list[str]:
 def _drop_paths(lm_eval: dict[str, Any]) -> None:
     """Leave the folders of this machine out of what is written."""
     for config in lm_eval.get("configs", {}).values():
-        if config.get("config_source") is not None:
-            config["config_source"] = Path(str(config["config_source"])).name
         for values in (config.get("metadata"), config.get("dataset_kwargs")):
             if isinstance(values, dict):
                 values.pop("data", None)
+                if "config_source" in values:
+                    values["config_source"] = Path(str(values["config_source"])).name
 
 
 @contextmanager
