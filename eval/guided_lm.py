@@ -111,6 +111,10 @@ class GuidedLM(HFLM):
             if kwargs["device"] == "cpu":
                 kwargs.setdefault("dtype", "float32")
         super().__init__(pretrained=pretrained, **kwargs)
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1 and not kwargs.get("tp_plan"):
+            # HFLM shares requests between processes only where it sees several GPUs.
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         _name_caches(self)
 
     # -- what lm-eval asks ----------------------------------------------------------------------------------------

@@ -99,11 +99,13 @@ class Explanation:
 
         return page(self)
 
-    def save_html(self, path: str | Path) -> None:
-        """Write :meth:`to_html` to ``path``, whole or not at all."""
+    def save_html(self, path: str | Path) -> Path:
+        """Write :meth:`to_html` to ``path``, whole or not at all; missing folders are made."""
         from .files import write_text
 
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_text(path, self.to_html())
+        return Path(path)
 
 
 def explain(

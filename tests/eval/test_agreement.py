@@ -49,11 +49,10 @@ def test_two_processes_give_the_result_of_one(tiny_model: str, tmp_path: Path) -
         "-m", "textguide.cli", "eval", "--tasks", "lambada_mini", "--scales", "1,1.5", "--limit", "7", "--model",
         tiny_model, "--device", "cpu", "--dtype", "float32", "--batch-size", "1",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no",
-    ]  # fmt: skip
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     runs = {}
     for name, command in {"one": [sys.executable], "two": launch}.items():
         done = subprocess.run(
