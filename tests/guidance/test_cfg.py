@@ -77,8 +77,11 @@ def test_errors_name_argument_and_value(fields: dict[str, Any], parts: list[str]
 
 
 def test_edges_of_the_allowed_ranges() -> None:
-    CFG(scale=-1.0, skip_threshold=0, start=0.5, stop=0.5, min_scale=2, max_scale=2, negative_prompt="")
-    CFG(start=0, stop=0)
+    edge = CFG(scale=-1.0, skip_threshold=0, start=0.5, stop=0.5, min_scale=2, max_scale=2, negative_prompt="")
+    assert edge.scale_at(Step(0.5)) == 2.0
+    assert edge.scale_at(Step(0.4)) == 1.0
+    assert CFG(start=0, stop=0).active(Step(0.0))
+    assert not CFG(start=0, stop=0).active(Step(0.1))
 
 
 def test_every_field_is_covered_here() -> None:
