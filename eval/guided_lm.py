@@ -23,7 +23,7 @@ from tqdm import tqdm
 from textguide import branches, bundled
 from textguide.custom_generate import GuidedDecoding, empty_source
 from textguide.effect import Effect, join
-from textguide.guidance import CFG, Guidance
+from textguide.guidance import CFG, BranchGuidance, Guidance
 from textguide.guidance.spec import parse
 from textguide.models import default_device
 from textguide.scoring import Item, decoder_start, score_items
@@ -79,7 +79,7 @@ class GuidedLM(HFLM):
         negative_prompt: Any = None,
         schedule: str | None = None,
         renormalize: bool | None = None,
-        settings: Sequence[Guidance | None] | None = None,
+        settings: Sequence[BranchGuidance | None] | None = None,
         uncond: str = UNCONDITIONAL[0],
         memo: Any = None,
         seed: int = 0,
@@ -120,7 +120,7 @@ class GuidedLM(HFLM):
     # -- what lm-eval asks ----------------------------------------------------------------------------------------
 
     @property
-    def setting(self) -> Guidance | None:
+    def setting(self) -> BranchGuidance | None:
         """The guidance that answers."""
         return self.settings[self.current]
 
@@ -297,7 +297,7 @@ class GuidedLM(HFLM):
         item = Item(number, context, continuation, negatives)
         return item if negatives else self._with_branches(item, self.settings)
 
-    def _with_branches(self, item: Item, settings: Sequence[Guidance | None]) -> Item:
+    def _with_branches(self, item: Item, settings: Sequence[BranchGuidance | None]) -> Item:
         lead = next((s for s in settings if s is not None and not s.is_neutral), None)
         if lead is None or self._contexts or self.backend == "seq2seq":
             return item
@@ -319,8 +319,8 @@ class _Memory:
 
 
 def _settings(
-    guidance: Any, shorthand: dict[str, Any], settings: Sequence[Guidance | None] | None
-) -> list[Guidance | None]:
+    guidance: Any, shorthand: dict[str, Any], settings: Sequence[BranchGuidance | None] | None
+) -> list[BranchGuidance | None]:
     if settings is not None:
         if guidance is not None or shorthand:
             raise ValueError("settings= excludes guidance= and its shorthand; give one or the other")
@@ -331,7 +331,7 @@ def _settings(
         guidance = None if guidance.lower() in ("none", "plain") else parse(guidance)
     elif isinstance(guidance, Mapping):
         guidance = Guidance.from_dict(dict(guidance))
-    if guidance is not None and not isinstance(guidance, Guidance):
+    if guidance is not None and not isinstance(guidance, BranchGuidance):
         raise ValueError(
             f"guidance={guidance!r} is no guidance; give an object, a dict or text such as 'cfg:scale=1.5'"
         )
@@ -342,7 +342,7 @@ def _settings(
     return [CFG(**shorthand)]
 
 
-def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:
+def _by_branches(settings: Sequence[BranchGuidance | None]) -> list[list[int]]:
     """Indices of settings that share their branches; those without any join the first group."""
     groups: dict[Any, list[int]] = {}
     for number, setting in enumerate(settings):

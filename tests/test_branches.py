@@ -10,7 +10,7 @@ import torch
 
 from textguide import CFG
 from textguide.branches import branch_rows, canonical_prompts, encode, expand, with_system
-from textguide.guidance import Branch, Guidance, Message
+from textguide.guidance import Branch, BranchGuidance, Message
 
 from .architectures import BOS, Tokenizer
 
@@ -31,7 +31,7 @@ class NoTemplate(Tokenizer):
 
 
 @dataclass(frozen=True)
-class Same(Guidance):
+class Same(BranchGuidance):
     """A guidance whose branch differs in its model alone."""
 
     @property

@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import textguide
 from textguide import CFG, guided_decoding, reference
-from textguide.guidance import Branch, Guidance
+from textguide.guidance import Branch, BranchGuidance
 
 from .architectures import PAD, VOCAB, Tokenizer, build
 
@@ -221,7 +221,7 @@ def test_gpu_gives_the_text_of_the_cpu(static: bool) -> None:
     assert out.new_tokens == expected.new_tokens
 
 
-class TwoModels(Guidance):
+class TwoModels(BranchGuidance):
     """log p + log p_other: a product with a second model that reads the same prompt."""
 
     @property

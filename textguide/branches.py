@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .guidance.base import Branch, Guidance
+from .guidance.base import Branch, BranchGuidance
 from .guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
 
 Rows = list[list[int]]
@@ -90,7 +90,7 @@ def encode(prompt: Prompt, tokenizer: Any, name: str) -> list[int]:
 
 
 def branch_rows(
-    guidance: Guidance,
+    guidance: BranchGuidance,
     *,
     cond: Rows,
     tokenizer: Any = None,

@@ -11,20 +11,20 @@ from torch import Tensor
 from . import branches, caches
 from .decode import Decoded, Observer, Settings, decode
 from .effect import Effect, warn_if_none
-from .guidance.base import Guidance
+from .guidance.base import BranchGuidance
 
 
-def as_guidance(guidance: Any) -> Guidance | None:
+def as_guidance(guidance: Any) -> BranchGuidance | None:
     """The branch guidance among what a user passed: one object, a sequence, or None.
 
     Raises:
         ValueError: something in it is no guidance, or two of them want branches of their own.
     """
-    if guidance is None or isinstance(guidance, Guidance):
+    if guidance is None or isinstance(guidance, BranchGuidance):
         return guidance
     items = list(guidance) if isinstance(guidance, (list, tuple)) else [guidance]
     for item in items:
-        if not isinstance(item, Guidance):
+        if not isinstance(item, BranchGuidance):
             raise ValueError(f"guidance={item!r} is no guidance; pass an object such as textguide.CFG(scale=1.5)")
     if len(items) > 1:
         names = ", ".join(item.name for item in items)
@@ -135,7 +135,7 @@ class GuidedDecoding:
         )
 
     def _prompts(
-        self, guidance: Guidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
+        self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
     ) -> list[branches.Rows]:
         size = ids.shape[0]
         if self.branch_prompts is not None:

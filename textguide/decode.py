@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .effect import Effect, EffectMeter
 from .guidance.algebra import log_softmax
-from .guidance.base import Guidance, Step
+from .guidance.base import BranchGuidance, Step
 from .naps import Naps
 from .passes import Law, Passes
 
@@ -78,7 +78,7 @@ class Settings:
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
 
-    guidance: Guidance | None = None
+    guidance: BranchGuidance | None = None
     prompts: Sequence[Sequence[Sequence[int]]] = ()
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .effect import EffectMeter
 from .guidance.algebra import log_softmax
-from .guidance.base import Guidance, Step
+from .guidance.base import BranchGuidance, Step
 from .passes import Law, Passes
 
 PATIENCE = 4
@@ -35,7 +35,7 @@ class _Row:
 class Naps:
     """Keeps the rows of one run asleep or awake; all decisions are taken on the host, between steps."""
 
-    def __init__(self, guidance: Guidance, horizon: int, samples: int, meter: EffectMeter) -> None:
+    def __init__(self, guidance: BranchGuidance, horizon: int, samples: int, meter: EffectMeter) -> None:
         self.guidance = guidance
         self.horizon = horizon
         self.meter = meter

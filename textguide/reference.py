@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .guidance import CFG, Guidance
+from .guidance import CFG, BranchGuidance
 
 Law = list[float]
 
@@ -99,7 +99,7 @@ COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg}
 """The oracle of every registered guidance, by name."""
 
 
-def guided_law(guidance: Guidance | None, laws: Sequence[Law], s: float) -> Law:
+def guided_law(guidance: BranchGuidance | None, laws: Sequence[Law], s: float) -> Law:
     """What ``guidance`` makes of the laws of its branches at progress ``s``."""
     return laws[0] if guidance is None else COMBINE[guidance.name](guidance, laws, s)
 
@@ -107,7 +107,7 @@ def guided_law(guidance: Guidance | None, laws: Sequence[Law], s: float) -> Law:
 def generate(
     model: Any,
     prompt: Sequence[int],
-    guidance: Guidance | None,
+    guidance: BranchGuidance | None,
     negatives: Sequence[Sequence[int]],
     new_tokens: int,
     *,
@@ -140,7 +140,7 @@ def score(
     model: Any,
     prompt: Sequence[int],
     continuation: Sequence[int],
-    guidance: Guidance | None,
+    guidance: BranchGuidance | None,
     negatives: Sequence[Sequence[int]],
     *,
     source: Sequence[int] | None = None,
@@ -160,7 +160,7 @@ def _law(
     model: Any,
     prompt: Sequence[int],
     written: Sequence[int],
-    guidance: Guidance | None,
+    guidance: BranchGuidance | None,
     negatives: Sequence[Sequence[int]],
     progress: float,
     source: Sequence[int] | None,

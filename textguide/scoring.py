@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import branches, caches, lanes
 from .custom_generate import as_guidance, empty_source
-from .guidance import CFG, Guidance, Step
+from .guidance import CFG, BranchGuidance, Step
 from .guidance.algebra import log_softmax
 from .guidance.base import SELF
 
@@ -35,7 +35,7 @@ class ScoreResult:
     is_greedy: Tensor
     tokens: Tensor
     log_probs: list[Tensor]
-    settings: list[Guidance | None]
+    settings: list[BranchGuidance | None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def score(
     guidance: Any = None,
     *,
     scales: Sequence[float] | None = None,
-    settings: Sequence[Guidance | None] | None = None,
+    settings: Sequence[BranchGuidance | None] | None = None,
     system: str | None = None,
     batch_size: int = 16,
     horizon: int | None = None,
@@ -123,7 +123,7 @@ def score(
 def score_items(
     model: Any,
     items: Sequence[Item],
-    settings: Sequence[Guidance | None],
+    settings: Sequence[BranchGuidance | None],
     *,
     batch_size: int = 16,
     horizon: int | None = None,
@@ -142,14 +142,14 @@ def score_items(
         yield from _score_batch(model, batch, list(settings), lead, horizon, models or {})
 
 
-def leading(settings: Sequence[Guidance | None]) -> Guidance | None:
+def leading(settings: Sequence[BranchGuidance | None]) -> BranchGuidance | None:
     """The first of ``settings`` that needs extra branches, or None."""
     return next((setting for setting in settings if setting is not None and not setting.is_neutral), None)
 
 
 def _settings(
-    guidance: Guidance | None, scales: Sequence[float] | None, settings: Sequence[Guidance | None] | None
-) -> list[Guidance | None]:
+    guidance: BranchGuidance | None, scales: Sequence[float] | None, settings: Sequence[BranchGuidance | None] | None
+) -> list[BranchGuidance | None]:
     if settings is not None:
         if guidance is not None or scales is not None:
             raise ValueError("settings= excludes guidance= and scales=; give one or the other")
@@ -172,7 +172,7 @@ def _settings(
 
 
 def _items(
-    model: Any, tokenizer: Any, contexts: Any, continuations: Any, system: str | None, lead: Guidance | None
+    model: Any, tokenizer: Any, contexts: Any, continuations: Any, system: str | None, lead: BranchGuidance | None
 ) -> list[Item]:
     prompts = branches.canonical_prompts(contexts, system, tokenizer)
     if isinstance(continuations, str) or (len(continuations) and isinstance(continuations[0], int)):
@@ -245,8 +245,8 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
 def _score_batch(
     model: Any,
     batch: list[Item],
-    settings: list[Guidance | None],
-    lead: Guidance | None,
+    settings: list[BranchGuidance | None],
+    lead: BranchGuidance | None,
     horizon: int | None,
     models: Mapping[str, Any],
 ) -> Iterator[tuple[Item, Tensor, Tensor]]:

@@ -1,7 +1,18 @@
 """Guidance methods: pure mathematics on log-probabilities, one paper a file."""
 
-from .base import Branch, Guidance, Step
+from .base import Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
 from .cfg import CFG, scale_from_weight, weight_from_scale
 from .prompts import Message
 
-__all__ = ["CFG", "Branch", "Guidance", "Message", "Step", "scale_from_weight", "weight_from_scale"]
+__all__ = [
+    "CFG",
+    "Branch",
+    "BranchGuidance",
+    "Guidance",
+    "Message",
+    "Step",
+    "TokenConstraint",
+    "TokenReweighting",
+    "scale_from_weight",
+    "weight_from_scale",
+]

@@ -1,7 +1,9 @@
-"""The one abstraction: a guidance declares branches, combines their log-probabilities, and says when.
+"""What every guidance is: a value that says how to steer, and nothing that runs.
 
 A guidance is a frozen dataclass: comparable, hashable, printable, to and from JSON, with a fingerprint that goes into
-results files and cache keys. It holds no model, no tokenizer and no state.
+results files and cache keys. It holds no model, no tokenizer and no state. Its kind says where in a step it acts:
+a :class:`BranchGuidance` declares passes and combines their log-probabilities, a :class:`TokenReweighting` weighs
+the candidates that came out of that, a :class:`TokenConstraint` rules out what may not be written.
 """
 
 from __future__ import annotations
@@ -58,16 +60,14 @@ class Step:
 
 
 class Guidance(ABC):
-    """What to run beside the conditional pass, and how to combine what the passes say.
+    """How to steer a model while it decodes.
 
-    Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line.
+    Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line. They derive
+    from one of the kinds below, or from this class where they steer a loop of their own (masked diffusion).
     """
 
     name: ClassVar[str]
     registry: ClassVar[dict[str, type[Guidance]]] = {}
-
-    renormalize: bool = True
-    skip_threshold: float | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,29 +75,9 @@ class Guidance(ABC):
             cls.registry[cls.name] = cls
 
     @property
-    @abstractmethod
-    def branches(self) -> tuple[Branch, ...]:
-        """The extra passes, in the order in which :meth:`combine` gets them behind the conditional one."""
-
-    @abstractmethod
-    def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """The guided log-probabilities (B, V) from those of the branches.
-
-        Args:
-            logp: normalised float32 log-probabilities (n, B, V); ``logp[0]`` is the conditional branch.
-            step: where in the text this is.
-
-        A pure function: the same input gives the same output. Normalised unless ``renormalize`` is off.
-        """
-
-    @property
     def is_neutral(self) -> bool:
-        """Whether this guidance changes nothing anywhere, so that no extra pass need run."""
+        """Whether this guidance changes nothing anywhere, so that nothing of it need run."""
         return False
-
-    def active(self, step: Step) -> bool:
-        """Whether the extra branches count at this step; where not, they are not run. ``step.progress`` is a float."""
-        return True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the method's name and every field."""
@@ -135,6 +115,44 @@ class Guidance(ABC):
     def from_json(cls, text: str) -> Guidance:
         """The guidance that :meth:`to_json` wrote."""
         return cls.from_dict(json.loads(text))
+
+
+class BranchGuidance(Guidance):
+    """What to run beside the conditional pass, and how to combine what the passes say."""
+
+    renormalize: bool = True
+    skip_threshold: float | None = None
+
+    @property
+    @abstractmethod
+    def branches(self) -> tuple[Branch, ...]:
+        """The extra passes, in the order in which :meth:`combine` gets them behind the conditional one."""
+
+    @abstractmethod
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The guided log-probabilities (B, V) from those of the branches.
+
+        Args:
+            logp: normalised float32 log-probabilities (n, B, V); ``logp[0]`` is the conditional branch.
+            step: where in the text this is.
+
+        A pure function: the same input gives the same output. Normalised unless ``renormalize`` is off.
+        """
+
+    def active(self, step: Step) -> bool:
+        """Whether the extra branches count at this step; where not, they are not run. ``step.progress`` is a float."""
+        return True
+
+
+class TokenReweighting(Guidance):
+    """Weighs the candidates for the next token, after the branches were combined.
+
+    Several of them see the same law and their weights add up.
+    """
+
+
+class TokenConstraint(Guidance):
+    """Rules out tokens, after everything else has weighed them; a run takes one of them at most."""
 
 
 def finite(name: str, value: Any) -> float:

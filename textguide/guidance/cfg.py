@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import Branch, Guidance, Step, finite
+from .base import Branch, BranchGuidance, Step, finite
 from .prompts import as_prompts
 
 
 @dataclass(frozen=True)
-class CFG(Guidance):
+class CFG(BranchGuidance):
     """Move the next-token law away from what the model says without the prompt.
 
     ``log P̂(w) = log P(w|u) + γ (log P(w|c) − log P(w|u))`` (Eq. 7), with ``c`` the prompt and ``u`` a context to move

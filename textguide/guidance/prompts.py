@@ -88,12 +88,12 @@ def per_row(prompts: Prompt | tuple[Prompt, ...]) -> bool:
 
 
 def to_json(value: Any) -> Any:
-    """A canonical prompt (or tuple of prompts) as plain JSON values."""
+    """The value of a field (a prompt, a tuple of them, an object with a ``to_dict``) as plain JSON values."""
     if isinstance(value, Message):
         return {"role": value.role, "content": value.content}
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
-    return value
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def _is_message(turn: Any) -> bool:
