@@ -1,0 +1,64 @@
+"""The protocol of constraints."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .vocabulary import Vocabulary
+
+
+class Constraint(ABC):
+    """A set of byte strings, as a value: a frozen dataclass that holds no tokenizer and no state.
+
+    A constraint is *prefix-closed*: once a text is no prefix of any member, nothing that continues it is one.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: ``kind`` and every field."""
+
+    @abstractmethod
+    def start(self, vocabulary: Vocabulary) -> Session:
+        """A session in front of the first token. What is costly (compiling) is done once for a vocabulary."""
+
+
+class Session(ABC):
+    """One text under one constraint: which tokens may come next.
+
+    Attributes:
+        text: the bytes written so far.
+        calls: how often the constraint itself was asked, forks included (they share the counter).
+    """
+
+    text: bytes
+
+    @property
+    @abstractmethod
+    def calls(self) -> int:
+        """Number of constraint evaluations so far in this session and all its forks."""
+
+    @abstractmethod
+    def is_prefix(self, text: bytes) -> bool:
+        """Whether ``text`` can be continued to a member (or is one)."""
+
+    @abstractmethod
+    def is_complete(self, text: bytes) -> bool:
+        """Whether ``text`` is a member, so that an end token may follow."""
+
+    def mask(self) -> Tensor | None:
+        """The tokens that may come next, bool (V,) with the end tokens where the text is complete; None: unknown,
+        ask :meth:`is_prefix` and :meth:`is_complete`."""
+        return None
+
+    @abstractmethod
+    def advance(self, token: int) -> None:
+        """Write ``token``, which must be allowed and no end token."""
+
+    @abstractmethod
+    def fork(self) -> Session:
+        """An independent session at the same place."""

@@ -1,0 +1,1 @@
+"""Sequential Monte Carlo over texts: draws under constraints with their weights, particles, resampling."""
