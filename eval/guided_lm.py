@@ -23,10 +23,10 @@ from tqdm import tqdm
 from textguide import branches, bundled
 from textguide.custom_generate import GuidedDecoding, empty_source
 from textguide.effect import Effect, join
-from textguide.guidance import CFG, BranchGuidance, Guidance
+from textguide.guidance import CFG, Guidance, as_guidance, split
 from textguide.guidance.spec import parse
 from textguide.models import default_device
-from textguide.scoring import Item, decoder_start, score_items
+from textguide.scoring import Item, decoder_start, leading, score_items
 from textguide.tasks import is_protected
 
 from .contexts import UNCONDITIONAL, unconditional_context
@@ -79,7 +79,7 @@ class GuidedLM(HFLM):
         negative_prompt: Any = None,
         schedule: str | None = None,
         renormalize: bool | None = None,
-        settings: Sequence[BranchGuidance | None] | None = None,
+        settings: Sequence[Guidance | None] | None = None,
         uncond: str = UNCONDITIONAL[0],
         memo: Any = None,
         seed: int = 0,
@@ -91,7 +91,9 @@ class GuidedLM(HFLM):
         self.settings = _settings(guidance, {k: v for k, v in shorthand.items() if v is not None}, settings)
         if uncond not in UNCONDITIONAL:
             raise ValueError(f"uncond={uncond!r} is unknown; use one of {', '.join(UNCONDITIONAL)}")
-        if uncond != UNCONDITIONAL[0] and any(getattr(s, "negative_prompt", None) is not None for s in self.settings):
+        if uncond != UNCONDITIONAL[0] and any(
+            getattr(split(s).branching, "negative_prompt", None) is not None for s in self.settings
+        ):
             raise ValueError(f"uncond={uncond!r} and a negative prompt exclude each other; give one of them")
         self.uncond = uncond
         self.seed = seed
@@ -120,7 +122,7 @@ class GuidedLM(HFLM):
     # -- what lm-eval asks ----------------------------------------------------------------------------------------
 
     @property
-    def setting(self) -> BranchGuidance | None:
+    def setting(self) -> Guidance | None:
         """The guidance that answers."""
         return self.settings[self.current]
 
@@ -223,7 +225,7 @@ class GuidedLM(HFLM):
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
         rows = None
-        if self.setting is not None and self._contexts:
+        if split(self.setting).branching is not None and self._contexts:
             texts = [self._contexts[text] for text in self._batch_contexts]
             room = self.max_length - (max_length - context.shape[1])
             rows = [[self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in texts]]
@@ -261,7 +263,7 @@ class GuidedLM(HFLM):
     def _all_settings(self, items: list[Item], size: int) -> Iterator[tuple[Item, list[float], list[bool]]]:
         groups = _by_branches(self.settings)
         if len(groups) == 1:
-            for item, log_probs, greedy in score_items(self.model, items, self.settings, batch_size=size):
+            for item, log_probs, greedy in self._score_items(items, self.settings, size):
                 yield item, log_probs.double().sum(-1).tolist(), greedy.tolist()
             return
         # Settings that move away from different prompts need passes of their own.
@@ -270,12 +272,17 @@ class GuidedLM(HFLM):
         }
         for members in groups:
             chosen = [self.settings[n] for n in members]
-            scored = score_items(self.model, [self._with_branches(i, chosen) for i in items], chosen, batch_size=size)
+            scored = self._score_items([self._with_branches(i, chosen) for i in items], chosen, size)
             for item, log_probs, greedy in scored:
                 _, values, tops = collected[item.number]
                 for n, total, top in zip(members, log_probs.double().sum(-1).tolist(), greedy.tolist(), strict=True):
                     values[n], tops[n] = total, top
         yield from collected.values()
+
+    def _score_items(
+        self, items: list[Item], settings: Sequence[Guidance | None], size: int
+    ) -> Iterator[tuple[Item, Any, Any]]:
+        return score_items(self.model, items, settings, tokenizer=self.tokenizer, batch_size=size)
 
     def _item(self, number: int, texts: Any, context: list[int], continuation: list[int]) -> Item:
         limit = self.max_length
@@ -297,8 +304,8 @@ class GuidedLM(HFLM):
         item = Item(number, context, continuation, negatives)
         return item if negatives else self._with_branches(item, self.settings)
 
-    def _with_branches(self, item: Item, settings: Sequence[BranchGuidance | None]) -> Item:
-        lead = next((s for s in settings if s is not None and not s.is_neutral), None)
+    def _with_branches(self, item: Item, settings: Sequence[Guidance | None]) -> Item:
+        lead = leading(settings)
         if lead is None or self._contexts or self.backend == "seq2seq":
             return item
         rows = branches.branch_rows(lead, cond=[item.context], tokenizer=self.tokenizer)
@@ -319,22 +326,19 @@ class _Memory:
 
 
 def _settings(
-    guidance: Any, shorthand: dict[str, Any], settings: Sequence[BranchGuidance | None] | None
-) -> list[BranchGuidance | None]:
+    guidance: Any, shorthand: dict[str, Any], settings: Sequence[Guidance | None] | None
+) -> list[Guidance | None]:
     if settings is not None:
         if guidance is not None or shorthand:
             raise ValueError("settings= excludes guidance= and its shorthand; give one or the other")
         if not settings:
             raise ValueError("settings is empty; give at least one guidance, or None for plain")
-        return list(settings)
+        return [as_guidance(setting) for setting in settings]
     if isinstance(guidance, str):
         guidance = None if guidance.lower() in ("none", "plain") else parse(guidance)
     elif isinstance(guidance, Mapping):
         guidance = Guidance.from_dict(dict(guidance))
-    if guidance is not None and not isinstance(guidance, BranchGuidance):
-        raise ValueError(
-            f"guidance={guidance!r} is no guidance; give an object, a dict or text such as 'cfg:scale=1.5'"
-        )
+    guidance = as_guidance(guidance)
     if not shorthand:
         return [guidance]
     if guidance is not None:
@@ -342,13 +346,14 @@ def _settings(
     return [CFG(**shorthand)]
 
 
-def _by_branches(settings: Sequence[BranchGuidance | None]) -> list[list[int]]:
+def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:
     """Indices of settings that share their branches; those without any join the first group."""
     groups: dict[Any, list[int]] = {}
-    for number, setting in enumerate(settings):
-        if setting is not None and not setting.is_neutral:
-            groups.setdefault(setting.branches, []).append(number)
-    idle = [n for n, setting in enumerate(settings) if setting is None or setting.is_neutral]
+    found = [split(setting).branching for setting in settings]
+    for number, guidance in enumerate(found):
+        if guidance is not None:
+            groups.setdefault(guidance.branches, []).append(number)
+    idle = [number for number, guidance in enumerate(found) if guidance is None]
     merged = list(groups.values()) or [[]]
     merged[0] = sorted(merged[0] + idle)
     return merged

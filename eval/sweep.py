@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from textguide import tasks as task_room
-from textguide.guidance import BranchGuidance
+from textguide.guidance import Guidance
 from textguide.guidance.spec import label as label_of
 
 from .folder import claim
@@ -63,7 +63,7 @@ class SweepOptions:
 
 def run_sweep(
     tasks: Sequence[str],
-    settings: Sequence[BranchGuidance | None],
+    settings: Sequence[Guidance | None],
     *,
     output: Path | None = None,
     options: SweepOptions | None = None,
@@ -163,7 +163,7 @@ def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> 
 
 
 def _task_result(
-    name: str, label: str, setting: BranchGuidance | None, run: dict[str, Any], lm: GuidedLM, number: int
+    name: str, label: str, setting: Guidance | None, run: dict[str, Any], lm: GuidedLM, number: int
 ) -> TaskResult:
     raw = {key: value for key, value in run["results"][name].items() if key != "alias"}
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -254,7 +254,7 @@ def _confidences(samples: list[dict[str, Any]]) -> Any:
     return np.asarray(confidences)
 
 
-def _labels(settings: Sequence[BranchGuidance | None]) -> list[str]:
+def _labels(settings: Sequence[Guidance | None]) -> list[str]:
     labels = [label_of(setting) for setting in settings]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -263,7 +263,7 @@ def _labels(settings: Sequence[BranchGuidance | None]) -> list[str]:
 
 
 def _identity(
-    tasks: Sequence[str], settings: Sequence[BranchGuidance | None], options: SweepOptions, model_args: dict[str, Any]
+    tasks: Sequence[str], settings: Sequence[Guidance | None], options: SweepOptions, model_args: dict[str, Any]
 ) -> dict[str, Any]:
     """What has to be equal for two runs to be one and the same. The batch size is not part of it."""
     model = {key: value if isinstance(value, (str, int, float, bool, type(None))) else str(type(value).__name__)

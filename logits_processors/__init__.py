@@ -1,5 +1,6 @@
 """Where guidance meets other people's decoding loops."""
 
+from .caif import CAIFLogitsProcessor
 from .hf import CFGLogitsProcessor
 
-__all__ = ["CFGLogitsProcessor"]
+__all__ = ["CAIFLogitsProcessor", "CFGLogitsProcessor"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from textguide import branches, lanes
 from textguide.custom_generate import empty_source
@@ -19,6 +16,8 @@ from textguide.guidance import CFG, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.guidance.prompts import per_row
 from textguide.lanes import Lane
+
+from .runs import Runs, calling_list
 
 
 class CFGLogitsProcessor(LogitsProcessor):
@@ -76,7 +75,7 @@ class CFGLogitsProcessor(LogitsProcessor):
         self.model = model
         self.guidance = guidance
         self.horizon = horizon
-        self._runs: dict[int, tuple[Any, _Run]] = {}
+        self._runs: Runs[_Run] = Runs()
         self._last: _Run | None = None
 
     @property
@@ -88,7 +87,12 @@ class CFGLogitsProcessor(LogitsProcessor):
         """Guided scores (R, V) for ids (R, T): log-probabilities in the dtype of ``scores``."""
         if self.guidance.is_neutral:
             return scores
-        run = self._run(input_ids, _calling_list())
+        run = self._runs.of(
+            calling_list(),
+            continues=lambda run: run.continues(input_ids),
+            new=lambda: _Run(self.model, self.guidance, input_ids),
+        )
+        self._last = run
         step = Step.at(input_ids.shape[1] - run.prompt_length, self.horizon) if self.horizon else Step()
         if not self.guidance.active(step):
             return scores
@@ -102,23 +106,6 @@ class CFGLogitsProcessor(LogitsProcessor):
         guided = self.guidance.combine(logp, step)
         run.meter.add(guided, logp[0])
         return guided.to(scores.dtype)
-
-    def _run(self, ids: Tensor, owner: LogitsProcessorList | None) -> _Run:
-        # A new ``generate`` call builds a new list of processors. Ids alone could not tell a second call, whose
-        # prompt continues the first one's text, from the next step of the first.
-        key = id(owner)
-        held = self._runs.get(key)
-        if held is not None and (owner is None or held[0]() is owner) and held[1].continues(ids):
-            self._last = held[1]
-            return held[1]
-        run = _Run(self.model, self.guidance, ids)
-        reference = None if owner is None else weakref.ref(owner, functools.partial(self._forget, key))
-        self._runs[key] = (reference, run)
-        self._last = run
-        return run
-
-    def _forget(self, key: int, _: Any) -> None:
-        self._runs.pop(key, None)
 
 
 @dataclass
@@ -205,12 +192,6 @@ class _Run:
         if not bool(same.any(dim=1).all()):
             return False
         return same.long().argmax(dim=1)
-
-
-def _calling_list() -> LogitsProcessorList | None:
-    """The list that is calling the processor, or None where something else calls it."""
-    owner = sys._getframe(2).f_locals.get("self")
-    return owner if isinstance(owner, LogitsProcessorList) else None
 
 
 def _unpadded(ids: Any, mask: Tensor | None) -> Any:

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from .effect import Effect
     from .explanation import Explanation, explain
     from .generation import GenerateResult, StreamChunk, generate, stream
-    from .guidance import CFG, Guidance
-    from .logits_processors import CFGLogitsProcessor
+    from .guidance import CAIF, CFG, Guidance
+    from .logits_processors import CAIFLogitsProcessor, CFGLogitsProcessor
     from .models import load
     from .scoring import ScoreResult, score
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
+    "CAIF": "guidance",
+    "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
     "Effect": "effect",

@@ -11,25 +11,8 @@ from torch import Tensor
 from . import branches, caches
 from .decode import Decoded, Observer, Settings, decode
 from .effect import Effect, warn_if_none
-from .guidance.base import BranchGuidance
-
-
-def as_guidance(guidance: Any) -> BranchGuidance | None:
-    """The branch guidance among what a user passed: one object, a sequence, or None.
-
-    Raises:
-        ValueError: something in it is no guidance, or two of them want branches of their own.
-    """
-    if guidance is None or isinstance(guidance, BranchGuidance):
-        return guidance
-    items = list(guidance) if isinstance(guidance, (list, tuple)) else [guidance]
-    for item in items:
-        if not isinstance(item, BranchGuidance):
-            raise ValueError(f"guidance={item!r} is no guidance; pass an object such as textguide.CFG(scale=1.5)")
-    if len(items) > 1:
-        names = ", ".join(item.name for item in items)
-        raise ValueError(f"guidance=[{names}]: two guidances with branches of their own cannot be combined; pass one")
-    return items[0] if items else None
+from .guidance import BranchGuidance, as_guidance, split
+from .reweighting import reweighter
 
 
 class GuidedDecoding:
@@ -40,8 +23,9 @@ class GuidedDecoding:
     ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``.
 
     Args:
-        guidance: a guidance, a sequence of them, or None for plain decoding.
-        tokenizer: needed where the guidance holds text.
+        guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its place:
+            branches, then classifiers, then a constraint.
+        tokenizer: needed where the guidance holds text or asks a classifier.
         models: further models by the name that branches use.
         streamer: a transformers streamer. It has to be given here: ``generate`` keeps its own ``streamer=`` from
             custom loops, and would stay silent.
@@ -117,10 +101,15 @@ class GuidedDecoding:
         **model_kwargs: Any,
     ) -> Iterator[Tensor | Decoded]:
         """The same run step by step: the tokens (B,) of each, and at last the :class:`Decoded`."""
-        guidance = self.guidance if self.guidance is not None and not self.guidance.is_neutral else None
-        _check_mode(generation_config, model_kwargs, guided=guidance is not None)
+        parts = split(self.guidance)
+        guidance = parts.branching
+        _check_mode(generation_config, model_kwargs, guided=self.guidance is not None and not self.guidance.is_neutral)
+        weigher = reweighter(parts.reweighting, self.tokenizer, model)
+        if weigher is not None:
+            weigher.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
         settings = Settings(
             guidance=guidance,
+            reweighter=weigher,
             models=self.models,
             generator=self.generator,
             observer=self.observer,
@@ -140,7 +129,6 @@ class GuidedDecoding:
         size = ids.shape[0]
         if self.branch_prompts is not None:
             return [branches.expand(rows, size) for rows in self.branch_prompts]
-        mask = model_kwargs.get("attention_mask")
         if model.config.is_encoder_decoder:
             cond: branches.Rows = [[] for _ in range(size)]
             return branches.branch_rows(
@@ -150,16 +138,26 @@ class GuidedDecoding:
                 empty_source=empty_source(model.config),
                 copies=True,
             )
-        if mask is None:
-            cond = ids.tolist()
-        else:
-            cond = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        cond = _unpadded(ids, self._mask(model, model_kwargs))
         return branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, copies=True)
+
+    def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
+        """The mask of ``input_ids``."""
+        name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+        return model_kwargs.get(name)
 
 
 def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
     """A ``custom_generate`` callable for transformers; see :class:`GuidedDecoding` for the options."""
     return GuidedDecoding(guidance, **options)
+
+
+def _unpadded(ids: Tensor, mask: Tensor | None) -> branches.Rows:
+    """The token ids of every row without its padding."""
+    if mask is None:
+        rows: branches.Rows = ids.tolist()
+        return rows
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def empty_source(config: Any) -> list[int]:

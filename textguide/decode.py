@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .effect import Effect, EffectMeter
-from .guidance.algebra import log_softmax
+from .guidance.algebra import kl_divergence, log_softmax
 from .guidance.base import BranchGuidance, Step
 from .naps import Naps
 from .passes import Law, Passes
+from .reweighting import Reweighter
 
 Observer = Callable[["StepView"], None]
 
@@ -33,6 +34,7 @@ class StepView:
         cond: conditional log-probabilities, (B, V).
         extra: log-probabilities of the extra branches, (n, B, V); None where no row was guided.
         guided: the law that was sampled from, before processors and warpers, (B, V).
+        reweighed: rows whose candidates were weighed by a classifier, bool (B,); None where there is no classifier.
         tokens: the tokens that were chosen, (B,).
     """
 
@@ -42,6 +44,7 @@ class StepView:
     extra: Tensor | None
     guided: Tensor
     tokens: Tensor
+    reweighed: Tensor | None = None
 
 
 @dataclass
@@ -68,8 +71,9 @@ class Settings:
     """What :func:`decode` needs beside the inputs that transformers prepared.
 
     Args:
-        guidance: None, or a guidance that is not neutral.
+        guidance: None, or a guidance with branches that is not neutral.
         prompts: for each extra branch, the token ids of every row.
+        reweighter: weighs the candidates of the combined law; it has begun the batch.
         models: further models by name.
         generator: randomness for sampling; None: torch's global generator.
         observer: called after every step.
@@ -80,6 +84,7 @@ class Settings:
 
     guidance: BranchGuidance | None = None
     prompts: Sequence[Sequence[Sequence[int]]] = ()
+    reweighter: Reweighter | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | None = None
     observer: Observer | None = None
@@ -131,7 +136,7 @@ class _Loop:
             config,
             settings,
         )
-        self.guidance = settings.guidance
+        self.guidance, self.reweighter = settings.guidance, settings.reweighter
         branches = self.guidance.branches if self.guidance is not None else ()
         self.passes = Passes(model, branches, settings.prompts, settings.models)
         self.prompt_length = ids.shape[1]
@@ -170,6 +175,9 @@ class _Loop:
         # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with the
         # conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
         scores = guided if extra is None and cond is None else guided + law.cond.float().logsumexp(-1, keepdim=True)
+        reweighed = None
+        if self.reweighter is not None:
+            scores, guided, reweighed = self._reweigh(law, guided, scores)
         full = self._full(scores)
         processed = self.processors(self.ids, full)
         if self.config.do_sample:
@@ -182,9 +190,9 @@ class _Loop:
         self._record(law, guided, processed, tokens)
         if self.settings.observer is not None:
             chosen = tokens if self._alive_index is None else tokens[self._alive_index]
-            law_of = guided if self.guidance is not None and extra is not None else log_softmax(guided)
+            law_of = guided if extra is not None else log_softmax(guided)
             cond = cond if cond is not None else log_softmax(law.cond)
-            view = StepView(self.index, tuple(self.passes.alive), cond, extra, law_of, chosen)
+            view = StepView(self.index, tuple(self.passes.alive), cond, extra, law_of, chosen, reweighed)
             self.settings.observer(view)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
         self.unfinished = self.unfinished & ~self.criteria(self.ids, processed)
@@ -213,7 +221,8 @@ class _Loop:
         self._live = going
         if not going:
             return True
-        if not self.settings.static and self.guidance is not None and len(going) < len(alive):
+        steers = self.guidance is not None or self.reweighter is not None
+        if not self.settings.static and steers and len(going) < len(alive):
             self.passes.drop([sample for sample in alive if sample not in set(going)])
             self._alive_index = torch.tensor(going, device=self.ids.device)
         return False
@@ -226,6 +235,8 @@ class _Loop:
         return self.passes.step(self.ids, self.index, waking, measure)
 
     def outcome(self) -> Decoded:
+        if self.reweighter is not None:
+            self.meter.classified = self.reweighter.texts_scored
         return Decoded(
             sequences=self.ids,
             effect=self.meter.summary(),
@@ -253,7 +264,10 @@ class _Loop:
             return None, cond, None
         logp = log_softmax(torch.cat([cond[None] if law.awake is None else cond[law.awake][None], law.extra.float()]))
         guided = self.guidance.combine(logp, Step.at(self.index, self.horizon))
-        self.kl = self.meter.add(guided, logp[0], self._weights(guided.shape[0]))
+        if self.reweighter is None:
+            self.kl = self.meter.add(guided, logp[0], self._weights(guided.shape[0]))
+        else:  # measured when the candidates have been weighed too
+            self.kl = kl_divergence(log_softmax(guided), logp[0])
         if law.awake is None:
             self._guided_samples = list(alive)
             return logp[0], guided, logp[1:]
@@ -262,6 +276,29 @@ class _Loop:
         self.naps.count(self.index, resting)
         everywhere = log_softmax(cond)
         return everywhere.clone(), everywhere.index_copy(0, law.awake, guided), None
+
+    def _reweigh(self, law: Law, guided: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and law with the candidates weighed, and the rows where they were."""
+        assert self.reweighter is not None
+        alive = self.passes.alive
+        if self.index:
+            self.reweighter.append(self.ids[:, -1].tolist())
+        changed, acted = self.reweighter(log_softmax(guided), Step.at(self.index, self.horizon), self.index, alive)
+        # The rows that were left alone keep their bits.
+        scores = torch.where(acted[:, None], changed + law.cond.float().logsumexp(-1, keepdim=True), scores)
+        guided = torch.where(acted[:, None], changed, guided)
+        branched = torch.zeros_like(acted)
+        if law.extra is not None:
+            branched[slice(None) if law.awake is None else law.awake] = True
+        counts = acted | branched
+        live = self._weights(len(alive))
+        if live is not None:
+            counts &= live.bool()
+        self.meter.add(guided, log_softmax(law.cond), counts.float(), branched & counts, acted & counts)
+        unguided = len(self._live) - int(counts.sum())
+        resting = len(self._live) - int((branched & counts).sum()) if self.guidance is not None else 0
+        self.meter.unguided += unguided - resting  # the resting ones were counted by the naps
+        return scores, guided, acted
 
     def _weights(self, rows: int) -> Tensor | None:
         """1 for rows that still write, where finished rows stay in the batch (fixed shapes); else None."""

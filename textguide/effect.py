@@ -27,6 +27,8 @@ class Effect:
         skipped_passes: rows of extra branches that ``skip_threshold`` left out.
         max_skipped_kl: the largest KL that guidance would have caused at a skipped step, measured by re-reading
             those steps; None where nothing was skipped.
+        reweighed_steps: steps at which a classifier weighed the candidates.
+        classified_texts: candidates that classifiers were asked about.
     """
 
     mean_kl: float = 0.0
@@ -37,6 +39,8 @@ class Effect:
     extra_passes: int = 0
     skipped_passes: int = 0
     max_skipped_kl: float | None = None
+    reweighed_steps: int = 0
+    classified_texts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -54,6 +58,8 @@ class Effect:
             text += f", {self.skipped_passes} skipped"
             if self.max_skipped_kl is not None:
                 text += f" (largest KL skipped {self.max_skipped_kl:.4f})"
+        if self.reweighed_steps:
+            text += f", {self.classified_texts} texts classified at {self.reweighed_steps} steps"
         return text
 
 
@@ -68,14 +74,26 @@ class EffectMeter:
         self._skipped_max = torch.zeros((), device=device)
         self._measured_skips = False
         self._guided = torch.zeros((), device=device, dtype=torch.long)
+        self._branched = torch.zeros((), device=device, dtype=torch.long)
+        self._reweighed = torch.zeros((), device=device, dtype=torch.long)
         self.unguided = 0
         self.skipped = 0
+        self.classified = 0
 
-    def add(self, guided: Tensor, cond: Tensor, weights: Tensor | None = None) -> Tensor:
+    def add(
+        self,
+        guided: Tensor,
+        cond: Tensor,
+        weights: Tensor | None = None,
+        branched: Tensor | None = None,
+        reweighed: Tensor | None = None,
+    ) -> Tensor:
         """Record one step of rows (B, V) and return their KL(guided‖cond), (B,).
 
         Args:
             weights: 1 for rows that count and 0 for rows that do not, (B,); None: all count.
+            branched: those of them whose extra branches ran, bool (B,); None: all.
+            reweighed: those of them whose candidates were weighed, bool (B,); None: none.
         """
         guided = torch.log_softmax(guided, dim=-1)
         kl = kl_divergence(guided, cond)
@@ -86,7 +104,11 @@ class EffectMeter:
         self._sum += kl.sum()
         self._max = torch.maximum(self._max, kl.max())
         self._changed += changed.sum()
-        self._guided += guided.shape[0] if weights is None else weights.sum().long()
+        count = guided.shape[0] if weights is None else weights.sum().long()
+        self._guided += count
+        self._branched += count if branched is None else branched.sum()
+        if reweighed is not None:
+            self._reweighed += reweighed.sum()
         return kl
 
     def add_skipped(self, guided: Tensor, cond: Tensor) -> Tensor:
@@ -106,9 +128,11 @@ class EffectMeter:
             top_changed=float(self._changed) / steps,
             guided_steps=guided,
             unguided_steps=self.unguided,
-            extra_passes=guided * self.branches,
+            extra_passes=int(self._branched) * self.branches,
             skipped_passes=self.skipped * self.branches,
             max_skipped_kl=float(self._skipped_max) if self._measured_skips else None,
+            reweighed_steps=int(self._reweighed),
+            classified_texts=self.classified,
         )
 
 
@@ -125,6 +149,8 @@ def join(effects: list[Effect]) -> Effect:
         extra_passes=sum(e.extra_passes for e in effects),
         skipped_passes=sum(e.skipped_passes for e in effects),
         max_skipped_kl=max(skipped) if skipped else None,
+        reweighed_steps=sum(e.reweighed_steps for e in effects),
+        classified_texts=sum(e.classified_texts for e in effects),
     )
 
 
@@ -135,7 +161,10 @@ def warn_if_none(effect: Effect, guidance: Any) -> None:
     if effect.guided_steps == 0:
         reason = "no step fell into its window of activity"
     elif effect.max_kl <= 1e-6:
-        reason = "its branches gave the same next-token law at every step; do they read the same prompt?"
+        reason = (
+            "it gave the same next-token law as plain decoding at every step; do its branches read the same prompt, "
+            "or does its classifier say the same of every candidate?"
+        )
     else:
         return
     warnings.warn(f"{guidance} changed nothing: {reason}", GuidanceHadNoEffectWarning, stacklevel=3)

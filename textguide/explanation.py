@@ -17,7 +17,7 @@ from torch import Tensor
 from . import generation
 from .decode import StepView
 from .effect import Effect
-from .guidance import CFG, Guidance
+from .guidance import CFG, Guidance, as_guidance
 from .guidance.algebra import kl_divergence
 
 
@@ -29,9 +29,10 @@ class TokenMove:
         text: the token as text.
         token: its id.
         cond: probability in the conditional branch.
-        uncond: probability in the branch to move away from.
+        uncond: probability in the branch to move away from; that of ``cond`` where a classifier alone guides.
         guided: probability after guidance.
-        ratio: log cond − log uncond, in nats: the direction in which guidance moves the token.
+        ratio: log cond − log uncond, in nats: the direction in which guidance moves the token; log guided − log cond
+            where a classifier alone guides.
     """
 
     text: str
@@ -54,6 +55,7 @@ class ExplainedStep:
         raised: the tokens with the largest ratio, largest first.
         lowered: the tokens with the smallest ratio, smallest first.
         guided: whether guidance was active.
+        branched: whether an extra branch was active, and not a classifier alone.
     """
 
     index: int
@@ -63,6 +65,7 @@ class ExplainedStep:
     raised: tuple[TokenMove, ...]
     lowered: tuple[TokenMove, ...]
     guided: bool
+    branched: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def explain(
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
     """
-    chosen = CFG() if guidance is None else generation.as_guidance(guidance)
+    chosen = CFG() if guidance is None else as_guidance(guidance)
     if chosen is None or chosen.is_neutral:
         raise ValueError(f"guidance={guidance!r} changes nothing, so there is nothing to explain; raise its scale")
     if top < 1:
@@ -161,11 +164,14 @@ def explain(
 
 def _explain_step(view: StepView, tokenizer: Any, top: int, min_prob: float) -> ExplainedStep:
     cond, guided = view.cond[0], view.guided[0]
-    is_guided = view.extra is not None
+    branched = view.extra is not None
+    is_guided = branched or (view.reweighed is not None and bool(view.reweighed[0]))
     uncond = view.extra[0, 0] if view.extra is not None else cond
+    # The two laws whose ratio ranks the tokens.
+    up, base = (cond, uncond) if branched else (guided, cond)
 
     def move(token: int) -> TokenMove:
-        lc, lu = float(cond[token]), float(uncond[token])
+        lc, lu = float(up[token]), float(base[token])
         ratio = lc - lu if math.isfinite(lc) and math.isfinite(lu) else 0.0
         return TokenMove(
             text=tokenizer.decode([token]),
@@ -176,7 +182,7 @@ def _explain_step(view: StepView, tokenizer: Any, top: int, min_prob: float) -> 
             ratio=ratio,
         )
 
-    raised, lowered = _ends(cond, uncond, guided, top, min_prob) if is_guided else ([], [])
+    raised, lowered = _ends(up, base, guided, top, min_prob) if is_guided else ([], [])
     return ExplainedStep(
         index=view.index,
         chosen=move(int(view.tokens[0])),
@@ -185,6 +191,7 @@ def _explain_step(view: StepView, tokenizer: Any, top: int, min_prob: float) -> 
         raised=tuple(move(token) for token in raised),
         lowered=tuple(move(token) for token in lowered),
         guided=is_guided,
+        branched=branched,
     )
 
 

@@ -43,7 +43,8 @@ guidance</span><span>click a token for its step</span></div>
 <p class="text"><span class="prompt">$prompt</span>$tokens</p>
 <h2>Every step</h2>
 <p class="meta">Raised and lowered: the tokens with the largest and smallest log P(prompt) − log P(other branch), each
-with its probability in the two branches (with the prompt → in the other branch) and after guidance.</p>
+with its probability in the two branches (with the prompt → in the other branch) and after guidance. Where a classifier
+alone guides: those that it moved furthest, with their probability before → after.</p>
 <div class="scroll"><table><thead><tr><th>#</th><th>written</th><th>without guidance</th><th>KL</th><th>raised</th>
 <th>lowered</th></tr></thead><tbody>
 $rows
@@ -83,16 +84,17 @@ def _row(step: ExplainedStep) -> str:
         f'<tr id="step-{step.index}"><td class="n">{step.index + 1}</td>'
         f'<td class="tok">{_visible(step.chosen.text)}</td>'
         f'<td class="tok">{plain}</td><td class="n">{step.kl:.3f}</td>'
-        f"<td>{_moves(step.raised, _RAISED)}</td><td>{_moves(step.lowered, _LOWERED)}</td></tr>"
+        f"<td>{_moves(step, step.raised, _RAISED)}</td><td>{_moves(step, step.lowered, _LOWERED)}</td></tr>"
     )
 
 
-def _moves(moves: tuple[TokenMove, ...], colour: tuple[int, int, int]) -> str:
+def _moves(step: ExplainedStep, moves: tuple[TokenMove, ...], colour: tuple[int, int, int]) -> str:
     cells = []
     for move in moves:
         # A ratio of e^4 or more is drawn at full strength.
         style = f"background:{_rgb(colour, 0.75 * min(1.0, abs(move.ratio) / 4))}"
-        detail = html.escape(f"{_percent(move.cond)} → {_percent(move.uncond)}, guided {_percent(move.guided)}")
+        shown = f"{_percent(move.cond)} → {_percent(move.uncond)}, guided {_percent(move.guided)}"
+        detail = html.escape(shown if step.branched else f"{_percent(move.cond)} → {_percent(move.guided)}")
         cells.append(
             f'<div class="cell" style="{style}"><code>{_visible(move.text)}</code> <small>{detail}</small></div>'
         )

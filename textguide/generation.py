@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import branches
-from .custom_generate import GuidedDecoding, as_guidance, empty_source
+from .custom_generate import GuidedDecoding, empty_source
 from .decode import Decoded, Observer
 from .effect import Effect, join, warn_if_none
+from .guidance import as_guidance, split
 from .lanes import pad_left
 
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -81,7 +82,7 @@ def generate(
         model: a transformers model.
         tokenizer: its tokenizer.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
-        guidance: such as ``CFG(scale=1.5)``; None decodes plainly.
+        guidance: such as ``CFG(scale=1.5)``, or a list of guidances that act together; None decodes plainly.
         max_new_tokens: longest continuation.
         system: a system prompt; texts become chats.
         seed: makes sampling reproducible without touching torch's global generator; None uses that one.
@@ -216,10 +217,11 @@ class _Run:
         ]
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.branch_rows: list[branches.Rows] | None = None
-        if self.guidance is not None:
+        branching = split(self.guidance).branching
+        if branching is not None:
             empty = empty_source(model.config) if self.is_encoder_decoder else None
             self.branch_rows = branches.branch_rows(
-                self.guidance, cond=self.ids, tokenizer=tokenizer, prompts=self.canonical, empty_source=empty
+                branching, cond=self.ids, tokenizer=tokenizer, prompts=self.canonical, empty_source=empty
             )
         self._check_ids()
         self.stop = [stop] if isinstance(stop, str) else list(stop or [])

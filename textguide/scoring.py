@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import branches, caches, lanes
-from .custom_generate import as_guidance, empty_source
-from .guidance import CFG, BranchGuidance, Step
+from .custom_generate import empty_source
+from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
 from .guidance.base import SELF
+from .reweighting import Reweighter, reweighter
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
@@ -35,7 +36,7 @@ class ScoreResult:
     is_greedy: Tensor
     tokens: Tensor
     log_probs: list[Tensor]
-    settings: list[BranchGuidance | None]
+    settings: list[Guidance | None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def score(
     guidance: Any = None,
     *,
     scales: Sequence[float] | None = None,
-    settings: Sequence[BranchGuidance | None] | None = None,
+    settings: Sequence[Guidance | None] | None = None,
     system: str | None = None,
     batch_size: int = 16,
     horizon: int | None = None,
@@ -105,7 +106,9 @@ def score(
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
     log_probs: list[Tensor] = [torch.empty(0)] * len(items)
     greedy = torch.zeros(len(chosen), len(items), dtype=torch.bool)
-    scored = score_items(model, items, chosen, batch_size=batch_size, horizon=horizon, models=models)
+    scored = score_items(
+        model, items, chosen, tokenizer=tokenizer, batch_size=batch_size, horizon=horizon, models=models
+    )
     for item, token_log_probs, is_top in scored:
         log_probs[item.number] = token_log_probs
         greedy[:, item.number] = is_top
@@ -123,8 +126,9 @@ def score(
 def score_items(
     model: Any,
     items: Sequence[Item],
-    settings: Sequence[BranchGuidance | None],
+    settings: Sequence[Guidance | None],
     *,
+    tokenizer: Any = None,
     batch_size: int = 16,
     horizon: int | None = None,
     models: Mapping[str, Any] | None = None,
@@ -133,28 +137,35 @@ def score_items(
 
     Args:
         settings: guidances that share their branches; None scores plainly.
+        tokenizer: needed where a setting asks a classifier.
 
     Yields:
         The item, the log-probability of its tokens (S, tokens), and whether all of them are the most likely ones (S,).
     """
     lead = leading(settings)
+    for setting in settings:
+        if split(setting).constraint is not None:
+            raise ValueError(f"settings={setting!r}: a text cannot be scored under a constraint; leave it out")
+    weighers = [reweighter(split(setting).reweighting, tokenizer, model) for setting in settings]
     for batch in _batches(items, batch_size):
-        yield from _score_batch(model, batch, list(settings), lead, horizon, models or {})
+        yield from _score_batch(model, batch, list(settings), weighers, lead, horizon, models or {})
 
 
-def leading(settings: Sequence[BranchGuidance | None]) -> BranchGuidance | None:
-    """The first of ``settings`` that needs extra branches, or None."""
-    return next((setting for setting in settings if setting is not None and not setting.is_neutral), None)
+def leading(settings: Sequence[Guidance | None]) -> BranchGuidance | None:
+    """The first guidance among ``settings`` that needs extra branches, or None."""
+    branching = (split(setting).branching for setting in settings)
+    return next((guidance for guidance in branching if guidance is not None), None)
 
 
 def _settings(
-    guidance: BranchGuidance | None, scales: Sequence[float] | None, settings: Sequence[BranchGuidance | None] | None
-) -> list[BranchGuidance | None]:
+    guidance: Guidance | None, scales: Sequence[float] | None, settings: Sequence[Guidance | None] | None
+) -> list[Guidance | None]:
     if settings is not None:
         if guidance is not None or scales is not None:
             raise ValueError("settings= excludes guidance= and scales=; give one or the other")
         given = [as_guidance(setting) for setting in settings]
-        branching = {setting.branches for setting in given if setting is not None and not setting.is_neutral}
+        found = [split(setting).branching for setting in given]
+        branching = {guidance.branches for guidance in found if guidance is not None}
         if len(branching) > 1:
             raise ValueError("settings= must share their branches (same negative prompt); score the others separately")
         if not given:
@@ -164,11 +175,9 @@ def _settings(
         return [guidance]
     if guidance is None:
         guidance = CFG()
-    if not isinstance(guidance, CFG):
-        raise ValueError(f"scales={list(scales)!r} needs a guidance with a scale, and got {guidance!r}")
     if not len(scales):
         raise ValueError("scales is empty; give at least one number")
-    return [replace(guidance, scale=float(scale)) for scale in scales]
+    return [with_scale(guidance, scale) for scale in scales]
 
 
 def _items(
@@ -245,7 +254,8 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
 def _score_batch(
     model: Any,
     batch: list[Item],
-    settings: list[BranchGuidance | None],
+    settings: list[Guidance | None],
+    weighers: list[Reweighter | None],
     lead: BranchGuidance | None,
     horizon: int | None,
     models: Mapping[str, Any],
@@ -264,6 +274,7 @@ def _score_batch(
     places = torch.tensor(
         [_progress(i, horizon or length) for length in lengths for i in range(length)], device=laws[0].device
     )
+    places_read = [(item, i) for item in batch for i in range(len(item.continuation))]
     log_probs = torch.empty(len(settings), len(targets), device=laws[0].device)
     is_top = torch.empty(len(settings), len(targets), dtype=torch.bool, device=laws[0].device)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
@@ -272,14 +283,24 @@ def _score_batch(
         step = Step(places[part, None])
         token = targets[part, None]
         for number, setting in enumerate(settings):
-            neutral = setting is None or setting.is_neutral
-            guided = logp[0] if neutral else setting.combine(logp, step)  # type: ignore[union-attr]
+            guidance = split(setting).branching
+            guided = logp[0] if guidance is None else guidance.combine(logp, step)
+            weigher = weighers[number]
+            if weigher is not None:
+                guided = _reweighed(weigher, guided, step, places_read[part])
             picked = guided.gather(-1, token)
             log_probs[number, part] = picked[:, 0]
             is_top[number, part] = (guided <= picked).all(-1)
     columns = zip(batch, log_probs.cpu().split(lengths, dim=1), is_top.cpu().split(lengths, dim=1), strict=True)
     for item, values, tops in columns:
         yield item, values, tops.all(-1)
+
+
+def _reweighed(weigher: Reweighter, guided: Tensor, step: Step, places: Sequence[tuple[Item, int]]) -> Tensor:
+    """The laws (P, V) with the candidates at each place weighed; a place is an item and a number of its tokens."""
+    weigher.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
+    changed, acted = weigher(log_softmax(guided), step, [i for _, i in places], range(len(places)))
+    return torch.where(acted[:, None], changed, guided)
 
 
 def _progress(index: int, horizon: int) -> float:

@@ -109,9 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> list[Any]:
-    from dataclasses import fields, replace
-
-    from ..guidance import CFG, Guidance
+    from ..guidance import CFG, Guidance, with_scale
     from ..guidance.spec import parse
 
     given: list[Guidance] = [parse(text) for text in arguments.guidance]
@@ -126,9 +124,7 @@ def _settings(arguments: argparse.Namespace) -> list[Any]:
     scales = _numbers("--scales", arguments.scales)
     settings: list[Any] = []
     for guidance in given:
-        if "scale" not in {field.name for field in fields(guidance)}:  # type: ignore[arg-type]
-            raise ValueError(f"--scales needs a guidance with a scale, and {guidance.name} has none")
-        settings += [replace(guidance, scale=scale) for scale in scales]  # type: ignore[type-var]
+        settings += [with_scale(guidance, scale) for scale in scales]
     return settings
 
 

@@ -83,7 +83,12 @@ def show(explanation: Any, top: int | None = None) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("#", "written", "without", "KL"):
         table.add_column(column, justify="right" if column in "#KL" else "left", no_wrap=True)
-    table.add_column("raised (prompt → other branch)", style="blue", overflow="fold")
+    branched = any(step.branched for step in explanation.steps)
+    table.add_column(
+        f"raised ({'prompt → other branch' if branched else 'without → with the classifier'})",
+        style="blue",
+        overflow="fold",
+    )
     table.add_column("lowered", style="red", overflow="fold")
     for step in explanation.steps:
         table.add_row(
@@ -91,16 +96,19 @@ def show(explanation: Any, top: int | None = None) -> None:
             Text(repr(step.chosen.text)[1:-1]),
             Text("" if step.plain.token == step.chosen.token else repr(step.plain.text)[1:-1]),
             f"{step.kl:.3f}",
-            Text(_moves(step.raised[:top])),
-            Text(_moves(step.lowered[:top])),
+            Text(_moves(step.raised[:top], step.branched)),
+            Text(_moves(step.lowered[:top], step.branched)),
         )
     console.print(table)
     console.print(Text(f"\n{explanation.text.strip()}\n"))
     console.print(Text(str(explanation.effect)), style="dim")
 
 
-def _moves(moves: Any) -> str:
-    return "  ".join(f"{repr(move.text)[1:-1]} {_percent(move.cond)}→{_percent(move.uncond)}" for move in moves)
+def _moves(moves: Any, branched: bool) -> str:
+    return "  ".join(
+        f"{repr(move.text)[1:-1]} {_percent(move.cond)}→{_percent(move.uncond if branched else move.guided)}"
+        for move in moves
+    )
 
 
 def _percent(probability: float) -> str:

@@ -33,11 +33,11 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def add_guidance(parser: argparse.ArgumentParser) -> None:
-    """The fields of classifier-free guidance."""
+    """The fields of classifier-free guidance, and classifiers that weigh the candidates."""
     from ..guidance.schedules import SCHEDULES
 
-    group = parser.add_argument_group("guidance")
-    group.add_argument("--scale", type=float, default=1.5, help="γ; 1 decodes plainly [%(default)s]")
+    group = parser.add_argument_group("classifier-free guidance")
+    group.add_argument("--scale", type=float, help="γ; 1 leaves it out [1.5; 1 where a classifier guides]")
     group.add_argument("--negative-prompt", help="text to move away from [the last token of the prompt]")
     group.add_argument("--negative-system", help="system prompt to move away from; the rest of the chat stays")
     group.add_argument(
@@ -52,14 +52,31 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--skip-threshold", type=float, help="leave the extra pass out where it moves the law less (nats)"
     )
+    group = parser.add_argument_group("guidance by a classifier (CAIF); the first three may be repeated together")
+    group.add_argument(
+        "--classifier",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="sentiment, profanity, a folder that `textguide classifier train` wrote, gzip:FILE, hf:NAME…",
+    )
+    group.add_argument("--target", action="append", default=[], metavar="LABEL", help="class to steer towards")
+    group.add_argument("--weight", action="append", default=[], type=float, metavar="α", help="below 0 steers away [5]")
+    group.add_argument("--candidates", type=int, default=100, help="tokens scored a step; 0 scores all [%(default)s]")
+    group.add_argument("--entropy-threshold", type=float, default=0.0, help="score only rows above this many nats")
+    group.add_argument("--every", type=int, default=1, help="score at every n-th step [%(default)s]")
+    group.add_argument("--weight-schedule", default="constant", help="how α moves; as --schedule [%(default)s]")
+    group.add_argument("--classify-continuation", action="store_true", help="the classifier does not see the prompt")
 
 
 def guidance(arguments: argparse.Namespace) -> Any:
     """The guidance that :func:`add_guidance`'s arguments describe."""
-    from ..guidance import CFG
+    from ..guidance import CFG, as_guidance
 
-    return CFG(
-        scale=arguments.scale,
+    classifiers = _classifiers(arguments)
+    scale = arguments.scale if arguments.scale is not None else 1.0 if classifiers else 1.5
+    cfg = CFG(
+        scale=scale,
         negative_prompt=arguments.negative_prompt,
         negative_system=arguments.negative_system,
         schedule=arguments.schedule,
@@ -69,6 +86,30 @@ def guidance(arguments: argparse.Namespace) -> Any:
         max_scale=arguments.max_scale,
         skip_threshold=arguments.skip_threshold,
     )
+    return as_guidance([*([] if classifiers and cfg.is_neutral else [cfg]), *classifiers])
+
+
+def _classifiers(arguments: argparse.Namespace) -> list[Any]:
+    from ..guidance import CAIF
+
+    names, targets, weights = arguments.classifier, arguments.target, arguments.weight
+    if len(targets) != len(names):
+        raise ValueError(f"--classifier is given {len(names)} times and --target {len(targets)}; give each its target")
+    if weights and len(weights) != len(names):
+        raise ValueError(f"--weight is given {len(weights)} times and --classifier {len(names)}; give each its weight")
+    return [
+        CAIF(
+            name,
+            target,
+            weights[number] if weights else 5.0,
+            top_k=arguments.candidates or None,
+            entropy_threshold=arguments.entropy_threshold,
+            every=arguments.every,
+            include_prompt=not arguments.classify_continuation,
+            schedule=arguments.weight_schedule,
+        )
+        for number, (name, target) in enumerate(zip(names, targets, strict=True))
+    ]
 
 
 def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:

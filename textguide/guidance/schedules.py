@@ -93,5 +93,10 @@ def parse(schedule: str) -> tuple[Callable[[Any, float], Any], float]:
 
 def scale_at(schedule: str, scale: float, progress: Progress) -> Progress:
     """γ(s) for the scale γ and a progress ``s`` in [0, 1]: a float for a float, a tensor for a tensor."""
+    return 1 + weight_at(schedule, scale - 1, progress)
+
+
+def weight_at(schedule: str, weight: float, progress: Progress) -> Progress:
+    """``w · m(s)`` for a weight that is off at 0."""
     multiplier, parameter = parse(schedule)
-    return 1 + (scale - 1) * multiplier(progress, parameter)
+    return weight * multiplier(progress, parameter)

@@ -1,4 +1,4 @@
-"""Guidance named in a line of text: ``cfg:scale=1.5,schedule=linear``, JSON, or a JSON file."""
+"""Guidance named in a line of text: ``cfg:scale=1.5,schedule=linear``, JSON, a JSON file; `` + `` joins several."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Guidance
+from .composed import Composed, as_guidance
 
 
 def parse(text: str) -> Guidance:
@@ -16,12 +17,16 @@ def parse(text: str) -> Guidance:
 
     Args:
         text: ``NAME``, ``NAME:FIELD=VALUE,FIELD=VALUE``, a JSON object as :meth:`Guidance.to_json` writes it, or the
-            name of a file with one.
+            name of a file with one; several with `` + `` between them act together.
 
     Raises:
         ValueError: the name or a field is unknown (the message names the nearest), or a value does not fit.
     """
     text = text.strip()
+    if " + " in text and not text.startswith("{"):
+        joined = as_guidance([parse(part) for part in text.split(" + ")])
+        assert joined is not None
+        return joined
     if text.startswith("{"):
         return _from_json(text, text)
     if text.endswith(".json"):
@@ -43,13 +48,18 @@ def parse(text: str) -> Guidance:
         if not equals:
             raise ValueError(f"guidance {text!r}: write {key}=VALUE")
         values[key] = _value(value.strip())
-    return method(**values)
+    try:
+        return method(**values)
+    except TypeError as error:
+        raise ValueError(f"guidance {text!r} lacks a field ({error}); write {name}:FIELD=VALUE,FIELD=VALUE") from error
 
 
 def label(guidance: Guidance | None) -> str:
     """A short name for tables and plots: the method with the fields that differ from their defaults."""
     if guidance is None:
         return "plain"
+    if isinstance(guidance, Composed):
+        return " + ".join(label(part) for part in guidance.parts)
     parts: list[str] = []
     for field in fields(guidance):  # type: ignore[arg-type]
         value = getattr(guidance, field.name)
@@ -61,7 +71,7 @@ def label(guidance: Guidance | None) -> str:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value))
     return text if len(text) <= 24 else text[:23] + "…"
 
 

@@ -1,0 +1,100 @@
+"""CAIF as a logits processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from textguide.guidance import CAIF, Step, split
+from textguide.guidance.algebra import log_softmax
+from textguide.guidance.composed import as_guidance
+from textguide.reweighting import Reweighter, reweighter
+
+from .runs import Runs, calling_list
+
+
+class CAIFLogitsProcessor(LogitsProcessor):
+    """A classifier weighs the candidates for the next token; see :class:`textguide.CAIF`.
+
+    For loops that cannot be replaced, such as beam search. It keeps no text between steps: every row is decoded anew,
+    so that rows may be reordered and tokens taken back. Where ``custom_generate=textguide.guided_decoding(...)``
+    works it is faster: texts grow there by a token a step, and a causal classifier keeps its cache.
+
+    It sees the scores that stand in front of it in the list: transformers puts its own penalties first, and its
+    warpers (temperature, top-k, top-p) behind. One object may serve any number of ``generate`` calls.
+
+    Args:
+        model: the model that decodes.
+        tokenizer: its tokenizer.
+        classifier: as for :class:`textguide.CAIF`.
+        target: as for :class:`textguide.CAIF`.
+        weight: as for :class:`textguide.CAIF`.
+        guidance: a :class:`textguide.CAIF`, or a sequence of them, in place of the three.
+        horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
+        **options: further fields of :class:`textguide.CAIF`, such as ``top_k``.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+
+    Example:
+        >>> caif = CAIFLogitsProcessor(model, tokenizer, "sentiment", "positive", 5.0)
+        >>> model.generate(**inputs, num_beams=4, logits_processor=[caif])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        classifier: Any = None,
+        target: str | int | None = None,
+        weight: float | None = None,
+        *,
+        guidance: CAIF | Sequence[CAIF] | None = None,
+        horizon: int | None = None,
+        **options: Any,
+    ) -> None:
+        named = {"classifier": classifier, "target": target, "weight": weight, **options}
+        given = {name: value for name, value in named.items() if value is not None}
+        if guidance is not None and given:
+            raise ValueError(f"guidance= already holds {', '.join(given)}; give one or the other")
+        if guidance is None:
+            missing = [name for name in ("classifier", "target") if name not in given]
+            if missing:
+                raise ValueError(f"{' and '.join(missing)} must be given, or a guidance= that holds them")
+            guidance = CAIF(**given)
+        parts = split(as_guidance(guidance))
+        if parts.branching is not None or parts.constraint is not None:
+            raise ValueError(f"guidance={guidance!r} must be a textguide.CAIF or a sequence of them")
+        for part in parts.reweighting:
+            timed = getattr(part, "schedule", "constant") != "constant" or part.start > 0 or part.stop < 1  # type: ignore[attr-defined]
+            if timed and horizon is None:
+                raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
+        self.horizon = horizon
+        self.guidances = parts.reweighting
+        self._reweighter: Reweighter | None = reweighter(parts.reweighting, tokenizer, model)
+        self._pad = getattr(model.generation_config, "pad_token_id", None)
+        self._prompt_lengths: Runs[int] = Runs()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (R, V) for ids (R, T), in the dtype they came in; rows that are left alone keep their scores."""
+        if self._reweighter is None:
+            return scores
+        size = input_ids.shape[1]
+        prompt = self._prompt_lengths.of(calling_list(), lambda length: size > length, lambda: size)
+        rows = input_ids.tolist()
+        prompts = [_without_padding(row[:prompt], self._pad) for row in rows]
+        self._reweighter.begin(prompts, [row[prompt:] for row in rows])
+        index = size - prompt
+        step = Step.at(index, self.horizon) if self.horizon else Step()
+        changed, acted = self._reweighter(log_softmax(scores), step, index, range(len(rows)))
+        total = scores.float().logsumexp(-1, keepdim=True)
+        return (changed + total).to(scores.dtype).where(acted[:, None], scores)
+
+
+def _without_padding(row: list[int], pad: int | None) -> list[int]:
+    """The prompt from its first token that is no padding on."""
+    start = next((i for i, token in enumerate(row) if token != pad), 0)
+    return row[start:]

@@ -1,0 +1,104 @@
+"""Any Python function as a classifier."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Classifier, checked, label_names
+
+
+class FunctionClassifier(Classifier):
+    """A function from texts to log-probabilities.
+
+    Args:
+        fn: gets a list of N texts and returns log-probabilities (N, C): a tensor, an array or lists of numbers.
+        labels: class names, in the order of the columns.
+        name: for errors and reports; default: the function's name.
+        is_normalized: the probabilities of the classes sum to 1.
+        probabilities: ``fn`` returns probabilities, whose logarithm is taken here.
+        batch_size: texts a call, at most, where candidates are scored.
+
+    Raises:
+        ValueError: ``fn`` cannot be called, or ``labels`` are not two names or more. At a call: what it returned
+            cannot be log-probabilities.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[list[str]], Any],
+        labels: Sequence[str],
+        *,
+        name: str | None = None,
+        is_normalized: bool = True,
+        probabilities: bool = False,
+        batch_size: int = 1024,
+    ) -> None:
+        if not callable(fn):
+            raise ValueError(f"fn={fn!r} must be a function from texts to log-probabilities")
+        self.fn = fn
+        self.labels = label_names(labels)
+        self.name = name or str(getattr(fn, "__qualname__", type(fn).__name__))
+        self.is_normalized = is_normalized
+        self.probabilities = probabilities
+        self.batch_size = batch_size
+
+    def log_prob(self, texts: Sequence[str]) -> Tensor:
+        """What the function returns for ``texts``, checked."""
+        values = self.fn(list(texts)) if texts else torch.empty(0, len(self.labels))
+        if self.probabilities:
+            values = _logarithm(self, values)
+        return checked(self, values, len(texts), texts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The function by its place, which is all that can be said of it."""
+        module, name = getattr(self.fn, "__module__", None), getattr(self.fn, "__qualname__", type(self.fn).__name__)
+        return {"kind": "python", "function": f"{module}:{name}", "labels": list(self.labels)}
+
+
+def _logarithm(classifier: Classifier, values: Any) -> Any:
+    try:
+        table = torch.as_tensor(values).to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return values  # `checked` says what is wrong
+    if table.numel() and not ((table >= 0) | table.isnan()).all():
+        raise ValueError(f"classifier {classifier.name} returned a probability below 0 ({table.min().item():.4g})")
+    return table.log()
+
+
+def from_python(path: str) -> Classifier:
+    """The classifier that ``module:name`` leads to: a Classifier, or a function without arguments that makes one.
+
+    Raises:
+        ValueError: there is no such thing; the message says which part is missing.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"classifier 'python:{path}' must be python:MODULE:NAME")
+    added = os.getcwd()
+    sys.path.insert(0, added)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"classifier 'python:{path}': there is no module {error.name!r}; run where it can be imported"
+        ) from error
+    finally:
+        sys.path.remove(added)
+    value = getattr(module, attribute, None)
+    if value is None:
+        raise ValueError(f"classifier 'python:{path}': module {module_name!r} has no {attribute!r}")
+    if not isinstance(value, Classifier) and callable(value):
+        value = value()
+    if not isinstance(value, Classifier):
+        raise ValueError(
+            f"classifier 'python:{path}' gives {type(value).__name__}; it must be a textguide.classifiers.Classifier, "
+            "or a function without arguments that returns one (FunctionClassifier wraps a function of texts)"
+        )
+    return value

@@ -1,0 +1,247 @@
+"""Fitting classifiers on labelled texts, and measuring them."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingExtraError
+from .base import Classifier, in_batches
+from .linear import _PIECE, Features, LinearClassifier
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled texts.
+
+    Args:
+        texts: N texts.
+        labels: the class of each, N names.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, sorted; names that are whole numbers by value."""
+        names = set(self.labels)
+        return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
+
+
+def read_examples(
+    path: str | os.PathLike[str],
+    *,
+    text_column: str | int = 0,
+    label_column: str | int = 1,
+    header: bool | None = None,
+    names: Sequence[str] | None = None,
+) -> Examples:
+    """Labelled texts from a tab-separated file, or a comma-separated one that ends in ``.csv``.
+
+    Args:
+        path: the file, in UTF-8. Quotes are part of the text in a tab-separated file.
+        text_column: the column of the texts, by number from 0 or by its name in the header.
+        label_column: the column of the labels.
+        header: the first line names the columns; None: where a column is given by name, or where the first line's
+            label does not occur again.
+        names: names that replace the labels, in the order of :attr:`Examples.classes`.
+
+    Raises:
+        ValueError: the file cannot be read, a column is missing, there are fewer than two classes, or ``names`` are
+            not as many as the classes.
+    """
+    source = Path(path)
+    try:
+        with source.open(encoding="utf-8-sig", newline="") as stream:
+            if source.suffix.lower() == ".csv":
+                rows = [row for row in csv.reader(stream) if row]
+            else:
+                rows = [line.rstrip("\r\n").split("\t") for line in stream if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text") from error
+    except (OSError, csv.Error) as error:
+        raise ValueError(
+            f"{source} cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from error
+    if not rows:
+        raise ValueError(f"{source} is empty; write a text and its label on each line, with a tab between them")
+    by_name = isinstance(text_column, str) or isinstance(label_column, str)
+    if header is False and by_name:
+        raise ValueError(f"text_column={text_column!r} and label_column={label_column!r} need a header in {source}")
+    first = rows[0]
+    text_at, label_at = (_column(source, first, column) for column in (text_column, label_column))
+    for number, row in enumerate(rows, 1):
+        if len(row) <= max(text_at, label_at):
+            raise ValueError(
+                f"{source}, row {number}: {len(row)} columns, and column {max(text_at, label_at)} is asked for "
+                "(columns count from 0)"
+            )
+    if header is None:
+        header = by_name or all(row[label_at].strip() != first[label_at].strip() for row in rows[1:])
+    rows = rows[1:] if header else rows
+    labels = [row[label_at].strip() for row in rows]
+    texts = [row[text_at] for row in rows]
+    examples = Examples(tuple(texts), tuple(labels))
+    if "" in labels:
+        raise ValueError(f"{source} has a row without a label in column {label_column!r}")
+    if len(examples.classes) < 2:
+        raise ValueError(
+            f"{source} has {len(examples.classes)} class(es) in column {label_column!r}; two are needed at least"
+        )
+    if names is None:
+        return examples
+    if len(names) != len(examples.classes) or len(set(names)) != len(names):
+        raise ValueError(
+            f"labels={list(names)!r} must be one name for each of {', '.join(examples.classes)} in {source}"
+        )
+    renamed = dict(zip(examples.classes, names, strict=True))
+    return Examples(examples.texts, tuple(renamed[label] for label in labels))
+
+
+def _column(source: Path, first: Sequence[str], column: str | int) -> int:
+    if isinstance(column, int):
+        if not 0 <= column < len(first):
+            raise ValueError(f"{source} has {len(first)} columns and none with number {column} (columns count from 0)")
+        return column
+    stripped = [name.strip() for name in first]
+    if column not in stripped:
+        raise ValueError(f"{source} has no column {column!r}; its header has {', '.join(stripped)}")
+    return stripped.index(column)
+
+
+def targets(examples: Examples, labels: Sequence[str]) -> Tensor:
+    """The columns (N,) of the examples' classes among ``labels``.
+
+    Raises:
+        ValueError: an example has a class that is not among them.
+    """
+    place = {label: i for i, label in enumerate(labels)}
+    unknown = sorted(set(examples.labels) - set(labels))
+    if unknown:
+        raise ValueError(f"the examples have classes {', '.join(unknown)}, the classifier {', '.join(labels)}")
+    return torch.tensor([place[label] for label in examples.labels])
+
+
+def train_linear(
+    examples: Examples,
+    *,
+    labels: Sequence[str] | None = None,
+    features: Features | None = None,
+    strength: float = 0.1,
+    name: str = "linear",
+) -> LinearClassifier:
+    """Fit a :class:`~textguide.classifiers.LinearClassifier` by logistic regression.
+
+    Args:
+        examples: labelled texts.
+        labels: class names in the order of the columns; default: as in ``examples.classes``.
+        features: which features a text has.
+        strength: inverse of the L2 penalty (scikit-learn's ``C``); larger fits the examples more closely.
+        name: for errors and reports.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+        ValueError: ``strength`` is not above 0, or a class has no example.
+    """
+    sklearn_linear = _sklearn("linear_model")
+    features = features or Features()
+    names = tuple(labels) if labels is not None else examples.classes
+    if not strength > 0:
+        raise ValueError(f"strength={strength!r} must be above 0")
+    goal = targets(examples, names)
+    if len(goal.unique()) != len(names):
+        raise ValueError(f"some of the classes {', '.join(names)} have no example; they all need one")
+    fitted = sklearn_linear.LogisticRegression(C=strength, max_iter=1000)
+    fitted.fit(_matrix(examples.texts, features), goal.numpy())
+    weights = torch.from_numpy(fitted.coef_.T.copy()).float().half().float()  # as they will be saved
+    bias = torch.from_numpy(fitted.intercept_.copy()).float()
+    return LinearClassifier(weights, bias, names, features, name=name)
+
+
+def _matrix(texts: Sequence[str], features: Features) -> Any:
+    """Counts (N, buckets) of the distinct features of each text, sparse."""
+    import numpy
+    from scipy import sparse
+
+    known: dict[str, list[int]] = {}
+    columns: list[int] = []
+    ends = [0]
+    for text in texts:
+        words = [word for piece in _PIECE.findall(text) for word in features.words(piece)]
+        for word in set(words):
+            if word not in known:
+                known[word] = features.of_word(word)
+            columns += known[word]
+        for first, second in set(itertools.pairwise(words)):
+            columns += features.of_pair(first, second)
+        ends.append(len(columns))
+    shape = (len(texts), features.buckets)
+    matrix = sparse.csr_matrix((numpy.ones(len(columns), numpy.float32), columns, ends), shape=shape)
+    matrix.sum_duplicates()
+    return matrix
+
+
+@dataclass(frozen=True)
+class Report:
+    """How well a classifier does on labelled texts.
+
+    Args:
+        n: number of texts.
+        accuracy: share whose class is the most probable one.
+        log_loss: mean of −log p(class), in nats.
+        ece: expected calibration error: mean distance between confidence and accuracy over fifteen equal bins.
+        classes: for each class its precision, recall, F1 and number of texts.
+    """
+
+    n: int
+    accuracy: float
+    log_loss: float
+    ece: float
+    classes: dict[str, dict[str, float]]
+
+
+def evaluate(classifier: Classifier, examples: Examples) -> Report:
+    """Measure ``classifier`` on labelled texts.
+
+    Raises:
+        ValueError: a text has a class that the classifier does not know.
+    """
+    goal = targets(examples, classifier.labels)
+    law = in_batches(classifier, examples.texts).double()
+    if not classifier.is_normalized:
+        law = law.log_softmax(1)
+    confidence, guess = law.exp().max(1)
+    right = guess == goal
+    classes = {}
+    for i, label in enumerate(classifier.labels):
+        hits = int((right & (goal == i)).sum())
+        said, are = int((guess == i).sum()), int((goal == i).sum())
+        precision, recall = hits / said if said else 0.0, hits / are if are else 0.0
+        f1 = 2 * hits / (said + are) if said + are else 0.0
+        classes[label] = {"precision": precision, "recall": recall, "f1": f1, "n": are}
+    bins = (confidence * 15).long().clamp(max=14)
+    ece = sum(
+        abs(right[bins == i].double().mean().item() - confidence[bins == i].mean().item()) * int((bins == i).sum())
+        for i in bins.unique().tolist()
+    )
+    loss = -law.gather(1, goal[:, None]).mean().item()
+    n = len(goal)
+    return Report(n, right.double().mean().item(), loss, ece / n, classes)
+
+
+def _sklearn(module: str) -> Any:
+    try:
+        import importlib
+
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "classifiers", "training a classifier") from error

@@ -1,0 +1,120 @@
+"""CAIF: a classifier weighs the candidates for the next token (Sitdikov et al., arXiv 2205.07276)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra, schedules
+from .base import Step, TokenReweighting, finite
+
+
+@dataclass(frozen=True)
+class CAIF(TokenReweighting):
+    """Weigh the next token by what a classifier says of the text that it makes.
+
+    ``p(xᵢ|x<ᵢ, c) ∝ p(xᵢ|x<ᵢ) · p(c|x≤ᵢ)^α`` (section 3), with ``p(c|x≤ᵢ)`` from any classifier of text. No training of
+    the language model; costs one classifier call on ``top_k`` texts a row and step, and no pass of the model.
+
+    **What the truncated form drops.** The ``top_k`` most likely tokens are scored, and all others get probability 0 at
+    the steps where CAIF acts: the law is that of the formula on the candidates alone, as published (where the best 20
+    of the weighted candidates are sampled; pass ``top_k=20`` as a sampling option for that). ``top_k=None`` scores the
+    whole vocabulary and is exact; it is meant for small vocabularies.
+
+    Args:
+        classifier: what gives ``log p(c|text)``: an object of ``textguide.classifiers``, or its name as text, such as
+            ``"sentiment"`` or a folder that ``textguide classifier train`` wrote.
+        target: the class to steer towards (or away from), by name or number.
+        weight: α. 0 changes nothing, above 0 steers towards the target, below 0 away from it. Up to ±5 for sigmoid
+            heads and up to ±30 for softmax heads in the authors' demonstration.
+        top_k: number of candidates; None: the whole vocabulary.
+        entropy_threshold: rows whose next-token entropy is below this many nats are left as they are, and not scored.
+            0 scores every row; the authors' demonstration uses 2.
+        every: act at every n-th step only, from the first on.
+        include_prompt: whether the classifier reads the prompt too, or only what was written behind it.
+        schedule: how the weight moves with progress; a name of ``textguide.guidance.schedules``.
+        start: progress, in [0, 1], before which the weight is 0.
+        stop: progress after which the weight is 0.
+
+    Several of them in one run see the same law and candidates, and their weights add up.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    classifier: Any
+    target: str | int
+    weight: float = 1.0
+    top_k: int | None = 100
+    entropy_threshold: float = 0.0
+    every: int = 1
+    include_prompt: bool = True
+    schedule: str = "constant"
+    start: float = 0.0
+    stop: float = 1.0
+
+    name = "caif"
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if not isinstance(self.classifier, str) and not hasattr(self.classifier, "log_prob"):
+            raise ValueError(
+                f"classifier={self.classifier!r} gives no log_prob; wrap a function in "
+                "textguide.classifiers.FunctionClassifier, or name a classifier such as 'sentiment'"
+            )
+        if isinstance(self.target, bool) or not isinstance(self.target, (str, int)):
+            raise ValueError(f"target={self.target!r} must be the name or the number of a class")
+        put("weight", finite("weight", self.weight))
+        put("entropy_threshold", finite("entropy_threshold", self.entropy_threshold))
+        if self.entropy_threshold < 0:
+            raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
+        for name in ("top_k", "every"):
+            value = getattr(self, name)
+            if value is None and name == "top_k":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+        if not isinstance(self.include_prompt, bool):
+            raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
+        schedules.parse(self.schedule)
+        put("start", finite("start", self.start))
+        put("stop", finite("stop", self.stop))
+        if not 0.0 <= self.start <= self.stop <= 1.0:
+            raise ValueError(f"start={self.start} and stop={self.stop} must satisfy 0 <= start <= stop <= 1")
+
+    @property
+    def is_neutral(self) -> bool:
+        """The weight is 0."""
+        return self.weight == 0.0
+
+    def weight_at(self, step: Step) -> float | Tensor:
+        """α(s): the schedule's share of the weight inside the window, 0 outside."""
+        progress: Any = step.progress
+        weight = schedules.weight_at(self.schedule, self.weight, progress)
+        if isinstance(progress, Tensor):
+            inside = (progress >= self.start) & (progress <= self.stop)
+            return torch.where(inside, weight, torch.zeros_like(progress))
+        return weight if self.start <= progress <= self.stop else 0.0
+
+
+def reweigh(logp: Tensor, candidates: Tensor, bonus: Tensor) -> Tensor:
+    """The law over the candidates alone, ``∝ p · exp(bonus)``.
+
+    Args:
+        logp: normalised log-probabilities, (B, V).
+        candidates: token ids, (B, k).
+        bonus: what is added to each candidate's log-probability: ``Σ α log p(c|text)``; −inf forbids it. (B, k).
+
+    Returns:
+        Normalised log-probabilities (B, V), −inf everywhere but at the candidates. A token that ``logp`` forbids
+        stays forbidden.
+    """
+    at = logp.gather(-1, candidates)
+    # A forbidden token was not scored, and −inf plus whatever stands in its place must not come alive.
+    weighed = torch.where(torch.isneginf(at), at, at + bonus)
+    return algebra.log_softmax(torch.full_like(logp, -torch.inf).scatter(-1, candidates, weighed))

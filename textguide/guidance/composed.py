@@ -1,0 +1,110 @@
+"""Several guidances in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
+
+
+@dataclass(frozen=True)
+class Composed(Guidance):
+    """Guidances that act together, each where its kind says: branches, then token reweighting, then a constraint.
+
+    Args:
+        parts: at most one guidance with branches, any number of token reweightings, at most one constraint; in any
+            order, which is made canonical.
+
+    Raises:
+        ValueError: two parts want the same place, or one of them steers a loop of its own.
+    """
+
+    parts: tuple[Guidance, ...]
+
+    name = "composed"
+
+    def __post_init__(self) -> None:
+        parts = [Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part for part in self.parts]
+        kinds = (BranchGuidance, TokenReweighting, TokenConstraint)
+        found: list[list[Guidance]] = [[part for part in parts if isinstance(part, kind)] for kind in kinds]
+        for part in parts:
+            if not isinstance(part, kinds):
+                raise ValueError(f"guidance={part!r} steers a loop of its own and cannot be combined with others")
+        for group, what in ((found[0], "branches of their own"), (found[2], "a constraint")):
+            if len(group) > 1:
+                names = ", ".join(part.name for part in group)
+                raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")
+        object.__setattr__(self, "parts", tuple(part for group in found for part in group))
+
+    @property
+    def is_neutral(self) -> bool:
+        """Every part is neutral."""
+        return all(part.is_neutral for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run has to do: the parts of a guidance that are not neutral.
+
+    Args:
+        branching: passes to combine.
+        reweighting: token reweightings.
+        constraint: what may be written.
+    """
+
+    branching: BranchGuidance | None = None
+    reweighting: tuple[TokenReweighting, ...] = ()
+    constraint: TokenConstraint | None = None
+
+
+def as_guidance(value: Any) -> Guidance | None:
+    """What a user passed as ``guidance=``, as one object: a guidance, a sequence of them, or None.
+
+    Raises:
+        ValueError: something in it is no guidance, or parts cannot be combined.
+    """
+    if value is None or isinstance(value, Guidance):
+        return value
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    for item in items:
+        if not isinstance(item, Guidance):
+            raise ValueError(f"guidance={item!r} is no guidance; pass an object such as textguide.CFG(scale=1.5)")
+    if len(items) > 1:
+        return Composed(tuple(part for item in items for part in getattr(item, "parts", (item,))))
+    return items[0] if items else None
+
+
+def split(guidance: Guidance | None) -> Parts:
+    """The parts of ``guidance`` by kind, neutral ones left out.
+
+    Raises:
+        ValueError: it steers a loop of its own, such as that of masked diffusion.
+    """
+    parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
+    branching, constraint, reweighting = None, None, []
+    for part in parts:
+        if isinstance(part, BranchGuidance):
+            branching = None if part.is_neutral else part
+        elif isinstance(part, TokenReweighting):
+            reweighting += [] if part.is_neutral else [part]
+        elif isinstance(part, TokenConstraint):
+            constraint = None if part.is_neutral else part
+        else:
+            raise ValueError(f"guidance={part!r} does not steer token by token decoding")
+    return Parts(branching, tuple(reweighting), constraint)
+
+
+def with_scale(guidance: Guidance, scale: float) -> Guidance:
+    """``guidance`` at another scale; of several that act together, the one that has a scale.
+
+    Raises:
+        ValueError: none has.
+    """
+    parts = list(getattr(guidance, "parts", (guidance,)))
+    for number, part in enumerate(parts):
+        if "scale" in {field.name for field in fields(part)}:
+            parts[number] = replace(part, scale=float(scale))
+            return parts[0] if len(parts) == 1 else Composed(tuple(parts))
+    raise ValueError(f"scales= needs a guidance with a scale, and {guidance!r} has none")
