@@ -5,8 +5,9 @@ every allowed token and 0 for every other one, so that ``E[W]`` is the mass ``Z`
 constraint about as few tokens as possible. Candidates come in Gumbel top-k order, which is drawing without replacement.
 
 What is known costs nothing: a token that is known to be rejected leaves the proposal, and the weight is multiplied by
-the mass that is left; a token that is known to be accepted is not asked about. Which tokens a rejection takes along (all
-those that start with the same bytes, say) may depend on anything that happened before; the estimators stay unbiased.
+the mass that is left; a token that is known to be accepted is not asked about. Which tokens a rejection takes along
+(all those that start with the same bytes, say) may depend on anything that happened before; the estimators stay
+unbiased.
 
 The mass left is never computed as a difference of almost equal numbers: once little is left, it is summed anew over
 the tokens that remain, in a scale of their own. So very unlikely constraints keep their true, tiny weights.

@@ -22,8 +22,8 @@ def log_evidence(log_weights: Tensor) -> Tensor:
 
 def normalized(log_weights: Tensor) -> Tensor:
     """Self-normalised weights (..., N), summing to 1; all 0 where every particle is dead."""
-    top = log_weights.amax(-1, keepdim=True)
-    weights = (log_weights.double() - top.clamp_min(-1e300)).exp()
+    log_weights = log_weights.double()
+    weights = (log_weights - log_weights.amax(-1, keepdim=True).clamp_min(-1e300)).exp()
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
 
 
