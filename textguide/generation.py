@@ -193,6 +193,9 @@ class _Run:
         if self.particles > 1:
             # Every particle is a row.
             options = {**options, "num_return_sequences": options.get("num_return_sequences", 1) * self.particles}
+        if draws:
+            # transformers cuts laws off at 50 tokens unless told otherwise, and a form may need any of them.
+            options = {"top_k": 0, "top_p": 1.0, **options}
         if do_sample is None:
             do_sample = draws or any(options.get(name) is not None for name in SAMPLING_OPTIONS)
         _check_sampling(options)

@@ -287,7 +287,8 @@ def _recursive(mass: Mass, candidates: _Candidates, knowledge: Knowledge, max_re
         known = min(1.0, float(mass.shares(knowledge.accepted).sum()))
         if following is None:
             return Draw(token, log_weight + _log(known), looks)
-        if not _look(following, mass, knowledge, rejections):
+        # Nothing is drawn behind this look, so that it need not find out more than its answer.
+        if not _look(following, mass, knowledge, 0):
             log_weight += _log(known)
         return Draw(token, log_weight, looks + 1)
 
@@ -301,7 +302,7 @@ def _geometric(
     Draws that would fall on tokens that are known by then are counted, not asked about.
     """
     log_base = mass.log_left
-    looks = accepted = rejected = 0
+    looks = accepted = rejected = refused = 0
     token = -1
     while True:
         log_rest = mass.log_left - log_base
@@ -319,8 +320,9 @@ def _geometric(
                 chosen = max(knowledge.accepted)
             else:
                 looks += 1
-                if not _look(chosen, mass, knowledge, rejected):
+                if not _look(chosen, mass, knowledge, refused):
                     rejected += 1
+                    refused += 1
                     continue
         accepted += 1
         token = chosen if token < 0 else token

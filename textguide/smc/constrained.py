@@ -17,7 +17,7 @@ from .trie import Memory, TrieKnowledge
 NO_TOKEN = "no token is allowed"
 CAP = "max_rejects was reached"
 LIMIT = "the limit of tokens was reached before the text was complete"
-ENDLESS = "the end token has no probability where the limit of tokens forces it"
+ENDLESS = "the end token has no probability where the limit of tokens forces it (top_k or top_p may have cut it off)"
 CRITIC = "the critic ruled the text out"
 STOPPED = "a stopping criterion ended the text before it was complete"
 

@@ -159,11 +159,11 @@ class TrieKnowledge(Knowledge):
 
     def _gain(self, text: bytes, length: int, mass: Mass, rejections: int, bad: int | None = None) -> float:
         """Draws saved if ``text[:length]`` is rejected: the mass it takes along beyond what is rejected anyway (the
-        token itself, or ``text[:bad]``), times the number of draws that seem to lie ahead."""
+        token itself, or ``text[:bad]``), times the number of draws that seem to lie ahead: as many as were rejected."""
         taken = mass.share(*self.trie.span(text[:length]))
         if bad is None:
             taken -= mass.share(*self.trie.span(text))
-        return taken * (rejections + 1)
+        return taken * rejections
 
     def _ask(self, text: bytes) -> bool:
         if text in self._prefixes:
