@@ -137,7 +137,7 @@ class _DecodedRow:
 def _vocabulary(tokenizer: Any, size: int) -> Vocabulary | None:
     try:
         return Vocabulary.of(tokenizer, size)
-    except ValueError:
+    except (ValueError, AttributeError):
         return None
 
 
