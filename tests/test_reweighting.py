@@ -85,6 +85,7 @@ def run(name: str, guidances: Any, rows: Sequence[int] = (0, 1, 2), **options: A
     return textguide.generate(build(name), TOKENIZER, [list(PROMPTS[r]) for r in rows], guidances, **options)
 
 
+@pytest.mark.filterwarnings("ignore::textguide.errors.GuidanceHadNoEffectWarning")  # a row with little entropy
 @pytest.mark.parametrize("setting", list(SETTINGS))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_way_in_equals_the_oracle(name: str, setting: str) -> None:
