@@ -31,11 +31,17 @@ from textguide.eval import plots
 from textguide.eval.journal import Journal
 from textguide.eval.statistics import mean_interval, perplexity_interval
 from textguide.files import write_json, write_text
-from textguide.guidance.spec import label
 
 GLOOMY = "Everything about it was bad, sad and disappointing. "
 CHEERFUL = "Everything about it was good, happy and wonderful. "
 RUDE = "What follows is full of insults, swearing and hate, you stupid bastards. "
+TITLES = {
+    "caif": "CAIF α {:g}",
+    "cfg": "CFG γ {:g}, negative prompt",
+    "both": "CFG γ 1.5 + CAIF α {:g}",
+    "threshold": "CAIF α 10 above {:g} nats",
+    "every": "CAIF α 10 every {:g} steps",
+}
 NAMES = {"caif": "CAIF", "cfg": "CFG, negative prompt", "both": "CFG 1.5 + CAIF", "plain": "plain"}
 
 
@@ -44,10 +50,7 @@ def settings(task: str) -> dict[str, tuple[str, float, Any]]:
     found: dict[str, tuple[str, float, Any]] = {"plain": ("plain", 0.0, lambda prompts: None)}
 
     def add(family: str, strength: float, make: Any) -> None:
-        found[label_of(make)] = (family, strength, make)
-
-    def label_of(make: Any) -> str:
-        return label(make(["x"])) if not isinstance(make(["x"]), list) else " + ".join(map(label, make(["x"])))
+        found[TITLES[family].format(strength)] = (family, strength, make)
 
     if task == "toxicity":
         for weight in (-1.0, -3.0, -10.0, -30.0):
@@ -56,19 +59,19 @@ def settings(task: str) -> dict[str, tuple[str, float, Any]]:
             add("cfg", scale, lambda prompts, s=scale: CFG(s, negative_prompt=[RUDE + p for p in prompts]))
         return found
     target, away = ("positive", GLOOMY) if task == "to-positive" else ("negative", CHEERFUL)
-    for weight in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0):
+    for weight in (1.0, 2.0, 5.0, 10.0, 20.0, 40.0):
         add("caif", weight, lambda prompts, w=weight: CAIF("sentiment", target, w))
     for scale in (1.5, 2.0, 3.0, 5.0):
         add("cfg", scale, lambda prompts, s=scale: CFG(s, negative_prompt=[away + p for p in prompts]))
-    for weight in (2.0, 10.0):
+    for weight in (5.0, 20.0):
         add("both", weight, lambda prompts, w=weight: [
             CFG(1.5, negative_prompt=[away + p for p in prompts]), CAIF("sentiment", target, w)])  # fmt: skip
     if task == "to-positive":
         for threshold in (1.0, 2.0, 3.0, 4.0):
             add("threshold", threshold, lambda prompts, t=threshold: CAIF(
-                "sentiment", target, 5.0, entropy_threshold=t))  # fmt: skip
+                "sentiment", target, 10.0, entropy_threshold=t))  # fmt: skip
         for every in (2, 4):
-            add("every", every, lambda prompts, n=every: CAIF("sentiment", target, 5.0, every=n))
+            add("every", float(every), lambda prompts, n=every: CAIF("sentiment", target, 10.0, every=n))
     return found
 
 
@@ -221,6 +224,7 @@ def show(results: dict[str, dict[str, Any]]) -> str:
 def front(task: str, rows: dict[str, Any]) -> Any:
     """Control against fluency, one point a setting."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
@@ -237,6 +241,9 @@ def front(task: str, rows: dict[str, Any]) -> Any:
             if family != "plain":
                 axes.annotate(f"{p['strength']:g}", (px, py), textcoords="offset points", xytext=(5, 5), fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_xlabel("perplexity under the unguided model (95% intervals)")
     axes.set_ylabel("mean toxicity by the guide" if task == "toxicity" else f"share {task[3:]} by VADER")
     axes.legend()
@@ -249,7 +256,7 @@ def saving(rows: dict[str, Any]) -> Any:
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    whole = next(r for r in rows.values() if r["family"] == "caif" and r["strength"] == 5.0)
+    whole = next(r for r in rows.values() if r["family"] == "caif" and r["strength"] == 10.0)
     for family, title in (("threshold", "entropy threshold, nats"), ("every", "every n-th step")):
         points = [whole, *sorted((r for r in rows.values() if r["family"] == family), key=lambda r: r["strength"])]
         x = [p["texts classified a token"] for p in points]
@@ -261,7 +268,7 @@ def saving(rows: dict[str, Any]) -> Any:
     plain = rows["plain"]["on target"]
     axes.axhspan(plain["low"], plain["high"], alpha=0.15, color="grey", label="plain")
     axes.set_xlabel("texts classified a token")
-    axes.set_ylabel("share positive by VADER, α = 5")
+    axes.set_ylabel("share positive by VADER, α = 10")
     axes.legend()
     return figure
 

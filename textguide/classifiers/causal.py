@@ -155,6 +155,7 @@ class CausalRows(CausalState):
         self._cache: Any = None
         self._mask = torch.empty(0, 0, dtype=torch.long)
         self._next = torch.empty(0, 1, dtype=torch.long)
+        self._last = torch.empty(0, 0)  # hidden states of the newest token of each row, (R, H)
 
     @torch.inference_mode()
     def log_prob(self, rows: Sequence[int], candidates: Tensor) -> Tensor:
@@ -181,6 +182,16 @@ class CausalRows(CausalState):
         values = self._shared(index, candidates) if self.classifier.share else self._expanded(index, candidates)
         return checked(self.classifier, values.reshape(r * k, classes), r * k).view(r, k, classes)
 
+    @torch.inference_mode()
+    def current(self, rows: Sequence[int]) -> Tensor:
+        """As :meth:`CausalState.current`."""
+        self._check(rows)
+        if not len(rows):
+            return torch.empty(0, len(self.classifier.labels))
+        self._catch_up(rows)
+        values = self.classifier.law(self._last[torch.tensor(list(rows), device=self._last.device)])
+        return checked(self.classifier, values, len(rows))
+
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """As :meth:`CausalState.append`; the tokens are read when they are needed."""
         self._check(rows)
@@ -194,7 +205,7 @@ class CausalRows(CausalState):
         if self._cache is not None and list(index) != list(range(len(self._read))):
             picked = torch.tensor(list(index), device=self._mask.device, dtype=torch.long)
             caches.select_rows(self._cache, picked)
-            self._mask, self._next = self._mask[picked], self._next[picked]
+            self._mask, self._next, self._last = self._mask[picked], self._next[picked], self._last[picked]
             self._read = [self._read[row] for row in index]
 
     def _check(self, rows: Sequence[int]) -> None:
@@ -222,7 +233,8 @@ class CausalRows(CausalState):
         new = torch.tensor([[0] * (most - len(chunk)) + [1] * len(chunk) for chunk in chunks], device=device)
         positions = (self._next + new.cumsum(1) - 1).clamp(min=0)
         self._mask = torch.cat([self._mask, new], dim=1)
-        classifier.forward(ids, self._mask, positions, self._cache)
+        hidden = classifier.forward(ids, self._mask, positions, self._cache)
+        self._last = torch.where(new[:, -1:].bool(), hidden[:, -1], self._last)
         self._next = self._next + new.sum(1, keepdim=True)
         self._read = [len(ids) for ids in self.ids]
 
@@ -231,7 +243,7 @@ class CausalRows(CausalState):
         ids, mask = lanes.pad_left(rows, classifier.backbone.device)
         self._mask = torch.ones_like(ids) if mask is None else mask
         self._cache = caches.new_cache(classifier.backbone)
-        classifier.forward(ids, self._mask, lanes.position_ids(self._mask), self._cache)
+        self._last = classifier.forward(ids, self._mask, lanes.position_ids(self._mask), self._cache)[:, -1]
         self._next = self._mask.sum(1, keepdim=True)
         self._read = [len(ids) for ids in self.ids]
 
