@@ -139,8 +139,12 @@ class Tokenizer:
     def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
         return _Encoded([3 + self.letters.index(c) for c in text])
 
-    def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
-        return "".join(self.letters[i - 3] if 3 <= i < 3 + len(self.letters) else f"<{i}>" for i in map(int, ids))
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **_: Any) -> str:
+        kept = [i for i in map(int, ids) if i > EOS or not skip_special_tokens]
+        return "".join(self.letters[i - 3] if 3 <= i < 3 + len(self.letters) else f"<{i}>" for i in kept)
+
+    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+        return [self.decode(row, **options) for row in rows]
 
     def apply_chat_template(self, messages: Any, **_: Any) -> Any:
         text = "".join(f"{turn['role']}:{turn['content']}\n" for turn in messages)

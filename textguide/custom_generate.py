@@ -112,7 +112,7 @@ class GuidedDecoding:
         parts = split(self.guidance)
         guidance = parts.branching
         _check_mode(generation_config, model_kwargs, guided=self.guidance is not None and not self.guidance.is_neutral)
-        weigher = reweighter(parts.reweighting, self.tokenizer, model)
+        weigher = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
         if weigher is not None:
             weigher.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
         settings = Settings(

@@ -161,7 +161,7 @@ def warn_if_none(effect: Effect, guidance: Any) -> None:
     if parts.branching is None and not parts.reweighting:
         return
     if effect.guided_steps == 0:
-        reason = "no step fell into its window of activity"
+        reason = "no step fell into its window of activity, or above its entropy threshold"
     elif effect.max_kl <= 1e-6:
         reason = (
             "it gave the same next-token law as plain decoding at every step; do its branches read the same prompt, "

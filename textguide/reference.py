@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from .guidance import CFG, BranchGuidance
+from .guidance import CAIF, CFG, BranchGuidance
 
 Law = list[float]
+Reweigh = Callable[[Law, Sequence[int], int, float], Law]
+"""From a law, what was written so far, the number of the token and the progress to another law."""
 
 
 def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None = None) -> Law:
@@ -95,6 +97,42 @@ def cfg(guidance: CFG, laws: Sequence[Law], s: float) -> Law:
     return normalized(mixed) if guidance.renormalize else mixed
 
 
+def caif(
+    guidances: Sequence[CAIF],
+    law: Law,
+    prompt: Sequence[int],
+    written: Sequence[int],
+    index: int,
+    s: float,
+    *,
+    text_of: Callable[[Sequence[int]], str],
+    log_prob: Callable[[CAIF, str], float],
+) -> Law:
+    """``p(x) · p(c|text)^α / Z`` of arXiv 2205.07276, candidate by candidate; weights of several guidances add up.
+
+    Args:
+        text_of: the text of token ids.
+        log_prob: log p(target of the guidance | text).
+    """
+    spread = -sum(math.exp(p) * p for p in law if p > -math.inf)
+    mixed, acts = list(law), False
+    for guidance in guidances:
+        weight = guidance.weight * schedule_multiplier(guidance.schedule, s)
+        inside = guidance.start <= s <= guidance.stop
+        if weight == 0 or not inside or index % guidance.every or spread < guidance.entropy_threshold:
+            continue
+        acts = True
+        order = sorted(range(len(law)), key=lambda token: -law[token])
+        candidates = set(order if guidance.top_k is None else order[: guidance.top_k])
+        read = [*prompt, *written] if guidance.include_prompt else [*written]
+        for token in range(len(law)):
+            if token not in candidates:
+                mixed[token] = -math.inf
+            elif law[token] > -math.inf:
+                mixed[token] += weight * log_prob(guidance, text_of([*read, token]))
+    return normalized(mixed) if acts else law
+
+
 COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg}
 """The oracle of every registered guidance, by name."""
 
@@ -114,6 +152,7 @@ def generate(
     source: Sequence[int] | None = None,
     end: int | None = None,
     models: dict[str, Any] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> tuple[list[int], list[Law]]:
     """Greedy decoding of one row: the new tokens and the law of each step.
 
@@ -123,12 +162,15 @@ def generate(
         source: what the conditional branch of an encoder-decoder reads.
         end: stop behind this token.
         models: models of branches by name.
+        reweigh: what becomes of the combined law.
     """
     written: list[int] = []
     laws = []
     for index in range(new_tokens):
         progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
         law = _law(model, prompt, written, guidance, negatives, progress, source, models)
+        if reweigh is not None:
+            law = reweigh(law, written, index, progress)
         laws.append(law)
         written.append(max(range(len(law)), key=law.__getitem__))
         if written[-1] == end:

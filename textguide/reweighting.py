@@ -214,11 +214,17 @@ class Reweighter:
         return str(getattr(guidance.classifier, "name", guidance.classifier))
 
 
-def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any) -> Reweighter | None:
-    """A :class:`Reweighter` for a run of ``model``, or None where there is nothing to apply."""
+def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any, ends: Any = None) -> Reweighter | None:
+    """A :class:`Reweighter` for a run of ``model``, or None where there is nothing to apply.
+
+    Args:
+        ends: the end token or tokens of the run; default: the model's.
+    """
     guidances = list(guidances)
     if not guidances:
         return None
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
-    return Reweighter(guidances, tokenizer, model, ends)
+    if ends is None:
+        ends = getattr(model.generation_config, "eos_token_id", None)
+    return Reweighter(
+        guidances, tokenizer, model, ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+    )

@@ -50,9 +50,16 @@ class Alphabet:
         self.pieces: list[str | None] | None = None
         self.bytes: tuple[bytes, ...] = ()
         vocabulary = _vocabulary(tokenizer, size)
+        self.drops_leading_space = False
         if vocabulary is not None:
-            self.bytes = vocabulary.tokens
-            self.pieces = [_whole(piece) for piece in self.bytes]
+            pieces = list(vocabulary.tokens)
+            special = set(tokenizer.all_special_ids)
+            for text, token in tokenizer.get_added_vocab().items():
+                if token not in special and token < size:
+                    pieces[token] = text.encode()
+            self.bytes = tuple(pieces)
+            self.pieces = [_whole(piece) for piece in pieces]
+            self.drops_leading_space = vocabulary.drops_leading_space
 
     def row(self, ids: Sequence[int]) -> RowText:
         """A row that has read ``ids``."""
@@ -67,22 +74,28 @@ class _ByteRow:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""
         self._pending = False
+        self._drops = alphabet.drops_leading_space
         for token in ids:
             self.append(token)
 
     def append(self, token: int) -> None:
         piece = self._alphabet.bytes[token]
         if piece:
-            self._text += self._decoder.decode(piece)
+            self._text += self._shown(self._decoder.decode(piece))
             self._pending = bool(self._decoder.getstate()[0])
+            self._drops = False
 
     def endings(self, candidates: Sequence[int]) -> tuple[str, list[str]]:
         pieces = self._alphabet.pieces
         assert pieces is not None
         if not self._pending:
             found = [pieces[token] for token in candidates]
-            return self._text, [self._decoded(t) if e is None else e for t, e in zip(candidates, found, strict=True)]
+            decoded = [self._decoded(t) if e is None else e for t, e in zip(candidates, found, strict=True)]
+            return self._text, [self._shown(ending) for ending in decoded] if self._drops else decoded
         return self._text, [self._decoded(token) for token in candidates]
+
+    def _shown(self, text: str) -> str:
+        return text[1:] if self._drops and text[:1] == " " else text
 
     def _decoded(self, token: int) -> str:
         piece = self._alphabet.bytes[token]
@@ -95,7 +108,7 @@ class _ByteRow:
 
     def copy(self) -> _ByteRow:
         twin = _ByteRow(self._alphabet, ())
-        twin._text, twin._pending = self._text, self._pending
+        twin._text, twin._pending, twin._drops = self._text, self._pending, self._drops
         twin._decoder.setstate(self._decoder.getstate())
         return twin
 
@@ -115,7 +128,7 @@ class _DecodedRow:
         text = self._decode([self._ids])[0]
         window = self._ids[-WINDOW:]
         tail = self._decode([window])[0]
-        if not tail or not text.endswith(tail):
+        if not tail or not text.endswith(tail) or UNFINISHED in tail:
             window, tail = self._ids, text
         decoded = self._decode([[*window, token] for token in candidates])
         return text[: len(text) - len(tail)], [ending.rstrip(UNFINISHED) for ending in decoded]
@@ -137,7 +150,7 @@ class _DecodedRow:
 def _vocabulary(tokenizer: Any, size: int) -> Vocabulary | None:
     try:
         return Vocabulary.of(tokenizer, size)
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         return None
 
 

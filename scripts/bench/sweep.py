@@ -18,12 +18,12 @@ from typing import Any
 import lm_eval
 import torch
 import transformers
-from decode import machine, peak_memory
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import machine, peak_memory
 
 from textguide import CFG, bundled, tasks
 from textguide.eval import GuidedLM

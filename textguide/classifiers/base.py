@@ -95,6 +95,10 @@ class CausalState(ABC):
         """
 
     @abstractmethod
+    def current(self, rows: Sequence[int]) -> Tensor:
+        """Log-probabilities (r, C) of the texts as they are."""
+
+    @abstractmethod
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Write one token to each of ``rows``. Other rows may lag behind; a row may be named more than once."""
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -245,14 +245,8 @@ def load_linear(path: str | os.PathLike[str], name: str | None = None) -> Linear
         ValueError: the files are damaged or do not belong together; the message names the file.
     """
     description, tensors = storage.read(path)
-    if description["kind"] != "linear":
-        raise ValueError(f"{path} holds a classifier of kind {description['kind']!r}, not 'linear'")
-    try:
-        features = Features(**description["settings"])
-    except TypeError as error:
-        raise ValueError(
-            f"{path}: settings {description['settings']!r} are not those of a linear classifier"
-        ) from error
+    storage.expect(description, "linear", path, [field.name for field in fields(Features)])
+    features = Features(**description["settings"])
     labels = description["labels"]
     columns = tensors["weights"].shape[-1] if "weights" in tensors and len(labels) == 2 else len(labels)
     weights = storage.tensor(tensors, "weights", (features.buckets, columns), path)

@@ -127,6 +127,15 @@ def tensor(tensors: dict[str, Tensor], name: str, shape: Sequence[int | None], p
     return found.to(torch.float32)
 
 
+def expect(description: dict[str, Any], kind: str, path: Any, settings: Sequence[str]) -> None:
+    """Raises ValueError unless a description is of ``kind`` and has exactly these ``settings``."""
+    if description["kind"] != kind:
+        raise ValueError(f"{path} holds a classifier of kind {description['kind']!r}, not {kind!r}")
+    found = description["settings"]
+    if not isinstance(found, dict) or set(found) != set(settings):
+        raise ValueError(f"{path}: settings {found!r} are not those of a {kind} classifier ({', '.join(settings)})")
+
+
 def refuse_pickle(path: Path) -> None:
     """Raises ValueError where ``path`` is a pickle: loading one runs whatever code it holds."""
     if not path.is_file():

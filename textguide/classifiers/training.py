@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,16 +155,95 @@ def train_linear(
     sklearn_linear = _sklearn("linear_model")
     features = features or Features()
     names = tuple(labels) if labels is not None else examples.classes
-    if not strength > 0:
-        raise ValueError(f"strength={strength!r} must be above 0")
-    goal = targets(examples, names)
-    if len(goal.unique()) != len(names):
-        raise ValueError(f"some of the classes {', '.join(names)} have no example; they all need one")
+    goal = _goal(examples, names, strength)
     fitted = sklearn_linear.LogisticRegression(C=strength, max_iter=1000)
     fitted.fit(_matrix(examples.texts, features), goal.numpy())
     weights = torch.from_numpy(fitted.coef_.T.copy()).float().half().float()  # as they will be saved
     bias = torch.from_numpy(fitted.intercept_.copy()).float()
     return LinearClassifier(weights, bias, names, features, name=name)
+
+
+def train_head(vectors: Tensor, examples: Examples, names: Sequence[str], strength: float) -> tuple[Tensor, Tensor]:
+    """Weights (H, K) and bias (K,) of a logistic regression on ``vectors`` (N, H).
+
+    The vectors are standardised while fitting, and the scaling is folded into the weights.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+        ValueError: ``strength`` is not above 0, or a class has no example.
+    """
+    goal = _goal(examples, names, strength)
+    mean, deviation = vectors.double().mean(0), vectors.double().std(0).clamp(min=1e-6)
+    fitted = _sklearn("linear_model").LogisticRegression(C=strength, max_iter=2000)
+    fitted.fit(((vectors.double() - mean) / deviation).numpy(), goal.numpy())
+    weights = torch.from_numpy(fitted.coef_.T.copy()) / deviation[:, None]
+    bias = torch.from_numpy(fitted.intercept_.copy()) - mean @ weights
+    return weights.float(), bias.float()
+
+
+def train_embedding(
+    examples: Examples,
+    encoder: Any,
+    *,
+    labels: Sequence[str] | None = None,
+    strength: float = 0.1,
+    name: str = "embedding",
+) -> Any:
+    """Fit an :class:`~textguide.classifiers.EmbeddingClassifier`: a head on an encoder that stays as it is.
+
+    Args:
+        examples: labelled texts.
+        encoder: an :class:`~textguide.classifiers.Encoder`.
+        labels: class names in the order of the columns; default: as in ``examples.classes``.
+        strength: inverse of the L2 penalty on standardised embeddings.
+        name: for errors and reports.
+    """
+    from .embedding import EmbeddingClassifier
+
+    names = tuple(labels) if labels is not None else examples.classes
+    _goal(examples, names, strength)
+    weights, bias = train_head(encoder(examples.texts), examples, names, strength)
+    return EmbeddingClassifier(encoder, weights, bias, names, name=name)
+
+
+def train_causal(
+    examples: Examples,
+    model: Any,
+    tokenizer: Any,
+    *,
+    model_name: str,
+    labels: Sequence[str] | None = None,
+    strength: float = 0.01,
+    name: str = "causal",
+    progress: Callable[[int], None] | None = None,
+) -> Any:
+    """Fit a :class:`~textguide.classifiers.HeadClassifier`: a head on a language model that stays as it is.
+
+    Args:
+        examples: labelled texts.
+        model: the language model.
+        tokenizer: its tokenizer.
+        model_name: what :func:`textguide.load` finds the model by when the head is loaded.
+        labels: class names in the order of the columns; default: as in ``examples.classes``.
+        strength: inverse of the L2 penalty on standardised hidden states.
+        name: for errors and reports.
+        progress: called with the number of texts that were read since the last call.
+    """
+    from .causal_head import Head, HeadClassifier, last_states
+
+    names = tuple(labels) if labels is not None else examples.classes
+    _goal(examples, names, strength)
+    weights, bias = train_head(last_states(model, tokenizer, examples.texts, progress), examples, names, strength)
+    return HeadClassifier(model, tokenizer, Head(weights, bias), names, model_name=model_name, name=name)
+
+
+def _goal(examples: Examples, names: Sequence[str], strength: float) -> Tensor:
+    if not strength > 0:
+        raise ValueError(f"strength={strength!r} must be above 0")
+    goal = targets(examples, names)
+    if len(goal.unique()) != len(names):
+        raise ValueError(f"some of the classes {', '.join(names)} have no example; they all need one")
+    return goal
 
 
 def _matrix(texts: Sequence[str], features: Features) -> Any:

@@ -1,0 +1,295 @@
+"""A classifier that reads from left to right in the language model's tokens: candidates share the prefix's cache.
+
+All candidates of a row are read as one more chunk behind the cached prefix, under a mask that lets each see the
+prefix and itself, at the same position. So a step costs one forward pass of one token a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import caches, lanes
+from . import heads
+from .base import CausalClassifier, CausalState, batches, checked, label_names
+
+
+class CausalSequenceClassifier(CausalClassifier):
+    """A decoder with a linear head on the hidden state of the newest token.
+
+    Args:
+        backbone: a transformers decoder without its language-model head; it returns ``last_hidden_state``.
+        head: from hidden states (…, H) to logits (…, K).
+        tokenizer: the tokenizer of the backbone, which must be the language model's too.
+        labels: class names.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+        batch_size: texts read at once by :meth:`log_prob`.
+        name: for errors and reports.
+        source: what identifies the weights, for :meth:`to_dict`.
+        share: read a row's candidates behind one cache. None: where the architecture can, which is tried out once.
+            False: copy the cache for each candidate.
+
+    Raises:
+        ValueError: the architecture keeps a recurrent state, or the head does not belong to ``labels``.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        head: Any,
+        tokenizer: Any,
+        labels: Sequence[str],
+        *,
+        activation: str = heads.SOFTMAX,
+        batch_size: int = 32,
+        name: str | None = None,
+        source: dict[str, Any] | None = None,
+        share: bool | None = None,
+    ) -> None:
+        self.name = name or type(backbone).__name__
+        self.labels = label_names(labels)
+        if backbone.config.is_encoder_decoder or caches.has_recurrent_state(backbone):
+            raise ValueError(
+                f"classifier {self.name}: {type(backbone).__name__} is no decoder with attention alone, so candidates "
+                "cannot share its prefix; use SequenceClassifier, which reads every text whole"
+            )
+        self.backbone, self.head, self.tokenizer = backbone.eval(), head, tokenizer
+        self.activation = activation
+        self.batch_size = batch_size
+        self.source = source or {"model": str(getattr(backbone, "name_or_path", ""))}
+        self.is_sliding = not _crops(caches.new_cache(backbone))
+        self.share = False if self.is_sliding or not caches.accepts(backbone, "position_ids") else share
+        outputs = self.head(torch.zeros(1, backbone.config.hidden_size, device=backbone.device, dtype=backbone.dtype))
+        if not heads.columns(self.labels, outputs.shape[-1]):
+            raise ValueError(
+                f"classifier {self.name}: {outputs.shape[-1]} outputs do not fit labels={list(self.labels)}"
+            )
+        self.is_normalized = activation == heads.SOFTMAX or outputs.shape[-1] == 1
+        self.limit = getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
+
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, labels: Sequence[str] | None = None, **options: Any
+    ) -> CausalSequenceClassifier:
+        """From a model such as ``LlamaForSequenceClassification``, whose head is called ``score``.
+
+        Raises:
+            ValueError: the model has no such head, or its architecture cannot be used.
+        """
+        head = getattr(model, "score", None)
+        if head is None or model.base_model is model:
+            raise ValueError(f"{type(model).__name__} has no head called 'score'; give backbone and head on their own")
+        options.setdefault("name", str(getattr(model, "name_or_path", "") or type(model).__name__))
+        activation = heads.activation_of(model.config, options.pop("activation", None))
+        names = labels if labels is not None else heads.labels_of(model.config)
+        return cls(model.base_model, head, tokenizer, names, activation=activation, **options)
+
+    @torch.inference_mode()
+    def log_prob(self, texts: Sequence[str]) -> Tensor:
+        """Log-probabilities (N, C) of ``texts``, each tokenised and read whole."""
+        return self.log_prob_ids([self.tokenizer(text).input_ids for text in texts])
+
+    @torch.inference_mode()
+    def log_prob_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probabilities (N, C) of texts given as token ids."""
+        values = torch.empty(len(ids), len(self.labels))
+        rows = [self.kept(row) for row in ids]
+        for places in batches([len(row) for row in rows], self.batch_size):
+            values[torch.tensor(places)] = self.law(self.hidden([rows[place] for place in places])).cpu()
+        return checked(self, values, len(ids))
+
+    def start(self, ids: Sequence[Sequence[int]]) -> CausalRows:
+        """A state for texts given as token ids; a text without tokens starts with the tokenizer's first token."""
+        return CausalRows(self, [list(row) for row in ids])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind and what identifies the weights."""
+        return {"kind": "causal", "labels": list(self.labels), "activation": self.activation, **self.source}
+
+    def kept(self, ids: Sequence[int], room: int = 0) -> list[int]:
+        """The newest tokens that the model has positions for, ``room`` left over."""
+        if not ids:
+            for special in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+                if special is not None:
+                    return [special]
+            raise ValueError(f"classifier {self.name} cannot read an empty text: its tokenizer has no first token")
+        return list(ids[-max(1, self.limit - room) :])
+
+    def law(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities (…, C) from hidden states (…, H)."""
+        return heads.log_probabilities(self.head(hidden), self.activation)
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states (R, H) of the newest token of each row, read whole."""
+        padded, mask = lanes.pad_left(rows, self.backbone.device)
+        mask = torch.ones_like(padded) if mask is None else mask
+        return self.forward(padded, mask, lanes.position_ids(mask), None)[:, -1]
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Hidden states (R, L, H)."""
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
+        if caches.accepts(self.backbone, "position_ids"):
+            arguments["position_ids"] = positions
+        if cache is not None:
+            arguments[caches.cache_argument(self.backbone)] = cache
+        hidden: Tensor = self.backbone(**arguments, return_dict=True).last_hidden_state
+        return hidden
+
+
+class CausalRows(CausalState):
+    """The rows of a run: their tokens, and one cache that holds what was read of them.
+
+    Args:
+        classifier: who reads.
+        ids: the tokens of each row so far.
+    """
+
+    def __init__(self, classifier: CausalSequenceClassifier, ids: list[list[int]]) -> None:
+        self.classifier = classifier
+        self.ids = ids
+        self._read: list[int] = []
+        self._cache: Any = None
+        self._mask = torch.empty(0, 0, dtype=torch.long)
+        self._next = torch.empty(0, 1, dtype=torch.long)
+        self._last = torch.empty(0, 0)  # hidden states of the newest token of each row, (R, H)
+
+    @torch.inference_mode()
+    def log_prob(self, rows: Sequence[int], candidates: Tensor) -> Tensor:
+        """As :meth:`CausalState.log_prob`.
+
+        Raises:
+            ValueError: ``rows`` and ``candidates`` do not belong together, or a row does not exist.
+        """
+        classes = len(self.classifier.labels)
+        if candidates.dim() != 2 or candidates.shape[0] != len(rows):
+            raise ValueError(
+                f"candidates has shape {tuple(candidates.shape)} for {len(rows)} rows; it must be (rows, k)"
+            )
+        self._check(rows)
+        r, k = candidates.shape
+        if not r or not k:
+            return torch.empty(r, k, classes)
+        self._catch_up(rows)
+        device = self.classifier.backbone.device
+        index = torch.tensor(list(rows), device=device)
+        candidates = candidates.to(device)
+        if self.classifier.share is None:
+            self.classifier.share = self._sharing_works(index, candidates)
+        values = self._shared(index, candidates) if self.classifier.share else self._expanded(index, candidates)
+        return checked(self.classifier, values.reshape(r * k, classes), r * k).view(r, k, classes)
+
+    @torch.inference_mode()
+    def current(self, rows: Sequence[int]) -> Tensor:
+        """As :meth:`CausalState.current`."""
+        self._check(rows)
+        if not len(rows):
+            return torch.empty(0, len(self.classifier.labels))
+        self._catch_up(rows)
+        values = self.classifier.law(self._last[torch.tensor(list(rows), device=self._last.device)])
+        return checked(self.classifier, values, len(rows))
+
+    def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """As :meth:`CausalState.append`; the tokens are read when they are needed."""
+        self._check(rows)
+        for row, token in zip(rows, tokens, strict=True):
+            self.ids[row].append(int(token))
+
+    def select(self, index: Sequence[int]) -> None:
+        """As :meth:`CausalState.select`."""
+        self._check(index)
+        self.ids = [list(self.ids[row]) for row in index]
+        if self._cache is not None and list(index) != list(range(len(self._read))):
+            picked = torch.tensor(list(index), device=self._mask.device, dtype=torch.long)
+            caches.select_rows(self._cache, picked)
+            self._mask, self._next, self._last = self._mask[picked], self._next[picked], self._last[picked]
+            self._read = [self._read[row] for row in index]
+
+    def _check(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            if not 0 <= row < len(self.ids):
+                raise ValueError(f"row {row} does not exist; the state has {len(self.ids)} rows")
+
+    def _catch_up(self, rows: Sequence[int]) -> None:
+        """Read what was appended since the last time, if one of ``rows`` needs it."""
+        waiting = [len(ids) - read for ids, read in zip(self.ids, self._read, strict=False)]
+        if self._cache is not None and not any(waiting[row] for row in rows):
+            return
+        classifier = self.classifier
+        most = max(waiting, default=0)
+        # Sliding windows count columns of the cache, so that no column may be empty between two tokens.
+        gaps = classifier.is_sliding and len(set(waiting)) > 1
+        full = self._cache is not None and int(self._next.max()) + most >= classifier.limit
+        if self._cache is None or full or gaps:
+            room = max(1, classifier.limit // 4)
+            self._prefill([classifier.kept(ids, room if len(ids) >= classifier.limit else 0) for ids in self.ids])
+            return
+        device = self._mask.device
+        chunks = [ids[len(ids) - wait :] if wait else [] for ids, wait in zip(self.ids, waiting, strict=True)]
+        ids = torch.tensor([[0] * (most - len(chunk)) + chunk for chunk in chunks], device=device)
+        new = torch.tensor([[0] * (most - len(chunk)) + [1] * len(chunk) for chunk in chunks], device=device)
+        positions = (self._next + new.cumsum(1) - 1).clamp(min=0)
+        self._mask = torch.cat([self._mask, new], dim=1)
+        hidden = classifier.forward(ids, self._mask, positions, self._cache)
+        self._last = torch.where(new[:, -1:].bool(), hidden[:, -1], self._last)
+        self._next = self._next + new.sum(1, keepdim=True)
+        self._read = [len(ids) for ids in self.ids]
+
+    def _prefill(self, rows: list[list[int]]) -> None:
+        classifier = self.classifier
+        ids, mask = lanes.pad_left(rows, classifier.backbone.device)
+        self._mask = torch.ones_like(ids) if mask is None else mask
+        self._cache = caches.new_cache(classifier.backbone)
+        self._last = classifier.forward(ids, self._mask, lanes.position_ids(self._mask), self._cache)[:, -1]
+        self._next = self._mask.sum(1, keepdim=True)
+        self._read = [len(ids) for ids in self.ids]
+
+    def _shared(self, index: Tensor, candidates: Tensor) -> Tensor:
+        """Candidates (r, k) as one chunk, each of which sees the prefix and itself."""
+        whole = index.tolist() == list(range(len(self.ids)))
+        cache = self._cache if whole else caches.copy_rows(self._cache, index)
+        mask, k = self._mask[index], candidates.shape[1]
+        dtype = self.classifier.backbone.dtype
+        own = torch.eye(k, dtype=torch.bool, device=mask.device).expand(len(index), k, k)
+        seen = torch.cat([mask[:, None].bool().expand(-1, k, -1), own], dim=2)[:, None]
+        bias = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)
+        positions = self._next[index].expand(-1, k)
+        try:
+            hidden = self.classifier.forward(candidates, bias, positions, cache)
+        finally:
+            extra = cache.get_seq_length() - mask.shape[1]
+            if whole and extra:
+                caches.crop(cache, extra)
+        return self.classifier.law(hidden)
+
+    def _expanded(self, index: Tensor, candidates: Tensor) -> Tensor:
+        """Candidates (r, k), each behind a copy of its row's cache; as many at once as ``batch_size``."""
+        k = candidates.shape[1]
+        owner, flat = index.repeat_interleave(k), candidates.reshape(-1, 1)
+        parts = []
+        for start in range(0, len(flat), self.classifier.batch_size):
+            rows, ids = (values[start : start + self.classifier.batch_size] for values in (owner, flat))
+            cache = caches.copy_rows(self._cache, rows)
+            mask = F.pad(self._mask[rows], (0, 1), value=1)
+            hidden = self.classifier.forward(ids, mask, self._next[rows], cache)
+            parts.append(self.classifier.law(hidden[:, -1]))
+        return torch.cat(parts).view(len(index), k, -1)
+
+    def _sharing_works(self, index: Tensor, candidates: Tensor) -> bool:
+        """Whether the architecture follows a mask of four dimensions: both ways must agree on a few candidates."""
+        few = candidates[:, :3]
+        try:
+            shared = self._shared(index, few)
+        except (ValueError, RuntimeError, TypeError, IndexError):
+            self._cache = None
+            self._catch_up(index.tolist())
+            return False
+        tolerance = 1e-3 if self.classifier.backbone.dtype == torch.float32 else 0.1
+        return bool((shared - self._expanded(index, few)).abs().max() < tolerance)
+
+
+def _crops(cache: Any) -> bool:
+    return all(type(layer) is caches.DynamicLayer for layer in cache.layers)

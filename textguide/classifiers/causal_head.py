@@ -1,0 +1,131 @@
+"""A linear head on the language model's own hidden states: a causal classifier that weighs a few kilobytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import storage
+from .base import batches
+from .causal import CausalSequenceClassifier
+
+
+class Head:
+    """``hidden @ weights + bias`` in float32.
+
+    Args:
+        weights: (H, K).
+        bias: (K,).
+    """
+
+    def __init__(self, weights: Tensor, bias: Tensor) -> None:
+        self.weights, self.bias = weights.float(), bias.float()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits (…, K) from hidden states (…, H)."""
+        if self.weights.device != hidden.device:
+            self.weights, self.bias = self.weights.to(hidden.device), self.bias.to(hidden.device)
+        return hidden.float() @ self.weights + self.bias
+
+
+class HeadClassifier(CausalSequenceClassifier):
+    """A frozen language model's hidden state of the newest token, and a linear head on it.
+
+    Args:
+        model: the language model whose layers are read.
+        tokenizer: its tokenizer.
+        head: the linear head.
+        labels: class names.
+        model_name: what :func:`textguide.load` finds the model by.
+        **options: as for :class:`CausalSequenceClassifier`.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, head: Head, labels: Sequence[str], *, model_name: str, **options: Any
+    ) -> None:
+        options.setdefault("name", "causal")
+        super().__init__(model.base_model, head, tokenizer, labels, **options)
+        self.model_name = model_name
+
+    def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
+        """Write the head and the model's name into a folder; :func:`load_causal` reads it."""
+        head: Head = self.head
+        settings = {"model": self.model_name, "backbone": identity(self.backbone)}
+        tensors = {"weights": head.weights.cpu(), "bias": head.bias.cpu()}
+        return storage.write(folder, "causal", self.labels, tensors, settings, report)
+
+
+def identity(backbone: Any) -> str:
+    """Sixteen digits that tell the weights of two models apart, equal in float32 and bfloat16."""
+    embeddings = backbone.get_input_embeddings().weight[:256].detach().to("cpu", torch.bfloat16)
+    last = [p for p in backbone.parameters() if p.dim() == 2][-1][:16].detach().to("cpu", torch.bfloat16)
+    digest = hashlib.sha256(backbone.config.model_type.encode())
+    for part in (embeddings, last):
+        digest.update(part.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_causal(
+    path: str | os.PathLike[str], model: Any = None, tokenizer: Any = None, name: str | None = None
+) -> HeadClassifier:
+    """The classifier that :meth:`HeadClassifier.save` wrote.
+
+    Args:
+        path: its folder.
+        model: the language model that is guided: where it is the one the head was trained on, its layers are used
+            and no second model is loaded.
+        tokenizer: its tokenizer.
+        name: for errors and reports.
+
+    Raises:
+        ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
+    """
+    from ..models import load
+
+    description, tensors = storage.read(path)
+    storage.expect(description, "causal", path, ["model", "backbone"])
+    settings = description["settings"]
+    weights = storage.tensor(tensors, "weights", (None, None), path)
+    bias = storage.tensor(tensors, "bias", (weights.shape[1],), path)
+    is_same = model is not None and tokenizer is not None and _fits(model, weights, settings["backbone"])
+    if not is_same:
+        model, tokenizer = load(settings["model"])
+        if not _fits(model, weights, settings["backbone"]):
+            raise ValueError(f"{path}: the head was trained on other weights than those of model {settings['model']!r}")
+    return HeadClassifier(
+        model,
+        tokenizer,
+        Head(weights, bias),
+        description["labels"],
+        model_name=settings["model"],
+        name=name or Path(path).name,
+        source={"sha256": description["sha256"]},
+    )
+
+
+def _fits(model: Any, weights: Tensor, backbone: str) -> bool:
+    base = model.base_model
+    return base.config.hidden_size == weights.shape[0] and identity(base) == backbone
+
+
+@torch.inference_mode()
+def last_states(
+    model: Any, tokenizer: Any, texts: Sequence[str], progress: Callable[[int], None] | None = None, size: int = 32
+) -> Tensor:
+    """Hidden states (N, H) of the newest token of each text, as the classifier will see them."""
+    reader = CausalSequenceClassifier(
+        model.base_model, lambda hidden: hidden[..., :1], tokenizer, ("a", "b"), name="reader"
+    )
+    rows = [reader.kept(tokenizer(text).input_ids) for text in texts]
+    values = torch.empty(len(texts), model.base_model.config.hidden_size)
+    for places in batches([len(row) for row in rows], size):
+        values[torch.tensor(places)] = reader.hidden([rows[place] for place in places])
+        if progress is not None:
+            progress(len(places))
+    return values

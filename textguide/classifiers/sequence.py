@@ -1,0 +1,127 @@
+"""A transformers sequence-classification model, with a tokenizer of its own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelUnavailableError
+from . import heads
+from .base import Classifier, batches, beginning, checked, label_names
+
+
+class SequenceClassifier(Classifier):
+    """A transformers model with a classification head.
+
+    A text that is too long loses its beginning, so that the newest words are always read; the special tokens stay.
+
+    Args:
+        model: a transformers model that returns ``logits`` (N, K).
+        tokenizer: its tokenizer.
+        labels: class names; default: those of the model's configuration. A model with one output has two classes,
+            of which the second is the one that the output speaks for.
+        activation: ``"softmax"`` (classes exclude each other) or ``"sigmoid"`` (each class for itself); default: what
+            the model was trained with.
+        max_length: longest text in tokens; default: what tokenizer and model allow.
+        batch_size: texts read at once.
+        name: for errors and reports.
+
+    Raises:
+        ValueError: labels, activation or length cannot belong to the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        activation: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        name: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
+        self.labels = label_names(labels if labels is not None else heads.labels_of(model.config))
+        if not heads.columns(self.labels, model.config.num_labels):
+            raise ValueError(
+                f"labels={list(self.labels)} do not fit the {model.config.num_labels} outputs of {self.name}"
+            )
+        self.activation = heads.activation_of(model.config, activation)
+        self.is_normalized = self.activation == heads.SOFTMAX or model.config.num_labels == 1
+        self.batch_size = batch_size
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.tokenizer.truncation_side = "left"
+        self.max_length = max_length if max_length is not None else _longest(model.config, tokenizer)
+        if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
+            raise ValueError(f"max_length={max_length!r} must be a positive number of tokens")
+
+    @torch.inference_mode()
+    def log_prob(self, texts: Sequence[str]) -> Tensor:
+        """Log-probabilities (N, C) of ``texts``, read in batches of like length."""
+        values = torch.empty(len(texts), len(self.labels))
+        encoded = self._encode(texts) if texts else []
+        for places in batches([len(ids) for ids in encoded], self.batch_size):
+            batch = self.tokenizer.pad({"input_ids": [encoded[place] for place in places]}, return_tensors="pt")
+            logits = self.model(**batch.to(self.model.device)).logits
+            values[torch.tensor(places)] = heads.log_probabilities(logits, self.activation).cpu()
+        return checked(self, values, len(texts), texts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind, the model's name and a digest of its configuration."""
+        config = self.model.config.to_json_string(use_diff=False)
+        return {
+            "kind": "hf",
+            "model": str(getattr(self.model, "name_or_path", "")),
+            "config": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "labels": list(self.labels),
+            "activation": self.activation,
+        }
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        options = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        encoded: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"]
+        for text, ids in zip(texts, encoded, strict=True):
+            if not ids:
+                raise ValueError(f"classifier {self.name} cannot read a text without tokens ({beginning(text)})")
+        return encoded
+
+
+def load_sequence(source: str, **options: Any) -> SequenceClassifier:
+    """A sequence-classification model from a folder or, by name, from a model hub.
+
+    Args:
+        source: the folder or the name.
+        **options: as for :class:`SequenceClassifier`.
+
+    Raises:
+        ModelUnavailableError: nothing that can be loaded stands there, or it has no trained head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # the reader of tokenizer files raises bare ones
+        reason = " ".join(str(error).split())[:300]
+        raise ModelUnavailableError(f"classifier hf:{source} could not be loaded: {reason}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelUnavailableError(
+            f"classifier hf:{source} has no trained weights for {', '.join(missing[:3])}; it is no sequence classifier"
+        )
+    return SequenceClassifier(model, tokenizer, name=f"hf:{source}", **options)
+
+
+def _longest(config: Any, tokenizer: Any) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        positions -= (config.pad_token_id or 0) + 1  # they count positions from behind the padding token
+    known = [length for length in (positions, tokenizer.model_max_length) if length and length < 1_000_000]
+    return min(known) if known else None
