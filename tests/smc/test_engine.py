@@ -103,7 +103,7 @@ def tiny() -> Any:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
-                    parameter.mul_(6.0)
+                    parameter.mul_(4.0)
     model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = 8
     return model
@@ -146,14 +146,14 @@ def test_the_guided_model_is_conditioned_exactly(particles: int, guided: bool, m
     )
     awrs = AWRS(Strings(MEMBERS, masks), particles=particles, ess_threshold=0.9)
     out = textguide.generate(
-        model, Pieces(), [prompt] * (600 if particles == 1 else 300), [cfg, awrs] if guided else awrs,
+        model, Pieces(), [prompt] * (1500 if particles == 1 else 700), [cfg, awrs] if guided else awrs,
         max_new_tokens=length, seed=4, temperature=1.3, vocabulary=TOYS,
     )  # fmt: skip
     assert abs(z_score(out.log_evidence.exp().tolist(), evidence)) < 3.5
     drawn = exact_samples([tuple(t) for t in out.new_tokens], out)
-    assert len(drawn) > 60
+    assert len(drawn) > 50
     assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
-    assert (out.constraint_calls == 600 // particles) or not masks or out.constraint_calls < 5000
+    assert (out.constraint_calls == 1500 // particles) or not masks or out.constraint_calls < 5000
 
 
 def test_what_allows_everything_is_bit_equal_to_plain_decoding() -> None:
@@ -278,16 +278,19 @@ def test_custom_generate_wants_a_row_for_every_particle() -> None:
     assert out.sequences.shape[0] == 4
     assert out.constraint.log_weights.shape == (4,)
     with pytest.raises(ValueError, match="stream with particles=1"):
-        list(textguide.stream(model, Tokenizer(), "a", AWRS(VOWELS, particles=2)))
+        list(textguide.stream(model, Tokenizer(), "a", AWRS(VOWELS, particles=2), max_new_tokens=3))
 
 
 def test_a_stopping_criterion_may_end_a_text_that_is_complete() -> None:
-    with pytest.warns(NoParticleLeftWarning, match="1 of 2 prompts"):
+    with pytest.warns(NoParticleLeftWarning, match="of 40 prompts: a stopping criterion"):
         out = textguide.generate(
-            tiny(), Pieces(), [[3, 5, 1]] * 2, AWRS(Strings(MEMBERS, True)), max_new_tokens=3, seed=4,
+            tiny(), Pieces(), [[3, 5, 1]] * 40, AWRS(Strings(MEMBERS, True)), max_new_tokens=3, seed=4,
             stopping_criteria=[_After(3 + 1)], vocabulary=TOYS,
         )  # fmt: skip
-    assert sorted(map(str, out.deaths)) == ["None", "a stopping criterion ended the text before it was complete"]
+    assert set(map(str, out.deaths)) == {"None", "a stopping criterion ended the text before it was complete"}
+    for tokens, done in zip(out.new_tokens, out.finished.tolist(), strict=True):
+        assert len(tokens) == 1
+        assert done == (PIECES[tokens[0]] in MEMBERS)
 
 
 class _After(tf.StoppingCriteria):
