@@ -1,8 +1,8 @@
 """The same constrained runs with genlm-control, for ``constrained.py``; it runs in an environment of its own.
 
-Reads one JSON object a line (``predicate``, ``prompt`` ids, ``particles``, ``limit``, ``seed``), answers with one (``seconds``,
-``steps``, ``tokens``, ``calls``, ``finished``). The predicates of the benchmark live here, so that both sides ask the same functions.
-"""  # noqa: E501
+Reads one JSON object a line (``predicate``, ``prompt`` ids, ``particles``, ``limit``, ``seed``) and answers with one
+(``seconds``, ``steps``, ``tokens``, ``calls``…). The functions live here, so that both sides ask the same ones.
+"""
 
 from __future__ import annotations
 
@@ -92,6 +92,17 @@ def serve(folder: str, threads: int) -> None:
         torch.manual_seed(request["seed"])
         asked = Asked(llm.vocab, *PREDICATES[request["predicate"]])
         sampler = AWRS(llm, asked, seed=request["seed"])
+        at_the_limit = [0]
+
+        async def counted(
+            context: Any, end: Any = sampler.logw_eos, asked: Any = asked, seen: Any = at_the_limit
+        ) -> Any:
+            before = asked.calls
+            weight = await end(context)
+            seen[0] += asked.calls - before
+            return weight
+
+        sampler.logw_eos = counted
         start = time.perf_counter()
         sequences = asyncio.run(
             sampler.smc(n_particles=request["particles"], ess_threshold=0.5, max_tokens=request["limit"])
@@ -102,6 +113,7 @@ def serve(folder: str, threads: int) -> None:
         print(
             json.dumps({
                 "seconds": seconds, "steps": max(lengths), "tokens": sum(lengths), "calls": asked.calls,
+                "calls_at_the_limit": min(at_the_limit[0], asked.calls),
                 "finished": sum(weight > -np.inf for weight in weights), "log_evidence": float(sequences.log_ml),
             }),
             flush=True,
