@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
     from .guidance import AWRS, CAIF, CFG, Guidance
-    from .logits_processors import CAIFLogitsProcessor, CFGLogitsProcessor
+    from .logits_processors import AWRSLogitsProcessor, CAIFLogitsProcessor, CFGLogitsProcessor
     from .models import load
     from .results import GenerateResult
     from .scoring import ScoreResult, score
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
     "AWRS": "guidance",
+    "AWRSLogitsProcessor": "logits_processors",
     "CAIF": "guidance",
     "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
