@@ -14,13 +14,30 @@ class Constraint(ABC):
     """A set of byte strings, as a value: a frozen dataclass that holds no tokenizer and no state.
 
     A constraint is *prefix-closed*: once a text is no prefix of any member, nothing that continues it is one.
+    Subclasses have a ``kind``, which registers them for JSON.
     """
 
     kind: ClassVar[str]
+    registry: ClassVar[dict[str, type[Constraint]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" in cls.__dict__:
+            cls.registry[cls.kind] = cls
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: ``kind`` and every field."""
+
+    @classmethod
+    def build(cls, values: dict[str, Any]) -> Constraint:
+        """The constraint with these fields, as :meth:`to_dict` gave them (without ``kind``)."""
+        return cls(**values)
+
+    def regular(self) -> str | None:
+        """The set as one terminal of the engine's grammars, where it is regular; else None. Regular sets combine
+        exactly."""
+        return None
 
     @abstractmethod
     def start(self, vocabulary: Vocabulary) -> Session:

@@ -1,0 +1,189 @@
+"""Regular expressions as Python writes them, for an engine that runs in linear time.
+
+The engine takes the syntax of Rust's ``regex``, which is Python's but for spellings; these are translated. What is not
+regular, or what such an engine does not do, is refused by name and place: the engine's own words for it ("unrecognized
+flag") help nobody.
+"""
+
+from __future__ import annotations
+
+import re
+
+_GROUPS = {
+    "(?=": "a lookahead",
+    "(?!": "a negative lookahead",
+    "(?<=": "a lookbehind",
+    "(?<!": "a negative lookbehind",
+    "(?>": "an atomic group",
+    "(?|": "a branch reset",
+    "(?(": "a conditional",
+    "(?&": "a recursion",
+    "(?R": "a recursion",
+    "(?P>": "a recursion",
+    "(?P=": "a backreference",
+    "(*": "a verb",
+}
+_RECURSION = re.compile(r"\(\?[+-]?\d")
+_ESCAPES = {
+    "b": "a word boundary",
+    "B": "a word boundary",
+    "G": "an anchor at the last match",
+    "K": "a reset of the match",
+    "X": "a grapheme cluster",
+    "R": "a linebreak of any kind",
+    "k": "a backreference",
+    "g": "a backreference or recursion",
+    "Q": "a quotation",
+    "E": "a quotation",
+    "c": "a control character",
+    "C": "a single byte",
+}
+_TRANSLATED = {"Z": r"\z", "e": r"\x1B", "<": "<", ">": ">", "h": r"[ \t]"}
+_QUANTIFIER = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
+_SET = re.compile(r"&&|--\[|~~")
+_COMMENT = re.compile(r"\(\?#[^)]*\)")
+_NAME = re.compile(r"\(\?P?<\w+>|\(\?'\w+'")
+_BRACED = re.compile(r"\\(?:[pP]\^?|[xuU])\{[^}]*\}")
+
+
+class PatternError(ValueError):
+    """A pattern cannot be used; the message starts with the construct and its place."""
+
+
+def translate(pattern: str) -> str:
+    """``pattern`` in the engine's spelling.
+
+    Inside ``[…]`` a ``[`` is itself, as in Python, unless the set has an operator (``&&``, ``--[``, ``~~``).
+
+    Raises:
+        PatternError: a construct is not regular or not supported; the message names it and where it stands.
+    """
+    out: list[str] = []
+    at = 0
+    repeated = False  # whether the last thing was a quantifier
+    while at < len(pattern):
+        character = pattern[at]
+        quantifier = _QUANTIFIER.match(pattern, at)
+        if character == "\\":
+            text, at = _escape(pattern, at)
+        elif character == "[":
+            text, at = _set(pattern, at)
+        elif character == "(":
+            text, at = _group(pattern, at)
+        elif quantifier and (quantifier[0][0] != "{" or quantifier[1] or quantifier[3]):
+            text = quantifier[0]
+            if repeated and text == "+":
+                raise PatternError(f"a possessive quantifier at {at} is not supported")
+            if text[0] == "{":
+                text = f"{{{quantifier[1] or 0}{quantifier[2]}{quantifier[3]}}}"
+            at = quantifier.end()
+            # A quantifier behind a lazy one's `?` is an error anywhere, and the engine says so.
+            repeated = not (repeated and text == "?")
+            out.append(text)
+            continue
+        elif character == "{":
+            text, at = r"\{", at + 1
+        else:
+            text, at = character, at + 1
+        repeated = False
+        out.append(text)
+    return "".join(out)
+
+
+def _escape(pattern: str, at: int) -> tuple[str, int]:
+    if at + 1 == len(pattern):
+        raise PatternError(f"a backslash at {at} has nothing behind it")
+    braced = _BRACED.match(pattern, at)
+    if braced:
+        return braced[0], braced.end()
+    escaped = pattern[at + 1]
+    if escaped == "0":
+        octal = re.compile(r"[0-7]{1,3}").match(pattern, at + 1)
+        assert octal is not None
+        return rf"\x{{{int(octal[0], 8):X}}}", octal.end()
+    if escaped.isdigit():
+        raise PatternError(f"a backreference at {at} is not regular")
+    if escaped == "N" and pattern[at + 2 : at + 3] == "{":
+        return _named(pattern, at)
+    if escaped in _ESCAPES:
+        raise PatternError(f"{_ESCAPES[escaped]} (\\{escaped}) at {at} is not supported")
+    return _TRANSLATED.get(escaped, pattern[at : at + 2]), at + 2
+
+
+def _named(pattern: str, at: int) -> tuple[str, int]:
+    import unicodedata
+
+    end = pattern.find("}", at)
+    try:
+        return rf"\x{{{ord(unicodedata.lookup(pattern[at + 3 : end])):X}}}", end + 1
+    except KeyError:
+        raise PatternError(f"the character name at {at} is unknown") from None
+
+
+def _group(pattern: str, at: int) -> tuple[str, int]:
+    comment = _COMMENT.match(pattern, at)
+    if comment:
+        return "", comment.end()
+    if _RECURSION.match(pattern, at):
+        raise PatternError(f"a recursion at {at} is not regular")
+    for start in sorted(_GROUPS, key=len, reverse=True):
+        if pattern.startswith(start, at):
+            raise PatternError(f"{_GROUPS[start]} at {at} is not supported")
+    name = _NAME.match(pattern, at)
+    if name:  # what a group is called does not matter, and the engine would refuse a name that comes twice
+        return "(?:", name.end()
+    return "(", at + 1
+
+
+def _set(pattern: str, at: int) -> tuple[str, int]:
+    """``[…]`` from ``at`` on, and where it ends."""
+    end = _end_of_set(pattern, at, nested=False)
+    if _SET.search(pattern, at, end):
+        end = _end_of_set(pattern, at, nested=True)
+        return pattern[at:end], end
+    out, i = ["["], at + 1
+    if pattern[i] == "^":
+        out.append("^")
+        i += 1
+    first = True
+    while i < end - 1:
+        if pattern[i] == "\\":
+            braced = _BRACED.match(pattern, i)
+            out.append(braced[0] if braced else _escape_in_set(pattern, i))
+            i = braced.end() if braced else i + 2
+        elif pattern.startswith("[:", i) and ":]" in pattern[i:end]:
+            stop = pattern.index(":]", i) + 2
+            out.append(pattern[i:stop])
+            i = stop
+        else:
+            out.append("\\" + pattern[i] if pattern[i] == "[" or (first and pattern[i] == "]") else pattern[i])
+            i += 1
+        first = False
+    return "".join(out) + "]", end
+
+
+def _escape_in_set(pattern: str, at: int) -> str:
+    escaped = pattern[at + 1]
+    if escaped.isdigit() and escaped != "0":
+        raise PatternError(f"an octal escape at {at} is not supported; write \\x and two digits")
+    return {"b": r"\x08", "0": r"\x00", **_TRANSLATED, "h": r" \t"}.get(escaped, pattern[at : at + 2])
+
+
+def _end_of_set(pattern: str, at: int, nested: bool) -> int:
+    i, depth = at, 0
+    while i < len(pattern):
+        character = pattern[i]
+        if character == "\\":
+            i += 1
+        elif character == "[" and (depth == 0 or nested):
+            depth += 1
+            i += pattern.startswith("^", i + 1)
+            i += pattern.startswith("]", i + 1)
+        elif character == "[" and pattern.startswith("[:", i) and ":]" in pattern[i:]:
+            i = pattern.index(":]", i) + 1
+        elif character == "]":
+            depth -= 1
+            if depth == 0:
+                return i + 1
+        i += 1
+    raise PatternError(f"the set at {at} is not closed")
