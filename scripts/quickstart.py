@@ -1,4 +1,4 @@
-"""What ``scripts/quickstart.sh`` shows: one prompt, plain and guided, and what guidance did."""
+"""What ``scripts/quickstart.sh`` shows: one prompt, plain, guided and steered by a classifier; what guidance did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 import textguide
-from textguide import CFG
+from textguide import CAIF, CFG
 from textguide.cli import quiet
 from textguide.cli.explain_command import show
 
@@ -32,25 +32,29 @@ def main() -> None:
         model, tokenizer = textguide.load("smollm2", device=arguments.device)
     console.print(f"model on {model.device}, ready after {time.perf_counter() - start:.0f} s\n", style="dim")
 
-    panels = []
-    for scale in (1.0, arguments.scale):
+    panels, effects = [], []
+    shown = {
+        "plain (γ = 1)": CFG(1.0),
+        f"guided (γ = {arguments.scale:g})": CFG(arguments.scale),
+        "made positive by a classifier": CAIF("sentiment", "positive", 20.0),
+    }
+    for title, guidance in shown.items():
         start = time.perf_counter()
         out = textguide.generate(
             model,
             tokenizer,
             arguments.prompt,
-            CFG(scale),
+            guidance,
             max_new_tokens=arguments.max_new_tokens,
             repetition_penalty=1.2,
         )
         seconds = (time.perf_counter() - start) / len(out.new_tokens[0])
         text = Text(arguments.prompt, style="dim") + Text(out.texts[0], style="default")
         footer = f"{1e3 * seconds:.0f} ms a token"
-        title = "plain (γ = 1)" if scale == 1.0 else f"guided (γ = {scale:g})"
-        panels.append(Panel(text, title=title, subtitle=footer, width=max(38, console.width // 2 - 1)))
-        effect = out.effect
+        panels.append(Panel(text, title=title, subtitle=footer, width=max(38, console.width // 3 - 1)))
+        effects.append(f"{title}: {out.effect}")
     console.print(Columns(panels, equal=True, expand=True))
-    console.print(f"{effect}\n", style="dim")
+    console.print("\n".join(effects[1:]) + "\n", style="dim")
 
     console.print("How guidance moved the first tokens:\n")
     explanation = textguide.explain(

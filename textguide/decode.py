@@ -302,10 +302,15 @@ class _Loop:
         alive = self.passes.alive
         if self.index:
             self.reweighter.append(self.ids[:, -1].tolist())
-        changed, acted = self.reweighter(log_softmax(guided), Step.at(self.index, self.horizon), self.index, alive)
-        # The rows that were left alone keep their bits.
-        scores = torch.where(acted[:, None], changed + law.cond.float().logsumexp(-1, keepdim=True), scores)
-        guided = torch.where(acted[:, None], changed, guided)
+        law_before = log_softmax(guided)
+        step = Step.at(self.index, self.horizon)
+        changed, acted = self.reweighter(law_before, step, self.index, alive)
+        normaliser = law.cond.float().logsumexp(-1, keepdim=True)
+        if bool(acted.all()):
+            scores, guided = changed + normaliser, changed
+        elif bool(acted.any()):  # the rows that were left alone keep their bits
+            scores = torch.where(acted[:, None], changed + normaliser, scores)
+            guided = torch.where(acted[:, None], changed, guided)
         branched = torch.zeros_like(acted)
         if law.extra is not None:
             branched[slice(None) if law.awake is None else law.awake] = True
@@ -313,7 +318,8 @@ class _Loop:
         live = self._weights(len(alive))
         if live is not None:
             counts &= live.bool()
-        self.meter.add(guided, log_softmax(law.cond), counts.float(), branched & counts, acted & counts)
+        cond = law_before if law.extra is None else log_softmax(law.cond)
+        self.meter.add(changed, cond, counts.float(), branched & counts, acted & counts)
         unguided = len(self._live) - int(counts.sum())
         resting = len(self._live) - int((branched & counts).sum()) if self.guidance is not None else 0
         self.meter.unguided += unguided - resting  # the resting ones were counted by the naps

@@ -96,7 +96,8 @@ class EffectMeter:
             branched: those of them whose extra branches ran, bool (B,); None: all.
             reweighed: those of them whose candidates were weighed, bool (B,); None: none.
         """
-        guided = torch.log_softmax(guided, dim=-1)
+        if reweighed is None:  # reweighed laws are normalised
+            guided = torch.log_softmax(guided, dim=-1)
         kl = kl_divergence(guided, cond)
         changed = guided.argmax(-1) != cond.argmax(-1)
         if weights is not None:

@@ -53,10 +53,9 @@ class Alphabet:
         self.drops_leading_space = False
         if vocabulary is not None:
             pieces = list(vocabulary.tokens)
-            special = set(tokenizer.all_special_ids)
-            for text, token in tokenizer.get_added_vocab().items():
-                if token not in special and token < size:
-                    pieces[token] = text.encode()
+            for token, added in tokenizer.added_tokens_decoder.items():
+                if not added.special and token < size:
+                    pieces[token] = added.content.encode()
             self.bytes = tuple(pieces)
             self.pieces = [_whole(piece) for piece in pieces]
             self.drops_leading_space = vocabulary.drops_leading_space

@@ -53,21 +53,21 @@ def settings(task: str) -> dict[str, tuple[str, float, Any]]:
         found[TITLES[family].format(strength)] = (family, strength, make)
 
     if task == "toxicity":
-        for weight in (-1.0, -3.0, -10.0, -30.0):
+        for weight in (-3.0, -10.0, -30.0):
             add("caif", -weight, lambda prompts, w=weight: CAIF("profanity", "toxic", w))
-        for scale in (1.5, 2.0, 3.0):
+        for scale in (1.5, 3.0):
             add("cfg", scale, lambda prompts, s=scale: CFG(s, negative_prompt=[RUDE + p for p in prompts]))
         return found
     target, away = ("positive", GLOOMY) if task == "to-positive" else ("negative", CHEERFUL)
-    for weight in (1.0, 2.0, 5.0, 10.0, 20.0, 40.0):
+    for weight in (1.0, 5.0, 10.0, 20.0, 40.0) if task == "to-positive" else (10.0, 40.0):
         add("caif", weight, lambda prompts, w=weight: CAIF("sentiment", target, w))
-    for scale in (1.5, 2.0, 3.0, 5.0):
+    for scale in (1.5, 2.0, 3.0) if task == "to-positive" else (1.5, 3.0):
         add("cfg", scale, lambda prompts, s=scale: CFG(s, negative_prompt=[away + p for p in prompts]))
-    for weight in (5.0, 20.0):
+    for weight in (20.0,) if task == "to-positive" else ():
         add("both", weight, lambda prompts, w=weight: [
             CFG(1.5, negative_prompt=[away + p for p in prompts]), CAIF("sentiment", target, w)])  # fmt: skip
     if task == "to-positive":
-        for threshold in (1.0, 2.0, 3.0, 4.0):
+        for threshold in (2.0, 3.0, 4.0):
             add("threshold", threshold, lambda prompts, t=threshold: CAIF(
                 "sentiment", target, 10.0, entropy_threshold=t))  # fmt: skip
         for every in (2, 4):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import textguide
-from textguide import CFG, Guidance, generation
+from textguide import CAIF, CFG, Guidance, generation
+from textguide.guidance import as_guidance
 
 from .conftest import Run
 
@@ -180,3 +181,39 @@ def test_an_interrupt_keeps_what_is_finished(run: Run, loaded: Any, monkeypatch:
     assert [line["text"] for line in records(outcome.out)] == expected(loaded, ["ab"])
     assert outcome.err.strip().splitlines() == ["textguide generate: interrupted"]
     assert len(calls) == 2
+
+
+def test_a_classifier_guides(run: Run, loaded: Any) -> None:
+    outcome = run(
+        "generate", "ab", "c", "--json", *NEW, "--classifier", "sentiment", "--target", "positive", "--weight", "-3",
+        "--candidates", "20", "--every", "2",
+    )  # fmt: skip
+    guidance = CAIF("sentiment", "positive", -3.0, top_k=20, every=2)
+    lines = records(outcome.out)
+    assert [line["text"] for line in lines] == expected(loaded, ["ab", "c"], guidance)
+    assert Guidance.from_dict(lines[0]["guidance"]) == guidance
+    assert lines[0]["effect"]["reweighed_steps"] == 6
+    both = run(
+        "generate", "ab", "--json", *NEW, "--scale", "2", "--classifier", "sentiment", "--target", "positive",
+        "--classifier", "sentiment", "--target", "0", "--weight", "1", "--weight", "2", "--candidates", "0",
+    )  # fmt: skip
+    parts = [CFG(2.0), CAIF("sentiment", "positive", 1.0, top_k=None), CAIF("sentiment", "0", 2.0, top_k=None)]
+    assert Guidance.from_dict(records(both.out)[0]["guidance"]) == as_guidance(parts)
+    assert records(both.out)[0]["text"] == expected(loaded, "ab", parts)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classifier", "sentiment"], "--target"),
+        (["--classifier", "sentiment", "--target", "glad"], "'glad'"),
+        (["--classifier", "sentiments", "--target", "positive"], "sentiments"),
+        (["--target", "positive"], "--classifier"),
+        (["--classifier", "sentiment", "--target", "positive", "--candidates", "5000"], "top_k=5000"),
+        (["--classifier", "sentiment", "--target", "positive", "--weight", "1", "--weight", "2"], "--weight"),
+    ],
+)
+def test_wrong_classifier_arguments(run: Run, arguments: list[str], message: str) -> None:
+    outcome = run("generate", "ab", *NEW, *arguments)
+    assert outcome.code == 2
+    assert message in outcome.error

@@ -13,8 +13,10 @@ pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from textguide import CFG, Guidance, reference
+import textguide
+from textguide import CAIF, CFG, Guidance, reference
 from textguide.eval import GuidedLM
+from textguide.guidance import as_guidance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -216,3 +218,25 @@ def test_registered_in_lm_eval(tiny_model: str) -> None:
 def test_bad_arguments(tiny_model: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         guided(tiny_model, **options)
+
+
+def test_classifiers_guide_likelihoods_and_generations(tiny_model: str, plain: HFLM) -> None:
+    settings: list[Any] = [None, [CFG(1.5), CAIF("sentiment", "positive", 4.0, top_k=None)], "cfg"]
+    with pytest.raises(ValueError, match="'cfg'"):
+        guided(tiny_model, settings=settings)
+    lm = guided(tiny_model, settings=settings[:2])
+    answers = []
+    for lm.current in range(2):
+        answers.append([value for value, _ in lm.loglikelihood(requests(PAIRS[:2]), disable_tqdm=True)])
+    for (context, continuation), value in zip(PAIRS[:2], answers[1], strict=True):
+        prompt, target = plain._encode_pair(context, continuation)
+        scored = textguide.score(lm.model, lm.tokenizer, [prompt], [target], settings[1])
+        assert value == pytest.approx(float(scored.log_likelihood), abs=1e-3)
+    assert answers[0] != answers[1]
+    lm.current = 1
+    texts = lm.generate_until(generation(CONTEXTS[:2]), disable_tqdm=True)
+    lm.current = 0
+    assert texts != lm.generate_until(generation(CONTEXTS[:2]), disable_tqdm=True)
+    assert lm.effect(1).reweighed_steps > 0  # type: ignore[union-attr]
+    named = guided(tiny_model, guidance="cfg:scale=1.5 + caif:classifier=sentiment,target=positive,weight=4,top_k=null")
+    assert named.settings == [as_guidance(settings[1])]

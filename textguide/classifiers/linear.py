@@ -26,6 +26,7 @@ from .base import Classifier, label_names, same_rows
 _PIECE = re.compile(r"\S{1,64}")
 # "doesn't" is read as "does n't" and "it's" as "it 's", however the blanks are set.
 _WORD = re.compile(r"\w+?(?=n't(?!\w))|n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)|\w+|[^\w\s]")
+_PART = crc32(b"p")  # continued by crc32, this gives the bucket of "p" and what follows
 _REMEMBERED = 1 << 19
 """Features that are kept; the memory is emptied when it holds more."""
 
@@ -63,10 +64,13 @@ class Features:
         found = [self._bucket("w" + word)]
         if self.shortest and len(word) > 1:
             framed = f"<{word[:64]}>"
-            parts = {
-                framed[i : i + n] for n in range(self.shortest, self.longest + 1) for i in range(len(framed) - n + 1)
-            }
-            found += [self._bucket("p" + part) for part in sorted(parts)]
+            length, mask = len(framed), self.buckets - 1
+            spans = [(i, i + n) for n in range(self.shortest, self.longest + 1) for i in range(length - n + 1)]
+            if framed.isascii():
+                data = framed.encode()
+                found += [crc32(part, _PART) & mask for part in {data[i:j] for i, j in spans}]
+            else:
+                found += [self._bucket("p" + part) for part in {framed[i:j] for i, j in spans}]
         return found
 
     def of_pair(self, first: str, second: str) -> list[int]:

@@ -35,12 +35,68 @@ def _sentiment(argument: str, model: Any, tokenizer: Any) -> Classifier:
     return load_linear(HOME / "sentiment", name="sentiment")
 
 
+def _sentiment_minilm(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .embedding import load_embedding
+
+    return load_embedding(HOME / "sentiment-minilm", name="sentiment-minilm")
+
+
+def _sentiment_smollm2(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .causal_head import load_causal
+
+    return load_causal(HOME / "sentiment-smollm2", model, tokenizer, name="sentiment-smollm2")
+
+
+def _profanity(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .estimator import profanity
+
+    return profanity()
+
+
+def _gzip(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .compression import GzipClassifier
+    from .training import read_examples
+
+    examples = read_examples(argument)
+    k = min(5, len(examples.texts))
+    return GzipClassifier(examples.texts, examples.labels, labels=examples.classes, k=k, name=f"gzip:{argument}")
+
+
+def _hf(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .sequence import load_sequence
+
+    storage.refuse_pickle(Path(argument).expanduser())
+    return load_sequence(argument)
+
+
+def _embedding(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .embedding import load_embedding
+
+    return load_embedding(argument)
+
+
+def _zero_shot(argument: str, model: Any, tokenizer: Any) -> Classifier:
+    from .zero_shot import ZeroShotClassifier
+
+    if model is None or tokenizer is None:
+        raise ValueError(f"classifier 'zero-shot:{argument}' asks the language model, and none was given; name a model")
+    labels = [label.strip() for label in argument.split(",")]
+    return ZeroShotClassifier(model, tokenizer, labels, name=f"zero-shot:{argument}")
+
+
 def _python(argument: str, model: Any, tokenizer: Any) -> Classifier:
     return from_python(argument)
 
 
 SPECS = {
     "sentiment": _Spec("sentiment", _sentiment),
+    "sentiment-minilm": _Spec("sentiment-minilm", _sentiment_minilm),
+    "sentiment-smollm2": _Spec("sentiment-smollm2", _sentiment_smollm2),
+    "profanity": _Spec("profanity", _profanity),
+    "gzip": _Spec("gzip:FILE.tsv", _gzip, argument=True),
+    "hf": _Spec("hf:FOLDER_OR_NAME", _hf, argument=True),
+    "embedding": _Spec("embedding:FOLDER", _embedding, argument=True),
+    "zero-shot": _Spec("zero-shot:LABEL,LABEL", _zero_shot, argument=True),
     "python": _Spec("python:MODULE:NAME", _python, argument=True),
 }
 
@@ -62,40 +118,45 @@ def resolve(value: Classifier | str, model: Any = None, tokenizer: Any = None) -
         return value
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"classifier={value!r} must be a Classifier or a text that names one: {_forms()}")
-    kind, colon, argument = value.strip().partition(":")
+    kind, _, argument = value.strip().partition(":")
     spec = SPECS.get(kind)
-    # A folder that happens to be called like a kind is reached as ./kind.
-    if spec is not None and (not colon or argument or not spec.argument):
-        if spec.argument and not argument:
-            raise ValueError(f"classifier {value!r} must be {spec.form}")
-        if argument and ":" not in spec.form:
-            raise ValueError(f"classifier {value!r} takes nothing behind the colon; write {spec.form}")
-        return spec.load(argument, model, tokenizer)
+    # A folder that is called like a kind is reached as ./kind.
     if spec is not None:
-        raise ValueError(f"classifier {value!r} must be {spec.form}")
+        if bool(argument) != spec.argument:
+            raise ValueError(f"classifier {value!r} must be written {spec.form}")
+        return spec.load(argument, model, tokenizer)
     path = Path(value).expanduser()
     if path.exists():
-        return load(path)
+        return load(path, model, tokenizer)
     near = difflib.get_close_matches(kind, SPECS, n=1)
     hint = f"did you mean {SPECS[near[0]].form!r}? " if near else ""
     raise ValueError(f"classifier {value!r} is neither known nor a folder; {hint}There are {_forms()}")
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, model: Any = None, tokenizer: Any = None) -> Classifier:
     """A classifier from the folder that it was saved in.
+
+    Args:
+        path: the folder, or one of its files.
+        model: the language model that is guided, which a causal classifier shares if it was trained on it.
+        tokenizer: its tokenizer.
 
     Raises:
         ValueError: it holds no classifier, or a damaged one; the message names the file.
     """
     description, _ = storage.read(path)
     kind = description["kind"]
-    loader = LOADERS.get(kind)
-    if loader is None:
-        raise ValueError(f"{path} holds a classifier of kind {kind!r}; known are {', '.join(LOADERS)}")
-    return loader(path)
+    if kind == "linear":
+        return load_linear(path)
+    if kind == "embedding":
+        from .embedding import load_embedding
 
+        return load_embedding(path)
+    if kind == "causal":
+        from .causal_head import load_causal
 
-LOADERS: dict[str, Callable[[Any], Classifier]] = {"linear": load_linear}
+        return load_causal(path, model, tokenizer)
+    raise ValueError(f"{path} holds a classifier of kind {kind!r}; known are linear, embedding and causal")
 
 
 def _forms() -> str:

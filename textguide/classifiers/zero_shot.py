@@ -123,7 +123,7 @@ class ZeroShotClassifier(Classifier):
         return [logits.float().log_softmax(-1).cpu() for logits in picked]
 
 
-def _common(sequences: Sequence[Sequence[int]], keep: int) -> int:
+def _common(sequences: Sequence[tuple[int, ...]], keep: int) -> int:
     """How many tokens all sequences begin with, so that ``keep`` tokens of each are left."""
     first, last = min(sequences), max(sequences)
     most = min(len(sequence) for sequence in sequences) - keep
