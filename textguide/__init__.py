@@ -11,21 +11,24 @@ if TYPE_CHECKING:
     from .custom_generate import GuidedDecoding, guided_decoding
     from .effect import Effect
     from .explanation import Explanation, explain
-    from .generation import GenerateResult, StreamChunk, generate, stream
-    from .guidance import CAIF, CFG, Guidance
-    from .logits_processors import CAIFLogitsProcessor, CFGLogitsProcessor
+    from .generation import StreamChunk, generate, stream
+    from .guidance import AWRS, CAIF, CFG, Guidance
+    from .logits_processors import AWRSLogitsProcessor, CAIFLogitsProcessor, CFGLogitsProcessor
     from .models import load
+    from .results import GenerateResult
     from .scoring import ScoreResult, score
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
+    "AWRS": "guidance",
+    "AWRSLogitsProcessor": "logits_processors",
     "CAIF": "guidance",
     "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
     "Effect": "effect",
     "Explanation": "explanation",
-    "GenerateResult": "generation",
+    "GenerateResult": "results",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",
     "ScoreResult": "scoring",

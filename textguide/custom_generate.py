@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from . import branches, caches
+from .constraints import Vocabulary
 from .decode import Decoded, Observer, Settings, decode
 from .effect import Effect, warn_if_none
 from .guidance import BranchGuidance, as_guidance, split
 from .reweighting import reweighter
+from .smc.starting import check_run, start, warn_of_deaths
 
 
 class GuidedDecoding:
@@ -20,7 +22,8 @@ class GuidedDecoding:
 
     ``model.generate(**inputs, custom_generate=guided_decoding(CFG(1.5)))`` keeps ``GenerationConfig``, processors,
     stopping criteria, ``num_return_sequences``, ``return_dict_in_generate``, ``output_scores`` and
-    ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``.
+    ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``, and an
+    attribute ``constraint`` with the weights where one was given (else None).
 
     Args:
         guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its place:
@@ -33,6 +36,7 @@ class GuidedDecoding:
         observer: called with a :class:`textguide.decode.StepView` after every step.
         log_probs: record the log-probability of every token.
         warn: warn where guidance changed nothing.
+        vocabulary: what each token adds to a text, for constraints; default: read from ``tokenizer``.
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
 
     Raises:
@@ -50,6 +54,7 @@ class GuidedDecoding:
         observer: Observer | None = None,
         log_probs: bool = False,
         warn: bool = True,
+        vocabulary: Vocabulary | None = None,
         branch_prompts: list[branches.Rows] | None = None,
     ) -> None:
         self.guidance = as_guidance(guidance)
@@ -60,6 +65,7 @@ class GuidedDecoding:
         self.observer = observer
         self.log_probs = log_probs
         self.warn = warn
+        self.vocabulary = vocabulary
         self.branch_prompts = branch_prompts
         self.effect: Effect | None = None
         self.last: Decoded | None = None
@@ -87,6 +93,8 @@ class GuidedDecoding:
         self.effect, self.last = decoded.effect, decoded
         if self.warn:
             warn_if_none(decoded.effect, self.guidance)
+            if decoded.constraint is not None:
+                warn_of_deaths([decoded.constraint])
         if not generation_config.return_dict_in_generate:
             return decoded.sequences
         return _as_output(decoded, model)
@@ -119,6 +127,11 @@ class GuidedDecoding:
         if guidance is not None:
             settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs)
             settings.static = generation_config.cache_implementation == "static"
+        if parts.constraint is not None:
+            check_run(parts.constraint, guidance, generation_config, self.streamer)
+            settings.constraint = start(
+                parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator
+            )
         yield from decode(
             model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs
         )
@@ -215,4 +228,5 @@ def _as_output(decoded: Decoded, model: Any) -> Any:
     kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
     output = kind(sequences=decoded.sequences, scores=decoded.scores, logits=decoded.logits)
     output.effect = decoded.effect
+    output.constraint = decoded.constraint
     return output

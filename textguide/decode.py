@@ -20,6 +20,7 @@ from .guidance.base import BranchGuidance, Step
 from .naps import Naps
 from .passes import Law, Passes
 from .reweighting import Reweighter
+from .smc.constrained import Constrained, Outcome
 
 Observer = Callable[["StepView"], None]
 
@@ -57,6 +58,7 @@ class Decoded:
         log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
         scores: processed scores a step, (B, V) each, None unless ``output_scores``.
         logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
+        constraint: what the constraint made of the rows; None where there was none.
     """
 
     sequences: Tensor
@@ -64,6 +66,7 @@ class Decoded:
     log_probs: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
+    constraint: Outcome | None = None
 
 
 @dataclass
@@ -74,6 +77,7 @@ class Settings:
         guidance: None, or a guidance with branches that is not neutral.
         prompts: for each extra branch, the token ids of every row.
         reweighter: weighs the candidates of the combined law; it has begun the batch.
+        constraint: chooses the tokens, or rules some out, for the rows of this batch.
         models: further models by name.
         generator: randomness for sampling; None: torch's global generator.
         observer: called after every step.
@@ -85,6 +89,7 @@ class Settings:
     guidance: BranchGuidance | None = None
     prompts: Sequence[Sequence[Sequence[int]]] = ()
     reweighter: Reweighter | None = None
+    constraint: Constrained | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | None = None
     observer: Observer | None = None
@@ -137,6 +142,7 @@ class _Loop:
             settings,
         )
         self.guidance, self.reweighter = settings.guidance, settings.reweighter
+        self.constraint = settings.constraint
         branches = self.guidance.branches if self.guidance is not None else ()
         self.passes = Passes(model, branches, settings.prompts, settings.models)
         self.prompt_length = ids.shape[1]
@@ -179,14 +185,22 @@ class _Loop:
         if self.reweighter is not None:
             scores, guided, reweighed = self._reweigh(law, guided, scores)
         full = self._full(scores)
+        constraint = self.constraint
+        last = self.index == self.horizon - 1
+        if constraint is not None and not constraint.weighs:
+            full = constraint.mask(full)
         processed = self.processors(self.ids, full)
-        if self.config.do_sample:
+        if constraint is not None and constraint.weighs:
+            tokens = constraint.choose(processed, last)
+        elif self.config.do_sample:
             probs = torch.softmax(processed, dim=-1)
             tokens = torch.multinomial(probs, num_samples=1, generator=self.settings.generator).squeeze(1)
         else:
             tokens = torch.argmax(processed, dim=-1)
         if self.pads and self.pad is not None:
             tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
+        if constraint is not None:
+            tokens = self._advance(tokens, last)
         self._record(law, guided, processed, tokens)
         if self.settings.observer is not None:
             chosen = tokens if self._alive_index is None else tokens[self._alive_index]
@@ -196,10 +210,14 @@ class _Loop:
             self.settings.observer(view)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
         self.unfinished = self.unfinished & ~self.criteria(self.ids, processed)
+        if constraint is not None:
+            self._settle(constraint)
         return tokens
 
     def finished(self) -> bool:
         """The one place of a step where the host waits for the device; finished rows leave here."""
+        if self.constraint is not None:
+            self._resample(self.constraint)
         alive = self.passes.alive
         flags = [self.unfinished.float()]
         guided = [] if self.kl is None else self._guided_samples
@@ -221,7 +239,7 @@ class _Loop:
         self._live = going
         if not going:
             return True
-        steers = self.guidance is not None or self.reweighter is not None
+        steers = self.guidance is not None or self.reweighter is not None or self.constraint is not None
         if not self.settings.static and steers and len(going) < len(alive):
             self.passes.drop([sample for sample in alive if sample not in set(going)])
             self._alive_index = torch.tensor(going, device=self.ids.device)
@@ -243,6 +261,7 @@ class _Loop:
             log_probs=torch.stack(self.log_probs, dim=1) if self.log_probs else None,
             scores=tuple(self.scores) if self.config.return_dict_in_generate and self.config.output_scores else None,
             logits=tuple(self.logits) if self.config.return_dict_in_generate and self.config.output_logits else None,
+            constraint=self.constraint.outcome() if self.constraint is not None else None,
         )
 
     # -- parts -----------------------------------------------------------------------------------------------------
@@ -305,6 +324,36 @@ class _Loop:
         resting = len(self._live) - int((branched & counts).sum()) if self.guidance is not None else 0
         self.meter.unguided += unguided - resting  # the resting ones were counted by the naps
         return scores, guided, acted
+
+    def _advance(self, tokens: Tensor, last: bool) -> Tensor:
+        """Write the tokens under the constraint; rows that it gave up write padding and end."""
+        assert self.constraint is not None
+        writing = torch.tensor(self.constraint.open, device=tokens.device).long()
+        tokens = tokens * writing + (0 if self.pad is None else self.pad) * (1 - writing)
+        self.constraint.advance(tokens, last)
+        self.unfinished = self.unfinished * writing
+        return tokens
+
+    def _settle(self, constraint: Constrained) -> None:
+        """Rows that ended for a reason of their own are closed; rows that the constraint closed end."""
+        constraint.stop(self.unfinished.tolist())
+        self.unfinished = self.unfinished * torch.tensor(constraint.open, device=self.ids.device).long()
+
+    def _resample(self, constraint: Constrained) -> None:
+        """Let rows go on from others, where a population needs it: ids, caches, and what was recorded of them."""
+        ancestors = constraint.resample()
+        if ancestors is None:
+            return
+        sources = ancestors.tolist()
+        index = ancestors.to(self.ids.device)
+        self.ids, self.unfinished = self.ids[index], self.unfinished[index]
+        for record in (self.log_probs, self.scores, self.logits):
+            record[:] = [values[index] for values in record]
+        if self.reweighter is not None:
+            self.reweighter.select(sources)
+        going = [row for row, opened in enumerate(constraint.open) if opened]
+        self.passes.reindex({row: sources[row] for row in going})
+        self._alive_index = None if len(going) == len(sources) else torch.tensor(going, device=self.ids.device)
 
     def _weights(self, rows: int) -> Tensor | None:
         """1 for rows that still write, where finished rows stay in the batch (fixed shapes); else None."""

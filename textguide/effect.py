@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import GuidanceHadNoEffectWarning
+from .guidance import split
 from .guidance.algebra import kl_divergence
 
 
@@ -157,7 +158,8 @@ def join(effects: list[Effect]) -> Effect:
 
 def warn_if_none(effect: Effect, guidance: Any) -> None:
     """Warn where guidance ran and moved nothing: the branches said the same, or it was never active."""
-    if guidance is None or guidance.is_neutral:
+    parts = split(guidance)
+    if parts.branching is None and not parts.reweighting:
         return
     if effect.guided_steps == 0:
         reason = "no step fell into its window of activity, or above its entropy threshold"

@@ -14,6 +14,10 @@ class MissingExtraError(ImportError):
         super().__init__(f"{purpose} needs {module}, which is not installed: pip install 'textguide[{extra}]'")
 
 
+class NoParticleLeftWarning(UserWarning):
+    """Every particle of a prompt was given up: its texts have weight 0."""
+
+
 class GuidanceHadNoEffectWarning(UserWarning):
     """Guidance was asked for and never moved the next-token law: usually the wrong prompt or scale."""
 

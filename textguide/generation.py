@@ -11,36 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import branches
+from .constraints import Vocabulary
 from .custom_generate import GuidedDecoding, empty_source
 from .decode import Decoded, Observer
 from .effect import Effect, join, warn_if_none
 from .guidance import as_guidance, split
 from .lanes import pad_left
+from .results import GenerateResult, constraint_fields
+from .smc.starting import warn_of_deaths
 
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-
-
-@dataclass
-class GenerateResult:
-    """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
-
-    Args:
-        texts: the continuations, without special tokens.
-        sequences: prompt and continuation ids, (B, prompt + new), prompts padded on the left.
-        new_tokens: ids of each continuation up to and including its end token, a list per row.
-        log_likelihood: guided log-probability of each continuation, (B,): what :func:`textguide.score` gives.
-        log_probs: guided log-probability of each token before processors and warpers, (B, new), 0 behind the end.
-        effect: what guidance did.
-        log_weights: (B,), None unless the guidance weighs its samples.
-    """
-
-    texts: list[str]
-    sequences: Tensor
-    new_tokens: list[list[int]]
-    log_likelihood: Tensor
-    log_probs: Tensor
-    effect: Effect
-    log_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +54,7 @@ def generate(
     streamer: Any = None,
     observer: Observer | None = None,
     stopping_criteria: Any = None,
+    vocabulary: Vocabulary | None = None,
     **options: Any,
 ) -> GenerateResult:
     """Continue prompts under guidance, one forward pass a step for all rows of all branches.
@@ -94,6 +75,7 @@ def generate(
         streamer: a transformers streamer.
         observer: called with a :class:`textguide.decode.StepView` after every step.
         stopping_criteria: transformers stopping criteria beside those of ``options``.
+        vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
         **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
             ``num_return_sequences``…
 
@@ -112,7 +94,7 @@ def generate(
     done, effects, starts = [], [], []
     for start in range(0, len(run.ids), size):
         rows = slice(start, start + size)
-        decoding = run.decoding(rows, models=models, streamer=streamer, observer=observer)
+        decoding = run.decoding(rows, models=models, streamer=streamer, observer=observer, vocabulary=vocabulary)
         run.call(decoding, rows, stopping_criteria)
         assert decoding.last is not None
         done.append(decoding.last)
@@ -120,6 +102,7 @@ def generate(
         starts.append(decoding.last.sequences.shape[1] - decoding.last.log_probs.shape[1])  # type: ignore[union-attr]
     effect = join(effects)
     warn_if_none(effect, run.guidance)
+    warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])
     return run.result(done, starts, effect)
 
 
@@ -142,6 +125,8 @@ def stream(
     The run stops when the iterator is closed. Arguments as for :func:`generate`.
     """
     run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
+    if run.particles > 1:
+        raise ValueError(f"particles={run.particles} may still drop what is written; stream with particles=1")
     return _stream(run, models)
 
 
@@ -201,15 +186,24 @@ class _Run:
     ) -> None:
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
+        self.guidance = as_guidance(guidance)
+        constraint = split(self.guidance).constraint
+        draws = getattr(constraint, "method", None) == "awrs"
+        self.particles: int = getattr(constraint, "particles", 1)
+        if self.particles > 1:
+            # Every particle is a row.
+            options = {**options, "num_return_sequences": options.get("num_return_sequences", 1) * self.particles}
+        if draws:
+            # transformers cuts laws off at 50 tokens unless told otherwise, and a form may need any of them.
+            options = {"top_k": 0, "top_p": 1.0, **options}
         if do_sample is None:
-            do_sample = any(options.get(name) is not None for name in SAMPLING_OPTIONS)
+            do_sample = draws or any(options.get(name) is not None for name in SAMPLING_OPTIONS)
         _check_sampling(options)
         for name in ("custom_generate", "logits_to_keep", "max_length"):
             if name in options:
                 raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
         self.model, self.tokenizer, self.options = model, tokenizer, {**options, "do_sample": do_sample}
         self.max_new_tokens = max_new_tokens
-        self.guidance = as_guidance(guidance)
         self.device = model.device
         self.canonical = branches.canonical_prompts(prompts, system, tokenizer)
         self.ids = [
@@ -271,8 +265,13 @@ class _Run:
             missing = new - run.log_probs.shape[1]
             sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
             log_probs.append(F.pad(run.log_probs, (0, missing)))
-            tokens += [self._trim(row) for row in run.sequences[:, start:].tolist()]
+            written = run.sequences[:, start:].tolist()
+            if run.constraint is None:
+                tokens += [self._trim(row) for row in written]
+            else:
+                tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
         log_prob = torch.cat(log_probs)
+        outcomes = [run.constraint for run in done if run.constraint is not None]
         return GenerateResult(
             texts=[self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
             sequences=torch.cat(sequences),
@@ -280,6 +279,7 @@ class _Run:
             log_likelihood=log_prob.sum(-1),
             log_probs=log_prob,
             effect=effect,
+            **(constraint_fields(outcomes) if outcomes else {}),
         )
 
     def _trim(self, row: list[int]) -> list[int]:

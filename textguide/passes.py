@@ -255,6 +255,25 @@ class Passes:
         self.asleep = beds
         self._plan = None
 
+    def reindex(self, sources: Mapping[int, int]) -> None:
+        """Let every sample of ``sources`` go on from what the sample that it names has read; all others leave.
+
+        Rows are copied, nothing is read again. A sample that left before may come back in the place of a copy.
+        """
+        self.alive = sorted(sources)
+        self.running = {name: self._moved(group, sources) for name, group in self.running.items()}
+        self.asleep = [{name: self._moved(group, sources) for name, group in bed.items()} for bed in self.asleep]
+        self._plan = None
+
+    def _moved(self, group: _Group, sources: Mapping[int, int]) -> _Group:
+        place = {slot: row for row, slot in enumerate(group.slots)}
+        numbers = sorted({number for number, _ in group.slots})
+        slots = [(n, sample) for n in numbers for sample in self.alive if (n, sources[sample]) in place]
+        rows = [place[n, sources[sample]] for n, sample in slots]
+        if rows != list(range(len(group.slots))):
+            group.lane.select(torch.tensor(rows, device=group.samples.device))
+        return _Group(group.lane, slots, group.read)
+
     def reread(self, samples: Sequence[int], ids: Tensor, new: int) -> list[tuple[list[int], Tensor]]:
         """Let sleeping ``samples`` read what they missed without coming back: their logits, as in ``Law.woken``."""
         chunks = self._rise(set(samples), ids, new, True, rejoin=False)

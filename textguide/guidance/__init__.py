@@ -1,5 +1,6 @@
 """Guidance methods: pure mathematics on log-probabilities, one paper a file."""
 
+from .awrs import AWRS
 from .base import Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
 from .caif import CAIF
 from .cfg import CFG, scale_from_weight, weight_from_scale
@@ -7,6 +8,7 @@ from .composed import Composed, as_guidance, split, with_scale
 from .prompts import Message
 
 __all__ = [
+    "AWRS",
     "CAIF",
     "CFG",
     "Branch",

@@ -1,0 +1,147 @@
+"""Constrained sampling with weights as a processor for transformers' ``generate``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from textguide.constraints import Vocabulary
+from textguide.guidance import AWRS
+from textguide.smc.constrained import Constrained, Outcome
+from textguide.smc.starting import constraint_of
+
+from .runs import Runs, calling_list
+
+
+class AWRSLogitsProcessor(LogitsProcessor):
+    """Draws every token by adaptive weighted rejection sampling, inside the loop of ``generate``.
+
+    The scores that it returns allow the drawn token alone, so that ``generate`` writes it, sampling or not. The law is
+    what the processors before it in the list made of the model's; put temperature and the like there, since
+    ``generate`` applies its own behind. Rows are single particles: for resampling, use
+    ``custom_generate=textguide.guided_decoding(AWRS(..., particles=N))``.
+
+    One object may serve any number of ``generate`` calls, one after the other or interleaved; every call starts anew.
+
+    Args:
+        constraint: what :class:`textguide.AWRS` takes, or such an object with ``particles=1``.
+        tokenizer: the tokenizer of the model; not needed with ``vocabulary``.
+        vocabulary: what each token adds to a text.
+        eos_token_id: tokens that end a text; default: the tokenizer's.
+        horizon: ``max_new_tokens`` of the run, at whose last token the end is forced with its weight. None: texts that
+            reach the limit are unfinished.
+        generator: randomness; None: torch's global generator.
+
+    Raises:
+        ValueError: an argument has a value that cannot work, or rows change places (beam search, speculation).
+
+    Example:
+        >>> awrs = AWRSLogitsProcessor("regex:[0-9]{4}", tokenizer, horizon=8)
+        >>> model.generate(**inputs, max_new_tokens=8, logits_processor=[awrs])
+        >>> awrs.log_weights
+    """
+
+    def __init__(
+        self,
+        constraint: Any,
+        tokenizer: Any = None,
+        *,
+        vocabulary: Vocabulary | None = None,
+        eos_token_id: Any = None,
+        horizon: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        guidance = constraint if isinstance(constraint, AWRS) else AWRS(constraint)
+        if guidance.particles > 1:
+            raise ValueError(
+                f"particles={guidance.particles} move between rows, which a processor cannot do; use custom_generate="
+                "textguide.guided_decoding(AWRS(...)), or particles=1"
+            )
+        if guidance.method != "awrs":
+            raise ValueError(f"method={guidance.method!r} draws nothing; use method='awrs'")
+        if tokenizer is None and vocabulary is None:
+            raise ValueError("tokenizer=None: a constraint speaks of bytes; give the tokenizer, or vocabulary=")
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon={horizon} must be max_new_tokens of the run, 1 or more")
+        self.guidance = replace(guidance, particles=1)
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        self.eos_token_id, self.horizon, self.generator = eos_token_id, horizon, generator
+        self._runs: Runs[_Run] = Runs()
+        self._latest: _Run | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of the latest run, None before the first."""
+        return None if self._latest is None else self._latest.outcome()
+
+    @property
+    def log_weights(self) -> Tensor | None:
+        """Log-weights of the rows of the latest run, float64 (rows,); −inf for rows that are not finished."""
+        outcome = self.outcome
+        return None if outcome is None else outcome.log_weights
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (R, V) that allow the drawn token of each row alone."""
+        if self.guidance.is_neutral:
+            return scores
+        owner = calling_list()
+
+        def follows(run: _Run) -> bool:
+            if not run.continues(input_ids) and owner is not None:
+                raise ValueError(
+                    "rows changed places or tokens were taken back, as beam search and speculation do; AWRS draws rows "
+                    "that go on one by one: leave num_beams, prompt lookup and assistant_model out"
+                )
+            return run.continues(input_ids)
+
+        self._latest = self._runs.of(owner, follows, lambda: self._start(input_ids, scores))
+        return self._latest.draw(input_ids, scores)
+
+    def _start(self, ids: Tensor, scores: Tensor) -> _Run:
+        if self.vocabulary is None:
+            self.vocabulary = Vocabulary.of(self.tokenizer, scores.shape[-1], self.eos_token_id)
+        session = constraint_of(self.guidance).start(self.vocabulary)
+        rows = Constrained(self.guidance, session, self.vocabulary, ids.shape[0], self.generator, scores.device)
+        return _Run(rows, self.vocabulary, self.horizon)
+
+
+class _Run:
+    """The rows of one ``generate`` call."""
+
+    def __init__(self, rows: Constrained, vocabulary: Vocabulary, horizon: int | None) -> None:
+        self.rows, self.horizon, self.index = rows, horizon, 0
+        self.end = min(vocabulary.ends, default=0)
+        self.written: Tensor | None = None
+        self.drawing: list[bool] = []
+
+    def continues(self, ids: Tensor) -> bool:
+        """Whether ``ids`` is what was read and drawn before."""
+        written = self.written
+        if written is None or ids.shape != written.shape:
+            return False
+        going = torch.tensor(self.drawing, device=ids.device)
+        # Rows that ended are padded with whatever the caller likes.
+        return bool(((ids == written).all(-1) | ~going).all())
+
+    def draw(self, ids: Tensor, scores: Tensor) -> Tensor:
+        last = self.horizon is not None and self.index == self.horizon - 1
+        tokens = self.rows.choose(scores, last)
+        self.drawing = self.rows.open
+        self.rows.advance(tokens, last)
+        going = torch.tensor(self.drawing, device=scores.device)
+        tokens = torch.where(going, tokens, self.end)
+        self.index += 1
+        self.written = torch.cat([ids, tokens[:, None].to(ids.device)], dim=-1)
+        return torch.full_like(scores, -math.inf).scatter_(-1, tokens[:, None], 0.0)
+
+    def outcome(self) -> Outcome:
+        outcome = self.rows.outcome()
+        assert outcome.log_weights is not None
+        # A text that was cut off has not become one yet.
+        weights = torch.where(outcome.finished, outcome.log_weights, -math.inf)
+        return replace(outcome, log_weights=weights, log_evidence=weights.clone())

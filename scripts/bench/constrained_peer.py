@@ -1,0 +1,124 @@
+"""The same constrained runs with genlm-control, for ``constrained.py``; it runs in an environment of its own.
+
+Reads one JSON object a line (``predicate``, ``prompt`` ids, ``particles``, ``limit``, ``seed``) and answers with one
+(``seconds``, ``steps``, ``tokens``, ``calls``…). The functions live here, so that both sides ask the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from typing import Any
+
+
+def optional(parts: list[str]) -> str:
+    """A pattern for every beginning of the concatenated parts."""
+    pattern = ""
+    for part in reversed(parts):
+        pattern = f"(?:{part}{pattern})?"
+    return pattern
+
+
+DIGIT = "[0-9]"
+PARTS = [*[DIGIT] * 4, "-", *[DIGIT] * 2, "-", *[DIGIT] * 2]
+DATE = re.compile("".join(PARTS))
+DATE_PREFIX = re.compile(optional(PARTS))
+EASY = re.compile("[\x00-gi-pr-y{-\x7f]*")
+"""ASCII without z, q and h."""
+
+
+def date_prefix(text: str) -> bool:
+    """Whether the text begins a date such as 1969-07-20."""
+    return DATE_PREFIX.fullmatch(text) is not None
+
+
+def date_complete(text: str) -> bool:
+    """Whether the text is a date."""
+    return DATE.fullmatch(text) is not None
+
+
+def easy(text: str) -> bool:
+    """Whether the text is ASCII without z, q and h."""
+    return EASY.fullmatch(text) is not None
+
+
+PREDICATES = {"date": (date_prefix, date_complete), "easy": (easy, easy)}
+
+
+def serve(folder: str, threads: int) -> None:
+    """Answer requests until the input ends."""
+    import asyncio
+    import importlib.metadata
+    import random
+
+    import numpy as np
+    import torch
+    from genlm.control import AWRS, Potential, PromptedLLM
+
+    torch.set_num_threads(threads)
+
+    class Asked(Potential):
+        """A predicate on texts as a potential on tokens."""
+
+        def __init__(self, vocabulary: Any, prefix_fn: Any, complete_fn: Any) -> None:
+            super().__init__(vocabulary)
+            self.prefix_fn, self.complete_fn, self.calls = prefix_fn, complete_fn, 0
+
+        def _ask(self, context: Any, function: Any) -> float:
+            self.calls += 1
+            try:
+                text = b"".join(map(bytes, context)).decode()
+            except UnicodeDecodeError:
+                return -np.inf
+            return 0.0 if function(text) else -np.inf
+
+        async def prefix(self, context: Any) -> float:
+            return self._ask(context, self.prefix_fn)
+
+        async def complete(self, context: Any) -> float:
+            return self._ask(context, self.complete_fn)
+
+    llm = PromptedLLM.from_name(folder, backend="hf")
+    version = importlib.metadata.version("genlm-control")
+    print(json.dumps({"version": version, "torch": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        llm.prompt_ids = request["prompt"]
+        llm.model.clear_cache()
+        random.seed(request["seed"])
+        np.random.seed(request["seed"])  # noqa: NPY002
+        torch.manual_seed(request["seed"])
+        asked = Asked(llm.vocab, *PREDICATES[request["predicate"]])
+        sampler = AWRS(llm, asked, seed=request["seed"])
+        at_the_limit = [0]
+
+        async def counted(
+            context: Any, end: Any = sampler.logw_eos, asked: Any = asked, seen: Any = at_the_limit
+        ) -> Any:
+            before = asked.calls
+            weight = await end(context)
+            seen[0] += asked.calls - before
+            return weight
+
+        sampler.logw_eos = counted
+        start = time.perf_counter()
+        sequences = asyncio.run(
+            sampler.smc(n_particles=request["particles"], ess_threshold=0.5, max_tokens=request["limit"])
+        )
+        seconds = time.perf_counter() - start
+        lengths = [len(context) for context in sequences.contexts]
+        weights = [float(weight) for weight in sequences.log_weights]
+        print(
+            json.dumps({
+                "seconds": seconds, "steps": max(lengths), "tokens": sum(lengths), "calls": asked.calls,
+                "calls_at_the_limit": min(at_the_limit[0], asked.calls),
+                "finished": sum(weight > -np.inf for weight in weights), "log_evidence": float(sequences.log_ml),
+            }),
+            flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,86 @@
+"""A model that is a table, and the loop around it: sequential Monte Carlo without a network."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from textguide.constraints import Constraint, Vocabulary
+from textguide.guidance import AWRS
+from textguide.smc.constrained import Constrained, Outcome
+
+from .toys import PIECES, VOCABULARY
+
+Text = tuple[int, ...]
+
+
+def table(seed: int, size: int = len(PIECES), temperature: float = 1.2) -> Callable[[Text], Tensor]:
+    """A random law for every text: log-probabilities (V,)."""
+
+    @cache
+    def law(text: Text) -> Tensor:
+        rng = random.Random(f"{seed} {text}")
+        return torch.tensor([rng.gauss(0, temperature) for _ in range(size)]).log_softmax(-1)
+
+    return law
+
+
+def floats(law: Callable[[Text], Tensor]) -> Callable[[Text], Sequence[float]]:
+    """The same law as probabilities in float64, for the oracles."""
+    return cache(lambda text: law(text).double().exp().tolist())
+
+
+def run(
+    law: Callable[[Text], Tensor],
+    constraint: Constraint,
+    guidance: AWRS,
+    populations: int,
+    length: int,
+    seed: int = 0,
+    vocabulary: Vocabulary = VOCABULARY,
+) -> tuple[list[Text], Outcome]:
+    """The texts (end tokens included) of every particle, and what came of them."""
+    rows = populations * guidance.particles
+    generator = torch.Generator().manual_seed(seed)
+    state = Constrained(guidance, constraint.start(vocabulary), vocabulary, rows, generator)
+    texts: list[Text] = [()] * rows
+    uniform = torch.zeros(vocabulary.size)
+    for index in range(length):
+        last = index == length - 1
+        going = state.open
+        scores = torch.stack([law(text) if go else uniform for text, go in zip(texts, going, strict=True)])
+        if state.weighs:
+            tokens = state.choose(scores, last)
+        else:
+            probs = state.mask(scores).softmax(-1)
+            tokens = torch.multinomial(probs, 1, generator=generator).squeeze(1)
+        going = state.open
+        state.advance(tokens, last)
+        texts = [(*text, token) if go else text for text, token, go in zip(texts, tokens.tolist(), going, strict=True)]
+        ancestors = state.resample()
+        if ancestors is not None:
+            texts = [texts[a] for a in ancestors.tolist()]
+        if not any(state.open):
+            break
+    return texts, state.outcome()
+
+
+def exact_samples(texts: list[Text], outcome: Outcome, seed: int = 0) -> list[Text]:
+    """Exact draws from the global conditional: of every population one particle in proportion to the weights, kept
+    with the population's mean weight (at most 1) as probability."""
+    rng = random.Random(seed)
+    assert outcome.log_weights is not None
+    assert outcome.log_evidence is not None
+    size = len(texts) // len(outcome.log_evidence)
+    kept = []
+    for number, log_evidence in enumerate(outcome.log_evidence.tolist()):
+        if log_evidence == -math.inf or rng.random() >= math.exp(log_evidence):
+            continue
+        rows = range(number * size, (number + 1) * size)
+        kept.append(rng.choices([texts[r] for r in rows], [math.exp(outcome.log_weights[r]) for r in rows])[0])
+    return kept

@@ -1,0 +1,341 @@
+"""Constraints in the decoding loop: caches follow their particles, and the guided law is what is conditioned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import textguide
+from textguide import AWRS, CFG
+from textguide import reference as plain_reference
+from textguide import reference_smc as reference
+from textguide.constraints import Vocabulary
+from textguide.errors import NoParticleLeftWarning
+from textguide.guidance import Composed, Guidance
+
+from ..architectures import ENCODER_DECODER, EOS, NAMES, VOCAB, Tokenizer, build
+from .statistics import chi_square, z_score
+from .table import exact_samples
+from .toys import END, PIECES, Strings
+
+LETTERS = Vocabulary(
+    tuple(
+        Tokenizer.letters[i - 3].encode() if 3 <= i < 3 + len(Tokenizer.letters) else b"" for i in range(VOCAB)
+    ),
+    frozenset({EOS}),
+)  # fmt: skip
+PROMPTS = ["the dragon", "a", "once upon a time"]
+
+
+class _Closed(Strings):
+    """All texts over the vowels, the blank and n, at most six letters long."""
+
+    def start(self, vocabulary: Vocabulary) -> Any:
+        session = super().start(vocabulary)
+        session.prefixes = _Vowels()  # type: ignore[attr-defined]
+        return session
+
+
+class _Vowels:
+    def __contains__(self, text: bytes) -> bool:
+        return set(text) <= set(b"aeiou n:.") and len(text) <= 6
+
+
+VOWELS = _Closed(frozenset(bytes(v) for v in (b"ai", b"ou", b"no", b"one", b"ai no")))
+
+
+def generate(name: str, guidance: Any, prompts: Any = PROMPTS, **options: Any) -> Any:
+    model = build(name)
+    options = {"max_new_tokens": 5, "seed": 0, "vocabulary": LETTERS, "eos_token_id": EOS, **options}
+    with pytest.warns(NoParticleLeftWarning) if options.pop("dies", False) else _nothing():
+        return textguide.generate(model, Tokenizer(), prompts, guidance, **options)
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["alone", "with CFG"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_particle_has_the_law_of_its_own_text(name: str, guided: bool) -> None:
+    # Rows move between particles; a cache that stayed behind would give another law.
+    cfg = CFG(1.5, negative_prompt="zebra") if guided else None
+    awrs = AWRS(VOWELS, particles=6, ess_threshold=1.0, critic=lambda text: 2.0 * (text.count("a") - text.count("i")))
+    out = generate(name, [cfg, awrs] if guided else awrs, dies=True)
+    assert len(out.texts) == 3 * 6
+    moved = 0
+    tokenizer = Tokenizer()
+    for row, tokens in enumerate(out.new_tokens):
+        prompt = tokenizer(PROMPTS[row // 6]).input_ids
+        source = prompt if name in ENCODER_DECODER else None
+        start = [int(out.sequences[row, 0])] if source is not None else prompt
+        log_probs, _ = plain_reference.score(
+            build(name), start, [*tokens, 0, 0, 0, 0, 0][:5], cfg, [tokenizer("zebra").input_ids] if guided else [],
+            source=source,
+        )  # fmt: skip
+        expected = log_probs[: len(tokens)]
+        assert out.log_probs[row, : len(tokens)].tolist() == pytest.approx(expected, abs=2e-4)
+        assert out.log_likelihood[row].item() == pytest.approx(sum(expected), abs=1e-3)
+        moved += row % 6 > 0 and tokens[:2] == out.new_tokens[row - 1][:2]
+    assert moved > 0
+    for row, text in enumerate(out.texts):
+        assert set(text.replace(f"<{EOS}>", "")) <= set("aeiou n:.")
+        assert out.finished[row] == (out.deaths[row] is None)
+        assert (out.log_weights[row] > -math.inf) == out.finished[row]
+
+
+def tiny() -> Any:
+    config = tf.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=32, vocab_size=len(PIECES), pad_token_id=8, bos_token_id=8, eos_token_id=END,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = tf.LlamaForCausalLM(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4.0)
+    model.generation_config.eos_token_id = END
+    model.generation_config.pad_token_id = 8
+    return model
+
+
+class Pieces(Tokenizer):
+    """A tokenizer of the toy vocabulary, for token ids alone."""
+
+    eos_token_id = END
+    pad_token_id = 8
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
+        return b"".join(PIECES[i] for i in map(int, ids)).decode()
+
+
+MEMBERS = frozenset({b"ab", b"cab", b"b", b"ca", b"ba", b"bab", b"cc", b""})
+TOYS = Vocabulary(PIECES, frozenset({END}))
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["asked", "masked"])
+@pytest.mark.parametrize("particles", [1, 4])
+@pytest.mark.parametrize("guided", [False, True], ids=["alone", "with CFG"])
+def test_the_guided_model_is_conditioned_exactly(particles: int, guided: bool, masks: bool) -> None:
+    model, length, prompt, negative = tiny(), 3, [3, 5, 1], [6, 2]
+    cfg = CFG(1.8, negative_prompt=negative) if guided else None
+
+    def law(text: tuple[int, ...]) -> list[float]:
+        if text not in laws:
+            progress = len(text) / (length - 1)
+            rows = [plain_reference.next_log_probs(model, [*prompt, *text])]
+            if cfg is not None:
+                rows.append(plain_reference.next_log_probs(model, [*negative, *text]))
+            tempered = [v / 1.3 for v in plain_reference.guided_law(cfg, rows, progress)]
+            laws[text] = [math.exp(v) for v in plain_reference.normalized(tempered)]
+        return laws[text]
+
+    laws: dict[tuple[int, ...], list[float]] = {}
+    conditional, evidence = reference.global_conditional(
+        law, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, length, len(PIECES)
+    )
+    awrs = AWRS(Strings(MEMBERS, masks), particles=particles, ess_threshold=0.9)
+    out = textguide.generate(
+        model, Pieces(), [prompt] * (1500 if particles == 1 else 700), [cfg, awrs] if guided else awrs,
+        max_new_tokens=length, seed=4, temperature=1.3, vocabulary=TOYS,
+    )  # fmt: skip
+    assert abs(z_score(out.log_evidence.exp().tolist(), evidence)) < 3.5
+    drawn = exact_samples([tuple(t) for t in out.new_tokens], out)
+    assert len(drawn) > 50
+    assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
+    assert (out.constraint_calls == 1500 // particles) or not masks or out.constraint_calls < 5000
+
+
+def test_what_allows_everything_is_bit_equal_to_plain_decoding() -> None:
+    plain = generate("llama", None, temperature=1.1)
+    assert torch.equal(generate("llama", AWRS(), temperature=1.1).sequences, plain.sequences)
+    assert generate("llama", AWRS(), temperature=1.1).log_weights is None
+    # An opaque constraint that allows all draws the same tokens with weight 1 up to the forced end.
+    every = Vocabulary(tuple(bytes([97 + i % 26, 97 + i // 26]) for i in range(VOCAB)), frozenset())
+    opaque = Strings(frozenset({b"x"}))
+    for masks in (False, True):
+        session = opaque.start(every)
+        session.prefixes = _Everything()  # type: ignore[attr-defined]
+        constraint = _Given(session, masks)
+        for method in ("awrs", "mask"):
+            out = generate(
+                "llama", AWRS(constraint, method=method), temperature=1.1, vocabulary=every, eos_token_id=None,
+                top_k=50, top_p=1.0,
+            )  # fmt: skip
+            expected = generate("llama", None, temperature=1.1, eos_token_id=None, top_k=50)
+            assert torch.equal(out.sequences, expected.sequences)
+            assert torch.equal(out.log_probs, expected.log_probs)
+            assert bool(out.finished.all())
+            if method == "awrs":
+                assert out.log_weights.abs().max() < 1e-6
+
+
+class _Everything:
+    def __contains__(self, text: bytes) -> bool:
+        return True
+
+
+class _Given(Strings):
+    def __init__(self, session: Any, masks: bool) -> None:
+        super().__init__(frozenset({b"x"}), masks)
+        session.is_complete = lambda text: True
+        object.__setattr__(self, "session", session)
+
+    def start(self, vocabulary: Vocabulary) -> Any:
+        session = self.session.fork()  # type: ignore[attr-defined]
+        session.is_complete = lambda text: True
+        session.mask = (lambda: torch.ones(VOCAB, dtype=torch.bool)) if self.masks else (lambda: None)
+        session.fork = lambda: _Given.start(self, vocabulary) if not session.text else _copy(session)
+        return session
+
+
+def _copy(session: Any) -> Any:
+    import copy
+
+    return copy.copy(session)
+
+
+def test_a_population_is_the_rows_of_one_prompt() -> None:
+    together = generate("llama", AWRS(VOWELS, particles=3), num_return_sequences=2, dies=True)
+    assert len(together.texts) == 3 * 2 * 3
+    assert together.particles == 3
+    assert together.log_evidence.shape == (6,)
+    batches = generate("llama", AWRS(VOWELS, particles=3), batch_size=1, dies=True)
+    assert batches.log_evidence.shape == (3,)
+    assert len(batches.texts) == 9
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    first, second = (generate("gpt2", AWRS(VOWELS, particles=4), dies=True) for _ in range(2))
+    assert torch.equal(first.sequences, second.sequences)
+    assert torch.equal(first.log_weights, second.log_weights)
+
+
+def test_results_are_weighted() -> None:
+    members = frozenset({b"a", b"e", b"no"})
+    out = textguide.generate(
+        tiny(), Pieces(), [[3, 5, 1]], AWRS(Strings(MEMBERS), particles=20), max_new_tokens=3, seed=1, vocabulary=TOYS
+    )
+    assert members
+    rows = out.weighted_sample(seed=3)
+    assert len(rows) == 1
+    assert bool(out.finished[rows[0]])
+    weights = out.log_weights.exp() / out.log_weights.exp().sum()
+    expected = sum(float(w) * len(t) for w, t in zip(weights, out.texts, strict=True))
+    assert out.expectation(len) == [pytest.approx(expected)]
+    with pytest.raises(ValueError, match="log_weights=None"):
+        generate("llama", None).weighted_sample()
+
+
+def test_mask_takes_the_most_likely_allowed_token_where_nothing_samples() -> None:
+    out = generate("llama", AWRS(VOWELS, method="mask"), ["the dragon"], eos_token_id=None, dies=True)
+    ids = Tokenizer()("the dragon").input_ids
+    for token in out.new_tokens[0]:
+        law = plain_reference.next_log_probs(build("llama"), ids)
+        allowed = [i for i, text in enumerate(LETTERS.tokens) if text and set(text) <= set(b"aeiou n:.")]
+        assert token == max(allowed, key=law.__getitem__)
+        ids = [*ids, token]
+    assert out.log_weights is None
+
+
+@pytest.mark.parametrize(
+    ("guidance", "options", "message"),
+    [
+        (AWRS(VOWELS), {"do_sample": False}, "do_sample=False"),
+        ([CFG(1.5, skip_threshold=0.1), AWRS(VOWELS, particles=2)], {}, "skip_threshold"),
+        (AWRS(VOWELS, particles=2), {"cache_implementation": "static"}, "cache_implementation='static'"),
+        (AWRS(VOWELS), {"num_beams": 2}, "num_beams=2"),
+        (AWRS(VOWELS), {"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
+        ([AWRS(VOWELS), AWRS(VOWELS)], {}, "two guidances with a constraint"),
+        (AWRS(Strings(frozenset())), {}, "matches no text at all"),
+    ],
+)
+def test_refusals_name_the_option(guidance: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate("llama", guidance, **options)
+
+
+def test_custom_generate_wants_a_row_for_every_particle() -> None:
+    model = build("llama")
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    call = textguide.guided_decoding(AWRS(VOWELS, particles=2), vocabulary=LETTERS, warn=False)
+    with pytest.raises(ValueError, match="num_return_sequences=1 must be a multiple of particles=2"):
+        model.generate(ids, custom_generate=call, max_new_tokens=3, do_sample=True, eos_token_id=EOS)
+    out = model.generate(
+        ids, custom_generate=call, max_new_tokens=3, do_sample=True, num_return_sequences=2, eos_token_id=EOS,
+        return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    assert out.sequences.shape[0] == 4
+    assert out.constraint.log_weights.shape == (4,)
+    with pytest.raises(ValueError, match="stream with particles=1"):
+        list(textguide.stream(model, Tokenizer(), "a", AWRS(VOWELS, particles=2), max_new_tokens=3))
+
+
+def test_a_stopping_criterion_may_end_a_text_that_is_complete() -> None:
+    with pytest.warns(NoParticleLeftWarning, match="of 40 prompts: a stopping criterion"):
+        out = textguide.generate(
+            tiny(), Pieces(), [[3, 5, 1]] * 40, AWRS(Strings(MEMBERS, True)), max_new_tokens=3, seed=4,
+            stopping_criteria=[_After(3 + 1)], vocabulary=TOYS,
+        )  # fmt: skip
+    assert set(map(str, out.deaths)) == {"None", "a stopping criterion ended the text before it was complete"}
+    for tokens, done in zip(out.new_tokens, out.finished.tolist(), strict=True):
+        assert len(tokens) == 1
+        assert done == (PIECES[tokens[0]] in MEMBERS)
+
+
+class _After(tf.StoppingCriteria):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= self.length)
+
+
+# -- the value -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"particles": 0}, "particles=0"),
+        ({"particles": True}, "particles=True"),
+        ({"max_rejects": 0}, "max_rejects=0"),
+        ({"accepts": 1}, "accepts=1"),
+        ({"ess_threshold": 1.5}, "ess_threshold=1.5"),
+        ({"ess_threshold": math.nan}, "ess_threshold=nan"),
+        ({"method": "masks"}, "method='masks'"),
+        ({"estimator": "best"}, "estimator='best'"),
+        ({"resampling": "multinomial"}, "resampling='multinomial'"),
+        ({"critic": "good"}, "critic='good'"),
+        ({"method": "mask", "particles": 3}, "particles=3 needs weights"),
+        ({"method": "mask", "critic": len}, "critic needs weights"),
+    ],
+)
+def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        AWRS(VOWELS, **fields)
+
+
+def test_as_a_value() -> None:
+    awrs = AWRS({"kind": "strings", "members": ["a"]}, particles=3)
+    assert hash(awrs) == hash(AWRS({"members": ["a"], "kind": "strings"}, particles=3))
+    assert Guidance.from_json(awrs.to_json()) == awrs
+    assert awrs.fingerprint != AWRS(awrs.constraint).fingerprint
+    assert json.loads(AWRS(Strings(frozenset({b"a"}))).to_json())["constraint"]["kind"] == "strings"
+    assert json.loads(AWRS(critic=len).to_json())["critic"] == "builtins:len"
+    assert AWRS().is_neutral
+    assert AWRS(particles=4).is_neutral
+    assert not AWRS(critic=len).is_neutral
+    assert not awrs.is_neutral
+    both = Composed((AWRS(Strings(frozenset({b"a"}))), CFG(1.5)))
+    assert [part.name for part in both.parts] == ["cfg", "awrs"]

@@ -1,0 +1,101 @@
+"""Adaptive weighted rejection sampling under a constraint (Lipkin et al., arXiv 2504.05410)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .base import TokenConstraint, finite
+
+METHODS = ("awrs", "mask")
+ESTIMATORS = ("auto", "recursive", "geometric")
+RESAMPLING = ("stratified", "systematic")
+
+
+@dataclass(frozen=True)
+class AWRS(TokenConstraint):
+    """Write texts of a given form, and keep the model's own law among them.
+
+    Ruling out tokens one step at a time (``method="mask"``) samples ``Π p(x_t)/Z_t``, which favours texts whose
+    beginnings leave few ways on. AWRS draws the same tokens and gives each text the weight ``Π Z_t`` that corrects for
+    it, from few questions to the constraint; ``particles`` texts a prompt are written side by side and resampled by
+    their weights. Samples in proportion to ``log_weights`` follow ``p(x | x has the form)`` as the number of particles
+    grows, and the mean weight is an unbiased estimate of the probability of the form.
+
+    The law ``p`` is what comes out of guidance, processors and warpers (temperature, top-p…). A text ends with an
+    end token; where the limit of tokens comes first, the end token is forced with its weight, so that ``p`` is
+    the law of the texts that end in time, and a text that cannot end there has weight 0.
+
+    Args:
+        constraint: the form: a constraint of ``textguide.constraints``, or the dictionary or text that names one.
+            None allows every text.
+        particles: texts a prompt, N. Rows of the output are prompts times particles.
+        ess_threshold: resample a population whose effective sample size falls below this share of N.
+        max_rejects: give a particle up, with weight 0, at this many rejected tokens in one step; None: never.
+        critic: ``critic(text) -> log φ(text)``: weighs what was written so far, so that resampling looks ahead. Its
+            values telescope: the final texts are weighed by ``φ`` of the whole text, and by nothing else of it.
+            −inf gives a particle up.
+        method: ``awrs``; ``mask`` rules tokens out before processors and warpers and weighs nothing.
+        estimator: ``recursive``, ``geometric`` (where one token has 2/3 of the mass, or ``accepts`` is above 2), or
+            ``auto``, which takes the one that asks less. A constraint that knows its mask needs neither.
+        accepts: accepted draws that the geometric estimator waits for; more of them make weights less noisy.
+        resampling: ``stratified`` or ``systematic``.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    constraint: Any = None
+    particles: int = 1
+    ess_threshold: float = 0.5
+    max_rejects: int | None = None
+    critic: Callable[[str], float] | None = None
+    method: str = "awrs"
+    estimator: str = "auto"
+    accepts: int = 2
+    resampling: str = "stratified"
+
+    name = "awrs"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.constraint, Mapping):
+            object.__setattr__(self, "constraint", _Described(self.constraint))
+        for name, least in (("particles", 1), ("accepts", 2), ("max_rejects", 1)):
+            value = getattr(self, name)
+            if name == "max_rejects" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number of {least} or more")
+        object.__setattr__(self, "ess_threshold", finite("ess_threshold", self.ess_threshold))
+        if not 0.0 <= self.ess_threshold <= 1.0:
+            raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1], a share of the particles")
+        for name, known in (("method", METHODS), ("estimator", ESTIMATORS), ("resampling", RESAMPLING)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        if self.critic is not None and not callable(self.critic):
+            raise ValueError(f"critic={self.critic!r} must be a function from a text to a log potential, or None")
+        if self.method == "mask" and (self.particles > 1 or self.critic is not None):
+            what = f"particles={self.particles}" if self.particles > 1 else "critic"
+            raise ValueError(f"{what} needs weights, and method='mask' gives none; use method='awrs'")
+
+    @property
+    def is_neutral(self) -> bool:
+        """Every text is allowed, and nothing weighs it."""
+        return self.critic is None and (self.constraint is None or bool(getattr(self.constraint, "is_neutral", False)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a critic by its name, from which it cannot be made again."""
+        values = super().to_dict()
+        if self.critic is not None:
+            module = getattr(self.critic, "__module__", "")
+            values["critic"] = f"{module}:{getattr(self.critic, '__qualname__', type(self.critic).__qualname__)}"
+        return values
+
+
+class _Described(dict[str, Any]):
+    """A constraint as the dictionary that describes it, with a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))

@@ -1,0 +1,320 @@
+"""A batch of texts under a constraint: tokens with their weights, resampling, and what came of each text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..constraints import Session, Vocabulary
+from ..guidance import AWRS
+from . import awrs, particles
+from .trie import Memory, TrieKnowledge
+
+NO_TOKEN = "no token is allowed"
+CAP = "max_rejects was reached"
+LIMIT = "the limit of tokens was reached before the text was complete"
+ENDLESS = "the end token has no probability where the limit of tokens forces it (top_k or top_p may have cut it off)"
+CRITIC = "the critic ruled the text out"
+STOPPED = "a stopping criterion ended the text before it was complete"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a constraint made of a run; rows are populations times particles, in order.
+
+    Args:
+        log_weights: log of each particle's weight, float64 (rows,); None where the method gives none.
+        log_evidence: log of the mean weight of each population, (populations,); None likewise.
+        ess: effective sample size of each population at the end, (populations,); None likewise.
+        finished: whether each text ended as a member of the constraint, bool (rows,).
+        lengths: tokens of each text, its end token included.
+        deaths: why a text did not finish, None for those that did, a list over rows.
+        calls: how often the constraint was asked.
+        resamplings: how often a population was resampled.
+    """
+
+    log_weights: Tensor | None
+    log_evidence: Tensor | None
+    ess: Tensor | None
+    finished: Tensor
+    lengths: list[int]
+    deaths: list[str | None]
+    calls: int
+    resamplings: int
+
+
+@dataclass
+class _Row:
+    """One particle."""
+
+    session: Session
+    known: TrieKnowledge | None = None  # what was known where its last token was drawn
+    length: int = 0
+    open: bool = True
+    finished: bool = False
+    death: str | None = None
+    potential: float = 0.0
+
+    def copy(self) -> _Row:
+        return _Row(self.session.fork(), self.known, self.length, self.open, self.finished, self.death, self.potential)
+
+
+class Constrained:
+    """Chooses tokens for the rows of one batch and keeps their weights.
+
+    Args:
+        guidance: what to do.
+        session: the constraint in front of the first token.
+        vocabulary: of the model.
+        rows: number of rows, populations times particles.
+        generator: randomness; None: torch's global generator. First candidates are drawn from it exactly as plain
+            decoding draws its tokens; all other numbers come from a twin that is seeded from its state.
+        device: of the scores.
+
+    Raises:
+        ValueError: nothing satisfies the constraint.
+    """
+
+    def __init__(
+        self,
+        guidance: AWRS,
+        session: Session,
+        vocabulary: Vocabulary,
+        rows: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.guidance, self.vocabulary = guidance, vocabulary
+        self._generator = generator
+        self._twin = _twin(generator)
+        self._uniforms = awrs.Uniforms(self._twin)
+        self._memory = Memory(vocabulary, max(64, 4 * rows))
+        self._masks: dict[bytes, Tensor | None] = {}
+        self._ends = torch.zeros(vocabulary.size, dtype=torch.bool)
+        self._ends[sorted(vocabulary.ends)] = True
+        self._device = torch.device(device)
+        self._root = session
+        self._calls = session.calls
+        self._resamplings = 0
+        self.log_weights = torch.zeros(rows, dtype=torch.float64)
+        if not session.is_prefix(session.text):
+            raise ValueError(f"constraint={guidance.constraint!r} matches no text at all, so nothing can be written")
+        self._rows = [_Row(session.fork()) for _ in range(rows)]
+
+    @property
+    def weighs(self) -> bool:
+        """Whether texts get weights."""
+        return self.guidance.method == "awrs"
+
+    @property
+    def open(self) -> list[bool]:
+        """Rows that go on."""
+        return [row.open for row in self._rows]
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """``scores`` (B, V) with −inf where a token may not follow; rows where none may are given up."""
+        masked = scores.clone()
+        for number, row in enumerate(self._rows):
+            if not row.open:
+                continue
+            allowed = self._mask_of(row)
+            if allowed is None:
+                known = self._memory.about(row.session, row.known)
+                known.everything()
+                row.known = known
+                allowed = self._masks[row.session.text] = known.mask().to(self._device)
+            if bool((scores[number] != -math.inf)[allowed].any()):
+                masked[number].masked_fill_(~allowed, -math.inf)
+            else:
+                self._die(number, NO_TOKEN)
+        return masked
+
+    def choose(self, scores: Tensor, last: bool) -> Tensor:
+        """Draw a token for every row that goes on, with its weight.
+
+        Args:
+            scores: processed scores (B, V); their softmax is the law.
+            last: the limit allows no token behind this one, so that texts have to end.
+
+        Returns:
+            Tokens (B,); what stands at rows that do not go on means nothing.
+        """
+        masks = {number: self._mask_of(row, last) for number, row in enumerate(self._rows) if row.open}
+        masked = scores
+        exact = [number for number, mask in masks.items() if mask is not None]
+        if exact:
+            rows = torch.tensor(exact, device=scores.device)
+            allowed = torch.stack([masks[number] for number in exact])  # type: ignore[misc]
+            kept = scores[rows].float().masked_fill(~allowed, -math.inf)
+            log_z = (kept.logsumexp(-1) - scores[rows].float().logsumexp(-1)).tolist()
+            for number, value in zip(list(exact), log_z, strict=True):
+                if value == -math.inf or math.isnan(value):
+                    complete = last and bool(masks[number].any())  # type: ignore[union-attr]
+                    self._die(number, ENDLESS if complete else LIMIT if last and self.vocabulary.ends else NO_TOKEN)
+                else:
+                    self.log_weights[number] += min(value, 0.0)
+            alive = torch.tensor([self._rows[number].open for number in exact], device=scores.device)
+            masked = scores.index_copy(0, rows[alive], kept[alive].to(scores.dtype))
+        probs = torch.softmax(masked, dim=-1)
+        tokens = torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
+        asked = [number for number, mask in masks.items() if mask is None]
+        if asked:
+            tokens = self._ask(asked, scores, probs, tokens)
+        return tokens
+
+    def advance(self, tokens: Tensor, last: bool) -> None:
+        """Write the tokens (B,) behind the rows that go on."""
+        for number, (row, token) in enumerate(zip(self._rows, tokens.tolist(), strict=True)):
+            if not row.open:
+                continue
+            row.length += 1
+            if token in self.vocabulary.ends:
+                row.open, row.finished = False, True
+                continue
+            row.session.advance(token)
+            if self.guidance.critic is not None:
+                self._criticise(number, row)
+            if last and row.open:
+                self._close(number, LIMIT)
+
+    def stop(self, going: Sequence[float]) -> None:
+        """Close the rows that a stopping criterion ended, those where ``going`` (B,) is 0."""
+        for number, flag in enumerate(going):
+            if self._rows[number].open and not flag:
+                self._close(number, STOPPED)
+
+    def resample(self) -> Tensor | None:
+        """Resample the populations whose effective sample size fell below the threshold.
+
+        Returns:
+            The row that each row goes on from, (B,), or None where all stay.
+        """
+        size = self.guidance.particles
+        if size == 1 or not any(self.open):
+            return None
+        weights = self.log_weights.view(-1, size)
+        sizes = particles.effective_sample_size(weights).tolist()
+        ancestors = torch.arange(len(self._rows)).view(-1, size)
+        moved = False
+        for number, ess in enumerate(sizes):
+            rows = self._rows[number * size : (number + 1) * size]
+            if not 0 < ess < self.guidance.ess_threshold * size or not any(row.open for row in rows):
+                continue
+            picked = particles.resample(weights[number][None], self._twin, self.guidance.resampling)[0]
+            weights[number] = particles.log_evidence(weights[number])
+            ancestors[number] = number * size + picked
+            self._resamplings += 1
+            moved = moved or picked.tolist() != list(range(size))
+        if not moved:
+            return None
+        flat = ancestors.flatten().tolist()
+        self._rows = [self._rows[a] if a == i else self._rows[a].copy() for i, a in enumerate(flat)]
+        return ancestors.flatten()
+
+    def outcome(self) -> Outcome:
+        """What came of the run."""
+        weights = self.log_weights if self.weighs else None
+        populations = None if weights is None else weights.view(-1, self.guidance.particles)
+        return Outcome(
+            log_weights=None if weights is None else weights.clone(),
+            log_evidence=None if populations is None else particles.log_evidence(populations),
+            ess=None if populations is None else particles.effective_sample_size(populations),
+            finished=torch.tensor([row.finished for row in self._rows]),
+            lengths=[row.length for row in self._rows],
+            deaths=[row.death for row in self._rows],
+            calls=self._root.calls - self._calls,
+            resamplings=self._resamplings,
+        )
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, rows: list[int], scores: Tensor, probs: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens and weights of the rows whose mask nobody knows, from questions."""
+        trie = self._memory.trie
+        index = torch.tensor(rows, device=scores.device)
+        law = torch.log_softmax(scores[index].float(), dim=-1).cpu()[:, trie.order]
+        shares = probs[index].float().cpu()[:, trie.order]
+        orders = awrs.orders(law, self._twin)
+        firsts = trie.rank[tokens[index].cpu()].tolist()
+        tokens = tokens.clone()
+        for place, number in enumerate(rows):
+            row = self._rows[number]
+            row.known = self._memory.about(row.session, row.known)
+            done = awrs.draw(
+                law[place],
+                row.known,
+                estimator=self.guidance.estimator,
+                accepts=self.guidance.accepts,
+                max_rejects=self.guidance.max_rejects,
+                first=firsts[place],
+                order=orders[place],
+                probs=shares[place],
+                uniforms=self._uniforms,
+            )
+            if done.token < 0:
+                self._die(number, NO_TOKEN if done.exhausted else CAP)
+            else:
+                self.log_weights[number] += min(done.log_weight, 0.0)
+                tokens[number] = int(trie.order[done.token])
+        return tokens
+
+    def _mask_of(self, row: _Row, last: bool = False) -> Tensor | None:
+        """The tokens that may follow (V,), where the constraint knows them; at the last step the end tokens."""
+        text = row.session.text
+        if text not in self._masks:
+            if len(self._masks) > 4 * len(self._rows):
+                self._masks.clear()
+            mask = row.session.mask()
+            self._masks[text] = None if mask is None else mask.to(self._device)
+        mask = self._masks[text]
+        if not last or not self.vocabulary.ends:
+            return mask
+        complete = self._is_complete(row)
+        return (self._ends if complete else torch.zeros_like(self._ends)).to(self._device)
+
+    def _is_complete(self, row: _Row) -> bool:
+        return self._memory.about(row.session, row.known).is_complete()
+
+    def _criticise(self, number: int, row: _Row) -> None:
+        assert self.guidance.critic is not None
+        text = self.vocabulary_text(row.session.text)
+        value = float(self.guidance.critic(text))
+        if math.isnan(value) or value == math.inf:
+            raise ValueError(f"critic gave {value} for {text!r}; it must give a log potential, finite or -inf")
+        if value == -math.inf:
+            self._die(number, CRITIC)
+            return
+        self.log_weights[number] += value - row.potential
+        row.potential = value
+
+    @staticmethod
+    def vocabulary_text(text: bytes) -> str:
+        """What a critic reads: the characters so far, with a mark in place of one that is not complete."""
+        return text.decode("utf-8", errors="replace")
+
+    def _close(self, number: int, reason: str) -> None:
+        row = self._rows[number]
+        if self._is_complete(row):
+            row.open, row.finished = False, True
+        else:
+            self._die(number, reason)
+
+    def _die(self, number: int, reason: str) -> None:
+        self._rows[number].open = False
+        self._rows[number].death = reason
+        if self.weighs:
+            self.log_weights[number] = -math.inf
+
+
+def _twin(generator: torch.Generator | None) -> torch.Generator:
+    """A generator that is seeded from the state of another one (None: torch's global one), which stays as it is."""
+    copy = torch.Generator("cpu" if generator is None else generator.device)
+    copy.set_state(torch.get_rng_state() if generator is None else generator.get_state())
+    seed = int(torch.randint(2**62, (1,), generator=copy, device=copy.device))
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,172 @@
+"""Setting a constraint up for a run of a model, and what has to be said about its outcome."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import constraints
+from ..constraints import Constraint, Session, Vocabulary
+from ..errors import NoParticleLeftWarning
+from ..guidance import AWRS, BranchGuidance
+from .constrained import Constrained, Outcome
+
+
+@dataclass(frozen=True)
+class Anything(Constraint):
+    """Every text: what a critic alone weighs."""
+
+    kind = "anything"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind."""
+        return {"kind": self.kind}
+
+    def start(self, vocabulary: Vocabulary) -> Session:
+        """A session that allows all tokens with bytes, and the end tokens."""
+        allowed = torch.tensor([bool(text) or token in vocabulary.ends for token, text in enumerate(vocabulary.tokens)])
+        return _Anything(vocabulary, allowed)
+
+
+class _Anything(Session):
+    calls = 0
+
+    def __init__(self, vocabulary: Vocabulary, allowed: Tensor, text: bytes = b"") -> None:
+        self.vocabulary, self.allowed, self.text = vocabulary, allowed, text
+
+    def is_prefix(self, text: bytes) -> bool:
+        return True
+
+    def is_complete(self, text: bytes) -> bool:
+        return True
+
+    def mask(self) -> Tensor:
+        return self.allowed
+
+    def advance(self, token: int) -> None:
+        self.text += self.vocabulary.tokens[token]
+
+    def fork(self) -> Session:
+        return _Anything(self.vocabulary, self.allowed, self.text)
+
+
+def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, streamer: Any = None) -> None:
+    """Refuse what a run under ``guidance`` cannot do.
+
+    Args:
+        guidance: the constraint of the run.
+        branching: the guidance with branches beside it.
+        config: transformers' generation configuration.
+        streamer: a transformers streamer.
+
+    Raises:
+        ValueError: an option does not work with it; the message names the option and the remedy.
+    """
+    if not isinstance(guidance, AWRS):
+        raise ValueError(f"guidance={guidance!r} is no constraint that this loop knows; pass textguide.AWRS(...)")
+    copies = config.num_return_sequences or 1
+    if guidance.method == "awrs" and not config.do_sample:
+        raise ValueError(
+            "do_sample=False: AWRS draws its tokens; pass do_sample=True, or AWRS(..., method='mask') to take the most "
+            "likely token that the constraint allows"
+        )
+    if copies % guidance.particles:
+        raise ValueError(
+            f"num_return_sequences={copies} must be a multiple of particles={guidance.particles}, since every particle "
+            f"is a row of the output; pass num_return_sequences={guidance.particles}"
+        )
+    if guidance.particles == 1:
+        return
+    if branching is not None and branching.skip_threshold is not None:
+        raise ValueError(
+            f"skip_threshold={branching.skip_threshold} rests rows by their own history, and particles="
+            f"{guidance.particles} move between rows; leave skip_threshold out, or use particles=1"
+        )
+    if config.cache_implementation == "static":
+        raise ValueError(
+            f"cache_implementation='static' keeps every row in its place, and particles={guidance.particles} move "
+            "between rows; leave cache_implementation out"
+        )
+    if streamer is not None:
+        raise ValueError(
+            f"a streamer writes texts that particles={guidance.particles} may still drop; leave it out, or use "
+            "particles=1"
+        )
+
+
+def constraint_of(guidance: AWRS) -> Constraint:
+    """The constraint that ``guidance`` names.
+
+    Raises:
+        ValueError: it names none; the message says what does.
+    """
+    if guidance.constraint is None:
+        return Anything()
+    if isinstance(guidance.constraint, Constraint):
+        return guidance.constraint
+    return constraints.resolve(guidance.constraint)  # type: ignore
+
+
+def start(
+    guidance: Any,
+    model: Any,
+    ids: Tensor,
+    config: Any,
+    tokenizer: Any,
+    vocabulary: Vocabulary | None,
+    generator: torch.Generator | None,
+) -> Constrained:
+    """The rows of a run in front of their first token.
+
+    Args:
+        guidance: an :class:`AWRS`.
+        model: the model that is decoded.
+        ids: prompts, (rows, L).
+        config: transformers' generation configuration, whose end tokens end texts.
+        tokenizer: its tokenizer; not needed with ``vocabulary``.
+        vocabulary: what each token adds to a text.
+        generator: the randomness.
+
+    Raises:
+        ValueError: the constraint cannot be built, or nothing satisfies it.
+    """
+    if vocabulary is None:
+        vocabulary = vocabulary_of(model, config, tokenizer)
+    session = constraint_of(guidance).start(vocabulary)
+    return Constrained(guidance, session, vocabulary, ids.shape[0], generator, ids.device)
+
+
+def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:
+    """What each token of ``model`` adds to a text."""
+    if tokenizer is None:
+        raise ValueError("tokenizer=None: a constraint speaks of bytes; give the tokenizer of the model")
+    size = model.config.get_text_config(decoder=True).vocab_size
+    ends = config.eos_token_id
+    return Vocabulary.of(tokenizer, size, [] if ends is None else ends)
+
+
+def warn_of_deaths(outcomes: Sequence[Outcome]) -> None:
+    """Warn where every particle of a population was given up."""
+    dead, total, reasons = 0, 0, Counter[str]()
+    for outcome in outcomes:
+        populations = outcome.finished[:, None] if outcome.ess is None else outcome.finished.view(len(outcome.ess), -1)
+        size = populations.shape[1]
+        for number, rows in enumerate(populations.tolist()):
+            total += 1
+            if not any(rows):
+                dead += 1
+                reasons.update(r for r in outcome.deaths[number * size : (number + 1) * size] if r is not None)
+    if dead:
+        why = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common())
+        warnings.warn(
+            f"no text finished for {dead} of {total} prompts: {why}. Their weights are 0: raise max_new_tokens, use "
+            "more particles, or loosen the constraint",
+            NoParticleLeftWarning,
+            stacklevel=3,
+        )
