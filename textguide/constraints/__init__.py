@@ -1,8 +1,25 @@
 """What may be generated: constraints over bytes, and the engines that check them token by token."""
 
-from .base import Constraint, Session
+from .base import Constraint, Session, UnsatisfiableError
+from .combine import AllOf, AnyOf, Not
+from .documents import Grammar, JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
+from .spec import from_dict, resolve
 from .vocabulary import Vocabulary
 
-__all__ = ["Constraint", "Predicate", "Regex", "Session", "Vocabulary"]
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Constraint",
+    "Grammar",
+    "JSONSchema",
+    "Not",
+    "Predicate",
+    "Regex",
+    "Session",
+    "UnsatisfiableError",
+    "Vocabulary",
+    "from_dict",
+    "resolve",
+]

@@ -10,6 +10,10 @@ from torch import Tensor
 from .vocabulary import Vocabulary
 
 
+class UnsatisfiableError(ValueError):
+    """No text at all satisfies a constraint, or none that the vocabulary can write."""
+
+
 class Constraint(ABC):
     """A set of byte strings, as a value: a frozen dataclass that holds no tokenizer and no state.
 
@@ -41,7 +45,12 @@ class Constraint(ABC):
 
     @abstractmethod
     def start(self, vocabulary: Vocabulary) -> Session:
-        """A session in front of the first token. What is costly (compiling) is done once for a vocabulary."""
+        """A session in front of the first token. What is costly (compiling) is done once for a vocabulary.
+
+        Raises:
+            UnsatisfiableError: nothing satisfies the constraint.
+            ValueError: the constraint cannot be used; the message names what it has that no engine does.
+        """
 
 
 class Session(ABC):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from .base import Session
-from .llguidance_engine import CompileError, compile_grammar
+from . import llguidance_engine
+from .base import Session, UnsatisfiableError
+from .llguidance_engine import CompileError, NothingError
 from .vocabulary import Vocabulary
 
 DEFAULT = "llguidance"
@@ -30,19 +34,30 @@ def session(what: str, grammar: str, vocabulary: Vocabulary) -> Session:
         grammar: as :mod:`llguidance_engine` writes it.
 
     Raises:
-        ValueError: the engine refuses it, or nothing satisfies it.
+        UnsatisfiableError: nothing satisfies it.
+        ValueError: the engine refuses it.
     """
-    try:
-        return compile_grammar(grammar, vocabulary, what).session()
-    except CompileError as error:
-        raise ValueError(f"{what} cannot be used: {error}") from None
+    with _named(what):
+        return llguidance_engine.compile_grammar(grammar, vocabulary, what).session()
 
 
 def xgrammar_session(what: str, form: str, text: str, vocabulary: Vocabulary, **options: Any) -> Session:
     """A session on xgrammar; arguments as for its ``compile_grammar``. Raises as :func:`session`."""
     from . import xgrammar_engine
 
-    try:
+    with _named(what):
         return xgrammar_engine.compile_grammar(form, text, vocabulary, what, **options).session()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NothingError as error:
+        raise UnsatisfiableError(f"{what} cannot be used: {error}") from None
     except CompileError as error:
-        raise ValueError(f"{what} cannot be used: {error}") from None
+        reason = _REMEDIES.sub("use lenient=True to leave it out", str(error))
+        raise ValueError(f"{what} cannot be used: {reason}") from None
+
+
+_REMEDIES = re.compile(r"Enable 'coerce_one_of' option to approximate oneOf with anyOf")

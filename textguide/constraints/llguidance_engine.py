@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,10 @@ from .vocabulary import Vocabulary
 _EXACT = '%llguidance { "no_forcing": true }\n'
 """The engine would force the tokens that a tokenizer gives to a text that is certain; every token that may come is
 wanted here."""
+
+LIMITS = {"initial_lexer_fuel": 50_000_000, "step_lexer_fuel": 3_000_000, "verbose_errors": False}
+"""The engine's defaults, wider in time: about a second to compile, and a fifth of one a step. Past them it gives up."""
+_LIMIT = re.compile(r"too many|too complex|too large|fuel|limit|TooComplex")
 
 
 class CompileError(ValueError):
@@ -56,6 +61,10 @@ def complaint(expression: str) -> str:
     return first_lines(_import().LLMatcher.validate_grammar(terminal(expression)))
 
 
+class NothingError(CompileError):
+    """Nothing satisfies a grammar."""
+
+
 @lru_cache(maxsize=32)
 def compile_grammar(grammar: str, vocabulary: Vocabulary, what: str) -> Engine:
     """The engine for a grammar, made once.
@@ -71,13 +80,17 @@ def compile_grammar(grammar: str, vocabulary: Vocabulary, what: str) -> Engine:
     llguidance = _import()
     table, tokenizer = _tokenizer(vocabulary)
     with slow(f"compiling {what}"):
-        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
+        for precompute in (True, False):  # what cannot be prepared within the limit is found out as it comes
+            limits = llguidance.LLParserLimits(**LIMITS, precompute_large_lexemes=precompute)
+            matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+            if "precomputation failed" not in matcher.get_error():
+                break
     _raise_if_error(matcher)
     state = MatcherState(matcher, len(table.texts))
     if not state.accepting() and not any(state.accepts(bytes([byte])) for byte in range(256)):
-        raise CompileError("nothing satisfies it, not even the empty text")
+        raise NothingError("nothing satisfies it, not even the empty text")
     if not state.accepting() and not state.allowed().any():
-        raise CompileError("no token of the vocabulary can begin it")
+        raise NothingError("no token of the vocabulary can begin it")
     return Engine(vocabulary, table, state)
 
 
@@ -152,8 +165,11 @@ def _make_tokenizer(vocabulary: Vocabulary) -> tuple[TokenTable, Any]:
 def _raise_if_error(matcher: Any) -> None:
     if matcher.is_error():
         message = matcher.get_error()
+        if "Unsatisfiable schema" in message:
+            raise NothingError(f"nothing satisfies it: {first_lines(message.split('Unsatisfiable schema: ')[-1])}")
         if not message.startswith("NoExtension"):
-            raise CompileError(first_lines(message))
+            reason = first_lines(message).removesuffix("<non-verbose/>").strip()
+            raise CompileError(f"too large for the engine: {reason}" if _LIMIT.search(reason) else reason)
 
 
 def first_lines(message: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Constraint, Session
+from .base import Constraint, Session, UnsatisfiableError
 from .vocabulary import Vocabulary
 
 Function = Callable[[Any], bool]
@@ -71,7 +71,7 @@ class Predicate(Constraint):
     def start(self, vocabulary: Vocabulary) -> Session:
         session = PredicateSession(self, vocabulary, b"", _Asked())
         if not session.is_prefix(b""):
-            raise ValueError(f"prefix_fn={_name(self.prefix_fn)} refuses the empty text, so that nothing satisfies it")
+            raise UnsatisfiableError(f"prefix_fn={_name(self.prefix_fn)} refuses the empty text: nothing satisfies it")
         return session
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from textguide.errors import MissingExtraError
 
 from .engine import Engine, State, TokenTable
-from .llguidance_engine import CompileError
+from .llguidance_engine import CompileError, NothingError
 from .progress import slow
 from .vocabulary import Vocabulary
 
@@ -40,9 +40,9 @@ def compile_grammar(form: str, text: str, vocabulary: Vocabulary, what: str, **o
         raise CompileError(" ".join(str(error).split())) from None
     state = MatcherState(matcher, len(table.texts))
     if not state.accepting() and not any(state.accepts(bytes([byte])) for byte in range(256)):
-        raise CompileError("nothing satisfies it, not even the empty text")
+        raise NothingError("nothing satisfies it, not even the empty text")
     if not state.accepting() and not state.allowed().any():
-        raise CompileError("no token of the vocabulary can begin it")
+        raise NothingError("no token of the vocabulary can begin it")
     return Engine(vocabulary, table, state)
 
 

@@ -1,0 +1,263 @@
+"""JSON schemas and grammars: masks against enumerated documents, refusals, the 244 schemas of the benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textguide.constraints import Grammar, JSONSchema, UnsatisfiableError, Vocabulary
+from textguide.constraints.lark_rules import unproductive
+
+from .walks import BYTES, SMALL, compare
+
+pytest.importorskip("llguidance")
+
+KEYS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"enum": [True, None, "b"]}, "b": {"type": "array", "items": {"const": 1}, "maxItems": 2}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+def keys_documents() -> set[bytes]:
+    """Every compact document of ``KEYS``, by hand."""
+    firsts, seconds = ['{"a":true', '{"a":null', '{"a":"b"'], ["", ',"b":[]', ',"b":[1]', ',"b":[1,1]']
+    return {f"{first}{second}}}".encode() for first, second in product(firsts, seconds)}
+
+
+@pytest.mark.parametrize("engine", ["llguidance", "xgrammar"])
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_of_a_finite_schema(seed: int, engine: str) -> None:
+    pytest.importorskip(engine)
+    documents = keys_documents()
+    session = JSONSchema(KEYS, whitespace="none", engine=engine).start(SMALL)
+    compare(
+        session, SMALL, lambda t: any(d.startswith(t) for d in documents), documents.__contains__, steps=20, seed=seed
+    )
+
+
+def expression(depth: int) -> set[str]:
+    """Every text of ``x: "a" | "(" x "-" x ")"`` up to a depth."""
+    if depth == 0:
+        return {"a"}
+    inner = expression(depth - 1)
+    return {"a"} | {f"({left}-{right})" for left, right in product(inner, inner)}
+
+
+@pytest.mark.parametrize("engine", ["llguidance", "xgrammar"])
+@pytest.mark.parametrize("seed", range(6))
+def test_masks_of_a_grammar_that_is_not_regular(seed: int, engine: str) -> None:
+    pytest.importorskip(engine)
+    tokens = (b"", b"a", b"(", b")", b"-", b"(a", b"a-", b"-(", b"a)", b"))", b"((", b"a-a)", b"b")
+    vocabulary = Vocabulary(tokens, frozenset([0]))
+    members = {text.encode() for text in expression(3)}
+
+    def is_prefix(text: bytes) -> bool:  # by counting, for texts deeper than the enumeration
+        return any(member.startswith(text) for member in members)
+
+    session = Grammar('start: x\nx: "a" | "(" x "-" x ")"', engine=engine).start(vocabulary)
+    # Three steps write at most two opening brackets more than the enumeration can close.
+    compare(session, vocabulary, is_prefix, members.__contains__, steps=1, seed=seed)
+    for member in sorted(members)[:40]:
+        assert session.is_complete(member)
+        assert session.is_prefix(member[:-1])
+        assert not session.is_prefix(member + b")")
+        assert session.is_complete(member[:-1]) == (member[:-1] in members)
+
+
+@pytest.mark.parametrize(
+    ("whitespace", "allowed", "refused"),
+    [
+        ("any", ['{"a":true}', '{ "a" :\n true }'], ['{"a":true} ', ' {"a":true}']),
+        ("none", ['{"a":true}'], ['{"a": true}']),
+        (" ?", ['{"a":true}', '{"a": true}'], ['{"a":  true}', '{"a":\ntrue}']),
+    ],
+)
+def test_whitespace(whitespace: str, allowed: list[str], refused: list[str]) -> None:
+    session = JSONSchema(KEYS, whitespace=whitespace).start(BYTES)
+    assert [session.is_complete(text.encode()) for text in allowed] == [True] * len(allowed)
+    assert [session.is_complete(text.encode()) for text in refused] == [False] * len(refused)
+
+
+def test_properties_come_in_the_order_of_the_schema() -> None:
+    schema = {"type": "object", "properties": {"b": {"const": 1}, "a": {"const": 2}}, "required": ["a", "b"]}
+    session = JSONSchema(schema).start(BYTES)
+    assert session.is_complete(b'{"b":1,"a":2}')
+    assert not session.is_complete(b'{"a":2,"b":1}')
+    assert session.is_complete(b'{"b":1,"a":2,"more":[null]}')
+
+
+def test_characters_split_over_tokens() -> None:
+    session = JSONSchema({"enum": ["é", "😀"]}).start(SMALL)
+    for token in (b'"', b"\xf0\x9f", b"\x98\x80", b'"'):
+        session.advance(SMALL.tokens.index(token))
+    assert session.is_complete('"😀"'.encode())
+
+
+@pytest.mark.parametrize("given", [KEYS, json.dumps(KEYS), json.dumps(KEYS, indent=2), True, "true"])
+def test_forms_of_a_schema(given: Any) -> None:
+    constraint = JSONSchema(given)
+    assert json.loads(constraint.schema) == (KEYS if given not in (True, "true") else True)
+    assert hash(constraint) == hash(JSONSchema(given))
+    assert JSONSchema(constraint.schema) == constraint
+
+
+def test_schemas_and_grammars_from_files(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps(KEYS), encoding="utf-8-sig")
+    assert JSONSchema(tmp_path / "schema.json") == JSONSchema(str(tmp_path / "schema.json")) == JSONSchema(KEYS)
+    (tmp_path / "g.lark").write_text('start: "a"')
+    assert Grammar(tmp_path / "g.lark") == Grammar(str(tmp_path / "g.lark")) == Grammar('start: "a"')
+    (tmp_path / "bad.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"schema='.*bad.json' is not UTF-8"):
+        JSONSchema(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match=r"schema='.*none.json' cannot be read \(No such file"):
+        JSONSchema(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"grammar='.*none.lark' cannot be read"):
+        Grammar(str(tmp_path / "none.lark"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("{", "is no JSON"),
+        ("", "is no JSON"),
+        ("[1]", "must be a JSON object"),
+        (3, "must be a JSON object"),
+        ({"a": {1, 2}}, "no JSON form"),
+        ({"a": float("nan")}, "no JSON form"),
+    ],
+)
+def test_what_is_no_schema(schema: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"schema=.*{message}"):
+        JSONSchema(schema)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [({"whitespace": 3}, "whitespace=3"), ({"lenient": 1}, "lenient=1"), ({"engine": "x"}, "engine='x'"),
+     ({"engine": "xgrammar", "lenient": True}, "lenient")],
+)  # fmt: skip
+def test_wrong_fields(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        JSONSchema(KEYS, **values)
+
+
+@pytest.mark.parametrize(
+    ("schema", "construct"),
+    [
+        ({"not": {"type": "null"}}, r'Unimplemented keys: \["not"\]'),
+        ({"type": "string", "format": "nothing"}, "Unknown format: nothing"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"oneOf": [{"minimum": 1}, {"maximum": 2}]}, "oneOf .* use lenient=True"),
+        ({"$ref": "https://example.com/x"}, "Resource .* is not present"),
+        ({"$ref": "#/nowhere"}, "nowhere"),
+    ],
+)
+def test_refusals_name_the_construct(schema: Any, construct: str) -> None:
+    with pytest.raises(ValueError, match=construct) as caught:
+        JSONSchema(schema).start(BYTES)
+    assert str(caught.value).startswith("schema=")
+    assert "\n" not in str(caught.value)
+
+
+def test_lenient_leaves_out_what_cannot_be_held_to() -> None:
+    session = JSONSchema({"type": "string", "format": "nothing"}, lenient=True).start(BYTES)
+    assert session.is_complete(b'"a"')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [False, {"type": "string", "enum": [1]}, {"allOf": [{"type": "string"}, {"type": "number"}]},
+     {"type": "integer", "minimum": 3, "maximum": 1}, {"type": "array", "items": False, "minItems": 1}],
+)  # fmt: skip
+def test_what_nothing_satisfies_ends_at_once(schema: Any) -> None:
+    with pytest.raises(UnsatisfiableError, match=r"schema=.* nothing satisfies it"):
+        JSONSchema(schema).start(BYTES)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ('start: "a', 'grammar=start: "a cannot be used'),
+        ("start: missing", "missing"),
+        ('other: "a"', "start"),
+        ("start: /a(?=b)/", "look-around"),
+        ('start: "a" <|call|>', r"<\|call\|>"),
+    ],
+)
+def test_grammars_that_are_refused(grammar: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grammar(grammar).start(BYTES)
+
+
+def test_terminals_are_greedy() -> None:
+    """What the documentation warns of."""
+    assert not Grammar('start: /a+/ "a"').start(BYTES).is_complete(b"aa")
+    assert Grammar("start: /a+a/").start(BYTES).is_complete(b"aa")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "endless"),
+    [
+        ('start: a\na: "x" a', ["start", "a"]),
+        ('start: "y" | a\na: "x" a', ["a"]),
+        ('start: "y" | a\n\na: "x" b // b: "z"\nb: a\n | a "z"', ["a", "b"]),
+        ('start: a?\na: "x" a', ["a"]),
+        ('start: a\na: "x" a | "y"', []),
+        ('start: a\na: "x"\n | "y" a', []),
+        ('start: a\na: "x" a?', []),
+        ('start: a\na: "x" [a]', []),
+        ('start: a\na: "x" (a "b")*', []),
+        ('start: a\na: "x" a{0,3}', []),
+        ('start: a\na: "x" a{2}', ["start", "a"]),
+        ('start: a\na: "x" a~0..2', []),
+        ("start: a\na: /x:|y/ -> name | a", []),
+        ('start: a\n?a: (a | "y") "z"', []),
+        ('start: %json {"a": "}", "b": {}} a\na: "x"', []),
+        ('%import common.NUMBER\n%ignore " "\nstart: NUMBER', []),
+        ('start: A\nA: "x" | "y" # a: a', []),
+        ("start[lazy]: /.*x/", []),
+    ],
+)
+def test_rules_without_a_text_are_found(grammar: str, endless: list[str]) -> None:
+    assert unproductive(grammar) == endless
+    if endless:
+        with pytest.raises(ValueError, match=f"no text ends the rule {endless[0]}"):
+            Grammar(grammar)
+    else:
+        assert Grammar(grammar).start(BYTES).is_prefix(b"")
+
+
+def test_grammars_too_large_for_the_engine_say_so() -> None:
+    with pytest.raises(ValueError, match="grammar="):
+        Grammar("start: " + "(" * 400 + '"a"' + ")?{50}" * 400).start(BYTES)
+
+
+def test_the_schemas_of_the_benchmark_load_or_are_refused_by_name() -> None:
+    data = os.environ.get("TEXTGUIDE_DATA")
+    if not data:
+        pytest.skip("TEXTGUIDE_DATA is not set: the schemas are not there")
+    lines = (Path(data) / "jsonschemabench" / "sample.jsonl").read_text(encoding="utf-8").splitlines()
+    reasons, lenient = [], 0
+    for line in lines:
+        schema = json.loads(line)["schema"]
+        try:
+            JSONSchema(schema).start(BYTES)
+        except ValueError as error:
+            reasons.append(str(error))
+            try:
+                JSONSchema(schema, lenient=True).start(BYTES)
+            except ValueError:
+                continue
+            lenient += 1
+    named = re.compile(r"oneOf|format: \w+|keys: \[|lookarounds|Properties|Resource '.*' is not present")
+    assert [reason for reason in reasons if not named.search(reason)] == []
+    assert (len(lines), len(reasons), lenient) == (244, 19, 17)

@@ -1,0 +1,48 @@
+"""Arguments that say what may be generated."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_constraint(parser: argparse.ArgumentParser) -> Any:
+    """``--regex``, ``--json-schema``, ``--grammar``, of which one may be given; the group, for further options."""
+    group = parser.add_argument_group("constraint")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--regex", metavar="PATTERN", help="the continuation matches this regular expression as a whole")
+    one.add_argument("--json-schema", metavar="FILE", help="the continuation is a JSON document of the schema in FILE")
+    one.add_argument("--grammar", metavar="FILE", help="the continuation is a text of the Lark grammar in FILE")
+    group.add_argument(
+        "--json-whitespace",
+        metavar="WHERE",
+        help="with --json-schema: any, none, or a regular expression of what may stand between [any]",
+    )
+    return group
+
+
+def constraint(arguments: argparse.Namespace) -> Any:
+    """The constraint that :func:`add_constraint`'s arguments describe; None where they describe none.
+
+    Raises:
+        ValueError: it cannot be used, or its file not be read; the message names the argument.
+    """
+    from ..constraints import Grammar, JSONSchema, Regex
+
+    if arguments.json_whitespace is not None and arguments.json_schema is None:
+        raise ValueError(
+            f"--json-whitespace {arguments.json_whitespace} needs --json-schema; add it, or leave this out"
+        )
+    try:
+        if arguments.regex is not None:
+            return Regex(arguments.regex)
+        if arguments.json_schema is not None:
+            return JSONSchema(Path(arguments.json_schema), whitespace=arguments.json_whitespace or "any")
+        if arguments.grammar is not None:
+            return Grammar(Path(arguments.grammar))
+    except ValueError as error:
+        names = {"--regex": arguments.regex, "--json-schema": arguments.json_schema, "--grammar": arguments.grammar}
+        name, value = next((name, value) for name, value in names.items() if value is not None)
+        raise ValueError(f"{name} {value}: {error}") from None
+    return None

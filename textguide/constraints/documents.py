@@ -1,0 +1,160 @@
+"""JSON documents that a schema allows, and texts of a grammar."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import engines, llguidance_engine
+from .base import Constraint, Session
+from .lark_rules import unproductive
+from .vocabulary import Vocabulary
+
+WHITESPACE = ("any", "none")
+
+
+@dataclass(frozen=True)
+class JSONSchema(Constraint):
+    """JSON documents that a schema allows.
+
+    The documents are a subset of what the schema's own rules allow: properties come in the order in which the schema
+    names them, further ones behind them, and characters are written as they are where JSON does not ask for an escape.
+    What cannot be held to exactly (a keyword, a format, a ``oneOf`` whose cases overlap) is refused by name.
+
+    Args:
+        schema: a dict, True or False, JSON text, or the path of a file with it.
+        whitespace: ``any`` allows spaces and newlines wherever JSON does, ``none`` only in strings; else a regular
+            expression of what may stand in such a place.
+        lenient: leave out what cannot be held to, in place of refusing the schema; the documents may then break it.
+        engine: ``llguidance`` or ``xgrammar``. The latter takes more schemas and leaves out what it cannot hold to,
+            with a warning of its own on standard error.
+
+    Raises:
+        ValueError: ``schema`` is no JSON, or another field has a value that cannot work; that a schema cannot be held
+            to is found when it is compiled, by :meth:`start`.
+    """
+
+    schema: Any
+    whitespace: str = "any"
+    lenient: bool = False
+    engine: str = engines.DEFAULT
+
+    kind = "json-schema"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schema", _canonical(self.schema))
+        engines.check(self.engine)
+        if not isinstance(self.whitespace, str):
+            raise ValueError(f"whitespace={self.whitespace!r} must be 'any', 'none' or a regular expression")
+        if not isinstance(self.lenient, bool):
+            raise ValueError(f"lenient={self.lenient!r} must be True or False")
+        if self.engine != engines.DEFAULT and (self.lenient or self.whitespace not in WHITESPACE):
+            raise ValueError(f"engine={self.engine!r} knows no lenient= and no whitespace= but 'any' and 'none'")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "schema": json.loads(self.schema),
+            "whitespace": self.whitespace,
+            "lenient": self.lenient,
+            "engine": self.engine,
+        }
+
+    @classmethod
+    def build(cls, values: dict[str, Any]) -> Constraint:
+        return cls(**values)
+
+    def start(self, vocabulary: Vocabulary) -> Session:
+        what = f"schema={_short(self.schema)}"
+        options: dict[str, Any]
+        if self.engine != engines.DEFAULT:
+            compact = {"any_whitespace": False, "separators": (",", ":")}
+            options = {"any_whitespace": True} if self.whitespace == "any" else compact
+            return engines.xgrammar_session(what, "json_schema", self.schema, vocabulary, **options)
+        options = {"whitespace_flexible": self.whitespace != "none", "lenient": self.lenient}
+        if self.whitespace not in WHITESPACE:
+            options["whitespace_pattern"] = self.whitespace
+        return engines.session(what, llguidance_engine.json_schema(self.schema, **options), vocabulary)
+
+
+@dataclass(frozen=True)
+class Grammar(Constraint):
+    """Texts of a context-free grammar in Lark's notation, whose first rule is ``start``.
+
+    The engine reads terminals greedily, as lexers do: a terminal takes as much as it can, so that ``start: /a+/ "a"``
+    has no text. Join what may overlap into one terminal. What stands in capital letters is a terminal, and ``%ignore``
+    says what may stand between terminals.
+
+    Args:
+        grammar: the grammar, or the path of a file with it (a ``pathlib.Path``, or a text that ends in ``.lark``).
+        engine: ``llguidance`` or ``xgrammar``.
+
+    Raises:
+        ValueError: the field has a value that cannot work, or a rule has no text at all; what the engine refuses is
+            found by :meth:`start`.
+    """
+
+    grammar: Any
+    engine: str = engines.DEFAULT
+
+    kind = "grammar"
+
+    def __post_init__(self) -> None:
+        engines.check(self.engine)
+        text = self.grammar
+        if isinstance(text, os.PathLike) or (isinstance(text, str) and text.endswith(".lark") and "\n" not in text):
+            text = _read("grammar", Path(text))
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"grammar={_short(repr(text))} must be a text with rules, the first of them start")
+        object.__setattr__(self, "grammar", text)
+        endless = unproductive(text)
+        if endless:
+            raise ValueError(
+                f"grammar={_short(text)} cannot be used: no text ends the rule {endless[0]}, which needs itself "
+                "in every alternative"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "grammar": self.grammar, "engine": self.engine}
+
+    def start(self, vocabulary: Vocabulary) -> Session:
+        what = f"grammar={_short(self.grammar)}"
+        if self.engine != engines.DEFAULT:
+            return engines.xgrammar_session(what, "lark", self.grammar, vocabulary)
+        return engines.session(what, llguidance_engine.lark(self.grammar), vocabulary)
+
+
+def _canonical(schema: Any) -> str:
+    """A schema as JSON text. The order of keys is kept: it is the order in which documents have them."""
+    if isinstance(schema, os.PathLike):
+        return _canonical(_read("schema", Path(schema)))
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            if "\n" in schema or schema.lstrip()[:1] in ("{", "[", '"') or not schema.strip():
+                raise ValueError(f"schema={_short(schema)} is no JSON: {error}") from None
+            return _canonical(Path(schema))
+    if not isinstance(schema, (dict, bool)):
+        raise ValueError(f"schema={_short(repr(schema))} must be a JSON object, true or false")
+    try:
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schema={_short(repr(schema))} has a part with no JSON form: {error}") from None
+
+
+def _read(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}={str(path)!r} is not UTF-8 text") from None
+    except OSError as error:
+        raise ValueError(f"{name}={str(path)!r} cannot be read ({error.strerror}); check the path") from None
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}…"
