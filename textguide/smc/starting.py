@@ -110,7 +110,7 @@ def constraint_of(guidance: AWRS) -> Constraint:
         return Anything()
     if isinstance(guidance.constraint, Constraint):
         return guidance.constraint
-    return constraints.resolve(guidance.constraint)  # type: ignore
+    return constraints.resolve(guidance.constraint)
 
 
 def start(
