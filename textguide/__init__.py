@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .effect import Effect
     from .explanation import Explanation, explain
     from .generation import GenerateResult, StreamChunk, generate, stream
-    from .guidance import CFG, Guidance
-    from .logits_processors import CFGLogitsProcessor
+    from .guidance import ACFG, CFG, Guidance
+    from .logits_processors import CFGLogitsProcessor, MaskedDiffusionCFGHook
     from .models import load
     from .scoring import ScoreResult, score
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
+    "ACFG": "guidance",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
     "Effect": "effect",
@@ -26,6 +27,7 @@ _HOMES = {
     "GenerateResult": "generation",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",
+    "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
     "StreamChunk": "generation",
     "explain": "explanation",
@@ -36,10 +38,15 @@ _HOMES = {
     "stream": "generation",
 }
 
+# Rooms that are used by their own name, imported on first use as well.
+_MODULES = ("diffusion",)
+
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -49,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_MODULES]
