@@ -74,13 +74,14 @@ class MaskedDiffusionCFGHook:
         """
         if not step or self._canvas is None or self._canvas.ids.shape != x.shape:
             self._begin(x)
-        assert self._guide is not None and self._canvas is not None
-        canvas = self._canvas
+        guide, canvas = self._guide, self._canvas
+        assert guide is not None
+        assert canvas is not None
         canvas.ids = x
         where = canvas.masked(self.model.mask_id)
-        if not where.any() or self._guide.guidance is None:
+        if not where.any() or guide.guidance is None:
             return logits
-        laws = self._guide.laws(canvas, torch.arange(len(x), device=x.device), where)
+        laws = guide.laws(canvas, torch.arange(len(x), device=x.device), where)
         out = logits.clone()
         out[where] = laws.guided.to(logits.dtype)
         return out

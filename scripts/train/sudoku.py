@@ -1,7 +1,7 @@
 """Train a bundled masked diffusion model for Sudoku (two cores, under 15 minutes with the puzzles)::
 
-    python scripts/train/sudoku.py --side 4 --steps 1200
-    python scripts/train/sudoku.py --side 6 --steps 6000
+    python scripts/train/sudoku.py --side 4 --steps 700 --batch 64
+    python scripts/train/sudoku.py --side 6 --steps 5000 --batch 32
 
 The prompt is the puzzle, a digit a cell with 0 for an empty one; the target is the solution. A sixth of all grids is
 held out: no training puzzle has one of them as its solution, which is checked against the test puzzles at the end.
@@ -37,9 +37,9 @@ A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) tra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, choices=(4, 6), default=6)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--puzzles", type=int, default=30000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--output", type=Path, help="folder [textguide/diffusion/models/sudokuSIDE]")

@@ -81,7 +81,7 @@ class Opened(torch.nn.Module):
         places = torch.arange(done, length)[None].expand(len(input_ids), -1)
         cache = {caches.cache_argument(self.inner): past_key_values} if past_key_values is not None else {}
         out = self.inner(input_ids=input_ids, attention_mask=bias, position_ids=places, use_cache=use_cache, **cache)
-        past = getattr(out, "past_key_values", None) if "past_key_values" in out else out.get("cache")
+        past = out["cache"] if "cache" in out else out.get("past_key_values")
         return SimpleNamespace(logits=out.logits, past_key_values=past)
 
 

@@ -90,7 +90,7 @@ class Denoiser:
         if self.shifted:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), float("-inf"))
-        return logits, (getattr(out, "past_key_values", None) or getattr(out, "cache", None)) if keep else None
+        return logits, _cache_of(out) if keep else None
 
     def encode(self, prompt: Any) -> list[int]:
         """Token ids of a prompt without its frame: a text, ids, or chat messages (the template's generation prompt)."""
@@ -136,7 +136,8 @@ def denoiser(
     if "diffusiongemma" in names.replace("_", ""):
         raise ValueError(
             "model is a DiffusionGemma, whose canvas starts from random tokens and holds no masks; use its own "
-            "generate with textguide.logits_processors.AllowedTokensProcessor for constraints (it cannot take CFG or A-CFG)"
+            "generate with textguide.logits_processors.AllowedTokensProcessor for constraints (it can take "
+            "neither CFG nor A-CFG)"
         )
     if kind is None:
         kind = "dream" if "dream" in names else "llada" if "llada" in names else "masked-lm"
@@ -183,6 +184,12 @@ def denoiser(
     if probe:
         _check_bidirectional(made)
     return made
+
+
+def _cache_of(out: Any) -> Any:
+    """The cache that a forward returned; the new name first, since reading the old one warns."""
+    found = getattr(out, "cache", None)
+    return out.past_key_values if found is None else found
 
 
 def _frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

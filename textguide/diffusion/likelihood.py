@@ -49,8 +49,8 @@ def score(
 
     For a target of ``n`` tokens, ``k`` of them masked at random and ``k`` uniform on 1…n, the mean over draws of
     ``n/k · Σ log p(masked token | the rest)`` estimates the bound, which equals the mean over all orders of the
-    log-probability of writing the target in that order. ``k`` is stratified over the draws: every number comes up equally often, as far
-    as ``draws`` allows. The law is normalised, with guidance as without.
+    log-probability of writing the target in that order. ``k`` is stratified over the draws: every
+    number comes up equally often, as far as ``draws`` allows. The law is normalised, with guidance as without.
 
     Args:
         prompts: as for :func:`generate`; one, or one a target.

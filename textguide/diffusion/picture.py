@@ -24,11 +24,13 @@ td, th { border: 1px solid #e4e4e4; padding: .12rem .32rem; text-align: center; 
 th { border: 0; color: #777; font-weight: 400; text-align: right; padding-right: .6rem; }
 .p { color: #777; } .m { color: #ccc; }
 .new { background: #bfe3c0; font-weight: 700; } .fix { background: #ffd89b; }
-.r { box-shadow: inset 0 -3px 0 #b2182b; } .r.p, .r.f { background: #fbe3e4; } td.gap { border: 0; padding: 0 .3rem; }
+.r { box-shadow: inset 0 -3px 0 #b2182b; } .r.p, .r.f { background: #fbe3e4; }
+td.gap { border: 0; padding: 0 .3rem; }
 </style></head><body>
 <h1>The canvas, step by step</h1>
 <p class="meta"><code>$guidance</code><br>$effect</p>
-<p class="legend"><span class="p">prompt</span><span class="m">· masked</span><span class="new">filled in this step</span>
+<p class="legend"><span class="p">prompt</span><span class="m">· masked</span>
+<span class="new">filled in this step</span>
 <span class="fix">drawn again by the corrector</span><span class="r">masked again for the second pass (A-CFG)</span></p>
 $tables
 </body></html>

@@ -30,8 +30,10 @@ class Prefix:
                 "leave cache off"
             )
         if isinstance(guidance, ACFG) and not guidance.is_neutral:
-            raise ValueError("cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, "
-                             "or leave cache off")  # fmt: skip
+            raise ValueError(
+                "cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, or leave "
+                "cache off"
+            )
         if negatives is not None:
             raise ValueError("cache=True needs both branches at the same positions; leave negative_prompt out")
         starts = {int(row.nonzero()[0, 0]) for row in canvas.target}
@@ -51,12 +53,12 @@ class Prefix:
         key = (len(halves), *(int(row) for half in halves for row in half))
         if self._kept is None or self._kept[1] != start or self._kept[2] != key:
             logits, past = self.model(ids, attention, keep=True)
-            past.crop(start)
+            _shorten(past, ids.shape[1] - start)
             self._kept = (past, start, key)
             return logits
         past = self._kept[0]
         tail, past = self.model(ids[:, start:], attention, past=past, keep=True)
-        past.crop(start)
+        _shorten(past, ids.shape[1] - start)
         self._kept = (past, start, key)
         logits = tail.new_zeros(len(ids), ids.shape[1], tail.shape[-1])
         logits[:, start:] = tail
@@ -68,3 +70,9 @@ class Prefix:
         block = torch.where(masked, self._canvas.block[rows], 1 << 30).min()
         here = self._canvas.block[rows] == block
         return int(here.any(0).nonzero()[0, 0])
+
+
+def _shorten(past: Any, tokens: int) -> None:
+    """Take the last ``tokens`` off a cache; transformers reads a negative number so in every version."""
+    if tokens:
+        past.crop(-tokens)

@@ -144,7 +144,7 @@ class Sampler:
             if blocked.any():
                 row = int(where.nonzero()[blocked][0, 0])
                 raise ValueError(
-                    f"allowed leaves no token for a masked position of row {int(rows[row])}; allow one at every position"
+                    f"allowed leaves no token for a masked position of row {int(rows[row])}; allow one everywhere"
                 )
             laws.guided, laws.cond, laws.uncond = (
                 log_softmax(law.masked_fill(~mask, -math.inf)) for law in (laws.guided, laws.cond, laws.uncond)
