@@ -18,6 +18,10 @@ HELD_OUT = 6
 """One grid in so many is held out: no training puzzle has it as its solution."""
 
 
+TEST_CLUES = {4: (4, 8), 6: (10, 16)}
+TEST_SEED = 1000
+
+
 def side_of(grid: str) -> int:
     """4 or 6, by the number of cells.
 
@@ -135,13 +139,28 @@ def correct_cells(solution: str, answer: str) -> float:
     return sum(a == b for a, b in zip(solution, answer.strip(), strict=False)) / len(solution)
 
 
-def dataset(side: int, count: int = 200, clues: tuple[int, int] | None = None) -> dict[str, Any]:
+def dataset(side: int, count: int = 200) -> dict[str, Any]:
     """Held-out puzzles as a dataset for lm-eval: ``puzzle``, ``solution``."""
     import datasets
 
-    rows = puzzles(side, count, clues or TEST_CLUES[side], seed=1000)
+    rows = puzzles(side, count, TEST_CLUES[side], TEST_SEED)
     table = datasets.Dataset.from_list([{"puzzle": puzzle, "solution": solution} for puzzle, solution in rows])
     return {"test": table}
 
 
-TEST_CLUES = {4: (4, 8), 6: (10, 16)}
+def four(**_: Any) -> dict[str, Any]:
+    """The task ``sudoku4``."""
+    return dataset(4)
+
+
+def six(**_: Any) -> dict[str, Any]:
+    """The task ``sudoku6``."""
+    return dataset(6)
+
+
+def results(doc: dict[str, str], answers: list[str]) -> dict[str, float]:
+    """Whether the answer solves the puzzle, and the share of right cells."""
+    return {
+        "solved": float(is_solution(doc["puzzle"], answers[0])),
+        "cells": correct_cells(doc["solution"], answers[0]),
+    }

@@ -76,7 +76,7 @@ def main() -> None:
 
     facts = train(model, batches, cells, steps=arguments.steps, watch=watch)
     seen = {puzzle for puzzle, _ in pairs}
-    shown = sudoku.puzzles(side, 400, sudoku.TEST_CLUES[side], seed=1000)
+    shown = sudoku.puzzles(side, 400, sudoku.TEST_CLUES[side], sudoku.TEST_SEED)
     assert not any(puzzle in seen for puzzle, _ in shown), "a test puzzle was trained on"
     facts |= {"side": side, "puzzles": len(pairs), "batch": arguments.batch, "width": arguments.width}
     facts |= {"layers": arguments.layers}
