@@ -89,7 +89,7 @@ class DiffusionLM(LM):
         self.denoiser = diffusion.denoiser(pretrained, tokenizer)
         self.model, self.tokenizer = self.denoiser.model, self.denoiser.tokenizer
         self.draws, self.gen_length, self.steps, self.block_length = draws, gen_length, steps, block_length
-        self.options = {
+        self.options: dict[str, Any] = {
             "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
             "corrector": corrector,
         }  # fmt: skip

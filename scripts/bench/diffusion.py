@@ -82,10 +82,8 @@ def main() -> None:
         machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
                    "threads": torch.get_num_threads()}  # fmt: skip
         options = {k: str(v) for k, v in vars(arguments).items() if k != "json"}
-        write_json(
-            arguments.json,
-            {"machine": machine, "settings": options, "rows": rows, "threshold": solving, "ratios": ratios},
-        )
+        report = {"machine": machine, "settings": options, "rows": rows, "threshold": solving, "ratios": ratios}
+        write_json(arguments.json, report)
 
 
 def solve(write: Callable[..., Any], puzzles: list[tuple[str, str]], threshold: float | None) -> dict[str, Any]:

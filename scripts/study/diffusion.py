@@ -174,7 +174,7 @@ def report(study: Any, rows: list[dict[str, Any]], identity: dict[str, Any], arg
         )
         cells = [
             row["name"],
-            *(f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in intervals.values()),
+            *(f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in intervals.values()),
             difference,
             "" if compared is None or compared.p_holm is None else f"{compared.p_holm:.3g}",
             *(f"{row['extra'][name]:.3f}" for name in extras),
@@ -185,7 +185,7 @@ def report(study: Any, rows: list[dict[str, Any]], identity: dict[str, Any], arg
         summary.append({
             "name": row["name"], "scale": row["scale"], "extra": row["extra"], "passes": row["passes"],
             "rows": row["rows"], "seconds": round(row["seconds"], 2), "kl": row["kl"],
-            "metrics": {m: {"value": i.value, "low": i.low, "high": i.high} for m, i in intervals.items()},
+            "metrics": {m: {"value": i.mean, "low": i.low, "high": i.high} for m, i in intervals.items()},
             "against_plain": None if compared is None else compared.to_dict(),
         })  # fmt: skip
     command = f"python scripts/study/diffusion.py {arguments.study} --items {arguments.items}"
@@ -217,7 +217,7 @@ def plot(metric: str, rows: list[dict[str, Any]], path: Path) -> None:
         if metric in row["extra"]:
             return row["extra"][metric], 0.0, 0.0
         interval = mean_interval(row["items"][metric])
-        return interval.value, interval.value - interval.low, interval.high - interval.value
+        return interval.mean, interval.mean - interval.low, interval.high - interval.mean
 
     base, low, high = point(rows[0])
     axes.axhline(base, color="#555", lw=1, label="plain")
