@@ -79,9 +79,14 @@ def main() -> None:
     show(rows, solving, ratios)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
-                   "threads": torch.get_num_threads()}  # fmt: skip
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
         options = {k: str(v) for k, v in vars(arguments).items() if k != "json"}
+        report = {"machine": machine, "settings": options, "rows": rows, "threshold": solving, "ratios": ratios}
         report = {"machine": machine, "settings": options, "rows": rows, "threshold": solving, "ratios": ratios}
         write_json(arguments.json, report)
 

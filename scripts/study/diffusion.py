@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from textguide import ACFG, CFG, diffusion
@@ -196,7 +195,7 @@ def report(study: Any, rows: list[dict[str, Any]], identity: dict[str, Any], arg
     for metric in [*metrics, *extras]:
         plot(metric, rows, arguments.output / f"{metric.replace(' ', '-')}.png")
     canvas(study, arguments.output / "canvas.html")
-    Console().print(text, markup=False, highlight=False)
+    print(text)
 
 
 def _compare(metric: str, rows: list[dict[str, Any]]) -> list[Any]:

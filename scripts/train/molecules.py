@@ -1,4 +1,4 @@
-"""Train the bundled conditional molecule model (two cores, under 15 minutes with the properties)::
+"""Train the bundled conditional molecule model (one core, under 15 minutes with the properties)::
 
     pip install 'textguide[molecules]' && pip download --no-deps molsets==0.3.1
     python scripts/train/molecules.py --data molsets-0.3.1-py3-none-any.whl
@@ -27,7 +27,7 @@ MEMBER = "moses/dataset/data/train.csv.gz"
 CARD = """# molecules: a conditional masked diffusion model of SMILES
 
 A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) trained from random weights by
-`scripts/train/molecules.py --steps {steps}` for {minutes} minutes on two CPU cores, {batch} rows a step.
+`scripts/train/molecules.py --steps {steps}` for {minutes} minutes on {threads} CPU core(s), {batch} rows a step.
 
 * Text: four tokens with the bins of QED, logP, heavy atoms and rings (`textguide.tasks.molecules.EDGES`), then 32
   tokens of a SMILES string, filled up with end tokens.
@@ -43,14 +43,16 @@ A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) tra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the molsets wheel, or its train.csv.gz")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--rows", type=int, default=150000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("textguide/diffusion/models/molecules"))
     arguments = parser.parse_args()
 
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     texts = sample(arguments.data, arguments.rows)
     with ProcessPoolExecutor(2) as pool:

@@ -1,6 +1,6 @@
-"""Train a bundled masked diffusion model for Sudoku (two cores, under 15 minutes with the puzzles)::
+"""Train a bundled masked diffusion model for Sudoku (one core, under 15 minutes with the puzzles)::
 
-    python scripts/train/sudoku.py --side 4 --steps 700 --batch 64
+    python scripts/train/sudoku.py --side 4 --steps 1300 --batch 64
     python scripts/train/sudoku.py --side 6 --steps 5000 --batch 32
 
 The prompt is the puzzle, a digit a cell with 0 for an empty one; the target is the solution. A sixth of all grids is
@@ -22,7 +22,8 @@ CLUES = {4: (4, 10), 6: (10, 24)}
 CARD = """# sudoku{side}: a masked diffusion model for Sudoku of {side}×{side}
 
 A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) trained from random weights by
-`scripts/train/sudoku.py --side {side} --steps {steps}` for {minutes} minutes on two CPU cores, {batch} rows a step.
+`scripts/train/sudoku.py --side {side} --steps {steps}` for {minutes} minutes on {threads} CPU core(s),
+{batch} rows a step.
 
 * Text: the digits of the puzzle (0 for an empty cell), then the digits of the solution.
 * Training puzzles: {puzzles}, with {low} to {high} clues and one solution each. A sixth of all grids is held out as
@@ -42,10 +43,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="folder [textguide/diffusion/models/sudokuSIDE]")
     arguments = parser.parse_args()
 
     side, cells = arguments.side, arguments.side**2
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     tokenizer = tokenizer_of([str(digit) for digit in range(side + 1)], r"\d")
     with ProcessPoolExecutor(2) as pool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ModelUnavailableError
 from ..models import default_device
+from .packages import PACKAGES, load_packaged
 
 BUNDLED = Path(__file__).parent / "models"
 
@@ -22,7 +23,8 @@ def load(
     """Load a masked diffusion model and its tokenizer.
 
     Args:
-        name: a bundled model (:func:`bundled`: ``sudoku4``, ``molecules``…), a folder, or a name on a model hub.
+        name: a bundled model (:func:`bundled`: ``sudoku4``, ``molecules``…), ``rxnmapper`` or ``antiberty`` where the
+            package of that name is installed, a folder, or a name on a model hub.
         device: where the model goes; default: a GPU if there is one.
         dtype: default: float32 on a CPU, else the dtype of the checkpoint.
         trust_remote_code: allow code that comes with the checkpoint to run, which LLaDA and Dream need.
@@ -38,6 +40,9 @@ def load(
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
     device = device or default_device()
+    if name in PACKAGES and not Path(name).is_dir():
+        model, tokenizer = load_packaged(name)
+        return model.to(device=device, dtype=dtype), tokenizer
     if dtype is None:
         import torch
 
