@@ -49,7 +49,7 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("diffusion",)
+_MODULES = ("classifiers", "constraints", "diffusion")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 
