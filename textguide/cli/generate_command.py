@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from typing import Any
 
@@ -23,13 +24,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a continuation")
     options.add_model(parser)
     options.add_guidance(parser)
+    options.add_constraint(parser)
     options.add_decoding(parser, 128)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode in batches; each batch is printed when it is finished, so that an interrupt loses one at most."""
-    guidance = options.guidance(arguments)
+    guidance = options.constrained(arguments, options.guidance(arguments))
     prompts = options.read_prompts(arguments)
     decoding = options.decoding(arguments)
     if arguments.batch_size < 1:
@@ -38,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--num-return-sequences {arguments.num_return_sequences} must be 1 or more")
     if arguments.stream and len(prompts) > 1:
         raise ValueError(f"--stream takes one prompt and got {len(prompts)}; run it once for each")
+    if arguments.stream and (arguments.particles or 1) > 1:
+        raise ValueError("--stream excludes --particles, of which some may be dropped; leave one of them out")
     if arguments.stream and (arguments.json or arguments.num_return_sequences > 1):
         raise ValueError("--stream excludes --json and --num-return-sequences; leave it out")
     if arguments.chat:
@@ -109,8 +113,11 @@ def _batches(
 
 def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: argparse.Namespace) -> None:
     times = len(out.texts) // len(batch)
+    drawn = _drawn(out) if out.particles > 1 and not (arguments.json or arguments.all_particles) else None
     for row, text in enumerate(out.texts):
         prompt = batch[row // times]
+        if drawn is not None and row not in drawn:
+            continue
         if arguments.json:
             record = {
                 "index": start + row // times,
@@ -121,12 +128,62 @@ def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: arg
                 "guidance": guidance.to_dict(),
                 "fingerprint": guidance.fingerprint,
                 "effect": out.effect.to_dict(),
+                **_weights(out, row),
             }
             print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
-            if len(batch) > 1 or times > 1 or start:
-                print(f"[{start * times + row + 1}]")
+            if len(batch) > 1 or start or times > (out.particles if drawn is not None else 1):
+                shown = (start * times + row) // (out.particles if drawn is not None else 1)
+                print(f"[{shown + 1}]" + _mark(out, row) if arguments.all_particles else f"[{shown + 1}]")
             is_text = isinstance(prompt, str) and arguments.system is None
             print(f"{prompt}{text}" if is_text else text, flush=True)
     if not arguments.json:
-        print(f"({out.effect})", file=sys.stderr)
+        print(f"({out.effect})" if out.finished is None else f"({_summary(out)})", file=sys.stderr)
+
+
+def _drawn(out: Any) -> set[int]:
+    """One row of every population, by weight; none of those without a finished text."""
+    chosen = set()
+    for start in range(0, len(out.texts), out.particles):
+        rows = slice(start, start + out.particles)
+        if bool(out.finished[rows].any()):
+            chosen.add(start + _draw(out.log_weights[rows]))
+    return chosen
+
+
+def _draw(log_weights: Any) -> int:
+    """An index in proportion to the weights, the same for the same weights."""
+    import torch
+
+    from ..smc.particles import weighted_sample
+
+    return int(weighted_sample(log_weights, range(len(log_weights)), torch.Generator().manual_seed(0)))
+
+
+def _mark(out: Any, row: int) -> str:
+    weight = "" if out.log_weights is None else f" log weight {float(out.log_weights[row]):.2f}"
+    return weight + ("" if out.deaths[row] is None else f" unfinished: {out.deaths[row]}")
+
+
+def _weights(out: Any, row: int) -> dict[str, Any]:
+    """What a constraint adds to the record of a row; −inf is no JSON and becomes null."""
+    if out.finished is None:
+        return {}
+    values = {"finished": bool(out.finished[row]), "unfinished_because": out.deaths[row]}
+    if out.log_weights is not None:
+        population = row // out.particles
+        values["log_weight"] = _finite(out.log_weights[row])
+        values["log_evidence"] = _finite(out.log_evidence[population])
+        values["population"] = population
+    return values
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if float(value) > -math.inf else None
+
+
+def _summary(out: Any) -> str:
+    text = f"{int(out.finished.sum())} of {len(out.texts)} texts finished, {out.constraint_calls} constraint calls"
+    if out.log_weights is not None:
+        text += f"; log evidence {', '.join(f'{float(value):.2f}' for value in out.log_evidence)}"
+    return text if not out.effect.guided_steps else f"{text}; {out.effect}"

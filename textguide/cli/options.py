@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import constraint_options
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """``--model``, ``--device``, ``--dtype``, ``--device-map``."""
@@ -37,7 +39,9 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     from ..guidance.schedules import SCHEDULES
 
     group = parser.add_argument_group("classifier-free guidance")
-    group.add_argument("--scale", type=float, help="γ; 1 leaves it out [1.5; 1 where a classifier guides]")
+    group.add_argument(
+        "--scale", type=float, help="γ; 1 leaves it out [1.5; 1 where a classifier or a constraint guides]"
+    )
     group.add_argument("--negative-prompt", help="text to move away from [the last token of the prompt]")
     group.add_argument("--negative-system", help="system prompt to move away from; the rest of the chat stays")
     group.add_argument(
@@ -74,7 +78,8 @@ def guidance(arguments: argparse.Namespace) -> Any:
     from ..guidance import CFG, as_guidance
 
     classifiers = _classifiers(arguments)
-    scale = arguments.scale if arguments.scale is not None else 1.0 if classifiers else 1.5
+    constrained = any(getattr(arguments, name, None) is not None for name in ("regex", "json_schema", "grammar"))
+    scale = arguments.scale if arguments.scale is not None else 1.0 if classifiers or constrained else 1.5
     cfg = CFG(
         scale=scale,
         negative_prompt=arguments.negative_prompt,
@@ -87,6 +92,48 @@ def guidance(arguments: argparse.Namespace) -> Any:
         skip_threshold=arguments.skip_threshold,
     )
     return as_guidance([*([] if classifiers and cfg.is_neutral else [cfg]), *classifiers])
+
+
+def add_constraint(parser: argparse.ArgumentParser) -> None:
+    """What may be generated, and how it is sampled."""
+    from ..guidance.awrs import METHODS
+
+    group = constraint_options.add_constraint(parser)
+    group.add_argument(
+        "--particles", type=int, help="texts a prompt that are weighed and resampled; one is drawn by weight [1]"
+    )
+    group.add_argument(
+        "--constraint-method",
+        choices=METHODS,
+        help="awrs keeps the model's own law among the texts that fit; mask rules tokens out one step at a time [awrs]",
+    )
+    group.add_argument("--all-particles", action="store_true", help="print every particle with its weight")
+
+
+def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
+    """``guidance`` and the constraint that :func:`add_constraint`'s arguments describe.
+
+    Raises:
+        ValueError: an argument needs a constraint, or cannot be used.
+    """
+    from ..guidance import AWRS, as_guidance
+
+    constraint = constraint_options.constraint(arguments)
+    if constraint is None:
+        for name in ("particles", "constraint_method", "all_particles"):
+            if getattr(arguments, name):
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} needs a constraint; add --regex, --json-schema or --grammar")
+        return guidance
+    try:
+        awrs = AWRS(
+            constraint,
+            particles=1 if arguments.particles is None else arguments.particles,
+            method=arguments.constraint_method or "awrs",
+        )
+    except ValueError as error:
+        raise ValueError(f"--{error}" if str(error).startswith("particles") else str(error)) from None
+    return as_guidance([*([] if guidance.is_neutral else [guidance]), awrs])
 
 
 def _classifiers(arguments: argparse.Namespace) -> list[Any]:

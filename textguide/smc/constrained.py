@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..constraints import Session, Vocabulary
+from ..constraints import Session, UnsatisfiableError, Vocabulary
 from ..guidance import AWRS
 from . import awrs, particles
 from .trie import Memory, TrieKnowledge
@@ -102,7 +102,9 @@ class Constrained:
         self._resamplings = 0
         self.log_weights = torch.zeros(rows, dtype=torch.float64)
         if not session.is_prefix(session.text):
-            raise ValueError(f"constraint={guidance.constraint!r} matches no text at all, so nothing can be written")
+            raise UnsatisfiableError(
+                f"constraint={guidance.constraint!r} matches no text at all, so nothing is written"
+            )
         self._rows = [_Row(session.fork()) for _ in range(rows)]
 
     @property

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import constraints
-from ..constraints import Constraint, Session, Vocabulary
+from ..constraints import Constraint, Session, Vocabulary, resolve
 from ..errors import NoParticleLeftWarning
 from ..guidance import AWRS, BranchGuidance
 from .constrained import Constrained, Outcome
@@ -108,9 +107,7 @@ def constraint_of(guidance: AWRS) -> Constraint:
     """
     if guidance.constraint is None:
         return Anything()
-    if isinstance(guidance.constraint, Constraint):
-        return guidance.constraint
-    return constraints.resolve(guidance.constraint)
+    return resolve(guidance.constraint)
 
 
 def start(
@@ -147,8 +144,8 @@ def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:
     if tokenizer is None:
         raise ValueError("tokenizer=None: a constraint speaks of bytes; give the tokenizer of the model")
     size = model.config.get_text_config(decoder=True).vocab_size
-    ends = config.eos_token_id
-    return Vocabulary.of(tokenizer, size, [] if ends is None else ends)
+    # A model that names no end token would have no way to end a text; the tokenizer's serves.
+    return Vocabulary.of(tokenizer, size, config.eos_token_id)
 
 
 def warn_of_deaths(outcomes: Sequence[Outcome]) -> None:
