@@ -71,7 +71,7 @@ def main() -> None:
          "seconds": statistics.median(values), "against_plain": ratio(name, "plain")}
         for name, values in times.items()
     ]  # fmt: skip
-    solving = [solve(write, puzzles, threshold) for threshold in (None, 0.5, 0.7, 0.9, 0.95, 0.99)]
+    solving = [solve(write, puzzles, threshold) for threshold in (None, 0.5, 0.7, 0.9, 0.95, 0.97, 0.99)]
     ratios = {
         "batched CFG / plain with twice the rows": ratio("CFG", "plain, twice the rows"),
         "one-pass A-CFG / CFG": ratio("A-CFG, one pass", "CFG"),
