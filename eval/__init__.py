@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compare import RunComparison, compare_folders, compare_runs
+    from .diffusion_lm import DiffusionLM
     from .folder import claim
     from .guided_lm import GuidedLM
     from .journal import FolderInUseError, Journal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # fast.
 _HOMES = {
     "Comparison": "paired",
+    "DiffusionLM": "diffusion_lm",
     "FolderInUseError": "journal",
     "GuidedLM": "guided_lm",
     "Interval": "statistics",

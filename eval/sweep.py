@@ -79,7 +79,8 @@ def run_sweep(
         settings: guidances; None is plain decoding.
         output: results folder. A killed run with the same arguments goes on where it was. None keeps nothing.
         options: see :class:`SweepOptions`.
-        model_args: arguments of :class:`GuidedLM` beside ``settings``: ``pretrained``, ``batch_size``, ``uncond``…
+        model_args: arguments of :class:`GuidedLM` beside ``settings``: ``pretrained``, ``batch_size``, ``uncond``…;
+            with ``backend="diffusion"`` those of :class:`DiffusionLM`.
         command: the command line, for the report.
 
     Returns:
@@ -96,7 +97,7 @@ def run_sweep(
     identity = _identity(tasks, settings, options, arguments)
     if output is not None:
         claim(output, identity)
-    lm = GuidedLM(settings=settings, seed=options.seed, **arguments)
+    lm = _model(settings, options.seed, arguments)
     with _memo(lm, output, identity):
         if lm.uncond != "last-token":
             lm.tasks = dict(manager.load(specs)["tasks"])
@@ -137,6 +138,15 @@ def run_sweep(
             ]
         result.write(output, samples=samples)
     return result
+
+
+def _model(settings: Sequence[Any], seed: int, arguments: dict[str, Any]) -> Any:
+    """lm-eval's model: ``backend="diffusion"`` for a masked diffusion model, else one that reads left to right."""
+    if arguments.get("backend") == "diffusion":
+        from .diffusion_lm import DiffusionLM
+
+        return DiffusionLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
+    return GuidedLM(settings=settings, seed=seed, **arguments)
 
 
 def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> dict[str, Any]:

@@ -2,6 +2,13 @@
 
 from .awrs import AWRSLogitsProcessor
 from .caif import CAIFLogitsProcessor
+from .diffusion_hooks import AllowedTokensProcessor, MaskedDiffusionCFGHook
 from .hf import CFGLogitsProcessor
 
-__all__ = ["AWRSLogitsProcessor", "CAIFLogitsProcessor", "CFGLogitsProcessor"]
+__all__ = [
+    "AWRSLogitsProcessor",
+    "AllowedTokensProcessor",
+    "CAIFLogitsProcessor",
+    "CFGLogitsProcessor",
+    "MaskedDiffusionCFGHook",
+]

@@ -23,6 +23,9 @@ class Runs(Generic[State]):
     def __init__(self) -> None:
         self._held: dict[int, tuple[Any, State]] = {}
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def of(
         self, owner: LogitsProcessorList | None, continues: Callable[[State], bool], new: Callable[[], State]
     ) -> State:

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from .effect import Effect
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
-    from .guidance import AWRS, CAIF, CFG, Guidance
-    from .logits_processors import AWRSLogitsProcessor, CAIFLogitsProcessor, CFGLogitsProcessor
+    from .guidance import ACFG, AWRS, CAIF, CFG, Guidance
+    from .logits_processors import (
+        AWRSLogitsProcessor,
+        CAIFLogitsProcessor,
+        CFGLogitsProcessor,
+        MaskedDiffusionCFGHook,
+    )
     from .models import load
     from .results import GenerateResult
     from .scoring import ScoreResult, score
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
+    "ACFG": "guidance",
     "AWRS": "guidance",
     "AWRSLogitsProcessor": "logits_processors",
     "CAIF": "guidance",
@@ -31,6 +37,7 @@ _HOMES = {
     "GenerateResult": "results",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",
+    "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
     "StreamChunk": "generation",
     "explain": "explanation",
@@ -41,10 +48,15 @@ _HOMES = {
     "stream": "generation",
 }
 
+# Rooms that are used by their own name, imported on first use as well.
+_MODULES = ("classifiers", "constraints", "diffusion")
+
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -54,4 +66,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_MODULES]

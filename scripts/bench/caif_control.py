@@ -152,7 +152,6 @@ def summary(task: str, record: dict[str, Any], judges: Judges, samples: int) -> 
     figures["perplexity"] = perplexity_interval(nll, tokens)._asdict()
     for n, values in record["distinct"].items():
         figures[f"distinct-{n}"] = mean_interval(values)._asdict()
-    figures["tokens a second"] = record["steps"] / record["seconds"]
     figures["texts classified a token"] = record["classified"] / record["steps"]
     return figures
 
@@ -204,7 +203,7 @@ def show(results: dict[str, dict[str, Any]]) -> str:
     lines = []
     for task, rows in results.items():
         shown = [*headline(task), "perplexity", "distinct-1", "distinct-2", "distinct-3"]
-        columns = ["guidance", *shown, "tokens a second", "texts classified a token"]
+        columns = ["guidance", *shown, "texts classified a token"]
         table = Table(*columns, title=task)
         lines += [f"## {task}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         for name, row in rows.items():
@@ -213,7 +212,7 @@ def show(results: dict[str, dict[str, Any]]) -> str:
                 value, low, high = (row[column][k] for k in ("mean", "low", "high"))
                 digits = 1 if column == "perplexity" else 2 if column != "toxicity by the guide" else 3
                 cells.append(f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-            cells += [f"{row['tokens a second']:.0f}", f"{row['texts classified a token']:.0f}"]
+            cells.append(f"{row['texts classified a token']:.0f}")
             table.add_row(*cells)
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

@@ -23,8 +23,8 @@ from rich.table import Table
 from timing import machine
 
 import textguide
-from textguide import CAIF, guided_decoding
-from textguide.classifiers import Classifier, resolve
+from textguide import CAIF, CFG, guided_decoding
+from textguide.classifiers import CausalClassifier, Classifier, resolve
 from textguide.files import write_json
 
 TEXT = (
@@ -55,14 +55,24 @@ def watched(model: Any, guide: Classifier | None) -> Iterator[tuple[Clock, Clock
     """Clocks of the language model and of the classifier."""
     lm, classifier = Clock(), Clock()
     model.forward = lm.timed(model.forward)
-    if guide is not None:
+    if isinstance(guide, CausalClassifier):
+        start = guide.start
+
+        def timed_start(ids: Any) -> Any:
+            state = classifier.timed(start)(ids)
+            for name in ("log_prob", "append", "current"):
+                setattr(state, name, classifier.timed(getattr(state, name)))
+            return state
+
+        guide.start = timed_start  # type: ignore[method-assign]
+    elif guide is not None:
         guide.continuations = classifier.timed(guide.continuations)  # type: ignore[method-assign]
     try:
         yield lm, classifier
     finally:
         del model.forward
         if guide is not None:
-            del guide.continuations
+            del guide.__dict__["start" if isinstance(guide, CausalClassifier) else "continuations"]
 
 
 def main() -> None:
@@ -73,19 +83,23 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=24, help="tokens generated")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--top-k", type=int, default=100)
-    parser.add_argument("--classifiers", nargs="+", default=["sentiment", "profanity"])
+    parser.add_argument("--classifiers", nargs="+", default=["sentiment", "profanity", "sentiment-smollm2"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model, tokenizer = textguide.load(arguments.model)
     tokens = tokenizer(TEXT).input_ids * 8
     ids = torch.tensor([tokens[row : row + arguments.prompt] for row in range(arguments.batch)])
     guides = {name: resolve(name, model=model, tokenizer=tokenizer) for name in arguments.classifiers}
-    contestants: dict[str, Classifier | None] = {"plain": None, **guides}
+    contestants: dict[str, tuple[Classifier | None, list[Any]]] = {"plain": (None, []), "CFG": (None, [CFG(1.5)])}
+    for name, guide in guides.items():
+        contestants[f"CAIF {name}"] = (guide, [CAIF(guide, 1, 5.0, top_k=arguments.top_k)])
+    first, guide = next(iter(guides.items()))
+    contestants[f"CFG + CAIF {first}"] = (guide, [CFG(1.5), CAIF(guide, 1, 5.0, top_k=arguments.top_k)])
     found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
 
-    def run(guide: Classifier | None, new: int) -> dict[str, float]:
-        caif = [] if guide is None else [CAIF(guide, 1, 5.0, top_k=arguments.top_k)]
-        options = {"custom_generate": guided_decoding(caif, tokenizer=tokenizer)} if caif else {}
+    def run(contestant: tuple[Classifier | None, list[Any]], new: int) -> dict[str, float]:
+        guide, guidances = contestant
+        options = {"custom_generate": guided_decoding(guidances, tokenizer=tokenizer)} if guidances else {}
         with watched(model, guide) as (lm, classifier):
             start = time.perf_counter()
             model.generate(
@@ -95,15 +109,15 @@ def main() -> None:
             total = time.perf_counter() - start
         return {"total": total, "model": lm.seconds, "classifier": classifier.seconds}
 
-    for guide in contestants.values():
-        run(guide, 3)
+    for contestant in contestants.values():
+        run(contestant, 3)
     for _ in track(range(arguments.repeats), transient=True):
-        for name, guide in contestants.items():
-            short, long = run(guide, 2), run(guide, 2 + arguments.new)
+        for name, contestant in contestants.items():
+            short, long = run(contestant, 2), run(contestant, 2 + arguments.new)
             found[name].append({part: (long[part] - short[part]) / arguments.new * 1e3 for part in long})
     rows = []
     for name, runs in found.items():
-        row: dict[str, Any] = {"guide": name}
+        row: dict[str, Any] = {"guidance": name}
         for part in ("total", "model", "classifier"):
             row[f"{part}_ms"] = statistics.median(run[part] for run in runs)
         rests = [run["total"] - run["model"] - run["classifier"] for run in runs]
@@ -111,11 +125,20 @@ def main() -> None:
         row["rest_share"] = statistics.median(r / run["total"] for r, run in zip(rests, runs, strict=True))
         row["ratio"] = statistics.median(a["total"] / b["total"] for a, b in zip(runs, found["plain"], strict=True))
         rows.append(row)
-    table = Table("guide", "step ms", "× plain", "model ms", "classifier ms", "rest ms", "rest, share of the step")
+    table = Table(
+        "guidance",
+        "step ms",
+        "tokens a second",
+        "× plain",
+        "model ms",
+        "classifier ms",
+        "rest ms",
+        "rest, share of the step",
+    )
     for row in rows:
-        values = [f"{row['total_ms']:.1f}", f"{row['ratio']:.2f}"]
+        values = [f"{row['total_ms']:.1f}", f"{1e3 * arguments.batch / row['total_ms']:.0f}", f"{row['ratio']:.2f}"]
         values += [f"{row[part]:.1f}" for part in ("model_ms", "classifier_ms", "rest_ms")]
-        table.add_row(row["guide"], *values, f"{row['rest_share']:.1%}")
+        table.add_row(row["guidance"], *values, f"{row['rest_share']:.1%}")
     Console().print(table)
     if arguments.json:
         settings = {key: str(value) for key, value in vars(arguments).items() if key != "json"}

@@ -1,4 +1,4 @@
-"""The built wheel carries the task files."""
+"""The built wheel carries the task files and the classifiers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def test_the_wheel_carries_the_tasks(tmp_path: Path) -> None:
     held = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tasks").rglob("*.yaml")} <= held
     assert {"tasks/data/lambada_mini.jsonl", "tasks/data/README.md"} <= held
+    carried = [path for path in (ROOT / "textguide" / "classifiers" / "data").rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT / "textguide").as_posix() for path in carried} <= held
 
     code = (
         "import textguide.tasks as t; from textguide.tasks import readers; "

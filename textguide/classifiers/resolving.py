@@ -129,8 +129,8 @@ def resolve(value: Classifier | str, model: Any = None, tokenizer: Any = None) -
     if path.exists():
         return load(path, model, tokenizer)
     near = difflib.get_close_matches(kind, SPECS, n=1)
-    hint = f"did you mean {SPECS[near[0]].form!r}? " if near else ""
-    raise ValueError(f"classifier {value!r} is neither known nor a folder; {hint}There are {_forms()}")
+    hint = f"did you mean {SPECS[near[0]].form!r}? There" if near else "there"
+    raise ValueError(f"classifier {value!r} is neither known nor a folder; {hint} are {_forms()}")
 
 
 def load(path: str | Path, model: Any = None, tokenizer: Any = None) -> Classifier:

@@ -213,7 +213,7 @@ def train_causal(
     *,
     model_name: str,
     labels: Sequence[str] | None = None,
-    strength: float = 0.01,
+    strength: float = 0.1,
     name: str = "causal",
     progress: Callable[[int], None] | None = None,
 ) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 from . import options
 
 KINDS = ("linear", "embedding", "causal")
-STRENGTH = {"linear": 0.1, "embedding": 0.1, "causal": 0.01}
 
 
 def add(commands: Any) -> None:
@@ -28,7 +27,7 @@ def add(commands: Any) -> None:
     train.add_argument("--label-column", default="1", help="number from 0, or name in the header [%(default)s]")
     train.add_argument("--header", action=argparse.BooleanOptionalAction, help="the first line names columns [guessed]")
     train.add_argument("--labels", help="names for the classes, in sorted order, with commas between them")
-    train.add_argument("--strength", type=float, help="inverse of the L2 penalty [by kind: 0.1, 0.1, 0.01]")
+    train.add_argument("--strength", type=float, default=0.1, help="inverse of the L2 penalty [%(default)s]")
     train.add_argument("--encoder", default="minilm", help="embedding: minilm, or an encoder's folder [%(default)s]")
     train.add_argument("--limit", type=int, help="use this many examples, drawn at random")
     train.add_argument("--seed", type=int, default=0, help="for --limit and the tenth [%(default)s]")
@@ -54,7 +53,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
-    if arguments.strength is not None and not arguments.strength > 0:
+    if not arguments.strength > 0:
         raise ValueError(f"--strength {arguments.strength} must be above 0")
     examples, held_out = _examples(arguments)
     classifier = _fit(arguments, examples)
@@ -132,7 +131,7 @@ def _fit(arguments: argparse.Namespace, examples: Any) -> Any:
 
     from ..classifiers import load_encoder, train_causal, train_embedding, train_linear
 
-    strength = arguments.strength or STRENGTH[arguments.kind]
+    strength = arguments.strength
     if arguments.kind == "linear":
         return train_linear(examples, strength=strength)
     if arguments.kind == "embedding":

@@ -52,6 +52,18 @@ def add(commands: Any) -> None:
     group.add_argument("--select-on", default="first-half", help="items that choose the best scale: first-half, "
                        "second-half, all or none [%(default)s]")  # fmt: skip
     group.add_argument("--confirm-run-unsafe-code", action="store_true", help="let HumanEval run what the model wrote")
+    group.add_argument(
+        "--backend",
+        choices=("causal", "diffusion"),
+        default="causal",
+        help="diffusion: --model is a masked diffusion model, such as sudoku4 [%(default)s]",
+    )
+    group.add_argument(
+        "--backend-args",
+        default="",
+        metavar="NAME=VALUE,…",
+        help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…",
+    )
     group.add_argument("--json", action="store_true", help="print results as JSON")
     options.add_model(parser)
     parser.set_defaults(run=run)
@@ -156,12 +168,29 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
         "uncond": arguments.uncond,
         "trust_remote_code": arguments.trust_remote_code,
     }
+    if arguments.backend == "diffusion":
+        values |= {"backend": "diffusion", **_backend_args(arguments.backend_args)}
+    elif arguments.backend_args:
+        raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion")
     if arguments.device:
         values["device"] = arguments.device
     if arguments.dtype:
         values["dtype"] = arguments.dtype
     if arguments.device_map:
         values["parallelize"] = True
+    return values
+
+
+def _backend_args(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"--backend-args {text}: write NAME=VALUE, separated by commas")
+        try:
+            values[name.strip()] = json.loads(value)
+        except ValueError:
+            values[name.strip()] = value
     return values
 
 

@@ -1,5 +1,6 @@
 """Guidance methods: pure mathematics on log-probabilities, one paper a file."""
 
+from .acfg import ACFG
 from .awrs import AWRS
 from .base import Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
 from .caif import CAIF
@@ -8,6 +9,7 @@ from .composed import Composed, as_guidance, split, with_scale
 from .prompts import Message
 
 __all__ = [
+    "ACFG",
     "AWRS",
     "CAIF",
     "CFG",

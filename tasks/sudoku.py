@@ -1,0 +1,166 @@
+"""Sudoku of 4×4 and 6×6: grids, puzzles with one solution, and the check of an answer.
+
+A grid is a text of digits, row by row; in a puzzle ``0`` stands for an empty cell. Boxes are 2×2, and 2 rows by 3
+columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+EMPTY = "0"
+BOX_WIDTH = {4: 2, 6: 3}
+HELD_OUT = 6
+"""One grid in so many is held out: no training puzzle has it as its solution."""
+
+
+TEST_CLUES = {4: (4, 8), 6: (10, 16)}
+TEST_SEED = 1000
+
+
+def side_of(grid: str) -> int:
+    """4 or 6, by the number of cells.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    side = {side * side: side for side in BOX_WIDTH}.get(len(grid))
+    if side is None:
+        raise ValueError(f"puzzle={grid!r} has {len(grid)} cells; a puzzle has 16 or 36, with 0 for an empty one")
+    return side
+
+
+@lru_cache(maxsize=2)
+def _peers(side: int) -> tuple[tuple[int, ...], ...]:
+    """For every cell the others in its row, column and box."""
+    width = BOX_WIDTH[side]
+
+    def units(cell: int) -> tuple[int, int, tuple[int, int]]:
+        row, column = divmod(cell, side)
+        return row, column, (row // 2, column // width)
+
+    cells = range(side * side)
+    return tuple(
+        tuple(b for b in cells if b != a and any(x == y for x, y in zip(units(a), units(b), strict=True)))
+        for a in cells
+    )
+
+
+def solutions(puzzle: str, limit: int = 2, shuffle: random.Random | None = None) -> list[str]:
+    """Grids that agree with the clues of ``puzzle``, ``limit`` at most; ``shuffle`` tries digits in a random order."""
+    side = side_of(puzzle)
+    peers, cells, found = _peers(side), [int(c) for c in puzzle], []
+    for cell, digit in enumerate(cells):
+        if digit > side or (digit and any(cells[peer] == digit for peer in peers[cell])):
+            return []
+
+    def open_digits(cell: int) -> list[int]:
+        taken = {cells[peer] for peer in peers[cell]}
+        return [digit for digit in range(1, side + 1) if digit not in taken]
+
+    def fill() -> None:
+        best: tuple[int, list[int]] | None = None
+        for cell, digit in enumerate(cells):
+            if not digit:
+                options = open_digits(cell)
+                if best is None or len(options) < len(best[1]):
+                    best = cell, options
+                    if len(options) <= 1:
+                        break
+        if best is None:
+            found.append("".join(map(str, cells)))
+            return
+        cell, options = best
+        if shuffle is not None:
+            shuffle.shuffle(options)
+        for digit in options:
+            cells[cell] = digit
+            fill()
+            if len(found) >= limit:
+                break
+        cells[cell] = 0
+
+    fill()
+    return found
+
+
+def held_out(grid: str) -> bool:
+    """Whether a solution grid is kept for tests: a sixth of all grids, by a hash of the grid."""
+    return hashlib.sha256(grid.encode()).digest()[0] % HELD_OUT == 0
+
+
+def puzzles(
+    side: int, count: int, clues: tuple[int, int], seed: int, wanted: Callable[[str], bool] = held_out
+) -> list[tuple[str, str]]:
+    """Different puzzles with exactly one solution, each with its solution.
+
+    Args:
+        side: 4 or 6.
+        clues: least and greatest number of clues, both included; every number is drawn equally often before puzzles
+            with several solutions are thrown away.
+        seed: the same seed gives the same puzzles.
+        wanted: which grids may be solutions.
+
+    Raises:
+        ValueError: so many different puzzles were not found.
+    """
+    chance = random.Random(seed)
+    found: dict[str, str] = {}
+    for _ in range(400 * count):
+        if len(found) == count:
+            break
+        grid = solutions(EMPTY * side * side, 1, chance)[0]
+        if not wanted(grid):
+            continue
+        shown = set(chance.sample(range(side * side), chance.randint(*clues)))
+        puzzle = "".join(digit if place in shown else EMPTY for place, digit in enumerate(grid))
+        if puzzle not in found and len(solutions(puzzle)) == 1:
+            found[puzzle] = grid
+    if len(found) < count:
+        raise ValueError(f"count={count}: only {len(found)} puzzles with {clues[0]} to {clues[1]} clues were found")
+    return list(found.items())
+
+
+def is_solution(puzzle: str, answer: str) -> bool:
+    """Whether ``answer`` is a filled grid that keeps every clue."""
+    answer = answer.strip()
+    if len(answer) != len(puzzle) or not answer.isdecimal() or EMPTY in answer:
+        return False
+    kept = all(clue in (EMPTY, digit) for clue, digit in zip(puzzle, answer, strict=True))
+    return kept and bool(solutions(answer, 1))
+
+
+def correct_cells(solution: str, answer: str) -> float:
+    """Share of the cells that are right."""
+    return sum(a == b for a, b in zip(solution, answer.strip(), strict=False)) / len(solution)
+
+
+def dataset(side: int, count: int = 200) -> dict[str, Any]:
+    """Held-out puzzles as a dataset for lm-eval: ``puzzle``, ``solution``."""
+    import datasets
+
+    rows = puzzles(side, count, TEST_CLUES[side], TEST_SEED)
+    table = datasets.Dataset.from_list([{"puzzle": puzzle, "solution": solution} for puzzle, solution in rows])
+    return {"test": table}
+
+
+def four(**_: Any) -> dict[str, Any]:
+    """The task ``sudoku4``."""
+    return dataset(4)
+
+
+def six(**_: Any) -> dict[str, Any]:
+    """The task ``sudoku6``."""
+    return dataset(6)
+
+
+def results(doc: dict[str, str], answers: list[str]) -> dict[str, float]:
+    """Whether the answer solves the puzzle, and the share of right cells."""
+    return {
+        "solved": float(is_solution(doc["puzzle"], answers[0])),
+        "cells": correct_cells(doc["solution"], answers[0]),
+    }

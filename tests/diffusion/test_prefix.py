@@ -1,0 +1,77 @@
+"""Kept blocks: exact where attention is causal between blocks, an approximation where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from textguide import ACFG, CFG, diffusion
+
+from . import tiny
+
+
+def opened(block: int | None, start: int = 3) -> Any:
+    torch.manual_seed(0)
+    return tiny.LLaDAModelLM(tiny.VOCABULARY).eval() if block is None else _block(block, start)
+
+
+def _block(block: int, start: int) -> Any:
+    model = tiny.LLaDAModelLM(tiny.VOCABULARY)
+    model.block, model.start = block, start
+    return model.eval()
+
+
+PROMPTS = ["abc", "lkh"]
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(2.0), CFG(2.0, schedule="linear")], ids=str)
+def test_exact_where_attention_is_causal_between_blocks(guidance: Any) -> None:
+    model, words = opened(4), tiny.tokenizer()
+    options: dict[str, Any] = {"gen_length": 12, "block_length": 4, "guidance": guidance, "temperature": 1.0, "seed": 0}
+    plain = diffusion.generate(model, words, PROMPTS, **options)
+    cached = diffusion.generate(model, words, PROMPTS, cache=True, **options)
+    assert torch.equal(plain.sequences, cached.sequences)
+    assert cached.passes == plain.passes
+
+
+def test_the_tail_alone_is_read() -> None:
+    model, words = opened(4), tiny.tokenizer()
+    lengths = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    made = diffusion.denoiser(model, words, probe=False)
+    diffusion.generate(made, words, PROMPTS, gen_length=8, block_length=4, early_end=False, cache=True)
+    assert lengths == [11, 8, 8, 8, 11, 4, 4, 4]
+
+
+def test_bidirectional_models_are_approximated() -> None:
+    """The error is real: at the second step of a block the prompt would be read anew."""
+    model, words = opened(None), tiny.tokenizer()
+    made = diffusion.denoiser(model, words)
+    ids = torch.tensor([[5, 6, 7, 1, 1, 1, 1]])
+    attention = torch.ones_like(ids, dtype=torch.bool)
+    _, past = made(ids, attention, keep=True)
+    past.crop(-4)
+    ids[0, 3] = 9
+    exact, _ = made(ids, attention)
+    tail, _ = made(ids[:, 3:], attention, past=past, keep=True)
+    error = (torch.log_softmax(tail, -1) - torch.log_softmax(exact[:, 3:], -1))[..., 5:].abs().max()
+    assert 1e-3 < float(error) < 10
+    out = diffusion.generate(made, words, PROMPTS, gen_length=8, block_length=4, cache=True, guidance=CFG(1.5))
+    assert not (out.sequences == tiny.MASK).any()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "guidance", "message"),
+    [
+        (["abc", "ab"], None, "cache=True needs prompts of one length"),
+        (PROMPTS, ACFG(2.0), "A-CFG masks parts of it anew"),
+        (PROMPTS, CFG(2.0, negative_prompt="a"), "leave negative_prompt out"),
+    ],
+)
+def test_what_leaves_nothing_to_keep_is_refused(prompts: Any, guidance: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diffusion.generate(opened(None), tiny.tokenizer(), prompts, gen_length=8, cache=True, guidance=guidance)

@@ -1,0 +1,237 @@
+"""What the sampler asks of a masked diffusion model, and the adapters that give it.
+
+A :class:`Denoiser` reads token ids with an attention mask and returns logits ``(B, L, V)`` in which position ``j`` is
+the law of token ``j``, whatever the model's own habit is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..caches import accepts, cache_argument
+from ..guidance.prompts import as_prompt, is_chat
+
+KINDS = ("masked-lm", "llada", "dream")
+
+
+@dataclass
+class Denoiser:
+    """A masked diffusion model, seen by the sampler.
+
+    Args:
+        model: the module; called with ``input_ids`` and ``attention_mask``, returns an object with ``logits``.
+        tokenizer: its tokenizer.
+        mask_id: id of the mask token.
+        end_id: id of the token that ends a text, or None.
+        pad_id: id that fills rows up; never attended to.
+        shifted: the model's logits at ``j`` are the law of token ``j + 1`` (Dream), and are moved back here.
+        square_mask: the model wants its mask as ``(B, 1, L, L)``, or the text ``"full"`` where nothing is padded
+            (Dream).
+        prefix_ids, suffix_ids: tokens that frame every text, such as ``[CLS]`` and ``[SEP]``; guidance leaves them
+            alone.
+        forbidden: ids that are never written: the mask token and, for models with such a frame, its special tokens.
+        max_length: the longest row that the model reads, or None where it states no limit.
+
+    Attributes:
+        passes: forward passes so far.
+        rows: rows read so far, over all passes.
+    """
+
+    model: Any
+    tokenizer: Any
+    mask_id: int
+    end_id: int | None
+    pad_id: int
+    shifted: bool = False
+    square_mask: bool = False
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()
+    max_length: int | None = None
+    passes: int = field(default=0, init=False)
+    rows: int = field(default=0, init=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.model.parameters())).device
+
+    @property
+    def can_cache(self) -> bool:
+        """Whether ``forward`` takes ``past_key_values``, so that finished blocks can be kept."""
+        encoder = not getattr(getattr(self.model, "config", None), "is_decoder", True)
+        return not encoder and any(accepts(self.model, name) for name in ("past_key_values", "cache"))
+
+    def __call__(self, ids: Tensor, attention: Tensor, past: Any = None, keep: bool = False) -> tuple[Tensor, Any]:
+        """Logits (B, L, V) of ``ids`` (B, L), with forbidden tokens at −inf, and the cache where one was asked for.
+
+        Args:
+            attention: bool, 1 for real tokens; (B, L), or (B, past + L) behind a cache.
+            past: keys and values of the tokens in front of ``ids``.
+            keep: return keys and values of what was read.
+        """
+        self.passes += 1
+        self.rows += len(ids)
+        extra: dict[str, Any] = {}
+        if past is not None or keep:
+            extra = {cache_argument(self.model): past, "use_cache": True}
+        mask: Any = attention.long()
+        if self.square_mask:
+            whole = bool(attention.all())
+            mask = "full" if whole else (attention[:, None, -ids.shape[1] :, None] & attention[:, None, None, :])
+        with torch.no_grad():
+            out = self.model(input_ids=ids, attention_mask=mask, **extra)
+        logits = out.logits
+        if self.shifted:
+            logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), float("-inf"))
+        return logits, _cache_of(out) if keep else None
+
+    def encode(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt without its frame: a text, ids, or chat messages (the template's generation prompt)."""
+        prompt = as_prompt(prompt)
+        if prompt is None:
+            raise ValueError("prompts must be texts, token ids or chat messages; give a list with one of these a row")
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+        if is_chat(prompt):
+            turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+            return list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+        return [int(token) for token in prompt]
+
+
+def denoiser(
+    model: Any,
+    tokenizer: Any,
+    *,
+    kind: str | None = None,
+    mask_id: int | None = None,
+    end_id: int | None = None,
+    probe: bool = True,
+) -> Denoiser:
+    """The adapter for a model, chosen by what the model is.
+
+    Args:
+        model: a transformers masked language model (BERT, ALBERT, ModernBERT…), a model with LLaDA's or Dream's
+            interface, or a :class:`Denoiser`, which is returned as it is.
+        tokenizer: its tokenizer.
+        kind: ``masked-lm``, ``llada`` (bidirectional decoder, logits in place) or ``dream`` (logits shifted by one,
+            square masks); None: by ``config.model_type`` and the names of the classes.
+        mask_id: the mask token; None: the configuration's ``mask_token_id``, else the tokenizer's.
+        end_id: the end token; None: the tokenizer's, if it has one.
+        probe: run two short rows to see that later tokens change earlier logits.
+
+    Raises:
+        ValueError: there is no mask token, the model is causal, or it cannot be denoised from masks.
+    """
+    if isinstance(model, Denoiser):
+        return model
+    names = " ".join([str(getattr(getattr(model, "config", None), "model_type", "")), type(model).__name__]).lower()
+    if "diffusiongemma" in names.replace("_", ""):
+        raise ValueError(
+            "model is a DiffusionGemma, whose canvas starts from random tokens and holds no masks; use its own "
+            "generate with textguide.logits_processors.AllowedTokensProcessor for constraints (it can take "
+            "neither CFG nor A-CFG)"
+        )
+    if kind is None:
+        kind = "dream" if "dream" in names else "llada" if "llada" in names else "masked-lm"
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
+    config = getattr(model, "config", None)
+    if mask_id is None:
+        mask_id = next(
+            (
+                value
+                for value in (
+                    getattr(config, "mask_token_id", None),
+                    getattr(tokenizer, "mask_token_id", None),
+                    126336 if kind == "llada" and getattr(config, "vocab_size", 0) == 126464 else None,
+                )
+                if value is not None
+            ),
+            None,
+        )
+    if mask_id is None:
+        raise ValueError(
+            "the model has no mask token (neither its configuration nor its tokenizer names one), so it is no masked "
+            "diffusion model; if it is one, pass mask_id="
+        )
+    end_id = end_id if end_id is not None else getattr(tokenizer, "eos_token_id", None)
+    prefix, suffix = _frame(tokenizer) if kind == "masked-lm" else ((), ())
+    if end_id is None and suffix and kind == "masked-lm":
+        end_id = None  # a masked language model is given its length; [SEP] closes the row and is not written
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    special = set(getattr(tokenizer, "all_special_ids", None) or []) if kind == "masked-lm" else set()
+    made = Denoiser(
+        model,
+        tokenizer,
+        mask_id=int(mask_id),
+        end_id=end_id,
+        pad_id=int(pad_id if pad_id is not None else end_id if end_id is not None else mask_id),
+        shifted=kind == "dream",
+        square_mask=kind == "dream",
+        prefix_ids=prefix,
+        suffix_ids=suffix,
+        forbidden=tuple(sorted((special | {int(mask_id)}) - {end_id})),
+        max_length=_longest(model, tokenizer),
+    )
+    if probe:
+        _check_bidirectional(made)
+    return made
+
+
+def _cache_of(out: Any) -> Any:
+    """The cache that a forward returned; the new name first, since reading the old one warns."""
+    found = getattr(out, "cache", None)
+    return out.past_key_values if found is None else found
+
+
+def _frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that the tokenizer puts in front of and behind every text."""
+    bare = list(tokenizer("", add_special_tokens=False).input_ids)
+    framed = list(tokenizer("", add_special_tokens=True).input_ids)
+    if bare or not framed:
+        return (), ()
+    closing = {getattr(tokenizer, "sep_token_id", None), getattr(tokenizer, "eos_token_id", None)} - {None}
+    cut = next((i for i, token in enumerate(framed) if token in closing), len(framed))
+    return tuple(framed[:cut]), tuple(framed[cut:])
+
+
+def _longest(model: Any, tokenizer: Any) -> int | None:
+    config = getattr(model, "config", None)
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_sequence_length", "n_positions")]
+    stated = getattr(tokenizer, "model_max_length", None)
+    limits.append(stated if isinstance(stated, int) and stated < 10**9 else None)
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _check_bidirectional(made: Denoiser) -> None:
+    """Refuse a model whose earlier logits do not move when a later token does."""
+    texts = [token for token in range(min(made.model.config.vocab_size, 64)) if token not in made.forbidden]
+    if len(texts) < 2:
+        return
+    rows = [_probe(made, token) for token in texts[:2]]
+    ids = torch.tensor(rows, device=made.device)
+    first = len(made.prefix_ids) + 1
+    training = made.model.training
+    made.model.eval()
+    logits, _ = made(ids, torch.ones_like(ids, dtype=torch.bool))
+    made.model.train(training)
+    made.passes, made.rows = 0, 0
+    law = torch.log_softmax(logits[:, :first].double(), -1)
+    if torch.equal(law[0], law[1]):
+        raise ValueError(
+            f"model {type(made.model).__name__} is causal: a later token does not change what it says about an earlier "
+            "one, so it cannot fill masks; use textguide.generate for it, or pass probe=False if its attention is "
+            "opened elsewhere"
+        )
+
+
+def _probe(made: Denoiser, last: int) -> Sequence[int]:
+    return [*made.prefix_ids, made.mask_id, made.mask_id, last, *made.suffix_ids]

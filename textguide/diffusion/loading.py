@@ -1,0 +1,65 @@
+"""Loading masked diffusion models: the bundled ones, a folder, or a hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelUnavailableError
+from ..models import default_device
+from .packages import PACKAGES, load_packaged
+
+BUNDLED = Path(__file__).parent / "models"
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with textguide."""
+    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "config.json").is_file())
+
+
+def load(
+    name: str, *, device: str | None = None, dtype: Any = None, trust_remote_code: bool = False, **kwargs: Any
+) -> tuple[Any, Any]:
+    """Load a masked diffusion model and its tokenizer.
+
+    Args:
+        name: a bundled model (:func:`bundled`: ``sudoku4``, ``molecules``…), ``rxnmapper`` or ``antiberty`` where the
+            package of that name is installed, a folder, or a name on a model hub.
+        device: where the model goes; default: a GPU if there is one.
+        dtype: default: float32 on a CPU, else the dtype of the checkpoint.
+        trust_remote_code: allow code that comes with the checkpoint to run, which LLaDA and Dream need.
+        **kwargs: passed to ``from_pretrained``.
+
+    Returns:
+        ``(model, tokenizer)``, the model in evaluation mode.
+
+    Raises:
+        ModelUnavailableError: nothing loadable stands behind ``name``.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+    device = device or default_device()
+    if name in PACKAGES and not Path(name).is_dir():
+        model, tokenizer = load_packaged(name)
+        return model.to(device=device, dtype=dtype), tokenizer
+    if dtype is None:
+        import torch
+
+        dtype = torch.float32 if device == "cpu" else "auto"
+    own = not Path(name).is_dir() and (BUNDLED / name / "config.json").is_file()
+    source = BUNDLED / name if own else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        remote = getattr(config, "auto_map", None) and "AutoModelForMaskedLM" not in config.auto_map
+        auto = AutoModel if remote else AutoModelForMaskedLM
+        model = auto.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = "it comes with its own code; read it, then pass trust_remote_code=True to run it"
+        raise ModelUnavailableError(
+            f"masked diffusion model {name!r} could not be loaded: {reason[:300]} (bundled: {', '.join(bundled())})"
+        ) from error
+    return model.to(device).eval(), tokenizer
