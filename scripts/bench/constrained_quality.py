@@ -289,4 +289,7 @@ def progress() -> Progress:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"constrained_quality: {error}") from None
