@@ -68,7 +68,7 @@ class Sudoku:
         )
         self.prompts: list[str] = [puzzle for puzzle, _ in self.puzzles]
         self.length = arguments.side**2
-        self.options = {"steps": arguments.steps or 4}
+        self.options = {"steps": arguments.steps or 8}
 
     def measure(self, texts: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, float]]:
         return {
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--model", help="a folder, in place of the bundled model")
     parser.add_argument("--side", type=int, default=4, help="of the Sudoku grid")
     parser.add_argument("--items", type=int, default=300)
-    parser.add_argument("--steps", type=int, help="denoising steps [4 for Sudoku, one a token for molecules]")
+    parser.add_argument("--steps", type=int, help="denoising steps [8 for Sudoku, one a token for molecules]")
     parser.add_argument("--temperature", type=float, default=0.7, help="of the molecules")
     parser.add_argument("--batch-size", type=int, default=100)
     arguments = parser.parse_args()

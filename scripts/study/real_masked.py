@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.4, help="of the tokens masked")
-    parser.add_argument("--draws", type=int, default=4, help="maskings a text")
+    parser.add_argument("--draws", type=int, default=3, help="maskings a text")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results = {}
@@ -91,7 +91,7 @@ def study(name: str, texts: list[str], share: float, draws: int) -> dict[str, di
     results: dict[str, dict[str, float]] = {}
     right: dict[str, list[float]] = {}
     for setting, guidance in SETTINGS.items():
-        out = diffusion.infill(denoiser, tokenizer, rows, guidance=guidance, steps=12, warn=False)
+        out = diffusion.infill(denoiser, tokenizer, rows, guidance=guidance, steps=6, warn=False)
         filled = [out.sequences[n][out.targets[n]].tolist() for n in range(len(rows))]
         # One value a text, so that the interval respects that its masks are not independent.
         right[setting] = [sum(map(int.__eq__, f, t)) / len(t) for f, t in zip(filled, truths, strict=True)]

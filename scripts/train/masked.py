@@ -138,3 +138,4 @@ def write(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any], card:
     tokenizer.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     (folder / "README.md").write_text(card)
+    (folder / "model.safetensors").chmod(0o644)

@@ -43,10 +43,10 @@ A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) tra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the molsets wheel, or its train.csv.gz")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--rows", type=int, default=150000)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--rows", type=int, default=60000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("textguide/diffusion/models/molecules"))
@@ -85,7 +85,7 @@ def main() -> None:
         found = molecules.report([b for b, _ in pairs[:32]], texts)
         return f"valid {sum(found.valid) / 32:.2f} hits {sum(found.hits) / 32:.2f} e.g. {texts[0]}"
 
-    facts = train(model, batches, prompt, steps=arguments.steps, watch=watch, rate=2e-3)
+    facts = train(model, batches, prompt, steps=arguments.steps, watch=watch, rate=3e-3)
     import rdkit
 
     facts |= {"rows": len(rows), "batch": arguments.batch, "width": arguments.width, "layers": arguments.layers}

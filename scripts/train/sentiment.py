@@ -3,7 +3,7 @@
     TEXTGUIDE_DATA=DATA python scripts/train/sentiment.py
 
 The strength of the penalty is chosen on whole sentences of the training set whose phrases were all left out of it;
-the published test sentences are read once, at the end.
+the published test sentences take no part in that.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def is_whole(text: str) -> bool:
     return _accepts(text, partial=False)
 
 
-SMILES = Predicate(can_become, is_whole)
+SMILES = Predicate(can_become, is_whole, ascii=True)
 
 
 def _accepts(text: str, partial: bool) -> bool:

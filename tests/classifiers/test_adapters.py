@@ -16,11 +16,13 @@ from textguide.classifiers import (
     EstimatorClassifier,
     Examples,
     GzipClassifier,
+    HeadClassifier,
     ZeroShotClassifier,
     load_encoder,
     resolve,
     train_embedding,
 )
+from textguide.classifiers.causal_head import Head
 from textguide.errors import ModelUnavailableError
 
 from ..architectures import Tokenizer, build
@@ -97,6 +99,18 @@ def test_embeddings(encoder_folder: Path, tmp_path: Path) -> None:
     loaded = resolve(f"embedding:{tmp_path / 'saved'}")
     torch.testing.assert_close(loaded.log_prob(TEXTS), classifier.log_prob(TEXTS))
     torch.testing.assert_close(resolve(str(tmp_path / "saved")).log_prob(TEXTS), loaded.log_prob(TEXTS))
+
+
+def test_descriptions_tell_heads_apart(encoder_folder: Path) -> None:
+    encoder = load_encoder(str(encoder_folder))
+    one, same, other = (
+        EmbeddingClassifier(encoder, torch.full((16, 1), x), torch.zeros(1), ("a", "b")) for x in (1, 1, 2)
+    )
+    assert one.to_dict() == same.to_dict() != other.to_dict()
+    model, tokenizer = build("llama"), Tokenizer()
+    heads = [Head(torch.full((32, 1), x), torch.zeros(1)) for x in (1.0, 1.0, 2.0)]
+    first, again, third = (HeadClassifier(model, tokenizer, head, ("a", "b"), model_name="tiny") for head in heads)
+    assert first.to_dict() == again.to_dict() != third.to_dict()
 
 
 def test_wrong_embeddings(encoder_folder: Path, tmp_path: Path) -> None:

@@ -100,6 +100,16 @@ def test_a_text_is_asked_once() -> None:
     assert Predicate(recorded).start(SMALL).calls == 1  # a session of its own asks anew
 
 
+def test_ascii_refuses_the_rest_unasked() -> None:
+    for on in ("text", "bytes"):
+        session = Predicate(lambda text: True, on=on, ascii=True).start(SMALL)
+        for text in ("é".encode(), b"a\xc3", b"\xff", "a😀b".encode()):
+            assert not session.is_prefix(text)
+            assert not session.is_complete(text)
+        assert session.calls == 1
+        assert session.is_prefix(b"a\x7f")
+
+
 def test_answers_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from textguide.constraints import predicate
 
@@ -143,7 +153,7 @@ def test_what_refuses_the_empty_text_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("values", "name"),
     [({"prefix_fn": 3}, "prefix_fn=3"), ({"prefix_fn": prefix, "complete_fn": "x"}, "complete_fn='x'"),
-     ({"prefix_fn": prefix, "on": "chars"}, "on='chars'")],
+     ({"prefix_fn": prefix, "on": "chars"}, "on='chars'"), ({"prefix_fn": prefix, "ascii": 1}, "ascii=1")],
 )  # fmt: skip
 def test_wrong_fields(values: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):

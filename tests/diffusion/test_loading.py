@@ -24,7 +24,7 @@ def test_bundled_sudoku_solves_puzzles() -> None:
     for guidance in (None, CFG(1.5), ACFG(1.5)):
         out = diffusion.generate(model, tokenizer, prompts, gen_length=16, guidance=guidance)
         solved = sum(sudoku.is_solution(puzzle, text) for puzzle, text in zip(prompts, out.texts, strict=True))
-        assert solved >= 20
+        assert solved >= 8
     right = diffusion.score(model, tokenizer, prompts[:8], [g for _, g in pairs[:8]], draws=16)
     wrong = diffusion.score(model, tokenizer, prompts[:8], [g for _, g in pairs[1:9]], draws=16)
     assert (right.log_likelihood > wrong.log_likelihood).all()

@@ -48,7 +48,7 @@ def test_items(name: str) -> None:
     items = task.items()
     assert items == task.items()
     assert len({item.name for item in items}) == len(items)
-    assert len(items) == {"json": 202, "molecules": 100, "patterns": 80, "sql": 39}[name]
+    assert len(items) == {"json": 202, "molecules": 100, "patterns": 90, "sql": 39}[name]
     for item in items:
         assert [message["role"] for message in item.messages] == (
             ["system"] + ["user", "assistant"] * (len(item.messages) // 2 - 1) + ["user"]

@@ -60,7 +60,10 @@ class CausalSequenceClassifier(CausalClassifier):
         self.backbone, self.head, self.tokenizer = backbone.eval(), head, tokenizer
         self.activation = activation
         self.batch_size = batch_size
-        self.source = source or {"model": str(getattr(backbone, "name_or_path", ""))}
+        self.source = source or {
+            "model": str(getattr(backbone, "name_or_path", "")),
+            "weights": heads.digest(*getattr(head, "parameters", tuple)()),
+        }
         self.is_sliding = not _crops(caches.new_cache(backbone))
         self.share = False if self.is_sliding or not caches.accepts(backbone, "position_ids") else share
         outputs = self.head(torch.zeros(1, backbone.config.hidden_size, device=backbone.device, dtype=backbone.dtype))

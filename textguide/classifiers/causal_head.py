@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import storage
+from . import heads, storage
 from .base import batches
 from .causal import CausalSequenceClassifier
 
@@ -50,6 +50,7 @@ class HeadClassifier(CausalSequenceClassifier):
         self, model: Any, tokenizer: Any, head: Head, labels: Sequence[str], *, model_name: str, **options: Any
     ) -> None:
         options.setdefault("name", "causal")
+        options.setdefault("source", {"model": model_name, "weights": heads.digest(head.weights, head.bias)})
         super().__init__(model.base_model, head, tokenizer, labels, **options)
         self.model_name = model_name
 

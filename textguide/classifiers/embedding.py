@@ -84,7 +84,7 @@ class EmbeddingClassifier(Classifier):
         self.encoder, self.weights, self.bias, self.name = encoder, weights.float(), bias.float(), name
         self.labels = label_names(labels)
         self.batch_size = 16 * encoder.batch_size  # the encoder cuts it into batches of like length
-        self.source = source or {}
+        self.source = source or {"weights": heads.digest(self.weights, self.bias)}
         width = encoder.model.config.hidden_size
         outputs = weights.shape[-1]
         if (

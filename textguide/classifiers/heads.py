@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,3 +55,11 @@ def labels_of(config: Any) -> tuple[str, ...]:
 def columns(labels: Sequence[str], outputs: int) -> bool:
     """Whether a head with ``outputs`` outputs belongs to the classes ``labels``."""
     return outputs == len(labels) or (outputs == 1 and len(labels) == 2)
+
+
+def digest(*tensors: Tensor) -> str:
+    """Sixteen digits that differ when a value differs, for :meth:`Classifier.to_dict`."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

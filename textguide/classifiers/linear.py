@@ -7,7 +7,6 @@ nothing. So an ending costs what it changes, never a second reading of the prefi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from . import storage
+from . import heads, storage
 from .base import Classifier, label_names, same_rows
 
 # A piece is bounded, so that text without blanks costs no more than other text.
@@ -160,7 +159,7 @@ class LinearClassifier(Classifier):
         self.labels = label_names(labels)
         self.features = features or Features()
         self.name = name
-        self.source = source or {"weights": _digest(weights, bias), **asdict(self.features)}
+        self.source = source or {"weights": heads.digest(weights, bias), **asdict(self.features)}
         columns = 1 if len(self.labels) == 2 and weights.dim() == 2 and weights.shape[1] == 1 else len(self.labels)
         if tuple(weights.shape) != (self.features.buckets, columns) or tuple(bias.shape) != (columns,):
             raise ValueError(
@@ -233,13 +232,6 @@ class LinearClassifier(Classifier):
         if scores.shape[1] < len(self.labels):
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
         return scores.log_softmax(1).float()
-
-
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load_linear(path: str | os.PathLike[str], name: str | None = None) -> LinearClassifier:

@@ -74,12 +74,13 @@ class SequenceClassifier(Classifier):
         return checked(self, values, len(texts), texts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind, the model's name and a digest of its configuration."""
+        """The kind, the model's name and digests of its configuration and its last weights."""
         config = self.model.config.to_json_string(use_diff=False)
         return {
             "kind": "hf",
             "model": str(getattr(self.model, "name_or_path", "")),
             "config": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "weights": heads.digest(*list(self.model.parameters())[-2:]),
             "labels": list(self.labels),
             "activation": self.activation,
         }

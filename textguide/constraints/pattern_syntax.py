@@ -8,12 +8,15 @@ flag") help nobody.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-_GROUPS = {
+LOOKS = {
     "(?=": "a lookahead",
     "(?!": "a negative lookahead",
     "(?<=": "a lookbehind",
     "(?<!": "a negative lookbehind",
+}
+_GROUPS = {
     "(?>": "an atomic group",
     "(?|": "a branch reset",
     "(?(": "a conditional",
@@ -58,11 +61,25 @@ def translate(pattern: str) -> str:
     Raises:
         PatternError: a construct is not regular or not supported; the message names it and where it stands.
     """
-    out: list[str] = []
+    out = []
+    for at, text in atoms(pattern):
+        if text in LOOKS:
+            raise PatternError(f"{LOOKS[text]} at {at} is not supported inside a group")
+        out.append(text)
+    return "".join(out)
+
+
+def atoms(pattern: str) -> Iterator[tuple[int, str]]:
+    """The parts of a pattern in the engine's spelling, each with its place: escapes, sets, quantifiers, brackets and
+    single characters. Look-around begins with one of ``LOOKS``.
+
+    Raises:
+        PatternError: as :func:`translate`.
+    """
     at = 0
     repeated = False  # whether the last thing was a quantifier
     while at < len(pattern):
-        character = pattern[at]
+        character, begin = pattern[at], at
         quantifier = _QUANTIFIER.match(pattern, at)
         if character == "\\":
             text, at = _escape(pattern, at)
@@ -79,15 +96,14 @@ def translate(pattern: str) -> str:
             at = quantifier.end()
             # A quantifier behind a lazy one's `?` is an error anywhere, and the engine says so.
             repeated = not (repeated and text == "?")
-            out.append(text)
+            yield begin, text
             continue
         elif character == "{":
             text, at = r"\{", at + 1
         else:
             text, at = character, at + 1
         repeated = False
-        out.append(text)
-    return "".join(out)
+        yield begin, text
 
 
 def _escape(pattern: str, at: int) -> tuple[str, int]:
@@ -126,6 +142,9 @@ def _group(pattern: str, at: int) -> tuple[str, int]:
         return "", comment.end()
     if _RECURSION.match(pattern, at):
         raise PatternError(f"a recursion at {at} is not regular")
+    for start in LOOKS:
+        if pattern.startswith(start, at):
+            return start, at + len(start)
     for start in sorted(_GROUPS, key=len, reverse=True):
         if pattern.startswith(start, at):
             raise PatternError(f"{_GROUPS[start]} at {at} is not supported")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from . import engines, llguidance_engine
+from . import engines, llguidance_engine, look_around
 from .base import Constraint, Session
 from .pattern_syntax import PatternError, translate
 from .vocabulary import Vocabulary
@@ -19,8 +19,9 @@ class Regex(Constraint):
     Runs in time linear in the text, whatever the pattern, and knows which texts can still become a match. The syntax
     is Python's (``re``), with ``\\p{…}`` for Unicode properties. ``\\d``, ``\\w``, ``\\s`` mean all of Unicode, as in
     Python; ``.`` is anything but a newline, or anything under ``(?s)``. Anchors at either end change nothing.
-    What is not regular (backreferences, recursion), and look-around, word boundaries, atomic groups and possessive
-    quantifiers, are refused by name; :class:`Predicate` takes any function.
+    Look-around may be a part of the whole pattern or of one of its alternatives. What is not regular (backreferences,
+    recursion), look-around inside groups, word boundaries, atomic groups and possessive quantifiers are refused by
+    name; :class:`Predicate` takes any function.
 
     Args:
         pattern: the regular expression.
@@ -44,11 +45,14 @@ class Regex(Constraint):
             raise ValueError(f"pattern={self.pattern!r} must be a text with a regular expression")
         engines.check(self.engine)
         try:
-            translated = translate(self.pattern)
+            if self.engine == engines.DEFAULT:
+                found = look_around.terminal(self.pattern, _literal)
+            else:
+                translate(self.pattern)
         except PatternError as error:
             raise ValueError(f"pattern={self.pattern!r} cannot be used: {error}; use a Predicate for it") from None
         if self.engine == engines.DEFAULT:
-            reason = llguidance_engine.complaint(self.regular_of(translated))
+            reason = llguidance_engine.complaint(found)
             if reason:
                 raise ValueError(f"pattern={self.pattern!r} cannot be used: {_plain(reason, self.pattern)}")
 
@@ -56,12 +60,7 @@ class Regex(Constraint):
         return {"kind": self.kind, "pattern": self.pattern, "engine": self.engine}
 
     def regular(self) -> str | None:
-        return self.regular_of(translate(self.pattern)) if self.engine == engines.DEFAULT else None
-
-    @staticmethod
-    def regular_of(translated: str) -> str:
-        """A pattern in the engine's spelling as a terminal."""
-        return f"/{llguidance_engine.regex_literal(translated)}/" if translated else '""'
+        return f"({look_around.terminal(self.pattern, _literal)})" if self.engine == engines.DEFAULT else None
 
     def start(self, vocabulary: Vocabulary) -> Session:
         what = f"pattern={self.pattern!r}"
@@ -70,6 +69,11 @@ class Regex(Constraint):
             assert terminal is not None
             return engines.session(what, llguidance_engine.terminal(terminal), vocabulary)
         return engines.xgrammar_session(what, "regex", self.pattern, vocabulary)
+
+
+def _literal(pattern: str) -> str:
+    """A pattern in the engine's spelling as a terminal."""
+    return f"/{llguidance_engine.regex_literal(pattern)}/" if pattern else '""'
 
 
 _REASONS = (

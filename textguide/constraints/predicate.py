@@ -31,18 +31,21 @@ class Predicate(Constraint):
         on: ``text`` gives the functions a ``str`` of whole characters: where a token ends inside a character, they are
             asked about the characters before it, and the bytes behind must begin a character of UTF-8. ``bytes`` gives
             them the bytes.
+        ascii: say that members hold ASCII characters alone. Other bytes are then refused unasked. Without it, a token
+            that ends inside a character passes, whatever may follow, and where nothing does that particle dies.
 
     Raises:
         ValueError: a field has a value that cannot work.
 
     Example:
         >>> Predicate(str.isascii)  # doctest: +ELLIPSIS
-        Predicate(prefix_fn=<method 'isascii' of 'str' objects>, complete_fn=None, on='text')
+        Predicate(prefix_fn=<method 'isascii' of 'str' objects>, complete_fn=None, on='text', ascii=False)
     """
 
     prefix_fn: Function
     complete_fn: Function | None = None
     on: str = "text"
+    ascii: bool = False
 
     kind = "predicate"
 
@@ -55,11 +58,19 @@ class Predicate(Constraint):
             )
         if self.on not in ("text", "bytes"):
             raise ValueError(f"on={self.on!r} must be 'text' or 'bytes'")
+        if not isinstance(self.ascii, bool):
+            raise ValueError(f"ascii={self.ascii!r} must be True or False")
 
     def to_dict(self) -> dict[str, Any]:
         """A description; functions have no JSON form, so that :func:`from_dict` refuses it."""
         complete = None if self.complete_fn is None else _name(self.complete_fn)
-        return {"kind": self.kind, "prefix_fn": _name(self.prefix_fn), "complete_fn": complete, "on": self.on}
+        return {
+            "kind": self.kind,
+            "prefix_fn": _name(self.prefix_fn),
+            "complete_fn": complete,
+            "on": self.on,
+            "ascii": self.ascii,
+        }
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Constraint:
@@ -112,6 +123,8 @@ class PredicateSession(Session):
     def _shown(self, text: bytes) -> tuple[str | bytes, bytes] | None:
         """What the functions see of a text, and the bytes behind it that begin a character; None: no UTF-8."""
         text = self._vocabulary.visible(text)
+        if self._predicate.ascii and not text.isascii():
+            return None
         if self._predicate.on == "bytes":
             return text, b""
         decoder = codecs.getincrementaldecoder("utf-8")()

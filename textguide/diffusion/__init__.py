@@ -3,7 +3,7 @@
 Example::
 
     model, tokenizer = textguide.diffusion.load("sudoku4")
-    puzzles = ["1004003021004000"]
+    puzzles = ["0300124300000431"]
     out = textguide.diffusion.generate(model, tokenizer, puzzles, gen_length=16, guidance=textguide.ACFG(1.5))
 """
 

@@ -98,7 +98,7 @@ def generate(
 
     Example:
         >>> model, tokenizer = textguide.diffusion.load("sudoku4")
-        >>> textguide.diffusion.generate(model, tokenizer, "1004003021004000", gen_length=16).texts
+        >>> textguide.diffusion.generate(model, tokenizer, "0300124300000431", gen_length=16).texts
     """
     options = {
         "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
