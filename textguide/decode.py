@@ -144,7 +144,8 @@ class _Loop:
         self.guidance, self.reweighter = settings.guidance, settings.reweighter
         self.constraint = settings.constraint
         branches = self.guidance.branches if self.guidance is not None else ()
-        self.passes = Passes(model, branches, settings.prompts, settings.models)
+        copies = 1 if self.constraint is None else self.constraint.guidance.particles
+        self.passes = Passes(model, branches, settings.prompts, settings.models, copies)
         self.prompt_length = ids.shape[1]
         self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
         self.meter = EffectMeter(len(branches), ids.device)

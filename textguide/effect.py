@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .errors import GuidanceHadNoEffectWarning
-from .guidance import split
 from .guidance.algebra import kl_divergence
+from .guidance.base import TokenConstraint
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,9 @@ def join(effects: list[Effect]) -> Effect:
 
 def warn_if_none(effect: Effect, guidance: Any) -> None:
     """Warn where guidance ran and moved nothing: the branches said the same, or it was never active."""
-    parts = split(guidance)
-    if parts.branching is None and not parts.reweighting:
+    parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
+    # A constraint moves no law that is measured here.
+    if all(part.is_neutral or isinstance(part, TokenConstraint) for part in parts):
         return
     if effect.guided_steps == 0:
         reason = "no step fell into its window of activity, or above its entropy threshold"

@@ -98,6 +98,7 @@ class Passes:
         models: further models by the name that branches use.
         branches: the extra branches.
         prompts: for each extra branch, the token ids of every row.
+        copies: every so many rows that follow each other have one prompt, which is then read once.
     """
 
     def __init__(
@@ -106,7 +107,9 @@ class Passes:
         branches: Sequence[Branch],
         prompts: Sequence[Sequence[Sequence[int]]],
         models: Mapping[str, Any] | None = None,
+        copies: int = 1,
     ) -> None:
+        self.copies = copies
         self.models = {SELF: model, **(models or {})}
         self.branches = branches
         self.prompts = prompts
@@ -146,7 +149,7 @@ class Passes:
         for name, parts in groups.items():
             slots = [(number, sample) for _, number in parts for sample in self.alive]
             merged = lanes.merge([lane for lane, _ in parts])
-            merged.guided = bool(self.branches)
+            merged.guided = bool(self.branches) or self.copies > 1
             self.running[name] = _Group(merged, slots)
         extra = torch.stack(laws[1:]) if len(laws) > 1 else None
         return Law(logits, extra, None, [])
@@ -171,7 +174,16 @@ class Passes:
             lane, logits = lanes.prefill(model, rows, ids.device)
         else:
             positions = kwargs.pop("position_ids", None)
-            lane, logits = lanes.prefill_padded(model, ids, mask, positions=positions, cache=cache, extra=kwargs)
+            # What comes with a row, such as an image, may differ where its ids do not.
+            copies = 1 if any(isinstance(value, Tensor) for value in kwargs.values()) else self.copies
+            first = slice(None, None, copies)
+            mask = mask if mask is None else mask[first]
+            positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
+            lane, logits = lanes.prefill_padded(model, ids[first], mask, positions=positions, cache=cache, extra=kwargs)
+            if copies > 1:
+                rows = torch.arange(len(ids), device=ids.device) // copies
+                lane.select(rows)
+                logits = logits[rows.to(logits.device)]
         return lane, logits[:, -1].to(ids.device)
 
     def _check_vocabulary(self, branch: Branch, size: int, expected: int) -> None:

@@ -72,6 +72,8 @@ def main() -> None:
     built = building(model, tokenizer)
     peer = Peer(arguments.peer_python, model, arguments.threads) if arguments.peer_python else None
     rows = compare(model, tokenizer, peer, arguments)
+    if peer is not None:
+        peer.close()
     masked = beside_plain(model, tokenizer, arguments)
     report = {
         "machine": machine(model),
@@ -106,6 +108,11 @@ class Peer:
         self.process.stdin.flush()
         return self._read()
 
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.wait()
+
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -119,6 +126,10 @@ def compare(model: Any, tokenizer: Any, peer: Peer | None, arguments: Any) -> li
     """Both samplers on the same prompts and functions, alternating."""
     cases = [("date", name, prompt, count) for name, prompt in DATES.items() for count in arguments.particles]
     cases += [("easy", "continued", EASY, count) for count in arguments.particles]
+    ours(model, tokenizer, "date", encode(tokenizer, DATES["hinted"]), 2, arguments.limit, 0)
+    if peer is not None:
+        ids = encode(tokenizer, DATES["hinted"])
+        peer.run(predicate="date", prompt=ids, particles=2, limit=arguments.limit, seed=0)
     result = []
     for predicate, name, prompt, count in track(cases, description="beside the peer", transient=True):
         ids = encode(tokenizer, prompt)

@@ -62,12 +62,16 @@ def serve(folder: str, threads: int) -> None:
     class Asked(Potential):
         """A predicate on texts as a potential on tokens."""
 
-        def __init__(self, vocabulary: Any, prefix_fn: Any, complete_fn: Any) -> None:
+        def __init__(self, vocabulary: Any, prefix_fn: Any, complete_fn: Any, limit: int) -> None:
             super().__init__(vocabulary)
-            self.prefix_fn, self.complete_fn, self.calls = prefix_fn, complete_fn, 0
+            self.limit = limit
+            self.prefix_fn, self.complete_fn = prefix_fn, complete_fn
+            self.calls = self.at_the_limit = 0
 
         def _ask(self, context: Any, function: Any) -> float:
             self.calls += 1
+            # Only the forced end asks about texts this long: about every token of the vocabulary.
+            self.at_the_limit += len(context) >= self.limit
             try:
                 text = b"".join(map(bytes, context)).decode()
             except UnicodeDecodeError:
@@ -90,19 +94,8 @@ def serve(folder: str, threads: int) -> None:
         random.seed(request["seed"])
         np.random.seed(request["seed"])  # noqa: NPY002
         torch.manual_seed(request["seed"])
-        asked = Asked(llm.vocab, *PREDICATES[request["predicate"]])
+        asked = Asked(llm.vocab, *PREDICATES[request["predicate"]], request["limit"])
         sampler = AWRS(llm, asked, seed=request["seed"])
-        at_the_limit = [0]
-
-        async def counted(
-            context: Any, end: Any = sampler.logw_eos, asked: Any = asked, seen: Any = at_the_limit
-        ) -> Any:
-            before = asked.calls
-            weight = await end(context)
-            seen[0] += asked.calls - before
-            return weight
-
-        sampler.logw_eos = counted
         start = time.perf_counter()
         sequences = asyncio.run(
             sampler.smc(n_particles=request["particles"], ess_threshold=0.5, max_tokens=request["limit"])
@@ -113,7 +106,7 @@ def serve(folder: str, threads: int) -> None:
         print(
             json.dumps({
                 "seconds": seconds, "steps": max(lengths), "tokens": sum(lengths), "calls": asked.calls,
-                "calls_at_the_limit": min(at_the_limit[0], asked.calls),
+                "calls_at_the_limit": asked.at_the_limit,
                 "finished": sum(weight > -np.inf for weight in weights), "log_evidence": float(sequences.log_ml),
             }),
             flush=True,

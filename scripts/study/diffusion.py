@@ -188,8 +188,9 @@ def report(study: Any, rows: list[dict[str, Any]], identity: dict[str, Any], arg
             "against_plain": None if compared is None else compared.to_dict(),
         })  # fmt: skip
     command = f"python scripts/study/diffusion.py {arguments.study} --items {arguments.items}"
-    command += "".join(f" --{k} {v}" for k, v in identity.items() if k in ("side", "steps", "temperature"))
-    text = f"# {arguments.study}\n\n`{command}`\n\n{identity}; 95% intervals.\n\n" + "\n".join(lines) + "\n"
+    shown = ("steps", "temperature", *(("side",) if arguments.study == "sudoku" else ()))
+    command += "".join(f" --{k} {v}" for k, v in identity.items() if k in shown)
+    text = f"# {arguments.study}\n\n`{command}`\n\n95% intervals, paired differences.\n\n" + "\n".join(lines) + "\n"
     write_text(arguments.output / "report.md", text)
     write_json(arguments.output / "results.json", {"identity": identity, "settings": summary})
     for metric in [*metrics, *extras]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textguide import ACFG, reference_diffusion
@@ -17,12 +17,14 @@ from textguide.guidance.acfg import remask, remask_count
 from textguide.guidance.spec import parse
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 100))
 def test_count_is_the_ceiling(filled: int, percent: int) -> None:
     found = remask_count(percent / 100, torch.tensor(filled))
     assert int(found) == math.ceil(Fraction(percent, 100) * filled)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=1, max_size=12), st.data())
 def test_selection_is_the_oracles(cells: list[tuple[float, bool]], data: Any) -> None:
     ratio = data.draw(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]))
