@@ -181,9 +181,9 @@ class Passes:
             positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
             lane, logits = lanes.prefill_padded(model, ids[first], mask, positions=positions, cache=cache, extra=kwargs)
             if copies > 1:
-                rows = torch.arange(len(ids), device=ids.device) // copies
-                lane.select(rows)
-                logits = logits[rows.to(logits.device)]
+                owners = torch.arange(len(ids), device=ids.device) // copies
+                lane.select(owners)
+                logits = logits[owners.to(logits.device)]
         return lane, logits[:, -1].to(ids.device)
 
     def _check_vocabulary(self, branch: Branch, size: int, expected: int) -> None:
