@@ -259,6 +259,14 @@ def test_plain_steps(name: str) -> None:
         run.step()
 
 
+def test_nobody_may_go_on(name: str) -> None:
+    run = Run(name)
+    run.step()
+    run.passes.reindex({})
+    assert run.passes.alive == []
+    assert run.passes.sleepers() == []
+
+
 def test_sleeping_and_waking(name: str) -> None:
     run = Run(name)
     run.step()

@@ -283,7 +283,7 @@ class Passes:
         slots = [(n, sample) for n in numbers for sample in self.alive if (n, sources[sample]) in place]
         rows = [place[n, sources[sample]] for n, sample in slots]
         if rows != list(range(len(group.slots))):
-            group.lane.select(torch.tensor(rows, device=group.samples.device))
+            group.lane.select(torch.tensor(rows, dtype=torch.long, device=group.samples.device))
         return _Group(group.lane, slots, group.read)
 
     def reread(self, samples: Sequence[int], ids: Tensor, new: int) -> list[tuple[list[int], Tensor]]:
