@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Lane:
 
     @property
     def rows(self) -> int:
-        """Number of rows R."""
+        """Number of rows R in the cache."""
         return self.next_position.shape[0]
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
@@ -54,7 +54,7 @@ class Lane:
         Recurrent states take several tokens one by one, since not every model continues a state with a chunk.
         """
         if ids.shape[1] > 1 and caches.has_recurrent_state(self.model):
-            steps = [self.forward(ids[:, i : i + 1]) for i in range(ids.shape[1])]
+            steps = [Lane.forward(self, ids[:, i : i + 1]) for i in range(ids.shape[1])]
             return torch.cat(steps[-keep:], dim=1)
         new = ids.shape[1]
         if self.mask is not None:
@@ -109,10 +109,60 @@ class Lane:
         self.inputs = {name: _select(value, index) for name, value in self.inputs.items()}
 
 
+@dataclass
+class SharedLane(Lane):
+    """A lane whose readers share the rows in which the same was read, as particles of one prompt do.
+
+    What a reader reads, where it goes on from another one and whether it stays changes ``owners`` alone; the cache
+    follows with the next pass, which runs one row for all readers that have read the same.
+
+    Args:
+        owners: the row of each reader, (N,). ``forward``, ``select`` and ``split`` speak of readers.
+    """
+
+    owners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
+        """Read ``ids`` (N, k) and return logits (N, keep, V)."""
+        rows = torch.cat([self.owners.to(ids.device)[:, None], ids], dim=1)
+        distinct, owners = torch.unique(rows, dim=0, return_inverse=True)
+        sources = distinct[:, 0].to(self.owners.device)
+        if not torch.equal(sources, torch.arange(self.rows, device=sources.device)):
+            super().select(sources)
+        self.owners = owners.to(self.owners.device)
+        return super().forward(distinct[:, 1:], keep)[owners]
+
+    def select(self, index: Tensor) -> None:
+        """Keep the readers ``index``, in place; rows without readers go with the next pass."""
+        self.owners = self.owners[index]
+
+    def split(self, index: Tensor) -> SharedLane:
+        """A new lane with the readers ``index``; this one stays as it is."""
+        rows, owners = torch.unique(self.owners[index], return_inverse=True)
+        return share(super().split(rows), owners)
+
+
+def share(lane: Lane, owners: Tensor) -> SharedLane:
+    """``lane`` for readers that go on from its rows ``owners`` (N,). It must not be used by itself afterwards."""
+    values = {f.name: getattr(lane, f.name) for f in fields(Lane)}
+    return SharedLane(**values, owners=owners.to(lane.next_position.device))
+
+
 def merge(lanes: Sequence[Lane]) -> Lane:
     """One lane with the rows of all, in order. The given lanes must not be used afterwards."""
     if len(lanes) == 1:
         return lanes[0]
+    if any(isinstance(lane, SharedLane) for lane in lanes):
+        before, owners = 0, []
+        for lane in lanes:
+            own = lane.owners if isinstance(lane, SharedLane) else torch.arange(lane.rows)
+            owners.append(own.to(lanes[0].next_position.device) + before)
+            before += lane.rows
+        return share(_merge(lanes), torch.cat(owners))
+    return _merge(lanes)
+
+
+def _merge(lanes: Sequence[Lane]) -> Lane:
     length = max(lane.length for lane in lanes)
     mask: Tensor | None = None
     recurrent_only = _has_no_time_axis(lanes[0])
@@ -131,12 +181,17 @@ def merge(lanes: Sequence[Lane]) -> Lane:
 
 
 def prefill(
-    model: Any, prompts: Sequence[Sequence[int]], device: Any, keep: int = 1, guided: bool = False
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    device: Any,
+    keep: int = 1,
+    guided: bool = False,
+    sharing: bool = False,
 ) -> tuple[Lane, Tensor]:
     """Read decoder-only ``prompts``, each at its own length, and return the lane and the last ``keep`` logits.
 
-    Equal prompts are read once. Rows of unlike length are padded on the left, except for recurrent models, which
-    read one length at a time.
+    Equal prompts are read once; with ``sharing`` they stay one row until they go on differently. Rows of unlike length
+    are padded on the left, except for recurrent models, which read one length at a time.
 
     Returns:
         The lane with ``len(prompts)`` rows in order, and logits (R, keep, V).
@@ -157,8 +212,10 @@ def prefill(
     order = {prompt: i for i, prompt in enumerate(prompt for group in groups for prompt in group)}
     index = [order[unique[place[tuple(prompt)]]] for prompt in prompts]
     lane, last = merge(lanes), torch.cat(logits)
+    picked = torch.tensor(index, device=device)
+    if sharing:
+        return share(lane, picked), last[picked]
     if index != list(range(lane.rows)):
-        picked = torch.tensor(index, device=device)
         lane.select(picked)
         last = last[picked]
     return lane, last

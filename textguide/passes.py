@@ -98,7 +98,8 @@ class Passes:
         models: further models by the name that branches use.
         branches: the extra branches.
         prompts: for each extra branch, the token ids of every row.
-        copies: every so many rows that follow each other have one prompt, which is then read once.
+        copies: every so many rows that follow each other have one prompt, which is then read once; rows stay one for
+            as long as they read the same.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Passes:
                 outputs, mask = lanes.encode(owner, prompts, device)
                 lane, last = lanes.prefill_encoder_decoder(owner, ids, outputs, mask)
             else:
-                lane, last = lanes.prefill(owner, prompts, device, guided=True)
+                lane, last = lanes.prefill(owner, prompts, device, guided=True, sharing=self.copies > 1)
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
             groups.setdefault(branch.model, []).append((lane, number))
             laws.append(last[:, -1].to(device))
@@ -171,7 +172,7 @@ class Passes:
             )
         elif mask is not None and caches.has_recurrent_state(model):
             rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-            lane, logits = lanes.prefill(model, rows, ids.device)
+            lane, logits = lanes.prefill(model, rows, ids.device, sharing=self.copies > 1)
         else:
             positions = kwargs.pop("position_ids", None)
             # What comes with a row, such as an image, may differ where its ids do not.
@@ -182,7 +183,7 @@ class Passes:
             lane, logits = lanes.prefill_padded(model, ids[first], mask, positions=positions, cache=cache, extra=kwargs)
             if copies > 1:
                 owners = torch.arange(len(ids), device=ids.device) // copies
-                lane.select(owners)
+                lane = lanes.share(lane, owners)
                 logits = logits[owners.to(logits.device)]
         return lane, logits[:, -1].to(ids.device)
 
