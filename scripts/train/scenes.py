@@ -3,8 +3,8 @@
     python scripts/train/scenes.py --split test --count 500 --output /tmp/scenes
 
 writes PNG files and ``captions.json`` in the form of COCO's annotations. Captions come at five levels of detail, most
-of them short and vague, as people write them; some leave an object out, and a few are wrong. A scene belongs to one split,
-chosen by the hash of its content, so no scene of one split can turn up in another.
+of them short and vague, as people write them; some leave an object out, and a few are wrong. A scene belongs to one
+split, chosen by the hash of its content, so no scene of one split can turn up in another.
 """
 
 from __future__ import annotations
