@@ -53,7 +53,7 @@ def build() -> VisionEncoderDecoderModel:
         intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     decoder = GPT2Config(
-        vocab_size=size, n_positions=64, n_embd=128, n_layer=3, n_head=4, n_inner=256, resid_pdrop=0.0, embd_pdrop=0.0,
+        vocab_size=size, n_positions=64, n_embd=128, n_layer=2, n_head=4, n_inner=256, resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, add_cross_attention=True, is_decoder=True, bos_token_id=vision.BEGIN, eos_token_id=vision.END,
         pad_token_id=vision.PAD,
     )  # fmt: skip
@@ -96,18 +96,24 @@ def main() -> None:
     def loss_of(step: int) -> torch.Tensor:
         images, texts = vision.batch("train", step, arguments.batch, arguments.captions, scenes.LEVELS)
         rows = tokenizer(texts, padding=True, return_tensors="pt")
-        ids, mask = rows.input_ids, rows.attention_mask
+        source = torch.where(sees, torch.arange(arguments.batch).repeat_interleave(arguments.captions), arguments.batch)
+        loss, lengths = torch.zeros(()), rows.attention_mask.sum(1)
         with torch.autocast("cpu", torch.bfloat16):
             encoded = model.encoder(pixel_values=torch.cat([images, blank])).last_hidden_state
-            source = torch.arange(arguments.batch).repeat_interleave(arguments.captions)
-            states = encoded[torch.where(sees, source, arguments.batch)]
-            logits = model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                decoder_input_ids=ids[:, :-1],
-                use_cache=False,
-            ).logits
-        targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+            for part in lengths.argsort().chunk(2):  # short captions by themselves: less padding
+                ids = rows.input_ids[part, : int(lengths[part].max())]
+                mask = rows.attention_mask[part, : ids.shape[1]]
+                logits = model(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=encoded[source[part]]),
+                    decoder_input_ids=ids[:, :-1],
+                    decoder_attention_mask=mask[:, :-1],
+                    use_cache=False,
+                ).logits
+                targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+                loss = loss + torch.nn.functional.cross_entropy(
+                    logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+                )
+        return loss / (lengths - 1).sum()
 
     drawn = [(s, scenes.picture(s, c)) for (s, c), _ in zip(scenes.scenes("validation", 0), range(600), strict=False)]
     single = [(scene.things[0], image) for scene, image in drawn if len(scene.things) == 1]
