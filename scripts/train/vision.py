@@ -57,14 +57,45 @@ def pixels(images: list[Any]) -> Tensor:
     return torch.stack(rows).view(-1, side, side, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def batch(split: str, step: int, size: int, captions: int, levels: tuple[float, ...]) -> tuple[Tensor, list[str]]:
-    """``size`` new scenes with ``captions`` each; the same for the same ``step``."""
+def batch(
+    split: str, step: int, size: int, captions: int, levels: tuple[float, ...]
+) -> tuple[Tensor, list[str], Tensor]:
+    """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and what stands in
+    each of the nine cells, (B, 3, 9): numbers of shape (0: nothing), colour and size (−100: nothing)."""
     images, texts = [], []
-    for (scene, chance), _ in zip(scenes.scenes(split, step), range(size), strict=False):
+    cells = torch.tensor([0, -100, -100])[None, :, None].repeat(size, 1, 9)
+    names = (("", *scenes.SHAPES), tuple(scenes.COLOURS), tuple(scenes.SIZES))
+    for (scene, chance), row in zip(scenes.scenes(split, step), range(size), strict=False):
         images.append(scenes.picture(scene, chance))
+        for thing in scene.things:
+            values = (thing.shape, thing.colour, thing.size)
+            found = [known.index(value) for known, value in zip(names, values, strict=True)]
+            cells[row, :, 3 * thing.row + thing.column] = torch.tensor(found)
         for level in chance.choices(range(len(levels)), levels, k=captions):
             texts.append(scenes.caption(scene, chance, level))
-    return pixels(images), texts
+    return pixels(images), texts, cells
+
+
+class Cells(torch.nn.Module):
+    """Reads from an encoder's patches what stands in each cell. Only for training: it teaches the encoder to see, as
+    large captioners begin with an encoder that was trained to recognise things, and is thrown away afterwards."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (len(scenes.SHAPES) + 1, len(scenes.COLOURS), len(scenes.SIZES))
+        self.head = torch.nn.Linear(width, sum(self.sizes))
+
+    def loss(self, states: Tensor, cells: Tensor) -> Tensor:
+        """Sum of the cross-entropies of shape, colour and size; ``states`` (B, 1 + patches, width)."""
+        side = math.isqrt(states.shape[1] - 1)
+        grid = states[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+        pooled = torch.nn.functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)
+        logits = self.head(pooled).split(self.sizes, dim=-1)
+        losses = [
+            torch.nn.functional.cross_entropy(part.flatten(0, 1), cells[:, i].flatten())
+            for i, part in enumerate(logits)
+        ]
+        return torch.stack(losses).sum()
 
 
 def train(
