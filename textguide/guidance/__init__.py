@@ -6,6 +6,7 @@ from .base import Branch, BranchGuidance, Guidance, Step, TokenConstraint, Token
 from .caif import CAIF
 from .cfg import CFG, scale_from_weight, weight_from_scale
 from .composed import Composed, as_guidance, split, with_scale
+from .language_model import LMGuidance
 from .prompts import Message
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "BranchGuidance",
     "Composed",
     "Guidance",
+    "LMGuidance",
     "Message",
     "Step",
     "TokenConstraint",
