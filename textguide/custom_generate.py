@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from . import branches, caches
+from .captioning.conditions import Captioning, sees_images, sources
 from .constraints import Vocabulary
 from .decode import Decoded, Observer, Settings, decode
 from .effect import Effect, warn_if_none
 from .guidance import BranchGuidance, as_guidance, split
+from .guidance.language_model import LANGUAGE_MODEL
+from .passes import Source
 from .reweighting import reweighter
 from .smc.starting import check_run, start, warn_of_deaths
 
@@ -38,6 +41,8 @@ class GuidedDecoding:
         warn: warn where guidance changed nothing.
         vocabulary: what each token adds to a text, for constraints; default: read from ``tokenizer``.
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
+        captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
+            Default: the branch without a condition sees a blank image.
 
     Raises:
         ValueError: the generation mode or an option does not work with guidance; the message names it.
@@ -56,6 +61,7 @@ class GuidedDecoding:
         warn: bool = True,
         vocabulary: Vocabulary | None = None,
         branch_prompts: list[branches.Rows] | None = None,
+        captioning: Captioning | None = None,
     ) -> None:
         self.guidance = as_guidance(guidance)
         self.tokenizer = tokenizer
@@ -67,6 +73,7 @@ class GuidedDecoding:
         self.warn = warn
         self.vocabulary = vocabulary
         self.branch_prompts = branch_prompts
+        self.captioning = captioning
         self.effect: Effect | None = None
         self.last: Decoded | None = None
 
@@ -118,7 +125,7 @@ class GuidedDecoding:
         settings = Settings(
             guidance=guidance,
             reweighter=weigher,
-            models=self.models,
+            models=self._models(),
             generator=self.generator,
             observer=self.observer,
             log_probs=self.log_probs,
@@ -138,21 +145,25 @@ class GuidedDecoding:
 
     def _prompts(
         self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
-    ) -> list[branches.Rows]:
+    ) -> list[branches.Rows | Source]:
         size = ids.shape[0]
+        if self.captioning is not None or sees_images(model, model_kwargs):
+            return sources(guidance, self.captioning or Captioning(), model, ids, model_kwargs, self.tokenizer)
         if self.branch_prompts is not None:
             return [branches.expand(rows, size) for rows in self.branch_prompts]
+        cond: branches.Rows = [[] for _ in range(size)]
+        empty: list[int] | None = None
         if model.config.is_encoder_decoder:
-            cond: branches.Rows = [[] for _ in range(size)]
-            return branches.branch_rows(
-                guidance,
-                cond=cond,
-                tokenizer=self.tokenizer,
-                empty_source=empty_source(model.config),
-                copies=True,
-            )
-        cond = _unpadded(ids, self._mask(model, model_kwargs))
-        return branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, copies=True)
+            empty = empty_source(model.config)
+        else:
+            cond = _unpadded(ids, self._mask(model, model_kwargs))
+        rows = branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=True)
+        return [*rows]
+
+    def _models(self) -> dict[str, Any]:
+        if self.captioning is None or self.captioning.language_model is None:
+            return self.models
+        return {**self.models, LANGUAGE_MODEL: self.captioning.language_model[0]}
 
     def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
         """The mask of ``input_ids``."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from . import caches, small_matmul
 
-
 _LOOKED_AT = ("encoder_hidden_states", "encoder_attention_mask")
 
 
@@ -147,8 +146,12 @@ class SharedLane(Lane):
 
 def share(lane: Lane, owners: Tensor) -> SharedLane:
     """``lane`` for readers that go on from its rows ``owners`` (N,). It must not be used by itself afterwards."""
-    values = {f.name: getattr(lane, f.name) for f in fields(Lane)}
-    return SharedLane(**values, owners=owners.to(lane.next_position.device))
+    return SharedLane(**values_of(lane), owners=owners.to(lane.next_position.device))
+
+
+def values_of(lane: Lane) -> dict[str, Any]:
+    """The fields of ``lane``, for a lane of another kind that takes its place."""
+    return {f.name: getattr(lane, f.name) for f in fields(Lane)}
 
 
 def merge(lanes: Sequence[Lane]) -> Lane:
@@ -261,7 +264,7 @@ def prefill_padded(
 
 
 def repeat(lane: Lane, logits: Tensor, owners: Sequence[int]) -> tuple[Lane, Tensor]:
-    """The lane whose rows are the rows ``owners`` of ``lane``, which must not be used afterwards; the logits likewise."""
+    """The rows ``owners`` of ``lane``, which must not be used afterwards, as a lane; the logits likewise."""
     if list(owners) == list(range(lane.rows)):
         return lane, logits
     index = torch.tensor(list(owners), device=lane.next_position.device)

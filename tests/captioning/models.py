@@ -156,8 +156,7 @@ def paligemma() -> tuple[Any, Any]:
 
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
-    f.__name__: f
-    for f in (vision_encoder_decoder, git, blip, blip_2, llava, idefics3, smolvlm, qwen2_vl, paligemma)
+    f.__name__: f for f in (vision_encoder_decoder, git, blip, blip_2, llava, idefics3, smolvlm, qwen2_vl, paligemma)
 }
 NAMES = list(BUILDERS)
 

@@ -1,4 +1,4 @@
-"""Images as a captioner gets them: read from anywhere, made RGB, checked; and the pixels of images that are not there."""
+"""Images as a captioner gets them: read from anywhere, made RGB and checked; and images under noise."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_image(image: Any, name: str = "image") -> Any:
             if opened.width * opened.height > LARGEST:
                 raise ValueError(f"{opened.width}×{opened.height} pixels are too many; scale it down")
             opened.load()
-        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        except (OSError, ValueError, SyntaxError, *pillow.bombs) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise ValueError(f"{name}={str(image)!r} cannot be read as an image ({reason})") from error
     elif not isinstance(image, pillow.Image):
@@ -49,8 +49,8 @@ def read_image(image: Any, name: str = "image") -> Any:
             opened = pillow.fromarray(_array(image))
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"{name} is a {type(image).__name__} and no image; give a path, an image of Pillow, or an array of bytes "
-                "(height, width, 3)"
+                f"{name} is a {type(image).__name__} and no image; give a path, an image of Pillow, or an array of "
+                "bytes (height, width, 3)"
             ) from error
     try:
         opened = operations.exif_transpose(opened)
@@ -122,7 +122,7 @@ class _Pillow:
     """What this file uses of Pillow under one roof: the module ``PIL.Image`` and its class of the same name."""
 
     def __init__(self, module: Any) -> None:
-        self.Image, self.open, self.new, self.fromarray = module.Image, module.open, module.new, module.fromarray
+        self.Image, self.open, self.new = module.Image, module.open, module.new
+        self.fromarray = module.fromarray
         self.alpha_composite = module.alpha_composite
-        self.DecompressionBombError = module.DecompressionBombError
-        self.DecompressionBombWarning = module.DecompressionBombWarning
+        self.bombs = (module.DecompressionBombError, module.DecompressionBombWarning)

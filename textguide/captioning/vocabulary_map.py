@@ -1,4 +1,4 @@
-"""Tokens of one vocabulary as tokens of another: what lets a text-only model with its own tokenizer guide a captioner."""
+"""Tokens of one vocabulary as tokens of another, so that a text-only model with its own can guide a captioner."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class VocabularyMap:
             if text:
                 place.setdefault(text, token)
         same = own.tokens == theirs.tokens
-        index = [token if same and text else place.get(text, -1) if text else -1 for token, text in enumerate(own.tokens)]
+        index = [-1 if not text else token if same else place.get(text, -1) for token, text in enumerate(own.tokens)]
         known = [token for token, text in enumerate(own.tokens) if text]
         mapped = sum(index[token] >= 0 for token in known)
         if mapped < least * len(known):
             raise ValueError(
                 f"only {mapped} of the captioner's {len(known)} tokens are tokens of the text-only model "
-                f"({mapped / max(1, len(known)):.0%}, and {least:.0%} are needed); use a model whose tokenizer is nearer"
+                f"({mapped / max(1, len(known)):.0%}; {least:.0%} are needed); use a model whose tokenizer is nearer"
             )
         newline = place.get(b"\n")
         end = min(own.ends)
