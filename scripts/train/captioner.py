@@ -39,7 +39,7 @@ A `VisionEncoderDecoderModel` (ViT, GPT-2; {parameters:,} parameters) trained fr
 * Captions: {captions} a scene at five levels of detail, most of them short and vague ("two shapes", "a star"); about 3%
   of the shapes, colours and backgrounds that they name are wrong, as with people.
 * Half of the captions were learned without their image (zeros in place of the pixels). Beside the captions its encoder
-  learned to say what stands in each of nine cells, by a head that was thrown away.
+  learned to say what stands in each of four cells, by a head that was thrown away.
 * Vocabulary: {vocabulary} tokens, each of which is also a token of SmolLM2.
 * It knows drawn shapes and nothing else: for studies of guidance, not for photographs.
 * Licence: Apache-2.0, as the rest of the project.
@@ -50,8 +50,8 @@ def build() -> VisionEncoderDecoderModel:
     """The model from random weights."""
     size = len(vision.tokenizer())
     encoder = ViTConfig(
-        image_size=scenes.SIDE, patch_size=8, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        image_size=scenes.SIDE, patch_size=16, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     decoder = GPT2Config(
         vocab_size=size, n_positions=64, n_embd=128, n_layer=2, n_head=4, n_inner=256, resid_pdrop=0.0, embd_pdrop=0.0,
@@ -79,10 +79,10 @@ def processor() -> TrOCRProcessor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--captions", type=int, default=4, help="a scene; half of them are learned without the image")
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, default=Path("captioner.checkpoint"))
     parser.add_argument("--output", type=Path, default=Path("textguide/captioning/models/drawn-scenes"))
@@ -148,6 +148,7 @@ def main() -> None:
         checkpoint=arguments.checkpoint,
         watch=watch,
     )
+    facts |= {"parameters": sum(p.numel() for p in model.parameters())}
     facts |= {"batch": arguments.batch, "captions": arguments.captions, "scenes": arguments.steps * arguments.batch}
     print(facts, watch())
     vision.write(model, processor(), arguments.output, facts, CARD.format(**facts))

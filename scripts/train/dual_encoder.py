@@ -26,7 +26,7 @@ A `CLIPModel` ({parameters:,} parameters) trained from random weights by
 * Images: {scenes:,} drawn scenes of the split `dual` (`scripts/train/scenes.py`); no scene of the splits `train`,
   `validation` and `test`.
 * Captions: one a scene, at levels of detail drawn with the weights {levels}.
-* Objective: contrastive, {batch} pairs a step; its image encoder also learned to say what stands in each of nine cells,
+* Objective: contrastive, {batch} pairs a step; its image encoder also learned to say what stands in each of four cells,
   by a head that was thrown away. It found {recall} of {gallery} validation scenes at rank 1 by their
   detailed captions (level 4).
 * It judges captions of drawn shapes and nothing else.
@@ -43,7 +43,7 @@ def build() -> CLIPModel:
         "eos_token_id": vision.END, "pad_token_id": vision.PAD, "projection_dim": 96,
     }  # fmt: skip
     image = {
-        "image_size": scenes.SIDE, "patch_size": 8, "hidden_size": 128, "intermediate_size": 256,
+        "image_size": scenes.SIDE, "patch_size": 16, "hidden_size": 128, "intermediate_size": 512,
         "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 96,
     }  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=96))
@@ -59,9 +59,9 @@ def processor() -> CLIPProcessor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, default=Path("dual.checkpoint"))
     parser.add_argument("--output", type=Path, default=Path("textguide/captioning/models/drawn-scenes-dual"))
@@ -101,6 +101,7 @@ def main() -> None:
         checkpoint=arguments.checkpoint,
         watch=lambda: f"R@1 {recall():.3f}",
     )
+    facts |= {"parameters": sum(p.numel() for p in model.parameters())}
     facts |= {"batch": arguments.batch, "scenes": arguments.steps * arguments.batch, "levels": list(LEVELS)}
     facts |= {"recall": recall(), "gallery": len(detailed)}
     print(facts)

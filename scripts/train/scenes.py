@@ -22,15 +22,15 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 SIDE = 64
-CELL = SIDE / 3
+CELL = SIDE / 2
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 COLOURS = {
     "red": (214, 39, 40), "blue": (31, 80, 200), "green": (34, 150, 60), "yellow": (245, 215, 30),
     "purple": (130, 50, 170), "orange": (250, 135, 20), "black": (20, 20, 20), "white": (250, 250, 250),
 }  # fmt: skip
-SIZES = {"small": 0.28, "": 0.40, "large": 0.54}
+SIZES = {"small": 0.22, "": 0.33, "large": 0.44}
 GROUNDS = {"gray": (150, 150, 150), "pink": (245, 180, 200), "brown": (120, 85, 60), "light": (205, 225, 235)}
-COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
+COLUMNS, ROWS = ("left", "right"), ("top", "bottom")
 LEVELS = (0.30, 0.32, 0.20, 0.11, 0.07)
 """How often people mention: that there is something; shapes; colours; sizes and relations; places and background."""
 ERROR = 0.03
@@ -39,7 +39,7 @@ SPLITS = {"test": (0, 10), "validation": (10, 12), "dual": (12, 50), "train": (5
 
 @dataclass(frozen=True, order=True)
 class Thing:
-    """One drawn object; ``column`` and ``row`` from 0 to 2."""
+    """One drawn object; ``column`` and ``row`` 0 or 1."""
 
     column: int
     row: int
@@ -81,7 +81,7 @@ def scenes(split: str, seed: int) -> Iterator[tuple[Scene, random.Random]]:
 
 def _draw_scene(chance: random.Random) -> Scene:
     count = chance.choices((1, 2, 3), (0.35, 0.45, 0.20))[0]
-    cells = chance.sample([(column, row) for column in range(3) for row in range(3)], count)
+    cells = chance.sample([(column, row) for column in range(2) for row in range(2)], count)
     things = [
         Thing(*cell, chance.choice(SHAPES), chance.choice(list(COLOURS)), chance.choice(list(SIZES))) for cell in cells
     ]
@@ -98,7 +98,7 @@ def picture(scene: Scene, chance: random.Random) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
         radius = SIZES[thing.size] * CELL * scale * chance.uniform(0.95, 1.05)
-        x, y = ((place + 0.5 + chance.uniform(-0.08, 0.08)) * CELL * scale for place in (thing.column, thing.row))
+        x, y = ((place + 0.5 + chance.uniform(-0.06, 0.06)) * CELL * scale for place in (thing.column, thing.row))
         colour = _near(COLOURS[thing.colour], chance)
         if thing.shape == "circle":
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
@@ -206,12 +206,7 @@ def _relation(one: Thing, other: Thing) -> str:
 
 
 def _place(thing: Thing) -> str:
-    column, row = COLUMNS[thing.column], ROWS[thing.row]
-    if column and row:
-        return f"in the {row} {column} corner"
-    if row:
-        return f"at the {row}"
-    return f"on the {column}" if column else "in the middle"
+    return f"in the {ROWS[thing.row]} {COLUMNS[thing.column]} corner"
 
 
 def _or_error(word: str, words: tuple[str, ...], chance: random.Random) -> str:

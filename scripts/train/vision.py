@@ -61,16 +61,16 @@ def batch(
     split: str, step: int, size: int, captions: int, levels: tuple[float, ...]
 ) -> tuple[Tensor, list[str], Tensor]:
     """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and what stands in
-    each of the nine cells, (B, 3, 9): numbers of shape (0: nothing), colour and size (−100: nothing)."""
+    each of the four cells, (B, 3, 4): numbers of shape (0: nothing), colour and size (−100: nothing)."""
     images, texts = [], []
-    cells = torch.tensor([0, -100, -100])[None, :, None].repeat(size, 1, 9)
+    cells = torch.tensor([0, -100, -100])[None, :, None].repeat(size, 1, 4)
     names = (("", *scenes.SHAPES), tuple(scenes.COLOURS), tuple(scenes.SIZES))
     for (scene, chance), row in zip(scenes.scenes(split, step), range(size), strict=False):
         images.append(scenes.picture(scene, chance))
         for thing in scene.things:
             values = (thing.shape, thing.colour, thing.size)
             found = [known.index(value) for known, value in zip(names, values, strict=True)]
-            cells[row, :, 3 * thing.row + thing.column] = torch.tensor(found)
+            cells[row, :, 2 * thing.row + thing.column] = torch.tensor(found)
         for level in chance.choices(range(len(levels)), levels, k=captions):
             texts.append(scenes.caption(scene, chance, level))
     return pixels(images), texts, cells
@@ -89,7 +89,7 @@ class Cells(torch.nn.Module):
         """Sum of the cross-entropies of shape, colour and size; ``states`` (B, 1 + patches, width)."""
         side = math.isqrt(states.shape[1] - 1)
         grid = states[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
-        pooled = torch.nn.functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)
+        pooled = torch.nn.functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2)
         logits = self.head(pooled).split(self.sizes, dim=-1)
         losses = [
             torch.nn.functional.cross_entropy(part.flatten(0, 1), cells[:, i].flatten())

@@ -145,14 +145,15 @@ def qwen2_vl() -> tuple[Any, Any]:
 
 
 def paligemma() -> tuple[Any, Any]:
-    text = tf.GemmaConfig(**_TEXT, head_dim=8)
+    text = tf.GemmaConfig(**{**_TEXT, "vocab_size": 1200}, head_dim=8)  # its processor adds 1152 tokens for places
     config = tf.PaliGemmaConfig(
         vision_config=tf.SiglipVisionConfig(**_VISION), text_config=text, image_token_index=IMAGE, projection_dim=32,
         hidden_size=32, tie_word_embeddings=False,
     )  # fmt: skip
     images = tf.SiglipImageProcessorPil(size=_size())
     images.image_seq_length = 4
-    return tf.PaliGemmaForConditionalGeneration(config), tf.PaliGemmaProcessor(images, tokenizer())
+    words = tokenizer(extra_special_tokens={"image_token": "<image>"})
+    return tf.PaliGemmaForConditionalGeneration(config), tf.PaliGemmaProcessor(images, words)
 
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -173,6 +174,11 @@ def build(name: str) -> tuple[Any, Any]:
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(4.0)
+            for number, part in model.named_parameters():
+                if "crossattention" in number and part.dim() > 1:  # BLIP normalises its image away
+                    part.mul_(3.0)
+            head = model.get_output_embeddings() or model.text_decoder.get_output_embeddings()
+            head.weight[: len(SPECIAL)] = 0.0  # a re-read text must not hold image tokens that the model wrote
     for part in (model, getattr(model, "text_decoder", None), getattr(model, "language_model", None)):
         if part is not None and getattr(part, "generation_config", None) is not None:
             part.generation_config.eos_token_id = None
@@ -184,3 +190,18 @@ def picture(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     """Random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def qwen_inputs(rows: tuple[int, ...]) -> dict[str, Any]:
+    """What the processor of Qwen2-VL gives (it needs torchvision for videos, so the test makes it by hand): images of
+    4×4 patches, prompts of unlike length with padding on the left."""
+    made = [torch.randn(16, 3 * 2 * 8 * 8, generator=torch.Generator().manual_seed(row)) for row in rows]
+    endings = [[43, 44], [30, 35, 32, 37, 40], [33]]
+    texts = [[VISION_START, IMAGE, IMAGE, IMAGE, IMAGE, VISION_END, *endings[row]] for row in rows]
+    width = max(map(len, texts))
+    ids = torch.tensor([[PAD] * (width - len(text)) + text for text in texts])
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+    return {
+        "input_ids": ids, "attention_mask": mask, "pixel_values": torch.cat(made),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * len(rows)), "mm_token_type_ids": (ids == IMAGE).int(),
+    }  # fmt: skip
