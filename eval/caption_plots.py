@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,19 +49,41 @@ def _trade(points: Sequence[tuple[Any, Any, Any]]) -> Any:
     axes = figure.subplots()
     families: dict[str, list[tuple[Any, Any, Any]]] = {}
     for result, cider, recall in points:
-        families.setdefault(result.label.split(" ")[0].replace("plain", "cfg"), []).append((result, cider, recall))
+        families.setdefault(_family(result.label), []).append((result, cider, recall))
     for number, (name, members) in enumerate(families.items()):
         x, y = [m[1].value for m in members], [m[2].value for m in members]
         across = [[m[1].value - (m[1].low or 0) for m in members], [(m[1].high or 0) - m[1].value for m in members]]
         up = [[m[2].value - (m[2].low or 0) for m in members], [(m[2].high or 0) - m[2].value for m in members]]
         axes.errorbar(x, y, xerr=across, yerr=up, fmt="o-", color=f"C{number}", label=name, capsize=2, elinewidth=0.8)
         for result, cider, recall in members:
-            text = "γ 1" if result.label == "plain" else result.label.removeprefix("cfg ").removeprefix("lm ")
-            axes.annotate(text[:24], (cider.value, recall.value), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                _strength(result.label),
+                (cider.value, recall.value),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=8,
+            )
     axes.set_xlabel("CIDEr")
     axes.set_ylabel("R@1: the judge finds the picture by its caption")
     axes.legend()
     return figure
+
+
+_NUMBER = re.compile(r"alpha=(\S+)|^cfg (\S+)")
+
+
+def _family(label: str) -> str:
+    """``label`` without its strength: settings that differ in nothing else are joined."""
+    return _NUMBER.sub(lambda found: "cfg" if found[2] else "", "cfg 1" if label == "plain" else label).replace(
+        "  ", " "
+    )
+
+
+def _strength(label: str) -> str:
+    found = _NUMBER.search("cfg 1" if label == "plain" else label)
+    if found is None:
+        return "α 5" if label.startswith("lm") else ""
+    return f"α {found[1]}" if found[1] else f"γ {found[2]}"
 
 
 def write_contact_sheet(
