@@ -186,7 +186,9 @@ class Passes:
             first = slice(None, None, copies)
             mask = mask if mask is None else mask[first]
             positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
-            lane, logits = lanes.prefill_padded(model, ids[first], mask, positions=positions, cache=cache, extra=kwargs)
+            lane, logits = lanes.prefill_padded(
+                model, ids[first], mask, positions=positions, cache=cache, extra=kwargs, guided=bool(self.branches)
+            )
             if copies > 1:
                 owners = torch.arange(len(ids), device=ids.device) // copies
                 lane = lanes.share(lane, owners)

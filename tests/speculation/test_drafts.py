@@ -87,7 +87,11 @@ def test_both_recycles_where_nothing_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("nonsense", "speculation='nonsense' must be one of prompt-lookup"), (3, "speculation=3"), (True, "speculation=T")],
+    [
+        ("nonsense", "speculation='nonsense' must be one of prompt-lookup"),
+        (3, "speculation=3"),
+        (True, "speculation=T"),
+    ],
 )
 def test_bad_values_name_the_remedy(value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):

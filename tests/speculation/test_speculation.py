@@ -20,7 +20,7 @@ from textguide.speculation.passes import SpeculativePasses
 from ..architectures import ENCODER_DECODER, NAMES, VOCAB, Tokenizer, build
 from ..smc.statistics import chi_square
 from ..smc.table import floats, table
-from ..smc.toys import VOCABULARY, Strings
+from ..smc.toys import VOCABULARY
 
 PROMPTS = ([5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44])
 CANNOT = {"mamba", "jamba", "gemma3"}
@@ -44,9 +44,8 @@ def same(name: str, guidance: Any, prompts: Any = PROMPTS, draft: Any = "both", 
     assert out.effect.guided_steps == plain.effect.guided_steps
     assert out.effect.mean_kl == pytest.approx(plain.effect.mean_kl, abs=1e-4)
     assert plain.speculation is None
-    assert out.speculation.steps == out.speculation.passes + out.speculation.accepted / max(1, len(prompts)) or (
-        len(prompts) > 1
-    )
+    report = out.speculation
+    assert len(prompts) > 1 or report.steps == report.passes + report.accepted
     return out
 
 
@@ -62,40 +61,47 @@ def test_greedy_output_is_identical(name: str, draft: str) -> None:
         assert spared > 0 or name in {"gpt2", "opt", "bart"}
 
 
-@pytest.mark.parametrize("name", CAN)
-def test_guesses_that_are_all_right_spare_their_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = run(name, CFG(1.5)).new_tokens
-    start = 1 if name in ENCODER_DECODER else max(map(len, PROMPTS))
+def foresee(monkeypatch: pytest.MonkeyPatch, texts: list[list[int]], start: int, wrong: float = 0.0) -> None:
+    """Let drafts be what ``texts`` say, each token replaced by another one with probability ``wrong``."""
+    rng = random.Random(0)
 
     def draft(self: Drafter, row: int, tokens: Sequence[int], most: int) -> list[tuple[int, str]]:
         written = len(tokens) - start
-        return [(token, "oracle") for token in plain[row][written : written + most]]
+        right = texts[row][written : written + most]
+        return [(rng.randrange(3, VOCAB) if rng.random() < wrong else token, "foreseen") for token in right]
 
     monkeypatch.setattr(Drafter, "draft", draft)
+
+
+def start_of(name: str, prompts: Any) -> int:
+    return 1 if name in ENCODER_DECODER else max(map(len, prompts))
+
+
+@pytest.mark.parametrize("name", CAN)
+def test_guesses_that_are_all_right_spare_their_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    foresee(monkeypatch, run(name, CFG(1.5)).new_tokens, start_of(name, PROMPTS))
     report = same(name, CFG(1.5), draft=Speculation("both", tokens=4)).speculation
     assert report.passes == math.ceil((NEW - 1) / 5)
     assert report.acceptance == 1.0
 
 
+@pytest.mark.parametrize("wrong", [0.2, 1.0])
 @pytest.mark.parametrize("name", CAN)
-def test_wrong_guesses_are_forgotten(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = random.Random(0)
-
-    def draft(self: Drafter, row: int, tokens: Sequence[int], most: int) -> list[tuple[int, str]]:
-        return [(rng.randrange(3, VOCAB), "random") for _ in range(rng.randint(0, most))]
-
-    monkeypatch.setattr(Drafter, "draft", draft)
-    assert same(name, CFG(2.0)).speculation.drafted > 0
+def test_wrong_guesses_are_forgotten(name: str, wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    foresee(monkeypatch, run(name, CFG(2.0)).new_tokens, start_of(name, PROMPTS), wrong)
+    report = same(name, CFG(2.0)).speculation
+    assert report.drafted > report.accepted
 
 
-@pytest.mark.parametrize("name", ["llama", "bloom", "t5"])
-def test_the_same_seed_samples_the_same_text(name: str) -> None:
-    accepted = 0
-    for seed in range(3):
+@pytest.mark.parametrize("name", CAN)
+def test_the_same_seed_samples_the_same_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(2):
         for prompts in (PROMPTS, PROMPTS[:1]):
             options = {"seed": seed, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
-            accepted += same(name, CFG(1.5), prompts, **options).speculation.accepted
-    assert accepted > 0
+            plain = run(name, CFG(1.5), prompts, **options).new_tokens
+            with monkeypatch.context() as patch:
+                foresee(patch, plain, start_of(name, prompts), 0.2)
+                assert same(name, CFG(1.5), prompts, **options).speculation.accepted > 0
 
 
 def test_rows_that_end_and_options_of_transformers() -> None:
@@ -119,29 +125,34 @@ def test_naps_wake_and_sleep_under_speculation() -> None:
 
 def test_classifiers_and_constraints_see_every_position() -> None:
     classifier = textguide.classifiers.FunctionClassifier(
-        lambda texts: [[0.3 + 0.1 * (t.count("e") % 3), 0.7 - 0.1 * (t.count("e") % 3)] for t in texts],
+        lambda texts: torch.tensor(
+            [[0.3 + 0.1 * (t.count("e") % 3), 0.7 - 0.1 * (t.count("e") % 3)] for t in texts]
+        ).log(),
         labels=("no", "yes"),
     )
     guidance = [CFG(1.5), textguide.CAIF(classifier, "yes", 4.0, top_k=8)]
     assert same("gpt_neox", guidance, max_new_tokens=16).speculation.passes < 15
 
 
-def test_particles_may_move_while_guesses_are_at_hand() -> None:
+def test_particles_may_move_while_guesses_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     letters = textguide.constraints.Predicate(lambda text: not text.startswith("z"), lambda text: True)
-    options: dict[str, Any] = {"vocabulary": _letters(), "seed": 0, "max_new_tokens": 12}
-    guidance = AWRS(letters, particles=3, ess_threshold=1.0, critic=lambda text: 0.5 * text.count("a"))
-    plain = run("llama", [CFG(1.2), guidance], PROMPTS[:2], **options)
-    out = run("llama", [CFG(1.2), guidance], PROMPTS[:2], speculation="recycling", **options)
-    assert out.new_tokens == plain.new_tokens
-    torch.testing.assert_close(out.log_weights, plain.log_weights, atol=1e-4, rtol=1e-4)
-    assert out.speculation.drafted > 0
+    options: dict[str, Any] = {"vocabulary": _letters(), "seed": 0, "max_new_tokens": 12, "temperature": 0.5}
+    guidance = [CFG(1.2), AWRS(letters, particles=3, ess_threshold=1.0, critic=lambda text: 0.5 * text.count("a"))]
+    plain = run("llama", guidance, PROMPTS[:2], **options)
+    for wrong in (0.0, 0.3):
+        foresee(monkeypatch, plain.new_tokens, start_of("llama", PROMPTS[:2]), wrong)
+        out = run("llama", guidance, PROMPTS[:2], speculation="recycling", **options)
+        assert out.new_tokens == plain.new_tokens
+        torch.testing.assert_close(out.log_weights, plain.log_weights, atol=1e-4, rtol=1e-4)
+        assert out.speculation.drafted > 0
 
 
 def _letters() -> Any:
     from textguide.constraints import Vocabulary
 
     letters = Tokenizer.letters.encode()
-    return Vocabulary([b"", b"", b"", *(bytes([c]) for c in letters), *[b""] * (VOCAB - 3 - len(letters))], {2})
+    rest = [b""] * (VOCAB - 3 - len(letters))
+    return Vocabulary((b"", b"", b"", *(bytes([c]) for c in letters), *rest), frozenset({2}))
 
 
 def test_ways_in() -> None:
@@ -163,7 +174,7 @@ def test_models_that_cannot_go_back_are_refused(name: str) -> None:
 
 
 def test_caches_that_cannot_go_back_are_refused() -> None:
-    with pytest.raises(ValueError, match="cache_implementation='static'.*leave one of them out"):
+    with pytest.raises(ValueError, match=r"cache_implementation='static'.*leave one of them out"):
         run("llama", CFG(1.5), speculation="both", cache_implementation="static")
     with pytest.raises(ValueError, match="speculation='prompt-lookup' to guided_decoding"):
         run("llama", CFG(1.5), prompt_lookup_num_tokens=3)
@@ -207,20 +218,10 @@ def sampled(draws: int) -> Counter[tuple[int, ...]]:
     return seen
 
 
-@pytest.fixture
-def guess_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
-    best = run("llama", CFG(1.5), PROMPTS[:1], max_new_tokens=LENGTH).new_tokens[0]
-
-    def draft(self: Drafter, row: int, tokens: Sequence[int], most: int) -> list[tuple[int, str]]:
-        written = len(tokens) - len(PROMPTS[0])
-        return [(token, "best") for token in best[written : written + most]]
-
-    monkeypatch.setattr(Drafter, "draft", draft)
-
-
-@pytest.mark.usefixtures("guess_likeliest")
 def test_the_sampled_law_is_the_guided_law(monkeypatch: pytest.MonkeyPatch) -> None:
     law, draws = laws(), 900
+    best = run("llama", CFG(1.5), PROMPTS[:1], max_new_tokens=LENGTH).new_tokens
+    foresee(monkeypatch, best, len(PROMPTS[0]))
     seen = sampled(draws)
     assert chi_square(seen, law, draws) > 1e-3
 
@@ -258,8 +259,3 @@ def test_the_rule_of_the_oracle() -> None:
         return text
 
     assert chi_square(Counter(wrong(LENGTH) for _ in range(draws)), texts, draws) < 1e-6
-
-
-def test_constrained_table_strings_are_imported() -> None:
-    # The toys above share the vocabulary of the constrained samplers.
-    assert Strings(frozenset({b"ab"}), True).start(VOCABULARY).is_prefix(b"a")
