@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .models import load
     from .results import GenerateResult
     from .scoring import ScoreResult, score
+    from .speculation import Speculation, SpeculationReport
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -39,6 +40,8 @@ _HOMES = {
     "GuidedDecoding": "custom_generate",
     "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
+    "Speculation": "speculation",
+    "SpeculationReport": "speculation",
     "StreamChunk": "generation",
     "explain": "explanation",
     "generate": "generation",

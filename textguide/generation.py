@@ -19,6 +19,8 @@ from .guidance import as_guidance, split
 from .lanes import pad_left
 from .results import GenerateResult, constraint_fields
 from .smc.starting import warn_of_deaths
+from .speculation import as_speculation
+from .speculation.value import join as join_speculation
 
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -55,6 +57,7 @@ def generate(
     observer: Observer | None = None,
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
+    speculation: Any = None,
     **options: Any,
 ) -> GenerateResult:
     """Continue prompts under guidance, one forward pass a step for all rows of all branches.
@@ -76,6 +79,8 @@ def generate(
         observer: called with a :class:`textguide.decode.StepView` after every step.
         stopping_criteria: transformers stopping criteria beside those of ``options``.
         vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
+        speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
+            or a :class:`textguide.Speculation`. What is written stays the same.
         **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
             ``num_return_sequences``…
 
@@ -91,10 +96,13 @@ def generate(
     size = len(run.ids) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    speculation = as_speculation(speculation)
     done, effects, starts = [], [], []
     for start in range(0, len(run.ids), size):
         rows = slice(start, start + size)
-        decoding = run.decoding(rows, models=models, streamer=streamer, observer=observer, vocabulary=vocabulary)
+        decoding = run.decoding(
+            rows, models=models, streamer=streamer, observer=observer, vocabulary=vocabulary, speculation=speculation
+        )
         run.call(decoding, rows, stopping_criteria)
         assert decoding.last is not None
         done.append(decoding.last)
@@ -118,6 +126,7 @@ def stream(
     stop: str | Sequence[str] | None = None,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
+    speculation: Any = None,
     **options: Any,
 ) -> Iterator[StreamChunk]:
     """Like :func:`generate`, but yields text as it is written, token by token and row by row.
@@ -127,11 +136,11 @@ def stream(
     run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
     if run.particles > 1:
         raise ValueError(f"particles={run.particles} may still drop what is written; stream with particles=1")
-    return _stream(run, models)
+    return _stream(run, models=models, speculation=speculation)
 
 
-def _stream(run: _Run, models: Mapping[str, Any] | None) -> Iterator[StreamChunk]:
-    decoding = run.decoding(slice(None), models=models)
+def _stream(run: _Run, **settings: Any) -> Iterator[StreamChunk]:
+    decoding = run.decoding(slice(None), **settings)
     texts: list[_TextStream] = []
     for step in run.call(decoding.steps, slice(None)):
         if isinstance(step, Decoded):
@@ -272,6 +281,7 @@ class _Run:
                 tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
         log_prob = torch.cat(log_probs)
         outcomes = [run.constraint for run in done if run.constraint is not None]
+        reports = [run.speculation for run in done if run.speculation is not None]
         return GenerateResult(
             texts=[self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
             sequences=torch.cat(sequences),
@@ -279,6 +289,7 @@ class _Run:
             log_likelihood=log_prob.sum(-1),
             log_probs=log_prob,
             effect=effect,
+            speculation=join_speculation(reports) if reports else None,
             **(constraint_fields(outcomes) if outcomes else {}),
         )
 

@@ -38,6 +38,12 @@ class _Group:
         self.read = new
         return out.to(ids.device)
 
+    def forget(self, tokens: int) -> None:
+        """Go back by the last ``tokens`` tokens."""
+        if not self.lane.crop(tokens):
+            raise RuntimeError(f"the cache of {type(self.lane.model).__name__} cannot forget tokens")
+        self.read -= tokens
+
     def pick(self, rows: list[int]) -> _Group:
         """These rows alone, in this order; the group must not be used afterwards."""
         if rows == list(range(len(self.slots))):
@@ -178,7 +184,9 @@ class Passes:
             first = slice(None, None, copies)
             mask = mask if mask is None else mask[first]
             positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
-            lane, logits = lanes.prefill_padded(model, ids[first], mask, positions=positions, cache=cache, extra=kwargs)
+            lane, logits = lanes.prefill_padded(
+                model, ids[first], mask, positions=positions, cache=cache, extra=kwargs, guided=bool(self.branches)
+            )
             if copies > 1:
                 owners = torch.arange(len(ids), device=ids.device) // copies
                 lane = lanes.share(lane, owners)
@@ -227,13 +235,15 @@ class Passes:
                 if measure:
                     woken.append(self._by_branch(chunk))
             self._plan = None
-        if self._plan is None:
-            plan = _Plan(slots, self.alive, len(self.branches), ids.device)
-            # The rows that just woke stand elsewhere from the next step on.
-            self._plan = None if waking else plan
-        else:
-            plan = self._plan
+        plan = self._planned(slots, ids.device)
+        if waking:  # the rows that just woke stand elsewhere from the next step on
+            self._plan = None
         return plan.law(logits[0] if len(logits) == 1 else torch.cat(logits), woken)
+
+    def _planned(self, slots: list[tuple[int, int]], device: Any) -> _Plan:
+        if self._plan is None:
+            self._plan = _Plan(slots, self.alive, len(self.branches), device)
+        return self._plan
 
     # -- sleeping, waking, leaving ---------------------------------------------------------------------------------
 

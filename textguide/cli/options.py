@@ -218,6 +218,15 @@ def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     group.add_argument("--stop", action="append", help="text that ends a continuation; may be repeated")
 
 
+def add_speculation(parser: argparse.ArgumentParser) -> None:
+    """``--speculation``."""
+    from ..speculation.value import DRAFTS
+
+    parser.add_argument(
+        "--speculation", choices=DRAFTS, help="guess tokens and read the guesses in the same passes; same text, faster"
+    )
+
+
 def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for :func:`textguide.generate` from :func:`add_decoding`'s arguments."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
