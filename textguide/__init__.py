@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .captioning import caption
     from .custom_generate import GuidedDecoding, guided_decoding
     from .effect import Effect
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, Guidance
+    from .guidance import ACFG, AWRS, CAIF, CFG, Guidance, LMGuidance
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
@@ -38,11 +39,13 @@ _HOMES = {
     "GenerateResult": "results",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",
+    "LMGuidance": "guidance",
     "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
     "Speculation": "speculation",
     "SpeculationReport": "speculation",
     "StreamChunk": "generation",
+    "caption": "captioning",
     "explain": "explanation",
     "generate": "generation",
     "guided_decoding": "custom_generate",
@@ -52,7 +55,7 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("classifiers", "constraints", "diffusion", "guidance")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -23,6 +23,7 @@ from .dynamic import DynamicCFG
 from .formula import Formula
 from .independent_condition import IndependentCondition
 from .instruction_contrastive import InstructionContrastive
+from .language_model import LMGuidance
 from .nag import NAG
 from .prompts import Message
 from .s2 import S2Guidance
@@ -55,6 +56,7 @@ __all__ = [
     "Guidance",
     "IndependentCondition",
     "InstructionContrastive",
+    "LMGuidance",
     "Message",
     "ProxyTuning",
     "S2Guidance",
