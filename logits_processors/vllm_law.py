@@ -180,3 +180,14 @@ def guide(
         if shadow is not None:
             logits[shadow] = logits[row]
     return seen
+
+
+def tell(sender: Any, leaders: Sequence[tuple[int, int | None, Member[Drawing]]], seen: Sequence[Seen]) -> None:
+    """Send the scheduler what it, or a client, wants to know of this step."""
+    told = {
+        member.pair: vars(one)
+        for (_, _, member), one in zip(leaders, seen, strict=True)
+        if one.ids is not None or (one.guided and member.payload.measures)
+    }
+    if told:
+        sender.send(told)

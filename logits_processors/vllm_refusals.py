@@ -58,7 +58,7 @@ def refuse(config: Any, scheduler: Any) -> None:
     if not any("GuidedLogitsProcessor" in str(one) for one in config.model_config.logits_processors or ()):
         raise ValueError(
             "the guided scheduler needs the guided processor: --logits-processors "
-            "textguide.logits_processors.vllm_v1:GuidedLogitsProcessor (or vllm_v2 for the second model runner)"
+            "textguide.logits_processors.vllm_processor:GuidedLogitsProcessor"
         )
     room = (scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) * scheduler.block_size
     longest = config.model_config.max_model_len

@@ -20,6 +20,15 @@ class Report:
         request: what is asked for.
         negative: token ids of the prompt that the shadow reads.
         shadow_tokens: tokens that shadows have read.
+        guided: tokens drawn from the guided law.
+        unguided: tokens drawn without it: outside the window, at γ(s) = 1, or skipped.
+        skipped: of these, the ones that ``skip_threshold`` left unguided.
+        discarded: tokens that one half wrote alone, and that were thrown away.
+        kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
+        changed: guided tokens whose most likely value was another one without guidance.
+        calm: guided tokens in a row that stayed within ``skip_threshold``.
+        nap: length of the next nap.
+        wake_at: position at which the present nap ends.
     """
 
     request: Request
@@ -28,6 +37,7 @@ class Report:
     guided: int = 0
     unguided: int = 0
     skipped: int = 0
+    discarded: int = 0
     kl_sum: float = 0.0
     kl_max: float = 0.0
     changed: int = 0
@@ -84,6 +94,7 @@ class Report:
             "guided_steps": self.guided,
             "unguided_steps": self.unguided,
             "skipped_steps": self.skipped,
+            "discarded_steps": self.discarded,
             "shadow_tokens": self.shadow_tokens,
         }
         if self.measures and self.guided:

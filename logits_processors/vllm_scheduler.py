@@ -34,11 +34,12 @@ class GuidedScheduler(Scheduler):
         refuse(self.vllm_config, self)
         self.pairs = Pairs()
         self.listener = Listener(self.vllm_config.instance_id)
-        self.discarded = 0
         self.shadow_tokens = 0
         self._broken: set[str] = set()  # leaders of pairs of which vLLM itself preempted one half
         self._plan = Plan({}, {}, 0)
         self._left = 0
+        # PyTorch cannot rewind a CPU generator, and vLLM's first runner does so after a part of a seeded prompt.
+        self._rewinds = self.vllm_config.device_config.device_type != "cpu"
         record = self.kv_cache_manager.record_prefix_cache_stats
         self.kv_cache_manager.record_prefix_cache_stats = lambda request, hits: (
             None if self.pairs.is_shadow(request.request_id) else record(request, hits)
@@ -51,6 +52,9 @@ class GuidedScheduler(Scheduler):
         params = request.sampling_params
         ours = (params.extra_args or {}).get(requests.OURS) if params is not None else None
         if not isinstance(ours, dict) or request.request_id in self.requests:
+            longest = self.max_num_scheduled_tokens
+            if not self._rewinds and self._is_seeded(request) and request.num_tokens > longest:
+                self.grammar_compile_error_reqs.add(request.request_id)  # vLLM's way to end it with an error
             super().add_request(request)
             return
         asked = requests.Request.from_dict(ours)
@@ -235,6 +239,9 @@ class GuidedScheduler(Scheduler):
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """The hook through which vLLM asks how many tokens a request may read; 0 leaves it out of the step."""
         tokens = int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
+        remaining = request.num_tokens - num_computed_tokens
+        if not self._rewinds and tokens < remaining and self._is_seeded(request):
+            return 0  # it waits for a step that has room for all of it
         if not self.pairs:
             return tokens
         if request.status == RequestStatus.RUNNING:
@@ -242,9 +249,13 @@ class GuidedScheduler(Scheduler):
         if request.request_id in self._plan.arrivals:
             return tokens
         tokens = min(tokens, self._left)
-        tokens = self._admit(request, request.num_tokens - num_computed_tokens, tokens)
+        tokens = self._admit(request, remaining, tokens)
         self._left -= tokens
         return tokens
+
+    def _is_seeded(self, request: Request) -> bool:
+        params = request.sampling_params
+        return params is not None and params.seed is not None and params.temperature > 0
 
     def _admit(self, request: Request, remaining: int, tokens: int) -> int:
         """Tokens for a waiting request that vLLM is about to admit; 0 where it has to wait."""
@@ -260,10 +271,11 @@ class GuidedScheduler(Scheduler):
             return 0
         if owed or other is not None:
             blocks = sum(self._blocks(one, 0, one.num_tokens) for one in [*owed, request, *([other] if other else [])])
+            blocks += self.kv_cache_manager.watermark_blocks
             if blocks > self.kv_cache_manager.block_pool.get_num_free_blocks() and self.running:
                 return 0
         if other is None:
-            return tokens
+            return tokens if tokens == remaining or self._rewinds or not self._is_seeded(request) else 0
         unread = self._unread(other)
         if unread is not None and tokens == remaining and remaining + unread <= self._left and self._next_is(other):
             self._plan.arrivals[other.request_id] = unread
@@ -290,6 +302,8 @@ class GuidedScheduler(Scheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may look at a waiting request in this step."""
+        if request.request_id in self.grammar_compile_error_reqs:
+            return False
         if not super()._handle_blocked_waiting_request(request):
             return False
         pair = self.pairs.of(request.request_id)
@@ -344,7 +358,7 @@ class GuidedScheduler(Scheduler):
         if not agree and not (alone and wrote == [pair.leader]):
             if len(wrote) == 2:  # never a wrong answer
                 self.grammar_compile_error_reqs.add(pair.leader)
-            self.discarded += 1
+            state.discarded += 1
             for name in wrote:
                 tokens[name].clear()
                 self.requests[name].num_computed_tokens -= 1

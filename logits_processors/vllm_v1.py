@@ -1,33 +1,28 @@
-"""The guided law inside vLLM's first model runner.
-
-Opt in by class path: ``--logits-processors textguide.logits_processors.vllm_v1:GuidedLogitsProcessor``, together with
-the scheduler of ``vllm_scheduler``. Not registered as an entry point: those load for every model of an installation.
-"""
+"""The guided law inside vLLM's first model runner. Knows no vLLM but the shape of what it hands over."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from .vllm_admission import validate
 from .vllm_channel import Sender
-from .vllm_law import Drawing, guide
+from .vllm_law import Drawing, guide, tell
 from .vllm_pairs import Member, Rows
 from .vllm_requests import OURS, Request
 
 
-class GuidedLogitsProcessor(LogitsProcessor):
-    """Combines the rows of guided requests with those of their shadows; other rows keep their bits."""
+class FirstRunnerProcessor:
+    """Combines the rows of guided requests with those of their shadows; other rows keep their bits.
 
-    @classmethod
-    def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse arguments of guidance that cannot work, as a ``ValueError``: HTTP 400."""
-        validate(sampling_params)
+    Args:
+        vllm_config: names the engine.
+        device: of the logits.
+        is_pin_memory: not used.
+    """
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self.rows: Rows[Drawing] = Rows()
         self.sender = Sender(vllm_config.instance_id)
 
@@ -35,37 +30,41 @@ class GuidedLogitsProcessor(LogitsProcessor):
         """It is not: guidance changes the most likely token."""
         return False
 
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
+    def update_state(self, batch_update: Any) -> None:
         """Follow what was removed, added and moved, in this order."""
         if batch_update is None:
             return
         for row in batch_update.removed:
             self.rows.remove(row)
         for row, params, prompt, written in batch_update.added:
-            self.rows.add(row, _member(params, prompt, written))
+            self.rows.add(row, self._member(params, prompt, written))
         for source, target, direction in batch_update.moved:
-            self.rows.move(source, target, direction == MoveDirectionality.SWAP)
+            self.rows.move(source, target, direction.name == "SWAP")
 
     def apply(self, logits: Tensor) -> Tensor:
         """Guided laws in the rows of pairs, in place."""
         if not self.rows.members:
             return logits
         leaders = self.rows.leaders()
-        seen = guide(logits, leaders, [len(member.payload.written()) for _, _, member in leaders])
-        told = {
-            member.pair: vars(one)
-            for (_, _, member), one in zip(leaders, seen, strict=True)
-            if one.ids is not None or (one.guided and member.payload.measures)
-        }
-        if told:
-            self.sender.send(told)
+        positions = [len(member.payload.written()) for _, _, member in leaders]
+        tell(self.sender, leaders, guide(logits, leaders, positions))
         return logits
 
+    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
+        # The list is vLLM's own and grows with the text.
+        return member_of(params, lambda: list(prompt or ()), lambda: written)
 
-def _member(params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
+
+def member_of(params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]]) -> Member[Drawing] | None:
+    """The member that sampling parameters describe, None for those of a plain request.
+
+    Args:
+        params: vLLM's ``SamplingParams``, None in pooling models.
+        prompt: gives the token ids of the prompt.
+        written: gives the token ids written so far.
+    """
     ours = (params.extra_args or {}).get(OURS) if params is not None else None
-    if ours is None or "pair" not in ours:
+    if not isinstance(ours, dict) or "pair" not in ours:
         return None
-    # The list is vLLM's own and grows with the text.
-    payload = Drawing(Request.from_dict(ours["request"]), lambda: list(prompt or ()), lambda: written, ours["measures"])
+    payload = Drawing(Request.from_dict(ours["request"]), prompt, written, ours["measures"])
     return Member(ours["pair"], ours["role"], payload)
