@@ -330,7 +330,8 @@ class GuidedScheduler(Scheduler):
             for one in batch.outputs:
                 ours = self.pairs.by_leader.get(one.request_id)
                 if ours is not None and one.finish_reason is not None and one.kv_transfer_params is None:
-                    one.kv_transfer_params = {requests.OURS: ours.state.summary()}
+                    told = {**ours.state.summary(), "engine_shadow_tokens": self.shadow_tokens}
+                    one.kv_transfer_params = {requests.OURS: told}
         for pair in self.pairs:
             self._follow(pair)
         return outputs
