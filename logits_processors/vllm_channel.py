@@ -1,7 +1,7 @@
 """What a worker saw, told to the scheduler: vLLM's own messages have no room for it. Knows no vLLM.
 
-A datagram socket in a private folder, on one machine: a worker sends before it returns its tokens, so the scheduler
-finds everything about a step there when it gets those.
+A file in a private folder, on one machine. A worker writes before it returns its tokens, and the scheduler reads when it
+gets those, so the two take turns. (A socket would make a worker wait where it is full.)
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any
-
-LARGEST = 60_000
-"""Bytes of one datagram, far below what every system takes."""
 
 
 def _folder(engine: str) -> Path:
@@ -29,24 +25,23 @@ class Listener:
         self.folder = _folder(engine)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(mode=0o700)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        self.socket.bind(str(self.folder / "seen"))
-        self.socket.setblocking(False)
+        self.file = os.open(self.folder / "seen", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def receive(self) -> dict[str, dict[str, Any]]:
         """Everything that arrived, by pair; of several messages about a pair the last."""
+        size = os.fstat(self.file).st_size
+        if not size:
+            return {}
+        lines = os.pread(self.file, size, 0).splitlines()
+        os.ftruncate(self.file, 0)
         seen: dict[str, dict[str, Any]] = {}
-        while True:
-            try:
-                message = self.socket.recv(1 << 17)
-            except BlockingIOError:
-                return seen
-            seen.update(json.loads(message))
+        for line in lines:
+            seen.update(json.loads(line))
+        return seen
 
     def close(self) -> None:
-        """Remove the socket and its folder."""
-        self.socket.close()
+        """Remove the file and its folder."""
+        os.close(self.file)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -54,19 +49,13 @@ class Sender:
     """A worker's end; it finds the scheduler's when there is something to send."""
 
     def __init__(self, engine: str) -> None:
-        self.address = str(_folder(engine) / "seen")
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.path = _folder(engine) / "seen"
+        self.file: int | None = None
 
     def send(self, seen: dict[str, dict[str, Any]]) -> None:
-        """Send what was seen of each pair, in as many datagrams as it takes."""
-        batch: dict[str, dict[str, Any]] = {}
-        size = 0
-        for pair, values in seen.items():
-            length = len(json.dumps(values)) + len(pair) + 8
-            if batch and size + length > LARGEST:
-                self.socket.sendto(json.dumps(batch).encode(), self.address)
-                batch, size = {}, 0
-            batch[pair] = values
-            size += length
-        if batch:
-            self.socket.sendto(json.dumps(batch).encode(), self.address)
+        """Send what was seen of each pair."""
+        if self.file is None:
+            self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        data = json.dumps(seen).encode() + b"\n"
+        while data:
+            data = data[os.write(self.file, data) :]
