@@ -38,6 +38,7 @@ class GuidedScheduler(Scheduler):
         self._broken: set[str] = set()  # leaders of pairs of which vLLM itself preempted one half
         self._plan = Plan({}, {}, 0)
         self._left = 0
+        self._pinned: list[Any] = []
         # PyTorch cannot rewind a CPU generator, and vLLM's first runner does so after a part of a seeded prompt.
         self._rewinds = self.vllm_config.device_config.device_type != "cpu"
         record = self.kv_cache_manager.record_prefix_cache_stats
@@ -52,9 +53,6 @@ class GuidedScheduler(Scheduler):
         params = request.sampling_params
         ours = (params.extra_args or {}).get(requests.OURS) if params is not None else None
         if not isinstance(ours, dict) or request.request_id in self.requests:
-            longest = self.max_num_scheduled_tokens
-            if not self._rewinds and self._is_seeded(request) and request.num_tokens > longest:
-                self.grammar_compile_error_reqs.add(request.request_id)  # vLLM's way to end it with an error
             super().add_request(request)
             return
         asked = requests.Request.from_dict(ours)
@@ -135,6 +133,8 @@ class GuidedScheduler(Scheduler):
             self._settle()
         output = super().schedule(*args, **kwargs)
         self._plan = Plan({}, {}, 0)
+        self.kv_cache_manager.block_pool.free_blocks(reversed(self._pinned))
+        self._pinned = []
         return output
 
     def _settle(self) -> None:
@@ -147,16 +147,30 @@ class GuidedScheduler(Scheduler):
         while True:
             self._plan = share(self._loads(), self.max_num_scheduled_tokens, self._longest())
             lacking = self._blocks_needed() - self.kv_cache_manager.block_pool.get_num_free_blocks()
-            if lacking <= 0:
+            if lacking <= 0 and not self._is_stuck():
                 break
             units = self._units()
             if len(units) < 2:
                 break  # vLLM preempts it
             self._preempt(units[-1])
         self._left = self._plan.left
-        for partner in self._plan.arrivals:
+        # Those that others wait for come first, and of these the ones that are awaited in this step.
+        for partner in [*reversed(self._waiting_partners()), *reversed(self._plan.arrivals)]:
             self.waiting.remove_request(self.requests[partner])
             self.waiting.prepend_request(self.requests[partner])
+        for partner in self._plan.arrivals:
+            self._pin(self.requests[partner])
+
+    def _is_stuck(self) -> bool:
+        """Whether all that run wait for partners, and none of these can come in."""
+        if not self.running or any(self._plan.tokens.values()) or self._plan.arrivals:
+            return False
+        awaited = self._waiting_partners()
+        if not awaited or len(self.running) >= self.max_num_active_reqs:
+            return bool(awaited)
+        first = self.requests[awaited[0]]
+        needed = self._blocks(first, 0, first.num_tokens) + self.kv_cache_manager.watermark_blocks
+        return needed > self.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def _loads(self) -> list[Load]:
         loads = []
@@ -176,6 +190,12 @@ class GuidedScheduler(Scheduler):
         if self._is_blocked_waiting_status(request.status):
             return None
         return int(request.num_tokens - self.kv_cache_manager.get_computed_blocks(request)[1])
+
+    def _pin(self, request: Request) -> None:
+        """Keep the cached prefix of a request that will be admitted in this step from those that are served before."""
+        for blocks in self.kv_cache_manager.get_computed_blocks(request)[0].blocks:
+            self.kv_cache_manager.block_pool.touch(blocks)
+            self._pinned += blocks
 
     def _longest(self) -> int:
         threshold = int(self.scheduler_config.long_prefill_token_threshold)
@@ -279,6 +299,7 @@ class GuidedScheduler(Scheduler):
         unread = self._unread(other)
         if unread is not None and tokens == remaining and remaining + unread <= self._left and self._next_is(other):
             self._plan.arrivals[other.request_id] = unread
+            self._pin(other)
             self._left -= unread
             return tokens
         if remaining > 1:
@@ -302,6 +323,8 @@ class GuidedScheduler(Scheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may look at a waiting request in this step."""
+        if not self._rewinds and self._is_seeded(request) and request.num_tokens > self.max_num_scheduled_tokens:
+            self.grammar_compile_error_reqs.add(request.request_id)  # vLLM's way to end it with an error
         if request.request_id in self.grammar_compile_error_reqs:
             return False
         if not super()._handle_blocked_waiting_request(request):

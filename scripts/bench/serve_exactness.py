@@ -128,6 +128,7 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
     internal: dict[int, str] = {}
     while left or running:
         arrivals = len(left) if arrival != "staggered" else draw.choice((0, 0, 1, 3))
+        arrivals = arrivals if running else max(arrivals, 1)  # with nothing to do the engine would wait for ever
         for _ in range(min(arrivals, len(left))):
             number = left.pop(0)
             name = engine.add_request(str(number), specs[number].prompt, params[number])
@@ -147,8 +148,10 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
                 engine.abort_request([internal[number]], internal=True)
                 running.discard(number)
                 answers[number] = None
-    for _ in range(3):  # lets the engine take back what was aborted
-        engine.step()
+    # One more request, at whose end the engine says what is left of those that were aborted.
+    engine.add_request("last", "The", SamplingParams(max_tokens=2, temperature=0.0))
+    while not any(output.finished for output in engine.step()):
+        pass
     after = counters(llm)
     told = {name: after[name] - before[name] for name in after if name != "cache_in_use"}
     return answers, {

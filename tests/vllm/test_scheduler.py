@@ -52,7 +52,7 @@ def test_ten_thousand_moves(folder, name, seed):
                 if alive:
                     simulation.abort(draw.choice(alive))
             idle = 0 if simulation.step() or not simulation.scheduler.requests else idle + 1
-            assert idle < 20, "nothing moves"
+            assert idle < 20, simulation.describe()
             assert simulation.steps < 20_000
         simulation.step()
         simulation.check_answers()
