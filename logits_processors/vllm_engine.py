@@ -161,7 +161,8 @@ def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool) -> GenerateRes
     rows = [(output, one) for output in outputs for one in output.outputs]
     tokens = [list(one.token_ids) for _, one in rows]
     longest = max(len(row) for row in tokens)
-    pad = getattr(tokenizer, "pad_token_id", None) or getattr(tokenizer, "eos_token_id", None) or 0
+    named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+    pad = next((token for token in named if token is not None), 0)
     prompts, _ = pad_left([list(output.prompt_token_ids) for output, _ in rows], "cpu", pad)
     written = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], dtype=torch.long)
     log_probs = torch.zeros(len(rows), longest)
