@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from .vllm_requests import OURS, Limits, asks, parse
+from .vllm_weigher import classifier_of
 
 TESTED = ("0.32.0",)
 """The vLLM versions that the tests ran with."""
@@ -34,6 +35,7 @@ def _limits() -> Limits:
         owner: Any = frame.f_locals.get("self")
         if type(owner).__name__ == "InputProcessor" and hasattr(owner, "model_config"):
             config = owner.model_config
-            return Limits(owner.tokenizer, config.get_vocab_size(), config.max_model_len)
+            classifier = classifier_of(owner.vllm_config)
+            return Limits(owner.tokenizer, config.get_vocab_size(), config.max_model_len, classifier)
         frame = frame.f_back  # type: ignore[assignment]
     return Limits()

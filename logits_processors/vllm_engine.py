@@ -13,11 +13,12 @@ import torch
 from textguide import branches, bundled
 from textguide.effect import Effect, join, warn_if_none
 from textguide.errors import MissingExtraError
-from textguide.guidance import CFG, as_guidance, split
+from textguide.guidance import CAIF, CFG, as_guidance, split
 from textguide.lanes import pad_left
 from textguide.results import GenerateResult
 
-from .vllm_requests import ARGUMENTS, EFFECT, OURS
+from .vllm_requests import ARGUMENTS, CAIF_ARGUMENTS, EFFECT, OURS
+from .vllm_weigher import classifier_of, named
 
 SCHEDULER = "textguide.logits_processors.vllm_scheduler.GuidedScheduler"
 PROCESSOR = "textguide.logits_processors.vllm_processor:GuidedLogitsProcessor"
@@ -34,11 +35,12 @@ OPTIONS = {
 LARGEST_SEED = 2**63
 
 
-def vllm_engine(model: str = bundled.NAME, **options: Any) -> Any:
+def vllm_engine(model: str = bundled.NAME, *, classifier: str | None = None, **options: Any) -> Any:
     """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
 
     Args:
         model: as for :func:`textguide.load`: the bundled model's name, a folder, or a name on a model hub.
+        classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
         **options: those of ``vllm.LLM``. The scheduler, the logits processor and ``async_scheduling=False`` are set.
 
     Raises:
@@ -53,7 +55,7 @@ def vllm_engine(model: str = bundled.NAME, **options: Any) -> Any:
         raise MissingExtraError("vllm", "vllm", "serving")
     from .vllm_offline import GuidedLLM
 
-    return GuidedLLM(model=resolve(model), **switched_on(options))
+    return GuidedLLM(model=resolve(model), **switched_on(options, classifier))
 
 
 def resolve(model: str) -> str:
@@ -61,13 +63,20 @@ def resolve(model: str) -> str:
     return str(bundled.folder()) if model == bundled.NAME and not Path(model).is_dir() else model
 
 
-def switched_on(options: dict[str, Any]) -> dict[str, Any]:
+def switched_on(options: dict[str, Any], classifier: str | None = None) -> dict[str, Any]:
     """Options of an engine with guidance switched on.
 
+    Args:
+        options: those that were given.
+        classifier: the name of the engine's classifier.
+
     Raises:
-        ValueError: one of them is set to something else.
+        ValueError: one of them is set to something else, or nothing is called ``classifier``.
     """
     options = dict(options)
+    if classifier is not None:
+        named(classifier)
+        options["additional_config"] = {**(options.get("additional_config") or {}), OURS: {"classifier": classifier}}
     for name, value in (("scheduler_cls", SCHEDULER), ("async_scheduling", False)):
         if options.get(name) not in (None, value):
             raise ValueError(
@@ -81,12 +90,17 @@ def switched_on(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def arguments_of(guidance: CFG, negative: Sequence[int] | None) -> dict[str, Any]:
-    """``extra_args`` that ask for ``guidance``."""
+def arguments_of(guidance: CFG | None, negative: Sequence[int] | None, caif: CAIF | None = None) -> dict[str, Any]:
+    """``extra_args`` that ask for guidance, for a classifier's weights, or for both."""
+    weights: dict[str, Any] = {EFFECT: 1}
+    if caif is not None:
+        weights |= {name: getattr(caif, field) for name, field in CAIF_ARGUMENTS.items()}
+    if guidance is None:
+        return weights
     defaults = {field.name: field.default for field in fields(CFG)}
     given = {name: getattr(guidance, field) for name, field in ARGUMENTS.items()}
     asked = {name: value for name, value in given.items() if value != defaults[ARGUMENTS[name]]}
-    asked |= {"guidance_scale": guidance.scale, EFFECT: 1}
+    asked |= {"guidance_scale": guidance.scale, **weights}
     if negative is not None:
         asked["negative_prompt_token_ids"] = list(negative)
     return asked
@@ -114,11 +128,12 @@ def generate(
     """
     guidance = as_guidance(guidance)
     parts = split(guidance)
-    if parts.reweighting or parts.constraint is not None:
+    if parts.constraint is not None:
         raise ValueError(
-            "guidance: classifiers and textguide's constraints do not run inside vLLM; use vLLM's structured outputs "
-            "in its sampling parameters for a form, or a transformers model"
+            "guidance: textguide's constraints do not run inside vLLM; use vLLM's structured outputs in its sampling "
+            "parameters for a form, or a transformers model"
         )
+    caif = _engines_caif(llm, parts.reweighting)
     if parts.branching is not None and not isinstance(parts.branching, CFG):
         raise ValueError(f"guidance={parts.branching!r} does not run inside vLLM; CFG does")
     tokenizer = tokenizer or llm.get_tokenizer()
@@ -132,13 +147,31 @@ def generate(
     copies = int(common.get("n", 1))
     params = []
     for row, negative in enumerate(negatives):
-        extra = None if cfg is None else arguments_of(cfg, negative)
+        extra = None if cfg is None and caif is None else arguments_of(cfg, negative, caif)
         own = None if seed is None else (seed + row * copies) % LARGEST_SEED
         params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
     outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
-    result = _result(outputs, tokenizer, cfg is not None)
+    result = _result(outputs, tokenizer, cfg is not None or caif is not None)
     warn_if_none(result.effect, guidance)
     return result
+
+
+def _engines_caif(llm: Any, reweighting: Sequence[Any]) -> CAIF | None:
+    """The classifier's weights that a run asks for, which have to be those of the engine's classifier."""
+    if not reweighting:
+        return None
+    if len(reweighting) > 1:
+        raise ValueError("guidance: one classifier at a time weighs inside vLLM; give one CAIF")
+    engines = classifier_of(llm.llm_engine.vllm_config)
+    asked: CAIF = reweighting[0]
+    its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier
+    if engines is None or its is not engines:
+        raise ValueError(
+            f"guidance={asked!r}: the engine has {'no classifier' if engines is None else 'another classifier'}; "
+            "name it when the engine starts, textguide.vllm_engine(model, classifier=…)"
+        )
+    engines.index(asked.target)
+    return asked
 
 
 def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longest: int) -> dict[str, Any]:
@@ -187,6 +220,6 @@ def _effect(output: Any) -> Effect:
         top_changed=told.get("top_changed", 0.0),
         guided_steps=told.get("guided_steps", 0),
         unguided_steps=told.get("unguided_steps", 0),
-        extra_passes=told.get("guided_steps", 0),
+        extra_passes=told.get("paired_steps", 0),
         skipped_passes=told.get("skipped_steps", 0),
     )

@@ -16,6 +16,7 @@ from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
 
 from .vllm_pairs import Member
 from .vllm_requests import Draw, Request
+from .vllm_weigher import WeighedRow
 
 
 class Noise:
@@ -59,6 +60,7 @@ class Seen:
         kl: KL(guided‖unguided) in nats; 0 where the row was not guided.
         changed: whether guidance changed the most likely token.
         guided: whether both rows were there and γ(s) is not 1.
+        weighed: whether a classifier weighed the candidates.
         token: the token, None where the engine takes the most likely one.
         ids: token ids of the reported log-probabilities, the chosen one first; None where none are asked for.
         logprobs: their log-probabilities under the guided law.
@@ -68,6 +70,7 @@ class Seen:
     kl: float = 0.0
     changed: bool = False
     guided: bool = False
+    weighed: bool = False
     token: int | None = None
     ids: list[int] | None = None
     logprobs: list[float] | None = None
@@ -83,17 +86,28 @@ class Drawing:
         prompt: gives the token ids of its prompt.
         written: gives the token ids written so far.
         measures: whether anyone reads the KL (it costs a synchronisation on a device).
+        weigh: lets a classifier weigh the candidates of the law.
     """
 
     request: Request
     prompt: Callable[[], list[int]]
     written: Callable[[], list[int]]
     measures: bool = False
+    weigh: WeighedRow | None = None
     noise: Noise | None = field(default=None, repr=False)
 
-    def choose(self, scores: Tensor, position: int, seen: Seen) -> Tensor:
-        """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``."""
+    def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
+        """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
+        the leader's own."""
         draw = self.request.draw
+        if self.weigh is not None:
+            changed = self.weigh(log_softmax(scores[None]), self.prompt, self.written())[0]
+            scores = changed + scores.logsumexp(-1)
+            seen.weighed = True
+            if self.measures:
+                law = log_softmax(cond)
+                seen.kl = float(kl_divergence(changed, law))
+                seen.changed = bool(changed.argmax() != law.argmax())
         out = self._penalise(scores[None])
         if draw.temperature > 0:
             seen.token = self._draw(out, position, draw)
@@ -111,7 +125,7 @@ class Drawing:
     @property
     def is_plain(self) -> bool:
         """Whether :meth:`choose` would return the scores as they are, and report nothing."""
-        return self.request.draw == Draw(seed=self.request.draw.seed)
+        return self.weigh is None and self.request.draw == Draw(seed=self.request.draw.seed)
 
     def _penalise(self, scores: Tensor) -> Tensor:
         draw = self.request.draw
@@ -174,7 +188,8 @@ def guide(
             scores[n] = guided[k]
     for n, (row, shadow, member) in enumerate(leaders):
         if not member.payload.is_plain:
-            scores[n] = member.payload.choose(scores.get(n, logits[row].float()), positions[n], seen[n])
+            own = logits[row].float()
+            scores[n] = member.payload.choose(scores.get(n, own), own, positions[n], seen[n])
         if n in scores:
             logits[row] = scores[n]
         if shadow is not None:
@@ -187,7 +202,7 @@ def tell(sender: Any, leaders: Sequence[tuple[int, int | None, Member[Drawing]]]
     told = {
         member.pair: vars(one)
         for (_, _, member), one in zip(leaders, seen, strict=True)
-        if one.ids is not None or (one.guided and member.payload.measures)
+        if one.ids is not None or ((one.guided or one.weighed) and member.payload.measures)
     }
     if told:
         sender.send(told)

@@ -20,9 +20,10 @@ class Report:
         request: what is asked for.
         negative: token ids of the prompt that the shadow reads.
         shadow_tokens: tokens that shadows have read.
-        guided: tokens drawn from the guided law.
-        unguided: tokens drawn without it: outside the window, at γ(s) = 1, or skipped.
-        skipped: of these, the ones that ``skip_threshold`` left unguided.
+        guided: tokens drawn from a law that guidance moved, by a shadow or a classifier.
+        paired: of these, the ones that had a shadow.
+        unguided: tokens drawn without: outside the window, at γ(s) = 1, or skipped.
+        skipped: tokens that ``skip_threshold`` left without a shadow.
         discarded: tokens that one half wrote alone, and that were thrown away.
         kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
         changed: guided tokens whose most likely value was another one without guidance.
@@ -35,6 +36,7 @@ class Report:
     negative: list[int]
     shadow_tokens: int = 0
     guided: int = 0
+    paired: int = 0
     unguided: int = 0
     skipped: int = 0
     discarded: int = 0
@@ -64,9 +66,10 @@ class Report:
 
     def observe(self, position: int, guided: bool, seen: Mapping[str, Any] | None) -> None:
         """Learn what happened at ``position``: naps begin where guidance has changed little for a while."""
-        if not guided:
+        self.skipped += self.naps(position)
+        self.paired += guided
+        if not guided and self.request.caif is None:
             self.unguided += 1
-            self.skipped += self.naps(position)
             return
         self.guided += 1
         if seen is None:
@@ -76,7 +79,7 @@ class Report:
         self.kl_max = max(self.kl_max, kl)
         self.changed += bool(seen["changed"])
         threshold = self.request.guidance.skip_threshold
-        if threshold is None:
+        if threshold is None or not guided:
             return
         if kl > threshold:
             self.calm, self.nap = 0, FIRST_NAP
@@ -92,6 +95,7 @@ class Report:
         """What the client is told at the end, as plain values."""
         values: dict[str, Any] = {
             "guided_steps": self.guided,
+            "paired_steps": self.paired,
             "unguided_steps": self.unguided,
             "skipped_steps": self.skipped,
             "discarded_steps": self.discarded,

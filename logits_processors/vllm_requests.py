@@ -10,12 +10,13 @@ import dataclasses
 import difflib
 import json
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from textguide import branches
-from textguide.guidance import CFG
+from textguide.guidance import CAIF, CFG
 from textguide.guidance.prompts import as_prompt
 
 # What a client writes → the field of CFG.
@@ -28,9 +29,21 @@ ARGUMENTS = {
     "guidance_stop": "stop",
     "guidance_skip_threshold": "skip_threshold",
 }
+CAIF_ARGUMENTS = {
+    "caif_target": "target",
+    "caif_weight": "weight",
+    "caif_top_k": "top_k",
+    "caif_entropy_threshold": "entropy_threshold",
+    "caif_every": "every",
+    "caif_include_prompt": "include_prompt",
+    "caif_schedule": "schedule",
+    "caif_start": "start",
+    "caif_stop": "stop",
+}
 PROMPTS = ("negative_prompt", "negative_prompt_token_ids", "negative_messages")
 EFFECT = "guidance_effect"
-PREFIXES = ("guidance", "negative")
+PREFIXES = ("guidance", "negative", "caif")
+ENGINES = "the engine's"
 OURS = "textguide"
 """The key of ``extra_args`` under which a checked request travels to the engine."""
 
@@ -88,6 +101,7 @@ class Request:
         draw: how tokens are taken.
         horizon: the longest continuation, which defines progress.
         effect: whether what guidance did is to be measured and told with the answer.
+        caif: a classifier's weights on the law; its classifier is the engine's, and does not travel.
     """
 
     guidance: CFG
@@ -95,6 +109,7 @@ class Request:
     draw: Draw = Draw()
     horizon: int = 1
     effect: bool = False
+    caif: CAIF | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the way from process to process."""
@@ -105,15 +120,17 @@ class Request:
             "draw": dataclasses.asdict(self.draw),
             "horizon": self.horizon,
             "effect": self.effect,
+            "caif": self.caif and {name: getattr(self.caif, name) for name in CAIF_ARGUMENTS.values()},
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Request:
-        """The request that :meth:`to_dict` described."""
+    def from_dict(cls, values: Mapping[str, Any], classifier: Any = ENGINES) -> Request:
+        """The request that :meth:`to_dict` described; ``classifier`` is the engine's."""
         guidance = CFG.from_dict(values["guidance"])
         assert isinstance(guidance, CFG)
         negative = None if values["negative"] is None else tuple(values["negative"])
-        return cls(guidance, negative, Draw(**values["draw"]), values["horizon"], values["effect"])
+        caif = values["caif"] and CAIF(classifier, **values["caif"])
+        return cls(guidance, negative, Draw(**values["draw"]), values["horizon"], values["effect"], caif)
 
 
 @dataclass(frozen=True)
@@ -124,11 +141,13 @@ class Limits:
         tokenizer: for negative prompts that are texts or chats; None where the engine has none.
         vocabulary: number of tokens.
         longest: the engine's ``max_model_len``; at least one token must fit behind a negative prompt.
+        classifier: the one that the engine was started with, or its name; None: none.
     """
 
     tokenizer: Any = None
     vocabulary: int | None = None
     longest: int | None = None
+    classifier: Any = None
 
 
 def asks(extra: Mapping[str, Any] | None) -> bool:
@@ -150,32 +169,55 @@ def parse(params: Any, limits: Limits | None = None) -> Request | None:
     if not asks(extra):
         return None
     limits = limits or Limits()
-    known = [*ARGUMENTS, *PROMPTS, EFFECT]
+    known = [*ARGUMENTS, *PROMPTS, EFFECT, *CAIF_ARGUMENTS]
     for key in extra:
         if str(key).startswith(PREFIXES) and key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"{key!r} is no argument of guidance; use {close[0] if close else ', '.join(known)}")
     given = {name: extra[name] for name in ARGUMENTS if name in extra}
+    if not given and not any(extra.get(name) is not None for name in PROMPTS):
+        given = {"guidance_scale": 1.0}  # a classifier alone
     try:
         guidance = CFG(**{ARGUMENTS[name]: value for name, value in given.items()})
     except ValueError as error:
-        raise ValueError(_in_the_clients_words(str(error))) from None
+        raise ValueError(_in_the_clients_words(str(error), ARGUMENTS)) from None
     negative = _negative(extra, limits)
     _check_combinations(params)
     effect = extra.get(EFFECT, False)
     if effect not in (0, 1):
         raise ValueError(f"{EFFECT}={_brief(effect)} must be true or false")
-    return Request(guidance, negative, effect=bool(effect)) if not guidance.is_neutral else None
+    caif = _caif(extra, limits)
+    if guidance.is_neutral and caif is None:
+        return None
+    return Request(guidance, negative, effect=bool(effect), caif=caif)
 
 
-def _in_the_clients_words(message: str) -> str:
-    """A field of CFG by the name under which the client gave it."""
-    for name, field in ARGUMENTS.items():
-        message = message.replace(f"{field}=", f"{name}=")
-    # "scale=" stands inside "min_scale=" as well.
-    for wrong in ("min_guidance_scale=", "max_guidance_scale="):
-        message = message.replace(wrong, f"guidance_{wrong[:3]}_scale=")
-    return message.replace("guidance_guidance_", "guidance_")
+def _in_the_clients_words(message: str, arguments: Mapping[str, str]) -> str:
+    """A field by the name under which the client gave it."""
+    for name, field in arguments.items():
+        message = re.sub(rf"(?<!\w){field}=", f"{name}=", message)
+    return message
+
+
+def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
+    given = {field: extra[name] for name, field in CAIF_ARGUMENTS.items() if name in extra}
+    if not given:
+        return None
+    if limits.classifier is None:
+        first = next(name for name in CAIF_ARGUMENTS if name in extra)
+        raise ValueError(
+            f"{first}={_brief(extra[first])}: this engine has no classifier; start it with one, such as "
+            "textguide serve MODEL --classifier sentiment"
+        )
+    if "target" not in given:
+        raise ValueError("caif_target is missing; name the class to steer towards")
+    try:
+        caif = CAIF(classifier=limits.classifier, **given)
+        if hasattr(limits.classifier, "index"):
+            limits.classifier.index(caif.target)
+    except ValueError as error:
+        raise ValueError(_in_the_clients_words(str(error), CAIF_ARGUMENTS)) from None
+    return None if caif.is_neutral else caif
 
 
 def _negative(extra: Mapping[str, Any], limits: Limits) -> tuple[int, ...] | None:
@@ -230,7 +272,7 @@ def _check_combinations(params: Any) -> None:
     ):
         if getattr(params, name, None) is not None:
             raise ValueError(f"{name}={_brief(getattr(params, name))} does not work with guidance: {reason}")
-    if params.logprobs is not None and params.logprobs < 0:
+    if (getattr(params, "logprobs", None) or 0) < 0:
         raise ValueError(f"logprobs={params.logprobs} does not work with guidance; give a number of 0 or more")
     if getattr(params, "watermarking", None):
         raise ValueError("watermarking=True does not work with guidance; it reads the law behind it")

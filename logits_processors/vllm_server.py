@@ -32,7 +32,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
 
     Args:
         model: as for :func:`textguide.vllm_engine`.
-        options: of ``vllm serve``.
+        options: of ``vllm serve``, and ``--classifier NAME``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -44,6 +44,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="textguide serve"))
+    parser.add_argument("--classifier", help="for requests with caif_target: sentiment, a folder, profanity…")
     arguments = parser.parse_args([resolve(model), *options])
     arguments.model = arguments.model_tag
     if arguments.served_model_name is None:
@@ -54,7 +55,8 @@ def parse(model: str, options: Sequence[str]) -> Any:
             raise ValueError(f"--{name.replace('_', '-')} {value} does not work with guidance: {reason}; leave it out")
     if arguments.max_num_seqs == 1:
         raise ValueError("--max-num-seqs 1 does not work with guidance: a guided request takes two places; give 2")
-    guided = switched_on({name: getattr(arguments, name) for name in ("scheduler_cls", "logits_processors")})
+    names = ("scheduler_cls", "logits_processors", "additional_config")
+    guided = switched_on({name: getattr(arguments, name) for name in names}, arguments.classifier)
     if arguments.async_scheduling:
         raise ValueError("--async-scheduling does not work with guidance: the halves of a pair have to be compared")
     for name, value in guided.items():

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .vllm_channel import Sender
 from .vllm_law import Drawing, guide, tell
-from .vllm_pairs import Member, Rows
+from .vllm_pairs import LEADER, Member, Rows
 from .vllm_requests import OURS, Request
+from .vllm_weigher import Weigher, classifier_of
 
 
 class FirstRunnerProcessor:
@@ -25,6 +26,7 @@ class FirstRunnerProcessor:
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self.rows: Rows[Drawing] = Rows()
         self.sender = Sender(vllm_config.instance_id)
+        self.weigher = weigher_of(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
         """It is not: guidance changes the most likely token."""
@@ -52,19 +54,44 @@ class FirstRunnerProcessor:
 
     def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
         # The list is vLLM's own and grows with the text.
-        return member_of(params, lambda: list(prompt or ()), lambda: written)
+        return member_of(params, lambda: list(prompt or ()), lambda: written, self.weigher)
 
 
-def member_of(params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]]) -> Member[Drawing] | None:
+def member_of(
+    params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]], weigher: Weigher | None
+) -> Member[Drawing] | None:
     """The member that sampling parameters describe, None for those of a plain request.
 
     Args:
         params: vLLM's ``SamplingParams``, None in pooling models.
         prompt: gives the token ids of the prompt.
         written: gives the token ids written so far.
+        weigher: of an engine with a classifier.
     """
     ours = (params.extra_args or {}).get(OURS) if params is not None else None
     if not isinstance(ours, dict) or "pair" not in ours:
         return None
-    payload = Drawing(Request.from_dict(ours["request"]), prompt, written, ours["measures"])
+    request = Request.from_dict(ours["request"], None if weigher is None else weigher.classifier)
+    weigh = None
+    if request.caif is not None and weigher is not None and ours["role"] == LEADER:
+        weigh = weigher.row(request.caif, request.horizon)
+    payload = Drawing(request, prompt, written, ours["measures"], weigh)
     return Member(ours["pair"], ours["role"], payload)
+
+
+def weigher_of(config: Any) -> Weigher | None:
+    """The weigher of an engine that was started with a classifier.
+
+    Args:
+        config: vLLM's ``VllmConfig``.
+    """
+    classifier = classifier_of(config)
+    if classifier is None:
+        return None
+
+    def tokenizer() -> Any:
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        return cached_tokenizer_from_config(config.model_config)
+
+    return Weigher(classifier, tokenizer, config.model_config.get_vocab_size())

@@ -12,6 +12,7 @@ from textguide import CFG
 from textguide.errors import GuidanceHadNoEffectWarning
 from textguide.logits_processors import vllm_engine
 from textguide.logits_processors.vllm_requests import Limits, Request, parse
+from textguide.logits_processors.vllm_weigher import named
 
 
 class Words:
@@ -31,8 +32,10 @@ class Listener:
 
     sampling_params = SimpleNamespace
 
-    def __init__(self, told):
+    def __init__(self, told, classifier=None):
         self.told = told
+        extras = {} if classifier is None else {"textguide": {"classifier": classifier}}
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(additional_config=extras))
 
     def get_tokenizer(self):
         return Words()
@@ -79,6 +82,31 @@ def test_an_engine_is_asked_and_its_answers_are_results():
     assert out.effect.skipped_passes == 4
 
 
+def test_the_engines_classifier_may_weigh():
+    llm = Listener({"guided_steps": 3, "max_kl": 1.0}, classifier="sentiment")
+    caif = textguide.CAIF("sentiment", "positive", 2.0, top_k=20)
+    classifier = named("sentiment")
+    for guidance, scale in ((caif, 1.0), ([CFG(2.0), caif], 2.0)):
+        textguide.generate(llm, None, "x", guidance)
+        asked = parse(SimpleNamespace(**{**vars(llm.params[0]), "logprobs": None}), Limits(classifier=classifier))
+        assert asked.guidance == CFG(scale)
+        assert asked.caif == textguide.CAIF(classifier, "positive", 2.0, top_k=20)
+        assert Request.from_dict(asked.to_dict(), classifier) == asked
+    with pytest.raises(ValueError, match="another classifier"):
+        textguide.generate(llm, None, "x", textguide.CAIF(textguide.classifiers.resolve("sentiment"), "positive", 2.0))
+    with pytest.raises(ValueError, match="caif_weight='much'"):
+        parse(
+            SimpleNamespace(extra_args={"caif_target": "positive", "caif_weight": "much"}),
+            Limits(classifier=classifier),
+        )
+    with pytest.raises(ValueError, match="'happy'"):
+        parse(SimpleNamespace(extra_args={"caif_target": "happy"}), Limits(classifier=classifier))
+    with pytest.raises(ValueError, match="caif_target is missing"):
+        parse(SimpleNamespace(extra_args={"caif_weight": 1}), Limits(classifier=classifier))
+    with pytest.raises(ValueError, match="caif_target='positive': this engine has no classifier"):
+        parse(SimpleNamespace(extra_args={"caif_target": "positive"}), Limits())
+
+
 def test_plain_requests_ask_for_no_guidance():
     llm = Listener({})
     textguide.generate(llm, None, "x")
@@ -98,7 +126,7 @@ def test_guidance_that_did_nothing_warns():
     [
         (CFG(2.0), {"num_beams": 3}, "num_beams= has no counterpart"),
         (CFG(2.0), {"batch_size": 3}, "batch_size= has no counterpart"),
-        (textguide.CAIF("sentiment", "positive", 2.0), {}, "classifiers"),
+        (textguide.CAIF("sentiment", "positive", 2.0), {}, "the engine has no classifier"),
         (textguide.AWRS(textguide.constraints.Regex("a")), {}, "constraints"),
     ],
 )

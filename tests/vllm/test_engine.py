@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 import torch
 
 import textguide
-from textguide import CFG
+from textguide import CAIF, CFG
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is"]
 pytestmark = pytest.mark.real_model
@@ -22,7 +22,13 @@ def llm():
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     llm = textguide.vllm_engine(
-        "smollm2", dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=6, max_num_batched_tokens=64
+        "smollm2",
+        classifier="sentiment",
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=6,
+        max_num_batched_tokens=64,
     )
     yield llm
     llm.llm_engine.engine_core.shutdown()
@@ -52,6 +58,16 @@ def test_rows_are_drawn_with_seeds_of_their_own(llm, reference):
         assert ours.new_tokens[row] == theirs.new_tokens[0]
 
 
+@pytest.mark.parametrize(
+    "guidance", [CAIF("sentiment", "negative", 8.0), [CFG(1.5), CAIF("sentiment", "positive", 5.0)]]
+)
+def test_classifiers_weigh_as_they_do_on_transformers(llm, reference, guidance):
+    ours = textguide.generate(llm, None, PROMPTS, guidance, max_new_tokens=12)
+    theirs = textguide.generate(*reference, PROMPTS, guidance, max_new_tokens=12)
+    assert ours.new_tokens == theirs.new_tokens
+    assert ours.effect.mean_kl == pytest.approx(theirs.effect.mean_kl, abs=1e-3)
+
+
 def test_chats_and_systems(llm, reference):
     guidance = CFG(3.0, negative_system="You are a clerk.")
     options = {"system": "You are a pirate.", "max_new_tokens": 10}
@@ -61,8 +77,8 @@ def test_chats_and_systems(llm, reference):
 
 
 def test_what_vllm_cannot_do_is_refused(llm):
-    with pytest.raises(ValueError, match="classifiers"):
-        textguide.generate(llm, None, PROMPTS, textguide.CAIF("sentiment", "positive", 1))
+    with pytest.raises(ValueError, match="another classifier"):
+        textguide.generate(llm, None, PROMPTS, CAIF(textguide.classifiers.resolve("sentiment"), "positive", 1))
     with pytest.raises(ValueError, match="num_beams= has no counterpart"):
         textguide.generate(llm, None, PROMPTS, CFG(1.5), num_beams=2)
 
