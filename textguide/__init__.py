@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CFGLogitsProcessor,
         MaskedDiffusionCFGHook,
     )
+    from .logits_processors.vllm_engine import vllm_engine
     from .models import load
     from .results import GenerateResult
     from .scoring import ScoreResult, score
@@ -52,6 +53,7 @@ _HOMES = {
     "load": "models",
     "score": "scoring",
     "stream": "generation",
+    "vllm_engine": "logits_processors.vllm_engine",
 }
 
 # Rooms that are used by their own name, imported on first use as well.

@@ -64,8 +64,8 @@ def generate(
     """Continue prompts under guidance, one forward pass a step for all rows of all branches.
 
     Args:
-        model: a transformers model.
-        tokenizer: its tokenizer.
+        model: a transformers model, or an engine of :func:`textguide.vllm_engine`.
+        tokenizer: its tokenizer; None for the engine's own.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
         guidance: such as ``CFG(scale=1.5)``, or a list of guidances that act together; None decodes plainly.
         max_new_tokens: longest continuation.
@@ -95,6 +95,22 @@ def generate(
         >>> out = textguide.generate(model, tokenizer, ["The dragon"], guidance=CFG(scale=1.5), max_new_tokens=8)
         >>> out.texts[0]  # doctest: +SKIP
     """
+    served = getattr(model, "textguide_generate", None)
+    if served is not None:
+        given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
+        given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary, "speculation": speculation}
+        given |= {"images": images}
+        return served(
+            tokenizer,
+            prompts,
+            guidance,
+            max_new_tokens=max_new_tokens,
+            system=system,
+            seed=seed,
+            stop=stop,
+            do_sample=do_sample,
+            options={**options, **{name: value for name, value in given.items() if value is not None}},
+        )
     if images is not None:
         from .captioning.generation import caption
 
