@@ -26,17 +26,23 @@ def _on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Calls:
-    """Counts products in the other form."""
+    """Counts products in the other forms."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        mm = torch.mm
+        product = small_matmul.onednn()
 
-        def counting(*arguments: Any) -> Any:
-            self.count += 1
-            return mm(*arguments)
+        def counted(function: Any) -> Any:
+            def counting(*arguments: Any) -> Any:
+                self.count += 1
+                return function(*arguments)
 
-        monkeypatch.setattr(torch, "mm", counting)
+            return counting
+
+        monkeypatch.setattr(torch, "mm", counted(torch.mm))
+        if product is not None:
+            counting = counted(product)
+            monkeypatch.setattr(small_matmul, "onednn", lambda: counting)
 
 
 @pytest.fixture
@@ -59,6 +65,15 @@ SHAPES = [
 ]
 
 
+@pytest.fixture(params=["", "without oneDNN"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param:
+        monkeypatch.setattr(small_matmul, "onednn", lambda: None)
+    elif small_matmul.onednn() is None:
+        pytest.skip("this torch has no oneDNN")
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("outputs", [1, 7])
@@ -74,7 +89,8 @@ def test_equals_torch(shape: tuple[int, ...], bias: bool, outputs: int, calls: C
     assert result.shape == expected.shape
     assert result.is_contiguous()
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
-    assert calls.count == (1 if 0 < x.numel() // 5 <= small_matmul.LARGEST else 0)
+    rows, transposed = x.numel() // 5, small_matmul.onednn() is None
+    assert calls.count == (rows > 0 and (not transposed or rows <= small_matmul.LARGEST))
     for before, now in zip(kept, [t for t in (x, weight, b) if t is not None], strict=True):
         assert torch.equal(before, now)
 
@@ -118,8 +134,9 @@ def test_layers_use_it_inside_and_not_outside(calls: Calls) -> None:
     assert calls.count == 1
 
 
-def test_gradients_flow() -> None:
-    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 5), (7, 5), (7,)))
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+def test_gradients_flow(rows: int) -> None:
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((rows, 5), (7, 5), (7,)))
     with small_matmul.enabled(CPU):
         torch.nn.functional.linear(x, weight, bias).square().sum().backward()
     grads = [t.grad.clone() for t in (x, weight, bias) if t.grad is not None]
@@ -128,6 +145,13 @@ def test_gradients_flow() -> None:
     LINEAR(x, weight, bias).square().sum().backward()
     for grad, t in zip(grads, (x, weight, bias), strict=True):
         torch.testing.assert_close(grad, t.grad)
+
+
+def test_a_torch_without_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_matmul.onednn.cache_clear()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert small_matmul.onednn() is None
+    small_matmul.onednn.cache_clear()
 
 
 def test_nested_use(calls: Calls) -> None:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
         CFGLogitsProcessor,
         MaskedDiffusionCFGHook,
     )
+    from .logits_processors.vllm_engine import vllm_engine
     from .models import load
     from .results import GenerateResult
     from .scoring import ScoreResult, score
+    from .speculation import Speculation, SpeculationReport
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -41,6 +43,8 @@ _HOMES = {
     "LMGuidance": "guidance",
     "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
+    "Speculation": "speculation",
+    "SpeculationReport": "speculation",
     "StreamChunk": "generation",
     "caption": "captioning",
     "explain": "explanation",
@@ -49,10 +53,11 @@ _HOMES = {
     "load": "models",
     "score": "scoring",
     "stream": "generation",
+    "vllm_engine": "logits_processors.vllm_engine",
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("captioning", "classifiers", "constraints", "diffusion")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -125,12 +125,21 @@ def crop(cache: Cache, tokens: int) -> bool:
     """Forget the last ``tokens`` positions, in place; False (and nothing changed) where the cache cannot."""
     if tokens == 0:
         return True
-    layers = cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else cache.layers
-    if not all(type(layer) is DynamicLayer for layer in layers):
+    if not can_crop(cache):
         return False
-    for layer in layers:
+    for layer in _self_attention_layers(cache):
         layer.crop(-tokens)
     return True
+
+
+def can_crop(cache: Cache) -> bool:
+    """Whether :func:`crop` can forget positions: every layer keeps all of them, and no state that sums them up."""
+    return all(type(layer) is DynamicLayer for layer in _self_attention_layers(cache))
+
+
+def _self_attention_layers(cache: Cache) -> list[Any]:
+    layers: list[Any] = cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else cache.layers
+    return layers
 
 
 def to_static(cache: Cache, model: Any, length: int) -> StaticCache:

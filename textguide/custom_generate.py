@@ -18,6 +18,7 @@ from .guidance.language_model import LANGUAGE_MODEL
 from .passes import Source
 from .reweighting import reweighter
 from .smc.starting import check_run, start, warn_of_deaths
+from .speculation import as_speculation
 
 
 class GuidedDecoding:
@@ -26,7 +27,7 @@ class GuidedDecoding:
     ``model.generate(**inputs, custom_generate=guided_decoding(CFG(1.5)))`` keeps ``GenerationConfig``, processors,
     stopping criteria, ``num_return_sequences``, ``return_dict_in_generate``, ``output_scores`` and
     ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``, and an
-    attribute ``constraint`` with the weights where one was given (else None).
+    attribute ``constraint`` with the weights where one was given (else None), likewise ``speculation``.
 
     Args:
         guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its place:
@@ -41,6 +42,8 @@ class GuidedDecoding:
         warn: warn where guidance changed nothing.
         vocabulary: what each token adds to a text, for constraints; default: read from ``tokenizer``.
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
+        speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
+            or a :class:`textguide.Speculation`. What is written stays the same.
         captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
             Default: the branch without a condition sees a blank image.
 
@@ -61,6 +64,7 @@ class GuidedDecoding:
         warn: bool = True,
         vocabulary: Vocabulary | None = None,
         branch_prompts: list[branches.Rows] | None = None,
+        speculation: Any = None,
         captioning: Captioning | None = None,
     ) -> None:
         self.guidance = as_guidance(guidance)
@@ -73,6 +77,7 @@ class GuidedDecoding:
         self.warn = warn
         self.vocabulary = vocabulary
         self.branch_prompts = branch_prompts
+        self.speculation = as_speculation(speculation)
         self.captioning = captioning
         self.effect: Effect | None = None
         self.last: Decoded | None = None
@@ -119,6 +124,8 @@ class GuidedDecoding:
         parts = split(self.guidance)
         guidance = parts.branching
         _check_mode(generation_config, model_kwargs, guided=self.guidance is not None and not self.guidance.is_neutral)
+        if self.speculation is not None:
+            _check_speculation(generation_config, model_kwargs)
         weigher = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
         if weigher is not None:
             weigher.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
@@ -129,6 +136,7 @@ class GuidedDecoding:
             generator=self.generator,
             observer=self.observer,
             log_probs=self.log_probs,
+            speculation=self.speculation,
             call=_compiled(model, generation_config, model_kwargs),
         )
         if guidance is not None:
@@ -154,6 +162,11 @@ class GuidedDecoding:
         cond: branches.Rows = [[] for _ in range(size)]
         empty: list[int] | None = None
         if model.config.is_encoder_decoder:
+            if any(branch.same_prompt or branch.edit is not None for branch in guidance.branches):
+                raise ValueError(
+                    f"guidance {guidance.name!r} reads the prompt again, and generate hands over an encoder-decoder's "
+                    "encoded prompt alone; use textguide.generate"
+                )
             empty = empty_source(model.config)
         else:
             cond = _unpadded(ids, self._mask(model, model_kwargs))
@@ -204,7 +217,7 @@ def _check_mode(config: Any, model_kwargs: dict[str, Any], guided: bool) -> None
     if config.prompt_lookup_num_tokens is not None:
         refuse(
             f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}",
-            "put CFGLogitsProcessor into logits_processor=",
+            "pass speculation='prompt-lookup' to guided_decoding, or put CFGLogitsProcessor into logits_processor=",
         )
     if config.penalty_alpha is not None or config.dola_layers is not None:
         refuse("contrastive search or DoLa", "leave penalty_alpha and dola_layers out")
@@ -227,6 +240,16 @@ def _check_mode(config: Any, model_kwargs: dict[str, Any], guided: bool) -> None
         refuse("a cache of your own", "leave it out")
 
 
+def _check_speculation(config: Any, model_kwargs: dict[str, Any]) -> None:
+    if config.cache_implementation is not None:
+        raise ValueError(
+            f"cache_implementation={config.cache_implementation!r} keeps what it read, and speculation= has to forget "
+            "wrong guesses; leave one of them out"
+        )
+    if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):
+        raise ValueError("a cache of your own may hold what speculation= has to forget; leave one of them out")
+
+
 def _compiled(model: Any, config: Any, model_kwargs: dict[str, Any]) -> Any:
     """The compiled call that transformers itself would use for these inputs (a static cache on a GPU), or None."""
     valid = getattr(model, "_valid_auto_compile_criteria", None)
@@ -240,4 +263,5 @@ def _as_output(decoded: Decoded, model: Any) -> Any:
     output = kind(sequences=decoded.sequences, scores=decoded.scores, logits=decoded.logits)
     output.effect = decoded.effect
     output.constraint = decoded.constraint
+    output.speculation = decoded.speculation
     return output

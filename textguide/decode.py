@@ -21,6 +21,8 @@ from .naps import Naps
 from .passes import Law, Passes, Source
 from .reweighting import Reweighter
 from .smc.constrained import Constrained, Outcome
+from .speculation import Speculation, SpeculationReport
+from .speculation.passes import SpeculativePasses
 
 Observer = Callable[["StepView"], None]
 
@@ -59,6 +61,7 @@ class Decoded:
         scores: processed scores a step, (B, V) each, None unless ``output_scores``.
         logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
         constraint: what the constraint made of the rows; None where there was none.
+        speculation: what speculation did; None where there was none.
     """
 
     sequences: Tensor
@@ -67,6 +70,7 @@ class Decoded:
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
     constraint: Outcome | None = None
+    speculation: SpeculationReport | None = None
 
 
 @dataclass
@@ -82,6 +86,7 @@ class Settings:
         generator: randomness for sampling; None: torch's global generator.
         observer: called after every step.
         log_probs: record the log-probability of every token.
+        speculation: guess tokens, and read the guesses in the same passes.
         static: use a cache of fixed shape; finished rows then stay in the batch.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
@@ -94,6 +99,7 @@ class Settings:
     generator: torch.Generator | None = None
     observer: Observer | None = None
     log_probs: bool = False
+    speculation: Speculation | None = None
     static: bool = False
     call: Any = None
 
@@ -134,20 +140,20 @@ class _Loop:
     def __init__(
         self, model: Any, ids: Tensor, processors: Any, criteria: Any, config: Any, settings: Settings
     ) -> None:
-        self.ids, self.processors, self.criteria, self.config, self.settings = (
-            ids,
-            processors,
-            criteria,
-            config,
-            settings,
-        )
+        self.ids, self.processors, self.criteria = ids, processors, criteria
+        self.config, self.settings = config, settings
         self.guidance, self.reweighter = settings.guidance, settings.reweighter
         self.constraint = settings.constraint
         branches = self.guidance.branches if self.guidance is not None else ()
         copies = 1 if self.constraint is None else self.constraint.guidance.particles
-        self.passes = Passes(model, branches, settings.prompts, settings.models, copies)
         self.prompt_length = ids.shape[1]
         self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
+        self.passes = Passes(model, branches, settings.prompts, settings.models, copies)
+        if settings.speculation is not None:
+            self.passes = SpeculativePasses(
+                model, branches, settings.prompts, settings.models, copies,
+                speculation=settings.speculation, guidance=self.guidance, horizon=self.horizon,
+            )  # fmt: skip
         self.meter = EffectMeter(len(branches), ids.device)
         self.naps = Naps(self.guidance, self.horizon, ids.shape[0], self.meter) if self.guidance is not None else None
         self.pad = config._pad_token_tensor.to(ids.device) if config._pad_token_tensor is not None else None
@@ -240,8 +246,10 @@ class _Loop:
         self._live = going
         if not going:
             return True
-        steers = self.guidance is not None or self.reweighter is not None or self.constraint is not None
-        if not self.settings.static and steers and len(going) < len(alive):
+        settings = self.settings
+        ours = (settings.guidance, settings.reweighter, settings.constraint, settings.speculation)
+        steers = any(part is not None for part in ours)
+        if not settings.static and steers and len(going) < len(alive):
             self.passes.drop([sample for sample in alive if sample not in set(going)])
             self._alive_index = torch.tensor(going, device=self.ids.device)
         return False
@@ -263,6 +271,7 @@ class _Loop:
             scores=tuple(self.scores) if self.config.return_dict_in_generate and self.config.output_scores else None,
             logits=tuple(self.logits) if self.config.return_dict_in_generate and self.config.output_logits else None,
             constraint=self.constraint.outcome() if self.constraint is not None else None,
+            speculation=self.passes.report() if isinstance(self.passes, SpeculativePasses) else None,
         )
 
     # -- parts -----------------------------------------------------------------------------------------------------

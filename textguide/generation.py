@@ -19,6 +19,8 @@ from .guidance import as_guidance, split
 from .lanes import pad_left
 from .results import GenerateResult, constraint_fields
 from .smc.starting import warn_of_deaths
+from .speculation import as_speculation
+from .speculation.value import join as join_speculation
 
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -55,14 +57,15 @@ def generate(
     observer: Observer | None = None,
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
+    speculation: Any = None,
     images: Any = None,
     **options: Any,
 ) -> GenerateResult:
     """Continue prompts under guidance, one forward pass a step for all rows of all branches.
 
     Args:
-        model: a transformers model.
-        tokenizer: its tokenizer.
+        model: a transformers model, or an engine of :func:`textguide.vllm_engine`.
+        tokenizer: its tokenizer; None for the engine's own.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
         guidance: such as ``CFG(scale=1.5)``, or a list of guidances that act together; None decodes plainly.
         max_new_tokens: longest continuation.
@@ -77,6 +80,8 @@ def generate(
         observer: called with a :class:`textguide.decode.StepView` after every step.
         stopping_criteria: transformers stopping criteria beside those of ``options``.
         vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
+        speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
+            or a :class:`textguide.Speculation`. What is written stays the same.
         images: an image a prompt, for models that see; ``tokenizer`` is then their processor, and the options of
             :func:`textguide.caption` apply.
         **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
@@ -90,6 +95,22 @@ def generate(
         >>> out = textguide.generate(model, tokenizer, ["The dragon"], guidance=CFG(scale=1.5), max_new_tokens=8)
         >>> out.texts[0]  # doctest: +SKIP
     """
+    served = getattr(model, "textguide_generate", None)
+    if served is not None:
+        given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
+        given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary, "speculation": speculation}
+        given |= {"images": images}
+        return served(
+            tokenizer,
+            prompts,
+            guidance,
+            max_new_tokens=max_new_tokens,
+            system=system,
+            seed=seed,
+            stop=stop,
+            do_sample=do_sample,
+            options={**options, **{name: value for name, value in given.items() if value is not None}},
+        )
     if images is not None:
         from .captioning.generation import caption
 
@@ -104,10 +125,13 @@ def generate(
     size = len(run.ids) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    speculation = as_speculation(speculation)
     done, effects, starts = [], [], []
     for start in range(0, len(run.ids), size):
         rows = slice(start, start + size)
-        decoding = run.decoding(rows, models=models, streamer=streamer, observer=observer, vocabulary=vocabulary)
+        decoding = run.decoding(
+            rows, models=models, streamer=streamer, observer=observer, vocabulary=vocabulary, speculation=speculation
+        )
         run.call(decoding, rows, stopping_criteria)
         assert decoding.last is not None
         done.append(decoding.last)
@@ -131,6 +155,7 @@ def stream(
     stop: str | Sequence[str] | None = None,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
+    speculation: Any = None,
     **options: Any,
 ) -> Iterator[StreamChunk]:
     """Like :func:`generate`, but yields text as it is written, token by token and row by row.
@@ -140,11 +165,11 @@ def stream(
     run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
     if run.particles > 1:
         raise ValueError(f"particles={run.particles} may still drop what is written; stream with particles=1")
-    return _stream(run, models)
+    return _stream(run, models=models, speculation=speculation)
 
 
-def _stream(run: _Run, models: Mapping[str, Any] | None) -> Iterator[StreamChunk]:
-    decoding = run.decoding(slice(None), models=models)
+def _stream(run: _Run, **settings: Any) -> Iterator[StreamChunk]:
+    decoding = run.decoding(slice(None), **settings)
     texts: list[_TextStream] = []
     for step in run.call(decoding.steps, slice(None)):
         if isinstance(step, Decoded):
@@ -328,6 +353,7 @@ def collect(
             tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
     log_prob = torch.cat(log_probs)
     outcomes = [run.constraint for run in done if run.constraint is not None]
+    reports = [run.speculation for run in done if run.speculation is not None]
     return GenerateResult(
         texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
         sequences=torch.cat(sequences),
@@ -335,6 +361,7 @@ def collect(
         log_likelihood=log_prob.sum(-1),
         log_probs=log_prob,
         effect=effect,
+        speculation=join_speculation(reports) if reports else None,
         **(constraint_fields(outcomes) if outcomes else {}),
     )
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from . import caches, lanes
+from . import caches, lanes, views
 from .guidance.base import SELF, Branch
 from .lanes import Lane
+from .views import Owner
 
 COND = 0
+WHOLE: Owner = (SELF, None)
 
 
 class _Group:
@@ -35,6 +37,12 @@ class _Group:
         out = self.lane.forward(ids[self.samples.to(ids.device), -missed:], keep=missed if keep_all else 1)
         self.read = new
         return out.to(ids.device)
+
+    def forget(self, tokens: int) -> None:
+        """Go back by the last ``tokens`` tokens."""
+        if not self.lane.crop(tokens):
+            raise RuntimeError(f"the cache of {type(self.lane.model).__name__} cannot forget tokens")
+        self.read -= tokens
 
     def pick(self, rows: list[int]) -> _Group:
         """These rows alone, in this order; the group must not be used afterwards."""
@@ -121,17 +129,13 @@ class Passes:
         copies: int = 1,
     ) -> None:
         self.copies = copies
-        self.models = {SELF: model, **(models or {})}
+        self.owners = views.owners(model, models, branches)
         self.branches = branches
         self.prompts = prompts
-        self.running: dict[str, _Group] = {}
-        self.asleep: list[dict[str, _Group]] = []
+        self.running: dict[Owner, _Group] = {}
+        self.asleep: list[dict[Owner, _Group]] = []
         self.alive: list[int] = []
         self._plan: _Plan | None = None
-        for branch in branches:
-            if branch.model not in self.models:
-                known = ", ".join(repr(name) for name in self.models if name) or "none"
-                raise ValueError(f"branch model {branch.model!r} is not among models= (given: {known})")
 
     # -- prefill ---------------------------------------------------------------------------------------------------
 
@@ -142,16 +146,16 @@ class Passes:
             ids: the conditional prompt as transformers' ``generate`` hands it over, (B, L), padded on the left.
             model_kwargs: what goes with it: attention mask, positions, cache, encoder outputs.
         """
-        model, device = self.models[SELF], ids.device
+        model, device = self.owners[WHOLE], ids.device
         self.alive = list(range(ids.shape[0]))
         cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=bool(self.branches))
-        groups: dict[str, list[tuple[Lane, int]]] = {SELF: [(cond, COND)]}
+        groups: dict[Owner, list[tuple[Lane, int]]] = {WHOLE: [(cond, COND)]}
         laws = [logits]
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
-            owner, name = self.models[branch.model], branch.model
+            owner, name = self.owners[branch.owner], branch.owner
             if not isinstance(prompts, Sequence):
                 lane, last = prompts.prefill(owner, len(self.alive))
-                name = name if prompts.shares else f"{name} {number}"
+                name = name if prompts.shares else (f"{branch.model} {number}", branch.view)
             elif owner.config.is_encoder_decoder:
                 outputs, mask = lanes.encode(owner, prompts, device)
                 lane, logits_of = lanes.prefill_encoder_decoder(owner, ids, outputs, mask)
@@ -179,12 +183,12 @@ class Passes:
 
     def make_static(self, new_tokens: int) -> None:
         """Give the decoded model's lane a cache of fixed shape with room for ``new_tokens`` more positions."""
-        lane = self.running[SELF].lane
+        lane = self.running[WHOLE].lane
         lane.make_static(lane.length + new_tokens)
 
     def replace_call(self, call: Any) -> None:
         """Use ``call`` in place of the decoded model's own from the next step on (None: its own)."""
-        self.running[SELF].lane.call = call
+        self.running[WHOLE].lane.call = call
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -212,20 +216,22 @@ class Passes:
                 if measure:
                     woken.append(self._by_branch(chunk))
             self._plan = None
-        if self._plan is None:
-            plan = _Plan(slots, self.alive, len(self.branches), ids.device)
-            # The rows that just woke stand elsewhere from the next step on.
-            self._plan = None if waking else plan
-        else:
-            plan = self._plan
+        plan = self._planned(slots, ids.device)
+        if waking:  # the rows that just woke stand elsewhere from the next step on
+            self._plan = None
         return plan.law(logits[0] if len(logits) == 1 else torch.cat(logits), woken)
+
+    def _planned(self, slots: list[tuple[int, int]], device: Any) -> _Plan:
+        if self._plan is None:
+            self._plan = _Plan(slots, self.alive, len(self.branches), device)
+        return self._plan
 
     # -- sleeping, waking, leaving ---------------------------------------------------------------------------------
 
     def sleep(self, samples: Sequence[int]) -> None:
         """Take the extra branches of ``samples`` (at least one) out of the pass."""
         sleepers = set(samples)
-        bed: dict[str, _Group] = {}
+        bed: dict[Owner, _Group] = {}
         for name, group in list(self.running.items()):
             leaving = [r for r, (number, sample) in enumerate(group.slots) if number != COND and sample in sleepers]
             if leaving:
@@ -303,7 +309,7 @@ class Passes:
                 results.append(chunk)
         return results
 
-    def _rejoin(self, name: str, group: _Group) -> None:
+    def _rejoin(self, name: Owner, group: _Group) -> None:
         other = self.running.get(name)
         if other is not None:
             group = _Group(lanes.merge([other.lane, group.lane]), other.slots + group.slots, group.read)
@@ -316,7 +322,7 @@ class Passes:
         order = [slots.index((n, s)) for n in range(1, len(self.branches) + 1) for s in samples]
         return samples, logits[order].view(len(self.branches), len(samples), *logits.shape[1:])
 
-    def _keep(self, name: str, group: _Group, rows: list[int]) -> None:
+    def _keep(self, name: Owner, group: _Group, rows: list[int]) -> None:
         if rows:
             self.running[name] = group.pick(rows)
         else:
@@ -332,7 +338,7 @@ def prefill_prepared(
         ids: (B, L), padded on the left.
         model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
         copies: see :class:`Passes`.
-        fresh: leave a static cache, which has rows for these alone, for one that merges with others.
+        fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
     """
     kwargs = dict(model_kwargs)
     for name in ("use_cache", "logits_to_keep"):
@@ -356,7 +362,9 @@ def prefill_prepared(
         first = slice(None, None, copies)
         mask = mask if mask is None else mask[first]
         positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
-        lane, logits = lanes.prefill_padded(model, ids[first], mask, positions=positions, cache=cache, extra=kwargs)
+        lane, logits = lanes.prefill_padded(
+            model, ids[first], mask, positions=positions, cache=cache, extra=kwargs, guided=fresh
+        )
         if copies > 1:
             owners = torch.arange(len(ids), device=ids.device) // copies
             lane = lanes.share(lane, owners)

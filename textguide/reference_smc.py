@@ -122,6 +122,25 @@ def locally_masked(
     return texts(local, end, length, size)
 
 
+def speculative(law: StepLaw, draft: Callable[[Text], Sequence[int]], length: int, rng: random.Random) -> Text:
+    """A text by speculative sampling from guesses that are not drawn (arXiv 2211.17192, section 2.3, with a law of the
+    guess that is 1 on it): keep the guess with the probability the law gives it, else draw from the law without it
+    and guess anew; behind guesses that were all kept, draw from the law."""
+    text: Text = ()
+    while len(text) < length:
+        for guess in draft(text):
+            p = list(law(text))
+            if rng.random() < p[guess]:
+                text = (*text, guess)
+                continue
+            p[guess] = 0.0
+            break
+        else:
+            p = list(law(text))
+        text = (*text, rng.choices(range(len(p)), p)[0])
+    return text[:length]
+
+
 def log_mean_exp(values: Sequence[float]) -> float:
     """Log of the mean of exponentials."""
     top = max(values)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .effect import Effect
 from .smc import particles
 from .smc.constrained import Outcome
+from .speculation import SpeculationReport
 
 
 @dataclass
@@ -35,6 +36,7 @@ class GenerateResult:
         deaths: why a row did not finish, None where it did. None without a constraint.
         constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
         particles: rows of one population, N; those of a prompt stand together.
+        speculation: passes, guesses and how many of them were right. None without speculation.
     """
 
     texts: list[str]
@@ -50,6 +52,7 @@ class GenerateResult:
     deaths: list[str | None] | None = None
     constraint_calls: int | None = None
     particles: int = 1
+    speculation: SpeculationReport | None = None
 
     def weighted_sample(self, seed: int | None = None) -> list[int]:
         """One row of every population, drawn in proportion to the weights: indices into :attr:`texts`.

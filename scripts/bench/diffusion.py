@@ -23,8 +23,11 @@ from rich.progress import track
 from rich.table import Table
 
 from textguide import ACFG, CFG, diffusion
+from textguide.eval.paired import compare_items
 from textguide.files import write_json
 from textguide.tasks import sudoku
+
+THRESHOLDS = (None, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99)
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="sudoku4")
     parser.add_argument("--side", type=int, default=4)
     parser.add_argument("--puzzles", type=int, default=64, help="rows of the timing batch")
-    parser.add_argument("--solve", type=int, default=300, help="puzzles for the solve rates")
+    parser.add_argument("--solve", type=int, default=1500, help="puzzles for the solve rates")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -71,7 +74,14 @@ def main() -> None:
          "seconds": statistics.median(values), "against_plain": ratio(name, "plain")}
         for name, values in times.items()
     ]  # fmt: skip
-    solving = [solve(write, puzzles, threshold) for threshold in (None, 0.5, 0.7, 0.9, 0.95, 0.97, 0.99)]
+    solving: list[dict[str, Any]] = []
+    base: list[float] = []
+    for threshold in track(THRESHOLDS, description="thresholds", transient=True):
+        row, solved = solve(write, puzzles, threshold)
+        base = base or solved
+        found = compare_items(solved, base)
+        row |= {"difference": found.difference, "low": found.low, "high": found.high}
+        solving.append(row | {"fewer_steps": solving[0]["steps_a_puzzle"] / row["steps_a_puzzle"] if solving else 1.0})
     ratios = {
         "batched CFG / plain with twice the rows": ratio("CFG", "plain, twice the rows"),
         "one-pass A-CFG / CFG": ratio("A-CFG, one pass", "CFG"),
@@ -91,21 +101,23 @@ def main() -> None:
         }
         options = {k: str(v) for k, v in vars(arguments).items() if k != "json"}
         report = {"machine": machine, "settings": options, "rows": rows, "threshold": solving, "ratios": ratios}
-        report = {"machine": machine, "settings": options, "rows": rows, "threshold": solving, "ratios": ratios}
         write_json(arguments.json, report)
 
 
-def solve(write: Callable[..., Any], puzzles: list[tuple[str, str]], threshold: float | None) -> dict[str, Any]:
-    """Solve rate and steps a puzzle of A-CFG, with equal quotas of one or with a threshold."""
+def solve(
+    write: Callable[..., Any], puzzles: list[tuple[str, str]], threshold: float | None
+) -> tuple[dict[str, Any], list[float]]:
+    """Solve rate and steps a puzzle of A-CFG, with equal quotas of one or with a threshold; and which were solved."""
     out = write([puzzle for puzzle, _ in puzzles], guidance=ACFG(1.5), threshold=threshold)
-    solved = [sudoku.is_solution(puzzle, text) for (puzzle, _), text in zip(puzzles, out.texts, strict=True)]
-    return {
+    solved = [float(sudoku.is_solution(puzzle, text)) for (puzzle, _), text in zip(puzzles, out.texts, strict=True)]
+    row = {
         "threshold": threshold,
         "solved": sum(solved) / len(solved),
         "steps_a_puzzle": sum(out.steps) / len(out.steps),
         "rows_a_puzzle": out.rows / len(solved),
         "passes": out.passes,
     }
+    return row, solved
 
 
 def show(rows: list[dict[str, Any]], solving: list[dict[str, Any]], ratios: dict[str, float]) -> None:

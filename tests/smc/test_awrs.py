@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textguide import reference_smc as reference
 from textguide.constraints import Vocabulary
-from textguide.smc.awrs import Draw, Knowledge, Mass, Order, Uniforms, draw, orders
+from textguide.smc.awrs import Draw, Knowledge, Mass, Order, Uniforms, draw
 from textguide.smc.trie import TrieKnowledge, trie_of
 
 from .statistics import chi_square, z_score
@@ -31,11 +31,19 @@ def law(p: Sequence[float] = P) -> Tensor:
     return torch.tensor(p, dtype=torch.float64).log()
 
 
-def ordered(places: Sequence[int]) -> Order:
+class Given(Order):
     """An order that gives these positions."""
-    keys = torch.zeros(len(places))
-    keys[torch.tensor(places)] = -torch.arange(len(places), dtype=torch.float32)
-    return Order(keys)
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__(Uniforms(None))
+        self._places = list(places)
+
+    def next(self, mass: Mass, without: Collection[int] = ()) -> int | None:
+        left = [p for p in self._places if mass.is_left(p) and p not in without]
+        if not left:
+            return None
+        self._places.remove(left[0])
+        return left[0]
 
 
 def sampled(count: int, p: Sequence[float] = P, allowed: Sequence[bool] = ALLOWED, **options: Any) -> list[Draw]:
@@ -60,7 +68,7 @@ def test_recursive_equals_its_oracle_on_every_order(cap: int | None, seed: int) 
     order = rng.sample(range(size), size)
     token, weight, calls = reference.recursive(p, allowed, order, cap)
     # With one token left the oracle's look at "the next" is a question less.
-    done = draw(law(p), Knowledge(lambda t: allowed[t]), estimator="recursive", max_rejects=cap, order=ordered(order))
+    done = draw(law(p), Knowledge(lambda t: allowed[t]), estimator="recursive", max_rejects=cap, order=Given(order))
     assert done.token == (-1 if token is None else token)
     assert math.exp(done.log_weight) == pytest.approx(weight, abs=1e-12)
     assert done.looks == calls
@@ -197,11 +205,11 @@ def test_tokens_without_mass_are_never_candidates() -> None:
 
 
 def test_orders_are_without_replacement_and_have_the_right_law() -> None:
-    generator = torch.Generator().manual_seed(2)
+    uniforms = Uniforms(torch.Generator().manual_seed(2))
     logp = law().float()
     pairs: dict[tuple[int, int], float] = {}
-    for order in orders(logp.expand(COUNT, -1).contiguous(), generator):
-        mass = Mass(logp)
+    for _ in range(COUNT):
+        mass, order = Mass(logp), Order(uniforms)
         taken = [order.next(mass) for _ in range(6)]
         assert sorted(taken) == list(range(6))  # type: ignore[type-var]
         assert order.next(mass) is None
@@ -210,12 +218,32 @@ def test_orders_are_without_replacement_and_have_the_right_law() -> None:
     assert chi_square(pairs, expected, COUNT) > 1e-3
 
 
-def test_orders_go_on_behind_their_head() -> None:
-    logp = torch.randn(500, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    (order,) = orders(logp[None], torch.Generator().manual_seed(1))
-    keys = logp - torch.empty(1, 500).exponential_(generator=torch.Generator().manual_seed(1))[0].log()
-    mass = Mass(logp)
-    assert [order.next(mass) for _ in range(500)] == keys.argsort(descending=True).tolist()
+def test_orders_keep_their_law_while_tokens_are_rejected() -> None:
+    # A table made before the rejections is used on behind them, and one made anew where most of it is gone.
+    uniforms = Uniforms(torch.Generator().manual_seed(3))
+    counts: dict[int, float] = {}
+    for number in range(COUNT):
+        mass, order = Mass(law().float()), Order(uniforms)
+        if number % 2:
+            order.next(mass, without=range(1, 6))
+        else:
+            order.give(0)
+        mass.reject(1, 3)
+        position = order.next(mass, without={5})
+        assert position in (3, 4)
+        counts[position] = counts.get(position, 0) + 1  # type: ignore[index]
+    assert chi_square(counts, {3: P[3] / (P[3] + P[4]), 4: P[4] / (P[3] + P[4])}, COUNT) > 1e-3
+
+
+def test_orders_leave_the_mass_as_it_is() -> None:
+    for logp in (law(), torch.tensor([0.0, -60.0, -61.0]).double().log_softmax(-1)):
+        mass, order = Mass(logp), Order(Uniforms(torch.Generator().manual_seed(0)))
+        if len(logp) == 3:
+            mass.reject(0, 1)  # the rest is summed anew in a scale of its own
+        before = mass.p.clone()
+        while order.next(mass) is not None:
+            pass
+        assert torch.equal(mass.p, before)
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------------

@@ -54,15 +54,16 @@ def add(commands: Any) -> None:
     group.add_argument("--confirm-run-unsafe-code", action="store_true", help="let HumanEval run what the model wrote")
     group.add_argument(
         "--backend",
-        choices=("causal", "diffusion"),
+        choices=("causal", "diffusion", "vllm"),
         default="causal",
-        help="diffusion: --model is a masked diffusion model, such as sudoku4 [%(default)s]",
+        help="diffusion: --model is a masked diffusion model, such as sudoku4; vllm: generation tasks by an engine "
+        "[%(default)s]",
     )
     group.add_argument(
         "--backend-args",
         default="",
         metavar="NAME=VALUE,…",
-        help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…",
+        help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…; of vLLM: its LLM's",
     )
     group.add_argument("--json", action="store_true", help="print results as JSON")
     captioning_options.add(parser)
@@ -175,10 +176,10 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
         "uncond": arguments.uncond,
         "trust_remote_code": arguments.trust_remote_code,
     }
-    if arguments.backend == "diffusion":
-        values |= {"backend": "diffusion", **_backend_args(arguments.backend_args)}
+    if arguments.backend in ("diffusion", "vllm"):
+        values |= {"backend": arguments.backend, **_backend_args(arguments.backend_args)}
     elif arguments.backend_args:
-        raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion")
+        raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion or vllm")
     if arguments.device:
         values["device"] = arguments.device
     if arguments.dtype:

@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     options.add_guidance(parser)
     options.add_constraint(parser)
     options.add_decoding(parser, 128)
+    options.add_speculation(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     guidance = options.constrained(arguments, options.guidance(arguments))
     prompts = options.read_prompts(arguments)
     decoding = options.decoding(arguments)
+    if arguments.speculation:
+        decoding["speculation"] = arguments.speculation
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")
     if arguments.num_return_sequences < 1:
@@ -50,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.num_return_sequences > 1:
         decoding["num_return_sequences"] = arguments.num_return_sequences
         decoding["do_sample"] = True
+    decoding["models"] = options.extra_models(arguments)
     if arguments.stream:
         return _stream(model, tokenizer, prompts[0], guidance, arguments, decoding)
     return _batches(model, tokenizer, prompts, guidance, arguments, decoding)
@@ -129,6 +133,7 @@ def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: arg
                 "fingerprint": guidance.fingerprint,
                 "effect": out.effect.to_dict(),
                 **_weights(out, row),
+                **({} if out.speculation is None else {"speculation": out.speculation.to_dict()}),
             }
             print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
@@ -139,6 +144,8 @@ def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: arg
             print(f"{prompt}{text}" if is_text else text, flush=True)
     if not arguments.json:
         print(f"({out.effect})" if out.finished is None else f"({_summary(out)})", file=sys.stderr)
+        if out.speculation is not None:
+            print(f"({out.speculation})", file=sys.stderr)
 
 
 def _drawn(out: Any) -> set[int]:

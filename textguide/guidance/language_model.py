@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import algebra
-from .base import Branch, BranchGuidance, Step, finite
+from .base import ROW, About, Branch, BranchGuidance, Step, finite
 from .prompts import as_prompts
 
 LANGUAGE_MODEL = "language_model"
@@ -39,6 +39,10 @@ class LMGuidance(BranchGuidance):
     prompt: Any = "\n"
 
     name = "lm"
+    about = About(
+        "2307.16686", "lm + α lc − β lu, lm a text-only model behind captions",
+        f"{ROW}, and one of the text-only model", "nothing", "captions that should say what only this image shows",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", finite("alpha", self.alpha))

@@ -2,7 +2,7 @@
 
 Given next-token law ``p`` and a yes-or-no constraint, draw ``x`` and a weight ``W`` with ``E[W · 1(x = t)] = p(t)`` for
 every allowed token and 0 for every other one, so that ``E[W]`` is the mass ``Z`` that the constraint leaves, asking the
-constraint about as few tokens as possible. Candidates come in Gumbel top-k order, which is drawing without replacement.
+constraint about as few tokens as possible. Candidates are drawn without replacement.
 
 What is known costs nothing: a token that is known to be rejected leaves the proposal, and the weight is multiplied by
 the mass that is left; a token that is known to be accepted is not asked about. Which tokens a rejection takes along
@@ -16,7 +16,7 @@ the tokens that remain, in a scale of their own. So very unlikely constraints ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ Span = tuple[int, int]
 GEOMETRIC_ABOVE = 2 / 3
 """Largest probability from which on the geometric estimator asks less than the recursive one, which looks twice."""
 
-_HEAD = 32
+_MISSES = 3  # draws in vain that cost as much as a new table
 _RESUM = 0.25  # the share of the last sum below which subtraction is not trusted any more
 _RESCALE = 1e-4
 
@@ -94,11 +94,11 @@ class Mass:
 
     def __init__(self, logp: Tensor, probs: Tensor | None = None, rejected: list[Span] | None = None) -> None:
         self.logp = logp.clone()
-        self._p = logp.exp() if probs is None else probs.clone()
+        self.p = logp.exp() if probs is None else probs.clone()
         self._shift = 0.0
         for low, high in rejected or []:
             self.logp[low:high] = -math.inf
-            self._p[low:high] = 0.0
+            self.p[low:high] = 0.0
         self._resum()
 
     @property
@@ -112,67 +112,31 @@ class Mass:
 
     def share(self, low: int, high: int) -> float:
         """The part of the mass left that lies in a span."""
-        return float(self._p[low:high].sum(dtype=torch.float64)) / self._left if self._left > 0 else 0.0
+        return float(self.p[low:high].sum(dtype=torch.float64)) / self._left if self._left > 0 else 0.0
 
     def shares(self, positions: set[int]) -> Tensor:
         """The part of the mass left on each of some positions, in ascending order of position, float64."""
-        index = torch.tensor(sorted(positions), device=self._p.device)
-        return self._p[index].double() / self._left
+        index = torch.tensor(sorted(positions), device=self.p.device)
+        return self.p[index].double() / self._left
 
     def reject(self, low: int, high: int) -> None:
         """Take a span out."""
-        self._left -= float(self._p[low:high].sum(dtype=torch.float64))
+        self._left -= float(self.p[low:high].sum(dtype=torch.float64))
         self.logp[low:high] = -math.inf
-        self._p[low:high] = 0.0
+        self.p[low:high] = 0.0
         if self._left < _RESUM * self._summed:
             self._resum()
 
     def _resum(self) -> None:
-        self._left = self._summed = float(self._p.sum(dtype=torch.float64))
+        self._left = self._summed = float(self.p.sum(dtype=torch.float64))
         if self._left < _RESCALE:
             top = self.logp.max().item()
             if top == -math.inf:
                 self._left = self._summed = 0.0
                 return
             self._shift = top
-            self._p = (self.logp.double() - top).exp()
-            self._left = self._summed = float(self._p.sum())
-
-
-class Order:
-    """Positions in the order of their keys, as far as somebody asks for it.
-
-    Args:
-        keys: log-probabilities plus standard Gumbel noise, (V,); consumed.
-        head: the largest of them, in order, if at hand.
-    """
-
-    def __init__(self, keys: Tensor, head: list[int] | None = None) -> None:
-        self._keys = keys
-        self._ahead = head[::-1] if head is not None else []
-
-    def next(self, mass: Mass) -> int | None:
-        """The next position that can still be drawn and was not given out before, or None."""
-        while True:
-            while self._ahead:
-                position = self._ahead.pop()
-                if self._keys[position].item() != -math.inf and mass.is_left(position):
-                    self._keys[position] = -math.inf
-                    return position
-            keys = self._keys.masked_fill_(mass.logp == -math.inf, -math.inf)
-            values, positions = keys.topk(min(2 * _HEAD, keys.shape[0]))
-            count = int((values != -math.inf).sum())
-            if not count:
-                return None
-            self._ahead = positions[:count].tolist()[::-1]
-
-
-def orders(logp: Tensor, generator: torch.Generator | None) -> list[Order]:
-    """A Gumbel top-k order for every row of ``logp`` (R, V)."""
-    noise = torch.empty_like(logp).exponential_(generator=generator)
-    keys = logp - noise.log()
-    heads = keys.topk(min(_HEAD, logp.shape[1]), dim=-1).indices.tolist()
-    return [Order(row, head) for row, head in zip(keys, heads, strict=True)]
+            self.p = (self.logp.double() - top).exp()
+            self._left = self._summed = float(self.p.sum())
 
 
 class Uniforms:
@@ -188,6 +152,50 @@ class Uniforms:
             block = torch.rand(64, generator=self._generator, device=self._device, dtype=torch.float64)
             self._block = block.clamp_min(1e-300).tolist()
         return self._block.pop()
+
+
+class Order:
+    """Positions drawn from what is left of a law, none of them twice: the order of Gumbel top-k, as far as asked for.
+
+    A draw comes from a table of the law's running sums. Where it hits something that was given out or rejected since,
+    it is repeated, which gives the law of the rest; after a few such misses the table is made anew.
+
+    Args:
+        uniforms: the randomness.
+    """
+
+    def __init__(self, uniforms: Uniforms) -> None:
+        self._uniforms = uniforms
+        self._given: set[int] = set()
+        self._sums: Tensor | None = None
+
+    def give(self, position: int) -> None:
+        """Note a position that was given out by other means."""
+        self._given.add(position)
+
+    def next(self, mass: Mass, without: Collection[int] = ()) -> int | None:
+        """The next position, or None where nothing is left.
+
+        Args:
+            mass: what is left of the law.
+            without: positions that are passed over.
+        """
+        misses = 0
+        while True:
+            if self._sums is None or misses == _MISSES:
+                left = mass.p.to(torch.float64, copy=True)
+                left[torch.tensor([*self._given, *without], dtype=torch.long)] = 0.0
+                self._sums = left.cumsum(0)
+            total = self._sums[-1].item()
+            if total <= 0:
+                return None
+            position = int(torch.searchsorted(self._sums, self._uniforms.next() * total, right=True))
+            # Rounding may put the product on the total itself.
+            out = position == len(self._sums) or position in self._given or position in without
+            if not out and mass.is_left(position):
+                self._given.add(position)
+                return position
+            misses += 1
 
 
 def draw(
@@ -214,18 +222,17 @@ def draw(
         accepts: accepted draws that the geometric estimator waits for.
         max_rejects: give up at this many rejections, with weight 0; the weights of the others allow for it.
         first: the first candidate, where it was drawn from the law already.
-        order: the order of the candidates behind it, where it was drawn already; else it comes from ``generator``.
+        order: of the candidates behind it; default: one that draws from ``uniforms``.
         probs: exponentials of ``logp``, if at hand.
-        uniforms: where the geometric estimator's other numbers come from; default: ``generator``.
+        uniforms: where all numbers come from; default: ``generator``.
     """
     mass = Mass(logp, probs, knowledge.rejected)
-    order = order if order is not None else orders(logp[None], generator)[0]
-    candidates = _Candidates(mass, order, first)
+    uniforms = uniforms if uniforms is not None else Uniforms(generator, logp.device)
+    candidates = _Candidates(mass, order if order is not None else Order(uniforms), first)
     if estimator == "auto":
-        peaked = float(mass._p.max()) >= GEOMETRIC_ABOVE * mass._left
+        peaked = float(mass.p.max()) >= GEOMETRIC_ABOVE * mass._left
         estimator = "geometric" if accepts > 2 or peaked else "recursive"
     if estimator == "geometric":
-        uniforms = uniforms if uniforms is not None else Uniforms(generator, logp.device)
         return _geometric(mass, candidates, knowledge, uniforms, accepts, max_rejects)
     return _recursive(mass, candidates, knowledge, max_rejects)
 
@@ -233,24 +240,16 @@ def draw(
 class _Candidates:
     def __init__(self, mass: Mass, order: Order, first: int | None) -> None:
         self._mass, self._order, self._first = mass, order, first
-        self._given: set[int] = set()
 
     def next(self, unknown_to: Knowledge | None = None) -> int | None:
         """The next candidate among those left (and not known to be accepted), or None."""
-        while True:
-            if self._first is not None:
-                position: int | None = self._first
-                self._first = None
-                if not self._mass.is_left(position):  # type: ignore[arg-type]
-                    continue
-            else:
-                position = self._order.next(self._mass)
-                if position is None:
-                    return None
-            if position in self._given or (unknown_to is not None and position in unknown_to.accepted):
-                continue
-            self._given.add(position)  # type: ignore[arg-type]
-            return position
+        known = () if unknown_to is None else unknown_to.accepted
+        position, self._first = self._first, None
+        if position is not None and self._mass.is_left(position):
+            self._order.give(position)
+            if position not in known:
+                return position
+        return self._order.next(self._mass, known)
 
 
 def _look(position: int, mass: Mass, knowledge: Knowledge, rejections: int) -> bool:

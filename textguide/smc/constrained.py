@@ -242,7 +242,6 @@ class Constrained:
         index = torch.tensor(rows, device=scores.device)
         law = torch.log_softmax(scores[index].float(), dim=-1).cpu()[:, trie.order]
         shares = probs[index].float().cpu()[:, trie.order]
-        orders = awrs.orders(law, self._twin)
         firsts = trie.rank[tokens[index].cpu()].tolist()
         tokens = tokens.clone()
         for place, number in enumerate(rows):
@@ -255,7 +254,6 @@ class Constrained:
                 accepts=self.guidance.accepts,
                 max_rejects=self.guidance.max_rejects,
                 first=firsts[place],
-                order=orders[place],
                 probs=shares[place],
                 uniforms=self._uniforms,
             )
