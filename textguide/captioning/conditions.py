@@ -194,6 +194,11 @@ class _Run:
     def source(self, branch: Branch, tokenizer: Any) -> branches.Rows | Source:
         if branch.model == LANGUAGE_MODEL:
             return self._text_model(branch, tokenizer)
+        if branch.edit is not None or branch.view is not None:
+            raise ValueError(
+                "a guidance that edits its prompt or runs a part of the model does not work with images; use CFG, or "
+                "LMGuidance"
+            )
         if branch.system is not None:
             raise ValueError("negative_system does not work with images; give negative_prompt, or unconditional")
         if branch.prompt is not None:
