@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 from textguide import branches, lanes
 from textguide.custom_generate import empty_source
 from textguide.effect import Effect, EffectMeter
-from textguide.guidance import CFG, Step
+from textguide.guidance import CFG, Contrast, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.guidance.prompts import per_row
 from textguide.lanes import Lane
@@ -36,7 +36,8 @@ class CFGLogitsProcessor(LogitsProcessor):
         negative_prompt_ids: (N, L) or a list of token ids, with N = 1 or one row per prompt; for an encoder-decoder
             a source. None: the last token of each prompt (for an encoder-decoder an empty source).
         negative_prompt_attention_mask: (N, L), 0 on padding. Needed where rows are padded.
-        guidance: a :class:`textguide.CFG` with further settings, in place of ``scale``.
+        guidance: a :class:`textguide.CFG` with further settings, or another rule on the same two branches (APG, NAG…),
+            in place of ``scale``.
         horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
 
     Raises:
@@ -53,7 +54,7 @@ class CFGLogitsProcessor(LogitsProcessor):
         negative_prompt_ids: Any = None,
         negative_prompt_attention_mask: Tensor | None = None,
         *,
-        guidance: CFG | None = None,
+        guidance: Contrast | None = None,
         horizon: int | None = None,
     ) -> None:
         if guidance is not None and (scale is not None or negative_prompt_ids is not None):
@@ -63,8 +64,11 @@ class CFGLogitsProcessor(LogitsProcessor):
                 1.5 if scale is None else scale,
                 _unpadded(negative_prompt_ids, negative_prompt_attention_mask),
             )
-        if not isinstance(guidance, CFG):
-            raise ValueError(f"guidance={guidance!r} must be a textguide.CFG")
+        if not isinstance(guidance, Contrast) or len(guidance.branches) > 1:
+            raise ValueError(
+                f"guidance={guidance!r} must be a textguide.CFG or another rule on its two branches; others run "
+                "through textguide.guided_decoding"
+            )
         if guidance.skip_threshold is not None:
             raise ValueError("skip_threshold works with textguide.guided_decoding alone; leave it None here")
         if guidance.negative_system is not None:
@@ -117,7 +121,7 @@ class _Match:
 class _Run:
     """The unconditional branch of one ``generate`` call."""
 
-    def __init__(self, model: Any, guidance: CFG, ids: Tensor) -> None:
+    def __init__(self, model: Any, guidance: Contrast, ids: Tensor) -> None:
         self.model = model
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +13,19 @@ import torch
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, Guidance, guided_decoding, reference
+from textguide.branches import branch_rows
 from textguide.custom_generate import empty_source
 from textguide.errors import GuidanceHadNoEffectWarning
+from textguide.guidance import BranchGuidance, Contrast
 
 from .architectures import ENCODER_DECODER, NAMES, PAD, RECURRENT, Tokenizer, build
+from .guidance import shelf
 
 PROMPTS = ([5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44])
 NEGATIVES = ([17, 18, 19], [9, 9, 25, 7, 7, 13, 40, 21, 3, 6], [50])
 NEW = 9
 
-# One entry per registered guidance and setting that deserves the whole matrix. CONTRIBUTING says to add yours.
+# The tests of the methods add theirs.
 SETTINGS: dict[str, Guidance] = {
     "last-token": CFG(1.5),
     "strong": CFG(4.0, schedule="linear"),
@@ -28,6 +33,19 @@ SETTINGS: dict[str, Guidance] = {
     "negatives": CFG(0.5, negative_prompt=NEGATIVES, renormalize=False),
     "window": CFG(2.5, start=0.3, stop=0.7, schedule="cosine", max_scale=3.0),
 }
+shelf.collect()
+SETTINGS |= shelf.SETTINGS
+PER_ROW = ("negative_prompt", "context")
+
+
+def for_rows(guidance: Guidance, rows: Sequence[int]) -> Any:
+    """The guidance for these of the prompts."""
+    changes = {}
+    for name in PER_ROW:
+        given = getattr(guidance, name, None)
+        if isinstance(given, tuple) and isinstance(given[0], (str, tuple)):
+            changes[name] = tuple(given[row] for row in rows)
+    return dataclasses.replace(guidance, **changes)  # type: ignore[type-var]
 
 
 @dataclass
@@ -40,11 +58,16 @@ class Case:
     def is_encoder_decoder(self) -> bool:
         return self.name in ENCODER_DECODER
 
+    @property
+    def models(self) -> dict[str, Any]:
+        names = sorted({branch.model for branch in self.guidance.branches if branch.model})  # type: ignore[attr-defined]
+        return {model: build(self.name, seed) for seed, model in enumerate(names, start=1)}
+
     def negatives(self, row: int) -> list[list[int]]:
-        given = getattr(self.guidance, "negative_prompt", None)
-        if given is None:
-            return [empty_source(self.model.config)] if self.is_encoder_decoder else [PROMPTS[row][-1:]]
-        return [list(given[row]) if isinstance(given[0], tuple) else list(given)]
+        empty = empty_source(self.model.config) if self.is_encoder_decoder else None
+        guidance = for_rows(self.guidance, (row,))
+        branches = branch_rows(guidance, cond=[list(PROMPTS[row])], tokenizer=Tokenizer(), empty_source=empty)
+        return [rows[0] for rows in branches]
 
     def oracle(self, row: int) -> tuple[list[int], list[list[float]]]:
         key = (self.name, self.guidance, row)
@@ -52,7 +75,7 @@ class Case:
             start = [self.model.config.decoder_start_token_id] if self.is_encoder_decoder else list(PROMPTS[row])
             source = list(PROMPTS[row]) if self.is_encoder_decoder else None
             _ORACLES[key] = reference.generate(
-                self.model, start, self.guidance, self.negatives(row), NEW, source=source
+                self.model, start, self.guidance, self.negatives(row), NEW, source=source, models=self.models
             )
         return _ORACLES[key]
 
@@ -76,22 +99,46 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=list(SETTINGS))
-def case(request: pytest.FixtureRequest, name: str) -> Case:
-    return Case(build(name), name, SETTINGS[request.param])
+CORE = [(name, setting) for name in NAMES for setting in SETTINGS if setting not in shelf.SETTINGS]
+"""Classifier-free guidance, whose settings run everything everywhere."""
+FIRST = [setting for setting in shelf.SETTINGS if setting in Guidance.registry]
+"""The first setting of every other method meets its oracle everywhere; the loops around it know no method, so that two
+architectures are enough for them."""
+FEW = CORE + [(name, setting) for name in ("llama", "t5") for setting in FIRST]
+ALL = CORE + [
+    (name, setting) for name in NAMES for setting in shelf.SETTINGS if setting in FIRST or name in ("llama", "t5")
+]
+
+
+def opened(pair: tuple[str, str]) -> Case:
+    name, setting = pair
+    found = Case(build(name), name, SETTINGS[setting])
+    if name in ENCODER_DECODER | RECURRENT and any(b.view is not None for b in found.guidance.branches):  # type: ignore
+        with pytest.raises(ValueError, match="needs a decoder-only transformer"):
+            generate(found)
+        pytest.skip("a part of this architecture cannot be run, and is refused")
+    return found
+
+
+@pytest.fixture(params=FEW, ids="-".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    return opened(request.param)
+
+
+@pytest.fixture(params=ALL, ids="-".join)
+def oracle_case(request: pytest.FixtureRequest) -> Case:
+    return opened(request.param)
 
 
 def generate(case: Case, rows: tuple[int, ...] = (0, 1, 2), **options: Any) -> Any:
-    guidance = case.guidance
-    given = getattr(guidance, "negative_prompt", None)
-    if given is not None and isinstance(given[0], tuple):
-        guidance = CFG(**{**guidance.__dict__, "negative_prompt": tuple(given[r] for r in rows)})
     return textguide.generate(
-        case.model, Tokenizer(), [list(PROMPTS[r]) for r in rows], guidance, max_new_tokens=NEW, **options
-    )
+        case.model, Tokenizer(), [list(PROMPTS[r]) for r in rows], for_rows(case.guidance, rows), max_new_tokens=NEW,
+        models=case.models, **options,
+    )  # fmt: skip
 
 
-def test_one_pass_equals_oracle(case: Case) -> None:
+def test_one_pass_equals_oracle(oracle_case: Case) -> None:
+    case = oracle_case
     laws: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
 
     def keep(view: Any) -> None:
@@ -104,7 +151,7 @@ def test_one_pass_equals_oracle(case: Case) -> None:
         assert out.new_tokens[row] == tokens
         expected = torch.tensor(oracle)
         # Guidance multiplies the rounding of the branches by the scale.
-        tolerance = {"atol": 1e-4 * max(1.0, case.guidance.scale), "rtol": 1e-5}  # type: ignore[attr-defined]
+        tolerance = {"atol": 1e-4 * max(1.0, getattr(case.guidance, "scale", 2.0)), "rtol": 1e-5}
         torch.testing.assert_close(torch.stack(laws[row]).double(), expected.double(), **tolerance)
         chosen = expected[range(NEW), tokens]
         torch.testing.assert_close(out.log_probs[row], chosen.float(), **tolerance)
@@ -126,16 +173,22 @@ def test_custom_generate_and_drop_in_equal_one_pass(case: Case) -> None:
         rows = ((0, 1, 2),)
     for chosen in rows:
         out = generate(case, chosen)
-        guidance = case.guidance
-        given = getattr(guidance, "negative_prompt", None)
-        if given is not None and isinstance(given[0], tuple):
-            guidance = CFG(**{**guidance.__dict__, "negative_prompt": tuple(given[r] for r in chosen)})
+        guidance = for_rows(case.guidance, chosen)
         common: dict[str, Any] = {**case.inputs(chosen), "max_new_tokens": NEW, "do_sample": False}
-        custom = case.model.generate(**common, custom_generate=guided_decoding(guidance))
+        decoding = guided_decoding(guidance, models=case.models, tokenizer=Tokenizer())
+        if case.is_encoder_decoder and any(b.same_prompt or b.edit is not None for b in guidance.branches):
+            with pytest.raises(ValueError, match=r"reads the prompt again"):
+                case.model.generate(**common, custom_generate=decoding)
+            return
+        custom = case.model.generate(**common, custom_generate=decoding)
+        assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
+        if not isinstance(guidance, Contrast) or len(guidance.branches) > 1:
+            with pytest.raises(ValueError, match="guidance="):
+                CFGLogitsProcessor(case.model, guidance=guidance, horizon=NEW)
+            continue
         processor = CFGLogitsProcessor(case.model, guidance=guidance, horizon=NEW)
         drop_in = case.model.generate(**common, logits_processor=[processor])
         again = case.model.generate(**common, logits_processor=[processor])
-        assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
         assert drop_in[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
         assert again.tolist() == drop_in.tolist()
 
@@ -150,6 +203,7 @@ def test_score_equals_what_generate_reported(case: Case) -> None:
         case.guidance,
         horizon=NEW,
         batch_size=2,
+        models=case.models,
     )
     torch.testing.assert_close(scored.log_likelihood[0], out.log_likelihood, atol=1e-3, rtol=0)
     assert scored.is_greedy.all()
@@ -176,6 +230,27 @@ def test_scale_one_is_bit_equal_to_plain_generate(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(drop_in.scores, plain.scores, strict=True))
 
 
+@pytest.mark.parametrize("method", sorted(shelf.NEUTRAL))
+def test_neutral_settings_are_bit_equal_to_plain_decoding(method: str) -> None:
+    model, guidance = build("llama"), shelf.NEUTRAL[method]
+    assert guidance.is_neutral
+    plain, neutral = (
+        textguide.generate(
+            model, Tokenizer(), [list(p) for p in PROMPTS], g, max_new_tokens=NEW, do_sample=True, seed=0
+        )
+        for g in (None, guidance)
+    )
+    assert torch.equal(plain.sequences, neutral.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(plain.log_probs, neutral.log_probs, strict=True))
+
+
+def test_every_registered_method_is_in_the_matrix() -> None:
+    branching = {n for n, method in Guidance.registry.items() if issubclass(method, BranchGuidance)}
+    assert branching <= {guidance.name for guidance in SETTINGS.values()}
+    assert branching - {"cfg"} <= set(shelf.NEUTRAL)
+    assert branching <= set(reference.COMBINE)
+
+
 def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> None:
     whole = generate(case)
 
@@ -188,6 +263,8 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> No
     # A token that some row writes early becomes the end token; the rows then end at different times.
     candidates = {token for tokens in whole.new_tokens for token in tokens}
     end = max(sorted(candidates), key=lambda token: max(lengths(token)) - min(lengths(token)))
+    if case.guidance in shelf.SETTINGS.values() and max(lengths(end)) <= min(lengths(end)) + 1:
+        pytest.skip("under this guidance every row of the random model writes one token over and over")
     assert max(lengths(end)) > min(lengths(end)) + 1
     with _count_rows(case.model) as rows:
         out = generate(case, eos_token_id=end)
@@ -196,7 +273,8 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> No
         [whole.log_probs[row, :length].sum().item() for row, length in enumerate(lengths(end))], abs=1e-3
     )
     staying = sum(length == max(lengths(end)) for length in lengths(end))
-    assert rows[-1] in (staying, 2 * staying)
+    assert rows[-1] % staying == 0
+    assert rows[-1] <= staying * (1 + len(case.guidance.branches))  # type: ignore[attr-defined]
 
 
 def test_skipping_follows_the_measured_law(name: str) -> None:

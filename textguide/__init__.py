@@ -52,7 +52,7 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("classifiers", "constraints", "diffusion")
+_MODULES = ("classifiers", "constraints", "diffusion", "guidance")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .guidance.base import Branch, BranchGuidance
 from .guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
 
 Rows = list[list[int]]
+T = TypeVar("T")
 
 
 def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[Prompt]:
@@ -114,7 +115,7 @@ def branch_rows(
     return [_rows(branch, cond, tokenizer, prompts, empty_source, copies) for branch in guidance.branches]
 
 
-def expand(rows: Rows, size: int, name: str = "negative_prompt", copies: bool = True) -> Rows:
+def expand(rows: list[T], size: int, name: str = "negative_prompt", copies: bool = True) -> list[T]:
     """One row for all, or one per prompt, brought to ``size`` rows in the order in which ``generate`` repeats prompts.
 
     Args:
@@ -141,6 +142,15 @@ def _rows(
 ) -> Rows:
     if branch.same_prompt:
         return [list(row) for row in cond]
+    if branch.edit is not None:
+
+        def read(prompt: Prompt) -> list[int]:
+            return encode(prompt, tokenizer, "the prompt of a branch")
+
+        whole = list(prompts) if prompts is not None else [None] * len(cond)
+        edits = list(branch.edit) if isinstance(branch.edit, tuple) else [branch.edit]
+        each = expand(edits, len(cond), "context", copies)
+        return [edit.apply(list(row), prompt, read) for edit, row, prompt in zip(each, cond, whole, strict=True)]
     if branch.system is not None:
         if prompts is None:
             raise ValueError(

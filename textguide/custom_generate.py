@@ -151,6 +151,11 @@ class GuidedDecoding:
         if self.branch_prompts is not None:
             return [branches.expand(rows, size) for rows in self.branch_prompts]
         if model.config.is_encoder_decoder:
+            if any(branch.same_prompt or branch.edit is not None for branch in guidance.branches):
+                raise ValueError(
+                    f"guidance {guidance.name!r} reads the prompt again, and generate hands over an encoder-decoder's "
+                    "encoded prompt alone; use textguide.generate"
+                )
             cond: branches.Rows = [[] for _ in range(size)]
             return branches.branch_rows(
                 guidance,

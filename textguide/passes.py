@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from . import caches, lanes
+from . import caches, lanes, views
 from .guidance.base import SELF, Branch
 from .lanes import Lane
+from .views import Owner
 
 COND = 0
+WHOLE: Owner = (SELF, None)
 
 
 class _Group:
@@ -117,17 +119,13 @@ class Passes:
         copies: int = 1,
     ) -> None:
         self.copies = copies
-        self.models = {SELF: model, **(models or {})}
+        self.owners = views.owners(model, models, branches)
         self.branches = branches
         self.prompts = prompts
-        self.running: dict[str, _Group] = {}
-        self.asleep: list[dict[str, _Group]] = []
+        self.running: dict[Owner, _Group] = {}
+        self.asleep: list[dict[Owner, _Group]] = []
         self.alive: list[int] = []
         self._plan: _Plan | None = None
-        for branch in branches:
-            if branch.model not in self.models:
-                known = ", ".join(repr(name) for name in self.models if name) or "none"
-                raise ValueError(f"branch model {branch.model!r} is not among models= (given: {known})")
 
     # -- prefill ---------------------------------------------------------------------------------------------------
 
@@ -138,20 +136,20 @@ class Passes:
             ids: the conditional prompt as transformers' ``generate`` hands it over, (B, L), padded on the left.
             model_kwargs: what goes with it: attention mask, positions, cache, encoder outputs.
         """
-        model, device = self.models[SELF], ids.device
+        model, device = self.owners[WHOLE], ids.device
         self.alive = list(range(ids.shape[0]))
         cond, logits = self._prefill_cond(model, ids, model_kwargs)
-        groups: dict[str, list[tuple[Lane, int]]] = {SELF: [(cond, COND)]}
+        groups: dict[Owner, list[tuple[Lane, int]]] = {WHOLE: [(cond, COND)]}
         laws = [logits]
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
-            owner = self.models[branch.model]
+            owner = self.owners[branch.owner]
             if owner.config.is_encoder_decoder:
                 outputs, mask = lanes.encode(owner, prompts, device)
                 lane, last = lanes.prefill_encoder_decoder(owner, ids, outputs, mask)
             else:
                 lane, last = lanes.prefill(owner, prompts, device, guided=True, sharing=self.copies > 1)
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
-            groups.setdefault(branch.model, []).append((lane, number))
+            groups.setdefault(branch.owner, []).append((lane, number))
             laws.append(last[:, -1].to(device))
         for name, parts in groups.items():
             slots = [(number, sample) for _, number in parts for sample in self.alive]
@@ -204,12 +202,12 @@ class Passes:
 
     def make_static(self, new_tokens: int) -> None:
         """Give the decoded model's lane a cache of fixed shape with room for ``new_tokens`` more positions."""
-        lane = self.running[SELF].lane
+        lane = self.running[WHOLE].lane
         lane.make_static(lane.length + new_tokens)
 
     def replace_call(self, call: Any) -> None:
         """Use ``call`` in place of the decoded model's own from the next step on (None: its own)."""
-        self.running[SELF].lane.call = call
+        self.running[WHOLE].lane.call = call
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -252,7 +250,7 @@ class Passes:
     def sleep(self, samples: Sequence[int]) -> None:
         """Take the extra branches of ``samples`` (at least one) out of the pass."""
         sleepers = set(samples)
-        bed: dict[str, _Group] = {}
+        bed: dict[Owner, _Group] = {}
         for name, group in list(self.running.items()):
             leaving = [r for r, (number, sample) in enumerate(group.slots) if number != COND and sample in sleepers]
             if leaving:
@@ -330,7 +328,7 @@ class Passes:
                 results.append(chunk)
         return results
 
-    def _rejoin(self, name: str, group: _Group) -> None:
+    def _rejoin(self, name: Owner, group: _Group) -> None:
         other = self.running.get(name)
         if other is not None:
             group = _Group(lanes.merge([other.lane, group.lane]), other.slots + group.slots, group.read)
@@ -343,7 +341,7 @@ class Passes:
         order = [slots.index((n, s)) for n in range(1, len(self.branches) + 1) for s in samples]
         return samples, logits[order].view(len(self.branches), len(samples), *logits.shape[1:])
 
-    def _keep(self, name: str, group: _Group, rows: list[int]) -> None:
+    def _keep(self, name: Owner, group: _Group, rows: list[int]) -> None:
         if rows:
             self.running[name] = group.pick(rows)
         else:

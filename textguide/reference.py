@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .guidance import CAIF, CFG, BranchGuidance
+from .guidance.views import View
 
 Law = list[float]
 Reweigh = Callable[[Law, Sequence[int], int, float], Law]
@@ -30,6 +31,24 @@ def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None 
             encoder_ids = torch.tensor([list(source)], device=device)
             logits = model(input_ids=encoder_ids, decoder_input_ids=row, use_cache=False).logits
     return normalized(logits[0, -1].double().tolist())
+
+
+def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Law:
+    """log P(next token | ids) where the layers outside ``view`` hand on what they get."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    layers: Any = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+    kept = view.layers(count)
+
+    def skip(_: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    hooks = [layer.register_forward_hook(skip, with_kwargs=True) for n, layer in enumerate(layers) if n not in kept]
+    try:
+        return next_log_probs(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def normalized(scores: Sequence[float]) -> Law:
@@ -212,7 +231,9 @@ def _law(
     if guidance is not None:
         for branch, negative in zip(guidance.branches, negatives, strict=True):
             owner = (models or {}).get(branch.model, model)
-            if source is None:
+            if branch.view is not None:
+                laws.append(part_log_probs(owner, branch.view, [*negative, *written]))
+            elif source is None:
                 laws.append(next_log_probs(owner, [*negative, *written]))
             else:
                 laws.append(next_log_probs(owner, [*prompt, *written], negative))

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import branches, caches, lanes
+from . import branches, caches, lanes, views
 from .custom_generate import empty_source
 from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
-from .guidance.base import SELF
 from .reweighting import Reweighter, reweighter
 
 # Positions whose log-probabilities over the vocabulary are held at once.
@@ -260,11 +259,9 @@ def _score_batch(
     horizon: int | None,
     models: Mapping[str, Any],
 ) -> Iterator[tuple[Item, Tensor, Tensor]]:
-    owners = [model]
-    for branch in lead.branches if lead is not None else ():
-        if branch.model != SELF and branch.model not in models:
-            raise ValueError(f"branch model {branch.model!r} is not among models=")
-        owners.append(model if branch.model == SELF else models[branch.model])
+    extra = lead.branches if lead is not None else ()
+    found = views.owners(model, models, extra)
+    owners = [model, *(found[branch.owner] for branch in extra)]
     laws = [_continuation_logits(owner, batch, number) for number, owner in enumerate(owners)]
     sizes = {law.shape[-1] for law in laws}
     if len(sizes) > 1:

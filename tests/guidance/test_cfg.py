@@ -168,7 +168,10 @@ def test_fingerprint_differs_with_every_field() -> None:
 def test_fingerprint_is_the_one_in_files_already_written() -> None:
     # A change here invalidates every cache and results file of every user: make it on purpose or not at all.
     assert CFG().fingerprint == "3ea1d05b563a95e9"
-    every = CFG(2.5, ["ä", [4, 5], CHAT], None, "clamp-linear:0.5", False, 0.25, 0.5, 4.0, 0.1, 0.9)
+    every = CFG(
+        2.5, ["ä", [4, 5], CHAT], schedule="clamp-linear:0.5", renormalize=False, skip_threshold=0.25, min_scale=0.5,
+        max_scale=4.0, start=0.1, stop=0.9,
+    )  # fmt: skip
     assert every.fingerprint == "f4586c076a56f210"
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("generate", "explain", "eval", "classifier")
+COMMANDS = ("generate", "explain", "eval", "classifier", "methods")
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,12 +25,12 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     """The parser of all commands; each command adds its own arguments."""
     from .. import __version__
-    from . import classifier_command, eval_command, explain_command, generate_command
+    from . import classifier_command, eval_command, explain_command, generate_command, methods_command
 
     parser = Parser(prog="textguide", description="Steer language models while they decode.")
     parser.add_argument("--version", action="version", version=f"textguide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-    for module in (generate_command, explain_command, eval_command, classifier_command):
+    for module in (generate_command, explain_command, eval_command, classifier_command, methods_command):
         module.add(commands)
     return parser
 

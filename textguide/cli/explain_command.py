@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         min_prob=arguments.min_prob,
         system=arguments.system,
+        models=options.extra_models(arguments),
         **decoding,
     )
     if arguments.html:

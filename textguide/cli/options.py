@@ -38,6 +38,20 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     """The fields of classifier-free guidance, and classifiers that weigh the candidates."""
     from ..guidance.schedules import SCHEDULES
 
+    group = parser.add_argument_group("any guidance")
+    group.add_argument(
+        "--guidance",
+        metavar="METHOD",
+        help="a method with its fields, such as apg:scale=2.0, formula:'cond - 0.5*last', or a JSON file; "
+        "`textguide methods` lists them; excludes the options of the next two groups",
+    )
+    group.add_argument(
+        "--extra-model",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="a further model by the name that the guidance gives it, such as amateur=FOLDER; may be repeated",
+    )
     group = parser.add_argument_group("classifier-free guidance")
     group.add_argument(
         "--scale", type=float, help="γ; 1 leaves it out [1.5; 1 where a classifier or a constraint guides]"
@@ -73,11 +87,42 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classify-continuation", action="store_true", help="the classifier does not see the prompt")
 
 
+_CFG_OPTIONS: dict[str, Any] = {
+    "scale": None, "negative_prompt": None, "negative_system": None, "schedule": "constant", "guidance_start": 0.0,
+    "guidance_stop": 1.0, "min_scale": None, "max_scale": None, "skip_threshold": None,
+}  # fmt: skip
+"""The options of classifier-free guidance with their defaults."""
+
+
+def extra_models(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The models that ``--extra-model`` names, loaded as ``--model`` is; None where there are none."""
+    from ..models import load as load_model
+
+    models = {}
+    for text in arguments.extra_model:
+        name, equals, source = text.partition("=")
+        if not equals or not name or not source:
+            raise ValueError(f"--extra-model {text!r} must be NAME=MODEL, such as amateur=FOLDER")
+        models[name], _ = load_model(
+            source, device=arguments.device, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code
+        )
+    return models or None
+
+
 def guidance(arguments: argparse.Namespace) -> Any:
     """The guidance that :func:`add_guidance`'s arguments describe."""
     from ..guidance import CFG, as_guidance
+    from ..guidance.spec import parse
 
     classifiers = _classifiers(arguments)
+    if arguments.guidance is not None:
+        for name, default in _CFG_OPTIONS.items():
+            if getattr(arguments, name) != default:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} describes classifier-free guidance; put it into --guidance")
+        if classifiers:
+            raise ValueError("--classifier excludes --guidance; write --guidance 'METHOD + caif:classifier=…,target=…'")
+        return parse(arguments.guidance)
     constrained = any(getattr(arguments, name, None) is not None for name in ("regex", "json_schema", "grammar"))
     scale = arguments.scale if arguments.scale is not None else 1.0 if classifiers or constrained else 1.5
     cfg = CFG(

@@ -1,25 +1,67 @@
-"""Guidance methods: pure mathematics on log-probabilities, one paper a file."""
+"""Guidance methods: pure mathematics on log-probabilities, one paper a file.
+
+Every module of this folder is imported here, so that a new file is in the registry without a line elsewhere.
+"""
+
+import importlib
+import pkgutil
 
 from .acfg import ACFG
+from .annealed import AnnealedCFG
+from .apg import APG
 from .awrs import AWRS
-from .base import Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
+from .base import About, Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
+from .beta_cfg import BetaCFG
 from .caif import CAIF
 from .cfg import CFG, scale_from_weight, weight_from_scale
 from .composed import Composed, as_guidance, split, with_scale
+from .context_aware import ContextAware
+from .contrastive import ContrastiveDecoding
+from .dexperts import DExperts, ProxyTuning
+from .dola import DoLa
+from .dynamic import DynamicCFG
+from .formula import Formula
+from .independent_condition import IndependentCondition
+from .instruction_contrastive import InstructionContrastive
+from .nag import NAG
 from .prompts import Message
+from .s2 import S2Guidance
+from .scaled import Contrast, Scaled
+from .token_perturbation import TokenPerturbation
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "ACFG",
+    "APG",
     "AWRS",
     "CAIF",
     "CFG",
+    "NAG",
+    "About",
+    "AnnealedCFG",
+    "BetaCFG",
     "Branch",
     "BranchGuidance",
     "Composed",
+    "ContextAware",
+    "Contrast",
+    "ContrastiveDecoding",
+    "DExperts",
+    "DoLa",
+    "DynamicCFG",
+    "Formula",
     "Guidance",
+    "IndependentCondition",
+    "InstructionContrastive",
     "Message",
+    "ProxyTuning",
+    "S2Guidance",
+    "Scaled",
     "Step",
     "TokenConstraint",
+    "TokenPerturbation",
     "TokenReweighting",
     "as_guidance",
     "scale_from_weight",

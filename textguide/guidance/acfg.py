@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import Guidance, Step, finite
+from .base import About, Guidance, Step, finite
 
 SCOPES = ("all", "generated", "prompt")
 
@@ -46,6 +46,10 @@ class ACFG(Guidance):
     stop: float = 1.0
 
     name = "acfg"
+    about = About(
+        "2505.20199", "lu + γ (lc − lu), u the text with its least sure tokens masked again",
+        "one pass behind the first; with `one_pass` a row in it", "γ = 1, or ρ = 0", "masked diffusion models",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in ("scale", "remask_ratio", "start", "stop"):

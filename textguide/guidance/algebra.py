@@ -67,3 +67,16 @@ def plausibility_mask(logp: Tensor, alpha: float) -> Tensor:
     """
     threshold = logp.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(alpha, dtype=logp.dtype))
     return logp >= threshold
+
+
+def centered(logp: Tensor) -> tuple[Tensor, Tensor]:
+    """``logp`` (..., V) minus its mean over the tokens that are possible, 0 elsewhere, and which those are."""
+    possible = torch.isfinite(logp)
+    values = logp.masked_fill(~possible, 0.0)
+    mean = values.sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)
+    return (values - mean).masked_fill(~possible, 0.0), possible
+
+
+def rms(values: Tensor, possible: Tensor) -> Tensor:
+    """Root mean square over the tokens that are possible, (..., V) → (..., 1)."""
+    return (values.square().sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)).sqrt()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .base import TokenConstraint, finite
+from .base import About, TokenConstraint, finite
 
 METHODS = ("awrs", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")
@@ -58,6 +58,10 @@ class AWRS(TokenConstraint):
     resampling: str = "stratified"
 
     name = "awrs"
+    about = About(
+        "2504.05410", "lc given a constraint, with weights", "`particles` rows a prompt", "no constraint",
+        "texts that must have a form",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Mapping):

@@ -13,11 +13,15 @@ import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from .prompts import Prompt, to_json
+
+if TYPE_CHECKING:
+    from .edits import Edit
+    from .views import View
 
 SELF = ""
 """The name of the model that is being decoded, in :attr:`Branch.model`."""
@@ -33,13 +37,23 @@ class Branch:
             what is generated; for an encoder-decoder an empty source).
         system: keeps the user's chat, with this system prompt in place of its own. Excludes ``prompt``.
         same_prompt: the branch reads the user's own prompt (it differs in the model alone).
+        edit: what is changed in the user's own prompt, or a tuple with one change per row. Excludes ``prompt``,
+            ``system`` and ``same_prompt``.
         model: name of the model that runs the branch; empty for the model that is decoded.
+        view: the part of that model that is run; None: all of it.
     """
 
     prompt: Prompt | tuple[Prompt, ...] | None = None
     system: str | None = None
     same_prompt: bool = False
+    edit: Edit | tuple[Edit, ...] | None = None
     model: str = SELF
+    view: View | None = None
+
+    @property
+    def owner(self) -> tuple[str, View | None]:
+        """What runs the branch; branches that share it ride in one pass."""
+        return self.model, self.view
 
 
 @dataclass(frozen=True)
@@ -59,14 +73,41 @@ class Step:
         return cls(min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0)
 
 
+@dataclass(frozen=True)
+class About:
+    """What the documentation, the command line and the tables say of a method.
+
+    Args:
+        paper: its arXiv number.
+        rule: the rule, on the log-probabilities ``lc`` of the conditional branch and those of the others.
+        passes: what it costs beside the conditional pass.
+        neutral: the setting that changes nothing.
+        helps: when it is worth a try.
+        experimental: the paper leaves open, or says of other models, what is done here; the docstring has it.
+    """
+
+    paper: str
+    rule: str
+    passes: str
+    neutral: str
+    helps: str
+    experimental: bool = False
+
+
+ROW = "one row in the same pass"
+"""The cost of a branch of the model that is decoded."""
+
+
 class Guidance(ABC):
     """How to steer a model while it decodes.
 
-    Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line. They derive
-    from one of the kinds below, or from this class where they steer a loop of their own (masked diffusion).
+    Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line, and an
+    ``about``, from which tables are made. They derive from one of the kinds below, or from this class where they steer
+    a loop of their own (masked diffusion).
     """
 
     name: ClassVar[str]
+    about: ClassVar[About]
     registry: ClassVar[dict[str, type[Guidance]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import Step, TokenReweighting, finite
+from .base import About, Step, TokenReweighting, finite
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class CAIF(TokenReweighting):
     stop: float = 1.0
 
     name = "caif"
+    about = About(
+        "2205.07276", "lc + α log p(class | text), on the top candidates",
+        "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier knows",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:

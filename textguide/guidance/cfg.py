@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from . import algebra, schedules
-from .base import Branch, BranchGuidance, Step, finite
-from .prompts import as_prompts
+from .base import ROW, About, finite
+from .scaled import Contrast
 
 
 @dataclass(frozen=True)
-class CFG(BranchGuidance):
+class CFG(Contrast):
     """Move the next-token law away from what the model says without the prompt.
 
     ``log P̂(w) = log P(w|u) + γ (log P(w|c) − log P(w|u))`` (Eq. 7), with ``c`` the prompt and ``u`` a context to move
@@ -43,82 +38,8 @@ class CFG(BranchGuidance):
         ValueError: a field has a value that cannot work; the message names it.
     """
 
-    scale: float = 1.5
-    negative_prompt: Any = None
-    negative_system: str | None = None
-    schedule: str = "constant"
-    renormalize: bool = True
-    skip_threshold: float | None = None
-    min_scale: float | None = None
-    max_scale: float | None = None
-    start: float = 0.0
-    stop: float = 1.0
-
     name = "cfg"
-
-    def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        put("scale", finite("scale", self.scale))
-        put("negative_prompt", as_prompts(self.negative_prompt, "negative_prompt"))
-        if self.negative_prompt is not None and self.negative_system is not None:
-            raise ValueError("negative_prompt and negative_system exclude each other; put both into chat messages")
-        if self.negative_system is not None and not isinstance(self.negative_system, str):
-            raise ValueError(f"negative_system={self.negative_system!r} must be a text, or None")
-        if not isinstance(self.renormalize, bool):
-            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
-        schedules.parse(self.schedule)
-        for name in ("min_scale", "max_scale", "skip_threshold"):
-            if getattr(self, name) is not None:
-                put(name, finite(name, getattr(self, name)))
-        if self.min_scale is not None and self.max_scale is not None and self.min_scale > self.max_scale:
-            raise ValueError(f"min_scale={self.min_scale} lies above max_scale={self.max_scale}; swap them")
-        if self.skip_threshold is not None and self.skip_threshold < 0:
-            raise ValueError(f"skip_threshold={self.skip_threshold} must be 0 or more nats, or None")
-        put("start", finite("start", self.start))
-        put("stop", finite("stop", self.stop))
-        if not 0.0 <= self.start <= self.stop <= 1.0:
-            raise ValueError(f"start={self.start} and stop={self.stop} must satisfy 0 <= start <= stop <= 1")
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """The unconditional branch."""
-        return (Branch(prompt=self.negative_prompt, system=self.negative_system),)
-
-    @property
-    def is_neutral(self) -> bool:
-        """γ(s) is 1 at every step."""
-        return self.scale == 1.0 and self._bounded(1.0) == 1.0
-
-    def active(self, step: Step) -> bool:
-        """Inside the window, at a scale other than 1."""
-        return bool(self.scale_at(step) != 1.0)
-
-    def scale_at(self, step: Step) -> float | Tensor:
-        """γ(s): the schedule's value within the bounds, 1 outside the window."""
-        progress: Any = step.progress
-        if isinstance(progress, Tensor):
-            scale = self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
-            inside = (progress >= self.start) & (progress <= self.stop)
-            return torch.where(inside, scale, torch.ones_like(progress))
-        if not self.start <= progress <= self.stop:
-            return 1.0
-        return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
-
-    def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """Equation 7 on ``logp`` (2, B, V): conditional, unconditional."""
-        guided = algebra.extrapolate(logp[0], logp[1], self.scale_at(step))
-        return algebra.log_softmax(guided) if self.renormalize else guided
-
-    def _bounded(self, scale: Any) -> Any:
-        if isinstance(scale, Tensor):
-            if self.min_scale is None and self.max_scale is None:
-                return scale
-            return scale.clamp(self.min_scale, self.max_scale)
-        if self.min_scale is not None:
-            scale = max(scale, self.min_scale)
-        return scale if self.max_scale is None else min(scale, self.max_scale)
+    about = About("2306.17806", "lu + γ (lc − lu)", ROW, "γ = 1", "answers that should follow the prompt more closely")
 
 
 def scale_from_weight(weight: float) -> float:

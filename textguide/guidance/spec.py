@@ -10,6 +10,7 @@ from typing import Any
 
 from .base import Guidance
 from .composed import Composed, as_guidance
+from .formula import Formula
 
 
 def parse(text: str) -> Guidance:
@@ -17,12 +18,15 @@ def parse(text: str) -> Guidance:
 
     Args:
         text: ``NAME``, ``NAME:FIELD=VALUE,FIELD=VALUE``, a JSON object as :meth:`Guidance.to_json` writes it, or the
-            name of a file with one; several with `` + `` between them act together.
+            name of a file with one; several with `` + `` between them act together. ``formula:`` takes the whole
+            rest as a formula.
 
     Raises:
         ValueError: the name or a field is unknown (the message names the nearest), or a value does not fit.
     """
     text = text.strip()
+    if text.startswith("formula:") and not text.startswith("formula:expression="):
+        return Formula.of(text.removeprefix("formula:"))
     if " + " in text and not text.startswith("{"):
         joined = as_guidance([parse(part) for part in text.split(" + ")])
         assert joined is not None
@@ -37,7 +41,7 @@ def parse(text: str) -> Guidance:
     name, _, rest = text.partition(":")
     method = Guidance.registry.get(name)
     if method is None:
-        raise ValueError(f"guidance {name!r} is unknown; {_nearest(name, Guidance.registry)}")
+        raise ValueError(unknown(name))
     known = [field.name for field in fields(method)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -52,6 +56,11 @@ def parse(text: str) -> Guidance:
         return method(**values)
     except TypeError as error:
         raise ValueError(f"guidance {text!r} lacks a field ({error}); write {name}:FIELD=VALUE,FIELD=VALUE") from error
+
+
+def unknown(name: str) -> str:
+    """What to say of a name that is no method's."""
+    return f"guidance {name!r} is unknown; {_nearest(name, Guidance.registry)}"
 
 
 def label(guidance: Guidance | None) -> str:

@@ -64,7 +64,7 @@ class SpeculativePasses(Passes):
         horizon: int,
     ) -> None:
         super().__init__(model, branches, prompts, models, copies)
-        for owner in self.models.values():
+        for owner in self.owners.values():
             if not caches.can_crop(caches.new_cache(owner)):
                 raise ValueError(
                     f"speculation={speculation.draft!r} reads guesses that have to be forgotten where they were wrong, "

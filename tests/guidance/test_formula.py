@@ -1,0 +1,118 @@
+"""Formulas: parsed and written, evaluated term by term, classifiers as terms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textguide import reference
+from textguide.guidance import CAIF, CFG, Composed, Step
+from textguide.guidance.base import Branch
+from textguide.guidance.formula import C, Formula, M, P, Term, cond, largest, last, parse, smallest, term
+from textguide.guidance.spec import parse as parse_spec
+
+from .shelf import INF, oracle, settings
+
+
+@oracle("formula")
+def formula_oracle(guidance: Formula, laws: list[list[float]], s: float) -> list[float]:
+    """Python's own arithmetic on every token, with a name for each law in the order of the branches."""
+    names = {"last": "last", "M('amateur')": "a", "P('hello')": "p", "M('expert', 'no')": "e"}
+    expression = guidance.expression
+    order = sorted((expression.index(spelled), name) for spelled, name in names.items() if spelled in expression)
+    for spelled, name in names.items():
+        expression = expression.replace(spelled, name)
+    scores = []
+    for values in zip(*laws, strict=True):
+        scope = dict(zip(["cond", *(name for _, name in order)], values, strict=True))
+        scores.append(values[0] if -INF in values else eval(expression, {"max": max, "min": min}, scope))
+    return reference.normalized(scores)
+
+
+settings(
+    Formula("cond"),
+    Formula("1.5*cond - 0.5*last"),
+    Formula("max(cond, P('hello')) + 0.3*(M('amateur') - M('expert', 'no'))/2"),
+)
+
+
+def test_python_and_text_say_the_same() -> None:
+    expected = "1.5*cond - 0.5*(last + P('dull')) + max(M('a'), M('b', 'x'), 0)"
+    built = 1.5 * cond - 0.5 * (last + P("dull")) + largest(M("a"), M("b", "x"), 0)
+    assert str(built) == expected
+    assert parse(expected) == built
+    assert Formula(built) == Formula(expected)  # type: ignore[arg-type]
+    assert str(-(cond - last) / 2 - smallest(cond, 1) * 3) == "-1*(cond - last)/2 - min(cond, 1)*3"
+    assert str(1 - (cond - (last - 1))) == "1 - (cond - (last - 1))"
+
+
+LEAVES = st.sampled_from([cond, last, P("x"), M("m"), M("m", "y")]) | st.integers(-3, 3).map(term)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.builds(
+        lambda kind, a, b: Term(kind, (a, b)), st.sampled_from(["+", "-", "*", "max", "min"]), inner, inner
+    ),
+    max_leaves=8,
+)
+
+
+@given(TREES)
+def test_what_is_written_is_read_back_with_the_same_value(tree: Term) -> None:
+    text = str(tree)
+    laws = torch.randn(5, 1, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    one, other = Formula(text), Formula(str(parse(text)))
+    terms = len(one.branches)
+    assert torch.equal(one.combine(laws[: terms + 1], Step()), other.combine(laws[: terms + 1], Step()))
+
+
+def test_cfg_is_a_formula() -> None:
+    logp = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    logp[0, 0, 3] = -INF
+    logp[1, 1, 4] = -INF
+    same = Formula("2.5*cond - 1.5*last")
+    torch.testing.assert_close(same.combine(logp, Step()), CFG(2.5).combine(logp, Step()))
+    assert same.branches == CFG().branches
+
+
+def test_branches_are_what_the_terms_say_each_once() -> None:
+    found = Formula("cond + P('a') - M('m') + 2*P('a') + M('m', 'b')").branches
+    assert found == (Branch(prompt="a"), Branch(same_prompt=True, model="m"), Branch(prompt="b", model="m"))
+
+
+def test_classifiers_are_terms_of_the_sum() -> None:
+    found = Formula.of("1.5*cond - 0.5*last + 5*C('sentiment', 'positive') - C('profanity', 'toxic')")
+    assert isinstance(found, Composed)
+    assert found.parts == (
+        Formula("1.5*cond - 0.5*last"),
+        CAIF("sentiment", "positive", 5.0),
+        CAIF("profanity", "toxic", -1.0),
+    )
+    assert Formula.of(C("sentiment", "positive") * 2) == Composed((Formula("cond"), CAIF("sentiment", "positive", 2.0)))
+    assert parse_spec("formula:1.5*cond - 0.5*P('a, b') + 2*C('sentiment', 'positive')").parts[0] == Formula(  # type: ignore
+        "1.5*cond - 0.5*P('a, b')"
+    )
+    with pytest.raises(ValueError, match="is a classifier"):
+        Formula.of("max(cond, C('sentiment', 'positive'))")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("cond +", "invalid syntax"),
+        ("uncond", "uncond"),
+        ("cond ** 2", "cond ** 2"),
+        ("P(3)", "P(3)"),
+        ("P('')", "P('')"),
+        ("max(cond)", "max(cond)"),
+        ("__import__('os')", "__import__"),
+        ("cond.data", "cond.data"),
+        ("M('a', b='c')", "M('a', b='c')"),
+        ("1e999*cond", "inf"),
+    ],
+)
+def test_what_is_no_formula_is_shown(text: str, part: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Formula(text)
+    assert part in str(error.value)

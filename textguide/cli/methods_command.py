@@ -1,0 +1,49 @@
+"""``textguide methods``: what can be given as ``--guidance``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "methods", help="list the guidance methods, or describe one", description="List the guidance methods."
+    )
+    parser.add_argument("name", nargs="?", help="describe this one with its fields")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--markdown", action="store_true", help="the table of the documentation")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List, or describe."""
+    from ..guidance import Guidance, catalogue
+    from ..guidance.spec import unknown
+
+    found = catalogue.methods()
+    if arguments.name is not None:
+        found = [method for method in found if method["name"] == arguments.name]
+        if not found:
+            raise ValueError(unknown(arguments.name))
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False, indent=1, default=str))
+    elif arguments.markdown:
+        print(catalogue.markdown(), end="")
+    elif arguments.name is not None:
+        print(textwrap.dedent("    " + (Guidance.registry[arguments.name].__doc__ or "")).rstrip())
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table()
+        for column in ("name", "arXiv", "rule", "beside the conditional pass"):
+            table.add_column(column, no_wrap=column == "name")
+        for method in found:
+            name = method["name"] + (" (experimental)" if method["experimental"] else "")
+            table.add_row(name, method["paper"], method["rule"], method["passes"])
+        Console().print(table)
+    return 0

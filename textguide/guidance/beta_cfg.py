@@ -1,0 +1,89 @@
+"""β-CFG (Malarz et al., arXiv 2502.10574)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra, schedules
+from .base import ROW, About, Step, finite
+from .scaled import Contrast
+
+
+@dataclass(frozen=True)
+class BetaCFG(Contrast):
+    """Classifier-free guidance whose step has a fixed length and comes and goes with a Beta density.
+
+    ``lu + γ Beta(s; a, b) g / ‖g‖^p`` with ``g = lc − lu`` and ``s`` the progress. With the default a = b = 2 the
+    density is 0 at both ends, where the law is the unconditional one, as the paper has it. a = b = 1 and p = 0 is
+    classifier-free guidance. The length is the root mean square over the vocabulary, so that γ does not depend on its
+    size. Costs what classifier-free guidance costs.
+
+    Args:
+        scale: γ; unlike elsewhere 1 is not neutral unless a = b = 1 and p = 0.
+        a, b: of the Beta density, 1 or more.
+        power: p, in [0, 1]; 1 makes every step one of length γ Beta(s).
+    """
+
+    a: float = field(default=2.0, kw_only=True)
+    b: float = field(default=2.0, kw_only=True)
+    power: float = field(default=1.0, kw_only=True)
+
+    name = "beta-cfg"
+    about = About(
+        "2502.10574", "lu + γ Beta(s; a, b) g / ‖g‖^p", ROW, "a = b = 1, p = 0, γ = 1",
+        "guidance that should come and go",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("a", "b", "power"):
+            self._put(name, finite(name, getattr(self, name)))
+        if self.a < 1 or self.b < 1:
+            raise ValueError(f"a={self.a} and b={self.b} must be 1 or more; below that the density has no bound")
+        if not 0.0 <= self.power <= 1.0:
+            raise ValueError(f"power={self.power} must lie in [0, 1]")
+
+    @property
+    def is_neutral(self) -> bool:
+        """Plain classifier-free guidance at γ = 1."""
+        return self._is_cfg and super().is_neutral
+
+    def active(self, step: Step) -> bool:
+        """Inside the window."""
+        return super().active(step) if self._is_cfg else self.start <= float(step.progress) <= self.stop
+
+    def density(self, progress: Any) -> Any:
+        """Beta(s; a, b)."""
+        log_norm = math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b)
+        return math.exp(log_norm) * progress ** (self.a - 1) * (1 - progress) ** (self.b - 1)
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The formula above on ``logp`` (2, B, V)."""
+        if self._is_cfg:
+            return super().combine(logp, step)
+        cond, uncond = logp
+        both = torch.isfinite(cond) & torch.isfinite(uncond)
+        gap = torch.where(both, cond - uncond, 0.0)
+        length = algebra.rms(gap, both).clamp(min=1e-12) ** self.power
+        scale = self._plain_scale(step) * self.density(step.progress)
+        guided = torch.where(both, uncond + scale * gap / length, cond)
+        if isinstance(step.progress, Tensor):
+            inside = (step.progress >= self.start) & (step.progress <= self.stop)
+            guided = torch.where(inside, guided, cond)
+        elif not self.start <= step.progress <= self.stop:
+            guided = cond
+        return algebra.log_softmax(guided) if self.renormalize else guided
+
+    @property
+    def _is_cfg(self) -> bool:
+        return self.a == 1.0 and self.b == 1.0 and self.power == 0.0
+
+    def _plain_scale(self, step: Step) -> Any:
+        """γ(s) where the window does not count."""
+        progress: Any = step.progress
+        return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))

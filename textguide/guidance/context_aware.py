@@ -1,0 +1,50 @@
+"""Context-aware decoding (Shi et al., arXiv 2305.14739)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .base import ROW, About, Branch
+from .edits import Without
+from .scaled import Scaled
+
+
+@dataclass(frozen=True)
+class ContextAware(Scaled):
+    """Follow a document where it disagrees with what the model remembers.
+
+    ``(1 + α) log P(w|document, question) − α log P(w|question)``: the other branch reads the prompt without the
+    document. textguide's scale is ``γ = 1 + α``; the paper uses α = 0.5. Helps summaries and answers that should come
+    from the text at hand. Costs one extra row in the same pass.
+
+    Args:
+        context: the passage of the prompt that is the document, letter by letter, or a list with one of these per
+            row; it is left out of the other branch. With prompts given as token ids its tokens are looked for.
+
+    Raises:
+        ValueError: ``context`` is empty, or (when decoding) does not stand in a prompt.
+    """
+
+    context: Any = field(kw_only=True)
+
+    name = "context-aware"
+    about = About(
+        "2305.14739", "lu + γ (lc − lu), u the prompt without the document", ROW, "γ = 1",
+        "answers and summaries that should come from the text at hand",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = (self.context,) if isinstance(self.context, str) else self.context
+        if not isinstance(given, (list, tuple)) or not given or not all(isinstance(c, str) and c for c in given):
+            raise ValueError(f"context={self.context!r} must be the passage of the prompt to be followed")
+        if not isinstance(self.context, str):
+            self._put("context", tuple(self.context))
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The prompt without the document."""
+        if isinstance(self.context, str):
+            return (Branch(edit=Without(self.context)),)
+        return (Branch(edit=tuple(Without(passage) for passage in self.context)),)

@@ -1,0 +1,90 @@
+"""Contrastive decoding (Li et al., arXiv 2210.15097; O'Brien and Lewis, arXiv 2309.09117)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .base import About, Branch, BranchGuidance, Step, finite
+
+
+@dataclass(frozen=True)
+class Plausible(BranchGuidance):
+    """Scores on the tokens that the model itself holds for plausible; all others are ruled out.
+
+    Args:
+        alpha: tokens with ``p ≥ alpha · max p`` under the conditional branch stay (Eq. 3); 0: all.
+        beta: None: the difference ``lc − la`` of the first paper. Otherwise ``(1 + β) lc − β la`` of the second one,
+            which changes nothing at β = 0.
+    """
+
+    alpha: float = 0.1
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", finite("alpha", self.alpha))
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha={self.alpha} must lie in [0, 1]; 0.1 is the paper's")
+        if self.beta is not None:
+            object.__setattr__(self, "beta", finite("beta", self.beta))
+
+    @property
+    def is_neutral(self) -> bool:
+        """β = 0 with all tokens plausible."""
+        return self.beta == 0.0 and self.alpha == 0.0
+
+    def contrast(self, cond: Tensor, other: Tensor) -> Tensor:
+        """The scores (B, V), normalised."""
+        if self.beta is None:
+            ruled = torch.isneginf(cond)
+            score = torch.where(ruled, cond, cond - other.masked_fill(ruled, 0.0))
+            # What only the other branch forbids has no ratio: it keeps the conditional log-probability.
+            score = torch.where(torch.isposinf(score), cond, score)
+        else:
+            score = algebra.extrapolate(cond, other, 1.0 + self.beta)
+        if self.alpha > 0.0:
+            score = score.masked_fill(~algebra.plausibility_mask(cond, self.alpha), float("-inf"))
+        return algebra.log_softmax(score)
+
+
+@dataclass(frozen=True)
+class ContrastiveDecoding(Plausible):
+    """What an expert knows and an amateur does not.
+
+    ``log p_expert − log p_amateur`` inside the plausible set ``p_expert ≥ α max p_expert`` (arXiv 2210.15097, Eq. 2–4):
+    the model that is decoded is the expert, ``models={"amateur": …}`` holds a smaller one with the same tokens. The
+    paper searches for the best string; sampling and greedy decoding work as well. Helps long texts. Costs one pass of
+    the amateur a step.
+
+    Args:
+        alpha: tokens with ``p ≥ alpha · max p`` under the expert stay; 0: all. The paper uses 0.1.
+        beta: None: the difference above. Otherwise ``(1 + β) lc − β la`` (arXiv 2309.09117, which uses 0.5 for
+            reasoning), which changes nothing at β = 0 and α = 0.
+        amateur: name of the amateur in ``models``.
+        prompt_free: let the amateur read the last token of the prompt alone, as the first paper does.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    amateur: str = "amateur"
+    prompt_free: bool = False
+
+    name: ClassVar[str] = "contrastive"
+    about: ClassVar[About] = About(
+        "2210.15097", "lc − la, where p ≥ 0.1 max p; a an amateur model",
+        "a pass of the amateur", "β = 0 and α = 0", "long texts by a model that has a smaller sibling",
+    )  # fmt: skip
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The amateur."""
+        return (Branch(same_prompt=not self.prompt_free, model=self.amateur),)
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """Equation 4 on ``logp`` (2, B, V): expert, amateur."""
+        return self.contrast(logp[0], logp[1])

@@ -1,0 +1,108 @@
+"""DExperts (Liu et al., arXiv 2105.03023) and proxy tuning (Liu et al., arXiv 2401.08565)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .base import About, Branch, BranchGuidance, Step, finite
+
+
+@dataclass(frozen=True)
+class DExperts(BranchGuidance):
+    """Steer with the difference between an expert and an anti-expert.
+
+    ``z + α (z⁺ − z⁻)`` (arXiv 2105.03023, Eq. 2): small models that were tuned on what is wanted and on what is not
+    move the model that is decoded. The base's law is cut to its nucleus first. Log-probabilities in place of the
+    paper's logits change nothing, since their difference is a constant a row. Costs one pass of each small model a
+    step.
+
+    Args:
+        alpha: strength; 0 changes nothing (with ``top_p`` 1). The paper uses 2 against toxicity and 3.2 for sentiment.
+        expert: name of the expert in ``models``.
+        anti_expert: name of the anti-expert in ``models``; None: the expert alone, ``z + α z⁺``.
+        top_p: the nucleus of the base that stays; 1: all. The paper uses 0.9.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    alpha: float = 2.0
+    expert: str = "expert"
+    anti_expert: str | None = "anti-expert"
+    top_p: float = 0.9
+
+    name = "dexperts"
+    about = About(
+        "2105.03023", "lc + α (l⁺ − l⁻), on the nucleus of lc", "a pass of each small model",
+        "α = 0 and top_p = 1", "a style that two small models were tuned on",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        put("alpha", finite("alpha", self.alpha))
+        put("top_p", finite("top_p", self.top_p))
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+        if not self.expert or self.expert == self.anti_expert:
+            raise ValueError(f"expert={self.expert!r} must name another model than anti_expert")
+
+    @property
+    def is_neutral(self) -> bool:
+        """α = 0 on all tokens."""
+        return self.alpha == 0.0 and self.top_p == 1.0
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The expert, and the anti-expert if there is one."""
+        names = [self.expert] if self.anti_expert is None else [self.expert, self.anti_expert]
+        return tuple(Branch(same_prompt=True, model=name) for name in names)
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """Equation 2 on ``logp`` (2 or 3, B, V): base, expert, anti-expert."""
+        base = logp[0]
+        against = logp[2] if len(logp) == 3 else torch.zeros_like(base)
+        moved = base + self.alpha * (logp[1] - against)
+        moved = torch.where(torch.isfinite(logp[1]) & torch.isfinite(against) & torch.isfinite(base), moved, base)
+        if self.top_p < 1.0:
+            moved = moved.masked_fill(~nucleus(base, self.top_p), float("-inf"))
+        return algebra.log_softmax(moved)
+
+
+@dataclass(frozen=True)
+class ProxyTuning(DExperts):
+    """Tune a large model by the difference between a small tuned one and the same before tuning.
+
+    ``z + α (z_tuned − z_untuned)`` at every token (arXiv 2401.08565, section 2), α = 1 in the paper: DExperts' formula
+    on all tokens, with the untuned model as anti-expert. Costs one pass of each small model a step.
+
+    Args:
+        alpha: strength; 0 changes nothing.
+        expert: name of the small tuned model in ``models``.
+        anti_expert: name of the small untuned one.
+        top_p: the nucleus of the base that stays; 1: all.
+    """
+
+    alpha: float = 1.0
+    expert: str = "tuned"
+    anti_expert: str | None = "untuned"
+    top_p: float = 1.0
+
+    name = "proxy-tuning"
+    about = About(
+        "2401.08565", "lc + α (lt − lb), t a small tuned model and b the same before tuning",
+        "a pass of each small model", "α = 0", "a large model that cannot be tuned",
+    )  # fmt: skip
+
+
+def nucleus(logp: Tensor, top_p: float) -> Tensor:
+    """The fewest most likely tokens whose mass reaches ``top_p``, bool (..., V); at least one."""
+    values, order = logp.sort(dim=-1, descending=True, stable=True)
+    before = values.exp().cumsum(-1) - values.exp()
+    return torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before < top_p)

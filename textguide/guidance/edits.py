@@ -1,0 +1,124 @@
+"""How the prompt of an extra branch differs from the user's own: values that turn token ids into token ids."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .prompts import Message, Prompt, TokenIds, to_json
+
+Encode = Callable[[Prompt], list[int]]
+"""From a text or a chat to token ids; raises where there is no tokenizer."""
+
+
+class Edit(ABC):
+    """A change of the user's prompt."""
+
+    @abstractmethod
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """What the branch reads.
+
+        Args:
+            ids: the user's prompt.
+            prompt: the same as it was given, where it is known: a text, a chat, or token ids.
+            encode: the tokenizer of the run.
+
+        Raises:
+            ValueError: the prompt does not hold what is to be changed.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {field.name: to_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Without(Edit):
+    """The prompt without a passage, such as the document that an answer should follow.
+
+    Args:
+        passage: what is taken out, wherever it stands.
+    """
+
+    passage: str
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """Text and chats lose the passage as text, token ids lose its tokens."""
+        if isinstance(prompt, str):
+            if self.passage not in prompt:
+                raise ValueError(_absent(self.passage))
+            return encode(prompt.replace(self.passage, ""))
+        turns = [turn for turn in prompt or () if isinstance(turn, Message)]
+        if turns:
+            if not any(self.passage in turn.content for turn in turns):
+                raise ValueError(_absent(self.passage))
+            return encode(tuple(Message(t.role, t.content.replace(self.passage, "")) for t in turns))
+        lost = encode(self.passage)
+        for start in range(len(ids) - len(lost) + 1):
+            if ids[start : start + len(lost)] == lost:
+                rest = ids[:start] + ids[start + len(lost) :]
+                return rest or ids[-1:]
+        raise ValueError(_absent(self.passage) + " (its tokens do not stand in the prompt's; give the prompt as text)")
+
+
+@dataclass(frozen=True)
+class Shuffled(Edit):
+    """The prompt with its tokens in another order; the last one stays, since the text goes on from it.
+
+    Args:
+        seed: of the order, which also depends on the prompt.
+    """
+
+    seed: int = 0
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """A permutation that the ids and the seed determine."""
+        body = list(ids[:-1])
+        random.Random(f"{self.seed} {ids}").shuffle(body)
+        return [*body, *ids[-1:]]
+
+
+@dataclass(frozen=True)
+class Unrelated(Edit):
+    """Another text of the same number of tokens.
+
+    Args:
+        text: the other text, or its token ids; repeated or cut to the length of the prompt.
+    """
+
+    text: str | TokenIds
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """The first ``len(ids)`` tokens of the text, over and over."""
+        other = encode(self.text)
+        return [other[i % len(other)] for i in range(len(ids))]
+
+
+@dataclass(frozen=True)
+class Prefixed(Edit):
+    """The prompt behind an instruction that disturbs it.
+
+    Args:
+        instruction: a text, or token ids.
+    """
+
+    instruction: str | TokenIds
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """In front of a text, of the last turn of a chat, or of token ids."""
+        if isinstance(self.instruction, str):
+            if isinstance(prompt, str):
+                return encode(f"{self.instruction}{prompt}")
+            turns = [turn for turn in prompt or () if isinstance(turn, Message)]
+            if turns:
+                last = Message(turns[-1].role, f"{self.instruction}{turns[-1].content}")
+                return encode((*turns[:-1], last))
+        return [*encode(self.instruction), *ids]
+
+
+def _absent(passage: str) -> str:
+    short = passage if len(passage) <= 40 else passage[:39] + "…"
+    return f"context={short!r} does not stand in the prompt, so nothing can be left out; give it letter by letter"

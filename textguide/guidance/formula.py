@@ -1,0 +1,297 @@
+"""Language model arithmetic (Dekoninck et al., arXiv 2311.14479): formulas over prompts, models and classifiers."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
+from .caif import CAIF
+from .composed import as_guidance
+
+_OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2}
+_USE = "write it with cond, last, P('prompt'), M('model'), M('model', 'prompt'), C('classifier', 'class'), max, min"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a formula: a leaf, or an operation on other parts. Made by :data:`cond`, :func:`P` and arithmetic.
+
+    Args:
+        kind: ``number``, ``cond``, ``last``, ``P``, ``M``, ``C``, an operator, ``max`` or ``min``.
+        parts: the operands, or what a leaf says.
+    """
+
+    kind: str
+    parts: tuple[Any, ...] = ()
+
+    def __add__(self, other: Any) -> Term:
+        return Term("+", (self, term(other)))
+
+    def __radd__(self, other: Any) -> Term:
+        return Term("+", (term(other), self))
+
+    def __sub__(self, other: Any) -> Term:
+        return Term("-", (self, term(other)))
+
+    def __rsub__(self, other: Any) -> Term:
+        return Term("-", (term(other), self))
+
+    def __mul__(self, other: Any) -> Term:
+        return Term("*", (self, term(other)))
+
+    def __rmul__(self, other: Any) -> Term:
+        return Term("*", (term(other), self))
+
+    def __truediv__(self, other: Any) -> Term:
+        return Term("/", (self, term(other)))
+
+    def __neg__(self) -> Term:
+        return Term("*", (term(-1), self))
+
+    def __str__(self) -> str:
+        if self.kind == "number":
+            return f"{self.parts[0]:g}"
+        if self.kind in ("cond", "last"):
+            return self.kind
+        if self.kind in ("P", "M", "C"):
+            return f"{self.kind}({', '.join(map(repr, self.parts))})"
+        if self.kind in ("max", "min"):
+            return f"{self.kind}({', '.join(map(str, self.parts))})"
+        left, right = self.parts
+        strength = _STRENGTH[self.kind]
+        texts = [
+            f"({part})" if _STRENGTH.get(part.kind, 3) < strength + (place and self.kind in "-/") else str(part)
+            for place, part in enumerate((left, right))
+        ]
+        return f"{texts[0]} {self.kind} {texts[1]}" if strength == 1 else f"{texts[0]}{self.kind}{texts[1]}"
+
+
+cond = Term("cond")
+"""What the model says behind the prompt."""
+last = Term("last")
+"""What it says behind the last token of the prompt: the unconditional branch of classifier-free guidance."""
+
+
+def P(prompt: str) -> Term:
+    """What the model says behind another prompt."""
+    return Term("P", (prompt,))
+
+
+def M(model: str, prompt: str | None = None) -> Term:
+    """What another model (of ``models=``) says behind the prompt, or behind another one."""
+    return Term("M", (model,) if prompt is None else (model, prompt))
+
+
+def C(classifier: str, target: str) -> Term:
+    """What a classifier says of every candidate; a term of the sum, by itself or times a number."""
+    return Term("C", (classifier, target))
+
+
+def largest(*terms: Any) -> Term:
+    """The union: for every token the largest of some log-probabilities."""
+    return Term("max", tuple(map(term, terms)))
+
+
+def smallest(*terms: Any) -> Term:
+    """The intersection: for every token the smallest of some log-probabilities."""
+    return Term("min", tuple(map(term, terms)))
+
+
+def term(value: Any) -> Term:
+    """A number as a term.
+
+    Raises:
+        ValueError: it is neither a term nor a finite number.
+    """
+    if isinstance(value, Term):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return Term("number", (float(value),))
+    raise ValueError(f"{value!r} cannot stand in a formula; {_USE}")
+
+
+def parse(text: str) -> Term:
+    """The formula that ``text`` spells.
+
+    Raises:
+        ValueError: it is no formula; the message shows the part that is not understood.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"formula {text!r} is not understood ({error.msg}); {_USE}") from error
+    return _read(tree.body, text)
+
+
+@dataclass(frozen=True)
+class Formula(BranchGuidance):
+    """Any arithmetic over log-probabilities, normalised: products of experts, contrasts, unions.
+
+    ``log P ∝ F(l₁, …, lₙ)`` for a formula ``F`` over the laws of prompts and models (arXiv 2311.14479, Eq. 5–7):
+    ``1.5*cond - 0.5*last`` is classifier-free guidance, ``cond + M('expert') - M('anti')`` are experts,
+    ``max(cond, P('…'))`` a union, ``min`` an intersection. What ``cond`` forbids stays forbidden; a token that another
+    term forbids keeps its conditional log-probability. Costs one row or pass for every term but ``cond``.
+
+    Args:
+        expression: the formula, with ``cond``, ``last``, ``P('prompt')``, ``M('model')``, ``M('model', 'prompt')``,
+            numbers, ``+ - * /``, ``max`` and ``min``. Classifier terms need :meth:`of`.
+
+    Raises:
+        ValueError: it is no formula; the message shows the part that is not understood.
+    """
+
+    expression: str
+
+    name = "formula"
+    about = About(
+        "2311.14479", "any sum, maximum or minimum of log-probabilities", f"{ROW} for a prompt, a pass for a model",
+        "`cond`", "several wishes at once",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if isinstance(self.expression, Term):
+            object.__setattr__(self, "expression", str(self.expression))
+        for leaf in _leaves(self._tree):
+            if leaf.kind == "C":
+                raise ValueError(
+                    f"formula {self.expression!r}: {leaf} is a classifier, which weighs what the formula gives; use "
+                    "Formula.of(…), where it is a term of the outermost sum"
+                )
+
+    @staticmethod
+    def of(expression: str | Term) -> Guidance:
+        """The guidance that a formula describes; classifier terms become :class:`textguide.CAIF` beside it.
+
+        Example:
+            >>> Formula.of("1.5*cond - 0.5*P('A dull text: ') + 5*C('sentiment', 'positive')")
+
+        Raises:
+            ValueError: it is no formula, or a classifier stands elsewhere than in the outermost sum.
+        """
+        laws: list[tuple[float, Term]] = []
+        weighing = []
+        for sign, part in _summands(expression if isinstance(expression, Term) else parse(expression), 1.0):
+            weight, leaf = _classifier(part)
+            if leaf is None:
+                laws.append((sign, part))
+            else:
+                classifier, target = leaf.parts
+                weighing.append(CAIF(classifier, target, sign * weight))
+        (sign, rest), *others = laws or [(1.0, cond)]
+        rest = rest if sign > 0 else -rest
+        for sign, part in others:
+            rest = rest + part if sign > 0 else rest - part
+        found = as_guidance([Formula(str(rest)), *weighing])
+        assert found is not None
+        return found
+
+    @cached_property
+    def _tree(self) -> Term:
+        return parse(self.expression)
+
+    @cached_property
+    def _terms(self) -> list[Term]:
+        """The laws beside ``cond``, each once, in the order in which they stand."""
+        return list(dict.fromkeys(leaf for leaf in _leaves(self._tree) if leaf.kind in ("last", "P", "M")))
+
+    @property
+    def is_neutral(self) -> bool:
+        """The formula is ``cond``."""
+        return self._tree == cond
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """One for every law beside ``cond``; none where the formula is about ``cond`` alone."""
+        return tuple(_branch(leaf) for leaf in self._terms)
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The formula on ``logp`` (1 + terms, B, V)."""
+        finite = torch.isfinite(logp).all(dim=0)
+        laws = {cond: logp[0], **dict(zip(self._terms, logp[1:], strict=True))}
+        safe = {leaf: law.masked_fill(~finite, 0.0) for leaf, law in laws.items()}
+        value = torch.as_tensor(_evaluate(self._tree, safe), device=logp.device)
+        return algebra.log_softmax(torch.where(finite, value, logp[0]))
+
+
+def _branch(leaf: Term) -> Branch:
+    if leaf.kind == "last":
+        return Branch()
+    if leaf.kind == "P":
+        return Branch(prompt=leaf.parts[0])
+    if len(leaf.parts) == 2:
+        return Branch(prompt=leaf.parts[1], model=leaf.parts[0])
+    return Branch(same_prompt=True, model=leaf.parts[0])
+
+
+def _evaluate(part: Term, laws: dict[Term, Tensor]) -> Any:
+    if part in laws:
+        return laws[part]
+    if part.kind == "number":
+        return part.parts[0]
+    values = [_evaluate(inner, laws) for inner in part.parts]
+    if part.kind in ("max", "min"):
+        like = next((value for value in values if isinstance(value, Tensor)), torch.zeros(()))
+        stack = torch.stack([torch.as_tensor(value, device=like.device).expand_as(like) for value in values])
+        return stack.amax(0) if part.kind == "max" else stack.amin(0)
+    left, right = values
+    if part.kind == "+":
+        return left + right
+    if part.kind == "-":
+        return left - right
+    return left * right if part.kind == "*" else left / right
+
+
+def _leaves(part: Term) -> list[Term]:
+    if part.kind in ("number", "cond", "last", "P", "M", "C"):
+        return [part]
+    return [leaf for inner in part.parts for leaf in _leaves(inner)]
+
+
+def _summands(part: Term, sign: float) -> list[tuple[float, Term]]:
+    if part.kind in ("+", "-"):
+        left, right = part.parts
+        return _summands(left, sign) + _summands(right, sign if part.kind == "+" else -sign)
+    return [(sign, part)]
+
+
+def _classifier(part: Term) -> tuple[float, Term | None]:
+    """The weight and the classifier of a summand such as ``5*C(…)``; None where it is another one."""
+    if part.kind == "C":
+        return 1.0, part
+    if part.kind == "*":
+        for number, leaf in (part.parts, part.parts[::-1]):
+            if number.kind == "number" and leaf.kind == "C":
+                return float(number.parts[0]), leaf
+    return 0.0, None
+
+
+def _read(node: ast.AST, text: str) -> Term:
+    if isinstance(node, ast.Constant) and not isinstance(node.value, str):
+        return term(node.value)
+    if isinstance(node, ast.Name) and node.id in ("cond", "last"):
+        return Term(node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        inner = _read(node.operand, text)
+        if isinstance(node.op, ast.UAdd):
+            return inner
+        return term(-inner.parts[0]) if inner.kind == "number" else -inner
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return Term(_OPERATORS[type(node.op)], (_read(node.left, text), _read(node.right, text)))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        name = node.func.id
+        if name in ("max", "min") and len(node.args) > 1:
+            return Term(name, tuple(_read(argument, text) for argument in node.args))
+        said = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        wanted = {"P": (1,), "M": (1, 2), "C": (2,)}.get(name, ())
+        if len(said) == len(node.args) and len(said) in wanted and all(isinstance(s, str) and s for s in said):
+            return Term(name, tuple(said))
+    raise ValueError(f"formula {text!r}: {ast.unparse(node)!r} is not understood; {_USE}")

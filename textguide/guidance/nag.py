@@ -1,0 +1,57 @@
+"""Normalised attention guidance (Chen et al., arXiv 2505.21179), on logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .base import ROW, About, Step, finite
+from .scaled import Contrast
+
+
+@dataclass(frozen=True)
+class NAG(Contrast):
+    """Extrapolate, cap how much longer the result may get, and go a part of the way.
+
+    ``Z̃ = γ Z⁺ − (γ − 1) Z⁻``; where ``‖Z̃‖₁ > τ ‖Z⁺‖₁`` it is shortened to that; the outcome is ``α Z̃ + (1 − α) Z⁺``
+    (Eq. 7–10). The paper does this to attention outputs of image models; here ``Z`` are the centred log-probabilities.
+    γ = 1 changes nothing. Keeps large γ from running away. Costs what classifier-free guidance costs.
+
+    Args:
+        tau: τ, 1 or more; the paper uses 2.5.
+        blend: α, in (0, 1]; the paper uses 0.25, with γ well above what classifier-free guidance takes.
+    """
+
+    tau: float = field(default=2.5, kw_only=True)
+    blend: float = field(default=0.25, kw_only=True)
+
+    name = "nag"
+    about = About(
+        "2505.21179", "α Z̃ + (1 − α) Z⁺, Z̃ = γ Z⁺ − (γ − 1) Z⁻ capped at τ ‖Z⁺‖₁", ROW, "γ = 1",
+        "large γ that would run away",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._put("tau", finite("tau", self.tau))
+        self._put("blend", finite("blend", self.blend))
+        if self.tau < 1:
+            raise ValueError(f"tau={self.tau} must be 1 or more")
+        if not 0.0 < self.blend <= 1.0:
+            raise ValueError(f"blend={self.blend} must lie in (0, 1]")
+
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
+        """Equations 7 to 10 on ``logp`` (2, B, V)."""
+        cond, uncond = logp
+        both = torch.isfinite(cond) & torch.isfinite(uncond)
+        here, _ = algebra.centered(torch.where(both, cond, float("-inf")))
+        there, _ = algebra.centered(torch.where(both, uncond, float("-inf")))
+        moved = scale * here - (scale - 1.0) * there
+        longer = moved.abs().sum(-1, keepdim=True) / here.abs().sum(-1, keepdim=True).clamp(min=1e-12)
+        moved = moved * (self.tau / longer.clamp(min=1e-12)).clamp(max=1.0)
+        # The mean comes back, so that tokens that one branch forbids stay comparable.
+        mean = (cond.masked_fill(~both, 0.0).sum(-1, keepdim=True)) / both.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(both, mean + self.blend * moved + (1.0 - self.blend) * here, cond)

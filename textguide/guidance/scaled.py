@@ -1,0 +1,143 @@
+"""What guidances with a scale share: the scale's movement, its bounds, and when it is off."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra, schedules
+from .base import Branch, BranchGuidance, Step, finite
+from .prompts import as_prompts
+
+
+@dataclass(frozen=True)
+class Scaled(BranchGuidance):
+    """A branch to move away from, by a scale γ that may move with progress; γ = 1 changes nothing.
+
+    Subclasses say what the branch is; :meth:`mix` is ``lu + γ (lc − lu)`` unless they say otherwise.
+
+    Args:
+        scale: γ. 1 changes nothing, above 1 moves away from the other branch, 0 samples from it.
+        schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
+        renormalize: return normalised log-probabilities.
+        skip_threshold: None runs the extra branch at every step. Otherwise a row whose guided law has stood within
+            this many nats of the unguided one, KL(guided‖unguided), leaves its extra branch out for some steps.
+        min_scale: lower bound on γ(s).
+        max_scale: upper bound on γ(s).
+        start: progress, in [0, 1], before which guidance is off.
+        stop: progress after which guidance is off.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    scale: float = 1.5
+    schedule: str = field(default="constant", kw_only=True)
+    renormalize: bool = field(default=True, kw_only=True)
+    skip_threshold: float | None = field(default=None, kw_only=True)
+    min_scale: float | None = field(default=None, kw_only=True)
+    max_scale: float | None = field(default=None, kw_only=True)
+    start: float = field(default=0.0, kw_only=True)
+    stop: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._put("scale", finite("scale", self.scale))
+        if not isinstance(self.renormalize, bool):
+            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
+        schedules.parse(self.schedule)
+        for name in ("min_scale", "max_scale", "skip_threshold"):
+            if getattr(self, name) is not None:
+                self._put(name, finite(name, getattr(self, name)))
+        if self.min_scale is not None and self.max_scale is not None and self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale={self.min_scale} lies above max_scale={self.max_scale}; swap them")
+        if self.skip_threshold is not None and self.skip_threshold < 0:
+            raise ValueError(f"skip_threshold={self.skip_threshold} must be 0 or more nats, or None")
+        self._put("start", finite("start", self.start))
+        self._put("stop", finite("stop", self.stop))
+        if not 0.0 <= self.start <= self.stop <= 1.0:
+            raise ValueError(f"start={self.start} and stop={self.stop} must satisfy 0 <= start <= stop <= 1")
+
+    @property
+    def is_neutral(self) -> bool:
+        """γ(s) is 1 at every step."""
+        return self.scale == 1.0 and self._bounded(1.0) == 1.0
+
+    def active(self, step: Step) -> bool:
+        """Inside the window, at a scale other than 1."""
+        return bool(self.scale_at(step) != 1.0)
+
+    def scale_at(self, step: Step) -> float | Tensor:
+        """γ(s): the schedule's value within the bounds, 1 outside the window."""
+        progress: Any = step.progress
+        if isinstance(progress, Tensor):
+            scale = self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
+            inside = (progress >= self.start) & (progress <= self.stop)
+            return torch.where(inside, scale, torch.ones_like(progress))
+        if not self.start <= progress <= self.stop:
+            return 1.0
+        return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); where γ(s) is 1, the conditional branch."""
+        scale = self.scale_at(step)
+        guided = self.mix(logp, scale, step)
+        if isinstance(scale, Tensor):
+            guided = torch.where(scale == 1.0, logp[0], guided)
+        return algebra.log_softmax(guided) if self.renormalize else guided
+
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
+        """Scores (B, V) from the branches (n, B, V), not normalised.
+
+        Args:
+            scale: γ(s), a number or (B, 1).
+        """
+        return algebra.extrapolate(logp[0], logp[1], scale)
+
+    @property
+    @abstractmethod
+    def branches(self) -> tuple[Branch, ...]:
+        """The branch to move away from, and others."""
+
+    def _bounded(self, scale: Any) -> Any:
+        if isinstance(scale, Tensor):
+            if self.min_scale is None and self.max_scale is None:
+                return scale
+            return scale.clamp(self.min_scale, self.max_scale)
+        if self.min_scale is not None:
+            scale = max(scale, self.min_scale)
+        return scale if self.max_scale is None else min(scale, self.max_scale)
+
+    def _put(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Contrast(Scaled):
+    """A scaled guidance whose other branch reads another prompt: the two passes of classifier-free guidance.
+
+    Args:
+        negative_prompt: the context to move away from: a text, token ids or chat messages, for all rows; or a list
+            with one of these per row. A negative prompt that repeats the prompt with one change works better than a
+            bare word. None: the last token of the prompt (for an encoder-decoder an empty source).
+        negative_system: keep the user's chat and swap its system prompt for this one; excludes ``negative_prompt``.
+    """
+
+    negative_prompt: Any = None
+    negative_system: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._put("negative_prompt", as_prompts(self.negative_prompt, "negative_prompt"))
+        if self.negative_prompt is not None and self.negative_system is not None:
+            raise ValueError("negative_prompt and negative_system exclude each other; put both into chat messages")
+        if self.negative_system is not None and not isinstance(self.negative_system, str):
+            raise ValueError(f"negative_system={self.negative_system!r} must be a text, or None")
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The unconditional branch."""
+        return (Branch(prompt=self.negative_prompt, system=self.negative_system),)
