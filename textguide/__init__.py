@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .effect import Effect
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, Guidance
+    from .guidance import ACFG, AWRS, CAIF, CFG, FeynmanKac, Guidance
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
@@ -35,6 +35,7 @@ _HOMES = {
     "CFGLogitsProcessor": "logits_processors",
     "Effect": "effect",
     "Explanation": "explanation",
+    "FeynmanKac": "guidance",
     "GenerateResult": "results",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",

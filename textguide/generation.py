@@ -18,7 +18,7 @@ from .effect import Effect, join, warn_if_none
 from .guidance import as_guidance, split
 from .lanes import pad_left
 from .results import GenerateResult, constraint_fields
-from .smc.starting import warn_of_deaths
+from .smc.starting import warn_of_deaths, weighs
 from .speculation import as_speculation
 from .speculation.value import join as join_speculation
 
@@ -197,7 +197,7 @@ class _Run:
             raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
         self.guidance = as_guidance(guidance)
         constraint = split(self.guidance).constraint
-        draws = getattr(constraint, "method", None) == "awrs"
+        draws = weighs(constraint)
         self.particles: int = getattr(constraint, "particles", 1)
         if self.particles > 1:
             # Every particle is a row.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .effect import Effect
 from .smc import particles
-from .smc.constrained import Outcome
+from .smc.population import Outcome
 from .speculation import SpeculationReport
 
 
@@ -80,7 +80,9 @@ class GenerateResult:
 
     def _populations(self) -> Tensor:
         if self.log_weights is None:
-            raise ValueError("log_weights=None: nothing weighed these texts; generate them under textguide.AWRS")
+            raise ValueError(
+                "log_weights=None: nothing weighed these texts; generate them under textguide.AWRS or FeynmanKac"
+            )
         return self.log_weights.view(-1, self.particles)
 
     def _indices(self) -> list[list[int]]:

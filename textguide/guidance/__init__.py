@@ -20,6 +20,7 @@ from .contrastive import ContrastiveDecoding
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
 from .dynamic import DynamicCFG
+from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .independent_condition import IndependentCondition
 from .instruction_contrastive import InstructionContrastive
@@ -51,6 +52,7 @@ __all__ = [
     "DExperts",
     "DoLa",
     "DynamicCFG",
+    "FeynmanKac",
     "Formula",
     "Guidance",
     "IndependentCondition",
