@@ -10,9 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .custom_generate import GuidedDecoding, guided_decoding
     from .effect import Effect
+    from .entropy_branching import Branched, eager
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, FeynmanKac, Guidance
+    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
@@ -33,6 +34,8 @@ _HOMES = {
     "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
+    "Branched": "entropy_branching",
+    "EAGer": "guidance",
     "Effect": "effect",
     "Explanation": "explanation",
     "FeynmanKac": "guidance",
@@ -44,6 +47,7 @@ _HOMES = {
     "Speculation": "speculation",
     "SpeculationReport": "speculation",
     "StreamChunk": "generation",
+    "eager": "entropy_branching",
     "explain": "explanation",
     "generate": "generation",
     "guided_decoding": "custom_generate",

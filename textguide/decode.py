@@ -186,8 +186,8 @@ class _Loop:
         """Choose the next token of every row from the law of this step."""
         cond, guided, extra = self._combine(law)
         constraint = self.constraint
-        if constraint is not None and constraint.corrects and cond is not None:
-            guided = constraint.correct(guided, self.passes.alive)
+        if constraint is not None:
+            guided = constraint.see(guided, self.passes.alive, cond is not None)
         # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with the
         # conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
         scores = guided if extra is None and cond is None else guided + law.cond.float().logsumexp(-1, keepdim=True)
@@ -196,10 +196,10 @@ class _Loop:
             scores, guided, reweighed = self._reweigh(law, guided, scores)
         full = self._full(scores)
         last = self.index == self.horizon - 1
-        if constraint is not None and not constraint.weighs:
+        if constraint is not None and not constraint.chooses:
             full = constraint.mask(full)
         processed = self.processors(self.ids, full)
-        if constraint is not None and constraint.weighs:
+        if constraint is not None and constraint.chooses:
             tokens = constraint.choose(processed, last)
         elif self.config.do_sample:
             probs = torch.softmax(processed, dim=-1)
@@ -361,6 +361,10 @@ class _Loop:
         self.ids, self.unfinished = self.ids[index], self.unfinished[index]
         for record in (self.log_probs, self.scores, self.logits):
             record[:] = [values[index] for values in record]
+        for row, (token, log_prob) in constraint.rewritten().items():
+            self.ids[row, -1], self.unfinished[row] = token, int(constraint.open[row])
+            if self.log_probs:
+                self.log_probs[-1][row] = log_prob
         if self.reweighter is not None:
             self.reweighter.select(sources)
         going = [row for row, opened in enumerate(constraint.open) if opened]

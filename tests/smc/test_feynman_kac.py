@@ -16,7 +16,7 @@ from textguide import reference_smc as oracle
 from textguide.constraints import Regex
 from textguide.guidance import ContrastiveDecoding, Step
 from textguide.smc.constrained import Constrained
-from textguide.smc.population import Corrected, Population
+from textguide.smc.population import Corrected, Weighed
 
 from ..architectures import Tokenizer, build
 from .statistics import chi_square, z_score
@@ -34,7 +34,7 @@ def combined(text: Text) -> torch.Tensor:
     return GUIDANCE.combine(torch.stack([COND(text), OTHER(text)])[:, None], Step())[0]
 
 
-def run(state: Population, rows: int, generator: torch.Generator) -> list[Text]:
+def run(state: Weighed, rows: int, generator: torch.Generator) -> list[Text]:
     """The loop around a population, on the tables."""
     texts: list[Text] = [()] * rows
     for index in range(LENGTH):
@@ -42,7 +42,7 @@ def run(state: Population, rows: int, generator: torch.Generator) -> list[Text]:
         alive = [row for row, opened in enumerate(state.open) if opened]
         raw = torch.stack([combined(texts[row]) for row in alive])
         scores = torch.zeros(rows, SIZE)
-        scores[alive] = state.correct(raw, alive) if state.corrects else raw.log_softmax(-1)
+        scores[alive] = state.see(raw, alive, True)
         tokens = state.choose(scores, last)
         going = state.open
         state.advance(tokens, last)
@@ -60,7 +60,7 @@ def sample(
 ) -> tuple[list[Text], Any]:
     generator = torch.Generator().manual_seed(4)
     rows = populations * size
-    state: Population
+    state: Weighed
     if constraint is None:
         state = Corrected(rows, size, threshold, resampling, generator, frozenset({END}))
     else:

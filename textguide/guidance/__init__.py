@@ -20,6 +20,7 @@ from .contrastive import ContrastiveDecoding
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
 from .dynamic import DynamicCFG
+from .eager import EAGer
 from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .independent_condition import IndependentCondition
@@ -52,6 +53,7 @@ __all__ = [
     "DExperts",
     "DoLa",
     "DynamicCFG",
+    "EAGer",
     "FeynmanKac",
     "Formula",
     "Guidance",

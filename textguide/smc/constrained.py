@@ -12,7 +12,7 @@ from torch import Tensor
 from ..constraints import Session, UnsatisfiableError, Vocabulary
 from ..guidance import AWRS
 from . import awrs
-from .population import Outcome, Population
+from .population import Outcome, Weighed
 from .trie import Memory, TrieKnowledge
 
 NO_TOKEN = "no token is allowed"
@@ -39,7 +39,7 @@ class _Row:
         return _Row(self.session.fork(), self.known, self.length, self.open, self.finished, self.death, self.potential)
 
 
-class Constrained(Population):
+class Constrained(Weighed):
     """Chooses tokens for the rows of one batch and keeps their weights.
 
     Args:
@@ -50,7 +50,7 @@ class Constrained(Population):
         generator: randomness; None: torch's global generator. First candidates are drawn from it exactly as plain
             decoding draws its tokens; all other numbers come from a twin that is seeded from its state.
         device: of the scores.
-        corrects: see :class:`Population`.
+        corrects: see :class:`Weighed`.
 
     Raises:
         ValueError: nothing satisfies the constraint.
@@ -87,6 +87,11 @@ class Constrained(Population):
     def weighs(self) -> bool:
         """Whether texts get weights."""
         return self.guidance.method == "awrs"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it picks the tokens."""
+        return self.weighs
 
     @property
     def open(self) -> list[bool]:

@@ -25,6 +25,8 @@ class Outcome:
         deaths: why a text did not finish, None for those that did, a list over rows.
         calls: how often the constraint was asked.
         resamplings: how often a population was resampled.
+        origins: the row that each row forked from and how many tokens they share; None for those that began with the
+            prompt; None where rows do not fork.
     """
 
     log_weights: Tensor | None
@@ -35,34 +37,20 @@ class Outcome:
     deaths: list[str | None]
     calls: int
     resamplings: int
+    origins: list[tuple[int, int] | None] | None = None
 
 
 class Population(ABC):
-    """The weights of the rows of one batch, and who goes on from whom.
+    """What the loop asks of the rows of one batch that choose their tokens together.
 
     Args:
-        rows: number of rows, populations times particles.
-        size: particles of a population.
-        ess_threshold: resample below this share of them.
-        resampling: scheme of :func:`textguide.smc.particles.resample`.
-        generator: randomness of the run; resampling has a twin that is seeded from its state, so that tokens are drawn
-            as plain decoding draws them.
-        corrects: :meth:`correct` is to be told the guided scores of every step.
+        rows: number of rows, populations times their size.
+        size: rows of a population, which begin with one prompt.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        size: int,
-        ess_threshold: float,
-        resampling: str,
-        generator: torch.Generator | None,
-        corrects: bool = False,
-    ) -> None:
-        self.size, self.ess_threshold, self.resampling = size, ess_threshold, resampling
-        self.corrects = corrects
+    def __init__(self, rows: int, size: int) -> None:
+        self.size = size
         self.log_weights = torch.zeros(rows, dtype=torch.float64)
-        self._twin = _twin(generator)
         self._resamplings = 0
 
     @property
@@ -71,13 +59,30 @@ class Population(ABC):
         return True
 
     @property
+    def chooses(self) -> bool:
+        """Whether :meth:`choose` picks the tokens; otherwise :meth:`mask` acts before processors and warpers."""
+        return True
+
+    @property
     @abstractmethod
     def open(self) -> list[bool]:
         """Rows that go on."""
 
+    def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
+        """Look at the guided scores (b, V) of ``rows``, before processors, and return what goes on in their place.
+
+        Args:
+            combined: branches were combined at this step.
+        """
+        return guided
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """``scores`` (B, V) with −inf where a token may not follow."""
+        return scores
+
     @abstractmethod
     def choose(self, scores: Tensor, last: bool) -> Tensor:
-        """Draw a token for every row that goes on from processed scores (B, V), with its weight.
+        """A token for every row that goes on, from processed scores (B, V).
 
         Args:
             last: the limit allows no token behind this one.
@@ -92,27 +97,78 @@ class Population(ABC):
         """Close the rows that a stopping criterion ended, those where ``going`` (B,) is 0."""
 
     @abstractmethod
+    def resample(self) -> Tensor | None:
+        """The row that each row goes on from, (B,), or None where all stay."""
+
+    def rewritten(self) -> dict[int, tuple[int, float]]:
+        """Rows whose last token is not their ancestor's after :meth:`resample`: that token and its log-probability."""
+        return {}
+
+    @abstractmethod
     def outcome(self) -> Outcome:
         """What came of the run."""
+
+    def _outcome(
+        self,
+        finished: list[bool],
+        lengths: list[int],
+        deaths: list[str | None],
+        calls: int,
+        origins: list[tuple[int, int] | None] | None = None,
+    ) -> Outcome:
+        weights = self.log_weights if self.weighs else None
+        populations = None if weights is None else weights.view(-1, self.size)
+        return Outcome(
+            log_weights=None if weights is None else weights.clone(),
+            log_evidence=None if populations is None else particles.log_evidence(populations),
+            ess=None if populations is None else particles.effective_sample_size(populations),
+            finished=torch.tensor(finished),
+            lengths=lengths,
+            deaths=deaths,
+            calls=calls,
+            resamplings=self._resamplings,
+            origins=origins,
+        )
+
+
+class Weighed(Population):
+    """Rows with weights, resampled where these spread.
+
+    Args:
+        rows: number of rows, populations times particles.
+        size: particles of a population.
+        ess_threshold: resample below this share of them.
+        resampling: scheme of :func:`textguide.smc.particles.resample`.
+        generator: randomness of the run; resampling has a twin that is seeded from its state, so that tokens are drawn
+            as plain decoding draws them.
+        corrects: multiply weights by what normalising guided scores divides by.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        size: int,
+        ess_threshold: float,
+        resampling: str,
+        generator: torch.Generator | None,
+        corrects: bool = False,
+    ) -> None:
+        super().__init__(rows, size)
+        self.ess_threshold, self.resampling, self.corrects = ess_threshold, resampling, corrects
+        self._twin = _twin(generator)
 
     @abstractmethod
     def _move(self, ancestors: list[int]) -> None:
         """Let every row go on from the one that is named in its place."""
 
-    def mask(self, scores: Tensor) -> Tensor:
-        """``scores`` (B, V) with −inf where a token may not follow."""
-        return scores
-
-    def correct(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
-        """Multiply the weights of ``rows`` by what normalising their guided scores (b, V) divides by.
-
-        Returns:
-            The normalised log-probabilities (b, V).
-        """
-        normaliser = scores.double().logsumexp(-1)
+    def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
+        """Where the run corrects: weigh ``rows`` by the normalisers of their scores, and return these normalised."""
+        if not (self.corrects and combined):
+            return guided
+        normaliser = guided.double().logsumexp(-1)
         going = torch.tensor(self.open)[list(rows)]
         self.log_weights[list(rows)] += torch.where(going, normaliser.cpu(), 0.0)
-        return scores - normaliser[:, None].to(scores.dtype)
+        return guided - normaliser[:, None].to(guided.dtype)
 
     def resample(self) -> Tensor | None:
         """Resample the populations whose effective sample size fell below the threshold.
@@ -140,38 +196,18 @@ class Population(ABC):
         self._move(ancestors.flatten().tolist())
         return ancestors.flatten()
 
-    def _outcome(self, finished: list[bool], lengths: list[int], deaths: list[str | None], calls: int) -> Outcome:
-        weights = self.log_weights if self.weighs else None
-        populations = None if weights is None else weights.view(-1, self.size)
-        return Outcome(
-            log_weights=None if weights is None else weights.clone(),
-            log_evidence=None if populations is None else particles.log_evidence(populations),
-            ess=None if populations is None else particles.effective_sample_size(populations),
-            finished=torch.tensor(finished),
-            lengths=lengths,
-            deaths=deaths,
-            calls=calls,
-            resamplings=self._resamplings,
-        )
 
+class Rows(Population):
+    """Rows without a constraint: every text counts, whether it ends or is cut off at the limit."""
 
-class Corrected(Population):
-    """Rows without a constraint: every text counts, whether it ends or is cut off at the limit.
+    def begin(self, rows: int, generator: torch.Generator | None, ends: frozenset[int]) -> None:
+        """Stand in front of the first token.
 
-    Args:
-        ends: end tokens.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        size: int,
-        ess_threshold: float,
-        resampling: str,
-        generator: torch.Generator | None,
-        ends: frozenset[int],
-    ) -> None:
-        super().__init__(rows, size, ess_threshold, resampling, generator, corrects=True)
+        Args:
+            rows: their number.
+            generator: randomness; None: torch's global generator.
+            ends: end tokens.
+        """
         self._generator, self._ends = generator, ends
         self._open, self._lengths = [True] * rows, [0] * rows
 
@@ -179,11 +215,6 @@ class Corrected(Population):
     def open(self) -> list[bool]:
         """Rows that go on."""
         return list(self._open)
-
-    def choose(self, scores: Tensor, last: bool) -> Tensor:
-        """Draw a token for every row, as plain sampling does."""
-        probs = torch.softmax(scores, dim=-1)
-        return torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
 
     def advance(self, tokens: Tensor, last: bool) -> None:
         """Write the tokens (B,) behind the rows that go on."""
@@ -195,6 +226,27 @@ class Corrected(Population):
     def stop(self, going: Sequence[float]) -> None:
         """Close the rows that a stopping criterion ended."""
         self._open = [opened and bool(flag) for opened, flag in zip(self._open, going, strict=True)]
+
+
+class Corrected(Rows, Weighed):
+    """Rows that are weighed by the normalisers of their guided scores; see :class:`Weighed` and :meth:`Rows.begin`."""
+
+    def __init__(
+        self,
+        rows: int,
+        size: int,
+        ess_threshold: float,
+        resampling: str,
+        generator: torch.Generator | None,
+        ends: frozenset[int],
+    ) -> None:
+        super().__init__(rows, size, ess_threshold, resampling, generator, corrects=True)
+        self.begin(rows, generator, ends)
+
+    def choose(self, scores: Tensor, last: bool) -> Tensor:
+        """Draw a token for every row, as plain sampling does."""
+        probs = torch.softmax(scores, dim=-1)
+        return torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
 
     def outcome(self) -> Outcome:
         """What came of the run."""
