@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         select_scale,
     )
     from .sweep import SweepOptions, run_sweep
+    from .vllm_lm import VLLMGuidedLM
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
 # fast.
@@ -51,6 +52,7 @@ _HOMES = {
     "Selection": "statistics",
     "SweepOptions": "sweep",
     "TaskResult": "results",
+    "VLLMGuidedLM": "vllm_lm",
     "as_guidances": "results",
     "claim": "folder",
     "compare_items": "paired",

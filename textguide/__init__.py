@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .captioning import caption
     from .custom_generate import GuidedDecoding, guided_decoding
     from .effect import Effect
     from .entropy_branching import Branched, eager
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance
+    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
         CFGLogitsProcessor,
         MaskedDiffusionCFGHook,
     )
+    from .logits_processors.vllm_engine import vllm_engine
     from .models import load
     from .results import GenerateResult
     from .scoring import ScoreResult, score
@@ -42,11 +44,13 @@ _HOMES = {
     "GenerateResult": "results",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",
+    "LMGuidance": "guidance",
     "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
     "Speculation": "speculation",
     "SpeculationReport": "speculation",
     "StreamChunk": "generation",
+    "caption": "captioning",
     "eager": "entropy_branching",
     "explain": "explanation",
     "generate": "generation",
@@ -54,10 +58,11 @@ _HOMES = {
     "load": "models",
     "score": "scoring",
     "stream": "generation",
+    "vllm_engine": "logits_processors.vllm_engine",
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("classifiers", "constraints", "diffusion", "guidance")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -112,7 +112,7 @@ def branch_rows(
     Raises:
         ValueError: the prompts of a branch do not fit the batch, or something it needs is missing.
     """
-    return [_rows(branch, cond, tokenizer, prompts, empty_source, copies) for branch in guidance.branches]
+    return [rows_of(branch, cond, tokenizer, prompts, empty_source, copies) for branch in guidance.branches]
 
 
 def expand(rows: list[T], size: int, name: str = "negative_prompt", copies: bool = True) -> list[T]:
@@ -132,14 +132,15 @@ def expand(rows: list[T], size: int, name: str = "negative_prompt", copies: bool
     return [row for row in rows for _ in range(times)]
 
 
-def _rows(
+def rows_of(
     branch: Branch,
     cond: Rows,
     tokenizer: Any,
-    prompts: Sequence[Prompt] | None,
-    empty_source: Sequence[int] | None,
-    copies: bool,
+    prompts: Sequence[Prompt] | None = None,
+    empty_source: Sequence[int] | None = None,
+    copies: bool = True,
 ) -> Rows:
+    """What one branch reads, row by row; arguments as for :func:`branch_rows`."""
     if branch.same_prompt:
         return [list(row) for row in cond]
     if branch.edit is not None:

@@ -67,6 +67,13 @@ def new_cache(model: Any) -> Cache:
     return cache
 
 
+def with_cross_attention(cache: Cache, model: Any) -> Cache:
+    """``cache`` with room for the keys and values of what a decoder looks at, so that they are computed once."""
+    if isinstance(cache, DynamicCache):
+        return EncoderDecoderCache(cache, DynamicCache(config=model.config.get_text_config(decoder=True)))
+    return cache
+
+
 def has_recurrent_state(model: Any) -> bool:
     """Whether some layer keeps a recurrent or convolutional state, which padding would enter."""
     if model.config.is_encoder_decoder:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from . import branches, caches
+from .captioning.conditions import Captioning, sees_images, sources
 from .constraints import Vocabulary
 from .decode import Decoded, Observer, Settings, decode
 from .effect import Effect, warn_if_none
 from .guidance import BranchGuidance, FeynmanKac, as_guidance, split
+from .guidance.language_model import LANGUAGE_MODEL
+from .passes import Source
 from .reweighting import reweighter
 from .smc.starting import check_run, start, warn_of_deaths
 from .speculation import as_speculation
@@ -41,6 +44,8 @@ class GuidedDecoding:
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
         speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. What is written stays the same.
+        captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
+            Default: the branch without a condition sees a blank image.
 
     Raises:
         ValueError: the generation mode or an option does not work with guidance; the message names it.
@@ -60,6 +65,7 @@ class GuidedDecoding:
         vocabulary: Vocabulary | None = None,
         branch_prompts: list[branches.Rows] | None = None,
         speculation: Any = None,
+        captioning: Captioning | None = None,
     ) -> None:
         self.guidance = as_guidance(guidance)
         self.tokenizer = tokenizer
@@ -72,6 +78,7 @@ class GuidedDecoding:
         self.vocabulary = vocabulary
         self.branch_prompts = branch_prompts
         self.speculation = as_speculation(speculation)
+        self.captioning = captioning
         self.effect: Effect | None = None
         self.last: Decoded | None = None
 
@@ -125,7 +132,7 @@ class GuidedDecoding:
         settings = Settings(
             guidance=guidance,
             reweighter=weigher,
-            models=self.models,
+            models=self._models(),
             generator=self.generator,
             observer=self.observer,
             log_probs=self.log_probs,
@@ -153,26 +160,30 @@ class GuidedDecoding:
 
     def _prompts(
         self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
-    ) -> list[branches.Rows]:
+    ) -> list[branches.Rows | Source]:
         size = ids.shape[0]
+        if self.captioning is not None or sees_images(model, model_kwargs):
+            return sources(guidance, self.captioning or Captioning(), model, ids, model_kwargs, self.tokenizer)
         if self.branch_prompts is not None:
             return [branches.expand(rows, size) for rows in self.branch_prompts]
+        cond: branches.Rows = [[] for _ in range(size)]
+        empty: list[int] | None = None
         if model.config.is_encoder_decoder:
             if any(branch.same_prompt or branch.edit is not None for branch in guidance.branches):
                 raise ValueError(
                     f"guidance {guidance.name!r} reads the prompt again, and generate hands over an encoder-decoder's "
                     "encoded prompt alone; use textguide.generate"
                 )
-            cond: branches.Rows = [[] for _ in range(size)]
-            return branches.branch_rows(
-                guidance,
-                cond=cond,
-                tokenizer=self.tokenizer,
-                empty_source=empty_source(model.config),
-                copies=True,
-            )
-        cond = _unpadded(ids, self._mask(model, model_kwargs))
-        return branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, copies=True)
+            empty = empty_source(model.config)
+        else:
+            cond = _unpadded(ids, self._mask(model, model_kwargs))
+        rows = branches.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=True)
+        return [*rows]
+
+    def _models(self) -> dict[str, Any]:
+        if self.captioning is None or self.captioning.language_model is None:
+            return self.models
+        return {**self.models, LANGUAGE_MODEL: self.captioning.language_model[0]}
 
     def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
         """The mask of ``input_ids``."""

@@ -18,7 +18,7 @@ from .effect import Effect, EffectMeter
 from .guidance.algebra import kl_divergence, log_softmax
 from .guidance.base import BranchGuidance, Step
 from .naps import Naps
-from .passes import Law, Passes
+from .passes import Law, Passes, Source
 from .reweighting import Reweighter
 from .smc.population import Outcome, Population
 from .speculation import Speculation, SpeculationReport
@@ -79,7 +79,7 @@ class Settings:
 
     Args:
         guidance: None, or a guidance with branches that is not neutral.
-        prompts: for each extra branch, the token ids of every row.
+        prompts: for each extra branch, the token ids of every row, or a :class:`textguide.passes.Source`.
         reweighter: weighs the candidates of the combined law; it has begun the batch.
         constraint: chooses the tokens, or rules some out, for the rows of this batch.
         models: further models by name.
@@ -92,7 +92,7 @@ class Settings:
     """
 
     guidance: BranchGuidance | None = None
-    prompts: Sequence[Sequence[Sequence[int]]] = ()
+    prompts: Sequence[Sequence[Sequence[int]] | Source] = ()
     reweighter: Reweighter | None = None
     constraint: Population | None = None
     models: Mapping[str, Any] = field(default_factory=dict)

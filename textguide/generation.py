@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,14 @@ def generate(
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
+    images: Any = None,
     **options: Any,
 ) -> GenerateResult:
     """Continue prompts under guidance, one forward pass a step for all rows of all branches.
 
     Args:
-        model: a transformers model.
-        tokenizer: its tokenizer.
+        model: a transformers model, or an engine of :func:`textguide.vllm_engine`.
+        tokenizer: its tokenizer; None for the engine's own.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
         guidance: such as ``CFG(scale=1.5)``, or a list of guidances that act together; None decodes plainly.
         max_new_tokens: longest continuation.
@@ -81,6 +82,8 @@ def generate(
         vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
         speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. What is written stays the same.
+        images: an image a prompt, for models that see; ``tokenizer`` is then their processor, and the options of
+            :func:`textguide.caption` apply.
         **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
             ``num_return_sequences``…
 
@@ -92,6 +95,32 @@ def generate(
         >>> out = textguide.generate(model, tokenizer, ["The dragon"], guidance=CFG(scale=1.5), max_new_tokens=8)
         >>> out.texts[0]  # doctest: +SKIP
     """
+    served = getattr(model, "textguide_generate", None)
+    if served is not None:
+        given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
+        given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary, "speculation": speculation}
+        given |= {"images": images}
+        return served(
+            tokenizer,
+            prompts,
+            guidance,
+            max_new_tokens=max_new_tokens,
+            system=system,
+            seed=seed,
+            stop=stop,
+            do_sample=do_sample,
+            options={**options, **{name: value for name, value in given.items() if value is not None}},
+        )
+    if images is not None:
+        from .captioning.generation import caption
+
+        if system is not None or stop is not None:
+            raise ValueError("system= and stop= do not work with images; write them into the prompts")
+        shared = {"models": models, "streamer": streamer, "observer": observer, "vocabulary": vocabulary}
+        return caption(
+            model, tokenizer, images, guidance, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed,
+            batch_size=batch_size, do_sample=do_sample, stopping_criteria=stopping_criteria, **shared, **options,
+        )  # fmt: skip
     run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
@@ -209,7 +238,7 @@ class _Run:
             options = {"top_k": 0, "top_p": 1.0, **options}
         if do_sample is None:
             do_sample = draws or any(options.get(name) is not None for name in SAMPLING_OPTIONS)
-        _check_sampling(options)
+        check_sampling(options)
         for name in ("custom_generate", "logits_to_keep", "max_length"):
             if name in options:
                 raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
@@ -271,39 +300,7 @@ class _Run:
         )
 
     def result(self, done: list[Decoded], starts: list[int], effect: Effect) -> GenerateResult:
-        new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
-        prompt = max(starts)
-        pad = self._pad()
-        sequences, log_probs, tokens = [], [], []
-        for run, start in zip(done, starts, strict=True):
-            assert run.log_probs is not None
-            missing = new - run.log_probs.shape[1]
-            sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
-            log_probs.append(F.pad(run.log_probs, (0, missing)))
-            written = run.sequences[:, start:].tolist()
-            if run.constraint is None:
-                tokens += [self._trim(row) for row in written]
-            else:
-                tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
-        log_prob = torch.cat(log_probs)
-        outcomes = [run.constraint for run in done if run.constraint is not None]
-        reports = [run.speculation for run in done if run.speculation is not None]
-        return GenerateResult(
-            texts=[self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
-            sequences=torch.cat(sequences),
-            new_tokens=tokens,
-            log_likelihood=log_prob.sum(-1),
-            log_probs=log_prob,
-            effect=effect,
-            speculation=join_speculation(reports) if reports else None,
-            **(constraint_fields(outcomes) if outcomes else {}),
-        )
-
-    def _trim(self, row: list[int]) -> list[int]:
-        for i, token in enumerate(row):
-            if token in self.end_tokens:
-                return row[: i + 1]
-        return row
+        return collect(done, starts, effect, self.tokenizer, self.end_tokens, self._pad())
 
     def _inputs(self, rows: branches.Rows) -> dict[str, Tensor]:
         if self.is_encoder_decoder:
@@ -337,7 +334,52 @@ class _Run:
                     )
 
 
-def _check_sampling(options: Mapping[str, Any]) -> None:
+def collect(
+    done: Sequence[Decoded], starts: Sequence[int], effect: Effect, tokenizer: Any, ends: Set[int], pad: int
+) -> GenerateResult:
+    """The batches of one run as one result.
+
+    Args:
+        starts: where the new tokens of each batch begin.
+        ends: tokens that end a text.
+        pad: fills rows up.
+    """
+    new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
+    prompt = max(starts)
+    sequences, log_probs, tokens = [], [], []
+    for run, start in zip(done, starts, strict=True):
+        assert run.log_probs is not None
+        missing = new - run.log_probs.shape[1]
+        sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
+        log_probs.append(F.pad(run.log_probs, (0, missing)))
+        written = run.sequences[:, start:].tolist()
+        if run.constraint is None:
+            tokens += [_trim(row, ends) for row in written]
+        else:
+            tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
+    log_prob = torch.cat(log_probs)
+    outcomes = [run.constraint for run in done if run.constraint is not None]
+    reports = [run.speculation for run in done if run.speculation is not None]
+    return GenerateResult(
+        texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
+        sequences=torch.cat(sequences),
+        new_tokens=tokens,
+        log_likelihood=log_prob.sum(-1),
+        log_probs=log_prob,
+        effect=effect,
+        speculation=join_speculation(reports) if reports else None,
+        **(constraint_fields(outcomes) if outcomes else {}),
+    )
+
+
+def _trim(row: list[int], ends: Set[int]) -> list[int]:
+    for i, token in enumerate(row):
+        if token in ends:
+            return row[: i + 1]
+    return row
+
+
+def check_sampling(options: Mapping[str, Any]) -> None:
     """Refuse values of sampling options that transformers would ignore or fail on late."""
     bounds: dict[str, tuple[Any, str]] = {
         "temperature": (lambda x: x > 0, "above 0; leave it out for greedy decoding"),

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from . import caches, small_matmul
 
+_LOOKED_AT = ("encoder_hidden_states", "encoder_attention_mask")
+
 
 @dataclass
 class Lane:
@@ -144,8 +146,12 @@ class SharedLane(Lane):
 
 def share(lane: Lane, owners: Tensor) -> SharedLane:
     """``lane`` for readers that go on from its rows ``owners`` (N,). It must not be used by itself afterwards."""
-    values = {f.name: getattr(lane, f.name) for f in fields(Lane)}
-    return SharedLane(**values, owners=owners.to(lane.next_position.device))
+    return SharedLane(**values_of(lane), owners=owners.to(lane.next_position.device))
+
+
+def values_of(lane: Lane) -> dict[str, Any]:
+    """The fields of ``lane``, for a lane of another kind that takes its place."""
+    return {f.name: getattr(lane, f.name) for f in fields(Lane)}
 
 
 def merge(lanes: Sequence[Lane]) -> Lane:
@@ -243,11 +249,27 @@ def prefill_padded(
     """
     if positions is None:
         positions = position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device)[None]
-    next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
+    if positions.dim() == 3:  # time, height and width of image patches: text goes on behind the largest
+        next_position = positions[-3:].amax(dim=(0, 2))[:, None] + 1
+    else:
+        next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
     cache = cache if cache is not None else caches.new_cache(model)
+    if extra and extra.get("encoder_hidden_states") is not None:
+        cache = caches.with_cross_attention(cache, model)
     lane = Lane(model, cache, ids.shape[1], mask, next_position, guided=guided)
+    # What decoders with cross-attention look at goes with every step; other extras with the first.
+    lane.inputs = {name: extra[name] for name in _LOOKED_AT if extra and extra.get(name) is not None}
     outputs = _call(lane, ids, positions, keep, first=True, extra=extra)
     return lane, outputs.logits[:, -keep:]
+
+
+def repeat(lane: Lane, logits: Tensor, owners: Sequence[int]) -> tuple[Lane, Tensor]:
+    """The rows ``owners`` of ``lane``, which must not be used afterwards, as a lane; the logits likewise."""
+    if list(owners) == list(range(lane.rows)):
+        return lane, logits
+    index = torch.tensor(list(owners), device=lane.next_position.device)
+    lane.select(index)
+    return lane, logits[index.to(logits.device)]
 
 
 def prefill_encoder_decoder(
@@ -340,14 +362,20 @@ def _select(value: Any, index: Tensor) -> Any:
 def _merge_inputs(lanes: Sequence[Lane]) -> dict[str, Any]:
     if not lanes[0].inputs:
         return {}
+    if "encoder_outputs" not in lanes[0].inputs:
+        return {name: _stack_right([lane.inputs[name] for lane in lanes]) for name in lanes[0].inputs}
     states = [lane.inputs["encoder_outputs"].last_hidden_state for lane in lanes]
-    width = max(state.shape[1] for state in states)
     masks = []
     for lane, state in zip(lanes, states, strict=True):
         mask = lane.inputs["attention_mask"]
         if mask is None:
             mask = torch.ones(state.shape[:2], dtype=torch.long, device=state.device)
-        masks.append(F.pad(mask.long(), (0, width - mask.shape[1])))
-    padded = torch.cat([F.pad(state, (0, 0, 0, width - state.shape[1])) for state in states])
-    outputs = type(lanes[0].inputs["encoder_outputs"])(last_hidden_state=padded)
-    return {"encoder_outputs": outputs, "attention_mask": torch.cat(masks)}
+        masks.append(mask.long())
+    outputs = type(lanes[0].inputs["encoder_outputs"])(last_hidden_state=_stack_right(states))
+    return {"encoder_outputs": outputs, "attention_mask": _stack_right(masks)}
+
+
+def _stack_right(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate (rows, time, …) tensors along rows, padding time on the right with zeros."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0) * (part.dim() - 2) + (0, width - part.shape[1])) for part in parts])

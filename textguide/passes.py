@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -98,6 +98,16 @@ class Law:
     woken: list[tuple[list[int], Tensor]]
 
 
+class Source(Protocol):
+    """What a branch reads where token ids alone do not say it, such as an image."""
+
+    shares: bool
+    """Whether its rows can ride in the pass of the model that is decoded."""
+
+    def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
+        """Read it for ``size`` rows with the branch's model; the lane and the next-token logits (size, V)."""
+
+
 class Passes:
     """Runs the branches of one batch of samples.
 
@@ -105,7 +115,7 @@ class Passes:
         model: the model that is decoded.
         models: further models by the name that branches use.
         branches: the extra branches.
-        prompts: for each extra branch, the token ids of every row.
+        prompts: for each extra branch, the token ids of every row, or a :class:`Source`.
         copies: every so many rows that follow each other have one prompt, which is then read once; rows stay one for
             as long as they read the same.
     """
@@ -114,7 +124,7 @@ class Passes:
         self,
         model: Any,
         branches: Sequence[Branch],
-        prompts: Sequence[Sequence[Sequence[int]]],
+        prompts: Sequence[Sequence[Sequence[int]] | Source],
         models: Mapping[str, Any] | None = None,
         copies: int = 1,
     ) -> None:
@@ -138,19 +148,24 @@ class Passes:
         """
         model, device = self.owners[WHOLE], ids.device
         self.alive = list(range(ids.shape[0]))
-        cond, logits = self._prefill_cond(model, ids, model_kwargs)
+        cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=bool(self.branches))
         groups: dict[Owner, list[tuple[Lane, int]]] = {WHOLE: [(cond, COND)]}
         laws = [logits]
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
-            owner = self.owners[branch.owner]
-            if owner.config.is_encoder_decoder:
+            owner, name = self.owners[branch.owner], branch.owner
+            if not isinstance(prompts, Sequence):
+                lane, last = prompts.prefill(owner, len(self.alive))
+                name = name if prompts.shares else (f"{branch.model} {number}", branch.view)
+            elif owner.config.is_encoder_decoder:
                 outputs, mask = lanes.encode(owner, prompts, device)
-                lane, last = lanes.prefill_encoder_decoder(owner, ids, outputs, mask)
+                lane, logits_of = lanes.prefill_encoder_decoder(owner, ids, outputs, mask)
+                last = logits_of[:, -1]
             else:
-                lane, last = lanes.prefill(owner, prompts, device, guided=True, sharing=self.copies > 1)
+                lane, logits_of = lanes.prefill(owner, prompts, device, guided=True, sharing=self.copies > 1)
+                last = logits_of[:, -1]
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
-            groups.setdefault(branch.owner, []).append((lane, number))
-            laws.append(last[:, -1].to(device))
+            groups.setdefault(name, []).append((lane, number))
+            laws.append(last.to(device))
         for name, parts in groups.items():
             slots = [(number, sample) for _, number in parts for sample in self.alive]
             merged = lanes.merge([lane for lane, _ in parts])
@@ -158,40 +173,6 @@ class Passes:
             self.running[name] = _Group(merged, slots)
         extra = torch.stack(laws[1:]) if len(laws) > 1 else None
         return Law(logits, extra, None, [])
-
-    def _prefill_cond(self, model: Any, ids: Tensor, model_kwargs: dict[str, Any]) -> tuple[Lane, Tensor]:
-        kwargs = dict(model_kwargs)
-        for name in ("use_cache", "logits_to_keep"):
-            kwargs.pop(name, None)
-        given = [kwargs.pop(name, None) for name in caches.ARGUMENTS]
-        cache = next((cache for cache in given if cache is not None), None)
-        if self.branches and isinstance(cache, StaticCache):
-            cache = None  # it has rows for this branch alone; the merged lane gets one of its own
-        mask = kwargs.pop("attention_mask", None)
-        if model.config.is_encoder_decoder:
-            decoder_mask = kwargs.pop("decoder_attention_mask", None)
-            outputs = kwargs.pop("encoder_outputs")
-            lane, logits = lanes.prefill_encoder_decoder(
-                model, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache
-            )
-        elif mask is not None and caches.has_recurrent_state(model):
-            rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-            lane, logits = lanes.prefill(model, rows, ids.device, sharing=self.copies > 1)
-        else:
-            positions = kwargs.pop("position_ids", None)
-            # What comes with a row, such as an image, may differ where its ids do not.
-            copies = 1 if any(isinstance(value, Tensor) for value in kwargs.values()) else self.copies
-            first = slice(None, None, copies)
-            mask = mask if mask is None else mask[first]
-            positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
-            lane, logits = lanes.prefill_padded(
-                model, ids[first], mask, positions=positions, cache=cache, extra=kwargs, guided=bool(self.branches)
-            )
-            if copies > 1:
-                owners = torch.arange(len(ids), device=ids.device) // copies
-                lane = lanes.share(lane, owners)
-                logits = logits[owners.to(logits.device)]
-        return lane, logits[:, -1].to(ids.device)
 
     def _check_vocabulary(self, branch: Branch, size: int, expected: int) -> None:
         if size != expected:
@@ -346,3 +327,46 @@ class Passes:
             self.running[name] = group.pick(rows)
         else:
             del self.running[name]
+
+
+def prefill_prepared(
+    model: Any, ids: Tensor, model_kwargs: Mapping[str, Any], *, copies: int = 1, fresh: bool = False
+) -> tuple[Lane, Tensor]:
+    """Read what transformers' ``generate`` prepared; the lane and the next-token logits (B, V).
+
+    Args:
+        ids: (B, L), padded on the left.
+        model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
+        copies: see :class:`Passes`.
+        fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
+    """
+    kwargs = dict(model_kwargs)
+    for name in ("use_cache", "logits_to_keep"):
+        kwargs.pop(name, None)
+    given = [kwargs.pop(name, None) for name in caches.ARGUMENTS]
+    cache = next((cache for cache in given if cache is not None), None)
+    if fresh and isinstance(cache, StaticCache):
+        cache = None
+    mask = kwargs.pop("attention_mask", None)
+    if model.config.is_encoder_decoder:
+        decoder_mask = kwargs.pop("decoder_attention_mask", None)
+        outputs = kwargs.pop("encoder_outputs")
+        lane, logits = lanes.prefill_encoder_decoder(model, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
+    elif mask is not None and caches.has_recurrent_state(model):
+        rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        lane, logits = lanes.prefill(model, rows, ids.device, sharing=copies > 1)
+    else:
+        positions = kwargs.pop("position_ids", None)
+        # What comes with a row, such as an image, may differ where its ids do not.
+        copies = 1 if any(isinstance(value, Tensor) for value in kwargs.values()) else copies
+        first = slice(None, None, copies)
+        mask = mask if mask is None else mask[first]
+        positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
+        lane, logits = lanes.prefill_padded(
+            model, ids[first], mask, positions=positions, cache=cache, extra=kwargs, guided=fresh
+        )
+        if copies > 1:
+            owners = torch.arange(len(ids), device=ids.device) // copies
+            lane = lanes.share(lane, owners)
+            logits = logits[owners.to(logits.device)]
+    return lane, logits[:, -1].to(ids.device)

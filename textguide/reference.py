@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .guidance import CAIF, CFG, BranchGuidance
+from .guidance import CAIF, CFG, BranchGuidance, LMGuidance
 from .guidance.views import View
 
 Law = list[float]
@@ -152,7 +152,20 @@ def caif(
     return normalized(mixed) if acts else law
 
 
-COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg}
+def language_model(guidance: LMGuidance, laws: Sequence[Law], s: float) -> Law:
+    """Language-model guidance of arXiv 2307.16686, token by token."""
+    cond, uncond, text = laws
+    beta = guidance.alpha / 2 if guidance.beta is None else guidance.beta
+    mixed = []
+    for lc, lu, lt in zip(cond, uncond, text, strict=True):
+        if lc == -math.inf or lt == -math.inf:
+            mixed.append(-math.inf)
+        else:
+            mixed.append(lt + guidance.alpha * lc - (0.0 if lu == -math.inf else beta * lu))
+    return normalized(mixed)
+
+
+COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg, "lm": language_model}
 """The oracle of every registered guidance, by name."""
 
 

@@ -35,6 +35,7 @@ class Reweighter:
         tokenizer: the language model's tokenizer.
         model: the language model, for classifiers that are made from it.
         ends: tokens that end a text; as candidates they stand for the finished text.
+        alphabet: how the tokens make text, where that is known already; default: found from the tokenizer.
 
     Raises:
         ValueError: a classifier cannot be resolved, or has no class of the name that a guidance targets.
@@ -43,7 +44,14 @@ class Reweighter:
         texts_scored: number of candidates that classifiers were asked about.
     """
 
-    def __init__(self, guidances: Sequence[Any], tokenizer: Any, model: Any, ends: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        guidances: Sequence[Any],
+        tokenizer: Any,
+        model: Any,
+        ends: Collection[int] = (),
+        alphabet: Alphabet | None = None,
+    ) -> None:
         if tokenizer is None:
             raise ValueError("tokenizer=None: a classifier reads text; give the tokenizer of the model")
         self.guidances: list[CAIF] = list(guidances)
@@ -52,7 +60,7 @@ class Reweighter:
         self.texts_scored = 0
         self._groups: list[_Group] = []
         self._columns: list[int] = []
-        self._alphabet: Alphabet | None = None
+        self._alphabet = alphabet
         resolved: dict[Any, Classifier] = {}
         for number, guidance in enumerate(self.guidances):
             key = guidance.classifier

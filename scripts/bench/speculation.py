@@ -72,7 +72,7 @@ def main() -> None:
     ]
     show(results)
     if arguments.json:
-        report = {"machine": machine(model), "settings": {k: str(v) for k, v in vars(arguments).items()}}
+        report = {"machine": machine(model), "settings": {k: str(v) for k, v in vars(arguments).items() if k != "json"}}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("generate", "explain", "eval", "classifier", "methods")
+COMMANDS = ("generate", "explain", "eval", "classifier", "methods", "serve")
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,12 +25,20 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     """The parser of all commands; each command adds its own arguments."""
     from .. import __version__
-    from . import classifier_command, eval_command, explain_command, generate_command, methods_command
+    from . import (
+        classifier_command,
+        eval_command,
+        explain_command,
+        generate_command,
+        methods_command,
+        serve_command,
+    )
 
     parser = Parser(prog="textguide", description="Steer language models while they decode.")
     parser.add_argument("--version", action="version", version=f"textguide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-    for module in (generate_command, explain_command, eval_command, classifier_command, methods_command):
+    rooms = (generate_command, explain_command, eval_command, classifier_command, methods_command, serve_command)
+    for module in rooms:
         module.add(commands)
     return parser
 

@@ -21,6 +21,11 @@ def add(commands: Any) -> None:
         epilog="textguide eval compare RUN RUN… [--json] puts finished runs side by side.",
     )
     parser.add_argument("--tasks", help="task names, separated by commas; --list shows them")
+    parser.add_argument(
+        "--suite",
+        choices=("shelf",),
+        help="shelf: every guidance method on six measures, in one table; --limit sets the items a task [200]",
+    )
     parser.add_argument("--list", action="store_true", help="list textguide's own tasks and the guidances, and stop")
     group = parser.add_argument_group("guidance")
     group.add_argument("--scales", help="γ values of classifier-free guidance, separated by commas: 1,1.25,1.5")
@@ -54,15 +59,16 @@ def add(commands: Any) -> None:
     group.add_argument("--confirm-run-unsafe-code", action="store_true", help="let HumanEval run what the model wrote")
     group.add_argument(
         "--backend",
-        choices=("causal", "diffusion"),
+        choices=("causal", "diffusion", "vllm"),
         default="causal",
-        help="diffusion: --model is a masked diffusion model, such as sudoku4 [%(default)s]",
+        help="diffusion: --model is a masked diffusion model, such as sudoku4; vllm: generation tasks by an engine "
+        "[%(default)s]",
     )
     group.add_argument(
         "--backend-args",
         default="",
         metavar="NAME=VALUE,…",
-        help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…",
+        help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…; of vLLM: its LLM's",
     )
     group.add_argument("--json", action="store_true", help="print results as JSON")
     options.add_model(parser)
@@ -81,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _compare(arguments)
     if arguments.list:
         return _list()
+    if arguments.suite:
+        return _suite(arguments)
     if not arguments.tasks:
         raise ValueError("--tasks is missing; name some, such as --tasks lambada_mini, or see --list")
     settings = _settings(arguments)
@@ -94,18 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         [name.strip() for name in arguments.tasks.split(",") if name.strip()],
         settings,
         output=arguments.output,
-        options=SweepOptions(
-            data=arguments.data,
-            limit=_positive("--limit", arguments.limit),
-            num_fewshot=arguments.num_fewshot,
-            repeats=_positive("--repeats", arguments.repeats),
-            apply_chat_template=arguments.apply_chat_template,
-            system_instruction=arguments.system,
-            log_samples=arguments.samples,
-            seed=arguments.seed,
-            confirm_run_unsafe_code=arguments.confirm_run_unsafe_code,
-            select_on=None if arguments.select_on == "none" else arguments.select_on,
-        ),
+        options=SweepOptions(**_sweep_options(arguments)),
         model_args=_model_args(arguments),
         command=shlex.join(["textguide", *sys.argv[1:]]),
     )
@@ -117,6 +114,51 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(plain(result.to_dict()), ensure_ascii=False))
     else:
         _show(result, arguments.output)
+    return 0
+
+
+def _sweep_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "data": arguments.data,
+        "limit": _positive("--limit", arguments.limit),
+        "num_fewshot": arguments.num_fewshot,
+        "repeats": _positive("--repeats", arguments.repeats),
+        "apply_chat_template": arguments.apply_chat_template,
+        "system_instruction": arguments.system,
+        "log_samples": arguments.samples,
+        "seed": arguments.seed,
+        "confirm_run_unsafe_code": arguments.confirm_run_unsafe_code,
+        "select_on": None if arguments.select_on == "none" else arguments.select_on,
+    }
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    """Every method on the same tasks."""
+    for name in ("tasks", "scales", "negative_prompt"):
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} excludes --suite, which has its own tasks and settings; leave one out")
+    if arguments.output is None:
+        raise ValueError("--suite needs --output FOLDER for its table")
+    try:
+        from ..eval import SweepOptions
+        from ..eval.shelf import run_shelf
+    except ImportError as error:
+        from ..errors import MissingExtraError
+
+        raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
+    arguments.limit = 200 if arguments.limit is None else arguments.limit
+    found = run_shelf(
+        output=arguments.output,
+        options=SweepOptions(**_sweep_options(arguments)),
+        model_args=_model_args(arguments),
+        methods=arguments.guidance or None,
+        command=shlex.join(["textguide", *sys.argv[1:]]),
+    )
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print((arguments.output / "shelf.md").read_text(encoding="utf-8"))
     return 0
 
 
@@ -168,10 +210,10 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
         "uncond": arguments.uncond,
         "trust_remote_code": arguments.trust_remote_code,
     }
-    if arguments.backend == "diffusion":
-        values |= {"backend": "diffusion", **_backend_args(arguments.backend_args)}
+    if arguments.backend in ("diffusion", "vllm"):
+        values |= {"backend": arguments.backend, **_backend_args(arguments.backend_args)}
     elif arguments.backend_args:
-        raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion")
+        raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion or vllm")
     if arguments.device:
         values["device"] = arguments.device
     if arguments.dtype:

@@ -25,6 +25,7 @@ from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .independent_condition import IndependentCondition
 from .instruction_contrastive import InstructionContrastive
+from .language_model import LMGuidance
 from .nag import NAG
 from .prompts import Message
 from .s2 import S2Guidance
@@ -59,6 +60,7 @@ __all__ = [
     "Guidance",
     "IndependentCondition",
     "InstructionContrastive",
+    "LMGuidance",
     "Message",
     "ProxyTuning",
     "S2Guidance",

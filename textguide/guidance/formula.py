@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -239,9 +240,8 @@ def _evaluate(part: Term, laws: dict[Term, Tensor]) -> Any:
         return part.parts[0]
     values = [_evaluate(inner, laws) for inner in part.parts]
     if part.kind in ("max", "min"):
-        like = next((value for value in values if isinstance(value, Tensor)), torch.zeros(()))
-        stack = torch.stack([torch.as_tensor(value, device=like.device).expand_as(like) for value in values])
-        return stack.amax(0) if part.kind == "max" else stack.amin(0)
+        tensors = [torch.as_tensor(value, dtype=torch.float32, device=laws[cond].device) for value in values]
+        return functools.reduce(torch.maximum if part.kind == "max" else torch.minimum, tensors)
     left, right = values
     if part.kind == "+":
         return left + right

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import caches
 from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance, Step
-from ..passes import Law, Passes
+from ..passes import Law, Passes, Source
 from .drafts import Drafter, Guess
 from .value import Speculation, SpeculationReport
 
@@ -55,7 +55,7 @@ class SpeculativePasses(Passes):
         self,
         model: Any,
         branches: Sequence[Any],
-        prompts: Sequence[Sequence[Sequence[int]]],
+        prompts: Sequence[Sequence[Sequence[int]] | Source],
         models: Mapping[str, Any] | None = None,
         copies: int = 1,
         *,

@@ -1,0 +1,321 @@
+"""A guided server under load: does it stay alive and right, and what does guidance cost?
+
+::
+
+    python scripts/bench/serve.py soak --requests 2000 --json docs/results/serving/soak.json
+    python scripts/bench/serve.py speed --concurrency 1 8 32 --json docs/results/serving/speed.json
+
+Runs on the loopback alone, and is bounded by ``--requests`` and ``--minutes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from served import Server, serving
+
+# What a client may get wrong, and the word that the answer has to name.
+MALFORMED: list[tuple[dict[str, Any], str]] = [
+    ({"guidance_scale": "high"}, "guidance_scale"),
+    ({"guidance_scale": [1.0]}, "guidance_scale"),
+    ({"guidance_sclae": 1.5}, "guidance_sclae"),
+    ({"guidance_scale": 1.5, "guidance_schedule": "zigzag"}, "guidance_schedule"),
+    ({"guidance_scale": 1.5, "guidance_start": 0.9, "guidance_stop": 0.1}, "guidance_start"),
+    ({"guidance_scale": 1.5, "negative_prompt": 5}, "negative_prompt"),
+    ({"guidance_scale": 1.5, "negative_prompt_token_ids": [10**9]}, "negative_prompt_token_ids"),
+    ({"guidance_scale": 1.5, "negative_prompt": "word " * 2000}, "negative_prompt"),
+    ({"guidance_scale": 1.5, "negative_messages": "{"}, "negative_messages"),
+    ({"guidance_scale": 1.5, "negative_prompt": "a", "negative_messages": "[]"}, "exclude"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=("soak", "speed"))
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument(
+        "--requests", type=int, help="soak: in all [2000]; speed: a measurement [4 times the concurrency]"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="the longest that the requests may take [%(default)g]"
+    )
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, default=32, help="speed: tokens of an answer [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=3, help="speed: measurements a row [%(default)s]")
+    parser.add_argument(
+        "--skip-threshold", type=float, default=0.1, help="speed: nats of the skipping row [%(default)g]"
+    )
+    parser.add_argument("--cache", type=Path, help="soak: a file that keeps the reference answers")
+    parser.add_argument("--log", type=Path, help="where the server's output goes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    report = (soak if arguments.mode == "soak" else speed)(arguments)
+    print(json.dumps(report, indent=1))
+    if arguments.json is not None:
+        from textguide.files import write_json
+
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(arguments.json, report)
+
+
+def about() -> dict[str, Any]:
+    """What the figures depend on."""
+    import platform
+
+    import psutil
+    import torch
+    import vllm
+
+    cores = psutil.cpu_count()
+    return {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "dtype": "float32",
+        "processor": f"{cores} CPU cores, {platform.machine()}",
+    }
+
+
+# -- soak --------------------------------------------------------------------------------------------------------------
+
+
+def soak(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Requests at rising concurrency, some of which are malformed, cancelled, or left in the middle of a stream."""
+    import torch
+    from serving_mix import mix, references
+
+    import textguide
+
+    # Plain, drawn requests are left out: without guidance vLLM's runner for CPUs cannot read their prompts in parts.
+    specs = [spec for spec in mix(120, arguments.seed) if spec.scale is not None or spec.temperature == 0][:60]
+    model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
+    expected = [
+        tokenizer.decode(row, skip_special_tokens=True)
+        for row in references(model, tokenizer, specs, arguments.cache, lambda rows: rows)
+    ]
+    del model
+    options = ["--max-model-len", "160", "--max-num-seqs", "24", "--max-num-batched-tokens", "96"]
+    options += ["--num-gpu-blocks-override", "64"]
+    with serving(arguments.model, *options, log=arguments.log) as server:
+        return asyncio.run(_soak(server, arguments, specs, expected))
+
+
+async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any], expected: list[str]) -> dict[str, Any]:
+    import openai
+
+    draw = random.Random(arguments.seed)
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
+    total = arguments.requests or 2000
+    counts: Counter[str] = Counter()
+    different: list[dict[str, Any]] = []
+    memory: list[float] = []
+    start = time.monotonic()
+    stages = [1, 4, 12, 24, 48]
+    done = 0
+    for stage, concurrency in enumerate(stages):
+        share = total * (stage + 1) // len(stages) - done
+        queue = [draw.random() for _ in range(share)]
+        done += share
+
+        async def worker(queue: list[float] = queue) -> None:
+            while queue and time.monotonic() - start < arguments.minutes * 60:
+                chance = queue.pop()
+                number = draw.randrange(len(specs))
+                counts["sent"] += 1
+                try:
+                    await _one(client, server.model, chance, draw, specs[number], expected[number], counts, different)
+                except openai.APIStatusError as error:
+                    counts[f"unexpected HTTP {error.status_code}"] += 1
+                    different.append({"error": str(error)[:300]})
+                except openai.APIConnectionError as error:
+                    counts["connection lost"] += 1
+                    different.append({"error": repr(error)[:300]})
+
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        memory.append(round(server.megabytes()))
+        print(f"concurrency {concurrency}: {dict(counts)}, {memory[-1]} MB", flush=True)
+    await asyncio.sleep(2)
+    await client.completions.create(model=server.model, prompt="The", max_tokens=2, temperature=0)
+    await asyncio.sleep(1)
+    metrics = server.metrics()
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total")
+    return {
+        **about(),
+        "model": arguments.model,
+        "seconds": round(time.monotonic() - start),
+        "counts": dict(counts),
+        "different": different[:20],
+        "memory_mb_by_stage": memory,
+        "alive": server.healthy(),
+        "left": {name: metrics.get(f"vllm:{name}") for name in names},
+        "tokens": {
+            "user's": metrics.get("vllm:generation_tokens_total"),
+            "shadows'": metrics.get("textguide:shadow_tokens_total"),
+        },
+    }
+
+
+async def _one(
+    client: Any, model: str, chance: float, draw: random.Random, spec: Any, expected: str, counts: Any, different: Any
+) -> None:
+    import openai
+
+    body = {name: value for name, value in spec.sampling().items() if name != "extra_args"}
+    known = ("max_tokens", "temperature", "top_p", "seed", "stop")
+    extra = {name: value for name, value in body.items() if name not in known}
+    extra["vllm_xargs"] = spec.extra()
+    call = {name: body[name] for name in known} | {"model": model, "prompt": spec.prompt, "extra_body": extra}
+    if chance < 0.1:
+        wrong, named = draw.choice(MALFORMED)
+        try:
+            await client.completions.create(**{**call, "extra_body": {**extra, "vllm_xargs": wrong}})
+        except openai.BadRequestError as error:
+            counts["malformed, answered with HTTP 400"] += 1
+            if named not in str(error):
+                counts["HTTP 400 that does not name the argument"] += 1
+                different.append({"error": str(error)[:300], "sent": str(wrong)})
+            return
+        counts["malformed, and answered"] += 1
+        return
+    if chance < 0.2:  # cancelled after a while
+        task = asyncio.ensure_future(client.completions.create(**call))
+        await asyncio.wait([task], timeout=draw.random() * 2)
+        task.cancel()
+        counts["cancelled"] += 1
+        await asyncio.gather(task, return_exceptions=True)
+        return
+    if chance < 0.5:
+        stream = await client.completions.create(**call, stream=True)
+        leaves = draw.randrange(1, 6) if chance < 0.3 else None
+        text = ""
+        async for number_and_chunk in _counted(stream):
+            number, chunk = number_and_chunk
+            text += chunk.choices[0].text if chunk.choices else ""
+            if leaves is not None and number >= leaves:
+                await stream.close()
+                counts["left in the middle"] += 1
+                return
+        counts["streamed"] += 1
+    else:
+        answer = await client.completions.create(**call)
+        text = answer.choices[0].text
+        counts["answered"] += 1
+        if answer.usage.completion_tokens > spec.tokens:
+            counts["usage counts more than the user's tokens"] += 1
+    if text == expected:
+        counts["right"] += 1
+    else:
+        counts["different"] += 1
+        different.append({"spec": str(spec), "ours": text, "theirs": expected})
+
+
+async def _counted(stream: Any) -> Any:
+    number = 0
+    async for chunk in stream:
+        number += 1
+        yield number, chunk
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+PROMPT = "The dragon flew over Paris, France, and landed on the roof of the old opera house. Number {} looked up, and"
+NEGATIVE = "The weather report for today:"
+
+
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Throughput, time to the first token and between tokens; contestants of a server alternate."""
+    longest = max(arguments.concurrency)
+    options = ["--max-model-len", "256", "--max-num-seqs", str(2 * longest), "--max-num-batched-tokens", "2048"]
+    kinds = {
+        "plain": None,
+        "guided, last token": {"guidance_scale": 1.5},
+        "guided, negative prompt": {"guidance_scale": 1.5, "negative_prompt": NEGATIVE},
+        "guided, skipping": {
+            "guidance_scale": 1.5,
+            "negative_prompt": NEGATIVE,
+            "guidance_skip_threshold": arguments.skip_threshold,
+        },
+    }
+    rows: list[dict[str, Any]] = []
+    for guided in (False, True):
+        with serving(arguments.model, *options, guided=guided, log=arguments.log) as server:
+            mine = kinds if guided else {"plain": None}
+            asyncio.run(_measure(server, 1, 2, None, 8))  # warm
+            for concurrency in arguments.concurrency:
+                requests = arguments.requests or 4 * concurrency
+                measured: dict[str, list[dict[str, Any]]] = {kind: [] for kind in mine}
+                for _ in range(arguments.repeats):
+                    for kind, extra in mine.items():
+                        one = asyncio.run(_measure(server, concurrency, requests, extra, arguments.tokens))
+                        measured[kind].append(one)
+                for kind, several in measured.items():
+                    middle = {name: statistics.median(one[name] for one in several) for name in several[0]}
+                    row = {"server": "textguide" if guided else "vLLM", "requests": kind, "concurrency": concurrency}
+                    rows.append({**row, **{name: round(value, 4) for name, value in middle.items()}})
+                    print(rows[-1], flush=True)
+    return {**about(), "model": arguments.model, "tokens": arguments.tokens, "rows": rows, "ratios": _ratios(rows)}
+
+
+def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Throughputs against the plain requests of the same server, and those against vLLM's own."""
+    by = {(row["server"], row["requests"], row["concurrency"]): row["tokens_a_second"] for row in rows}
+    ratios = []
+    for concurrency in sorted({row["concurrency"] for row in rows}):
+        base = by["textguide", "plain", concurrency]
+        ratio = {"concurrency": concurrency, "plain against vLLM": base / by["vLLM", "plain", concurrency]}
+        for server, kind, at in by:
+            if server == "textguide" and kind != "plain" and at == concurrency:
+                ratio[kind] = by[server, kind, at] / base
+        ratios.append({name: round(value, 3) for name, value in ratio.items()})
+    return ratios
+
+
+async def _measure(server: Server, concurrency: int, requests: int, extra: Any, tokens: int) -> dict[str, float]:
+    import openai
+
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
+    firsts: list[float] = []
+    between: list[float] = []
+    numbers = list(range(requests))
+
+    async def worker() -> None:
+        while numbers:
+            prompt = PROMPT.format(numbers.pop())
+            body = {"ignore_eos": True, "vllm_xargs": extra}
+            last = time.perf_counter()
+            stream = await client.completions.create(
+                model=server.model, prompt=prompt, max_tokens=tokens, temperature=0, stream=True, extra_body=body
+            )
+            first = True
+            async for _ in stream:
+                now = time.perf_counter()
+                (firsts if first else between).append(now - last)
+                last, first = now, False
+
+    start = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    seconds = time.perf_counter() - start
+    await client.close()
+    return {
+        "tokens_a_second": requests * tokens / seconds,
+        "first_p50": _percentile(firsts, 0.5),
+        "first_p99": _percentile(firsts, 0.99),
+        "between_p50": _percentile(between, 0.5),
+        "between_p99": _percentile(between, 0.99),
+    }
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+if __name__ == "__main__":
+    main()

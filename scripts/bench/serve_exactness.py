@@ -1,0 +1,198 @@
+"""Is every answer of a guided vLLM engine the one that a transformers model gives, token for token?
+
+Runs mixed requests (guided and plain, scales, negatives, schedules, seeds, greedy and drawn, stops, lengths) through
+engines under different settings and ways of arriving, in float32, and compares each with the transformers path::
+
+    python scripts/bench/serve_exactness.py --requests 200 --json docs/results/serving/exactness.json
+
+Where a pair of answers differs, the difference of the two tokens' log-probabilities at that place is printed: a
+near-tie is below ``--tie`` nats, and counted as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+# Engines: what differs from the common settings. 64 and 48 tokens a step chunk most prompts; 24 blocks of 32 tokens
+# hold fewer sequences than may run at once.
+ENGINES: dict[str, dict[str, Any]] = {
+    "unchunked": {"max_num_batched_tokens": 2048, "enable_prefix_caching": False},
+    "budget 64": {"max_num_batched_tokens": 64, "enable_prefix_caching": False},
+    "budget 48, prefix caching": {"max_num_batched_tokens": 48, "enable_prefix_caching": True},
+    "prefix caching": {"max_num_batched_tokens": 2048, "enable_prefix_caching": True},
+    "small cache": {"max_num_batched_tokens": 64, "enable_prefix_caching": False, "num_gpu_blocks_override": 24},
+    "small cache, prefix caching": {
+        "max_num_batched_tokens": 96,
+        "enable_prefix_caching": True,
+        "num_gpu_blocks_override": 24,
+    },
+}
+ARRIVALS = ("at once", "staggered", "aborts")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=list(ARRIVALS))
+    parser.add_argument("--tie", type=float, default=1e-4, help="nats below which a difference is a near-tie [1e-4]")
+    parser.add_argument("--cache", type=Path, help="a file that keeps the reference answers")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+    from serving_mix import mix, references
+    from timing import machine
+
+    import textguide
+
+    model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
+    specs = mix(arguments.requests, arguments.seed)
+    expected = references(model, tokenizer, specs, arguments.cache, lambda rows: track(rows, "transformers path"))
+    console = Console()
+    rows = []
+    for name in arguments.engines:
+        llm = engine(arguments.model, ENGINES[name])
+        for arrival in arguments.arrivals:
+            start = time.perf_counter()
+            answers, told = run(llm, specs, arrival)
+            row = compare(model, tokenizer, specs, expected, answers, arguments.tie)
+            row |= {"engine": name, "arrival": arrival, "seconds": round(time.perf_counter() - start, 1), **told}
+            rows.append(row)
+            console.print(row)
+        close(llm)
+        if arguments.json:  # after every engine, so that an interrupted run leaves its part
+            write(arguments, rows, machine(model))
+    wrong = sum(row["wrong"] for row in rows)
+    console.print(f"{sum(row['compared'] for row in rows)} answers, {wrong} wrong")
+    raise SystemExit(bool(wrong))
+
+
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
+    import vllm
+
+    from textguide.files import write_json
+
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    report = {"requests": arguments.requests, "seed": arguments.seed, "tie": arguments.tie, "dtype": "float32"}
+    report |= {"model": arguments.model, "vllm": vllm.__version__, "machine": machine, "rows": rows}
+    write_json(arguments.json, report)
+
+
+def engine(model: str, settings: dict[str, Any]) -> Any:
+    import textguide
+
+    return textguide.vllm_engine(
+        model,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=160,
+        max_num_seqs=16,
+        disable_log_stats=False,
+        seed=0,
+        **settings,
+    )
+
+
+def close(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
+
+
+def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None], dict[str, Any]]:
+    """Answers in order, None for requests that were aborted, and what the engine says of itself."""
+    from vllm import SamplingParams
+
+    draw = random.Random(1)
+    before = counters(llm)
+    params = [SamplingParams(**spec.sampling()) for spec in specs]
+    engine = llm.llm_engine
+    answers: list[list[int] | None] = [None] * len(specs)
+    discarded = shadow_tokens = steps = 0
+    left = list(range(len(specs)))
+    running: set[int] = set()
+    doomed = {n for n in left if arrival == "aborts" and draw.random() < 0.3}
+    deadlines = {n: draw.randrange(0, 30) for n in doomed}
+    internal: dict[int, str] = {}
+    while left or running:
+        arrivals = len(left) if arrival != "staggered" else draw.choice((0, 0, 1, 3))
+        arrivals = arrivals if running else max(arrivals, 1)  # with nothing to do the engine would wait for ever
+        for _ in range(min(arrivals, len(left))):
+            number = left.pop(0)
+            name = engine.add_request(str(number), specs[number].prompt, params[number])
+            internal[number] = name if isinstance(name, str) else str(number)
+            running.add(number)
+        for output in engine.step():
+            number = int(output.request_id)
+            if output.finished and number in running:
+                running.discard(number)
+                answers[number] = list(output.outputs[0].token_ids)
+                told = (output.kv_transfer_params or {}).get("textguide", {})
+                discarded += told.get("discarded_steps", 0)
+                shadow_tokens += told.get("shadow_tokens", 0)
+        steps += 1
+        for number in sorted(running & doomed):
+            if deadlines[number] <= steps // 2:
+                engine.abort_request([internal[number]], internal=True)
+                running.discard(number)
+                answers[number] = None
+    # One more request, at whose end the engine says what is left of those that were aborted.
+    engine.add_request("last", "The", SamplingParams(max_tokens=2, temperature=0.0))
+    while not any(output.finished for output in engine.step()):
+        pass
+    after = counters(llm)
+    told = {name: after[name] - before[name] for name in after if name != "cache_in_use"}
+    return answers, {
+        **told,
+        "cache_in_use": after["cache_in_use"],
+        "discarded_steps": discarded,
+        "shadow_tokens": shadow_tokens,
+        "aborted": len([n for n in doomed if answers[n] is None]),
+    }
+
+
+def counters(llm: Any) -> dict[str, float]:
+    names = {"vllm:num_preemptions": "preemptions", "vllm:kv_cache_usage_perc": "cache_in_use"}
+    return {names[metric.name]: metric.value for metric in llm.get_metrics() if metric.name in names}
+
+
+def compare(
+    model: Any, tokenizer: Any, specs: list[Any], expected: list[Any], answers: list[Any], tie: float
+) -> dict[str, Any]:
+    from serving_mix import margin
+
+    equal = ties = wrong = compared = 0
+    differences = []
+    for spec, theirs, ours in zip(specs, expected, answers, strict=True):
+        if ours is None:
+            continue
+        compared += 1
+        if ours == theirs:
+            equal += 1
+            continue
+        place = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        if place is None:  # one of them stopped
+            wrong += 1
+            differences.append({"spec": str(spec), "ours": ours, "theirs": theirs, "margin": None})
+            continue
+        apart = margin(model, tokenizer, spec, theirs[:place], theirs[place], ours[place])
+        is_tie = abs(apart) < tie
+        ties, wrong = ties + is_tie, wrong + (not is_tie)
+        differences.append({"spec": str(spec), "place": place, "margin": apart})
+    return {"compared": compared, "equal": equal, "near_ties": ties, "wrong": wrong, "differences": differences}
+
+
+if __name__ == "__main__":
+    main()

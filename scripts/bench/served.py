@@ -1,0 +1,107 @@
+"""A server in a process of its own, on the loopback, and what it says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+COMMON = ("--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--seed", "0", "--disable-uvicorn-access-log")
+
+
+@dataclass
+class Server:
+    """A running server.
+
+    Args:
+        url: up to the port.
+        process: its first process.
+        model: the name that clients use.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    model: str
+
+    def metrics(self) -> dict[str, float]:
+        """Prometheus's figures, summed over labels."""
+        values: dict[str, float] = {}
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            for line in answer.read().decode().splitlines():
+                if line and not line.startswith("#"):
+                    name, value = line.rsplit(" ", 1)
+                    name = name.split("{")[0]
+                    values[name] = values.get(name, 0.0) + float(value)
+        return values
+
+    def healthy(self) -> bool:
+        """Whether the engine is alive."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=30) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def megabytes(self) -> float:
+        """Resident memory of all its processes."""
+        family = psutil.Process(self.process.pid)
+        return sum(one.memory_info().rss for one in [family, *family.children(recursive=True)]) / 2**20
+
+
+@contextlib.contextmanager
+def serving(model: str, *options: str, guided: bool = True, log: Path | None = None) -> Iterator[Server]:
+    """A server until the block ends: ``textguide serve``, or vLLM's own where ``guided`` is False."""
+    from textguide.logits_processors.vllm_engine import resolve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if guided:
+        command = [sys.executable, "-W", "ignore", "-m", "textguide.cli", "serve", model]
+    else:
+        command = [sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.cli.main", "serve", resolve(model)]
+        command += ["--served-model-name", model]
+    command += [*COMMON, "--port", str(port), *options]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(log.open("wb")) if log is not None else subprocess.DEVNULL
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        server = Server(f"http://127.0.0.1:{port}", process, model)
+        try:
+            deadline = time.monotonic() + 300
+            while not server.healthy():
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with code {process.returncode}; see {log}")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the server was not ready in five minutes; see {log}")
+                time.sleep(1)
+            yield server
+        finally:
+            family = [psutil.Process(process.pid)] if psutil.pid_exists(process.pid) else []
+            family += [child for one in family for child in one.children(recursive=True)]
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()

@@ -1,0 +1,197 @@
+"""Requests for the serving benchmarks, and what a transformers model answers to each."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+import textguide
+from textguide import CFG
+from textguide.files import write_json
+from textguide.guidance.algebra import log_softmax
+
+STARTS = (
+    "The dragon flew over Paris, France,",
+    "Once upon a time",
+    "The capital of Germany is",
+    "Water boils at",
+    "My favourite recipe starts with",
+    "In the year 1969, the first",
+    "Dear Sir or Madam,",
+    "def fibonacci(n):",
+    "The committee met on Tuesday to discuss the future of the old railway station, and",
+    "To be a good teacher, one must",
+)
+FILLER = (
+    "A baker came out of his shop with flour on his hands, and a child pointed at the wings. The mayor had seen many "
+    "things in his time. Nobody spoke for a while. Then the rain began, first softly, and after some minutes so hard "
+    "that the market had to close. "
+)
+NEGATIVES = (
+    None,
+    "The weather report for today:",
+    "A list of numbers: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve,",
+    "The",
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One request; ``scale`` is None for a plain one."""
+
+    prompt: str
+    tokens: int
+    scale: float | None = None
+    negative: str | None = None
+    schedule: str = "constant"
+    stop_at: float = 1.0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | None = None
+    repetition_penalty: float = 1.0
+
+    @property
+    def guidance(self) -> CFG | None:
+        if self.scale is None:
+            return None
+        return CFG(self.scale, self.negative, schedule=self.schedule, stop=self.stop_at)
+
+    def extra(self) -> dict[str, Any] | None:
+        if self.scale is None:
+            return None
+        extra: dict[str, Any] = {"guidance_scale": self.scale}
+        if self.negative is not None:
+            extra["negative_prompt"] = self.negative
+        if self.schedule != "constant":
+            extra["guidance_schedule"] = self.schedule
+        if self.stop_at != 1.0:
+            extra["guidance_stop"] = self.stop_at
+        return extra
+
+    def sampling(self) -> dict[str, Any]:
+        """For vLLM's ``SamplingParams``."""
+        return {
+            "max_tokens": self.tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop": self.stop,
+            "repetition_penalty": self.repetition_penalty,
+            "include_stop_str_in_output": True,
+            "extra_args": self.extra(),
+        }
+
+
+def mix(count: int, seed: int = 0) -> list[Spec]:
+    """A mixture in which nearly every request differs from every other."""
+    draw = random.Random(seed)
+    specs = []
+    for number in range(count):
+        prompt = draw.choice(STARTS)
+        guided, drawn = draw.random() < 0.65, draw.random() < 0.4
+        # vLLM's runner for CPUs stops where a plain, seeded request's prompt is read in parts, with guidance or without
+        # it: PyTorch cannot rewind a CPU generator. Those prompts stay short here; guided ones have no such limit.
+        if draw.random() < 0.4 and (guided or not drawn):
+            prompt = FILLER[: draw.randrange(40, len(FILLER))].rsplit(" ", 1)[0] + ". " + prompt
+        values: dict[str, Any] = {"prompt": prompt, "tokens": draw.choice((1, 5, 12, 20, 28))}
+        if guided:
+            values |= {"scale": draw.choice((1.2, 1.5, 2.0, 3.0)), "negative": draw.choice(NEGATIVES)}
+            if draw.random() < 0.2:
+                values["schedule"] = draw.choice(("linear", "cosine-decreasing", "v-shape"))
+            if draw.random() < 0.15:
+                values["stop_at"] = 0.5
+        if drawn:
+            values |= {"temperature": draw.choice((0.7, 1.0)), "seed": number}
+            values |= draw.choice(({}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.05} if guided else {"top_k": 20}))
+        if draw.random() < 0.15:
+            values["stop"] = draw.choice((".", "the", "\n"))
+        if draw.random() < 0.1:
+            values["repetition_penalty"] = 1.2
+        specs.append(Spec(**values))
+    return specs
+
+
+class AsVLLMDraws(LogitsProcessor):
+    """Takes the token that vLLM's sampler for CPUs takes from a plain request's scores, whose noise is its own."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.generator = torch.Generator().manual_seed(spec.seed or 0)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+        scores = scores.float() / self.spec.temperature
+        top_k = torch.tensor([self.spec.top_k]) if self.spec.top_k else None
+        top_p = torch.tensor([self.spec.top_p]) if self.spec.top_p < 1 else None
+        scores = apply_top_k_top_p(scores.clone(), top_k, top_p)
+        seed = torch.randint(0, 2**31, (1,), generator=self.generator, dtype=torch.long)
+        token = int(torch.ops._C.fused_gumbel_argmax(scores.contiguous(), seed))
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token]), 0.0)
+
+
+def reference(model: Any, tokenizer: Any, spec: Spec) -> list[int]:
+    """Token ids of the transformers path, one request at a time."""
+    options: dict[str, Any] = {}
+    if spec.repetition_penalty != 1.0:
+        options["repetition_penalty"] = spec.repetition_penalty
+    if spec.temperature > 0 and spec.scale is None:
+        import vllm._C  # noqa: F401  (registers the operator)
+
+        options["logits_processor"] = [AsVLLMDraws(spec)]
+    elif spec.temperature > 0:
+        options |= {"temperature": spec.temperature, "top_k": spec.top_k, "top_p": spec.top_p, "seed": spec.seed}
+        if spec.min_p:
+            options["min_p"] = spec.min_p
+    stops = {} if spec.stop is None else {"stop": spec.stop}
+    out = textguide.generate(
+        model, tokenizer, [spec.prompt], spec.guidance, max_new_tokens=spec.tokens, **stops, **options
+    )
+    return out.new_tokens[0]
+
+
+def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None, progress: Any) -> list[list[int]]:
+    """:func:`reference` of every request; ``cache`` is a file that keeps them from run to run."""
+    known: dict[str, list[int]] = {}
+    if cache is not None and cache.is_file():
+        known = json.loads(cache.read_text())
+    answers = []
+    for spec in progress(specs):
+        key = json.dumps(asdict(spec), sort_keys=True)
+        if key not in known:
+            known[key] = reference(model, tokenizer, spec)
+        answers.append(known[key])
+    if cache is not None:
+        write_json(cache, known)
+    return answers
+
+
+@torch.no_grad()
+def margin(model: Any, tokenizer: Any, spec: Spec, written: list[int], ours: int, theirs: int) -> float:
+    """How much more likely the guided law makes the token ``ours`` than ``theirs`` behind ``written``, in nats.
+
+    For a token that is drawn this is the difference of the laws alone; what the noise adds to it is not counted.
+    """
+    guidance = spec.guidance
+    ids = tokenizer(spec.prompt).input_ids
+    laws = [ids]
+    if guidance is not None:
+        laws.append(tokenizer(spec.negative).input_ids if spec.negative is not None else ids[-1:])
+    rows = [log_softmax(model(torch.tensor([row + written])).logits[0, -1:]) for row in laws]
+    if guidance is None:
+        law = rows[0]
+    else:
+        law = guidance.combine(torch.stack(rows), textguide.guidance.Step.at(len(written), spec.tokens))
+    return float(law[0, ours] - law[0, theirs])

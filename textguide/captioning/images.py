@@ -1,0 +1,128 @@
+"""Images as a captioner gets them: read from anywhere, made RGB and checked; and images under noise."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingExtraError
+
+NOISE = 0.9
+"""Share of noise, as a standard deviation beside one of √(1 − 0.9²) for the image."""
+LARGEST = 178_956_970
+"""Pixels from which on an image is taken for an attack rather than a picture, as Pillow's own default."""
+
+
+def read_image(image: Any, name: str = "image") -> Any:
+    """``image`` as an RGB image of Pillow.
+
+    Palettes, grey, CMYK and 16-bit images are converted; transparent parts show white. Photographs are turned as their
+    EXIF data say.
+
+    Args:
+        image: a path, an image of Pillow, or an array (H, W), (H, W, 3) or (H, W, 4) of bytes.
+        name: what an error calls it.
+
+    Raises:
+        ValueError: it cannot be read, or is no image; the message says which and why.
+    """
+    pillow, operations = _pillow()
+    if image is None:
+        raise ValueError(f"{name} is None; every row needs an image (textguide.generate continues text without one)")
+    opened: Any = image
+    if isinstance(image, (str, Path)):
+        try:
+            opened = pillow.open(image)
+            if opened.width * opened.height > LARGEST:
+                raise ValueError(f"{opened.width}×{opened.height} pixels are too many; scale it down")
+            opened.load()
+        except (OSError, ValueError, SyntaxError, *pillow.bombs) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise ValueError(f"{name}={str(image)!r} cannot be read as an image ({reason})") from error
+    elif not isinstance(image, pillow.Image):
+        try:
+            opened = pillow.fromarray(_array(image))
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} is a {type(image).__name__} and no image; give a path, an image of Pillow, or an array of "
+                "bytes (height, width, 3)"
+            ) from error
+    try:
+        opened = operations.exif_transpose(opened)
+        if opened.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+            opened = _scaled(opened)
+        if "A" in opened.getbands() or "transparency" in opened.info:
+            ground = pillow.new("RGBA", opened.size, (255, 255, 255, 255))
+            opened = pillow.alpha_composite(ground, opened.convert("RGBA"))
+        return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{name} cannot be read as an image ({' '.join(str(error).split())})") from error
+
+
+def read_images(images: Any) -> list[Any]:
+    """One image or several, each as :func:`read_image` gives it.
+
+    Raises:
+        ValueError: there is none, or one cannot be read; the message says which.
+    """
+    pillow, _ = _pillow()
+    single = isinstance(images, (str, Path, pillow.Image)) or (hasattr(images, "ndim") and images.ndim in (2, 3))
+    rows: Sequence[Any] = [images] if single else list(images)
+    if not rows:
+        raise ValueError("images is empty; give at least one image")
+    return [read_image(image, f"images[{number}]") for number, image in enumerate(rows)]
+
+
+def noised(pixels: Tensor, share: float = NOISE) -> Tensor:
+    """``pixels`` (R, …) of R images under noise: √(1 − s²) x + s ε, with ε drawn from a seed that the image gives, so
+    that the same image gets the same noise in every batch."""
+    rows = []
+    for row in pixels:
+        flat = row.detach().to("cpu", torch.float32).contiguous()
+        generator = torch.Generator().manual_seed(zlib.crc32(flat.numpy().tobytes()))
+        noise = torch.randn(flat.shape, generator=generator).to(pixels.device, pixels.dtype)
+        rows.append((1 - share**2) ** 0.5 * row + share * noise)
+    return torch.stack(rows)
+
+
+def _array(image: Any) -> Any:
+    import numpy as np
+
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if array.dtype != np.uint8:
+        raise ValueError(f"values of type {array.dtype}")
+    return array
+
+
+def _scaled(image: Any) -> Any:
+    """A grey image with more than 8 bits (or of floats), from its darkest to its brightest value."""
+    import numpy as np
+
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    grey = np.zeros_like(values) if high <= low else (values - low) / (high - low) * 255
+    return _pillow()[0].fromarray(grey.astype(np.uint8))
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise MissingExtraError("pillow", "captioning", "reading images") from error
+
+    return _Pillow(Image), ImageOps
+
+
+class _Pillow:
+    """What this file uses of Pillow under one roof: the module ``PIL.Image`` and its class of the same name."""
+
+    def __init__(self, module: Any) -> None:
+        self.Image, self.open, self.new = module.Image, module.open, module.new
+        self.fromarray = module.fromarray
+        self.alpha_composite = module.alpha_composite
+        self.bombs = (module.DecompressionBombError, module.DecompressionBombWarning)

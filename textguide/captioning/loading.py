@@ -1,0 +1,60 @@
+"""Loading captioners and dual encoders: the bundled ones, a folder, or a hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelUnavailableError
+from ..models import default_device
+
+BUNDLED = Path(__file__).parent / "models"
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with textguide: captioners, and dual encoders that judge captions."""
+    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "config.json").is_file())
+
+
+def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+    """Load a captioner, or a CLIP-like dual encoder, with its processor.
+
+    Args:
+        name: a bundled model (:func:`bundled`: ``drawn-scenes`` captions drawn shapes, ``drawn-scenes-dual`` judges
+            such captions), a folder, or a name on a model hub.
+        device: where the model goes; default: a GPU if there is one.
+        dtype: default: float32 on a CPU, else the dtype of the checkpoint.
+        **kwargs: passed to ``from_pretrained``.
+
+    Returns:
+        ``(model, processor)``, the model in evaluation mode.
+
+    Raises:
+        ModelUnavailableError: nothing loadable stands behind ``name``.
+    """
+    import transformers
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoProcessor
+
+    device = device or default_device()
+    if dtype is None:
+        import torch
+
+        dtype = torch.float32 if device == "cpu" else "auto"
+    own = not Path(name).is_dir() and (BUNDLED / name / "config.json").is_file()
+    source: Any = BUNDLED / name if own else name
+    try:
+        config = AutoConfig.from_pretrained(source)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        if kind is None:
+            raise ValueError(
+                f"its configuration names no architecture that transformers knows ({config.architectures})"
+            )
+        model = kind.from_pretrained(source, dtype=dtype, **kwargs)
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelUnavailableError(
+            f"captioner {name!r} could not be loaded: {reason[:300]} (bundled: {', '.join(bundled())})"
+        ) from error
+    return model.to(device).eval(), processor

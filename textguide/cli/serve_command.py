@@ -1,0 +1,29 @@
+"""``textguide serve``: vLLM's OpenAI-compatible server with guidance."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EPILOG = (
+    "OPTIONS are those of vllm serve (textguide serve MODEL --help=all lists them). Clients send "
+    'extra_body={"vllm_xargs": {"guidance_scale": 1.5, "negative_prompt": "…"}}; see docs/serving.md.'
+)
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "serve", help="serve a model over HTTP, with guidance", description=__doc__, epilog=EPILOG
+    )
+    parser.add_argument("model", metavar="MODEL", help="smollm2, a folder, or a name on a model hub")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTIONS", help="options of vllm serve")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    from ..logits_processors import vllm_server
+
+    vllm_server.serve(vllm_server.parse(arguments.model, arguments.options))
+    return 0

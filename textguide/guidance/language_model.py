@@ -1,0 +1,71 @@
+"""Language-model guidance for captioning (Kornblith et al., arXiv 2307.16686, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .base import ROW, About, Branch, BranchGuidance, Step, finite
+from .prompts import as_prompts
+
+LANGUAGE_MODEL = "language_model"
+"""The name of the text-only model, in :attr:`Branch.model`."""
+
+
+@dataclass(frozen=True)
+class LMGuidance(BranchGuidance):
+    """Let a text-only model that was shown captions say how to write, and the captioner what the image adds.
+
+    ``log P̂ = log P_lm + α log P(w|image) − β log P(w|no image)``, normalised. Where β is α, nothing of the captioner's
+    own taste for words is left; the paper halves it. A newline ends the text-only model's caption: its probability is
+    moved to the end token. Costs one more row of the captioner and one of the text-only model per row that is decoded.
+
+    Args:
+        alpha: α. The paper uses 1 to 10 and reports 5.
+        beta: β; None: α/2.
+        prompt: what the text-only model reads before the caption, best some captions with a newline behind each; a
+            text or token ids of that model.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    alpha: float = 5.0
+    beta: float | None = None
+    prompt: Any = "\n"
+
+    name = "lm"
+    about = About(
+        "2307.16686", "lm + α lc − β lu, lm a text-only model behind captions",
+        f"{ROW}, and one of the text-only model", "nothing", "captions that should say what only this image shows",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", finite("alpha", self.alpha))
+        if self.beta is not None:
+            object.__setattr__(self, "beta", finite("beta", self.beta))
+        prompt = as_prompts(self.prompt, "prompt")
+        if not prompt:
+            raise ValueError("prompt is empty; give some captions with a newline behind each, or '\\n'")
+        object.__setattr__(self, "prompt", prompt)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The captioner without the image, and the text-only model behind its captions."""
+        return (Branch(), Branch(prompt=self.prompt, model=LANGUAGE_MODEL))
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The formula above on ``logp`` (3, B, V): with image, without, and the text-only model.
+
+        A token that the captioner or the text-only model forbids stays forbidden; one that only the captioner without
+        image forbids is weighed as if β were 0 for it.
+        """
+        beta = self.alpha / 2 if self.beta is None else self.beta
+        cond, uncond, text = logp
+        away = torch.where(torch.isneginf(uncond), 0.0, uncond)
+        total = text + self.alpha * torch.where(torch.isneginf(cond), 0.0, cond) - beta * away
+        return algebra.log_softmax(torch.where(torch.isneginf(cond), cond, total))
