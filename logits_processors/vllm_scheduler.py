@@ -381,6 +381,7 @@ class GuidedScheduler(Scheduler):
         leader = self.requests.get(pair.leader)
         if leader is None:
             return
+        state.preemptions = leader.num_preemptions
         position = leader.num_output_tokens
         alone = pair.shadow is None and not state.wants_shadow(position)
         agree = len(wrote) == 2 and tokens[wrote[0]] == tokens[wrote[1]]
