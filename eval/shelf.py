@@ -63,6 +63,7 @@ ELSEWHERE = {
     "contrastive": "needs a smaller model with the same tokens, and none is bundled",
     "dexperts": "needs two tuned models with the same tokens, and none is bundled",
     "proxy-tuning": "needs a small model before and after its tuning, and none is bundled",
+    "corrsynth": "looks at texts that are written together, and scores none",
     "formula": "contains the others",
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
