@@ -68,6 +68,8 @@ ELSEWHERE = {
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
+    "feynman-kac": "weighs whole texts, of which the tasks take one",
+    "eager": "spends texts where the model is unsure, and the tasks take one",
 }
 """Methods that have no row, and why."""
 
