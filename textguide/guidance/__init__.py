@@ -17,9 +17,12 @@ from .cfg import CFG, scale_from_weight, weight_from_scale
 from .composed import Composed, as_guidance, split, with_scale
 from .context_aware import ContextAware
 from .contrastive import ContrastiveDecoding
+from .corrsynth import CorrSynth
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
 from .dynamic import DynamicCFG
+from .eager import EAGer
+from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .independent_condition import IndependentCondition
 from .instruction_contrastive import InstructionContrastive
@@ -49,9 +52,12 @@ __all__ = [
     "ContextAware",
     "Contrast",
     "ContrastiveDecoding",
+    "CorrSynth",
     "DExperts",
     "DoLa",
     "DynamicCFG",
+    "EAGer",
+    "FeynmanKac",
     "Formula",
     "Guidance",
     "IndependentCondition",
