@@ -12,7 +12,8 @@ from transformers import LogitsProcessor
 
 from textguide.constraints import Vocabulary
 from textguide.guidance import AWRS
-from textguide.smc.constrained import Constrained, Outcome
+from textguide.smc.constrained import Constrained
+from textguide.smc.population import Outcome
 from textguide.smc.starting import constraint_of
 
 from .runs import Runs, calling_list

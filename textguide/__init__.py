@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from .captioning import caption
     from .custom_generate import GuidedDecoding, guided_decoding
     from .effect import Effect
+    from .entropy_branching import Branched, eager
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, Guidance, LMGuidance
+    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
@@ -35,8 +36,11 @@ _HOMES = {
     "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
+    "Branched": "entropy_branching",
+    "EAGer": "guidance",
     "Effect": "effect",
     "Explanation": "explanation",
+    "FeynmanKac": "guidance",
     "GenerateResult": "results",
     "Guidance": "guidance",
     "GuidedDecoding": "custom_generate",
@@ -47,6 +51,7 @@ _HOMES = {
     "SpeculationReport": "speculation",
     "StreamChunk": "generation",
     "caption": "captioning",
+    "eager": "entropy_branching",
     "explain": "explanation",
     "generate": "generation",
     "guided_decoding": "custom_generate",

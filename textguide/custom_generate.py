@@ -13,7 +13,7 @@ from .captioning.conditions import Captioning, sees_images, sources
 from .constraints import Vocabulary
 from .decode import Decoded, Observer, Settings, decode
 from .effect import Effect, warn_if_none
-from .guidance import BranchGuidance, as_guidance, split
+from .guidance import BranchGuidance, FeynmanKac, as_guidance, split
 from .guidance.language_model import LANGUAGE_MODEL
 from .passes import Source
 from .reweighting import reweighter
@@ -142,6 +142,13 @@ class GuidedDecoding:
         if guidance is not None:
             settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs)
             settings.static = generation_config.cache_implementation == "static"
+        if isinstance(parts.constraint, FeynmanKac):
+            if weigher is not None:
+                raise ValueError(
+                    "FeynmanKac cannot be combined with classifiers: the law of weighed candidates has a normaliser of "
+                    "its own, which is not part of the product; leave one of them out"
+                )
+            settings.guidance = None if guidance is None else parts.constraint.product(guidance)
         if parts.constraint is not None:
             check_run(parts.constraint, guidance, generation_config, self.streamer)
             settings.constraint = start(

@@ -20,7 +20,7 @@ from .guidance.base import BranchGuidance, Step
 from .naps import Naps
 from .passes import Law, Passes, Source
 from .reweighting import Reweighter
-from .smc.constrained import Constrained, Outcome
+from .smc.population import Outcome, Population
 from .speculation import Speculation, SpeculationReport
 from .speculation.passes import SpeculativePasses
 
@@ -94,7 +94,7 @@ class Settings:
     guidance: BranchGuidance | None = None
     prompts: Sequence[Sequence[Sequence[int]] | Source] = ()
     reweighter: Reweighter | None = None
-    constraint: Constrained | None = None
+    constraint: Population | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | None = None
     observer: Observer | None = None
@@ -145,7 +145,7 @@ class _Loop:
         self.guidance, self.reweighter = settings.guidance, settings.reweighter
         self.constraint = settings.constraint
         branches = self.guidance.branches if self.guidance is not None else ()
-        copies = 1 if self.constraint is None else self.constraint.guidance.particles
+        copies = 1 if self.constraint is None else self.constraint.size
         self.prompt_length = ids.shape[1]
         self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
         self.passes = Passes(model, branches, settings.prompts, settings.models, copies)
@@ -185,6 +185,9 @@ class _Loop:
     def write(self, law: Law) -> Tensor:
         """Choose the next token of every row from the law of this step."""
         cond, guided, extra = self._combine(law)
+        constraint = self.constraint
+        if constraint is not None:
+            guided = constraint.see(guided, self.passes.alive, cond is not None)
         # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with the
         # conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
         scores = guided if extra is None and cond is None else guided + law.cond.float().logsumexp(-1, keepdim=True)
@@ -192,12 +195,11 @@ class _Loop:
         if self.reweighter is not None:
             scores, guided, reweighed = self._reweigh(law, guided, scores)
         full = self._full(scores)
-        constraint = self.constraint
         last = self.index == self.horizon - 1
-        if constraint is not None and not constraint.weighs:
+        if constraint is not None and not constraint.chooses:
             full = constraint.mask(full)
         processed = self.processors(self.ids, full)
-        if constraint is not None and constraint.weighs:
+        if constraint is not None and constraint.chooses:
             tokens = constraint.choose(processed, last)
         elif self.config.do_sample:
             probs = torch.softmax(processed, dim=-1)
@@ -344,12 +346,12 @@ class _Loop:
         self.unfinished = self.unfinished * writing
         return tokens
 
-    def _settle(self, constraint: Constrained) -> None:
+    def _settle(self, constraint: Population) -> None:
         """Rows that ended for a reason of their own are closed; rows that the constraint closed end."""
         constraint.stop(self.unfinished.tolist())
         self.unfinished = self.unfinished * torch.tensor(constraint.open, device=self.ids.device).long()
 
-    def _resample(self, constraint: Constrained) -> None:
+    def _resample(self, constraint: Population) -> None:
         """Let rows go on from others, where a population needs it: ids, caches, and what was recorded of them."""
         ancestors = constraint.resample()
         if ancestors is None:
@@ -359,6 +361,10 @@ class _Loop:
         self.ids, self.unfinished = self.ids[index], self.unfinished[index]
         for record in (self.log_probs, self.scores, self.logits):
             record[:] = [values[index] for values in record]
+        for row, (token, log_prob) in constraint.rewritten().items():
+            self.ids[row, -1], self.unfinished[row] = token, int(constraint.open[row])
+            if self.log_probs:
+                self.log_probs[-1][row] = log_prob
         if self.reweighter is not None:
             self.reweighter.select(sources)
         going = [row for row, opened in enumerate(constraint.open) if opened]

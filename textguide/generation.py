@@ -15,10 +15,10 @@ from .constraints import Vocabulary
 from .custom_generate import GuidedDecoding, empty_source
 from .decode import Decoded, Observer
 from .effect import Effect, join, warn_if_none
-from .guidance import as_guidance, split
+from .guidance import EAGer, as_guidance, split
 from .lanes import pad_left
 from .results import GenerateResult, constraint_fields
-from .smc.starting import warn_of_deaths
+from .smc.starting import warn_of_deaths, weighs
 from .speculation import as_speculation
 from .speculation.value import join as join_speculation
 
@@ -122,9 +122,9 @@ def generate(
             batch_size=batch_size, do_sample=do_sample, stopping_criteria=stopping_criteria, **shared, **options,
         )  # fmt: skip
     run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
-    size = len(run.ids) if batch_size is None else batch_size
-    if size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    size = len(run.ids) if batch_size is None else batch_size * (run.particles if run.forks else 1)
     speculation = as_speculation(speculation)
     done, effects, starts = [], [], []
     for start in range(0, len(run.ids), size):
@@ -164,7 +164,8 @@ def stream(
     """
     run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
     if run.particles > 1:
-        raise ValueError(f"particles={run.particles} may still drop what is written; stream with particles=1")
+        what = "max_branches" if run.forks else "particles"
+        raise ValueError(f"{what}={run.particles} may still change what is written; stream with {what}=1")
     return _stream(run, models=models, speculation=speculation)
 
 
@@ -226,9 +227,10 @@ class _Run:
             raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
         self.guidance = as_guidance(guidance)
         constraint = split(self.guidance).constraint
-        draws = getattr(constraint, "method", None) == "awrs"
+        draws = weighs(constraint)
         self.particles: int = getattr(constraint, "particles", 1)
-        if self.particles > 1:
+        self.forks = isinstance(constraint, EAGer)
+        if self.particles > 1 and not self.forks:
             # Every particle is a row.
             options = {**options, "num_return_sequences": options.get("num_return_sequences", 1) * self.particles}
         if draws:
@@ -255,6 +257,10 @@ class _Run:
             self.branch_rows = branches.branch_rows(
                 branching, cond=self.ids, tokenizer=tokenizer, prompts=self.canonical, empty_source=empty
             )
+        if self.forks:  # a row for every branch, which transformers makes for samples alone
+            self.ids = [row for row in self.ids for _ in range(self.particles)]
+            chosen = self.branch_rows or []
+            self.branch_rows = [[row for row in rows for _ in range(self.particles)] for rows in chosen] or None
         self._check_ids()
         self.stop = [stop] if isinstance(stop, str) else list(stop or [])
         self.generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)

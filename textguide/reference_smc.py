@@ -122,6 +122,29 @@ def locally_masked(
     return texts(local, end, length, size)
 
 
+def tempered(
+    cond: StepLaw, other: StepLaw, scale: float, end: int | None, length: int, size: int
+) -> tuple[dict[Text, float], float]:
+    """The product of arXiv 2503.02819 over whole texts, ``Π p(x_t|c)^γ p(x_t|u)^(1−γ) / Z``, and Z.
+
+    A text ends with ``end`` or at ``length`` tokens.
+    """
+    done: dict[Text, float] = {}
+
+    def grow(text: Text, product: float) -> None:
+        for token in range(size):
+            p = product * cond(text)[token] ** scale * other(text)[token] ** (1 - scale)
+            longer = (*text, token)
+            if token == end or len(longer) == length:
+                done[longer] = p
+            else:
+                grow(longer, p)
+
+    grow((), 1.0)
+    total = sum(done.values())
+    return {text: p / total for text, p in done.items()}, total
+
+
 def speculative(law: StepLaw, draft: Callable[[Text], Sequence[int]], length: int, rng: random.Random) -> Text:
     """A text by speculative sampling from guesses that are not drawn (arXiv 2211.17192, section 2.3, with a law of the
     guess that is 1 on it): keep the guess with the probability the law gives it, else draw from the law without it

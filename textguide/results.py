@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .effect import Effect
 from .smc import particles
-from .smc.constrained import Outcome
+from .smc.population import Outcome
 from .speculation import SpeculationReport
 
 
@@ -36,6 +36,8 @@ class GenerateResult:
         deaths: why a row did not finish, None where it did. None without a constraint.
         constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
         particles: rows of one population, N; those of a prompt stand together.
+        origins: the row that each row forked from, and how many new tokens they share; None for rows that began with
+            the prompt. None where texts do not fork.
         speculation: passes, guesses and how many of them were right. None without speculation.
     """
 
@@ -52,6 +54,7 @@ class GenerateResult:
     deaths: list[str | None] | None = None
     constraint_calls: int | None = None
     particles: int = 1
+    origins: list[tuple[int, int] | None] | None = None
     speculation: SpeculationReport | None = None
 
     def weighted_sample(self, seed: int | None = None) -> list[int]:
@@ -80,7 +83,9 @@ class GenerateResult:
 
     def _populations(self) -> Tensor:
         if self.log_weights is None:
-            raise ValueError("log_weights=None: nothing weighed these texts; generate them under textguide.AWRS")
+            raise ValueError(
+                "log_weights=None: nothing weighed these texts; generate them under textguide.AWRS or FeynmanKac"
+            )
         return self.log_weights.view(-1, self.particles)
 
     def _indices(self) -> list[list[int]]:
@@ -95,6 +100,12 @@ def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "deaths": [death for outcome in outcomes for death in outcome.deaths],
         "constraint_calls": sum(outcome.calls for outcome in outcomes),
     }
+    if outcomes[0].origins is not None:
+        origins: list[tuple[int, int] | None] = []
+        for outcome in outcomes:
+            start = len(origins)
+            origins += [None if o is None else (o[0] + start, o[1]) for o in outcome.origins or []]
+        fields["origins"] = origins
     if outcomes[0].log_weights is not None:
         for name in ("log_weights", "log_evidence", "ess"):
             fields[name] = torch.cat([getattr(outcome, name) for outcome in outcomes])

@@ -217,3 +217,12 @@ def test_wrong_classifier_arguments(run: Run, arguments: list[str], message: str
     outcome = run("generate", "ab", *NEW, *arguments)
     assert outcome.code == 2
     assert message in outcome.error
+
+
+def test_speculation_writes_the_same_text(run: Run, loaded: Any) -> None:
+    outcome = run("generate", "hello", *NEW, "--speculation", "prompt-lookup")
+    assert outcome.code == 0
+    assert outcome.out == "hello" + expected(loaded, "hello")[0] + "\n"
+    assert "guesses accepted" in outcome.err
+    outcome = run("generate", "hello", *NEW, "--speculation", "recycling", "--json")
+    assert records(outcome.out)[0]["speculation"]["passes"] > 0

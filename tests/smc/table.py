@@ -12,7 +12,8 @@ from torch import Tensor
 
 from textguide.constraints import Constraint, Vocabulary
 from textguide.guidance import AWRS
-from textguide.smc.constrained import Constrained, Outcome
+from textguide.smc.constrained import Constrained
+from textguide.smc.population import Outcome
 
 from .toys import PIECES, VOCABULARY
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import options
+from . import captioning_options, options
 
 
 def add(commands: Any) -> None:
@@ -21,6 +21,11 @@ def add(commands: Any) -> None:
         epilog="textguide eval compare RUN RUN… [--json] puts finished runs side by side.",
     )
     parser.add_argument("--tasks", help="task names, separated by commas; --list shows them")
+    parser.add_argument(
+        "--suite",
+        choices=("shelf",),
+        help="shelf: every guidance method on six measures, in one table; --limit sets the items a task [200]",
+    )
     parser.add_argument("--list", action="store_true", help="list textguide's own tasks and the guidances, and stop")
     group = parser.add_argument_group("guidance")
     group.add_argument("--scales", help="γ values of classifier-free guidance, separated by commas: 1,1.25,1.5")
@@ -66,6 +71,7 @@ def add(commands: Any) -> None:
         help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…; of vLLM: its LLM's",
     )
     group.add_argument("--json", action="store_true", help="print results as JSON")
+    captioning_options.add(parser)
     options.add_model(parser)
     parser.set_defaults(run=run)
     add_compare(parser)
@@ -82,9 +88,13 @@ def run(arguments: argparse.Namespace) -> int:
         return _compare(arguments)
     if arguments.list:
         return _list()
+    if arguments.suite:
+        return _suite(arguments)
     if not arguments.tasks:
         raise ValueError("--tasks is missing; name some, such as --tasks lambada_mini, or see --list")
     settings = _settings(arguments)
+    if captioning_options.TASK in arguments.tasks.split(","):
+        return _report(captioning_options.run(arguments, settings), arguments)
     try:
         from ..eval import SweepOptions, run_sweep
     except ImportError as error:
@@ -95,21 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
         [name.strip() for name in arguments.tasks.split(",") if name.strip()],
         settings,
         output=arguments.output,
-        options=SweepOptions(
-            data=arguments.data,
-            limit=_positive("--limit", arguments.limit),
-            num_fewshot=arguments.num_fewshot,
-            repeats=_positive("--repeats", arguments.repeats),
-            apply_chat_template=arguments.apply_chat_template,
-            system_instruction=arguments.system,
-            log_samples=arguments.samples,
-            seed=arguments.seed,
-            confirm_run_unsafe_code=arguments.confirm_run_unsafe_code,
-            select_on=None if arguments.select_on == "none" else arguments.select_on,
-        ),
+        options=SweepOptions(**_sweep_options(arguments)),
         model_args=_model_args(arguments),
         command=shlex.join(["textguide", *sys.argv[1:]]),
     )
+    return _report(result, arguments)
+
+
+def _report(result: Any, arguments: argparse.Namespace) -> int:
     if result is None:
         return 0
     if arguments.json:
@@ -118,6 +121,51 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(plain(result.to_dict()), ensure_ascii=False))
     else:
         _show(result, arguments.output)
+    return 0
+
+
+def _sweep_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "data": arguments.data,
+        "limit": _positive("--limit", arguments.limit),
+        "num_fewshot": arguments.num_fewshot,
+        "repeats": _positive("--repeats", arguments.repeats),
+        "apply_chat_template": arguments.apply_chat_template,
+        "system_instruction": arguments.system,
+        "log_samples": arguments.samples,
+        "seed": arguments.seed,
+        "confirm_run_unsafe_code": arguments.confirm_run_unsafe_code,
+        "select_on": None if arguments.select_on == "none" else arguments.select_on,
+    }
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    """Every method on the same tasks."""
+    for name in ("tasks", "scales", "negative_prompt"):
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} excludes --suite, which has its own tasks and settings; leave one out")
+    if arguments.output is None:
+        raise ValueError("--suite needs --output FOLDER for its table")
+    try:
+        from ..eval import SweepOptions
+        from ..eval.shelf import run_shelf
+    except ImportError as error:
+        from ..errors import MissingExtraError
+
+        raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
+    arguments.limit = 200 if arguments.limit is None else arguments.limit
+    found = run_shelf(
+        output=arguments.output,
+        options=SweepOptions(**_sweep_options(arguments)),
+        model_args=_model_args(arguments),
+        methods=arguments.guidance or None,
+        command=shlex.join(["textguide", *sys.argv[1:]]),
+    )
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print((arguments.output / "shelf.md").read_text(encoding="utf-8"))
     return 0
 
 

@@ -20,6 +20,8 @@ from .contrastive import ContrastiveDecoding
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
 from .dynamic import DynamicCFG
+from .eager import EAGer
+from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .independent_condition import IndependentCondition
 from .instruction_contrastive import InstructionContrastive
@@ -52,6 +54,8 @@ __all__ = [
     "DExperts",
     "DoLa",
     "DynamicCFG",
+    "EAGer",
+    "FeynmanKac",
     "Formula",
     "Guidance",
     "IndependentCondition",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..constraints import Session, UnsatisfiableError, Vocabulary
 from ..guidance import AWRS
-from . import awrs, particles
+from . import awrs
+from .population import Outcome, Weighed
 from .trie import Memory, TrieKnowledge
 
 NO_TOKEN = "no token is allowed"
@@ -20,31 +21,6 @@ LIMIT = "the limit of tokens was reached before the text was complete"
 ENDLESS = "the end token has no probability where the limit of tokens forces it (top_k or top_p may have cut it off)"
 CRITIC = "the critic ruled the text out"
 STOPPED = "a stopping criterion ended the text before it was complete"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a constraint made of a run; rows are populations times particles, in order.
-
-    Args:
-        log_weights: log of each particle's weight, float64 (rows,); None where the method gives none.
-        log_evidence: log of the mean weight of each population, (populations,); None likewise.
-        ess: effective sample size of each population at the end, (populations,); None likewise.
-        finished: whether each text ended as a member of the constraint, bool (rows,).
-        lengths: tokens of each text, its end token included.
-        deaths: why a text did not finish, None for those that did, a list over rows.
-        calls: how often the constraint was asked.
-        resamplings: how often a population was resampled.
-    """
-
-    log_weights: Tensor | None
-    log_evidence: Tensor | None
-    ess: Tensor | None
-    finished: Tensor
-    lengths: list[int]
-    deaths: list[str | None]
-    calls: int
-    resamplings: int
 
 
 @dataclass
@@ -63,7 +39,7 @@ class _Row:
         return _Row(self.session.fork(), self.known, self.length, self.open, self.finished, self.death, self.potential)
 
 
-class Constrained:
+class Constrained(Weighed):
     """Chooses tokens for the rows of one batch and keeps their weights.
 
     Args:
@@ -74,6 +50,7 @@ class Constrained:
         generator: randomness; None: torch's global generator. First candidates are drawn from it exactly as plain
             decoding draws its tokens; all other numbers come from a twin that is seeded from its state.
         device: of the scores.
+        corrects: see :class:`Weighed`.
 
     Raises:
         ValueError: nothing satisfies the constraint.
@@ -87,10 +64,11 @@ class Constrained:
         rows: int,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        corrects: bool = False,
     ) -> None:
+        super().__init__(rows, guidance.particles, guidance.ess_threshold, guidance.resampling, generator, corrects)
         self.guidance, self.vocabulary = guidance, vocabulary
         self._generator = generator
-        self._twin = _twin(generator)
         self._uniforms = awrs.Uniforms(self._twin)
         self._memory = Memory(vocabulary, max(64, 4 * rows))
         self._masks: dict[bytes, Tensor | None] = {}
@@ -99,8 +77,6 @@ class Constrained:
         self._device = torch.device(device)
         self._root = session
         self._calls = session.calls
-        self._resamplings = 0
-        self.log_weights = torch.zeros(rows, dtype=torch.float64)
         if not session.is_prefix(session.text):
             raise UnsatisfiableError(
                 f"constraint={guidance.constraint!r} matches no text at all, so nothing is written"
@@ -111,6 +87,11 @@ class Constrained:
     def weighs(self) -> bool:
         """Whether texts get weights."""
         return self.guidance.method == "awrs"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it picks the tokens."""
+        return self.weighs
 
     @property
     def open(self) -> list[bool]:
@@ -191,48 +172,17 @@ class Constrained:
             if self._rows[number].open and not flag:
                 self._close(number, STOPPED)
 
-    def resample(self) -> Tensor | None:
-        """Resample the populations whose effective sample size fell below the threshold.
-
-        Returns:
-            The row that each row goes on from, (B,), or None where all stay.
-        """
-        size = self.guidance.particles
-        if size == 1 or not any(self.open):
-            return None
-        weights = self.log_weights.view(-1, size)
-        sizes = particles.effective_sample_size(weights).tolist()
-        ancestors = torch.arange(len(self._rows)).view(-1, size)
-        moved = False
-        for number, ess in enumerate(sizes):
-            rows = self._rows[number * size : (number + 1) * size]
-            if not 0 < ess < self.guidance.ess_threshold * size or not any(row.open for row in rows):
-                continue
-            picked = particles.resample(weights[number][None], self._twin, self.guidance.resampling)[0]
-            weights[number] = particles.log_evidence(weights[number])
-            ancestors[number] = number * size + picked
-            self._resamplings += 1
-            moved = moved or picked.tolist() != list(range(size))
-        if not moved:
-            return None
-        flat = ancestors.flatten().tolist()
-        self._rows = [self._rows[a] if a == i else self._rows[a].copy() for i, a in enumerate(flat)]
-        return ancestors.flatten()
-
     def outcome(self) -> Outcome:
         """What came of the run."""
-        weights = self.log_weights if self.weighs else None
-        populations = None if weights is None else weights.view(-1, self.guidance.particles)
-        return Outcome(
-            log_weights=None if weights is None else weights.clone(),
-            log_evidence=None if populations is None else particles.log_evidence(populations),
-            ess=None if populations is None else particles.effective_sample_size(populations),
-            finished=torch.tensor([row.finished for row in self._rows]),
-            lengths=[row.length for row in self._rows],
-            deaths=[row.death for row in self._rows],
-            calls=self._root.calls - self._calls,
-            resamplings=self._resamplings,
+        return self._outcome(
+            [row.finished for row in self._rows],
+            [row.length for row in self._rows],
+            [row.death for row in self._rows],
+            self._root.calls - self._calls,
         )
+
+    def _move(self, ancestors: list[int]) -> None:
+        self._rows = [self._rows[a] if a == i else self._rows[a].copy() for i, a in enumerate(ancestors)]
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -310,11 +260,3 @@ class Constrained:
         self._rows[number].death = reason
         if self.weighs:
             self.log_weights[number] = -math.inf
-
-
-def _twin(generator: torch.Generator | None) -> torch.Generator:
-    """A generator that is seeded from the state of another one (None: torch's global one), which stays as it is."""
-    copy = torch.Generator("cpu" if generator is None else generator.device)
-    copy.set_state(torch.get_rng_state() if generator is None else generator.get_state())
-    seed = int(torch.randint(2**62, (1,), generator=copy, device=copy.device))
-    return torch.Generator().manual_seed(seed)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..constraints import Constraint, Session, Vocabulary, resolve
 from ..errors import NoParticleLeftWarning
-from ..guidance import AWRS, BranchGuidance
-from .constrained import Constrained, Outcome
+from ..guidance import AWRS, BranchGuidance, EAGer, FeynmanKac
+from .branching import Branching
+from .constrained import Constrained
+from .population import Corrected, Outcome, Population
 
 
 @dataclass(frozen=True)
@@ -67,36 +69,45 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
     Raises:
         ValueError: an option does not work with it; the message names the option and the remedy.
     """
-    if not isinstance(guidance, AWRS):
+    if not isinstance(guidance, (AWRS, EAGer, FeynmanKac)):
         raise ValueError(f"guidance={guidance!r} is no constraint that this loop knows; pass textguide.AWRS(...)")
+    name = type(guidance).__name__
+    many = f"{'max_branches' if isinstance(guidance, EAGer) else 'particles'}={guidance.particles}"
     copies = config.num_return_sequences or 1
-    if guidance.method == "awrs" and not config.do_sample:
+    if weighs(guidance) and not config.do_sample:
+        mask = ", or AWRS(..., method='mask') to take the most likely token that the constraint allows"
         raise ValueError(
-            "do_sample=False: AWRS draws its tokens; pass do_sample=True, or AWRS(..., method='mask') to take the most "
-            "likely token that the constraint allows"
+            f"do_sample=False: {name} draws its tokens; pass do_sample=True{mask if name == 'AWRS' else ''}"
         )
-    if copies % guidance.particles:
+    if copies % guidance.particles and not isinstance(guidance, EAGer):
         raise ValueError(
-            f"num_return_sequences={copies} must be a multiple of particles={guidance.particles}, since every particle "
-            f"is a row of the output; pass num_return_sequences={guidance.particles}"
+            f"num_return_sequences={copies} must be a multiple of {many}, since each is a row of the output; pass "
+            f"num_return_sequences={guidance.particles}"
+        )
+    if isinstance(guidance, FeynmanKac) and branching is not None and branching.skip_threshold is not None:
+        raise ValueError(
+            f"skip_threshold={branching.skip_threshold} leaves out what FeynmanKac weighs texts by; leave "
+            "skip_threshold out"
         )
     if guidance.particles == 1:
         return
     if branching is not None and branching.skip_threshold is not None:
         raise ValueError(
-            f"skip_threshold={branching.skip_threshold} rests rows by their own history, and particles="
-            f"{guidance.particles} move between rows; leave skip_threshold out, or use particles=1"
+            f"skip_threshold={branching.skip_threshold} rests rows by their own history, and {many} move between rows; "
+            "leave skip_threshold out, or use one"
         )
     if config.cache_implementation == "static":
         raise ValueError(
-            f"cache_implementation='static' keeps every row in its place, and particles={guidance.particles} move "
-            "between rows; leave cache_implementation out"
+            f"cache_implementation='static' keeps every row in its place, and {many} move between rows; leave "
+            "cache_implementation out"
         )
     if streamer is not None:
-        raise ValueError(
-            f"a streamer writes texts that particles={guidance.particles} may still drop; leave it out, or use "
-            "particles=1"
-        )
+        raise ValueError(f"a streamer writes texts that {many} may still drop, or fork; leave it out, or use one")
+
+
+def weighs(guidance: Any) -> bool:
+    """Whether texts are drawn with weights."""
+    return isinstance(guidance, FeynmanKac) or getattr(guidance, "method", None) == "awrs"
 
 
 def constraint_of(guidance: AWRS) -> Constraint:
@@ -118,11 +129,11 @@ def start(
     tokenizer: Any,
     vocabulary: Vocabulary | None,
     generator: torch.Generator | None,
-) -> Constrained:
+) -> Population:
     """The rows of a run in front of their first token.
 
     Args:
-        guidance: an :class:`AWRS`.
+        guidance: an :class:`AWRS`, :class:`FeynmanKac` or :class:`EAGer`.
         model: the model that is decoded.
         ids: prompts, (rows, L).
         config: transformers' generation configuration, whose end tokens end texts.
@@ -133,10 +144,25 @@ def start(
     Raises:
         ValueError: the constraint cannot be built, or nothing satisfies it.
     """
+    ends = config.eos_token_id
+    tokens = frozenset(ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,))
+    if isinstance(guidance, EAGer):
+        size = guidance.max_branches
+        if len(ids) % size or any(not torch.equal(row, ids[n - n % size]) for n, row in enumerate(ids)):
+            raise ValueError(
+                f"max_branches={size} needs that many rows of each prompt behind each other; use textguide.eager, or "
+                f"num_return_sequences={size}"
+            )
+        return Branching(guidance, ids.shape[0], generator, tokens, config.do_sample)
+    corrects = isinstance(guidance, FeynmanKac)
+    if corrects and guidance.constraint is None:
+        size, threshold = guidance.particles, guidance.ess_threshold
+        return Corrected(ids.shape[0], size, threshold, guidance.resampling, generator, tokens)
+    awrs = guidance.constrained if corrects else guidance
     if vocabulary is None:
         vocabulary = vocabulary_of(model, config, tokenizer)
-    session = constraint_of(guidance).start(vocabulary)
-    return Constrained(guidance, session, vocabulary, ids.shape[0], generator, ids.device)
+    session = constraint_of(awrs).start(vocabulary)
+    return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects)
 
 
 def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:
@@ -152,6 +178,8 @@ def warn_of_deaths(outcomes: Sequence[Outcome]) -> None:
     """Warn where every particle of a population was given up."""
     dead, total, reasons = 0, 0, Counter[str]()
     for outcome in outcomes:
+        if outcome.origins is not None:  # rows that no text forked into are no loss
+            continue
         populations = outcome.finished[:, None] if outcome.ess is None else outcome.finished.view(len(outcome.ess), -1)
         size = populations.shape[1]
         for number, rows in enumerate(populations.tolist()):

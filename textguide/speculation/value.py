@@ -35,10 +35,10 @@ class Speculation:
         ValueError: a field has a value that cannot work; the message names it.
     """
 
-    draft: str = "both"
-    tokens: int = 4
+    draft: str = "prompt-lookup"
+    tokens: int = 8
     ngram: int = 3
-    least: float = 0.3
+    least: float = 0.25
 
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:

@@ -1,0 +1,63 @@
+"""Entropy-aware branching (EAGer, arXiv 2510.11170)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import About, TokenConstraint, finite
+
+
+@dataclass(frozen=True)
+class EAGer(TokenConstraint):
+    """Spend further samples where the model hesitates: a text forks where its next-token law has much entropy.
+
+    Each prompt starts as one text. Where the entropy of the guided law, before processors and warpers, exceeds
+    ``entropy_threshold`` nats, a second text goes on from the same tokens with another token: a draw from the law
+    without the first one's (the next most likely one in greedy decoding). Both may fork again, until ``max_branches``
+    texts of the prompt exist. What they share is read once.
+
+    :func:`textguide.eager` gives the texts of each prompt and who forked from whom; as a guidance, rows of the output
+    are prompts times ``max_branches``, of which those that were not needed are empty. Helps where several answers are
+    compared or voted on, at a fraction of the tokens of as many independent samples. Costs one row in the same pass a
+    text.
+
+    Experimental: which token the new branch takes, and that entropy is measured before the temperature, are the
+    clearest readings of the method, not checked against the authors' code; their second stage, which gives unspent
+    branches to the prompts that used all of theirs, is left out.
+
+    Args:
+        entropy_threshold: nats above which a text forks. The paper uses 2.0 to 2.4, at temperature 0.6.
+        max_branches: most texts a prompt, the first one included. The paper uses up to 32.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    entropy_threshold: float = 2.2
+    max_branches: int = 8
+
+    name: ClassVar[str] = "eager"
+    about: ClassVar[About] = About(
+        "2510.11170", "lc; a second text with another token where its entropy exceeds a threshold",
+        "one row in the same pass for every text", "one branch", "several answers for less than as many samples",
+        experimental=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entropy_threshold", finite("entropy_threshold", self.entropy_threshold))
+        if self.entropy_threshold < 0:
+            raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
+        branches = self.max_branches
+        if isinstance(branches, bool) or not isinstance(branches, int) or branches < 1:
+            raise ValueError(f"max_branches={branches!r} must be a whole number of 1 or more")
+
+    @property
+    def particles(self) -> int:
+        """Rows of a prompt."""
+        return self.max_branches
+
+    @property
+    def is_neutral(self) -> bool:
+        """No text may fork."""
+        return self.max_branches == 1

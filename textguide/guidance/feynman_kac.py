@@ -1,0 +1,75 @@
+"""Feynman–Kac correction of guided sampling (Skreta et al., arXiv 2503.02819)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from .awrs import AWRS
+from .base import About, BranchGuidance, TokenConstraint
+
+
+@dataclass(frozen=True)
+class FeynmanKac(TokenConstraint):
+    """Sample whole texts from the guided *product*, which guided sampling token by token does not.
+
+    Guidance names a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it a token at a time
+    normalises every step by ``Z_t = Σ_w p(w|c)^γ p(w|u)^(1−γ)``, so that what is drawn is ``π(x) / Π Z_t``: texts whose
+    beginnings lead to large ``Z_t`` come too seldom. Here the tokens are drawn the same way, each text gets the weight
+    ``Π Z_t`` (the text analogue of the paper's correctors: propose from the normalised guided law, weigh by
+    ``logsumexp(γ lc + (1 − γ) lu)``, resample), and ``particles`` texts a prompt are written side by side and resampled
+    by their weights. Draws in proportion to ``log_weights`` follow ``π`` as the number of particles grows; the mean
+    weight is an unbiased estimate of the normaliser of ``π`` over texts of the given length.
+
+    Beside a guidance with branches that has ``renormalize``: ``guidance=[CFG(1.5), FeynmanKac(particles=8)]``. Texts
+    that the limit of tokens cuts off count as texts. With processors or warpers, tokens are drawn from the warped law
+    ``q_t`` and the product is ``Π q_t(x_t) Z_t``. Helps where the product itself is wanted, such as for unbiased
+    estimates or for samples of a schedule-free target; weights spread with length, so that long texts need many
+    particles. Costs ``particles`` rows a prompt in the same pass.
+
+    Args:
+        particles: texts a prompt, N. Rows of the output are prompts times particles.
+        ess_threshold: resample a population whose effective sample size falls below this share of N.
+        constraint: what :class:`AWRS` takes: texts are drawn from the product given the constraint, with the weights of
+            both.
+        resampling: ``stratified`` or ``systematic``.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    particles: int = 8
+    ess_threshold: float = 0.5
+    constraint: Any = None
+    resampling: str = "stratified"
+
+    name: ClassVar[str] = "feynman-kac"
+    about: ClassVar[About] = About(
+        "2503.02819", "lu + γ(lc − lu), each text weighed by Π Z_t, Z = Σ exp of it",
+        "`particles` rows a prompt", "γ = 1", "samples of the product over whole texts that guidance names",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        checked = AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
+        if isinstance(self.constraint, Mapping):
+            object.__setattr__(self, "constraint", checked.constraint)
+        object.__setattr__(self, "ess_threshold", checked.ess_threshold)
+
+    @property
+    def constrained(self) -> AWRS:
+        """The constraint as a guidance of its own."""
+        return AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
+
+    def product(self, branching: BranchGuidance) -> BranchGuidance:
+        """``branching`` with its scores left un-normalised, whose normalisers are the weights.
+
+        Raises:
+            ValueError: it gives no un-normalised scores.
+        """
+        if "renormalize" not in getattr(branching, "__dataclass_fields__", {}):
+            raise ValueError(
+                f"FeynmanKac weighs texts by what normalising a guidance divides by, and {branching.name} names no "
+                "un-normalised product; use CFG or another guidance with renormalize"
+            )
+        return replace(branching, renormalize=False)  # type: ignore[type-var]

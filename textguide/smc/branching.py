@@ -1,0 +1,98 @@
+"""Rows that fork where the law has much entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..guidance import EAGer
+from ..guidance.algebra import entropy, log_softmax
+from .population import Outcome, Rows
+
+UNUSED = "no text forked into this row"
+
+
+class Branching(Rows):
+    """One text a prompt at first; free rows of the prompt are filled where a text forks.
+
+    Args:
+        guidance: threshold and budget.
+        rows: prompts times branches.
+        generator: randomness; None: torch's global generator.
+        ends: end tokens.
+        do_sample: draw tokens, in place of taking the most likely ones.
+    """
+
+    def __init__(
+        self, guidance: EAGer, rows: int, generator: torch.Generator | None, ends: frozenset[int], do_sample: bool
+    ) -> None:
+        super().__init__(rows, guidance.max_branches)
+        self.begin(rows, generator, ends)
+        self.guidance, self.do_sample = guidance, do_sample
+        self._open = [row % self.size == 0 for row in range(rows)]
+        self._origins: list[tuple[int, int] | None] = [None] * rows
+        self._used = list(self._open)
+        self._entropy: dict[int, float] = {}
+        self._laws: dict[int, Tensor] = {}
+        self._forks: dict[int, tuple[int, int, float]] = {}
+
+    @property
+    def weighs(self) -> bool:
+        """Texts get no weights."""
+        return False
+
+    def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
+        """Note the entropy of the guided law of every row."""
+        law = log_softmax(guided)
+        self._entropy = dict(zip(rows, entropy(law).tolist(), strict=True))
+        self._laws = dict(zip(rows, law, strict=True))
+        return guided
+
+    def choose(self, scores: Tensor, last: bool) -> Tensor:
+        """A token for every open row, and another one for the row that it forks into."""
+        going = [row for row, opened in enumerate(self._open) if opened]
+        index = torch.tensor(going, device=scores.device)
+        tokens = torch.zeros(len(self._open), dtype=torch.long, device=scores.device)
+        tokens[index] = self._pick(scores[index])
+        self._forks = {}
+        for row in going:
+            if last or self._entropy[row] <= self.guidance.entropy_threshold:
+                continue
+            first = row - row % self.size
+            free = [r for r in range(first, first + self.size) if not self._used[r] and r not in self._forks]
+            rest = scores[row].float().clone()
+            rest[tokens[row]] = -torch.inf
+            if not free or not bool((rest > -torch.inf).any()):
+                continue
+            other = int(self._pick(rest[None]))
+            self._forks[free[0]] = (row, other, float(self._laws[row][other]))
+        return tokens
+
+    def resample(self) -> Tensor | None:
+        """The row that each row goes on from; None where none forks."""
+        if not self._forks:
+            return None
+        ancestors = torch.arange(len(self._open))
+        for row, (parent, token, _) in self._forks.items():
+            ancestors[row] = parent
+            self._origins[row] = (parent, self._lengths[parent] - 1)
+            self._lengths[row] = self._lengths[parent]
+            self._open[row] = token not in self._ends
+            self._used[row] = True
+        return ancestors
+
+    def rewritten(self) -> dict[int, tuple[int, float]]:
+        """The tokens that new rows have in place of their parents' last one, with their log-probabilities."""
+        return {row: (token, log_prob) for row, (_, token, log_prob) in self._forks.items()}
+
+    def outcome(self) -> Outcome:
+        """What came of the run."""
+        deaths = [None if used else UNUSED for used in self._used]
+        return self._outcome(list(self._used), list(self._lengths), deaths, 0, list(self._origins))
+
+    def _pick(self, scores: Tensor) -> Tensor:
+        if not self.do_sample:
+            return scores.argmax(-1)
+        return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1, generator=self._generator).squeeze(1)
