@@ -113,7 +113,7 @@ async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any],
 
     draw = random.Random(arguments.seed)
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
-    total = arguments.requests or 2000
+    total = arguments.requests
     counts: Counter[str] = Counter()
     different: list[dict[str, Any]] = []
     memory: list[float] = []
@@ -248,9 +248,12 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     for guided in (False, True):
         with serving(arguments.model, *options, guided=guided, log=arguments.log) as server:
             mine = kinds if guided else {"plain": None}
-            asyncio.run(_measure(server, 1, 2, None, 8))  # warm
+            for extra in mine.values():
+                asyncio.run(_measure(server, 1, 1, extra, 8))  # warm
+            print("ready", flush=True)
+            time.sleep(arguments.settle)
             for concurrency in arguments.concurrency:
-                requests = arguments.requests or 4 * concurrency
+                requests = max(4, arguments.rounds * concurrency)
                 measured: dict[str, list[dict[str, Any]]] = {kind: [] for kind in mine}
                 for _ in range(arguments.repeats):
                     for kind, extra in mine.items():
@@ -261,6 +264,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
                     row = {"server": "textguide" if guided else "vLLM", "requests": kind, "concurrency": concurrency}
                     rows.append({**row, **{name: round(value, 4) for name, value in middle.items()}})
                     print(rows[-1], flush=True)
+            print("measured", flush=True)
     return {**about(), "model": arguments.model, "tokens": arguments.tokens, "rows": rows, "ratios": _ratios(rows)}
 
 
