@@ -41,9 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=("soak", "speed"))
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument(
-        "--requests", type=int, help="soak: in all [2000]; speed: a measurement [4 times the concurrency]"
-    )
+    parser.add_argument("--requests", type=int, default=2000, help="soak: in all [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=4, help="speed: requests a client and measurement [%(default)s]")
+    parser.add_argument("--settle", type=float, default=0, help="speed: seconds of rest before measuring [0]")
     parser.add_argument(
         "--minutes", type=float, default=60, help="the longest that the requests may take [%(default)g]"
     )
