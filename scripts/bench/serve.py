@@ -245,11 +245,14 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         },
     }
     rows: list[dict[str, Any]] = []
+    skipped: dict[str, Any] = {}
     for guided in (False, True):
         with serving(arguments.model, *options, guided=guided, log=arguments.log) as server:
             mine = kinds if guided else {"plain": None}
             for extra in mine.values():
                 asyncio.run(_measure(server, 1, 1, extra, 8))  # warm
+            if guided:
+                skipped = asyncio.run(_skipped(server, kinds["guided, skipping"], arguments.tokens))
             print("ready", flush=True)
             time.sleep(arguments.settle)
             for concurrency in arguments.concurrency:
@@ -265,7 +268,31 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
                     rows.append({**row, **{name: round(value, 4) for name, value in middle.items()}})
                     print(rows[-1], flush=True)
             print("measured", flush=True)
-    return {**about(), "model": arguments.model, "tokens": arguments.tokens, "rows": rows, "ratios": _ratios(rows)}
+    measured_with = {"model": arguments.model, "tokens": arguments.tokens, "repeats": arguments.repeats}
+    measured_with |= {"rounds": arguments.rounds, "skip_threshold": arguments.skip_threshold, "skipping": skipped}
+    return {**about(), **measured_with, "rows": rows, "ratios": _ratios(rows)}
+
+
+async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
+    """How often the skipping setting skips, over eight of the prompts."""
+    import openai
+
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
+    body = {"ignore_eos": True, "vllm_xargs": extra}
+    answers = await asyncio.gather(
+        *(
+            client.completions.create(
+                model=server.model, prompt=PROMPT.format(n), max_tokens=tokens, temperature=0, extra_body=body
+            )
+            for n in range(8)
+        )
+    )
+    await client.close()
+    told = [answer.model_extra["kv_transfer_params"]["textguide"] for answer in answers]
+    return {
+        "share_of_steps_skipped": sum(one["skipped_steps"] for one in told) / (8 * tokens),
+        "mean_kl": sum(one.get("mean_kl", 0.0) for one in told) / 8,
+    }
 
 
 def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
