@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -244,33 +245,35 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             "guidance_skip_threshold": arguments.skip_threshold,
         },
     }
-    rows: list[dict[str, Any]] = []
-    skipped: dict[str, Any] = {}
-    for guided in (False, True):
-        with serving(arguments.model, *options, guided=guided, log=arguments.log) as server:
-            mine = kinds if guided else {"plain": None}
-            for extra in mine.values():
-                asyncio.run(_measure(server, 1, 1, extra, 8))  # warm
-            if guided:
-                skipped = asyncio.run(_skipped(server, kinds["guided, skipping"], arguments.tokens))
-            print("ready", flush=True)
-            time.sleep(arguments.settle)
+    contestants = [("vLLM", "plain"), *(("textguide", kind) for kind in kinds)]
+    measured: dict[tuple[int, str, str], list[dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        # Both servers stay up, and the one that is not asked rests: what else the machine does hits all alike.
+        logs = [None, None] if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in (0, 1)]
+        servers = {
+            "vLLM": stack.enter_context(serving(arguments.model, *options, guided=False, log=logs[0])),
+            "textguide": stack.enter_context(serving(arguments.model, *options, log=logs[1])),
+        }
+        for server, kind in contestants:
+            asyncio.run(_measure(servers[server], 1, 1, kinds[kind], 8))  # warm
+        skipped = asyncio.run(_skipped(servers["textguide"], kinds["guided, skipping"], arguments.tokens))
+        print("ready", flush=True)
+        time.sleep(arguments.settle)
+        for turn in range(arguments.repeats):
             for concurrency in arguments.concurrency:
-                requests = max(4, arguments.rounds * concurrency)
-                measured: dict[str, list[dict[str, Any]]] = {kind: [] for kind in mine}
-                for _ in range(arguments.repeats):
-                    for kind, extra in mine.items():
-                        one = asyncio.run(_measure(server, concurrency, requests, extra, arguments.tokens))
-                        measured[kind].append(one)
-                for kind, several in measured.items():
-                    middle = {name: statistics.median(one[name] for one in several) for name in several[0]}
-                    row = {"server": "textguide" if guided else "vLLM", "requests": kind, "concurrency": concurrency}
-                    rows.append({**row, **{name: round(value, 4) for name, value in middle.items()}})
-                    print(rows[-1], flush=True)
-            print("measured", flush=True)
+                requests = max(2, arguments.rounds * concurrency)
+                for server, kind in contestants:
+                    one = asyncio.run(_measure(servers[server], concurrency, requests, kinds[kind], arguments.tokens))
+                    measured.setdefault((concurrency, server, kind), []).append(one)
+            print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
+        print("measured", flush=True)
+    rows = []
+    for (concurrency, server, kind), several in measured.items():
+        middle = {name: round(statistics.median(one[name] for one in several), 4) for name in several[0]}
+        rows.append({"server": server, "requests": kind, "concurrency": concurrency, **middle})
     measured_with = {"model": arguments.model, "tokens": arguments.tokens, "repeats": arguments.repeats}
     measured_with |= {"rounds": arguments.rounds, "skip_threshold": arguments.skip_threshold, "skipping": skipped}
-    return {**about(), **measured_with, "rows": rows, "ratios": _ratios(rows)}
+    return {**about(), **measured_with, "rows": rows, "ratios": _ratios(measured)}
 
 
 async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
@@ -295,17 +298,22 @@ async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
     }
 
 
-def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Throughputs against the plain requests of the same server, and those against vLLM's own."""
-    by = {(row["server"], row["requests"], row["concurrency"]): row["tokens_a_second"] for row in rows}
+def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Medians, over turns, of throughput against the plain requests of the same turn and server; and of these against
+    vLLM's own. With the smallest and the largest of the turns."""
     ratios = []
-    for concurrency in sorted({row["concurrency"] for row in rows}):
-        base = by["textguide", "plain", concurrency]
-        ratio = {"concurrency": concurrency, "plain against vLLM": base / by["vLLM", "plain", concurrency]}
-        for server, kind, at in by:
-            if server == "textguide" and kind != "plain" and at == concurrency:
-                ratio[kind] = by[server, kind, at] / base
-        ratios.append({name: round(value, 3) for name, value in ratio.items()})
+    for concurrency in sorted({key[0] for key in measured}):
+        base = [one["tokens_a_second"] for one in measured[concurrency, "textguide", "plain"]]
+        row: dict[str, Any] = {"concurrency": concurrency}
+        for (at, server, kind), several in measured.items():
+            if at != concurrency or (server, kind) == ("textguide", "plain"):
+                continue
+            rates = [one["tokens_a_second"] for one in several]
+            pairs = zip(base, rates, strict=True) if server == "vLLM" else zip(rates, base, strict=True)
+            values = [top / bottom for top, bottom in pairs]
+            name = "plain against vLLM" if server == "vLLM" else kind
+            row[name] = [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
+        ratios.append(row)
     return ratios
 
 
