@@ -50,7 +50,7 @@ def main() -> None:
     )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=32, help="speed: tokens of an answer [%(default)s]")
-    parser.add_argument("--repeats", type=int, default=3, help="speed: measurements a row [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=5, help="speed: measurements a row [%(default)s]")
     parser.add_argument(
         "--skip-threshold", type=float, default=0.1, help="speed: nats of the skipping row [%(default)g]"
     )
