@@ -67,6 +67,8 @@ ELSEWHERE = {
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
+    "feynman-kac": "changes which texts are sampled as a whole, and needs particles: smc.md",
+    "eager": "gives several texts a prompt, from which something else chooses: methods/eager.md",
 }
 """Methods that have no row, and why."""
 
