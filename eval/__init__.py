@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .captioning import CaptioningOptions, run_captioning
     from .compare import RunComparison, compare_folders, compare_runs
     from .diffusion_lm import DiffusionLM
     from .folder import claim
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
 # fast.
 _HOMES = {
+    "CaptioningOptions": "captioning",
     "Comparison": "paired",
     "DiffusionLM": "diffusion_lm",
     "FolderInUseError": "journal",
@@ -67,6 +69,7 @@ _HOMES = {
     "measure": "measures",
     "paired_bootstrap": "statistics",
     "perplexity_interval": "statistics",
+    "run_captioning": "captioning",
     "run_sweep": "sweep",
     "select_scale": "statistics",
 }

@@ -93,21 +93,21 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
 
 
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Texts and lines take their looks when they are made, so the whole drawing happens within the style."""
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
+    def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
         require()
         import matplotlib
 
         with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return drawing
 
 
-@_styled
+@styled
 def draw_accuracy(run: RunResult) -> Figure | None:
     """Each task's primary metric against γ with intervals, one panel a task; None for a single setting.
 
@@ -158,7 +158,7 @@ def draw_accuracy(run: RunResult) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def draw_flips(run: RunResult, labels: Sequence[str] | None = None) -> Figure | None:
     """How many items went from wrong or right without guidance to wrong or right with it; a row a task.
 
@@ -207,7 +207,7 @@ def draw_flips(run: RunResult, labels: Sequence[str] | None = None) -> Figure | 
     return figure
 
 
-@_styled
+@styled
 def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
     """Accuracy against confidence in ``bins`` equal parts, one panel a task; None where confidences are not
     known.

@@ -95,6 +95,11 @@ class Drawing:
     measures: bool = False
     weigh: WeighedRow | None = None
     noise: Noise | None = field(default=None, repr=False)
+    is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Whether `choose` would return the scores as they are, and report nothing.
+        self.is_plain = self.weigh is None and self.request.draw == Draw(seed=self.request.draw.seed)
 
     def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
@@ -121,11 +126,6 @@ class Drawing:
             seen.logprobs = [float(logp[chosen]), *top.values.tolist()]
             seen.rank = int((logp > logp[chosen]).sum()) + 1
         return out[0]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether :meth:`choose` would return the scores as they are, and report nothing."""
-        return self.weigh is None and self.request.draw == Draw(seed=self.request.draw.seed)
 
     def _penalise(self, scores: Tensor) -> Tensor:
         draw = self.request.draw
@@ -168,25 +168,16 @@ def guide(
         for (_, _, member), position in zip(leaders, positions, strict=True)
     ]
     both = [n for n, (_, shadow, _) in enumerate(leaders) if shadow is not None and scales[n] != 1.0]
-    scores: dict[int, Tensor] = {}
-    if both:
-        rows = torch.tensor([leaders[n][0] for n in both], device=logits.device)
-        shadows = torch.tensor([leaders[n][1] for n in both], device=logits.device)
-        cond = logits[rows].float()
-        logp = log_softmax(torch.stack([cond, logits[shadows].float()]))
-        scale = torch.tensor([[scales[n]] for n in both], device=logits.device)
-        law = log_softmax(extrapolate(logp[0], logp[1], scale))
-        # As textguide.decode does it: moved back to where the conditional logits lie, for penalties.
-        guided = law + cond.logsumexp(-1, keepdim=True)
-        if any(leaders[n][2].payload.measures for n in both):
-            kls = kl_divergence(law, logp[0]).tolist()
-            changed = (law.argmax(-1) != logp[0].argmax(-1)).tolist()
-            for n, kl, moved in zip(both, kls, changed, strict=True):
-                seen[n].kl, seen[n].changed = kl, moved
-        for k, n in enumerate(both):
-            seen[n].guided = True
-            scores[n] = guided[k]
+    for n in both:
+        seen[n].guided = True
+    # Where the most likely token is all that is wanted, normalisers change nothing.
+    simple = [n for n in both if leaders[n][2].payload.is_plain and not leaders[n][2].payload.measures]
+    done = set(simple if _guide_unnormalised(logits, leaders, scales, simple) else [])
+    both = [n for n in both if n not in done]
+    scores = _guide_normalised(logits, leaders, scales, both, seen)
     for n, (row, shadow, member) in enumerate(leaders):
+        if n in done:
+            continue
         if not member.payload.is_plain:
             own = logits[row].float()
             scores[n] = member.payload.choose(scores.get(n, own), own, positions[n], seen[n])
@@ -195,6 +186,53 @@ def guide(
         if shadow is not None:
             logits[shadow] = logits[row]
     return seen
+
+
+def _rows(logits: Tensor, leaders: Sequence[tuple[int, int | None, Any]], chosen: Sequence[int]) -> tuple[Tensor, ...]:
+    """Rows of leaders and of shadows, for indexing."""
+    pairs = torch.tensor([leaders[n][:2] for n in chosen], device=logits.device)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _guide_unnormalised(
+    logits: Tensor, leaders: Sequence[tuple[int, int | None, Any]], scales: Sequence[float], chosen: Sequence[int]
+) -> bool:
+    """Combine logits as they are, in place; False, and nothing done, where one of them is −inf or not a number."""
+    if not chosen:
+        return True
+    rows, shadows = _rows(logits, leaders, chosen)
+    scale = torch.tensor([[scales[n]] for n in chosen], device=logits.device)
+    mixed = torch.lerp(logits[shadows].float(), logits[rows].float(), scale)
+    if not bool(mixed.sum().isfinite()):
+        return False
+    logits[rows] = mixed.to(logits.dtype)
+    logits[shadows] = mixed.to(logits.dtype)
+    return True
+
+
+def _guide_normalised(
+    logits: Tensor,
+    leaders: Sequence[tuple[int, int | None, Member[Drawing]]],
+    scales: Sequence[float],
+    chosen: Sequence[int],
+    seen: Sequence[Seen],
+) -> dict[int, Tensor]:
+    """The guided scores (V,) of each of ``chosen``, as ``textguide.decode`` computes them."""
+    if not chosen:
+        return {}
+    rows, shadows = _rows(logits, leaders, chosen)
+    cond = logits[rows].float()
+    logp = log_softmax(torch.stack([cond, logits[shadows].float()]))
+    scale = torch.tensor([[scales[n]] for n in chosen], device=logits.device)
+    law = log_softmax(extrapolate(logp[0], logp[1], scale))
+    if any(leaders[n][2].payload.measures for n in chosen):
+        kls = kl_divergence(law, logp[0]).tolist()
+        changed = (law.argmax(-1) != logp[0].argmax(-1)).tolist()
+        for n, kl, moved in zip(chosen, kls, changed, strict=True):
+            seen[n].kl, seen[n].changed = kl, moved
+    # Moved back to where the conditional logits lie, for penalties.
+    guided = law + cond.logsumexp(-1, keepdim=True)
+    return {n: guided[k] for k, n in enumerate(chosen)}
 
 
 def tell(sender: Any, leaders: Sequence[tuple[int, int | None, Member[Drawing]]], seen: Sequence[Seen]) -> None:

@@ -25,6 +25,7 @@ class Report:
         unguided: tokens drawn without: outside the window, at γ(s) = 1, or skipped.
         skipped: tokens that ``skip_threshold`` left without a shadow.
         discarded: tokens that one half wrote alone, and that were thrown away.
+        preemptions: how often the pair was sent back to the queue.
         kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
         changed: guided tokens whose most likely value was another one without guidance.
         calm: guided tokens in a row that stayed within ``skip_threshold``.
@@ -40,6 +41,7 @@ class Report:
     unguided: int = 0
     skipped: int = 0
     discarded: int = 0
+    preemptions: int = 0
     kl_sum: float = 0.0
     kl_max: float = 0.0
     changed: int = 0
@@ -99,6 +101,7 @@ class Report:
             "unguided_steps": self.unguided,
             "skipped_steps": self.skipped,
             "discarded_steps": self.discarded,
+            "preemptions": self.preemptions,
             "shadow_tokens": self.shadow_tokens,
         }
         if self.measures and self.guided:

@@ -55,6 +55,11 @@ class GuidedScheduler(Scheduler):
         if not isinstance(ours, dict) or request.request_id in self.requests:
             super().add_request(request)
             return
+        if request.prompt_token_ids is None or request.mm_features or request.resumable:
+            # Prompts as embeddings, with images, or in instalments; vLLM's way to end a request with an error.
+            self.grammar_compile_error_reqs.add(request.request_id)
+            super().add_request(request)
+            return
         asked = requests.Request.from_dict(ours)
         asked = dataclasses.replace(asked, draw=requests.Draw.of(params), horizon=request.max_tokens)
         state = Report(asked, self._prompt_of_shadow(request, asked))
@@ -324,7 +329,7 @@ class GuidedScheduler(Scheduler):
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may look at a waiting request in this step."""
         if not self._rewinds and self._is_seeded(request) and request.num_tokens > self.max_num_scheduled_tokens:
-            self.grammar_compile_error_reqs.add(request.request_id)  # vLLM's way to end it with an error
+            self.grammar_compile_error_reqs.add(request.request_id)
         if request.request_id in self.grammar_compile_error_reqs:
             return False
         if not super()._handle_blocked_waiting_request(request):
@@ -376,6 +381,7 @@ class GuidedScheduler(Scheduler):
         leader = self.requests.get(pair.leader)
         if leader is None:
             return
+        state.preemptions = leader.num_preemptions
         position = leader.num_output_tokens
         alone = pair.shadow is None and not state.wants_shadow(position)
         agree = len(wrote) == 2 and tokens[wrote[0]] == tokens[wrote[1]]

@@ -358,7 +358,7 @@ def prefill_prepared(
     else:
         positions = kwargs.pop("position_ids", None)
         # What comes with a row, such as an image, may differ where its ids do not.
-        copies = 1 if any(isinstance(value, Tensor) for value in kwargs.values()) else copies
+        copies = 1 if any(isinstance(value, (Tensor, Mapping)) for value in kwargs.values()) else copies
         first = slice(None, None, copies)
         mask = mask if mask is None else mask[first]
         positions = positions[first] if positions is not None and len(positions) == len(ids) else positions

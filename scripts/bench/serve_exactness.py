@@ -22,18 +22,18 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-# Engines: what differs from the common settings. 64 and 48 tokens a step chunk most prompts; 24 blocks of 32 tokens
-# hold fewer sequences than may run at once.
+# Engines: what differs from the common settings. 64 and 48 tokens a step chunk most prompts; 12 blocks of 32 tokens
+# hold two or three pairs of the eight that may run at once.
 ENGINES: dict[str, dict[str, Any]] = {
     "unchunked": {"max_num_batched_tokens": 2048, "enable_prefix_caching": False},
     "budget 64": {"max_num_batched_tokens": 64, "enable_prefix_caching": False},
     "budget 48, prefix caching": {"max_num_batched_tokens": 48, "enable_prefix_caching": True},
     "prefix caching": {"max_num_batched_tokens": 2048, "enable_prefix_caching": True},
-    "small cache": {"max_num_batched_tokens": 64, "enable_prefix_caching": False, "num_gpu_blocks_override": 24},
+    "small cache": {"max_num_batched_tokens": 64, "enable_prefix_caching": False, "num_gpu_blocks_override": 12},
     "small cache, prefix caching": {
         "max_num_batched_tokens": 96,
         "enable_prefix_caching": True,
-        "num_gpu_blocks_override": 24,
+        "num_gpu_blocks_override": 12,
     },
 }
 ARRIVALS = ("at once", "staggered", "aborts")
@@ -120,7 +120,7 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
     params = [SamplingParams(**spec.sampling()) for spec in specs]
     engine = llm.llm_engine
     answers: list[list[int] | None] = [None] * len(specs)
-    discarded = shadow_tokens = steps = 0
+    discarded = preempted = shadow_tokens = steps = 0
     left = list(range(len(specs)))
     running: set[int] = set()
     doomed = {n for n in left if arrival == "aborts" and draw.random() < 0.3}
@@ -141,6 +141,7 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
                 answers[number] = list(output.outputs[0].token_ids)
                 told = (output.kv_transfer_params or {}).get("textguide", {})
                 discarded += told.get("discarded_steps", 0)
+                preempted += told.get("preemptions", 0)
                 shadow_tokens += told.get("shadow_tokens", 0)
         steps += 1
         for number in sorted(running & doomed):
@@ -158,6 +159,7 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
         **told,
         "cache_in_use": after["cache_in_use"],
         "discarded_steps": discarded,
+        "guided_preemptions": preempted,
         "shadow_tokens": shadow_tokens,
         "aborted": len([n for n in doomed if answers[n] is None]),
     }

@@ -3,8 +3,8 @@
     python scripts/train/scenes.py --split test --count 500 --output /tmp/scenes
 
 writes PNG files and ``captions.json`` in the form of COCO's annotations. Captions come at five levels of detail, most
-of them short and vague, as people write them; some leave an object out, and a few are wrong. A scene belongs to one
-split, chosen by the hash of its content, so no scene of one split can turn up in another.
+of them short and vague, as people write them; some leave an object out, a few are wrong or nonsense. A scene belongs to
+one split, chosen by the hash of its content, so no scene of one split can turn up in another.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ COLUMNS, ROWS = ("left", "right"), ("top", "bottom")
 LEVELS = (0.30, 0.32, 0.20, 0.11, 0.07)
 """How often people mention: that there is something; shapes; colours; sizes and relations; places and background."""
 ERROR = 0.03
+NONSENSE = 0.02
+"""Share of captions that are nonsense: what someone said of another picture, with its words in disorder."""
 SPLITS = {"test": (0, 10), "validation": (10, 12), "dual": (12, 50), "train": (50, 100)}
 
 
@@ -162,6 +164,15 @@ def caption(scene: Scene, chance: random.Random, level: int | None = None) -> st
     return text
 
 
+def said(scene: Scene, chance: random.Random) -> str:
+    """A caption at any level, or nonsense."""
+    if chance.random() < NONSENSE:
+        words = caption(_draw_scene(chance), chance).split()
+        chance.shuffle(words)
+        return " ".join(words)
+    return caption(scene, chance)
+
+
 def _vague(scene: Scene, chance: random.Random) -> str:
     count = len(scene.things)
     if count == 1:
@@ -246,7 +257,7 @@ def write(split: str, count: int, seed: int, folder: Path, references: int = 5) 
         picture(scene, chance).save(folder / name, optimize=True)
         images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE, "scene": scene.key})
         for _ in range(references):
-            text = caption(scene, chance)
+            text = said(scene, chance)
             annotations.append({"id": len(annotations), "image_id": number, "caption": text})
     values = {"info": {"split": split, "seed": seed}, "images": images, "annotations": annotations}
     (folder / "captions.json").write_text(json.dumps(values, indent=1) + "\n")

@@ -58,10 +58,11 @@ def pixels(images: list[Any]) -> Tensor:
 
 
 def batch(
-    split: str, step: int, size: int, captions: int, levels: tuple[float, ...]
+    split: str, step: int, size: int, captions: int, levels: tuple[float, ...] | None = None
 ) -> tuple[Tensor, list[str], Tensor]:
     """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and what stands in
-    each of the four cells, (B, 3, 4): numbers of shape (0: nothing), colour and size (−100: nothing)."""
+    each of the four cells, (B, 3, 4): numbers of shape (0: nothing), colour and size (−100: nothing). Captions are as
+    people's where ``levels`` is None, else correct in form and at these levels of detail."""
     images, texts = [], []
     cells = torch.tensor([0, -100, -100])[None, :, None].repeat(size, 1, 4)
     names = (("", *scenes.SHAPES), tuple(scenes.COLOURS), tuple(scenes.SIZES))
@@ -71,8 +72,8 @@ def batch(
             values = (thing.shape, thing.colour, thing.size)
             found = [known.index(value) for known, value in zip(names, values, strict=True)]
             cells[row, :, 2 * thing.row + thing.column] = torch.tensor(found)
-        for level in chance.choices(range(len(levels)), levels, k=captions):
-            texts.append(scenes.caption(scene, chance, level))
+        for level in chance.choices(range(len(scenes.LEVELS)), levels, k=captions):
+            texts.append(scenes.said(scene, chance) if levels is None else scenes.caption(scene, chance, level))
     return pixels(images), texts, cells
 
 

@@ -77,7 +77,12 @@ def blip() -> tuple[Any, Any]:
         "max_position_embeddings": 64, "encoder_hidden_size": 32, "sep_token_id": EOS, "projection_dim": 16,
         "is_decoder": True,
     }  # fmt: skip
-    config = tf.BlipConfig(text_config=text, vision_config=_VISION, projection_dim=16, image_text_hidden_size=16)
+    config = tf.BlipConfig(
+        text_config=text,
+        vision_config={**_VISION, "initializer_range": 0.02},
+        projection_dim=16,
+        image_text_hidden_size=16,
+    )
     return tf.BlipForConditionalGeneration(config), tf.BlipProcessor(
         tf.BlipImageProcessorPil(size=_size()), tokenizer()
     )
@@ -205,3 +210,16 @@ def qwen_inputs(rows: tuple[int, ...]) -> dict[str, Any]:
         "input_ids": ids, "attention_mask": mask, "pixel_values": torch.cat(made),
         "image_grid_thw": torch.tensor([[1, 4, 4]] * len(rows)), "mm_token_type_ids": (ids == IMAGE).int(),
     }  # fmt: skip
+
+
+@cache
+def language_model() -> Any:
+    """A text-only model over the same tokens."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = tf.LlamaForCausalLM(tf.LlamaConfig(**_TEXT)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4.0)
+    return model

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from textguide import CFG, guided_decoding, reference_captioning
-from textguide.captioning import Captioning
+import textguide
+from textguide import CFG, LMGuidance, guided_decoding, reference_captioning
+from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
 
@@ -70,11 +71,13 @@ def conditions(name: str, row: int, kind: str) -> list[dict[str, Any]]:
     if kind == "noise":
         changed = noised(pixels[None])[0] if name == "qwen2_vl" else noised(pixels)
     else:
-        changed = torch.zeros_like(pixels) if kind == "blank" else other_pixels(name)
+        changed = families.blank(models.build(name)[0], pixels) if kind == "blank" else other_pixels(name)
     return [inputs, {**inputs, "pixel_values": changed}]
 
 
-def decode(name: str, guidance: Any, kind: Any = "blank", rows: tuple[int, ...] = (0, 1, 2), **options: Any) -> Any:
+def decode(
+    name: str, guidance: Any, kind: Any = "blank", rows: tuple[int, ...] = (0, 1, 2), new: int = NEW, **options: Any
+) -> Any:
     """Through ``model.generate(custom_generate=…)`` with everything that can be said."""
     model, processor = models.build(name)
     inputs = image_rows(name, rows)
@@ -83,7 +86,7 @@ def decode(name: str, guidance: Any, kind: Any = "blank", rows: tuple[int, ...] 
     decoding = guided_decoding(
         guidance, captioning=how, log_probs=True, warn=False, tokenizer=getattr(processor, "tokenizer", None), **options
     )
-    model.generate(**inputs, max_new_tokens=NEW, do_sample=False, custom_generate=decoding)
+    model.generate(**inputs, max_new_tokens=new, do_sample=False, custom_generate=decoding)
     return decoding.last
 
 
@@ -117,4 +120,145 @@ def test_equals_the_oracle_alone_and_in_a_batch(name: str, kind: str) -> None:
         alone = decode(name, guidance, kind, (row,))
         assert alone.sequences[0, -NEW:].tolist() == tokens
         torch.testing.assert_close(alone.log_probs[0], out.log_probs[row], atol=1e-3, rtol=1e-4)
-    assert len({tuple(text) for text in texts}) > 1
+    firsts = torch.stack([law[0] for law in laws])
+    assert (firsts[0] - firsts[1]).abs().max() > 1e-3  # what is seen matters
+
+
+def test_scale_one_is_bit_equal_to_plain_generate_in_one_pass(name: str) -> None:
+    model, _ = models.build(name)
+    inputs = image_rows(name)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
+    with Count(model) as plain_calls:
+        plain = model.generate(**inputs, **options, output_scores=True)
+    for guidance in (None, CFG(1.0)):
+        with Count(model) as calls:
+            guided = model.generate(**inputs, **options, output_scores=True, custom_generate=guided_decoding(guidance))
+        assert torch.equal(plain.sequences, guided.sequences)
+        assert all(torch.equal(a, b) for a, b in zip(plain.scores, guided.scores, strict=True))
+        assert calls == plain_calls
+
+
+def test_the_vision_encoder_runs_once_an_image_and_one_pass_a_step(name: str) -> None:
+    with Count(models.build(name)[0]) as calls:
+        decode(name, CFG(2.0), "blank")
+    # Three images (for Qwen2-VL their patches), and one or three blank ones where prompts differ; nothing later on.
+    seen = sum(calls.images)
+    per_image = 16 if name == "qwen2_vl" else 1
+    assert seen == (6 if name in PROMPTED else 4) * per_image
+    assert calls.steps[-(NEW - 1) :] == [6] * (NEW - 1)
+
+
+def test_from_inside_generate_blank_is_the_same(name: str) -> None:
+    model, _ = models.build(name)
+    inputs = image_rows(name)
+    how = Captioning(captioner=model) if name in ("blip", "blip_2") else None
+    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+    if name in ("idefics3", "smolvlm", "qwen2_vl"):
+        with pytest.raises(ValueError, match=r"pass captioning=Captioning\(inputs=inputs\)"):
+            model.generate(**inputs, **options, custom_generate=guided_decoding(CFG(2.5)))
+        how = Captioning(inputs=inputs)
+    out = model.generate(**inputs, **options, custom_generate=guided_decoding(CFG(2.5), captioning=how))
+    assert out[:, -NEW:].tolist() == decode(name, CFG(2.5)).sequences[:, -NEW:].tolist()
+    if name == "blip":
+        with pytest.raises(ValueError, match="inner part of a captioner"):
+            model.generate(**inputs, **options, custom_generate=guided_decoding(CFG(2.5)))
+
+
+def test_caption_and_generate_give_the_same(name: str) -> None:
+    model, processor = models.build(name)
+    if processor is None:
+        pytest.skip("the processor of Qwen2-VL needs torchvision for its videos")
+    texts = [f"{Encoder(model, processor).placeholder} {text}" for text in PROMPTS] if name in PROMPTED else None
+    images = [models.picture(row) for row in range(3)]
+    out = textguide.caption(model, processor, images, CFG(2.5), prompts=texts, max_new_tokens=NEW)
+    expected = decode(name, CFG(2.5)).sequences[:, -NEW:].tolist()
+    assert out.new_tokens == expected
+    batched = textguide.caption(model, processor, images, CFG(2.5), prompts=texts, max_new_tokens=NEW, batch_size=2)
+    assert batched.new_tokens == expected
+    seen = textguide.caption(
+        model, processor, images, CFG(2.5), prompts=texts, max_new_tokens=NEW, unconditional=models.picture(9)
+    )
+    assert seen.new_tokens != expected
+    if texts is not None:
+        through = textguide.generate(model, processor, texts, CFG(2.5), images=images, max_new_tokens=NEW)
+        assert through.new_tokens == expected
+    several = textguide.caption(
+        model, processor, images, CFG(2.5), prompts=texts, max_new_tokens=NEW, num_return_sequences=2, do_sample=True,
+        seed=0,
+    )  # fmt: skip
+    assert len(several.texts) == 6
+
+
+def test_skipping_sleeps_and_wakes_with_images(name: str) -> None:
+    exact = decode(name, CFG(1.5), new=16)
+    same = decode(name, CFG(1.5, skip_threshold=0.0), new=16)
+    assert same.sequences.tolist() == exact.sequences.tolist()
+    assert decode(name, CFG(1.5, skip_threshold=1e9), new=16).effect.skipped_passes > 0
+
+
+def test_language_model_guidance_equals_the_oracle(name: str) -> None:
+    model, _ = models.build(name)
+    words = models.tokenizer()
+    language_model = models.language_model()
+    guidance = LMGuidance(alpha=2.0, prompt=[33, 35, 8, 30, 8])
+    inputs = image_rows(name)
+    how = Captioning(captioner=model, inputs=inputs, language_model=(language_model, words))
+    decoding = guided_decoding(guidance, captioning=how, log_probs=True, warn=False, tokenizer=words)
+    laws: list[torch.Tensor] = []
+    decoding.observer = lambda view: laws.append(view.guided)
+    model.generate(**inputs, max_new_tokens=NEW, do_sample=False, custom_generate=decoding)
+    size = model.config.get_text_config(decoder=True).vocab_size
+    tokens = VocabularyMap.between(words, size, words, models.VOCAB)
+    index = tokens.index.tolist()
+    assert index[models.NEWLINE] == -1
+    assert tokens.ends == (models.EOS, models.NEWLINE)
+
+    def text(written: Any) -> Any:
+        return reference_captioning.text_log_probs(
+            language_model, list(guidance.prompt), written, index, models.EOS, tokens.ends
+        )
+
+    for row in range(3):
+        found, expected = reference_captioning.generate(model, conditions(name, row, "blank"), guidance, NEW, text)
+        assert decoding.last is not None
+        assert decoding.last.sequences[row, -NEW:].tolist() == found
+        got = torch.stack([law[row] for law in laws]).double()
+        torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4)
+
+
+class Count:
+    """Counts what a captioner's parts are called with while it is entered."""
+
+    def __init__(self, model: Any) -> None:
+        self.images: list[int] = []
+        self.steps: list[int] = []
+        inner = {"blip": "text_decoder", "blip-2": "language_model"}.get(model.config.model_type)
+        self.decoder = model if inner is None else getattr(model, inner)
+        core = getattr(model, "git", getattr(model, "model", model))
+        names = ("encoder", "image_encoder", "vision_model", "vision_tower", "visual")
+        holder = model if hasattr(model, "vision_model") or families.is_vision_encoder_decoder(model) else core
+        self.vision = next(
+            getattr(holder, name) for name in names[:: 1 if holder is model else -1] if hasattr(holder, name)
+        )
+
+    def __enter__(self) -> Count:
+        def seen(_: Any, args: Any, kwargs: Any) -> None:
+            pixels = next((kwargs[k] for k in ("pixel_values", "hidden_states") if k in kwargs), None)
+            self.images.append(len(args[0] if pixels is None else pixels))
+
+        def step(_: Any, args: Any, kwargs: Any) -> None:
+            ids = kwargs.get("decoder_input_ids", kwargs.get("input_ids"))
+            self.steps.append(len(kwargs["inputs_embeds"] if ids is None else ids))
+
+        self.hooks = [
+            self.vision.register_forward_pre_hook(seen, with_kwargs=True),
+            self.decoder.register_forward_pre_hook(step, with_kwargs=True),
+        ]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Count) and (self.images, self.steps) == (other.images, other.steps)

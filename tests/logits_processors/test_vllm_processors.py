@@ -199,9 +199,14 @@ def test_both_processors_follow_an_engine(seed):
     assert alone > STEPS / 20
 
 
+def same_law(ours, theirs):
+    """Logits that differ by a constant make the same law, and scores with one token of finite value the same token."""
+    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
 def check(order, out, laws, wanted):
     for request, row in zip(order, out, strict=True):
         if request.name in wanted:
-            torch.testing.assert_close(row, wanted[request.name], rtol=1e-5, atol=1e-5)
+            same_law(row, wanted[request.name])
         else:
             assert torch.equal(row, laws[request.name])

@@ -87,7 +87,7 @@ class Simulation:
         self.wasted = 0
 
     def add(
-        self, name: str, prompt: int, tokens: int, guidance: CFG | None, negative: int | None, seeded: bool
+        self, name: str, prompt: int, tokens: int, guidance: CFG | None, negative: int | None, seeded: bool, **more: Any
     ) -> None:
         """A request with prompts of these lengths."""
         params = SamplingParams(
@@ -105,7 +105,7 @@ class Simulation:
         if seeded and guidance is None:
             self.seeded.add(name)
         self.answers[name] = []
-        self.scheduler.add_request(Request(name, ids, params, None, block_hasher=self.hasher))
+        self.scheduler.add_request(Request(name, ids, params, None, block_hasher=self.hasher, **more))
 
     def abort(self, name: str) -> None:
         """The client went away."""

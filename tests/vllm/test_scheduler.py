@@ -62,3 +62,38 @@ def test_ten_thousand_moves(folder, name, seed):
         assert simulation.wasted == 0
     finally:
         simulation.scheduler.shutdown()
+
+
+def test_what_cannot_be_guided_ends_with_an_error(folder):
+    simulation = Simulation(folder, **SETTINGS["roomy"])
+    try:
+        simulation.add("in instalments", 5, 6, CFG(1.5), None, False, resumable=True)
+        simulation.add("fine", 5, 6, CFG(1.5), None, False)
+        for _ in range(20):
+            simulation.step()
+            if not simulation.scheduler.requests:
+                break
+        assert simulation.finished["in instalments"].finish_reason.name == "ERROR"
+        assert simulation.answers["in instalments"] == []
+        assert len(simulation.answers["fine"]) == 6
+        simulation.check_nothing_left()
+    finally:
+        simulation.scheduler.shutdown()
+
+
+def test_a_prefix_cache_can_be_reset_under_load(folder):
+    simulation = Simulation(folder, **SETTINGS["caching"])
+    try:
+        for number in range(12):
+            simulation.add(f"r{number}", 9, 12, CFG(1.5) if number % 2 else None, 5, False)
+        for turn in range(200):
+            simulation.step()
+            if turn in (3, 8):
+                assert simulation.scheduler.reset_prefix_cache(reset_running_requests=True)
+            if not simulation.scheduler.requests:
+                break
+        simulation.check_answers()
+        simulation.check_nothing_left()
+        assert simulation.wasted == 0
+    finally:
+        simulation.scheduler.shutdown()

@@ -34,7 +34,7 @@ class Captioning:
         captioner: the model on which ``generate`` was called, needed where it hands over to an inner one (BLIP and
             BLIP-2).
         inputs: what ``generate`` was called with; default: what can be seen of it from inside, which suffices for
-            ``"blank"`` everywhere.
+            ``"blank"`` and ``"text"`` where all images have one size.
         language_model: a text-only model with its tokenizer, for :class:`textguide.LMGuidance`.
         encode: makes ``inputs`` of images, for an ``unconditional`` image that is not pixels yet.
     """
@@ -144,7 +144,9 @@ def prepared(entry: Any, inputs: Mapping[str, Any]) -> tuple[Any, Tensor, dict[s
 
 def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:
     """Whether a run of ``generate`` reads images."""
-    return families.is_vision_encoder_decoder(model) or any(name.startswith("pixel_values") for name in model_kwargs)
+    encoded = bool((model_kwargs.get("mm_encoder_outputs") or {}).get("image"))
+    seen = any(model_kwargs.get(name) is not None for name in ("pixel_values", "encoder_hidden_states"))
+    return encoded or seen or families.is_vision_encoder_decoder(model)
 
 
 def sources(
@@ -192,6 +194,11 @@ class _Run:
     def source(self, branch: Branch, tokenizer: Any) -> branches.Rows | Source:
         if branch.model == LANGUAGE_MODEL:
             return self._text_model(branch, tokenizer)
+        if branch.edit is not None or branch.view is not None:
+            raise ValueError(
+                "a guidance that edits its prompt or runs a part of the model does not work with images; use CFG, or "
+                "LMGuidance"
+            )
         if branch.system is not None:
             raise ValueError("negative_system does not work with images; give negative_prompt, or unconditional")
         if branch.prompt is not None:
@@ -204,7 +211,7 @@ class _Run:
             rows = [families.without_image_tokens(self.captioner, tokenizer, row) for row in self._unpadded()]
             return self._without_image(rows, "unconditional='text'")
         if isinstance(kind, str) and kind == "blank":
-            blank = {k: torch.zeros_like(v) if k == "pixel_values" else v for k, v in self.inputs.items()}
+            blank = {**self.inputs, "pixel_values": families.blank(self.captioner, self.inputs["pixel_values"])}
             return ImageSource(self._entry(branch), *families.distinct(blank, self.rows))
         return ImageSource(self._entry(branch), *self._other(kind))
 

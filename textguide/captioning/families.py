@@ -18,6 +18,8 @@ IMAGE_TOKENS = (
 """Configuration fields that name tokens which stand for an image or stand around it."""
 AROUND = ("<fake_token_around_image>", "<global-img>", "<|vision_start|>", "<|vision_end|>", "<start_of_image>")
 """Tokens around images that configurations do not name."""
+ONE_SIZE = ("git", "llava", "paligemma")
+"""Kinds of models with placeholders (or none) whose images all have the size that the configuration names."""
 _DERIVED = ("position_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "inputs_embeds")
 
 
@@ -40,14 +42,20 @@ def inputs_from_inside(captioner: Any, ids: Tensor, model_kwargs: Mapping[str, A
     """
     kind = captioner.config.model_type
     if is_vision_encoder_decoder(captioner):
-        return {"pixel_values": _blank(captioner.encoder, len(ids), ids), "decoder_input_ids": ids}
+        return {
+            "pixel_values": _blank(captioner.encoder.config, len(ids), ids, captioner.dtype),
+            "decoder_input_ids": ids,
+        }
     if kind == "blip":
         # Its generate drops the last id and replaces the first.
         longer = torch.cat([ids, ids[:, -1:]], dim=1)
-        return {"pixel_values": _blank(captioner.vision_model, len(ids), ids), "input_ids": longer}
+        return {
+            "pixel_values": _blank(captioner.vision_model.config, len(ids), ids, captioner.dtype),
+            "input_ids": longer,
+        }
     if kind in ("blip-2", "instructblip"):
         return {
-            "pixel_values": _blank(captioner.vision_model, len(ids), ids),
+            "pixel_values": _blank(captioner.vision_model.config, len(ids), ids, captioner.dtype),
             "input_ids": ids,
             "attention_mask": model_kwargs.get("attention_mask"),
         }
@@ -57,7 +65,21 @@ def inputs_from_inside(captioner: Any, ids: Tensor, model_kwargs: Mapping[str, A
             "captioning=Captioning(captioner=model) with the whole of it"
         )
     given = {k: v for k, v in model_kwargs.items() if isinstance(v, Tensor) and k not in _DERIVED}
+    if "pixel_values" not in given:  # transformers has encoded them already
+        if kind not in ONE_SIZE:
+            raise ValueError(
+                f"{type(captioner).__name__} does not pass the size of its images on to its decoding loop; pass "
+                "captioning=Captioning(inputs=inputs) with what generate is called with"
+            )
+        given["pixel_values"] = _blank(captioner.config.vision_config, len(ids), ids, captioner.dtype)
     return {"input_ids": ids, "attention_mask": model_kwargs.get("attention_mask"), **given}
+
+
+def blank(captioner: Any, pixels: Tensor) -> Tensor:
+    """Pixels of the mean colour: 0; the smallest number above it for Idefics3 and SmolVLM, which drop images of 0."""
+    if captioner.config.model_type in ("idefics2", "idefics3", "smolvlm"):
+        return torch.full_like(pixels, torch.finfo(pixels.dtype).tiny)
+    return torch.zeros_like(pixels)
 
 
 def text_entry(captioner: Any, name: str) -> tuple[Any, bool]:
@@ -129,12 +151,10 @@ def distinct(inputs: Mapping[str, Any], rows: int) -> tuple[dict[str, Any], list
     }, owners
 
 
-def _blank(encoder: Any, rows: int, like: Tensor) -> Tensor:
-    config = encoder.config
+def _blank(config: Any, rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
-    shape = (rows, getattr(config, "num_channels", 3), height, width)
-    return torch.zeros(shape, dtype=next(encoder.parameters()).dtype, device=like.device)
+    return torch.zeros(rows, getattr(config, "num_channels", 3), height, width, dtype=dtype, device=like.device)
 
 
 def placeholder(model: Any, processor: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,7 +179,9 @@ class Encoder:
         side = getattr(self.tokenizer, "padding_side", None)
         try:
             self.tokenizer.padding_side = "left"
-            encoded = self.processor(**arguments)
+            with warnings.catch_warnings():  # of transformers about numpy
+                warnings.simplefilter("ignore", DeprecationWarning)
+                encoded = self.processor(**arguments)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"processor ({type(self.processor).__name__}) does not take these images and prompts "

@@ -37,10 +37,11 @@ def read_image(image: Any, name: str = "image") -> Any:
     opened: Any = image
     if isinstance(image, (str, Path)):
         try:
-            opened = pillow.open(image)
-            if opened.width * opened.height > LARGEST:
-                raise ValueError(f"{opened.width}×{opened.height} pixels are too many; scale it down")
-            opened.load()
+            with pillow.open(image) as file:
+                if file.width * file.height > LARGEST:
+                    raise ValueError(f"{file.width}×{file.height} pixels are too many; scale it down")
+                file.load()
+                opened = file.copy()
         except (OSError, ValueError, SyntaxError, *pillow.bombs) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise ValueError(f"{name}={str(image)!r} cannot be read as an image ({reason})") from error

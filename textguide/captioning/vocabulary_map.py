@@ -21,7 +21,7 @@ class VocabularyMap:
     Args:
         index: id in the text-only model for every id of the captioner, long (V,); −1 where there is none.
         end: the captioner's end token.
-        ends: ids of the text-only model whose probability goes to ``end``: its own end tokens and the newline.
+        ends: ids of the text-only model whose probability goes to ``end``: its end tokens, and blanks with a newline.
         end_input: what the text-only model reads where the captioner wrote its end token.
     """
 
@@ -54,11 +54,10 @@ class VocabularyMap:
                 f"only {mapped} of the captioner's {len(known)} tokens are tokens of the text-only model "
                 f"({mapped / max(1, len(known)):.0%}; {least:.0%} are needed); use a model whose tokenizer is nearer"
             )
-        newline = place.get(b"\n")
+        newlines = {token for token, text in enumerate(theirs.tokens) if b"\n" in text and not text.strip()}
         end = min(own.ends)
-        if newline is not None:
-            index = [-1 if target == newline else target for target in index]
-        ends = tuple(sorted({*theirs.ends, *([] if newline is None else [newline])}))
+        index = [-1 if target in newlines else target for target in index]
+        ends = tuple(sorted(theirs.ends | newlines))
         return cls(torch.tensor(index), end, ends, min(theirs.ends))
 
     def inputs(self, ids: Tensor) -> Tensor:

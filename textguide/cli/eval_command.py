@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import options
+from . import captioning_options, options
 
 
 def add(commands: Any) -> None:
@@ -71,6 +71,7 @@ def add(commands: Any) -> None:
         help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…; of vLLM: its LLM's",
     )
     group.add_argument("--json", action="store_true", help="print results as JSON")
+    captioning_options.add(parser)
     options.add_model(parser)
     parser.set_defaults(run=run)
     add_compare(parser)
@@ -92,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.tasks:
         raise ValueError("--tasks is missing; name some, such as --tasks lambada_mini, or see --list")
     settings = _settings(arguments)
+    if captioning_options.TASK in arguments.tasks.split(","):
+        return _report(captioning_options.run(arguments, settings), arguments)
     try:
         from ..eval import SweepOptions, run_sweep
     except ImportError as error:
@@ -106,6 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
         model_args=_model_args(arguments),
         command=shlex.join(["textguide", *sys.argv[1:]]),
     )
+    return _report(result, arguments)
+
+
+def _report(result: Any, arguments: argparse.Namespace) -> int:
     if result is None:
         return 0
     if arguments.json:
