@@ -63,12 +63,13 @@ ELSEWHERE = {
     "contrastive": "needs a smaller model with the same tokens, and none is bundled",
     "dexperts": "needs two tuned models with the same tokens, and none is bundled",
     "proxy-tuning": "needs a small model before and after its tuning, and none is bundled",
+    "corrsynth": "looks at texts that are written together, and scores none",
     "formula": "contains the others",
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
-    "feynman-kac": "changes which texts are sampled as a whole, and needs particles: smc.md",
-    "eager": "gives several texts a prompt, from which something else chooses: methods/eager.md",
+    "feynman-kac": "weighs whole texts, of which the tasks take one",
+    "eager": "spends texts where the model is unsure, and the tasks take one",
 }
 """Methods that have no row, and why."""
 

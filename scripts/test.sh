@@ -8,7 +8,13 @@ if [ -z "${TEXTGUIDE_DATA:-}" ] && [ -d ../shared/data ]; then
   export TEXTGUIDE_DATA
 fi
 bash scripts/lint.sh
-"$PYTHON" -m pytest "$@"
+# A process a core with one thread each: two processes with two threads each are several times slower.
+workers=0
+if [ $# -eq 0 ]; then
+  workers=$(( $(nproc) < 4 ? $(nproc) : 4 ))
+  export OMP_NUM_THREADS=1
+fi
+"$PYTHON" -m pytest -n "$workers" --dist loadscope "$@"
 # vLLM pins other versions of what it shares with us, so it lives in an environment of its own.
 if [ $# -eq 0 ] && [ "${TEXTGUIDE_VLLM:-1}" != 0 ]; then
   if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

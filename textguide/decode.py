@@ -290,16 +290,18 @@ class _Loop:
             self.worst_slept = self.naps.measure(law.woken, self.index, last_is_current=True)
         if self.naps.reads_kl:
             self.naps.remember(self.index, law, alive)
-        if law.extra is None:
+        step = Step.at(self.index, self.horizon, alive, len(self.unfinished))
+        if law.extra is None and (self.guidance.branches or not self.guidance.active(step)):
             self.naps.count(self.index, self._live)
             return None, cond, None
-        logp = log_softmax(torch.cat([cond[None] if law.awake is None else cond[law.awake][None], law.extra.float()]))
-        guided = self.guidance.combine(logp, Step.at(self.index, self.horizon))
+        laws = [cond[None] if law.awake is None or law.extra is None else cond[law.awake][None]]
+        logp = log_softmax(torch.cat(laws if law.extra is None else [*laws, law.extra.float()]))
+        guided = self.guidance.combine(logp, step)
         if self.reweighter is None:
             self.kl = self.meter.add(guided, logp[0], self._weights(guided.shape[0]))
         else:  # measured when the candidates have been weighed too
             self.kl = kl_divergence(log_softmax(guided), logp[0])
-        if law.awake is None:
+        if law.awake is None or law.extra is None:
             self._guided_samples = list(alive)
             return logp[0], guided, logp[1:]
         resting = self.passes.sleepers()

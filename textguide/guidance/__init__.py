@@ -17,6 +17,7 @@ from .cfg import CFG, scale_from_weight, weight_from_scale
 from .composed import Composed, as_guidance, split, with_scale
 from .context_aware import ContextAware
 from .contrastive import ContrastiveDecoding
+from .corrsynth import CorrSynth
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
 from .dynamic import DynamicCFG
@@ -51,6 +52,7 @@ __all__ = [
     "ContextAware",
     "Contrast",
     "ContrastiveDecoding",
+    "CorrSynth",
     "DExperts",
     "DoLa",
     "DynamicCFG",

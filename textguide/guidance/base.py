@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,14 +64,20 @@ class Step:
     Args:
         progress: position in the generated text, 0 for its first token and 1 for the last one that the limit allows;
             a float, or a tensor (B, 1) where the rows stand at different places.
+        rows: which rows of the batch these are, in order, for guidances that look across rows; None where texts
+            are not written together.
+        batch: how many rows the batch had at first.
     """
 
     progress: float | Tensor = 0.0
+    rows: tuple[int, ...] | None = None
+    batch: int = 0
 
     @classmethod
-    def at(cls, index: int, horizon: int) -> Step:
+    def at(cls, index: int, horizon: int, rows: Sequence[int] | None = None, batch: int = 0) -> Step:
         """The step that writes token ``index`` (from 0) of at most ``horizon`` tokens."""
-        return cls(min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0)
+        progress = min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0
+        return cls(progress, None if rows is None else tuple(rows), batch)
 
 
 @dataclass(frozen=True)

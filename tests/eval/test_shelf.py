@@ -1,0 +1,84 @@
+"""The shelf's table: halves, differences, what is left out, and that no method is forgotten."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from textguide.eval import shelf
+from textguide.eval.measures import measure
+from textguide.eval.results import RunResult, TaskResult, as_guidances
+from textguide.guidance import Guidance
+from textguide.guidance.spec import label as label_of
+
+N = 40
+
+
+def test_every_method_has_settings_or_a_reason() -> None:
+    known = set(shelf.SETTINGS) | set(shelf.ELSEWHERE)
+    assert known == {name for name, method in Guidance.registry.items() if hasattr(method, "about")}
+    for name, settings in shelf.SETTINGS.items():
+        assert all(setting.name == name for setting in settings)
+        assert len({label_of(setting) for setting in settings}) == len(settings)
+
+
+def values(task: str, label: str) -> Any:
+    """Items whose first half likes ``apg 2`` best and whose second half has it right everywhere."""
+    rng = np.random.default_rng(zlib.crc32(f"{task} {label}".encode()))
+    if label == "apg 2":
+        return np.ones(N)
+    return (rng.random(N) < (0.5 if label == "plain" else 0.3)).astype(float)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    def run_sweep(tasks: Sequence[str], settings: Sequence[Any], **_: Any) -> RunResult:
+        found = []
+        for task in tasks:
+            for setting in settings:
+                metrics = [metric for name, metric in shelf.COLUMNS if name == task]
+                items = {metric: values(task, label_of(setting)) for metric in metrics}
+                measured = {metric: measure(column, kind="mean") for metric, column in items.items()}
+                found.append(TaskResult(task, label_of(setting), None, measured, items))
+        labelled = [(label_of(setting), setting) for setting in settings]
+        return RunResult(found, as_guidances(labelled), versions={"textguide": "0"})
+
+    monkeypatch.setattr(shelf, "run_sweep", run_sweep)
+    monkeypatch.setattr(shelf, "_costs", lambda chosen, _: dict.fromkeys(["plain", *chosen], shelf.Cost(0.01, 1.5)))
+    shelf.run_shelf(output=tmp_path, methods=["cfg", "apg", "caif"], command="textguide eval --suite shelf")
+    found: dict[str, Any] = json.loads((tmp_path / "shelf.json").read_text())
+    found["folder"] = tmp_path
+    return found
+
+
+def test_the_first_half_chooses_and_the_second_reports(table: dict[str, Any]) -> None:
+    cell = table["methods"]["apg"]["piqa/acc,none"]
+    assert cell["setting"] == "apg 2"
+    assert cell["value"]["mean"] == 1.0
+    plain = values("piqa", "plain")[N // 2 :].mean()
+    assert table["plain"]["piqa/acc,none"]["mean"] == pytest.approx(plain)
+    assert cell["difference"] == pytest.approx(1 - plain)
+    assert cell["low"] < cell["difference"] < cell["high"]
+    assert cell["p_holm"] < 0.05
+
+
+def test_methods_that_ask_a_classifier_are_sampled_only(table: dict[str, Any]) -> None:
+    assert set(table["methods"]["caif"]) == {"continuations/positive,none", "continuations/distinct_2,none"}
+    text = (table["folder"] / "shelf.md").read_text()
+    assert "| caif" in text
+    assert "–" in text
+    assert "contrastive" in text
+    assert (table["folder"] / "shelf.png").stat().st_size > 1000
+
+
+def test_unknown_and_left_out_methods_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'contrastive' has no place in the suite; it needs a smaller model"):
+        shelf.run_shelf(output=tmp_path, methods=["contrastive"])
+    with pytest.raises(ValueError, match="use one of cfg"):
+        shelf.run_shelf(output=tmp_path, methods=["nonsense"])

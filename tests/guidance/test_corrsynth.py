@@ -1,0 +1,77 @@
+"""CorrSynth: rows that move away from each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import textguide
+from tests.architectures import Tokenizer, build
+from textguide import reference
+from textguide.guidance import CFG, CorrSynth, Step
+
+from .shelf import mixed
+
+PROMPTS = [[5, 9, 33, 7], [11, 4, 52], [30, 31, 5, 6, 44], [8, 12, 3]]
+
+
+def written_together(prompts: list[list[int]], guidance: CorrSynth, new: int, end: int | None) -> list[list[int]]:
+    """The plainest reading: all texts of the groups token by token, each with the laws of the others."""
+    model = build("llama")
+    texts: list[list[int]] = [[] for _ in prompts]
+    for index in range(new):
+        open_ = [row for row, text in enumerate(texts) if end is None or end not in text]
+        laws = {row: reference.next_log_probs(model, prompts[row] + texts[row]) for row in open_}
+        scale = reference.cfg_scale(guidance, index / (new - 1))
+        for row in open_:
+            others = [laws[j] for j in open_ if j // guidance.group == row // guidance.group and j != row]
+            law = laws[row]
+            if others:
+                law = mixed(law, [sum(column) / len(others) for column in zip(*others, strict=True)], scale)
+            texts[row].append(max(range(len(law)), key=law.__getitem__))
+    return texts
+
+
+@pytest.mark.parametrize("group", [2, 4])
+@pytest.mark.parametrize("end", [None, "early"])
+def test_equals_its_oracle(group: int, end: str | None) -> None:
+    guidance = CorrSynth(2.0, group=group, schedule="linear")
+    free = written_together(PROMPTS, guidance, 8, None)
+    stop = free[0][2] if end else None
+    expected = written_together(PROMPTS, guidance, 8, stop)
+    out = textguide.generate(build("llama"), Tokenizer(), PROMPTS, guidance, max_new_tokens=8, eos_token_id=stop)
+    assert out.new_tokens == expected
+    plain = textguide.generate(build("llama"), Tokenizer(), PROMPTS, max_new_tokens=8)
+    assert out.new_tokens != plain.new_tokens
+
+
+def test_no_extra_row_is_run() -> None:
+    model = build("llama")
+    rows: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    textguide.generate(model, Tokenizer(), PROMPTS, CorrSynth(1.5), max_new_tokens=4)
+    hook.remove()
+    assert rows == [4] * 4
+
+
+def test_two_rows_are_each_others_negatives() -> None:
+    logp = torch.randn(1, 2, 30, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    logp[0, 0, 3] = logp[0, 1, 4] = -float("inf")
+    guided = CorrSynth(1.7).combine(logp, Step(rows=(0, 1), batch=2))
+    pairs = torch.stack([logp[0], logp[0].flip(0)])
+    torch.testing.assert_close(guided, CFG(1.7).combine(pairs, Step()))
+
+
+def test_gamma_one_is_plain() -> None:
+    assert CorrSynth(1.0).is_neutral
+
+
+def test_what_cannot_work_is_named() -> None:
+    with pytest.raises(ValueError, match="group=1"):
+        CorrSynth(group=1)
+    with pytest.raises(ValueError, match="group=3 and a batch of 4 prompts"):
+        textguide.generate(build("llama"), Tokenizer(), PROMPTS, CorrSynth(2.0, group=3), max_new_tokens=2)
+    with pytest.raises(ValueError, match="cannot score a text"):
+        textguide.score(build("llama"), Tokenizer(), PROMPTS, PROMPTS, CorrSynth(2.0))
