@@ -226,3 +226,16 @@ def test_speculation_writes_the_same_text(run: Run, loaded: Any) -> None:
     assert "guesses accepted" in outcome.err
     outcome = run("generate", "hello", *NEW, "--speculation", "recycling", "--json")
     assert records(outcome.out)[0]["speculation"]["passes"] > 0
+
+
+def test_forks_and_corrected_guidance(run: Run) -> None:
+    outcome = run("generate", "hello", *NEW, "--guidance", "eager:entropy_threshold=0.1,max_branches=3", "--json")
+    assert outcome.code == 0, outcome.err
+    texts = records(outcome.out)
+    assert 1 < len(texts) <= 3
+    assert "forked_from" not in texts[0]
+    assert texts[1]["forked_from"][0] == 0
+    guidance = "cfg:scale=1.5 + feynman-kac:particles=3"
+    outcome = run("generate", "hello", *NEW, "--guidance", guidance, "--seed", "0", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [record["population"] for record in records(outcome.out)] == [0, 0, 0]
