@@ -73,8 +73,8 @@ def test_every_guidance_option_arrives(run: Run) -> None:
     assert outcome.code == 0, outcome.err
     guidance = Guidance.from_dict(records(outcome.out)[0]["guidance"])
     assert guidance == CFG(
-        3.0, None, "dull", "clamp-linear:0.5", start=0.1, stop=0.9, min_scale=0.5, max_scale=4.0,
-        skip_threshold=0.25,
+        3.0, negative_system="dull", schedule="clamp-linear:0.5", start=0.1, stop=0.9, min_scale=0.5,
+        max_scale=4.0, skip_threshold=0.25,
     )  # fmt: skip
 
 
