@@ -1,14 +1,16 @@
 """How captions compare with those of people: BLEU, ROUGE-L and CIDEr through pycocoevalcap, and how varied they are.
 
-METEOR and SPICE need Java: :func:`java_metrics` runs them where it is installed, and :data:`NEEDS_JAVA` names them.
+METEOR and SPICE need Java and large files: :func:`java_metrics` runs them where both are there, and :data:`NEEDS_JAVA`
+names them.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,22 +120,31 @@ def reference_scores(captions: Sequence[str], references: Sequence[Sequence[str]
 
 
 def java_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Array]:
-    """METEOR and SPICE a caption where Java is there; else nothing."""
-    if shutil.which("java") is None:
-        return {}
-    from pycocoevalcap.meteor.meteor import Meteor
-    from pycocoevalcap.spice.spice import Spice
+    """METEOR and SPICE a caption, where Java and the files that each of them needs are there; nothing is downloaded."""
+    import pycocoevalcap
 
+    home = Path(pycocoevalcap.__path__[0])
     said = {i: [" ".join(tokenize(text))] for i, text in enumerate(captions)}
     wanted = {i: [" ".join(tokenize(text)) for text in row] for i, row in enumerate(references)}
     found: dict[str, Array] = {}
-    runs: tuple[tuple[str, Any, Callable[[Any], float]], ...] = (
-        ("meteor", Meteor, float),
-        ("spice", Spice, lambda score: float(score["All"]["f"])),
-    )
-    for name, kind, number in runs:
-        _, scores = kind().compute_score(wanted, said)
-        found[name] = np.array([number(score) for score in scores])
+    if shutil.which("java") is None or any(not row[0] for row in said.values()):
+        return found  # an empty caption breaks METEOR's protocol
+    if (home / "meteor" / "meteor-1.5.jar").is_file() and (home / "meteor" / "data" / "paraphrase-en.gz").is_file():
+        from pycocoevalcap.meteor.meteor import Meteor
+
+        scorer = Meteor()
+        found["meteor"] = np.array(scorer.compute_score(wanted, said)[1], dtype=np.float64)
+        process = scorer.meteor_p
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    if list((home / "spice" / "lib").glob("stanford-corenlp-*-models.jar")):
+        from pycocoevalcap.spice.spice import Spice
+
+        scores = Spice().compute_score(wanted, said)[1]
+        found["spice"] = np.array([float(score["All"]["f"]) for score in scores])
     return found
 
 

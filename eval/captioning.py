@@ -40,6 +40,7 @@ class CaptioningOptions:
         seed: of sampling and the bootstrap.
         generation: more options of transformers' generate, such as a temperature.
         contact_sheet: pictures shown in ``captions.html``; 0 writes none.
+        java: compute METEOR and SPICE where Java and their files are there.
     """
 
     unconditional: str = "blank"
@@ -50,6 +51,7 @@ class CaptioningOptions:
     seed: int = 0
     generation: Mapping[str, Any] | None = None
     contact_sheet: int = 24
+    java: bool = True
 
 
 def run_captioning(
@@ -105,7 +107,7 @@ def run_captioning(
     spoken = None if eyes is None else [eyes.texts(row) for row in people]
     for label, setting in zip(labels, settings, strict=True):
         texts = captions[label]
-        metrics, items = reference_metrics(texts, people, options.seed)
+        metrics, items = reference_metrics(texts, people, options.seed, options.java)
         if eyes is not None and shown is not None and spoken is not None:
             judged, judged_items = _judged(eyes, shown, spoken, texts, options.seed)
             metrics, items = {**metrics, **judged}, {**items, **judged_items}
@@ -117,7 +119,7 @@ def run_captioning(
         notes.append("No judge was given (--judge), so there is no CLIPScore and no retrieval.")
     missing = [name for name in caption_metrics.NEEDS_JAVA if f"{name.lower()},none" not in results[0].metrics]
     if missing:
-        notes.append(f"{' and '.join(missing)} need Java and were left out.")
+        notes.append(f"Left out, for they need Java and files of their own: {', '.join(missing)}.")
     notes.append(f"The branch without an image saw: {options.unconditional}.")
     versions, machine = environment()
     result = RunResult(
@@ -146,12 +148,13 @@ def run_captioning(
 
 
 def reference_metrics(
-    captions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0
+    captions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0, java: bool = False
 ) -> tuple[dict[str, MetricValue], dict[str, Any]]:
     """Everything that needs no judge: the metrics, CIDEr first, and one number a picture where there is one."""
     scores = caption_metrics.reference_scores(captions, references)
     items = {"cider,none": scores.cider, "rouge_l,none": scores.rouge_l, "words,none": scores.length}
-    items |= {f"{name},none": values for name, values in caption_metrics.java_metrics(captions, references).items()}
+    judged = caption_metrics.java_metrics(captions, references) if java else {}
+    items |= {f"{name},none": values for name, values in judged.items()}
     metrics = {name: measure(values, seed=seed) for name, values in items.items()}
     count = len(captions)
     chance = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -41,15 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=("soak", "speed"))
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument(
-        "--requests", type=int, help="soak: in all [2000]; speed: a measurement [4 times the concurrency]"
-    )
+    parser.add_argument("--requests", type=int, default=2000, help="soak: in all [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=4, help="speed: requests a client and measurement [%(default)s]")
+    parser.add_argument("--settle", type=float, default=0, help="speed: seconds of rest before measuring [0]")
     parser.add_argument(
         "--minutes", type=float, default=60, help="the longest that the requests may take [%(default)g]"
     )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=32, help="speed: tokens of an answer [%(default)s]")
-    parser.add_argument("--repeats", type=int, default=3, help="speed: measurements a row [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=5, help="speed: measurements a row [%(default)s]")
     parser.add_argument(
         "--skip-threshold", type=float, default=0.1, help="speed: nats of the skipping row [%(default)g]"
     )
@@ -113,7 +114,7 @@ async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any],
 
     draw = random.Random(arguments.seed)
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
-    total = arguments.requests or 2000
+    total = arguments.requests
     counts: Counter[str] = Counter()
     different: list[dict[str, Any]] = []
     memory: list[float] = []
@@ -244,37 +245,75 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             "guidance_skip_threshold": arguments.skip_threshold,
         },
     }
-    rows: list[dict[str, Any]] = []
-    for guided in (False, True):
-        with serving(arguments.model, *options, guided=guided, log=arguments.log) as server:
-            mine = kinds if guided else {"plain": None}
-            asyncio.run(_measure(server, 1, 2, None, 8))  # warm
+    contestants = [("vLLM", "plain"), *(("textguide", kind) for kind in kinds)]
+    measured: dict[tuple[int, str, str], list[dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        # Both servers stay up, and the one that is not asked rests: what else the machine does hits all alike.
+        logs = [None, None] if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in (0, 1)]
+        servers = {
+            "vLLM": stack.enter_context(serving(arguments.model, *options, guided=False, log=logs[0])),
+            "textguide": stack.enter_context(serving(arguments.model, *options, log=logs[1])),
+        }
+        for server, kind in contestants:
+            asyncio.run(_measure(servers[server], 1, 1, kinds[kind], 8))  # warm
+        skipped = asyncio.run(_skipped(servers["textguide"], kinds["guided, skipping"], arguments.tokens))
+        print("ready", flush=True)
+        time.sleep(arguments.settle)
+        for turn in range(arguments.repeats):
             for concurrency in arguments.concurrency:
-                requests = arguments.requests or 4 * concurrency
-                measured: dict[str, list[dict[str, Any]]] = {kind: [] for kind in mine}
-                for _ in range(arguments.repeats):
-                    for kind, extra in mine.items():
-                        one = asyncio.run(_measure(server, concurrency, requests, extra, arguments.tokens))
-                        measured[kind].append(one)
-                for kind, several in measured.items():
-                    middle = {name: statistics.median(one[name] for one in several) for name in several[0]}
-                    row = {"server": "textguide" if guided else "vLLM", "requests": kind, "concurrency": concurrency}
-                    rows.append({**row, **{name: round(value, 4) for name, value in middle.items()}})
-                    print(rows[-1], flush=True)
-    return {**about(), "model": arguments.model, "tokens": arguments.tokens, "rows": rows, "ratios": _ratios(rows)}
+                requests = max(2, arguments.rounds * concurrency)
+                for server, kind in contestants:
+                    one = asyncio.run(_measure(servers[server], concurrency, requests, kinds[kind], arguments.tokens))
+                    measured.setdefault((concurrency, server, kind), []).append(one)
+            print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
+        print("measured", flush=True)
+    rows = []
+    for (concurrency, server, kind), several in measured.items():
+        middle = {name: round(statistics.median(one[name] for one in several), 4) for name in several[0]}
+        rows.append({"server": server, "requests": kind, "concurrency": concurrency, **middle})
+    measured_with = {"model": arguments.model, "tokens": arguments.tokens, "repeats": arguments.repeats}
+    measured_with |= {"rounds": arguments.rounds, "skip_threshold": arguments.skip_threshold, "skipping": skipped}
+    return {**about(), **measured_with, "rows": rows, "ratios": _ratios(measured)}
 
 
-def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Throughputs against the plain requests of the same server, and those against vLLM's own."""
-    by = {(row["server"], row["requests"], row["concurrency"]): row["tokens_a_second"] for row in rows}
+async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
+    """How often the skipping setting skips, over eight of the prompts."""
+    import openai
+
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
+    body = {"ignore_eos": True, "vllm_xargs": extra}
+    answers = await asyncio.gather(
+        *(
+            client.completions.create(
+                model=server.model, prompt=PROMPT.format(n), max_tokens=tokens, temperature=0, extra_body=body
+            )
+            for n in range(8)
+        )
+    )
+    await client.close()
+    told = [answer.model_extra["kv_transfer_params"]["textguide"] for answer in answers]
+    return {
+        "share_of_steps_skipped": sum(one["skipped_steps"] for one in told) / (8 * tokens),
+        "mean_kl": sum(one.get("mean_kl", 0.0) for one in told) / 8,
+    }
+
+
+def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Medians, over turns, of throughput against the plain requests of the same turn and server; and of these against
+    vLLM's own. With the smallest and the largest of the turns."""
     ratios = []
-    for concurrency in sorted({row["concurrency"] for row in rows}):
-        base = by["textguide", "plain", concurrency]
-        ratio = {"concurrency": concurrency, "plain against vLLM": base / by["vLLM", "plain", concurrency]}
-        for server, kind, at in by:
-            if server == "textguide" and kind != "plain" and at == concurrency:
-                ratio[kind] = by[server, kind, at] / base
-        ratios.append({name: round(value, 3) for name, value in ratio.items()})
+    for concurrency in sorted({key[0] for key in measured}):
+        base = [one["tokens_a_second"] for one in measured[concurrency, "textguide", "plain"]]
+        row: dict[str, Any] = {"concurrency": concurrency}
+        for (at, server, kind), several in measured.items():
+            if at != concurrency or (server, kind) == ("textguide", "plain"):
+                continue
+            rates = [one["tokens_a_second"] for one in several]
+            pairs = zip(base, rates, strict=True) if server == "vLLM" else zip(rates, base, strict=True)
+            values = [top / bottom for top, bottom in pairs]
+            name = "plain against vLLM" if server == "vLLM" else kind
+            row[name] = [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
+        ratios.append(row)
     return ratios
 
 

@@ -70,8 +70,9 @@ def serving(model: str, *options: str, guided: bool = True, log: Path | None = N
     if guided:
         command = [sys.executable, "-W", "ignore", "-m", "textguide.cli", "serve", model]
     else:
-        command = [sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.cli.main", "serve", resolve(model)]
-        command += ["--served-model-name", model]
+        # `vllm serve` looks for a package called vllm, and the build for CPUs is called otherwise.
+        entry = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", entry, "--model", resolve(model), "--served-model-name", model]
     command += [*COMMON, "--port", str(port), *options]
     environment = {
         **os.environ,

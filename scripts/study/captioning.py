@@ -24,8 +24,8 @@ from textguide import CFG, LMGuidance, captioning
 from textguide.captioning import VocabularyMap
 from textguide.eval import CaptioningOptions, caption_data, run_captioning
 
-SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
-ALPHAS = (1.0, 2.0, 5.0, 8.0)
+SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+ALPHAS = {"coco": (1.0, 2.0, 5.0, 8.0), "drawn": (2.0, 5.0)}
 SHOWN = 20
 
 
@@ -84,14 +84,15 @@ def main() -> None:
     size = language_model.config.vocab_size
     model, processor = with_tokenizer(model, processor, tokenizer, size)
     after = textguide.caption(model, processor, [p.path for p in pictures[:32]], CFG(2.0)).texts
-    assert before == after, "the captioner says something else with the other tokenizer"
+    if before != after:
+        raise SystemExit("the captioner says something else with the other tokenizer")
 
     coco = [row["captions"][0].strip() for row in json.loads(arguments.coco.read_text())[:SHOWN]]
     drawn = _drawn_captions()
     settings: list[Any] = [CFG(scale) for scale in SCALES]
-    for captions in (coco, drawn):
+    for name, captions in (("coco", coco), ("drawn", drawn)):
         prompt = "".join(f"{caption}\n" for caption in captions)
-        settings += [LMGuidance(alpha=alpha, prompt=prompt) for alpha in ALPHAS]
+        settings += [LMGuidance(alpha=alpha, prompt=prompt) for alpha in ALPHAS[name]]
     run_captioning(
         arguments.data,
         settings,
@@ -100,7 +101,7 @@ def main() -> None:
         judge=captioning.load("drawn-scenes-dual"),
         language_model=(language_model, tokenizer),
         output=arguments.output,
-        options=CaptioningOptions(batch_size=50, limit=arguments.limit),
+        options=CaptioningOptions(batch_size=100, limit=arguments.limit),
         names={"model": "drawn-scenes", "judge": "drawn-scenes-dual", "language_model": "smollm2"},
         command=f"python scripts/study/captioning.py {_command()}",
     )

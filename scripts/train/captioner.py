@@ -79,7 +79,7 @@ def processor() -> TrOCRProcessor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--captions", type=int, default=4, help="a scene; half of them are learned without the image")
     parser.add_argument("--rate", type=float, default=1e-3)

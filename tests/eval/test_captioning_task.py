@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def test_tokens_are_those_of_the_treebank() -> None:
     assert caption_metrics.tokenize(text) == expected.split()
     assert caption_metrics.tokenize("Un café, 1,000 pièces") == ["un", "café", "1,000", "pièces"]
     assert caption_metrics.tokenize("...") == []
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_meteor_where_java_is_there() -> None:
+    captions, references = ["a red dog runs", "a cat"], [["a red dog runs fast"], ["the cow sat", "two cows"]]
+    scores = caption_metrics.java_metrics(captions, references)
+    assert scores["meteor"][0] > 0.4 > scores["meteor"][1]
+    assert caption_metrics.java_metrics([""], [["a"]]) == {}
 
 
 def test_variety() -> None:
@@ -134,14 +143,14 @@ def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path:
     model, processor = captioning.load("drawn-scenes")
     judge = captioning.load("drawn-scenes-dual")
     settings = [CFG(1.0), CFG(2.0)]
-    options = CaptioningOptions(batch_size=4, contact_sheet=3)
+    options = CaptioningOptions(batch_size=4, contact_sheet=3, java=False)
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     arguments: dict[str, Any] = {"judge": judge, "output": tmp_path / "run", "options": options}
     result = run_captioning(folder, settings, model, processor, **arguments)
     first = len(calls)
     assert any(note.startswith("Left out: test-00003.png") and "cannot be read" in note for note in result.notes)
-    assert any("METEOR and SPICE need Java" in note for note in result.notes)
+    assert any("need Java and files of their own: METEOR, SPICE" in note for note in result.notes)
     found = result.get("captioning", "cfg 2")
     assert found is not None
     assert found.primary == "cider,none"
@@ -164,7 +173,10 @@ def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path:
         run_captioning(folder, [CFG(3.0)], model, processor, **arguments)
 
 
-def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caption_metrics, "java_metrics", lambda *_: {})
     arguments = ["eval", "--tasks", "captioning", "--data", str(folder), "--scales", "1,3", "--limit", "3"]
     assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
