@@ -163,7 +163,8 @@ class GuidedDecoding:
     ) -> list[branches.Rows | Source]:
         size = ids.shape[0]
         if self.captioning is not None or sees_images(model, model_kwargs):
-            return sources(guidance, self.captioning or Captioning(), model, ids, model_kwargs, self.tokenizer)
+            how = self.captioning or Captioning()
+            return sources(guidance, how, model, ids, model_kwargs, self.tokenizer, self.models)
         if self.branch_prompts is not None:
             return [branches.expand(rows, size) for rows in self.branch_prompts]
         cond: branches.Rows = [[] for _ in range(size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from textguide import CFG, LMGuidance, guided_decoding, reference_captioning
 from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
+from textguide.guidance import Guidance, Step
 
 from . import models
 
@@ -224,6 +226,52 @@ def test_language_model_guidance_equals_the_oracle(name: str) -> None:
         assert decoding.last.sequences[row, -NEW:].tolist() == found
         got = torch.stack([law[row] for law in laws]).double()
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4)
+
+
+OTHERS = [Guidance.registry[name] for name in ("annealed", "apg", "beta-cfg", "contrastive", "dynamic", "nag")]
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: method.name)
+@pytest.mark.parametrize("name", ["vision_encoder_decoder", "llava"])
+def test_other_guidances_act_on_what_is_seen(name: str, method: Any) -> None:
+    model, _ = models.build(name)
+    guidance = method()
+    # A second captioner: the same one with weights of its own where the guidance runs another model.
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.8)
+    named = {branch.model: other for branch in guidance.branches if branch.model}
+    out = decode(name, guidance, models=named)
+    for row in range(3):
+        seen, blank = conditions(name, row, "blank")
+        written: list[int] = []
+        for step in range(NEW):
+            laws = [reference_captioning.next_log_probs(model, seen, written)]
+            for branch in guidance.branches:
+                owner, inputs = (other, seen) if branch.model else (model, blank)
+                laws.append(reference_captioning.next_log_probs(owner, inputs, written))
+            law = guidance.combine(torch.tensor(laws)[:, None], Step.at(step, NEW))[0]
+            written.append(int(law.argmax()))
+        assert out.sequences[row, -NEW:].tolist() == written
+
+
+def test_what_does_not_work_with_images_is_refused() -> None:
+    for method in ("dola", "s2", "token-perturbation"):
+        with pytest.raises(ValueError, match="does not work with images"):
+            decode("vision_encoder_decoder", Guidance.registry[method]())
+    model, _ = models.build("vision_encoder_decoder")
+    inputs = image_rows("vision_encoder_decoder")
+    for how, message in (
+        (Captioning("noise"), "'noise' needs the pixels, which this model's generate does not pass on"),
+        (Captioning(torch.zeros(1, 3, 8, 8)), r"shape \(1, 3, 8, 8\); this run has \(3, 3, 32, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**inputs, max_new_tokens=3, custom_generate=guided_decoding(CFG(2.0), captioning=how))
+    with pytest.raises(ValueError, match="must be one of blank, text, noise, or pixel values"):
+        Captioning("grey")
+    with pytest.raises(ValueError, match="needs a text-only model"):
+        decode("vision_encoder_decoder", LMGuidance())
 
 
 class Count:

@@ -36,7 +36,8 @@ def test_the_wheel_carries_the_tasks(tmp_path: Path) -> None:
     held = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tasks").rglob("*.yaml")} <= held
     assert {"tasks/data/lambada_mini.jsonl", "tasks/data/README.md"} <= held
-    carried = [path for path in (ROOT / "textguide" / "classifiers" / "data").rglob("*") if path.is_file()]
+    folders = (ROOT / "textguide" / "classifiers" / "data", ROOT / "textguide" / "captioning" / "models")
+    carried = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert {path.relative_to(ROOT / "textguide").as_posix() for path in carried} <= held
 
     code = (

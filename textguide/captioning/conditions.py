@@ -156,6 +156,7 @@ def sources(
     ids: Tensor,
     model_kwargs: Mapping[str, Any],
     tokenizer: Any,
+    models: Mapping[str, Any] | None = None,
 ) -> list[branches.Rows | Source]:
     """What each extra branch of ``guidance`` reads.
 
@@ -164,6 +165,7 @@ def sources(
         ids: what it begins with, (B, L).
         model_kwargs: what ``generate`` prepared for it.
         tokenizer: of the captioner.
+        models: further captioners by the name that branches use; they see the same pixels.
 
     Raises:
         ValueError: a branch cannot be made of this model; the message says what would work.
@@ -173,7 +175,9 @@ def sources(
     inputs = dict(captioning.inputs or {}) or families.inputs_from_inside(captioner, ids, model_kwargs)
     inputs = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
     rows = families.rows_of(inputs) if known else ids.shape[0]
-    run = _Run(captioning, captioner, model, inputs, ids[:: max(1, ids.shape[0] // rows)], model_kwargs, known)
+    run = _Run(
+        captioning, captioner, model, inputs, ids[:: max(1, ids.shape[0] // rows)], model_kwargs, known, models or {}
+    )
     return [run.source(branch, tokenizer) for branch in guidance.branches]
 
 
@@ -186,6 +190,7 @@ class _Run:
     ids: Tensor
     model_kwargs: Mapping[str, Any]
     known: bool
+    models: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
@@ -216,9 +221,7 @@ class _Run:
         return ImageSource(self._entry(branch), *self._other(kind))
 
     def _entry(self, branch: Branch) -> Any:
-        if branch.model != SELF:
-            raise ValueError(f"branch model {branch.model!r} cannot see the images of another captioner")
-        return self.captioner
+        return self.captioner if branch.model == SELF else self.models[branch.model]
 
     def _other(self, kind: Any) -> tuple[Inputs, list[int]]:
         everyone = list(range(self.rows))
