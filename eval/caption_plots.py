@@ -14,6 +14,7 @@ from textguide.files import write_text
 
 from . import plots
 from .caption_data import Picture
+from .folder import REPORT
 from .results import RunResult
 
 SHEET = "captions.html"
@@ -23,6 +24,24 @@ _STYLE = (
     "border-bottom:1px solid #ddd}img{width:128px;image-rendering:pixelated;border-radius:4px}"
     "dt{color:#777;float:left;clear:left;min-width:9rem}dd{margin:0 0 .15rem 9.5rem}.people{color:#777;font-size:13px}"
 )
+
+
+def illustrate(
+    run: RunResult,
+    folder: Path,
+    pictures: Sequence[Picture],
+    images: Mapping[str, Any],
+    captions: Mapping[str, Sequence[str]],
+    most: int,
+) -> None:
+    """Put the trade's plot and the sheet of pictures (of at most ``most``; 0: none) into ``folder`` and its report."""
+    lines = [f"![CIDEr against R@1]({name})" for name in save_trade(run, folder)]
+    if most:
+        write_contact_sheet(folder, pictures, images, captions, most)
+        lines.append(f"Pictures with their captions: [{SHEET}]({SHEET}).")
+    report = folder / REPORT
+    if lines:
+        write_text(report, report.read_text(encoding="utf-8") + "\n" + "\n\n".join(lines) + "\n")
 
 
 def save_trade(run: RunResult, folder: Path) -> list[str]:

@@ -141,9 +141,7 @@ def run_captioning(
             for picture, text in zip(pictures, captions[label], strict=True)
         ]
         result.write(output, samples=samples)
-        caption_plots.save_trade(result, output)
-        if options.contact_sheet:
-            caption_plots.write_contact_sheet(output, pictures, images, captions, options.contact_sheet)
+        caption_plots.illustrate(result, output, pictures, images, captions, options.contact_sheet)
     return result
 
 

@@ -101,7 +101,7 @@ def main() -> None:
         judge=captioning.load("drawn-scenes-dual"),
         language_model=(language_model, tokenizer),
         output=arguments.output,
-        options=CaptioningOptions(batch_size=100, limit=arguments.limit),
+        options=CaptioningOptions(batch_size=100, limit=arguments.limit, java=False),
         names={"model": "drawn-scenes", "judge": "drawn-scenes-dual", "language_model": "smollm2"},
         command=f"python scripts/study/captioning.py {_command()}",
     )
