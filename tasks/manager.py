@@ -185,7 +185,7 @@ def _with_repeats(name: str, manager: TaskManager, repeats: int) -> dict[str, An
         if repeats > 1:
             # The paper's settings for many samples; greedy decoding would give one program over and over.
             config["generation_kwargs"] |= {"do_sample": True, "temperature": 0.2, "top_p": 0.95}
-    else:
+    elif any(step["function"] == "majority_vote" for found in config["filter_list"] for step in found["filter"]):
         first = config["filter_list"][0]
         steps = [step for step in first["filter"] if step["function"] != "take_first"]
         vote = [*steps, {"function": "majority_vote"}, {"function": "take_first"}]

@@ -143,3 +143,11 @@ def test_the_filter_of_open_ended_self_consistency() -> None:
     assert get_filter("most_consistent") is filters.MostConsistent
     answers = [["a b c", "a b d", "x"], ["only"]]
     assert filters.MostConsistent().apply(answers, []) == [["a b c"], ["only"]]
+
+
+def test_repeats_keep_a_filter_that_is_no_vote(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    specs, _ = tasks.resolve(["continuations_consistent"], tmp_path, 3)
+    assert isinstance(specs[0], dict)
+    assert specs[0]["repeats"] == 3
+    assert [found["name"] for found in specs[0]["filter_list"]] == ["score-first", "most-consistent"]
