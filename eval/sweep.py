@@ -21,6 +21,7 @@ from .guided_lm import GuidedLM
 from .journal import Journal
 from .machine import environment
 from .measures import MetricValue, measure
+from .priors import METRIC, prior_matched
 from .results import RunResult, TaskResult, as_guidances
 
 # Metrics whose value is no mean over items, and how it is made from them.
@@ -206,7 +207,15 @@ def _task_result(
             float(raw[key]), stderr if isinstance(stderr, float) else None, len(samples), higher
         )
     first = next(iter(rows.values()))
+    extra: dict[str, Any] = {}
     effect = lm.effect(number)
+    if effect is not None:
+        extra["effect"] = effect.to_dict()
+    matched = prior_matched(first) if "acc,none" in items else None
+    if matched is not None:
+        items[f"{METRIC},none"] = matched.right
+        metrics[f"{METRIC},none"] = measure(matched.right)
+        extra["prior"] = {"before": matched.prior, "log_weights": matched.weights}
     return TaskResult(
         task=name,
         label=label,
@@ -217,7 +226,7 @@ def _task_result(
         item_ids=_ids(first),
         confidences=_confidences(first),
         raw=raw,
-        extra={} if effect is None else {"effect": effect.to_dict()},
+        extra=extra,
     )
 
 

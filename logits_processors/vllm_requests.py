@@ -213,10 +213,13 @@ def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
         raise ValueError("caif_target is missing; name the class to steer towards")
     try:
         caif = CAIF(classifier=limits.classifier, **given)
-        if hasattr(limits.classifier, "index"):
-            limits.classifier.index(caif.target)
     except ValueError as error:
         raise ValueError(_in_the_clients_words(str(error), CAIF_ARGUMENTS)) from None
+    if hasattr(limits.classifier, "index"):
+        try:
+            limits.classifier.index(caif.target)
+        except ValueError as error:
+            raise ValueError(f"caif_target={_brief(caif.target)}: {error}") from None
     return None if caif.is_neutral else caif
 
 

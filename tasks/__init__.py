@@ -18,6 +18,7 @@ file                                                        tasks
 ``llm-foundry/reading_comprehension__boolq.jsonl``          ``boolq``
 ``llm-foundry/language_understanding__winogrande.jsonl``    ``winogrande``
 ``llm-foundry/world_knowledge__triviaqa_sm_sub.jsonl``      ``triviaqa``
+``prompts/unique_prompts.json``                             ``continuations``, ``continuations_consistent``
 ``gsm8k/test.jsonl``                                        ``gsm8k_cot``, ``gsm8k_cot_self_consistency``
 ``humaneval/HumanEval.jsonl.gz``                            ``humaneval``
 ``gpqa/gpqa_diamond_protected.zip``                         the ``gpqa_diamond_`` tasks
@@ -74,7 +75,8 @@ def resolve(
         tasks: task names, or one string with commas between them.
         data: the folder of the local files; by default the one that TEXTGUIDE_DATA names.
         repeats: how many answers to draw for each question of the tasks that draw several: the votes of
-            ``gsm8k_cot_self_consistency`` (64 by default), the programs of ``humaneval`` (1 by default).
+            ``gsm8k_cot_self_consistency`` (64 by default), the samples of ``continuations_consistent`` (8 by
+            default), the programs of ``humaneval`` (1 by default).
 
     Returns:
         A pair ``(tasks, task_manager)``: pass both to ``simple_evaluate``.

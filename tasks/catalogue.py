@@ -13,7 +13,7 @@ ALWAYS_FOLDER = Path(__file__).parent / "always"
 LOCAL_FOLDER = Path(__file__).parent / "local"
 
 # Tasks that draw several answers to a question: the ones that `repeats=` is for.
-REPEATED_TASKS = ("gsm8k_cot_self_consistency", "humaneval")
+REPEATED_TASKS = ("continuations_consistent", "gsm8k_cot_self_consistency", "humaneval")
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import lm_eval.tasks
 import yaml
 
-from . import catalogue
+from . import catalogue, filters  # noqa: F401  (the filters register themselves)
 
 Spec = str | dict[str, Any]
 
@@ -167,8 +167,8 @@ def _repeated(wanted: Sequence[str], manager: TaskManager, repeats: int) -> list
         raise ValueError(f"repeats={repeats!r} must be a whole number of at least 1")
     if not set(wanted) & set(catalogue.REPEATED_TASKS):
         raise ValueError(
-            f"repeats={repeats!r} is for {' and '.join(catalogue.REPEATED_TASKS)}, and "
-            f"tasks={','.join(wanted)!r} names neither; leave repeats unset"
+            f"repeats={repeats!r} is for {', '.join(catalogue.REPEATED_TASKS)}, and "
+            f"tasks={','.join(wanted)!r} names none of them; leave repeats unset"
         )
     return [_with_repeats(name, manager, repeats) if name in catalogue.REPEATED_TASKS else name for name in wanted]
 
@@ -185,7 +185,7 @@ def _with_repeats(name: str, manager: TaskManager, repeats: int) -> dict[str, An
         if repeats > 1:
             # The paper's settings for many samples; greedy decoding would give one program over and over.
             config["generation_kwargs"] |= {"do_sample": True, "temperature": 0.2, "top_p": 0.95}
-    else:
+    elif any(step["function"] == "majority_vote" for found in config["filter_list"] for step in found["filter"]):
         first = config["filter_list"][0]
         steps = [step for step in first["filter"] if step["function"] != "take_first"]
         vote = [*steps, {"function": "majority_vote"}, {"function": "take_first"}]

@@ -54,3 +54,16 @@ def test_guidance_changes_the_text_and_scale_one_does_not(smollm2: tuple[Any, An
     assert other.new_tokens[0] != plain.tolist()
     assert other.effect.mean_kl > 0.01
     assert other.texts[0].isascii()
+
+
+@pytest.mark.parametrize("draft", ["prompt-lookup", "recycling"])
+def test_speculation_writes_the_same_text_in_fewer_passes(smollm2: tuple[Any, Any], draft: str) -> None:
+    model, tokenizer = smollm2
+    prompt = "Monday: open 9 to 5. Tuesday: open 9 to 5. Wednesday:"
+    for sampling in ({}, {"temperature": 0.3, "seed": 0}):
+        plain = textguide.generate(model, tokenizer, prompt, CFG(1.5), max_new_tokens=24, **sampling)
+        fast = textguide.generate(model, tokenizer, prompt, CFG(1.5), max_new_tokens=24, speculation=draft, **sampling)
+        assert fast.new_tokens == plain.new_tokens
+        torch.testing.assert_close(fast.log_probs, plain.log_probs, atol=1e-3, rtol=1e-3)
+        assert fast.speculation is not None
+        assert fast.speculation.passes < 20

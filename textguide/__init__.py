@@ -62,7 +62,7 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance", "selection")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -73,8 +73,8 @@ def test_every_guidance_option_arrives(run: Run) -> None:
     assert outcome.code == 0, outcome.err
     guidance = Guidance.from_dict(records(outcome.out)[0]["guidance"])
     assert guidance == CFG(
-        3.0, None, "dull", "clamp-linear:0.5", start=0.1, stop=0.9, min_scale=0.5, max_scale=4.0,
-        skip_threshold=0.25,
+        3.0, negative_system="dull", schedule="clamp-linear:0.5", start=0.1, stop=0.9, min_scale=0.5,
+        max_scale=4.0, skip_threshold=0.25,
     )  # fmt: skip
 
 
@@ -226,3 +226,16 @@ def test_speculation_writes_the_same_text(run: Run, loaded: Any) -> None:
     assert "guesses accepted" in outcome.err
     outcome = run("generate", "hello", *NEW, "--speculation", "recycling", "--json")
     assert records(outcome.out)[0]["speculation"]["passes"] > 0
+
+
+def test_forks_and_corrected_guidance(run: Run) -> None:
+    outcome = run("generate", "hello", *NEW, "--guidance", "eager:entropy_threshold=0.1,max_branches=3", "--json")
+    assert outcome.code == 0, outcome.err
+    texts = records(outcome.out)
+    assert 1 < len(texts) <= 3
+    assert "forked_from" not in texts[0]
+    assert texts[1]["forked_from"][0] == 0
+    guidance = "cfg:scale=1.5 + feynman-kac:particles=3"
+    outcome = run("generate", "hello", *NEW, "--guidance", guidance, "--seed", "0", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [record["population"] for record in records(outcome.out)] == [0, 0, 0]

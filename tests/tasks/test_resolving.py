@@ -106,7 +106,9 @@ def test_repeats_must_be_a_count(repeats: int, no_data: None) -> None:
 
 
 def test_repeats_without_a_task_that_takes_them(no_data: None) -> None:
-    with pytest.raises(ValueError, match="repeats=4 is for gsm8k_cot_self_consistency and humaneval"):
+    with pytest.raises(
+        ValueError, match="repeats=4 is for continuations_consistent, gsm8k_cot_self_consistency, humaneval"
+    ):
         tasks.resolve(["lambada_mini"], repeats=4)
 
 
@@ -130,3 +132,22 @@ def test_importing_the_room_loads_no_lm_eval() -> None:
         "sys.exit(bool({'lm_eval', 'datasets', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_filter_of_open_ended_self_consistency() -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.registry import get_filter
+
+    from textguide.tasks import filters
+
+    assert get_filter("most_consistent") is filters.MostConsistent
+    answers = [["a b c", "a b d", "x"], ["only"]]
+    assert filters.MostConsistent().apply(answers, []) == [["a b c"], ["only"]]
+
+
+def test_repeats_keep_a_filter_that_is_no_vote(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    specs, _ = tasks.resolve(["continuations_consistent"], tmp_path, 3)
+    assert isinstance(specs[0], dict)
+    assert specs[0]["repeats"] == 3
+    assert [found["name"] for found in specs[0]["filter_list"]] == ["score-first", "most-consistent"]

@@ -122,6 +122,8 @@ def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: arg
         prompt = batch[row // times]
         if drawn is not None and row not in drawn:
             continue
+        if out.origins is not None and not out.finished[row]:  # no text forked into it
+            continue
         if arguments.json:
             record = {
                 "index": start + row // times,
@@ -133,6 +135,7 @@ def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: arg
                 "fingerprint": guidance.fingerprint,
                 "effect": out.effect.to_dict(),
                 **_weights(out, row),
+                **({} if out.origins is None or out.origins[row] is None else {"forked_from": out.origins[row]}),
                 **({} if out.speculation is None else {"speculation": out.speculation.to_dict()}),
             }
             print(json.dumps(record, ensure_ascii=False), flush=True)
