@@ -1,7 +1,7 @@
 """The trade between reference metrics and retrieval on the bundled captioner of drawn scenes (arXiv 2307.16686)::
 
-    python scripts/train/scenes.py --split test --count 500 --output /tmp/scenes
-    python scripts/study/captioning.py --data /tmp/scenes --coco $TEXTGUIDE_DATA/captions/coco_karpathy_test.json
+    python scripts/train/scenes.py --split test --count 500 --output scenes
+    python scripts/study/captioning.py --data scenes --coco $TEXTGUIDE_DATA/captions/coco_karpathy_test.json
 
 CFG over γ, and language-model guidance with SmolLM2 behind real captions of COCO and, beside it, behind captions of
 drawn scenes. For the language model the captioner is given SmolLM2's tokenizer: its words are tokens of SmolLM2 anyway,

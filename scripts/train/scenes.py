@@ -1,6 +1,6 @@
 """Drawn scenes with captions: shapes, colours, sizes, relations, and what people would say about them::
 
-    python scripts/train/scenes.py --split test --count 500 --output /tmp/scenes
+    python scripts/train/scenes.py --split test --count 500 --output scenes
 
 writes PNG files and ``captions.json`` in the form of COCO's annotations. Captions come at five levels of detail, most
 of them short and vague, as people write them; some leave an object out, a few are wrong or nonsense. A scene belongs to
