@@ -14,22 +14,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from textguide import diffusion
 from textguide.diffusion.guiding import checked_guidance
-from textguide.effect import Effect, join
+from textguide.effect import Effect
 from textguide.guidance import Guidance
 from textguide.guidance.spec import parse
 from textguide.tasks import is_protected
 
-from .guided_lm import _key, _Memory
+from .answering import AnsweringLM, Memory, cut
+from .answering import key as answer_key
 
 
 @register_model("textguide-diffusion")
-class DiffusionLM(LM):
+class DiffusionLM(AnsweringLM):
     """A masked diffusion model as lm-eval's: likelihoods by Monte Carlo, generation by denoising.
 
     Args:
@@ -97,7 +97,7 @@ class DiffusionLM(LM):
         self.seed, self.uncond, self.current = seed, uncond, 0
         self.tasks: dict[str, Any] = {}
         self.effects: dict[int, list[Effect]] = {}
-        self._memo = _Memory() if memo is None else memo
+        self._memo = Memory() if memo is None else memo
 
     @property
     def device(self) -> Any:
@@ -108,27 +108,6 @@ class DiffusionLM(LM):
     def truncated(self) -> int:
         """Nothing is ever cut: a request that does not fit is refused."""
         return 0
-
-    @property
-    def tokenizer_name(self) -> str:
-        """For lm-eval's records."""
-        return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as the model's template writes it."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-
-    def effect(self, setting: int) -> Effect | None:
-        """What guidance did while generating under ``setting``, or None where nothing was generated."""
-        return join(self.effects[setting]) if self.effects.get(setting) else None
-
-    def use_memo(self, memo: Any) -> None:
-        """Keep answers in ``memo`` from now on, such as a journal."""
-        self._memo = memo
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Monte Carlo estimates of each continuation behind its context, under the current setting.
@@ -154,7 +133,7 @@ class DiffusionLM(LM):
         shape = (self.steps, self.block_length, self.gen_length, self.options)
         keys = [self._named("gen", *r.args, *shape) for r in requests]
         # Text written for a protected task may repeat its question, and stays in memory.
-        volatile = _Memory()
+        volatile = Memory()
         stores = [volatile if is_protected(str(r.task_name)) else self._memo for r in requests]
         missing = [n for n, key in enumerate(keys) if key not in stores[n]]
         bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or not missing)
@@ -168,7 +147,7 @@ class DiffusionLM(LM):
                 )  # fmt: skip
                 self.effects.setdefault(self.current, []).append(out.effect)
                 for n, text in zip(chunk, out.texts, strict=True):
-                    stores[n].append(keys[n], {"text": _cut(text, requests[n].args[1].get("until"))})
+                    stores[n].append(keys[n], {"text": cut(text, requests[n].args[1].get("until"))})
                 bar.update(len(chunk))
         bar.close()
         return [str(store.done[key]["text"]) for store, key in zip(stores, keys, strict=True)]
@@ -198,7 +177,7 @@ class DiffusionLM(LM):
     def _named(self, kind: str, *parts: Any) -> str:
         setting = self.settings[self.current]
         name = "plain" if setting is None or setting.is_neutral else setting.fingerprint
-        return _key(kind, name, self.seed, *parts)
+        return answer_key(kind, name, self.seed, *parts)
 
     def _length(self, options: Mapping[str, Any]) -> int:
         return int(options.get("max_gen_toks") or options.get("max_new_tokens") or self.gen_length)
@@ -222,10 +201,3 @@ def _grouped(numbers: Sequence[int], lengths: Sequence[int]) -> dict[int, list[i
     for number in numbers:
         groups.setdefault(lengths[number], []).append(number)
     return groups
-
-
-def _cut(text: str, until: Any) -> str:
-    for stop in [until] if isinstance(until, str) else until or []:
-        if stop:
-            text = text.split(stop, 1)[0]
-    return text

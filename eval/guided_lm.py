@@ -9,7 +9,6 @@ Importing this module registers ``textguide`` in lm-eval::
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -22,18 +21,19 @@ from tqdm import tqdm
 
 from textguide import branches, bundled
 from textguide.custom_generate import GuidedDecoding, empty_source
-from textguide.effect import Effect, join
+from textguide.effect import Effect
 from textguide.guidance import CFG, Guidance, as_guidance, split
 from textguide.guidance.spec import parse
 from textguide.models import default_device
 from textguide.scoring import Item, decoder_start, leading, score_items
 from textguide.tasks import is_protected
 
+from .answering import Answering, Memory
+from .answering import key as answer_key
 from .contexts import UNCONDITIONAL, unconditional_context
 
 logger = logging.getLogger(__name__)
 
-Record = Mapping[str, Any]
 # What one chunk of generation requests may lose when a run is killed.
 GENERATIONS_AT_ONCE = 64
 # Rows read at once where "auto" finds nothing to measure: a CPU has no memory that runs out in a useful way.
@@ -42,7 +42,7 @@ AUTO_BATCH = 256
 
 
 @register_model("textguide")
-class GuidedLM(HFLM):
+class GuidedLM(Answering, HFLM):
     """lm-eval's ``HFLM`` with guidance as a setting.
 
     Log-likelihoods are computed for all ``settings`` at once and remembered, so that evaluating the next setting
@@ -101,7 +101,7 @@ class GuidedLM(HFLM):
         self.tasks: dict[str, Any] = {}
         self._cut: set[str] = set()
         self.effects: dict[int, list[Effect]] = {}
-        self._memo = _Memory() if memo is None else memo
+        self._memo = Memory() if memo is None else memo
         self._contexts: dict[str, str] = {}
         self._batch_contexts: list[str] = []
         self._generator: torch.Generator | None = None
@@ -134,18 +134,10 @@ class GuidedLM(HFLM):
             return "plain"
         return f"{setting.fingerprint}-{self.uncond}"
 
-    def effect(self, setting: int) -> Effect | None:
-        """What guidance did while generating under ``setting``, or None where nothing was generated."""
-        return join(self.effects[setting]) if self.effects.get(setting) else None
-
     @property
     def truncated(self) -> int:
         """Number of requests whose context was cut from the left to fit the model."""
         return len(self._cut)
-
-    def use_memo(self, memo: Any) -> None:
-        """Keep answers in ``memo`` from now on: something with ``append``, ``done`` and ``in``, such as a journal."""
-        self._memo = memo
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As lm-eval defines it, under the current setting."""
@@ -168,7 +160,7 @@ class GuidedLM(HFLM):
         for number, (texts, context, continuation) in enumerate(requests):
             item = self._item(number, texts, list(context), list(continuation))
             items.append(item)
-            keys.append(_key("ll", item.context, item.continuation, item.negatives, item.sources))
+            keys.append(answer_key("ll", item.context, item.continuation, item.negatives, item.sources))
             if len(item.sources[0] if item.sources else item.context) < len(context):
                 self._cut.add(keys[-1])
         first: dict[str, Item] = {}
@@ -198,11 +190,11 @@ class GuidedLM(HFLM):
         repeats: dict[str, int] = {}
         keys = []
         for request in requests:
-            base = _key("gen", self.fingerprint, self.seed, *request.args)
+            base = answer_key("gen", self.fingerprint, self.seed, *request.args)
             repeats[base] = repeats.get(base, -1) + 1
             keys.append(f"{base}/{repeats[base]}")
         # Text written for a protected task may repeat its question, and stays in memory.
-        volatile = _Memory()
+        volatile = Memory()
         stores = [volatile if is_protected(str(request.task_name)) else self._memo for request in requests]
         missing = [n for n, key in enumerate(keys) if key not in stores[n]]
         bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or self.rank != 0 or not missing)
@@ -312,19 +304,6 @@ class GuidedLM(HFLM):
         return Item(item.number, item.context, item.continuation, [row[0] for row in rows], item.sources)
 
 
-class _Memory:
-    """Answers in memory alone, with the interface of a journal."""
-
-    def __init__(self) -> None:
-        self.done: dict[str, Record] = {}
-
-    def append(self, key: str, record: Record) -> None:
-        self.done[key] = record
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.done
-
-
 def _settings(
     guidance: Any, shorthand: dict[str, Any], settings: Sequence[Guidance | None] | None
 ) -> list[Guidance | None]:
@@ -357,11 +336,6 @@ def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:
     merged = list(groups.values()) or [[]]
     merged[0] = sorted(merged[0] + idle)
     return merged
-
-
-def _key(kind: str, *parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, default=list)
-    return f"{kind}/{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def _name_caches(lm: GuidedLM) -> None:

@@ -153,7 +153,7 @@ def run_shelf(
     results = {(task.task, task.label): task for run in runs for task in run.tasks}
     table = {column: _column(results, chosen, *column) for column in COLUMNS}
     costs = _costs(chosen, dict(model_args or {}))
-    plain = {column: _plain(results["".join(column[:1]), "plain"], column[1]) for column in COLUMNS}
+    plain = {column: _plain(results[column[0], "plain"], column[1]) for column in COLUMNS}
     found = {
         "command": command,
         "versions": runs[0].versions,

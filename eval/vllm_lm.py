@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 import textguide
 from textguide import bundled
-from textguide.effect import Effect, join
+from textguide.effect import Effect
 from textguide.guidance import CFG, Guidance, as_guidance, split
 from textguide.tasks import is_protected
 
+from .answering import AnsweringLM, Memory, cut
+from .answering import key as answer_key
 from .contexts import UNCONDITIONAL, unconditional_context
-from .diffusion_lm import _cut
-from .guided_lm import _key, _Memory, _settings
+from .guided_lm import _settings
 
 # What one chunk of requests may lose when a run is killed; an engine wants many at once.
 GENERATIONS_AT_ONCE = 512
@@ -31,7 +31,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_
 
 
 @register_model("textguide-vllm")
-class VLLMGuidedLM(LM):
+class VLLMGuidedLM(AnsweringLM):
     """A vLLM engine with guidance as lm-eval's model; answers equal those of :class:`GuidedLM` but for near-ties.
 
     Likelihood tasks are refused: vLLM's prompt log-probabilities are those of the prompt without guidance.
@@ -86,7 +86,7 @@ class VLLMGuidedLM(LM):
         self.tasks: dict[str, Any] = {}
         self.effects: dict[int, list[Effect]] = {}
         self._cut: set[str] = set()
-        self._memo = _Memory() if memo is None else memo
+        self._memo = Memory() if memo is None else memo
 
     @property
     def device(self) -> Any:
@@ -102,27 +102,6 @@ class VLLMGuidedLM(LM):
     def truncated(self) -> int:
         """Number of requests whose context was cut from the left to fit the model."""
         return len(self._cut)
-
-    @property
-    def tokenizer_name(self) -> str:
-        """For lm-eval's records."""
-        return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as the model's template writes it."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-
-    def effect(self, setting: int) -> Effect | None:
-        """What guidance did while generating under ``setting``, or None where nothing was generated."""
-        return join(self.effects[setting]) if self.effects.get(setting) else None
-
-    def use_memo(self, memo: Any) -> None:
-        """Keep answers in ``memo`` from now on, such as a journal."""
-        self._memo = memo
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Refused: see the class."""
@@ -146,12 +125,12 @@ class VLLMGuidedLM(LM):
             repeats[base] = repeats.get(base, -1) + 1
             keys.append(f"{base}/{repeats[base]}")
         # Text written for a protected task may repeat its question, and stays in memory.
-        volatile = _Memory()
+        volatile = Memory()
         stores = [volatile if is_protected(str(request.task_name)) else self._memo for request in requests]
         groups: dict[str, list[int]] = {}
         for n, key in enumerate(keys):
             if key not in stores[n]:
-                groups.setdefault(_key("options", requests[n].args[1]), []).append(n)
+                groups.setdefault(answer_key("options", requests[n].args[1]), []).append(n)
         bar = tqdm(total=sum(map(len, groups.values())), desc="generations", disable=disable_tqdm or not groups)
         for numbers in groups.values():
             for start in range(0, len(numbers), GENERATIONS_AT_ONCE):
@@ -183,7 +162,7 @@ class VLLMGuidedLM(LM):
         )
         if setting is not None:
             self.effects.setdefault(self.current, []).append(out.effect)
-        return [_cut(text, stops) for text in out.texts]
+        return [cut(text, stops) for text in out.texts]
 
     def _fit(self, text: str, longest: int) -> list[int]:
         ids = list(self.tokenizer(text).input_ids) or [self.tokenizer.eos_token_id]
@@ -191,11 +170,11 @@ class VLLMGuidedLM(LM):
         if room < 1:
             raise ValueError(f"max_model_len={self.max_length} leaves no room for {longest} new tokens; raise it")
         if len(ids) > room:
-            self._cut.add(_key("context", text))
+            self._cut.add(answer_key("context", text))
         return ids[-room:]
 
     def _named(self, *parts: Any) -> str:
         setting = self.settings[self.current]
         plain = setting is None or setting.is_neutral
         name = "plain" if plain or setting is None else f"{setting.fingerprint}-{self.uncond}"
-        return _key("vllm", name, self.seed, *parts)
+        return answer_key("vllm", name, self.seed, *parts)

@@ -148,12 +148,14 @@ class _Loop:
         copies = 1 if self.constraint is None else self.constraint.size
         self.prompt_length = ids.shape[1]
         self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
-        self.passes = Passes(model, branches, settings.prompts, settings.models, copies)
-        if settings.speculation is not None:
-            self.passes = SpeculativePasses(
-                model, branches, settings.prompts, settings.models, copies,
-                speculation=settings.speculation, guidance=self.guidance, horizon=self.horizon,
-            )  # fmt: skip
+        runs = (model, branches, settings.prompts, settings.models, copies)
+        self.passes = (
+            Passes(*runs)
+            if settings.speculation is None
+            else SpeculativePasses(
+                *runs, speculation=settings.speculation, guidance=self.guidance, horizon=self.horizon
+            )
+        )
         self.meter = EffectMeter(len(branches), ids.device)
         self.naps = Naps(self.guidance, self.horizon, ids.shape[0], self.meter) if self.guidance is not None else None
         self.pad = config._pad_token_tensor.to(ids.device) if config._pad_token_tensor is not None else None

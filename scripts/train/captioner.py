@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import masked
 import scenes
 import torch
 import vision
@@ -151,7 +152,7 @@ def main() -> None:
     facts |= {"parameters": sum(p.numel() for p in model.parameters())}
     facts |= {"batch": arguments.batch, "captions": arguments.captions, "scenes": arguments.steps * arguments.batch}
     print(facts, watch())
-    vision.write(model, processor(), arguments.output, facts, CARD.format(**facts))
+    masked.write(model, processor(), arguments.output, facts, CARD.format(**facts))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import masked
 import scenes
 import torch
 import vision
@@ -105,7 +106,7 @@ def main() -> None:
     facts |= {"batch": arguments.batch, "scenes": arguments.steps * arguments.batch, "levels": list(LEVELS)}
     facts |= {"recall": recall(), "gallery": len(detailed)}
     print(facts)
-    vision.write(model, processor(), arguments.output, facts, CARD.format(**facts))
+    masked.write(model, processor(), arguments.output, facts, CARD.format(**facts))
 
 
 if __name__ == "__main__":

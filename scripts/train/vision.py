@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -153,14 +152,3 @@ def train(
         "threads": torch.get_num_threads(),
         "vocabulary": len(tokenizer()),
     }
-
-
-def write(model: Any, processor: Any, folder: Path, facts: dict[str, Any], card: str) -> None:
-    """The model, its processor, ``training.json`` and a model card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.name_or_path = model.config._name_or_path = ""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "README.md").write_text(card)
-    (folder / "model.safetensors").chmod(0o644)

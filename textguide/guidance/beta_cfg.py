@@ -55,7 +55,7 @@ class BetaCFG(Contrast):
 
     def active(self, step: Step) -> bool:
         """Inside the window."""
-        return super().active(step) if self._is_cfg else self.start <= float(step.progress) <= self.stop
+        return super().active(step) if self._is_cfg else bool(self.inside(step))
 
     def density(self, progress: Any) -> Any:
         """Beta(s; a, b)."""
@@ -72,11 +72,7 @@ class BetaCFG(Contrast):
         length = algebra.rms(gap, both).clamp(min=1e-12) ** self.power
         scale = self._plain_scale(step) * self.density(step.progress)
         guided = torch.where(both, uncond + scale * gap / length, cond)
-        if isinstance(step.progress, Tensor):
-            inside = (step.progress >= self.start) & (step.progress <= self.stop)
-            guided = torch.where(inside, guided, cond)
-        elif not self.start <= step.progress <= self.stop:
-            guided = cond
+        guided = torch.where(torch.as_tensor(self.inside(step), device=cond.device), guided, cond)
         return algebra.log_softmax(guided) if self.renormalize else guided
 
     @property

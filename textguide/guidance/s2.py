@@ -51,8 +51,7 @@ class S2Guidance(Contrast):
 
     def active(self, step: Step) -> bool:
         """Inside the window, unless neither part does anything."""
-        inside = self.start <= float(step.progress) <= self.stop
-        return inside and (self.weight != 0.0 or super().active(step))
+        return bool(self.inside(step)) and (self.weight != 0.0 or super().active(step))
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -65,12 +64,11 @@ class S2Guidance(Contrast):
         """The formula above on ``logp`` (2 or 3, B, V): conditional, unconditional, weakened."""
         guided = algebra.extrapolate(logp[0], logp[1], self.scale_at(step))
         if len(logp) == 3:
-            weight = self.weight * self._inside(step)
-            moved = guided + weight * (logp[0] - logp[2])
-            guided = torch.where(torch.isfinite(logp[0]) & torch.isfinite(logp[2]), moved, guided)
+            moved = guided + self.weight * (logp[0] - logp[2])
+            weighed = (
+                torch.isfinite(logp[0])
+                & torch.isfinite(logp[2])
+                & torch.as_tensor(self.inside(step), device=guided.device)
+            )
+            guided = torch.where(weighed, moved, guided)
         return algebra.log_softmax(guided) if self.renormalize else guided
-
-    def _inside(self, step: Step) -> float | Tensor:
-        if isinstance(step.progress, Tensor):
-            return ((step.progress >= self.start) & (step.progress <= self.stop)).float()
-        return float(self.start <= step.progress <= self.stop)

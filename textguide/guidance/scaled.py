@@ -70,14 +70,21 @@ class Scaled(BranchGuidance):
         """Inside the window, at a scale other than 1."""
         return bool(self.scale_at(step) != 1.0)
 
+    def inside(self, step: Step) -> bool | Tensor:
+        """Whether the window is open: bool, or a bool tensor (B, 1) where the rows stand at different places."""
+        progress = step.progress
+        if isinstance(progress, Tensor):
+            return (progress >= self.start) & (progress <= self.stop)
+        return self.start <= progress <= self.stop
+
     def scale_at(self, step: Step) -> float | Tensor:
         """γ(s): the schedule's value within the bounds, 1 outside the window."""
         progress: Any = step.progress
-        if isinstance(progress, Tensor):
+        inside = self.inside(step)
+        if isinstance(inside, Tensor):
             scale = self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
-            inside = (progress >= self.start) & (progress <= self.stop)
             return torch.where(inside, scale, torch.ones_like(progress))
-        if not self.start <= progress <= self.stop:
+        if not inside:
             return 1.0
         return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
 
