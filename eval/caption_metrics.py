@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textguide import selection
 from textguide.errors import MissingExtraError
 
 Array = NDArray[np.float64]
@@ -149,9 +150,8 @@ def java_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
-    """Different n-grams as a share of all n-grams (distinct-n, arXiv 1510.03055); 0 where there are none."""
-    grams = [tuple(words[i : i + n]) for words in map(tokenize, captions) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    """:func:`textguide.selection.distinct` over the captions' own tokens."""
+    return selection.distinct(captions, n, tokenize)
 
 
 def vocabulary_size(captions: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from textguide import branches, bundled
 from textguide.custom_generate import GuidedDecoding, empty_source
 from textguide.effect import Effect
-from textguide.guidance import CFG, Guidance, as_guidance, split
+from textguide.guidance import CFG, EAGer, Guidance, as_guidance, split
 from textguide.guidance.spec import parse
 from textguide.models import default_device
 from textguide.scoring import Item, decoder_start, leading, score_items
@@ -31,6 +31,7 @@ from textguide.tasks import is_protected
 from .answering import Answering, Memory
 from .answering import key as answer_key
 from .contexts import UNCONDITIONAL, unconditional_context
+from .several import one_each, own_criteria
 
 logger = logging.getLogger(__name__)
 
@@ -216,17 +217,29 @@ class GuidedLM(Answering, HFLM):
         return super().tok_batch_encode(strings, *args, **kwargs)
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
+        parts = split(self.setting)
         rows = None
-        if split(self.setting).branching is not None and self._contexts:
+        if parts.branching is not None and self._contexts:
             texts = [self._contexts[text] for text in self._batch_contexts]
             room = self.max_length - (max_length - context.shape[1])
             rows = [[self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in texts]]
+        several = getattr(parts.constraint, "particles", 1)
+        if isinstance(parts.constraint, EAGer):  # a row for every branch, which transformers makes for samples alone
+            context = context.repeat_interleave(several, 0)
+            generation_kwargs["attention_mask"] = generation_kwargs["attention_mask"].repeat_interleave(several, 0)
+            rows = None if rows is None else [[row for row in branch for _ in range(several)] for branch in rows]
+        elif several > 1:
+            generation_kwargs |= {"num_return_sequences": several, "top_k": generation_kwargs.get("top_k", 0)}
         decoding = GuidedDecoding(
             self.setting, tokenizer=self.tokenizer, generator=self._generator, branch_prompts=rows, warn=False
         )
-        out = super()._model_generate(context, max_length, stop, custom_generate=decoding, **generation_kwargs)
+        call = decoding if several == 1 else own_criteria(decoding, self.tokenizer, stop)
+        out = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)
         if decoding.effect is not None:
             self.effects.setdefault(self.current, []).append(decoding.effect)
+        if several > 1:
+            assert decoding.last is not None
+            return one_each(decoding.last, several, context.shape[1], self.tokenizer, self._generator)
         return out
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:

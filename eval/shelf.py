@@ -25,11 +25,14 @@ from textguide.guidance import (
     BetaCFG,
     DoLa,
     DynamicCFG,
+    EAGer,
+    FeynmanKac,
     Guidance,
     IndependentCondition,
     InstructionContrastive,
     S2Guidance,
     TokenPerturbation,
+    as_guidance,
 )
 from textguide.guidance.spec import label as label_of
 
@@ -55,6 +58,10 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "dola": (DoLa(), DoLa(beta=0.25), DoLa(0.0, beta=0.25)),
     "s2": (S2Guidance(1.5), S2Guidance(1.0), S2Guidance(1.0, weight=0.5)),
     "caif": (CAIF("sentiment", "positive", 3.0), CAIF("sentiment", "positive", 10.0)),
+    "feynman-kac": tuple(
+        guidance for scale in (1.25, 1.5) if (guidance := as_guidance([CFG(scale), FeynmanKac(particles=4)]))
+    ),
+    "eager": (EAGer(2.2, max_branches=4), EAGer(3.5, max_branches=4)),
 }
 """What is tried of each method, chosen before anything was measured."""
 
@@ -68,20 +75,26 @@ ELSEWHERE = {
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
-    "feynman-kac": "weighs whole texts, of which the tasks take one",
-    "eager": "spends texts where the model is unsure, and the tasks take one",
 }
 """Methods that have no row, and why."""
 
-LIKELIHOOD = ("lambada_openai", "arc_easy", "piqa", "triviaqa")
-SAMPLED = ("continuations",)
+PARTS = {
+    "scored": ("lambada_openai", "arc_easy", "piqa"),
+    "answered": ("triviaqa",),
+    "continued": ("continuations_positive",),
+}
+"""The tasks, by the folder of their run."""
+
+ANSWERED = 150
+"""Most questions that are answered: text costs a hundred times what a score does."""
+
 COLUMNS = (
     ("lambada_openai", "acc,none"), ("arc_easy", "acc,none"), ("piqa", "acc,none"),
-    ("triviaqa", "exact_match,remove_whitespace"), ("continuations", "positive,none"),
-    ("continuations", "distinct_2,none"),
+    ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
+    ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
-ONLY_SAMPLED = ("caif",)
-"""Methods that ask a classifier for every candidate: they run on the sampled task alone."""
+ONLY_CONTINUED = ("caif", "feynman-kac", "eager")
+"""Methods that draw: one by asking a classifier about every candidate, the others several texts for one answer."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +133,11 @@ def run_shelf(
     methods: Iterable[str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run the suite, and write ``shelf.md``, ``shelf.json`` and ``shelf.png`` beside the two runs that it is made from.
+    """Run the suite, and write ``shelf.md``, ``shelf.json`` and ``shelf.png`` beside the runs that it is made from.
 
     Args:
         output: folder; a killed run goes on where it was.
-        options: ``limit`` is the number of items a task.
+        options: ``limit`` is the number of items a task, of questions that are answered at most :data:`ANSWERED`.
         model_args: as for :func:`run_sweep`.
         methods: names among :data:`SETTINGS`; default: all.
         command: for the report.
@@ -142,10 +155,13 @@ def run_shelf(
             raise ValueError(f"methods={name!r} has no place in the suite; {why}")
     chosen = {name: SETTINGS[name] for name in names}
     runs: list[RunResult] = []
-    for tasks, kept in ((LIKELIHOOD, [n for n in names if n not in ONLY_SAMPLED]), (SAMPLED, names)):
+    options = options or SweepOptions()
+    for folder, tasks in PARTS.items():
+        kept = [name for name in names if folder == "continued" or name not in ONLY_CONTINUED]
         settings = [None, *(setting for name in kept for setting in chosen[name])]
+        limit = min(options.limit or ANSWERED, ANSWERED) if folder == "answered" else options.limit
         part = run_sweep(
-            tasks, settings, output=output / tasks[0].split("_")[0], options=options, model_args=model_args,
+            tasks, settings, output=output / folder, options=replace(options, limit=limit), model_args=model_args,
             command=command,
         )  # fmt: skip
         assert part is not None

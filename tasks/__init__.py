@@ -18,7 +18,8 @@ file                                                        tasks
 ``llm-foundry/reading_comprehension__boolq.jsonl``          ``boolq``
 ``llm-foundry/language_understanding__winogrande.jsonl``    ``winogrande``
 ``llm-foundry/world_knowledge__triviaqa_sm_sub.jsonl``      ``triviaqa``
-``prompts/unique_prompts.json``                             ``continuations``, ``continuations_consistent``
+``prompts/unique_prompts.json``                             ``continuations``, ``continuations_consistent``,
+                                                            ``continuations_positive``
 ``gsm8k/test.jsonl``                                        ``gsm8k_cot``, ``gsm8k_cot_self_consistency``
 ``humaneval/HumanEval.jsonl.gz``                            ``humaneval``
 ``gpqa/gpqa_diamond_protected.zip``                         the ``gpqa_diamond_`` tasks

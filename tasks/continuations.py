@@ -7,11 +7,11 @@ may have steered, says whether a continuation is positive.
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from typing import Any
 
 from textguide.errors import MissingExtraError
+from textguide.selection import distinct
 
 from .readers import Splits, in_memory, local_file
 
@@ -31,21 +31,23 @@ def neutral(data: str | None = None, **_: Any) -> Splits:
     return in_memory(rows, str(path))
 
 
-def results(doc: dict[str, str], answers: list[str]) -> dict[str, float]:
-    """What one continuation came to: ``positive`` (0 or 1), ``sentiment`` in [−1, 1], ``distinct_2`` in [0, 1]."""
-    sentiment = float(_vader().polarity_scores(answers[0])["compound"])
+def results(doc: dict[str, str], answers: list[Any]) -> dict[str, float]:
+    """What the continuations of one prompt came to.
+
+    ``positive`` is the share that is, ``sentiment`` the mean in [−1, 1]; ``distinct_2`` in [0, 1] counts the pairs of
+    words of all of them together.
+
+    Args:
+        doc: the prompt.
+        answers: one continuation, or one list of several.
+    """
+    texts = [answers[0]] if isinstance(answers[0], str) else list(answers[0])
+    scores = [float(_vader().polarity_scores(text)["compound"]) for text in texts]
     return {
-        "positive": float(sentiment >= POSITIVE),
-        "sentiment": sentiment,
-        "distinct_2": distinct(answers[0], 2),
+        "positive": sum(score >= POSITIVE for score in scores) / len(scores),
+        "sentiment": sum(scores) / len(scores),
+        "distinct_2": distinct(texts, 2),
     }
-
-
-def distinct(text: str, n: int) -> float:
-    """The share of a text's n-grams of words that are different ones (Li et al., arXiv 1510.03055); 1 where none."""
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 @cache

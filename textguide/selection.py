@@ -26,6 +26,13 @@ def similarity(one: Collection[Hashable], other: Collection[Hashable]) -> float:
     return len(first & second) / union if union else 1.0
 
 
+def distinct(texts: Sequence[str], n: int, tokens: Callable[[str], Sequence[str]] = words) -> float:
+    """Different n-grams of the texts as a share of all of them (distinct-n, Li et al., arXiv 1510.03055); 0 where there
+    are none."""
+    grams = [tuple(row[i : i + n]) for row in map(tokens, texts) for i in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
 def consistency(texts: Sequence[str], tokens: Tokens = words) -> list[float]:
     """The mean similarity of every text's token set to those of the others (Jain et al., arXiv 2307.06857).
 

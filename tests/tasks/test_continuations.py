@@ -27,7 +27,7 @@ def test_sentiment_and_repetition() -> None:
     assert found["distinct_2"] == pytest.approx(1 / 4)
 
 
-def test_distinct_counts_words_and_marks() -> None:
-    assert continuations.distinct("a b a b", 2) == pytest.approx(2 / 3)
-    assert continuations.distinct("A, b", 1) == 1.0
-    assert continuations.distinct("word", 2) == 1.0
+def test_several_continuations_are_taken_together() -> None:
+    found = continuations.results({"prompt": "x"}, [[" a wonderful day", " a terrible day", " a wonderful day"]])
+    assert found["positive"] == pytest.approx(2 / 3)
+    assert found["distinct_2"] == pytest.approx(4 / 6)

@@ -64,6 +64,7 @@ def test_every_task_is_compared() -> None:
         *FILES,
         "continuations",
         "continuations_consistent",
+        "continuations_positive",
         "humaneval",
         "lambada_mini",
         "sudoku4",

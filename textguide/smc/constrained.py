@@ -12,7 +12,7 @@ from torch import Tensor
 from ..constraints import Session, UnsatisfiableError, Vocabulary
 from ..guidance import AWRS
 from . import awrs
-from .population import Outcome, Weighed
+from .population import Outcome, Weighed, twin
 from .trie import Memory, TrieKnowledge
 
 NO_TOKEN = "no token is allowed"
@@ -48,7 +48,8 @@ class Constrained(Weighed):
         vocabulary: of the model.
         rows: number of rows, populations times particles.
         generator: randomness; None: torch's global generator. First candidates are drawn from it exactly as plain
-            decoding draws its tokens; all other numbers come from a twin that is seeded from its state.
+            decoding draws its tokens; all other numbers of a step come from a twin that is seeded from its state, so
+            that a step can be drawn again.
         device: of the scores.
         corrects: see :class:`Weighed`.
 
@@ -69,7 +70,6 @@ class Constrained(Weighed):
         super().__init__(rows, guidance.particles, guidance.ess_threshold, guidance.resampling, generator, corrects)
         self.guidance, self.vocabulary = guidance, vocabulary
         self._generator = generator
-        self._uniforms = awrs.Uniforms(self._twin)
         self._memory = Memory(vocabulary, max(64, 4 * rows))
         self._masks: dict[bytes, Tensor | None] = {}
         self._ends = torch.zeros(vocabulary.size, dtype=torch.bool)
@@ -145,10 +145,11 @@ class Constrained(Weighed):
             alive = torch.tensor([self._rows[number].open for number in exact], device=scores.device)
             masked = scores.index_copy(0, rows[alive], kept[alive].to(scores.dtype))
         probs = torch.softmax(masked, dim=-1)
-        tokens = torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
         asked = [number for number, mask in masks.items() if mask is None]
-        if asked:
-            tokens = self._ask(asked, scores, probs, tokens)
+        uniforms = awrs.Uniforms(twin(self._generator)) if asked else None
+        tokens = torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
+        if uniforms is not None:
+            tokens = self._ask(asked, scores, probs, tokens, uniforms)
         return tokens
 
     def advance(self, tokens: Tensor, last: bool) -> None:
@@ -186,7 +187,7 @@ class Constrained(Weighed):
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _ask(self, rows: list[int], scores: Tensor, probs: Tensor, tokens: Tensor) -> Tensor:
+    def _ask(self, rows: list[int], scores: Tensor, probs: Tensor, tokens: Tensor, uniforms: awrs.Uniforms) -> Tensor:
         """Tokens and weights of the rows whose mask nobody knows, from questions."""
         trie = self._memory.trie
         index = torch.tensor(rows, device=scores.device)
@@ -205,7 +206,7 @@ class Constrained(Weighed):
                 max_rejects=self.guidance.max_rejects,
                 first=firsts[place],
                 probs=shares[place],
-                uniforms=self._uniforms,
+                uniforms=uniforms,
             )
             if done.token < 0:
                 self._die(number, NO_TOKEN if done.exhausted else CAP)

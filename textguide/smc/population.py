@@ -155,7 +155,7 @@ class Weighed(Population):
     ) -> None:
         super().__init__(rows, size)
         self.ess_threshold, self.resampling, self.corrects = ess_threshold, resampling, corrects
-        self._twin = _twin(generator)
+        self._twin = twin(generator)
 
     @abstractmethod
     def _move(self, ancestors: list[int]) -> None:
@@ -258,7 +258,7 @@ class Corrected(Rows, Weighed):
         self._lengths = [self._lengths[a] for a in ancestors]
 
 
-def _twin(generator: torch.Generator | None) -> torch.Generator:
+def twin(generator: torch.Generator | None) -> torch.Generator:
     """A generator that is seeded from the state of another one (None: torch's global one), which stays as it is."""
     copy = torch.Generator("cpu" if generator is None else generator.device)
     copy.set_state(torch.get_rng_state() if generator is None else generator.get_state())

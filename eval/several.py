@@ -1,0 +1,56 @@
+"""One answer from the several texts that a guidance writes for each prompt, as lm-eval wants one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList, StopStringCriteria
+
+from textguide.custom_generate import GuidedDecoding
+from textguide.decode import Decoded
+from textguide.selection import most_consistent
+from textguide.smc import particles
+
+
+def own_criteria(decoding: GuidedDecoding, tokenizer: Any, stop: list[str]) -> Callable[..., Any]:
+    """``decoding`` with a text ended by ``stop`` wherever it stands: lm-eval's criteria know one row a prompt."""
+
+    def run(*args: Any, stopping_criteria: Any, **kwargs: Any) -> Any:
+        theirs = [one for one in stopping_criteria if not type(one).__module__.startswith("lm_eval.")]
+        ours = [StopStringCriteria(tokenizer, stop)] if stop else []
+        return decoding(*args, stopping_criteria=StoppingCriteriaList([*theirs, *ours]), **kwargs)
+
+    return run
+
+
+def one_each(decoded: Decoded, size: int, prompt_length: int, tokenizer: Any, generator: Any) -> Tensor:
+    """One row of every ``size`` rows of ``decoded.sequences``.
+
+    Weighed texts (:class:`~textguide.AWRS`, :class:`~textguide.FeynmanKac`): one drawn in proportion to the weights,
+    the first where all of them are dead. Branches of equal weight (:class:`~textguide.EAGer`): the one whose words the
+    others share most (:func:`~textguide.selection.most_consistent`).
+
+    Args:
+        decoded: what a run left.
+        size: rows of a prompt.
+        prompt_length: tokens in front of what was written.
+        tokenizer: of the model.
+        generator: randomness of the draws; None: torch's global generator.
+    """
+    outcome = decoded.constraint
+    assert outcome is not None
+    chosen = []
+    for start in range(0, len(decoded.sequences), size):
+        rows = list(range(start, start + size))
+        if outcome.log_weights is not None:
+            weights = outcome.log_weights[start : start + size]
+            alive = bool((weights > -torch.inf).any())
+            chosen.append(int(particles.weighted_sample(weights, rows, generator)) if alive else start)
+            continue
+        rows = [row for row in rows if outcome.lengths[row]] or [start]
+        written = [decoded.sequences[row, prompt_length:][: outcome.lengths[row]] for row in rows]
+        chosen.append(rows[most_consistent([tokenizer.decode(ids, skip_special_tokens=True) for ids in written])])
+    return decoded.sequences[torch.tensor(chosen, device=decoded.sequences.device)]
