@@ -18,10 +18,11 @@ from textguide.smc import particles
 def own_criteria(decoding: GuidedDecoding, tokenizer: Any, stop: list[str]) -> Callable[..., Any]:
     """``decoding`` with a text ended by ``stop`` wherever it stands: lm-eval's criteria know one row a prompt."""
 
-    def run(*args: Any, stopping_criteria: Any, **kwargs: Any) -> Any:
-        theirs = [one for one in stopping_criteria if not type(one).__module__.startswith("lm_eval.")]
+    def run(*args: Any, **kwargs: Any) -> Any:
+        theirs = [one for one in kwargs["stopping_criteria"] if not type(one).__module__.startswith("lm_eval.")]
         ours = [StopStringCriteria(tokenizer, stop)] if stop else []
-        return decoding(*args, stopping_criteria=StoppingCriteriaList([*theirs, *ours]), **kwargs)
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*theirs, *ours])
+        return decoding(*args, **kwargs)
 
     return run
 

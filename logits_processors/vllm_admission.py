@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .vllm_requests import OURS, Limits, asks, parse
+from .vllm_constraints import Forms
+from .vllm_extras import OURS, constraints_of
+from .vllm_requests import Limits, asks, parse
 from .vllm_weigher import classifier_of
 
 TESTED = ("0.32.0",)
@@ -35,7 +37,11 @@ def _limits() -> Limits:
         owner: Any = frame.f_locals.get("self")
         if type(owner).__name__ == "InputProcessor" and hasattr(owner, "model_config"):
             config = owner.model_config
-            classifier = classifier_of(owner.vllm_config)
-            return Limits(owner.tokenizer, config.get_vocab_size(), config.max_model_len, classifier)
+            return _limits_of(owner.vllm_config, owner.tokenizer, config.get_vocab_size(), config.max_model_len)
         frame = frame.f_back  # type: ignore[assignment]
     return Limits()
+
+
+def _limits_of(config: Any, tokenizer: Any, size: int, longest: int) -> Limits:
+    forms = None if tokenizer is None else Forms(constraints_of(config), lambda: tokenizer, size)
+    return Limits(tokenizer, size, longest, classifier_of(config), forms)

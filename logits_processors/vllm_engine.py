@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from textguide import branches, bundled
 from textguide.effect import Effect, join, warn_if_none
 from textguide.errors import MissingExtraError
-from textguide.guidance import CAIF, CFG, as_guidance, split
+from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
 from textguide.lanes import pad_left
 from textguide.results import GenerateResult
 
-from .vllm_requests import ARGUMENTS, CAIF_ARGUMENTS, EFFECT, OURS
+from .vllm_constraints import arguments_of as form_arguments
+from .vllm_constraints import engines_constraint
+from .vllm_extras import OURS, constraints_of
+from .vllm_requests import ARGUMENTS, CAIF_ARGUMENTS, EFFECT
 from .vllm_weigher import classifier_of, named
 
 SCHEDULER = "textguide.logits_processors.vllm_scheduler.GuidedScheduler"
@@ -35,12 +39,20 @@ OPTIONS = {
 LARGEST_SEED = 2**63
 
 
-def vllm_engine(model: str = bundled.NAME, *, classifier: str | None = None, **options: Any) -> Any:
+def vllm_engine(
+    model: str = bundled.NAME,
+    *,
+    classifier: str | None = None,
+    constraints: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Any:
     """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
 
     Args:
         model: as for :func:`textguide.load`: the bundled model's name, a folder, or a name on a model hub.
         classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
+        constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
+            line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
         **options: those of ``vllm.LLM``. The scheduler, the logits processor and ``async_scheduling=False`` are set.
 
     Raises:
@@ -55,7 +67,7 @@ def vllm_engine(model: str = bundled.NAME, *, classifier: str | None = None, **o
         raise MissingExtraError("vllm", "vllm", "serving")
     from .vllm_offline import GuidedLLM
 
-    return GuidedLLM(model=resolve(model), **switched_on(options, classifier))
+    return GuidedLLM(model=resolve(model), **switched_on(options, classifier, constraints))
 
 
 def resolve(model: str) -> str:
@@ -63,20 +75,31 @@ def resolve(model: str) -> str:
     return str(bundled.folder()) if model == bundled.NAME and not Path(model).is_dir() else model
 
 
-def switched_on(options: dict[str, Any], classifier: str | None = None) -> dict[str, Any]:
+def switched_on(
+    options: dict[str, Any], classifier: str | None = None, constraints: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Options of an engine with guidance switched on.
 
     Args:
         options: those that were given.
         classifier: the name of the engine's classifier.
+        constraints: the engine's constraints, by name.
 
     Raises:
-        ValueError: one of them is set to something else, or nothing is called ``classifier``.
+        ValueError: one of them is set to something else, nothing is called ``classifier``, or a constraint cannot be
+            used.
     """
     options = dict(options)
+    ours: dict[str, Any] = {}
     if classifier is not None:
         named(classifier)
-        options["additional_config"] = {**(options.get("additional_config") or {}), OURS: {"classifier": classifier}}
+        ours["classifier"] = classifier
+    if constraints:
+        for name, text in constraints.items():
+            engines_constraint(name, text)
+        ours["constraints"] = dict(constraints)
+    if ours:
+        options["additional_config"] = {**(options.get("additional_config") or {}), OURS: ours}
     for name, value in (("scheduler_cls", SCHEDULER), ("async_scheduling", False)):
         if options.get(name) not in (None, value):
             raise ValueError(
@@ -128,11 +151,11 @@ def generate(
     """
     guidance = as_guidance(guidance)
     parts = split(guidance)
+    form: dict[str, Any] = {}
     if parts.constraint is not None:
-        raise ValueError(
-            "guidance: textguide's constraints do not run inside vLLM; use vLLM's structured outputs in its sampling "
-            "parameters for a form, or a transformers model"
-        )
+        if not isinstance(parts.constraint, AWRS):
+            raise ValueError(f"guidance={parts.constraint!r} does not run inside vLLM; AWRS with one particle does")
+        form = form_arguments(parts.constraint, constraints_of(llm.llm_engine.vllm_config))
     caif = _engines_caif(llm, parts.reweighting)
     if parts.branching is not None and not isinstance(parts.branching, CFG):
         raise ValueError(f"guidance={parts.branching!r} does not run inside vLLM; CFG does")
@@ -143,15 +166,18 @@ def generate(
     cfg = parts.branching
     if cfg is not None and (cfg.negative_prompt is not None or cfg.negative_system is not None):
         negatives = branches.branch_rows(cfg, cond=ids, tokenizer=tokenizer, prompts=canonical)[0]
+    if form and do_sample is None:
+        do_sample = True
     common = _sampling(options, do_sample, stop, max_new_tokens)
     copies = int(common.get("n", 1))
     params = []
     for row, negative in enumerate(negatives):
         extra = None if cfg is None and caif is None else arguments_of(cfg, negative, caif)
+        extra = {**(extra or {}), **form} or None
         own = None if seed is None else (seed + row * copies) % LARGEST_SEED
         params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
     outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
-    result = _result(outputs, tokenizer, cfg is not None or caif is not None)
+    result = _result(outputs, tokenizer, cfg is not None or caif is not None, bool(form))
     warn_if_none(result.effect, guidance)
     return result
 
@@ -190,7 +216,7 @@ def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longes
     return {**common, "max_tokens": longest, "stop": stops, "include_stop_str_in_output": True, "logprobs": 0}
 
 
-def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool) -> GenerateResult:
+def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, weighed: bool) -> GenerateResult:
     rows = [(output, one) for output in outputs for one in output.outputs]
     tokens = [list(one.token_ids) for _, one in rows]
     longest = max(len(row) for row in tokens)
@@ -209,11 +235,31 @@ def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool) -> GenerateRes
         log_likelihood=log_probs.sum(-1),
         log_probs=log_probs,
         effect=join([_effect(output) for output in outputs]) if guided else Effect(),
+        **(_weights([_told(output) for output in outputs]) if weighed else {}),
     )
 
 
+def _weights(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of a result that tell of a constraint."""
+    weights = [-math.inf if one.get("log_weight") is None else one["log_weight"] for one in told]
+    log_weights = torch.tensor(weights, dtype=torch.float64)
+    return {
+        "log_weights": log_weights,
+        "log_evidence": log_weights.clone(),
+        "ess": (log_weights > -math.inf).double(),
+        "finished": log_weights > -math.inf,
+        "deaths": [one.get("death") for one in told],
+        "constraint_calls": sum(one.get("constraint_calls", 0) for one in told),
+    }
+
+
+def _told(output: Any) -> Mapping[str, Any]:
+    told: Mapping[str, Any] = (output.kv_transfer_params or {}).get(OURS) or {}
+    return told
+
+
 def _effect(output: Any) -> Effect:
-    told = (output.kv_transfer_params or {}).get(OURS) or {}
+    told = _told(output)
     return Effect(
         mean_kl=told.get("mean_kl", 0.0),
         max_kl=told.get("max_kl", 0.0),

@@ -14,6 +14,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 from textguide.guidance import Step
 from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
 
+from .vllm_constraints import ConstrainedRow
 from .vllm_pairs import Member
 from .vllm_requests import Draw, Request
 from .vllm_weigher import WeighedRow
@@ -36,15 +37,19 @@ class Noise:
 
     def draw(self, probs: Tensor, position: int) -> int:
         """The token at ``position`` from probabilities (V,)."""
+        return int(torch.multinomial(probs[None], 1, generator=self.before(position, probs)))
+
+    def before(self, position: int, like: Tensor) -> torch.Generator:
+        """The generator as it was in front of the draw at ``position``, from a law of the shape of ``like`` (V,)."""
         if position == self.position:
             assert self._before is not None
             self.generator.set_state(self._before)
         elif position != self.position + 1:
             self._start()
             for _ in range(position):
-                torch.multinomial(probs[None], 1, generator=self.generator)
+                torch.multinomial(torch.ones_like(like)[None], 1, generator=self.generator)
         self.position, self._before = position, self.generator.get_state()
-        return int(torch.multinomial(probs[None], 1, generator=self.generator))
+        return self.generator
 
     def _start(self) -> None:
         # PyTorch takes seeds of 64 bits and reads negative ones as their complement.
@@ -61,6 +66,7 @@ class Seen:
         changed: whether guidance changed the most likely token.
         guided: whether both rows were there and γ(s) is not 1.
         weighed: whether a classifier weighed the candidates.
+        drawn: what a constraint made of the draw, the fields of :class:`~.vllm_constraints.Drawn`; None without one.
         token: the token, None where the engine takes the most likely one.
         ids: token ids of the reported log-probabilities, the chosen one first; None where none are asked for.
         logprobs: their log-probabilities under the guided law.
@@ -71,6 +77,7 @@ class Seen:
     changed: bool = False
     guided: bool = False
     weighed: bool = False
+    drawn: dict[str, Any] | None = None
     token: int | None = None
     ids: list[int] | None = None
     logprobs: list[float] | None = None
@@ -87,6 +94,7 @@ class Drawing:
         written: gives the token ids written so far.
         measures: whether anyone reads the KL (it costs a synchronisation on a device).
         weigh: lets a classifier weigh the candidates of the law.
+        form: the constraint under which tokens are drawn.
     """
 
     request: Request
@@ -94,12 +102,15 @@ class Drawing:
     written: Callable[[], list[int]]
     measures: bool = False
     weigh: WeighedRow | None = None
+    form: ConstrainedRow | None = None
     noise: Noise | None = field(default=None, repr=False)
     is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # Whether `choose` would return the scores as they are, and report nothing.
-        self.is_plain = self.weigh is None and self.request.draw == Draw(seed=self.request.draw.seed)
+        self.is_plain = (
+            self.weigh is None and self.form is None and self.request.draw == Draw(seed=self.request.draw.seed)
+        )
 
     def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
@@ -115,7 +126,7 @@ class Drawing:
                 seen.changed = bool(changed.argmax() != law.argmax())
         out = self._penalise(scores[None])
         if draw.temperature > 0:
-            seen.token = self._draw(out, position, draw)
+            seen.token = self._draw(self._warp(out, draw), position, seen)
             out = torch.full_like(out, -torch.inf)
             out[0, seen.token] = 0.0
         if draw.logprobs is not None:
@@ -138,7 +149,7 @@ class Drawing:
             scores = scores - draw.frequency_penalty * counts - draw.presence_penalty * (counts > 0)
         return scores
 
-    def _draw(self, scores: Tensor, position: int, draw: Draw) -> int:
+    def _warp(self, scores: Tensor, draw: Draw) -> Tensor:
         nothing: Any = None  # these warpers read no ids
         scores = scores / draw.temperature
         if draw.top_k:
@@ -147,8 +158,15 @@ class Drawing:
             scores = TopPLogitsWarper(draw.top_p)(nothing, scores)
         if draw.min_p > 0:
             scores = MinPLogitsWarper(draw.min_p)(nothing, scores)
+        return scores
+
+    def _draw(self, scores: Tensor, position: int, seen: Seen) -> int:
         if self.noise is None:
-            self.noise = Noise(draw.seed, scores.device)
+            self.noise = Noise(self.request.draw.seed, scores.device)
+        if self.form is not None:
+            drawn = self.form(scores, self.written(), self.noise.before(position, scores[0]))
+            seen.drawn = vars(drawn)
+            return drawn.token
         return self.noise.draw(torch.softmax(scores, dim=-1)[0], position)
 
 
@@ -240,7 +258,7 @@ def tell(sender: Any, leaders: Sequence[tuple[int, int | None, Member[Drawing]]]
     told = {
         member.pair: vars(one)
         for (_, _, member), one in zip(leaders, seen, strict=True)
-        if one.ids is not None or ((one.guided or one.weighed) and member.payload.measures)
+        if one.ids is not None or one.drawn is not None or ((one.guided or one.weighed) and member.payload.measures)
     }
     if told:
         sender.send(told)

@@ -8,6 +8,7 @@ from typing import Any
 
 from textguide.guidance import Step
 from textguide.naps import FIRST_NAP, LONGEST_NAP, PATIENCE
+from textguide.smc.constrained import STOPPED
 
 from .vllm_requests import Request
 
@@ -28,6 +29,10 @@ class Report:
         preemptions: how often the pair was sent back to the queue.
         kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
         changed: guided tokens whose most likely value was another one without guidance.
+        log_weight: of the text under its constraint, so far.
+        constraint_calls: questions to the constraint.
+        ended: whether the text is complete.
+        death: why nothing more may be written; None where something may.
         calm: guided tokens in a row that stayed within ``skip_threshold``.
         nap: length of the next nap.
         wake_at: position at which the present nap ends.
@@ -45,6 +50,10 @@ class Report:
     kl_sum: float = 0.0
     kl_max: float = 0.0
     changed: int = 0
+    log_weight: float = 0.0
+    constraint_calls: int = 0
+    ended: bool = False
+    death: str | None = None
     calm: int = 0
     nap: int = FIRST_NAP
     wake_at: int | None = None
@@ -68,6 +77,11 @@ class Report:
 
     def observe(self, position: int, guided: bool, seen: Mapping[str, Any] | None) -> None:
         """Learn what happened at ``position``: naps begin where guidance has changed little for a while."""
+        drawn = (seen or {}).get("drawn")
+        if drawn is not None:
+            self.log_weight += drawn["log_weight"] or 0.0
+            self.constraint_calls += drawn["calls"]
+            self.ended, self.death = drawn["ended"], drawn["death"]
         self.skipped += self.naps(position)
         self.paired += guided
         if not guided and self.request.caif is None:
@@ -109,6 +123,12 @@ class Report:
                 "mean_kl": self.kl_sum / self.guided,
                 "max_kl": self.kl_max,
                 "top_changed": self.changed / self.guided,
+            }
+        if self.request.awrs is not None:
+            values |= {
+                "log_weight": self.log_weight if self.ended else None,
+                "death": self.death if self.ended or self.death is not None else STOPPED,
+                "constraint_calls": self.constraint_calls,
             }
         return values
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from textguide import branches
-from textguide.guidance import CAIF, CFG
+from textguide.guidance import AWRS, CAIF, CFG
 from textguide.guidance.prompts import as_prompt
+
+from .vllm_constraints import AWRS_ARGUMENTS, FORMS, Forms, asked
 
 # What a client writes → the field of CFG.
 ARGUMENTS = {
@@ -42,10 +44,8 @@ CAIF_ARGUMENTS = {
 }
 PROMPTS = ("negative_prompt", "negative_prompt_token_ids", "negative_messages")
 EFFECT = "guidance_effect"
-PREFIXES = ("guidance", "negative", "caif")
+PREFIXES = ("guidance", "negative", "caif", "awrs")
 ENGINES = "the engine's"
-OURS = "textguide"
-"""The key of ``extra_args`` under which a checked request travels to the engine."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Request:
         horizon: the longest continuation, which defines progress.
         effect: whether what guidance did is to be measured and told with the answer.
         caif: a classifier's weights on the law; its classifier is the engine's, and does not travel.
+        awrs: the form under which tokens are drawn, its constraint as :func:`~.vllm_constraints.asked` describes it.
+        limit: most tokens of the text.
     """
 
     guidance: CFG
@@ -110,6 +112,8 @@ class Request:
     horizon: int = 1
     effect: bool = False
     caif: CAIF | None = None
+    awrs: AWRS | None = None
+    limit: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the way from process to process."""
@@ -121,6 +125,8 @@ class Request:
             "horizon": self.horizon,
             "effect": self.effect,
             "caif": self.caif and {name: getattr(self.caif, name) for name in CAIF_ARGUMENTS.values()},
+            "awrs": self.awrs and {name: getattr(self.awrs, name) for name in ("constraint", *AWRS_ARGUMENTS.values())},
+            "limit": self.limit,
         }
 
     @classmethod
@@ -130,7 +136,9 @@ class Request:
         assert isinstance(guidance, CFG)
         negative = None if values["negative"] is None else tuple(values["negative"])
         caif = values["caif"] and CAIF(classifier, **values["caif"])
-        return cls(guidance, negative, Draw(**values["draw"]), values["horizon"], values["effect"], caif)
+        awrs = values["awrs"] and AWRS(**values["awrs"])
+        draw = Draw(**values["draw"])
+        return cls(guidance, negative, draw, values["horizon"], values["effect"], caif, awrs, values["limit"])
 
 
 @dataclass(frozen=True)
@@ -142,12 +150,14 @@ class Limits:
         vocabulary: number of tokens.
         longest: the engine's ``max_model_len``; at least one token must fit behind a negative prompt.
         classifier: the one that the engine was started with, or its name; None: none.
+        forms: makes constraints; None where the engine cannot.
     """
 
     tokenizer: Any = None
     vocabulary: int | None = None
     longest: int | None = None
     classifier: Any = None
+    forms: Forms | None = None
 
 
 def asks(extra: Mapping[str, Any] | None) -> bool:
@@ -169,14 +179,14 @@ def parse(params: Any, limits: Limits | None = None) -> Request | None:
     if not asks(extra):
         return None
     limits = limits or Limits()
-    known = [*ARGUMENTS, *PROMPTS, EFFECT, *CAIF_ARGUMENTS]
+    known = [*ARGUMENTS, *PROMPTS, EFFECT, *CAIF_ARGUMENTS, *FORMS, *AWRS_ARGUMENTS]
     for key in extra:
         if str(key).startswith(PREFIXES) and key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"{key!r} is no argument of guidance; use {close[0] if close else ', '.join(known)}")
     given = {name: extra[name] for name in ARGUMENTS if name in extra}
     if not given and not any(extra.get(name) is not None for name in PROMPTS):
-        given = {"guidance_scale": 1.0}  # a classifier alone
+        given = {"guidance_scale": 1.0}  # a classifier or a form alone
     try:
         guidance = CFG(**{ARGUMENTS[name]: value for name, value in given.items()})
     except ValueError as error:
@@ -187,9 +197,10 @@ def parse(params: Any, limits: Limits | None = None) -> Request | None:
     if effect not in (0, 1):
         raise ValueError(f"{EFFECT}={_brief(effect)} must be true or false")
     caif = _caif(extra, limits)
-    if guidance.is_neutral and caif is None:
+    awrs = _awrs(params, extra, limits)
+    if guidance.is_neutral and caif is None and awrs is None:
         return None
-    return Request(guidance, negative, effect=bool(effect), caif=caif)
+    return Request(guidance, negative, effect=bool(effect), caif=caif, awrs=awrs)
 
 
 def _in_the_clients_words(message: str, arguments: Mapping[str, str]) -> str:
@@ -221,6 +232,40 @@ def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
         except ValueError as error:
             raise ValueError(f"caif_target={_brief(caif.target)}: {error}") from None
     return None if caif.is_neutral else caif
+
+
+def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> AWRS | None:
+    awrs = asked(extra, {} if limits.forms is None else limits.forms.named)
+    if awrs is None:
+        return None
+    name = next(name for name in FORMS if extra.get(name) is not None)
+    for field, allowed, reason in _FORM_EXCLUDES:
+        value = getattr(params, field, allowed)
+        if value != allowed and value:
+            raise ValueError(f"{field}={_brief(value)} does not work with {name}: {reason}")
+    if not getattr(params, "temperature", 1.0):
+        raise ValueError(f"temperature=0 does not work with {name}: its tokens are drawn; give one above 0")
+    if limits.forms is not None:
+        try:
+            limits.forms.start(awrs, _ends(params, limits.tokenizer))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return awrs
+
+
+_FORM_EXCLUDES: tuple[tuple[str, Any, str], ...] = (
+    ("n", 1, "an answer has room for one log-weight; send that many requests"),
+    ("stop", None, "a text ends where its form does; leave it out"),
+    ("ignore_eos", False, "a text ends with an end token; leave it out"),
+    ("min_tokens", 0, "the form says how long texts are; leave it out"),
+    ("structured_outputs", None, "the two would have to agree on every token; leave one of them out"),
+    ("repetition_detection", None, "a text ends where its form does; leave it out"),
+)
+
+
+def _ends(params: Any, tokenizer: Any) -> set[int]:
+    end = getattr(tokenizer, "eos_token_id", None)
+    return {*(getattr(params, "stop_token_ids", None) or ()), *(() if end is None else (end,))}
 
 
 def _negative(extra: Mapping[str, Any], limits: Limits) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from . import vllm_requests as requests
 from .vllm_channel import Listener
+from .vllm_extras import OURS
 from .vllm_pairs import LEADER, SHADOW, Pair, Pairs
 from .vllm_plan import Load, Plan, share
 from .vllm_refusals import refuse
@@ -51,7 +52,7 @@ class GuidedScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take a request in; a guided one gets a shadow as soon as its guidance is active."""
         params = request.sampling_params
-        ours = (params.extra_args or {}).get(requests.OURS) if params is not None else None
+        ours = (params.extra_args or {}).get(OURS) if params is not None else None
         if not isinstance(ours, dict) or request.request_id in self.requests:
             super().add_request(request)
             return
@@ -65,6 +66,8 @@ class GuidedScheduler(Scheduler):
         state = Report(asked, self._prompt_of_shadow(request, asked))
         # A shadow must not reach the end of what the engine can hold before the user's request does.
         request.max_tokens = max(1, min(request.max_tokens, self.max_model_len - len(state.negative)))
+        limit = min(request.max_tokens, self.max_model_len - request.num_prompt_tokens)
+        state.request = dataclasses.replace(asked, limit=limit)
         request.sampling_params = self._params(params, request.request_id, LEADER, state)
         pair = self.pairs.add(request.request_id, state)
         super().add_request(request)
@@ -123,7 +126,8 @@ class GuidedScheduler(Scheduler):
         getattr(params, "__dict__", {}).pop("sampling_type", None)
         ours: dict[str, Any] = {"pair": pair, "role": role, "measures": state.measures}
         ours["request"] = state.request.to_dict()
-        params.extra_args = {**(params.extra_args or {}), requests.OURS: ours}
+        ours["ends"] = sorted({params.eos_token_id, *(params.stop_token_ids or ())} - {None})
+        params.extra_args = {**(params.extra_args or {}), OURS: ours}
         if role == SHADOW:
             params.structured_outputs, params.logprobs, params.repetition_detection = None, None, None
             params.min_tokens = 0
@@ -359,7 +363,7 @@ class GuidedScheduler(Scheduler):
                 ours = self.pairs.by_leader.get(one.request_id)
                 if ours is not None and one.finish_reason is not None and one.kv_transfer_params is None:
                     told = {**ours.state.summary(), "engine_shadow_tokens": self.shadow_tokens}
-                    one.kv_transfer_params = {requests.OURS: told}
+                    one.kv_transfer_params = {OURS: told}
         for pair in self.pairs:
             self._follow(pair)
         return outputs

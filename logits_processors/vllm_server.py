@@ -10,7 +10,7 @@ from textguide import bundled
 from textguide.errors import MissingExtraError
 
 from .vllm_engine import resolve, switched_on
-from .vllm_requests import OURS
+from .vllm_extras import OURS
 
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -32,7 +32,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
 
     Args:
         model: as for :func:`textguide.vllm_engine`.
-        options: of ``vllm serve``, and ``--classifier NAME``.
+        options: of ``vllm serve``, ``--classifier NAME`` and ``--constraint NAME=TEXT``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -45,6 +45,11 @@ def parse(model: str, options: Sequence[str]) -> Any:
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="textguide serve"))
     parser.add_argument("--classifier", help="for requests with caif_target: sentiment, a folder, profanity…")
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="NAME=TEXT",
+        help="for requests with awrs_constraint=NAME: regex:PATTERN, json-schema:FILE, grammar:FILE or "
+        "python:MODULE:NAME; may be repeated",
+    )  # fmt: skip
     arguments = parser.parse_args([resolve(model), *options])
     arguments.model = arguments.model_tag
     if arguments.served_model_name is None:
@@ -56,13 +61,27 @@ def parse(model: str, options: Sequence[str]) -> Any:
     if arguments.max_num_seqs == 1:
         raise ValueError("--max-num-seqs 1 does not work with guidance: a guided request takes two places; give 2")
     names = ("scheduler_cls", "logits_processors", "additional_config")
-    guided = switched_on({name: getattr(arguments, name) for name in names}, arguments.classifier)
+    guided = switched_on(
+        {name: getattr(arguments, name) for name in names}, arguments.classifier, _named(arguments.constraint)
+    )
     if arguments.async_scheduling:
         raise ValueError("--async-scheduling does not work with guidance: the halves of a pair have to be compared")
     for name, value in guided.items():
         setattr(arguments, name, value)
     validate_parsed_serve_args(arguments)
     return arguments
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not equals or not name or not text:
+            raise ValueError(f"--constraint {one!r} must be NAME=TEXT, such as date=regex:[0-9-]+")
+        if name in named:
+            raise ValueError(f"--constraint {name} is given twice; choose another name for one of them")
+        named[name] = text
+    return named
 
 
 def serve(arguments: Any) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from .vllm_channel import Sender
+from .vllm_constraints import Forms
+from .vllm_extras import OURS, constraints_of
 from .vllm_law import Drawing, guide, tell
 from .vllm_pairs import LEADER, Member, Rows
-from .vllm_requests import OURS, Request
+from .vllm_requests import Request
 from .vllm_weigher import Weigher, classifier_of
 
 
@@ -26,7 +29,7 @@ class FirstRunnerProcessor:
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self.rows: Rows[Drawing] = Rows()
         self.sender = Sender(vllm_config.instance_id)
-        self.weigher = weigher_of(vllm_config)
+        self.aids = Aids.of(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
         """It is not: guidance changes the most likely token."""
@@ -54,11 +57,41 @@ class FirstRunnerProcessor:
 
     def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
         # The list is vLLM's own and grows with the text.
-        return member_of(params, lambda: list(prompt or ()), lambda: written, self.weigher)
+        return member_of(params, lambda: list(prompt or ()), lambda: written, self.aids)
+
+
+@dataclass(frozen=True)
+class Aids:
+    """What weighs, or rules out, the tokens of one engine's requests.
+
+    Args:
+        weigher: of an engine that was started with a classifier; None without one.
+        forms: makes constraints; None where the engine has no tokenizer.
+    """
+
+    weigher: Weigher | None = None
+    forms: Forms | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Aids:
+        """Those of vLLM's ``VllmConfig``; nothing is loaded yet but the classifier."""
+        model = getattr(config, "model_config", None)
+        if model is None or getattr(model, "skip_tokenizer_init", False):
+            return cls()
+
+        def tokenizer() -> Any:
+            from vllm.tokenizers import cached_tokenizer_from_config
+
+            return cached_tokenizer_from_config(model)
+
+        size = model.get_vocab_size()
+        classifier = classifier_of(config)
+        weigher = None if classifier is None else Weigher(classifier, tokenizer, size)
+        return cls(weigher, Forms(constraints_of(config), tokenizer, size))
 
 
 def member_of(
-    params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]], weigher: Weigher | None
+    params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]], aids: Aids
 ) -> Member[Drawing] | None:
     """The member that sampling parameters describe, None for those of a plain request.
 
@@ -66,32 +99,18 @@ def member_of(
         params: vLLM's ``SamplingParams``, None in pooling models.
         prompt: gives the token ids of the prompt.
         written: gives the token ids written so far.
-        weigher: of an engine with a classifier.
+        aids: of the engine.
     """
     ours = (params.extra_args or {}).get(OURS) if params is not None else None
     if not isinstance(ours, dict) or "pair" not in ours:
         return None
+    weigher, forms = aids.weigher, aids.forms
     request = Request.from_dict(ours["request"], None if weigher is None else weigher.classifier)
-    weigh = None
-    if request.caif is not None and weigher is not None and ours["role"] == LEADER:
-        weigh = weigher.row(request.caif, request.horizon)
-    payload = Drawing(request, prompt, written, ours["measures"], weigh)
+    weigh = form = None
+    if ours["role"] == LEADER:
+        if request.caif is not None and weigher is not None:
+            weigh = weigher.row(request.caif, request.horizon)
+        if request.awrs is not None and forms is not None:
+            form = forms.row(request.awrs, ours["ends"], request.limit)
+    payload = Drawing(request, prompt, written, ours["measures"], weigh, form)
     return Member(ours["pair"], ours["role"], payload)
-
-
-def weigher_of(config: Any) -> Weigher | None:
-    """The weigher of an engine that was started with a classifier.
-
-    Args:
-        config: vLLM's ``VllmConfig``.
-    """
-    classifier = classifier_of(config)
-    if classifier is None:
-        return None
-
-    def tokenizer() -> Any:
-        from vllm.tokenizers import cached_tokenizer_from_config
-
-        return cached_tokenizer_from_config(config.model_config)
-
-    return Weigher(classifier, tokenizer, config.model_config.get_vocab_size())

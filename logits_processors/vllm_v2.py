@@ -14,7 +14,7 @@ from torch import Tensor
 from .vllm_channel import Sender
 from .vllm_law import Drawing, guide, tell
 from .vllm_pairs import Slots
-from .vllm_v1 import member_of, weigher_of
+from .vllm_v1 import Aids, member_of
 
 
 class SecondRunnerProcessor:
@@ -29,12 +29,12 @@ class SecondRunnerProcessor:
         self.states = req_states
         self.slots: Slots[Drawing] = Slots()
         self.sender = Sender(vllm_config.instance_id)
-        self.weigher = weigher_of(vllm_config)
+        self.aids = Aids.of(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """A request took the slot ``req_idx``; whether it is one of a pair."""
         prompt, written = (lambda: self._tokens(req_idx, 0)), (lambda: self._tokens(req_idx, 1))
-        member = member_of(sampling_params, prompt, written, self.weigher)
+        member = member_of(sampling_params, prompt, written, self.aids)
         self.slots.add(req_idx, member)
         return member is not None
 

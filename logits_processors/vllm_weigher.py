@@ -14,7 +14,7 @@ from textguide.guidance import CAIF, Step
 from textguide.reweighting import Reweighter
 from textguide.texts import Alphabet
 
-from .vllm_requests import OURS
+from .vllm_extras import ours_of
 
 
 def classifier_of(config: Any) -> Classifier | None:
@@ -26,8 +26,7 @@ def classifier_of(config: Any) -> Classifier | None:
     Raises:
         ValueError: nothing has that name, or it runs on the language model itself.
     """
-    extras = getattr(config, "additional_config", None)
-    name = (extras.get(OURS) or {}).get("classifier") if isinstance(extras, dict) else None
+    name = ours_of(config).get("classifier")
     return None if name is None else named(name)
 
 

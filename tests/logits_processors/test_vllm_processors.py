@@ -11,9 +11,10 @@ import torch
 
 from textguide.guidance import CFG, Step
 from textguide.guidance.algebra import log_softmax
+from textguide.logits_processors.vllm_extras import OURS
 from textguide.logits_processors.vllm_law import Noise
 from textguide.logits_processors.vllm_pairs import LEADER, SHADOW
-from textguide.logits_processors.vllm_requests import OURS, Draw, Request
+from textguide.logits_processors.vllm_requests import Draw, Request
 from textguide.logits_processors.vllm_v1 import FirstRunnerProcessor
 from textguide.logits_processors.vllm_v2 import SecondRunnerProcessor
 

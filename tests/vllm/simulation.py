@@ -18,6 +18,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from textguide.guidance import CFG
 from textguide.logits_processors import vllm_requests as requests
 from textguide.logits_processors.vllm_engine import PROCESSOR
+from textguide.logits_processors.vllm_extras import OURS
 from textguide.logits_processors.vllm_scheduler import GuidedScheduler
 
 BLOCK = 4
@@ -98,7 +99,7 @@ class Simulation:
         )
         if guidance is not None:
             ids = None if negative is None else tuple(7 + k % 5 for k in range(negative))
-            params.extra_args = {requests.OURS: requests.Request(guidance, ids, effect=False).to_dict()}
+            params.extra_args = {OURS: requests.Request(guidance, ids, effect=False).to_dict()}
         shared = self.random.random() < 0.5
         ids = [k % 11 if shared else self.random.randrange(40) for k in range(prompt)]
         self.asked[name] = (guidance, tokens)
@@ -126,7 +127,7 @@ class Simulation:
             self.worker.pop(name, None)
         for new in scheduled.scheduled_new_reqs:
             assert new.req_id not in self.worker
-            ours = (new.sampling_params.extra_args or {}).get(requests.OURS)
+            ours = (new.sampling_params.extra_args or {}).get(OURS)
             self.worker[new.req_id] = {
                 "prompt": list(new.prompt_token_ids),
                 "written": [],

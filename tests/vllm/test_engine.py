@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import pytest
 
@@ -11,7 +12,11 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 import torch
 
 import textguide
-from textguide import CAIF, CFG
+from textguide import AWRS, CAIF, CFG
+from textguide.constraints import JSONSchema, Predicate, Regex
+from textguide.errors import NoParticleLeftWarning
+
+from .predicates import no_e
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is"]
 pytestmark = pytest.mark.real_model
@@ -24,6 +29,7 @@ def llm():
     llm = textguide.vllm_engine(
         "smollm2",
         classifier="sentiment",
+        constraints={"no-e": f"python:{no_e.__module__}:no_e"},
         dtype="float32",
         enforce_eager=True,
         max_model_len=128,
@@ -66,6 +72,42 @@ def test_classifiers_weigh_as_they_do_on_transformers(llm, reference, guidance):
     theirs = textguide.generate(*reference, PROMPTS, guidance, max_new_tokens=12)
     assert ours.new_tokens == theirs.new_tokens
     assert ours.effect.mean_kl == pytest.approx(theirs.effect.mean_kl, abs=1e-3)
+
+
+@pytest.mark.parametrize("cfg", [None, CFG(1.5), CFG(3.0, "A recipe:", schedule="linear")])
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Regex(r" (red|blue|[a-z]{2,8})( [a-z]+){0,2}\.", engine="xgrammar"),
+        JSONSchema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}, engine="xgrammar"),
+        Predicate(no_e),
+    ],
+    ids=["pattern", "schema", "function"],
+)
+def test_constraints_draw_and_weigh_as_they_do_on_transformers(llm, reference, constraint, cfg):
+    guidance = [AWRS(constraint)] if cfg is None else [cfg, AWRS(constraint)]
+    options = {"max_new_tokens": 12, "temperature": 0.9}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoParticleLeftWarning)
+        ours = textguide.generate(llm, None, PROMPTS, guidance, seed=11, **options)
+        for row, prompt in enumerate(PROMPTS):
+            theirs = textguide.generate(*reference, [prompt], guidance, seed=11 + row, **options)
+            assert ours.deaths[row] == theirs.deaths[0]
+            # A text that was given up ends with an end token here.
+            assert ours.new_tokens[row][: len(theirs.new_tokens[0])] == theirs.new_tokens[0]
+            torch.testing.assert_close(ours.log_weights[row], theirs.log_weights[0], atol=2e-3, rtol=0)
+            if cfg is not None and theirs.deaths[0] is None:
+                assert ours.texts[row] == theirs.texts[0]
+    assert ours.constraint_calls > 0
+
+
+def test_constraints_that_cannot_travel_are_refused(llm):
+    with pytest.raises(ValueError, match="does not travel with a request"):
+        textguide.generate(llm, None, PROMPTS, AWRS(Predicate(str.isascii)))
+    with pytest.raises(ValueError, match="single particles that draw"):
+        textguide.generate(llm, None, PROMPTS, AWRS("regex:a", particles=2))
+    with pytest.raises(ValueError, match=r"awrs_regex: pattern=.* cannot be used"):
+        textguide.generate(llm, None, PROMPTS, AWRS(Regex("[^\x00-\U0010ffff]", engine="xgrammar")))
 
 
 def test_chats_and_systems(llm, reference):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from textguide.importing import named_object
 
 from .base import Classifier, checked, label_names
 
@@ -78,22 +77,7 @@ def from_python(path: str) -> Classifier:
     Raises:
         ValueError: there is no such thing; the message says which part is missing.
     """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"classifier 'python:{path}' must be python:MODULE:NAME")
-    added = os.getcwd()
-    sys.path.insert(0, added)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"classifier 'python:{path}': there is no module {error.name!r}; run where it can be imported"
-        ) from error
-    finally:
-        sys.path.remove(added)
-    value = getattr(module, attribute, None)
-    if value is None:
-        raise ValueError(f"classifier 'python:{path}': module {module_name!r} has no {attribute!r}")
+    value = named_object(path, "classifier")
     if not isinstance(value, Classifier) and callable(value):
         value = value()
     if not isinstance(value, Classifier):

@@ -8,9 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from textguide.importing import named_object
+
+from . import engines
 from .base import Constraint
 from .documents import Grammar, JSONSchema
 from .patterns import Regex
+from .predicate import Predicate
 
 
 def from_dict(values: dict[str, Any]) -> Constraint:
@@ -35,13 +39,15 @@ def from_dict(values: dict[str, Any]) -> Constraint:
     return constraint.build(fields)
 
 
-def resolve(value: Any) -> Constraint:
+def resolve(value: Any, engine: str = engines.DEFAULT) -> Constraint:
     """A constraint from any form in which one can be given.
 
     Args:
         value: a constraint; a dict as :meth:`Constraint.to_dict` gives it, or that as JSON text; or
             ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the grammar itself,
-            with a newline or a ``start:``).
+            with a newline or a ``start:``), ``python:MODULE:NAME`` (a constraint, or a function for
+            :class:`Predicate`).
+        engine: of a pattern, schema or grammar that is given as a line of text.
 
     Raises:
         ValueError: it is none of these, or cannot be used.
@@ -59,12 +65,26 @@ def resolve(value: Any) -> Constraint:
             raise ValueError(f"constraint={value!r} is no JSON: {error}") from None
     kind, colon, rest = value.partition(":")
     if kind == "regex" and colon:
-        return Regex(rest)
+        return Regex(rest, engine=engine)
     if kind == "json-schema" and rest:
-        return JSONSchema(rest)
+        return JSONSchema(rest, engine=engine)
     if kind == "grammar" and rest:
-        return Grammar(rest if "\n" in rest or rest.lstrip().startswith("start") else Path(rest))
-    forms = ["regex:PATTERN", "json-schema:FILE", "grammar:FILE"]
+        return Grammar(rest if "\n" in rest or rest.lstrip().startswith("start") else Path(rest), engine=engine)
+    if kind == "python" and rest:
+        return _from_python(rest)
+    forms = ["regex:PATTERN", "json-schema:FILE", "grammar:FILE", "python:MODULE:NAME"]
     near = difflib.get_close_matches(kind, [form.partition(":")[0] for form in forms], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}:…?" if near else f"use one of {', '.join(forms)}"
     raise ValueError(f"constraint={value!r} is unknown; {hint}")
+
+
+def _from_python(path: str) -> Constraint:
+    value = named_object(path, "constraint")
+    if isinstance(value, Constraint):
+        return value
+    if callable(value) and not isinstance(value, type):
+        return Predicate(value)
+    raise ValueError(
+        f"constraint 'python:{path}' gives {type(value).__name__}; it must be a textguide.constraints.Constraint, or a "
+        "function from a text to True or False"
+    )
