@@ -35,6 +35,10 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": 1.5, "negative_prompt": "word " * 2000}, "negative_prompt"),
     ({"guidance_scale": 1.5, "negative_messages": "{"}, "negative_messages"),
     ({"guidance_scale": 1.5, "negative_prompt": "a", "negative_messages": "[]"}, "exclude"),
+    ({"awrs_regex": "("}, "awrs_regex"),
+    ({"awrs_json_schema": "{"}, "awrs_json_schema"),
+    ({"awrs_constraint": "nothing"}, "awrs_constraint"),
+    ({"awrs_regex": "a", "awrs_grammar": "b"}, "exclude"),
 ]
 
 
@@ -96,11 +100,11 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     import textguide
 
     # Plain, drawn requests are left out: without guidance vLLM's runner for CPUs cannot read their prompts in parts.
-    specs = [spec for spec in mix(120, arguments.seed) if spec.scale is not None or spec.temperature == 0][:60]
+    specs = [spec for spec in mix(120, arguments.seed) if not spec.is_plain or spec.temperature == 0][:60]
     model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
     expected = [
-        tokenizer.decode(row, skip_special_tokens=True)
-        for row in references(model, tokenizer, specs, arguments.cache, lambda rows: rows)
+        (tokenizer.decode(row, skip_special_tokens=True), weight)
+        for row, weight in references(model, tokenizer, specs, arguments.cache, lambda rows: rows)
     ]
     del model
     options = ["--max-model-len", "160", "--max-num-seqs", "24", "--max-num-batched-tokens", "96"]
@@ -109,7 +113,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         return asyncio.run(_soak(server, arguments, specs, expected))
 
 
-async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any], expected: list[str]) -> dict[str, Any]:
+async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any], expected: list[Any]) -> dict[str, Any]:
     import openai
 
     draw = random.Random(arguments.seed)
@@ -165,10 +169,11 @@ async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any],
 
 
 async def _one(
-    client: Any, model: str, chance: float, draw: random.Random, spec: Any, expected: str, counts: Any, different: Any
+    client: Any, model: str, chance: float, draw: random.Random, spec: Any, expected: Any, counts: Any, different: Any
 ) -> None:
     import openai
 
+    expected, weight = expected
     body = {name: value for name, value in spec.sampling().items() if name != "extra_args"}
     known = ("max_tokens", "temperature", "top_p", "seed", "stop")
     extra = {name: value for name, value in body.items() if name not in known}
@@ -209,6 +214,10 @@ async def _one(
         answer = await client.completions.create(**call)
         text = answer.choices[0].text
         counts["answered"] += 1
+        if spec.form is not None:
+            told = answer.model_extra["kv_transfer_params"]["textguide"]["log_weight"]
+            same = told is weight or (None not in (told, weight) and abs(told - weight) < 2e-3)
+            counts["log-weights, equal" if same else "log-weights, different"] += 1
         if answer.usage.completion_tokens > spec.tokens:
             counts["usage counts more than the user's tokens"] += 1
     if text == expected:

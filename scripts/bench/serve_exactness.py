@@ -1,7 +1,8 @@
 """Is every answer of a guided vLLM engine the one that a transformers model gives, token for token?
 
-Runs mixed requests (guided and plain, scales, negatives, schedules, seeds, greedy and drawn, stops, lengths) through
-engines under different settings and ways of arriving, in float32, and compares each with the transformers path::
+Runs mixed requests (guided and plain, scales, negatives, schedules, seeds, greedy and drawn, patterns with their
+log-weights, stops, lengths) through engines under different settings and ways of arriving, in float32, and compares
+each with the transformers path::
 
     python scripts/bench/serve_exactness.py --requests 200 --json docs/results/serving/exactness.json
 
@@ -111,7 +112,7 @@ def close(llm: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
 
 
-def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None], dict[str, Any]]:
+def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, Any]]:
     """Answers in order, None for requests that were aborted, and what the engine says of itself."""
     from vllm import SamplingParams
 
@@ -119,7 +120,7 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
     before = counters(llm)
     params = [SamplingParams(**spec.sampling()) for spec in specs]
     engine = llm.llm_engine
-    answers: list[list[int] | None] = [None] * len(specs)
+    answers: list[Any] = [None] * len(specs)
     discarded = preempted = shadow_tokens = steps = 0
     left = list(range(len(specs)))
     running: set[int] = set()
@@ -138,8 +139,8 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[list[int] | None
             number = int(output.request_id)
             if output.finished and number in running:
                 running.discard(number)
-                answers[number] = list(output.outputs[0].token_ids)
                 told = (output.kv_transfer_params or {}).get("textguide", {})
+                answers[number] = list(output.outputs[0].token_ids), told.get("log_weight")
                 discarded += told.get("discarded_steps", 0)
                 preempted += told.get("preemptions", 0)
                 shadow_tokens += told.get("shadow_tokens", 0)
@@ -175,14 +176,18 @@ def compare(
 ) -> dict[str, Any]:
     from serving_mix import margin
 
-    equal = ties = wrong = compared = 0
+    equal = ties = wrong = compared = weights = 0
+    apart_by = 0.0
     differences = []
-    for spec, theirs, ours in zip(specs, expected, answers, strict=True):
-        if ours is None:
+    for spec, (theirs, weight), answer in zip(specs, expected, answers, strict=True):
+        if answer is None:
             continue
+        ours, told = answer
         compared += 1
-        if ours == theirs:
+        if ours == theirs and (told is None) == (weight is None):
             equal += 1
+            if weight is not None:
+                weights, apart_by = weights + 1, max(apart_by, abs(weight - told))
             continue
         place = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if place is None:  # one of them stopped
@@ -193,7 +198,8 @@ def compare(
         is_tie = abs(apart) < tie
         ties, wrong = ties + is_tie, wrong + (not is_tie)
         differences.append({"spec": str(spec), "place": place, "margin": apart})
-    return {"compared": compared, "equal": equal, "near_ties": ties, "wrong": wrong, "differences": differences}
+    found = {"compared": compared, "equal": equal, "near_ties": ties, "wrong": wrong, "differences": differences}
+    return found | {"weights": weights, "largest_weight_difference": apart_by}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 import textguide
-from textguide import CFG
+from textguide import AWRS, CFG
+from textguide.constraints import Regex
+from textguide.errors import NoParticleLeftWarning
 from textguide.files import write_json
 from textguide.guidance.algebra import log_softmax
 
@@ -40,11 +43,16 @@ NEGATIVES = (
     "A list of numbers: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve,",
     "The",
 )
+FORMS = (
+    r" [a-z]{1,9}( [a-z]+){0,5}[.!]",
+    r" (in|on|at) (the )?[A-Z][a-z]+(, [A-Z][a-z]+)?",
+    r"\n?[0-9]{1,4}( [a-z]+){1,3}",
+)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One request; ``scale`` is None for a plain one."""
+    """One request; ``scale`` is None for one without guidance, ``form`` for one without a pattern."""
 
     prompt: str
     tokens: int
@@ -59,6 +67,12 @@ class Spec:
     seed: int | None = None
     stop: str | None = None
     repetition_penalty: float = 1.0
+    form: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """vLLM's own sampler takes its tokens."""
+        return self.scale is None and self.form is None
 
     @property
     def guidance(self) -> CFG | None:
@@ -67,9 +81,10 @@ class Spec:
         return CFG(self.scale, self.negative, schedule=self.schedule, stop=self.stop_at)
 
     def extra(self) -> dict[str, Any] | None:
+        extra: dict[str, Any] = {} if self.form is None else {"awrs_regex": self.form}
         if self.scale is None:
-            return None
-        extra: dict[str, Any] = {"guidance_scale": self.scale}
+            return extra or None
+        extra["guidance_scale"] = self.scale
         if self.negative is not None:
             extra["negative_prompt"] = self.negative
         if self.schedule != "constant":
@@ -102,7 +117,7 @@ def mix(count: int, seed: int = 0) -> list[Spec]:
         prompt = draw.choice(STARTS)
         guided, drawn = draw.random() < 0.65, draw.random() < 0.4
         # vLLM's runner for CPUs stops where a plain, seeded request's prompt is read in parts, with guidance or without
-        # it: PyTorch cannot rewind a CPU generator. Those prompts stay short here; guided ones have no such limit.
+        # it: PyTorch cannot rewind a CPU generator. Those prompts stay short here; ours have no such limit.
         if draw.random() < 0.4 and (guided or not drawn):
             prompt = FILLER[: draw.randrange(40, len(FILLER))].rsplit(" ", 1)[0] + ". " + prompt
         values: dict[str, Any] = {"prompt": prompt, "tokens": draw.choice((1, 5, 12, 20, 28))}
@@ -115,7 +130,9 @@ def mix(count: int, seed: int = 0) -> list[Spec]:
         if drawn:
             values |= {"temperature": draw.choice((0.7, 1.0)), "seed": number}
             values |= draw.choice(({}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.05} if guided else {"top_k": 20}))
-        if draw.random() < 0.15:
+            if draw.random() < 0.4:
+                values |= {"form": draw.choice(FORMS), "tokens": 28}
+        if draw.random() < 0.15 and "form" not in values:
             values["stop"] = draw.choice((".", "the", "\n"))
         if draw.random() < 0.1:
             values["repetition_penalty"] = 1.2
@@ -142,12 +159,16 @@ class AsVLLMDraws(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token]), 0.0)
 
 
-def reference(model: Any, tokenizer: Any, spec: Spec) -> list[int]:
-    """Token ids of the transformers path, one request at a time."""
+Answer = tuple[list[int], float | None]
+"""Token ids, and the log-weight of a text that has the form it was asked to have."""
+
+
+def reference(model: Any, tokenizer: Any, spec: Spec) -> Answer:
+    """What the transformers path gives, one request at a time."""
     options: dict[str, Any] = {}
     if spec.repetition_penalty != 1.0:
         options["repetition_penalty"] = spec.repetition_penalty
-    if spec.temperature > 0 and spec.scale is None:
+    if spec.temperature > 0 and spec.is_plain:
         import vllm._C  # noqa: F401  (registers the operator)
 
         options["logits_processor"] = [AsVLLMDraws(spec)]
@@ -156,15 +177,24 @@ def reference(model: Any, tokenizer: Any, spec: Spec) -> list[int]:
         if spec.min_p:
             options["min_p"] = spec.min_p
     stops = {} if spec.stop is None else {"stop": spec.stop}
-    out = textguide.generate(
-        model, tokenizer, [spec.prompt], spec.guidance, max_new_tokens=spec.tokens, **stops, **options
-    )
-    return out.new_tokens[0]
+    guidance: Any = spec.guidance
+    if spec.form is not None:
+        guidance = [*([] if guidance is None else [guidance]), AWRS(Regex(spec.form, engine="xgrammar"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoParticleLeftWarning)
+        out = textguide.generate(
+            model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, **stops, **options
+        )
+    if spec.form is None:
+        return out.new_tokens[0], None
+    if out.deaths[0] is not None:  # a server ends such a text with an end token
+        return [*out.new_tokens[0], tokenizer.eos_token_id], None
+    return out.new_tokens[0], float(out.log_weights[0])
 
 
-def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None, progress: Any) -> list[list[int]]:
+def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None, progress: Any) -> list[Answer]:
     """:func:`reference` of every request; ``cache`` is a file that keeps them from run to run."""
-    known: dict[str, list[int]] = {}
+    known: dict[str, Answer] = {}
     if cache is not None and cache.is_file():
         known = json.loads(cache.read_text())
     answers = []
@@ -172,7 +202,8 @@ def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None
         key = json.dumps(asdict(spec), sort_keys=True)
         if key not in known:
             known[key] = reference(model, tokenizer, spec)
-        answers.append(known[key])
+        tokens, weight = known[key]
+        answers.append((tokens, weight))
     if cache is not None:
         write_json(cache, known)
     return answers

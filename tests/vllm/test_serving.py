@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
+import warnings
 
 import pytest
 
@@ -14,7 +15,9 @@ import openai
 from served import serving
 
 import textguide
-from textguide import CFG
+from textguide import AWRS, CFG
+from textguide.constraints import Regex
+from textguide.errors import NoParticleLeftWarning
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is", "Water boils at"]
 NEGATIVE = "The weather report for today:"
@@ -125,6 +128,23 @@ def test_structured_outputs_under_guidance(client):
         assert re.fullmatch("(19|20)[0-9]{2}-[0-9]{2}", answer.choices[0].text)
 
 
+def test_constraints_draw_and_tell_their_weight(client, reference):
+    pattern, options = r" [a-z]{2,9}( [a-z]+){0,4}\.", {"temperature": 0.9, "seed": 5}
+    answer = complete(client, PROMPTS[1], {"awrs_regex": pattern, "guidance_scale": 1.5}, **options)
+    told = answer.model_extra["kv_transfer_params"]["textguide"]
+    guidance = [CFG(1.5), AWRS(Regex(pattern, engine="xgrammar"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoParticleLeftWarning)
+        out = textguide.generate(*reference, [PROMPTS[1]], guidance, max_new_tokens=16, **options)
+    assert told["death"] == out.deaths[0]
+    assert (told["log_weight"] is None) == (out.deaths[0] is not None)
+    if told["log_weight"] is not None:
+        assert told["log_weight"] == pytest.approx(float(out.log_weights[0]), abs=2e-3)
+        assert re.fullmatch(pattern, answer.choices[0].text)
+    assert answer.choices[0].text == out.texts[0]
+    assert answer.choices[0].finish_reason == "stop"
+
+
 def test_what_guidance_did_is_told(client):
     xargs = {"guidance_scale": 1.5, "guidance_effect": True}
     told = complete(client, PROMPTS[0], xargs, max_tokens=12).model_extra["kv_transfer_params"]["textguide"]
@@ -151,6 +171,9 @@ def test_skipping_runs_fewer_shadows(client):
         ({"guidance_scale": 1.5, "negative_prompt": "word " * 500}, "negative_prompt has"),
         ({"guidance_scale": 1.5, "negative_prompt_token_ids": [10**9]}, "the vocabulary has"),
         ({"guidance_scale": 1.5, "negative_messages": "{"}, "negative_messages"),
+        ({"awrs_regex": "("}, "awrs_regex"),
+        ({"awrs_regex": "a"}, "temperature=0 does not work with awrs_regex"),
+        ({"awrs_constraint": "dates"}, "it was started with none"),
     ],
 )
 def test_wrong_arguments_are_answered_with_400(client, server, xargs, named):
