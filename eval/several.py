@@ -51,7 +51,7 @@ def one_each(decoded: Decoded, size: int, prompt_length: int, tokenizer: Any, ge
             alive = bool((weights > -torch.inf).any())
             chosen.append(int(particles.weighted_sample(weights, rows, generator)) if alive else start)
             continue
-        rows = [row for row in rows if outcome.lengths[row]] or [start]
+        rows = [row for row in rows if outcome.finished[row]]  # the others are empty: no text forked into them
         written = [decoded.sequences[row, prompt_length:][: outcome.lengths[row]] for row in rows]
         chosen.append(rows[most_consistent([tokenizer.decode(ids, skip_special_tokens=True) for ids in written])])
     return decoded.sequences[torch.tensor(chosen, device=decoded.sequences.device)]
