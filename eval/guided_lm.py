@@ -12,8 +12,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -24,8 +26,8 @@ from textguide.custom_generate import GuidedDecoding, empty_source
 from textguide.effect import Effect
 from textguide.guidance import CFG, EAGer, Guidance, as_guidance, split
 from textguide.guidance.spec import parse
-from textguide.models import default_device
-from textguide.scoring import Item, decoder_start, leading, score_items
+from textguide.models import default_device, load
+from textguide.scoring import Item, decoder_start, leading, score_groups
 from textguide.tasks import is_protected
 
 from .answering import Answering, Memory
@@ -58,6 +60,8 @@ class GuidedLM(Answering, HFLM):
         uncond: what the unconditional branch reads where the guidance names no negative prompt: ``last-token`` of
             the context (the paper's), ``no-instruction`` (the context without the task's instruction, few-shot
             examples kept), or ``question-only`` (both left out). The latter two need :attr:`tasks`.
+        models: further models by the name that guidances use, objects or what :func:`textguide.load` takes:
+            ``{"amateur": "smollm2-small"}``.
         memo: where answers are kept, by key; default: memory alone. A journal makes a run resumable.
         seed: for sampled generations.
         **kwargs: as for ``HFLM``.
@@ -82,6 +86,7 @@ class GuidedLM(Answering, HFLM):
         renormalize: bool | None = None,
         settings: Sequence[Guidance | None] | None = None,
         uncond: str = UNCONDITIONAL[0],
+        models: Mapping[str, Any] | None = None,
         memo: Any = None,
         seed: int = 0,
         **kwargs: Any,
@@ -118,6 +123,10 @@ class GuidedLM(Answering, HFLM):
         if accelerator is not None and self.world_size == 1 and not kwargs.get("tp_plan"):
             # HFLM shares requests between processes only where it sees several GPUs.
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self.models = {
+            name: load(one, device=str(self.device), dtype=self.model.dtype)[0] if isinstance(one, str) else one
+            for name, one in (models or {}).items()
+        }
         _name_caches(self)
 
     # -- what lm-eval asks ----------------------------------------------------------------------------------------
@@ -231,8 +240,9 @@ class GuidedLM(Answering, HFLM):
         elif several > 1:
             generation_kwargs |= {"num_return_sequences": several, "top_k": generation_kwargs.get("top_k", 0)}
         decoding = GuidedDecoding(
-            self.setting, tokenizer=self.tokenizer, generator=self._generator, branch_prompts=rows, warn=False
-        )
+            self.setting, tokenizer=self.tokenizer, models=self.models, generator=self._generator, branch_prompts=rows,
+            warn=False,
+        )  # fmt: skip
         call = decoding if several == 1 else own_criteria(decoding, self.tokenizer, stop)
         out = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)
         if decoding.effect is not None:
@@ -266,28 +276,15 @@ class GuidedLM(Answering, HFLM):
                 logger.warning("out of memory: going on with batches of %d", size)
 
     def _all_settings(self, items: list[Item], size: int) -> Iterator[tuple[Item, list[float], list[bool]]]:
-        groups = _by_branches(self.settings)
-        if len(groups) == 1:
-            for item, log_probs, greedy in self._score_items(items, self.settings, size):
-                yield item, log_probs.double().sum(-1).tolist(), greedy.tolist()
-            return
-        # Settings that move away from different prompts need passes of their own.
-        collected: dict[int, tuple[Item, list[float], list[bool]]] = {
-            item.number: (item, [0.0] * len(self.settings), [False] * len(self.settings)) for item in items
-        }
-        for members in groups:
-            chosen = [self.settings[n] for n in members]
-            scored = self._score_items([self._with_branches(i, chosen) for i in items], chosen, size)
-            for item, log_probs, greedy in scored:
-                _, values, tops = collected[item.number]
-                for n, total, top in zip(members, log_probs.double().sum(-1).tolist(), greedy.tolist(), strict=True):
-                    values[n], tops[n] = total, top
-        yield from collected.values()
-
-    def _score_items(
-        self, items: list[Item], settings: Sequence[Guidance | None], size: int
-    ) -> Iterator[tuple[Item, Any, Any]]:
-        return score_items(self.model, items, settings, tokenizer=self.tokenizer, batch_size=size)
+        numbers = _by_branches(self.settings)
+        chosen = [[self.settings[n] for n in members] for members in numbers]
+        # Settings that move away from different prompts need passes of their own, but for the conditional one.
+        groups = [(settings, partial(self._with_branches, settings=settings)) for settings in chosen]
+        places = np.argsort([n for members in numbers for n in members])
+        for item, log_probs, greedy in score_groups(
+            self.model, items, groups, tokenizer=self.tokenizer, batch_size=size, models=self.models
+        ):
+            yield item, log_probs.double().sum(-1)[places].tolist(), greedy[places].tolist()
 
     def _item(self, number: int, texts: Any, context: list[int], continuation: list[int]) -> Item:
         limit = self.max_length

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import textguide
+from textguide import bundled
 from textguide.files import write_json, write_text
 from textguide.guidance import (
     APG,
@@ -23,6 +24,8 @@ from textguide.guidance import (
     NAG,
     AnnealedCFG,
     BetaCFG,
+    ContrastiveDecoding,
+    DExperts,
     DoLa,
     DynamicCFG,
     EAGer,
@@ -30,6 +33,7 @@ from textguide.guidance import (
     Guidance,
     IndependentCondition,
     InstructionContrastive,
+    ProxyTuning,
     S2Guidance,
     TokenPerturbation,
     as_guidance,
@@ -58,6 +62,9 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "dola": (DoLa(), DoLa(beta=0.25), DoLa(0.0, beta=0.25)),
     "s2": (S2Guidance(1.5), S2Guidance(1.0), S2Guidance(1.0, weight=0.5)),
     "caif": (CAIF("sentiment", "positive", 3.0), CAIF("sentiment", "positive", 10.0)),
+    "contrastive": (ContrastiveDecoding(), ContrastiveDecoding(beta=0.5), ContrastiveDecoding(0.0, beta=0.25)),
+    "dexperts": (DExperts(0.5), DExperts(1.0), DExperts(2.0)),
+    "proxy-tuning": (ProxyTuning(0.5), ProxyTuning(1.0), ProxyTuning(2.0)),
     "feynman-kac": tuple(
         guidance for scale in (1.25, 1.5) if (guidance := as_guidance([CFG(scale), FeynmanKac(particles=4)]))
     ),
@@ -67,9 +74,6 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
 
 ELSEWHERE = {
     "context-aware": "follows a document that its user names",
-    "contrastive": "needs a smaller model with the same tokens, and none is bundled",
-    "dexperts": "needs two tuned models with the same tokens, and none is bundled",
-    "proxy-tuning": "needs a small model before and after its tuning, and none is bundled",
     "corrsynth": "looks at texts that are written together, and scores none",
     "formula": "contains the others",
     "awrs": "rules out texts rather than steering them: results/constrained",
@@ -93,8 +97,15 @@ COLUMNS = (
     ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
     ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
-ONLY_CONTINUED = ("caif", "feynman-kac", "eager")
-"""Methods that draw: one by asking a classifier about every candidate, the others several texts for one answer."""
+ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "feynman-kac", "eager")
+"""Methods that steer to a good mood, and those that draw several texts for one answer."""
+
+MODELS = {
+    "contrastive": {"amateur": "smollm2-small"},
+    "dexperts": {"expert": "smollm2-small-positive", "anti-expert": "smollm2-small-negative"},
+    "proxy-tuning": {"tuned": "smollm2-small-positive", "untuned": "smollm2-small"},
+}
+"""The further models of those that need some; they have SmolLM2's tokens, and stand beside that model alone."""
 
 
 @dataclass(frozen=True)
@@ -148,27 +159,42 @@ def run_shelf(
     Raises:
         ValueError: a method has no settings here.
     """
-    names = list(SETTINGS if methods is None else methods)
+    arguments = dict(model_args or {})
+    is_bundled = arguments.get("pretrained", bundled.NAME) == bundled.NAME
+    names = [name for name in SETTINGS if is_bundled or name not in MODELS] if methods is None else list(methods)
     for name in names:
         if name not in SETTINGS:
             why = f"it {ELSEWHERE[name]}" if name in ELSEWHERE else f"use one of {', '.join(SETTINGS)}"
             raise ValueError(f"methods={name!r} has no place in the suite; {why}")
+        if name in MODELS and not is_bundled:
+            raise ValueError(f"methods={name!r} has small models for {bundled.NAME} alone; leave it or the model out")
     chosen = {name: SETTINGS[name] for name in names}
-    runs: list[RunResult] = []
     options = options or SweepOptions()
+    runs: list[RunResult] = []
     for folder, tasks in PARTS.items():
-        kept = [name for name in names if folder == "continued" or name not in ONLY_CONTINUED]
-        settings = [None, *(setting for name in kept for setting in chosen[name])]
         limit = min(options.limit or ANSWERED, ANSWERED) if folder == "answered" else options.limit
-        part = run_sweep(
-            tasks, settings, output=output / folder, options=replace(options, limit=limit), model_args=model_args,
-            command=command,
-        )  # fmt: skip
-        assert part is not None
-        runs.append(part)
+        kept = [name for name in names if folder == "continued" or name not in ONLY_CONTINUED]
+        # Methods with further models run by themselves: who has no use for them need not load them.
+        for suffix, part in (
+            ("", [name for name in kept if name not in MODELS]), ("-models", [name for name in kept if name in MODELS])
+        ):  # fmt: skip
+            models = {name: model for method in part for name, model in MODELS.get(method, {}).items()}
+            if not part:
+                continue
+            settings = [None, *(setting for name in part for setting in chosen[name])]
+            run = run_sweep(
+                tasks,
+                settings,
+                output=output / (folder + suffix),
+                options=replace(options, limit=limit),
+                model_args=arguments | ({"models": models} if models else {}),
+                command=command,
+            )
+            assert run is not None
+            runs.append(run)
     results = {(task.task, task.label): task for run in runs for task in run.tasks}
     table = {column: _column(results, chosen, *column) for column in COLUMNS}
-    costs = _costs(chosen, dict(model_args or {}))
+    costs = _costs(chosen, arguments)
     plain = {column: _plain(results[column[0], "plain"], column[1]) for column in COLUMNS}
     found = {
         "command": command,
@@ -224,11 +250,13 @@ def _plain(result: TaskResult, metric: str) -> Interval:
 
 def _costs(chosen: Mapping[str, Sequence[Guidance]], model_args: dict[str, Any]) -> dict[str, Cost]:
     """Seconds and rows a token, each method once, plain first and alternating: medians of three."""
-    source = model_args.get("pretrained", "smollm2")
+    source = model_args.get("pretrained", bundled.NAME)
     tokenizer = model_args.get("tokenizer")
     model = source
     if isinstance(source, str):
         model, tokenizer = textguide.load(source, device=model_args.get("device"), dtype=model_args.get("dtype"))
+    load = {name: model for method in chosen for name, model in MODELS.get(method, {}).items()}
+    further = {name: textguide.load(one, device=str(model.device), dtype=model.dtype)[0] for name, one in load.items()}
     words = ("dragon", "river", "letter", "clock", "garden", "bridge", "song", "door")
     prompts = [f"The {word} was the first thing that" for word in words]
     contestants: dict[str, Any] = {"plain": None, **{name: settings[0] for name, settings in chosen.items()}}
@@ -243,13 +271,15 @@ def _costs(chosen: Mapping[str, Sequence[Guidance]], model_args: dict[str, Any])
                 ids = kwargs.get("input_ids", args[0] if args else None)
                 count[0] += len(ids)
 
-            hook = model.register_forward_pre_hook(add, with_kwargs=True)
+            hooks = [one.register_forward_pre_hook(add, with_kwargs=True) for one in (model, *further.values())]
             begun = time.perf_counter()
             textguide.generate(
-                model, tokenizer, prompts, guidance, max_new_tokens=new, min_new_tokens=new, do_sample=True, seed=0
-            )
+                model, tokenizer, prompts, guidance, models=further, max_new_tokens=new, min_new_tokens=new,
+                do_sample=True, seed=0,
+            )  # fmt: skip
             seconds[name].append((time.perf_counter() - begun) / (new * len(prompts)))
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             rows[name] = count[0] / (new * len(prompts))
     return {name: Cost(float(np.median(values)), rows[name]) for name, values in seconds.items()}
 

@@ -291,8 +291,8 @@ def _identity(
     tasks: Sequence[str], settings: Sequence[Guidance | None], options: SweepOptions, model_args: dict[str, Any]
 ) -> dict[str, Any]:
     """What has to be equal for two runs to be one and the same. The batch size is not part of it."""
-    model = {key: value if isinstance(value, (str, int, float, bool, type(None))) else str(type(value).__name__)
-             for key, value in model_args.items() if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
+    model = {key: _described(value) for key, value in model_args.items()
+             if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
     kept = {key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on")}
     return {
         "tasks": sorted(tasks),
@@ -301,6 +301,12 @@ def _identity(
         "model": model,
         **kept,
     }
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _described(one) for key, one in sorted(value.items())}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(type(value).__name__)
 
 
 @contextmanager

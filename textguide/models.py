@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import bundled
+from . import bundled, small
 from .errors import ModelUnavailableError
 
 
@@ -33,7 +33,8 @@ def load(
     """Load a language model and its tokenizer, ready to decode.
 
     Args:
-        name: ``"smollm2"`` for the bundled SmolLM2-135M-Instruct, a folder, or a name on a model hub.
+        name: ``"smollm2"`` for the bundled SmolLM2-135M-Instruct, ``"smollm2-small"`` and the like for the models of
+            :mod:`textguide.small`, a folder, or a name on a model hub.
         device: where the model goes, such as ``"cuda"`` or ``"cpu"``; default: a GPU if there is one.
         dtype: a ``torch.dtype`` or its name; default: float32 on a CPU, else the dtype of the checkpoint.
         device_map: passed to accelerate, for models larger than one device; excludes ``device``.
@@ -59,6 +60,10 @@ def load(
     if dtype is None:
         dtype = torch.float32 if device is not None and torch.device(device).type == "cpu" else "auto"
 
+    if name in small.NAMES and not Path(name).is_dir():
+        small_dtype = None if dtype == "auto" else dtype
+        model = small.load(name, device=None if device_map else device, dtype=small_dtype)
+        return model, AutoTokenizer.from_pretrained(bundled.folder(), padding_side="left")
     is_bundled = name == bundled.NAME and not Path(name).is_dir()
     source = bundled.folder(refresh) if is_bundled else Path(name) if Path(name).exists() else name
     if isinstance(source, str) and source.startswith(("/", ".", "~")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,13 +141,47 @@ def score_items(
     Yields:
         The item, the log-probability of its tokens (S, tokens), and whether all of them are the most likely ones (S,).
     """
-    lead = leading(settings)
+    groups = [(list(settings), lambda item: item)]
+    yield from score_groups(
+        model, items, groups, tokenizer=tokenizer, batch_size=batch_size, horizon=horizon, models=models
+    )
+
+
+Group = tuple[list[Guidance | None], Callable[[Item], Item]]
+"""Settings that share their branches, and what gives an item the contexts of these."""
+
+
+def score_groups(
+    model: Any,
+    items: Sequence[Item],
+    groups: Sequence[Group],
+    *,
+    tokenizer: Any = None,
+    batch_size: int = 16,
+    horizon: int | None = None,
+    models: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Item, Tensor, Tensor]]:
+    """:func:`score_items` for settings whose branches differ; the conditional pass is made once for all of them.
+
+    Yields:
+        The item, and what :func:`score_items` yields for the settings of all groups, in order.
+    """
+    settings = [setting for group, _ in groups for setting in group]
     for setting in settings:
         if split(setting).constraint is not None:
             raise ValueError(f"settings={setting!r}: a text cannot be scored under a constraint; leave it out")
-    weighers = [reweighter(split(setting).reweighting, tokenizer, model) for setting in settings]
+    weighers = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):
-        yield from _score_batch(model, batch, list(settings), weighers, lead, horizon, models or {})
+        own = _continuation_logits(model, batch, 0)
+        found = [
+            _score_batch(model, [of(item) for item in batch], own, group, weighing, horizon, models or {})
+            for (group, of), weighing in zip(groups, weighers, strict=True)
+        ]
+        lengths = [len(item.continuation) for item in batch]
+        log_probs = torch.cat([one for one, _ in found]).cpu().split(lengths, dim=1)
+        is_top = torch.cat([one for _, one in found]).cpu().split(lengths, dim=1)
+        for item, values, tops in zip(batch, log_probs, is_top, strict=True):
+            yield item, values, tops.all(-1)
 
 
 def leading(settings: Sequence[Guidance | None]) -> BranchGuidance | None:
@@ -253,16 +287,19 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
 def _score_batch(
     model: Any,
     batch: list[Item],
+    own: Tensor,
     settings: list[Guidance | None],
     weighers: list[Reweighter | None],
-    lead: BranchGuidance | None,
     horizon: int | None,
     models: Mapping[str, Any],
-) -> Iterator[tuple[Item, Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (S, T) of all continuation tokens, and whether each is the most likely one; ``own`` (T, V) are
+    the conditional logits."""
+    lead = leading(settings)
     extra = lead.branches if lead is not None else ()
     found = views.owners(model, models, extra)
-    owners = [model, *(found[branch.owner] for branch in extra)]
-    laws = [_continuation_logits(owner, batch, number) for number, owner in enumerate(owners)]
+    others = [_continuation_logits(found[branch.owner], batch, n) for n, branch in enumerate(extra, start=1)]
+    laws = [own, *others]
     sizes = {law.shape[-1] for law in laws}
     if len(sizes) > 1:
         raise ValueError(f"the models of the branches have vocabularies of {sorted(sizes)} tokens; they must share one")
@@ -288,9 +325,7 @@ def _score_batch(
             picked = guided.gather(-1, token)
             log_probs[number, part] = picked[:, 0]
             is_top[number, part] = (guided <= picked).all(-1)
-    columns = zip(batch, log_probs.cpu().split(lengths, dim=1), is_top.cpu().split(lengths, dim=1), strict=True)
-    for item, values, tops in columns:
-        yield item, values, tops.all(-1)
+    return log_probs, is_top
 
 
 def _reweighed(weigher: Reweighter, guided: Tensor, step: Step, places: Sequence[tuple[Item, int]]) -> Tensor:

@@ -73,6 +73,7 @@ def add(commands: Any) -> None:
     group.add_argument("--json", action="store_true", help="print results as JSON")
     captioning_options.add(parser)
     options.add_model(parser)
+    options.add_extra_model(parser)
     parser.set_defaults(run=run)
     add_compare(parser)
 
@@ -217,7 +218,11 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
         "uncond": arguments.uncond,
         "trust_remote_code": arguments.trust_remote_code,
     }
+    if models := options.extra_model_names(arguments):
+        values["models"] = models
     if arguments.backend in ("diffusion", "vllm"):
+        if models:
+            raise ValueError(f"--extra-model does not work with --backend {arguments.backend}; leave it out")
         values |= {"backend": arguments.backend, **_backend_args(arguments.backend_args)}
     elif arguments.backend_args:
         raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion or vllm")

@@ -45,13 +45,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
         help="a method with its fields, such as apg:scale=2.0, formula:'cond - 0.5*last', or a JSON file; "
         "`textguide methods` lists them; excludes the options of the next two groups",
     )
-    group.add_argument(
-        "--extra-model",
-        action="append",
-        default=[],
-        metavar="NAME=MODEL",
-        help="a further model by the name that the guidance gives it, such as amateur=FOLDER; may be repeated",
-    )
+    add_extra_model(group)
     group = parser.add_argument_group("classifier-free guidance")
     group.add_argument(
         "--scale", type=float, help="γ; 1 leaves it out [1.5; 1 where a classifier or a constraint guides]"
@@ -94,19 +88,34 @@ _CFG_OPTIONS: dict[str, Any] = {
 """The options of classifier-free guidance with their defaults."""
 
 
-def extra_models(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The models that ``--extra-model`` names, loaded as ``--model`` is; None where there are none."""
-    from ..models import load as load_model
+def add_extra_model(parser: Any) -> None:
+    """``--extra-model``."""
+    parser.add_argument(
+        "--extra-model",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="a further model by the name that the guidance gives it, such as amateur=smollm2-small; may be repeated",
+    )
 
-    models = {}
+
+def extra_model_names(arguments: argparse.Namespace) -> dict[str, str]:
+    """What ``--extra-model`` names, by the name that the guidance gives it."""
+    names = {}
     for text in arguments.extra_model:
         name, equals, source = text.partition("=")
         if not equals or not name or not source:
             raise ValueError(f"--extra-model {text!r} must be NAME=MODEL, such as amateur=FOLDER")
-        models[name], _ = load_model(
-            source, device=arguments.device, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code
-        )
-    return models or None
+        names[name] = source
+    return names
+
+
+def extra_models(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The models that ``--extra-model`` names, loaded as ``--model`` is; None where there are none."""
+    from ..models import load as load_model
+
+    options = {"device": arguments.device, "dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
+    return {name: load_model(one, **options)[0] for name, one in extra_model_names(arguments).items()} or None
 
 
 def guidance(arguments: argparse.Namespace) -> Any:

@@ -1,0 +1,122 @@
+"""Can the unconditional pass be predicted from earlier ones? The linear predictor of adaptive guidance, tried on text.
+
+Adaptive guidance (arXiv 2312.12487, section 5) stands in for the unconditional pass of a denoising step by a linear map
+of what both branches said before, with one number a term, fitted once. The text analogue, fitted here on the bundled
+model: the unconditional log-probabilities of a token from the conditional ones of this step and from both branches' of
+the three steps before. Half of the prompts fit, the other half are reported::
+
+    TEXTGUIDE_DATA=DATA python scripts/study/linear_guidance.py --json docs/results/linear-guidance.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import textguide
+from textguide import CFG
+from textguide.files import write_json
+from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
+
+LAGS = 3
+KEPT = 2000
+"""Tokens of a step that are fitted: the most likely ones."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--scale", type=float, default=1.5)
+    parser.add_argument("--negative-prompt", default=None)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    model, tokenizer = textguide.load(device="cpu", dtype=torch.float32)
+    groups = json.loads((Path(os.environ["TEXTGUIDE_DATA"]) / "prompts/unique_prompts.json").read_text())
+    prompts = [text for texts in groups.values() for text in texts.values()][: arguments.prompts]
+    guidance = CFG(arguments.scale, arguments.negative_prompt)
+    runs = [laws(model, tokenizer, prompt, guidance, arguments.tokens, seed) for seed, prompt in enumerate(prompts)]
+    half = len(runs) // 2
+    report = {"prompts": len(runs), "tokens": arguments.tokens, "scale": arguments.scale, "torch": torch.__version__}
+    named = {"this step's conditional law": 0, "and one step before": 1, "and three steps before": 3}
+    report["rows"] = [row(name, runs[:half], runs[half:], lags, arguments.scale) for name, lags in named.items()]
+    print(f"{'predicted from':30} {'R² of lu':>9} {'R² of lc − lu':>14} {'KL to guided':>13} {'of no guidance':>15}")
+    for one in report["rows"]:
+        figures = (f"{one[key]:>{width}.4f}" for key, width in (("r2", 9), ("r2_of_difference", 14), ("kl", 13)))
+        print(f"{one['from']:30}", *figures, f"{one['kl_plain']:15.4f}")
+    if arguments.json:
+        write_json(arguments.json, report)
+
+
+def laws(model: object, tokenizer: object, prompt: str, guidance: CFG, tokens: int, seed: int) -> list[Tensor]:
+    """Both branches' log-probabilities at every step of a sampled text, (2, V) each."""
+    seen: list[Tensor] = []
+    textguide.generate(
+        model, tokenizer, [prompt], guidance, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0,
+        seed=seed, observer=lambda view: seen.append(torch.stack([view.cond[0], view.extra[0, 0]])),
+    )  # fmt: skip
+    return seen
+
+
+def terms(run: list[Tensor], step: int, lags: int) -> Tensor:
+    """What a prediction may use at ``step``, (terms, V)."""
+    rows = [run[step][0], torch.ones_like(run[step][0])]
+    for lag in range(1, lags + 1):
+        rows += list(run[step - lag])
+    return torch.stack(rows)
+
+
+def fit(runs: list[list[Tensor]], lags: int) -> np.ndarray:
+    """Least squares over the likeliest tokens of every step."""
+    left, right = [], []
+    for run in runs:
+        for step in range(LAGS, len(run)):
+            kept = run[step][0].topk(KEPT).indices
+            left.append(terms(run, step, lags)[:, kept].T.double().numpy())
+            right.append(run[step][1][kept].double().numpy())
+    return np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0]
+
+
+def row(
+    name: str, fitting: list[list[Tensor]], held_out: list[list[Tensor]], lags: int, scale: float
+) -> dict[str, object]:
+    """How well the fit predicts on prompts that it did not see."""
+    weights = fit(fitting, lags)
+    errors, targets, differences, kls, plain = [], [], [], [], []
+    for run in held_out:
+        for step in range(LAGS, len(run)):
+            cond, uncond = run[step]
+            predicted = (torch.tensor(weights, dtype=torch.float32) @ terms(run, step, lags))[None]
+            kept = cond.topk(KEPT).indices
+            errors.append((predicted[0] - uncond)[kept])
+            targets.append(uncond[kept])
+            differences.append((cond - uncond)[kept])
+            guided = log_softmax(extrapolate(cond[None], uncond[None], scale))
+            kls.append(
+                float(kl_divergence(guided, log_softmax(extrapolate(cond[None], log_softmax(predicted), scale))))
+            )
+            plain.append(float(kl_divergence(guided, cond[None])))
+    error = torch.cat(errors).square().sum()
+    return {
+        "from": name,
+        "weights": [round(float(w), 4) for w in weights],
+        "r2": float(1 - error / spread(targets)),
+        "r2_of_difference": float(1 - error / spread(differences)),
+        "kl": float(np.mean(kls)),
+        "kl_plain": float(np.mean(plain)),
+    }
+
+
+def spread(parts: list[Tensor]) -> Tensor:
+    values = torch.cat(parts)
+    return (values - values.mean()).square().sum()
+
+
+if __name__ == "__main__":
+    main()
