@@ -7,6 +7,7 @@ vLLM.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,6 +19,8 @@ from torch import Tensor
 from textguide.constraints import Constraint, Grammar, JSONSchema, Regex, Session, Vocabulary, from_dict, resolve
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
+
+logger = logging.getLogger(__name__)
 
 ENGINE = "xgrammar"
 """What checks patterns, schemas and grammars: it comes with vLLM, which pins an llguidance that is too old for us."""
@@ -147,6 +150,11 @@ class Forms:
         self.named = dict(named)
         self._tokenizer, self._size = tokenizer, size
 
+    def load(self) -> None:
+        """Load the engine's constraints, so that one that cannot be loaded is told at start."""
+        for name, text in self.named.items():
+            engines_constraint(name, text)
+
     def start(self, guidance: AWRS, ends: Iterable[int]) -> tuple[Session, Vocabulary]:
         """A session in front of the first token, compiled where it has not been.
 
@@ -165,7 +173,11 @@ class Forms:
             ends: tokens that end a text.
             limit: most tokens of the text.
         """
-        return ConstrainedRow(guidance, *self.start(guidance, ends), limit)
+        try:
+            return ConstrainedRow(guidance, *self.start(guidance, ends), limit)
+        except ValueError as error:  # it was compiled where the request came in, but a worker must never fall
+            logger.exception("a constraint cannot be used")
+            return ConstrainedRow(guidance, None, Vocabulary((b"",) * self._size, frozenset(ends)), limit, str(error))
 
 
 @dataclass(frozen=True)
@@ -195,11 +207,14 @@ class ConstrainedRow:
         session: in front of the first token; it is forked, never moved.
         vocabulary: of the model, with the tokens that end texts.
         limit: most tokens of the text; at the last one it has to end.
+        death: why nothing may be written at all.
     """
 
-    def __init__(self, guidance: AWRS, session: Session, vocabulary: Vocabulary, limit: int) -> None:
+    def __init__(
+        self, guidance: AWRS, session: Session | None, vocabulary: Vocabulary, limit: int, death: str | None = None
+    ) -> None:
         self.guidance = replace(guidance, particles=1)
-        self.session, self.vocabulary, self.limit = session, vocabulary, limit
+        self.session, self.vocabulary, self.limit, self.death = session, vocabulary, limit, death
         self.end = min(vocabulary.ends, default=0)
         self._rows: Constrained | None = None
         self._read: list[int] | None = None  # written when the last token was drawn
@@ -209,22 +224,32 @@ class ConstrainedRow:
 
         It depends on these and on the generator's state alone: a token that was thrown away is drawn again.
         """
-        rows = self._behind(written, generator)
-        asked, last = self.session.calls, len(written) >= self.limit - 1
+        if self.session is None:
+            return Drawn(self.end, None, 0, False, self.death)
+        try:
+            return self._draw(self.session, scores, written, generator)
+        except Exception as error:  # a function of the engine's owner failed: its text ends, and the engine goes on
+            logger.exception("a constraint failed")
+            self._read = None
+            return Drawn(self.end, None, 0, False, f"the constraint failed: {type(error).__name__}: {error}")
+
+    def _draw(self, session: Session, scores: Tensor, written: list[int], generator: torch.Generator) -> Drawn:
+        rows = self._behind(session, written, generator)
+        asked, last = session.calls, len(written) >= self.limit - 1
         rows.log_weights.zero_()
         token = int(rows.choose(scores, last))
-        calls = self.session.calls - asked
+        calls = session.calls - asked
         if not rows.open[0]:
             self._read = None
             return Drawn(self.end, None, calls, False, rows.outcome().deaths[0])
         return Drawn(token, float(rows.log_weights[0]), calls, token in self.vocabulary.ends)
 
-    def _behind(self, written: list[int], generator: torch.Generator) -> Constrained:
+    def _behind(self, session: Session, written: list[int], generator: torch.Generator) -> Constrained:
         """Rows that have read ``written``."""
         rows, read = self._rows, self._read
         if rows is None or read is None or len(written) != len(read) + 1 or written[:-1] != read:
             read = []
-            rows = Constrained(self.guidance, self.session, self.vocabulary, 1, generator, generator.device)
+            rows = Constrained(self.guidance, session, self.vocabulary, 1, generator, generator.device)
         for token in written[len(read) :]:
             rows.advance(torch.tensor([token]), False)
         self._rows, self._read = rows, list(written)

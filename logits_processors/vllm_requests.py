@@ -245,11 +245,12 @@ def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> AWRS | None:
             raise ValueError(f"{field}={_brief(value)} does not work with {name}: {reason}")
     if not getattr(params, "temperature", 1.0):
         raise ValueError(f"temperature=0 does not work with {name}: its tokens are drawn; give one above 0")
-    if limits.forms is not None:
-        try:
-            limits.forms.start(awrs, _ends(params, limits.tokenizer))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    if limits.forms is None:
+        raise ValueError(f"{name}={_brief(extra[name])} needs the engine's tokenizer, and this engine has none")
+    try:
+        limits.forms.start(awrs, _ends(params, limits.tokenizer))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return awrs
 
 

@@ -87,7 +87,9 @@ class Aids:
         size = model.get_vocab_size()
         classifier = classifier_of(config)
         weigher = None if classifier is None else Weigher(classifier, tokenizer, size)
-        return cls(weigher, Forms(constraints_of(config), tokenizer, size))
+        forms = Forms(constraints_of(config), tokenizer, size)
+        forms.load()
+        return cls(weigher, forms)
 
 
 def member_of(
@@ -110,7 +112,8 @@ def member_of(
     if ours["role"] == LEADER:
         if request.caif is not None and weigher is not None:
             weigh = weigher.row(request.caif, request.horizon)
-        if request.awrs is not None and forms is not None:
+        if request.awrs is not None:
+            assert forms is not None, "requests with a form are refused where there is no tokenizer"
             form = forms.row(request.awrs, ours["ends"], request.limit)
     payload = Drawing(request, prompt, written, ours["measures"], weigh, form)
     return Member(ours["pair"], ours["role"], payload)

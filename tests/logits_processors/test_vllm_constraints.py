@@ -135,6 +135,27 @@ def test_a_text_that_was_stopped_has_no_weight() -> None:
     assert report.summary()["constraint_calls"] == 3
 
 
+def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(text: str) -> bool:
+        if "b" in text:
+            raise RuntimeError("no")
+        return True
+
+    session = Predicate(fails).start(VOCABULARY)
+    row = ours.ConstrainedRow(AWRS(Predicate(fails)), session, VOCABULARY, 9)
+    scores = torch.full((1, len(PIECES)), -9.0)
+    scores[0, 2] = 9.0
+    drawn = row(scores, [], torch.Generator().manual_seed(0))
+    assert (drawn.token, drawn.log_weight) == (END, None)
+    assert drawn.death == "the constraint failed: RuntimeError: no"
+    assert "a constraint failed" in caplog.text
+    scores[0, 1:3] = torch.tensor([9.0, -9.0])
+    assert row(scores, [], torch.Generator().manual_seed(0)).death is None
+    refused = ours.Forms({}, Tokenizer, 9).row(AWRS({"kind": "grammar", "grammar": "start: a"}), [END], 9)
+    assert refused(scores, [], torch.Generator()).token == END
+    assert refused(scores, [], torch.Generator()).death
+
+
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +240,8 @@ def test_greedy_requests_and_engines_without_constraints_are_told() -> None:
         parse(greedy, LIMITS)
     with pytest.raises(ValueError, match="it was started with none"):
         parse(params(awrs_constraint="vowels"))
+    with pytest.raises(ValueError, match="awrs_regex='a' needs the engine's tokenizer, and this engine has none"):
+        parse(params(awrs_regex="a"))
     with pytest.raises(ValueError, match=r"constraint x='python:nowhere:name': .*no module"):
         ours.engines_constraint("x", "python:nowhere:name")
 
