@@ -151,9 +151,9 @@ def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.L
     assert "a constraint failed" in caplog.text
     scores[0, 1:3] = torch.tensor([9.0, -9.0])
     assert row(scores, [], torch.Generator().manual_seed(0)).death is None
-    refused = ours.Forms({}, Tokenizer, 9).row(AWRS({"kind": "grammar", "grammar": "start: a"}), [END], 9)
+    refused = ToyForms({}, Tokenizer, 9).row(AWRS({"kind": "nonsense"}), [END], 9)
     assert refused(scores, [], torch.Generator()).token == END
-    assert refused(scores, [], torch.Generator()).death
+    assert "'nonsense' is no constraint" in str(refused(scores, [], torch.Generator()).death)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
