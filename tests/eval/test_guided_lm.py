@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 import textguide
 from textguide import CAIF, CFG, Guidance, reference
 from textguide.eval import GuidedLM
-from textguide.guidance import as_guidance
+from textguide.guidance import ContrastiveDecoding, as_guidance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -137,6 +137,24 @@ def test_sampled_generations_are_reproducible_and_repeats_differ(tiny_model: str
     assert guided(tiny_model, scale=1.5).generate_until(asked, disable_tqdm=True) == first
     assert guided(tiny_model, scale=1.5, seed=1).generate_until(asked, disable_tqdm=True) != first
     assert len(set(first)) > 1
+
+
+def test_further_models_stand_beside_the_one_that_is_scored(tiny_model: str, plain: HFLM) -> None:
+    settings = [None, CFG(1.5), ContrastiveDecoding(beta=0.5, alpha=0.0)]
+    with pytest.raises(ValueError, match="amateur"):
+        guided(tiny_model, settings=settings).loglikelihood(requests(PAIRS), disable_tqdm=True)
+    lm = guided(tiny_model, settings=settings, models={"amateur": tiny_model})
+    lm.current = 2
+    head = lm.models["amateur"].lm_head.weight.data
+    head.copy_(head.roll(1, 0))
+    ours = lm.loglikelihood(requests(PAIRS), disable_tqdm=True)
+    for (context, continuation), (value, _) in zip(PAIRS, ours, strict=True):
+        prompt, target = plain._encode_pair(context, continuation) if context else ([1], plain.tok_encode(continuation))
+        scored = textguide.score(lm.model, lm.tokenizer, [prompt], [target], settings[2], models=lm.models)
+        assert value == pytest.approx(float(scored.log_likelihood), abs=1e-3)
+    texts = lm.generate_until(generation(CONTEXTS), disable_tqdm=True)
+    lm.current = 0
+    assert texts != lm.generate_until(generation(CONTEXTS), disable_tqdm=True)
 
 
 def test_lm_evals_answer_cache_keeps_settings_apart(tiny_model: str, tmp_path: Path) -> None:

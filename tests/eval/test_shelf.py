@@ -76,12 +76,39 @@ def test_methods_that_ask_a_classifier_are_sampled_only(table: dict[str, Any]) -
     text = (table["folder"] / "shelf.md").read_text()
     assert "| caif" in text
     assert "–" in text
-    assert "contrastive" in text
+    assert "`context-aware` follows" in text
     assert (table["folder"] / "shelf.png").stat().st_size > 1000
 
 
+def test_methods_with_further_models_run_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs: dict[str, Any] = {}
+
+    class Stopped(Exception):
+        """After the first run."""
+
+    def run_sweep(tasks: Sequence[str], settings: Sequence[Any], *, output: Path, **options: Any) -> None:
+        names = {getattr(one, "name", None) for one in settings}
+        runs[output.name] = (names, options["model_args"].get("models"), options["options"].limit)
+        raise Stopped
+
+    monkeypatch.setattr(shelf, "run_sweep", run_sweep)
+    parts = shelf.PARTS
+    for methods in (["cfg", "caif"], ["contrastive", "dexperts"]):
+        for folder in parts:
+            monkeypatch.setattr(shelf, "PARTS", {folder: parts[folder]})
+            with pytest.raises(Stopped):
+                shelf.run_shelf(output=tmp_path, methods=methods, options=shelf.SweepOptions(limit=400))
+    assert runs["scored"] == ({None, "cfg"}, None, 400)
+    assert runs["answered"] == ({None, "cfg"}, None, shelf.ANSWERED)
+    assert runs["continued"] == ({None, "cfg", "caif"}, None, 400)
+    assert runs["scored-models"] == ({None, "contrastive"}, {"amateur": "smollm2-small"}, 400)
+    assert runs["continued-models"][1].keys() == {"amateur", "expert", "anti-expert"}
+    with pytest.raises(ValueError, match="methods='dexperts' has small models for smollm2 alone"):
+        shelf.run_shelf(output=tmp_path, methods=["dexperts"], model_args={"pretrained": "other"})
+
+
 def test_unknown_and_left_out_methods_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'contrastive' has no place in the suite; it needs a smaller model"):
-        shelf.run_shelf(output=tmp_path, methods=["contrastive"])
+    with pytest.raises(ValueError, match="'context-aware' has no place in the suite; it follows a document"):
+        shelf.run_shelf(output=tmp_path, methods=["context-aware"])
     with pytest.raises(ValueError, match="use one of cfg"):
         shelf.run_shelf(output=tmp_path, methods=["nonsense"])
