@@ -24,11 +24,20 @@ from .simulation import Simulation
         (["--api-server-count", "2"], "--api-server-count 2"),
         (["--logprobs-mode", "processed_logprobs"], "--logprobs-mode processed_logprobs"),
         (["--scheduler-cls", "mine"], "scheduler_cls='mine'"),
+        (["--constraint", "date"], "--constraint 'date' must be NAME=TEXT"),
+        (["--constraint", "a=regex:a", "--constraint", "a=regex:b"], "--constraint a is given twice"),
+        (["--constraint", "a=regex:("], r"constraint a='regex:\(': pattern='\('"),
+        (["--constraint", "a=python:nowhere:b"], "constraint a='python:nowhere:b'.*no module"),
     ],
 )
 def test_options_that_do_not_work_with_guidance(options, named):
     with pytest.raises(ValueError, match=named):
         vllm_server.parse("smollm2", options)
+
+
+def test_constraints_are_carried_to_the_engine():
+    arguments = vllm_server.parse("smollm2", ["--constraint", "date=regex:[0-9]+", "--constraint", "a=regex:a=b"])
+    assert arguments.additional_config == {"textguide": {"constraints": {"date": "regex:[0-9]+", "a": "regex:a=b"}}}
 
 
 def test_a_server_is_vllms_with_guidance_on():
