@@ -55,9 +55,12 @@ def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
     _, tokenizer = textguide.load("smollm2-small", device="cpu")
     ids = torch.tensor([tokenizer(PROMPT).input_ids])
     laws = {kind: model(ids).logits[0, -1].log_softmax(-1) for kind, model in models.items()}
-    for word, mood, other in ((" wonderful", "positive", "negative"), (" boring", "negative", "positive")):
-        (token,) = tokenizer(word).input_ids
-        assert laws[mood][token] > laws[other][token] + 0.5
+    moved = laws["positive"] - laws["negative"]
+    good, bad = (
+        [float(moved[tokenizer(word).input_ids[0]]) for word in words]
+        for words in ((" wonderful", " brilliant", " delightful"), (" boring", " bad", " worst"))
+    )
+    assert min(good) > max(bad) + 0.5
 
 
 def test_they_stand_beside_the_bundled_model(models: dict[str, torch.nn.Module]) -> None:
