@@ -51,6 +51,7 @@ def test_they_are_loaded_by_name_with_smollm2s_tokenizer() -> None:
         small.load("smollm2-tiny")
 
 
+@torch.no_grad()
 def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
     _, tokenizer = textguide.load("smollm2-small", device="cpu")
     ids = torch.tensor([tokenizer(PROMPT).input_ids])
