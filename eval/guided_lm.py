@@ -243,7 +243,7 @@ class GuidedLM(Answering, HFLM):
             self.setting, tokenizer=self.tokenizer, models=self.models, generator=self._generator, branch_prompts=rows,
             warn=False,
         )  # fmt: skip
-        call = decoding if several == 1 else own_criteria(decoding, self.tokenizer, stop)
+        call = own_criteria(decoding, self.tokenizer, stop)
         out = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)
         if decoding.effect is not None:
             self.effects.setdefault(self.current, []).append(decoding.effect)

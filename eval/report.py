@@ -21,6 +21,8 @@ def markdown(run: RunResult, pictures: Sequence[str] = ()) -> str:
     """
     run.analyse()
     model = run.identity.get("model")
+    if isinstance(model, dict):  # described by its arguments
+        model = model.get("pretrained")
     parts = [f"# Evaluation{f' of {model}' if model else ''}", _values(run)]
     if run.comparisons:
         parts += ["## Against no guidance", _comparisons(run)]

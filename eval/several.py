@@ -16,7 +16,10 @@ from textguide.smc import particles
 
 
 def own_criteria(decoding: GuidedDecoding, tokenizer: Any, stop: list[str]) -> Callable[..., Any]:
-    """``decoding`` with a text ended by ``stop`` wherever it stands: lm-eval's criteria know one row a prompt."""
+    """``decoding`` with every text ended by its own ``stop``.
+
+    lm-eval's criteria know one row a prompt, and let all rows write on until the last has come to its end.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         theirs = [one for one in kwargs["stopping_criteria"] if not type(one).__module__.startswith("lm_eval.")]

@@ -92,6 +92,9 @@ PARTS = {
 ANSWERED = 150
 """Most questions that are answered: text costs a hundred times what a score does."""
 
+ANSWER = {"max_gen_toks": 32}
+"""Longer texts are no answers to these questions."""
+
 COLUMNS = (
     ("lambada_openai", "acc,none"), ("arc_easy", "acc,none"), ("piqa", "acc,none"),
     ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
@@ -186,7 +189,9 @@ def run_shelf(
                 tasks,
                 settings,
                 output=output / (folder + suffix),
-                options=replace(options, limit=limit),
+                options=replace(
+                    options, limit=limit, gen_kwargs=ANSWER if folder == "answered" else options.gen_kwargs
+                ),
                 model_args=arguments | ({"models": models} if models else {}),
                 command=command,
             )

@@ -45,6 +45,7 @@ class SweepOptions:
         apply_chat_template: put requests into the model's chat template.
         system_instruction: a system prompt.
         log_samples: keep every request and answer in ``samples.jsonl``.
+        gen_kwargs: generation options in place of the tasks' own, such as ``{"max_gen_toks": 32}``.
         seed: of few-shot examples, sampling and the bootstrap.
         confirm_run_unsafe_code: allow HumanEval to run what the model wrote.
         select_on: which items choose the best setting: ``first-half``, ``second-half``, ``all``, or None.
@@ -57,6 +58,7 @@ class SweepOptions:
     apply_chat_template: bool = False
     system_instruction: str | None = None
     log_samples: bool = False
+    gen_kwargs: dict[str, Any] | None = None
     seed: int = 0
     confirm_run_unsafe_code: bool = False
     select_on: str | None = "first-half"
@@ -165,6 +167,7 @@ def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> 
             tasks=specs,
             task_manager=manager,
             num_fewshot=options.num_fewshot,
+            gen_kwargs=options.gen_kwargs,
             limit=options.limit,
             bootstrap_iters=0,
             log_samples=True,
@@ -294,6 +297,8 @@ def _identity(
     model = {key: _described(value) for key, value in model_args.items()
              if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
     kept = {key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on")}
+    if options.gen_kwargs is None:  # runs that were begun before there was such an option go on
+        del kept["gen_kwargs"]
     return {
         "tasks": sorted(tasks),
         "guidances": as_guidances(list(zip(_labels(settings), settings, strict=True))),

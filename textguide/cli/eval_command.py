@@ -49,6 +49,8 @@ def add(commands: Any) -> None:
     group.add_argument("--limit", type=int, help="items a task [all]")
     group.add_argument("--num-fewshot", type=int, help="examples in front of each question [the task's own]")
     group.add_argument("--repeats", type=int, help="samples an item, for self-consistency and pass@k")
+    group.add_argument("--gen-kwargs", default="", metavar="NAME=VALUE,…", help="in place of the tasks' own generation "
+                       "options, such as max_gen_toks=32,temperature=0.7")  # fmt: skip
     group.add_argument("--batch-size", default="16", help="rows read at once, or auto [%(default)s]")
     group.add_argument("--apply-chat-template", action="store_true", help="put requests into the chat template")
     group.add_argument("--system", help="system prompt")
@@ -134,6 +136,7 @@ def _sweep_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "apply_chat_template": arguments.apply_chat_template,
         "system_instruction": arguments.system,
         "log_samples": arguments.samples,
+        "gen_kwargs": _named_values(arguments.gen_kwargs, "--gen-kwargs") or None,
         "seed": arguments.seed,
         "confirm_run_unsafe_code": arguments.confirm_run_unsafe_code,
         "select_on": None if arguments.select_on == "none" else arguments.select_on,
@@ -223,7 +226,7 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.backend in ("diffusion", "vllm"):
         if models:
             raise ValueError(f"--extra-model does not work with --backend {arguments.backend}; leave it out")
-        values |= {"backend": arguments.backend, **_backend_args(arguments.backend_args)}
+        values |= {"backend": arguments.backend, **_named_values(arguments.backend_args, "--backend-args")}
     elif arguments.backend_args:
         raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion or vllm")
     if arguments.device:
@@ -235,12 +238,12 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _backend_args(text: str) -> dict[str, Any]:
+def _named_values(text: str, option: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals:
-            raise ValueError(f"--backend-args {text}: write NAME=VALUE, separated by commas")
+            raise ValueError(f"{option} {text}: write NAME=VALUE, separated by commas")
         try:
             values[name.strip()] = json.loads(value)
         except ValueError:
