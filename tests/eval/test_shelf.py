@@ -99,7 +99,7 @@ def test_methods_with_further_models_run_by_themselves(monkeypatch: pytest.Monke
             with pytest.raises(Stopped):
                 shelf.run_shelf(output=tmp_path, methods=methods, options=shelf.SweepOptions(limit=400))
     assert runs["scored"] == ({None, "cfg"}, None, 400)
-    assert runs["answered"] == ({None, "cfg"}, None, shelf.ANSWERED)
+    assert runs["answered"] == ({None, "cfg"}, None, 100)
     assert runs["continued"] == ({None, "cfg", "caif"}, None, 400)
     assert runs["scored-models"] == ({None, "contrastive"}, {"amateur": "smollm2-small"}, 400)
     assert runs["continued-models"][1].keys() == {"amateur", "expert", "anti-expert"}
