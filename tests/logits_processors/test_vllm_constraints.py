@@ -229,8 +229,12 @@ def test_what_is_wrong_is_named(given: dict[str, Any], named: str) -> None:
 def test_a_grammar_is_never_read_from_a_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.lark").write_text('start: "secret"')
-    with pytest.raises(ValueError, match="awrs_grammar"):
-        parse(params(awrs_grammar="secret.lark"), LIMITS)
+    asked = ours.asked({"awrs_grammar": "secret.lark"}, {})
+    assert asked is not None
+    assert asked.constraint["grammar"] == "secret.lark\n"
+    assert "secret" not in str(ours.constraint_for(asked.constraint, {}).to_dict()["grammar"]).replace(
+        "secret.lark", ""
+    )
 
 
 def test_greedy_requests_and_engines_without_constraints_are_told() -> None:
