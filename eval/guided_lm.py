@@ -33,7 +33,8 @@ from textguide.tasks import is_protected
 from .answering import Answering, Memory
 from .answering import key as answer_key
 from .contexts import UNCONDITIONAL, unconditional_context
-from .several import one_each, own_criteria
+from .several import one_each
+from .stopping import own_criteria
 
 logger = logging.getLogger(__name__)
 

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList, StopStringCriteria
 
-from textguide.custom_generate import GuidedDecoding
 from textguide.decode import Decoded
 from textguide.selection import most_consistent
 from textguide.smc import particles
-
-
-def own_criteria(decoding: GuidedDecoding, tokenizer: Any, stop: list[str]) -> Callable[..., Any]:
-    """``decoding`` with every text ended by its own ``stop``.
-
-    lm-eval's criteria know one row a prompt, and let all rows write on until the last has come to its end.
-    """
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        theirs = [one for one in kwargs["stopping_criteria"] if not type(one).__module__.startswith("lm_eval.")]
-        ours = [StopStringCriteria(tokenizer, stop)] if stop else []
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*theirs, *ours])
-        return decoding(*args, **kwargs)
-
-    return run
 
 
 def one_each(decoded: Decoded, size: int, prompt_length: int, tokenizer: Any, generator: Any) -> Tensor:

