@@ -9,17 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .captioning import CaptioningOptions, run_captioning
-    from .compare import RunComparison, compare_folders, compare_runs
-    from .diffusion_lm import DiffusionLM
-    from .folder import claim
-    from .guided_lm import GuidedLM
-    from .journal import FolderInUseError, Journal
-    from .machine import environment
-    from .measures import MetricValue, measure
-    from .paired import Comparison, compare_items
-    from .results import RunResult, TaskResult, as_guidances
-    from .statistics import (
+    from .captions.captioning import CaptioningOptions, run_captioning
+    from .lm_eval_models.diffusion_lm import DiffusionLM
+    from .lm_eval_models.guided_lm import GuidedLM
+    from .lm_eval_models.vllm_lm import VLLMGuidedLM
+    from .reports.compare import RunComparison, compare_folders, compare_runs
+    from .results.folder import claim
+    from .results.journal import FolderInUseError, Journal
+    from .results.machine import environment
+    from .results.run import RunResult, TaskResult, as_guidances
+    from .statistics.intervals import (
         Interval,
         McNemar,
         PairedDifference,
@@ -33,45 +32,46 @@ if TYPE_CHECKING:
         perplexity_interval,
         select_scale,
     )
-    from .sweep import SweepOptions, run_sweep
-    from .vllm_lm import VLLMGuidedLM
+    from .statistics.measures import MetricValue, measure
+    from .statistics.paired import Comparison, compare_items
+    from .sweeps.sweep import SweepOptions, run_sweep
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
 # fast.
 _HOMES = {
-    "CaptioningOptions": "captioning",
-    "Comparison": "paired",
-    "DiffusionLM": "diffusion_lm",
-    "FolderInUseError": "journal",
-    "GuidedLM": "guided_lm",
-    "Interval": "statistics",
-    "Journal": "journal",
-    "McNemar": "statistics",
-    "MetricValue": "measures",
-    "PairedDifference": "statistics",
-    "RunComparison": "compare",
-    "RunResult": "results",
-    "Selection": "statistics",
-    "SweepOptions": "sweep",
-    "TaskResult": "results",
-    "VLLMGuidedLM": "vllm_lm",
-    "as_guidances": "results",
-    "claim": "folder",
-    "compare_items": "paired",
-    "compare_folders": "compare",
-    "compare_runs": "compare",
-    "environment": "machine",
-    "expected_calibration_error": "statistics",
-    "flip_matrix": "statistics",
-    "holm": "statistics",
-    "mcnemar": "statistics",
-    "mean_interval": "statistics",
-    "measure": "measures",
-    "paired_bootstrap": "statistics",
-    "perplexity_interval": "statistics",
-    "run_captioning": "captioning",
-    "run_sweep": "sweep",
-    "select_scale": "statistics",
+    "CaptioningOptions": "captions.captioning",
+    "Comparison": "statistics.paired",
+    "DiffusionLM": "lm_eval_models.diffusion_lm",
+    "FolderInUseError": "results.journal",
+    "GuidedLM": "lm_eval_models.guided_lm",
+    "Interval": "statistics.intervals",
+    "Journal": "results.journal",
+    "McNemar": "statistics.intervals",
+    "MetricValue": "statistics.measures",
+    "PairedDifference": "statistics.intervals",
+    "RunComparison": "reports.compare",
+    "RunResult": "results.run",
+    "Selection": "statistics.intervals",
+    "SweepOptions": "sweeps.sweep",
+    "TaskResult": "results.run",
+    "VLLMGuidedLM": "lm_eval_models.vllm_lm",
+    "as_guidances": "results.run",
+    "claim": "results.folder",
+    "compare_items": "statistics.paired",
+    "compare_folders": "reports.compare",
+    "compare_runs": "reports.compare",
+    "environment": "results.machine",
+    "expected_calibration_error": "statistics.intervals",
+    "flip_matrix": "statistics.intervals",
+    "holm": "statistics.intervals",
+    "mcnemar": "statistics.intervals",
+    "mean_interval": "statistics.intervals",
+    "measure": "statistics.measures",
+    "paired_bootstrap": "statistics.intervals",
+    "perplexity_interval": "statistics.intervals",
+    "run_captioning": "captions.captioning",
+    "run_sweep": "sweeps.sweep",
+    "select_scale": "statistics.intervals",
 }
 
 __all__ = sorted(_HOMES)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from textguide.engine.reweighting import Reweighter, reweighter
 from textguide.guidance import CAIF, Step, split
 from textguide.guidance.algebra import log_softmax
 from textguide.guidance.composed import as_guidance
-from textguide.reweighting import Reweighter, reweighter
 
 from .runs import Runs, calling_list
 

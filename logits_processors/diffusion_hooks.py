@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 from textguide.diffusion.canvas import Canvas
 from textguide.diffusion.denoisers import Denoiser, denoiser
 from textguide.diffusion.guiding import Guide, checked_guidance
-from textguide.effect import Effect
+from textguide.engine.effect import Effect
 
 
 class MaskedDiffusionCFGHook:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from textguide import branches, lanes
-from textguide.custom_generate import empty_source
-from textguide.effect import Effect, EffectMeter
+from textguide.engine import branch_inputs
+from textguide.engine.custom_generate import empty_source
+from textguide.engine.effect import Effect, EffectMeter
+from textguide.forward import row_batch
+from textguide.forward.row_batch import Lane
 from textguide.guidance import CFG, Contrast, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.guidance.prompts import per_row
-from textguide.lanes import Lane
 
 from .runs import Runs, calling_list
 
@@ -132,8 +133,8 @@ class _Run:
             self.negatives = [list(empty) for _ in ids] if empty is not None else ids[:, -1:].tolist()
         else:
             given = guidance.negative_prompt if per_row(guidance.negative_prompt) else (guidance.negative_prompt,)
-            rows = [branches.encode(prompt, None, "negative_prompt_ids") for prompt in given]
-            self.negatives = branches.expand(rows, self.rows, "negative_prompt_ids")
+            rows = [branch_inputs.encode(prompt, None, "negative_prompt_ids") for prompt in given]
+            self.negatives = branch_inputs.expand(rows, self.rows, "negative_prompt_ids")
         self.prompt = ids
         self.ids = ids[:, :0]
         self.lane: Lane | None = None
@@ -177,12 +178,12 @@ class _Run:
 
     def _prefill(self, ids: Tensor) -> Tensor:
         if self.is_encoder_decoder:
-            outputs, mask = lanes.encode(self.model, self.negatives, ids.device)
-            self.lane, logits = lanes.prefill_encoder_decoder(self.model, ids, outputs, mask)
+            outputs, mask = row_batch.encode(self.model, self.negatives, ids.device)
+            self.lane, logits = row_batch.prefill_encoder_decoder(self.model, ids, outputs, mask)
         else:
             written = ids[:, self.prompt_length :].tolist()
             rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
-            self.lane, logits = lanes.prefill(self.model, rows, ids.device, guided=True)
+            self.lane, logits = row_batch.prefill(self.model, rows, ids.device, guided=True)
         self.lane.guided = True
         return logits
 

@@ -32,7 +32,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 from .catalogue import (
     DATA_VARIABLE,

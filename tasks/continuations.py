@@ -10,10 +10,10 @@ import json
 from functools import cache
 from typing import Any
 
-from textguide.errors import MissingExtraError
-from textguide.selection import distinct
+from textguide.support.errors import MissingExtraError
 
 from .readers import Splits, in_memory, local_file
+from .selection import distinct
 
 POSITIVE = 0.05
 """The compound score from which VADER's authors call a text positive."""

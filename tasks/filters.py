@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter
 
-from textguide.selection import most_consistent
+from .selection import most_consistent
 
 
 @register_filter("most_consistent")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 EDGES: dict[str, tuple[float, ...]] = {
     "qed": (0.77, 0.83, 0.88),

@@ -98,7 +98,7 @@ def test_arrows_point_inwards(path: Path) -> None:
     [
         ("from ..decode import decode", "textguide.guidance", "guidance"),
         ("from .. import decode", "textguide.guidance", "guidance"),
-        ("import textguide.lanes", "textguide.guidance", "guidance"),
+        ("import textguide.forward.row_batch", "textguide.guidance", "guidance"),
         ("from textguide import CFG", "textguide.guidance", "guidance"),
         ("def f():\n    from .cli import main", "textguide", "core"),
         ("from . import logits_processors", "textguide", "core"),
@@ -124,9 +124,9 @@ def test_right_arrows_are_allowed() -> None:
 
 def test_every_source_is_looked_at() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in sources()}
-    assert {"textguide/guidance/cfg.py", "textguide/decode.py", "logits_processors/hf.py"} <= names
+    assert {"textguide/guidance/cfg.py", "textguide/engine/loop.py", "logits_processors/hf.py"} <= names
     assert room_of(ROOT / "textguide/guidance/cfg.py") == "guidance"
-    assert room_of(ROOT / "textguide/decode.py") == "core"
+    assert room_of(ROOT / "textguide/engine/loop.py") == "core"
     assert room_of(ROOT / "logits_processors/hf.py") == "logits_processors"
 
 

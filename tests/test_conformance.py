@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG, CFGLogitsProcessor, Guidance, guided_decoding, reference
-from textguide.branches import branch_rows
-from textguide.custom_generate import empty_source
-from textguide.errors import GuidanceHadNoEffectWarning
+from textguide import CFG, CFGLogitsProcessor, Guidance, guided_decoding
+from textguide.engine.branch_inputs import branch_rows
+from textguide.engine.custom_generate import empty_source
 from textguide.guidance import BranchGuidance, Contrast
+from textguide.reference import decoding
+from textguide.support.errors import GuidanceHadNoEffectWarning
 
 from .architectures import ENCODER_DECODER, NAMES, PAD, RECURRENT, Tokenizer, build
-from .guidance import shelf
+from .guidance import oracles
 
 PROMPTS = ([5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44])
 NEGATIVES = ([17, 18, 19], [9, 9, 25, 7, 7, 13, 40, 21, 3, 6], [50])
@@ -33,8 +34,8 @@ SETTINGS: dict[str, Guidance] = {
     "negatives": CFG(0.5, negative_prompt=NEGATIVES, renormalize=False),
     "window": CFG(2.5, start=0.3, stop=0.7, schedule="cosine", max_scale=3.0),
 }
-shelf.collect()
-SETTINGS |= shelf.SETTINGS
+oracles.collect()
+SETTINGS |= oracles.SETTINGS
 PER_ROW = ("negative_prompt", "context")
 
 
@@ -74,7 +75,7 @@ class Case:
         if key not in _ORACLES:
             start = [self.model.config.decoder_start_token_id] if self.is_encoder_decoder else list(PROMPTS[row])
             source = list(PROMPTS[row]) if self.is_encoder_decoder else None
-            _ORACLES[key] = reference.generate(
+            _ORACLES[key] = decoding.generate(
                 self.model, start, self.guidance, self.negatives(row), NEW, source=source, models=self.models
             )
         return _ORACLES[key]
@@ -99,14 +100,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-CORE = [(name, setting) for name in NAMES for setting in SETTINGS if setting not in shelf.SETTINGS]
+CORE = [(name, setting) for name in NAMES for setting in SETTINGS if setting not in oracles.SETTINGS]
 """Classifier-free guidance, whose settings run everything everywhere."""
-FIRST = [setting for setting in shelf.SETTINGS if setting in Guidance.registry]
+FIRST = [setting for setting in oracles.SETTINGS if setting in Guidance.registry]
 """The first setting of every other method meets its oracle everywhere; the loops around it know no method, so that two
 architectures are enough for them."""
 FEW = CORE + [(name, setting) for name in ("llama", "t5") for setting in FIRST]
 ALL = CORE + [
-    (name, setting) for name in NAMES for setting in shelf.SETTINGS if setting in FIRST or name in ("llama", "t5")
+    (name, setting) for name in NAMES for setting in oracles.SETTINGS if setting in FIRST or name in ("llama", "t5")
 ]
 
 
@@ -230,9 +231,9 @@ def test_scale_one_is_bit_equal_to_plain_generate(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(drop_in.scores, plain.scores, strict=True))
 
 
-@pytest.mark.parametrize("method", sorted(shelf.NEUTRAL))
+@pytest.mark.parametrize("method", sorted(oracles.NEUTRAL))
 def test_neutral_settings_are_bit_equal_to_plain_decoding(method: str) -> None:
-    model, guidance = build("llama"), shelf.NEUTRAL[method]
+    model, guidance = build("llama"), oracles.NEUTRAL[method]
     assert guidance.is_neutral
     plain, neutral = (
         textguide.generate(
@@ -249,8 +250,8 @@ def test_every_registered_method_is_in_the_matrix() -> None:
     branching = {n for n, method in Guidance.registry.items() if issubclass(method, BranchGuidance)} - {"corrsynth"}
     assert branching <= {guidance.name for guidance in SETTINGS.values()}
     # CFG's neutral setting has a test of its own above; a text-only model that writes along always says something.
-    assert branching - {"cfg", "lm"} <= set(shelf.NEUTRAL)
-    assert branching <= set(reference.COMBINE)
+    assert branching - {"cfg", "lm"} <= set(oracles.NEUTRAL)
+    assert branching <= set(decoding.COMBINE)
 
 
 def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> None:
@@ -265,7 +266,7 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> No
     # A token that some row writes early becomes the end token; the rows then end at different times.
     candidates = {token for tokens in whole.new_tokens for token in tokens}
     end = max(sorted(candidates), key=lambda token: max(lengths(token)) - min(lengths(token)))
-    if case.guidance in shelf.SETTINGS.values() and max(lengths(end)) <= min(lengths(end)) + 1:
+    if case.guidance in oracles.SETTINGS.values() and max(lengths(end)) <= min(lengths(end)) + 1:
         pytest.skip("under this guidance every row of the random model writes one token over and over")
     assert max(lengths(end)) > min(lengths(end)) + 1
     with _count_rows(case.model) as rows:
@@ -345,10 +346,10 @@ def _kls(model: Any, name: str, prompt: list[int], tokens: list[int], negative: 
     start = [model.config.decoder_start_token_id] if name in ENCODER_DECODER else prompt
     for i in range(len(tokens)):
         if name in ENCODER_DECODER:
-            laws = [reference.next_log_probs(model, start + tokens[:i], source) for source in (prompt, negative[0])]
+            laws = [decoding.next_log_probs(model, start + tokens[:i], source) for source in (prompt, negative[0])]
         else:
-            laws = [reference.next_log_probs(model, read + tokens[:i]) for read in (prompt, negative[0])]
-        guided = reference.cfg(guidance, laws, 0.0)
+            laws = [decoding.next_log_probs(model, read + tokens[:i]) for read in (prompt, negative[0])]
+        guided = decoding.cfg(guidance, laws, 0.0)
         values.append(sum(math.exp(g) * (g - c) for g, c in zip(guided, laws[0], strict=True)))
     return values
 

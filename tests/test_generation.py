@@ -11,8 +11,9 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import textguide
-from textguide import CFG, guided_decoding, reference
+from textguide import CFG, guided_decoding
 from textguide.guidance import Branch, BranchGuidance
+from textguide.reference import decoding
 
 from .architectures import PAD, VOCAB, Tokenizer, build
 
@@ -27,7 +28,7 @@ def run(prompts: Any, guidance: Any = None, name: str = "llama", **options: Any)
 
 def test_sampled_law_is_the_guided_law() -> None:
     guidance = CFG(2.0)
-    _, laws = reference.generate(build("llama"), PROMPT, guidance, [PROMPT[-1:]], 1)
+    _, laws = decoding.generate(build("llama"), PROMPT, guidance, [PROMPT[-1:]], 1)
     draws = run([PROMPT] * 4000, guidance, max_new_tokens=1, do_sample=True, top_k=0, seed=0)
     assert _chi_square(draws.new_tokens, laws[0]) < _CRITICAL
     # The same test rejects a sampler at a scale that is a little off.
@@ -80,7 +81,7 @@ def test_num_return_sequences_and_negatives_per_prompt() -> None:
     for row, tokens in enumerate(out.new_tokens):
         negative = [[1, 2], [3]][row // 3]
         prompt = [PROMPT, [4, 8]][row // 3]
-        log_probs, _ = reference.score(build("llama"), prompt, tokens, CFG(2.0), [negative])
+        log_probs, _ = decoding.score(build("llama"), prompt, tokens, CFG(2.0), [negative])
         assert out.log_likelihood[row].item() == pytest.approx(sum(log_probs), abs=1e-3)
 
 
@@ -172,10 +173,10 @@ def test_custom_generate_outputs() -> None:
         output_logits=True,
         custom_generate=guided_decoding(CFG(1.5)),
     )
-    _, laws = reference.generate(model, PROMPT, CFG(1.5), [PROMPT[-1:]], 6)
+    _, laws = decoding.generate(model, PROMPT, CFG(1.5), [PROMPT[-1:]], 6)
     guided = torch.log_softmax(torch.stack(out.scores)[:, 0].double(), -1)
     torch.testing.assert_close(guided, torch.tensor(laws).double(), atol=2e-4, rtol=0)
-    cond = reference.next_log_probs(model, PROMPT)
+    cond = decoding.next_log_probs(model, PROMPT)
     assert torch.log_softmax(out.logits[0][0], -1).tolist() == pytest.approx(cond, abs=1e-4)
     assert out.effect.guided_steps == 12
 
@@ -241,7 +242,7 @@ def test_branch_on_another_model() -> None:
     for row, prompt in enumerate([PROMPT, [4, 8]]):
         written: list[int] = []
         for token in out.new_tokens[row]:
-            laws = [reference.next_log_probs(m, prompt + written) for m in (build("llama"), other)]
+            laws = [decoding.next_log_probs(m, prompt + written) for m in (build("llama"), other)]
             total = [a + b for a, b in zip(*laws, strict=True)]
             assert token == total.index(max(total))
             written.append(token)

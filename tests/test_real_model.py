@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG, CFGLogitsProcessor, guided_decoding, reference
+from textguide import CFG, CFGLogitsProcessor, guided_decoding
+from textguide.reference import decoding
 
 from .marks import NEEDS_SMOLLM2
 
@@ -24,7 +25,7 @@ def smollm2() -> tuple[Any, Any]:
 def test_every_way_in_equals_the_oracle(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2
     ids = tokenizer(PROMPT).input_ids
-    expected, laws = reference.generate(model, ids, CFG(1.5), [ids[-1:]], 6)
+    expected, laws = decoding.generate(model, ids, CFG(1.5), [ids[-1:]], 6)
     out = textguide.generate(model, tokenizer, [PROMPT], CFG(1.5), max_new_tokens=6)
     assert out.new_tokens[0] == expected
     log_probs = [law[token] for law, token in zip(laws, expected, strict=True)]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG, reference
+from textguide import CFG
+from textguide.reference import decoding
 
 from .architectures import ENCODER_DECODER, NAMES, Tokenizer, build
 from .test_conformance import _count_rows
@@ -31,13 +32,13 @@ def test_equals_the_oracle_at_every_scale(name: str, contexts: list[list[int]], 
     for s, scale in enumerate(SCALES):
         for n, (context, target) in enumerate(zip(contexts, targets, strict=True)):
             if name in ENCODER_DECODER:
-                from textguide.custom_generate import empty_source
+                from textguide.engine.custom_generate import empty_source
 
                 start = [model.config.decoder_start_token_id]
                 negative = [empty_source(model.config)]
-                expected, greedy = reference.score(model, start, target, CFG(scale), negative, source=context)
+                expected, greedy = decoding.score(model, start, target, CFG(scale), negative, source=context)
             else:
-                expected, greedy = reference.score(model, context, target, CFG(scale), [context[-1:]])
+                expected, greedy = decoding.score(model, context, target, CFG(scale), [context[-1:]])
             assert scored.log_probs[n][s].tolist() == pytest.approx(expected, abs=1e-3)
             assert bool(scored.is_greedy[s, n]) == greedy
     assert scored.tokens.tolist() == [len(target) for target in targets]
@@ -81,7 +82,7 @@ def test_settings_with_a_schedule_and_plain_together() -> None:
     scored = textguide.score(model, TOKENIZER, CONTEXTS, TARGETS, settings=settings)
     for s, setting in enumerate(settings):
         for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS, strict=True)):
-            expected, _ = reference.score(model, context, target, setting, [context[-1:]])
+            expected, _ = decoding.score(model, context, target, setting, [context[-1:]])
             assert scored.log_likelihood[s, n].item() == pytest.approx(sum(expected), abs=1e-3)
 
 

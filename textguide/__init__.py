@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .branching import Branched, eager
     from .captioning import caption
-    from .custom_generate import GuidedDecoding, guided_decoding
-    from .effect import Effect
-    from .entropy_branching import Branched, eager
+    from .engine.custom_generate import GuidedDecoding, guided_decoding
+    from .engine.effect import Effect
+    from .engine.results import GenerateResult
+    from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, stream
     from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance
@@ -21,11 +23,9 @@ if TYPE_CHECKING:
         CFGLogitsProcessor,
         MaskedDiffusionCFGHook,
     )
-    from .logits_processors.vllm_engine import vllm_engine
+    from .logits_processors.vllm_plugin.engine import vllm_engine
     from .models import load
-    from .results import GenerateResult
     from .scoring import ScoreResult, score
-    from .speculation import Speculation, SpeculationReport
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -36,33 +36,33 @@ _HOMES = {
     "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
-    "Branched": "entropy_branching",
+    "Branched": "branching",
     "EAGer": "guidance",
-    "Effect": "effect",
+    "Effect": "engine.effect",
     "Explanation": "explanation",
     "FeynmanKac": "guidance",
-    "GenerateResult": "results",
+    "GenerateResult": "engine.results",
     "Guidance": "guidance",
-    "GuidedDecoding": "custom_generate",
+    "GuidedDecoding": "engine.custom_generate",
     "LMGuidance": "guidance",
     "MaskedDiffusionCFGHook": "logits_processors",
     "ScoreResult": "scoring",
-    "Speculation": "speculation",
-    "SpeculationReport": "speculation",
+    "Speculation": "engine.speculation",
+    "SpeculationReport": "engine.speculation",
     "StreamChunk": "generation",
     "caption": "captioning",
-    "eager": "entropy_branching",
+    "eager": "branching",
     "explain": "explanation",
     "generate": "generation",
-    "guided_decoding": "custom_generate",
+    "guided_decoding": "engine.custom_generate",
     "load": "models",
     "score": "scoring",
     "stream": "generation",
-    "vllm_engine": "logits_processors.vllm_engine",
+    "vllm_engine": "logits_processors.vllm_plugin.engine",
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance", "selection")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance", "models")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import branches
 from .constraints import Vocabulary
-from .custom_generate import GuidedDecoding, empty_source
-from .decode import Decoded, Observer
-from .effect import Effect, join, warn_if_none
+from .engine import branch_inputs
+from .engine.custom_generate import GuidedDecoding, empty_source
+from .engine.effect import Effect, join, warn_if_none
+from .engine.loop import Decoded, Observer
+from .engine.results import GenerateResult, constraint_fields
+from .engine.speculation import as_speculation
+from .engine.speculation.value import join as join_speculation
+from .forward.row_batch import pad_left
 from .guidance import EAGer, as_guidance, split
-from .lanes import pad_left
-from .results import GenerateResult, constraint_fields
 from .smc.starting import warn_of_deaths, weighs
-from .speculation import as_speculation
-from .speculation.value import join as join_speculation
 
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -77,7 +77,7 @@ def generate(
             as ``temperature`` or ``top_p`` is given.
         models: further models by the name that branches use.
         streamer: a transformers streamer.
-        observer: called with a :class:`textguide.decode.StepView` after every step.
+        observer: called with a :class:`textguide.engine.loop.StepView` after every step.
         stopping_criteria: transformers stopping criteria beside those of ``options``.
         vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
         speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
@@ -245,16 +245,17 @@ class _Run:
         self.model, self.tokenizer, self.options = model, tokenizer, {**options, "do_sample": do_sample}
         self.max_new_tokens = max_new_tokens
         self.device = model.device
-        self.canonical = branches.canonical_prompts(prompts, system, tokenizer)
+        self.canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
         self.ids = [
-            branches.encode(prompt, tokenizer, f"prompts[{number}]") for number, prompt in enumerate(self.canonical)
+            branch_inputs.encode(prompt, tokenizer, f"prompts[{number}]")
+            for number, prompt in enumerate(self.canonical)
         ]
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self.branch_rows: list[branches.Rows] | None = None
+        self.branch_rows: list[branch_inputs.Rows] | None = None
         branching = split(self.guidance).branching
         if branching is not None:
             empty = empty_source(model.config) if self.is_encoder_decoder else None
-            self.branch_rows = branches.branch_rows(
+            self.branch_rows = branch_inputs.branch_rows(
                 branching, cond=self.ids, tokenizer=tokenizer, prompts=self.canonical, empty_source=empty
             )
         if self.forks:  # a row for every branch, which transformers makes for samples alone
@@ -302,7 +303,7 @@ class _Run:
     def result(self, done: list[Decoded], starts: list[int], effect: Effect) -> GenerateResult:
         return collect(done, starts, effect, self.tokenizer, self.end_tokens, self._pad())
 
-    def _inputs(self, rows: branches.Rows) -> dict[str, Tensor]:
+    def _inputs(self, rows: branch_inputs.Rows) -> dict[str, Tensor]:
         if self.is_encoder_decoder:
             length = max(len(row) for row in rows)
             pad = self._pad()

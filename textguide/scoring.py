@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import branches, caches, lanes, views
-from .custom_generate import empty_source
+from .engine import branch_inputs
+from .engine.custom_generate import empty_source
+from .engine.reweighting import Reweighter, reweighter
+from .forward import caches, model_views, row_batch
 from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
-from .reweighting import Reweighter, reweighter
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
@@ -216,14 +217,14 @@ def _settings(
 def _items(
     model: Any, tokenizer: Any, contexts: Any, continuations: Any, system: str | None, lead: BranchGuidance | None
 ) -> list[Item]:
-    prompts = branches.canonical_prompts(contexts, system, tokenizer)
+    prompts = branch_inputs.canonical_prompts(contexts, system, tokenizer)
     if isinstance(continuations, str) or (len(continuations) and isinstance(continuations[0], int)):
         continuations = [continuations]
     if len(prompts) == 1 and len(continuations) > 1:
         prompts = prompts * len(continuations)
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} contexts and {len(continuations)} continuations; give one of each per item")
-    cond = [branches.encode(prompt, tokenizer, f"contexts[{n}]") for n, prompt in enumerate(prompts)]
+    cond = [branch_inputs.encode(prompt, tokenizer, f"contexts[{n}]") for n, prompt in enumerate(prompts)]
     targets = []
     for number, continuation in enumerate(continuations):
         if isinstance(continuation, str):
@@ -235,7 +236,7 @@ def _items(
     empty = empty_source(model.config) if is_encoder_decoder else None
     rows = []
     if lead is not None:
-        rows = branches.branch_rows(lead, cond=cond, tokenizer=tokenizer, prompts=prompts, empty_source=empty)
+        rows = branch_inputs.branch_rows(lead, cond=cond, tokenizer=tokenizer, prompts=prompts, empty_source=empty)
     items = []
     for number, (context, target) in enumerate(zip(cond, targets, strict=True)):
         others = [branch[number] for branch in rows]
@@ -297,7 +298,7 @@ def _score_batch(
     the conditional logits."""
     lead = leading(settings)
     extra = lead.branches if lead is not None else ()
-    found = views.owners(model, models, extra)
+    found = model_views.owners(model, models, extra)
     others = [_continuation_logits(found[branch.owner], batch, n) for n, branch in enumerate(extra, start=1)]
     laws = [own, *others]
     sizes = {law.shape[-1] for law in laws}
@@ -345,17 +346,17 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     lengths = [len(item.continuation) for item in batch]
     contexts = [item.read_by(branch) for item in batch]
     if model.config.is_encoder_decoder:
-        outputs, mask = lanes.encode(model, [item.sources[branch] for item in batch], device)
+        outputs, mask = row_batch.encode(model, [item.sources[branch] for item in batch], device)
         rows = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
         ids = _pad_right(rows, device)
-        _, logits = lanes.prefill_encoder_decoder(model, ids, outputs, mask, keep=ids.shape[1])
+        _, logits = row_batch.prefill_encoder_decoder(model, ids, outputs, mask, keep=ids.shape[1])
         return torch.cat([row[:length] for row, length in zip(logits, lengths, strict=True)])
     keep = max(lengths)
     whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
     if caches.has_recurrent_state(model):
-        parts = [lanes.prefill(model, [row], device, keep=keep)[1][0] for row in whole]
+        parts = [row_batch.prefill(model, [row], device, keep=keep)[1][0] for row in whole]
     elif len({tuple(context) for context in contexts}) == len(batch):
-        parts = list(lanes.prefill(model, whole, device, keep=keep)[1])
+        parts = list(row_batch.prefill(model, whole, device, keep=keep)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])
     return torch.cat([part[-length:] for part, length in zip(parts, lengths, strict=True)])
@@ -364,7 +365,7 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
 def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
     """Read every context once, whatever the number of its continuations, and these behind it."""
     device = model.device
-    lane, first = lanes.prefill(model, contexts, device)
+    lane, first = row_batch.prefill(model, contexts, device)
     longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]
     rest: dict[int, Tensor] = {}
     if longer:

@@ -27,10 +27,10 @@ from timing import machine
 
 import textguide
 from textguide import CAIF, CFG
-from textguide.eval import plots
-from textguide.eval.journal import Journal
-from textguide.eval.statistics import mean_interval, perplexity_interval
-from textguide.files import write_json, write_text
+from textguide.eval.reports import plots
+from textguide.eval.results.journal import Journal
+from textguide.eval.statistics.intervals import mean_interval, perplexity_interval
+from textguide.support.files import write_json, write_text
 
 GLOOMY = "Everything about it was bad, sad and disappointing. "
 CHEERFUL = "Everything about it was good, happy and wonderful. "

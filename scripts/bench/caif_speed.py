@@ -25,7 +25,7 @@ from timing import machine
 import textguide
 from textguide import CAIF, CFG, guided_decoding
 from textguide.classifiers import CausalClassifier, Classifier, resolve
-from textguide.files import write_json
+from textguide.support.files import write_json
 
 TEXT = (
     "The dragon flew over Paris, France, and landed on the roof of the old opera house. People in the street below "

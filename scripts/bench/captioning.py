@@ -21,7 +21,7 @@ from timing import machine, seconds
 
 from textguide import CFG, captioning, guided_decoding
 from textguide.captioning import Captioning
-from textguide.files import write_json
+from textguide.support.files import write_json
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ from timing import machine, resident
 import textguide
 from textguide import AWRS
 from textguide.constraints import Predicate, Regex, Vocabulary
-from textguide.errors import NoParticleLeftWarning
 from textguide.smc.trie import Trie
+from textguide.support.errors import NoParticleLeftWarning
 
 DATES: dict[str, Any] = {
     "asked for": [

@@ -26,12 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import textguide
 from textguide import AWRS
 from textguide.constraints import Constraint
-from textguide.errors import GuidanceHadNoEffectWarning
-from textguide.eval import machine, plots, report
-from textguide.eval.journal import Journal, read_journal
-from textguide.eval.paired import Comparison, adjust, compare_items
-from textguide.eval.statistics import Interval, mean_interval
-from textguide.files import write_json, write_text
+from textguide.eval.reports import markdown as report
+from textguide.eval.reports import plots
+from textguide.eval.results import machine
+from textguide.eval.results.journal import Journal, read_journal
+from textguide.eval.statistics.intervals import Interval, mean_interval
+from textguide.eval.statistics.paired import Comparison, adjust, compare_items
+from textguide.support.errors import GuidanceHadNoEffectWarning
+from textguide.support.files import write_json, write_text
 from textguide.tasks.constrained import TASKS, ConstrainedTask, Item
 
 METHODS: dict[str, Callable[[Constraint], AWRS | None]] = {

@@ -23,8 +23,8 @@ from rich.progress import track
 from rich.table import Table
 
 from textguide import ACFG, CFG, diffusion
-from textguide.eval.paired import compare_items
-from textguide.files import write_json
+from textguide.eval.statistics.paired import compare_items
+from textguide.support.files import write_json
 from textguide.tasks import sudoku
 
 THRESHOLDS = (None, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99)

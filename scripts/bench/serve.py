@@ -66,7 +66,7 @@ def main() -> None:
     report = (soak if arguments.mode == "soak" else speed)(arguments)
     print(json.dumps(report, indent=1))
     if arguments.json is not None:
-        from textguide.files import write_json
+        from textguide.support.files import write_json
 
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.json, report)

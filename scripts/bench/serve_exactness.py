@@ -85,7 +85,7 @@ def main() -> None:
 def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     import vllm
 
-    from textguide.files import write_json
+    from textguide.support.files import write_json
 
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     report = {"requests": arguments.requests, "seed": arguments.seed, "tie": arguments.tie, "dtype": "float32"}

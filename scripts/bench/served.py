@@ -62,7 +62,7 @@ class Server:
 @contextlib.contextmanager
 def serving(model: str, *options: str, guided: bool = True, log: Path | None = None) -> Iterator[Server]:
     """A server until the block ends: ``textguide serve``, or vLLM's own where ``guided`` is False."""
-    from textguide.logits_processors.vllm_engine import resolve
+    from textguide.logits_processors.vllm_plugin.engine import resolve
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

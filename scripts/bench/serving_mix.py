@@ -16,9 +16,9 @@ from transformers import LogitsProcessor
 import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
-from textguide.errors import NoParticleLeftWarning
-from textguide.files import write_json
 from textguide.guidance.algebra import log_softmax
+from textguide.support.errors import NoParticleLeftWarning
+from textguide.support.files import write_json
 
 STARTS = (
     "The dragon flew over Paris, France,",

@@ -25,8 +25,9 @@ from rich.progress import track
 from rich.table import Table
 from timing import machine, peak_memory
 
-from textguide import CFG, bundled, tasks
+from textguide import CFG, tasks
 from textguide.eval import GuidedLM
+from textguide.models import bundled
 
 SCALES = [1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0]
 

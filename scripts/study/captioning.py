@@ -22,7 +22,8 @@ import torch
 import textguide
 from textguide import CFG, LMGuidance, captioning
 from textguide.captioning import VocabularyMap
-from textguide.eval import CaptioningOptions, caption_data, run_captioning
+from textguide.eval import CaptioningOptions, run_captioning
+from textguide.eval.captions import data
 
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 ALPHAS = {"coco": (1.0, 2.0, 5.0, 8.0), "drawn": (2.0, 5.0)}
@@ -79,7 +80,7 @@ def main() -> None:
 
     language_model, tokenizer = textguide.load("smollm2")
     model, processor = captioning.load("drawn-scenes")
-    pictures = caption_data.read(arguments.data)
+    pictures = data.read(arguments.data)
     before = textguide.caption(model, processor, [p.path for p in pictures[:32]], CFG(2.0)).texts
     size = language_model.config.vocab_size
     model, processor = with_tokenizer(model, processor, tokenizer, size)

@@ -21,10 +21,10 @@ import torch
 from rich.progress import track
 
 from textguide import ACFG, CFG, diffusion
-from textguide.eval.paired import adjust, compare_items
-from textguide.eval.plots import save
-from textguide.eval.statistics import mean_interval
-from textguide.files import write_json, write_text
+from textguide.eval.reports.plots import save
+from textguide.eval.statistics.intervals import mean_interval
+from textguide.eval.statistics.paired import adjust, compare_items
+from textguide.support.files import write_json, write_text
 from textguide.tasks import molecules, sudoku
 
 SCALES = (1.25, 1.5, 2.0, 3.0)

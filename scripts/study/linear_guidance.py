@@ -21,8 +21,8 @@ from torch import Tensor
 
 import textguide
 from textguide import CFG
-from textguide.files import write_json
 from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
+from textguide.support.files import write_json
 
 LAGS = 3
 KEPT = 2000

@@ -22,11 +22,12 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from textguide import CFG, caches, diffusion
+from textguide import CFG, diffusion
 from textguide.diffusion.denoisers import Denoiser
-from textguide.eval.paired import compare_items
-from textguide.eval.statistics import mean_interval
-from textguide.files import write_json
+from textguide.eval.statistics.intervals import mean_interval
+from textguide.eval.statistics.paired import compare_items
+from textguide.forward import caches
+from textguide.support.files import write_json
 from textguide.tasks import sudoku
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from textguide import ACFG, CFG, diffusion
-from textguide.eval.paired import compare_items
-from textguide.eval.statistics import mean_interval
-from textguide.files import write_json
+from textguide.eval.statistics.intervals import mean_interval
+from textguide.eval.statistics.paired import compare_items
+from textguide.support.files import write_json
 
 # fmt: off
 CHAINS = [

@@ -28,8 +28,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import textguide
-from textguide import small
-from textguide.files import write_json, write_text
+from textguide.models import small
+from textguide.support.files import write_json, write_text
 
 SIZES = {
     "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from textguide.constraints import Constraint, JSONSchema
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 from ..readers import json_lines, local_file
 from .base import ConstrainedTask, Item, conversation

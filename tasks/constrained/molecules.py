@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from textguide.constraints import Constraint, Predicate
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 from ..readers import local_file
 from .base import ConstrainedTask, Item, conversation

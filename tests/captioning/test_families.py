@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG, LMGuidance, guided_decoding, reference_captioning
+from textguide import CFG, LMGuidance, guided_decoding
 from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
 from textguide.guidance import Guidance, Step
+from textguide.reference import captioning
 
 from . import models
 
@@ -68,7 +69,7 @@ def conditions(name: str, row: int, kind: str) -> list[dict[str, Any]]:
     inputs = oracle_inputs(name, row)
     if kind == "text":
         hidden = [models.IMAGE, models.VISION_START, models.VISION_END, models.FAKE, models.GLOBAL]
-        return [inputs, reference_captioning.without_image(inputs, hidden)]
+        return [inputs, captioning.without_image(inputs, hidden)]
     pixels = inputs["pixel_values"]
     if kind == "noise":
         changed = noised(pixels[None])[0] if name == "qwen2_vl" else noised(pixels)
@@ -114,7 +115,7 @@ def test_equals_the_oracle_alone_and_in_a_batch(name: str, kind: str) -> None:
     texts = out.sequences[:, -NEW:].tolist()
     for row in range(3):
         model, _ = models.build(name)
-        tokens, expected = reference_captioning.generate(model, conditions(name, row, kind), guidance, NEW)
+        tokens, expected = captioning.generate(model, conditions(name, row, kind), guidance, NEW)
         assert texts[row] == tokens
         torch.testing.assert_close(
             torch.stack(laws[row]).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4
@@ -216,12 +217,10 @@ def test_language_model_guidance_equals_the_oracle(name: str) -> None:
     assert tokens.ends == (models.EOS, models.NEWLINE)
 
     def text(written: Any) -> Any:
-        return reference_captioning.text_log_probs(
-            language_model, list(guidance.prompt), written, index, models.EOS, tokens.ends
-        )
+        return captioning.text_log_probs(language_model, list(guidance.prompt), written, index, models.EOS, tokens.ends)
 
     for row in range(3):
-        found, expected = reference_captioning.generate(model, conditions(name, row, "blank"), guidance, NEW, text)
+        found, expected = captioning.generate(model, conditions(name, row, "blank"), guidance, NEW, text)
         assert decoding.last is not None
         assert decoding.last.sequences[row, -NEW:].tolist() == found
         got = torch.stack([law[row] for law in laws]).double()
@@ -247,10 +246,10 @@ def test_other_guidances_act_on_what_is_seen(name: str, method: Any) -> None:
         seen, blank = conditions(name, row, "blank")
         written: list[int] = []
         for step in range(NEW):
-            laws = [reference_captioning.next_log_probs(model, seen, written)]
+            laws = [captioning.next_log_probs(model, seen, written)]
             for branch in guidance.branches:
                 owner, inputs = (other, seen) if branch.model else (model, blank)
-                laws.append(reference_captioning.next_log_probs(owner, inputs, written))
+                laws.append(captioning.next_log_probs(owner, inputs, written))
             law = guidance.combine(torch.tensor(laws)[:, None], Step.at(step, NEW))[0]
             written.append(int(law.argmax()))
         assert out.sequences[row, -NEW:].tolist() == written

@@ -128,7 +128,7 @@ def test_prompts_are_checked() -> None:
 def test_guidance_by_the_same_image_warns() -> None:
     model, processor = models.build("vision_encoder_decoder")
     image = models.picture(0)
-    with pytest.warns(textguide.errors.GuidanceHadNoEffectWarning):
+    with pytest.warns(textguide.support.errors.GuidanceHadNoEffectWarning):
         textguide.caption(model, processor, image, CFG(2.0), unconditional=image, max_new_tokens=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

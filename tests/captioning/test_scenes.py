@@ -13,7 +13,7 @@ import torch
 import textguide
 from textguide import CFG, LMGuidance, captioning
 from textguide.captioning import loading
-from textguide.eval import caption_judge
+from textguide.eval.captions import judge
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,13 +67,15 @@ def test_the_bundled_models_say_how_they_came_about() -> None:
         assert facts["parameters"] == sum(p.numel() for p in model.parameters())
         assert facts["vocabulary"] == len(processor.tokenizer)
         assert str(facts["steps"]) in (folder / "README.md").read_text()
-    with pytest.raises(textguide.errors.ModelUnavailableError, match="bundled: drawn-scenes, drawn-scenes-dual"):
+    with pytest.raises(
+        textguide.support.errors.ModelUnavailableError, match="bundled: drawn-scenes, drawn-scenes-dual"
+    ):
         captioning.load("no-such-captioner")
 
 
 def test_guidance_makes_captions_longer_and_easier_to_find(scenes: ModuleType) -> None:
     model, processor = captioning.load("drawn-scenes")
-    eyes = caption_judge.DualEncoder(*captioning.load("drawn-scenes-dual"))
+    eyes = judge.DualEncoder(*captioning.load("drawn-scenes-dual"))
     images = [scenes.picture(s, c) for (s, c), _ in zip(scenes.scenes("test", 11), range(60), strict=False)]
     seen = eyes.images(images)
     found = {}
@@ -81,7 +83,7 @@ def test_guidance_makes_captions_longer_and_easier_to_find(scenes: ModuleType) -
         texts = textguide.caption(model, processor, images, CFG(scale)).texts
         found[scale] = (
             sum(len(text.split()) for text in texts),
-            int((caption_judge.ranks(seen, eyes.texts(texts)) <= 5).sum()),
+            int((judge.ranks(seen, eyes.texts(texts)) <= 5).sum()),
         )
     assert found[2.0][0] > found[1.0][0]
     assert found[2.0][1] > found[1.0][1]

@@ -23,7 +23,7 @@ from textguide.classifiers import (
     train_embedding,
 )
 from textguide.classifiers.causal_head import Head
-from textguide.errors import ModelUnavailableError
+from textguide.support.errors import ModelUnavailableError
 
 from ..architectures import Tokenizer, build
 from . import models, oracle

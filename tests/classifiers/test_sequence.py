@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from textguide.classifiers import SequenceClassifier, resolve
-from textguide.errors import ModelUnavailableError
+from textguide.support.errors import ModelUnavailableError
 
 from . import models
 

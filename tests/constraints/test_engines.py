@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from textguide.constraints import AllOf, Regex, Vocabulary, engine, llguidance_engine, progress
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 from . import derivatives as d
 from .walks import BYTES, SMALL, compare

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from textguide import ACFG, CFG, reference_diffusion
+from textguide import ACFG, CFG
 from textguide.diffusion import Denoiser, denoiser
 from textguide.diffusion.canvas import for_generation, for_infilling
 from textguide.diffusion.guiding import Guide
+from textguide.reference import diffusion
 
 from . import tiny
 
@@ -29,8 +30,8 @@ GUIDANCES = [
 PROMPTS = ["abc", "fghabk", "l"]
 
 
-def oracle_of(made: Denoiser) -> reference_diffusion.Read:
-    return reference_diffusion.reader(
+def oracle_of(made: Denoiser) -> diffusion.Read:
+    return diffusion.reader(
         made.model, made.forbidden, shifted=made.shifted, prefix=made.prefix_ids, suffix=made.suffix_ids
     )
 
@@ -58,7 +59,7 @@ def test_one_step_is_algorithm_1(kind: str, guidance: Any) -> None:
     for row in range(3):
         ids = canvas.text_ids(row)
         prompt = len(PROMPTS[row])
-        expected, lost = reference_diffusion.step(read, ids, made.mask_id, range(prompt), guidance, 5)
+        expected, lost = diffusion.step(read, ids, made.mask_id, range(prompt), guidance, 5)
         for law in expected.values():
             assert torch.allclose(next(found), torch.tensor(law, dtype=torch.float32), atol=1e-4)
         frame = len(made.prefix_ids)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from textguide import ACFG, CFG, diffusion, reference_diffusion
+from textguide import ACFG, CFG, diffusion
 from textguide.diffusion import denoiser
-from textguide.errors import GuidanceHadNoEffectWarning
+from textguide.reference import diffusion as reference_diffusion
+from textguide.support.errors import GuidanceHadNoEffectWarning
 
 from . import tiny
 from .test_denoisers import oracle_of

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from textguide import ACFG, CFG, diffusion, reference_diffusion
+from textguide import ACFG, CFG, diffusion
 from textguide.diffusion import denoiser
 from textguide.diffusion.likelihood import masked_counts, masked_log_likelihoods
+from textguide.reference import diffusion as reference_diffusion
 
 from . import tiny
 from .test_denoisers import oracle_of

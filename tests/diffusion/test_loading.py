@@ -8,7 +8,7 @@ import torch
 import textguide
 from textguide import ACFG, CFG, diffusion
 from textguide.diffusion import packages
-from textguide.errors import ModelUnavailableError
+from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import sudoku
 
 

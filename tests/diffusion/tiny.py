@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textguide import caches
+from textguide.forward import caches
 
 PAD, MASK, EOS, CLS, SEP = range(5)
 LETTERS = "abcdefghijkl"

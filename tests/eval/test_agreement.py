@@ -16,8 +16,9 @@ pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from textguide import bundled, tasks
+from textguide import tasks
 from textguide.eval import GuidedLM
+from textguide.models import bundled
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 DATA = os.environ.get("TEXTGUIDE_DATA")

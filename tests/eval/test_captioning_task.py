@@ -14,7 +14,8 @@ import pytest
 
 from textguide import CFG, captioning
 from textguide.cli import main
-from textguide.eval import CaptioningOptions, RunResult, caption_data, caption_judge, caption_metrics, run_captioning
+from textguide.eval import CaptioningOptions, RunResult, run_captioning
+from textguide.eval.captions import data, judge, metrics
 
 DATA = os.environ.get("TEXTGUIDE_DATA")
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def _lines(name: str) -> list[str]:
 @pytest.mark.skipif(DATA is None, reason="needs TEXTGUIDE_DATA")
 def test_metrics_are_those_of_nlg_eval() -> None:
     references = list(zip(_lines("nlgeval_ref1.txt"), _lines("nlgeval_ref2.txt"), strict=True))
-    scores = caption_metrics.reference_scores(_lines("nlgeval_hyp.txt"), references)
+    scores = metrics.reference_scores(_lines("nlgeval_hyp.txt"), references)
     assert scores.cider.mean() == pytest.approx(1.242192, abs=5e-7)
     assert scores.rouge_l.mean() == pytest.approx(0.522104, abs=5e-7)
     bleu = [float(scores.bleu(order)[0]) for order in (1, 2, 3, 4)]
@@ -47,7 +48,7 @@ def test_metrics_are_those_of_nlg_eval() -> None:
 @pytest.mark.skipif(DATA is None, reason="needs TEXTGUIDE_DATA")
 def test_metrics_are_those_published_for_magic() -> None:
     rows = json.loads((Path(str(DATA)) / "captions" / "magic_mscoco_result.json").read_text())
-    scores = caption_metrics.reference_scores([row["prediction"] for row in rows], [row["captions"] for row in rows])
+    scores = metrics.reference_scores([row["prediction"] for row in rows], [row["captions"] for row in rows])
     # Published with another tokenizer in the manner of the Penn treebank: the fourth digit may differ by two.
     assert scores.cider.mean() == pytest.approx(0.4930, abs=2e-4)
     assert float(scores.bleu(1)[0]) == pytest.approx(0.5682, abs=1e-4)
@@ -58,33 +59,33 @@ def test_metrics_are_those_published_for_magic() -> None:
 def test_tokens_are_those_of_the_treebank() -> None:
     text = "The man's dog doesn't sit. A well-dressed (old) man, 3.5 \"feet\" -- tall; can't!"
     expected = "the man 's dog does n't sit a well-dressed old man 3.5 feet tall ca n't"
-    assert caption_metrics.tokenize(text) == expected.split()
-    assert caption_metrics.tokenize("Un café, 1,000 pièces") == ["un", "café", "1,000", "pièces"]
-    assert caption_metrics.tokenize("...") == []
+    assert metrics.tokenize(text) == expected.split()
+    assert metrics.tokenize("Un café, 1,000 pièces") == ["un", "café", "1,000", "pièces"]
+    assert metrics.tokenize("...") == []
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
 def test_meteor_where_java_is_there() -> None:
     captions, references = ["a red dog runs", "a cat"], [["a red dog runs fast"], ["the cow sat", "two cows"]]
-    scores = caption_metrics.java_metrics(captions, references)
+    scores = metrics.java_metrics(captions, references)
     assert scores["meteor"][0] > 0.4 > scores["meteor"][1]
-    assert caption_metrics.java_metrics([""], [["a"]]) == {}
+    assert metrics.java_metrics([""], [["a"]]) == {}
 
 
 def test_variety() -> None:
-    assert caption_metrics.distinct(["a dog", "a dog"], 1) == 0.5
-    assert caption_metrics.distinct(["a dog a dog"], 2) == pytest.approx(2 / 3)
-    assert caption_metrics.distinct(["", "a"], 2) == 0.0
-    assert caption_metrics.vocabulary_size(["A dog.", "a cat"]) == 3
+    assert metrics.distinct(["a dog", "a dog"], 1) == 0.5
+    assert metrics.distinct(["a dog a dog"], 2) == pytest.approx(2 / 3)
+    assert metrics.distinct(["", "a"], 2) == 0.0
+    assert metrics.vocabulary_size(["A dog.", "a cat"]) == 3
     for captions, references in ((["a"], []), ([], []), (["a"], [[]]), (["a"], ["b"])):
         with pytest.raises(ValueError, match="references"):
-            caption_metrics.reference_scores(captions, references)
+            metrics.reference_scores(captions, references)
 
 
 def test_corpus_bleu_of_weighted_captions_is_that_of_repeated_ones() -> None:
     captions, references = ["a red dog runs", "a cat"], [["a red dog runs fast"], ["the cat sat", "a cat"]]
-    scores = caption_metrics.reference_scores(captions, references)
-    twice = caption_metrics.reference_scores([*captions, captions[0]], [*references, references[0]])
+    scores = metrics.reference_scores(captions, references)
+    twice = metrics.reference_scores([*captions, captions[0]], [*references, references[0]])
     for order in (1, 2, 4):
         assert scores.bleu(order, np.array([[2.0, 1.0]]))[0] == pytest.approx(twice.bleu(order)[0], rel=1e-6)
 
@@ -92,16 +93,16 @@ def test_corpus_bleu_of_weighted_captions_is_that_of_repeated_ones() -> None:
 def test_clip_scores_and_ranks() -> None:
     images = np.eye(3)
     captions = np.array([[1.0, 0, 0], [0.6, 0.8, 0], [0, 0, -1.0]])
-    scores = caption_judge.clip_score(images, captions)
+    scores = judge.clip_score(images, captions)
     assert scores.tolist() == pytest.approx([2.5, 2.0, 0.0])
     # Every picture is at least as near to the third caption as its own one.
-    assert caption_judge.ranks(images, captions).tolist() == [1, 1, 3]
+    assert judge.ranks(images, captions).tolist() == [1, 1, 3]
     references = [np.array([[0.0, 1, 0]]), np.array([[0.6, 0.8, 0.0], [1.0, 0, 0]]), np.eye(3)]
-    assert caption_judge.ref_clip_score(scores, captions, references).tolist() == pytest.approx([0, 4 / 3, 0])
+    assert judge.ref_clip_score(scores, captions, references).tolist() == pytest.approx([0, 4 / 3, 0])
     # Equal captions cannot tell pictures apart.
-    assert caption_judge.ranks(np.ones((2, 1)), np.ones((2, 1))).tolist() == [2, 2]
+    assert judge.ranks(np.ones((2, 1)), np.ones((2, 1))).tolist() == [2, 2]
     with pytest.raises(ValueError, match="is no dual encoder"):
-        caption_judge.DualEncoder(object(), None)
+        judge.DualEncoder(object(), None)
 
 
 def test_captions_are_read_from_files_of_every_kind(tmp_path: Path) -> None:
@@ -125,17 +126,17 @@ def test_captions_are_read_from_files_of_every_kind(tmp_path: Path) -> None:
     for name, text in texts.items():
         place = tmp_path / name
         place.write_text(text)
-        assert [(p.name, p.references) for p in caption_data.read(place)] == expected, name
-    assert [p.name for p in caption_data.read(tmp_path)] == ["a.png", "b.png"]
+        assert [(p.name, p.references) for p in data.read(place)] == expected, name
+    assert [p.name for p in data.read(tmp_path)] == ["a.png", "b.png"]
     for name, text in (("bad.json", "{"), ("bad.tsv", "a.png"), ("none.json", "[]"), ("odd.json", "[3]")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=r"cannot be read as captions|holds no captions"):
-            caption_data.read(tmp_path / name)
+            data.read(tmp_path / name)
     with pytest.raises(ValueError, match="does not exist"):
-        caption_data.read(tmp_path / "missing")
+        data.read(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no captions"):
-        caption_data.read(tmp_path / "empty")
+        data.read(tmp_path / "empty")
 
 
 def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path:
 def test_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caption_metrics, "java_metrics", lambda *_: {})
+    monkeypatch.setattr(metrics, "java_metrics", lambda *_: {})
     arguments = ["eval", "--tasks", "captioning", "--data", str(folder), "--scales", "1,3", "--limit", "3"]
     assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from textguide.eval.journal import FolderInUseError, Journal, read_journal
+from textguide.eval.results.journal import FolderInUseError, Journal, read_journal
 
 IDENTITY = {"model": "tiny", "tasks": ["a", "b"], "seed": 0}
 
@@ -156,7 +156,7 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
 def test_killed_process_loses_nothing_it_appended(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
-        "from textguide.eval.journal import Journal\n"
+        "from textguide.eval.results.journal import Journal\n"
         "journal = Journal.open(sys.argv[1], {'run': 1})\n"
         "for i in range(50): journal.append(str(i), i)\n"
         "print('ready', flush=True)\n"

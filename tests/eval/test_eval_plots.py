@@ -14,7 +14,7 @@ from textguide.eval import RunResult, TaskResult, expected_calibration_error, me
 
 pytest.importorskip("matplotlib")
 
-from textguide.eval import plots
+from textguide.eval.reports import plots
 
 
 def run_of(guidances: dict[str, Any], tasks: tuple[str, ...] = ("a", "b"), confidences: bool = True) -> RunResult:
@@ -156,7 +156,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_pictures_stand_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "MOST_TASKS", 2)
-    monkeypatch.setattr("textguide.eval.report.MOST_TASKS", 2)
+    monkeypatch.setattr("textguide.eval.reports.markdown.MOST_TASKS", 2)
     run_of({"plain": None, **cfg(1.5)}, ("a", "b", "c")).write(tmp_path, plots=True)
     report = (tmp_path / "report.md").read_text()
     for name in ("accuracy", "flips", "calibration"):

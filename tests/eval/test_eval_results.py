@@ -25,9 +25,9 @@ from textguide.eval import (
     measure,
     paired_bootstrap,
 )
-from textguide.eval import plots as drawing
-from textguide.eval.paired import adjust, shared_items
-from textguide.eval.report import interval, number, p_value, table
+from textguide.eval.reports import plots as drawing
+from textguide.eval.reports.markdown import interval, number, p_value, table
+from textguide.eval.statistics.paired import adjust, shared_items
 
 PLAIN = [1, 0, 0, 1, 0, 1, 0, 0]
 GUIDED = {1.25: [1, 1, 0, 1, 1, 1, 0, 0], 1.5: [1, 1, 1, 1, 0, 0, 0, 0]}
@@ -405,7 +405,7 @@ def test_confidences_are_probabilities() -> None:
 
 def test_importing_loads_neither_torch_nor_matplotlib() -> None:
     program = (
-        "import sys, textguide.eval.compare, textguide.eval.plots, textguide.eval.journal\n"
+        "import sys, textguide.eval.reports.compare, textguide.eval.reports.plots, textguide.eval.results.journal\n"
         "sys.exit(', '.join({'torch', 'matplotlib', 'scipy', 'lm_eval'} & set(sys.modules)))"
     )
     done = subprocess.run(

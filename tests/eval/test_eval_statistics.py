@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textguide.eval import statistics
-from textguide.eval.resampling import resampled_means, resampled_ratios
-from textguide.eval.statistics import (
+from textguide.eval.statistics import intervals
+from textguide.eval.statistics.intervals import (
     calibration_bins,
     expected_calibration_error,
     flip_matrix,
@@ -24,6 +23,7 @@ from textguide.eval.statistics import (
     perplexity_interval,
     select_scale,
 )
+from textguide.eval.statistics.resampling import resampled_means, resampled_ratios
 
 
 def binary(right: int, n: int) -> list[int]:
@@ -45,7 +45,7 @@ def test_wilson_published(right: int, n: int, low: float, high: float) -> None:
 def test_wilson_solves_its_equation(right: int, n: int, confidence: float) -> None:
     """The ends are where |p̂ − p| = z √(p(1 − p)/n)."""
     right = min(right, n)
-    z = statistics.normal_quantile(confidence)
+    z = intervals.normal_quantile(confidence)
     interval = mean_interval(binary(right, n), confidence)
     for end in (interval.low, interval.high):
         assert (right / n - end) ** 2 == pytest.approx(z * z * end * (1 - end) / n, abs=1e-12)
@@ -69,8 +69,8 @@ def test_resampled_means_follow_the_exact_law(few: bool, monkeypatch: pytest.Mon
     """Against all 4⁴ samples of four items, whether counts or items are drawn."""
     x = np.array([0.0, 1.0, 1.0, 5.0])
     if not few:
-        monkeypatch.setattr("textguide.eval.resampling._FEW_VALUES", 0)
-        monkeypatch.setattr("textguide.eval.resampling._CHUNK", 1000)
+        monkeypatch.setattr("textguide.eval.statistics.resampling._FEW_VALUES", 0)
+        monkeypatch.setattr("textguide.eval.statistics.resampling._CHUNK", 1000)
     exact: dict[float, Fraction] = {}
     for sample in itertools.product(x, repeat=4):
         exact[sum(sample) / 4] = exact.get(sum(sample) / 4, Fraction(0)) + Fraction(1, 256)
@@ -164,7 +164,7 @@ def test_mcnemar_branches_agree_where_they_meet(monkeypatch: pytest.MonkeyPatch)
     first = [1] * 530 + [0] * 470
     second = [1 - x for x in first]
     exact = mcnemar(first, second)
-    monkeypatch.setattr(statistics, "EXACT_DISCORDANT", 999)
+    monkeypatch.setattr(intervals, "EXACT_DISCORDANT", 999)
     approximate = mcnemar(first, second)
     assert (exact.method, approximate.method) == ("exact", "chi-square")
     assert approximate.p == pytest.approx(exact.p, rel=0.01)

@@ -14,9 +14,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import textguide
-from textguide import CAIF, CFG, Guidance, reference
+from textguide import CAIF, CFG, Guidance
 from textguide.eval import GuidedLM
 from textguide.guidance import ContrastiveDecoding, as_guidance
+from textguide.reference import decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -67,7 +68,7 @@ def test_guided_equals_the_oracle(tiny_model: str, plain: HFLM) -> None:
                 prompt, target = plain._encode_pair(context, continuation)
             else:
                 prompt, target = [plain.prefix_token_id], plain.tok_encode(continuation)
-            expected, top = reference.score(plain.model, prompt, target, CFG(scale), [prompt[-1:]])
+            expected, top = decoding.score(plain.model, prompt, target, CFG(scale), [prompt[-1:]])
             assert value == pytest.approx(sum(expected), abs=1e-3)
             assert greedy == top
 
@@ -76,8 +77,8 @@ def test_paper_mode(tiny_model: str, plain: HFLM) -> None:
     lm = guided(tiny_model, scale=1.5, renormalize=False)
     ours = lm.loglikelihood(requests(PAIRS[:1]), disable_tqdm=True)[0][0]
     prompt, target = plain._encode_pair(*PAIRS[0])
-    cond, _ = reference.score(plain.model, prompt, target, None, [])
-    uncond, _ = reference.score(plain.model, prompt[-1:], target, None, [])
+    cond, _ = decoding.score(plain.model, prompt, target, None, [])
+    uncond, _ = decoding.score(plain.model, prompt[-1:], target, None, [])
     assert ours == pytest.approx(1.5 * sum(cond) - 0.5 * sum(uncond), abs=1e-3)
 
 
@@ -124,7 +125,7 @@ def test_generation_equals_lm_eval_when_plain_and_the_oracle_when_guided(tiny_mo
     assert ours != expected
     for context, text in zip(CONTEXTS, ours, strict=True):
         prompt = plain.tok_encode(context)
-        written, _ = reference.generate(plain.model, prompt, CFG(2.5), [prompt[-1:]], 12, end=2)
+        written, _ = decoding.generate(plain.model, prompt, CFG(2.5), [prompt[-1:]], 12, end=2)
         assert text == plain.tok_decode(written).split("\n")[0]
     effect = lm.effect(0)
     assert effect is not None
@@ -204,7 +205,7 @@ def test_encoder_decoder(tiny_encoder_decoder: str) -> None:
     lm = guided(tiny_encoder_decoder, scale=2.0)
     for (context, continuation), (value, _) in zip(PAIRS[:3], lm.loglikelihood(requests(PAIRS[:3])), strict=True):
         source, target = plain._encode_pair(context, continuation)
-        log_probs, _ = reference.score(plain.model, [0], target, CFG(2.0), [[2]], source=source)
+        log_probs, _ = decoding.score(plain.model, [0], target, CFG(2.0), [[2]], source=source)
         assert value == pytest.approx(sum(log_probs), abs=1e-3)
 
 

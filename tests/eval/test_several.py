@@ -20,14 +20,14 @@ from scipy import stats
 import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Predicate
-from textguide.decode import Decoded
-from textguide.effect import Effect
-from textguide.errors import NoParticleLeftWarning
+from textguide.engine.effect import Effect
+from textguide.engine.loop import Decoded
 from textguide.eval import GuidedLM
-from textguide.eval.several import one_each
+from textguide.eval.lm_eval_models.several import one_each
 from textguide.guidance import EAGer, FeynmanKac, as_guidance
-from textguide.selection import most_consistent
 from textguide.smc.population import Outcome
+from textguide.support.errors import NoParticleLeftWarning
+from textguide.tasks.selection import most_consistent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -82,7 +82,7 @@ def texts_of(tiny_model: str, guidance: Any, **options: Any) -> tuple[list[str],
     return lm.generate_until(asked, disable_tqdm=True), lm
 
 
-@pytest.mark.filterwarnings("ignore::textguide.errors.GuidanceHadNoEffectWarning")  # a prompt of one token
+@pytest.mark.filterwarnings("ignore::textguide.support.errors.GuidanceHadNoEffectWarning")  # a prompt of one token
 def test_eager_answers_with_its_most_consistent_text(tiny_model: str) -> None:
     ours, lm = texts_of(tiny_model, [CFG(1.5), EAGer(2.0, max_branches=3)], until=[])
     for context, text in zip(CONTEXTS, ours, strict=True):

@@ -12,8 +12,8 @@ pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
 from textguide import CFG
 from textguide.eval import GuidedLM, RunResult, SweepOptions, run_sweep
-from textguide.eval import guided_lm as module
-from textguide.eval.contexts import unconditional_context
+from textguide.eval.lm_eval_models import guided_lm as module
+from textguide.eval.lm_eval_models.contexts import unconditional_context
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'textguide[eval]'")
 
-from textguide.eval.vllm_lm import VLLMGuidedLM
+from textguide.eval.lm_eval_models.vllm_lm import VLLMGuidedLM
 from textguide.guidance import CAIF, CFG
-from textguide.logits_processors import vllm_engine
+from textguide.logits_processors.vllm_plugin import engine as vllm_engine
 
 
 class Engine:

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textguide import ACFG, reference_diffusion
+from textguide import ACFG
 from textguide.guidance import Guidance, Step, scale_from_weight
 from textguide.guidance.acfg import remask, remask_count
 from textguide.guidance.spec import parse
+from textguide.reference import diffusion
 
 
 @settings(deadline=None)
@@ -31,7 +32,7 @@ def test_selection_is_the_oracles(cells: list[tuple[float, bool]], data: Any) ->
     confidence = torch.tensor([[c for c, _ in cells]])
     filled = torch.tensor([[f for _, f in cells]])
     laws = [[math.log(c)] for c, _ in cells]
-    expected = reference_diffusion.remasked(laws, [j for j, (_, f) in enumerate(cells) if f], ratio)
+    expected = diffusion.remasked(laws, [j for j, (_, f) in enumerate(cells) if f], ratio)
     assert remask(confidence, filled, ratio)[0].nonzero()[:, 0].tolist() == expected
 
 

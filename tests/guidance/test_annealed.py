@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import CFG, AnnealedCFG, Step
+from textguide.reference import decoding
 
-from .shelf import INF, mixed, oracle, settings
+from .oracles import INF, mixed, oracle, settings
 
 
 @oracle("annealed")
@@ -26,7 +26,7 @@ def annealed(guidance: AnnealedCFG, laws: list[list[float]], s: float) -> list[f
             value = m0 + (m1 - m0) * (apart - d0) / (d1 - d0)
         elif apart >= d1:
             value = m1
-    return reference.normalized(mixed(cond, uncond, 1 + (reference.cfg_scale(guidance, s) - 1) * value))
+    return decoding.normalized(mixed(cond, uncond, 1 + (decoding.cfg_scale(guidance, s) - 1) * value))
 
 
 # Random models have branches that are far apart.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import APG, CFG, Step
+from textguide.reference import decoding
 
-from .shelf import INF, oracle, settings
+from .oracles import INF, oracle, settings
 
 
 @oracle("apg")
 def apg(guidance: APG, laws: list[list[float]], s: float) -> list[float]:
     cond, uncond = laws
-    scale = reference.cfg_scale(guidance, s)
+    scale = decoding.cfg_scale(guidance, s)
     tokens = [t for t in range(len(cond)) if cond[t] > -INF and uncond[t] > -INF]
     gap = {t: cond[t] - uncond[t] for t in tokens}
     mean = sum(gap.values()) / len(tokens)
@@ -29,7 +29,7 @@ def apg(guidance: APG, laws: list[list[float]], s: float) -> list[float]:
     for t in tokens:
         parallel = share * along[t]
         scores[t] = cond[t] + (scale - 1) * (gap[t] - parallel + guidance.parallel * parallel)
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 settings(APG(1.0), APG(2.0), APG(3.0, parallel=0.3, max_norm=0.8, schedule="linear"))

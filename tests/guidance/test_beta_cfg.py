@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import CFG, BetaCFG, Step
+from textguide.reference import decoding
 
-from .shelf import INF, oracle, settings
+from .oracles import INF, oracle, settings
 
 
 @oracle("beta-cfg")
@@ -22,11 +22,11 @@ def beta_cfg(guidance: BetaCFG, laws: list[list[float]], s: float) -> list[float
     length = (sum((cond[t] - uncond[t]) ** 2 for t in tokens) / len(tokens)) ** 0.5
     a, b = guidance.a, guidance.b
     density = s ** (a - 1) * (1 - s) ** (b - 1) * math.gamma(a + b) / math.gamma(a) / math.gamma(b)
-    scale = 1 + (guidance.scale - 1) * reference.schedule_multiplier(guidance.schedule, s)
+    scale = 1 + (guidance.scale - 1) * decoding.schedule_multiplier(guidance.schedule, s)
     scores = list(cond)
     for t in tokens:
         scores[t] = uncond[t] + scale * density * (cond[t] - uncond[t]) / length**guidance.power
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 settings(BetaCFG(1.0, a=1, b=1, power=0), BetaCFG(1.2), BetaCFG(1.5, a=3, b=1.5, power=0.5, start=0.1, stop=0.9))

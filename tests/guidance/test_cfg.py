@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textguide import CFG, Guidance, reference
+from textguide import CFG, Guidance
 from textguide.guidance import Branch, Message, Step, scale_from_weight, weight_from_scale
+from textguide.reference import decoding
 
 CHAT = [{"role": "system", "content": "be dull"}, {"role": "user", "content": "hi"}]
 
@@ -205,7 +206,7 @@ def test_scale_at_equals_the_oracle(guidance: CFG) -> None:
     assert isinstance(tensor, torch.Tensor)
     assert tensor.shape == (len(GRID), 1)
     for progress, from_tensor in zip(GRID, tensor[:, 0].tolist(), strict=True):
-        expected = reference.cfg_scale(guidance, progress)
+        expected = decoding.cfg_scale(guidance, progress)
         value = guidance.scale_at(Step(progress))
         assert isinstance(value, float)
         assert value == pytest.approx(expected, abs=2e-6)
@@ -262,7 +263,7 @@ def test_combine_equals_the_oracle(guidance: CFG, renormalize: bool) -> None:
         assert guided.shape == logp.shape[1:]
         assert guided.dtype == torch.float32
         for row in range(logp.shape[1]):
-            expected = reference.cfg(guidance, logp[:, row].double().tolist(), progress)
+            expected = decoding.cfg(guidance, logp[:, row].double().tolist(), progress)
             torch.testing.assert_close(guided[row], torch.tensor(expected), atol=2e-5, rtol=1e-5)
         if renormalize:
             torch.testing.assert_close(guided.exp().sum(-1), torch.ones(3))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from textguide import reference
 from textguide.guidance import ContextAware
 from textguide.guidance.edits import Without
 from textguide.guidance.prompts import Message
+from textguide.reference import decoding
 
-from .shelf import mixed, oracle, settings
+from .oracles import mixed, oracle, settings
 
 
 @oracle("context-aware")
 def context_aware(guidance: ContextAware, laws: list[list[float]], s: float) -> list[float]:
-    return reference.normalized(mixed(*laws, reference.cfg_scale(guidance, s)))
+    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
 
 
 # A token of each prompt of the matrix.

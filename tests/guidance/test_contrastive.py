@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import ContrastiveDecoding, Step
+from textguide.reference import decoding
 
-from .shelf import INF, mixed, oracle, settings
+from .oracles import INF, mixed, oracle, settings
 
 
 def contrast(guidance: ContrastiveDecoding, cond: list[float], other: list[float]) -> list[float]:
@@ -21,7 +21,7 @@ def contrast(guidance: ContrastiveDecoding, cond: list[float], other: list[float
     if guidance.alpha:
         least = max(cond) + math.log(guidance.alpha)
         scores = [score if c >= least else -INF for score, c in zip(scores, cond, strict=True)]
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 @oracle("contrastive")

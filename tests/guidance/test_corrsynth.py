@@ -7,10 +7,10 @@ import torch
 
 import textguide
 from tests.architectures import Tokenizer, build
-from textguide import reference
 from textguide.guidance import CFG, CorrSynth, Step
+from textguide.reference import decoding
 
-from .shelf import mixed
+from .oracles import mixed
 
 PROMPTS = [[5, 9, 33, 7], [11, 4, 52], [30, 31, 5, 6, 44], [8, 12, 3]]
 
@@ -21,8 +21,8 @@ def written_together(prompts: list[list[int]], guidance: CorrSynth, new: int, en
     texts: list[list[int]] = [[] for _ in prompts]
     for index in range(new):
         open_ = [row for row, text in enumerate(texts) if end is None or end not in text]
-        laws = {row: reference.next_log_probs(model, prompts[row] + texts[row]) for row in open_}
-        scale = reference.cfg_scale(guidance, index / (new - 1))
+        laws = {row: decoding.next_log_probs(model, prompts[row] + texts[row]) for row in open_}
+        scale = decoding.cfg_scale(guidance, index / (new - 1))
         for row in open_:
             others = [laws[j] for j in open_ if j // guidance.group == row // guidance.group and j != row]
             law = laws[row]

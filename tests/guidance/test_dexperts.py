@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import DExperts, ProxyTuning, Step
 from textguide.guidance.dexperts import nucleus
+from textguide.reference import decoding
 
-from .shelf import INF, oracle, settings
+from .oracles import INF, oracle, settings
 
 
 @oracle("dexperts")
@@ -33,7 +33,7 @@ def dexperts(guidance: DExperts, laws: list[list[float]], s: float) -> list[floa
             scores.append(value)
         else:
             scores.append(value + guidance.alpha * (expert[token] - against))
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 @oracle("proxy-tuning")

@@ -10,7 +10,7 @@ import torch
 from textguide.guidance import DoLa, Step
 from textguide.guidance.views import EarlyExit
 
-from .shelf import INF, oracle, settings
+from .oracles import INF, oracle, settings
 from .test_contrastive import contrast
 
 

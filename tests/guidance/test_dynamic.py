@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import CFG, DynamicCFG, Step
+from textguide.reference import decoding
 
-from .shelf import INF, mixed, oracle, settings
+from .oracles import INF, mixed, oracle, settings
 
 
 @oracle("dynamic")
@@ -18,11 +18,11 @@ def dynamic(guidance: DynamicCFG, laws: list[list[float]], s: float) -> list[flo
     cond, uncond = laws
     chosen = cond
     for scale in guidance.scales:
-        guided = reference.normalized(mixed(cond, uncond, scale))
+        guided = decoding.normalized(mixed(cond, uncond, scale))
         kl = sum(math.exp(g) * (g - c) for g, c in zip(guided, cond, strict=True) if g > -INF)
-        if scale <= reference.cfg_scale(guidance, s) and kl <= guidance.budget:
+        if scale <= decoding.cfg_scale(guidance, s) and kl <= guidance.budget:
             chosen = guided
-    return reference.normalized(chosen)
+    return decoding.normalized(chosen)
 
 
 settings(DynamicCFG(1.0), DynamicCFG(budget=2.0), DynamicCFG(2.0, scales=[1.1, 1.3, 4.0], budget=1.0))

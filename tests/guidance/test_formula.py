@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textguide import reference
 from textguide.guidance import CAIF, CFG, Composed, Step
 from textguide.guidance.base import Branch
 from textguide.guidance.formula import C, Formula, M, P, Term, cond, largest, last, parse, smallest, term
 from textguide.guidance.spec import parse as parse_spec
+from textguide.reference import decoding
 
-from .shelf import INF, oracle, settings
+from .oracles import INF, oracle, settings
 
 
 @oracle("formula")
@@ -28,7 +28,7 @@ def formula_oracle(guidance: Formula, laws: list[list[float]], s: float) -> list
     for values in zip(*laws, strict=True):
         scope = dict(zip(["cond", *(name for _, name in order)], values, strict=True))
         scores.append(values[0] if -INF in values else eval(expression, {"max": max, "min": min}, scope))
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 settings(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from textguide import reference
 from textguide.guidance import IndependentCondition
 from textguide.guidance.edits import Unrelated
+from textguide.reference import decoding
 
-from .shelf import mixed, oracle, settings
+from .oracles import mixed, oracle, settings
 
 
 @oracle("independent-condition")
 def independent(guidance: IndependentCondition, laws: list[list[float]], s: float) -> list[float]:
-    return reference.normalized(mixed(*laws, reference.cfg_scale(guidance, s)))
+    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
 
 
 settings(IndependentCondition(1.0), IndependentCondition(2.0, prompt=[7, 8, 9], schedule="linear"))

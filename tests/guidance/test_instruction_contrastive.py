@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from textguide import reference
 from textguide.guidance import InstructionContrastive
 from textguide.guidance.edits import Prefixed
 from textguide.guidance.prompts import Message
+from textguide.reference import decoding
 
-from .shelf import mixed, oracle, settings
+from .oracles import mixed, oracle, settings
 
 
 @oracle("instruction-contrastive")
 def contrasted(guidance: InstructionContrastive, laws: list[list[float]], s: float) -> list[float]:
-    return reference.normalized(mixed(*laws, reference.cfg_scale(guidance, s)))
+    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
 
 
 settings(InstructionContrastive(1.0), InstructionContrastive(2.0, instruction=[5, 6], max_scale=1.8))

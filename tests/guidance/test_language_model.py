@@ -6,7 +6,7 @@ import pytest
 
 from textguide.guidance import LMGuidance
 
-from .shelf import SETTINGS
+from .oracles import SETTINGS
 
 SETTINGS["lm"] = LMGuidance(1.5, prompt=[5, 6, 7])
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textguide import reference
 from textguide.guidance import NAG, Step
+from textguide.reference import decoding
 
-from .shelf import INF, oracle, settings
+from .oracles import INF, oracle, settings
 
 
 @oracle("nag")
 def nag(guidance: NAG, laws: list[list[float]], s: float) -> list[float]:
     cond, uncond = laws
-    scale = reference.cfg_scale(guidance, s)
+    scale = decoding.cfg_scale(guidance, s)
     if scale == 1:
         return cond
     tokens = [t for t in range(len(cond)) if cond[t] > -INF and uncond[t] > -INF]
@@ -27,7 +27,7 @@ def nag(guidance: NAG, laws: list[list[float]], s: float) -> list[float]:
     scores = list(cond)
     for t in tokens:
         scores[t] = centres[0] + guidance.blend * factor * moved[t] + (1 - guidance.blend) * here[t]
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 settings(NAG(1.0), NAG(4.0), NAG(12.0, tau=1.2, blend=0.6, schedule="cosine"))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from textguide import reference
 from textguide.guidance import CFG, S2Guidance
 from textguide.guidance.views import WithoutBlocks
+from textguide.reference import decoding
 
-from .shelf import INF, mixed, oracle, settings
+from .oracles import INF, mixed, oracle, settings
 
 
 @oracle("s2")
 def s2(guidance: S2Guidance, laws: list[list[float]], s: float) -> list[float]:
     cond, uncond, *weak = laws
-    scores = mixed(cond, uncond, reference.cfg_scale(guidance, s))
+    scores = mixed(cond, uncond, decoding.cfg_scale(guidance, s))
     if weak and guidance.start <= s <= guidance.stop:
         for token, (c, w) in enumerate(zip(cond, weak[0], strict=True)):
             if c > -INF and w > -INF:
                 scores[token] += guidance.weight * (c - w)
-    return reference.normalized(scores)
+    return decoding.normalized(scores)
 
 
 settings(S2Guidance(1.0, weight=0.0), S2Guidance(1.5), S2Guidance(1.0, weight=0.5, start=0.2, stop=0.8))

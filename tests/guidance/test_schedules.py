@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from textguide import CFG, reference
+from textguide import CFG
 from textguide.guidance import schedules
+from textguide.reference import decoding
 
-multiplier = lru_cache(maxsize=None)(reference.schedule_multiplier)  # slow on purpose, and pure
+multiplier = lru_cache(maxsize=None)(decoding.schedule_multiplier)  # slow on purpose, and pure
 
 NAMES = [
     *schedules.SCHEDULES,
@@ -122,6 +123,6 @@ def test_an_unknown_schedule_lists_the_known() -> None:
 
 def test_every_schedule_has_an_oracle() -> None:
     for name in schedules.SCHEDULES:
-        reference.schedule_multiplier(name, 0.5)
+        decoding.schedule_multiplier(name, 0.5)
     with pytest.raises(KeyError):
-        reference.schedule_multiplier("sudden", 0.5)
+        decoding.schedule_multiplier("sudden", 0.5)

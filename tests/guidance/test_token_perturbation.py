@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from textguide import reference
 from textguide.guidance import TokenPerturbation
 from textguide.guidance.edits import Shuffled
+from textguide.reference import decoding
 
-from .shelf import mixed, oracle, settings
+from .oracles import mixed, oracle, settings
 
 
 @oracle("token-perturbation")
 def perturbed(guidance: TokenPerturbation, laws: list[list[float]], s: float) -> list[float]:
-    return reference.normalized(mixed(*laws, reference.cfg_scale(guidance, s)))
+    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
 
 
 settings(TokenPerturbation(1.0), TokenPerturbation(1.5, seed=3))

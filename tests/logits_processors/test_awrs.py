@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from textguide import AWRS, AWRSLogitsProcessor
-from textguide import reference as plain_reference
-from textguide import reference_smc as reference
+from textguide.reference import decoding as plain_reference
+from textguide.reference import smc as reference
 
 from ..smc.statistics import chi_square, z_score
 from ..smc.table import exact_samples

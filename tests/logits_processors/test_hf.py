@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from textguide import CFG, CFGLogitsProcessor, reference
+from textguide import CFG, CFGLogitsProcessor
+from textguide.reference import decoding
 
 from ..architectures import PAD, build
 
@@ -31,9 +32,9 @@ class Recomputed(LogitsProcessor):
                 negative = [row[self.length - 1]]
             else:
                 negative = self.negatives[number // (len(input_ids) // len(self.negatives))]
-            uncond = reference.next_log_probs(self.model, negative + row[self.length :])
-            cond = reference.normalized(score.double().tolist())
-            rows.append(reference.cfg(CFG(self.scale), [cond, uncond], 0.0))
+            uncond = decoding.next_log_probs(self.model, negative + row[self.length :])
+            cond = decoding.normalized(score.double().tolist())
+            rows.append(decoding.cfg(CFG(self.scale), [cond, uncond], 0.0))
         return torch.tensor(rows, dtype=scores.dtype)
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from textguide import reference_smc as reference
 from textguide.constraints import Vocabulary
+from textguide.reference import smc as reference
 from textguide.smc.awrs import Draw, Knowledge, Mass, Order, Uniforms, draw
 from textguide.smc.trie import TrieKnowledge, trie_of
 

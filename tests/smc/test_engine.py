@@ -13,11 +13,11 @@ import transformers as tf
 
 import textguide
 from textguide import AWRS, CFG
-from textguide import reference as plain_reference
-from textguide import reference_smc as reference
 from textguide.constraints import Vocabulary
-from textguide.errors import NoParticleLeftWarning
 from textguide.guidance import Composed, Guidance
+from textguide.reference import decoding as plain_reference
+from textguide.reference import smc as reference
+from textguide.support.errors import NoParticleLeftWarning
 
 from ..architectures import ENCODER_DECODER, EOS, NAMES, VOCAB, Tokenizer, build
 from .statistics import chi_square, z_score

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textguide import reference_smc as reference
 from textguide.guidance import AWRS
+from textguide.reference import smc as reference
 
 from .statistics import chi_square, z_score
 from .table import Text, exact_samples, floats, run, table

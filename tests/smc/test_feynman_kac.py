@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import textguide
-from textguide import AWRS, CAIF, CFG, FeynmanKac, Guidance, guided_decoding, reference
-from textguide import reference_smc as oracle
+from textguide import AWRS, CAIF, CFG, FeynmanKac, Guidance, guided_decoding
 from textguide.constraints import Regex
 from textguide.guidance import ContrastiveDecoding, Step
+from textguide.reference import decoding
+from textguide.reference import smc as oracle
 from textguide.smc.constrained import Constrained
 from textguide.smc.population import Corrected, Weighed
 
@@ -157,11 +158,11 @@ def test_weights_are_the_normalisers_of_the_steps() -> None:
     for row, tokens in enumerate(out.new_tokens):
         weight = 0.0
         for index, token in enumerate(tokens):
-            cond = reference.next_log_probs(build("llama"), [*PROMPT, *tokens[:index]])
-            other = reference.next_log_probs(build("llama"), [PROMPT[-1], *tokens[:index]])
+            cond = decoding.next_log_probs(build("llama"), [*PROMPT, *tokens[:index]])
+            other = decoding.next_log_probs(build("llama"), [PROMPT[-1], *tokens[:index]])
             mixed = [o + 1.5 * (c - o) for c, o in zip(cond, other, strict=True)]
             weight += math.log(sum(math.exp(p) for p in mixed))
-            assert out.log_probs[row, index].item() == pytest.approx(reference.normalized(mixed)[token], abs=1e-3)
+            assert out.log_probs[row, index].item() == pytest.approx(decoding.normalized(mixed)[token], abs=1e-3)
         assert out.log_weights[row].item() == pytest.approx(weight, abs=1e-3)
     assert len(out.weighted_sample(seed=0)) == 1
 
@@ -175,7 +176,7 @@ def test_particles_are_resampled_and_the_evidence_is_right() -> None:
 
         def of(text: Text) -> list[float]:
             if text not in known:
-                known[text] = [math.exp(p) for p in reference.next_log_probs(model, [*prompt, *text])]
+                known[text] = [math.exp(p) for p in decoding.next_log_probs(model, [*prompt, *text])]
             return known[text]
 
         return of

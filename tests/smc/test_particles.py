@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textguide import reference_smc as reference
+from textguide.reference import smc as reference
 from textguide.smc import particles
 
 from .statistics import chi_square

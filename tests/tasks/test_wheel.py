@@ -21,7 +21,7 @@ def test_the_wheel_carries_the_tasks(tmp_path: Path) -> None:
     if int(setuptools.__version__.partition(".")[0]) < 77:
         pytest.skip(f"building the wheel needs setuptools 77, and {setuptools.__version__} is installed")
     source = tmp_path / "source"
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs", "results")
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs")
     shutil.copytree(ROOT, source, ignore=unwanted)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
     built = subprocess.run(

@@ -16,10 +16,10 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from textguide.guidance import CFG
-from textguide.logits_processors import vllm_requests as requests
-from textguide.logits_processors.vllm_engine import PROCESSOR
-from textguide.logits_processors.vllm_extras import OURS
-from textguide.logits_processors.vllm_scheduler import GuidedScheduler
+from textguide.logits_processors.vllm_plugin import requests
+from textguide.logits_processors.vllm_plugin.engine import PROCESSOR
+from textguide.logits_processors.vllm_plugin.extras import OURS
+from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
 
 BLOCK = 4
 WORDS = 50

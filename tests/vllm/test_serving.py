@@ -17,7 +17,7 @@ from served import serving
 import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
-from textguide.errors import NoParticleLeftWarning
+from textguide.support.errors import NoParticleLeftWarning
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is", "Water boils at"]
 NEGATIVE = "The weather report for today:"

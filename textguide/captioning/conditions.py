@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import branches, lanes
+from ..engine import branch_inputs
+from ..engine.branch_passes import Source, prefill_prepared
+from ..forward import row_batch
+from ..forward.row_batch import Lane
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.language_model import LANGUAGE_MODEL
-from ..lanes import Lane
-from ..passes import Source, prefill_prepared
 from . import families
 from .images import noised
 from .vocabulary_map import VocabularyMap
@@ -61,7 +62,7 @@ class ImageSource:
         entry: the model whose ``generate`` prepares the inputs.
         inputs: what it is called with, one row for each different one.
         owners: the row of ``inputs`` for every prompt.
-        shares: see :class:`textguide.passes.Source`.
+        shares: see :class:`textguide.engine.branch_passes.Source`.
     """
 
     entry: Any
@@ -82,21 +83,21 @@ class ImageSource:
             kwargs["attention_mask"] = None
         lane, logits = prefill_prepared(inner, ids, kwargs, fresh=True)
         times = size // len(self.owners)
-        return lanes.repeat(lane, logits, [owner for owner in self.owners for _ in range(times)])
+        return row_batch.repeat(lane, logits, [owner for owner in self.owners for _ in range(times)])
 
 
 @dataclass
 class TextModelSource:
     """A text-only model behind captions, whose tokens become those of the captioner."""
 
-    prompts: branches.Rows
+    prompts: branch_inputs.Rows
     tokens: VocabularyMap
     shares: bool = True
 
     def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
         """The lane and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
-        rows = branches.expand(self.prompts, size, "prompt")
-        lane, logits = lanes.prefill(model, rows, model.device, guided=True)
+        rows = branch_inputs.expand(self.prompts, size, "prompt")
+        lane, logits = row_batch.prefill(model, rows, model.device, guided=True)
         return translate(lane, self.tokens), self.tokens.law(logits[:, -1])
 
 
@@ -119,7 +120,7 @@ class TranslatedLane(Lane):
 
 def translate(lane: Lane, tokens: VocabularyMap) -> TranslatedLane:
     """``lane`` with its vocabulary translated. It must not be used by itself afterwards."""
-    return TranslatedLane(**lanes.values_of(lane), tokens=tokens)
+    return TranslatedLane(**row_batch.values_of(lane), tokens=tokens)
 
 
 def prepared(entry: Any, inputs: Mapping[str, Any]) -> tuple[Any, Tensor, dict[str, Any]]:
@@ -157,7 +158,7 @@ def sources(
     model_kwargs: Mapping[str, Any],
     tokenizer: Any,
     models: Mapping[str, Any] | None = None,
-) -> list[branches.Rows | Source]:
+) -> list[branch_inputs.Rows | Source]:
     """What each extra branch of ``guidance`` reads.
 
     Args:
@@ -196,7 +197,7 @@ class _Run:
     def rows(self) -> int:
         return self.ids.shape[0]
 
-    def source(self, branch: Branch, tokenizer: Any) -> branches.Rows | Source:
+    def source(self, branch: Branch, tokenizer: Any) -> branch_inputs.Rows | Source:
         if branch.model == LANGUAGE_MODEL:
             return self._text_model(branch, tokenizer)
         if branch.edit is not None or branch.view is not None:
@@ -207,7 +208,7 @@ class _Run:
         if branch.system is not None:
             raise ValueError("negative_system does not work with images; give negative_prompt, or unconditional")
         if branch.prompt is not None:
-            rows = branches.rows_of(branch, self.ids.tolist(), tokenizer)
+            rows = branch_inputs.rows_of(branch, self.ids.tolist(), tokenizer)
             return self._without_image(rows, "negative_prompt")
         if branch.same_prompt:
             return ImageSource(self._entry(branch), self.inputs, list(range(self.rows)))
@@ -246,9 +247,9 @@ class _Run:
             raise ValueError(f"unconditional={kind!r} must be one of {', '.join(KINDS)}, or pixel values")
         return dict(self.captioning.encode(kind)), everyone
 
-    def _without_image(self, rows: branches.Rows, name: str) -> Source:
+    def _without_image(self, rows: branch_inputs.Rows, name: str) -> Source:
         entry, shares = families.text_entry(self.captioner, name)
-        ids, mask = lanes.pad_left(rows, self.ids.device)
+        ids, mask = row_batch.pad_left(rows, self.ids.device)
         mask = torch.ones_like(ids) if mask is None else mask
         inputs: Inputs = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self.inputs:
@@ -258,10 +259,10 @@ class _Run:
             owners = [0] * self.rows
         return ImageSource(entry, distinct, owners, shares)
 
-    def _unpadded(self) -> branches.Rows:
+    def _unpadded(self) -> branch_inputs.Rows:
         mask = self.model_kwargs.get("attention_mask")
         if mask is None or mask.shape[-1] != self.ids.shape[1]:
-            rows: branches.Rows = self.ids.tolist()
+            rows: branch_inputs.Rows = self.ids.tolist()
             return rows
         mask = mask[:: max(1, mask.shape[0] // self.rows)]
         return [row[keep.bool()].tolist() for row, keep in zip(self.ids, mask, strict=True)]
@@ -274,5 +275,5 @@ class _Run:
             raise ValueError("LMGuidance needs the captioner's tokenizer; pass tokenizer=")
         size = self.model.config.get_text_config(decoder=True).vocab_size
         tokens = VocabularyMap.between(tokenizer, size, other_tokenizer, other.config.get_text_config().vocab_size)
-        rows = branches.rows_of(branch, [[0]] * self.rows, other_tokenizer)
+        rows = branch_inputs.rows_of(branch, [[0]] * self.rows, other_tokenizer)
         return TextModelSource(rows, tokens)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..constraints import Vocabulary
-from ..custom_generate import GuidedDecoding
-from ..decode import Decoded, Observer
-from ..effect import join, warn_if_none
+from ..engine.custom_generate import GuidedDecoding
+from ..engine.effect import join, warn_if_none
+from ..engine.loop import Decoded, Observer
+from ..engine.results import GenerateResult
 from ..generation import SAMPLING_OPTIONS, check_sampling, collect
 from ..guidance import as_guidance, split
-from ..results import GenerateResult
 from . import families
 from .conditions import KINDS, Captioning
 from .images import read_image, read_images

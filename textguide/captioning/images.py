@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
+from ..support.errors import MissingExtraError
 
 NOISE = 0.9
 """Share of noise, as a standard deviation beside one of √(1 − 0.9²) for the image."""

@@ -87,7 +87,7 @@ def load_causal(
     Raises:
         ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
     """
-    from ..models import load
+    from ..models.loading import load
 
     description, tensors = storage.read(path)
     storage.expect(description, "causal", path, ["model", "backbone"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError, ModelUnavailableError
+from ..support.errors import MissingExtraError, ModelUnavailableError
 from . import heads, storage
 from .base import Classifier, batches, checked, label_names
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
+from ..support.errors import MissingExtraError
 from . import heads
 from .base import Classifier, checked, label_names
 from .function import FunctionClassifier

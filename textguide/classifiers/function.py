@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textguide.importing import named_object
+from textguide.support.importing import named_object
 
 from .base import Classifier, checked, label_names
 

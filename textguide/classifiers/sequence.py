@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelUnavailableError
+from ..support.errors import ModelUnavailableError
 from . import heads
 from .base import Classifier, batches, beginning, checked, label_names
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
+from ..support import files
 from .base import label_names
 
 DESCRIPTION = "classifier.json"

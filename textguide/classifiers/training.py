@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
+from ..support.errors import MissingExtraError
 from .base import Classifier, in_batches
 from .linear import _PIECE, Features, LinearClassifier
 

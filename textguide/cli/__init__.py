@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: a model could not be loaded or a file not be written. 2: a wrong argument. 130: interrupted; what was
     finished has been printed or written.
     """
-    from ..errors import MissingExtraError, ModelUnavailableError
+    from ..support.errors import MissingExtraError, ModelUnavailableError
 
     arguments = build_parser().parse_args(argv)
     quiet()

@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace, settings: list[Any]) -> Any:
     from ..captioning import load
 
     try:
-        from ..eval import CaptioningOptions, run_captioning
+        from textguide.eval import CaptioningOptions, run_captioning
     except ImportError as error:
-        from ..errors import MissingExtraError
+        from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "captioning", "textguide eval --tasks captioning") from error
     name = "drawn-scenes" if arguments.model == "smollm2" else arguments.model
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, settings: list[Any]) -> Any:
     if judge != "none":
         eyes, names["judge"] = load(judge, **given), judge
     if arguments.language_model:
-        from ..models import load as load_text
+        from ..models.loading import load as load_text
 
         language_model, names["language_model"] = load_text(arguments.language_model, **given), arguments.language_model
     batch = 16 if arguments.batch_size == "auto" else int(arguments.batch_size)

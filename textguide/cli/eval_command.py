@@ -99,9 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
     if captioning_options.TASK in arguments.tasks.split(","):
         return _report(captioning_options.run(arguments, settings), arguments)
     try:
-        from ..eval import SweepOptions, run_sweep
+        from textguide.eval import SweepOptions, run_sweep
     except ImportError as error:
-        from ..errors import MissingExtraError
+        from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
     result = run_sweep(
@@ -119,7 +119,7 @@ def _report(result: Any, arguments: argparse.Namespace) -> int:
     if result is None:
         return 0
     if arguments.json:
-        from ..files import plain
+        from ..support.files import plain
 
         print(json.dumps(plain(result.to_dict()), ensure_ascii=False))
     else:
@@ -152,10 +152,10 @@ def _suite(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         raise ValueError("--suite needs --output FOLDER for its table")
     try:
-        from ..eval import SweepOptions
-        from ..eval.shelf import run_shelf
+        from textguide.eval import SweepOptions
+        from textguide.eval.sweeps.method_comparison import run_shelf
     except ImportError as error:
-        from ..errors import MissingExtraError
+        from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
     arguments.limit = 200 if arguments.limit is None else arguments.limit
@@ -304,7 +304,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise ValueError(f"compare needs two results folders or more, and got {len(folders)}")
     from rich.console import Console
 
-    from ..eval import compare_folders
+    from textguide.eval import compare_folders
 
     comparison = compare_folders(folders)
     if arguments.json:

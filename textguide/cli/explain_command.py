@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode one prompt and show every step."""
-    from ..explanation import explain
+    from ..explanation.explaining import explain
 
     guidance = options.guidance(arguments)
     arguments.prompt = [] if arguments.prompt is None else [arguments.prompt]

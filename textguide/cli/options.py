@@ -23,7 +23,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The model and tokenizer that :func:`add_model`'s arguments name."""
-    from ..models import load as load_model
+    from ..models.loading import load as load_model
 
     return load_model(
         arguments.model,
@@ -112,7 +112,7 @@ def extra_model_names(arguments: argparse.Namespace) -> dict[str, str]:
 
 def extra_models(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """The models that ``--extra-model`` names, loaded as ``--model`` is; None where there are none."""
-    from ..models import load as load_model
+    from ..models.loading import load as load_model
 
     options = {"device": arguments.device, "dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
     return {name: load_model(one, **options)[0] for name, one in extra_model_names(arguments).items()} or None
@@ -229,7 +229,7 @@ def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
 
 def add_speculation(parser: argparse.ArgumentParser) -> None:
     """``--speculation``."""
-    from ..speculation.value import DRAFTS
+    from ..engine.speculation.value import DRAFTS
 
     parser.add_argument(
         "--speculation", choices=DRAFTS, help="guess tokens and read the guesses in the same passes; same text, faster"

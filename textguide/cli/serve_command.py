@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    from ..logits_processors import vllm_server
+    from textguide.logits_processors.vllm_plugin import server
 
-    vllm_server.serve(vllm_server.parse(arguments.model, arguments.options))
+    server.serve(server.parse(arguments.model, arguments.options))
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 from .engine import Engine, State, TokenTable
 from .progress import slow

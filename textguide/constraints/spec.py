@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from textguide.importing import named_object
+from textguide.support.importing import named_object
 
 from . import engines
 from .base import Constraint

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textguide.errors import MissingExtraError
+from textguide.support.errors import MissingExtraError
 
 from .engine import Engine, State, TokenTable
 from .llguidance_engine import CompileError, NothingError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caches import accepts, cache_argument
+from ..forward.caches import accepts, cache_argument
 from ..guidance.prompts import as_prompt, is_chat
 
 KINDS = ("masked-lm", "llada", "dream")

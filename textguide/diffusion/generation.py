@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..effect import Effect, warn_if_none
+from ..engine.effect import Effect, warn_if_none
 from ..guidance.prompts import as_prompt
 from . import canvas as canvases
 from .canvas import Canvas

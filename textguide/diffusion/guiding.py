@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..effect import EffectMeter
+from ..engine.effect import EffectMeter
 from ..guidance import ACFG, CFG, Guidance, Step
 from ..guidance.acfg import remask
 from ..guidance.algebra import extrapolate, log_softmax

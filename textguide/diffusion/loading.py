@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelUnavailableError
-from ..models import default_device
+from ..models.loading import default_device
+from ..support.errors import ModelUnavailableError
 from .packages import PACKAGES, load_packaged
 
 BUNDLED = Path(__file__).parent / "models"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelUnavailableError
+from ..support.errors import ModelUnavailableError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..effect import Effect
+from ..engine.effect import Effect
 from ..guidance.algebra import log_softmax
 from . import orders
 from .canvas import Canvas

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..constraints import Constraint, Session, Vocabulary, resolve
-from ..errors import NoParticleLeftWarning
 from ..guidance import AWRS, BranchGuidance, EAGer, FeynmanKac
+from ..support.errors import NoParticleLeftWarning
 from .branching import Branching
 from .constrained import Constrained
 from .population import Corrected, Outcome, Population

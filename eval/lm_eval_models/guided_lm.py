@@ -1,0 +1,384 @@
+"""lm-eval's Hugging Face model under guidance, for one setting or a sweep of them.
+
+Importing this module registers ``textguide`` in lm-eval::
+
+    from textguide.eval import GuidedLM
+    lm_eval.simple_evaluate(model="textguide", model_args="pretrained=smollm2,scale=1.5", tasks=["lambada_mini"])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from textguide.engine import branch_inputs
+from textguide.engine.custom_generate import GuidedDecoding, empty_source
+from textguide.engine.effect import Effect
+from textguide.guidance import CFG, EAGer, Guidance, as_guidance, split
+from textguide.guidance.spec import parse
+from textguide.models import bundled, default_device, load
+from textguide.scoring import Item, decoder_start, leading, score_groups
+from textguide.tasks import is_protected
+
+from .answering import Answering, Memory
+from .answering import key as answer_key
+from .contexts import UNCONDITIONAL, unconditional_context
+from .several import one_each
+from .stopping import own_criteria
+
+logger = logging.getLogger(__name__)
+
+# What one chunk of generation requests may lose when a run is killed.
+GENERATIONS_AT_ONCE = 64
+# Rows read at once where "auto" finds nothing to measure: a CPU has no memory that runs out in a useful way.
+AUTO_BATCH_ON_CPU = 16
+AUTO_BATCH = 256
+
+
+@register_model("textguide")
+class GuidedLM(Answering, HFLM):
+    """lm-eval's ``HFLM`` with guidance as a setting.
+
+    Log-likelihoods are computed for all ``settings`` at once and remembered, so that evaluating the next setting
+    on the same tasks costs no forward pass; choose it with :attr:`current`.
+
+    Args:
+        pretrained: ``"smollm2"``, a folder, a hub name, or a model object (with ``tokenizer=``).
+        guidance: a guidance, a dict, or text such as ``cfg:scale=1.5`` or JSON. None with no ``scale`` is plain.
+        scale, negative_prompt, schedule, renormalize: shorthand for the fields of :class:`textguide.CFG`;
+            ``renormalize=False`` sums ``γ·lc + (1 − γ)·lu`` as the published evaluation does.
+        settings: several guidances (None for plain), in place of ``guidance``: a sweep.
+        uncond: what the unconditional branch reads where the guidance names no negative prompt: ``last-token`` of
+            the context (the paper's), ``no-instruction`` (the context without the task's instruction, few-shot
+            examples kept), or ``question-only`` (both left out). The latter two need :attr:`tasks`.
+        models: further models by the name that guidances use, objects or what :func:`textguide.load` takes:
+            ``{"amateur": "smollm2-small"}``.
+        memo: where answers are kept, by key; default: memory alone. A journal makes a run resumable.
+        seed: for sampled generations.
+        **kwargs: as for ``HFLM``.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+
+    Attributes:
+        current: index into ``settings`` of the one that answers.
+        tasks: lm-eval tasks by name, where a task's instruction has to be found.
+        effects: what guidance did while generating, by setting.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = bundled.NAME,
+        *,
+        guidance: Any = None,
+        scale: float | None = None,
+        negative_prompt: Any = None,
+        schedule: str | None = None,
+        renormalize: bool | None = None,
+        settings: Sequence[Guidance | None] | None = None,
+        uncond: str = UNCONDITIONAL[0],
+        models: Mapping[str, Any] | None = None,
+        memo: Any = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        shorthand = {
+            "scale": scale, "negative_prompt": negative_prompt, "schedule": schedule, "renormalize": renormalize,
+        }  # fmt: skip
+        self.settings = _settings(guidance, {k: v for k, v in shorthand.items() if v is not None}, settings)
+        if uncond not in UNCONDITIONAL:
+            raise ValueError(f"uncond={uncond!r} is unknown; use one of {', '.join(UNCONDITIONAL)}")
+        if uncond != UNCONDITIONAL[0] and any(
+            getattr(split(s).branching, "negative_prompt", None) is not None for s in self.settings
+        ):
+            raise ValueError(f"uncond={uncond!r} and a negative prompt exclude each other; give one of them")
+        self.uncond = uncond
+        self.seed = seed
+        self.current = 0
+        self.tasks: dict[str, Any] = {}
+        self._cut: set[str] = set()
+        self.effects: dict[int, list[Effect]] = {}
+        self._memo = Memory() if memo is None else memo
+        self._contexts: dict[str, str] = {}
+        self._batch_contexts: list[str] = []
+        self._generator: torch.Generator | None = None
+        if isinstance(pretrained, str):
+            if pretrained == bundled.NAME and not os.path.isdir(pretrained):
+                pretrained = str(bundled.folder())
+            if kwargs.get("device") is None:
+                kwargs["device"] = default_device()
+            if kwargs["device"] == "cpu":
+                kwargs.setdefault("dtype", "float32")
+        super().__init__(pretrained=pretrained, **kwargs)
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1 and not kwargs.get("tp_plan"):
+            # HFLM shares requests between processes only where it sees several GPUs.
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self.models = {
+            name: load(one, device=str(self.device), dtype=self.model.dtype)[0] if isinstance(one, str) else one
+            for name, one in (models or {}).items()
+        }
+        _name_caches(self)
+
+    # -- what lm-eval asks ----------------------------------------------------------------------------------------
+
+    @property
+    def setting(self) -> Guidance | None:
+        """The guidance that answers."""
+        return self.settings[self.current]
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs whenever an answer may differ: the setting and the unconditional context."""
+        setting = self.setting
+        if setting is None or setting.is_neutral:
+            return "plain"
+        return f"{setting.fingerprint}-{self.uncond}"
+
+    @property
+    def truncated(self) -> int:
+        """Number of requests whose context was cut from the left to fit the model."""
+        return len(self._cut)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-eval defines it, under the current setting."""
+        if self.uncond != UNCONDITIONAL[0]:
+            for request in requests:
+                context = unconditional_context(self.tasks, request, self.uncond)
+                self._contexts[request.args[0]] = context
+        before = self.truncated
+        answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        if (cut := self.truncated - before) and self.rank == 0:
+            logger.warning(
+                "%d contexts were longer than the model's %d tokens and cut from the left", cut, self.max_length
+            )
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        items, keys = [], []
+        for number, (texts, context, continuation) in enumerate(requests):
+            item = self._item(number, texts, list(context), list(continuation))
+            items.append(item)
+            keys.append(answer_key("ll", item.context, item.continuation, item.negatives, item.sources))
+            if len(item.sources[0] if item.sources else item.context) < len(context):
+                self._cut.add(keys[-1])
+        first: dict[str, Item] = {}
+        for key, item in zip(keys, items, strict=True):
+            if key not in self._memo:
+                first.setdefault(key, item)
+        missing = {id(item): key for key, item in first.items()}
+        bar = tqdm(total=len(first), desc="log-likelihoods", disable=disable_tqdm or self.rank != 0 or not first)
+        for item, values, greedy in self._score(list(first.values()), override_bs):
+            self._memo.append(missing[id(item)], {"ll": values, "greedy": greedy})
+            bar.update(1)
+        bar.close()
+        answers = []
+        for key, (texts, _, _) in zip(keys, requests, strict=True):
+            record = self._memo.done[key]
+            answer = (float(record["ll"][self.current]), bool(record["greedy"][self.current]))
+            answers.append(answer)
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As lm-eval defines it, under the current setting; answers are kept chunk by chunk."""
+        if self.uncond != UNCONDITIONAL[0]:
+            for request in requests:
+                self._contexts[request.args[0]] = unconditional_context(self.tasks, request, self.uncond)
+        repeats: dict[str, int] = {}
+        keys = []
+        for request in requests:
+            base = answer_key("gen", self.fingerprint, self.seed, *request.args)
+            repeats[base] = repeats.get(base, -1) + 1
+            keys.append(f"{base}/{repeats[base]}")
+        # Text written for a protected task may repeat its question, and stays in memory.
+        volatile = Memory()
+        stores = [volatile if is_protected(str(request.task_name)) else self._memo for request in requests]
+        missing = [n for n, key in enumerate(keys) if key not in stores[n]]
+        bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or self.rank != 0 or not missing)
+        for start in range(0, len(missing), GENERATIONS_AT_ONCE):
+            chunk = missing[start : start + GENERATIONS_AT_ONCE]
+            # Every chunk has randomness of its own: a resumed run draws what an uninterrupted one would.
+            seed = int(hashlib.sha256(f"{self.seed}/{keys[chunk[0]]}".encode()).hexdigest()[:12], 16)
+            self._generator = torch.Generator(self.model.device).manual_seed(seed)
+            texts = super().generate_until([requests[n] for n in chunk], disable_tqdm=True)
+            for n, text in zip(chunk, texts, strict=True):
+                stores[n].append(keys[n], {"text": text})
+            bar.update(len(chunk))
+        bar.close()
+        return [str(store.done[key]["text"]) for store, key in zip(stores, keys, strict=True)]
+
+    def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in ``HFLM``; remembers whose contexts these are."""
+        self._batch_contexts = list(strings)
+        return super().tok_batch_encode(strings, *args, **kwargs)
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
+        parts = split(self.setting)
+        rows = None
+        if parts.branching is not None and self._contexts:
+            texts = [self._contexts[text] for text in self._batch_contexts]
+            room = self.max_length - (max_length - context.shape[1])
+            rows = [[self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in texts]]
+        several = getattr(parts.constraint, "particles", 1)
+        if isinstance(parts.constraint, EAGer):  # a row for every branch, which transformers makes for samples alone
+            context = context.repeat_interleave(several, 0)
+            generation_kwargs["attention_mask"] = generation_kwargs["attention_mask"].repeat_interleave(several, 0)
+            rows = None if rows is None else [[row for row in branch for _ in range(several)] for branch in rows]
+        elif several > 1:
+            generation_kwargs |= {"num_return_sequences": several, "top_k": generation_kwargs.get("top_k", 0)}
+        decoding = GuidedDecoding(
+            self.setting, tokenizer=self.tokenizer, models=self.models, generator=self._generator, branch_prompts=rows,
+            warn=False,
+        )  # fmt: skip
+        call = own_criteria(decoding, self.tokenizer, stop)
+        out = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)
+        if decoding.effect is not None:
+            self.effects.setdefault(self.current, []).append(decoding.effect)
+        if several > 1:
+            assert decoding.last is not None
+            return one_each(decoding.last, several, context.shape[1], self.tokenizer, self._generator)
+        return out
+
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        return AUTO_BATCH_ON_CPU if self.device.type == "cpu" else int(super()._detect_batch_size(requests, pos))
+
+    # -- scoring --------------------------------------------------------------------------------------------------
+
+    def _score(self, items: list[Item], override_bs: int | None) -> Iterator[tuple[Item, list[float], list[bool]]]:
+        """All settings for all items; a batch that does not fit the device is halved."""
+        size = override_bs or self.batch_size
+        if size == "auto":
+            size = AUTO_BATCH_ON_CPU if self.device.type == "cpu" else AUTO_BATCH
+        remaining = {item.number: item for item in items}
+        while remaining:
+            try:
+                for item, values, greedy in self._all_settings(list(remaining.values()), int(size)):
+                    del remaining[item.number]
+                    yield item, values, greedy
+            except torch.OutOfMemoryError:
+                if int(size) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                size = int(size) // 2
+                logger.warning("out of memory: going on with batches of %d", size)
+
+    def _all_settings(self, items: list[Item], size: int) -> Iterator[tuple[Item, list[float], list[bool]]]:
+        numbers = _by_branches(self.settings)
+        chosen = [[self.settings[n] for n in members] for members in numbers]
+        # Settings that move away from different prompts need passes of their own, but for the conditional one.
+        groups = [(settings, partial(self._with_branches, settings=settings)) for settings in chosen]
+        places = np.argsort([n for members in numbers for n in members])
+        for item, log_probs, greedy in score_groups(
+            self.model, items, groups, tokenizer=self.tokenizer, batch_size=size, models=self.models
+        ):
+            yield item, log_probs.double().sum(-1)[places].tolist(), greedy[places].tolist()
+
+    def _item(self, number: int, texts: Any, context: list[int], continuation: list[int]) -> Item:
+        limit = self.max_length
+        if len(continuation) > limit:
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens does not fit the model's {limit} positions; "
+                "shorten it, or raise max_length"
+            )
+        if len(context) + len(continuation) > limit + 1:
+            context = context[-(limit + 1 - len(continuation)) :]
+        if self.backend == "seq2seq":
+            start = [decoder_start(self.model)]
+            return Item(number, start, continuation, [start], (context, empty_source(self.model.config)))
+        negatives: list[list[int]] = []
+        if texts is not None and texts[0] in self._contexts:
+            other = self._contexts[texts[0]]
+            ids = self._encode_pair(other, texts[1])[0] if other else [self.prefix_token_id]
+            negatives = [ids[-max(1, limit + 1 - len(continuation)) :]]
+        item = Item(number, context, continuation, negatives)
+        return item if negatives else self._with_branches(item, self.settings)
+
+    def _with_branches(self, item: Item, settings: Sequence[Guidance | None]) -> Item:
+        lead = leading(settings)
+        if lead is None or self._contexts or self.backend == "seq2seq":
+            return item
+        rows = branch_inputs.branch_rows(lead, cond=[item.context], tokenizer=self.tokenizer)
+        return Item(item.number, item.context, item.continuation, [row[0] for row in rows], item.sources)
+
+
+def _settings(
+    guidance: Any, shorthand: dict[str, Any], settings: Sequence[Guidance | None] | None
+) -> list[Guidance | None]:
+    if settings is not None:
+        if guidance is not None or shorthand:
+            raise ValueError("settings= excludes guidance= and its shorthand; give one or the other")
+        if not settings:
+            raise ValueError("settings is empty; give at least one guidance, or None for plain")
+        return [as_guidance(setting) for setting in settings]
+    if isinstance(guidance, str):
+        guidance = None if guidance.lower() in ("none", "plain") else parse(guidance)
+    elif isinstance(guidance, Mapping):
+        guidance = Guidance.from_dict(dict(guidance))
+    guidance = as_guidance(guidance)
+    if not shorthand:
+        return [guidance]
+    if guidance is not None:
+        raise ValueError(f"guidance= and {', '.join(shorthand)}= exclude each other; put them into the guidance")
+    return [CFG(**shorthand)]
+
+
+def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:
+    """Indices of settings that share their branches; those without any join the first group."""
+    groups: dict[Any, list[int]] = {}
+    found = [split(setting).branching for setting in settings]
+    for number, guidance in enumerate(found):
+        if guidance is not None:
+            groups.setdefault(guidance.branches, []).append(number)
+    idle = [number for number, guidance in enumerate(found) if guidance is None]
+    merged = list(groups.values()) or [[]]
+    merged[0] = sorted(merged[0] + idle)
+    return merged
+
+
+def _name_caches(lm: GuidedLM) -> None:
+    """Put the fingerprint into the keys of lm-eval's answer cache, which would mix up settings otherwise."""
+    original = lm.set_cache_hook
+
+    def set_cache_hook(hook: Any) -> None:
+        if hook.dbdict is not None:
+            hook.dbdict.__class__ = _keyed(type(hook.dbdict))
+            hook.dbdict.guided_lm = lm
+        original(hook)
+
+    lm.set_cache_hook = set_cache_hook
+
+
+def _keyed(base: type) -> type:
+    """``base`` (lm-eval's SQLite dictionary) with the current setting in front of every key."""
+
+    class Keyed(base):
+        guided_lm: GuidedLM
+
+        def _named(self, key: str) -> str:
+            return f"{self.guided_lm.fingerprint}/{key}"
+
+        def __contains__(self, key: object) -> bool:
+            return cast(bool, super().__contains__(self._named(str(key))))
+
+        def __getitem__(self, key: str) -> Any:
+            return super().__getitem__(self._named(key))
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            super().__setitem__(self._named(key), value)
+
+    assert issubclass(Keyed, MutableMapping)
+    return Keyed

@@ -1,0 +1,180 @@
+"""A guided vLLM engine in lm-eval: generation tasks, for one setting or a sweep of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+import textguide
+from textguide.engine.effect import Effect
+from textguide.guidance import CFG, Guidance, as_guidance, split
+from textguide.models import bundled
+from textguide.tasks import is_protected
+
+from .answering import AnsweringLM, Memory, cut
+from .answering import key as answer_key
+from .contexts import UNCONDITIONAL, unconditional_context
+from .guided_lm import _settings
+
+# What one chunk of requests may lose when a run is killed; an engine wants many at once.
+GENERATIONS_AT_ONCE = 512
+# Tokens of an answer where the task names no number: lm-eval's own default.
+LONGEST = 256
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
+
+
+@register_model("textguide-vllm")
+class VLLMGuidedLM(AnsweringLM):
+    """A vLLM engine with guidance as lm-eval's model; answers equal those of :class:`GuidedLM` but for near-ties.
+
+    Likelihood tasks are refused: vLLM's prompt log-probabilities are those of the prompt without guidance.
+
+    Args:
+        pretrained: as for :func:`textguide.vllm_engine`, or an engine that it returned.
+        guidance: a guidance, a dict, or text such as ``cfg:scale=1.5``; None is plain.
+        settings: several guidances (None for plain), in place of ``guidance``: a sweep.
+        uncond: as for :class:`GuidedLM`.
+        memo: where answers are kept, by key; default: memory alone.
+        seed: of drawn answers.
+        batch_size: not used; vLLM fills its batches by itself.
+        dtype, trust_remote_code, **engine: options of ``vllm.LLM``.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+
+    Attributes:
+        current: index into ``settings`` of the one that answers.
+        tasks: lm-eval tasks by name, where a task's instruction has to be found.
+        effects: what guidance did while generating, by setting.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = bundled.NAME,
+        *,
+        guidance: Any = None,
+        settings: Sequence[Guidance | None] | None = None,
+        uncond: str = UNCONDITIONAL[0],
+        memo: Any = None,
+        seed: int = 0,
+        batch_size: Any = None,
+        device: str | None = None,
+        **engine: Any,
+    ) -> None:
+        super().__init__()
+        if device is not None:
+            raise ValueError(f"device={device!r} cannot be chosen here: vLLM runs where its build runs; leave it out")
+        self.settings = _settings(guidance, {}, settings)
+        for setting in self.settings:
+            parts = split(setting)
+            others = parts.reweighting or parts.constraint
+            if others or (parts.branching is not None and not isinstance(parts.branching, CFG)):
+                raise ValueError(f"guidance={setting!r} does not run inside vLLM; CFG does")
+        if uncond not in UNCONDITIONAL:
+            raise ValueError(f"uncond={uncond!r} is unknown; use one of {', '.join(UNCONDITIONAL)}")
+        self.llm = textguide.vllm_engine(pretrained, **engine) if isinstance(pretrained, str) else pretrained
+        self.tokenizer = self.llm.get_tokenizer()
+        self.max_length = int(self.llm.model_config.max_model_len)
+        self.uncond, self.seed, self.current = uncond, seed, 0
+        self.tasks: dict[str, Any] = {}
+        self.effects: dict[int, list[Effect]] = {}
+        self._cut: set[str] = set()
+        self._memo = Memory() if memo is None else memo
+
+    @property
+    def device(self) -> Any:
+        """The kind of device that vLLM's build runs on."""
+        return torch.device(self.llm.llm_engine.vllm_config.device_config.device_type)
+
+    @property
+    def model(self) -> Any:
+        """What knows the dtype of the weights, for records."""
+        return self.llm.model_config
+
+    @property
+    def truncated(self) -> int:
+        """Number of requests whose context was cut from the left to fit the model."""
+        return len(self._cut)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Refused: see the class."""
+        names = ", ".join(sorted({str(request.task_name) for request in requests}))
+        raise ValueError(
+            f"backend='vllm' cannot score the likelihood task {names}: vLLM's prompt log-probabilities know no "
+            "guidance; use the transformers backend (--backend causal), which scores all scales from one pass"
+        )
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Refused: see the class."""
+        self.loglikelihood(requests)
+        return []
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As lm-eval defines it, under the current setting; answers are kept chunk by chunk."""
+        repeats: dict[str, int] = {}
+        keys = []
+        for request in requests:
+            base = self._named(*request.args)
+            repeats[base] = repeats.get(base, -1) + 1
+            keys.append(f"{base}/{repeats[base]}")
+        # Text written for a protected task may repeat its question, and stays in memory.
+        volatile = Memory()
+        stores = [volatile if is_protected(str(request.task_name)) else self._memo for request in requests]
+        groups: dict[str, list[int]] = {}
+        for n, key in enumerate(keys):
+            if key not in stores[n]:
+                groups.setdefault(answer_key("options", requests[n].args[1]), []).append(n)
+        bar = tqdm(total=sum(map(len, groups.values())), desc="generations", disable=disable_tqdm or not groups)
+        for numbers in groups.values():
+            for start in range(0, len(numbers), GENERATIONS_AT_ONCE):
+                chunk = numbers[start : start + GENERATIONS_AT_ONCE]
+                seed = int(hashlib.sha256(f"{self.seed}/{keys[chunk[0]]}".encode()).hexdigest()[:12], 16)
+                for n, text in zip(chunk, self._write([requests[n] for n in chunk], seed), strict=True):
+                    stores[n].append(keys[n], {"text": text})
+                bar.update(len(chunk))
+        bar.close()
+        return [str(store.done[key]["text"]) for store, key in zip(stores, keys, strict=True)]
+
+    def _write(self, requests: list[Any], seed: int) -> list[str]:
+        """Answers to requests that share their options."""
+        options: Mapping[str, Any] = requests[0].args[1]
+        longest = next((int(options[name]) for name in LENGTHS if options.get(name)), LONGEST)
+        until = options.get("until") or []
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+        setting = self.settings[self.current]
+        if self.uncond != UNCONDITIONAL[0] and split(setting).branching is not None:
+            others = [unconditional_context(self.tasks, request, self.uncond) for request in requests]
+            setting = replace(as_guidance(setting), negative_prompt=[self._fit(text, longest) for text in others])  # type: ignore[type-var]
+        sampling = {name: options[name] for name in SAMPLING if options.get(name) is not None}
+        if not sampling.pop("do_sample", sampling.get("temperature", 0) > 0):
+            sampling = {name: value for name, value in sampling.items() if name == "repetition_penalty"}
+            sampling["do_sample"] = False
+        contexts = [self._fit(request.args[0], longest) for request in requests]
+        out = textguide.generate(
+            self.llm, None, contexts, setting, max_new_tokens=longest, stop=stops, seed=seed, **sampling
+        )
+        if setting is not None:
+            self.effects.setdefault(self.current, []).append(out.effect)
+        return [cut(text, stops) for text in out.texts]
+
+    def _fit(self, text: str, longest: int) -> list[int]:
+        ids = list(self.tokenizer(text).input_ids) or [self.tokenizer.eos_token_id]
+        room = self.max_length - longest
+        if room < 1:
+            raise ValueError(f"max_model_len={self.max_length} leaves no room for {longest} new tokens; raise it")
+        if len(ids) > room:
+            self._cut.add(answer_key("context", text))
+        return ids[-room:]
+
+    def _named(self, *parts: Any) -> str:
+        setting = self.settings[self.current]
+        plain = setting is None or setting.is_neutral
+        name = "plain" if plain or setting is None else f"{setting.fingerprint}-{self.uncond}"
+        return answer_key("vllm", name, self.seed, *parts)

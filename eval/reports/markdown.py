@@ -1,0 +1,209 @@
+"""The report of a run as Markdown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..results.run import RunResult
+    from ..statistics.measures import MetricValue
+    from ..statistics.paired import Comparison
+
+
+def markdown(run: RunResult, pictures: Sequence[str] = ()) -> str:
+    """The report: values, comparisons with the plain setting, the chosen scales, notes, and how it was made.
+
+    Args:
+        run: the run, analysed or not.
+        pictures: file names of plots beside the report.
+    """
+    run.analyse()
+    model = run.identity.get("model")
+    if isinstance(model, dict):  # described by its arguments
+        model = model.get("pretrained")
+    parts = [f"# Evaluation{f' of {model}' if model else ''}", _values(run)]
+    if run.comparisons:
+        parts += ["## Against no guidance", _comparisons(run)]
+    if run.selections:
+        parts += ["## The best scale", "\n".join(_selections(run))]
+    parts += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in pictures if name.endswith(".png")]
+    if pictures and len(run.task_names) > MOST_TASKS:
+        parts.append(f"The pictures show the first {MOST_TASKS} of {len(run.task_names)} tasks.")
+    notes = [*_truncations(run), *_infinite(run), *_missing(run), *run.notes]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    parts += ["## How it was made", _provenance(run)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """A Markdown table; ``align`` has an ``l`` or an ``r`` a column, right where it is too short."""
+    rule = [":--" if column < len(align) and align[column] == "l" else "--:" for column in range(len(header))]
+    lines = [header, rule, *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Three decimals, or two from 10 on; a dash for None."""
+    if value is None:
+        return "–"
+    digits = ".3f" if round(abs(value), 3) < 10 else ".2f" if abs(value) < 1e5 else ".2e"
+    text = format(value, f"+{digits}" if signed else digits)
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def interval(value: MetricValue | None) -> str:
+    """``value [low, high]``."""
+    if value is None:
+        return "–"
+    if value.low is None or value.high is None:
+        return number(value.value)
+    return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals; ``<0.001`` below."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def metric_name(name: str, higher_is_better: bool | None = None) -> str:
+    """lm-eval's ``acc,none`` as ``acc``, with an arrow towards the better."""
+    metric, _, filter_name = name.partition(",")
+    shown = metric if filter_name in ("", "none") else f"{metric} ({filter_name})"
+    return shown if higher_is_better is None else f"{shown} {'↑' if higher_is_better else '↓'}"
+
+
+def comparison_cells(comparison: Comparison) -> list[str]:
+    """Difference with interval, p, right ↔ wrong, McNemar's p, Holm's p, items: the cells behind the
+    names."""
+    flips = "–" if comparison.gained is None else f"+{comparison.gained} −{comparison.lost}"
+    ends = f"[{number(comparison.low, True)}, {number(comparison.high, True)}]"
+    return [
+        f"{number(comparison.difference, True)} {ends}",
+        p_value(comparison.p),
+        flips,
+        p_value(comparison.p_mcnemar),
+        p_value(comparison.p_holm),
+        str(comparison.n),
+    ]
+
+
+MOST_TASKS = 12
+"""Tasks that one picture shows: the first ones of a run."""
+COMPARISON_HEADER = ["difference", "p (bootstrap)", "gained, lost", "p (McNemar)", "p (Holm)", "items"]
+
+
+def _values(run: RunResult) -> str:
+    columns: dict[tuple[str, str], bool] = {}
+    for result in run.tasks:
+        for name, value in result.metrics.items():
+            columns.setdefault((result.task, name), value.higher_is_better)
+    header = ["guidance", "γ"]
+    header += [f"{task}: {metric_name(name, better)}" for (task, name), better in columns.items()]
+    rows = []
+    for label in run.labels:
+        entries = {result.task: result for result in run.tasks if result.label == label}
+        scales = {result.scale for result in entries.values() if result.scale is not None}
+        row = [label, f"{scales.pop():g}" if len(scales) == 1 else "–"]
+        for task, name in columns:
+            row.append(interval(entries[task].metrics.get(name)) if task in entries else "–")
+        rows.append(row)
+    caption = f"Values with {run.confidence:.0%} intervals (Wilson for right and wrong, else bootstrap)."
+    return f"{table(header, rows, 'l')}\n\n{caption}"
+
+
+def _comparisons(run: RunResult) -> str:
+    rows = [
+        [entry.task, metric_name(entry.metric), entry.label, *comparison_cells(entry)]
+        for entry in run.comparisons or ()
+    ]
+    baseline = run.comparisons[0].baseline if run.comparisons else ""
+    nats = any(value.kind in ("perplexity", "bits") for result in run.tasks for value in result.metrics.values())
+    caption = (
+        f"Guided minus {baseline} on the same items, with {run.confidence:.0%} intervals of the paired "
+        "bootstrap. Gained and lost count the items that are right under one of the two alone. Holm's p "
+        "allows for the number of settings compared on a task."
+    )
+    if nats:
+        caption += " Differences of perplexities are in nats an item, and below 0 is better."
+    return f"{table(['task', 'metric', 'guidance', *COMPARISON_HEADER], rows, 'lll')}\n\n{caption}"
+
+
+def _selections(run: RunResult) -> list[str]:
+    lines = []
+    for task, choice in (run.selections or {}).items():
+        entry = run.get(task, choice.label)
+        name = metric_name(entry.primary) if entry else ""
+        figure = f"{number(choice.reported.mean)} [{number(choice.reported.low)}, {number(choice.reported.high)}]"
+        if choice.on == "all":
+            line = f"- **{task}**: {choice.label} has the best {name}, {figure}. Note: {choice.warning}."
+        else:
+            chosen = choice.on.replace("-", " ")
+            line = (
+                f"- **{task}**: {choice.label} has the best {name} on the {chosen} "
+                f"({number(choice.selected_value)}, {choice.n_selected} items). "
+                f"On the other {choice.n_reported} items it has {figure}."
+            )
+            if choice.difference is not None:
+                difference, low, high, p = choice.difference
+                line += (
+                    f" Against {run.plain_label} on those items: {number(difference, True)} "
+                    f"[{number(low, True)}, {number(high, True)}], p {_equals(p_value(p))}."
+                )
+        lines.append(line)
+    return lines
+
+
+def _truncations(run: RunResult) -> list[str]:
+    return [
+        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model takes and were cut."
+        for result in run.tasks
+        if result.truncated
+    ]
+
+
+def _infinite(run: RunResult) -> list[str]:
+    return [
+        f"{result.task}, {result.label}: {metric_name(name)} is infinite, because an item has likelihood 0; "
+        "it takes no part in comparisons."
+        for result in run.tasks
+        for name, value in result.metrics.items()
+        if value.value is None and value.kind in ("perplexity", "bits")
+    ]
+
+
+def _missing(run: RunResult) -> list[str]:
+    missing = [f"{task} under {label}" for task in run.task_names for label in run.labels if not run.get(task, label)]
+    return [f"Not measured: {', '.join(missing)}."] if missing else []
+
+
+def _provenance(run: RunResult) -> str:
+    lines = [f"- date: {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(run.date))}", f"- seed: {run.seed}"]
+    for title, values in (
+        ("versions", run.versions),
+        ("machine", run.machine),
+        ("fingerprints", run.fingerprints),
+    ):
+        if values:
+            lines.append(f"- {title}: {_pairs(values)}")
+    for label, guidance in run.guidances.items():
+        changed = {key: value for key, value in (guidance or {}).items() if value is not None}
+        lines.append(f"- {label}: {_pairs(changed) if changed else 'no guidance'}")
+    text = "\n".join(lines)
+    return f"{text}\n\n```\n{run.command}\n```" if run.command else text
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,65 @@
+"""The results folder: its files, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from textguide.support.files import plain
+
+from .journal import JOURNAL, check_identity, read_journal
+
+FORMAT = 1
+RESULTS = "results.json"
+REPORT = "report.md"
+ITEMS = "items.npz"
+SAMPLES = "samples.jsonl"
+
+
+def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
+    """The folder, made where it is missing, when it is free or belongs to the same run.
+
+    Call it before the work begins, so that a wrong ``--output`` is told at once.
+
+    Raises:
+        ValueError: it holds another run, or files that a run would overwrite.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"output={str(target)!r} is a file; name a folder")
+    values = read_results(target)
+    if values is not None:
+        check_identity(target, values["textguide"]["identity"], plain(identity))
+    elif (target / JOURNAL).exists():
+        # A journal whose header was torn is of no run; Journal.open decides what becomes of it.
+        if b"\n" in (target / JOURNAL).read_bytes():
+            check_identity(target, read_journal(target / JOURNAL)[0], plain(identity))
+    else:
+        theirs = [name for name in (REPORT, ITEMS, SAMPLES) if (target / name).exists()]
+        if theirs:
+            raise ValueError(f"{target} holds {', '.join(theirs)} and no run of textguide; choose another --output")
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What ``results.json`` holds; None where there is none.
+
+    Raises:
+        ValueError: it was not written by textguide, or by a version with another format.
+    """
+    file = folder / RESULTS
+    if not file.exists():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        written = values["textguide"]["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} was not written by textguide; name another folder") from error
+    if written != FORMAT:
+        raise ValueError(f"{file} has format {written!r} and this version of textguide reads {FORMAT}")
+    found: dict[str, Any] = values
+    return found

@@ -1,0 +1,362 @@
+"""Every method on the same tasks, in one table: ``textguide eval --suite shelf``.
+
+Each method runs under a few settings. On every task the first half of the items chooses the setting and the second half
+reports it, beside plain decoding on the same items; p-values are adjusted over the methods of a task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import textguide
+from textguide.guidance import (
+    APG,
+    CAIF,
+    CFG,
+    NAG,
+    AnnealedCFG,
+    BetaCFG,
+    Composed,
+    ContrastiveDecoding,
+    DExperts,
+    DoLa,
+    DynamicCFG,
+    EAGer,
+    FeynmanKac,
+    Guidance,
+    IndependentCondition,
+    InstructionContrastive,
+    ProxyTuning,
+    S2Guidance,
+    TokenPerturbation,
+)
+from textguide.guidance.spec import label as label_of
+from textguide.models import bundled
+from textguide.support.files import write_json, write_text
+
+from ..reports import markdown as report
+from ..results.run import RunResult, TaskResult
+from ..statistics.intervals import Interval, select_scale
+from ..statistics.paired import Comparison, adjust, compare_items
+from .sweep import SweepOptions, run_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SETTINGS: dict[str, tuple[Guidance, ...]] = {
+    "cfg": (CFG(1.25), CFG(1.5), CFG(2.0)),
+    "apg": (APG(1.5), APG(2.0), APG(3.0)),
+    "beta-cfg": (BetaCFG(1.5), BetaCFG(1.25, power=0.0), BetaCFG(1.0, a=1.0, b=1.0)),
+    "nag": (NAG(3.0), NAG(5.0), NAG(8.0)),
+    "annealed": (AnnealedCFG(1.5), AnnealedCFG(2.0), AnnealedCFG(3.0)),
+    "dynamic": (DynamicCFG(budget=0.1), DynamicCFG(budget=0.5), DynamicCFG(budget=1.0)),
+    "independent-condition": (IndependentCondition(1.25), IndependentCondition(1.5), IndependentCondition(2.0)),
+    "token-perturbation": (TokenPerturbation(1.25), TokenPerturbation(1.5), TokenPerturbation(2.0)),
+    "instruction-contrastive": (InstructionContrastive(1.25), InstructionContrastive(1.5), InstructionContrastive(2.0)),
+    "dola": (DoLa(), DoLa(beta=0.25), DoLa(0.0, beta=0.25)),
+    "s2": (S2Guidance(1.5), S2Guidance(1.0), S2Guidance(1.0, weight=0.5)),
+    "caif": (CAIF("sentiment", "positive", 3.0), CAIF("sentiment", "positive", 10.0)),
+    "contrastive": (ContrastiveDecoding(), ContrastiveDecoding(beta=0.5), ContrastiveDecoding(0.0, beta=0.25)),
+    "dexperts": (DExperts(1.0), DExperts(2.0)),
+    "proxy-tuning": (ProxyTuning(1.0), ProxyTuning(2.0)),
+    "feynman-kac": (Composed((CFG(1.5), FeynmanKac(particles=4))),),
+    "eager": (EAGer(2.2, max_branches=4),),
+}
+"""What is tried of each method, chosen before anything was measured."""
+
+ELSEWHERE = {
+    "context-aware": "follows a document that its user names",
+    "corrsynth": "looks at texts that are written together, and scores none",
+    "formula": "contains the others",
+    "awrs": "rules out texts rather than steering them: results/constrained",
+    "acfg": "is for masked diffusion: results/diffusion",
+    "lm": "is for captions: results/captioning",
+}
+"""Methods that have no row, and why."""
+
+PARTS = {
+    "scored": ("lambada_openai", "arc_easy", "piqa"),
+    "answered": ("triviaqa",),
+    "continued": ("continuations_positive",),
+}
+"""The tasks, by the folder of their run."""
+
+ANSWERED: dict[str, Any] = {"limit": 100, "num_fewshot": 4, "gen_kwargs": {"max_gen_toks": 16}}
+"""How questions are answered: not more than these, behind four that are, since text costs a hundred times what a score
+does and SmolLM2 gives no answer without an example. In bfloat16, unless the model is given another dtype."""
+
+COLUMNS = (
+    ("lambada_openai", "acc,none"), ("arc_easy", "acc,none"), ("piqa", "acc,none"),
+    ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
+    ("continuations_positive", "distinct_2,all"),
+)  # fmt: skip
+ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "feynman-kac", "eager")
+"""Methods that steer to a good mood, and those that draw several texts for one answer."""
+
+MODELS = {
+    "contrastive": {"amateur": "smollm2-small"},
+    "dexperts": {"expert": "smollm2-small-positive", "anti-expert": "smollm2-small-negative"},
+    "proxy-tuning": {"tuned": "smollm2-small-positive", "untuned": "smollm2-small"},
+}
+"""The further models of those that need some; they have SmolLM2's tokens, and stand beside that model alone."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one metric: the setting that the first half chose, on the second half.
+
+    Args:
+        setting: label of the setting.
+        value: its mean on the second half, with interval.
+        against: its difference to plain decoding there.
+    """
+
+    setting: str
+    value: Interval
+    against: Comparison
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a token costs.
+
+    Args:
+        seconds: per token, batch of 8 prompts.
+        passes: rows read per row that is written, over all models and parts of models.
+    """
+
+    seconds: float
+    passes: float
+
+
+def run_shelf(
+    *,
+    output: Path,
+    options: SweepOptions | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    methods: Iterable[str] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run the suite, and write ``shelf.md``, ``shelf.json`` and ``shelf.png`` beside the runs that it is made from.
+
+    Args:
+        output: folder; a killed run goes on where it was.
+        options: ``limit`` is the number of items a task; of questions that are answered see :data:`ANSWERED`.
+        model_args: as for :func:`run_sweep`.
+        methods: names among :data:`SETTINGS`; default: all.
+        command: for the report.
+
+    Returns:
+        What ``shelf.json`` holds.
+
+    Raises:
+        ValueError: a method has no settings here.
+    """
+    arguments = dict(model_args or {})
+    is_bundled = arguments.get("pretrained", bundled.NAME) == bundled.NAME
+    names = [name for name in SETTINGS if is_bundled or name not in MODELS] if methods is None else list(methods)
+    for name in names:
+        if name not in SETTINGS:
+            why = f"it {ELSEWHERE[name]}" if name in ELSEWHERE else f"use one of {', '.join(SETTINGS)}"
+            raise ValueError(f"methods={name!r} has no place in the suite; {why}")
+        if name in MODELS and not is_bundled:
+            raise ValueError(f"methods={name!r} has small models for {bundled.NAME} alone; leave it or the model out")
+    chosen = {name: SETTINGS[name] for name in names}
+    options = options or SweepOptions()
+    runs: list[RunResult] = []
+    for folder, tasks in PARTS.items():
+        here, dtype = options, {}
+        if folder == "answered":
+            most: int = ANSWERED["limit"]
+            here = replace(options, **{**ANSWERED, "limit": min(options.limit or most, most)})
+            dtype = {"dtype": "bfloat16"}
+        kept = [name for name in names if folder == "continued" or name not in ONLY_CONTINUED]
+        # Methods with further models run by themselves: who has no use for them need not load them.
+        for suffix, part in (
+            ("", [name for name in kept if name not in MODELS]), ("-models", [name for name in kept if name in MODELS])
+        ):  # fmt: skip
+            models = {name: model for method in part for name, model in MODELS.get(method, {}).items()}
+            if not part:
+                continue
+            settings = [None, *(setting for name in part for setting in chosen[name])]
+            run = run_sweep(
+                tasks,
+                settings,
+                output=output / (folder + suffix),
+                options=here,
+                model_args=dtype | arguments | ({"models": models} if models else {}),
+                command=command,
+            )
+            assert run is not None
+            runs.append(run)
+    results = {(task.task, task.label): task for run in runs for task in run.tasks}
+    table = {column: _column(results, chosen, *column) for column in COLUMNS}
+    costs = _costs(chosen, arguments)
+    plain = {column: _plain(results[column[0], "plain"], column[1]) for column in COLUMNS}
+    found = {
+        "command": command,
+        "versions": runs[0].versions,
+        "machine": runs[0].machine,
+        "items": {column[0]: len(results[column[0], "plain"].items[column[1]]) for column in COLUMNS},
+        "plain": {"/".join(column): value._asdict() for column, value in plain.items()},
+        "methods": {
+            name: {
+                "/".join(column): {
+                    "setting": cell.setting, "value": cell.value._asdict(), "difference": cell.against.difference,
+                    "low": cell.against.low, "high": cell.against.high, "p_holm": cell.against.p_holm,
+                }
+                for column in COLUMNS if (cell := table[column].get(name)) is not None
+            }
+            for name in names
+        },
+        "cost": {name: vars(cost) for name, cost in costs.items()},
+    }  # fmt: skip
+    write_json(output / "shelf.json", found)
+    text = markdown(table, plain, costs, names, found)
+    from ..reports import plots
+
+    if plots.available():
+        plots.save(draw(table, names), output / "shelf.png")
+        text += "\n![differences to plain decoding](shelf.png)\n"
+    write_text(output / "shelf.md", text)
+    return found
+
+
+def _column(
+    results: Mapping[tuple[str, str], TaskResult], chosen: Mapping[str, Sequence[Guidance]], task: str, metric: str
+) -> dict[str, Cell]:
+    base = results[task, "plain"].items[metric]
+    half = len(base) // 2
+    cells = []
+    for name, settings in chosen.items():
+        labels = [label_of(setting) for setting in settings]
+        values = {label: results[task, label].items[metric] for label in labels if (task, label) in results}
+        if values:
+            best = select_scale(values, "first-half")
+            against = compare_items(
+                values[best.label][half:], base[half:], task=task, metric=metric, label=name, baseline="plain"
+            )
+            cells.append(Cell(best.label, best.reported, against))
+    adjusted = adjust([cell.against for cell in cells])
+    return {each.label: replace(cell, against=each) for cell, each in zip(cells, adjusted, strict=True)}
+
+
+def _plain(result: TaskResult, metric: str) -> Interval:
+    return select_scale({"plain": result.items[metric]}, "first-half").reported
+
+
+def _costs(chosen: Mapping[str, Sequence[Guidance]], model_args: dict[str, Any]) -> dict[str, Cost]:
+    """Seconds and rows a token, each method once, plain first and alternating: medians of three."""
+    source = model_args.get("pretrained", bundled.NAME)
+    tokenizer = model_args.get("tokenizer")
+    model = source
+    if isinstance(source, str):
+        model, tokenizer = textguide.load(source, device=model_args.get("device"), dtype=model_args.get("dtype"))
+    load = {name: model for method in chosen for name, model in MODELS.get(method, {}).items()}
+    further = {name: textguide.load(one, device=str(model.device), dtype=model.dtype)[0] for name, one in load.items()}
+    words = ("dragon", "river", "letter", "clock", "garden", "bridge", "song", "door")
+    prompts = [f"The {word} was the first thing that" for word in words]
+    contestants: dict[str, Any] = {"plain": None, **{name: settings[0] for name, settings in chosen.items()}}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    rows: dict[str, float] = {}
+    new = 16
+    for _ in range(3):
+        for name, guidance in contestants.items():
+            count = [0]
+
+            def add(_: Any, args: Any, kwargs: Any, count: list[int] = count) -> None:
+                ids = kwargs.get("input_ids", args[0] if args else None)
+                count[0] += len(ids)
+
+            hooks = [one.register_forward_pre_hook(add, with_kwargs=True) for one in (model, *further.values())]
+            begun = time.perf_counter()
+            textguide.generate(
+                model, tokenizer, prompts, guidance, models=further, max_new_tokens=new, min_new_tokens=new,
+                do_sample=True, seed=0,
+            )  # fmt: skip
+            seconds[name].append((time.perf_counter() - begun) / (new * len(prompts)))
+            for hook in hooks:
+                hook.remove()
+            rows[name] = count[0] / (new * len(prompts))
+    return {name: Cost(float(np.median(values)), rows[name]) for name, values in seconds.items()}
+
+
+def markdown(
+    table: Mapping[tuple[str, str], Mapping[str, Cell]],
+    plain: Mapping[tuple[str, str], Interval],
+    costs: Mapping[str, Cost],
+    names: Sequence[str],
+    found: Mapping[str, Any],
+) -> str:
+    """The report."""
+    header = ["method", *(f"{task} {metric.split(',')[0]}" for task, metric in COLUMNS), "rows a token", "ms a token"]
+    rows = [["plain", *(report.number(plain[column].mean) for column in COLUMNS), *_cost(costs["plain"])]]
+    for name in names:
+        cells = [table[column].get(name) for column in COLUMNS]
+        rows.append([name, *("–" if cell is None else _cell(cell) for cell in cells), *_cost(costs[name])])
+    lines = [
+        "# The shelf\n",
+        "Each method's setting was chosen on the first half of a task's items and is reported on the second, with its "
+        "difference to plain decoding there (95% interval, paired bootstrap). `*`: p below .05 after Holm's "
+        "correction over the methods of the column (McNemar's test where items are right or wrong).\n",
+        report.table(header, rows),
+        "\nItems: "
+        + ", ".join(f"{task} {count}" for task, count in found["items"].items())
+        + ". Questions of triviaqa "
+        f"are answered behind {ANSWERED['num_fewshot']} examples, in bfloat16 unless another dtype was asked for; "
+        "continuations_positive draws four texts each. Rows a token: those that a model, or a part of one, read for "
+        "one that was written; small models count as others do.\n",
+        "## The chosen settings\n",
+        report.table(
+            ["method", *(f"{task} {metric.split(',')[0]}" for task, metric in COLUMNS)],
+            [
+                [name, *("–" if (cell := table[column].get(name)) is None else cell.setting for column in COLUMNS)]
+                for name in names
+            ],
+        ),
+        "\n## Methods without a row\n",
+        *(f"* `{name}` {why}." for name, why in ELSEWHERE.items()),
+        "\n## How it was made\n",
+        f"```\n{found['command']}\n```\n",
+        ", ".join(f"{name} {version}" for name, version in found["versions"].items()) + ".\n",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell) -> str:
+    against = cell.against
+    star = "*" if against.p_holm is not None and against.p_holm < 0.05 else ""
+    shown = [report.number(value, signed=True) for value in (against.difference, against.low, against.high)]
+    return f"{report.number(cell.value.mean)}{star} ({shown[0]} [{shown[1]}, {shown[2]}])"
+
+
+def _cost(cost: Cost) -> list[str]:
+    return [f"{cost.passes:.2f}", f"{1e3 * cost.seconds:.1f}"]
+
+
+def draw(table: Mapping[tuple[str, str], Mapping[str, Cell]], names: Sequence[str]) -> Figure:
+    """Differences to plain decoding with their intervals, a panel for each metric."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(COLUMNS), figsize=(2.6 * len(COLUMNS), 0.35 * len(names) + 1.4), sharey=True)
+    for axes, column in zip(panels, COLUMNS, strict=True):
+        for place, name in enumerate(names):
+            cell = table[column].get(name)
+            if cell is not None:
+                against = cell.against
+                sure = against.p_holm is not None and against.p_holm < 0.05
+                axes.plot([against.low, against.high], [place, place], color="C0", linewidth=1.5)
+                axes.plot(against.difference, place, "o", color="C0", markerfacecolor="C0" if sure else "white")
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.set_title(f"{column[0]}\n{column[1].split(',')[0]}", fontsize=9)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.supxlabel("difference to plain decoding", fontsize=9)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,364 @@
+"""Scoring a model under many guidances on lm-eval's tasks, with likelihoods from one pass for all of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from textguide import tasks as task_room
+from textguide.guidance import Guidance
+from textguide.guidance.spec import label as label_of
+
+from ..lm_eval_models.guided_lm import GuidedLM
+from ..results.folder import claim
+from ..results.journal import Journal
+from ..results.machine import environment
+from ..results.run import RunResult, TaskResult, as_guidances
+from ..statistics.measures import MetricValue, measure
+from .priors import METRIC, prior_matched
+
+# Metrics whose value is no mean over items, and how it is made from them.
+KINDS = {
+    "perplexity": "perplexity",
+    "word_perplexity": "perplexity",
+    "byte_perplexity": "perplexity",
+    "bits_per_byte": "bits",
+}
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep is run; each field is lm-eval's of that name where there is one.
+
+    Args:
+        data: folder with local data files; None: ``TEXTGUIDE_DATA``, else lm-eval's own tasks.
+        limit: items a task; None: all.
+        num_fewshot: examples in front of each question; None: the task's own number.
+        repeats: samples an item, for tasks that take several.
+        apply_chat_template: put requests into the model's chat template.
+        system_instruction: a system prompt.
+        log_samples: keep every request and answer in ``samples.jsonl``.
+        gen_kwargs: generation options in place of the tasks' own, such as ``{"max_gen_toks": 32}``.
+        seed: of few-shot examples, sampling and the bootstrap.
+        confirm_run_unsafe_code: allow HumanEval to run what the model wrote.
+        select_on: which items choose the best setting: ``first-half``, ``second-half``, ``all``, or None.
+    """
+
+    data: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    repeats: int | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    log_samples: bool = False
+    gen_kwargs: dict[str, Any] | None = None
+    seed: int = 0
+    confirm_run_unsafe_code: bool = False
+    select_on: str | None = "first-half"
+
+
+def run_sweep(
+    tasks: Sequence[str],
+    settings: Sequence[Guidance | None],
+    *,
+    output: Path | None = None,
+    options: SweepOptions | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> RunResult | None:
+    """Evaluate ``tasks`` under every setting.
+
+    Likelihood tasks run the model once for all settings; generation tasks once a setting.
+
+    Args:
+        tasks: task names.
+        settings: guidances; None is plain decoding.
+        output: results folder. A killed run with the same arguments goes on where it was. None keeps nothing.
+        options: see :class:`SweepOptions`.
+        model_args: arguments of :class:`GuidedLM` beside ``settings``: ``pretrained``, ``batch_size``, ``uncond``…;
+            with ``backend="diffusion"`` those of :class:`DiffusionLM`, with ``backend="vllm"`` those of
+            :class:`VLLMGuidedLM`.
+        command: the command line, for the report.
+
+    Returns:
+        The result, also written to ``output``; None in a process that does not report (``accelerate launch``).
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+    """
+    options = options or SweepOptions()
+    labels = _labels(settings)
+    specs, manager = task_room.resolve(list(tasks), options.data, options.repeats)
+    task_room.check_run_options(list(tasks))
+    arguments = dict(model_args or {})
+    identity = _identity(tasks, settings, options, arguments)
+    if output is not None:
+        claim(output, identity)
+    lm = _model(settings, options.seed, arguments)
+    with _memo(lm, output, identity):
+        if lm.uncond != "last-token":
+            lm.tasks = dict(manager.load(specs)["tasks"])
+        runs = []
+        for number in range(len(settings)):
+            lm.current = number
+            runs.append(_evaluate(lm, specs, manager, options))
+    if any(run is None for run in runs):
+        return None
+    results = [
+        _task_result(name, labels[n], settings[n], run, lm, n) for n, run in enumerate(runs) for name in run["samples"]
+    ]
+    if not results:
+        raise ValueError(f"tasks={','.join(tasks)}: no item was evaluated; raise limit or choose other tasks")
+    versions, machine = environment()
+    result = RunResult(
+        tasks=results,
+        guidances=as_guidances(list(zip(labels, settings, strict=True))),
+        identity=identity,
+        fingerprints=identity["fingerprints"],
+        seed=options.seed,
+        versions=versions,
+        machine={**machine, "device": str(lm.device), "dtype": str(lm.model.dtype)},
+        command=command,
+        notes=_notes(lm, labels),
+        lm_eval={key: runs[0][key] for key in ("configs", "versions", "n-samples", "n-shot") if key in runs[0]},
+        select_on=options.select_on if len(settings) > 1 else None,
+    )
+    _drop_paths(result.lm_eval)
+    if output is not None:
+        samples = None
+        if options.log_samples:
+            samples = [
+                {"label": labels[n], "task": name, **sample}
+                for n, run in enumerate(runs)
+                for name, rows in run["samples"].items()
+                for sample in rows
+            ]
+        result.write(output, samples=samples)
+    return result
+
+
+def _model(settings: Sequence[Any], seed: int, arguments: dict[str, Any]) -> Any:
+    """lm-eval's model: ``backend="diffusion"`` for a masked diffusion model, ``"vllm"`` for an engine, else one that
+    reads left to right."""
+    if arguments.get("backend") == "diffusion":
+        from ..lm_eval_models.diffusion_lm import DiffusionLM
+
+        return DiffusionLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
+    if arguments.get("backend") == "vllm":
+        from ..lm_eval_models.vllm_lm import VLLMGuidedLM
+
+        return VLLMGuidedLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
+    return GuidedLM(settings=settings, seed=seed, **arguments)
+
+
+def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> dict[str, Any]:
+    import lm_eval
+
+    with _quiet():
+        return lm_eval.simple_evaluate(
+            model=lm,
+            tasks=specs,
+            task_manager=manager,
+            num_fewshot=options.num_fewshot,
+            gen_kwargs=options.gen_kwargs,
+            limit=options.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=options.apply_chat_template,
+            fewshot_as_multiturn=options.apply_chat_template,
+            system_instruction=options.system_instruction,
+            random_seed=options.seed,
+            numpy_random_seed=options.seed,
+            torch_random_seed=options.seed,
+            fewshot_random_seed=options.seed,
+            confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+        )
+
+
+def _task_result(
+    name: str, label: str, setting: Guidance | None, run: dict[str, Any], lm: GuidedLM, number: int
+) -> TaskResult:
+    raw = {key: value for key, value in run["results"][name].items() if key != "alias"}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for sample in sorted(run["samples"][name], key=lambda sample: sample["doc_id"]):
+        rows.setdefault(str(sample.get("filter", "none")), []).append(sample)
+    better = run.get("higher_is_better", {}).get(name, {})
+    metrics: dict[str, MetricValue] = {}
+    items: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
+    for key in sorted((k for k in raw if "," in k and "_stderr" not in k), key=_rank):
+        metric, filtered = key.split(",", 1)
+        samples = rows.get(filtered, [])
+        values, sizes = _values(metric, samples)
+        higher = better.get(metric)
+        if values is not None:
+            found = measure(values, kind=KINDS.get(metric, "mean"), weights=sizes, higher_is_better=higher)
+            if _agree(found.value, raw[key]):
+                metrics[key], items[key] = found, values
+                if sizes is not None:
+                    weights[key] = sizes
+                continue
+        stderr = raw.get(f"{metric}_stderr,{filtered}")
+        metrics[key] = MetricValue.given(
+            float(raw[key]), stderr if isinstance(stderr, float) else None, len(samples), higher
+        )
+    first = next(iter(rows.values()))
+    extra: dict[str, Any] = {}
+    effect = lm.effect(number)
+    if effect is not None:
+        extra["effect"] = effect.to_dict()
+    matched = prior_matched(first) if "acc,none" in items else None
+    if matched is not None:
+        items[f"{METRIC},none"] = matched.right
+        metrics[f"{METRIC},none"] = measure(matched.right)
+        extra["prior"] = {"before": matched.prior, "log_weights": matched.weights}
+    return TaskResult(
+        task=name,
+        label=label,
+        scale=getattr(setting, "scale", 1.0 if setting is None else None),
+        metrics=metrics,
+        items=items,
+        weights=weights,
+        item_ids=_ids(first),
+        confidences=_confidences(first),
+        raw=raw,
+        extra=extra,
+    )
+
+
+def _values(metric: str, samples: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """One number an item, and what to weigh it by; None where the metric has no such form."""
+    found = [sample.get(metric) for sample in samples]
+    if not found:
+        return None, None
+    sign = -1.0 if metric in KINDS else 1.0
+    if all(isinstance(value, (bool, int, float)) for value in found):
+        return sign * np.asarray(found, dtype=np.float64), None
+    if metric in KINDS and all(isinstance(value, (tuple, list)) and len(value) == 2 for value in found):
+        pairs = np.asarray(found, dtype=np.float64)
+        return sign * pairs[:, 0], pairs[:, 1]
+    return None, None
+
+
+def _agree(ours: float | None, theirs: Any) -> bool:
+    """Whether the mean over items is what lm-eval reports; if not, the metric is of another kind."""
+    if ours is None or not isinstance(theirs, (int, float)):
+        return False
+    return math.isclose(ours, theirs, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """Accuracies first: the first metric is the one that plots and the choice of a setting use."""
+    metric = key.split(",", 1)[0]
+    return (2 if metric in KINDS else 1 if metric.endswith("_norm") else 0, "" if metric == "acc" else key)
+
+
+def _ids(samples: list[dict[str, Any]]) -> tuple[str, ...]:
+    hashes = [str(sample.get("doc_hash", "")) for sample in samples]
+    if len(set(hashes)) == len(hashes):
+        return tuple(hashes)
+    return tuple(str(sample["doc_id"]) for sample in samples)
+
+
+def _confidences(samples: list[dict[str, Any]]) -> Any:
+    """The probability of the chosen answer among the choices, for multiple choice; else None."""
+    confidences = []
+    for sample in samples:
+        answers = sample.get("filtered_resps", [])
+        if len(answers) < 2 or not all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers):
+            return None
+        scores = np.asarray([float(a[0]) for a in answers])
+        if not np.isfinite(scores).any():
+            return None
+        shares = np.exp(scores - scores.max())
+        confidences.append(float(shares.max() / shares.sum()))
+    return np.asarray(confidences)
+
+
+def _labels(settings: Sequence[Guidance | None]) -> list[str]:
+    labels = [label_of(setting) for setting in settings]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"the setting {twice[0]!r} is given twice; leave one out")
+    return labels
+
+
+def _identity(
+    tasks: Sequence[str], settings: Sequence[Guidance | None], options: SweepOptions, model_args: dict[str, Any]
+) -> dict[str, Any]:
+    """What has to be equal for two runs to be one and the same. The batch size is not part of it."""
+    model = {key: _described(value) for key, value in model_args.items()
+             if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
+    kept = {key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on")}
+    if options.gen_kwargs is None:  # runs that were begun before there was such an option go on
+        del kept["gen_kwargs"]
+    return {
+        "tasks": sorted(tasks),
+        "guidances": as_guidances(list(zip(_labels(settings), settings, strict=True))),
+        "fingerprints": {label_of(s): s.fingerprint for s in settings if s is not None},
+        "model": model,
+        **kept,
+    }
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _described(one) for key, one in sorted(value.items())}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(type(value).__name__)
+
+
+@contextmanager
+def _memo(lm: GuidedLM, output: Path | None, identity: dict[str, Any]) -> Iterator[None]:
+    if output is None:
+        yield
+        return
+    # One journal a process: under accelerate each has its own share of the requests.
+    path = output if lm.world_size == 1 else output / f"process-{lm.rank}"
+    path.mkdir(parents=True, exist_ok=True)
+    with Journal.open(path / "journal.jsonl", identity) as journal:
+        if journal.resumed and lm.rank == 0:
+            logging.getLogger("textguide").warning("going on with %d answers of an earlier run", journal.resumed)
+        lm.use_memo(journal)
+        yield
+
+
+def _notes(lm: GuidedLM, labels: Iterable[str]) -> list[str]:
+    notes = []
+    if lm.uncond != "last-token":
+        notes.append(f"The unconditional branch reads the {lm.uncond} form of each request.")
+    if lm.truncated:
+        notes.append(f"{lm.truncated} contexts were longer than the model and cut from the left.")
+    for number, label in enumerate(labels):
+        effect = lm.effect(number)
+        if effect is not None and effect.guided_steps:
+            notes.append(f"While generating under {label}: {effect}.")
+    return notes
+
+
+def _drop_paths(lm_eval: dict[str, Any]) -> None:
+    """Leave the folders of this machine out of what is written."""
+    for config in lm_eval.get("configs", {}).values():
+        for values in (config.get("metadata"), config.get("dataset_kwargs")):
+            if isinstance(values, dict):
+                values.pop("data", None)
+                if "config_source" in values:
+                    values["config_source"] = Path(str(values["config_source"])).name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's notices off the terminal; its warnings pass."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,260 @@
+"""Constraints inside vLLM: adaptive weighted rejection sampling of one text a request, with its log-weight.
+
+Patterns, schemas and grammars come with requests; whatever runs Python code is named when the engine starts. Knows no
+vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textguide.constraints import Constraint, Grammar, JSONSchema, Regex, Session, Vocabulary, from_dict, resolve
+from textguide.guidance import AWRS
+from textguide.smc.constrained import Constrained
+
+logger = logging.getLogger(__name__)
+
+ENGINE = "xgrammar"
+"""What checks patterns, schemas and grammars: it comes with vLLM, which pins an llguidance that is too old for us."""
+
+FORMS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
+AWRS_ARGUMENTS = {"awrs_max_rejects": "max_rejects", "awrs_estimator": "estimator", "awrs_accepts": "accepts"}
+_TRAVELLERS: dict[Any, tuple[str, str]] = {
+    Regex: ("awrs_regex", "pattern"),
+    JSONSchema: ("awrs_json_schema", "schema"),
+    Grammar: ("awrs_grammar", "grammar"),
+}
+NAMED = "named"
+"""The key of a description that stands for a constraint of the engine."""
+
+
+@lru_cache(maxsize=64)
+def engines_constraint(name: str, text: str) -> Constraint:
+    """A constraint that the engine was started with, made once a process.
+
+    Raises:
+        ValueError: it cannot be used; the message names it.
+    """
+    try:
+        return resolve(text, engine=ENGINE)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"constraint {name}={text!r}: {error}") from None
+
+
+def asked(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
+    """What a request asks for, its constraint as a description; None where it names no form.
+
+    Args:
+        extra: ``extra_args`` of a request.
+        named: as from :func:`~.extras.constraints_of`.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+    """
+    given = [name for name in FORMS if extra.get(name) is not None]
+    options = {field: extra[name] for name, field in AWRS_ARGUMENTS.items() if extra.get(name) is not None}
+    if not given:
+        if options:
+            first = next(name for name in AWRS_ARGUMENTS if extra.get(name) is not None)
+            raise ValueError(f"{first}={extra[first]!r} needs a form; give one of {', '.join(FORMS)}")
+        return None
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+    name, value = given[0], extra[given[0]]
+    if not isinstance(value, str):
+        raise ValueError(f"{name}={_short(repr(value))} must be a text")
+    try:
+        description = _description(name, value, named)
+        return AWRS(description, **options)
+    except ValueError as error:
+        message = str(error)
+        for argument, field in AWRS_ARGUMENTS.items():
+            message = message.replace(f"{field}=", f"{argument}=")
+        raise ValueError(message if message.startswith("awrs_") else f"{name}: {message}") from None
+
+
+def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, Any]:
+    if name == "awrs_regex":
+        return Regex(value, engine=ENGINE).to_dict()
+    if name == "awrs_json_schema":
+        try:
+            schema = json.loads(value)  # a text that is no JSON would be read as the path of a file
+        except ValueError as error:
+            raise ValueError(f"awrs_json_schema={_short(value)!r} is no JSON ({error})") from None
+        return JSONSchema(schema, engine=ENGINE).to_dict()
+    if name == "awrs_grammar":
+        return Grammar(f"{value}\n", engine=ENGINE).to_dict()  # with a newline it is no path either
+    if value not in named:
+        known = f"those are {', '.join(sorted(named))}" if named else "it was started with none"
+        raise ValueError(f"awrs_constraint={_short(value)!r} is no constraint of this engine; {known}")
+    return {NAMED: value}
+
+
+def constraint_for(description: Mapping[str, Any], named: Mapping[str, str]) -> Constraint:
+    """The constraint that :func:`asked` described."""
+    if NAMED in description:
+        name = description[NAMED]
+        return engines_constraint(name, named[name])
+    return from_dict(dict(description))
+
+
+def arguments_of(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
+    """``extra_args`` that ask for ``guidance``.
+
+    Args:
+        guidance: one particle that draws.
+        named: as from :func:`~.extras.constraints_of`.
+
+    Raises:
+        ValueError: it asks for what no request can; the message says what.
+    """
+    if guidance.method != "awrs" or guidance.particles > 1 or guidance.critic is not None:
+        raise ValueError(
+            f"guidance={guidance!r}: requests are single particles that draw; give AWRS(constraint) with particles=1, "
+            "without critic and method"
+        )
+    given = {name: getattr(guidance, field) for name, field in AWRS_ARGUMENTS.items()}
+    values = {name: value for name, value in given.items() if value is not None}
+    constraint = resolve(guidance.constraint, engine=ENGINE)
+    for name, text in named.items():
+        if engines_constraint(name, text) == constraint:
+            return {**values, "awrs_constraint": name}
+    for kind, (name, field) in _TRAVELLERS.items():
+        if isinstance(constraint, kind) and constraint == kind(getattr(constraint, field), engine=ENGINE):
+            return {**values, name: getattr(constraint, field)}
+    raise ValueError(
+        f"constraint={constraint!r} does not travel with a request; give a line such as 'regex:[0-9]+', a Regex, "
+        f"JSONSchema or Grammar with engine={ENGINE!r}, or one that the engine was started with: "
+        "textguide.vllm_engine(model, constraints={'NAME': 'python:MODULE:NAME'})"
+    )
+
+
+class Forms:
+    """Makes the constraints of one engine's requests.
+
+    Args:
+        named: as from :func:`~.extras.constraints_of`.
+        tokenizer: gives that of the language model.
+        size: its number of tokens.
+    """
+
+    def __init__(self, named: Mapping[str, str], tokenizer: Callable[[], Any], size: int) -> None:
+        self.named = dict(named)
+        self._tokenizer, self._size = tokenizer, size
+
+    def load(self) -> None:
+        """Load the engine's constraints, so that one that cannot be loaded is told at start."""
+        for name, text in self.named.items():
+            engines_constraint(name, text)
+
+    def start(self, guidance: AWRS, ends: Iterable[int]) -> tuple[Session, Vocabulary]:
+        """A session in front of the first token, compiled where it has not been.
+
+        Raises:
+            ValueError: nothing satisfies the constraint, its engine refuses it, or the tokenizer cannot be understood.
+        """
+        vocabulary = Vocabulary.of(self._tokenizer(), self._size, sorted(ends))
+        session = constraint_for(guidance.constraint, self.named).start(vocabulary)
+        return session, vocabulary
+
+    def row(self, guidance: AWRS, ends: Iterable[int], limit: int) -> ConstrainedRow:
+        """The constraint of a request that begins.
+
+        Args:
+            guidance: as from :func:`asked`.
+            ends: tokens that end a text.
+            limit: most tokens of the text.
+        """
+        try:
+            return ConstrainedRow(guidance, *self.start(guidance, ends), limit)
+        except ValueError as error:  # it was compiled where the request came in, but a worker must never fall
+            logger.exception("a constraint cannot be used")
+            return ConstrainedRow(guidance, None, Vocabulary((b"",) * self._size, frozenset(ends)), limit, str(error))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One token under a constraint.
+
+    Args:
+        token: what to write; an end token where nothing may be written.
+        log_weight: the log of the factor that the token multiplies the weight of its text by; None for weight 0.
+        calls: questions to the constraint.
+        ended: whether the text is complete with it.
+        death: why nothing may be written; None where something may.
+    """
+
+    token: int
+    log_weight: float | None
+    calls: int
+    ended: bool
+    death: str | None = None
+
+
+class ConstrainedRow:
+    """The constraint's view of one request, which grows with its text.
+
+    Args:
+        guidance: one particle.
+        session: in front of the first token; it is forked, never moved.
+        vocabulary: of the model, with the tokens that end texts.
+        limit: most tokens of the text; at the last one it has to end.
+        death: why nothing may be written at all.
+    """
+
+    def __init__(
+        self, guidance: AWRS, session: Session | None, vocabulary: Vocabulary, limit: int, death: str | None = None
+    ) -> None:
+        self.guidance = replace(guidance, particles=1)
+        self.session, self.vocabulary, self.limit, self.death = session, vocabulary, limit, death
+        self.end = min(vocabulary.ends, default=0)
+        self._rows: Constrained | None = None
+        self._read: list[int] | None = None  # written when the last token was drawn
+
+    def __call__(self, scores: Tensor, written: list[int], generator: torch.Generator) -> Drawn:
+        """The token behind ``written`` from processed scores (1, V).
+
+        It depends on these and on the generator's state alone: a token that was thrown away is drawn again.
+        """
+        if self.session is None:
+            return Drawn(self.end, None, 0, False, self.death)
+        try:
+            return self._draw(self.session, scores, written, generator)
+        except Exception as error:  # a function of the engine's owner failed: its text ends, and the engine goes on
+            logger.exception("a constraint failed")
+            self._read = None
+            return Drawn(self.end, None, 0, False, f"the constraint failed: {type(error).__name__}: {error}")
+
+    def _draw(self, session: Session, scores: Tensor, written: list[int], generator: torch.Generator) -> Drawn:
+        rows = self._behind(session, written, generator)
+        asked, last = session.calls, len(written) >= self.limit - 1
+        rows.log_weights.zero_()
+        token = int(rows.choose(scores, last))
+        calls = session.calls - asked
+        if not rows.open[0]:
+            self._read = None
+            return Drawn(self.end, None, calls, False, rows.outcome().deaths[0])
+        return Drawn(token, float(rows.log_weights[0]), calls, token in self.vocabulary.ends)
+
+    def _behind(self, session: Session, written: list[int], generator: torch.Generator) -> Constrained:
+        """Rows that have read ``written``."""
+        rows, read = self._rows, self._read
+        if rows is None or read is None or len(written) != len(read) + 1 or written[:-1] != read:
+            read = []
+            rows = Constrained(self.guidance, session, self.vocabulary, 1, generator, generator.device)
+        for token in written[len(read) :]:
+            rows.advance(torch.tensor([token]), False)
+        self._rows, self._read = rows, list(written)
+        return rows
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"

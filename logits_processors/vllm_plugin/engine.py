@@ -1,0 +1,272 @@
+"""``textguide.vllm_engine``: a ``vllm.LLM`` with guidance switched on, and ``textguide.generate`` on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from textguide.engine import branch_inputs
+from textguide.engine.effect import Effect, join, warn_if_none
+from textguide.engine.results import GenerateResult
+from textguide.forward.row_batch import pad_left
+from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
+from textguide.models import bundled
+from textguide.support.errors import MissingExtraError
+
+from .constraints import arguments_of as form_arguments
+from .constraints import engines_constraint
+from .extras import OURS, constraints_of
+from .requests import ARGUMENTS, CAIF_ARGUMENTS, EFFECT
+from .reweighting import classifier_of, named
+
+SCHEDULER = "textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler"
+PROCESSOR = "textguide.logits_processors.vllm_plugin.processor:GuidedLogitsProcessor"
+# What of transformers' generation options has the same meaning in vLLM, and its name there.
+OPTIONS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "min_new_tokens": "min_tokens",
+    "num_return_sequences": "n",
+}
+LARGEST_SEED = 2**63
+
+
+def vllm_engine(
+    model: str = bundled.NAME,
+    *,
+    classifier: str | None = None,
+    constraints: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Any:
+    """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
+
+    Args:
+        model: as for :func:`textguide.load`: the bundled model's name, a folder, or a name on a model hub.
+        classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
+        constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
+            line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
+        **options: those of ``vllm.LLM``. The scheduler, the logits processor and ``async_scheduling=False`` are set.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        ValueError: an option cannot be combined with guidance; the message names it.
+
+    Example:
+        >>> llm = textguide.vllm_engine("smollm2", dtype="float32", max_model_len=1024)
+        >>> textguide.generate(llm, None, ["The dragon"], guidance=CFG(1.5)).texts
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingExtraError("vllm", "vllm", "serving")
+    from .offline import GuidedLLM
+
+    return GuidedLLM(model=resolve(model), **switched_on(options, classifier, constraints))
+
+
+def resolve(model: str) -> str:
+    """The folder of the bundled model, or ``model`` as it is."""
+    return str(bundled.folder()) if model == bundled.NAME and not Path(model).is_dir() else model
+
+
+def switched_on(
+    options: dict[str, Any], classifier: str | None = None, constraints: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Options of an engine with guidance switched on.
+
+    Args:
+        options: those that were given.
+        classifier: the name of the engine's classifier.
+        constraints: the engine's constraints, by name.
+
+    Raises:
+        ValueError: one of them is set to something else, nothing is called ``classifier``, or a constraint cannot be
+            used.
+    """
+    options = dict(options)
+    ours: dict[str, Any] = {}
+    if classifier is not None:
+        named(classifier)
+        ours["classifier"] = classifier
+    if constraints:
+        for name, text in constraints.items():
+            engines_constraint(name, text)
+        ours["constraints"] = dict(constraints)
+    if ours:
+        options["additional_config"] = {**(options.get("additional_config") or {}), OURS: ours}
+    for name, value in (("scheduler_cls", SCHEDULER), ("async_scheduling", False)):
+        if options.get(name) not in (None, value):
+            raise ValueError(
+                f"{name}={options[name]!r} does not work with guidance, which needs {value!r}; leave it out"
+            )
+        options[name] = value
+    others = list(options.get("logits_processors") or ())
+    if not any("GuidedLogitsProcessor" in str(one) for one in others):
+        others.insert(0, PROCESSOR)
+    options["logits_processors"] = others
+    return options
+
+
+def arguments_of(guidance: CFG | None, negative: Sequence[int] | None, caif: CAIF | None = None) -> dict[str, Any]:
+    """``extra_args`` that ask for guidance, for a classifier's weights, or for both."""
+    weights: dict[str, Any] = {EFFECT: 1}
+    if caif is not None:
+        weights |= {name: getattr(caif, field) for name, field in CAIF_ARGUMENTS.items()}
+    if guidance is None:
+        return weights
+    defaults = {field.name: field.default for field in fields(CFG)}
+    given = {name: getattr(guidance, field) for name, field in ARGUMENTS.items()}
+    asked = {name: value for name, value in given.items() if value != defaults[ARGUMENTS[name]]}
+    asked |= {"guidance_scale": guidance.scale, **weights}
+    if negative is not None:
+        asked["negative_prompt_token_ids"] = list(negative)
+    return asked
+
+
+def generate(
+    llm: Any,
+    tokenizer: Any,
+    prompts: Any,
+    guidance: Any,
+    *,
+    max_new_tokens: int,
+    system: str | None,
+    seed: int | None,
+    stop: Any,
+    do_sample: bool | None,
+    options: dict[str, Any],
+) -> GenerateResult:
+    """What :func:`textguide.generate` does with a ``vllm.LLM``; arguments as there.
+
+    With a seed, row ``i`` draws what a run of its prompt alone with the seed ``seed + i`` draws.
+
+    Raises:
+        ValueError: something that vLLM's engine cannot do; the message names it.
+    """
+    guidance = as_guidance(guidance)
+    parts = split(guidance)
+    form: dict[str, Any] = {}
+    if parts.constraint is not None:
+        if not isinstance(parts.constraint, AWRS):
+            raise ValueError(f"guidance={parts.constraint!r} does not run inside vLLM; AWRS with one particle does")
+        form = form_arguments(parts.constraint, constraints_of(llm.llm_engine.vllm_config))
+    caif = _engines_caif(llm, parts.reweighting)
+    if parts.branching is not None and not isinstance(parts.branching, CFG):
+        raise ValueError(f"guidance={parts.branching!r} does not run inside vLLM; CFG does")
+    tokenizer = tokenizer or llm.get_tokenizer()
+    canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
+    ids = [branch_inputs.encode(prompt, tokenizer, f"prompts[{n}]") for n, prompt in enumerate(canonical)]
+    negatives: list[Any] = [None] * len(ids)
+    cfg = parts.branching
+    if cfg is not None and (cfg.negative_prompt is not None or cfg.negative_system is not None):
+        negatives = branch_inputs.branch_rows(cfg, cond=ids, tokenizer=tokenizer, prompts=canonical)[0]
+    if form and do_sample is None:
+        do_sample = True
+    common = _sampling(options, do_sample, stop, max_new_tokens)
+    copies = int(common.get("n", 1))
+    params = []
+    for row, negative in enumerate(negatives):
+        extra = None if cfg is None and caif is None else arguments_of(cfg, negative, caif)
+        extra = {**(extra or {}), **form} or None
+        own = None if seed is None else (seed + row * copies) % LARGEST_SEED
+        params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
+    outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
+    result = _result(outputs, tokenizer, cfg is not None or caif is not None, bool(form))
+    warn_if_none(result.effect, guidance)
+    return result
+
+
+def _engines_caif(llm: Any, reweighting: Sequence[Any]) -> CAIF | None:
+    """The classifier's weights that a run asks for, which have to be those of the engine's classifier."""
+    if not reweighting:
+        return None
+    if len(reweighting) > 1:
+        raise ValueError("guidance: one classifier at a time weighs inside vLLM; give one CAIF")
+    engines = classifier_of(llm.llm_engine.vllm_config)
+    asked: CAIF = reweighting[0]
+    its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier
+    if engines is None or its is not engines:
+        raise ValueError(
+            f"guidance={asked!r}: the engine has {'no classifier' if engines is None else 'another classifier'}; "
+            "name it when the engine starts, textguide.vllm_engine(model, classifier=…)"
+        )
+    engines.index(asked.target)
+    return asked
+
+
+def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longest: int) -> dict[str, Any]:
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in OPTIONS:
+            raise ValueError(f"{name}= has no counterpart in vLLM; those that have are {', '.join(OPTIONS)}")
+    common = {OPTIONS[name]: value for name, value in options.items()}
+    if do_sample is None:
+        do_sample = any(name in common for name in ("temperature", "top_k", "top_p", "min_p"))
+    if not do_sample:
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            common.pop(name, None)
+        common["temperature"] = 0.0
+    stops = [stop] if isinstance(stop, str) else list(stop or [])
+    return {**common, "max_tokens": longest, "stop": stops, "include_stop_str_in_output": True, "logprobs": 0}
+
+
+def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, weighed: bool) -> GenerateResult:
+    rows = [(output, one) for output in outputs for one in output.outputs]
+    tokens = [list(one.token_ids) for _, one in rows]
+    longest = max(len(row) for row in tokens)
+    named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+    pad = next((token for token in named if token is not None), 0)
+    prompts, _ = pad_left([list(output.prompt_token_ids) for output, _ in rows], "cpu", pad)
+    written = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], dtype=torch.long)
+    log_probs = torch.zeros(len(rows), longest)
+    for n, (_, one) in enumerate(rows):
+        for k, token in enumerate(one.token_ids):
+            log_probs[n, k] = one.logprobs[k][token].logprob
+    return GenerateResult(
+        texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
+        sequences=torch.cat([prompts, written.view(len(rows), longest)], dim=1),
+        new_tokens=tokens,
+        log_likelihood=log_probs.sum(-1),
+        log_probs=log_probs,
+        effect=join([_effect(output) for output in outputs]) if guided else Effect(),
+        **(_weights([_told(output) for output in outputs]) if weighed else {}),
+    )
+
+
+def _weights(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of a result that tell of a constraint."""
+    weights = [-math.inf if one.get("log_weight") is None else one["log_weight"] for one in told]
+    log_weights = torch.tensor(weights, dtype=torch.float64)
+    return {
+        "log_weights": log_weights,
+        "log_evidence": log_weights.clone(),
+        "ess": (log_weights > -math.inf).double(),
+        "finished": log_weights > -math.inf,
+        "deaths": [one.get("death") for one in told],
+        "constraint_calls": sum(one.get("constraint_calls", 0) for one in told),
+    }
+
+
+def _told(output: Any) -> Mapping[str, Any]:
+    told: Mapping[str, Any] = (output.kv_transfer_params or {}).get(OURS) or {}
+    return told
+
+
+def _effect(output: Any) -> Effect:
+    told = _told(output)
+    return Effect(
+        mean_kl=told.get("mean_kl", 0.0),
+        max_kl=told.get("max_kl", 0.0),
+        top_changed=told.get("top_changed", 0.0),
+        guided_steps=told.get("guided_steps", 0),
+        unguided_steps=told.get("unguided_steps", 0),
+        extra_passes=told.get("paired_steps", 0),
+        skipped_passes=told.get("skipped_steps", 0),
+    )

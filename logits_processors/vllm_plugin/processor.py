@@ -1,0 +1,38 @@
+"""The logits processor that ``--logits-processors`` names, for whichever model runner loads it.
+
+Opt in by class path: ``textguide.logits_processors.vllm_plugin.processor:GuidedLogitsProcessor``, with the scheduler
+of ``scheduler.py``. Not registered as an entry point: those load for every model of an installation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
+
+from .admission import validate
+from .processor_v1 import FirstRunnerProcessor
+from .processor_v2 import SecondRunnerProcessor
+
+
+class First(FirstRunnerProcessor, FirstInterface):
+    """For vLLM's first model runner."""
+
+
+class Second(SecondRunnerProcessor, SecondInterface):
+    """For vLLM's second model runner."""
+
+
+class GuidedLogitsProcessor(FirstInterface, SecondInterface):
+    """Makes the processor of the runner that calls: the first hands over a device, the second its buffers."""
+
+    def __new__(cls, vllm_config: Any, *interface: Any) -> Any:
+        """Arguments behind the configuration: ``device, is_pin_memory`` from the first runner, ``req_states`` from the
+        second."""
+        return (First if len(interface) == 2 else Second)(vllm_config, *interface)
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse arguments of guidance that cannot work, as a ``ValueError``: HTTP 400."""
+        validate(sampling_params)

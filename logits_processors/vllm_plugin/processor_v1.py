@@ -1,0 +1,119 @@
+"""The guided law inside vLLM's first model runner. Knows no vLLM but the shape of what it hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .channel import Sender
+from .combination import Drawing, guide, tell
+from .constraints import Forms
+from .extras import OURS, constraints_of
+from .pairs import LEADER, Member, Rows
+from .requests import Request
+from .reweighting import Weigher, classifier_of
+
+
+class FirstRunnerProcessor:
+    """Combines the rows of guided requests with those of their shadows; other rows keep their bits.
+
+    Args:
+        vllm_config: names the engine.
+        device: of the logits.
+        is_pin_memory: not used.
+    """
+
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        self.rows: Rows[Drawing] = Rows()
+        self.sender = Sender(vllm_config.instance_id)
+        self.aids = Aids.of(vllm_config)
+
+    def is_argmax_invariant(self) -> bool:
+        """It is not: guidance changes the most likely token."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Follow what was removed, added and moved, in this order."""
+        if batch_update is None:
+            return
+        for row in batch_update.removed:
+            self.rows.remove(row)
+        for row, params, prompt, written in batch_update.added:
+            self.rows.add(row, self._member(params, prompt, written))
+        for source, target, direction in batch_update.moved:
+            self.rows.move(source, target, direction.name == "SWAP")
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Guided laws in the rows of pairs, in place."""
+        if not self.rows.members:
+            return logits
+        leaders = self.rows.leaders()
+        positions = [len(member.payload.written()) for _, _, member in leaders]
+        tell(self.sender, leaders, guide(logits, leaders, positions))
+        return logits
+
+    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
+        # The list is vLLM's own and grows with the text.
+        return member_of(params, lambda: list(prompt or ()), lambda: written, self.aids)
+
+
+@dataclass(frozen=True)
+class Aids:
+    """What weighs, or rules out, the tokens of one engine's requests.
+
+    Args:
+        weigher: of an engine that was started with a classifier; None without one.
+        forms: makes constraints; None where the engine has no tokenizer.
+    """
+
+    weigher: Weigher | None = None
+    forms: Forms | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Aids:
+        """Those of vLLM's ``VllmConfig``; nothing is loaded yet but the classifier."""
+        model = getattr(config, "model_config", None)
+        if model is None or getattr(model, "skip_tokenizer_init", False):
+            return cls()
+
+        def tokenizer() -> Any:
+            from vllm.tokenizers import cached_tokenizer_from_config
+
+            return cached_tokenizer_from_config(model)
+
+        size = model.get_vocab_size()
+        classifier = classifier_of(config)
+        weigher = None if classifier is None else Weigher(classifier, tokenizer, size)
+        forms = Forms(constraints_of(config), tokenizer, size)
+        forms.load()
+        return cls(weigher, forms)
+
+
+def member_of(
+    params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]], aids: Aids
+) -> Member[Drawing] | None:
+    """The member that sampling parameters describe, None for those of a plain request.
+
+    Args:
+        params: vLLM's ``SamplingParams``, None in pooling models.
+        prompt: gives the token ids of the prompt.
+        written: gives the token ids written so far.
+        aids: of the engine.
+    """
+    ours = (params.extra_args or {}).get(OURS) if params is not None else None
+    if not isinstance(ours, dict) or "pair" not in ours:
+        return None
+    weigher, forms = aids.weigher, aids.forms
+    request = Request.from_dict(ours["request"], None if weigher is None else weigher.classifier)
+    weigh = form = None
+    if ours["role"] == LEADER:
+        if request.caif is not None and weigher is not None:
+            weigh = weigher.row(request.caif, request.horizon)
+        if request.awrs is not None:
+            assert forms is not None, "requests with a form are refused where there is no tokenizer"
+            form = forms.row(request.awrs, ours["ends"], request.limit)
+    payload = Drawing(request, prompt, written, ours["measures"], weigh, form)
+    return Member(ours["pair"], ours["role"], payload)

@@ -1,0 +1,132 @@
+"""``textguide serve``: vLLM's own OpenAI-compatible server with guidance switched on."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from textguide.models import bundled
+from textguide.support.errors import MissingExtraError
+
+from .engine import resolve, switched_on
+from .extras import OURS
+
+# Options that the engine would refuse too, in a process of its own and behind a traceback.
+REFUSED: dict[str, tuple[Any, str]] = {
+    "tensor_parallel_size": (1, "guidance was not tested on more than one device"),
+    "pipeline_parallel_size": (1, "guidance was not tested on more than one device"),
+    "data_parallel_size": (1, "guidance was not tested on more than one device; run one server a device"),
+    "speculative_config": (None, "drafts are made without guidance"),
+    "kv_transfer_config": (None, "shadows cannot be moved between engines"),
+    "scheduling_policy": ("fcfs", "pairs are kept in order of arrival"),
+    "api_server_count": (None, "what shadows cost is counted in one front end"),
+    "headless": (False, "what shadows cost is counted in the front end"),
+    "grpc": (False, "guidance was tested over HTTP"),
+    "logprobs_mode": ("raw_logprobs", "log-probabilities of guided requests are those of the guided law"),
+}
+
+
+def parse(model: str, options: Sequence[str]) -> Any:
+    """vLLM's own arguments for a server of ``model`` with guidance switched on.
+
+    Args:
+        model: as for :func:`textguide.vllm_engine`.
+        options: of ``vllm serve``, ``--classifier NAME`` and ``--constraint NAME=TEXT``.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        ValueError: an option does not work with guidance; the message names it.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingExtraError("vllm", "vllm", "serving")
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="textguide serve"))
+    parser.add_argument("--classifier", help="for requests with caif_target: sentiment, a folder, profanity…")
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="NAME=TEXT",
+        help="for requests with awrs_constraint=NAME: regex:PATTERN, json-schema:FILE, grammar:FILE or "
+        "python:MODULE:NAME; may be repeated",
+    )  # fmt: skip
+    arguments = parser.parse_args([resolve(model), *options])
+    arguments.model = arguments.model_tag
+    if arguments.served_model_name is None:
+        arguments.served_model_name = [model] if model == bundled.NAME else None
+    for name, (only, reason) in REFUSED.items():
+        value = getattr(arguments, name, only)
+        if value != only and not (name == "api_server_count" and value == 1):
+            raise ValueError(f"--{name.replace('_', '-')} {value} does not work with guidance: {reason}; leave it out")
+    if arguments.max_num_seqs == 1:
+        raise ValueError("--max-num-seqs 1 does not work with guidance: a guided request takes two places; give 2")
+    names = ("scheduler_cls", "logits_processors", "additional_config")
+    guided = switched_on(
+        {name: getattr(arguments, name) for name in names}, arguments.classifier, _named(arguments.constraint)
+    )
+    if arguments.async_scheduling:
+        raise ValueError("--async-scheduling does not work with guidance: the halves of a pair have to be compared")
+    for name, value in guided.items():
+        setattr(arguments, name, value)
+    validate_parsed_serve_args(arguments)
+    return arguments
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not equals or not name or not text:
+            raise ValueError(f"--constraint {one!r} must be NAME=TEXT, such as date=regex:[0-9-]+")
+        if name in named:
+            raise ValueError(f"--constraint {name} is given twice; choose another name for one of them")
+        named[name] = text
+    return named
+
+
+def serve(arguments: Any) -> None:
+    """Serve until interrupted, with arguments from :func:`parse`."""
+    import uvloop
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    uvloop.run(_serve(arguments))
+
+
+async def _serve(arguments: Any) -> None:
+    from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    address, sock = setup_server(arguments, reuse_port=False)
+    try:
+        async with build_async_engine_client(arguments) as client:
+            count_shadows(client)
+            stopped = await build_and_serve(client, address, sock, arguments)
+        await stopped
+    finally:
+        sock.close()
+
+
+def count_shadows(client: Any) -> None:
+    """Count what shadows cost, in Prometheus's ``textguide:shadow_tokens_total``, as answers pass by.
+
+    Args:
+        client: vLLM's ``AsyncLLM``. Tokens of aborted requests are counted with the next answer.
+    """
+    from prometheus_client import Counter
+
+    counter = Counter("textguide:shadow_tokens", "Tokens that the shadows of guided requests read.")
+    processor, counted = client.output_processor, 0
+    process = processor.process_outputs
+
+    def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal counted
+        for output in outputs:
+            told = (output.kv_transfer_params or {}).get(OURS)
+            if told is not None:
+                total = told.pop("engine_shadow_tokens", counted)
+                counter.inc(total - counted)
+                counted = total
+        return process(outputs, *args, **kwargs)
+
+    processor.process_outputs = process_outputs

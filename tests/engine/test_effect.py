@@ -1,0 +1,177 @@
+"""The report on what guidance did, against plain loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from textguide import CFG
+from textguide.engine.effect import Effect, EffectMeter, join, warn_if_none
+from textguide.support.errors import GuidanceHadNoEffectWarning
+
+
+def steps(count: int = 4, rows: int = 3, size: int = 9) -> list[tuple[Tensor, Tensor]]:
+    """Guided and conditional laws; some tokens are forbidden."""
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    for _ in range(count):
+        scores = torch.randn(2, rows, size, generator=generator) * 2
+        scores[:, :, 4] = -math.inf
+        guided, cond = torch.log_softmax(scores, -1)
+        out.append((guided, cond))
+    return out
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True) if a != -math.inf)
+
+
+def loop(pairs: list[tuple[Tensor, Tensor]], keep: list[list[int]]) -> tuple[list[float], int]:
+    kls, changed = [], 0
+    for (guided, cond), rows in zip(pairs, keep, strict=True):
+        for row in rows:
+            g, c = guided[row].tolist(), cond[row].tolist()
+            kls.append(kl(g, c))
+            changed += g.index(max(g)) != c.index(max(c))
+    return kls, changed
+
+
+def test_meter_equals_a_loop() -> None:
+    pairs = steps()
+    meter = EffectMeter(2, "cpu")
+    for guided, cond in pairs:
+        returned = meter.add(guided, cond)
+        expected = [kl(g, c) for g, c in zip(guided.tolist(), cond.tolist(), strict=True)]
+        assert returned.tolist() == pytest.approx(expected, abs=1e-5)
+    meter.unguided, meter.skipped = 5, 3
+    kls, changed = loop(pairs, [[0, 1, 2]] * 4)
+    assert changed > 0
+    effect = meter.summary()
+    assert effect.mean_kl == pytest.approx(sum(kls) / 12, abs=1e-5)
+    assert effect.max_kl == pytest.approx(max(kls), abs=1e-5)
+    assert effect.top_changed == pytest.approx(changed / 12)
+    assert effect.guided_steps == 12
+    assert effect.unguided_steps == 5
+    assert effect.extra_passes == 24
+    assert effect.skipped_passes == 6
+    assert effect.max_skipped_kl is None
+
+
+def test_weights_leave_rows_out() -> None:
+    pairs = steps()
+    keep = [[0, 2], [1], [], [0, 1, 2]]
+    meter = EffectMeter(1, "cpu")
+    for (guided, cond), rows in zip(pairs, keep, strict=True):
+        weights = torch.tensor([float(row in rows) for row in range(3)])
+        returned = meter.add(guided, cond, weights)
+        assert [float(x) == 0 for x in returned] == [row not in rows for row in range(3)]
+    kls, changed = loop(pairs, keep)
+    effect = meter.summary()
+    assert effect.guided_steps == effect.extra_passes == 6
+    assert effect.mean_kl == pytest.approx(sum(kls) / 6, abs=1e-5)
+    assert effect.max_kl == pytest.approx(max(kls), abs=1e-5)
+    assert effect.top_changed == pytest.approx(changed / 6)
+
+
+def test_a_row_left_out_may_hold_anything() -> None:
+    guided = torch.log_softmax(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), -1)
+    cond = torch.tensor([[math.log(0.5)] * 2, [0.0, -math.inf]])
+    meter = EffectMeter(1, "cpu")
+    meter.add(guided, cond, torch.tensor([1.0, 0.0]))
+    effect = meter.summary()
+    assert effect.mean_kl == pytest.approx(kl(guided[0].tolist(), cond[0].tolist()), abs=1e-5)
+    assert math.isfinite(effect.max_kl)
+
+
+def test_unnormalised_laws_are_measured_as_what_is_sampled() -> None:
+    ((guided, cond),) = steps(1)
+    exact, shifted = EffectMeter(1, "cpu"), EffectMeter(1, "cpu")
+    exact.add(guided, cond)
+    shifted.add(guided + 7.0, cond)
+    assert shifted.summary().mean_kl == pytest.approx(exact.summary().mean_kl, abs=1e-5)
+
+
+def test_skipped_steps_are_measured_apart() -> None:
+    pairs = steps(2)
+    meter = EffectMeter(1, "cpu")
+    meter.skipped = 6
+    for guided, cond in pairs:
+        meter.add_skipped(guided, cond)
+    effect = meter.summary()
+    kls, _ = loop(pairs, [[0, 1, 2]] * 2)
+    assert effect.max_skipped_kl == pytest.approx(max(kls), abs=1e-5)
+    assert effect.guided_steps == 0
+    assert effect.mean_kl == effect.max_kl == 0.0
+
+
+def test_summary_may_be_asked_for_at_any_time() -> None:
+    (first, second) = steps(2)
+    meter = EffectMeter(1, "cpu")
+    assert meter.summary() == Effect()
+    meter.add(*first)
+    before = meter.summary()
+    assert meter.summary() == before
+    meter.add(*second)
+    assert meter.summary().guided_steps == 6
+
+
+def test_join_equals_one_meter_over_all() -> None:
+    pairs = steps(6)
+    whole, parts = EffectMeter(2, "cpu"), [EffectMeter(2, "cpu") for _ in range(3)]
+    for number, (guided, cond) in enumerate(pairs):
+        rows = slice(0, 1 + number % 3)
+        whole.add(guided[rows], cond[rows])
+        parts[number // 2].add(guided[rows], cond[rows])
+    parts[1].add_skipped(*pairs[0])
+    whole.add_skipped(*pairs[0])
+    for part, (unguided, skipped) in zip(parts, [(1, 0), (2, 4), (0, 1)], strict=True):
+        part.unguided, part.skipped = unguided, skipped
+    whole.unguided, whole.skipped = 3, 5
+    joined, expected = join([part.summary() for part in parts]), whole.summary()
+    for name, value in expected.to_dict().items():
+        assert getattr(joined, name) == pytest.approx(value, rel=1e-6), name
+
+
+def test_join_of_nothing() -> None:
+    assert join([]) == Effect()
+    assert join([Effect(), Effect()]) == Effect()
+    assert join([Effect(max_skipped_kl=0.5), Effect()]).max_skipped_kl == 0.5
+
+
+def test_prints_one_line() -> None:
+    assert str(Effect()) == "no guidance"
+    assert str(Effect(unguided_steps=5)) == "no guidance"
+    effect = Effect(0.1234, 2.5, 0.25, 40, 10, 40)
+    assert str(effect) == (
+        "KL 0.123 nats a token (largest 2.50), top token changed at 25% of 40 steps, 40 extra passes"
+    )
+    skipping = Effect(0.1234, 2.5, 0.25, 40, 10, 40, 8, 0.00123)
+    assert str(skipping) == f"{effect}, 8 skipped (largest KL skipped 0.0012)"
+    assert str(Effect(0.1234, 2.5, 0.25, 40, 10, 40, 8)) == f"{effect}, 8 skipped"
+
+
+def test_goes_to_json() -> None:
+    effect = EffectMeter(1, "cpu").summary()
+    assert Effect(**json.loads(json.dumps(effect.to_dict()))) == effect
+
+
+def test_warns_where_guidance_did_nothing() -> None:
+    with pytest.warns(GuidanceHadNoEffectWarning, match="no step fell into its window"):
+        warn_if_none(Effect(unguided_steps=9), CFG(1.5))
+    with pytest.warns(GuidanceHadNoEffectWarning, match=r"scale=1\.5.*same next-token law"):
+        warn_if_none(Effect(guided_steps=9, max_kl=1e-7), CFG(1.5))
+
+
+@pytest.mark.parametrize(
+    ("effect", "guidance"),
+    [(Effect(), None), (Effect(), CFG(1.0)), (Effect(1e-4, 1e-3, 0.0, guided_steps=9), CFG(1.5))],
+)
+def test_does_not_warn_otherwise(effect: Effect, guidance: CFG | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_none(effect, guidance)

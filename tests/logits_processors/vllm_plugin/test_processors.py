@@ -1,0 +1,213 @@
+"""Both processors on an engine's moves, step by step, against a dictionary model."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from textguide.guidance import CFG, Step
+from textguide.guidance.algebra import log_softmax
+from textguide.logits_processors.vllm_plugin.combination import Noise
+from textguide.logits_processors.vllm_plugin.extras import OURS
+from textguide.logits_processors.vllm_plugin.pairs import LEADER, SHADOW
+from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
+from textguide.logits_processors.vllm_plugin.processor_v2 import SecondRunnerProcessor
+from textguide.logits_processors.vllm_plugin.requests import Draw, Request
+
+STEPS = 10_000
+WORDS = 6
+PLACES = 10
+CONFIG = SimpleNamespace(instance_id="fuzz")
+GUIDANCES = [
+    CFG(1.5),
+    CFG(3.0, schedule="linear"),
+    CFG(0.5),
+    CFG(2.0, stop=0.5),
+]
+
+
+class FakeRequest:
+    """A request as an engine holds it."""
+
+    def __init__(self, name: str, prompt: list[int], asked: Request | None, role: str | None, pair: str | None) -> None:
+        self.name, self.prompt, self.written = name, prompt, []
+        self.asked, self.role, self.pair = asked, role, pair
+        extra = None
+        if asked is not None:
+            extra = {OURS: {"pair": pair, "role": role, "measures": False, "request": asked.to_dict()}}
+        self.params = SimpleNamespace(extra_args=extra)
+
+
+class Engine:
+    """Requests that come, run, are preempted, resumed and aborted, each in a row of one runner, a slot of the other."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.rows: list[FakeRequest | None] = [None] * PLACES
+        self.slots: dict[str, int] = {}
+        self.waiting: list[FakeRequest] = []
+        self.born = 0
+
+    @property
+    def running(self) -> list[FakeRequest]:
+        return [request for request in self.rows if request is not None]
+
+    def arrive(self) -> list[FakeRequest]:
+        self.born += 1
+        name, prompt = str(self.born), [self.random.randrange(WORDS) for _ in range(self.random.randrange(1, 4))]
+        if self.random.random() < 0.3:
+            return [FakeRequest(name, prompt, None, None, None)]
+        draw = Draw()
+        if self.random.random() < 0.5:
+            draw = Draw(
+                temperature=self.random.choice((0.5, 1.0)),
+                top_k=self.random.choice((0, 3)),
+                seed=self.born,
+                repetition_penalty=self.random.choice((1.0, 1.3)),
+                presence_penalty=self.random.choice((0.0, 0.5)),
+            )
+        asked = Request(self.random.choice(GUIDANCES), (1, 2), draw, horizon=self.random.choice((1, 8)))
+        return [
+            FakeRequest(f"{name}-{role}", prompt if role == LEADER else [1, 2], asked, role, name)
+            for role in (LEADER, SHADOW)
+        ]
+
+
+def expected(request: FakeRequest, cond: torch.Tensor, uncond: torch.Tensor | None, noises: dict[str, Noise]):
+    """The row of a leader, written out plainly."""
+    asked, position = request.asked, len(request.written)
+    assert asked is not None
+    step = Step.at(position, asked.horizon)
+    scores = cond
+    if uncond is not None and asked.guidance.active(step):
+        law = asked.guidance.combine(log_softmax(torch.stack([cond, uncond]))[:, None], step)[0]
+        scores = law + cond.logsumexp(-1)
+    draw = asked.draw
+    seen = set(request.prompt + request.written)
+    for word in range(WORDS):
+        if word in seen and draw.repetition_penalty != 1:
+            scores = scores.clone()
+            scores[word] *= draw.repetition_penalty if scores[word] < 0 else 1 / draw.repetition_penalty
+        if word in request.written and draw.presence_penalty:
+            scores = scores.clone()
+            scores[word] -= draw.presence_penalty
+    if not draw.temperature:
+        return scores
+    scores = scores / draw.temperature
+    if draw.top_k:
+        scores = scores.masked_fill(scores < scores.topk(draw.top_k).values[-1], -torch.inf)
+    noise = noises.setdefault(request.name, Noise(draw.seed))
+    token = noise.draw(scores.softmax(-1), position)
+    return torch.full((WORDS,), -torch.inf).index_fill_(0, torch.tensor([token]), 0.0)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_both_processors_follow_an_engine(seed):
+    engine = Engine(seed)
+    first = FirstRunnerProcessor(CONFIG, "cpu", False)
+    states = SimpleNamespace(
+        prompt_len=SimpleNamespace(np=np.zeros(PLACES, int)),
+        total_len=SimpleNamespace(gpu=torch.zeros(PLACES, dtype=torch.long)),
+        all_token_ids=SimpleNamespace(gpu=torch.zeros(PLACES, 64, dtype=torch.long)),
+    )
+    second = SecondRunnerProcessor(CONFIG, states)
+    noises: dict[str, Noise] = {}
+    torch.manual_seed(seed)
+    guided = alone = 0
+    for _ in range(STEPS):
+        removed, added, moved = [], [], []
+        for row, request in enumerate(engine.rows):
+            if request is None:
+                continue
+            chance = engine.random.random()
+            # Finished, aborted, or out of room; and preempted, to come back in another place.
+            if chance < 0.04 or len(request.written) > 50:
+                noises.pop(request.name, None)
+            elif chance < 0.08:
+                engine.waiting.append(request)
+            else:
+                continue
+            removed.append(row)
+            engine.rows[row] = None
+            del engine.slots[request.name]
+        engine.waiting = [request for request in engine.waiting if engine.random.random() > 0.02]
+        coming = engine.waiting + (engine.arrive() if engine.random.random() < 0.4 else [])
+        engine.waiting = []
+        for request in coming:
+            if None not in engine.rows:
+                engine.waiting.append(request)
+                continue
+            row = engine.rows.index(None)
+            engine.rows[row] = request
+            if row in removed:
+                removed.remove(row)
+            added.append((row, request.params, request.prompt, request.written))
+            slot = engine.random.choice([slot for slot in range(PLACES) if slot not in engine.slots.values()])
+            engine.slots[request.name] = slot
+            second.add_request(slot, request.params)
+            states.prompt_len.np[slot] = len(request.prompt)
+        while None in engine.rows[: len(engine.running)]:  # condense
+            target = engine.rows.index(None)
+            source = max(row for row, request in enumerate(engine.rows) if request is not None)
+            engine.rows[target], engine.rows[source] = engine.rows[source], None
+            moved.append((source, target, SimpleNamespace(name="UNIDIRECTIONAL")))
+        count = len(engine.running)
+        if count > 1 and engine.random.random() < 0.3:
+            a, b = engine.random.sample(range(count), 2)
+            engine.rows[a], engine.rows[b] = engine.rows[b], engine.rows[a]
+            moved.append((a, b, SimpleNamespace(name="SWAP")))
+        update = SimpleNamespace(removed=removed, added=added, moved=moved) if removed or added or moved else None
+        first.update_state(update)
+        if not count:
+            continue
+        laws = {request.name: torch.randn(WORDS) for request in engine.running}
+        for law in laws.values():
+            law[engine.random.randrange(WORDS)] = -torch.inf if engine.random.random() < 0.3 else 0.0
+        wanted = {}
+        for request in engine.running:
+            if request.role == LEADER:
+                shadow = laws.get(f"{request.pair}-{SHADOW}")
+                wanted[request.name] = expected(request, laws[request.name], shadow, noises)
+                if shadow is not None:
+                    wanted[f"{request.pair}-{SHADOW}"] = wanted[request.name]
+                guided, alone = guided + (shadow is not None), alone + (shadow is None)
+        out = first.apply(torch.stack([laws[request.name] for request in engine.running]))
+        check(engine.running, out, laws, wanted)
+
+        order = engine.running
+        engine.random.shuffle(order)
+        slots = [engine.slots[request.name] for request in order]
+        for request, slot in zip(order, slots, strict=True):
+            tokens = request.prompt + request.written
+            states.all_token_ids.gpu[slot, : len(tokens)] = torch.tensor(tokens)
+            states.total_len.gpu[slot] = len(tokens)
+        context = SimpleNamespace(
+            idx_mapping_np=np.array(slots),
+            seq_lens_upper_bound_np=np.array([len(request.prompt + request.written) for request in order]),
+        )
+        out = second.apply(torch.stack([laws[request.name] for request in order]), context)
+        check(order, out, laws, wanted)
+        for request in order:  # a half that is alone waits, as the scheduler sees to
+            partner = f"{request.pair}-{SHADOW if request.role == LEADER else LEADER}"
+            if request.role is None or partner in laws:
+                row = wanted.get(request.name, laws[request.name])
+                request.written.append(int(row.argmax()))
+    assert guided > STEPS
+    assert alone > STEPS / 20
+
+
+def same_law(ours, theirs):
+    """Logits that differ by a constant make the same law, and scores with one token of finite value the same token."""
+    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+def check(order, out, laws, wanted):
+    for request, row in zip(order, out, strict=True):
+        if request.name in wanted:
+            same_law(row, wanted[request.name])
+        else:
+            assert torch.equal(row, laws[request.name])

@@ -1,0 +1,198 @@
+"""What clients may ask, what is refused, and the pieces around it that need no vLLM."""
+
+from __future__ import annotations
+
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from textguide.guidance import CFG
+from textguide.logits_processors.vllm_plugin.channel import Listener, Sender
+from textguide.logits_processors.vllm_plugin.combination import Noise
+from textguide.logits_processors.vllm_plugin.plan import Load, share
+from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request, parse
+
+
+class Tokenizer:
+    chat_template = "{{ messages }}"
+    bos_token_id = 1
+
+    def __call__(self, text):
+        return SimpleNamespace(input_ids=[ord(c) for c in text])
+
+    def apply_chat_template(self, messages, **_):
+        return {"input_ids": [len(turn["content"]) for turn in messages]}
+
+
+LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20)
+
+
+def params(**extra):
+    return SimpleNamespace(extra_args=extra, logprobs=None)
+
+
+def test_requests_that_are_understood():
+    assert parse(params()) is None
+    assert parse(SimpleNamespace(extra_args=None)) is None
+    assert parse(params(other=1)) is None
+    assert parse(params(guidance_scale=1.0)) is None
+    assert parse(params(guidance_scale=2)) == Request(CFG(2.0))
+    asked = parse(
+        params(guidance_scale=2, negative_prompt="ab", guidance_schedule="linear", guidance_stop=0.5, other=3), LIMITS
+    )
+    assert asked == Request(CFG(2.0, schedule="linear", stop=0.5), (97, 98))
+    assert parse(params(negative_prompt=[3, 4]), LIMITS) == Request(CFG(1.5), (3, 4))
+    assert parse(params(negative_prompt_token_ids=[3, 4]), LIMITS) == Request(CFG(1.5), (3, 4))
+    messages = [{"role": "system", "content": "abc"}]
+    for given in (messages, json.dumps(messages)):
+        assert parse(params(negative_messages=given), LIMITS) == Request(CFG(1.5), (3,))
+    assert parse(params(guidance_scale=2, guidance_effect=True)).effect
+    assert Request.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"guidance_scale": "high"}, "guidance_scale='high'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"guidance_scale": [1]}, r"guidance_scale=\[1\]"),
+        ({"guidance_sclae": 2}, "did you mean|guidance_scale"),
+        ({"negative": "x"}, "negative_prompt"),
+        ({"guidance_schedule": "zigzag"}, "guidance_schedule='zigzag'"),
+        ({"guidance_min_scale": 3, "guidance_max_scale": 2}, "guidance_min_scale=3.0.*guidance_max_scale=2.0"),
+        ({"guidance_start": 0.7, "guidance_stop": 0.2}, "guidance_start=0.7 and guidance_stop=0.2"),
+        ({"guidance_skip_threshold": -1}, "guidance_skip_threshold=-1"),
+        ({"guidance_effect": "yes"}, "guidance_effect='yes'"),
+        ({"negative_prompt": 5}, "negative_prompt=5"),
+        ({"negative_prompt": [300]}, "token id 300; the vocabulary has 200"),
+        ({"negative_prompt": [-1]}, "token id -1"),
+        ({"negative_prompt": "x" * 20}, "20 tokens, and the engine has room for 19"),
+        ({"negative_prompt_token_ids": "text"}, "negative_prompt_token_ids='text'"),
+        ({"negative_messages": "{"}, "negative_messages='{' is no JSON"),
+        ({"negative_messages": "[]"}, r"negative_messages=\[\]"),
+        ({"negative_messages": '[{"role": "user"}]'}, "negative_messages="),
+        ({"negative_messages": '"text"'}, "negative_messages='text'"),
+        ({"negative_prompt": "a", "negative_messages": "[]"}, "exclude each other"),
+    ],
+)
+def test_wrong_arguments_are_named(extra, named):
+    with pytest.raises(ValueError, match=named):
+        parse(params(**extra), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt_logprobs", 1), ("logprobs", -1), ("logprob_token_ids", [1]), ("watermarking", True)],
+)
+def test_sampling_parameters_that_do_not_work_with_guidance(name, value):
+    given = params(guidance_scale=2)
+    setattr(given, name, value)
+    with pytest.raises(ValueError, match=name):
+        parse(given)
+    given.extra_args = {}
+    assert parse(given) is None
+
+
+def test_text_needs_a_tokenizer():
+    with pytest.raises(ValueError, match="negative_prompt='a' is text and needs a tokenizer"):
+        parse(params(negative_prompt="a"))
+
+
+def test_noise_is_that_of_multinomial_and_can_be_had_again():
+    probs = torch.rand(50).softmax(-1)
+    plain = torch.Generator().manual_seed(7)
+    wanted = [int(torch.multinomial(probs[None], 1, generator=plain)) for _ in range(20)]
+    noise = Noise(7)
+    assert [noise.draw(probs, n) for n in range(20)] == wanted
+    assert noise.draw(probs, 19) == wanted[19]  # thrown away and drawn again
+    assert noise.draw(probs, 5) == wanted[5]  # after a preemption
+    assert [Noise(7).draw(probs, n) for n in (0, 3)] == [wanted[0], wanted[3]]
+
+
+def test_a_step_is_shared_so_that_halves_write_together():
+    random_ = random.Random(0)
+    together = waited = 0
+    for _ in range(3000):
+        loads, pairs = [], 0
+        for number in range(random_.randrange(1, 7)):
+            kind = random_.random()
+            left = random_.choice((1, 1, 2, 7, 40))
+            if kind < 0.3:
+                loads.append(Load(f"p{number}", left))
+            elif kind < 0.8:
+                pairs += 1
+                loads.append(Load(f"l{number}", left, f"s{number}"))
+                loads.append(Load(f"s{number}", random_.choice((1, 1, 5, 40)), f"l{number}"))
+            else:
+                loads.append(Load(f"l{number}", left, f"s{number}", random_.choice((None, 1, 9))))
+        random_.shuffle(loads)
+        budget, longest = random_.choice((1, 2, 8, 64, 500)), random_.choice((0, 0, 16))
+        plan = share(loads, budget, longest)
+        assert sum(plan.tokens.values()) + sum(plan.arrivals.values()) + plan.left == budget
+        assert set(plan.tokens) == {load.request for load in loads}
+        for load in loads:
+            tokens = plan.tokens[load.request]
+            assert 0 <= tokens <= load.remaining
+            assert not longest or tokens <= longest
+            if load.partner is None:
+                continue
+            other = next((one for one in loads if one.request == load.partner), None)
+            writes = tokens == load.remaining
+            if other is not None:
+                assert writes == (plan.tokens[other.request] == other.remaining)
+            else:
+                assert writes == (load.partner in plan.arrivals)
+                assert not writes or plan.arrivals[load.partner] == load.arriving
+            together, waited = together + writes, waited + (not writes)
+        if loads and budget == 500 and not longest:
+            assert all(
+                plan.tokens[load.request] == load.remaining
+                for load in loads
+                if load.partner is None or load.arriving is not None or any(o.request == load.partner for o in loads)
+            )
+    assert min(together, waited) > 1000
+
+
+def test_what_a_worker_saw_reaches_the_scheduler():
+    listener = Listener("test-channel")
+    try:
+        sender = Sender("test-channel")
+        assert listener.receive() == {}
+        many = {f"pair-{n}": {"kl": n / 7, "ids": list(range(400)), "logprobs": [0.5] * 400} for n in range(60)}
+        sender.send(many)
+        sender.send({"pair-0": {"kl": -1.0}})
+        assert listener.receive() == {**many, "pair-0": {"kl": -1.0}}
+        assert listener.receive() == {}
+    finally:
+        listener.close()
+
+
+def test_shadows_rest_where_guidance_changes_nothing():
+    report = Report(Request(CFG(2.0, skip_threshold=0.01), None, Draw(), horizon=200), [1])
+    guided = []
+    for position in range(200):
+        wants = report.wants_shadow(position)
+        guided.append(wants)
+        kl = 0.5 if 60 <= position < 80 else 0.001
+        report.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
+    assert all(guided[:8])
+    assert not any(guided[8:15])
+    assert sum(guided[80:]) < 60
+    assert report.summary()["guided_steps"] == sum(guided)
+    assert report.summary()["skipped_steps"] == 200 - sum(guided)
+    never = Report(Request(CFG(2.0), None, Draw(), horizon=200), [1])
+    for position in range(200):
+        assert never.wants_shadow(position)
+        never.observe(position, True, {"kl": 0.0, "changed": False})
+
+
+def test_shadows_rest_outside_of_their_window():
+    report = Report(Request(CFG(2.0, start=0.25, stop=0.5), None, Draw(), horizon=101), [1])
+    assert [n for n in range(101) if report.wants_shadow(n)] == list(range(25, 51))
+    assert not report.rests(24)
+    assert report.rests(51)
+    assert report.rests(10)

@@ -1,0 +1,75 @@
+"""The small models that stand beside the bundled one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import textguide
+from textguide import CFG
+from textguide.guidance import ContrastiveDecoding, DExperts, ProxyTuning
+from textguide.models import small
+
+from ..marks import NEEDS_SMOLLM2
+
+pytestmark = NEEDS_SMOLLM2
+PROMPT = "The movie was"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, torch.nn.Module]:
+    return {kind: small.load(name) for name, kind in small.NAMES.items()}
+
+
+def test_they_read_smollm2s_embeddings(models: dict[str, torch.nn.Module]) -> None:
+    for kind, model in models.items():
+        weights = load_file(small.HOME / f"{kind}.safetensors")
+        table = model.get_input_embeddings().weight  # type: ignore[operator]
+        torch.testing.assert_close(table, small.embeddings() @ weights["projection"].float())
+        assert model.get_output_embeddings().weight is table  # type: ignore[operator]
+        assert not model.training
+        assert (small.HOME / f"{kind}.safetensors").stat().st_size < 2_000_000
+
+
+def test_they_are_loaded_by_name_with_smollm2s_tokenizer() -> None:
+    model, tokenizer = textguide.load("smollm2-small", device="cpu")
+    assert model.dtype == torch.float32
+    assert model.config.vocab_size == len(tokenizer)
+    out = textguide.generate(model, tokenizer, [PROMPT], max_new_tokens=8)
+    ids = tokenizer(PROMPT).input_ids
+    for token in out.new_tokens[0]:  # step by step without a cache
+        assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+    assert textguide.load("smollm2-small", device="cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="name='smollm2-tiny' is no small model; use one of smollm2-small"):
+        small.load("smollm2-tiny")
+
+
+@torch.no_grad()
+def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
+    _, tokenizer = textguide.load("smollm2-small", device="cpu")
+    ids = torch.tensor([tokenizer(PROMPT).input_ids])
+    laws = {kind: model(ids).logits[0, -1].log_softmax(-1) for kind, model in models.items()}
+    moved = laws["positive"] - laws["negative"]
+    good, bad = (
+        [float(moved[tokenizer(word).input_ids[0]]) for word in words]
+        for words in ((" wonderful", " brilliant", " delightful"), (" boring", " bad", " worst"))
+    )
+    assert min(good) > max(bad) + 0.5
+
+
+def test_they_stand_beside_the_bundled_model(models: dict[str, torch.nn.Module]) -> None:
+    model, tokenizer = textguide.load(device="cpu")
+    named = {
+        "amateur": models["base"], "expert": models["positive"], "anti-expert": models["negative"],
+        "tuned": models["positive"], "untuned": models["base"],
+    }  # fmt: skip
+    plain = textguide.generate(model, tokenizer, [PROMPT], max_new_tokens=12).texts
+    for guidance in (ContrastiveDecoding(), DExperts(2.0), ProxyTuning(2.0)):
+        out = textguide.generate(model, tokenizer, [PROMPT], guidance, models=named, max_new_tokens=12)
+        assert out.texts != plain
+        assert out.effect.mean_kl > 0
+    with pytest.raises(ValueError, match="amateur"):
+        textguide.generate(model, tokenizer, [PROMPT], ContrastiveDecoding(), max_new_tokens=2)
+    assert textguide.generate(model, tokenizer, [PROMPT], CFG(1.0), max_new_tokens=12).texts == plain

@@ -1,0 +1,1 @@
+"""How guidance decodes: the loop, its passes and what they need."""

@@ -1,0 +1,276 @@
+"""The way into transformers: a callable for ``model.generate(custom_generate=…)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..captioning.conditions import Captioning, sees_images, sources
+from ..constraints import Vocabulary
+from ..forward import caches
+from ..guidance import BranchGuidance, FeynmanKac, as_guidance, split
+from ..guidance.language_model import LANGUAGE_MODEL
+from ..smc.starting import check_run, start, warn_of_deaths
+from . import branch_inputs
+from .branch_passes import Source
+from .effect import Effect, warn_if_none
+from .loop import Decoded, Observer, Settings, decode
+from .reweighting import reweighter
+from .speculation import as_speculation
+
+
+class GuidedDecoding:
+    """Guided decoding as a ``custom_generate`` callable for transformers.
+
+    ``model.generate(**inputs, custom_generate=guided_decoding(CFG(1.5)))`` keeps ``GenerationConfig``, processors,
+    stopping criteria, ``num_return_sequences``, ``return_dict_in_generate``, ``output_scores`` and
+    ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``, and an
+    attribute ``constraint`` with the weights where one was given (else None), likewise ``speculation``.
+
+    Args:
+        guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its place:
+            branches, then classifiers, then a constraint.
+        tokenizer: needed where the guidance holds text or asks a classifier.
+        models: further models by the name that branches use.
+        streamer: a transformers streamer. It has to be given here: ``generate`` keeps its own ``streamer=`` from
+            custom loops, and would stay silent.
+        generator: randomness for sampling; None: torch's global generator, as ``generate`` uses.
+        observer: called with a :class:`textguide.engine.loop.StepView` after every step.
+        log_probs: record the log-probability of every token.
+        warn: warn where guidance changed nothing.
+        vocabulary: what each token adds to a text, for constraints; default: read from ``tokenizer``.
+        branch_prompts: token ids of every branch and row, in place of those that the guidance names.
+        speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
+            or a :class:`textguide.Speculation`. What is written stays the same.
+        captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
+            Default: the branch without a condition sees a blank image.
+
+    Raises:
+        ValueError: the generation mode or an option does not work with guidance; the message names it.
+    """
+
+    def __init__(
+        self,
+        guidance: Any,
+        *,
+        tokenizer: Any = None,
+        models: Mapping[str, Any] | None = None,
+        streamer: Any = None,
+        generator: torch.Generator | None = None,
+        observer: Observer | None = None,
+        log_probs: bool = False,
+        warn: bool = True,
+        vocabulary: Vocabulary | None = None,
+        branch_prompts: list[branch_inputs.Rows] | None = None,
+        speculation: Any = None,
+        captioning: Captioning | None = None,
+    ) -> None:
+        self.guidance = as_guidance(guidance)
+        self.tokenizer = tokenizer
+        self.models = dict(models or {})
+        self.streamer = streamer
+        self.generator = generator
+        self.observer = observer
+        self.log_probs = log_probs
+        self.warn = warn
+        self.vocabulary = vocabulary
+        self.branch_prompts = branch_prompts
+        self.speculation = as_speculation(speculation)
+        self.captioning = captioning
+        self.effect: Effect | None = None
+        self.last: Decoded | None = None
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Called by ``generate`` in place of its own loop."""
+        steps = self.steps(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        decoded = None
+        for step in steps:
+            if isinstance(step, Decoded):
+                decoded = step
+            elif self.streamer is not None:
+                self.streamer.put(step.cpu())
+        if self.streamer is not None:
+            self.streamer.end()
+        assert decoded is not None
+        self.effect, self.last = decoded.effect, decoded
+        if self.warn:
+            warn_if_none(decoded.effect, self.guidance)
+            if decoded.constraint is not None:
+                warn_of_deaths([decoded.constraint])
+        if not generation_config.return_dict_in_generate:
+            return decoded.sequences
+        return _as_output(decoded, model)
+
+    def steps(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Iterator[Tensor | Decoded]:
+        """The same run step by step: the tokens (B,) of each, and at last the :class:`Decoded`."""
+        parts = split(self.guidance)
+        guidance = parts.branching
+        _check_mode(generation_config, model_kwargs, guided=self.guidance is not None and not self.guidance.is_neutral)
+        if self.speculation is not None:
+            _check_speculation(generation_config, model_kwargs)
+        weigher = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
+        if weigher is not None:
+            weigher.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
+        settings = Settings(
+            guidance=guidance,
+            reweighter=weigher,
+            models=self._models(),
+            generator=self.generator,
+            observer=self.observer,
+            log_probs=self.log_probs,
+            speculation=self.speculation,
+            call=_compiled(model, generation_config, model_kwargs),
+        )
+        if guidance is not None:
+            settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs)
+            settings.static = generation_config.cache_implementation == "static"
+        if isinstance(parts.constraint, FeynmanKac):
+            if weigher is not None:
+                raise ValueError(
+                    "FeynmanKac cannot be combined with classifiers: the law of weighed candidates has a normaliser of "
+                    "its own, which is not part of the product; leave one of them out"
+                )
+            settings.guidance = None if guidance is None else parts.constraint.product(guidance)
+        if parts.constraint is not None:
+            check_run(parts.constraint, guidance, generation_config, self.streamer)
+            settings.constraint = start(
+                parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator
+            )
+        yield from decode(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs
+        )
+
+    def _prompts(
+        self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
+    ) -> list[branch_inputs.Rows | Source]:
+        size = ids.shape[0]
+        if self.captioning is not None or sees_images(model, model_kwargs):
+            how = self.captioning or Captioning()
+            return sources(guidance, how, model, ids, model_kwargs, self.tokenizer, self.models)
+        if self.branch_prompts is not None:
+            return [branch_inputs.expand(rows, size) for rows in self.branch_prompts]
+        cond: branch_inputs.Rows = [[] for _ in range(size)]
+        empty: list[int] | None = None
+        if model.config.is_encoder_decoder:
+            if any(branch.same_prompt or branch.edit is not None for branch in guidance.branches):
+                raise ValueError(
+                    f"guidance {guidance.name!r} reads the prompt again, and generate hands over an encoder-decoder's "
+                    "encoded prompt alone; use textguide.generate"
+                )
+            empty = empty_source(model.config)
+        else:
+            cond = _unpadded(ids, self._mask(model, model_kwargs))
+        rows = branch_inputs.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=True)
+        return [*rows]
+
+    def _models(self) -> dict[str, Any]:
+        if self.captioning is None or self.captioning.language_model is None:
+            return self.models
+        return {**self.models, LANGUAGE_MODEL: self.captioning.language_model[0]}
+
+    def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
+        """The mask of ``input_ids``."""
+        name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+        return model_kwargs.get(name)
+
+
+def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
+    """A ``custom_generate`` callable for transformers; see :class:`GuidedDecoding` for the options."""
+    return GuidedDecoding(guidance, **options)
+
+
+def _unpadded(ids: Tensor, mask: Tensor | None) -> branch_inputs.Rows:
+    """The token ids of every row without its padding."""
+    if mask is None:
+        rows: branch_inputs.Rows = ids.tolist()
+        return rows
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def empty_source(config: Any) -> list[int]:
+    """What an encoder-decoder reads for no source: its end token alone, behind its begin token if it uses one."""
+    end: Any = getattr(config, "eos_token_id", None)
+    end = end[0] if isinstance(end, (list, tuple)) else end
+    if end is None:
+        raise ValueError("the model has no end token to stand for an empty source; give negative_prompt")
+    begin: Any = getattr(config, "bos_token_id", None)
+    uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
+    return [begin, end] if uses_begin else [end]
+
+
+def _check_mode(config: Any, model_kwargs: dict[str, Any], guided: bool) -> None:
+    def refuse(what: str, remedy: str) -> None:
+        raise ValueError(f"{what} does not work with guided decoding; {remedy}")
+
+    if config.num_beams and config.num_beams > 1:
+        refuse(f"num_beams={config.num_beams}", "put CFGLogitsProcessor into logits_processor= for beam search")
+    if config.prompt_lookup_num_tokens is not None:
+        refuse(
+            f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}",
+            "pass speculation='prompt-lookup' to guided_decoding, or put CFGLogitsProcessor into logits_processor=",
+        )
+    if config.penalty_alpha is not None or config.dola_layers is not None:
+        refuse("contrastive search or DoLa", "leave penalty_alpha and dola_layers out")
+    if config.output_attentions or config.output_hidden_states:
+        refuse("output_attentions or output_hidden_states", "leave them out")
+    if config.use_cache is False:
+        refuse("use_cache=False", "leave it out, or put CFGLogitsProcessor into logits_processor=")
+    if config.prefill_chunk_size is not None:
+        refuse(f"prefill_chunk_size={config.prefill_chunk_size}", "leave it out")
+    if not guided:
+        return
+    if config.guidance_scale not in (None, 1, 1.0):
+        refuse(
+            f"guidance_scale={config.guidance_scale} of transformers",
+            "guidance would apply twice; leave it out",
+        )
+    if config.cache_implementation in ("quantized", "offloaded"):
+        refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
+    if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):
+        refuse("a cache of your own", "leave it out")
+
+
+def _check_speculation(config: Any, model_kwargs: dict[str, Any]) -> None:
+    if config.cache_implementation is not None:
+        raise ValueError(
+            f"cache_implementation={config.cache_implementation!r} keeps what it read, and speculation= has to forget "
+            "wrong guesses; leave one of them out"
+        )
+    if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):
+        raise ValueError("a cache of your own may hold what speculation= has to forget; leave one of them out")
+
+
+def _compiled(model: Any, config: Any, model_kwargs: dict[str, Any]) -> Any:
+    """The compiled call that transformers itself would use for these inputs (a static cache on a GPU), or None."""
+    valid = getattr(model, "_valid_auto_compile_criteria", None)
+    return model.get_compiled_call(config.compile_config) if valid is not None and valid(model_kwargs, config) else None
+
+
+def _as_output(decoded: Decoded, model: Any) -> Any:
+    from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+
+    kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+    output = kind(sequences=decoded.sequences, scores=decoded.scores, logits=decoded.logits)
+    output.effect = decoded.effect
+    output.constraint = decoded.constraint
+    output.speculation = decoded.speculation
+    return output

@@ -1,0 +1,113 @@
+"""What :func:`textguide.generate` returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..smc import particles
+from ..smc.population import Outcome
+from .effect import Effect
+from .speculation import SpeculationReport
+
+
+@dataclass
+class GenerateResult:
+    """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
+
+    Args:
+        texts: the continuations, without special tokens.
+        sequences: prompt and continuation ids, (B, prompt + new), prompts padded on the left.
+        new_tokens: ids of each continuation up to and including its end token, a list per row.
+        log_likelihood: guided log-probability of each continuation, (B,): what :func:`textguide.score` gives.
+        log_probs: guided log-probability of each token before processors and warpers, (B, new), 0 behind the end.
+        effect: what guidance did.
+        log_weights: log-weight of each row, float64 (B,): rows drawn in proportion to them follow the law given the
+            constraint; −inf where a row did not finish. None unless the guidance weighs its samples.
+        log_evidence: log of the mean weight of each prompt's particles, float64 (populations,): in expectation (of its
+            exponential) the probability that a text satisfies the constraint and ends in time. None likewise.
+        ess: effective sample size of each prompt's particles, (populations,). None likewise.
+        finished: whether each row ended as a text that satisfies the constraint, bool (B,). None without a constraint.
+        deaths: why a row did not finish, None where it did. None without a constraint.
+        constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
+        particles: rows of one population, N; those of a prompt stand together.
+        origins: the row that each row forked from, and how many new tokens they share; None for rows that began with
+            the prompt. None where texts do not fork.
+        speculation: passes, guesses and how many of them were right. None without speculation.
+    """
+
+    texts: list[str]
+    sequences: Tensor
+    new_tokens: list[list[int]]
+    log_likelihood: Tensor
+    log_probs: Tensor
+    effect: Effect
+    log_weights: Tensor | None = None
+    log_evidence: Tensor | None = None
+    ess: Tensor | None = None
+    finished: Tensor | None = None
+    deaths: list[str | None] | None = None
+    constraint_calls: int | None = None
+    particles: int = 1
+    origins: list[tuple[int, int] | None] | None = None
+    speculation: SpeculationReport | None = None
+
+    def weighted_sample(self, seed: int | None = None) -> list[int]:
+        """One row of every population, drawn in proportion to the weights: indices into :attr:`texts`.
+
+        Raises:
+            ValueError: nothing was weighed, or every particle of a population is dead.
+        """
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return [
+            int(particles.weighted_sample(weights, rows, generator))
+            for weights, rows in zip(self._populations(), self._indices(), strict=True)
+        ]
+
+    def expectation(self, function: Callable[[str], float]) -> list[float]:
+        """The expectation of ``function(text)`` given the constraint, one a population, from the weights.
+
+        Raises:
+            ValueError: nothing was weighed, or every particle of a population is dead.
+        """
+        return [
+            particles.expectation(weights, [0.0 if w == -math.inf else function(self.texts[r]) for w, r in pairs])
+            for weights, rows in zip(self._populations(), self._indices(), strict=True)
+            for pairs in [list(zip(weights.tolist(), rows, strict=True))]
+        ]
+
+    def _populations(self) -> Tensor:
+        if self.log_weights is None:
+            raise ValueError(
+                "log_weights=None: nothing weighed these texts; generate them under textguide.AWRS or FeynmanKac"
+            )
+        return self.log_weights.view(-1, self.particles)
+
+    def _indices(self) -> list[list[int]]:
+        size = self.particles
+        return [list(range(start, start + size)) for start in range(0, len(self.texts), size)]
+
+
+def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The fields of :class:`GenerateResult` that tell of a constraint, from the outcomes of its batches."""
+    fields: dict[str, Any] = {
+        "finished": torch.cat([outcome.finished for outcome in outcomes]),
+        "deaths": [death for outcome in outcomes for death in outcome.deaths],
+        "constraint_calls": sum(outcome.calls for outcome in outcomes),
+    }
+    if outcomes[0].origins is not None:
+        origins: list[tuple[int, int] | None] = []
+        for outcome in outcomes:
+            start = len(origins)
+            origins += [None if o is None else (o[0] + start, o[1]) for o in outcome.origins or []]
+        fields["origins"] = origins
+    if outcomes[0].log_weights is not None:
+        for name in ("log_weights", "log_evidence", "ess"):
+            fields[name] = torch.cat([getattr(outcome, name) for outcome in outcomes])
+        fields["particles"] = len(fields["log_weights"]) // len(fields["ess"])
+    return fields

@@ -1,0 +1,238 @@
+"""Running token reweighting: the candidates of every row go to their classifiers, and the answers into the law."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..classifiers import CausalClassifier, CausalState, Classifier, resolve
+from ..guidance.algebra import entropy
+from ..guidance.base import Step
+from ..guidance.caif import CAIF, reweigh
+from .texts import Alphabet, RowText
+
+
+@dataclass
+class _Group:
+    """Guidances that ask one classifier about the same texts."""
+
+    classifier: Classifier
+    include_prompt: bool
+    members: list[int] = field(default_factory=list)
+    texts: list[RowText] = field(default_factory=list)
+    state: CausalState | None = None
+
+
+class Reweighter:
+    """Applies :class:`CAIF` guidances to the laws of a batch whose rows grow by a token a step.
+
+    Args:
+        guidances: what to apply; their weights add up.
+        tokenizer: the language model's tokenizer.
+        model: the language model, for classifiers that are made from it.
+        ends: tokens that end a text; as candidates they stand for the finished text.
+        alphabet: how the tokens make text, where that is known already; default: found from the tokenizer.
+
+    Raises:
+        ValueError: a classifier cannot be resolved, or has no class of the name that a guidance targets.
+
+    Attributes:
+        texts_scored: number of candidates that classifiers were asked about.
+    """
+
+    def __init__(
+        self,
+        guidances: Sequence[Any],
+        tokenizer: Any,
+        model: Any,
+        ends: Collection[int] = (),
+        alphabet: Alphabet | None = None,
+    ) -> None:
+        if tokenizer is None:
+            raise ValueError("tokenizer=None: a classifier reads text; give the tokenizer of the model")
+        self.guidances: list[CAIF] = list(guidances)
+        self.tokenizer = tokenizer
+        self.ends = set(ends)
+        self.texts_scored = 0
+        self._groups: list[_Group] = []
+        self._columns: list[int] = []
+        self._alphabet = alphabet
+        resolved: dict[Any, Classifier] = {}
+        for number, guidance in enumerate(self.guidances):
+            key = guidance.classifier
+            if key not in resolved:
+                resolved[key] = resolve(key, model=model, tokenizer=tokenizer)
+            classifier = resolved[key]
+            self._columns.append(classifier.index(guidance.target))
+            same = [
+                g for g in self._groups if g.classifier is classifier and g.include_prompt == guidance.include_prompt
+            ]
+            if not same:
+                same = [_Group(classifier, guidance.include_prompt)]
+                self._groups += same
+            same[0].members.append(number)
+        size = model.config.get_text_config(decoder=True).vocab_size
+        for guidance in self.guidances:
+            if guidance.top_k is not None and guidance.top_k > size:
+                raise ValueError(
+                    f"top_k={guidance.top_k} of classifier {self._name(guidance)} is beyond the vocabulary of {size} "
+                    "tokens; lower it, or give None for the whole vocabulary"
+                )
+        self._size = size
+
+    # -- the texts -------------------------------------------------------------------------------------------------
+
+    def begin(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] | None = None) -> None:
+        """Start a batch: the token ids of every prompt, and what was already written behind each."""
+        if self._alphabet is None:
+            self._alphabet = Alphabet(self.tokenizer, self._size)
+        written = written if written is not None else [[] for _ in prompts]
+        for group in self._groups:
+            rows = [
+                [*(prompt if group.include_prompt else ()), *more]
+                for prompt, more in zip(prompts, written, strict=True)
+            ]
+            if isinstance(group.classifier, CausalClassifier):
+                group.state = group.classifier.start(rows)
+            else:
+                group.texts = [self._alphabet.row(row) for row in rows]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Write a token behind every row."""
+        for group in self._groups:
+            if group.state is not None:
+                group.state.append(range(len(tokens)), tokens)
+            for row, token in zip(group.texts, tokens, strict=False):
+                row.append(token)
+
+    def select(self, index: Sequence[int]) -> None:
+        """Let row ``r`` go on from what row ``index[r]`` has written."""
+        for group in self._groups:
+            if group.state is not None:
+                group.state.select(index)
+            else:
+                group.texts = [group.texts[i].copy() for i in index]
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, logp: Tensor, step: Step, index: int | Sequence[int], rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The reweighed laws.
+
+        Args:
+            logp: normalised log-probabilities, (B, V).
+            step: where in the text this is.
+            index: number of the token that is chosen, from 0; one, or one a row.
+            rows: which rows of the batch these are.
+
+        Returns:
+            Log-probabilities (B, V), and which rows were acted upon, bool (B,); the others are as they were.
+        """
+        weights = self._weights(logp, step, index)
+        acted = (weights != 0).any(0)
+        chosen = acted.nonzero()[:, 0]
+        if not len(chosen):
+            return logp, acted
+        law = logp[chosen]
+        depths = [guidance.top_k or self._size for guidance in self.guidances]
+        weights = weights[:, chosen]
+        used = [n for n in range(len(depths)) if bool((weights[n] != 0).any())]
+        candidates = law.topk(max(depths[n] for n in used), dim=-1).indices
+        bonus = self._bonus(law, candidates, weights, depths, [rows[i] for i in chosen.tolist()])
+        changed = reweigh(law, candidates, bonus)
+        if bool(changed.isnan().any()):
+            names = ", ".join(sorted({self._name(guidance) for guidance in self.guidances}))
+            raise ValueError(f"classifier {names} forbids every candidate of a row; smooth it, or lower the weight")
+        return logp.index_copy(0, chosen, changed), acted
+
+    def _weights(self, logp: Tensor, step: Step, index: int | Sequence[int]) -> Tensor:
+        """The weight of every guidance in every row, (G, B); 0 where it does not act."""
+        size = logp.shape[0]
+        indices = [index] * size if isinstance(index, int) else list(index)
+        spread = entropy(logp) if any(guidance.entropy_threshold > 0 for guidance in self.guidances) else None
+        weights = torch.zeros(len(self.guidances), size, device=logp.device)
+        for number, guidance in enumerate(self.guidances):
+            due = torch.tensor([i % guidance.every == 0 for i in indices], device=logp.device)
+            if spread is not None and guidance.entropy_threshold > 0:
+                due &= spread >= guidance.entropy_threshold
+            weight = guidance.weight_at(step)
+            weights[number] = due * (weight[:, 0] if isinstance(weight, Tensor) else weight)
+        return weights
+
+    def _bonus(
+        self, law: Tensor, candidates: Tensor, weights: Tensor, depths: Sequence[int], rows: Sequence[int]
+    ) -> Tensor:
+        """``Σ α log p(c|text)`` of every candidate, (B, k); −inf behind the last candidate of a guidance."""
+        bonus = torch.zeros(candidates.shape, device=law.device)
+        allowed = torch.isfinite(law.gather(-1, candidates)).sum(-1).tolist()
+        ids = candidates.tolist()
+        strength = weights.tolist()
+        for group in self._groups:
+            reach = [
+                max((min(depths[n], allowed[b]) for n in group.members if strength[n][b] != 0), default=0)
+                for b in range(len(rows))
+            ]
+            who = [b for b, depth in enumerate(reach) if depth]
+            if not who:
+                continue
+            answers = self._ask(group, [rows[b] for b in who], [ids[b][: reach[b]] for b in who])
+            for b, answer in zip(who, answers, strict=True):
+                answer = answer.to(law.device)
+                for n in group.members:
+                    if strength[n][b] != 0:
+                        depth = min(depths[n], reach[b])
+                        bonus[b, :depth] += weights[n, b] * answer[:depth, self._columns[n]]
+                        bonus[b, depths[n] :] = -torch.inf
+        return bonus
+
+    def _ask(self, group: _Group, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
+        """log p(class|text) of every candidate of every row: tensors (k, C)."""
+        self.texts_scored += sum(map(len, candidates))
+        if group.state is not None:
+            return self._ask_causal(group.state, rows, candidates)
+        prefixes, endings = [], []
+        for row, tokens in zip(rows, candidates, strict=True):
+            prefix, ends = group.texts[row].endings(tokens)
+            prefixes.append(prefix)
+            endings.append(ends)
+        return group.classifier.continuations(prefixes, endings)
+
+    def _ask_causal(self, state: CausalState, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
+        width = max(map(len, candidates))
+        padded = torch.tensor([row + row[-1:] * (width - len(row)) for row in candidates])
+        answers = state.log_prob(rows, padded)
+        is_end = torch.tensor([[token in self.ends for token in row] for row in padded.tolist()])
+        if bool(is_end.any()):
+            answers = torch.where(is_end[..., None], state.current(rows)[:, None], answers)
+        return [answer[: len(row)] for answer, row in zip(answers, candidates, strict=True)]
+
+    def _group(self, classifier: Classifier, include_prompt: bool) -> _Group:
+        for group in self._groups:
+            if group.classifier is classifier and group.include_prompt == include_prompt:
+                return group
+        self._groups.append(_Group(classifier, include_prompt))
+        return self._groups[-1]
+
+    def _name(self, guidance: CAIF) -> str:
+        return str(getattr(guidance.classifier, "name", guidance.classifier))
+
+
+def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any, ends: Any = None) -> Reweighter | None:
+    """A :class:`Reweighter` for a run of ``model``, or None where there is nothing to apply.
+
+    Args:
+        ends: the end token or tokens of the run; default: the model's.
+    """
+    guidances = list(guidances)
+    if not guidances:
+        return None
+    if ends is None:
+        ends = getattr(model.generation_config, "eos_token_id", None)
+    return Reweighter(
+        guidances, tokenizer, model, ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+    )

@@ -1,0 +1,99 @@
+"""Parts of a model: modules that share its weights and run some of its layers, with caches of their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..guidance.base import SELF, Branch
+from ..guidance.views import View
+from . import caches
+
+Owner = tuple[str, View | None]
+
+
+def owners(model: Any, models: Mapping[str, Any] | None, branches: Iterable[Branch]) -> dict[Owner, Any]:
+    """The module of every branch's :attr:`Branch.owner`, and ``model`` itself under ``(SELF, None)``.
+
+    Raises:
+        ValueError: a branch names a model that is not given, or a part that its model has not.
+    """
+    named = {SELF: model, **(models or {})}
+    found: dict[Owner, Any] = {(SELF, None): model}
+    for branch in branches:
+        if branch.model not in named:
+            known = ", ".join(repr(name) for name in named if name) or "none"
+            raise ValueError(f"branch model {branch.model!r} is not among models= (given: {known})")
+        if branch.owner not in found:
+            whole = named[branch.model]
+            found[branch.owner] = whole if branch.view is None else part(whole, branch.view)
+    return found
+
+
+def part(model: Any, view: View) -> Any:
+    """A module with the interface of ``model`` that runs the layers of ``view``; its parameters are the model's own.
+
+    Raises:
+        ValueError: the layers of the model cannot be told apart, or the view leaves none.
+    """
+    refusal = f"{type(view).__name__} needs a decoder-only transformer, and {type(model).__name__} is none"
+    if model.config.is_encoder_decoder or caches.has_recurrent_state(model):
+        raise ValueError(f"{refusal}; use a guidance whose branches run the whole model")
+    config = model.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    path = next(
+        (
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count and _is_numbered(module[0])
+        ),
+        None,
+    )
+    if path is None:
+        raise ValueError(f"{type(model).__name__} has no list of {count} layers that could be run in part")
+    chosen = view.layers(count)
+    smaller = copy.deepcopy(model.config)
+    text = smaller.get_text_config(decoder=True)
+    types = getattr(text, "layer_types", None)
+    if types is not None:
+        text.layer_types = [types[layer] for layer in chosen]
+    text.num_hidden_layers = len(chosen)
+    whole = _twin(model)
+    whole.config = smaller
+    parent = whole
+    *way, last = path.split(".")
+    for name in way:
+        child = _twin(parent._modules[name])
+        if hasattr(child, "config"):
+            child.config = text if child.config is config else smaller
+        parent._modules[name] = child
+        parent = child
+    layers = parent._modules[last]
+    parent._modules[last] = nn.ModuleList(_renumbered(layers[old], new) for new, old in enumerate(chosen))
+    return whole.eval()
+
+
+def _twin(module: Any) -> Any:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _is_numbered(module: nn.Module) -> bool:
+    return any(hasattr(inner, "layer_idx") for inner in module.modules())
+
+
+def _renumbered(module: Any, number: int) -> Any:
+    """The layer, with another place in the cache."""
+    if not _is_numbered(module):
+        return module
+    twin = _twin(module)
+    if hasattr(twin, "layer_idx"):
+        twin.layer_idx = number
+    for name, child in twin._modules.items():
+        if child is not None:
+            twin._modules[name] = _renumbered(child, number)
+    return twin

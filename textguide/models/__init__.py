@@ -1,0 +1,5 @@
+"""Loading models: the bundled ones, a folder, or a hub name."""
+
+from .loading import default_device, load
+
+__all__ = ["default_device", "load"]

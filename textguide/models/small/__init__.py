@@ -1,0 +1,88 @@
+"""Small language models with SmolLM2's tokens, to stand beside it: an amateur, and experts of a mood.
+
+Contrastive decoding wants a weaker model with the same tokens, DExperts and proxy tuning small tuned ones. These share
+SmolLM2's token embeddings, which they read through a narrow projection, so that their own weights are small; they need
+the bundled model. Trained by ``scripts/train/small_lms.py``; what they learned from, and how well, is in ``README.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...support.errors import ModelUnavailableError
+from .. import bundled
+
+HOME = Path(__file__).parent / "weights"
+NAMES = {
+    "smollm2-small": "base",
+    "smollm2-small-positive": "positive",
+    "smollm2-small-negative": "negative",
+}
+"""What :func:`textguide.load` and ``--extra-model`` call them, and their files."""
+
+
+def config(**sizes: int) -> Any:
+    """The configuration of the models.
+
+    Args:
+        **sizes: fields of transformers' ``LlamaConfig`` beside the vocabulary.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        pad_token_id=2, **sizes,
+    )  # fmt: skip
+
+
+def load(name: str, *, device: str | None = None, dtype: Any = None, home: Path = HOME) -> Any:
+    """The model called ``name``, in evaluation mode.
+
+    Args:
+        name: one of :data:`NAMES`.
+        device: where it goes; default: the CPU.
+        dtype: default: float32.
+        home: folder of the weights.
+
+    Raises:
+        ModelUnavailableError: the bundled model, whose embeddings it reads, is not there.
+        ValueError: nothing has that name.
+    """
+    import torch
+    from safetensors.torch import load_file
+    from transformers import LlamaForCausalLM
+
+    if name not in NAMES:
+        raise ValueError(f"name={name!r} is no small model; use one of {', '.join(NAMES)}")
+    weights = load_file(home / f"{NAMES[name]}.safetensors")
+    sizes = json.loads((home / "sizes.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config(**sizes))
+    table = embeddings() @ weights.pop("projection").float()
+    state = {key: value.float() for key, value in weights.items()}
+    model.to_empty(device="cpu")
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its buffers are in no file
+    state |= {"model.embed_tokens.weight": table, "lm_head.weight": table}
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    return model.to(device=device, dtype=dtype or torch.float32).eval()
+
+
+@lru_cache(maxsize=1)
+def embeddings() -> Any:
+    """SmolLM2's token embeddings, float32 (49152, 576).
+
+    Raises:
+        ModelUnavailableError: the bundled model is not there.
+    """
+    from safetensors import safe_open
+
+    folder = bundled.folder()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            if "model.embed_tokens.weight" in opened.keys():  # noqa: SIM118 (no mapping)
+                return opened.get_tensor("model.embed_tokens.weight").float()
+    raise ModelUnavailableError(f"{folder} holds no token embeddings; load the bundled model with refresh=True")

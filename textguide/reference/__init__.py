@@ -1,0 +1,1 @@
+"""The oracles: every method again as the plainest loop that can be right."""

@@ -1,0 +1,253 @@
+"""The oracles: every method again as the plainest loop that can be right.
+
+One row at a time, the whole text re-read for every token, no cache, no batch, no padding, float64 arithmetic token by
+token. Slow on purpose; tests and benchmarks hold the fast paths against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..guidance import CAIF, CFG, BranchGuidance, LMGuidance
+from ..guidance.views import View
+
+Law = list[float]
+Reweigh = Callable[[Law, Sequence[int], int, float], Law]
+"""From a law, what was written so far, the number of the token and the progress to another law."""
+
+
+def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None = None) -> Law:
+    """log P(next token | ids) under the model, as V floats; ``source`` is what an encoder-decoder reads."""
+    device = next(model.parameters()).device
+    row = torch.tensor([list(ids)], device=device)
+    with torch.no_grad():
+        if source is None:
+            logits = model(input_ids=row, use_cache=False).logits
+        else:
+            encoder_ids = torch.tensor([list(source)], device=device)
+            logits = model(input_ids=encoder_ids, decoder_input_ids=row, use_cache=False).logits
+    return normalized(logits[0, -1].double().tolist())
+
+
+def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Law:
+    """log P(next token | ids) where the layers outside ``view`` hand on what they get."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    layers: Any = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+    kept = view.layers(count)
+
+    def skip(_: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    hooks = [layer.register_forward_hook(skip, with_kwargs=True) for n, layer in enumerate(layers) if n not in kept]
+    try:
+        return next_log_probs(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def normalized(scores: Sequence[float]) -> Law:
+    """``scores`` minus their log-sum-exp."""
+    top = max(scores)
+    if top == -math.inf:
+        return list(scores)
+    total = top + math.log(sum(math.exp(score - top) for score in scores))
+    return [score - total for score in scores]
+
+
+def schedule_multiplier(name: str, s: float) -> float:
+    """m(s) of a schedule, written out from its definition."""
+    kind, _, parameter = name.partition(":")
+    if kind == "constant":
+        return 1.0
+    if kind == "linear":
+        return 2 * s
+    if kind == "linear-decreasing":
+        return 2 - 2 * s
+    if kind == "cosine":
+        return 1 - math.cos(math.pi * s)
+    if kind == "cosine-decreasing":
+        return 1 + math.cos(math.pi * s)
+    if kind == "sine":
+        return math.pi / 2 * math.sin(math.pi * s)
+    if kind == "v-shape":
+        return 2 * (1 - 2 * s) if s < 0.5 else 2 * (2 * s - 1)
+    if kind == "lambda-shape":
+        return 4 * s if s < 0.5 else 4 * (1 - s)
+    if kind == "clamp-linear":
+        return max(2 * s, float(parameter or 1))
+    if kind == "clamp-cosine":
+        return max(1 - math.cos(math.pi * s), float(parameter or 1))
+    if kind == "powered-cosine":
+        power = float(parameter or 2)
+        steps = 20000
+        area = sum((1 - math.cos(math.pi * ((i + 0.5) / steps) ** power)) / 2 for i in range(steps)) / steps
+        return (1 - math.cos(math.pi * s**power)) / 2 / area
+    raise KeyError(name)
+
+
+def cfg_scale(guidance: CFG, s: float) -> float:
+    """γ(s): schedule, bounds and window."""
+    if s < guidance.start or s > guidance.stop:
+        return 1.0
+    scale = 1 + (guidance.scale - 1) * schedule_multiplier(guidance.schedule, s)
+    if guidance.min_scale is not None and scale < guidance.min_scale:
+        scale = guidance.min_scale
+    if guidance.max_scale is not None and scale > guidance.max_scale:
+        scale = guidance.max_scale
+    return scale
+
+
+def cfg(guidance: CFG, laws: Sequence[Law], s: float) -> Law:
+    """Equation 7 of arXiv 2306.17806, token by token."""
+    scale = cfg_scale(guidance, s)
+    cond, uncond = laws
+    mixed = []
+    for lc, lu in zip(cond, uncond, strict=True):
+        if lc == -math.inf or lu == -math.inf:
+            mixed.append(lc)
+        else:
+            mixed.append(lu + scale * (lc - lu))
+    return normalized(mixed) if guidance.renormalize else mixed
+
+
+def caif(
+    guidances: Sequence[CAIF],
+    law: Law,
+    prompt: Sequence[int],
+    written: Sequence[int],
+    index: int,
+    s: float,
+    *,
+    text_of: Callable[[Sequence[int]], str],
+    log_prob: Callable[[CAIF, str], float],
+) -> Law:
+    """``p(x) · p(c|text)^α / Z`` of arXiv 2205.07276, candidate by candidate; weights of several guidances add up.
+
+    Args:
+        text_of: the text of token ids.
+        log_prob: log p(target of the guidance | text).
+    """
+    spread = -sum(math.exp(p) * p for p in law if p > -math.inf)
+    mixed, acts = list(law), False
+    for guidance in guidances:
+        weight = guidance.weight * schedule_multiplier(guidance.schedule, s)
+        inside = guidance.start <= s <= guidance.stop
+        if weight == 0 or not inside or index % guidance.every or spread < guidance.entropy_threshold:
+            continue
+        acts = True
+        order = sorted(range(len(law)), key=lambda token: -law[token])
+        candidates = set(order if guidance.top_k is None else order[: guidance.top_k])
+        read = [*prompt, *written] if guidance.include_prompt else [*written]
+        for token in range(len(law)):
+            if token not in candidates:
+                mixed[token] = -math.inf
+            elif law[token] > -math.inf:
+                mixed[token] += weight * log_prob(guidance, text_of([*read, token]))
+    return normalized(mixed) if acts else law
+
+
+def language_model(guidance: LMGuidance, laws: Sequence[Law], s: float) -> Law:
+    """Language-model guidance of arXiv 2307.16686, token by token."""
+    cond, uncond, text = laws
+    beta = guidance.alpha / 2 if guidance.beta is None else guidance.beta
+    mixed = []
+    for lc, lu, lt in zip(cond, uncond, text, strict=True):
+        if lc == -math.inf or lt == -math.inf:
+            mixed.append(-math.inf)
+        else:
+            mixed.append(lt + guidance.alpha * lc - (0.0 if lu == -math.inf else beta * lu))
+    return normalized(mixed)
+
+
+COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg, "lm": language_model}
+"""The oracle of every registered guidance, by name."""
+
+
+def guided_law(guidance: BranchGuidance | None, laws: Sequence[Law], s: float) -> Law:
+    """What ``guidance`` makes of the laws of its branches at progress ``s``."""
+    return laws[0] if guidance is None else COMBINE[guidance.name](guidance, laws, s)
+
+
+def generate(
+    model: Any,
+    prompt: Sequence[int],
+    guidance: BranchGuidance | None,
+    negatives: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    source: Sequence[int] | None = None,
+    end: int | None = None,
+    models: dict[str, Any] | None = None,
+    reweigh: Reweigh | None = None,
+) -> tuple[list[int], list[Law]]:
+    """Greedy decoding of one row: the new tokens and the law of each step.
+
+    Args:
+        prompt: token ids; for an encoder-decoder what its decoder starts with.
+        negatives: what each extra branch reads (for an encoder-decoder its source).
+        source: what the conditional branch of an encoder-decoder reads.
+        end: stop behind this token.
+        models: models of branches by name.
+        reweigh: what becomes of the combined law.
+    """
+    written: list[int] = []
+    laws = []
+    for index in range(new_tokens):
+        progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
+        law = _law(model, prompt, written, guidance, negatives, progress, source, models)
+        if reweigh is not None:
+            law = reweigh(law, written, index, progress)
+        laws.append(law)
+        written.append(max(range(len(law)), key=law.__getitem__))
+        if written[-1] == end:
+            break
+    return written, laws
+
+
+def score(
+    model: Any,
+    prompt: Sequence[int],
+    continuation: Sequence[int],
+    guidance: BranchGuidance | None,
+    negatives: Sequence[Sequence[int]],
+    *,
+    source: Sequence[int] | None = None,
+    models: dict[str, Any] | None = None,
+) -> tuple[list[float], bool]:
+    """Guided log-probability of each token of ``continuation``, and whether each is the most likely one."""
+    total, greedy = [], True
+    for index, token in enumerate(continuation):
+        progress = index / (len(continuation) - 1) if len(continuation) > 1 else 0.0
+        law = _law(model, prompt, continuation[:index], guidance, negatives, progress, source, models)
+        total.append(law[token])
+        greedy = greedy and law[token] == max(law)
+    return total, greedy
+
+
+def _law(
+    model: Any,
+    prompt: Sequence[int],
+    written: Sequence[int],
+    guidance: BranchGuidance | None,
+    negatives: Sequence[Sequence[int]],
+    progress: float,
+    source: Sequence[int] | None,
+    models: dict[str, Any] | None,
+) -> Law:
+    laws = [next_log_probs(model, [*prompt, *written], source)]
+    if guidance is not None:
+        for branch, negative in zip(guidance.branches, negatives, strict=True):
+            owner = (models or {}).get(branch.model, model)
+            if branch.view is not None:
+                laws.append(part_log_probs(owner, branch.view, [*negative, *written]))
+            elif source is None:
+                laws.append(next_log_probs(owner, [*negative, *written]))
+            else:
+                laws.append(next_log_probs(owner, [*prompt, *written], negative))
+    return guided_law(guidance, laws, progress)

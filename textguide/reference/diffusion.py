@@ -1,0 +1,191 @@
+"""The oracles of masked diffusion: Algorithm 1 and the sampler as the plainest loops that can be right.
+
+One row at a time, no padding, no batch, float64 arithmetic token by token; see :mod:`textguide.reference.decoding`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import combinations, permutations
+from typing import Any
+
+import torch
+
+from ..guidance import ACFG, CFG
+from .decoding import Law, cfg_scale, normalized, schedule_multiplier
+
+Read = Callable[[Sequence[int]], list[Law]]
+"""Token ids of a row to one law a position."""
+
+
+def reader(
+    model: Any,
+    forbidden: Sequence[int],
+    *,
+    shifted: bool = False,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+) -> Read:
+    """Reads rows with a torch model.
+
+    Args:
+        forbidden: tokens whose logit is −∞.
+        shifted: logits at ``j`` are the law of token ``j + 1``.
+        prefix, suffix: the frame that is read around a row, and dropped from the answer.
+    """
+
+    def read(ids: Sequence[int]) -> list[Law]:
+        row = torch.tensor([[*prefix, *ids, *suffix]])
+        with torch.no_grad():
+            logits = model(input_ids=row, attention_mask="full" if shifted else torch.ones_like(row)).logits[0]
+        scores = logits.double().tolist()
+        if shifted:
+            scores = [scores[0], *scores[:-1]]
+        scores = scores[len(prefix) : len(prefix) + len(ids)]
+        return [normalized([-math.inf if t in forbidden else s for t, s in enumerate(law)]) for law in scores]
+
+    return read
+
+
+def scale_at(guidance: CFG | ACFG, s: float) -> float:
+    """γ(s)."""
+    if isinstance(guidance, CFG):
+        return cfg_scale(guidance, s)
+    if s < guidance.start or s > guidance.stop:
+        return 1.0
+    return 1 + (guidance.scale - 1) * schedule_multiplier(guidance.schedule, s)
+
+
+def mixed(cond: Law, uncond: Law, scale: float) -> Law:
+    """``lu + γ (lc − lu)``, normalised; a token that either branch forbids keeps ``lc``."""
+    return normalized(
+        [lc if -math.inf in (lc, lu) else lu + scale * (lc - lu) for lc, lu in zip(cond, uncond, strict=True)]
+    )
+
+
+def remasked(laws: Sequence[Law], candidates: Sequence[int], ratio: float) -> list[int]:
+    """Algorithm 1, lines 3 to 5: the ⌈ρ|C|⌉ candidates with the lowest top probability."""
+    count = math.ceil(Fraction(str(ratio)) * len(candidates))
+    order = sorted(candidates, key=lambda j: (math.exp(max(laws[j])), j))
+    return sorted(order[:count])
+
+
+def step(
+    read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: CFG | ACFG | None, total: int
+) -> tuple[dict[int, Law], list[int]]:
+    """One denoising step: the guided law of every masked position, and what was masked again.
+
+    Args:
+        ids: the row.
+        given: positions of the prompt.
+        total: how many positions had to be filled at the start.
+    """
+    holes = [j for j, token in enumerate(ids) if token == mask]
+    laws = read(ids)
+    cond = {j: laws[j] for j in holes}
+    if guidance is None:
+        return cond, []
+    done = total - len(holes)
+    scale = scale_at(guidance, min(1.0, done / (total - 1)) if total > 1 else 0.0)
+    if scale == 1.0:
+        return cond, []
+    if isinstance(guidance, CFG):
+        lost = list(given)
+    else:
+        filled = [j for j in range(len(ids)) if j not in holes]
+        scope = {"all": filled, "prompt": list(given), "generated": [j for j in filled if j not in given]}
+        lost = remasked(laws, scope[guidance.remask_scope], guidance.remask_ratio)
+        if not lost:
+            return cond, []
+    other = read([mask if j in lost else token for j, token in enumerate(ids)])
+    return {j: mixed(laws[j], other[j], scale) for j in holes}, [] if isinstance(guidance, CFG) else lost
+
+
+def generate(
+    read: Read, prompt: Sequence[int], mask: int, length: int, steps: int, block: int, guidance: CFG | ACFG | None
+) -> list[int]:
+    """Greedy, the most confident positions first, equal shares a step: the new tokens."""
+    ids = [*prompt, *[mask] * length]
+    given = list(range(len(prompt)))
+    blocks = length // block
+    for number in range(blocks):
+        inside = [len(prompt) + number * block + i for i in range(block)]
+        turns = steps // blocks + (number < steps % blocks)
+        turns = min(turns, block)
+        for turn in range(turns):
+            quota = block // turns + (turn < block % turns)
+            laws, _ = step(read, ids, mask, given, guidance, length)
+            holes = [j for j in inside if ids[j] == mask]
+            holes.sort(key=lambda j: (-max(laws[j]), j))
+            for j in holes[:quota]:
+                ids[j] = max(range(len(laws[j])), key=laws[j].__getitem__)
+    return ids[len(prompt) :]
+
+
+def any_order_log_likelihood(
+    read: Read, prompt: Sequence[int], target: Sequence[int], mask: int, guidance: CFG | ACFG | None = None
+) -> float:
+    """Mean over all orders of the log-probability of writing ``target`` in that order, by enumeration."""
+    given = list(range(len(prompt)))
+    total = []
+    for order in permutations(range(len(target))):
+        ids = [*prompt, *[mask] * len(target)]
+        value = 0.0
+        for place in order:
+            laws, _ = step(read, ids, mask, given, guidance, len(target))
+            value += laws[len(prompt) + place][target[place]]
+            ids[len(prompt) + place] = target[place]
+        total.append(value)
+    return sum(total) / len(total)
+
+
+def masked_log_likelihood(
+    read: Read, prompt: Sequence[int], target: Sequence[int], mask: int, guidance: CFG | ACFG | None = None
+) -> float:
+    """The Monte Carlo estimate's mean by enumeration of every set of masked tokens; equals the mean over orders."""
+    given, n = list(range(len(prompt))), len(target)
+    total = 0.0
+    for k in range(1, n + 1):
+        sets = list(combinations(range(n), k))
+        for hidden in sets:
+            ids = [*prompt, *[mask if i in hidden else token for i, token in enumerate(target)]]
+            laws, _ = step(read, ids, mask, given, guidance, n)
+            total += n / k * sum(laws[len(prompt) + i][target[i]] for i in hidden) / len(sets) / n
+    return total
+
+
+def sampling_law(
+    read: Read, prompt: Sequence[int], mask: int, length: int, guidance: CFG | ACFG | None, order: str
+) -> dict[tuple[int, ...], float]:
+    """The law of the tokens that the sampler writes at temperature 1, one a step, for ``random`` or ``confidence``."""
+    given = list(range(len(prompt)))
+    result: dict[tuple[int, ...], float] = {}
+
+    def walk(ids: list[int], weight: float) -> None:
+        if weight == 0.0:
+            return
+        laws, _ = step(read, ids, mask, given, guidance, length)
+        if not laws:
+            key = tuple(ids[len(prompt) :])
+            result[key] = result.get(key, 0.0) + weight
+            return
+        if order == "random":
+            for place, law in laws.items():
+                for token, lp in enumerate(law):
+                    walk([token if j == place else t for j, t in enumerate(ids)], weight * math.exp(lp) / len(laws))
+            return
+
+        def draw(places: list[int], drawn: dict[int, int], share: float) -> None:
+            if places:
+                for token, lp in enumerate(laws[places[0]]):
+                    draw(places[1:], {**drawn, places[0]: token}, share * math.exp(lp))
+                return
+            best = min(drawn, key=lambda j: (-laws[j][drawn[j]], j))
+            walk([drawn[best] if j == best else t for j, t in enumerate(ids)], share)
+
+        draw(list(laws), {}, weight)
+
+    walk([*prompt, *[mask] * length], 1.0)
+    return result

@@ -1,0 +1,1 @@
+"""Files, errors and optional packages: what every room may use."""
