@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
@@ -66,9 +67,12 @@ def vllm_engine(
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm", "serving")
-    from .offline import GuidedLLM
+    from vllm import LLM, SamplingParams
 
-    return GuidedLLM(model=resolve(model), **switched_on(options, classifier, constraints))
+    llm = LLM(model=resolve(model), **switched_on(options, classifier, constraints))
+    llm.sampling_params = SamplingParams
+    llm.textguide_generate = functools.partial(generate, llm)
+    return llm
 
 
 def resolve(model: str) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import About, Guidance, Step, finite
+from .base import About, Guidance, Step
+from .validation import finite
 
 SCOPES = ("all", "generated", "prompt")
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .base import About, TokenConstraint, finite
+from .base import About, TokenConstraint
+from .validation import finite
 
 METHODS = ("awrs", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -201,19 +200,3 @@ class TokenReweighting(Guidance):
 
 class TokenConstraint(Guidance):
     """Rules out tokens, after everything else has weighed them; a run takes one of them at most."""
-
-
-def finite(name: str, value: Any) -> float:
-    """``value`` as a float.
-
-    Raises:
-        ValueError: it is not a finite number; the message names the argument ``name``.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number):
-            return number + 0.0  # makes −0 a 0: equal guidances have equal fingerprints
-    raise ValueError(f"{name}={value!r} must be a finite number")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import ROW, About, Step, finite
+from .base import ROW, About, Step
 from .scaled import Contrast
+from .validation import finite
 
 
 @dataclass(frozen=True)

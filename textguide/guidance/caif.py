@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import About, Step, TokenReweighting, finite
+from .base import About, Step, TokenReweighting
+from .validation import finite
 
 
 @dataclass(frozen=True)

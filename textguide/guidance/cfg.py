@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import ROW, About, finite
+from .base import ROW, About
 from .scaled import Contrast
+from .validation import finite
 
 
 @dataclass(frozen=True)

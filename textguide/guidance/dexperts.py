@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import algebra
-from .base import About, Branch, BranchGuidance, Step, finite
+from .base import About, Branch, BranchGuidance, Step
+from .validation import finite
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from . import algebra
-from .base import ROW, About, Step, finite
+from .base import ROW, About, Step
 from .scaled import Contrast
+from .validation import finite
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from . import algebra
-from .base import ROW, About, Branch, BranchGuidance, Step, finite
+from .base import ROW, About, Branch, BranchGuidance, Step
 from .prompts import as_prompts
+from .validation import finite
 
 LANGUAGE_MODEL = "language_model"
 """The name of the text-only model, in :attr:`Branch.model`."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from . import algebra
-from .base import ROW, About, Branch, Step, finite
+from .base import ROW, About, Branch, Step
 from .scaled import Contrast
+from .validation import finite
 from .views import WithoutBlocks
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from . import algebra, schedules
-from .base import Branch, BranchGuidance, Step, finite
+from .base import Branch, BranchGuidance, Step
 from .prompts import as_prompts
+from .validation import finite
 
 
 @dataclass(frozen=True)

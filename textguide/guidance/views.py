@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from .base import finite
+from .validation import finite
 
 
 class View(ABC):

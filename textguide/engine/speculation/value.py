@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...guidance.base import finite
+from ...guidance.validation import finite
 
 DRAFTS = ("prompt-lookup", "recycling", "both")
 
