@@ -26,6 +26,7 @@ def test_every_method_says_what_it_is_and_has_a_page(method: str) -> None:
     document = Guidance.registry[method].__doc__ or ""
     assert "Args:" in document
     assert ("Experimental:" in document) == about.experimental
+    assert (".experimental." in Guidance.registry[method].__module__) == about.experimental
 
 
 def test_pages_are_about_methods() -> None:

@@ -44,6 +44,6 @@ def collect() -> None:
     """Import every test of a method, so that all have registered."""
     import tests.guidance
 
-    for module in pkgutil.iter_modules(tests.guidance.__path__):
-        if module.name.startswith("test_"):
-            importlib.import_module(f"tests.guidance.{module.name}")
+    for module in pkgutil.walk_packages(tests.guidance.__path__, "tests.guidance."):
+        if module.name.rpartition(".")[2].startswith("test_"):
+            importlib.import_module(module.name)

@@ -1,13 +1,13 @@
 """Guidance methods: pure mathematics on log-probabilities, one paper a file.
 
-Every module of this folder is imported here, so that a new file is in the registry without a line elsewhere.
+Every module of this folder and of ``experimental`` is imported here, so that a new file is in the registry without a
+line elsewhere.
 """
 
 import importlib
 import pkgutil
 
 from .acfg import ACFG
-from .annealed import AnnealedCFG
 from .apg import APG
 from .awrs import AWRS
 from .base import About, Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
@@ -17,24 +17,25 @@ from .cfg import CFG, scale_from_weight, weight_from_scale
 from .composed import Composed, as_guidance, split, with_scale
 from .context_aware import ContextAware
 from .contrastive import ContrastiveDecoding
-from .corrsynth import CorrSynth
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
-from .dynamic import DynamicCFG
-from .eager import EAGer
+from .experimental.annealed import AnnealedCFG
+from .experimental.corrsynth import CorrSynth
+from .experimental.dynamic import DynamicCFG
+from .experimental.eager import EAGer
+from .experimental.independent_condition import IndependentCondition
+from .experimental.s2 import S2Guidance
+from .experimental.token_perturbation import TokenPerturbation
 from .feynman_kac import FeynmanKac
 from .formula import Formula
-from .independent_condition import IndependentCondition
 from .instruction_contrastive import InstructionContrastive
 from .language_model import LMGuidance
 from .nag import NAG
 from .prompts import Message
-from .s2 import S2Guidance
 from .scaled import Contrast, Scaled
-from .token_perturbation import TokenPerturbation
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 __all__ = [
     "ACFG",

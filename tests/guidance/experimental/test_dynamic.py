@@ -10,7 +10,7 @@ import torch
 from textguide.guidance import CFG, DynamicCFG, Step
 from textguide.reference import decoding
 
-from .oracles import INF, mixed, oracle, settings
+from ..oracles import INF, mixed, oracle, settings
 
 
 @oracle("dynamic")

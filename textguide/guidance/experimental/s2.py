@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import algebra
-from .base import ROW, About, Branch, Step
-from .scaled import Contrast
-from .validation import finite
-from .views import WithoutBlocks
+from .. import algebra
+from ..base import ROW, About, Branch, Step
+from ..scaled import Contrast
+from ..validation import finite
+from ..views import WithoutBlocks
 
 
 @dataclass(frozen=True)

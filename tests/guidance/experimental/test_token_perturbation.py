@@ -8,7 +8,7 @@ from textguide.guidance import TokenPerturbation
 from textguide.guidance.edits import Shuffled
 from textguide.reference import decoding
 
-from .oracles import mixed, oracle, settings
+from ..oracles import mixed, oracle, settings
 
 
 @oracle("token-perturbation")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import algebra
-from .base import About, Branch, Step
-from .scaled import Scaled
+from .. import algebra
+from ..base import About, Branch, Step
+from ..scaled import Scaled
 
 
 @dataclass(frozen=True)

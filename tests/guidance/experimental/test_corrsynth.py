@@ -10,7 +10,7 @@ from tests.architectures import Tokenizer, build
 from textguide.guidance import CFG, CorrSynth, Step
 from textguide.reference import decoding
 
-from .oracles import mixed
+from ..oracles import mixed
 
 PROMPTS = [[5, 9, 33, 7], [11, 4, 52], [30, 31, 5, 6, 44], [8, 12, 3]]
 

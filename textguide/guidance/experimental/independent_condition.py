@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .base import ROW, About, Branch
-from .edits import Unrelated
-from .prompts import as_prompt
-from .scaled import Scaled
+from ..base import ROW, About, Branch
+from ..edits import Unrelated
+from ..prompts import as_prompt
+from ..scaled import Scaled
 
 PASSAGE = (
     "The kettle stands on the second shelf, next to a box of nails and an old railway timetable. On Thursdays the "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .base import ROW, About, Branch
-from .edits import Shuffled
-from .scaled import Scaled
+from ..base import ROW, About, Branch
+from ..edits import Shuffled
+from ..scaled import Scaled
 
 
 @dataclass(frozen=True)

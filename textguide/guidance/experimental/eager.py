@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import About, TokenConstraint
-from .validation import finite
+from ..base import About, TokenConstraint
+from ..validation import finite
 
 
 @dataclass(frozen=True)

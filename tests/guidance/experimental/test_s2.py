@@ -8,7 +8,7 @@ from textguide.guidance import CFG, S2Guidance
 from textguide.guidance.views import WithoutBlocks
 from textguide.reference import decoding
 
-from .oracles import INF, mixed, oracle, settings
+from ..oracles import INF, mixed, oracle, settings
 
 
 @oracle("s2")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import algebra
-from .base import ROW, About, Step
-from .scaled import Contrast
-from .validation import finite
+from .. import algebra
+from ..base import ROW, About, Step
+from ..scaled import Contrast
+from ..validation import finite
 
 
 @dataclass(frozen=True)

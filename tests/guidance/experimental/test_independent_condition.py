@@ -8,7 +8,7 @@ from textguide.guidance import IndependentCondition
 from textguide.guidance.edits import Unrelated
 from textguide.reference import decoding
 
-from .oracles import mixed, oracle, settings
+from ..oracles import mixed, oracle, settings
 
 
 @oracle("independent-condition")
