@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .lm_eval_models.guided_lm import GuidedLM
     from .lm_eval_models.vllm_lm import VLLMGuidedLM
     from .reports.compare import RunComparison, compare_folders, compare_runs
+    from .reports.run_folder import read_run, write_run
     from .results.folder import claim
     from .results.journal import FolderInUseError, Journal
+    from .results.lm_eval_schema import run_to_dict
     from .results.machine import environment
     from .results.run import RunResult, TaskResult, as_guidances
     from .statistics.intervals import (
@@ -69,9 +71,12 @@ _HOMES = {
     "measure": "statistics.measures",
     "paired_bootstrap": "statistics.intervals",
     "perplexity_interval": "statistics.intervals",
+    "read_run": "reports.run_folder",
     "run_captioning": "captions.captioning",
     "run_sweep": "sweeps.sweep",
+    "run_to_dict": "results.lm_eval_schema",
     "select_scale": "statistics.intervals",
+    "write_run": "reports.run_folder",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,12 +1,13 @@
-"""Arrows point inwards, files stay small, and the package imports fast."""
+"""Arrows point inwards and never in a circle, files stay small, and the package imports fast."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,80 @@ import textguide
 ROOT = Path(__file__).parent.parent
 LONGEST = 450
 
-# Rooms by the folder of their sources. The first that matches wins.
-FOLDERS = {
+# The rooms by the folder or file of their sources, from the rules up to the command; the longest name wins.
+ROOMS = {
     "textguide/guidance": "guidance",
-    "textguide/cli": "cli",
-    "textguide": "core",
+    "textguide/support": "support",
+    "textguide/constraints": "constraints",
+    "textguide/models": "models",
+    "textguide/forward": "forward",
+    "textguide/reference": "reference",
+    "textguide/smc": "smc",
+    "textguide/classifiers": "classifiers",
+    "textguide/engine": "engine",
+    "textguide/diffusion": "diffusion",
+    "textguide/captioning": "captioning",
+    "textguide": "functions",  # what users call: generate, score, explain, …
     "logits_processors": "logits_processors",
+    "logits_processors/vllm_plugin": "vllm_plugin",
     "tasks": "tasks",
+    "eval/statistics": "eval.statistics",
+    "eval/results": "eval.results",
+    "eval/reports": "eval.reports",
+    "eval/lm_eval_models": "eval.lm_eval_models",
+    "eval/captions": "eval.captions",
+    "eval/sweeps": "eval.sweeps",
     "eval": "eval",
+    "textguide/cli": "cli",
 }
-MAY_IMPORT = {
-    "guidance": {"guidance"},
-    "core": {"core", "guidance"},
-    "logits_processors": {"logits_processors", "core", "guidance"},
-    "tasks": {"tasks", "core", "guidance", "logits_processors"},
-    "eval": {"eval", "tasks", "core", "guidance", "logits_processors"},
-    "cli": {"cli", "core", "guidance", "logits_processors", "tasks", "eval"},
+_RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "engine"}
+_LOOPS = {*_RUNS, "diffusion", "captioning", "functions"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "guidance": set(),
+    "support": set(),
+    "constraints": {"support"},
+    "models": {"support"},
+    "forward": {"support"},
+    "reference": {"guidance"},
+    "smc": {"guidance", "support", "constraints"},
+    "classifiers": {"support", "models", "forward"},
+    "engine": _RUNS,
+    "diffusion": _RUNS,
+    "captioning": _RUNS,
+    "functions": {*_RUNS, "captioning"},
+    "logits_processors": {*_RUNS, "diffusion"},
+    "vllm_plugin": _RUNS,
+    "tasks": {"guidance", "support", "constraints"},
+    "eval.statistics": {"support"},
+    "eval.results": {"guidance", "support", "eval.statistics"},
+    "eval.reports": {"support", "eval.statistics", "eval.results"},
+    "eval.lm_eval_models": {*_LOOPS, "vllm_plugin", "tasks"},
+    "eval.captions": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports"},
+    "eval.sweeps": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports", "eval.lm_eval_models"},
+    "eval": {
+        "eval.statistics",
+        "eval.results",
+        "eval.reports",
+        "eval.lm_eval_models",
+        "eval.captions",
+        "eval.sweeps",
+    },
+    "cli": {*_LOOPS, "logits_processors", "vllm_plugin", "tasks", "eval", "eval.sweeps"},
 }
+"""What each room imports beside itself; a room stands below all that import it."""
+ALLOWED: dict[str, set[str]] = {
+    # Views are values of the rules; how a model is seen in parts belongs to how it is run.
+    "textguide.forward.model_views": {"guidance"},
+    # Still to be mended.
+    "textguide.captioning.generation": {"functions"},
+    "textguide.engine.custom_generate": {"captioning"},
+}
+"""Single files that import more than their room."""
+BEING_OPENED: list[set[str]] = [
+    {"textguide.explanation.explaining", "textguide.explanation.html"},
+    {"textguide.captioning.generation", "textguide.generation"},
+]
+"""Import circles that are known and will go: whoever opens one takes it out of this list."""
 BARE = {"eval", "tasks", "logits_processors"}
 
 
@@ -40,24 +98,28 @@ def sources() -> list[Path]:
     return sorted(path for folder in ("textguide", *BARE) for path in (ROOT / folder).rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
-    folder = path.relative_to(ROOT).parent.as_posix()
-    return next(room for prefix, room in FOLDERS.items() if f"{folder}/".startswith(f"{prefix}/"))
+def module_of(path: Path) -> str:
+    """The name that ``path`` is imported by; that of its folder for an ``__init__.py``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "textguide" else ("textguide", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def package_of(path: Path) -> str:
     """The package that relative imports in ``path`` start from."""
-    parts = path.relative_to(ROOT).parent.parts
-    return ".".join(parts if parts[0] == "textguide" else ("textguide", *parts))
+    module = module_of(path)
+    return module if path.name == "__init__.py" else module.rpartition(".")[0]
 
 
 def room_of_module(module: str) -> str | None:
+    """The room of a module, or of a name in one; None where it is not ours."""
     parts = module.split(".")
     if parts[0] != "textguide":
         return None
-    if len(parts) > 1 and parts[1] in MAY_IMPORT:
-        return parts[1]
-    return "core"
+    if len(parts) > 1 and parts[1] in textguide._HOMES:
+        parts = ["textguide", *textguide._HOMES[parts[1]].split(".")]
+    names = parts[1:] if len(parts) > 1 and parts[1] in BARE else parts
+    return next(room for end in range(len(names), 0, -1) if (room := ROOMS.get("/".join(names[:end]))) is not None)
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
@@ -75,59 +137,152 @@ def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{base}.{alias.name}"
 
 
-def violations(code: str, package: str, room: str, lazy: bool = False) -> list[str]:
+def violations(code: str, package: str, module: str) -> list[str]:
+    room = room_of_module(module)
+    assert room is not None
+    may = {room, *MAY_IMPORT[room], *ALLOWED.get(module, ())}
     found = []
-    for line, module in imported(ast.parse(code), package):
-        if module.split(".")[0] in BARE:
-            found.append(f"{line}: bare import of {module}")
-        target = room_of_module(module)
-        if target is not None and target not in MAY_IMPORT[room] and not lazy:
-            found.append(f"{line}: {room} imports {module}")
+    for line, name in imported(ast.parse(code), package):
+        if name.split(".")[0] in BARE:
+            found.append(f"{line}: bare import of {name}")
+        target = room_of_module(name)
+        # The version stands in the package itself.
+        if target is not None and target not in may and name != "textguide.__version__":
+            found.append(f"{line}: {room} imports {name}")
     return found
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+# The one file that names every room: it imports them on first use.
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sources() if path != ROOT / "textguide" / "__init__.py"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_arrows_point_inwards(path: Path) -> None:
-    # The one file that names every room: it imports them on first use.
-    lazy = path == ROOT / "textguide" / "__init__.py"
-    assert violations(path.read_text(), package_of(path), room_of(path), lazy) == []
+    assert violations(path.read_text(), package_of(path), module_of(path)) == []
 
 
 @pytest.mark.parametrize(
-    ("code", "package", "room"),
+    ("code", "module"),
     [
-        ("from ..decode import decode", "textguide.guidance", "guidance"),
-        ("from .. import decode", "textguide.guidance", "guidance"),
-        ("import textguide.forward.row_batch", "textguide.guidance", "guidance"),
-        ("from textguide import CFG", "textguide.guidance", "guidance"),
-        ("def f():\n    from .cli import main", "textguide", "core"),
-        ("from . import logits_processors", "textguide", "core"),
-        ("from textguide.eval import sweep", "textguide", "core"),
-        ("from ..cli import options", "textguide.logits_processors", "logits_processors"),
-        ("from ..tasks import sudoku", "textguide.logits_processors", "logits_processors"),
-        ("from ..eval import sweep", "textguide.tasks", "tasks"),
-        ("import eval", "textguide.cli", "cli"),
-        ("from tasks.sudoku import board", "textguide.eval", "eval"),
-        ("from logits_processors import CFGLogitsProcessor", "textguide.cli", "cli"),
+        ("from ..engine.loop import decode", "textguide.guidance.cfg"),
+        ("from .. import generation", "textguide.guidance.cfg"),
+        ("import textguide.forward.row_batch", "textguide.guidance.cfg"),
+        ("from textguide import generate", "textguide.guidance.cfg"),
+        ("from ..guidance import CFG", "textguide.support.files"),
+        ("from ..guidance import CFG", "textguide.forward.row_batch"),
+        ("from ..engine import loop", "textguide.forward.model_views"),
+        ("from ..engine import loop", "textguide.classifiers.causal"),
+        ("from ..captioning import caption", "textguide.engine.loop"),
+        ("def f():\n    from .cli import main", "textguide.scoring"),
+        ("from . import logits_processors", "textguide.generation"),
+        ("from textguide import CFGLogitsProcessor", "textguide.generation"),
+        ("from textguide.eval import sweep", "textguide.generation"),
+        ("from ..cli import options", "textguide.logits_processors.hf"),
+        ("from ..tasks import sudoku", "textguide.logits_processors.hf"),
+        ("from ..hf import CFGLogitsProcessor", "textguide.logits_processors.vllm_plugin.engine"),
+        ("from ..eval import sweep", "textguide.tasks.sudoku"),
+        ("from ..reports import plots", "textguide.eval.results.run"),
+        ("import eval", "textguide.cli.options"),
+        ("from tasks.sudoku import board", "textguide.eval.sweeps.sweep"),
+        ("from logits_processors import CFGLogitsProcessor", "textguide.cli.options"),
     ],
 )
-def test_wrong_arrows_are_seen(code: str, package: str, room: str) -> None:
-    assert len(violations(code, package, room)) == 1
+def test_wrong_arrows_are_seen(code: str, module: str) -> None:
+    assert len(violations(code, module.rpartition(".")[0], module)) == 1
 
 
-def test_right_arrows_are_allowed() -> None:
-    assert violations("from .base import Branch\nfrom . import algebra", "textguide.guidance", "guidance") == []
-    assert violations("from .guidance import CFG\nimport torch", "textguide", "core") == []
-    assert violations("from textguide import branches", "textguide.logits_processors", "logits_processors") == []
-    assert violations("from ..models import load", "textguide.cli", "cli") == []
+@pytest.mark.parametrize(
+    ("code", "module"),
+    [
+        ("from .base import Branch\nfrom . import algebra", "textguide.guidance.cfg"),
+        ("from .guidance import CFG\nimport torch", "textguide.generation"),
+        ("from ..guidance.base import Part", "textguide.forward.model_views"),
+        ("from textguide.engine import branch_inputs", "textguide.logits_processors.hf"),
+        ("from textguide import CFG", "textguide.logits_processors.hf"),
+        ("from ..models import load\nfrom .. import __version__", "textguide.cli.options"),
+        ("import textguide", "textguide.eval.sweeps.sweep"),
+    ],
+)
+def test_right_arrows_are_allowed(code: str, module: str) -> None:
+    assert violations(code, module.rpartition(".")[0], module) == []
+
+
+def test_rooms_stand_on_each_other_without_a_circle() -> None:
+    assert [name for name, room in ROOMS.items() if MAY_IMPORT[room] - MAY_IMPORT.keys()] == []
+    order = graphlib.TopologicalSorter({room: may - {room} for room, may in MAY_IMPORT.items()})
+    assert set(order.static_order()) == set(ROOMS.values())
 
 
 def test_every_source_is_looked_at() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in sources()}
     assert {"textguide/guidance/cfg.py", "textguide/engine/loop.py", "logits_processors/hf.py"} <= names
-    assert room_of(ROOT / "textguide/guidance/cfg.py") == "guidance"
-    assert room_of(ROOT / "textguide/engine/loop.py") == "core"
-    assert room_of(ROOT / "logits_processors/hf.py") == "logits_processors"
+    assert room_of_module("textguide.guidance.cfg") == room_of_module("textguide.CFG") == "guidance"
+    assert room_of_module("textguide.engine.speculation.value.Speculation") == "engine"
+    assert room_of_module("textguide.scoring") == room_of_module("textguide.explanation.html") == "functions"
+    assert room_of_module("textguide.logits_processors.vllm_plugin.engine") == "vllm_plugin"
+    assert room_of_module("torch.nn") is None
+
+
+def import_graph(files: Mapping[str, tuple[str, str]]) -> dict[str, set[str]]:
+    """Module → modules that it imports anywhere: also inside functions, and for type checkers alone.
+
+    Args:
+        files: module → its code and the package that its relative imports start from.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, (code, package) in files.items():
+        names = {name for _, name in imported(ast.parse(code), package)}
+        found = {name if name in files else name.rpartition(".")[0] for name in names}
+        graph[module] = (found & files.keys()) - {module}
+    return graph
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """The groups of modules in which each reaches each other by imports."""
+    reached: dict[str, set[str]] = {}
+    for module in graph:
+        seen, waiting = set[str](), list(graph[module])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += graph[name]
+        reached[module] = seen
+    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
+    return sorted((set(group) for group in groups if group), key=sorted)
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    files = {module_of(path): (path.read_text(), package_of(path)) for path in sources()}
+    # It re-exports what the rooms have, on first use.
+    del files["textguide"]
+    found = circles(import_graph(files))
+    assert [sorted(group) for group in found if group not in BEING_OPENED] == []
+    assert [sorted(group) for group in BEING_OPENED if group not in found] == [], "opened: take it out of BEING_OPENED"
+
+
+def test_circles_are_seen() -> None:
+    files = {
+        "p": ("from .a import f", "p"),
+        "p.a": ("def f():\n    from . import b", "p"),
+        "p.b": ("if TYPE_CHECKING:\n    from .c.d import x", "p"),
+        "p.c": ("", "p.c"),
+        "p.c.d": ("import p.a\nfrom . import e", "p.c"),
+        "p.c.e": ("import torch", "p.c"),
+        "p.f": ("from p import a", "p"),
+    }
+    graph = import_graph(files)
+    assert graph["p.c.d"] == {"p.a", "p.c.e"}
+    assert circles(graph) == [{"p.a", "p.b", "p.c.d"}]
+    assert circles({**graph, "p.b": set()}) == []
+    # A package that re-exports from a module, and a module that imports from that package.
+    assert circles(import_graph({**files, "p.b": ("from p import g", "p")})) == [{"p", "p.a", "p.b"}]
+
+
+def test_the_package_is_seen_at_a_glance() -> None:
+    entries = [path.name for path in (ROOT / "textguide").iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 22, sorted(entries)
 
 
 def test_files_stay_small() -> None:

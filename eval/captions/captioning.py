@@ -15,6 +15,7 @@ from textguide.captioning import read_image
 from textguide.guidance import Guidance
 from textguide.guidance.spec import label as label_of
 
+from ..reports.run_folder import write_run
 from ..results.folder import claim
 from ..results.journal import Journal
 from ..results.machine import environment
@@ -143,7 +144,7 @@ def run_captioning(
             for label in labels
             for picture, text in zip(pictures, captions[label], strict=True)
         ]
-        result.write(output, samples=samples)
+        write_run(result, output, samples=samples)
         caption_plots.illustrate(result, output, pictures, images, captions, options.contact_sheet)
     return result
 

@@ -16,6 +16,7 @@ from ..results.run import RunResult, TaskResult, aligned
 from ..statistics.measures import MetricValue
 from ..statistics.paired import Comparison, adjust, compare_items
 from .markdown import COMPARISON_HEADER, comparison_cells, interval, metric_name, table
+from .run_folder import read_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,7 +150,7 @@ def compare_folders(folders: Sequence[str | os.PathLike[str]]) -> RunComparison:
         raise ValueError(f"{len(paths)} run given; name two results folders or more")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("a results folder is named twice; name each run once")
-    return compare_runs([RunResult.read(path) for path in paths], _names_of(paths))
+    return compare_runs([read_run(path) for path in paths], _names_of(paths))
 
 
 def compare_runs(runs: Sequence[RunResult], names: Sequence[str]) -> RunComparison:

@@ -1,17 +1,83 @@
-"""lm-eval's layout of results, so that tools that read its files read ours."""
+"""A run as ``results.json`` holds it: lm-eval's layout, so that tools that read its files read ours, and what is ours
+under ``textguide``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
-if TYPE_CHECKING:
-    from .run import RunResult, TaskResult
+from textguide.support.files import plain
+
+from ..statistics.intervals import Interval, PairedDifference, Selection
+from ..statistics.measures import MetricValue
+from ..statistics.paired import Comparison
+from .folder import FORMAT
+from .run import RunResult, TaskResult
+from .storage import Arrays
 
 DERIVED = ("results", "samples", "sweep", "date", "textguide")
 """Top-level keys that have another home in a run; all others of lm-eval's are passed through."""
 
 
-def top_level(run: RunResult) -> dict[str, Any]:
+def run_to_dict(run: RunResult) -> dict[str, Any]:
+    """lm-eval's schema, with everything of ours under ``textguide``; plain JSON values. Analyses the run.
+
+    Raises:
+        ValueError: see :meth:`RunResult.analyse`.
+    """
+    run.analyse()
+    ours = {
+        "format": FORMAT,
+        "identity": run.identity,
+        "guidances": [{"label": label, "guidance": guidance} for label, guidance in run.guidances.items()],
+        "fingerprints": run.fingerprints,
+        "versions": run.versions,
+        "machine": run.machine,
+        "command": run.command,
+        "seed": run.seed,
+        "statistics": {
+            "confidence": run.confidence,
+            "resamples": run.resamples,
+            "intervals": "Wilson for 0/1 values, else bootstrap (bias-corrected and accelerated)",
+            "comparisons": "paired bootstrap; McNemar's exact test; Holm over the settings of a task",
+            "select_on": run.select_on,
+        },
+        "tasks": [_task_to_dict(result) for result in run.tasks],
+        "comparisons": [comparison.to_dict() for comparison in run.comparisons or ()],
+        "selections": {task: _selection_to_dict(choice) for task, choice in (run.selections or {}).items()},
+        "notes": run.notes,
+    }
+    # lm-eval's configurations hold functions.
+    values: dict[str, Any] = plain({**_top_level(run), "textguide": ours}, fallback=str)
+    return values
+
+
+def run_from_dict(values: Mapping[str, Any], arrays: Arrays) -> RunResult:
+    """The run that :func:`run_to_dict` made ``values`` of.
+
+    Args:
+        values: what ``results.json`` holds.
+        arrays: the per-item values, as :func:`textguide.eval.results.storage.load` reads them.
+    """
+    ours = values["textguide"]
+    statistics = ours["statistics"]
+    return RunResult(
+        tasks=[_task_from_dict(entry, arrays) for entry in ours["tasks"]],
+        guidances={entry["label"]: entry["guidance"] for entry in ours["guidances"]},
+        lm_eval={key: value for key, value in values.items() if key not in DERIVED},
+        select_on=statistics["select_on"],
+        confidence=statistics["confidence"],
+        resamples=statistics["resamples"],
+        date=values["date"],
+        comparisons=[Comparison(**entry) for entry in ours["comparisons"]],
+        selections={task: _selection_from_dict(entry) for task, entry in ours["selections"].items()},
+        **{key: ours[key] for key in ("identity", "fingerprints", "seed", "versions", "machine", "command", "notes")},
+    )
+
+
+def _top_level(run: RunResult) -> dict[str, Any]:
     """``results`` of the plain setting (else of the first), ``sweep`` with all of them where there are
     several."""
     first = run.plain_label or run.labels[0]
@@ -51,3 +117,26 @@ def _entry(result: TaskResult) -> dict[str, Any]:
         values[f"{metric},{suffix}"] = value.value
         values[f"{metric}_stderr,{suffix}"] = "N/A" if value.stderr is None else value.stderr
     return values
+
+
+def _task_to_dict(result: TaskResult) -> dict[str, Any]:
+    scalars = {key: getattr(result, key) for key in ("task", "label", "scale", "truncated", "raw", "extra")}
+    return {**scalars, "metrics": {name: value.to_dict() for name, value in result.metrics.items()}}
+
+
+def _task_from_dict(entry: Mapping[str, Any], arrays: Arrays) -> TaskResult:
+    metrics = {name: MetricValue(**value) for name, value in entry["metrics"].items()}
+    stored = arrays.get((entry["task"], entry["label"]), {})
+    return TaskResult(**{**entry, "metrics": metrics, **stored})
+
+
+def _selection_to_dict(choice: Selection) -> dict[str, Any]:
+    values = {entry.name: getattr(choice, entry.name) for entry in fields(choice)}
+    difference = choice.difference and choice.difference._asdict()
+    return {**values, "reported": choice.reported._asdict(), "difference": difference}
+
+
+def _selection_from_dict(entry: Mapping[str, Any]) -> Selection:
+    reported = Interval(**{key: math.nan if value is None else value for key, value in entry["reported"].items()})
+    difference = PairedDifference(**entry["difference"]) if entry["difference"] else None
+    return Selection(**{**entry, "reported": reported, "difference": difference})

@@ -1,25 +1,20 @@
-"""A finished run: what was measured, on which items, under which guidance; to a folder and back."""
+"""A finished run: what was measured, on which items, under which guidance."""
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textguide.support.files import json_bytes, plain, replacing, write_json, write_text
+from textguide.support.files import plain
 
-from ..statistics.intervals import Interval, PairedDifference, Selection, select_scale
+from ..statistics.intervals import Selection, select_scale
 from ..statistics.measures import MetricValue
 from ..statistics.paired import Comparison, adjust, compare_items, shared_items
-from . import lm_eval_schema, storage
-from .folder import FORMAT, ITEMS, REPORT, RESULTS, SAMPLES, claim, read_results
 
 if TYPE_CHECKING:
     from textguide.guidance import Guidance
@@ -180,102 +175,6 @@ class RunResult:
         if self.selections is None:
             self.selections = self._select()
 
-    def write(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        samples: Iterable[Mapping[str, Any]] | None = None,
-        plots: bool | None = None,
-        svg: bool = False,
-    ) -> Path:
-        """Write the results folder; ``results.json`` comes last, so a folder that has one is complete.
-
-        Args:
-            folder: where; made where it is missing. One that holds this run is written again.
-            samples: what was asked and answered, one mapping an item, for ``samples.jsonl``.
-            plots: draw the pictures. None: where matplotlib is installed.
-            svg: also draw them as SVG.
-
-        Raises:
-            ValueError: the folder holds another run or other files of these names. Nothing is overwritten.
-            MissingExtraError: ``plots`` is True and matplotlib is not installed. Nothing is written.
-        """
-        from ..reports import plots as drawing
-        from ..reports.markdown import markdown
-
-        if plots:
-            drawing.require()
-        target = claim(folder, self.identity)
-        self.analyse()
-        storage.save(target / ITEMS, self.tasks)
-        if samples is not None:
-            with replacing(target / SAMPLES) as stream:
-                for sample in samples:
-                    stream.write(json_bytes(plain(sample)) + b"\n")
-        pictures = drawing.save_all(self, target, svg) if plots or (plots is None and drawing.available()) else []
-        write_text(target / REPORT, markdown(self, pictures))
-        write_json(target / RESULTS, self.to_dict())
-        return target
-
-    def to_dict(self) -> dict[str, Any]:
-        """lm-eval's schema, with everything of ours under ``textguide``; plain JSON values."""
-        self.analyse()
-        ours = {
-            "format": FORMAT,
-            "identity": self.identity,
-            "guidances": [{"label": label, "guidance": guidance} for label, guidance in self.guidances.items()],
-            "fingerprints": self.fingerprints,
-            "versions": self.versions,
-            "machine": self.machine,
-            "command": self.command,
-            "seed": self.seed,
-            "statistics": {
-                "confidence": self.confidence,
-                "resamples": self.resamples,
-                "intervals": "Wilson for 0/1 values, else bootstrap (bias-corrected and accelerated)",
-                "comparisons": "paired bootstrap; McNemar's exact test; Holm over the settings of a task",
-                "select_on": self.select_on,
-            },
-            "tasks": [_task_to_dict(result) for result in self.tasks],
-            "comparisons": [comparison.to_dict() for comparison in self.comparisons or ()],
-            "selections": {task: _selection_to_dict(choice) for task, choice in (self.selections or {}).items()},
-            "notes": self.notes,
-        }
-        # lm-eval's configurations hold functions.
-        values: dict[str, Any] = plain({**lm_eval_schema.top_level(self), "textguide": ours}, fallback=str)
-        return values
-
-    @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> RunResult:
-        """The run that :meth:`write` put into a folder.
-
-        Raises:
-            FileNotFoundError: there is no finished run.
-            ValueError: the folder is not one of textguide's, or of a later version.
-        """
-        source = Path(folder)
-        values = read_results(source)
-        if values is None:
-            raise FileNotFoundError(f"{source} has no {RESULTS}; name the folder of a finished run")
-        ours, date = values["textguide"], values["date"]
-        statistics = ours["statistics"]
-        arrays = storage.load(source / ITEMS)
-        return cls(
-            tasks=[_task_from_dict(entry, arrays) for entry in ours["tasks"]],
-            guidances={entry["label"]: entry["guidance"] for entry in ours["guidances"]},
-            lm_eval={key: value for key, value in values.items() if key not in lm_eval_schema.DERIVED},
-            select_on=statistics["select_on"],
-            confidence=statistics["confidence"],
-            resamples=statistics["resamples"],
-            date=date,
-            comparisons=[Comparison(**entry) for entry in ours["comparisons"]],
-            selections={task: _selection_from_dict(entry) for task, entry in ours["selections"].items()},
-            **{
-                key: ours[key]
-                for key in ("identity", "fingerprints", "seed", "versions", "machine", "command", "notes")
-            },
-        )
-
     def _compare(self) -> list[Comparison]:
         plain_label = self.plain_label
         found = []
@@ -350,26 +249,3 @@ def as_guidances(
     if not found:
         raise ValueError("guidances is empty; give at least [('plain', None)]")
     return found
-
-
-def _task_to_dict(result: TaskResult) -> dict[str, Any]:
-    scalars = {key: getattr(result, key) for key in ("task", "label", "scale", "truncated", "raw", "extra")}
-    return {**scalars, "metrics": {name: value.to_dict() for name, value in result.metrics.items()}}
-
-
-def _task_from_dict(entry: Mapping[str, Any], arrays: storage.Arrays) -> TaskResult:
-    metrics = {name: MetricValue(**value) for name, value in entry["metrics"].items()}
-    stored = arrays.get((entry["task"], entry["label"]), {})
-    return TaskResult(**{**entry, "metrics": metrics, **stored})
-
-
-def _selection_to_dict(choice: Selection) -> dict[str, Any]:
-    values = {entry.name: getattr(choice, entry.name) for entry in fields(choice)}
-    difference = choice.difference and choice.difference._asdict()
-    return {**values, "reported": choice.reported._asdict(), "difference": difference}
-
-
-def _selection_from_dict(entry: Mapping[str, Any]) -> Selection:
-    reported = Interval(**{key: math.nan if value is None else value for key, value in entry["reported"].items()})
-    difference = PairedDifference(**entry["difference"]) if entry["difference"] else None
-    return Selection(**{**entry, "reported": reported, "difference": difference})

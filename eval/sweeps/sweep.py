@@ -17,6 +17,7 @@ from textguide.guidance import Guidance
 from textguide.guidance.spec import label as label_of
 
 from ..lm_eval_models.guided_lm import GuidedLM
+from ..reports.run_folder import write_run
 from ..results.folder import claim
 from ..results.journal import Journal
 from ..results.machine import environment
@@ -140,7 +141,7 @@ def run_sweep(
                 for name, rows in run["samples"].items()
                 for sample in rows
             ]
-        result.write(output, samples=samples)
+        write_run(result, output, samples=samples)
     return result
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from textguide import CFG, captioning
 from textguide.cli import main
-from textguide.eval import CaptioningOptions, RunResult, run_captioning
+from textguide.eval import CaptioningOptions, read_run, run_captioning
 from textguide.eval.captions import data, judge, metrics
 
 DATA = os.environ.get("TEXTGUIDE_DATA")
@@ -169,7 +169,7 @@ def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path:
     again = run_captioning(folder, settings, model, processor, **arguments)
     assert len(calls) == first
     assert again.tasks[1].extra == result.tasks[1].extra
-    assert RunResult.read(tmp_path / "run").get("captioning", "cfg 2").metrics == found.metrics  # type: ignore[union-attr]
+    assert read_run(tmp_path / "run").get("captioning", "cfg 2").metrics == found.metrics  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="run"):
         run_captioning(folder, [CFG(3.0)], model, processor, **arguments)
 

@@ -19,6 +19,7 @@ from textguide.eval import (
     mcnemar,
     measure,
     paired_bootstrap,
+    write_run,
 )
 
 FIRST = [1, 0, 0, 1, 0, 1, 0, 0]
@@ -37,8 +38,8 @@ IDS = [f"id{i}" for i in range(8)]
 
 
 def test_single_settings_are_compared_whatever_their_names(tmp_path: Path) -> None:
-    run_of({"plain": FIRST}, IDS).write(tmp_path / "one", plots=False)
-    run_of({"cfg": SECOND[::-1]}, IDS[::-1]).write(tmp_path / "two", plots=False)
+    write_run(run_of({"plain": FIRST}, IDS), tmp_path / "one", plots=False)
+    write_run(run_of({"cfg": SECOND[::-1]}, IDS[::-1]), tmp_path / "two", plots=False)
     result = compare_folders([tmp_path / "one", tmp_path / "two"])
     assert result.runs == ("one", "two")
     assert [(row.task, row.metric, row.label) for row in result.rows] == [("t", "acc,none", "")]
@@ -113,12 +114,12 @@ def test_outputs() -> None:
 
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
     for name in ("a/run", "b/run"):
-        run_of({"p": FIRST}, IDS).write(tmp_path / name, plots=False)
+        write_run(run_of({"p": FIRST}, IDS), tmp_path / name, plots=False)
     assert compare_folders([tmp_path / "a" / "run", tmp_path / "b" / "run"]).runs == ("a/run", "b/run")
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    run_of({"p": FIRST}, IDS).write(tmp_path / "one", plots=False)
+    write_run(run_of({"p": FIRST}, IDS), tmp_path / "one", plots=False)
     with pytest.raises(ValueError, match="1 run given"):
         compare_folders([tmp_path / "one"])
     with pytest.raises(ValueError, match="named twice"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from textguide.eval import RunResult, TaskResult, expected_calibration_error, measure
+from textguide.eval import RunResult, TaskResult, expected_calibration_error, measure, write_run
 
 pytest.importorskip("matplotlib")
 
@@ -157,7 +157,7 @@ def test_files(tmp_path: Path) -> None:
 def test_pictures_stand_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "MOST_TASKS", 2)
     monkeypatch.setattr("textguide.eval.reports.markdown.MOST_TASKS", 2)
-    run_of({"plain": None, **cfg(1.5)}, ("a", "b", "c")).write(tmp_path, plots=True)
+    write_run(run_of({"plain": None, **cfg(1.5)}, ("a", "b", "c")), tmp_path, plots=True)
     report = (tmp_path / "report.md").read_text()
     for name in ("accuracy", "flips", "calibration"):
         assert f"({name}.png)" in report

@@ -24,6 +24,9 @@ from textguide.eval import (
     mcnemar,
     measure,
     paired_bootstrap,
+    read_run,
+    run_to_dict,
+    write_run,
 )
 from textguide.eval.reports import plots as drawing
 from textguide.eval.reports.markdown import interval, number, p_value, table
@@ -72,9 +75,9 @@ def test_round_trip(tmp_path: Path) -> None:
             "results": "not this",
         },
     )
-    folder = run.write(tmp_path / "deep" / "run", plots=False)
-    again = RunResult.read(folder)
-    assert again.to_dict() == run.to_dict()
+    folder = write_run(run, tmp_path / "deep" / "run", plots=False)
+    again = read_run(folder)
+    assert run_to_dict(again) == run_to_dict(run)
     assert again.comparisons == run.comparisons
     assert again.selections == run.selections
     for before, after in zip(run.tasks, again.tasks, strict=True):
@@ -86,14 +89,14 @@ def test_round_trip(tmp_path: Path) -> None:
             assert all(np.array_equal(left[name], right[name]) for name in left)
         assert after.confidences is not None
         assert np.array_equal(np.linspace(0.1, 0.9, 8), after.confidences)
-    again.write(folder, plots=False)
-    assert RunResult.read(folder).to_dict() == run.to_dict()
+    write_run(again, folder, plots=False)
+    assert run_to_dict(read_run(folder)) == run_to_dict(run)
 
 
 def test_schema_of_a_single_setting_is_lm_evals(tmp_path: Path) -> None:
     raw = {"alias": "t", "acc,none": 0.375, "acc_stderr,none": 0.18}
     run = RunResult([entry("t", "cfg", 1.5, PLAIN, raw=raw)], {"cfg": {"method": "cfg", "scale": 1.5}})
-    values = json.loads((run.write(tmp_path, plots=False) / "results.json").read_text())
+    values = json.loads((write_run(run, tmp_path, plots=False) / "results.json").read_text())
     assert values["results"] == {"t": raw}
     assert "sweep" not in values
     assert {
@@ -110,7 +113,7 @@ def test_schema_of_a_single_setting_is_lm_evals(tmp_path: Path) -> None:
 
 
 def test_schema_of_a_sweep(tmp_path: Path) -> None:
-    values = json.loads((sweep().write(tmp_path, plots=False) / "results.json").read_text())
+    values = json.loads((write_run(sweep(), tmp_path, plots=False) / "results.json").read_text())
     assert list(values["sweep"]) == ["plain", "cfg 1.25", "cfg 1.5"]
     assert values["results"] == values["sweep"]["plain"]
     assert values["sweep"]["cfg 1.25"]["a|b"]["acc,none"] == 0.625
@@ -127,7 +130,7 @@ def test_only_finite_numbers_are_written(tmp_path: Path) -> None:
     value = measure([800.0, 900.0], "perplexity")
     assert value.value is None
     run = RunResult([TaskResult("t", "plain", None, {"ppl": value, "one": measure([1])})], {"plain": None})
-    text = (run.write(tmp_path, plots=False) / "results.json").read_text()
+    text = (write_run(run, tmp_path, plots=False) / "results.json").read_text()
     values = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert values["results"]["t"]["ppl,none"] is None
     assert values["results"]["t"]["one_stderr,none"] == "N/A"
@@ -190,7 +193,7 @@ def test_shared_items() -> None:
 
 def test_selection_is_reported_on_other_items(tmp_path: Path) -> None:
     run = sweep()
-    report = (run.write(tmp_path, plots=False) / "report.md").read_text()
+    report = (write_run(run, tmp_path, plots=False) / "report.md").read_text()
     assert run.selections is not None
     choice = run.selections["a|b"]
     assert (choice.label, choice.selected_value, choice.reported.mean) == ("cfg 1.5", 1.0, 0.0)
@@ -198,16 +201,16 @@ def test_selection_is_reported_on_other_items(tmp_path: Path) -> None:
 
 
 def test_selection_on_all_items_says_so(tmp_path: Path) -> None:
-    report = (sweep(select_on="all").write(tmp_path, plots=False) / "report.md").read_text()
+    report = (write_run(sweep(select_on="all"), tmp_path, plots=False) / "report.md").read_text()
     assert "chosen and is reported on the same 8 items" in report
-    assert "best" not in (sweep(select_on=None).write(tmp_path, plots=False) / "report.md").read_text()
+    assert "best" not in (write_run(sweep(select_on=None), tmp_path, plots=False) / "report.md").read_text()
     with pytest.raises(ValueError, match="select_on='best'"):
-        sweep(select_on="best").write(tmp_path, plots=False)
+        write_run(sweep(select_on="best"), tmp_path, plots=False)
 
 
 def test_report(tmp_path: Path) -> None:
     run = sweep(versions={"python": "3.10"}, command="textguide eval --tasks a", notes=["mind the gap"])
-    report = (run.write(tmp_path, plots=False) / "report.md").read_text()
+    report = (write_run(run, tmp_path, plots=False) / "report.md").read_text()
     assert report.startswith("# Evaluation of tiny\n")
     assert "| guidance | γ | a\\|b: acc ↑ | a\\|b: word_perplexity ↓ | c: acc ↑ |" in report
     assert "| cfg 1.25 | 1.25 | 0.625 [0.306, 0.863] |" in report
@@ -260,7 +263,7 @@ def test_measures() -> None:
 
 
 def test_samples(tmp_path: Path) -> None:
-    sweep().write(tmp_path, plots=False, samples=[{"doc": "a\nb", "logp": -math.inf}, {"doc": "ü"}])
+    write_run(sweep(), tmp_path, plots=False, samples=[{"doc": "a\nb", "logp": -math.inf}, {"doc": "ü"}])
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"doc": "a\nb", "logp": None}, {"doc": "ü"}]
 
@@ -270,10 +273,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
-    sweep().write(tmp_path, plots=False)
+    write_run(sweep(), tmp_path, plots=False)
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=r'another run \(model: "tiny" there, "big" here\); choose another --output'):
-        sweep(identity={"model": "big", "seed": 7}).write(tmp_path, plots=False)
+        write_run(sweep(identity={"model": "big", "seed": 7}), tmp_path, plots=False)
     with pytest.raises(ValueError, match="another run"):
         claim(tmp_path, {"model": "tiny"})
     assert claim(tmp_path, {"seed": 7, "model": "tiny"}) == tmp_path
@@ -293,7 +296,7 @@ def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
 def test_other_peoples_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        sweep().write(tmp_path, plots=False)
+        write_run(sweep(), tmp_path, plots=False)
     assert snapshot(tmp_path) == {name: content.encode()}
 
 
@@ -307,27 +310,27 @@ def test_a_journal_makes_the_folder_ours(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "journal.jsonl", {"model": "tiny", "seed": 7}) as journal:
         journal.append("1", 1)
         (tmp_path / "report.md").write_text("a run that was killed between the report and the results")
-        sweep().write(tmp_path, plots=False)
-    assert RunResult.read(tmp_path).seed == 7
+        write_run(sweep(), tmp_path, plots=False)
+    assert read_run(tmp_path).seed == 7
 
 
 def test_an_unfinished_run_of_another_is_refused(tmp_path: Path) -> None:
     Journal.open(tmp_path / "journal.jsonl", {"model": "big", "seed": 7}).close()
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="another run"):
-        sweep().write(tmp_path, plots=False)
+        write_run(sweep(), tmp_path, plots=False)
     assert snapshot(tmp_path) == before
     (tmp_path / "journal.jsonl").write_text('{"textguide-jour')
-    sweep().write(tmp_path, plots=False)
+    write_run(sweep(), tmp_path, plots=False)
 
 
 def test_reading_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
-        RunResult.read(tmp_path)
-    sweep().write(tmp_path, plots=False)
+        read_run(tmp_path)
+    write_run(sweep(), tmp_path, plots=False)
     (tmp_path / "items.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"items\.npz is missing or damaged"):
-        RunResult.read(tmp_path)
+        read_run(tmp_path)
 
 
 def test_bad_runs_are_refused() -> None:
@@ -366,9 +369,9 @@ def test_environment_names_versions() -> None:
 def test_missing_matplotlib_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "available", lambda: False)
     with pytest.raises(ImportError, match=r"textguide\[eval\]"):
-        sweep().write(tmp_path / "run", plots=True)
+        write_run(sweep(), tmp_path / "run", plots=True)
     assert not list(tmp_path.iterdir())
-    sweep().write(tmp_path)
+    write_run(sweep(), tmp_path)
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -386,9 +389,9 @@ def test_an_item_of_likelihood_zero_does_not_stop_the_run(tmp_path: Path) -> Non
         TaskResult("t", "cfg", 2.0, {"ppl,none": measure(nll, "perplexity")}, {"ppl,none": nll}),
     ]
     run = RunResult(entries, {"plain": None, "cfg": {"method": "cfg"}})
-    report = (run.write(tmp_path) / "report.md").read_text()
+    report = (write_run(run, tmp_path) / "report.md").read_text()
     assert "t, cfg: ppl is infinite" in report
-    again = RunResult.read(tmp_path)
+    again = read_run(tmp_path)
     assert (again.comparisons, again.selections) == ([], {})
     assert again.tasks[1].items["ppl,none"][1] == math.inf
 

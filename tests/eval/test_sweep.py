@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
 from textguide import CFG
-from textguide.eval import GuidedLM, RunResult, SweepOptions, run_sweep
+from textguide.eval import GuidedLM, RunResult, SweepOptions, read_run, run_sweep
 from textguide.eval.lm_eval_models import guided_lm as module
 from textguide.eval.lm_eval_models.contexts import unconditional_context
 
@@ -55,7 +55,7 @@ def test_a_sweep_equals_separate_runs_and_writes_its_folder(tiny_model: str, tmp
     report = (tmp_path / "run" / "report.md").read_text()
     assert "cfg 1.5" in report
     assert "Against no guidance" in report
-    assert RunResult.read(tmp_path / "run").labels == together.labels
+    assert read_run(tmp_path / "run").labels == together.labels
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,9 +119,9 @@ def _report(result: Any, arguments: argparse.Namespace) -> int:
     if result is None:
         return 0
     if arguments.json:
-        from ..support.files import plain
+        from textguide.eval import run_to_dict
 
-        print(json.dumps(plain(result.to_dict()), ensure_ascii=False))
+        print(json.dumps(run_to_dict(result), ensure_ascii=False))
     else:
         _show(result, arguments.output)
     return 0
