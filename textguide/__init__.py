@@ -10,12 +10,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .branching import Branched, eager
     from .captioning import caption
-    from .engine.custom_generate import GuidedDecoding, guided_decoding
+    from .engine.custom_generate import GuidedDecoding
     from .engine.effect import Effect
     from .engine.results import GenerateResult
     from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
-    from .generation import StreamChunk, generate, stream
+    from .generation import StreamChunk, generate, guided_decoding, stream
     from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance
     from .logits_processors import (
         AWRSLogitsProcessor,
@@ -54,7 +54,7 @@ _HOMES = {
     "eager": "branching",
     "explain": "explanation",
     "generate": "generation",
-    "guided_decoding": "engine.custom_generate",
+    "guided_decoding": "generation",
     "load": "models",
     "score": "scoring",
     "stream": "generation",

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .constraints import Vocabulary
 from .engine import branch_inputs
 from .engine.custom_generate import GuidedDecoding, empty_source
-from .engine.effect import Effect, join, warn_if_none
-from .engine.loop import Decoded, Observer
-from .engine.results import GenerateResult, constraint_fields
+from .engine.loop import Observer
+from .engine.results import GenerateResult
+from .engine.run import Batch, Request, Run
 from .engine.speculation import as_speculation
-from .engine.speculation.value import join as join_speculation
+from .engine.text_stream import TextStream
 from .forward.row_batch import pad_left
-from .guidance import EAGer, as_guidance, split
-from .smc.starting import warn_of_deaths, weighs
+from .guidance import as_guidance, split
 
-SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+OF_IMAGES = ("unconditional", "language_model")
+"""Options of :func:`textguide.caption` that :func:`generate` takes with images."""
 
 
 @dataclass(frozen=True)
@@ -111,36 +110,19 @@ def generate(
             do_sample=do_sample,
             options={**options, **{name: value for name, value in given.items() if value is not None}},
         )
+    pictured = {name: options.pop(name) for name in OF_IMAGES if images is not None and name in options}
+    request = Request(
+        as_guidance(guidance), max_new_tokens, seed, batch_size, _texts(stop), do_sample, models, streamer, observer,
+        stopping_criteria, vocabulary, as_speculation(speculation), options,
+    )  # fmt: skip
     if images is not None:
-        from .captioning.generation import caption
+        from .captioning.generation import answer
 
-        if system is not None or stop is not None:
-            raise ValueError("system= and stop= do not work with images; write them into the prompts")
-        shared = {"models": models, "streamer": streamer, "observer": observer, "vocabulary": vocabulary}
-        return caption(
-            model, tokenizer, images, guidance, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed,
-            batch_size=batch_size, do_sample=do_sample, stopping_criteria=stopping_criteria, **shared, **options,
-        )  # fmt: skip
-    run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be 1 or more")
-    size = len(run.ids) if batch_size is None else batch_size * (run.particles if run.forks else 1)
-    speculation = as_speculation(speculation)
-    done, effects, starts = [], [], []
-    for start in range(0, len(run.ids), size):
-        rows = slice(start, start + size)
-        decoding = run.decoding(
-            rows, models=models, streamer=streamer, observer=observer, vocabulary=vocabulary, speculation=speculation
-        )
-        run.call(decoding, rows, stopping_criteria)
-        assert decoding.last is not None
-        done.append(decoding.last)
-        effects.append(decoding.last.effect)
-        starts.append(decoding.last.sequences.shape[1] - decoding.last.log_probs.shape[1])  # type: ignore[union-attr]
-    effect = join(effects)
-    warn_if_none(effect, run.guidance)
-    warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])
-    return run.result(done, starts, effect)
+        if system is not None:
+            raise ValueError(f"system={system!r} does not work with images; write it into the prompts")
+        return answer(model, tokenizer, images, prompts, request, **pictured)
+    run = Run.of(model, tokenizer, request)
+    return run.result(_batches(run, prompts, system))
 
 
 def stream(
@@ -162,234 +144,88 @@ def stream(
 
     The run stops when the iterator is closed. Arguments as for :func:`generate`.
     """
-    run = _Run(model, tokenizer, prompts, guidance, max_new_tokens, system, seed, stop, do_sample, options)
-    if run.particles > 1:
-        what = "max_branches" if run.forks else "particles"
-        raise ValueError(f"{what}={run.particles} may still change what is written; stream with {what}=1")
-    return _stream(run, models=models, speculation=speculation)
+    request = Request(
+        as_guidance(guidance), max_new_tokens, seed, stop=_texts(stop), do_sample=do_sample, models=models,
+        speculation=as_speculation(speculation), options=options,
+    )  # fmt: skip
+    if request.particles > 1:
+        what = "max_branches" if request.forks else "particles"
+        raise ValueError(f"{what}={request.particles} may still change what is written; stream with {what}=1")
+    run = Run.of(model, tokenizer, request)
+    (batch,) = _batches(run, prompts, system)
+    return _stream(run, batch)
 
 
-def _stream(run: _Run, **settings: Any) -> Iterator[StreamChunk]:
-    decoding = run.decoding(slice(None), **settings)
-    texts: list[_TextStream] = []
-    for step in run.call(decoding.steps, slice(None)):
-        if isinstance(step, Decoded):
-            warn_if_none(step.effect, decoding.guidance)
-            return
+def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
+    """A ``custom_generate`` callable for transformers; see :class:`GuidedDecoding` for the options."""
+    from .captioning.conditions import Captioning
+
+    if options.get("captioning") is None:
+        options["captioning"] = Captioning()
+    return GuidedDecoding(guidance, **options)
+
+
+def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
+    texts: list[TextStream] = []
+    for step in run.steps(batch):
         tokens = step.tolist()
-        texts = texts or [_TextStream(run.tokenizer, run.end_tokens) for _ in tokens]
+        texts = texts or [TextStream(run.tokenizer, run.ends) for _ in tokens]
         for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
             if not text.ended:
                 yield StreamChunk(row, text.put(token), token)
 
 
-class _TextStream:
-    """Decodes a growing list of tokens; holds back bytes that do not make a character yet."""
-
-    def __init__(self, tokenizer: Any, end_tokens: set[int]) -> None:
-        self.tokenizer, self.end_tokens = tokenizer, end_tokens
-        self.tokens: list[int] = []
-        self.start = 0
-        self.written = ""
-        self.ended = False
-
-    def put(self, token: int) -> str:
-        self.ended = token in self.end_tokens
-        self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
-        if text.endswith("�") and not self.ended:
-            return ""
-        new = text[len(self.written) :]
-        self.written = text
-        # Decode from the last line on, so that a long text costs no more a token than a short one.
-        if text.endswith("\n"):
-            self.start, self.written = len(self.tokens), ""
-        return new
+def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-class _Run:
-    """One call of :func:`generate` or :func:`stream`: checked arguments, encoded prompts, and how to decode them."""
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        prompts: Any,
-        guidance: Any,
-        max_new_tokens: int,
-        system: str | None,
-        seed: int | None,
-        stop: str | Sequence[str] | None,
-        do_sample: bool | None,
-        options: dict[str, Any],
-    ) -> None:
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
-        self.guidance = as_guidance(guidance)
-        constraint = split(self.guidance).constraint
-        draws = weighs(constraint)
-        self.particles: int = getattr(constraint, "particles", 1)
-        self.forks = isinstance(constraint, EAGer)
-        if self.particles > 1 and not self.forks:
-            # Every particle is a row.
-            options = {**options, "num_return_sequences": options.get("num_return_sequences", 1) * self.particles}
-        if draws:
-            # transformers cuts laws off at 50 tokens unless told otherwise, and a form may need any of them.
-            options = {"top_k": 0, "top_p": 1.0, **options}
-        if do_sample is None:
-            do_sample = draws or any(options.get(name) is not None for name in SAMPLING_OPTIONS)
-        check_sampling(options)
-        for name in ("custom_generate", "logits_to_keep", "max_length"):
-            if name in options:
-                raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
-        self.model, self.tokenizer, self.options = model, tokenizer, {**options, "do_sample": do_sample}
-        self.max_new_tokens = max_new_tokens
-        self.device = model.device
-        self.canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
-        self.ids = [
-            branch_inputs.encode(prompt, tokenizer, f"prompts[{number}]")
-            for number, prompt in enumerate(self.canonical)
-        ]
-        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self.branch_rows: list[branch_inputs.Rows] | None = None
-        branching = split(self.guidance).branching
-        if branching is not None:
-            empty = empty_source(model.config) if self.is_encoder_decoder else None
-            self.branch_rows = branch_inputs.branch_rows(
-                branching, cond=self.ids, tokenizer=tokenizer, prompts=self.canonical, empty_source=empty
-            )
-        if self.forks:  # a row for every branch, which transformers makes for samples alone
-            self.ids = [row for row in self.ids for _ in range(self.particles)]
-            chosen = self.branch_rows or []
-            self.branch_rows = [[row for row in rows for _ in range(self.particles)] for rows in chosen] or None
-        self._check_ids()
-        self.stop = [stop] if isinstance(stop, str) else list(stop or [])
-        self.generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        ends = self.options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
-        self.end_tokens = set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
-
-    def decoding(self, rows: slice, **options: Any) -> GuidedDecoding:
-        chosen = None if self.branch_rows is None else [branch[rows] for branch in self.branch_rows]
-        return GuidedDecoding(
-            self.guidance,
-            tokenizer=self.tokenizer,
-            generator=self.generator,
-            log_probs=True,
-            warn=False,
-            branch_prompts=chosen,
-            **options,
+def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
+    """Prompts as what transformers and the branches read."""
+    request, tokenizer, config = run.request, run.tokenizer, run.model.config
+    canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
+    rows = [branch_inputs.encode(prompt, tokenizer, f"prompts[{number}]") for number, prompt in enumerate(canonical)]
+    branches: list[branch_inputs.Rows] = []
+    branching = split(request.guidance).branching
+    if branching is not None:
+        empty = empty_source(config) if config.is_encoder_decoder else None
+        branches = branch_inputs.branch_rows(
+            branching, cond=rows, tokenizer=tokenizer, prompts=canonical, empty_source=empty
         )
-
-    def call(self, custom_generate: Any, rows: slice, stopping_criteria: Any = None) -> Any:
-        """Let transformers prepare the run and hand it to ``custom_generate``."""
-        from transformers import StoppingCriteriaList, StopStringCriteria
-
-        criteria = StoppingCriteriaList(stopping_criteria or [])
-        if self.stop:
-            criteria.append(StopStringCriteria(self.tokenizer, self.stop))
-        inputs = self._inputs(self.ids[rows])
-        options = dict(self.options)
-        if options.get("pad_token_id") is None and getattr(self.model.generation_config, "pad_token_id", None) is None:
-            # Rows that end before others are filled with it; what it is does not matter.
-            options["pad_token_id"] = min(self.end_tokens, default=0)
-        return self.model.generate(
-            **inputs,
-            max_new_tokens=self.max_new_tokens,
-            custom_generate=custom_generate,
-            stopping_criteria=criteria,
-            **options,
-        )
-
-    def result(self, done: list[Decoded], starts: list[int], effect: Effect) -> GenerateResult:
-        return collect(done, starts, effect, self.tokenizer, self.end_tokens, self._pad())
-
-    def _inputs(self, rows: branch_inputs.Rows) -> dict[str, Tensor]:
-        if self.is_encoder_decoder:
-            length = max(len(row) for row in rows)
-            pad = self._pad()
-            ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=self.device)
-            mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self.device)
-            return {"input_ids": ids, "attention_mask": mask}
-        ids, padding = pad_left(rows, self.device, self._pad())
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if padding is None else padding}
-
-    def _pad(self) -> int:
-        pad = self.options.get("pad_token_id", getattr(self.model.generation_config, "pad_token_id", None))
-        return pad if pad is not None else min(self.end_tokens, default=0)
-
-    def _check_ids(self) -> None:
-        config = self.model.config.get_text_config(decoder=True)
-        size = getattr(config, "vocab_size", None)
-        limit = getattr(config, "max_position_embeddings", None)
-        room = 0 if self.is_encoder_decoder else self.max_new_tokens
-        named = [("prompts", self.ids)] + [("negative_prompt", rows) for rows in self.branch_rows or []]
-        for name, rows in named:
-            for number, row in enumerate(rows):
-                if size is not None and not all(0 <= token < size for token in row):
-                    wrong = next(token for token in row if not 0 <= token < size)
-                    raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
-                if limit is not None and len(row) + room > limit:
-                    raise ValueError(
-                        f"{name}[{number}] has {len(row)} tokens and max_new_tokens={self.max_new_tokens}, but the "
-                        f"model has {limit} positions; shorten one of them"
-                    )
+    if request.forks:  # a row for every branch, which transformers makes for samples alone
+        rows, *branches = [[row for row in one for _ in range(request.particles)] for one in (rows, *branches)]
+    _check_ids(run, rows, branches)
+    batches = []
+    for start in range(0, len(rows), request.size(len(rows))):
+        part = slice(start, start + request.size(len(rows)))
+        own = [branch[part] for branch in branches] if branching is not None else None
+        batches.append(Batch(_inputs(run, rows[part]), own))
+    return batches
 
 
-def collect(
-    done: Sequence[Decoded], starts: Sequence[int], effect: Effect, tokenizer: Any, ends: Set[int], pad: int
-) -> GenerateResult:
-    """The batches of one run as one result.
-
-    Args:
-        starts: where the new tokens of each batch begin.
-        ends: tokens that end a text.
-        pad: fills rows up.
-    """
-    new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
-    prompt = max(starts)
-    sequences, log_probs, tokens = [], [], []
-    for run, start in zip(done, starts, strict=True):
-        assert run.log_probs is not None
-        missing = new - run.log_probs.shape[1]
-        sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
-        log_probs.append(F.pad(run.log_probs, (0, missing)))
-        written = run.sequences[:, start:].tolist()
-        if run.constraint is None:
-            tokens += [_trim(row, ends) for row in written]
-        else:
-            tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
-    log_prob = torch.cat(log_probs)
-    outcomes = [run.constraint for run in done if run.constraint is not None]
-    reports = [run.speculation for run in done if run.speculation is not None]
-    return GenerateResult(
-        texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
-        sequences=torch.cat(sequences),
-        new_tokens=tokens,
-        log_likelihood=log_prob.sum(-1),
-        log_probs=log_prob,
-        effect=effect,
-        speculation=join_speculation(reports) if reports else None,
-        **(constraint_fields(outcomes) if outcomes else {}),
-    )
+def _inputs(run: Run, rows: branch_inputs.Rows) -> dict[str, Tensor]:
+    device = run.model.device
+    if run.model.config.is_encoder_decoder:
+        length = max(len(row) for row in rows)
+        ids = torch.tensor([row + [run.pad] * (length - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
+        return {"input_ids": ids, "attention_mask": mask}
+    ids, padding = pad_left(rows, device, run.pad)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if padding is None else padding}
 
 
-def _trim(row: list[int], ends: Set[int]) -> list[int]:
-    for i, token in enumerate(row):
-        if token in ends:
-            return row[: i + 1]
-    return row
-
-
-def check_sampling(options: Mapping[str, Any]) -> None:
-    """Refuse values of sampling options that transformers would ignore or fail on late."""
-    bounds: dict[str, tuple[Any, str]] = {
-        "temperature": (lambda x: x > 0, "above 0; leave it out for greedy decoding"),
-        "top_p": (lambda x: 0 < x <= 1, "in (0, 1]"),
-        "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
-        "top_k": (lambda x: x >= 0 and x == int(x), "a whole number of 0 or more; 0 keeps every token"),
-        "repetition_penalty": (lambda x: x > 0, "above 0; 1 changes nothing"),
-    }
-    for name, (holds, meaning) in bounds.items():
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value)):
-            raise ValueError(f"{name}={value!r} must be {meaning}")
+def _check_ids(run: Run, prompts: branch_inputs.Rows, branches: list[branch_inputs.Rows]) -> None:
+    config = run.model.config.get_text_config(decoder=True)
+    size = getattr(config, "vocab_size", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    new = run.request.max_new_tokens
+    room = 0 if run.model.config.is_encoder_decoder else new
+    for name, rows in [("prompts", prompts), *(("negative_prompt", rows) for rows in branches)]:
+        for number, row in enumerate(rows):
+            if size is not None and not all(0 <= token < size for token in row):
+                wrong = next(token for token in row if not 0 <= token < size)
+                raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
+            if limit is not None and len(row) + room > limit:
+                raise ValueError(
+                    f"{name}[{number}] has {len(row)} tokens and max_new_tokens={new}, but the model has {limit} "
+                    "positions; shorten one of them"
+                )

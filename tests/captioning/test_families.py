@@ -13,6 +13,7 @@ from textguide import CFG, LMGuidance, guided_decoding
 from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
+from textguide.engine.branch_inputs import is_vision_encoder_decoder
 from textguide.guidance import Guidance, Step
 from textguide.reference import captioning
 
@@ -283,7 +284,7 @@ class Count:
         self.decoder = model if inner is None else getattr(model, inner)
         core = getattr(model, "git", getattr(model, "model", model))
         names = ("encoder", "image_encoder", "vision_model", "vision_tower", "visual")
-        holder = model if hasattr(model, "vision_model") or families.is_vision_encoder_decoder(model) else core
+        holder = model if hasattr(model, "vision_model") or is_vision_encoder_decoder(model) else core
         self.vision = next(
             getattr(holder, name) for name in names[:: 1 if holder is model else -1] if hasattr(holder, name)
         )

@@ -53,6 +53,49 @@ class Captioning:
                 "files and other images work in textguide.caption"
             )
 
+    @property
+    def models(self) -> dict[str, Any]:
+        """The text-only model, by the name that branches use."""
+        return {} if self.language_model is None else {LANGUAGE_MODEL: self.language_model[0]}
+
+    def reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
+        """Whether a run of ``model`` reads images; what says more than the default is always asked."""
+        others = (self.captioner, self.inputs, self.language_model, self.encode)
+        default = (
+            isinstance(self.unconditional, str) and self.unconditional == "blank" and all(one is None for one in others)
+        )
+        return not default or branch_inputs.sees_images(model, model_kwargs)
+
+    def sources(
+        self,
+        guidance: BranchGuidance,
+        model: Any,
+        ids: Tensor,
+        model_kwargs: Mapping[str, Any],
+        tokenizer: Any,
+        models: Mapping[str, Any],
+    ) -> list[branch_inputs.Rows | Source]:
+        """What each extra branch of ``guidance`` reads.
+
+        Args:
+            model: the model that decodes.
+            ids: what it begins with, (B, L).
+            model_kwargs: what ``generate`` prepared for it.
+            tokenizer: of the captioner.
+            models: further captioners by the name that branches use; they see the same pixels.
+
+        Raises:
+            ValueError: a branch cannot be made of this model; the message says what would work.
+        """
+        captioner = self.captioner if self.captioner is not None else model
+        known = self.inputs is not None
+        inputs = dict(self.inputs or {}) or families.inputs_from_inside(captioner, ids, model_kwargs)
+        inputs = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
+        rows = families.rows_of(inputs) if known else ids.shape[0]
+        first = ids[:: max(1, ids.shape[0] // rows)]
+        run = _Run(self, captioner, model, inputs, first, model_kwargs, known, models)
+        return [run.source(branch, tokenizer) for branch in guidance.branches]
+
 
 @dataclass
 class ImageSource:
@@ -141,45 +184,6 @@ def prepared(entry: Any, inputs: Mapping[str, Any]) -> tuple[Any, Tensor, dict[s
     with torch.no_grad():
         entry.generate(**inputs, custom_generate=take, max_new_tokens=1, do_sample=False, num_beams=1)
     return taken[0], taken[1], taken[2]
-
-
-def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:
-    """Whether a run of ``generate`` reads images."""
-    encoded = bool((model_kwargs.get("mm_encoder_outputs") or {}).get("image"))
-    seen = any(model_kwargs.get(name) is not None for name in ("pixel_values", "encoder_hidden_states"))
-    return encoded or seen or families.is_vision_encoder_decoder(model)
-
-
-def sources(
-    guidance: BranchGuidance,
-    captioning: Captioning,
-    model: Any,
-    ids: Tensor,
-    model_kwargs: Mapping[str, Any],
-    tokenizer: Any,
-    models: Mapping[str, Any] | None = None,
-) -> list[branch_inputs.Rows | Source]:
-    """What each extra branch of ``guidance`` reads.
-
-    Args:
-        model: the model that decodes.
-        ids: what it begins with, (B, L).
-        model_kwargs: what ``generate`` prepared for it.
-        tokenizer: of the captioner.
-        models: further captioners by the name that branches use; they see the same pixels.
-
-    Raises:
-        ValueError: a branch cannot be made of this model; the message says what would work.
-    """
-    captioner = captioning.captioner if captioning.captioner is not None else model
-    known = captioning.inputs is not None
-    inputs = dict(captioning.inputs or {}) or families.inputs_from_inside(captioner, ids, model_kwargs)
-    inputs = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
-    rows = families.rows_of(inputs) if known else ids.shape[0]
-    run = _Run(
-        captioning, captioner, model, inputs, ids[:: max(1, ids.shape[0] // rows)], model_kwargs, known, models or {}
-    )
-    return [run.source(branch, tokenizer) for branch in guidance.branches]
 
 
 @dataclass

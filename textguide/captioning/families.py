@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.branch_inputs import is_vision_encoder_decoder
+
 IMAGE_TOKENS = (
     "image_token_id", "image_token_index", "vision_start_token_id", "vision_end_token_id", "boi_token_id",
     "eoi_token_id",
@@ -21,12 +23,6 @@ AROUND = ("<fake_token_around_image>", "<global-img>", "<|vision_start|>", "<|vi
 ONE_SIZE = ("git", "llava", "paligemma")
 """Kinds of models with placeholders (or none) whose images all have the size that the configuration names."""
 _DERIVED = ("position_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "inputs_embeds")
-
-
-def is_vision_encoder_decoder(model: Any) -> bool:
-    """Whether the model's encoder reads pixels."""
-    encoder = getattr(model, "encoder", None) if model.config.is_encoder_decoder else None
-    return getattr(encoder, "main_input_name", None) == "pixel_values"
 
 
 def is_seen_through(captioner: Any, model_kwargs: Mapping[str, Any]) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..constraints import Vocabulary
-from ..engine.custom_generate import GuidedDecoding
-from ..engine.effect import join, warn_if_none
-from ..engine.loop import Decoded, Observer
+from ..engine.branch_inputs import is_vision_encoder_decoder
+from ..engine.loop import Observer
 from ..engine.results import GenerateResult
-from ..generation import SAMPLING_OPTIONS, check_sampling, collect
-from ..guidance import as_guidance, split
+from ..engine.run import Batch, Request, Run, end_tokens
+from ..guidance import as_guidance
 from . import families
 from .conditions import KINDS, Captioning
 from .images import read_image, read_images
@@ -69,58 +68,41 @@ def caption(
         >>> model, processor = textguide.captioning.load("drawn-scenes")
         >>> textguide.caption(model, processor, "scene.png", CFG(2.0)).texts  # doctest: +SKIP
     """
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be a whole number of 1 or more")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be 1 or more")
-    check_sampling(options)
-    steering = as_guidance(guidance)
-    if getattr(split(steering).constraint, "particles", 1) > 1:
+    request = Request(
+        as_guidance(guidance), max_new_tokens, seed, batch_size, (), do_sample, models, streamer, observer,
+        stopping_criteria, vocabulary, None, options,
+    )  # fmt: skip
+    return answer(model, processor, images, prompts, request, unconditional, language_model)
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    images: Any,
+    prompts: Any,
+    request: Request,
+    unconditional: Any = "blank",
+    language_model: tuple[Any, Any] | None = None,
+) -> GenerateResult:
+    """What :func:`caption` does, for a request that has been checked."""
+    if request.particles > 1:
         raise ValueError("particles above 1 do not work with images yet; use particles=1")
-    if do_sample is None:
-        draws = getattr(split(steering).constraint, "method", None) == "awrs"
-        do_sample = draws or any(options.get(name) is not None for name in SAMPLING_OPTIONS)
     encoder = Encoder(model, processor)
     pictures = read_images(images)
     texts = encoder.texts(prompts, len(pictures))
-    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    size = len(pictures) if batch_size is None else batch_size
-    done: list[Decoded] = []
-    starts, ends = [], _ends(model, options)
-    for start in range(0, len(pictures), size):
-        rows = slice(start, start + size)
-        inputs = encoder(pictures[rows], texts[rows])
-        decoding = GuidedDecoding(
-            steering,
-            tokenizer=encoder.tokenizer,
-            generator=generator,
-            log_probs=True,
-            warn=False,
-            models=models,
-            streamer=streamer,
-            observer=observer,
-            vocabulary=vocabulary,
-            captioning=encoder.captioning(unconditional, language_model, inputs, texts[rows]),
-        )
-        given = dict(options)
-        if getattr(model.generation_config, "pad_token_id", None) is None and model.config.model_type != "blip":
-            given.setdefault("pad_token_id", min(ends, default=0))
-        model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            custom_generate=decoding,
-            stopping_criteria=stopping_criteria,
-            **given,
-        )
-        assert decoding.last is not None
-        assert decoding.last.log_probs is not None
-        done.append(decoding.last)
-        starts.append(decoding.last.sequences.shape[1] - decoding.last.log_probs.shape[1])
-    effect = join([run.effect for run in done])
-    warn_if_none(effect, steering)
-    pad = getattr(model.generation_config, "pad_token_id", None)
-    return collect(done, starts, effect, encoder.tokenizer, ends, min(ends, default=0) if pad is None else pad)
+    run = Run.of(model, encoder.tokenizer, request)
+    if model.config.model_type == "blip":  # its generate names the end and the padding itself
+        run = replace(run, ends=end_tokens(model.config.text_config.sep_token_id), pads=False)
+    size = request.size(len(pictures))
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(pictures), size):
+            rows = slice(start, start + size)
+            inputs = encoder(pictures[rows], texts[rows])
+            reader = encoder.captioning(unconditional, language_model, inputs, texts[rows])
+            yield Batch(inputs, captioning=reader)
+
+    return run.result(batches())
 
 
 class Encoder:
@@ -157,7 +139,7 @@ class Encoder:
         given: Sequence[Any] = [prompts] * rows if isinstance(prompts, str) else list(prompts)
         if len(given) != rows or not all(isinstance(text, str) for text in given):
             raise ValueError(f"prompts must be a text, or {rows} texts, one for each image; {len(given)} were given")
-        if families.is_vision_encoder_decoder(self.model):
+        if is_vision_encoder_decoder(self.model):
             raise ValueError(f"{type(self.model).__name__} takes no prompts; leave prompts out")
         if self.placeholder is not None:
             for number, text in enumerate(given):
@@ -195,7 +177,7 @@ class Encoder:
             raise ValueError(
                 f"processor ({type(self.processor).__name__}) gave no pixel_values; is it the model's own?"
             )
-        if families.is_vision_encoder_decoder(self.model):
+        if is_vision_encoder_decoder(self.model):
             inputs = {"pixel_values": inputs["pixel_values"]}
         families.check_pixels(self.model, self.processor, inputs)
         accepted = {name: value.to(self.model.device) for name, value in inputs.items()}
@@ -214,11 +196,3 @@ class Encoder:
         if isinstance(unconditional, str) and unconditional not in KINDS:
             read_image(unconditional, "unconditional")
         return Captioning(unconditional, self.model, inputs, language_model, encode)
-
-
-def _ends(model: Any, options: Mapping[str, Any]) -> set[int]:
-    """Tokens that end a caption."""
-    ends = options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
-    if model.config.model_type == "blip":
-        ends = model.config.text_config.sep_token_id
-    return set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])

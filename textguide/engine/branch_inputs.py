@@ -166,3 +166,16 @@ def rows_of(
     given: Sequence[Any] = branch.prompt if per_row(branch.prompt) else (branch.prompt,)
     rows = [encode(prompt, tokenizer, "negative_prompt") for prompt in given]
     return expand(rows, len(cond), copies=copies)
+
+
+def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:
+    """Whether a run of ``generate`` reads images."""
+    encoded = bool((model_kwargs.get("mm_encoder_outputs") or {}).get("image"))
+    seen = any(model_kwargs.get(name) is not None for name in ("pixel_values", "encoder_hidden_states"))
+    return encoded or seen or is_vision_encoder_decoder(model)
+
+
+def is_vision_encoder_decoder(model: Any) -> bool:
+    """Whether the model's encoder reads pixels."""
+    encoder = getattr(model, "encoder", None) if model.config.is_encoder_decoder else None
+    return getattr(encoder, "main_input_name", None) == "pixel_values"

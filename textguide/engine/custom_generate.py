@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..captioning.conditions import Captioning, sees_images, sources
 from ..constraints import Vocabulary
 from ..forward import caches
 from ..guidance import BranchGuidance, FeynmanKac, as_guidance, split
-from ..guidance.language_model import LANGUAGE_MODEL
 from ..smc.starting import check_run, start, warn_of_deaths
 from . import branch_inputs
 from .branch_passes import Source
@@ -22,6 +21,29 @@ from .reweighting import reweighter
 from .speculation import as_speculation
 
 
+class BranchReader(Protocol):
+    """Brings what the extra branches read where the inputs of a run are more than token ids, such as images."""
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        """Further models that its branches use, by name."""
+
+    def reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
+        """Whether it is asked for the branches of a run of ``model``."""
+
+    def sources(
+        self,
+        guidance: BranchGuidance,
+        model: Any,
+        ids: Tensor,
+        model_kwargs: Mapping[str, Any],
+        tokenizer: Any,
+        models: Mapping[str, Any],
+    ) -> list[branch_inputs.Rows | Source]:
+        """What each extra branch of ``guidance`` reads beside ``ids`` (B, L) and what ``generate`` prepared."""
+
+
+@dataclass
 class GuidedDecoding:
     """Guided decoding as a ``custom_generate`` callable for transformers.
 
@@ -46,42 +68,31 @@ class GuidedDecoding:
         speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. What is written stays the same.
         captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
-            Default: the branch without a condition sees a blank image.
+            Default of :func:`textguide.guided_decoding`: the branch without a condition sees a blank image.
 
     Raises:
         ValueError: the generation mode or an option does not work with guidance; the message names it.
     """
 
-    def __init__(
-        self,
-        guidance: Any,
-        *,
-        tokenizer: Any = None,
-        models: Mapping[str, Any] | None = None,
-        streamer: Any = None,
-        generator: torch.Generator | None = None,
-        observer: Observer | None = None,
-        log_probs: bool = False,
-        warn: bool = True,
-        vocabulary: Vocabulary | None = None,
-        branch_prompts: list[branch_inputs.Rows] | None = None,
-        speculation: Any = None,
-        captioning: Captioning | None = None,
-    ) -> None:
-        self.guidance = as_guidance(guidance)
-        self.tokenizer = tokenizer
-        self.models = dict(models or {})
-        self.streamer = streamer
-        self.generator = generator
-        self.observer = observer
-        self.log_probs = log_probs
-        self.warn = warn
-        self.vocabulary = vocabulary
-        self.branch_prompts = branch_prompts
-        self.speculation = as_speculation(speculation)
-        self.captioning = captioning
-        self.effect: Effect | None = None
-        self.last: Decoded | None = None
+    guidance: Any
+    _: KW_ONLY
+    tokenizer: Any = None
+    models: Mapping[str, Any] | None = None
+    streamer: Any = None
+    generator: torch.Generator | None = None
+    observer: Observer | None = None
+    log_probs: bool = False
+    warn: bool = True
+    vocabulary: Vocabulary | None = None
+    branch_prompts: list[branch_inputs.Rows] | None = None
+    speculation: Any = None
+    captioning: BranchReader | None = None
+    effect: Effect | None = field(default=None, init=False)
+    last: Decoded | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.guidance = as_guidance(self.guidance)
+        self.speculation = as_speculation(self.speculation)
 
     def __call__(
         self,
@@ -133,7 +144,7 @@ class GuidedDecoding:
         settings = Settings(
             guidance=guidance,
             reweighter=weigher,
-            models=self._models(),
+            models={**(self.models or {}), **(self.captioning.models if self.captioning is not None else {})},
             generator=self.generator,
             observer=self.observer,
             log_probs=self.log_probs,
@@ -163,9 +174,13 @@ class GuidedDecoding:
         self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
     ) -> list[branch_inputs.Rows | Source]:
         size = ids.shape[0]
-        if self.captioning is not None or sees_images(model, model_kwargs):
-            how = self.captioning or Captioning()
-            return sources(guidance, how, model, ids, model_kwargs, self.tokenizer, self.models)
+        if self.captioning is not None and self.captioning.reads(model, model_kwargs):
+            return self.captioning.sources(guidance, model, ids, model_kwargs, self.tokenizer, self.models or {})
+        if branch_inputs.sees_images(model, model_kwargs):
+            raise ValueError(
+                "the model reads images, and captioning=None does not say what the other branch sees; use "
+                "textguide.guided_decoding, or pass captioning=textguide.captioning.Captioning()"
+            )
         if self.branch_prompts is not None:
             return [branch_inputs.expand(rows, size) for rows in self.branch_prompts]
         cond: branch_inputs.Rows = [[] for _ in range(size)]
@@ -182,20 +197,10 @@ class GuidedDecoding:
         rows = branch_inputs.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=True)
         return [*rows]
 
-    def _models(self) -> dict[str, Any]:
-        if self.captioning is None or self.captioning.language_model is None:
-            return self.models
-        return {**self.models, LANGUAGE_MODEL: self.captioning.language_model[0]}
-
     def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
         """The mask of ``input_ids``."""
         name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
         return model_kwargs.get(name)
-
-
-def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
-    """A ``custom_generate`` callable for transformers; see :class:`GuidedDecoding` for the options."""
-    return GuidedDecoding(guidance, **options)
 
 
 def _unpadded(ids: Tensor, mask: Tensor | None) -> branch_inputs.Rows:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..smc import particles
 from ..smc.population import Outcome
 from .effect import Effect
+from .loop import Decoded
 from .speculation import SpeculationReport
+from .speculation.value import join as join_speculation
 
 
 @dataclass
@@ -111,3 +114,46 @@ def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             fields[name] = torch.cat([getattr(outcome, name) for outcome in outcomes])
         fields["particles"] = len(fields["log_weights"]) // len(fields["ess"])
     return fields
+
+
+def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, ends: Set[int], pad: int) -> GenerateResult:
+    """The batches of one run as one result.
+
+    Args:
+        ends: tokens that end a text.
+        pad: fills rows up.
+    """
+    starts = [run.sequences.shape[1] - run.log_probs.shape[1] for run in done]  # type: ignore[union-attr]
+    new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
+    prompt = max(starts)
+    sequences, log_probs, tokens = [], [], []
+    for run, start in zip(done, starts, strict=True):
+        assert run.log_probs is not None
+        missing = new - run.log_probs.shape[1]
+        sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
+        log_probs.append(F.pad(run.log_probs, (0, missing)))
+        written = run.sequences[:, start:].tolist()
+        if run.constraint is None:
+            tokens += [_trim(row, ends) for row in written]
+        else:
+            tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
+    log_prob = torch.cat(log_probs)
+    outcomes = [run.constraint for run in done if run.constraint is not None]
+    reports = [run.speculation for run in done if run.speculation is not None]
+    return GenerateResult(
+        texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
+        sequences=torch.cat(sequences),
+        new_tokens=tokens,
+        log_likelihood=log_prob.sum(-1),
+        log_probs=log_prob,
+        effect=effect,
+        speculation=join_speculation(reports) if reports else None,
+        **(constraint_fields(outcomes) if outcomes else {}),
+    )
+
+
+def _trim(row: list[int], ends: Set[int]) -> list[int]:
+    for i, token in enumerate(row):
+        if token in ends:
+            return row[: i + 1]
+    return row

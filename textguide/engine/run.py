@@ -1,0 +1,198 @@
+"""A run of many rows in batches: what was asked for, and the way through transformers and our loop to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..constraints import Vocabulary
+from ..guidance import EAGer, Guidance, split
+from ..smc.starting import warn_of_deaths, weighs
+from .branch_inputs import Rows
+from .custom_generate import BranchReader, GuidedDecoding
+from .effect import join, warn_if_none
+from .loop import Decoded, Observer
+from .options import SAMPLING_OPTIONS, check_sampling
+from .results import GenerateResult, collect
+from .speculation import Speculation
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for, whatever it reads; arguments as for :func:`textguide.generate`.
+
+    Args:
+        options: of transformers' ``GenerationConfig``.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+    """
+
+    guidance: Guidance | None
+    max_new_tokens: int
+    seed: int | None = None
+    batch_size: int | None = None
+    stop: tuple[str, ...] = ()
+    do_sample: bool | None = None
+    models: Mapping[str, Any] | None = None
+    streamer: Any = None
+    observer: Observer | None = None
+    stopping_criteria: Any = None
+    vocabulary: Vocabulary | None = None
+    speculation: Speculation | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        new = self.max_new_tokens
+        if isinstance(new, bool) or not isinstance(new, int) or new < 1:
+            raise ValueError(f"max_new_tokens={new!r} must be a whole number of 1 or more")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
+        check_sampling(self.options)
+        for name in ("custom_generate", "logits_to_keep", "max_length"):
+            if name in self.options:
+                raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
+
+    @property
+    def particles(self) -> int:
+        """Rows that one text needs."""
+        return getattr(split(self.guidance).constraint, "particles", 1)
+
+    @property
+    def forks(self) -> bool:
+        """Whether texts fork, into rows that have to be there from the start."""
+        return isinstance(split(self.guidance).constraint, EAGer)
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        if self.do_sample is not None:
+            return self.do_sample
+        given = any(self.options.get(name) is not None for name in SAMPLING_OPTIONS)
+        return given or weighs(split(self.guidance).constraint)
+
+    def size(self, rows: int) -> int:
+        """Rows of one batch, of ``rows`` in all."""
+        return rows if self.batch_size is None else self.batch_size * (self.particles if self.forks else 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows that are decoded at once.
+
+    Args:
+        inputs: what ``model.generate`` reads.
+        branch_prompts: token ids of every branch and row; None: what the guidance names.
+        captioning: brings the branches where the rows have images.
+    """
+
+    inputs: Mapping[str, Any]
+    branch_prompts: list[Rows] | None = None
+    captioning: BranchReader | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A request on a model.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        request: what is asked for.
+        ends: tokens that end a text.
+        pads: whether ``generate`` is told a token to pad with where the model names none.
+    """
+
+    model: Any
+    tokenizer: Any
+    request: Request
+    ends: frozenset[int]
+    pads: bool = True
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, request: Request) -> Run:
+        """The run of ``request`` on ``model``, whose generation configuration says where a text ends."""
+        ends = request.options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
+        return cls(model, tokenizer, request, end_tokens(ends))
+
+    @property
+    def pad(self) -> int:
+        """Fills rows that end before others."""
+        pad = self.request.options.get("pad_token_id", getattr(self.model.generation_config, "pad_token_id", None))
+        return pad if pad is not None else min(self.ends, default=0)
+
+    def result(self, batches: Iterable[Batch]) -> GenerateResult:
+        """Decode all batches."""
+        request = self.request
+        decoding = self.decoding()
+        done: list[Decoded] = []
+        for batch in batches:
+            decoding = replace(decoding, branch_prompts=batch.branch_prompts, captioning=batch.captioning)
+            self._call(decoding, batch)
+            assert decoding.last is not None
+            done.append(decoding.last)
+        effect = join([decoded.effect for decoded in done])
+        warn_if_none(effect, request.guidance)
+        warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])
+        return collect(done, effect, self.tokenizer, self.ends, self.pad)
+
+    def steps(self, batch: Batch) -> Iterator[Tensor]:
+        """The tokens (B,) of every step of one batch."""
+        decoding = replace(self.decoding(), branch_prompts=batch.branch_prompts, captioning=batch.captioning)
+        for step in self._call(decoding.steps, batch):
+            if isinstance(step, Decoded):
+                warn_if_none(step.effect, decoding.guidance)
+            else:
+                yield step
+
+    def decoding(self) -> GuidedDecoding:
+        """The request as our loop takes it."""
+        request = self.request
+        seed = request.seed
+        return GuidedDecoding(
+            request.guidance,
+            tokenizer=self.tokenizer,
+            models=request.models,
+            streamer=request.streamer,
+            generator=None if seed is None else torch.Generator(self.model.device).manual_seed(seed),
+            observer=request.observer,
+            log_probs=True,
+            warn=False,
+            vocabulary=request.vocabulary,
+            speculation=request.speculation,
+        )
+
+    def _call(self, custom_generate: Any, batch: Batch) -> Any:
+        """Let transformers prepare the batch and hand it to ``custom_generate``."""
+        from transformers import StoppingCriteriaList, StopStringCriteria
+
+        request = self.request
+        criteria = StoppingCriteriaList(request.stopping_criteria or [])
+        if request.stop:
+            criteria.append(StopStringCriteria(self.tokenizer, list(request.stop)))
+        options: dict[str, Any] = dict(request.options)
+        constraint = split(request.guidance).constraint
+        if request.particles > 1 and not request.forks:  # every particle is a row
+            options["num_return_sequences"] = options.get("num_return_sequences", 1) * request.particles
+        if weighs(constraint):
+            # transformers cuts distributions off at 50 tokens unless told otherwise, and a constraint may need any.
+            options = {"top_k": 0, "top_p": 1.0, **options}
+        if self.pads and getattr(self.model.generation_config, "pad_token_id", None) is None:
+            options["pad_token_id"] = self.pad
+        return self.model.generate(
+            **batch.inputs,
+            max_new_tokens=request.max_new_tokens,
+            do_sample=request.samples,
+            custom_generate=custom_generate,
+            stopping_criteria=criteria,
+            **options,
+        )
+
+
+def end_tokens(ends: Any) -> frozenset[int]:
+    """The ``eos_token_id`` of a configuration as a set."""
+    return frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
