@@ -14,7 +14,7 @@ from .engine import branch_inputs
 from .engine.custom_generate import GuidedDecoding, empty_source
 from .engine.loop import Observer
 from .engine.results import GenerateResult
-from .engine.run import Batch, Request, Run
+from .engine.run import Batch, Request, Run, texts_of
 from .engine.speculation import as_speculation
 from .engine.text_stream import TextStream
 from .forward.row_batch import pad_left
@@ -112,7 +112,7 @@ def generate(
         )
     pictured = {name: options.pop(name) for name in OF_IMAGES if images is not None and name in options}
     request = Request(
-        as_guidance(guidance), max_new_tokens, seed, batch_size, _texts(stop), do_sample, models, streamer, observer,
+        as_guidance(guidance), max_new_tokens, seed, batch_size, texts_of(stop), do_sample, models, streamer, observer,
         stopping_criteria, vocabulary, as_speculation(speculation), options,
     )  # fmt: skip
     if images is not None:
@@ -145,7 +145,7 @@ def stream(
     The run stops when the iterator is closed. Arguments as for :func:`generate`.
     """
     request = Request(
-        as_guidance(guidance), max_new_tokens, seed, stop=_texts(stop), do_sample=do_sample, models=models,
+        as_guidance(guidance), max_new_tokens, seed, stop=texts_of(stop), do_sample=do_sample, models=models,
         speculation=as_speculation(speculation), options=options,
     )  # fmt: skip
     if request.particles > 1:
@@ -173,10 +173,6 @@ def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
         for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
             if not text.ended:
                 yield StreamChunk(row, text.put(token), token)
-
-
-def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:

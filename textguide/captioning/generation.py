@@ -13,7 +13,8 @@ from ..constraints import Vocabulary
 from ..engine.branch_inputs import is_vision_encoder_decoder
 from ..engine.loop import Observer
 from ..engine.results import GenerateResult
-from ..engine.run import Batch, Request, Run, end_tokens
+from ..engine.run import Batch, Request, Run, end_tokens, texts_of
+from ..engine.speculation import as_speculation
 from ..guidance import as_guidance
 from . import families
 from .conditions import KINDS, Captioning
@@ -32,12 +33,14 @@ def caption(
     max_new_tokens: int = 40,
     seed: int | None = None,
     batch_size: int | None = None,
+    stop: str | Sequence[str] | None = None,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
     streamer: Any = None,
     observer: Observer | None = None,
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
+    speculation: Any = None,
     **options: Any,
 ) -> GenerateResult:
     """Caption images, or answer prompts about them, under guidance (arXiv 2307.16686).
@@ -57,8 +60,8 @@ def caption(
             or an image; see :class:`textguide.captioning.Captioning`.
         language_model: a text-only model and its tokenizer, for :class:`textguide.LMGuidance`.
         max_new_tokens: longest caption.
-        seed, batch_size, do_sample, models, streamer, observer, stopping_criteria, vocabulary, **options: as for
-            :func:`textguide.generate`.
+        seed, batch_size, stop, do_sample, models, streamer, observer, stopping_criteria, vocabulary, speculation,
+            **options: as for :func:`textguide.generate`.
 
     Raises:
         ValueError: an image cannot be read, the processor does not belong to the model, or an argument has a value
@@ -69,8 +72,8 @@ def caption(
         >>> textguide.caption(model, processor, "scene.png", CFG(2.0)).texts  # doctest: +SKIP
     """
     request = Request(
-        as_guidance(guidance), max_new_tokens, seed, batch_size, (), do_sample, models, streamer, observer,
-        stopping_criteria, vocabulary, None, options,
+        as_guidance(guidance), max_new_tokens, seed, batch_size, texts_of(stop), do_sample, models, streamer, observer,
+        stopping_criteria, vocabulary, as_speculation(speculation), options,
     )  # fmt: skip
     return answer(model, processor, images, prompts, request, unconditional, language_model)
 

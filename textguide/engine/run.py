@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -196,3 +196,8 @@ class Run:
 def end_tokens(ends: Any) -> frozenset[int]:
     """The ``eos_token_id`` of a configuration as a set."""
     return frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+
+
+def texts_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """``stop=`` as a tuple."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
