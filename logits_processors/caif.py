@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from textguide.engine.reweighting import Reweighter, reweighter
-from textguide.guidance import CAIF, Step, split
+from textguide.guidance import CAIF, Step, as_guidance, split
 from textguide.guidance.algebra import log_softmax
-from textguide.guidance.composed import as_guidance
 
 from .runs import Runs, calling_list
 

@@ -275,7 +275,7 @@ def test_branch_on_a_model_with_another_vocabulary() -> None:
         ([3.5], {}, r"prompts\[0\]=3.5"),
         ([[1] * 60], {"max_new_tokens": 9}, r"prompts\[0\] has 60 tokens and max_new_tokens=9.*64 positions"),
         ([[99]], {}, r"prompts\[0\] has token id 99; the vocabulary has 61"),
-        ([PROMPT], {"guidance": "cfg"}, "guidance='cfg' is no guidance"),
+        ([PROMPT], {"guidance": "cgf"}, "guidance 'cgf' is unknown"),
         ([PROMPT], {"guidance": [CFG(1.5), CFG(2.0)]}, "cannot be combined"),
         (
             [PROMPT],

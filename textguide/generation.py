@@ -66,7 +66,8 @@ def generate(
         model: a transformers model, or an engine of :func:`textguide.vllm_engine`.
         tokenizer: its tokenizer; None for the engine's own.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
-        guidance: such as ``CFG(scale=1.5)``, or a list of guidances that act together; None decodes plainly.
+        guidance: such as ``CFG(scale=1.5)``, its text ``"cfg:scale=1.5"``, or a list of guidances that act together;
+            None decodes plainly.
         max_new_tokens: longest continuation.
         system: a system prompt; texts become chats.
         seed: makes sampling reproducible without touching torch's global generator; None uses that one.

@@ -15,6 +15,7 @@ from .engine.reweighting import Reweighter, reweighter
 from .forward import caches, model_views, row_batch
 from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
+from .support.arguments import check_model_and_tokenizer
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
@@ -86,7 +87,7 @@ def score(
         tokenizer: its tokenizer.
         contexts: a text, token ids or a chat, or one of these per continuation.
         continuations: a text or token ids, or one per context. Texts get no special tokens.
-        guidance: a guidance; None scores plainly.
+        guidance: a guidance, as for :func:`textguide.generate`; None scores plainly.
         scales: values of ``guidance.scale`` to score under; default: the guidance as it is.
         settings: any guidances with the same branches, in place of ``guidance`` and ``scales``; None scores plainly.
         system: as for :func:`textguide.generate`.
@@ -99,6 +100,7 @@ def score(
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
     """
+    check_model_and_tokenizer(model, tokenizer)
     chosen = _settings(as_guidance(guidance), scales, settings)
     items = _items(model, tokenizer, contexts, continuations, system, leading(chosen))
     _check_lengths(model, items)

@@ -12,7 +12,7 @@ import numpy as np
 
 import textguide
 from textguide.captioning import read_image
-from textguide.guidance import Guidance
+from textguide.guidance import Guidance, as_guidance
 from textguide.guidance.spec import label as label_of
 
 from ..reports.run_folder import write_run
@@ -95,6 +95,7 @@ def run_captioning(
     """
     options = options or CaptioningOptions()
     pictures = caption_data.read(data)[: options.limit]
+    settings = [as_guidance(setting) for setting in settings]
     labels = [label_of(setting) for setting in settings]
     images, notes = _readable(pictures)
     pictures = [picture for picture in pictures if picture.name in images]

@@ -20,8 +20,6 @@ from tqdm import tqdm
 from textguide import diffusion
 from textguide.diffusion.guiding import checked_guidance
 from textguide.engine.effect import Effect
-from textguide.guidance import Guidance
-from textguide.guidance.spec import parse
 from textguide.tasks import is_protected
 
 from .answering import AnsweringLM, Memory, cut
@@ -81,7 +79,7 @@ class DiffusionLM(AnsweringLM):
             raise ValueError(f"uncond={uncond!r} describes models that read left to right; CFG masks the prompt here")
         if settings is not None and guidance is not None:
             raise ValueError("settings= excludes guidance=; give one or the other")
-        self.settings = [checked_guidance(s) for s in (settings if settings is not None else [_guidance(guidance)])]
+        self.settings = [checked_guidance(s) for s in (settings if settings is not None else [guidance])]
         if isinstance(pretrained, str):
             pretrained, tokenizer = diffusion.load(
                 pretrained, device=device, dtype=dtype, trust_remote_code=trust_remote_code
@@ -188,12 +186,6 @@ class DiffusionLM(AnsweringLM):
         if length % block:
             raise ValueError(f"block_length={block} does not divide the task's {length} tokens; use another block")
         return {"steps": None if self.steps is None else max(self.steps, length // block), "block_length": block}
-
-
-def _guidance(given: Any) -> Any:
-    if isinstance(given, str):
-        return None if given.lower() in ("none", "plain") else parse(given)
-    return Guidance.from_dict(dict(given)) if isinstance(given, Mapping) else given
 
 
 def _grouped(numbers: Sequence[int], lengths: Sequence[int]) -> dict[int, list[int]]:

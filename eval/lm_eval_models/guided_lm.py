@@ -25,7 +25,6 @@ from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
 from textguide.engine.effect import Effect
 from textguide.guidance import CFG, EAGer, Guidance, as_guidance, split
-from textguide.guidance.spec import parse
 from textguide.models import bundled, default_device, load
 from textguide.scoring import Item, decoder_start, leading, score_groups
 from textguide.tasks import is_protected
@@ -324,10 +323,6 @@ def _settings(
         if not settings:
             raise ValueError("settings is empty; give at least one guidance, or None for plain")
         return [as_guidance(setting) for setting in settings]
-    if isinstance(guidance, str):
-        guidance = None if guidance.lower() in ("none", "plain") else parse(guidance)
-    elif isinstance(guidance, Mapping):
-        guidance = Guidance.from_dict(dict(guidance))
     guidance = as_guidance(guidance)
     if not shorthand:
         return [guidance]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from textguide import tasks as task_room
-from textguide.guidance import Guidance
+from textguide.guidance import Guidance, as_guidance
 from textguide.guidance.spec import label as label_of
 
 from ..lm_eval_models.guided_lm import GuidedLM
@@ -80,7 +80,7 @@ def run_sweep(
 
     Args:
         tasks: task names.
-        settings: guidances; None is plain decoding.
+        settings: guidances, or what :func:`textguide.generate` takes as one; None is plain decoding.
         output: results folder. A killed run with the same arguments goes on where it was. None keeps nothing.
         options: see :class:`SweepOptions`.
         model_args: arguments of :class:`GuidedLM` beside ``settings``: ``pretrained``, ``batch_size``, ``uncond``…;
@@ -95,6 +95,7 @@ def run_sweep(
         ValueError: an argument has a value that cannot work; the message names it.
     """
     options = options or SweepOptions()
+    settings = [as_guidance(setting) for setting in settings]
     labels = _labels(settings)
     specs, manager = task_room.resolve(list(tasks), options.data, options.repeats)
     task_room.check_run_options(list(tasks))

@@ -240,8 +240,8 @@ def test_bad_arguments(tiny_model: str, options: dict[str, Any], message: str) -
 
 
 def test_classifiers_guide_likelihoods_and_generations(tiny_model: str, plain: HFLM) -> None:
-    settings: list[Any] = [None, [CFG(1.5), CAIF("sentiment", "positive", 4.0, top_k=None)], "cfg"]
-    with pytest.raises(ValueError, match="'cfg'"):
+    settings: list[Any] = [None, [CFG(1.5), CAIF("sentiment", "positive", 4.0, top_k=None)], "cgf"]
+    with pytest.raises(ValueError, match="'cgf'"):
         guided(tiny_model, settings=settings)
     lm = guided(tiny_model, settings=settings[:2])
     answers = []

@@ -53,7 +53,7 @@ def caption(
         model: a captioning or vision-language model of transformers.
         processor: its processor, with an image processor and a tokenizer.
         images: a path, an image of Pillow, an array of bytes (height, width, 3), or a list with one of these a row.
-        guidance: such as ``CFG(scale=2.0)`` or ``LMGuidance(alpha=5.0)``; None captions plainly.
+        guidance: such as ``CFG(scale=2.0)``, ``"cfg:scale=2.0"`` or ``LMGuidance(alpha=5.0)``; None captions plainly.
         prompts: a text for all rows or one a row, with the placeholder of the image where the model wants one;
             default: none for models that caption without, else the placeholder alone.
         unconditional: what the branch without an image sees: ``"blank"``, ``"text"`` (no image at all), ``"noise"``

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.effect import Effect, warn_if_none
+from ..guidance import as_guidance
 from ..guidance.prompts import as_prompt
 from . import canvas as canvases
 from .canvas import Canvas
@@ -104,6 +105,7 @@ def generate(
         "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
         "corrector": corrector, "allowed": allowed, "early_end": early_end, "seed": seed,
     }  # fmt: skip
+    guidance = as_guidance(guidance)
     sampler = _for_generation(model, tokenizer, prompts, guidance, gen_length, steps, block_length, cache, options)
     return _finish(sampler, guidance, keep_history, warn, whole=False)
 
@@ -156,7 +158,7 @@ def infill(
     Raises:
         ValueError: an argument has a value that cannot work; the message names it, its value and the remedy.
     """
-    made = denoiser(model, tokenizer)
+    made, guidance = denoiser(model, tokenizer), as_guidance(guidance)
     if getattr(guidance, "negative_prompt", None) is not None:
         raise ValueError("negative_prompt has no meaning for infilling, where there is no prompt; leave it out")
     canvas = canvases.for_infilling(made, [made.encode(text) for text in _rows(texts, "texts")])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.effect import EffectMeter
-from ..guidance import ACFG, CFG, Guidance, Step
+from ..guidance import ACFG, CFG, Guidance, Step, as_guidance
 from ..guidance.acfg import remask
 from ..guidance.algebra import extrapolate, log_softmax
 from ..guidance.prompts import per_row
@@ -191,6 +191,7 @@ def checked_guidance(guidance: Any) -> Diffusing | None:
     Raises:
         ValueError: it is no guidance, or one that steers token by token from left to right.
     """
+    guidance = as_guidance(guidance)
     if guidance is None or isinstance(guidance, ACFG):
         return guidance
     if isinstance(guidance, CFG):

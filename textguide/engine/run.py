@@ -12,6 +12,7 @@ from torch import Tensor
 from ..constraints import Vocabulary
 from ..guidance import EAGer, Guidance, split
 from ..smc.starting import warn_of_deaths, weighs
+from ..support.arguments import check_model_and_tokenizer
 from .branch_inputs import Rows
 from .custom_generate import BranchReader, GuidedDecoding
 from .effect import join, warn_if_none
@@ -115,7 +116,12 @@ class Run:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, request: Request) -> Run:
-        """The run of ``request`` on ``model``, whose generation configuration says where a text ends."""
+        """The run of ``request`` on ``model``, whose generation configuration says where a text ends.
+
+        Raises:
+            ValueError: ``model`` is no model, or ``tokenizer`` no tokenizer.
+        """
+        check_model_and_tokenizer(model, tokenizer)
         ends = request.options.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
         return cls(model, tokenizer, request, end_tokens(ends))
 

@@ -128,7 +128,7 @@ def explain(
         model: a transformers model.
         tokenizer: its tokenizer.
         prompt: a text, token ids or a chat.
-        guidance: a guidance with branches; default ``CFG(1.5)``.
+        guidance: a guidance with branches, as for :func:`textguide.generate`; default ``CFG(1.5)``.
         max_new_tokens: longest continuation.
         top: tokens shown at each end of the ranking.
         min_prob: leave tokens out that have less than this probability in every branch; 0 ranks the whole vocabulary,

@@ -14,7 +14,7 @@ from .base import About, Branch, BranchGuidance, Guidance, Step, TokenConstraint
 from .beta_cfg import BetaCFG
 from .caif import CAIF
 from .cfg import CFG, scale_from_weight, weight_from_scale
-from .composed import Composed, as_guidance, split, with_scale
+from .composed import Composed, split, with_scale
 from .context_aware import ContextAware
 from .contrastive import ContrastiveDecoding
 from .dexperts import DExperts, ProxyTuning
@@ -33,6 +33,7 @@ from .language_model import LMGuidance
 from .nag import NAG
 from .prompts import Message
 from .scaled import Contrast, Scaled
+from .spec import as_guidance
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)

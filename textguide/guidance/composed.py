@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
 
@@ -59,21 +58,15 @@ class Parts:
     constraint: TokenConstraint | None = None
 
 
-def as_guidance(value: Any) -> Guidance | None:
-    """What a user passed as ``guidance=``, as one object: a guidance, a sequence of them, or None.
+def together(guidances: Sequence[Guidance]) -> Guidance | None:
+    """Guidances that act together as one; None where there are none.
 
     Raises:
-        ValueError: something in it is no guidance, or parts cannot be combined.
+        ValueError: they cannot be combined.
     """
-    if value is None or isinstance(value, Guidance):
-        return value
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
-    for item in items:
-        if not isinstance(item, Guidance):
-            raise ValueError(f"guidance={item!r} is no guidance; pass an object such as textguide.CFG(scale=1.5)")
-    if len(items) > 1:
-        return Composed(tuple(part for item in items for part in getattr(item, "parts", (item,))))
-    return items[0] if items else None
+    if len(guidances) > 1:
+        return Composed(tuple(part for one in guidances for part in getattr(one, "parts", (one,))))
+    return guidances[0] if guidances else None
 
 
 def split(guidance: Guidance | None) -> Parts:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
 from .caif import CAIF
-from .composed import as_guidance
+from .composed import together
 
 _OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -191,7 +191,7 @@ class Formula(BranchGuidance):
         rest = rest if sign > 0 else -rest
         for sign, part in others:
             rest = rest + part if sign > 0 else rest - part
-        found = as_guidance([Formula(str(rest)), *weighing])
+        found = together([Formula(str(rest)), *weighing])
         assert found is not None
         return found
 

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from .base import Guidance
-from .composed import Composed, as_guidance
+from .composed import Composed, together
 from .formula import Formula
+
+
+def as_guidance(value: Any) -> Guidance | None:
+    """What a user passed as ``guidance=``, as one object.
+
+    Args:
+        value: a guidance; text as :func:`parse` takes it, or ``"plain"``; a dict as :meth:`Guidance.to_dict` writes it;
+            a list of these, which act together; None for plain decoding.
+
+    Raises:
+        ValueError: something in it is no guidance, or parts cannot be combined.
+    """
+    if isinstance(value, (list, tuple)):
+        parts = []
+        for one in value:
+            part = as_guidance(one)
+            if part is None:
+                raise ValueError(f"guidance={value!r}: {one!r} is plain decoding and acts with nothing; leave it out")
+            parts.append(part)
+        return together(parts)
+    if isinstance(value, str):
+        return None if value.strip().lower() in ("none", "plain") else parse(value)
+    if isinstance(value, Mapping):
+        return Guidance.from_dict(dict(value))
+    if value is None or isinstance(value, Guidance):
+        return value
+    raise ValueError(f"guidance={value!r} is no guidance; pass an object such as textguide.CFG(scale=1.5), or text")
 
 
 def parse(text: str) -> Guidance:
@@ -28,7 +56,7 @@ def parse(text: str) -> Guidance:
     if text.startswith("formula:") and not text.startswith("formula:expression="):
         return Formula.of(text.removeprefix("formula:"))
     if " + " in text and not text.startswith("{"):
-        joined = as_guidance([parse(part) for part in text.split(" + ")])
+        joined = together([parse(part) for part in text.split(" + ")])
         assert joined is not None
         return joined
     if text.startswith("{"):
