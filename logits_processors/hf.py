@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import empty_source
 from textguide.engine.effect import Effect, EffectMeter
+from textguide.engine.options import unwrapped
 from textguide.forward import row_batch
 from textguide.forward.row_batch import Lane
 from textguide.guidance import CFG, Contrast, Step
@@ -77,7 +78,7 @@ class CFGLogitsProcessor(LogitsProcessor):
         timed = guidance.schedule != "constant" or (guidance.start, guidance.stop) != (0.0, 1.0)
         if timed and horizon is None:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
-        self.model = model
+        self.model = unwrapped(model)
         self.guidance = guidance
         self.horizon = horizon
         self._runs: Runs[_Run] = Runs()

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.generation.streamers import BaseStreamer
 
 import textguide
 from textguide import CFG, guided_decoding
@@ -134,31 +133,6 @@ def test_stream_leaves_grad_mode_alone_and_can_be_closed() -> None:
     assert torch.is_grad_enabled()
     steps.close()
     assert torch.is_grad_enabled()
-
-
-def test_transformers_streamer() -> None:
-    class Keep(BaseStreamer):
-        def __init__(self) -> None:
-            self.tokens: list[int] = []
-            self.ended = False
-
-        def put(self, value: torch.Tensor) -> None:
-            self.tokens += value.flatten().tolist()
-
-        def end(self) -> None:
-            self.ended = True
-
-    streamer = Keep()
-    model = build("llama")
-    out = model.generate(
-        torch.tensor([PROMPT]),
-        attention_mask=torch.ones(1, 5),
-        max_new_tokens=6,
-        do_sample=False,
-        custom_generate=guided_decoding(CFG(1.5), streamer=streamer),
-    )
-    assert streamer.tokens == out[0, 5:].tolist()
-    assert streamer.ended
 
 
 def test_custom_generate_outputs() -> None:

@@ -14,12 +14,13 @@ from .engine import branch_inputs
 from .engine.custom_generate import GuidedDecoding, empty_source
 from .engine.loop import Observer
 from .engine.results import GenerateResult
-from .engine.run import Batch, Request, Run, texts_of
-from .engine.speculation import as_speculation
+from .engine.run import Batch, Request, Run, stop_texts
 from .engine.text_stream import TextStream
 from .forward.row_batch import pad_left
-from .guidance import as_guidance, split
+from .guidance import split
 
+LONGEST = 128
+"""New tokens where nothing says how many."""
 OF_IMAGES = ("unconditional", "language_model")
 """Options of :func:`textguide.caption` that :func:`generate` takes with images."""
 
@@ -45,7 +46,7 @@ def generate(
     prompts: Any,
     guidance: Any = None,
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     system: str | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
@@ -68,13 +69,13 @@ def generate(
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
         guidance: such as ``CFG(scale=1.5)``, its text ``"cfg:scale=1.5"``, or a list of guidances that act together;
             None decodes plainly.
-        max_new_tokens: longest continuation.
+        max_new_tokens: longest continuation; default: that of ``generation_config``, else 128.
         system: a system prompt; texts become chats.
         seed: makes sampling reproducible without touching torch's global generator; None uses that one.
         batch_size: rows decoded at once; None: all.
         stop: text or texts that end a continuation.
-        do_sample: draw from the law in place of taking the most likely token; default: whether a sampling option such
-            as ``temperature`` or ``top_p`` is given.
+        do_sample: draw from the guided distribution in place of taking the most likely token; default: what
+            ``generation_config`` says, else whether a sampling option such as ``temperature`` or ``top_p`` is given.
         models: further models by the name that branches use.
         streamer: a transformers streamer.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
@@ -85,7 +86,8 @@ def generate(
         images: an image a prompt, for models that see; ``tokenizer`` is then their processor, and the options of
             :func:`textguide.caption` apply.
         **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
-            ``num_return_sequences``…
+            ``num_return_sequences``…; or ``generation_config=`` with a whole one. What neither gives is taken from
+            the model's own ``generation_config``, apart from ``do_sample`` and the length.
 
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
@@ -95,27 +97,27 @@ def generate(
         >>> out = textguide.generate(model, tokenizer, ["The dragon"], guidance=CFG(scale=1.5), max_new_tokens=8)
         >>> out.texts[0]  # doctest: +SKIP
     """
+    pictured = {name: options.pop(name) for name in OF_IMAGES if images is not None and name in options}
+    given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
+    given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary}
     served = getattr(model, "textguide_generate", None)
     if served is not None:
-        given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
-        given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary, "speculation": speculation}
-        given |= {"images": images}
+        given |= {"speculation": speculation, "images": images}
+        stop_texts(stop, "stop")
         return served(
             tokenizer,
             prompts,
             guidance,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=LONGEST if max_new_tokens is None else max_new_tokens,
             system=system,
             seed=seed,
             stop=stop,
             do_sample=do_sample,
-            options={**options, **{name: value for name, value in given.items() if value is not None}},
+            options={**options, **pictured, **{name: value for name, value in given.items() if value is not None}},
         )
-    pictured = {name: options.pop(name) for name in OF_IMAGES if images is not None and name in options}
-    request = Request(
-        as_guidance(guidance), max_new_tokens, seed, batch_size, texts_of(stop), do_sample, models, streamer, observer,
-        stopping_criteria, vocabulary, as_speculation(speculation), options,
-    )  # fmt: skip
+    request = Request.of(
+        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, **given
+    )
     if images is not None:
         from .captioning.generation import answer
 
@@ -132,7 +134,7 @@ def stream(
     prompts: Any,
     guidance: Any = None,
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     system: str | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
@@ -145,10 +147,9 @@ def stream(
 
     The run stops when the iterator is closed. Arguments as for :func:`generate`.
     """
-    request = Request(
-        as_guidance(guidance), max_new_tokens, seed, stop=texts_of(stop), do_sample=do_sample, models=models,
-        speculation=as_speculation(speculation), options=options,
-    )  # fmt: skip
+    request = Request.of(
+        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, models=models
+    )
     if request.particles > 1:
         what = "max_branches" if request.forks else "particles"
         raise ValueError(f"{what}={request.particles} may still change what is written; stream with {what}=1")

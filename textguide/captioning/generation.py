@@ -13,12 +13,13 @@ from ..constraints import Vocabulary
 from ..engine.branch_inputs import is_vision_encoder_decoder
 from ..engine.loop import Observer
 from ..engine.results import GenerateResult
-from ..engine.run import Batch, Request, Run, end_tokens, texts_of
-from ..engine.speculation import as_speculation
-from ..guidance import as_guidance
+from ..engine.run import Batch, Request, Run, end_tokens
 from . import families
 from .conditions import KINDS, Captioning
 from .images import read_image, read_images
+
+LONGEST = 40
+"""New tokens of a caption where nothing says how many."""
 
 
 def caption(
@@ -30,7 +31,7 @@ def caption(
     prompts: Any = None,
     unconditional: Any = "blank",
     language_model: tuple[Any, Any] | None = None,
-    max_new_tokens: int = 40,
+    max_new_tokens: int | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
     stop: str | Sequence[str] | None = None,
@@ -59,7 +60,7 @@ def caption(
         unconditional: what the branch without an image sees: ``"blank"``, ``"text"`` (no image at all), ``"noise"``
             or an image; see :class:`textguide.captioning.Captioning`.
         language_model: a text-only model and its tokenizer, for :class:`textguide.LMGuidance`.
-        max_new_tokens: longest caption.
+        max_new_tokens: longest caption; default: that of ``generation_config``, else 40.
         seed, batch_size, stop, do_sample, models, streamer, observer, stopping_criteria, vocabulary, speculation,
             **options: as for :func:`textguide.generate`.
 
@@ -71,9 +72,10 @@ def caption(
         >>> model, processor = textguide.captioning.load("drawn-scenes")
         >>> textguide.caption(model, processor, "scene.png", CFG(2.0)).texts  # doctest: +SKIP
     """
-    request = Request(
-        as_guidance(guidance), max_new_tokens, seed, batch_size, texts_of(stop), do_sample, models, streamer, observer,
-        stopping_criteria, vocabulary, as_speculation(speculation), options,
+    request = Request.of(
+        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed,
+        batch_size=batch_size, models=models, streamer=streamer, observer=observer,
+        stopping_criteria=stopping_criteria, vocabulary=vocabulary,
     )  # fmt: skip
     return answer(model, processor, images, prompts, request, unconditional, language_model)
 

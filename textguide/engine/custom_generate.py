@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..constraints import Vocabulary
-from ..forward import caches
 from ..guidance import BranchGuidance, FeynmanKac, as_guidance, split
 from ..smc.starting import check_run, start, warn_of_deaths
 from . import branch_inputs
 from .branch_passes import Source
 from .effect import Effect, warn_if_none
 from .loop import Decoded, Observer, Settings, decode
+from .options import CallArguments, check_inputs, check_mode, check_speculation
 from .reweighting import reweighter
 from .speculation import as_speculation
 
@@ -57,8 +57,7 @@ class GuidedDecoding:
             branches, then classifiers, then a constraint.
         tokenizer: needed where the guidance holds text or asks a classifier.
         models: further models by the name that branches use.
-        streamer: a transformers streamer. It has to be given here: ``generate`` keeps its own ``streamer=`` from
-            custom loops, and would stay silent.
+        streamer: a transformers streamer; ``streamer=`` of ``generate`` does the same.
         generator: randomness for sampling; None: torch's global generator, as ``generate`` uses.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
         log_probs: record the log-probability of every token.
@@ -105,14 +104,15 @@ class GuidedDecoding:
     ) -> Any:
         """Called by ``generate`` in place of its own loop."""
         steps = self.steps(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        streamer = self._streamer(CallArguments.of_caller(), input_ids)
         decoded = None
         for step in steps:
             if isinstance(step, Decoded):
                 decoded = step
-            elif self.streamer is not None:
-                self.streamer.put(step.cpu())
-        if self.streamer is not None:
-            self.streamer.end()
+            elif streamer is not None:
+                streamer.put(step.cpu())
+        if streamer is not None:
+            streamer.end()
         assert decoded is not None
         self.effect, self.last = decoded.effect, decoded
         if self.warn:
@@ -133,11 +133,19 @@ class GuidedDecoding:
         **model_kwargs: Any,
     ) -> Iterator[Tensor | Decoded]:
         """The same run step by step: the tokens (B,) of each, and at last the :class:`Decoded`."""
+        given = CallArguments.of_caller()
+        guided = self.guidance is not None and not self.guidance.is_neutral
+        check_mode(model, generation_config, model_kwargs, given, guided)
+        if guided and not self._reads(model, model_kwargs):
+            check_inputs(model_kwargs)
+        if self.speculation is not None:
+            check_speculation(generation_config, model_kwargs)
+        if self.streamer is not None and given.streamer not in (None, self.streamer):
+            raise ValueError(
+                "streamer= was given to generate and to guided_decoding, and they differ; give one of them"
+            )
         parts = split(self.guidance)
         guidance = parts.branching
-        _check_mode(generation_config, model_kwargs, guided=self.guidance is not None and not self.guidance.is_neutral)
-        if self.speculation is not None:
-            _check_speculation(generation_config, model_kwargs)
         weigher = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
         if weigher is not None:
             weigher.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
@@ -162,19 +170,17 @@ class GuidedDecoding:
                 )
             settings.guidance = None if guidance is None else parts.constraint.product(guidance)
         if parts.constraint is not None:
-            check_run(parts.constraint, guidance, generation_config, self.streamer)
+            check_run(parts.constraint, guidance, generation_config, self.streamer or given.streamer)
             settings.constraint = start(
                 parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator
             )
-        yield from decode(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs
-        )
+        return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
 
     def _prompts(
         self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
     ) -> list[branch_inputs.Rows | Source]:
         size = ids.shape[0]
-        if self.captioning is not None and self.captioning.reads(model, model_kwargs):
+        if self.captioning is not None and self._reads(model, model_kwargs):
             return self.captioning.sources(guidance, model, ids, model_kwargs, self.tokenizer, self.models or {})
         if branch_inputs.sees_images(model, model_kwargs):
             raise ValueError(
@@ -196,6 +202,18 @@ class GuidedDecoding:
             cond = _unpadded(ids, self._mask(model, model_kwargs))
         rows = branch_inputs.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=True)
         return [*rows]
+
+    def _reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
+        """Whether the branches are brought by the reader of images."""
+        return self.captioning is not None and self.captioning.reads(model, model_kwargs)
+
+    def _streamer(self, given: CallArguments, ids: Tensor) -> Any:
+        """Where tokens go; it has got the prompt, as transformers' streamers expect."""
+        if given.streamer is not None:
+            return given.streamer
+        if self.streamer is not None:
+            self.streamer.put(ids.cpu())
+        return self.streamer
 
     def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
         """The mask of ``input_ids``."""
@@ -220,48 +238,6 @@ def empty_source(config: Any) -> list[int]:
     begin: Any = getattr(config, "bos_token_id", None)
     uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
     return [begin, end] if uses_begin else [end]
-
-
-def _check_mode(config: Any, model_kwargs: dict[str, Any], guided: bool) -> None:
-    def refuse(what: str, remedy: str) -> None:
-        raise ValueError(f"{what} does not work with guided decoding; {remedy}")
-
-    if config.num_beams and config.num_beams > 1:
-        refuse(f"num_beams={config.num_beams}", "put CFGLogitsProcessor into logits_processor= for beam search")
-    if config.prompt_lookup_num_tokens is not None:
-        refuse(
-            f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}",
-            "pass speculation='prompt-lookup' to guided_decoding, or put CFGLogitsProcessor into logits_processor=",
-        )
-    if config.penalty_alpha is not None or config.dola_layers is not None:
-        refuse("contrastive search or DoLa", "leave penalty_alpha and dola_layers out")
-    if config.output_attentions or config.output_hidden_states:
-        refuse("output_attentions or output_hidden_states", "leave them out")
-    if config.use_cache is False:
-        refuse("use_cache=False", "leave it out, or put CFGLogitsProcessor into logits_processor=")
-    if config.prefill_chunk_size is not None:
-        refuse(f"prefill_chunk_size={config.prefill_chunk_size}", "leave it out")
-    if not guided:
-        return
-    if config.guidance_scale not in (None, 1, 1.0):
-        refuse(
-            f"guidance_scale={config.guidance_scale} of transformers",
-            "guidance would apply twice; leave it out",
-        )
-    if config.cache_implementation in ("quantized", "offloaded"):
-        refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
-    if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):
-        refuse("a cache of your own", "leave it out")
-
-
-def _check_speculation(config: Any, model_kwargs: dict[str, Any]) -> None:
-    if config.cache_implementation is not None:
-        raise ValueError(
-            f"cache_implementation={config.cache_implementation!r} keeps what it read, and speculation= has to forget "
-            "wrong guesses; leave one of them out"
-        )
-    if any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS):
-        raise ValueError("a cache of your own may hold what speculation= has to forget; leave one of them out")
 
 
 def _compiled(model: Any, config: Any, model_kwargs: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ..constraints import Vocabulary
-from ..guidance import EAGer, Guidance, split
+from ..guidance import EAGer, Guidance, as_guidance, split
 from ..smc.starting import warn_of_deaths, weighs
 from ..support.arguments import check_model_and_tokenizer
 from .branch_inputs import Rows
 from .custom_generate import BranchReader, GuidedDecoding
 from .effect import join, warn_if_none
 from .loop import Decoded, Observer
-from .options import SAMPLING_OPTIONS, check_sampling
+from .options import SAMPLING_OPTIONS, check_values, with_config
 from .results import GenerateResult, collect
-from .speculation import Speculation
+from .speculation import Speculation, as_speculation
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,39 @@ class Request:
             raise ValueError(f"max_new_tokens={new!r} must be a whole number of 1 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
-        check_sampling(self.options)
-        for name in ("custom_generate", "logits_to_keep", "max_length"):
-            if name in self.options:
-                raise ValueError(f"{name}= cannot be given to textguide.generate; use model.generate for it")
+        check_values(self.options)
+
+    @classmethod
+    def of(
+        cls,
+        guidance: Any,
+        max_new_tokens: int | None,
+        stop: Any,
+        do_sample: bool | None,
+        speculation: Any,
+        options: Mapping[str, Any],
+        longest: int,
+        **others: Any,
+    ) -> Request:
+        """The request of a call: what is given by itself counts before what ``generation_config=`` says.
+
+        Args:
+            options: of the call, ``generation_config`` among them.
+            longest: new tokens where nothing says how many.
+            others: further fields, as they are.
+        """
+        merged = with_config(options, max_new_tokens)
+        new = merged.pop("max_new_tokens", None)
+        samples = merged.pop("do_sample", None)
+        return cls(
+            guidance=as_guidance(guidance),
+            max_new_tokens=max_new_tokens if max_new_tokens is not None else longest if new is None else new,
+            stop=stop_texts(stop, "stop") + stop_texts(merged.pop("stop_strings", None), "stop_strings"),
+            do_sample=samples if do_sample is None else do_sample,
+            speculation=as_speculation(speculation),
+            options=merged,
+            **others,
+        )
 
     @property
     def particles(self) -> int:
@@ -178,9 +207,14 @@ class Run:
 
         request = self.request
         criteria = StoppingCriteriaList(request.stopping_criteria or [])
-        if request.stop:
-            criteria.append(StopStringCriteria(self.tokenizer, list(request.stop)))
         options: dict[str, Any] = dict(request.options)
+        stop = request.stop
+        if getattr(self.model.generation_config, "stop_strings", None):
+            # transformers keeps its tokenizer= from custom loops, and would miss it.
+            stop = stop or stop_texts(self.model.generation_config.stop_strings, "stop_strings")
+            options["stop_strings"] = None
+        if stop:
+            criteria.append(StopStringCriteria(self.tokenizer, list(stop)))
         constraint = split(request.guidance).constraint
         if request.particles > 1 and not request.forks:  # every particle is a row
             options["num_return_sequences"] = options.get("num_return_sequences", 1) * request.particles
@@ -204,6 +238,13 @@ def end_tokens(ends: Any) -> frozenset[int]:
     return frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
 
 
-def texts_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """``stop=`` as a tuple."""
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+def stop_texts(stop: Any, name: str) -> tuple[str, ...]:
+    """Texts that end a continuation as a tuple.
+
+    Raises:
+        ValueError: one of them is no text, or empty, which would end every continuation at once.
+    """
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{name}={stop!r} must be a text or a list of texts, none of them empty")
+    return texts
