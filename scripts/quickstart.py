@@ -13,7 +13,7 @@ from rich.text import Text
 import textguide
 from textguide import CAIF, CFG
 from textguide.cli import quiet
-from textguide.cli.explain_command import show
+from textguide.explanation.terminal import show
 
 PROMPT = "The dragon flew over Paris, France,"
 

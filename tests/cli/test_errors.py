@@ -85,7 +85,6 @@ def test_wrong_arguments_of_generate(run: Run, arguments: list[str], parts: list
         (["x", "--top", "0"], ["top=0"]),
         (["x", "--min-prob", "1"], ["min_prob=1.0"]),
         (["x", "--min-prob", "nan"], ["min_prob=nan"]),
-        (["x", "--scale", "1"], ["scale=1.0", "nothing to explain"]),
         (["x", "y"], ["unrecognized", "y"]),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 import textguide
 from textguide import CFG, explain
+from textguide.explanation.steps import RANKS
 
 from .conftest import Run
 
@@ -27,10 +28,53 @@ def test_terminal(run: Run, loaded: Any) -> None:
     assert outcome.err == ""
     expected = explain(*loaded, "hello", CFG(), max_new_tokens=4)
     assert "raised" in outcome.out
+    assert "plain → guided" in outcome.out
     assert str(expected.effect)[:20] in outcome.out
     for step in expected.steps:
         assert f"{step.kl:.3f}" in outcome.out
     assert expected.text.strip() in outcome.out
+
+
+def test_some_of_the_steps(run: Run, loaded: Any) -> None:
+    expected = explain(*loaded, "hello", CFG(3.0), max_new_tokens=12)
+    changed = [step.to_dict() for step in expected.steps if step.changed]
+    assert 1 < len(changed) < 12
+    common = ("explain", "hello", "--scale", "3", "--max-new-tokens", "12")
+    record = json.loads(run(*common, "--json", "--changed-only").out)
+    assert record["steps"] == json.loads(json.dumps(changed))
+    record = json.loads(run(*common, "--json", "--steps", "3").out)
+    assert [step["index"] for step in record["steps"]] == [0, 1, 2]
+    assert record["text"] == expected.text
+    outcome = run(*common, "--changed-only", "--steps", "1")
+    assert "1 of 12 steps" in outcome.out
+    assert expected.text.strip() in outcome.out
+    outcome = run(*common, "--steps", "0")
+    assert outcome.code == 2
+    assert "--steps 0" in outcome.error
+
+
+def test_rank(run: Run, loaded: Any) -> None:
+    assert RANKS == ("probability", "ratio")
+    for rank in RANKS:
+        record = json.loads(run("explain", "hello", "--json", *NEW, "--rank", rank, "--min-prob", "0").out)
+        expected = explain(*loaded, "hello", CFG(), max_new_tokens=4, rank=rank, min_prob=0.0)
+        assert record == json.loads(json.dumps(expected.to_dict()))
+
+
+def test_a_constraint(run: Run) -> None:
+    outcome = run("explain", "hello", "--regex", "[0-9]{2,6}", "--constraint-method", "mask", *NEW)
+    assert outcome.code == 0
+    assert "forbidden" in outcome.out
+    assert "constraint: KL" in outcome.out
+    outcome = run("explain", "hello", "--particles", "2", *NEW)
+    assert outcome.code == 2
+    assert "--particles needs a constraint" in outcome.error
+
+
+def test_guidance_that_changes_nothing_says_so(run: Run) -> None:
+    outcome = run("explain", "hello", "--scale", "1", *NEW)
+    assert outcome.code == 0
+    assert "changes nothing" in " ".join(outcome.out.split())
 
 
 def test_json(run: Run, loaded: Any) -> None:

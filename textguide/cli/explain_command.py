@@ -19,17 +19,27 @@ def add(commands: Any) -> None:
     parser.add_argument("--file", help="a file with one prompt: text, or JSON with a chat; - reads standard input")
     parser.add_argument("--system", help="system prompt; makes the prompt a chat")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
-    parser.add_argument("--top", type=int, default=5, help="tokens shown at each end [%(default)s]")
-    parser.add_argument(
+    group = parser.add_argument_group("what is shown")
+    group.add_argument("--top", type=int, default=5, help="tokens raised and tokens lowered, a step [%(default)s]")
+    group.add_argument(
+        "--rank",
+        choices=("probability", "ratio"),
+        default="probability",
+        help="probability: by how much a token's probability changed; ratio: by which factor [%(default)s]",
+    )
+    group.add_argument(
         "--min-prob",
         type=float,
         default=1e-3,
-        help="leave out tokens less likely in every branch; 0 shows all [%(default)s]",
+        help="leave out tokens that are less likely both with and without guidance; 0 ranks all [%(default)s]",
     )
-    parser.add_argument("--html", metavar="FILE", help="write one self-contained page with a heat map")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    group.add_argument("--steps", type=int, metavar="N", help="the first N steps alone; the text is written to its end")
+    group.add_argument("--changed-only", action="store_true", help="only steps at which the most likely token changed")
+    group.add_argument("--html", metavar="FILE", help="write one self-contained page with a heat map, of all steps")
+    group.add_argument("--json", action="store_true", help="print the explanation as JSON")
     options.add_model(parser)
     options.add_guidance(parser)
+    options.add_constraint(parser, every_text=False)
     options.add_decoding(parser, 24)
     parser.set_defaults(run=run)
 
@@ -37,8 +47,11 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Decode one prompt and show every step."""
     from ..explanation.explaining import explain
+    from ..explanation.terminal import show
 
-    guidance = options.guidance(arguments)
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ValueError(f"--steps {arguments.steps} must be 1 or more")
+    guidance = options.constrained(arguments, options.guidance(arguments))
     arguments.prompt = [] if arguments.prompt is None else [arguments.prompt]
     prompts = options.read_prompts(arguments)
     if len(prompts) > 1:
@@ -55,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         guidance,
         top=arguments.top,
         min_prob=arguments.min_prob,
+        rank=arguments.rank,
         system=arguments.system,
         models=options.extra_models(arguments),
         **decoding,
@@ -62,57 +76,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html:
         explanation.save_html(Path(arguments.html))
     if arguments.json:
-        print(json.dumps(explanation.to_dict(), ensure_ascii=False))
+        steps = explanation.selected(arguments.steps, arguments.changed_only)
+        record = {**explanation.to_dict(), "steps": [step.to_dict() for step in steps]}
+        print(json.dumps(record, ensure_ascii=False))
     else:
-        show(explanation)
+        show(explanation, first=arguments.steps, changed=arguments.changed_only, console=_console())
         if arguments.html:
             print(f"wrote {arguments.html}")
     return 0
 
 
-def show(explanation: Any, top: int | None = None) -> None:
-    """Print an explanation as a table in the terminal."""
+def _console() -> Any:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     class Terminal(Console):
         def on_broken_pipe(self) -> None:
             raise  # rich would exit with 1; the command line treats a reader that goes away as no error
 
-    console = Terminal()
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("#", "written", "without", "KL"):
-        table.add_column(column, justify="right" if column in "#KL" else "left", no_wrap=True)
-    branched = any(step.branched for step in explanation.steps)
-    table.add_column(
-        f"raised ({'prompt → other branch' if branched else 'without → with the classifier'})",
-        style="blue",
-        overflow="fold",
-    )
-    table.add_column("lowered", style="red", overflow="fold")
-    for step in explanation.steps:
-        table.add_row(
-            str(step.index + 1),
-            Text(repr(step.chosen.text)[1:-1]),
-            Text("" if step.plain.token == step.chosen.token else repr(step.plain.text)[1:-1]),
-            f"{step.kl:.3f}",
-            Text(_moves(step.raised[:top], step.branched)),
-            Text(_moves(step.lowered[:top], step.branched)),
-        )
-    console.print(table)
-    console.print(Text(f"\n{explanation.text.strip()}\n"))
-    console.print(Text(str(explanation.effect)), style="dim")
-
-
-def _moves(moves: Any, branched: bool) -> str:
-    return "  ".join(
-        f"{repr(move.text)[1:-1]} {_percent(move.cond)}→{_percent(move.uncond if branched else move.guided)}"
-        for move in moves
-    )
-
-
-def _percent(probability: float) -> str:
-    if probability >= 0.095:
-        return f"{probability:.0%}"
-    return f"{probability:.1%}" if probability >= 0.00095 else f"{probability:.2%}"
+    return Terminal()

@@ -148,8 +148,12 @@ def guidance(arguments: argparse.Namespace) -> Any:
     return as_guidance([*([] if classifiers and cfg.is_neutral else [cfg]), *classifiers])
 
 
-def add_constraint(parser: argparse.ArgumentParser) -> None:
-    """What may be generated, and how it is sampled."""
+def add_constraint(parser: argparse.ArgumentParser, every_text: bool = True) -> None:
+    """What may be generated, and how it is sampled.
+
+    Args:
+        every_text: whether the command can print all texts of a prompt.
+    """
     from ..guidance.awrs import METHODS
 
     group = constraint_options.add_constraint(parser)
@@ -161,7 +165,8 @@ def add_constraint(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         help="awrs keeps the model's own law among the texts that fit; mask rules tokens out one step at a time [awrs]",
     )
-    group.add_argument("--all-particles", action="store_true", help="print every particle with its weight")
+    if every_text:
+        group.add_argument("--all-particles", action="store_true", help="print every particle with its weight")
 
 
 def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
@@ -175,7 +180,7 @@ def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
     constraint = constraint_options.constraint(arguments)
     if constraint is None:
         for name in ("particles", "constraint_method", "all_particles"):
-            if getattr(arguments, name):
+            if getattr(arguments, name, None):
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} needs a constraint; add --regex, --json-schema or --grammar")
         return guidance

@@ -1,5 +1,6 @@
-"""What guidance did to each token, as values, as text and as a page."""
+"""What guidance did to each token, as values, as a table and as a page."""
 
 from .explaining import Explanation, explain
+from .values import ExplainedStep, ExplainedText, TokenMove
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["ExplainedStep", "ExplainedText", "Explanation", "TokenMove", "explain"]

@@ -1,0 +1,84 @@
+"""What each extra branch of a guidance is, in a few words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..guidance.base import SELF, Branch, BranchGuidance
+from ..guidance.edits import Edit, Prefixed, Shuffled, Unrelated, Without
+from ..guidance.prompts import is_chat, per_row
+from ..guidance.views import EarlyExit, View, WithoutBlocks
+
+LONGEST = 60
+
+
+def branch_names(
+    guidance: BranchGuidance | None, tokenizer: Any, empty: str = "last token", row: int = 0
+) -> tuple[str, ...]:
+    """A name for every extra branch, in the order of ``guidance.branches``.
+
+    Args:
+        guidance: None has no branches.
+        tokenizer: decodes prompts that are token ids.
+        empty: what a branch without a prompt reads: the last token of the prompt in a decoder, no source in an
+            encoder-decoder, another image or none in a captioner.
+        row: whose prompt, where there is one a row.
+    """
+    branches = () if guidance is None else guidance.branches
+    return tuple(_name(branch, tokenizer, empty, row) for branch in branches)
+
+
+def _name(branch: Branch, tokenizer: Any, empty: str, row: int) -> str:
+    parts = []
+    if branch.model != SELF:
+        parts.append(branch.model)
+    if branch.view is not None:
+        parts.append(_view(branch.view))
+    if branch.system is not None:
+        parts.append(f"system {_quoted(branch.system)}")
+    elif branch.edit is not None:
+        edit = branch.edit[row % len(branch.edit)] if isinstance(branch.edit, tuple) else branch.edit
+        parts.append(_edit(edit, tokenizer))
+    elif branch.prompt is not None:
+        prompt = branch.prompt[row % len(branch.prompt)] if per_row(branch.prompt) else branch.prompt
+        parts.append(_prompt(prompt, tokenizer))
+    elif not branch.same_prompt:
+        parts.append(empty)
+    return ", ".join(parts) or "same prompt"
+
+
+def _view(view: View) -> str:
+    if isinstance(view, EarlyExit):
+        return f"early exit {_share(view.depth)}" if isinstance(view.depth, float) else f"early exit {view.depth}"
+    if isinstance(view, WithoutBlocks):
+        return f"without {_share(view.share)} of the layers"
+    return str(view)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+def _edit(edit: Edit, tokenizer: Any) -> str:
+    if isinstance(edit, Without):
+        return f"without {_quoted(edit.passage)}"
+    if isinstance(edit, Shuffled):
+        return "shuffled prompt"
+    if isinstance(edit, Unrelated):
+        return _prompt(edit.text, tokenizer)
+    if isinstance(edit, Prefixed):
+        return f"prompt behind {_prompt(edit.instruction, tokenizer)}"
+    return str(edit)
+
+
+def _prompt(prompt: Any, tokenizer: Any) -> str:
+    if isinstance(prompt, str):
+        return _quoted(prompt)
+    if is_chat(prompt):
+        return _quoted(" / ".join(turn.content for turn in prompt))
+    return _quoted(tokenizer.decode(list(prompt)))
+
+
+def _quoted(text: str) -> str:
+    text = " ".join(text.split()) if text.strip() else text
+    return repr(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")

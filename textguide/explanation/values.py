@@ -1,0 +1,164 @@
+"""What an explanation holds: tokens with their probabilities, steps, and the text that they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine.effect import Effect
+from ..guidance import Guidance
+
+
+@dataclass(frozen=True)
+class TokenMove:
+    """How one token fared at one step; probabilities in [0, 1].
+
+    Args:
+        text: the token as text; bytes that make no whole character are written ``\\xNN``.
+        token: its id.
+        plain: probability in plain decoding, which is that of the conditional branch.
+        guided: probability under guidance.
+        branches: probability in each extra branch, in the order of :attr:`ExplainedText.branches`; empty at steps
+            where no extra branch was run.
+        forbidden: whether the constraint of the run rules the token out here.
+    """
+
+    text: str
+    token: int
+    plain: float
+    guided: float
+    branches: tuple[float, ...] = ()
+    forbidden: bool = False
+
+    @property
+    def change(self) -> float:
+        """``guided − plain``: above 0 for tokens that guidance raised, below 0 for those that it lowered."""
+        return self.guided - self.plain
+
+    @property
+    def log_ratio(self) -> float | None:
+        """``log(guided / plain)`` in nats; None where one of the two is 0."""
+        return math.log(self.guided / self.plain) if self.guided > 0 and self.plain > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "text": self.text,
+            "token": self.token,
+            "plain": self.plain,
+            "guided": self.guided,
+            "change": self.change,
+            "log_ratio": self.log_ratio,
+            "branches": list(self.branches),
+            "forbidden": self.forbidden,
+        }
+
+
+@dataclass(frozen=True)
+class ExplainedStep:
+    """One step.
+
+    Args:
+        index: number of the token, from 0.
+        chosen: the token that was written.
+        plain_top: the most likely token in plain decoding.
+        guided_top: the most likely token under guidance.
+        kl: KL(guided‖plain) in nats.
+        moved: the probability that guidance moved from some tokens to others, in [0, 1]: the sum of all changes above
+            0, which is the total variation distance of the two distributions.
+        raised: tokens with ``guided > plain``, the one that was raised most first.
+        lowered: tokens with ``guided < plain``, the one that was lowered most first.
+        guided: whether guidance acted at this step.
+        allowed: the share of the guided probability that the constraint left; None where nothing was constrained.
+    """
+
+    index: int
+    chosen: TokenMove
+    plain_top: TokenMove
+    guided_top: TokenMove
+    kl: float
+    moved: float
+    raised: tuple[TokenMove, ...]
+    lowered: tuple[TokenMove, ...]
+    guided: bool
+    allowed: float | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether another token is the most likely one under guidance."""
+        return self.guided_top.token != self.plain_top.token
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "index": self.index,
+            "chosen": self.chosen.to_dict(),
+            "plain_top": self.plain_top.to_dict(),
+            "guided_top": self.guided_top.to_dict(),
+            "changed": self.changed,
+            "kl": self.kl,
+            "moved": self.moved,
+            "raised": [move.to_dict() for move in self.raised],
+            "lowered": [move.to_dict() for move in self.lowered],
+            "guided": self.guided,
+            "allowed": self.allowed,
+        }
+
+
+@dataclass(frozen=True)
+class ExplainedText:
+    """A continuation, step by step.
+
+    Args:
+        prompt: the prompt as text.
+        text: the continuation.
+        guidance: the guidance that was explained; None for none.
+        branches: what each extra branch reads, or which model runs it, in a few words.
+        steps: one entry per token.
+        effect: the run's report, on the guidance alone: it does not count what a constraint does.
+        note: why guidance did nothing, or a branch of it, in one sentence with the remedy; empty where all acted.
+    """
+
+    prompt: str
+    text: str
+    guidance: Guidance | None
+    branches: tuple[str, ...]
+    steps: tuple[ExplainedStep, ...]
+    effect: Effect
+    note: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The run in one line: :attr:`effect`; where a constraint acted, what both did together."""
+        acted = [step for step in self.steps if step.guided]
+        if all(step.allowed is None for step in acted):
+            return str(self.effect)
+        mean, largest = sum(step.kl for step in acted) / len(acted), max(step.kl for step in acted)
+        changed = sum(step.changed for step in acted) / len(acted)
+        both = "guidance and constraint" if self.effect.guided_steps else "constraint"
+        return (
+            f"{both}: KL {mean:.3f} nats a token (largest {largest:.2f}), top token changed at {changed:.0%} of "
+            f"{len(acted)} steps" + (f"; guidance alone: {self.effect}" if self.effect.guided_steps else "")
+        )
+
+    def selected(self, first: int | None = None, changed: bool = False) -> tuple[ExplainedStep, ...]:
+        """Some of the steps.
+
+        Args:
+            first: at most so many, from the beginning; None: all.
+            changed: only those at which another token became the most likely one.
+        """
+        return tuple(step for step in self.steps if step.changed or not changed)[:first]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "prompt": self.prompt,
+            "text": self.text,
+            "guidance": None if self.guidance is None else self.guidance.to_dict(),
+            "branches": list(self.branches),
+            "note": self.note,
+            "steps": [step.to_dict() for step in self.steps],
+            "effect": self.effect.to_dict(),
+        }
