@@ -419,6 +419,7 @@ def test_to_dict_is_json(model: Any) -> None:
         ({"rank": "kl"}, "rank='kl' must be one of probability, ratio"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompt": []}, "prompts is empty"),
+        ({"observer": print}, "observer= is how explain watches"),
         ({"tokenizer": object()}, "tokenizer=object does not encode and decode"),
         ({"tokenizer": None}, "tokenizer=None cannot decode"),
     ],

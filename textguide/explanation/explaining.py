@@ -105,6 +105,8 @@ def explain(
         raise ValueError(f"rank={rank!r} must be one of {', '.join(RANKS)}")
     if hasattr(model, "textguide_generate"):
         raise ValueError("model is an engine of vLLM, which shows no distributions; load the model with transformers")
+    if options.get("observer") is not None:
+        raise ValueError("observer= is how explain watches the run; use textguide.generate for one of your own")
     options = with_config(options, max_new_tokens)
     horizon = options.pop("max_new_tokens", LONGEST) if max_new_tokens is None else max_new_tokens
     # A processor of images and texts brings the tokenizer.
