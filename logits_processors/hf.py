@@ -14,7 +14,7 @@ from textguide.engine.custom_generate import empty_source
 from textguide.engine.effect import Effect, EffectMeter
 from textguide.engine.options import unwrapped
 from textguide.forward import row_batch
-from textguide.forward.row_batch import Lane
+from textguide.forward.row_batch import Rows
 from textguide.guidance import CFG, Contrast, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.guidance.prompts import per_row
@@ -138,14 +138,14 @@ class _Run:
             self.negatives = branch_inputs.expand(rows, self.rows, "negative_prompt_ids")
         self.prompt = ids
         self.ids = ids[:, :0]
-        self.lane: Lane | None = None
+        self.read_rows: Rows | None = None
         self._match: _Match | None = None
 
     def continues(self, ids: Tensor) -> bool:
         """Whether ``ids`` may be a later step of this run; remembers how its rows follow."""
-        if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and self.lane is None):
+        if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and self.read_rows is None):
             return False
-        read = self.ids if self.lane is not None else self.prompt
+        read = self.ids if self.read_rows is not None else self.prompt
         width = read.shape[1]
         if ids.shape[1] > width:
             order = self._order(read, ids[:, :width])
@@ -156,7 +156,7 @@ class _Run:
         common = min(width, ids.shape[1])
         equal = (read[:, :common] == ids[:, :common]).all(dim=0).long().cumprod(0).sum()
         kept = min(int(equal), ids.shape[1] - 1)
-        if kept < self.prompt_length or self.lane is None:
+        if kept < self.prompt_length or self.read_rows is None:
             return False
         self._match = _Match(None, kept)
         return True
@@ -164,14 +164,14 @@ class _Run:
     def read(self, ids: Tensor) -> Tensor:
         """Unconditional logits (R, V) of the position behind ``ids`` (R, T)."""
         match, self._match = self._match, None
-        if self.lane is None:
+        if self.read_rows is None:
             logits = self._prefill(ids)
         else:
             assert match is not None
             if match.order is not None:
-                self.lane.select(match.order)
-            if self.lane.crop(self.ids.shape[1] - match.kept):
-                logits = self.lane.forward(ids[:, match.kept :])
+                self.read_rows.select(match.order)
+            if self.read_rows.crop(self.ids.shape[1] - match.kept):
+                logits = self.read_rows.forward(ids[:, match.kept :])
             else:
                 logits = self._prefill(ids)
         self.ids = ids
@@ -180,12 +180,13 @@ class _Run:
     def _prefill(self, ids: Tensor) -> Tensor:
         if self.is_encoder_decoder:
             outputs, mask = row_batch.encode(self.model, self.negatives, ids.device)
-            self.lane, logits = row_batch.prefill_encoder_decoder(self.model, ids, outputs, mask)
+            self.read_rows, logits = row_batch.prefill_encoder_decoder(self.model, ids, outputs, mask)
         else:
             written = ids[:, self.prompt_length :].tolist()
             rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
-            self.lane, logits = row_batch.prefill(self.model, rows, ids.device, guided=True)
-        self.lane.guided = True
+            self.read_rows, logits = row_batch.prefill(self.model, rows, ids.device, guided=True)
+        for batch in self.read_rows.batches():
+            batch.guided = True
         return logits
 
     def _order(self, read: Tensor, ids: Tensor) -> Any:

@@ -12,7 +12,8 @@ from torch import Tensor
 from .engine import branch_inputs
 from .engine.custom_generate import empty_source
 from .engine.reweighting import Reweighter, reweighter
-from .forward import caches, model_views, row_batch
+from .forward import model_views, row_batch
+from .forward.model_adapter import adapter
 from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
 from .support.arguments import check_model_and_tokenizer
@@ -101,6 +102,7 @@ def score(
         ValueError: an argument has a value that cannot work; the message names it.
     """
     check_model_and_tokenizer(model, tokenizer)
+    model = adapter(model).base
     chosen = _settings(as_guidance(guidance), scales, settings)
     items = _items(model, tokenizer, contexts, continuations, system, leading(chosen))
     _check_lengths(model, items)
@@ -169,6 +171,8 @@ def score_groups(
     Yields:
         The item, and what :func:`score_items` yields for the settings of all groups, in order.
     """
+    model = adapter(model).base
+    models = {name: adapter(other).base for name, other in (models or {}).items()}
     settings = [setting for group, _ in groups for setting in group]
     for setting in settings:
         if split(setting).constraint is not None:
@@ -177,7 +181,7 @@ def score_groups(
     for batch in _batches(items, batch_size):
         own = _continuation_logits(model, batch, 0)
         found = [
-            _score_batch(model, [of(item) for item in batch], own, group, weighing, horizon, models or {})
+            _score_batch(model, [of(item) for item in batch], own, group, weighing, horizon, models)
             for (group, of), weighing in zip(groups, weighers, strict=True)
         ]
         lengths = [len(item.continuation) for item in batch]
@@ -300,9 +304,9 @@ def _score_batch(
     the conditional logits."""
     lead = leading(settings)
     extra = lead.branches if lead is not None else ()
-    found = model_views.owners(model, models, extra)
-    others = [_continuation_logits(found[branch.owner], batch, n) for n, branch in enumerate(extra, start=1)]
-    laws = [own, *others]
+    found = model_views.model_parts(model, models, extra)
+    others = [_continuation_logits(found[branch.model_part], batch, n) for n, branch in enumerate(extra, start=1)]
+    laws = [own, *(other.to(own.device) for other in others)]
     sizes = {law.shape[-1] for law in laws}
     if len(sizes) > 1:
         raise ValueError(f"the models of the branches have vocabularies of {sorted(sizes)} tokens; they must share one")
@@ -342,12 +346,14 @@ def _progress(index: int, horizon: int) -> float:
     return float(Step.at(index, horizon).progress)
 
 
+@torch.no_grad()
 def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     """Logits of every position that predicts a continuation token, item behind item, (sum of lengths, V)."""
-    device = model.device
+    known = adapter(model)
+    device = known.device
     lengths = [len(item.continuation) for item in batch]
     contexts = [item.read_by(branch) for item in batch]
-    if model.config.is_encoder_decoder:
+    if known.is_encoder_decoder:
         outputs, mask = row_batch.encode(model, [item.sources[branch] for item in batch], device)
         rows = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
         ids = _pad_right(rows, device)
@@ -355,7 +361,7 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
         return torch.cat([row[:length] for row, length in zip(logits, lengths, strict=True)])
     keep = max(lengths)
     whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
-    if caches.has_recurrent_state(model):
+    if known.has_recurrent_state:
         parts = [row_batch.prefill(model, [row], device, keep=keep)[1][0] for row in whole]
     elif len({tuple(context) for context in contexts}) == len(batch):
         parts = list(row_batch.prefill(model, whole, device, keep=keep)[1])
@@ -366,14 +372,14 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
 
 def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
     """Read every context once, whatever the number of its continuations, and these behind it."""
-    device = model.device
-    lane, first = row_batch.prefill(model, contexts, device)
+    device = adapter(model).device
+    rows, first = row_batch.prefill(model, contexts, device)
     longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]
     rest: dict[int, Tensor] = {}
     if longer:
         ids = _pad_right([continuations[row][:-1] for row in longer], device)
-        lane.select(torch.tensor(longer, device=device))
-        rest = dict(zip(longer, lane.forward(ids, keep=ids.shape[1]), strict=True))
+        rows.select(torch.tensor(longer, device=device))
+        rest = dict(zip(longer, rows.forward(ids, keep=ids.shape[1]), strict=True))
     parts = []
     for row, continuation in enumerate(continuations):
         parts.append(first[row])

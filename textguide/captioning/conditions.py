@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine import branch_inputs
 from ..engine.branch_passes import Source, prefill_prepared
 from ..forward import row_batch
-from ..forward.row_batch import Lane
+from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.language_model import LANGUAGE_MODEL
 from . import families
@@ -113,8 +113,8 @@ class ImageSource:
     owners: list[int]
     shares: bool = True
 
-    def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
-        """The lane and the next-token logits of ``size`` rows."""
+    def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
+        """The rows and the next-token logits of ``size`` rows."""
         inner, ids, kwargs = prepared(self.entry, self.inputs)
         if inner is not model and type(inner) is not type(model):
             raise ValueError(
@@ -124,9 +124,9 @@ class ImageSource:
             if not bool(kwargs["attention_mask"].all()):
                 raise ValueError("unconditional='text' needs prompts of one length here; use 'blank'")
             kwargs["attention_mask"] = None
-        lane, logits = prefill_prepared(inner, ids, kwargs, fresh=True)
+        rows, logits = prefill_prepared(inner, ids, kwargs, fresh=True)
         times = size // len(self.owners)
-        return row_batch.repeat(lane, logits, [owner for owner in self.owners for _ in range(times)])
+        return row_batch.repeat(rows, logits, [owner for owner in self.owners for _ in range(times)])
 
 
 @dataclass
@@ -137,33 +137,40 @@ class TextModelSource:
     tokens: VocabularyMap
     shares: bool = True
 
-    def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
-        """The lane and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
-        rows = branch_inputs.expand(self.prompts, size, "prompt")
-        lane, logits = row_batch.prefill(model, rows, model.device, guided=True)
-        return translate(lane, self.tokens), self.tokens.law(logits[:, -1])
+    def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
+        """The rows and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
+        prompts = branch_inputs.expand(self.prompts, size, "prompt")
+        rows, logits = row_batch.prefill(model, prompts, model.device, guided=True)
+        return TranslatedRows(rows, self.tokens), self.tokens.law(logits[:, -1])
 
 
 @dataclass
-class TranslatedLane(Lane):
-    """A lane that speaks another vocabulary: ids are translated on their way in, laws on their way out."""
+class TranslatedRows(Rows):
+    """Rows of a model with another vocabulary: ids are translated on the way in, log-probabilities on the way out."""
 
-    tokens: VocabularyMap | None = None
+    inner: Rows
+    tokens: VocabularyMap
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.inner.rows
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Those of the rows."""
+        yield from self.inner.batches()
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
         """Read the captioner's ``ids`` (R, k); log-probabilities (R, keep, V) over its tokens."""
-        assert self.tokens is not None
-        return self.tokens.law(super().forward(self.tokens.inputs(ids).to(self.next_position.device), keep))
+        return self.tokens.law(self.inner.forward(self.tokens.inputs(ids).to(self.device), keep))
 
-    def split(self, index: Tensor) -> TranslatedLane:
-        """As of any lane."""
-        assert self.tokens is not None
-        return translate(super().split(index), self.tokens)
+    def select(self, index: Tensor) -> None:
+        """As of any rows."""
+        self.inner.select(index)
 
-
-def translate(lane: Lane, tokens: VocabularyMap) -> TranslatedLane:
-    """``lane`` with its vocabulary translated. It must not be used by itself afterwards."""
-    return TranslatedLane(**row_batch.values_of(lane), tokens=tokens)
+    def split(self, index: Tensor) -> TranslatedRows:
+        """As of any rows."""
+        return TranslatedRows(self.inner.split(index), self.tokens)
 
 
 def prepared(entry: Any, inputs: Mapping[str, Any]) -> tuple[Any, Tensor, dict[str, Any]]:

@@ -107,13 +107,13 @@ class ZeroShotClassifier(Classifier):
         """Log-probabilities (keep, V) behind each of the last ``keep`` tokens of each sequence."""
         shared = _common(sequences, keep)
         if shared and not caches.has_recurrent_state(self.model):
-            lane, _ = row_batch.prefill(self.model, [sequences[0][:shared]], self.model.device)
-            lane.select(torch.zeros(len(sequences), dtype=torch.long, device=self.model.device))
+            rows, _ = row_batch.prefill(self.model, [sequences[0][:shared]], self.model.device)
+            rows.select(torch.zeros(len(sequences), dtype=torch.long, device=self.model.device))
             rest = [sequence[shared:] for sequence in sequences]
             width = max(len(part) for part in rest)
             # Padding on the right is never seen by what stands before it.
             ids = torch.tensor([[*part, *([0] * (width - len(part)))] for part in rest], device=self.model.device)
-            logits = lane.forward(ids, keep=width)
+            logits = rows.forward(ids, keep=width)
             picked = [row[len(part) - keep : len(part)] for row, part in zip(logits, rest, strict=True)]
         else:
             picked = []

@@ -1,8 +1,7 @@
-"""The forward passes of one decoding run: which rows of which branch run, sleep and wake.
+"""The forward passes of one decoding run: the rows of every branch, read side by side.
 
-Rows of the conditional branch run at every step. Rows of extra branches run beside them in the same pass, unless
-their guidance is inactive: then they leave the lane and sleep, and when they wake they read in one chunk what was
-written meanwhile.
+Rows of the conditional branch are read at every step, those of the extra branches beside them in the same pass. A
+step may leave the extra branches out; when they come back, they read in one chunk what was written meanwhile.
 """
 
 from __future__ import annotations
@@ -15,87 +14,74 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from ..forward import caches, model_views, row_batch
-from ..forward.model_views import Owner
-from ..forward.row_batch import Lane
+from ..forward import caches, row_batch
+from ..forward.model_adapter import Padding, adapter
+from ..forward.model_views import ModelPart, model_parts
+from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch
 
 COND = 0
-WHOLE: Owner = (SELF, None)
+WHOLE: ModelPart = (SELF, None)
+Member = tuple[int, int]
+"""A row of a pass: the number of its branch (0: the conditional one) and of its sample."""
+
+
+@dataclass
+class StepLogits:
+    """Next-token logits of one step for the samples that are in the batch, in their order.
+
+    Args:
+        cond: the conditional branch, (B, V).
+        extra: the extra branches, (n, B, V); None where the step left them out.
+    """
+
+    cond: Tensor
+    extra: Tensor | None
 
 
 class _Group:
-    """Rows of one lane: ``slots[r]`` is the (branch, sample) of row ``r``; ``read`` counts generated tokens read."""
+    """Rows of one model part, whose ``members`` they are; ``read`` counts the generated tokens that they have read."""
 
-    def __init__(self, lane: Lane, slots: list[tuple[int, int]], read: int = 0) -> None:
-        self.lane, self.slots, self.read = lane, slots, read
-        self.samples = torch.tensor([sample for _, sample in slots], device=lane.next_position.device)
+    def __init__(self, rows: Rows, members: list[Member], read: int = 0) -> None:
+        self.rows, self.members, self.read = rows, members, read
+        self.samples = torch.tensor([sample for _, sample in members], device=rows.device)
 
     def forward(self, ids: Tensor, new: int, keep_all: bool = False) -> Tensor:
         """Read the tokens that are new to these rows; the last logits, or all of them (R, k, V)."""
         missed = new - self.read
-        out = self.lane.forward(ids[self.samples.to(ids.device), -missed:], keep=missed if keep_all else 1)
+        out = self.rows.forward(ids[self.samples.to(ids.device), -missed:], keep=missed if keep_all else 1)
         self.read = new
         return out.to(ids.device)
 
     def forget(self, tokens: int) -> None:
         """Go back by the last ``tokens`` tokens."""
-        if not self.lane.crop(tokens):
-            raise RuntimeError(f"the cache of {type(self.lane.model).__name__} cannot forget tokens")
+        if not self.rows.crop(tokens):
+            raise RuntimeError("this cache cannot forget tokens")
         self.read -= tokens
 
-    def pick(self, rows: list[int]) -> _Group:
-        """These rows alone, in this order; the group must not be used afterwards."""
-        if rows == list(range(len(self.slots))):
+    def pick(self, places: list[int]) -> _Group:
+        """The rows at these places alone, in this order; the group must not be used afterwards."""
+        if places == list(range(len(self.members))):
             return self
-        self.lane.select(torch.tensor(rows, device=self.samples.device))
-        return _Group(self.lane, [self.slots[r] for r in rows], self.read)
+        self.rows.select(torch.tensor(places, dtype=torch.long, device=self.samples.device))
+        return _Group(self.rows, [self.members[r] for r in places], self.read)
 
-    def copy(self, rows: list[int]) -> _Group:
-        """These rows in a group of their own; this one stays as it is."""
-        lane = self.lane.split(torch.tensor(rows, device=self.samples.device))
-        return _Group(lane, [self.slots[r] for r in rows], self.read)
+    def copy(self, places: list[int]) -> _Group:
+        """The rows at these places in a group of their own; this one stays as it is."""
+        rows = self.rows.split(torch.tensor(places, device=self.samples.device))
+        return _Group(rows, [self.members[r] for r in places], self.read)
 
+    def only(self, samples: set[int]) -> _Group:
+        """The rows of ``samples``; the group must not be used afterwards."""
+        return self.pick([r for r, (_, sample) in enumerate(self.members) if sample in samples])
 
-class _Plan:
-    """Where the rows of each branch stand in the logits of all groups together."""
-
-    def __init__(self, slots: list[tuple[int, int]], alive: list[int], branches: int, device: Any) -> None:
-        place = {slot: i for i, slot in enumerate(slots)}
-        rows = [r for r, sample in enumerate(alive) if branches and (1, sample) in place]
-        cond = [place[COND, sample] for sample in alive]
-        extra = [place[n, alive[r]] for n in range(1, branches + 1) for r in rows]
-        self.shape = (branches, len(rows))
-        # Branch by branch with every sample in each is the usual order, and needs no gather.
-        self.dense = cond + extra == list(range(len(slots)))
-        self.cond = torch.tensor(cond, device=device)
-        self.extra = torch.tensor(extra, device=device)
-        self.awake = None if len(rows) == len(alive) else torch.tensor(rows, dtype=torch.long, device=device)
-
-    def law(self, logits: Tensor, woken: list[tuple[list[int], Tensor]]) -> Law:
-        size = self.cond.shape[0]
-        cond = logits[:size] if self.dense else logits[self.cond]
-        if not self.shape[1]:
-            return Law(cond, None, self.awake, woken)
-        extra = logits[size:] if self.dense else logits[self.extra]
-        return Law(cond, extra.view(*self.shape, -1), self.awake, woken)
-
-
-@dataclass
-class Law:
-    """Logits of one step for the samples that are alive, in their order.
-
-    Args:
-        cond: the conditional branch, (B, V).
-        extra: the extra branches, (n, b, V), for the ``awake`` rows.
-        awake: indices into the B rows, or None where all are awake.
-        woken: logits of the positions that waking samples slept through, as (samples, logits (n, samples, k, V)).
-    """
-
-    cond: Tensor
-    extra: Tensor | None
-    awake: Tensor | None
-    woken: list[tuple[list[int], Tensor]]
+    def moved(self, sources: Mapping[int, int]) -> _Group:
+        """Rows for the samples that ``sources`` names, each from the sample that it goes on from."""
+        place = {member: row for row, member in enumerate(self.members)}
+        branches = sorted({branch for branch, _ in self.members})
+        members = [(b, sample) for b in branches for sample in sorted(sources) if (b, sources[sample]) in place]
+        picked = self.pick([place[b, sources[sample]] for b, sample in members])
+        return _Group(picked.rows, members, self.read)
 
 
 class Source(Protocol):
@@ -104,11 +90,11 @@ class Source(Protocol):
     shares: bool
     """Whether its rows can ride in the pass of the model that is decoded."""
 
-    def prefill(self, model: Any, size: int) -> tuple[Lane, Tensor]:
-        """Read it for ``size`` rows with the branch's model; the lane and the next-token logits (size, V)."""
+    def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
+        """Read it for ``size`` rows with the branch's model; the rows and the next-token logits (size, V)."""
 
 
-class Passes:
+class BranchPasses:
     """Runs the branches of one batch of samples.
 
     Args:
@@ -129,133 +115,171 @@ class Passes:
         copies: int = 1,
     ) -> None:
         self.copies = copies
-        self.owners = model_views.owners(model, models, branches)
+        self.parts = model_parts(model, models, branches)
         self.branches = branches
         self.prompts = prompts
-        self.running: dict[Owner, _Group] = {}
-        self.asleep: list[dict[Owner, _Group]] = []
+        self.running: dict[ModelPart, _Group] = {}
+        self.resting: dict[ModelPart, _Group] = {}
         self.alive: list[int] = []
-        self._plan: _Plan | None = None
+        self._order: tuple[Tensor, Tensor] | None = None
 
     # -- prefill ---------------------------------------------------------------------------------------------------
 
-    def prefill(self, ids: Tensor, model_kwargs: dict[str, Any]) -> Law:
+    def prefill(self, ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int = 1) -> StepLogits:
         """Read every branch's prompt, each at its own length, and return the first next-token logits.
 
         Args:
             ids: the conditional prompt as transformers' ``generate`` hands it over, (B, L), padded on the left.
             model_kwargs: what goes with it: attention mask, positions, cache, encoder outputs.
+            new_tokens: the most tokens that will be written.
+
+        Raises:
+            ValueError: a model cannot be read by several branches, has another vocabulary, or cannot go on that far.
         """
-        model, device = self.owners[WHOLE], ids.device
+        model, device = self.parts[WHOLE], ids.device
         self.alive = list(range(ids.shape[0]))
-        cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=bool(self.branches))
-        groups: dict[Owner, list[tuple[Lane, int]]] = {WHOLE: [(cond, COND)]}
-        laws = [logits]
+        guided = bool(self.branches)
+        if guided:
+            mask = model_kwargs.get("attention_mask")
+            lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
+            adapter(model).check_lengths(lengths, new_tokens)
+        cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided)
+        found: dict[ModelPart, list[tuple[Rows, int]]] = {WHOLE: [(cond, COND)]}
+        outputs = [logits]
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
-            owner, name = self.owners[branch.owner], branch.owner
+            part, name = self.parts[branch.model_part], branch.model_part
             if not isinstance(prompts, Sequence):
-                lane, last = prompts.prefill(owner, len(self.alive))
+                rows, last = prompts.prefill(part, len(self.alive))
                 name = name if prompts.shares else (f"{branch.model} {number}", branch.view)
-            elif owner.config.is_encoder_decoder:
-                outputs, mask = row_batch.encode(owner, prompts, device)
-                lane, logits_of = row_batch.prefill_encoder_decoder(owner, ids, outputs, mask)
-                last = logits_of[:, -1]
+            elif adapter(part).is_encoder_decoder:
+                encoded, encoder_mask = row_batch.encode(part, prompts, device)
+                rows, every = row_batch.prefill_encoder_decoder(part, ids, encoded, encoder_mask)
+                last = every[:, -1]
             else:
-                lane, logits_of = row_batch.prefill(owner, prompts, device, guided=True, sharing=self.copies > 1)
-                last = logits_of[:, -1]
+                adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
+                where = adapter(part).device
+                rows, every = row_batch.prefill(part, prompts, where, guided=True, sharing=self.copies > 1)
+                last = every[:, -1]
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
-            groups.setdefault(name, []).append((lane, number))
-            laws.append(last.to(device))
-        for name, parts in groups.items():
-            slots = [(number, sample) for _, number in parts for sample in self.alive]
-            merged = row_batch.merge([lane for lane, _ in parts])
-            merged.guided = bool(self.branches) or self.copies > 1
-            self.running[name] = _Group(merged, slots)
-        extra = torch.stack(laws[1:]) if len(laws) > 1 else None
-        return Law(logits, extra, None, [])
+            found.setdefault(name, []).append((rows, number))
+            outputs.append(last.to(device))
+        for name, several in found.items():
+            members = [(number, sample) for _, number in several for sample in self.alive]
+            merged = row_batch.merge([rows for rows, _ in several])
+            for batch in merged.batches():
+                batch.guided = guided or self.copies > 1
+            self.running[name] = _Group(merged, members)
+        return StepLogits(logits, torch.stack(outputs[1:]) if guided else None)
 
     def _check_vocabulary(self, branch: Branch, size: int, expected: int) -> None:
         if size != expected:
             raise ValueError(
                 f"model {branch.model or 'of the branch'!r} has {size} tokens in its vocabulary and the decoded model "
-                f"{expected}; their next-token laws cannot be combined: use models that share a tokenizer"
+                f"{expected}; their next-token distributions cannot be combined: use models that share a tokenizer"
             )
 
     def make_static(self, new_tokens: int) -> None:
-        """Give the decoded model's lane a cache of fixed shape with room for ``new_tokens`` more positions."""
-        lane = self.running[WHOLE].lane
-        lane.make_static(lane.length + new_tokens)
+        """Give the decoded model's rows a cache of fixed shape with room for ``new_tokens`` more positions.
+
+        Raises:
+            ValueError: the rows cannot share one.
+        """
+        batches = list(self.running[WHOLE].rows.batches())
+        if len(batches) > 1:
+            raise ValueError(
+                f"cache_implementation='static' keeps all rows in one cache, and {batches[0].model.name} needs one for "
+                "every length; leave cache_implementation out"
+            )
+        batches[0].make_static(new_tokens)
 
     def replace_call(self, call: Any) -> None:
         """Use ``call`` in place of the decoded model's own from the next step on (None: its own)."""
-        self.running[WHOLE].lane.call = call
+        for batch in self.running[WHOLE].rows.batches():
+            batch.call = call
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def step(self, ids: Tensor, new: int, waking: Sequence[int] = (), measure: bool = False) -> Law:
-        """Read the newest token of every row that is alive.
+    def step(self, ids: Tensor, new: int) -> StepLogits:
+        """Read the newest token of every row that is not left out.
 
         Args:
             ids: all ids so far, (rows at the start, T); the last ``new`` columns were generated.
             new: number of generated tokens.
-            waking: samples whose extra branches come back with this step, reading what they missed.
-            measure: return the logits of every position that the waking rows slept through.
         """
-        slots: list[tuple[int, int]] = []
-        logits: list[Tensor] = []
-        for group in self.running.values():
-            logits.append(group.forward(ids, new)[:, -1])
-            slots += group.slots
-        woken: list[tuple[list[int], Tensor]] = []
-        if waking:
-            chunks = self._rise(set(waking), ids, new, measure)
-            for chunk in chunks:
-                for group_slots, out in chunk:
-                    slots += group_slots
-                    logits.append(out[:, -1])
-                if measure:
-                    woken.append(self._by_branch(chunk))
-            self._plan = None
-        plan = self._planned(slots, ids.device)
-        if waking:  # the rows that just woke stand elsewhere from the next step on
-            self._plan = None
-        return plan.law(logits[0] if len(logits) == 1 else torch.cat(logits), woken)
+        return self._ordered([group.forward(ids, new)[:, -1] for group in self.running.values()], ids.device)
 
-    def _planned(self, slots: list[tuple[int, int]], device: Any) -> _Plan:
-        if self._plan is None:
-            self._plan = _Plan(slots, self.alive, len(self.branches), device)
-        return self._plan
-
-    # -- sleeping, waking, leaving ---------------------------------------------------------------------------------
-
-    def sleep(self, samples: Sequence[int]) -> None:
-        """Take the extra branches of ``samples`` (at least one) out of the pass."""
-        sleepers = set(samples)
-        bed: dict[Owner, _Group] = {}
+    def rest(self) -> None:
+        """Leave the extra branches out from the next step on."""
         for name, group in list(self.running.items()):
-            leaving = [r for r, (number, sample) in enumerate(group.slots) if number != COND and sample in sleepers]
-            if leaving:
-                bed[name] = group.copy(leaving)
-                self._keep(name, group, [r for r in range(len(group.slots)) if r not in set(leaving)])
-        self.asleep.append(bed)
-        self._plan = None
+            extra = [r for r, (branch, _) in enumerate(group.members) if branch != COND]
+            if len(extra) == len(group.members):
+                self.resting[name] = self.running.pop(name)
+            elif extra:
+                self.resting[name] = group.copy(extra)
+                self.running[name] = group.pick([r for r in range(len(group.members)) if r not in set(extra)])
+        self._order = None
+
+    def resume(self, ids: Tensor, new: int, keep_all: bool = False) -> tuple[StepLogits, Tensor]:
+        """The step with which the extra branches come back, reading what they missed.
+
+        Args:
+            ids: as for :meth:`step`.
+            new: as for :meth:`step`.
+            keep_all: return the logits behind every token that they missed, not of the last one alone.
+
+        Returns:
+            The logits of the step, and those of the extra branches behind each token that they missed, (n, B, k, V).
+        """
+        outputs = {name: group.forward(ids, new)[:, -1] for name, group in self.running.items()}
+        missed = self.missed(ids, new, keep_all)
+        resting, self.resting, start = self.resting, {}, 0
+        for name, group in resting.items():
+            before = self.running.get(name)
+            newest = self._newest[start : start + len(group.members)]
+            start += len(group.members)
+            if before is not None:
+                merged = row_batch.merge([before.rows, group.rows])
+                group, newest = _Group(merged, before.members + group.members, new), torch.cat([outputs[name], newest])
+            self.running[name], outputs[name] = group, newest
+        self._order = None
+        return self._ordered([outputs[name] for name in self.running], ids.device), missed
+
+    def missed(self, ids: Tensor, new: int, keep_all: bool = True) -> Tensor:
+        """Let the branches that were left out read what they missed: logits behind each token, (n, B, k, V)."""
+        chunks = [group.forward(ids, new, keep_all) for group in self.resting.values()]
+        members = [member for group in self.resting.values() for member in group.members]
+        together = torch.cat(chunks)
+        self._newest = together[:, -1]
+        places = [members.index((n, s)) for n in range(1, len(self.branches) + 1) for s in self.alive]
+        return together[places].view(len(self.branches), len(self.alive), *together.shape[1:])
+
+    def _ordered(self, logits: list[Tensor], device: Any) -> StepLogits:
+        """The logits of all running groups, branch by branch."""
+        together = logits[0] if len(logits) == 1 else torch.cat(logits)
+        if self._order is None:
+            members = [member for group in self.running.values() for member in group.members]
+            place = {member: row for row, member in enumerate(members)}
+            extra = range(1, len(self.branches) + 1) if not self.resting else ()
+            cond = [place[COND, sample] for sample in self.alive]
+            others = [place[number, sample] for number in extra for sample in self.alive]
+            self._order = (torch.tensor(cond, device=device), torch.tensor(others, dtype=torch.long, device=device))
+            # Branch by branch with every sample in each is the usual order, and needs no gather.
+            self._dense = cond + others == list(range(len(members)))
+        cond_rows, extra_rows = self._order
+        size = len(cond_rows)
+        cond_logits = together[:size] if self._dense else together[cond_rows]
+        if not len(extra_rows):
+            return StepLogits(cond_logits, None)
+        extra_logits = together[size:] if self._dense else together[extra_rows]
+        return StepLogits(cond_logits, extra_logits.view(len(self.branches), size, -1))
+
+    # -- rows leave and move ---------------------------------------------------------------------------------------
 
     def drop(self, samples: Sequence[int]) -> None:
         """Let finished ``samples`` leave the batch."""
-        gone = set(samples)
-        self.alive = [sample for sample in self.alive if sample not in gone]
-        for name, group in list(self.running.items()):
-            self._keep(name, group, [r for r, (_, sample) in enumerate(group.slots) if sample not in gone])
-        beds = [
-            {
-                name: group.pick([r for r, (_, s) in enumerate(group.slots) if s not in gone])
-                for name, group in bed.items()
-            }
-            for bed in self.asleep
-            if any(s not in gone for group in bed.values() for _, s in group.slots)
-        ]
-        self.asleep = beds
-        self._plan = None
+        self.alive = [sample for sample in self.alive if sample not in set(samples)]
+        kept = set(self.alive)
+        self._change(lambda group: group.only(kept))
 
     def reindex(self, sources: Mapping[int, int]) -> None:
         """Let every sample of ``sources`` go on from what the sample that it names has read; all others leave.
@@ -263,82 +287,30 @@ class Passes:
         Rows are copied, nothing is read again. A sample that left before may come back in the place of a copy.
         """
         self.alive = sorted(sources)
-        self.running = {name: self._moved(group, sources) for name, group in self.running.items()}
-        self.asleep = [{name: self._moved(group, sources) for name, group in bed.items()} for bed in self.asleep]
-        self._plan = None
+        self._change(lambda group: group.moved(sources))
 
-    def _moved(self, group: _Group, sources: Mapping[int, int]) -> _Group:
-        place = {slot: row for row, slot in enumerate(group.slots)}
-        numbers = sorted({number for number, _ in group.slots})
-        slots = [(n, sample) for n in numbers for sample in self.alive if (n, sources[sample]) in place]
-        rows = [place[n, sources[sample]] for n, sample in slots]
-        if rows != list(range(len(group.slots))):
-            group.lane.select(torch.tensor(rows, dtype=torch.long, device=group.samples.device))
-        return _Group(group.lane, slots, group.read)
-
-    def reread(self, samples: Sequence[int], ids: Tensor, new: int) -> list[tuple[list[int], Tensor]]:
-        """Let sleeping ``samples`` read what they missed without coming back: their logits, as in ``Law.woken``."""
-        chunks = self._rise(set(samples), ids, new, True, rejoin=False)
-        return [self._by_branch(chunk) for chunk in chunks]
-
-    def sleepers(self) -> list[int]:
-        """Samples whose extra branches are asleep."""
-        return sorted({s for bed in self.asleep for group in bed.values() for _, s in group.slots})
-
-    def _rise(
-        self, wakers: set[int], ids: Tensor, new: int, keep_all: bool, rejoin: bool = True
-    ) -> list[list[tuple[list[tuple[int, int]], Tensor]]]:
-        """Run the sleeping rows of ``wakers``; for each bed that any left, the slots and logits of its groups."""
-        results = []
-        beds, self.asleep = self.asleep, []
-        for bed in beds:
-            staying, chunk = {}, []
-            for name, group in bed.items():
-                up = [r for r, (_, sample) in enumerate(group.slots) if sample in wakers]
-                down = [r for r in range(len(group.slots)) if r not in set(up)]
-                if down:
-                    staying[name] = group.copy(down) if up else group
-                if up:
-                    rising = group.pick(up)
-                    chunk.append((rising.slots, rising.forward(ids, new, keep_all)))
-                    if rejoin:
-                        self._rejoin(name, rising)
-            if staying:
-                self.asleep.append(staying)
-            if chunk:
-                results.append(chunk)
-        return results
-
-    def _rejoin(self, name: Owner, group: _Group) -> None:
-        other = self.running.get(name)
-        if other is not None:
-            group = _Group(row_batch.merge([other.lane, group.lane]), other.slots + group.slots, group.read)
-        self.running[name] = group.pick(sorted(range(len(group.slots)), key=lambda r: group.slots[r]))
-
-    def _by_branch(self, chunk: list[tuple[list[tuple[int, int]], Tensor]]) -> tuple[list[int], Tensor]:
-        slots = [slot for group_slots, _ in chunk for slot in group_slots]
-        logits = torch.cat([out for _, out in chunk])
-        samples = sorted({sample for _, sample in slots})
-        order = [slots.index((n, s)) for n in range(1, len(self.branches) + 1) for s in samples]
-        return samples, logits[order].view(len(self.branches), len(samples), *logits.shape[1:])
-
-    def _keep(self, name: Owner, group: _Group, rows: list[int]) -> None:
-        if rows:
-            self.running[name] = group.pick(rows)
-        else:
-            del self.running[name]
+    def _change(self, changed: Any) -> None:
+        self._order = None
+        for groups in (self.running, self.resting):
+            for name in list(groups):
+                groups[name] = changed(groups[name]) if self.alive else groups.pop(name)
+            if not self.alive:
+                groups.clear()
 
 
 def prefill_prepared(
     model: Any, ids: Tensor, model_kwargs: Mapping[str, Any], *, copies: int = 1, fresh: bool = False
-) -> tuple[Lane, Tensor]:
-    """Read what transformers' ``generate`` prepared; the lane and the next-token logits (B, V).
+) -> tuple[Rows, Tensor]:
+    """Read what transformers' ``generate`` prepared; the rows and the next-token logits (B, V).
 
     Args:
         ids: (B, L), padded on the left.
         model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
-        copies: see :class:`Passes`.
+        copies: see :class:`BranchPasses`.
         fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
+
+    Raises:
+        ValueError: the rows are padded, the model's answer changes with padding, and images come with them.
     """
     kwargs = dict(model_kwargs)
     for name in ("use_cache", "logits_to_keep"):
@@ -348,27 +320,44 @@ def prefill_prepared(
     if fresh and isinstance(cache, StaticCache):
         cache = None
     mask = kwargs.pop("attention_mask", None)
-    if model.config.is_encoder_decoder:
+    known = adapter(model)
+    rows: Rows
+    if known.is_encoder_decoder:
         decoder_mask = kwargs.pop("decoder_attention_mask", None)
         outputs = kwargs.pop("encoder_outputs")
-        lane, logits = row_batch.prefill_encoder_decoder(
-            model, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache
+        rows, logits = row_batch.prefill_encoder_decoder(
+            known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache
         )
-    elif mask is not None and caches.has_recurrent_state(model):
-        rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        lane, logits = row_batch.prefill(model, rows, ids.device, sharing=copies > 1)
-    else:
-        positions = kwargs.pop("position_ids", None)
-        # What comes with a row, such as an image, may differ where its ids do not.
-        copies = 1 if any(isinstance(value, (Tensor, Mapping)) for value in kwargs.values()) else copies
-        first = slice(None, None, copies)
-        mask = mask if mask is None else mask[first]
-        positions = positions[first] if positions is not None and len(positions) == len(ids) else positions
-        lane, logits = row_batch.prefill_padded(
-            model, ids[first], mask, positions=positions, cache=cache, extra=kwargs, guided=fresh
-        )
-        if copies > 1:
-            owners = torch.arange(len(ids), device=ids.device) // copies
-            lane = row_batch.share(lane, owners)
-            logits = logits[owners.to(logits.device)]
-    return lane, logits[:, -1].to(ids.device)
+        return rows, logits[:, -1].to(ids.device)
+    positions = kwargs.pop("position_ids", None)
+    with_images = any(isinstance(value, (Tensor, Mapping)) for value in kwargs.values())
+    padded = mask is not None and not bool(mask.all())
+    apart = known.has_recurrent_state or (padded and known.reads_apart(mask.sum(-1).tolist()))
+    if mask is not None and (apart or (padded and known.padding is not Padding.EXACT)):
+        if with_images and padded:
+            raise ValueError(
+                f"{known.name} reads padding as if it were text, and images come with these prompts: give prompts of "
+                "one length, or one prompt at a time"
+            )
+        if not with_images:
+            prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+            rows, logits = row_batch.prefill(known.base, prompts, ids.device, guided=fresh, sharing=copies > 1)
+            return rows, logits[:, -1].to(ids.device)
+    # What comes with a row, such as an image, may differ where its ids do not.
+    copies = 1 if with_images else copies
+    first = slice(None, None, copies)
+    batch: RowBatch
+    batch, logits = row_batch.prefill_padded(
+        known.base,
+        ids[first],
+        mask if mask is None else mask[first],
+        positions=positions[first] if positions is not None and len(positions) == len(ids) else positions,
+        cache=cache,
+        extra=kwargs,
+        guided=fresh,
+    )
+    rows = batch
+    if copies > 1:
+        row_of = torch.arange(len(ids), device=batch.device) // copies
+        rows, logits = row_batch.SharedRows(batch, row_of), logits[row_of.to(logits.device)]
+    return rows, logits[:, -1].to(ids.device)

@@ -77,8 +77,8 @@ class EffectMeter:
         self._guided = torch.zeros((), device=device, dtype=torch.long)
         self._branched = torch.zeros((), device=device, dtype=torch.long)
         self._reweighed = torch.zeros((), device=device, dtype=torch.long)
-        self.unguided = 0
-        self.skipped = 0
+        self._unguided = torch.zeros((), device=device, dtype=torch.long)
+        self._skipped = torch.zeros((), device=device, dtype=torch.long)
         self.classified = 0
 
     def add(
@@ -113,9 +113,15 @@ class EffectMeter:
             self._reweighed += reweighed.sum()
         return kl
 
-    def add_skipped(self, guided: Tensor, cond: Tensor) -> Tensor:
-        """Record what guidance would have done at steps that were skipped, and return the KLs."""
-        kl = kl_divergence(torch.log_softmax(guided, dim=-1), cond)
+    def add_unguided(self, rows: Tensor, skipped: bool = False, taken_back: bool = False) -> None:
+        """Count the steps of ``rows``, 0 or 1 each (B,), as unguided, and as skipped; or take such a count back."""
+        self._unguided += -rows.sum() if taken_back else rows.sum()
+        if skipped:
+            self._skipped += rows.sum()
+
+    def add_skipped(self, guided: Tensor, cond: Tensor, writing: Tensor) -> Tensor:
+        """Record what guidance would have done at a skipped step; the KL of the rows that it wrote, else 0, (B,)."""
+        kl = torch.where(writing, kl_divergence(torch.log_softmax(guided, dim=-1), cond), 0.0)
         self._skipped_max = torch.maximum(self._skipped_max, kl.max())
         self._measured_skips = True
         return kl
@@ -129,9 +135,9 @@ class EffectMeter:
             max_kl=float(self._max),
             top_changed=float(self._changed) / steps,
             guided_steps=guided,
-            unguided_steps=self.unguided,
+            unguided_steps=int(self._unguided),
             extra_passes=int(self._branched) * self.branches,
-            skipped_passes=self.skipped * self.branches,
+            skipped_passes=int(self._skipped) * self.branches,
             max_skipped_kl=float(self._skipped_max) if self._measured_skips else None,
             reweighed_steps=int(self._reweighed),
             classified_texts=self.classified,

@@ -7,6 +7,7 @@ exactly what transformers computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,10 @@ from torch import Tensor
 from ..guidance.algebra import kl_divergence, log_softmax
 from ..guidance.base import BranchGuidance, Step
 from ..smc.population import Outcome, Population
-from .branch_passes import Law, Passes, Source
+from .branch_passes import BranchPasses, Source, StepLogits
 from .effect import Effect, EffectMeter
 from .reweighting import Reweighter
-from .skipping import Naps
+from .skipping import Skipping
 from .speculation import Speculation, SpeculationReport
 from .speculation.passes import SpeculativePasses
 
@@ -33,10 +34,10 @@ class StepView:
 
     Args:
         index: number of the token, from 0.
-        samples: the rows that are alive, in the order of the tensors.
+        samples: the rows that are in the batch, in the order of the tensors.
         cond: conditional log-probabilities, (B, V).
         extra: log-probabilities of the extra branches, (n, B, V); None where no row was guided.
-        guided: the law that was sampled from, before processors and warpers, (B, V).
+        guided: the distribution that was sampled from, before processors and warpers, as log-probabilities (B, V).
         reweighed: rows whose candidates were weighed by a classifier, bool (B,); None where there is no classifier.
         tokens: the tokens that were chosen, (B,).
     """
@@ -56,6 +57,7 @@ class Decoded:
 
     Args:
         sequences: prompt and generated ids, (B, L + new), finished rows padded.
+        lengths: how many tokens each row wrote, its end token included; what stands behind them is padding.
         effect: what guidance did.
         log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
         scores: processed scores a step, (B, V) each, None unless ``output_scores``.
@@ -65,6 +67,7 @@ class Decoded:
     """
 
     sequences: Tensor
+    lengths: list[int]
     effect: Effect
     log_probs: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
@@ -80,14 +83,14 @@ class Settings:
     Args:
         guidance: None, or a guidance with branches that is not neutral.
         prompts: for each extra branch, the token ids of every row, or a :class:`textguide.engine.branch_passes.Source`.
-        reweighter: weighs the candidates of the combined law; it has begun the batch.
+        reweighter: weighs the candidates of the combined distribution; it has begun the batch.
         constraint: chooses the tokens, or rules some out, for the rows of this batch.
         models: further models by name.
         generator: randomness for sampling; None: torch's global generator.
         observer: called after every step.
         log_probs: record the log-probability of every token.
         speculation: guess tokens, and read the guesses in the same passes.
-        static: use a cache of fixed shape; finished rows then stay in the batch.
+        static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
 
@@ -119,20 +122,20 @@ def decode(
     Args:
         model: a transformers model.
         input_ids: (B, L), padded on the left.
-        logits_processor: transformers processors and warpers, applied to the guided law.
+        logits_processor: transformers processors and warpers, applied to the guided distribution.
         stopping_criteria: transformers stopping criteria.
         generation_config: read for sampling, outputs and the padding token.
         settings: guidance and everything else of ours.
         model_kwargs: what ``generate`` prepared for the model.
     """
     loop = _Loop(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
-    law = loop.prefill(model_kwargs)
+    logits = loop.prefill(model_kwargs)
     while True:
-        tokens = loop.write(law)
+        tokens = loop.write(logits)
         yield tokens
         if loop.finished():
             break
-        law = loop.read()
+        logits = loop.read()
     yield loop.outcome()
 
 
@@ -142,60 +145,69 @@ class _Loop:
     ) -> None:
         self.ids, self.processors, self.criteria = ids, processors, criteria
         self.config, self.settings = config, settings
-        self.guidance, self.reweighter = settings.guidance, settings.reweighter
-        self.constraint = settings.constraint
+        self.guidance, self.reweighter, self.constraint = settings.guidance, settings.reweighter, settings.constraint
         branches = self.guidance.branches if self.guidance is not None else ()
         copies = 1 if self.constraint is None else self.constraint.size
         self.prompt_length = ids.shape[1]
         self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
         runs = (model, branches, settings.prompts, settings.models, copies)
         self.passes = (
-            Passes(*runs)
+            BranchPasses(*runs)
             if settings.speculation is None
             else SpeculativePasses(
                 *runs, speculation=settings.speculation, guidance=self.guidance, horizon=self.horizon
             )
         )
         self.meter = EffectMeter(len(branches), ids.device)
-        self.naps = Naps(self.guidance, self.horizon, ids.shape[0], self.meter) if self.guidance is not None else None
-        self.pad = config._pad_token_tensor.to(ids.device) if config._pad_token_tensor is not None else None
-        self.pads = self.pad is not None and any(hasattr(c, "eos_token_id") for c in criteria)
-        self.unfinished = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
+        self.skipping = Skipping(self.guidance, self.horizon, self.meter) if self.guidance is not None else None
+        pad = config._pad_token_tensor
+        self.pad = pad.to(ids.device) if pad is not None else torch.zeros((), dtype=torch.long, device=ids.device)
         self.index = 0
-        self.waking: list[int] = []
-        self.worst_slept: dict[int, Tensor] = {}
+        # Whether a row still writes is known here alone; rows that do not may stay in the batch for a while.
+        self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
+        self.lengths = torch.zeros_like(self.writing)
         self.kl: Tensor | None = None
+        self.skipped_kl: Tensor | None = None
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
-        self._alive_index: Tensor | None = None
-        self._live = list(range(ids.shape[0]))
-        self._guided_samples: list[int] = []
+        self._batch_rows: Tensor | None = None  # the rows in the batch, where not all are
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def prefill(self, model_kwargs: dict[str, Any]) -> Law:
-        law = self.passes.prefill(self.ids, model_kwargs)
+    def prefill(self, model_kwargs: dict[str, Any]) -> StepLogits:
+        logits = self.passes.prefill(self.ids, model_kwargs, self.horizon)
         if self.settings.static:
             self.passes.make_static(self.horizon)
         self.passes.replace_call(self.settings.call)
-        if self.naps is not None and not self.naps.active(0):
-            self.passes.sleep(self.passes.alive)
-            law = Law(law.cond, None, torch.empty(0, dtype=torch.long, device=self.ids.device), [])
-        return law
+        if self._rests():
+            self.passes.rest()
+            logits = StepLogits(logits.cond, None)
+        return logits
 
-    def write(self, law: Law) -> Tensor:
-        """Choose the next token of every row from the law of this step."""
-        cond, guided, extra = self._combine(law)
+    def read(self) -> StepLogits:
+        """Run the forward pass of the next step."""
+        self.index += 1
+        self.skipped_kl = None
+        if self._rests():
+            if not self.passes.resting:
+                self.passes.rest()
+        elif self.passes.resting:
+            return self._resume(self.ids, self.index)
+        return self.passes.step(self.ids, self.index)
+
+    def write(self, logits: StepLogits) -> Tensor:
+        """Choose the next token of every row from the distribution of this step."""
+        cond, guided, extra = self._combine(logits)
         constraint = self.constraint
         if constraint is not None:
             guided = constraint.see(guided, self.passes.alive, cond is not None)
         # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with the
         # conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
-        scores = guided if extra is None and cond is None else guided + law.cond.float().logsumexp(-1, keepdim=True)
+        scores = guided if cond is None else guided + logits.cond.float().logsumexp(-1, keepdim=True)
         reweighed = None
         if self.reweighter is not None:
-            scores, guided, reweighed = self._reweigh(law, guided, scores)
+            scores, guided, reweighed = self._reweigh(logits, guided, scores, cond is not None)
         full = self._full(scores)
         last = self.index == self.horizon - 1
         if constraint is not None and not constraint.chooses:
@@ -208,152 +220,144 @@ class _Loop:
             tokens = torch.multinomial(probs, num_samples=1, generator=self.settings.generator).squeeze(1)
         else:
             tokens = torch.argmax(processed, dim=-1)
-        if self.pads and self.pad is not None:
-            tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
+        tokens = torch.where(self.writing.bool(), tokens, self.pad)
         if constraint is not None:
-            tokens = self._advance(tokens, last)
-        self._record(law, guided, processed, tokens)
+            opened = torch.tensor(constraint.open, device=tokens.device)
+            tokens = torch.where(opened, tokens, self.pad)  # rows that the constraint gave up write padding and end
+            constraint.advance(tokens, last)
+            self.writing = self.writing * opened
+        self._record(logits, guided, processed, tokens, cond is not None)
         if self.settings.observer is not None:
-            chosen = tokens if self._alive_index is None else tokens[self._alive_index]
-            law_of = guided if extra is not None else log_softmax(guided)
-            cond = cond if cond is not None else log_softmax(law.cond)
-            view = StepView(self.index, tuple(self.passes.alive), cond, extra, law_of, chosen, reweighed)
+            shown = guided if cond is not None else log_softmax(guided)
+            cond = cond if cond is not None else log_softmax(logits.cond)
+            chosen = self._in_batch(tokens)
+            view = StepView(self.index, tuple(self.passes.alive), cond, extra, shown, chosen, reweighed)
             self.settings.observer(view)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
-        self.unfinished = self.unfinished & ~self.criteria(self.ids, processed)
-        if constraint is not None:
-            self._settle(constraint)
+        self.lengths = self.lengths + self.writing
+        self.writing = self.writing & ~self.criteria(self.ids, processed)
+        if constraint is not None:  # rows that ended for a reason of their own are closed, and the other way round
+            constraint.stop(self.writing.tolist())
+            self.writing = self.writing * torch.tensor(constraint.open, device=self.ids.device)
         return tokens
 
     def finished(self) -> bool:
         """The one place of a step where the host waits for the device; finished rows leave here."""
         if self.constraint is not None:
             self._resample(self.constraint)
+        flags = [self.writing.float()]
+        if self.kl is not None:
+            flags += [
+                self.kl.max().float()[None],
+                (torch.zeros(1) if self.skipped_kl is None else self.skipped_kl[None]),
+            ]
+        values = torch.cat([flag.to(self.ids.device) for flag in flags]).tolist()
+        if self.kl is not None:
+            self._learn(*values[len(self.writing) :])
         alive = self.passes.alive
-        flags = [self.unfinished.float()]
-        guided = [] if self.kl is None else self._guided_samples
-        slept = list(self.worst_slept)
-        if self.naps is not None and self.naps.reads_kl:
-            if guided:
-                flags.append(self.kl.float())  # type: ignore[union-attr]
-            flags += [self.worst_slept[sample].float()[None] for sample in slept]
-        values = torch.cat(flags).tolist()
         going = [sample for sample in alive if values[sample]]
-        if self.naps is not None and self.naps.reads_kl:
-            kls = values[len(self.unfinished) :]
-            self._end_naps([sample for sample in alive if sample not in set(going)])
-            self.naps.observe(
-                self.index,
-                dict(zip(guided, kls, strict=False)),
-                dict(zip(slept, kls[len(guided) :], strict=True)),
-            )
-        self._live = going
         if not going:
+            if self.skipping is not None and self.skipping.pending:
+                self._measure(self.passes.missed(self.ids[:, :-1], self.index), self.index)
             return True
-        settings = self.settings
-        ours = (settings.guidance, settings.reweighter, settings.constraint, settings.speculation)
-        steers = any(part is not None for part in ours)
-        if not settings.static and steers and len(going) < len(alive):
-            self.passes.drop([sample for sample in alive if sample not in set(going)])
-            self._alive_index = torch.tensor(going, device=self.ids.device)
+        if len(going) == len(alive) or self.settings.static or not self._steers():
+            return False
+        if self.skipping is not None and self.skipping.pending:
+            self.skipping.end(self.index + 1)  # what a row skipped is measured before it leaves
+            return False
+        self.passes.drop([sample for sample in alive if sample not in set(going)])
+        self._batch_rows = torch.tensor(going, device=self.ids.device)
         return False
-
-    def read(self) -> Law:
-        """Run the forward pass of the next step."""
-        self.index += 1
-        waking = self.naps.settle(self.passes, self.index) if self.naps is not None else []
-        measure = self.naps is not None and self.naps.reads_kl
-        return self.passes.step(self.ids, self.index, waking, measure)
 
     def outcome(self) -> Decoded:
         if self.reweighter is not None:
             self.meter.classified = self.reweighter.texts_scored
+        returns = self.config.return_dict_in_generate
         return Decoded(
             sequences=self.ids,
+            lengths=self.lengths.tolist(),
             effect=self.meter.summary(),
             log_probs=torch.stack(self.log_probs, dim=1) if self.log_probs else None,
-            scores=tuple(self.scores) if self.config.return_dict_in_generate and self.config.output_scores else None,
-            logits=tuple(self.logits) if self.config.return_dict_in_generate and self.config.output_logits else None,
+            scores=tuple(self.scores) if returns and self.config.output_scores else None,
+            logits=tuple(self.logits) if returns and self.config.output_logits else None,
             constraint=self.constraint.outcome() if self.constraint is not None else None,
             speculation=self.passes.report() if isinstance(self.passes, SpeculativePasses) else None,
         )
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _combine(self, law: Law) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Conditional log-probabilities, the law to sample from, and the extra branches' log-probabilities."""
-        self.kl, self.worst_slept = None, {}
+    def _rests(self) -> bool:
+        return self.skipping is not None and not self.settings.static and self.skipping.rests(self.index)
+
+    def _resume(self, ids: Tensor, new: int) -> StepLogits:
+        """Let the extra branches read what they missed, and measure what skipping them did."""
+        logits, missed = self.passes.resume(ids, new, self.skipping is not None and self.skipping.pending)
+        self._measure(missed, new)
+        return logits
+
+    def _measure(self, missed: Tensor, new: int) -> None:
+        if self.skipping is not None and self.skipping.pending:
+            self.skipped_kl = self.skipping.measure(missed, new - missed.shape[2] + 1)
+
+    def _learn(self, kl: float, skipped: float) -> None:
+        if math.isnan(kl):
+            raise ValueError(
+                f"{self.guidance} gave no distribution at token {self.index}: its scores are not numbers there; use a smaller "
+                "scale, or a formula that is defined everywhere"
+            )
+        if self.skipping is not None and self.skipping.skips:
+            self.skipping.observe(self.index, kl, None if self.skipped_kl is None else skipped)
+
+    def _steers(self) -> bool:
+        parts = (self.guidance, self.reweighter, self.constraint, self.settings.speculation)
+        return any(part is not None for part in parts)
+
+    def _combine(self, logits: StepLogits) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Conditional log-probabilities, the scores to sample from, and the extra branches' log-probabilities."""
+        self.kl = None
         # A copy, since the processors of transformers may write into what they get.
-        cond = law.cond.to(torch.float32, copy=True)
-        if self.guidance is None or self.naps is None:
+        cond = logits.cond.to(torch.float32, copy=True)
+        if self.guidance is None or self.skipping is None:
             return None, cond, None
         alive = self.passes.alive
-        if law.woken:
-            self.worst_slept = self.naps.measure(law.woken, self.index, last_is_current=True)
-        if self.naps.reads_kl:
-            self.naps.remember(self.index, law, alive)
-        step = Step.at(self.index, self.horizon, alive, len(self.unfinished))
-        if law.extra is None and (self.guidance.branches or not self.guidance.active(step)):
-            self.naps.count(self.index, self._live)
+        step = Step.at(self.index, self.horizon, alive, len(self.writing))
+        writing = self._in_batch(self.writing)
+        if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
+            self.skipping.record(self.index, cond, writing)
             return None, cond, None
-        laws = [cond[None] if law.awake is None or law.extra is None else cond[law.awake][None]]
-        logp = log_softmax(torch.cat(laws if law.extra is None else [*laws, law.extra.float()]))
+        parts = [cond[None]] if logits.extra is None else [cond[None], logits.extra.float()]
+        logp = log_softmax(torch.cat(parts))
         guided = self.guidance.combine(logp, step)
         if self.reweighter is None:
-            self.kl = self.meter.add(guided, logp[0], self._weights(guided.shape[0]))
+            self.kl = self.meter.add(guided, logp[0], writing)
         else:  # measured when the candidates have been weighed too
-            self.kl = kl_divergence(log_softmax(guided), logp[0])
-        if law.awake is None or law.extra is None:
-            self._guided_samples = list(alive)
-            return logp[0], guided, logp[1:]
-        resting = self.passes.sleepers()
-        self._guided_samples = [sample for sample in alive if sample not in set(resting)]
-        self.naps.count(self.index, resting)
-        everywhere = log_softmax(cond)
-        return everywhere.clone(), everywhere.index_copy(0, law.awake, guided), None
+            self.kl = torch.where(writing.bool(), kl_divergence(log_softmax(guided), logp[0]), 0.0)
+        return logp[0], guided, logp[1:]
 
-    def _reweigh(self, law: Law, guided: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores and law with the candidates weighed, and the rows where they were."""
+    def _reweigh(
+        self, logits: StepLogits, guided: Tensor, scores: Tensor, combined: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and log-probabilities with the candidates weighed, and the rows where they were."""
         assert self.reweighter is not None
-        alive = self.passes.alive
         if self.index:
             self.reweighter.append(self.ids[:, -1].tolist())
-        law_before = log_softmax(guided)
+        before = log_softmax(guided)
         step = Step.at(self.index, self.horizon)
-        changed, acted = self.reweighter(law_before, step, self.index, alive)
-        normaliser = law.cond.float().logsumexp(-1, keepdim=True)
-        if bool(acted.all()):
-            scores, guided = changed + normaliser, changed
-        elif bool(acted.any()):  # the rows that were left alone keep their bits
-            scores = torch.where(acted[:, None], changed + normaliser, scores)
-            guided = torch.where(acted[:, None], changed, guided)
-        branched = torch.zeros_like(acted)
-        if law.extra is not None:
-            branched[slice(None) if law.awake is None else law.awake] = True
-        counts = acted | branched
-        live = self._weights(len(alive))
-        if live is not None:
-            counts &= live.bool()
-        cond = law_before if law.extra is None else log_softmax(law.cond)
-        self.meter.add(changed, cond, counts.float(), branched & counts, acted & counts)
-        unguided = len(self._live) - int(counts.sum())
-        resting = len(self._live) - int((branched & counts).sum()) if self.guidance is not None else 0
-        self.meter.unguided += unguided - resting  # the resting ones were counted by the naps
+        changed, acted = self.reweighter(before, step, self.index, self.passes.alive)
+        normaliser = logits.cond.float().logsumexp(-1, keepdim=True)
+        # The rows that were left alone keep their bits.
+        scores = torch.where(acted[:, None], changed + normaliser, scores)
+        guided = torch.where(acted[:, None], changed, guided)
+        writing = self._in_batch(self.writing).bool()
+        branched = writing if combined else torch.zeros_like(acted)
+        counts = (acted & writing) | branched
+        cond = log_softmax(logits.cond) if combined else before
+        self.meter.add(changed, cond, counts, branched, acted & counts)
+        if self.guidance is None:
+            self.meter.add_unguided(writing & ~counts)
+        elif not combined:  # all rows were counted as unguided when the branches were left out
+            self.meter.add_unguided(counts, taken_back=True)
         return scores, guided, acted
-
-    def _advance(self, tokens: Tensor, last: bool) -> Tensor:
-        """Write the tokens under the constraint; rows that it gave up write padding and end."""
-        assert self.constraint is not None
-        writing = torch.tensor(self.constraint.open, device=tokens.device).long()
-        tokens = tokens * writing + (0 if self.pad is None else self.pad) * (1 - writing)
-        self.constraint.advance(tokens, last)
-        self.unfinished = self.unfinished * writing
-        return tokens
-
-    def _settle(self, constraint: Population) -> None:
-        """Rows that ended for a reason of their own are closed; rows that the constraint closed end."""
-        constraint.stop(self.unfinished.tolist())
-        self.unfinished = self.unfinished * torch.tensor(constraint.open, device=self.ids.device).long()
 
     def _resample(self, constraint: Population) -> None:
         """Let rows go on from others, where a population needs it: ids, caches, and what was recorded of them."""
@@ -362,48 +366,37 @@ class _Loop:
             return
         sources = ancestors.tolist()
         index = ancestors.to(self.ids.device)
-        self.ids, self.unfinished = self.ids[index], self.unfinished[index]
+        self.ids, self.writing, self.lengths = self.ids[index], self.writing[index], self.lengths[index]
         for record in (self.log_probs, self.scores, self.logits):
             record[:] = [values[index] for values in record]
         for row, (token, log_prob) in constraint.rewritten().items():
-            self.ids[row, -1], self.unfinished[row] = token, int(constraint.open[row])
+            self.ids[row, -1], self.writing[row] = token, int(constraint.open[row])
             if self.log_probs:
                 self.log_probs[-1][row] = log_prob
         if self.reweighter is not None:
             self.reweighter.select(sources)
         going = [row for row, opened in enumerate(constraint.open) if opened]
         self.passes.reindex({row: sources[row] for row in going})
-        self._alive_index = None if len(going) == len(sources) else torch.tensor(going, device=self.ids.device)
+        self._batch_rows = None if len(going) == len(sources) else torch.tensor(going, device=self.ids.device)
 
-    def _weights(self, rows: int) -> Tensor | None:
-        """1 for rows that still write, where finished rows stay in the batch (fixed shapes); else None."""
-        return self.unfinished.float() if rows == len(self.unfinished) and len(self._live) < rows else None
+    def _in_batch(self, values: Tensor) -> Tensor:
+        """Those of the rows that are in the batch."""
+        return values if self._batch_rows is None else values[self._batch_rows]
 
-    def _full(self, guided: Tensor) -> Tensor:
-        """Scores for every row of the batch; rows that left get a uniform law, whose token is replaced by padding."""
-        if self._alive_index is None:
-            return guided
-        full = guided.new_zeros(self.ids.shape[0], guided.shape[-1])
-        return full.index_copy(0, self._alive_index, guided)
+    def _full(self, values: Tensor) -> Tensor:
+        """Values for every row; rows that left the batch get zeros, and what is chosen for them is replaced by padding."""
+        if self._batch_rows is None:
+            return values
+        full = values.new_zeros(self.ids.shape[0], *values.shape[1:])
+        return full.index_copy(0, self._batch_rows, values)
 
-    def _record(self, law: Law, guided: Tensor, processed: Tensor, tokens: Tensor) -> None:
+    def _record(self, logits: StepLogits, guided: Tensor, processed: Tensor, tokens: Tensor, combined: bool) -> None:
         if self.settings.log_probs:
-            normal = guided
-            if self.guidance is None or self.guidance.renormalize or law.extra is None:
-                normal = log_softmax(guided)
-            chosen = tokens if self._alive_index is None else tokens[self._alive_index]
-            picked = normal.gather(-1, chosen[:, None]).squeeze(-1)
-            if self._alive_index is not None:
-                picked = picked.new_zeros(self.ids.shape[0]).index_copy(0, self._alive_index, picked)
-            self.log_probs.append(torch.where(self.unfinished.bool(), picked, 0.0))
+            is_normal = combined and self.guidance is not None and not self.guidance.renormalize
+            normal = guided if is_normal else log_softmax(guided)
+            picked = self._full(normal.gather(-1, self._in_batch(tokens)[:, None]).squeeze(-1))
+            self.log_probs.append(torch.where(self.writing.bool(), picked, 0.0))
         if self.config.return_dict_in_generate and self.config.output_scores:
             self.scores.append(processed)
         if self.config.return_dict_in_generate and self.config.output_logits:
-            self.logits.append(self._full(law.cond.float()))
-
-    def _end_naps(self, leaving: list[int]) -> None:
-        """Re-read what finished rows napped through to their end, so that the report covers it."""
-        napping = [sample for sample in leaving if sample in set(self.passes.sleepers())]
-        if napping and self.naps is not None:
-            woken = self.passes.reread(napping, self.ids[:, :-1], self.index)
-            self.naps.measure(woken, self.index, last_is_current=False)
+            self.logits.append(self._full(logits.cond.float()))

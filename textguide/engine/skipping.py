@@ -1,126 +1,102 @@
-"""When the extra branches of a row may rest, and what that did to the law.
+"""Which steps leave the extra branches out, and what that did to the distribution.
 
-A row sleeps while its guidance is inactive (outside the window, γ(s) = 1), and naps when ``skip_threshold`` is set and
-its guided law has stood within that many nats of the unguided one for a while. Naps grow while they prove harmless.
-Every step that was napped through is re-read afterwards, so that the reported largest KL is measured, not hoped for.
+A step leaves them out while guidance is inactive (outside the window, γ(s) = 1), and where ``skip_threshold`` is set and
+every row's guided distribution has stood within that many nats of the unguided one for a while. Such a skip grows while
+it proves harmless. When the branches come back they read what they missed, so that the reported largest KL of skipped
+steps is measured, not hoped for.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance, Step
-from .branch_passes import Law, Passes
 from .effect import EffectMeter
 
 PATIENCE = 4
-# Naps begin and end at multiples of this many steps, so that rows fall asleep and wake together: a row that wakes
-# alone costs a pass of its own.
-FIRST_NAP = 8
-LONGEST_NAP = 64
+"""Harmless steps in front of the first skip."""
+FIRST, LONGEST = 4, 16
+"""Steps of a skip; at most so many conditional distributions are kept for the measurement."""
 
 
-@dataclass
-class _Row:
-    calm: int = 0
-    nap: int = FIRST_NAP
-    wake_at: int | None = None  # index of the step at which a nap ends
+class Skipping:
+    """Decides, between steps and on the host, whether the next one runs the extra branches.
 
+    Args:
+        guidance: the guidance of the run.
+        horizon: the most tokens that it writes.
+        meter: gathers what skipping did.
+    """
 
-class Naps:
-    """Keeps the rows of one run asleep or awake; all decisions are taken on the host, between steps."""
-
-    def __init__(self, guidance: BranchGuidance, horizon: int, samples: int, meter: EffectMeter) -> None:
-        self.guidance = guidance
-        self.horizon = horizon
-        self.meter = meter
+    def __init__(self, guidance: BranchGuidance, horizon: int, meter: EffectMeter) -> None:
+        self.guidance, self.horizon, self.meter = guidance, horizon, meter
         self.threshold = guidance.skip_threshold
-        self._rows = [_Row() for _ in range(samples)]
-        # Conditional laws of the steps that somebody naps through, by step: (samples, log-probabilities).
-        self._slept: dict[int, tuple[list[int], Tensor]] = {}
+        self._calm, self._length, self._until = 0, FIRST, 0
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def active(self, index: int) -> bool:
         """Whether guidance counts at step ``index``."""
         return self.guidance.active(Step.at(index, self.horizon))
 
+    def rests(self, index: int) -> bool:
+        """Whether step ``index`` leaves the extra branches out."""
+        return bool(self.guidance.branches) and (index < self._until or not self.active(index))
+
     @property
-    def reads_kl(self) -> bool:
-        """Whether :meth:`observe` wants the KL of every step."""
+    def skips(self) -> bool:
+        """Whether steps may be skipped because guidance changes little, so that the KL of every step is read."""
         return self.threshold is not None
 
-    def remember(self, index: int, law: Law, alive: list[int]) -> None:
-        """Keep the conditional law of a step that some row naps through."""
-        if any(self._rows[sample].wake_at is not None for sample in alive):
-            self._slept[index] = (list(alive), log_softmax(law.cond))
+    def end(self, index: int) -> None:
+        """Let step ``index`` run the extra branches, since rows are about to leave."""
+        self._until = min(self._until, index)
 
-    def measure(self, woken: list[tuple[list[int], Tensor]], index: int, last_is_current: bool) -> dict[int, Tensor]:
-        """The largest KL(guided‖unguided) that each sample of ``woken`` slept through, as tensors.
+    @property
+    def pending(self) -> bool:
+        """Whether steps were skipped whose KL has not been measured yet."""
+        return bool(self._kept)
+
+    def record(self, index: int, cond: Tensor, writing: Tensor) -> None:
+        """Count a step without guidance, and keep its conditional logits (B, V) for :meth:`measure` if it was skipped.
 
         Args:
-            index: the step whose law the last logits of ``woken`` belong to.
-            last_is_current: leave that step out, since it is guided and not slept through.
+            writing: which rows wrote a token, (B,).
         """
-        worst: dict[int, Tensor] = {}
-        for samples, logits in woken:
-            last = logits.shape[2]
-            for j in range(last - int(last_is_current)):
-                step = index - (last - 1 - j)
-                if step not in self._slept:
-                    continue
-                known, cond = self._slept[step]
-                rows = [r for r, sample in enumerate(samples) if sample in known]
-                if not rows:
-                    continue
-                lc = cond[[known.index(samples[r]) for r in rows]]
-                lu = log_softmax(logits[:, rows, j])
-                guided = self.guidance.combine(torch.cat([lc[None], lu]), Step.at(step, self.horizon))
-                for r, kl in zip(rows, self.meter.add_skipped(guided, lc), strict=True):
-                    before = worst.get(samples[r])
-                    worst[samples[r]] = kl if before is None else torch.maximum(before, kl)
+        skipped = self.active(index)
+        self.meter.add_unguided(writing, skipped)
+        if skipped and self.guidance.branches:
+            self._kept[index] = (log_softmax(cond), writing.bool())
+
+    def measure(self, missed: Tensor, first: int) -> Tensor | None:
+        """The largest KL(guided‖unguided) of the steps that were skipped, or None where none was.
+
+        Args:
+            missed: logits of the extra branches behind the tokens that they missed, (n, B, k, V).
+            first: the step whose distribution the first of them belongs to.
+        """
+        worst: Tensor | None = None
+        for place in range(missed.shape[2]):
+            kept = self._kept.pop(first + place, None)
+            if kept is None:
+                continue
+            cond, writing = kept
+            step = Step.at(first + place, self.horizon)
+            guided = self.guidance.combine(torch.cat([cond[None], log_softmax(missed[:, :, place])]), step)
+            kl = self.meter.add_skipped(guided, cond, writing).max()
+            worst = kl if worst is None else torch.maximum(worst, kl)
+        self._kept.clear()
         return worst
 
-    def observe(self, index: int, kl: dict[int, float], slept: dict[int, float]) -> None:
-        """Learn from the step just taken: the KL of guided samples, and the worst KL of naps that ended with it."""
-        if self.threshold is None:
-            return
-        for sample, value in kl.items():
-            row = self._rows[sample]
-            row.wake_at = None
-            worst = max(value, slept.get(sample, 0.0))
-            if worst > self.threshold:
-                row.calm, row.nap = 0, FIRST_NAP
-            elif sample in slept:
-                row.calm, row.nap = PATIENCE, min(2 * row.nap, LONGEST_NAP)
-            else:
-                row.calm += 1
-            if row.calm >= PATIENCE and (index + 1) % FIRST_NAP == 0:
-                row.wake_at = index + row.nap
-        if not any(row.wake_at is not None for row in self._rows):
-            self._slept.clear()
-
-    def settle(self, passes: Passes, next_index: int) -> list[int]:
-        """Put rows to sleep for step ``next_index``; the samples that have to wake for it."""
-        if not self.guidance.branches:
-            return []
-        asleep = set(passes.sleepers())
-        active = self.active(next_index)
-
-        def rests(sample: int) -> bool:
-            wake_at = self._rows[sample].wake_at
-            return not active or (wake_at is not None and next_index < wake_at)
-
-        tired = [sample for sample in passes.alive if rests(sample) and sample not in asleep]
-        if tired:
-            passes.sleep(tired)
-        return [sample for sample in passes.alive if not rests(sample) and sample in asleep]
-
-    def count(self, index: int, unguided: Sequence[int]) -> None:
-        """Record the samples that step ``index`` decodes without guidance."""
-        self.meter.unguided += len(unguided)
-        if self.active(index):
-            self.meter.skipped += len(unguided)
+    def observe(self, index: int, kl: float, skipped: float | None) -> None:
+        """Learn from guided step ``index``: its largest KL, and that of the skip which ended with it (or None)."""
+        assert self.threshold is not None
+        if max(kl, skipped or 0.0) > self.threshold:
+            self._calm, self._length = 0, FIRST
+        elif skipped is not None:
+            self._calm, self._length = PATIENCE, min(2 * self._length, LONGEST)
+        else:
+            self._calm += 1
+        if self._calm >= PATIENCE:
+            self._until = index + 1 + self._length

@@ -123,18 +123,38 @@ def copy_rows(cache: Cache, index: Tensor) -> Cache:
 
 def crop(cache: Cache, tokens: int) -> bool:
     """Forget the last ``tokens`` positions, in place; False (and nothing changed) where the cache cannot."""
-    if tokens == 0:
-        return True
     if not can_crop(cache):
-        return False
+        return tokens == 0
     for layer in _self_attention_layers(cache):
-        layer.crop(-tokens)
+        if tokens or getattr(layer, "record_past", False):  # a layer that records drops here what its window left
+            layer.crop(-tokens)
     return True
 
 
 def can_crop(cache: Cache) -> bool:
-    """Whether :func:`crop` can forget positions: every layer keeps all of them, and no state that sums them up."""
-    return all(type(layer) is DynamicLayer for layer in _self_attention_layers(cache))
+    """Whether :func:`crop` can forget positions: every layer still holds what came before them."""
+    return all(
+        type(layer) is DynamicLayer
+        or (type(layer) is DynamicSlidingWindowLayer and getattr(layer, "record_past", False))
+        for layer in _self_attention_layers(cache)
+    )
+
+
+def record_past(cache: Cache) -> bool:
+    """Let layers with a sliding window keep what they would forget, until the next :func:`crop`.
+
+    Returns:
+        Whether the cache can be cropped from now on.
+    """
+    for layer in _self_attention_layers(cache):
+        if type(layer) is DynamicSlidingWindowLayer and hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+    return can_crop(cache)
+
+
+def has_no_time_axis(cache: Cache) -> bool:
+    """Whether every layer keeps a state alone, in which padding has no place."""
+    return getattr(cache, "layers", None) is not None and all(cache.is_linear)
 
 
 def _self_attention_layers(cache: Cache) -> list[Any]:

@@ -10,26 +10,28 @@ from torch import nn
 
 from ..guidance.base import SELF, Branch
 from ..guidance.views import View
-from . import caches
+from .model_adapter import adapter
+from .twins import twin_of
 
-Owner = tuple[str, View | None]
+ModelPart = tuple[str, View | None]
+"""A model by its name, and what is run of it (None: all)."""
 
 
-def owners(model: Any, models: Mapping[str, Any] | None, branches: Iterable[Branch]) -> dict[Owner, Any]:
-    """The module of every branch's :attr:`Branch.owner`, and ``model`` itself under ``(SELF, None)``.
+def model_parts(model: Any, models: Mapping[str, Any] | None, branches: Iterable[Branch]) -> dict[ModelPart, Any]:
+    """The module of every branch's part, and ``model`` itself under ``(SELF, None)``.
 
     Raises:
         ValueError: a branch names a model that is not given, or a part that its model has not.
     """
     named = {SELF: model, **(models or {})}
-    found: dict[Owner, Any] = {(SELF, None): model}
+    found: dict[ModelPart, Any] = {(SELF, None): model}
     for branch in branches:
         if branch.model not in named:
             known = ", ".join(repr(name) for name in named if name) or "none"
             raise ValueError(f"branch model {branch.model!r} is not among models= (given: {known})")
-        if branch.owner not in found:
+        if branch.model_part not in found:
             whole = named[branch.model]
-            found[branch.owner] = whole if branch.view is None else part(whole, branch.view)
+            found[branch.model_part] = whole if branch.view is None else part(whole, branch.view)
     return found
 
 
@@ -40,7 +42,9 @@ def part(model: Any, view: View) -> Any:
         ValueError: the layers of the model cannot be told apart, or the view leaves none.
     """
     refusal = f"{type(view).__name__} needs a decoder-only transformer, and {type(model).__name__} is none"
-    if model.config.is_encoder_decoder or caches.has_recurrent_state(model):
+    found = adapter(model)
+    model = found.base
+    if found.is_encoder_decoder or found.has_recurrent_state:
         raise ValueError(f"{refusal}; use a guidance whose branches run the whole model")
     config = model.config.get_text_config(decoder=True)
     count = config.num_hidden_layers
@@ -61,25 +65,20 @@ def part(model: Any, view: View) -> Any:
     if types is not None:
         text.layer_types = [types[layer] for layer in chosen]
     text.num_hidden_layers = len(chosen)
-    whole = _twin(model)
+    whole = twin_of(model)
     whole.config = smaller
     parent = whole
     *way, last = path.split(".")
     for name in way:
-        child = _twin(parent._modules[name])
+        child = twin_of(parent._modules[name])
         if hasattr(child, "config"):
             child.config = text if child.config is config else smaller
         parent._modules[name] = child
         parent = child
     layers = parent._modules[last]
     parent._modules[last] = nn.ModuleList(_renumbered(layers[old], new) for new, old in enumerate(chosen))
-    return whole.eval()
-
-
-def _twin(module: Any) -> Any:
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
+    adapter(whole).adopt(found)
+    return whole
 
 
 def _is_numbered(module: nn.Module) -> bool:
@@ -90,7 +89,7 @@ def _renumbered(module: Any, number: int) -> Any:
     """The layer, with another place in the cache."""
     if not _is_numbered(module):
         return module
-    twin = _twin(module)
+    twin = twin_of(module)
     if hasattr(twin, "layer_idx"):
         twin.layer_idx = number
     for name, child in twin._modules.items():

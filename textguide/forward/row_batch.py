@@ -1,42 +1,80 @@
-"""Rows that advance together: one model, one cache, one forward pass a step.
+"""Rows that advance together: one model, one forward pass a step, each row with positions and a mask of its own.
 
-A lane holds rows of any branches of one model side by side. Each row keeps its own positions and attention mask, so
-that rows of unlike length share a pass. Prompts are read at their own lengths and their caches merged afterwards,
-which is why a one-token unconditional prompt costs next to nothing beside a long conditional one.
+Prompts are read at their own lengths where that is cheaper or needed, and their caches merged afterwards: a one-token
+unconditional prompt costs next to nothing beside a long conditional one. Where padding would change a model's answer
+(:mod:`.model_adapter` finds out), rows of one length share a cache, and each length has a pass of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import caches, small_matmul
+from . import caches
+from .model_adapter import ModelAdapter, Padding, adapter
 
-_LOOKED_AT = ("encoder_hidden_states", "encoder_attention_mask")
+_EVERY_STEP = ("encoder_hidden_states", "encoder_attention_mask")
+"""What decoders with cross-attention read with every pass; other inputs go with the first."""
+
+
+class Rows(ABC):
+    """Rows of one model that advance together; indices are LongTensors over rows, which may repeat or change places."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """How many rows of a cache there are, R."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[RowBatch]:
+        """The batches that hold the rows, one a cache."""
+
+    @abstractmethod
+    def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
+        """Read ``ids`` (R, k), one or more new tokens a row, and return the logits of the last ``keep`` (R, keep, V)."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> None:
+        """Keep the rows ``index``, in place."""
+
+    @abstractmethod
+    def split(self, index: Tensor) -> Rows:
+        """The rows ``index`` in caches of their own; these ones stay as they are."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return next(self.batches()).next_position.device
+
+    def crop(self, tokens: int) -> bool:
+        """Forget the last ``tokens`` tokens of every row, in place; False (and nothing changed) where it cannot."""
+        if not all(caches.can_crop(batch.cache) for batch in self.batches()):
+            return tokens == 0
+        return all(batch.forget(tokens) for batch in self.batches())
 
 
 @dataclass
-class Lane:
-    """Rows of one model in one cache.
+class RowBatch(Rows):
+    """Rows in one cache.
 
     Args:
-        model: a transformers model.
+        model: how their model is called.
         cache: the keys, values and states of all rows.
         length: positions in the cache, padding included.
         mask: attention mask (R, length), or None while no row has padding.
         next_position: position of the next token of each row, (R, 1).
         inputs: what an encoder-decoder needs at every step, with rows in the first dimension.
         call: replaces the model's own call after the prefill.
-        guided: the lane belongs to a guided run, which need not reproduce the bits of plain decoding.
+        guided: the rows belong to a guided run, which need not reproduce the bits of plain decoding.
     """
 
-    model: Any
+    model: ModelAdapter
     cache: Any
     length: int
     mask: Tensor | None
@@ -50,59 +88,57 @@ class Lane:
         """Number of rows R in the cache."""
         return self.next_position.shape[0]
 
-    def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
-        """Read ``ids`` (R, k), one or more new tokens a row, and return the logits of the last ``keep`` (R, keep, V).
+    @property
+    def read_length(self) -> int:
+        """Tokens of the longest row; of its source, where an encoder reads it."""
+        if "encoder_outputs" in self.inputs:
+            return int(self.inputs["encoder_outputs"].last_hidden_state.shape[1])
+        return self.length if self.mask is None else int(self.mask.sum(-1).max())
 
-        Recurrent states take several tokens one by one, since not every model continues a state with a chunk.
-        """
-        if ids.shape[1] > 1 and caches.has_recurrent_state(self.model):
-            steps = [Lane.forward(self, ids[:, i : i + 1]) for i in range(ids.shape[1])]
-            return torch.cat(steps[-keep:], dim=1)
+    def batches(self) -> Iterator[RowBatch]:
+        """This one alone."""
+        yield self
+
+    def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
+        """As of any rows; models that cannot continue a cache with a chunk get its tokens one by one."""
         new = ids.shape[1]
+        if new > 1 and not self.model.reads_chunks:
+            steps = [self.forward(ids[:, i : i + 1]) for i in range(new)]
+            return torch.cat(steps[-keep:], dim=1)
         if self.mask is not None:
             self.mask = F.pad(self.mask, (0, new), value=1)
-        offsets = torch.arange(new, device=self.next_position.device)
-        positions = self.next_position + offsets
-        outputs = _call(self, ids, positions, keep, first=False)
+        positions = self.next_position + torch.arange(new, device=self.device)
+        logits = self.model.read(
+            ids, self.cache, mask=self.mask, positions=positions, keep=keep, inputs=self.inputs, guided=self.guided,
+            call=self.call,
+        )  # fmt: skip
         self.next_position = self.next_position + new
         self.length += new
-        return outputs.logits[:, -keep:]
+        return logits
 
     def select(self, index: Tensor) -> None:
-        """Keep the rows ``index``, in place; columns that are padding in all of them stay."""
+        """As of any rows; columns that are padding in all of them stay."""
         caches.select_rows(self.cache, index)
         self._select_vectors(index)
 
-    def split(self, index: Tensor) -> Lane:
-        """A new lane with the rows ``index``; this one stays as it is."""
-        twin = Lane(
-            self.model,
-            caches.copy_rows(self.cache, index),
-            self.length,
-            self.mask,
-            self.next_position,
-            dict(self.inputs),
-            self.call,
-            self.guided,
-        )
+    def split(self, index: Tensor) -> RowBatch:
+        """As of any rows."""
+        twin = replace(self, cache=caches.copy_rows(self.cache, index), inputs=dict(self.inputs))
         twin._select_vectors(index)
         return twin
 
-    def crop(self, tokens: int) -> bool:
-        """Forget the last ``tokens`` tokens of every row, in place; False (and nothing changed) where it cannot."""
-        if tokens == 0:
-            return True
-        if not caches.crop(self.cache, tokens):
-            return False
-        self.length -= tokens
-        self.next_position = self.next_position - tokens
-        if self.mask is not None:
-            self.mask = self.mask[:, :-tokens]
+    def forget(self, tokens: int) -> bool:
+        """:meth:`crop`, where it is known to be possible."""
+        caches.crop(self.cache, tokens)
+        if tokens:
+            self.length -= tokens
+            self.next_position = self.next_position - tokens
+            self.mask = None if self.mask is None else self.mask[:, :-tokens]
         return True
 
-    def make_static(self, length: int) -> None:
-        """Move the cache into fixed shapes of ``length`` positions."""
-        self.cache = caches.to_static(self.cache, self.model, length)
+    def make_static(self, new_tokens: int) -> None:
+        """Move the cache into fixed shapes with room for ``new_tokens`` more positions."""
+        self.cache = caches.to_static(self.cache, self.model.base, self.length + new_tokens)
 
     def _select_vectors(self, index: Tensor) -> None:
         self.next_position = self.next_position[index]
@@ -112,77 +148,160 @@ class Lane:
 
 
 @dataclass
-class SharedLane(Lane):
-    """A lane whose readers share the rows in which the same was read, as particles of one prompt do.
+class BatchPerLength(Rows):
+    """Rows whose model no padding may reach: those of one length share a batch.
 
-    What a reader reads, where it goes on from another one and whether it stays changes ``owners`` alone; the cache
+    Args:
+        parts: a batch a length.
+        part_of: for every row, the number of its batch; within a batch rows keep their order.
+    """
+
+    parts: list[RowBatch]
+    part_of: list[int]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in all batches."""
+        return len(self.part_of)
+
+    def batches(self) -> Iterator[RowBatch]:
+        """A batch for every length."""
+        yield from self.parts
+
+    def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
+        """As of any rows, in one pass a length."""
+        places = [torch.tensor(self._places(number), device=ids.device) for number in range(len(self.parts))]
+        logits = [part.forward(ids[rows], keep) for part, rows in zip(self.parts, places, strict=True)]
+        return torch.cat(logits)[torch.cat(places).argsort().to(logits[0].device)]
+
+    def select(self, index: Tensor) -> None:
+        """As of any rows."""
+        kept = self._kept(index)
+        for number, rows in kept.items():
+            self.parts[number].select(rows)
+        self._renumber(index, list(kept))
+
+    def split(self, index: Tensor) -> BatchPerLength:
+        """As of any rows."""
+        kept = self._kept(index)
+        twin = BatchPerLength([self.parts[number].split(rows) for number, rows in kept.items()], list(self.part_of))
+        twin.parts, parts = list(self.parts), twin.parts
+        for number, part in zip(kept, parts, strict=True):
+            twin.parts[number] = part
+        twin._renumber(index, list(kept))
+        return twin
+
+    def _places(self, number: int) -> list[int]:
+        return [row for row, part in enumerate(self.part_of) if part == number]
+
+    def _kept(self, index: Tensor) -> dict[int, Tensor]:
+        """For every batch that some of the rows ``index`` stand in: which of its rows these are."""
+        inside = [self._places(number) for number in range(len(self.parts))]
+        found: dict[int, list[int]] = {}
+        for row in index.tolist():
+            number = self.part_of[row]
+            found.setdefault(number, []).append(inside[number].index(row))
+        return {number: torch.tensor(rows, device=self.device) for number, rows in sorted(found.items())}
+
+    def _renumber(self, index: Tensor, kept: list[int]) -> None:
+        self.part_of = [kept.index(self.part_of[row]) for row in index.tolist()]
+        self.parts = [self.parts[number] for number in kept]
+
+
+@dataclass
+class SharedRows(Rows):
+    """Readers that share the rows in which the same was read, as particles of one prompt do.
+
+    What a reader reads, where it goes on from another one and whether it stays changes ``row_of`` alone; the cache
     follows with the next pass, which runs one row for all readers that have read the same.
 
     Args:
-        owners: the row of each reader, (N,). ``forward``, ``select`` and ``split`` speak of readers.
+        inner: the rows.
+        row_of: the row of each reader, (N,). ``forward``, ``select`` and ``split`` speak of readers.
     """
 
-    owners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    inner: Rows
+    row_of: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the cache, not of readers."""
+        return self.inner.rows
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Those of the rows."""
+        yield from self.inner.batches()
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
         """Read ``ids`` (N, k) and return logits (N, keep, V)."""
-        rows = torch.cat([self.owners.to(ids.device)[:, None], ids], dim=1)
-        distinct, owners = torch.unique(rows, dim=0, return_inverse=True)
-        sources = distinct[:, 0].to(self.owners.device)
-        if not torch.equal(sources, torch.arange(self.rows, device=sources.device)):
-            super().select(sources)
-        self.owners = owners.to(self.owners.device)
-        return super().forward(distinct[:, 1:], keep)[owners]
+        rows = torch.cat([self.row_of.to(ids.device)[:, None], ids], dim=1)
+        distinct, row_of = torch.unique(rows, dim=0, return_inverse=True)
+        sources = distinct[:, 0].to(self.row_of.device)
+        if not torch.equal(sources, torch.arange(self.inner.rows, device=sources.device)):
+            self.inner.select(sources)
+        self.row_of = row_of.to(self.row_of.device)
+        return self.inner.forward(distinct[:, 1:], keep)[row_of]
 
     def select(self, index: Tensor) -> None:
         """Keep the readers ``index``, in place; rows without readers go with the next pass."""
-        self.owners = self.owners[index]
+        self.row_of = self.row_of[index]
 
-    def split(self, index: Tensor) -> SharedLane:
-        """A new lane with the readers ``index``; this one stays as it is."""
-        rows, owners = torch.unique(self.owners[index], return_inverse=True)
-        return share(super().split(rows), owners)
-
-
-def share(lane: Lane, owners: Tensor) -> SharedLane:
-    """``lane`` for readers that go on from its rows ``owners`` (N,). It must not be used by itself afterwards."""
-    return SharedLane(**values_of(lane), owners=owners.to(lane.next_position.device))
+    def split(self, index: Tensor) -> SharedRows:
+        """As of any rows."""
+        rows, row_of = torch.unique(self.row_of[index], return_inverse=True)
+        return SharedRows(self.inner.split(rows), row_of)
 
 
-def values_of(lane: Lane) -> dict[str, Any]:
-    """The fields of ``lane``, for a lane of another kind that takes its place."""
-    return {f.name: getattr(lane, f.name) for f in fields(Lane)}
+def merge(several: Sequence[Rows]) -> Rows:
+    """One set of rows with the rows of all, in order. The given ones must not be used afterwards."""
+    if len(several) == 1:
+        return several[0]
+    if any(isinstance(rows, SharedRows) for rows in several):
+        before, row_of = 0, []
+        for rows in several:
+            own = rows.row_of if isinstance(rows, SharedRows) else torch.arange(rows.rows)
+            row_of.append(own.to(several[0].device) + before)
+            before += rows.rows
+        inner = [rows.inner if isinstance(rows, SharedRows) else rows for rows in several]
+        return SharedRows(merge(inner), torch.cat(row_of))
+    parts: list[RowBatch] = []
+    part_of: list[int] = []
+    for rows in several:
+        inside = rows.part_of if isinstance(rows, BatchPerLength) else [0] * rows.rows
+        part_of += [len(parts) + number for number in inside]
+        parts += rows.batches()
+    if isinstance(several[0], BatchPerLength) or parts[0].model.reads_apart([part.read_length for part in parts]):
+        return _merge_by_length(parts, part_of)
+    return _merge(parts)
 
 
-def merge(lanes: Sequence[Lane]) -> Lane:
-    """One lane with the rows of all, in order. The given lanes must not be used afterwards."""
-    if len(lanes) == 1:
-        return lanes[0]
-    if any(isinstance(lane, SharedLane) for lane in lanes):
-        before, owners = 0, []
-        for lane in lanes:
-            own = lane.owners if isinstance(lane, SharedLane) else torch.arange(lane.rows)
-            owners.append(own.to(lanes[0].next_position.device) + before)
-            before += lane.rows
-        return share(_merge(lanes), torch.cat(owners))
-    return _merge(lanes)
+def _merge_by_length(parts: list[RowBatch], part_of: list[int]) -> Rows:
+    lengths = sorted({part.read_length for part in parts})
+    grouped = [[number for number, part in enumerate(parts) if part.read_length == length] for length in lengths]
+    merged = [_merge([parts[number] for number in group]) for group in grouped]
+    number_of = {number: place for place, group in enumerate(grouped) for number in group}
+    # Within a batch rows stand part by part, which is their order among all rows too if parts do not interleave.
+    order = [row for group in grouped for number in group for row, part in enumerate(part_of) if part == number]
+    rows = BatchPerLength(merged, [number_of[part_of[row]] for row in order])
+    rows.select(torch.tensor(order, device=rows.device).argsort())
+    return rows
 
 
-def _merge(lanes: Sequence[Lane]) -> Lane:
-    length = max(lane.length for lane in lanes)
+def _merge(batches: Sequence[RowBatch]) -> RowBatch:
+    if len(batches) == 1:
+        return batches[0]
+    length = max(batch.length for batch in batches)
     mask: Tensor | None = None
-    recurrent_only = _has_no_time_axis(lanes[0])
-    if not recurrent_only and any(lane.mask is not None or lane.length != length for lane in lanes):
-        mask = torch.cat([F.pad(_mask(lane), (length - lane.length, 0)) for lane in lanes])
-    return Lane(
-        model=lanes[0].model,
-        cache=caches.merge([lane.cache for lane in lanes]),
+    stateful = caches.has_no_time_axis(batches[0].cache)
+    if not stateful and any(batch.mask is not None or batch.length != length for batch in batches):
+        mask = torch.cat([F.pad(_mask(batch), (length - batch.length, 0)) for batch in batches])
+    return replace(
+        batches[0],
+        cache=caches.merge([batch.cache for batch in batches]),
         length=length,
         mask=mask,
-        next_position=torch.cat([lane.next_position for lane in lanes]),
-        inputs=_merge_inputs(lanes),
-        call=lanes[0].call,
-        guided=lanes[0].guided,
+        next_position=torch.cat([batch.next_position for batch in batches]),
+        inputs=_merge_inputs(batches),
     )
 
 
@@ -193,38 +312,38 @@ def prefill(
     keep: int = 1,
     guided: bool = False,
     sharing: bool = False,
-) -> tuple[Lane, Tensor]:
-    """Read decoder-only ``prompts``, each at its own length, and return the lane and the last ``keep`` logits.
+) -> tuple[Rows, Tensor]:
+    """Read decoder-only ``prompts`` and return their rows and the last ``keep`` logits.
 
     Equal prompts are read once; with ``sharing`` they stay one row until they go on differently. Rows of unlike length
-    are padded on the left, except for recurrent models, which read one length at a time.
+    are padded on the left where the model allows it, and read one length at a time where not.
 
     Returns:
-        The lane with ``len(prompts)`` rows in order, and logits (R, keep, V).
+        ``len(prompts)`` rows in order, and logits (R, keep, V).
     """
+    known = adapter(model)
     unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    if caches.has_recurrent_state(model):
-        lengths = sorted({len(prompt) for prompt in unique})
-        groups = [[prompt for prompt in unique if len(prompt) == length] for length in lengths]
-    else:
+    lengths = [len(prompt) for prompt in unique]
+    if len(set(lengths)) == 1 or not (known.reads_apart(lengths) or known.padding is not Padding.EXACT):
         groups = [unique]
-    lanes, logits = [], []
+    else:
+        groups = [[prompt for prompt in unique if len(prompt) == length] for length in sorted(set(lengths))]
+    parts, logits = [], []
     for group in groups:
         ids, mask = pad_left(group, device)
-        lane, last = prefill_padded(model, ids, mask, keep=keep, guided=guided)
-        lanes.append(lane)
-        logits.append(last)
-    order = {prompt: i for i, prompt in enumerate(prompt for group in groups for prompt in group)}
-    index = [order[unique[place[tuple(prompt)]]] for prompt in prompts]
-    lane, last = merge(lanes), torch.cat(logits)
+        rows, last = prefill_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), guided=guided)
+        parts.append(rows)
+        logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
+    place = {prompt: row for row, prompt in enumerate(prompt for group in groups for prompt in group)}
+    index = [place[tuple(prompt)] for prompt in prompts]
+    together, last = merge(parts), torch.cat(logits)
     picked = torch.tensor(index, device=device)
     if sharing:
-        return share(lane, picked), last[picked]
-    if index != list(range(lane.rows)):
-        lane.select(picked)
+        return SharedRows(together, picked.to(together.device)), last[picked]
+    if index != list(range(together.rows)):
+        together.select(picked)
         last = last[picked]
-    return lane, last
+    return together, last
 
 
 def prefill_padded(
@@ -237,7 +356,7 @@ def prefill_padded(
     cache: Any = None,
     extra: dict[str, Any] | None = None,
     guided: bool = False,
-) -> tuple[Lane, Tensor]:
+) -> tuple[RowBatch, Tensor]:
     """Read left-padded ids (R, L) in one pass.
 
     Args:
@@ -245,31 +364,32 @@ def prefill_padded(
         positions: (R, L); default: counted from the mask.
         cache: the cache to fill; default: a new one that grows.
         extra: further inputs of the model's first pass, such as pixel values.
-        guided: see :class:`Lane`.
+        guided: see :class:`RowBatch`.
     """
+    known, extra = adapter(model), extra or {}
     if positions is None:
         positions = position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device)[None]
     if positions.dim() == 3:  # time, height and width of image patches: text goes on behind the largest
         next_position = positions[-3:].amax(dim=(0, 2))[:, None] + 1
     else:
         next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
-    cache = cache if cache is not None else caches.new_cache(model)
-    if extra and extra.get("encoder_hidden_states") is not None:
-        cache = caches.with_cross_attention(cache, model)
-    lane = Lane(model, cache, ids.shape[1], mask, next_position, guided=guided)
-    # What decoders with cross-attention look at goes with every step; other extras with the first.
-    lane.inputs = {name: extra[name] for name in _LOOKED_AT if extra and extra.get(name) is not None}
-    outputs = _call(lane, ids, positions, keep, first=True, extra=extra)
-    return lane, outputs.logits[:, -keep:]
+    cache = cache if cache is not None else caches.new_cache(known.base)
+    if extra.get("encoder_hidden_states") is not None:
+        cache = caches.with_cross_attention(cache, known.base)
+    logits = known.read(
+        ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, guided=guided
+    )  # fmt: skip
+    inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
+    return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, guided=guided), logits
 
 
-def repeat(lane: Lane, logits: Tensor, owners: Sequence[int]) -> tuple[Lane, Tensor]:
-    """The rows ``owners`` of ``lane``, which must not be used afterwards, as a lane; the logits likewise."""
-    if list(owners) == list(range(lane.rows)):
-        return lane, logits
-    index = torch.tensor(list(owners), device=lane.next_position.device)
-    lane.select(index)
-    return lane, logits[index.to(logits.device)]
+def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:
+    """The rows ``index`` of ``rows``, which must not be used afterwards; the logits likewise."""
+    if list(index) == list(range(rows.rows)):
+        return rows, logits
+    picked = torch.tensor(list(index), device=rows.device)
+    rows.select(picked)
+    return rows, logits[picked.to(logits.device)]
 
 
 def prefill_encoder_decoder(
@@ -281,14 +401,26 @@ def prefill_encoder_decoder(
     decoder_mask: Tensor | None = None,
     keep: int = 1,
     cache: Any = None,
-) -> tuple[Lane, Tensor]:
-    """Read decoder ids (R, L) against encoded sources."""
+) -> tuple[RowBatch, Tensor]:
+    """Read decoder ids (R, L) against encoded sources.
+
+    Raises:
+        ValueError: the sources are padded, and the model's answer changes with padding.
+    """
+    known = adapter(model)
+    padded = encoder_mask is not None and encoder_mask.dim() == 2 and not bool(encoder_mask.all())
+    if padded and known.padding is Padding.CHANGES:
+        raise ValueError(
+            f"{known.name} reads padding behind a source as if it were text, so that sources of unlike length cannot be "
+            "read together; give prompts of one length, or one prompt at a time (batch_size=1)"
+        )
     inputs = {"encoder_outputs": encoder_outputs, "attention_mask": encoder_mask}
     position = torch.full((decoder_ids.shape[0], 1), decoder_ids.shape[1], device=decoder_ids.device)
-    cache = cache if cache is not None else caches.new_cache(model)
-    lane = Lane(model, cache, decoder_ids.shape[1], decoder_mask, position, inputs)
-    outputs = _call(lane, decoder_ids, None, keep, first=True)
-    return lane, outputs.logits[:, -keep:]
+    cache = cache if cache is not None else caches.new_cache(known.base)
+    logits = known.read(
+        decoder_ids, cache, mask=decoder_mask, positions=None, keep=keep, first=True, inputs=inputs
+    )  # fmt: skip
+    return RowBatch(known, cache, decoder_ids.shape[1], decoder_mask, position, inputs), logits
 
 
 def encode(model: Any, sources: Sequence[Sequence[int]], device: Any) -> tuple[Any, Tensor]:
@@ -296,7 +428,7 @@ def encode(model: Any, sources: Sequence[Sequence[int]], device: Any) -> tuple[A
     length = max(len(source) for source in sources)
     ids = torch.tensor([[*source, *([0] * (length - len(source)))] for source in sources], device=device)
     mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sources], device=device)
-    return model.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True), mask
+    return adapter(model).encode(ids, mask), mask
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: Any, pad: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -313,42 +445,10 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
 
 
-def _call(
-    lane: Lane,
-    ids: Tensor,
-    positions: Tensor | None,
-    keep: int,
-    first: bool,
-    extra: dict[str, Any] | None = None,
-) -> Any:
-    model = lane.model
-    arguments: dict[str, Any] = {caches.cache_argument(model): lane.cache, "use_cache": True, **(extra or {})}
-    arguments.update(lane.inputs)
-    if model.config.is_encoder_decoder:
-        if lane.mask is not None:
-            arguments["decoder_attention_mask"] = lane.mask
-    else:
-        arguments["attention_mask"] = lane.mask
-        if positions is not None and caches.accepts(model, "position_ids"):
-            arguments["position_ids"] = positions
-    if caches.accepts(model, "logits_to_keep"):
-        arguments["logits_to_keep"] = keep
-    prepared = model.prepare_inputs_for_generation(ids, is_first_iteration=first, **arguments)
-    if first or lane.call is None:
-        with small_matmul.enabled(model) if lane.guided else nullcontext():
-            return model(**prepared, return_dict=True)
-    return lane.call(**prepared, return_dict=True)
-
-
-def _has_no_time_axis(lane: Lane) -> bool:
-    layers = getattr(lane.cache, "layers", None)
-    return layers is not None and all(lane.cache.is_linear)
-
-
-def _mask(lane: Lane) -> Tensor:
-    if lane.mask is not None:
-        return lane.mask.long()
-    return torch.ones(lane.rows, lane.length, dtype=torch.long, device=lane.next_position.device)
+def _mask(batch: RowBatch) -> Tensor:
+    if batch.mask is not None:
+        return batch.mask.long()
+    return torch.ones(batch.rows, batch.length, dtype=torch.long, device=batch.device)
 
 
 def _select(value: Any, index: Tensor) -> Any:
@@ -359,19 +459,18 @@ def _select(value: Any, index: Tensor) -> Any:
     return type(value)(**{k: v[index] for k, v in value.items() if isinstance(v, Tensor)})
 
 
-def _merge_inputs(lanes: Sequence[Lane]) -> dict[str, Any]:
-    if not lanes[0].inputs:
-        return {}
-    if "encoder_outputs" not in lanes[0].inputs:
-        return {name: _stack_right([lane.inputs[name] for lane in lanes]) for name in lanes[0].inputs}
-    states = [lane.inputs["encoder_outputs"].last_hidden_state for lane in lanes]
+def _merge_inputs(batches: Sequence[RowBatch]) -> dict[str, Any]:
+    first = batches[0].inputs
+    if "encoder_outputs" not in first:
+        return {name: _stack_right([batch.inputs[name] for batch in batches]) for name in first}
+    states = [batch.inputs["encoder_outputs"].last_hidden_state for batch in batches]
     masks = []
-    for lane, state in zip(lanes, states, strict=True):
-        mask = lane.inputs["attention_mask"]
-        if mask is None:
-            mask = torch.ones(state.shape[:2], dtype=torch.long, device=state.device)
-        masks.append(mask.long())
-    outputs = type(lanes[0].inputs["encoder_outputs"])(last_hidden_state=_stack_right(states))
+    for batch, state in zip(batches, states, strict=True):
+        mask = batch.inputs["attention_mask"]
+        masks.append(
+            torch.ones(state.shape[:2], dtype=torch.long, device=state.device) if mask is None else mask.long()
+        )
+    outputs = type(first["encoder_outputs"])(last_hidden_state=_stack_right(states))
     return {"encoder_outputs": outputs, "attention_mask": _stack_right(masks)}
 
 

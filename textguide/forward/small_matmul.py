@@ -5,21 +5,24 @@ rows through a 576×49152 projection take 27 ms against 13 ms in oneDNN on the s
 two rows 19 against 7, or 4 ms as ``(W @ x.T).T``. So guided passes use oneDNN, and the transposed product for two and
 four rows. The results agree to rounding. Plain decoding is left alone, since it promises the very bits of transformers.
 
+Nothing of torch or of the user's model is changed: guided passes run a twin of the model, whose modules are shallow copies
+that share all weights, and whose linear layers multiply in the faster form.
+
 ``TEXTGUIDE_SMALL_MATMUL=0`` switches it off, ``=1`` on for any CPU.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .twins import twin_of
 
 LARGEST = 16
 """Most rows of the transposed product, where oneDNN is missing or has no gradient."""
@@ -27,14 +30,9 @@ LARGEST = 16
 TRANSPOSED = (2, 4)
 """Numbers of rows for which the transposed product is faster than oneDNN."""
 
-_lock = threading.Lock()
-_users = 0
-_original: Callable[..., Tensor] = torch.nn.functional.linear
-_here = threading.local()
-
 
 @lru_cache(maxsize=1)
-def helps() -> bool:
+def machine_gains() -> bool:
     """Whether this machine gains from the other form."""
     switch = os.environ.get("TEXTGUIDE_SMALL_MATMUL")
     if switch in ("0", "1"):
@@ -47,36 +45,58 @@ def helps() -> bool:
         return False
 
 
-@contextmanager
-def enabled(model: Any) -> Iterator[None]:
-    """Use the other form in this thread, for a model on the CPU, while the block runs."""
-    global _users, _original
-    if not helps() or model.device.type != "cpu":
-        yield
-        return
-    with _lock:
-        if _users == 0:
-            _original = torch.nn.functional.linear
-            torch.nn.functional.linear = linear
-        _users += 1
-    before = getattr(_here, "active", False)
-    _here.active = True
-    try:
-        yield
-    finally:
-        _here.active = before
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                torch.nn.functional.linear = _original
+def helps(model: Any) -> bool:
+    """Whether ``model`` has products that this machine computes faster in the other form."""
+    return machine_gains() and isinstance(model, nn.Module) and any(_fits(module) for module in model.modules())
+
+
+def signature(model: nn.Module) -> tuple[Any, ...]:
+    """What a twin of ``model`` was made of; another one is made when this has changed."""
+    return tuple((id(module), module.training, "forward" in module.__dict__) for module in model.modules())
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """``model`` with other linear layers; all weights, buffers and hooks are shared."""
+    known: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in known:
+            other = known[id(module)] = twin_of(module)
+            if _fits(module):
+                other.__class__ = FastLinear
+            for name, child in other._modules.items():
+                if child is not None:
+                    other._modules[name] = copied(child)
+        return known[id(module)]
+
+    return copied(model)
+
+
+def _fits(module: nn.Module) -> bool:
+    """Whether it is a linear layer with plain float32 weights in memory: no subclass, no quantised tensor, no hook."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and type(module.weight.data) is Tensor
+        and module.weight.dtype == torch.float32
+        and module.weight.device.type == "cpu"
+        and "forward" not in module.__dict__
+    )
+
+
+class FastLinear(nn.Linear):
+    """``torch.nn.Linear`` in a faster form for float32 inputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``x Wᵀ + b``, as of the layer whose weights it shares."""
+        return linear(input, self.weight, self.bias)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, in a faster form for float32 inputs."""
     rows = input.numel() // input.shape[-1] if input.numel() else 0
-    fits = rows > 0 and weight.dtype == input.dtype == torch.float32 and weight.dim() == 2
-    if not fits or not getattr(_here, "active", False):
-        return _original(input, weight, bias)
+    if rows == 0 or not weight.dtype == input.dtype == torch.float32 or weight.dim() != 2:
+        return nn.functional.linear(input, weight, bias)
     flat = input.reshape(rows, -1)
     if rows not in TRANSPOSED and not _needs_gradient(input, weight, bias):
         product = onednn()
@@ -84,7 +104,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             out = product(flat.contiguous(), weight.contiguous(), bias, "none", [], "")
             return out.view(*input.shape[:-1], weight.shape[0])
     if rows > LARGEST:
-        return _original(input, weight, bias)
+        return nn.functional.linear(input, weight, bias)
     if rows == 1:
         flat = flat.repeat(2, 1)  # one row alone, or a row of stride 0, takes the slow path in either form
     out = torch.mm(weight, flat.t()).t()[:rows].contiguous()

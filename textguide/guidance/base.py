@@ -51,8 +51,8 @@ class Branch:
     view: View | None = None
 
     @property
-    def owner(self) -> tuple[str, View | None]:
-        """What runs the branch; branches that share it ride in one pass."""
+    def model_part(self) -> tuple[str, View | None]:
+        """What runs the branch; branches that share it are read in one pass."""
         return self.model, self.view
 
 

@@ -1,4 +1,4 @@
-"""Forward passes that read guesses too, behind the same interface: the law of one position a step."""
+"""Forward passes that read guesses too, behind the same interface: the logits of one position a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...forward import caches
 from ...guidance.algebra import log_softmax
 from ...guidance.base import BranchGuidance, Step
-from ..branch_passes import Law, Passes, Source
+from ..branch_passes import BranchPasses, Source, StepLogits
 from .drafts import Drafter, Guess
 from .value import Speculation, SpeculationReport
 
@@ -24,22 +24,22 @@ class _Ahead:
     Args:
         guesses: of every row, with their kinds, equally many.
         tokens: the guesses (B, k).
-        laws: of every position, k + 1.
-        given: laws that were handed out.
+        logits: of every position, k + 1.
+        given: how many of them were handed out.
     """
 
     guesses: list[list[Guess]]
     tokens: Tensor
-    laws: list[Law]
+    logits: list[StepLogits]
     given: int = 1
 
 
-class SpeculativePasses(Passes):
+class SpeculativePasses(BranchPasses):
     """Passes of one run that read guesses beside the newest token of every row.
 
-    A step whose newest tokens are the guessed ones in all rows takes the law that is at hand. Otherwise the guesses
+    A step whose newest tokens are the guessed ones in all rows takes the logits that are at hand. Otherwise the guesses
     from there on are forgotten by every branch, and a new pass reads the token that was written in their place. Rows
-    of a batch go as far as all of them were guessed right. Sleeping, leaving and moving rows first go back to what was
+    of a batch go as far as all of them were guessed right. Branches that are left out and rows that leave or move first go back to what was
     written.
 
     Args:
@@ -64,63 +64,70 @@ class SpeculativePasses(Passes):
         horizon: int,
     ) -> None:
         super().__init__(model, branches, prompts, models, copies)
-        for owner in self.owners.values():
-            if not caches.can_crop(caches.new_cache(owner)):
+        for part in self.parts.values():
+            if not caches.record_past(caches.new_cache(part)):
                 raise ValueError(
-                    f"speculation={speculation.draft!r} reads guesses that have to be forgotten where they were wrong, "
-                    f"and {type(owner).__name__} keeps a recurrent state or a sliding window, which cannot go back; "
-                    "leave speculation out"
+                    f"speculation={speculation.draft!r} reads guesses that have to be forgotten where they were wrong, and "
+                    f"{type(part).__name__} keeps a state that cannot go back; leave speculation out"
                 )
         self.guidance, self.horizon = guidance, horizon
         self._drafter = Drafter(speculation)
         self._ahead: _Ahead | None = None
         self._steps = self._runs = self._drafted = self._accepted = 0
 
-    def prefill(self, ids: Tensor, model_kwargs: dict[str, Any]) -> Law:
-        """Read every branch's prompt; see :meth:`Passes.prefill`."""
-        law = super().prefill(ids, model_kwargs)
+    def prefill(self, ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int = 1) -> StepLogits:
+        """Read every branch's prompt; see :meth:`BranchPasses.prefill`."""
+        logits = super().prefill(ids, model_kwargs, new_tokens)
         for group in self.running.values():
-            group.lane.guided = True  # several tokens a pass do not keep the bits of plain decoding anyway
-        return law
+            for batch in group.rows.batches():
+                batch.guided = True  # several tokens a pass do not keep the bits of plain decoding anyway
+                caches.record_past(batch.cache)
+        return logits
 
-    def step(self, ids: Tensor, new: int, waking: Sequence[int] = (), measure: bool = False) -> Law:
-        """The law behind the newest token of every row that is alive; see :meth:`Passes.step`."""
+    def step(self, ids: Tensor, new: int) -> StepLogits:
+        """The logits behind the newest token of every row; see :meth:`BranchPasses.step`."""
         self._steps += 1
         ahead = self._ahead
-        if ahead is not None and not waking and ahead.given <= ahead.tokens.shape[1]:
+        if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
             column = ahead.given - 1
             right = (ids[self._rows(ids), -1] == ahead.tokens[:, column]).tolist()
             if all(right):
                 ahead.given += 1
                 self._accepted += len(right)
-                return ahead.laws[column + 1]
+                return ahead.logits[column + 1]
         self._go_back(ids)
         self._runs += 1
-        guesses = [] if waking else self._guess(ids, min(self.horizon - new - 1, self._drafter.speculation.tokens))
+        guesses = self._guess(ids, min(self.horizon - new - 1, self._drafter.speculation.tokens))
         if not guesses or not guesses[0]:
-            law = super().step(ids, new, waking, measure)
-            if not waking:
-                self._observe(ids, torch.empty(len(self.alive), 0, dtype=torch.long), [law], new)
-            return law
+            logits = super().step(ids, new)
+            self._observe(ids, torch.empty(len(self.alive), 0, dtype=torch.long), [logits], new)
+            return logits
         drafted = torch.tensor([[token for token, _ in row] for row in guesses], device=ids.device)
-        laws = self._read(ids, drafted)
-        self._observe(ids, drafted, laws, new)
-        self._ahead = _Ahead(guesses, drafted, laws)
+        read = self._read(ids, drafted)
+        self._observe(ids, drafted, read, new)
+        self._ahead = _Ahead(guesses, drafted, read)
         self._drafted += drafted.numel()
-        return laws[0]
+        return read[0]
 
-    def sleep(self, samples: Sequence[int]) -> None:
-        """Take extra branches out of the pass; see :meth:`Passes.sleep`."""
+    def rest(self) -> None:
+        """Leave the extra branches out; see :meth:`BranchPasses.rest`."""
         self._go_back()
-        super().sleep(samples)
+        super().rest()
+
+    def resume(self, ids: Tensor, new: int, keep_all: bool = False) -> tuple[StepLogits, Tensor]:
+        """Let the extra branches come back; see :meth:`BranchPasses.resume`."""
+        self._go_back(ids)
+        self._steps += 1
+        self._runs += 1
+        return super().resume(ids, new, keep_all)
 
     def drop(self, samples: Sequence[int]) -> None:
-        """Let finished rows leave; see :meth:`Passes.drop`."""
+        """Let finished rows leave; see :meth:`BranchPasses.drop`."""
         self._go_back()
         super().drop(samples)
 
     def reindex(self, sources: Mapping[int, int]) -> None:
-        """Let rows go on from others; see :meth:`Passes.reindex`."""
+        """Let rows go on from others; see :meth:`BranchPasses.reindex`."""
         self._go_back()
         super().reindex(sources)
 
@@ -142,36 +149,32 @@ class SpeculativePasses(Passes):
         length = min(len(row) for row in rows)
         return [row[:length] for row in rows]
 
-    def _read(self, ids: Tensor, drafted: Tensor) -> list[Law]:
-        """One pass over the newest tokens and the guesses: the law of every position."""
+    def _read(self, ids: Tensor, drafted: Tensor) -> list[StepLogits]:
+        """One pass over the newest tokens and the guesses: the logits behind every position."""
         place = {sample: row for row, sample in enumerate(self.alive)}
-        slots: list[tuple[int, int]] = []
-        logits = []
+        outputs = []
         for group in self.running.values():
-            rows = torch.tensor([place[sample] for _, sample in group.slots], device=ids.device)
+            rows = torch.tensor([place[sample] for _, sample in group.members], device=ids.device)
             newest = ids[group.samples.to(ids.device), -1:]
-            out = group.lane.forward(torch.cat([newest, drafted[rows]], dim=1), keep=drafted.shape[1] + 1)
+            out = group.rows.forward(torch.cat([newest, drafted[rows]], dim=1), keep=drafted.shape[1] + 1)
             group.read += drafted.shape[1] + 1
-            logits.append(out.to(ids.device))
-            slots += group.slots
-        plan = self._planned(slots, ids.device)
-        together = torch.cat(logits)
-        return [plan.law(together[:, position], []) for position in range(together.shape[1])]
+            outputs.append(out.to(ids.device))
+        return [self._ordered([out[:, n] for out in outputs], ids.device) for n in range(outputs[0].shape[1])]
 
-    def _observe(self, ids: Tensor, drafted: Tensor, laws: list[Law], new: int) -> None:
-        """Let the drafter learn what the guided law prefers behind every token that was read, right or wrong."""
+    def _observe(self, ids: Tensor, drafted: Tensor, read: list[StepLogits], new: int) -> None:
+        """Let the drafter learn what guidance prefers behind every token that was read, right or wrong."""
         if self._drafter.speculation.draft == "prompt-lookup":
             return
-        preferred = torch.stack([self._preferred(law, new + n) for n, law in enumerate(laws)], dim=1).tolist()
+        preferred = torch.stack([self._preferred(logits, new + n) for n, logits in enumerate(read)], dim=1).tolist()
         texts = ids.tolist()
         for row, sample in enumerate(self.alive):
             self._drafter.observe(sample, texts[sample], drafted[row].tolist(), preferred[row])
 
-    def _preferred(self, law: Law, index: int) -> Tensor:
+    def _preferred(self, logits: StepLogits, index: int) -> Tensor:
         """The most likely token of every row, (B,)."""
-        if self.guidance is None or law.extra is None or law.awake is not None:
-            return law.cond.argmax(-1)
-        logp = log_softmax(torch.cat([law.cond[None], law.extra]))
+        if self.guidance is None or logits.extra is None:
+            return logits.cond.argmax(-1)
+        logp = log_softmax(torch.cat([logits.cond[None], logits.extra]))
         return self.guidance.combine(logp, Step.at(min(index, self.horizon - 1), self.horizon)).argmax(-1)
 
     def _go_back(self, ids: Tensor | None = None) -> None:
@@ -179,7 +182,7 @@ class SpeculativePasses(Passes):
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return
-        # Law number n (from 0) is the one behind guess n; the token that follows it was written, but not read yet.
+        # Logits number n (from 0) stand behind guess n; the token that follows it was written, but not read yet.
         right = ahead.given - 1
         for row, guesses in enumerate(ahead.guesses):
             if ids is not None and right < len(guesses):

@@ -1,0 +1,388 @@
+"""How a transformers model is called, and what it cannot do: the one place that knows.
+
+What a model's signature does not say is found out by reading a few tokens, once per model: whether rows of unlike length
+may share a pass, whether their caches may be merged, and whether all of its state is in the cache.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import caches, small_matmul
+
+
+class Padding(enum.Enum):
+    """What left padding does to a model's answer."""
+
+    EXACT = "rows of unlike length may be read in one pass, padded on the left"
+    IN_CACHE = "prompts are read at their own lengths, and their caches may be merged with padding"
+    CHANGES = "rows of unlike length need caches and passes of their own"
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model behind wrappers that only call it: PEFT, ``torch.compile``, data parallelism."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile
+        if inner is None and hasattr(model, "get_base_model"):  # PEFT, whose layers are inside the model
+            inner = model.get_base_model()
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model.module
+        if inner is None or inner is model:
+            return model
+        model = inner
+
+
+_adapters: weakref.WeakKeyDictionary[Any, ModelAdapter] = weakref.WeakKeyDictionary()
+
+
+def adapter(model: Any) -> ModelAdapter:
+    """The adapter of ``model``, with what was found out about it so far.
+
+    Raises:
+        ValueError: a wrapper of the model puts tokens in front that guidance cannot see.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"{type(model).__name__} reads learned tokens in front of every prompt ({config.peft_type}), which the branches "
+            "of guidance would not read; use an adapter that changes weights, such as LoRA"
+        )
+    base = unwrapped(model)
+    if base not in _adapters:
+        _adapters[base] = ModelAdapter(base)
+    return _adapters[base]
+
+
+@lru_cache(maxsize=512)
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+class ModelAdapter:
+    """One transformers model: its sizes, its call, and what was found out by trying.
+
+    Args:
+        model: a transformers model, unwrapped.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = weakref.ref(model)
+        self._fast: tuple[Any, Any] = (None, None)
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> Any:
+        """The model itself."""
+        return self._model()
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return type(self.base).__name__
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt."""
+        return bool(self.base.config.is_encoder_decoder)
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the part that writes."""
+        return self.base.config.get_text_config(decoder=True)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens V, where the configuration says it."""
+        return getattr(self.text_config, "vocab_size", None)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest text that it has positions for; None: no limit is known."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go, also for models spread over devices or offloaded."""
+        embeddings = self.base.get_input_embeddings() if hasattr(self.base, "get_input_embeddings") else None
+        hook = getattr(embeddings, "_hf_hook", None) or getattr(self.base, "_hf_hook", None)
+        execution = getattr(hook, "execution_device", None)
+        if execution is not None:
+            return torch.device(execution)
+        weight = getattr(embeddings, "weight", None)
+        found: torch.device = weight.device if isinstance(weight, Tensor) else self.base.device
+        return found
+
+    @cached_property
+    def has_recurrent_state(self) -> bool:
+        """Whether some layer keeps a recurrent or convolutional state, which padding would enter."""
+        return caches.has_recurrent_state(self.base)
+
+    def accepts(self, argument: str) -> bool:
+        """Whether ``forward`` names ``argument``."""
+        return argument in _parameters(type(self.base).forward)
+
+    # -- its call --------------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        ids: Tensor,
+        cache: Any,
+        *,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        keep: int = 1,
+        first: bool = False,
+        inputs: dict[str, Any] | None = None,
+        guided: bool = False,
+        call: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """Read ``ids`` (R, k) behind what ``cache`` holds: the logits of the last ``keep`` positions, (R, keep, V).
+
+        Args:
+            ids: new tokens of every row; for an encoder-decoder those of its decoder.
+            cache: a transformers cache; it is filled.
+            mask: attention mask over the cache and the new tokens, (R, T); None: no padding.
+            positions: of the new tokens, (R, k) or (3, R, k).
+            keep: how many positions' logits are wanted.
+            first: whether this is the first pass of these rows.
+            inputs: what else the model reads: encoder outputs, pixel values…
+            guided: need not reproduce the bits of plain decoding.
+            call: replaces the model's own call.
+
+        Raises:
+            ValueError: the model returns fewer positions than it was asked for.
+        """
+        model = self.base
+        arguments: dict[str, Any] = {caches.cache_argument(model): cache, "use_cache": True, **(inputs or {})}
+        if self.is_encoder_decoder:
+            if mask is not None:
+                arguments["decoder_attention_mask"] = mask
+        else:
+            arguments["attention_mask"] = mask
+            if positions is not None and self.accepts("position_ids"):
+                arguments["position_ids"] = positions
+        prepared = model.prepare_inputs_for_generation(ids, is_first_iteration=first, **arguments)
+        if self.accepts("logits_to_keep"):  # some models put a number of their own there
+            prepared["logits_to_keep"] = keep
+        called = call if call is not None else self.fast if guided else model
+        logits: Tensor = called(**prepared, return_dict=True).logits
+        if logits.shape[1] < keep:
+            raise ValueError(
+                f"{self.name} returned the logits of {logits.shape[1]} positions where {keep} were asked for"
+            )
+        return logits[:, -keep:]
+
+    @property
+    def fast(self) -> Any:
+        """A twin with this machine's faster matrix products, where there are any; it shares all weights."""
+        model = self.base
+        if not small_matmul.helps(model):
+            return model
+        signature, twin = self._fast
+        current = small_matmul.signature(model)
+        if signature != current:
+            twin = small_matmul.twin(model)
+            self._fast = (current, twin)
+        return twin
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Any:
+        """The encoder's outputs for sources ``ids`` (R, S), padded on the right."""
+        return self.base.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)
+
+    # -- what it cannot do -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def padding(self) -> Padding:
+        """What left padding does to its answer, found by reading two short rows of unlike length.
+
+        Raises:
+            ValueError: it keeps state outside its cache, so that rows of two branches cannot take turns.
+        """
+        if self.base.training or getattr(self.base, "main_input_name", "input_ids") != "input_ids":
+            return Padding.EXACT  # dropout differs at every call; what reads images or sound cannot be tried on tokens
+        with torch.no_grad():
+            return _tried(self)
+
+    @cached_property
+    def reads_chunks(self) -> bool:
+        """Whether several new tokens of a row may be read in one pass behind a cache."""
+        if self.has_recurrent_state:
+            return False  # not every model continues a state with a chunk
+        if self.base.training or self.is_encoder_decoder or getattr(self.base, "main_input_name", "") != "input_ids":
+            return True
+        with torch.no_grad():
+            prompt, chunk = _probes(self)[0], _probes(self)[1]
+            whole = _Reading(self, [prompt])
+            whole.step([chunk])
+            parts = _Reading(self, [prompt])
+            for token in chunk:
+                parts.step([[token]])
+            return _alike(self, whole.logits, parts.logits)
+
+    def adopt(self, other: ModelAdapter) -> None:
+        """Take over what was found out about ``other``, of which this model is a part with fewer layers."""
+        for name in ("padding", "reads_chunks", "has_recurrent_state"):
+            self.__dict__[name] = getattr(other, name)
+
+    @property
+    def rotary_switch(self) -> int | None:
+        """The length at which rotary embeddings change for every token of a pass, or None."""
+        config = self.text_config
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        rules = [rope, *(value for value in rope.values() if isinstance(value, dict))] if isinstance(rope, dict) else []
+        if not any(rule.get("rope_type", rule.get("type")) in ("longrope", "dynamic") for rule in rules):
+            return None
+        named = [rule.get("original_max_position_embeddings") for rule in rules]
+        found = getattr(config, "original_max_position_embeddings", None) or next(filter(None, named), None)
+        return found or self.max_positions
+
+    def reads_apart(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of these lengths need caches and passes of their own.
+
+        Args:
+            lengths: in tokens; for an encoder-decoder those of the sources.
+
+        Raises:
+            ValueError: see :attr:`padding`.
+        """
+        padding = self.padding  # also refuses models whose rows cannot take turns
+        if len(set(lengths)) < 2:
+            return False
+        switch = self.rotary_switch
+        return padding is Padding.CHANGES or (switch is not None and min(lengths) <= switch < max(lengths))
+
+    def check_lengths(self, lengths: Sequence[int], new: int) -> None:
+        """Refuse runs that this model cannot continue exactly.
+
+        Args:
+            lengths: of the prompts, in tokens.
+            new: most tokens that are written behind them.
+
+        Raises:
+            ValueError: a row would cross the length at which rotary embeddings change.
+        """
+        switch = self.rotary_switch
+        if switch is None:
+            return
+        for length in sorted(set(lengths)):
+            if length <= switch < length + new - 1:
+                raise ValueError(
+                    f"{self.name} changes its rotary embeddings behind {switch} tokens, and what was read before could not "
+                    f"be continued: a branch of {length} tokens with max_new_tokens={new} crosses that length; shorten the "
+                    "prompt or lower max_new_tokens"
+                )
+
+
+class _Reading:
+    """A row batch without its comforts, for trying a model out."""
+
+    def __init__(self, model: ModelAdapter, rows: Sequence[Sequence[int]], cache: Any = None) -> None:
+        self.model = model
+        length = max(map(len, rows))
+        self.mask: Tensor | None = None
+        if any(len(row) < length for row in rows):
+            self.mask = self._tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        self.next = self._tensor([[len(row)] for row in rows])
+        self.cache = caches.new_cache(model.base) if cache is None else cache
+        self.logits = torch.empty(0)
+        if cache is None:
+            ids = self._tensor([[0] * (length - len(row)) + list(row) for row in rows])
+            counted = self.mask if self.mask is not None else torch.ones_like(ids)
+            positions = (counted.cumsum(-1) - 1).masked_fill(counted == 0, 0)
+            self.logits = self._read(ids, positions, True)
+
+    def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        ids = self._tensor(tokens)
+        new = ids.shape[1]
+        if self.mask is not None:
+            self.mask = torch.nn.functional.pad(self.mask, (0, new), value=1)
+        positions = self.next + torch.arange(new, device=ids.device)
+        self.next = self.next + new
+        self.logits = self._read(ids, positions, False)
+        return self.logits
+
+    def _read(self, ids: Tensor, positions: Tensor, first: bool) -> Tensor:
+        logits = self.model.read(ids, self.cache, mask=self.mask, positions=positions, first=first)
+        return logits[:, -1].float()
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.tensor(values, device=self.model.device)
+
+
+def _probes(model: ModelAdapter) -> tuple[list[int], list[int], list[list[int]]]:
+    """Two prompts of unlike length and the tokens that go on behind them, all of them ordinary."""
+    size = model.vocab_size or 32
+    config = model.base.config
+    special = {value for name, value in vars(config).items() if name.endswith(("token_id", "token_index"))
+               and isinstance(value, int)}  # fmt: skip
+    usual = [token for token in range(size // 4, size) if token not in special] or list(range(size))
+    picked = [usual[(i * 7919) % len(usual)] for i in range(12)]
+    return picked[:7], picked[7:10], [[picked[10]], [picked[11]]]
+
+
+def _tried(model: ModelAdapter) -> Padding:
+    long, short, after = _probes(model)
+    if model.is_encoder_decoder:
+        return _tried_on_sources(model, long, short, after)
+    alone = []
+    for prompt, token in ((long, after[0]), (short, after[1])):
+        reading = _Reading(model, [prompt])
+        alone.append((reading.logits, reading.step([token])))
+    turns = [_Reading(model, [long]), _Reading(model, [short])]
+    if not all(
+        _alike(model, one.step([token]), right[1]) for one, token, right in zip(turns, after, alone, strict=True)
+    ):
+        raise ValueError(
+            f"{model.name} keeps state outside its cache: what one row has read is lost when another row is read, so that "
+            "branches cannot take turns; guidance is not available for this architecture"
+        )
+    wanted = [torch.cat(values) for values in zip(*alone, strict=True)]
+    if not model.has_recurrent_state:
+        padded = _Reading(model, [long, short])
+        if _alike(model, padded.logits, wanted[0]) and _alike(model, padded.step(after), wanted[1]):
+            return Padding.EXACT
+    parts = [_Reading(model, [prompt]) for prompt in (long, short)]
+    try:
+        merged = caches.merge([part.cache for part in parts])
+    except ValueError:  # layers of a kind of their own
+        return Padding.CHANGES
+    together = _Reading(model, [long, short], merged)
+    if caches.has_no_time_axis(merged):
+        together.mask = None
+    return Padding.IN_CACHE if _alike(model, together.step(after), wanted[1]) else Padding.CHANGES
+
+
+def _tried_on_sources(model: ModelAdapter, long: list[int], short: list[int], after: list[list[int]]) -> Padding:
+    """The same for an encoder, whose sources are padded on the right."""
+
+    def read(sources: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, sources))
+        device = model.device
+        ids = torch.tensor([[*source, *([0] * (width - len(source)))] for source in sources], device=device)
+        mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sources], device=device)
+        inputs = {"encoder_outputs": model.encode(ids, mask), "attention_mask": mask}
+        decoder = torch.tensor([after[0]] * len(sources), device=device)
+        cache = caches.new_cache(model.base)
+        logits = model.read(decoder, cache, mask=None, positions=None, first=True, inputs=inputs)
+        return logits[:, -1].float()
+
+    wanted = torch.cat([read([long]), read([short])])
+    return Padding.EXACT if _alike(model, read([long, short]), wanted) else Padding.CHANGES
+
+
+def _alike(model: ModelAdapter, found: Tensor, wanted: Tensor) -> bool:
+    """Whether two readings of the same rows (R, V) differ by rounding alone."""
+    # Half precision rounds by a percent or two behind many layers; padding that counts changes far more.
+    allowed = 1e-3 if model.base.dtype in (torch.float32, torch.float64) else 0.08
+    wanted = wanted - wanted.mean(-1, keepdim=True)
+    difference = (found - found.mean(-1, keepdim=True) - wanted).norm(dim=-1)
+    return bool((difference <= allowed * wanted.norm(dim=-1) + 1e-5).all())
