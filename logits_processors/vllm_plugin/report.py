@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from textguide.engine.skipping import FIRST_NAP, LONGEST_NAP, PATIENCE
 from textguide.guidance import Step
 from textguide.smc.constrained import STOPPED
 
 from .requests import Request
+
+PATIENCE = 4
+FIRST_NAP, LONGEST_NAP = 8, 64
 
 
 @dataclass

@@ -98,7 +98,7 @@ class Guide:
     def plain_laws(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Laws:
         """The laws at ``where`` without guidance, from one pass."""
         cond = log_softmax(self._read(canvas.ids, canvas.attention, rows)[where])
-        self.meter.unguided += int(where.sum())
+        self.meter.add_unguided(where)
         scale = torch.ones(len(rows), device=self.model.device)
         return Laws(cond, cond, cond, torch.zeros_like(where), scale)
 
@@ -176,7 +176,7 @@ class Guide:
         if chosen.any():
             guided[chosen] = log_softmax(extrapolate(cond[chosen], uncond[chosen], scales))
             self.meter.add(guided[chosen], cond[chosen])
-        self.meter.unguided += int((~chosen).sum())
+        self.meter.add_unguided(~chosen)
         return guided
 
     def _read(self, ids: Tensor, attention: Tensor, *halves: Tensor) -> Tensor:

@@ -247,11 +247,8 @@ class _Loop:
             self._resample(self.constraint)
         flags = [self.writing.float()]
         if self.kl is not None:
-            flags += [
-                self.kl.max().float()[None],
-                (torch.zeros(1) if self.skipped_kl is None else self.skipped_kl[None]),
-            ]
-        values = torch.cat([flag.to(self.ids.device) for flag in flags]).tolist()
+            flags += [kl.float()[None] for kl in (self.kl.max(), self.skipped_kl) if kl is not None]
+        values = torch.cat(flags).tolist()
         if self.kl is not None:
             self._learn(*values[len(self.writing) :])
         alive = self.passes.alive
@@ -299,14 +296,14 @@ class _Loop:
         if self.skipping is not None and self.skipping.pending:
             self.skipped_kl = self.skipping.measure(missed, new - missed.shape[2] + 1)
 
-    def _learn(self, kl: float, skipped: float) -> None:
+    def _learn(self, kl: float, skipped: float | None = None) -> None:
         if math.isnan(kl):
             raise ValueError(
-                f"{self.guidance} gave no distribution at token {self.index}: its scores are not numbers there; use a smaller "
-                "scale, or a formula that is defined everywhere"
+                f"{self.guidance} gave no distribution at token {self.index}: its scores are not numbers there; use a "
+                "smaller scale, or a formula that is defined everywhere"
             )
         if self.skipping is not None and self.skipping.skips:
-            self.skipping.observe(self.index, kl, None if self.skipped_kl is None else skipped)
+            self.skipping.observe(self.index, kl, skipped)
 
     def _steers(self) -> bool:
         parts = (self.guidance, self.reweighter, self.constraint, self.settings.speculation)
@@ -384,7 +381,7 @@ class _Loop:
         return values if self._batch_rows is None else values[self._batch_rows]
 
     def _full(self, values: Tensor) -> Tensor:
-        """Values for every row; rows that left the batch get zeros, and what is chosen for them is replaced by padding."""
+        """Values for every row; rows that left the batch get zeros, and what is chosen for them becomes padding."""
         if self._batch_rows is None:
             return values
         full = values.new_zeros(self.ids.shape[0], *values.shape[1:])

@@ -1,9 +1,9 @@
 """Which steps leave the extra branches out, and what that did to the distribution.
 
-A step leaves them out while guidance is inactive (outside the window, γ(s) = 1), and where ``skip_threshold`` is set and
-every row's guided distribution has stood within that many nats of the unguided one for a while. Such a skip grows while
-it proves harmless. When the branches come back they read what they missed, so that the reported largest KL of skipped
-steps is measured, not hoped for.
+A step leaves them out while guidance is inactive (outside the window, γ(s) = 1), and where ``skip_threshold`` is set
+and every row's guided distribution has stood within that many nats of the unguided one for a while. Such a skip grows
+while it proves harmless. When the branches come back they read what they missed, so that the reported largest KL of
+skipped steps is measured, not hoped for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a transformers model is called, and what it cannot do: the one place that knows.
 
-What a model's signature does not say is found out by reading a few tokens, once per model: whether rows of unlike length
-may share a pass, whether their caches may be merged, and whether all of its state is in the cache.
+What a model's signature does not say is found out by reading a few tokens, once per model: whether rows of unlike
+length may share a pass, whether their caches may be merged, and whether all of its state is in the cache.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def adapter(model: Any) -> ModelAdapter:
     config = getattr(model, "active_peft_config", None)
     if config is not None and getattr(config, "is_prompt_learning", False):
         raise ValueError(
-            f"{type(model).__name__} reads learned tokens in front of every prompt ({config.peft_type}), which the branches "
-            "of guidance would not read; use an adapter that changes weights, such as LoRA"
+            f"{type(model).__name__} reads learned tokens in front of every prompt ({config.peft_type}), which the "
+            "branches of guidance would not read; use an adapter that changes weights, such as LoRA"
         )
     base = unwrapped(model)
     if base not in _adapters:
@@ -176,9 +176,7 @@ class ModelAdapter:
         called = call if call is not None else self.fast if guided else model
         logits: Tensor = called(**prepared, return_dict=True).logits
         if logits.shape[1] < keep:
-            raise ValueError(
-                f"{self.name} returned the logits of {logits.shape[1]} positions where {keep} were asked for"
-            )
+            raise ValueError(f"{self.name} returned the logits of {logits.shape[1]} positions; {keep} were asked for")
         return logits[:, -keep:]
 
     @property
@@ -276,9 +274,9 @@ class ModelAdapter:
         for length in sorted(set(lengths)):
             if length <= switch < length + new - 1:
                 raise ValueError(
-                    f"{self.name} changes its rotary embeddings behind {switch} tokens, and what was read before could not "
-                    f"be continued: a branch of {length} tokens with max_new_tokens={new} crosses that length; shorten the "
-                    "prompt or lower max_new_tokens"
+                    f"{self.name} changes its rotary embeddings behind {switch} tokens, and what was read before could "
+                    f"not be continued: a branch of {length} tokens with max_new_tokens={new} crosses that length; "
+                    "shorten the prompt or lower max_new_tokens"
                 )
 
 
@@ -342,8 +340,8 @@ def _tried(model: ModelAdapter) -> Padding:
         _alike(model, one.step([token]), right[1]) for one, token, right in zip(turns, after, alone, strict=True)
     ):
         raise ValueError(
-            f"{model.name} keeps state outside its cache: what one row has read is lost when another row is read, so that "
-            "branches cannot take turns; guidance is not available for this architecture"
+            f"{model.name} keeps state outside its cache: what one row has read is lost when another row is read, so "
+            "that branches cannot take turns; guidance is not available for this architecture"
         )
     wanted = [torch.cat(values) for values in zip(*alone, strict=True)]
     if not model.has_recurrent_state:

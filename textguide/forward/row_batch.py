@@ -37,7 +37,7 @@ class Rows(ABC):
 
     @abstractmethod
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
-        """Read ``ids`` (R, k), one or more new tokens a row, and return the logits of the last ``keep`` (R, keep, V)."""
+        """Read new tokens ``ids`` (R, k), k ≥ 1, and return the logits of the last ``keep``, (R, keep, V)."""
 
     @abstractmethod
     def select(self, index: Tensor) -> None:
@@ -411,8 +411,8 @@ def prefill_encoder_decoder(
     padded = encoder_mask is not None and encoder_mask.dim() == 2 and not bool(encoder_mask.all())
     if padded and known.padding is Padding.CHANGES:
         raise ValueError(
-            f"{known.name} reads padding behind a source as if it were text, so that sources of unlike length cannot be "
-            "read together; give prompts of one length, or one prompt at a time (batch_size=1)"
+            f"{known.name} reads padding behind a source as if it were text, so that sources of unlike length cannot "
+            "be read together; give prompts of one length, or one prompt at a time (batch_size=1)"
         )
     inputs = {"encoder_outputs": encoder_outputs, "attention_mask": encoder_mask}
     position = torch.full((decoder_ids.shape[0], 1), decoder_ids.shape[1], device=decoder_ids.device)

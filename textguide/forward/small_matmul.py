@@ -5,8 +5,8 @@ rows through a 576×49152 projection take 27 ms against 13 ms in oneDNN on the s
 two rows 19 against 7, or 4 ms as ``(W @ x.T).T``. So guided passes use oneDNN, and the transposed product for two and
 four rows. The results agree to rounding. Plain decoding is left alone, since it promises the very bits of transformers.
 
-Nothing of torch or of the user's model is changed: guided passes run a twin of the model, whose modules are shallow copies
-that share all weights, and whose linear layers multiply in the faster form.
+Nothing of torch or of the user's model is changed: guided passes run a twin of the model, whose modules are shallow
+copies that share all weights, and whose linear layers multiply in the faster form.
 
 ``TEXTGUIDE_SMALL_MATMUL=0`` switches it off, ``=1`` on for any CPU.
 """

@@ -39,8 +39,8 @@ class SpeculativePasses(BranchPasses):
 
     A step whose newest tokens are the guessed ones in all rows takes the logits that are at hand. Otherwise the guesses
     from there on are forgotten by every branch, and a new pass reads the token that was written in their place. Rows
-    of a batch go as far as all of them were guessed right. Branches that are left out and rows that leave or move first go back to what was
-    written.
+    of a batch go as far as all of them were guessed right. Branches that are left out and rows that leave or move first
+    go back to what was written.
 
     Args:
         speculation: what to guess.
@@ -67,8 +67,8 @@ class SpeculativePasses(BranchPasses):
         for part in self.parts.values():
             if not caches.record_past(caches.new_cache(part)):
                 raise ValueError(
-                    f"speculation={speculation.draft!r} reads guesses that have to be forgotten where they were wrong, and "
-                    f"{type(part).__name__} keeps a state that cannot go back; leave speculation out"
+                    f"speculation={speculation.draft!r} reads guesses that have to be forgotten where they were wrong, "
+                    f"and {type(part).__name__} keeps a state that cannot go back; leave speculation out"
                 )
         self.guidance, self.horizon = guidance, horizon
         self._drafter = Drafter(speculation)
