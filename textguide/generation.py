@@ -16,6 +16,7 @@ from .engine.loop import Observer
 from .engine.results import GenerateResult
 from .engine.run import Batch, Request, Run, stop_texts
 from .engine.text_stream import TextStream
+from .forward.model_adapter import adapter
 from .forward.row_batch import pad_left
 from .guidance import split
 
@@ -201,7 +202,7 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
 
 
 def _inputs(run: Run, rows: branch_inputs.Rows) -> dict[str, Tensor]:
-    device = run.model.device
+    device = adapter(run.model).device
     if run.model.config.is_encoder_decoder:
         length = max(len(row) for row in rows)
         ids = torch.tensor([row + [run.pad] * (length - len(row)) for row in rows], device=device)

@@ -48,7 +48,8 @@ def test_meter_equals_a_loop() -> None:
         returned = meter.add(guided, cond)
         expected = [kl(g, c) for g, c in zip(guided.tolist(), cond.tolist(), strict=True)]
         assert returned.tolist() == pytest.approx(expected, abs=1e-5)
-    meter.unguided, meter.skipped = 5, 3
+    meter.add_unguided(torch.ones(2))
+    meter.add_unguided(torch.tensor([1, 0, 1, 1, 0]), skipped=True)
     kls, changed = loop(pairs, [[0, 1, 2]] * 4)
     assert changed > 0
     effect = meter.summary()
@@ -99,12 +100,12 @@ def test_unnormalised_laws_are_measured_as_what_is_sampled() -> None:
 def test_skipped_steps_are_measured_apart() -> None:
     pairs = steps(2)
     meter = EffectMeter(1, "cpu")
-    meter.skipped = 6
     for guided, cond in pairs:
-        meter.add_skipped(guided, cond)
+        meter.add_skipped(guided, cond, torch.tensor([True] * 3))
     effect = meter.summary()
     kls, _ = loop(pairs, [[0, 1, 2]] * 2)
     assert effect.max_skipped_kl == pytest.approx(max(kls), abs=1e-5)
+    assert not meter.add_skipped(*pairs[0], torch.tensor([False] * 3)).any()
     assert effect.guided_steps == 0
     assert effect.mean_kl == effect.max_kl == 0.0
 
@@ -127,11 +128,12 @@ def test_join_equals_one_meter_over_all() -> None:
         rows = slice(0, 1 + number % 3)
         whole.add(guided[rows], cond[rows])
         parts[number // 2].add(guided[rows], cond[rows])
-    parts[1].add_skipped(*pairs[0])
-    whole.add_skipped(*pairs[0])
+    for meter in (parts[1], whole):
+        meter.add_skipped(*pairs[0], torch.tensor([True, False, True]))
     for part, (unguided, skipped) in zip(parts, [(1, 0), (2, 4), (0, 1)], strict=True):
-        part.unguided, part.skipped = unguided, skipped
-    whole.unguided, whole.skipped = 3, 5
+        for meter in (part, whole):
+            meter.add_unguided(torch.ones(unguided))
+            meter.add_unguided(torch.ones(skipped), skipped=True)
     joined, expected = join([part.summary() for part in parts]), whole.summary()
     for name, value in expected.to_dict().items():
         assert getattr(joined, name) == pytest.approx(value, rel=1e-6), name

@@ -1,4 +1,4 @@
-"""Lanes whose readers share rows read what lanes with a row for everybody read."""
+"""Readers that share rows read what readers with a row each read; and rows that no padding may reach."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_shared_rows_are_the_rows_themselves(name: str, seed: int) -> None:
     rng = random.Random(seed)
     shared, ours = row_batch.prefill(model, PROMPTS, "cpu", sharing=True)
     plain, theirs = row_batch.prefill(model, PROMPTS, "cpu")
-    assert isinstance(shared, row_batch.SharedLane)
+    assert isinstance(shared, row_batch.SharedRows)
     assert shared.rows == 2
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     history = [tuple(prompt) for prompt in PROMPTS]
@@ -46,7 +46,7 @@ def test_shared_rows_are_the_rows_themselves(name: str, seed: int) -> None:
         torch.testing.assert_close(shared.forward(ids), plain.forward(ids), atol=1e-4, rtol=0)
         # Readers who parted never share again, even if they have read the same; no row is without readers.
         assert len(set(history)) <= shared.rows <= len(history)
-        assert set(shared.owners.tolist()) == set(range(shared.rows))
+        assert set(shared.row_of.tolist()) == set(range(shared.rows))
 
 
 @torch.no_grad()
@@ -59,7 +59,8 @@ def test_rows_of_the_pass_are_counted() -> None:
         rows.append(inputs["input_ids"].shape[0])
         return model(**inputs)
 
-    shared.call = count
+    for batch in shared.batches():
+        batch.call = count
     for tokens in ([3] * 6, [3, 3, 3, 4, 4, 4], [7] * 6, [8, 9, 8, 8, 8, 8]):
         shared.forward(torch.tensor(tokens)[:, None])
     shared.select(torch.tensor([0, 0, 0, 0, 2, 2]))

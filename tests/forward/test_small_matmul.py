@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import textguide
+from textguide import CFG
 from textguide.forward import small_matmul
+from textguide.forward.model_adapter import adapter
+
+from ..architectures import Tokenizer, build
 
 LINEAR = torch.nn.functional.linear
-CPU = SimpleNamespace(device=torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
 def _on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TEXTGUIDE_SMALL_MATMUL", "1")
-    small_matmul.helps.cache_clear()
+    small_matmul.machine_gains.cache_clear()
     yield
-    small_matmul.helps.cache_clear()
+    small_matmul.machine_gains.cache_clear()
     assert torch.nn.functional.linear is LINEAR
 
 
@@ -84,8 +87,7 @@ def test_equals_torch(shape: tuple[int, ...], bias: bool, outputs: int, calls: C
     b = torch.randn(outputs, generator=generator) if bias else None
     kept = [t.clone() for t in (x, weight, b) if t is not None]
     expected = LINEAR(x, weight, b)
-    with small_matmul.enabled(CPU):
-        result = torch.nn.functional.linear(x, weight, b)
+    result = small_matmul.linear(x, weight, b)
     assert result.shape == expected.shape
     assert result.is_contiguous()
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
@@ -100,45 +102,109 @@ def test_inputs_that_are_not_contiguous(calls: Calls) -> None:
     wide = torch.randn(4, 10, generator=generator)
     inputs = [wide[:, ::2], wide.t()[:5].t(), wide.expand(2, 4, 10)[..., :5], wide[:, :5].flip(0)]
     weights = [torch.randn(5, 6, generator=generator).t(), torch.randn(6, 10, generator=generator)[:, ::2]]
-    with small_matmul.enabled(CPU):
-        for x in inputs:
-            for weight in weights:
-                result = torch.nn.functional.linear(x, weight)
-                torch.testing.assert_close(result, LINEAR(x, weight), atol=1e-5, rtol=1e-5)
+    for x in inputs:
+        for weight in weights:
+            result = small_matmul.linear(x, weight)
+            torch.testing.assert_close(result, LINEAR(x, weight), atol=1e-5, rtol=1e-5)
     assert calls.count == len(inputs) * len(weights)
 
 
 def test_a_weight_of_one_dimension() -> None:
     x, weight = torch.randn(2, 3, 5), torch.randn(5)
-    with small_matmul.enabled(CPU):
-        torch.testing.assert_close(torch.nn.functional.linear(x, weight), LINEAR(x, weight))
+    torch.testing.assert_close(small_matmul.linear(x, weight), LINEAR(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_take_the_original(dtype: torch.dtype, calls: Calls) -> None:
     x, weight = torch.randn(2, 5).to(dtype), torch.randn(7, 5).to(dtype)
-    with small_matmul.enabled(CPU):
-        assert torch.equal(torch.nn.functional.linear(x, weight), LINEAR(x, weight))
+    assert torch.equal(small_matmul.linear(x, weight), LINEAR(x, weight))
     assert calls.count == 0
 
 
-def test_layers_use_it_inside_and_not_outside(calls: Calls) -> None:
-    layer, x = torch.nn.Linear(5, 7), torch.randn(2, 5)
+def test_a_twin_uses_it_and_its_model_does_not(calls: Calls) -> None:
+    model, x = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU()), torch.randn(2, 5)
     with torch.no_grad():
-        layer(x)
+        twin = small_matmul.twin(model)
+        model(x)
         assert calls.count == 0
-        with small_matmul.enabled(CPU):
-            layer(x)
+        torch.testing.assert_close(twin(x), model(x))
         assert calls.count == 1
-        layer(x)
-    assert calls.count == 1
+        model[0].weight.mul_(2)  # shared
+        torch.testing.assert_close(twin(x), model(x))
+    assert type(model[0]) is torch.nn.Linear
+    assert twin[0].weight is model[0].weight
+
+
+def test_other_threads_use_their_model_as_it_is(calls: Calls) -> None:
+    model = build("llama")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model(ids).logits
+        results: list[torch.Tensor] = []
+        done = threading.Event()
+
+        def other() -> None:
+            with torch.no_grad():
+                while not done.is_set():
+                    results.append(model(ids).logits)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        textguide.generate(model, Tokenizer(), [[5, 9, 7]], CFG(1.5), max_new_tokens=5)
+        done.set()
+        thread.join()
+    assert calls.count > 0
+    assert results
+    assert all(torch.equal(logits, expected) for logits in results)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that computes in a way of its own, as quantised weights do."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is small_matmul.onednn() or function in (torch.mm, torch.addmm):
+            raise NotImplementedError("no product but linear")
+        return super().__torch_function__(function, kinds, args, kwargs or {})
+
+
+def test_quantised_and_changed_layers_are_left_alone(calls: Calls) -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    quantised = torch.nn.Linear(5, 7)
+    quantised.weight = torch.nn.Parameter(quantised.weight.detach().as_subclass(Wrapped), requires_grad=False)
+    hooked = torch.nn.Linear(7, 7)
+    hooked.forward = lambda x: LINEAR(x, hooked.weight, hooked.bias)  # type: ignore[method-assign]
+    model = torch.nn.Sequential(quantised, Own(7, 7), hooked, torch.nn.Linear(7, 3, dtype=torch.float64))
+    assert not small_matmul.helps(model)
+    twin = small_matmul.twin(model)
+    assert [type(layer) for layer in twin] == [type(layer) for layer in model]
+    with torch.no_grad():
+        twin[:3](torch.randn(2, 5))
+    assert calls.count == 0
+
+
+def test_a_twin_is_made_anew_where_the_model_has_changed() -> None:
+    model = build("gpt_neox", seed=3)
+    known = adapter(model)
+    first = known.fast
+    assert first is known.fast is not model
+    before = model.lm_head
+    model.lm_head = torch.nn.Linear(before.in_features, before.out_features, bias=False)
+    assert known.fast is not first
+    assert known.fast.lm_head.weight is model.lm_head.weight
+    model.lm_head = before
+    hooked: list[int] = []
+    with model.register_forward_hook(lambda *_: hooked.append(1)):
+        known.fast(torch.tensor([[5]]))
+    assert hooked  # hooks are shared
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 def test_gradients_flow(rows: int) -> None:
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((rows, 5), (7, 5), (7,)))
-    with small_matmul.enabled(CPU):
-        torch.nn.functional.linear(x, weight, bias).square().sum().backward()
+    small_matmul.linear(x, weight, bias).square().sum().backward()
     grads = [t.grad.clone() for t in (x, weight, bias) if t.grad is not None]
     for t in (x, weight, bias):
         t.grad = None
@@ -154,78 +220,13 @@ def test_a_torch_without_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     small_matmul.onednn.cache_clear()
 
 
-def test_nested_use(calls: Calls) -> None:
-    x, weight = torch.randn(2, 5), torch.randn(7, 5)
-    with small_matmul.enabled(CPU):
-        with small_matmul.enabled(CPU):
-            torch.nn.functional.linear(x, weight)
-        torch.nn.functional.linear(x, weight)
-        assert calls.count == 2
-    assert torch.nn.functional.linear is LINEAR
-
-
-def test_restored_after_an_exception(calls: Calls) -> None:
-    with pytest.raises(RuntimeError, match="inside"), small_matmul.enabled(CPU):
-        raise RuntimeError("inside")
-    assert torch.nn.functional.linear is LINEAR
-    small_matmul.linear(torch.randn(2, 5), torch.randn(7, 5))
-    assert calls.count == 0
-    # And the next use works as the first did.
-    with small_matmul.enabled(CPU):
-        torch.nn.functional.linear(torch.randn(2, 5), torch.randn(7, 5))
-    assert calls.count == 1
-
-
-def test_other_threads_keep_the_original(calls: Calls) -> None:
-    x, weight = torch.randn(2, 5), torch.randn(7, 5)
-    results = []
-
-    def other() -> None:
-        results.append(torch.nn.functional.linear(x, weight))
-
-    with small_matmul.enabled(CPU):
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-        assert calls.count == 0
-    assert torch.equal(results[0], LINEAR(x, weight))
-
-
-def test_a_thread_that_leaves_does_not_switch_another_off(calls: Calls) -> None:
-    x, weight = torch.randn(2, 5), torch.randn(7, 5)
-    inside, leave = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with small_matmul.enabled(CPU):
-            inside.set()
-            leave.wait(10)
-            torch.nn.functional.linear(x, weight)
-
-    thread = threading.Thread(target=other)
-    with small_matmul.enabled(CPU):
-        thread.start()
-        assert inside.wait(10)
-    # The other thread is inside still; this one is out.
-    torch.nn.functional.linear(x, weight)
-    assert calls.count == 0
-    leave.set()
-    thread.join()
-    assert calls.count == 1
-    assert torch.nn.functional.linear is LINEAR
-
-
-def test_other_devices_are_left_alone() -> None:
-    with small_matmul.enabled(SimpleNamespace(device=torch.device("meta"))):
-        assert torch.nn.functional.linear is LINEAR
-
-
 @pytest.mark.parametrize(("switch", "on"), [("0", False), ("1", True)])
 def test_switch(switch: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGUIDE_SMALL_MATMUL", switch)
-    small_matmul.helps.cache_clear()
-    assert small_matmul.helps() is on
-    with small_matmul.enabled(CPU):
-        assert (torch.nn.functional.linear is not LINEAR) is on
+    small_matmul.machine_gains.cache_clear()
+    assert small_matmul.machine_gains() is on
+    model = build("llama", seed=4)
+    assert (adapter(model).fast is not model) is on
 
 
 @pytest.mark.parametrize(
@@ -248,5 +249,5 @@ def test_without_a_switch_the_machine_decides(
     monkeypatch.delenv("TEXTGUIDE_SMALL_MATMUL")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(small_matmul.Path, "read_text", read)
-    small_matmul.helps.cache_clear()
-    assert small_matmul.helps() is helps
+    small_matmul.machine_gains.cache_clear()
+    assert small_matmul.machine_gains() is helps

@@ -75,7 +75,7 @@ class _Frozen(CFGLogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         run = self._last
-        if run is not None and run.lane is not None and run.ids.shape[1] < input_ids.shape[1]:
+        if run is not None and run.read_rows is not None and run.ids.shape[1] < input_ids.shape[1]:
             run.ids = input_ids[:, : run.ids.shape[1]]
         return super().__call__(input_ids, scores)
 

@@ -310,7 +310,7 @@ def prefill_prepared(
         fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
 
     Raises:
-        ValueError: the rows are padded, the model's answer changes with padding, and images come with them.
+        ValueError: the rows are padded, the model would read that into a state, and images come with them.
     """
     kwargs = dict(model_kwargs)
     for name in ("use_cache", "logits_to_keep"):
@@ -332,17 +332,19 @@ def prefill_prepared(
     positions = kwargs.pop("position_ids", None)
     with_images = any(isinstance(value, (Tensor, Mapping)) for value in kwargs.values())
     padded = mask is not None and not bool(mask.all())
-    apart = known.has_recurrent_state or (padded and known.reads_apart(mask.sum(-1).tolist()))
-    if mask is not None and (apart or (padded and known.padding is not Padding.EXACT)):
-        if with_images and padded:
-            raise ValueError(
-                f"{known.name} reads padding as if it were text, and images come with these prompts: give prompts of "
-                "one length, or one prompt at a time"
-            )
-        if not with_images:
-            prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-            rows, logits = row_batch.prefill(known.base, prompts, ids.device, guided=fresh, sharing=copies > 1)
-            return rows, logits[:, -1].to(ids.device)
+    if padded and with_images and known.has_recurrent_state:
+        raise ValueError(
+            f"{known.name} would read padding into its state, and images come with these prompts: give prompts of one "
+            "length, or one prompt at a time"
+        )
+    # Prompts with images are padded as the model's own processor pads them.
+    apart = (
+        padded and not with_images and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
+    )
+    if mask is not None and not with_images and (apart or known.has_recurrent_state):
+        prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        rows, logits = row_batch.prefill(known.base, prompts, ids.device, guided=fresh, sharing=copies > 1)
+        return rows, logits[:, -1].to(ids.device)
     # What comes with a row, such as an image, may differ where its ids do not.
     copies = 1 if with_images else copies
     first = slice(None, None, copies)

@@ -115,9 +115,9 @@ class EffectMeter:
 
     def add_unguided(self, rows: Tensor, skipped: bool = False, taken_back: bool = False) -> None:
         """Count the steps of ``rows``, 0 or 1 each (B,), as unguided, and as skipped; or take such a count back."""
-        self._unguided += -rows.sum() if taken_back else rows.sum()
+        self._unguided += -rows.sum().long() if taken_back else rows.sum().long()
         if skipped:
-            self._skipped += rows.sum()
+            self._skipped += rows.sum().long()
 
     def add_skipped(self, guided: Tensor, cond: Tensor, writing: Tensor) -> Tensor:
         """Record what guidance would have done at a skipped step; the KL of the rows that it wrote, else 0, (B,)."""

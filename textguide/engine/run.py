@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..constraints import Vocabulary
+from ..forward.model_adapter import adapter
 from ..guidance import EAGer, Guidance, as_guidance, split
 from ..smc.starting import warn_of_deaths, weighs
 from ..support.arguments import check_model_and_tokenizer
@@ -193,7 +194,7 @@ class Run:
             tokenizer=self.tokenizer,
             models=request.models,
             streamer=request.streamer,
-            generator=None if seed is None else torch.Generator(self.model.device).manual_seed(seed),
+            generator=None if seed is None else torch.Generator(adapter(self.model).device).manual_seed(seed),
             observer=request.observer,
             log_probs=True,
             warn=False,

@@ -171,8 +171,10 @@ class ModelAdapter:
             if positions is not None and self.accepts("position_ids"):
                 arguments["position_ids"] = positions
         prepared = model.prepare_inputs_for_generation(ids, is_first_iteration=first, **arguments)
-        if self.accepts("logits_to_keep"):  # some models put a number of their own there
+        # Some models put a number of their own there, or a cache of their own.
+        if self.accepts("logits_to_keep"):
             prepared["logits_to_keep"] = keep
+        prepared[caches.cache_argument(model)] = cache
         called = call if call is not None else self.fast if guided else model
         logits: Tensor = called(**prepared, return_dict=True).logits
         if logits.shape[1] < keep:
@@ -344,10 +346,7 @@ def _tried(model: ModelAdapter) -> Padding:
             "that branches cannot take turns; guidance is not available for this architecture"
         )
     wanted = [torch.cat(values) for values in zip(*alone, strict=True)]
-    if not model.has_recurrent_state:
-        padded = _Reading(model, [long, short])
-        if _alike(model, padded.logits, wanted[0]) and _alike(model, padded.step(after), wanted[1]):
-            return Padding.EXACT
+    # Branches are read at their own lengths and their caches merged, whatever a padded prompt would do.
     parts = [_Reading(model, [prompt]) for prompt in (long, short)]
     try:
         merged = caches.merge([part.cache for part in parts])
@@ -356,7 +355,13 @@ def _tried(model: ModelAdapter) -> Padding:
     together = _Reading(model, [long, short], merged)
     if caches.has_no_time_axis(merged):
         together.mask = None
-    return Padding.IN_CACHE if _alike(model, together.step(after), wanted[1]) else Padding.CHANGES
+    if not _alike(model, together.step(after), wanted[1]):
+        return Padding.CHANGES
+    if model.has_recurrent_state:
+        return Padding.IN_CACHE
+    padded = _Reading(model, [long, short])
+    exact = _alike(model, padded.logits, wanted[0]) and _alike(model, padded.step(after), wanted[1])
+    return Padding.EXACT if exact else Padding.IN_CACHE
 
 
 def _tried_on_sources(model: ModelAdapter, long: list[int], short: list[int], after: list[list[int]]) -> Padding:

@@ -12,7 +12,11 @@ def twin_of(module: Any) -> Any:
     """``module`` with a list of children of its own; whatever is put into that list leaves the module as it is."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
-    if "_hf_hook" in module.__dict__:  # accelerate has bound the module's own forward into its hook
-        twin._old_forward = types.MethodType(type(module).forward, twin)
-        twin.forward = functools.partial(module.__dict__["forward"].func, twin)
+    # accelerate keeps methods bound to the module, and a call of them bound into its hook.
+    for name in ("forward", "_old_forward"):
+        kept = module.__dict__.get(name)
+        if isinstance(kept, types.MethodType) and kept.__self__ is module:
+            setattr(twin, name, types.MethodType(kept.__func__, twin))
+        elif isinstance(kept, functools.partial) and kept.args[:1] == (module,):
+            setattr(twin, name, functools.partial(kept.func, twin, *kept.args[1:], **kept.keywords))
     return twin

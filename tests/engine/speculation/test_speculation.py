@@ -24,7 +24,7 @@ from ...smc.table import floats, table
 from ...smc.toys import VOCABULARY
 
 PROMPTS = ([5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44])
-CANNOT = {"mamba", "jamba", "gemma3"}
+CANNOT = {"mamba", "jamba"}
 CAN = [name for name in NAMES if name not in CANNOT]
 DRAFTS = ("prompt-lookup", "recycling", "both")
 NEW = 30
@@ -59,7 +59,7 @@ def test_greedy_output_is_identical(name: str, draft: str) -> None:
             report = same(name, guidance, prompts, draft).speculation
             spared += report.accepted
             assert report.passes <= report.steps
-        assert spared > 0 or name in {"gpt2", "opt", "bart"}
+        assert spared > 0 or name in {"gpt2", "opt", "bart", "gemma3"}
 
 
 def foresee(monkeypatch: pytest.MonkeyPatch, texts: list[list[int]], start: int, wrong: float = 0.0) -> None:
@@ -227,12 +227,12 @@ def test_the_sampled_law_is_the_guided_law(monkeypatch: pytest.MonkeyPatch) -> N
     assert chi_square(seen, law, draws) > 1e-3
 
     # Laws that are handed out without a look at what was drawn: the test sees it.
-    def blind(self: SpeculativePasses, ids: Any, new: int, waking: Any = (), measure: bool = False) -> Any:
+    def blind(self: SpeculativePasses, ids: Any, new: int) -> Any:
         ahead = self._ahead
         if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
             ahead.given += 1
-            return ahead.laws[ahead.given - 1]
-        return right(self, ids, new, waking, measure)
+            return ahead.logits[ahead.given - 1]
+        return right(self, ids, new)
 
     right = SpeculativePasses.step
     monkeypatch.setattr(SpeculativePasses, "step", blind)
