@@ -13,7 +13,7 @@ from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import empty_source
 from textguide.engine.effect import Effect, EffectMeter
 from textguide.engine.options import unwrapped
-from textguide.forward import row_batch
+from textguide.forward import prefill
 from textguide.forward.row_batch import Rows
 from textguide.guidance import CFG, Contrast, Step
 from textguide.guidance.algebra import log_softmax
@@ -179,12 +179,12 @@ class _Run:
 
     def _prefill(self, ids: Tensor) -> Tensor:
         if self.is_encoder_decoder:
-            outputs, mask = row_batch.encode(self.model, self.negatives, ids.device)
-            self.read_rows, logits = row_batch.prefill_encoder_decoder(self.model, ids, outputs, mask)
+            outputs, mask = prefill.encode(self.model, self.negatives, ids.device)
+            self.read_rows, logits = prefill.read_encoded(self.model, ids, outputs, mask)
         else:
             written = ids[:, self.prompt_length :].tolist()
             rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
-            self.read_rows, logits = row_batch.prefill(self.model, rows, ids.device, guided=True)
+            self.read_rows, logits = prefill.read_prompts(self.model, rows, ids.device, guided=True)
         for batch in self.read_rows.batches():
             batch.guided = True
         return logits

@@ -17,7 +17,7 @@ from .engine.results import GenerateResult
 from .engine.run import Batch, Request, Run, stop_texts
 from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
-from .forward.row_batch import pad_left
+from .forward.prefill import pad_left
 from .guidance import split
 
 LONGEST = 128

@@ -12,7 +12,7 @@ from torch import Tensor
 from .engine import branch_inputs
 from .engine.custom_generate import empty_source
 from .engine.reweighting import Reweighter, reweighter
-from .forward import model_views, row_batch
+from .forward import model_views, prefill
 from .forward.model_adapter import adapter
 from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
@@ -354,17 +354,17 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     lengths = [len(item.continuation) for item in batch]
     contexts = [item.read_by(branch) for item in batch]
     if known.is_encoder_decoder:
-        outputs, mask = row_batch.encode(model, [item.sources[branch] for item in batch], device)
+        outputs, mask = prefill.encode(model, [item.sources[branch] for item in batch], device)
         rows = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
         ids = _pad_right(rows, device)
-        _, logits = row_batch.prefill_encoder_decoder(model, ids, outputs, mask, keep=ids.shape[1])
+        _, logits = prefill.read_encoded(model, ids, outputs, mask, keep=ids.shape[1])
         return torch.cat([row[:length] for row, length in zip(logits, lengths, strict=True)])
     keep = max(lengths)
     whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
     if known.has_recurrent_state:
-        parts = [row_batch.prefill(model, [row], device, keep=keep)[1][0] for row in whole]
+        parts = [prefill.read_prompts(model, [row], device, keep=keep)[1][0] for row in whole]
     elif len({tuple(context) for context in contexts}) == len(batch):
-        parts = list(row_batch.prefill(model, whole, device, keep=keep)[1])
+        parts = list(prefill.read_prompts(model, whole, device, keep=keep)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])
     return torch.cat([part[-length:] for part, length in zip(parts, lengths, strict=True)])
@@ -373,7 +373,7 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
 def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
     """Read every context once, whatever the number of its continuations, and these behind it."""
     device = adapter(model).device
-    rows, first = row_batch.prefill(model, contexts, device)
+    rows, first = prefill.read_prompts(model, contexts, device)
     longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]
     rest: dict[int, Tensor] = {}
     if longer:

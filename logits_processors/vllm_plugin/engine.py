@@ -15,7 +15,7 @@ import torch
 from textguide.engine import branch_inputs
 from textguide.engine.effect import Effect, join, warn_if_none
 from textguide.engine.results import GenerateResult
-from textguide.forward.row_batch import pad_left
+from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
 from textguide.models import bundled
 from textguide.support.errors import MissingExtraError

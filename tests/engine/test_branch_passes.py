@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textguide.engine.branch_passes import BranchPasses
-from textguide.forward import caches, row_batch
+from textguide.forward import caches, prefill, row_batch
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import Branch
 
@@ -42,10 +42,10 @@ def again(model: Any, prompt: list[int], written: list[int], every: bool = False
 def prefilled(model: Any, prompts: Any) -> tuple[row_batch.Rows, Tensor]:
     with torch.no_grad():
         if model.config.is_encoder_decoder:
-            outputs, mask = row_batch.encode(model, prompts, "cpu")
+            outputs, mask = prefill.encode(model, prompts, "cpu")
             start = torch.full((len(prompts), 1), model.config.decoder_start_token_id)
-            return row_batch.prefill_encoder_decoder(model, start, outputs, mask)
-        return row_batch.prefill(model, prompts, "cpu")
+            return prefill.read_encoded(model, start, outputs, mask)
+        return prefill.read_prompts(model, prompts, "cpu")
 
 
 def forward(rows: row_batch.Rows, tokens: list[list[int]], keep: int = 1) -> Tensor:
@@ -183,11 +183,11 @@ class Run:
         self.prompts = [PROMPTS, *given]
         self.passes = BranchPasses(self.model, branches, given, models)
         if self.model.config.is_encoder_decoder:
-            outputs, mask = row_batch.encode(self.model, PROMPTS, "cpu")
+            outputs, mask = prefill.encode(self.model, PROMPTS, "cpu")
             self.start = torch.full((3, 1), self.model.config.decoder_start_token_id)
             kwargs = {"encoder_outputs": outputs, "attention_mask": mask}
         else:
-            self.start, padding = row_batch.pad_left(PROMPTS, "cpu", PAD)
+            self.start, padding = prefill.pad_left(PROMPTS, "cpu", PAD)
             kwargs = {"attention_mask": padding}
         self.new = 0
         self.alive = [0, 1, 2]

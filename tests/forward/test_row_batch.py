@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from textguide.forward import row_batch
+from textguide.forward import prefill, row_batch
 
 from ..architectures import VOCAB, build
 
@@ -20,8 +20,8 @@ PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [5, 6, 7, 8], [5, 6, 7, 8]]
 def test_shared_rows_are_the_rows_themselves(name: str, seed: int) -> None:
     model = build(name)
     rng = random.Random(seed)
-    shared, ours = row_batch.prefill(model, PROMPTS, "cpu", sharing=True)
-    plain, theirs = row_batch.prefill(model, PROMPTS, "cpu")
+    shared, ours = prefill.read_prompts(model, PROMPTS, "cpu", sharing=True)
+    plain, theirs = prefill.read_prompts(model, PROMPTS, "cpu")
     assert isinstance(shared, row_batch.SharedRows)
     assert shared.rows == 2
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -37,8 +37,8 @@ def test_shared_rows_are_the_rows_themselves(name: str, seed: int) -> None:
             shared, plain = shared.split(index), plain.split(index)
             history = [history[i] for i in index]
         elif what == "merge" and len(history) < 9:
-            more, _ = row_batch.prefill(model, PROMPTS[:2], "cpu")
-            twin, _ = row_batch.prefill(model, PROMPTS[:2], "cpu")
+            more, _ = prefill.read_prompts(model, PROMPTS[:2], "cpu")
+            twin, _ = prefill.read_prompts(model, PROMPTS[:2], "cpu")
             shared, plain = row_batch.merge([shared, more]), row_batch.merge([plain, twin])  # type: ignore[assignment]
             history += [tuple(prompt) for prompt in PROMPTS[:2]]
         ids = torch.tensor([[rng.choice([3, 4])] for _ in history])
@@ -52,7 +52,7 @@ def test_shared_rows_are_the_rows_themselves(name: str, seed: int) -> None:
 @torch.no_grad()
 def test_rows_of_the_pass_are_counted() -> None:
     model = build("llama")
-    shared, _ = row_batch.prefill(model, [[5, 6, 7]] * 6, "cpu", sharing=True)
+    shared, _ = prefill.read_prompts(model, [[5, 6, 7]] * 6, "cpu", sharing=True)
     rows = []
 
     def count(**inputs: torch.Tensor) -> object:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine import branch_inputs
 from ..engine.branch_passes import Source, prefill_prepared
-from ..forward import row_batch
+from ..forward import prefill
 from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.language_model import LANGUAGE_MODEL
@@ -126,7 +126,7 @@ class ImageSource:
             kwargs["attention_mask"] = None
         rows, logits = prefill_prepared(inner, ids, kwargs, fresh=True)
         times = size // len(self.owners)
-        return row_batch.repeat(rows, logits, [owner for owner in self.owners for _ in range(times)])
+        return prefill.repeat(rows, logits, [owner for owner in self.owners for _ in range(times)])
 
 
 @dataclass
@@ -140,7 +140,7 @@ class TextModelSource:
     def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
         """The rows and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
         prompts = branch_inputs.expand(self.prompts, size, "prompt")
-        rows, logits = row_batch.prefill(model, prompts, model.device, guided=True)
+        rows, logits = prefill.read_prompts(model, prompts, model.device, guided=True)
         return TranslatedRows(rows, self.tokens), self.tokens.law(logits[:, -1])
 
 
@@ -260,7 +260,7 @@ class _Run:
 
     def _without_image(self, rows: branch_inputs.Rows, name: str) -> Source:
         entry, shares = families.text_entry(self.captioner, name)
-        ids, mask = row_batch.pad_left(rows, self.ids.device)
+        ids, mask = prefill.pad_left(rows, self.ids.device)
         mask = torch.ones_like(ids) if mask is None else mask
         inputs: Inputs = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self.inputs:

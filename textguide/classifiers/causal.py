@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..forward import caches, row_batch
+from ..forward import caches, prefill
 from . import heads
 from .base import CausalClassifier, CausalState, batches, checked, label_names
 
@@ -128,9 +128,9 @@ class CausalSequenceClassifier(CausalClassifier):
 
     def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states (R, H) of the newest token of each row, read whole."""
-        padded, mask = row_batch.pad_left(rows, self.backbone.device)
+        padded, mask = prefill.pad_left(rows, self.backbone.device)
         mask = torch.ones_like(padded) if mask is None else mask
-        return self.forward(padded, mask, row_batch.position_ids(mask), None)[:, -1]
+        return self.forward(padded, mask, prefill.position_ids(mask), None)[:, -1]
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Hidden states (R, L, H)."""
@@ -243,10 +243,10 @@ class CausalRows(CausalState):
 
     def _prefill(self, rows: list[list[int]]) -> None:
         classifier = self.classifier
-        ids, mask = row_batch.pad_left(rows, classifier.backbone.device)
+        ids, mask = prefill.pad_left(rows, classifier.backbone.device)
         self._mask = torch.ones_like(ids) if mask is None else mask
         self._cache = caches.new_cache(classifier.backbone)
-        self._last = classifier.forward(ids, self._mask, row_batch.position_ids(self._mask), self._cache)[:, -1]
+        self._last = classifier.forward(ids, self._mask, prefill.position_ids(self._mask), self._cache)[:, -1]
         self._next = self._mask.sum(1, keepdim=True)
         self._read = [len(ids) for ids in self.ids]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..forward import caches, row_batch
+from ..forward import caches, prefill
 from .base import Classifier, batches, checked, label_names, same_rows
 
 TEMPLATE = 'Text: "{text}"\nQuestion: Which word describes the text best, {labels}?\nAnswer:'
@@ -107,7 +107,7 @@ class ZeroShotClassifier(Classifier):
         """Log-probabilities (keep, V) behind each of the last ``keep`` tokens of each sequence."""
         shared = _common(sequences, keep)
         if shared and not caches.has_recurrent_state(self.model):
-            rows, _ = row_batch.prefill(self.model, [sequences[0][:shared]], self.model.device)
+            rows, _ = prefill.read_prompts(self.model, [sequences[0][:shared]], self.model.device)
             rows.select(torch.zeros(len(sequences), dtype=torch.long, device=self.model.device))
             rest = [sequence[shared:] for sequence in sequences]
             width = max(len(part) for part in rest)
@@ -118,7 +118,7 @@ class ZeroShotClassifier(Classifier):
         else:
             picked = []
             for sequence in sequences:
-                _, logits = row_batch.prefill(self.model, [sequence], self.model.device, keep=keep)
+                _, logits = prefill.read_prompts(self.model, [sequence], self.model.device, keep=keep)
                 picked.append(logits[0])
         return [logits.float().log_softmax(-1).cpu() for logits in picked]
 

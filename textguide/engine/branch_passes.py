@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from ..forward import caches, row_batch
+from ..forward import caches, prefill, row_batch
 from ..forward.model_adapter import Padding, adapter
 from ..forward.model_views import ModelPart, model_parts
 from ..forward.row_batch import RowBatch, Rows
@@ -152,13 +152,13 @@ class BranchPasses:
                 rows, last = prompts.prefill(part, len(self.alive))
                 name = name if prompts.shares else (f"{branch.model} {number}", branch.view)
             elif adapter(part).is_encoder_decoder:
-                encoded, encoder_mask = row_batch.encode(part, prompts, device)
-                rows, every = row_batch.prefill_encoder_decoder(part, ids, encoded, encoder_mask)
+                encoded, encoder_mask = prefill.encode(part, prompts, device)
+                rows, every = prefill.read_encoded(part, ids, encoded, encoder_mask)
                 last = every[:, -1]
             else:
                 adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
                 where = adapter(part).device
-                rows, every = row_batch.prefill(part, prompts, where, guided=True, sharing=self.copies > 1)
+                rows, every = prefill.read_prompts(part, prompts, where, guided=True, sharing=self.copies > 1)
                 last = every[:, -1]
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
             found.setdefault(name, []).append((rows, number))
@@ -325,9 +325,7 @@ def prefill_prepared(
     if known.is_encoder_decoder:
         decoder_mask = kwargs.pop("decoder_attention_mask", None)
         outputs = kwargs.pop("encoder_outputs")
-        rows, logits = row_batch.prefill_encoder_decoder(
-            known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache
-        )
+        rows, logits = prefill.read_encoded(known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
         return rows, logits[:, -1].to(ids.device)
     positions = kwargs.pop("position_ids", None)
     with_images = any(isinstance(value, (Tensor, Mapping)) for value in kwargs.values())
@@ -343,13 +341,13 @@ def prefill_prepared(
     )
     if mask is not None and not with_images and (apart or known.has_recurrent_state):
         prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        rows, logits = row_batch.prefill(known.base, prompts, ids.device, guided=fresh, sharing=copies > 1)
+        rows, logits = prefill.read_prompts(known.base, prompts, ids.device, guided=fresh, sharing=copies > 1)
         return rows, logits[:, -1].to(ids.device)
     # What comes with a row, such as an image, may differ where its ids do not.
     copies = 1 if with_images else copies
     first = slice(None, None, copies)
     batch: RowBatch
-    batch, logits = row_batch.prefill_padded(
+    batch, logits = prefill.read_padded(
         known.base,
         ids[first],
         mask if mask is None else mask[first],

@@ -1,0 +1,157 @@
+"""Reading prompts: from token ids to rows and the logits behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import caches
+from .model_adapter import Padding, adapter
+from .row_batch import RowBatch, Rows, SharedRows, merge
+
+_EVERY_STEP = ("encoder_hidden_states", "encoder_attention_mask")
+"""What decoders with cross-attention read with every pass; other inputs go with the first."""
+
+
+def read_prompts(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    device: Any,
+    keep: int = 1,
+    guided: bool = False,
+    sharing: bool = False,
+) -> tuple[Rows, Tensor]:
+    """Read decoder-only ``prompts`` and return their rows and the last ``keep`` logits.
+
+    Equal prompts are read once; with ``sharing`` they stay one row until they go on differently. Rows of unlike length
+    are padded on the left where the model allows it, and read one length at a time where not.
+
+    Returns:
+        ``len(prompts)`` rows in order, and logits (R, keep, V).
+    """
+    known = adapter(model)
+    unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    lengths = [len(prompt) for prompt in unique]
+    if len(set(lengths)) == 1 or not (known.reads_apart(lengths) or known.padding is not Padding.EXACT):
+        groups = [unique]
+    else:
+        groups = [[prompt for prompt in unique if len(prompt) == length] for length in sorted(set(lengths))]
+    parts, logits = [], []
+    for group in groups:
+        ids, mask = pad_left(group, device)
+        rows, last = read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), guided=guided)
+        parts.append(rows)
+        logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
+    place = {prompt: row for row, prompt in enumerate(prompt for group in groups for prompt in group)}
+    index = [place[tuple(prompt)] for prompt in prompts]
+    together, last = merge(parts), torch.cat(logits)
+    picked = torch.tensor(index, device=device)
+    if sharing:
+        return SharedRows(together, picked.to(together.device)), last[picked]
+    if index != list(range(together.rows)):
+        together.select(picked)
+        last = last[picked]
+    return together, last
+
+
+def read_padded(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    *,
+    keep: int = 1,
+    positions: Tensor | None = None,
+    cache: Any = None,
+    extra: dict[str, Any] | None = None,
+    guided: bool = False,
+) -> tuple[RowBatch, Tensor]:
+    """Read left-padded ids (R, L) in one pass.
+
+    Args:
+        mask: (R, L) with 0 on padding; None: no padding.
+        positions: (R, L); default: counted from the mask.
+        cache: the cache to fill; default: a new one that grows.
+        extra: further inputs of the model's first pass, such as pixel values.
+        guided: see :class:`RowBatch`.
+    """
+    known, extra = adapter(model), extra or {}
+    if positions is None:
+        positions = position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device)[None]
+    if positions.dim() == 3:  # time, height and width of image patches: text goes on behind the largest
+        next_position = positions[-3:].amax(dim=(0, 2))[:, None] + 1
+    else:
+        next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
+    cache = cache if cache is not None else caches.new_cache(known.base)
+    if extra.get("encoder_hidden_states") is not None:
+        cache = caches.with_cross_attention(cache, known.base)
+    logits = known.read(
+        ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, guided=guided
+    )  # fmt: skip
+    inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
+    return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, guided=guided), logits
+
+
+def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:
+    """The rows ``index`` of ``rows``, which must not be used afterwards; the logits likewise."""
+    if list(index) == list(range(rows.rows)):
+        return rows, logits
+    picked = torch.tensor(list(index), device=rows.device)
+    rows.select(picked)
+    return rows, logits[picked.to(logits.device)]
+
+
+def read_encoded(
+    model: Any,
+    decoder_ids: Tensor,
+    encoder_outputs: Any,
+    encoder_mask: Tensor | None,
+    *,
+    decoder_mask: Tensor | None = None,
+    keep: int = 1,
+    cache: Any = None,
+) -> tuple[RowBatch, Tensor]:
+    """Read decoder ids (R, L) against encoded sources.
+
+    Raises:
+        ValueError: the sources are padded, and the model's answer changes with padding.
+    """
+    known = adapter(model)
+    padded = encoder_mask is not None and encoder_mask.dim() == 2 and not bool(encoder_mask.all())
+    if padded and known.padding is Padding.CHANGES:
+        raise ValueError(
+            f"{known.name} reads padding behind a source as if it were text, so that sources of unlike length cannot "
+            "be read together; give prompts of one length, or one prompt at a time (batch_size=1)"
+        )
+    inputs = {"encoder_outputs": encoder_outputs, "attention_mask": encoder_mask}
+    position = torch.full((decoder_ids.shape[0], 1), decoder_ids.shape[1], device=decoder_ids.device)
+    cache = cache if cache is not None else caches.new_cache(known.base)
+    logits = known.read(
+        decoder_ids, cache, mask=decoder_mask, positions=None, keep=keep, first=True, inputs=inputs
+    )  # fmt: skip
+    return RowBatch(known, cache, decoder_ids.shape[1], decoder_mask, position, inputs), logits
+
+
+def encode(model: Any, sources: Sequence[Sequence[int]], device: Any) -> tuple[Any, Tensor]:
+    """Run the encoder on ``sources``, padded on the right: its outputs and their attention mask (R, S)."""
+    length = max(len(source) for source in sources)
+    ids = torch.tensor([[*source, *([0] * (length - len(source)))] for source in sources], device=device)
+    mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sources], device=device)
+    return adapter(model).encode(ids, mask), mask
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: Any, pad: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Prompts as ids (R, L) with padding on the left, and their mask (None where nothing was padded)."""
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
+    if all(len(p) == length for p in prompts):
+        return ids, None
+    return ids, torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Positions (R, L) that count the unmasked tokens; 0 on padding."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
