@@ -184,9 +184,9 @@ class _Run:
         else:
             written = ids[:, self.prompt_length :].tolist()
             rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
-            self.read_rows, logits = prefill.read_prompts(self.model, rows, ids.device, guided=True)
+            self.read_rows, logits = prefill.read_prompts(self.model, rows, ids.device, fast=True)
         for batch in self.read_rows.batches():
-            batch.guided = True
+            batch.fast = True
         return logits
 
     def _order(self, read: Tensor, ids: Tensor) -> Any:

@@ -188,16 +188,16 @@ def test_quantised_and_changed_layers_are_left_alone(calls: Calls) -> None:
 def test_a_twin_is_made_anew_where_the_model_has_changed() -> None:
     model = build("gpt_neox", seed=3)
     known = adapter(model)
-    first = known.fast
-    assert first is known.fast is not model
+    first = known.fast_twin
+    assert first is known.fast_twin is not model
     before = model.lm_head
     model.lm_head = torch.nn.Linear(before.in_features, before.out_features, bias=False)
-    assert known.fast is not first
-    assert known.fast.lm_head.weight is model.lm_head.weight
+    assert known.fast_twin is not first
+    assert known.fast_twin.lm_head.weight is model.lm_head.weight
     model.lm_head = before
     hooked: list[int] = []
     with model.register_forward_hook(lambda *_: hooked.append(1)):
-        known.fast(torch.tensor([[5]]))
+        known.fast_twin(torch.tensor([[5]]))
     assert hooked  # hooks are shared
 
 
@@ -226,7 +226,7 @@ def test_switch(switch: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     small_matmul.machine_gains.cache_clear()
     assert small_matmul.machine_gains() is on
     model = build("llama", seed=4)
-    assert (adapter(model).fast is not model) is on
+    assert (adapter(model).fast_twin is not model) is on
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class ImageSource:
             if not bool(kwargs["attention_mask"].all()):
                 raise ValueError("unconditional='text' needs prompts of one length here; use 'blank'")
             kwargs["attention_mask"] = None
-        rows, logits = prefill_prepared(inner, ids, kwargs, fresh=True)
+        rows, logits = prefill_prepared(inner, ids, kwargs, fresh=True, fast=True)
         times = size // len(self.owners)
         return prefill.repeat(rows, logits, [owner for owner in self.owners for _ in range(times)])
 
@@ -140,7 +140,7 @@ class TextModelSource:
     def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
         """The rows and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
         prompts = branch_inputs.expand(self.prompts, size, "prompt")
-        rows, logits = prefill.read_prompts(model, prompts, model.device, guided=True)
+        rows, logits = prefill.read_prompts(model, prompts, model.device, fast=True)
         return TranslatedRows(rows, self.tokens), self.tokens.law(logits[:, -1])
 
 

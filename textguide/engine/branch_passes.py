@@ -104,6 +104,7 @@ class BranchPasses:
         prompts: for each extra branch, the token ids of every row, or a :class:`Source`.
         copies: every so many rows that follow each other have one prompt, which is then read once; rows stay one for
             as long as they read the same.
+        fast: rows of runs without branches need not reproduce the bits of plain decoding either.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class BranchPasses:
         prompts: Sequence[Sequence[Sequence[int]] | Source],
         models: Mapping[str, Any] | None = None,
         copies: int = 1,
+        fast: bool = False,
     ) -> None:
         self.copies = copies
+        self.fast = fast or bool(branches) or copies > 1
         self.parts = model_parts(model, models, branches)
         self.branches = branches
         self.prompts = prompts
@@ -143,7 +146,7 @@ class BranchPasses:
             mask = model_kwargs.get("attention_mask")
             lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
             adapter(model).check_lengths(lengths, new_tokens)
-        cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided)
+        cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
         found: dict[ModelPart, list[tuple[Rows, int]]] = {WHOLE: [(cond, COND)]}
         outputs = [logits]
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
@@ -158,7 +161,7 @@ class BranchPasses:
             else:
                 adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
                 where = adapter(part).device
-                rows, every = prefill.read_prompts(part, prompts, where, guided=True, sharing=self.copies > 1)
+                rows, every = prefill.read_prompts(part, prompts, where, fast=True, sharing=self.copies > 1)
                 last = every[:, -1]
             self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
             found.setdefault(name, []).append((rows, number))
@@ -167,7 +170,7 @@ class BranchPasses:
             members = [(number, sample) for _, number in several for sample in self.alive]
             merged = row_batch.merge([rows for rows, _ in several])
             for batch in merged.batches():
-                batch.guided = guided or self.copies > 1
+                batch.fast = self.fast
             self.running[name] = _Group(merged, members)
         return StepLogits(logits, torch.stack(outputs[1:]) if guided else None)
 
@@ -299,7 +302,13 @@ class BranchPasses:
 
 
 def prefill_prepared(
-    model: Any, ids: Tensor, model_kwargs: Mapping[str, Any], *, copies: int = 1, fresh: bool = False
+    model: Any,
+    ids: Tensor,
+    model_kwargs: Mapping[str, Any],
+    *,
+    copies: int = 1,
+    fresh: bool = False,
+    fast: bool = False,
 ) -> tuple[Rows, Tensor]:
     """Read what transformers' ``generate`` prepared; the rows and the next-token logits (B, V).
 
@@ -308,6 +317,7 @@ def prefill_prepared(
         model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
         copies: see :class:`BranchPasses`.
         fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
+        fast: need not reproduce the bits of plain decoding.
 
     Raises:
         ValueError: the rows are padded, the model would read that into a state, and images come with them.
@@ -341,7 +351,7 @@ def prefill_prepared(
     )
     if mask is not None and not with_images and (apart or known.has_recurrent_state):
         prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        rows, logits = prefill.read_prompts(known.base, prompts, ids.device, guided=fresh, sharing=copies > 1)
+        rows, logits = prefill.read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
         return rows, logits[:, -1].to(ids.device)
     # What comes with a row, such as an image, may differ where its ids do not.
     copies = 1 if with_images else copies
@@ -354,7 +364,7 @@ def prefill_prepared(
         positions=positions[first] if positions is not None and len(positions) == len(ids) else positions,
         cache=cache,
         extra=kwargs,
-        guided=fresh,
+        fast=fast,
     )
     rows = batch
     if copies > 1:

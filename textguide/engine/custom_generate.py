@@ -66,6 +66,8 @@ class GuidedDecoding:
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
         speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. What is written stays the same.
+        fast: let runs without guidance use this machine's faster matrix products too, as guided ones do; they then
+            equal transformers' to rounding, not bit for bit.
         captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
             Default of :func:`textguide.guided_decoding`: the branch without a condition sees a blank image.
 
@@ -85,6 +87,7 @@ class GuidedDecoding:
     vocabulary: Vocabulary | None = None
     branch_prompts: list[branch_inputs.Rows] | None = None
     speculation: Any = None
+    fast: bool = False
     captioning: BranchReader | None = None
     effect: Effect | None = field(default=None, init=False)
     last: Decoded | None = field(default=None, init=False)
@@ -157,6 +160,7 @@ class GuidedDecoding:
             observer=self.observer,
             log_probs=self.log_probs,
             speculation=self.speculation,
+            fast=self.fast,
             call=_compiled(model, generation_config, model_kwargs),
         )
         if guidance is not None:

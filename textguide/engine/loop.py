@@ -90,6 +90,7 @@ class Settings:
         observer: called after every step.
         log_probs: record the log-probability of every token.
         speculation: guess tokens, and read the guesses in the same passes.
+        fast: use this machine's faster matrix products in unguided runs too, which then differ by rounding.
         static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
@@ -103,6 +104,7 @@ class Settings:
     observer: Observer | None = None
     log_probs: bool = False
     speculation: Speculation | None = None
+    fast: bool = False
     static: bool = False
     call: Any = None
 
@@ -150,7 +152,7 @@ class _Loop:
         copies = 1 if self.constraint is None else self.constraint.size
         self.prompt_length = ids.shape[1]
         self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
-        runs = (model, branches, settings.prompts, settings.models, copies)
+        runs = (model, branches, settings.prompts, settings.models, copies, settings.fast)
         self.passes = (
             BranchPasses(*runs)
             if settings.speculation is None

@@ -75,7 +75,7 @@ class ModelAdapter:
 
     def __init__(self, model: Any) -> None:
         self._model = weakref.ref(model)
-        self._fast: tuple[Any, Any] = (None, None)
+        self._twin: tuple[Any, Any] = (None, None)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class ModelAdapter:
         keep: int = 1,
         first: bool = False,
         inputs: dict[str, Any] | None = None,
-        guided: bool = False,
+        fast: bool = False,
         call: Callable[..., Any] | None = None,
     ) -> Tensor:
         """Read ``ids`` (R, k) behind what ``cache`` holds: the logits of the last ``keep`` positions, (R, keep, V).
@@ -155,7 +155,7 @@ class ModelAdapter:
             keep: how many positions' logits are wanted.
             first: whether this is the first pass of these rows.
             inputs: what else the model reads: encoder outputs, pixel values…
-            guided: need not reproduce the bits of plain decoding.
+            fast: need not reproduce the bits of plain decoding.
             call: replaces the model's own call.
 
         Raises:
@@ -175,23 +175,23 @@ class ModelAdapter:
         if self.accepts("logits_to_keep"):
             prepared["logits_to_keep"] = keep
         prepared[caches.cache_argument(model)] = cache
-        called = call if call is not None else self.fast if guided else model
+        called = call if call is not None else self.fast_twin if fast else model
         logits: Tensor = called(**prepared, return_dict=True).logits
         if logits.shape[1] < keep:
             raise ValueError(f"{self.name} returned the logits of {logits.shape[1]} positions; {keep} were asked for")
         return logits[:, -keep:]
 
     @property
-    def fast(self) -> Any:
+    def fast_twin(self) -> Any:
         """A twin with this machine's faster matrix products, where there are any; it shares all weights."""
         model = self.base
         if not small_matmul.helps(model):
             return model
-        signature, twin = self._fast
+        signature, twin = self._twin
         current = small_matmul.signature(model)
         if signature != current:
             twin = small_matmul.twin(model)
-            self._fast = (current, twin)
+            self._twin = (current, twin)
         return twin
 
     def encode(self, ids: Tensor, mask: Tensor) -> Any:

@@ -22,7 +22,7 @@ def read_prompts(
     prompts: Sequence[Sequence[int]],
     device: Any,
     keep: int = 1,
-    guided: bool = False,
+    fast: bool = False,
     sharing: bool = False,
 ) -> tuple[Rows, Tensor]:
     """Read decoder-only ``prompts`` and return their rows and the last ``keep`` logits.
@@ -43,7 +43,7 @@ def read_prompts(
     parts, logits = [], []
     for group in groups:
         ids, mask = pad_left(group, device)
-        rows, last = read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), guided=guided)
+        rows, last = read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), fast=fast)
         parts.append(rows)
         logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
     place = {prompt: row for row, prompt in enumerate(prompt for group in groups for prompt in group)}
@@ -67,7 +67,7 @@ def read_padded(
     positions: Tensor | None = None,
     cache: Any = None,
     extra: dict[str, Any] | None = None,
-    guided: bool = False,
+    fast: bool = False,
 ) -> tuple[RowBatch, Tensor]:
     """Read left-padded ids (R, L) in one pass.
 
@@ -76,7 +76,7 @@ def read_padded(
         positions: (R, L); default: counted from the mask.
         cache: the cache to fill; default: a new one that grows.
         extra: further inputs of the model's first pass, such as pixel values.
-        guided: see :class:`RowBatch`.
+        fast: see :class:`RowBatch`.
     """
     known, extra = adapter(model), extra or {}
     if positions is None:
@@ -89,10 +89,10 @@ def read_padded(
     if extra.get("encoder_hidden_states") is not None:
         cache = caches.with_cross_attention(cache, known.base)
     logits = known.read(
-        ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, guided=guided
+        ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, fast=fast
     )  # fmt: skip
     inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
-    return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, guided=guided), logits
+    return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, fast=fast), logits
 
 
 def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:

@@ -68,7 +68,7 @@ class RowBatch(Rows):
         next_position: position of the next token of each row, (R, 1).
         inputs: what an encoder-decoder needs at every step, with rows in the first dimension.
         call: replaces the model's own call after the prefill.
-        guided: the rows belong to a guided run, which need not reproduce the bits of plain decoding.
+        fast: the rows need not reproduce the bits of plain decoding, and use this machine's faster products.
     """
 
     model: ModelAdapter
@@ -78,7 +78,7 @@ class RowBatch(Rows):
     next_position: Tensor
     inputs: dict[str, Any] = field(default_factory=dict)
     call: Callable[..., Any] | None = None
-    guided: bool = False
+    fast: bool = False
 
     @property
     def rows(self) -> int:
@@ -106,7 +106,7 @@ class RowBatch(Rows):
             self.mask = F.pad(self.mask, (0, new), value=1)
         positions = self.next_position + torch.arange(new, device=self.device)
         logits = self.model.read(
-            ids, self.cache, mask=self.mask, positions=positions, keep=keep, inputs=self.inputs, guided=self.guided,
+            ids, self.cache, mask=self.mask, positions=positions, keep=keep, inputs=self.inputs, fast=self.fast,
             call=self.call,
         )  # fmt: skip
         self.next_position = self.next_position + new

@@ -58,12 +58,13 @@ class SpeculativePasses(BranchPasses):
         prompts: Sequence[Sequence[Sequence[int]] | Source],
         models: Mapping[str, Any] | None = None,
         copies: int = 1,
+        fast: bool = False,
         *,
         speculation: Speculation,
         guidance: BranchGuidance | None,
         horizon: int,
     ) -> None:
-        super().__init__(model, branches, prompts, models, copies)
+        super().__init__(model, branches, prompts, models, copies, fast)
         for part in self.parts.values():
             if not caches.record_past(caches.new_cache(part)):
                 raise ValueError(
@@ -80,7 +81,7 @@ class SpeculativePasses(BranchPasses):
         logits = super().prefill(ids, model_kwargs, new_tokens)
         for group in self.running.values():
             for batch in group.rows.batches():
-                batch.guided = True  # several tokens a pass do not keep the bits of plain decoding anyway
+                batch.fast = True  # several tokens a pass do not keep the bits of plain decoding anyway
                 caches.record_past(batch.cache)
         return logits
 
