@@ -164,7 +164,7 @@ def test_killed_process_loses_nothing_it_appended(tmp_path: Path) -> None:
     )
     path = tmp_path / "j"
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

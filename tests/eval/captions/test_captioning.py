@@ -18,7 +18,7 @@ from textguide.eval import CaptioningOptions, read_run, run_captioning
 from textguide.eval.captions import data, judge, metrics
 
 DATA = os.environ.get("TEXTGUIDE_DATA")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "scripts" / "train"))
 
 

@@ -35,9 +35,9 @@ def cfg(*scales: float, **more: Any) -> dict[str, Any]:
     return {f"cfg {scale:g}{name}": {"method": "cfg", "scale": scale, **more} for scale in scales}
 
 
-def test_accuracy_shows_values_and_intervals() -> None:
+def test_values_are_drawn_with_intervals() -> None:
     run = run_of({"plain": None, **cfg(2, 1.5)})
-    figure = plots.draw_accuracy(run)
+    figure = plots.draw_values(run)
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     for axes, task in zip(figure.axes, "ab", strict=True):
@@ -54,7 +54,7 @@ def test_accuracy_shows_values_and_intervals() -> None:
 
 def test_settings_that_differ_in_scale_alone_share_a_curve() -> None:
     run = run_of({"plain": None, **cfg(1.5, 2), **cfg(1.5, 2, negative_prompt="bad")})
-    figure = plots.draw_accuracy(run)
+    figure = plots.draw_values(run)
     assert figure is not None
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "no guidance",
@@ -67,7 +67,7 @@ def test_settings_that_differ_in_scale_alone_share_a_curve() -> None:
 
 def test_settings_without_a_scale_stand_side_by_side() -> None:
     run = run_of({"plain": None, "contrastive": {"method": "contrastive"}, **cfg(1.5)})
-    figure = plots.draw_accuracy(run)
+    figure = plots.draw_values(run)
     assert figure is not None
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert labels == ["plain", "contrastive", "cfg 1.5"]
@@ -107,11 +107,11 @@ def test_calibration_names_the_error() -> None:
 
 def test_nothing_to_draw() -> None:
     run = run_of({"plain": None}, confidences=False)
-    assert plots.draw_accuracy(run) is None
+    assert plots.draw_values(run) is None
     assert plots.draw_flips(run) is None
     assert plots.draw_calibration(run) is None
     run = run_of(cfg(1.5, 2), confidences=False)
-    assert plots.draw_accuracy(run) is not None
+    assert plots.draw_values(run) is not None
     assert plots.draw_flips(run) is None
 
 
@@ -123,7 +123,7 @@ def test_no_text_is_cut_off(long: bool) -> None:
         guidances |= cfg(1.5, 2, negative_prompt="You are an assistant who is always wrong, and proud of it")
         tasks = ("a_task_with_a_long_name_that_no_panel_has_room_for_$x$", "b", "c", "d")
     run = run_of(guidances, tasks)
-    for draw in (plots.draw_accuracy, plots.draw_flips, plots.draw_calibration):
+    for draw in (plots.draw_values, plots.draw_flips, plots.draw_calibration):
         figure = draw(run)
         assert figure is not None
         with warnings.catch_warnings():
@@ -152,6 +152,26 @@ def test_files(tmp_path: Path) -> None:
     before = {name: (tmp_path / name).read_bytes() for name in names}
     plots.save_all(run, tmp_path, svg=True)
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize(
+    ("metrics", "name"),
+    [
+        (("acc,none", "acc,none"), "accuracy"),
+        (("cider,none", "cider,none"), "cider"),
+        (("exact_match,remove_whitespace", "exact_match,none"), "exact_match"),
+        (("pass@1,create_test", "pass@1,create_test"), "pass_1"),
+        (("acc,none", "exact_match,none"), "values"),
+    ],
+)
+def test_the_picture_of_values_is_called_after_the_metric(tmp_path: Path, metrics: tuple[str, str], name: str) -> None:
+    entries = [
+        TaskResult(task, label, scale, {metric: measure([1, 0, 1])})
+        for task, metric in zip("ab", metrics, strict=True)
+        for label, scale in (("plain", 1.0), ("cfg 2", 2.0))
+    ]
+    run = RunResult(entries, {"plain": None, **cfg(2)})
+    assert plots.save_all(run, tmp_path) == [f"{name}.png"]
 
 
 def test_pictures_stand_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
