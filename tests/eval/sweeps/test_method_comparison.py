@@ -1,4 +1,4 @@
-"""The shelf's table: halves, differences, what is left out, and that no method is forgotten."""
+"""The comparison of all methods: halves, differences, what is left out, and that no method is forgotten."""
 
 from __future__ import annotations
 
@@ -55,8 +55,10 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         "_costs",
         lambda chosen, _: dict.fromkeys(["plain", *chosen], method_comparison.Cost(0.01, 1.5)),
     )
-    method_comparison.run_shelf(output=tmp_path, methods=["cfg", "apg", "caif"], command="textguide eval --suite shelf")
-    found: dict[str, Any] = json.loads((tmp_path / "shelf.json").read_text())
+    method_comparison.compare_methods(
+        output=tmp_path, methods=["cfg", "apg", "caif"], command="textguide eval --suite methods"
+    )
+    found: dict[str, Any] = json.loads((tmp_path / "methods.json").read_text())
     found["folder"] = tmp_path
     return found
 
@@ -77,11 +79,11 @@ def test_methods_that_ask_a_classifier_are_sampled_only(table: dict[str, Any]) -
         "continuations_positive/positive,all",
         "continuations_positive/distinct_2,all",
     }
-    text = (table["folder"] / "shelf.md").read_text()
+    text = (table["folder"] / "methods.md").read_text()
     assert "| caif" in text
     assert "–" in text
     assert "`context-aware` follows" in text
-    assert (table["folder"] / "shelf.png").stat().st_size > 1000
+    assert (table["folder"] / "methods.png").stat().st_size > 1000
 
 
 def test_methods_with_further_models_run_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_methods_with_further_models_run_by_themselves(monkeypatch: pytest.Monke
         for folder in parts:
             monkeypatch.setattr(method_comparison, "PARTS", {folder: parts[folder]})
             with pytest.raises(Stopped):
-                method_comparison.run_shelf(
+                method_comparison.compare_methods(
                     output=tmp_path, methods=methods, options=method_comparison.SweepOptions(limit=400)
                 )
     assert runs["scored"] == ({None, "cfg"}, None, 400)
@@ -110,11 +112,11 @@ def test_methods_with_further_models_run_by_themselves(monkeypatch: pytest.Monke
     assert runs["scored-models"] == ({None, "contrastive"}, {"amateur": "smollm2-small"}, 400)
     assert runs["continued-models"][1].keys() == {"amateur", "expert", "anti-expert"}
     with pytest.raises(ValueError, match="methods='dexperts' has small models for smollm2 alone"):
-        method_comparison.run_shelf(output=tmp_path, methods=["dexperts"], model_args={"pretrained": "other"})
+        method_comparison.compare_methods(output=tmp_path, methods=["dexperts"], model_args={"pretrained": "other"})
 
 
 def test_unknown_and_left_out_methods_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'context-aware' has no place in the suite; it follows a document"):
-        method_comparison.run_shelf(output=tmp_path, methods=["context-aware"])
+        method_comparison.compare_methods(output=tmp_path, methods=["context-aware"])
     with pytest.raises(ValueError, match="use one of cfg"):
-        method_comparison.run_shelf(output=tmp_path, methods=["nonsense"])
+        method_comparison.compare_methods(output=tmp_path, methods=["nonsense"])
