@@ -143,7 +143,7 @@ def compare_methods(
     methods: Iterable[str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run the suite, and write ``methods.md``, ``methods.json`` and ``methods.png`` beside the runs that it is made from.
+    """Run the suite, and write ``methods.md``, ``methods.json`` and ``methods.png`` beside the runs that they sum up.
 
     Args:
         output: folder; a killed run goes on where it was.

@@ -31,11 +31,11 @@ class Engine:
     def generate(self, prompts, params, use_tqdm):
         self.calls.append((prompts, params))
         rows = [prompt["prompt_token_ids"][::-1][: one.max_tokens] for prompt, one in zip(prompts, params, strict=True)]
-        told = {"guided_steps": 2, "max_kl": 1.0}
+        report = {"guided_steps": 2, "max_kl": 1.0}
         return [
             SimpleNamespace(
                 prompt_token_ids=prompt["prompt_token_ids"],
-                kv_transfer_params={"textguide": told},
+                kv_transfer_params={"textguide": report},
                 outputs=[SimpleNamespace(token_ids=row, logprobs=[{t: SimpleNamespace(logprob=-1.0)} for t in row])],
             )
             for prompt, row in zip(prompts, rows, strict=True)

@@ -160,7 +160,9 @@ def test_reading_what_is_not_there(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_missing_matplotlib_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_reported_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(drawing, "available", lambda: False)
     with pytest.raises(ImportError, match=r"textguide\[eval\]"):
         write_run(sweep(), tmp_path / "run", plots=True)

@@ -118,7 +118,7 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
         Journal.open(path, IDENTITY)
 
 
-def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_reported(tmp_path: Path) -> None:
     path = filled(tmp_path / "journal.jsonl", {"1": 1, "2": 2, "3": 3})
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = b'{"key": "2", "rec\n'

@@ -1,6 +1,6 @@
-"""Readers of the local files: what the task YAMLs name as ``custom_dataset``.
+"""Loaders of the local files: what the task YAMLs name as ``custom_dataset``.
 
-lm-eval calls a reader with the task's metadata, to which the task manager adds ``data``, the data folder.
+lm-eval calls a loader with the task's metadata, to which the task manager adds ``data``, the data folder.
 Each returns ``{"test": Dataset}`` held in memory.
 """
 
