@@ -81,7 +81,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALLOWED: dict[str, set[str]] = {
     # Views are values of the rules; how a model is seen in parts belongs to how it is run.
     "textguide.forward.model_views": {"guidance"},
-    # Still to be mended.
 }
 """Single files that import more than their room."""
 BARE = {"eval", "tasks", "logits_processors"}
