@@ -7,7 +7,6 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from textguide.engine.results import GenerateResult
 from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
 from textguide.models import bundled
+from textguide.models.loading import locate
 from textguide.support.errors import MissingExtraError
 
 from .constraints import arguments_of as constraint_arguments
@@ -51,7 +51,7 @@ def vllm_engine(
     """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
 
     Args:
-        model: as for :func:`textguide.load`: the bundled model's name, a folder, or a name on a model hub.
+        model: as for :func:`textguide.load`: the bundled model's name, a folder, a GGUF file, or a name on a model hub.
         classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
             line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
@@ -76,8 +76,12 @@ def vllm_engine(
 
 
 def resolve(model: str) -> str:
-    """The folder of the bundled model, or ``model`` as it is."""
-    return str(bundled.folder()) if model == bundled.NAME and not Path(model).is_dir() else model
+    """The folder of a bundled model or of a converted GGUF file, or ``model`` as it is.
+
+    Raises:
+        ModelUnavailableError: as for :func:`textguide.load`.
+    """
+    return str(locate(model))
 
 
 def switched_on(

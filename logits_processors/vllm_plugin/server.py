@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from textguide.models import bundled
 from textguide.support.errors import MissingExtraError
 
 from .engine import resolve, switched_on
@@ -50,10 +49,11 @@ def parse(model: str, options: Sequence[str]) -> Any:
         help="for requests with awrs_constraint=NAME: regex:PATTERN, json-schema:FILE, grammar:FILE or "
         "python:MODULE:NAME; may be repeated",
     )  # fmt: skip
-    arguments = parser.parse_args([resolve(model), *options])
+    found = resolve(model)
+    arguments = parser.parse_args([found, *options])
     arguments.model = arguments.model_tag
     if arguments.served_model_name is None:
-        arguments.served_model_name = [model] if model == bundled.NAME else None
+        arguments.served_model_name = None if found == model else [model]
     for name, (only, reason) in REFUSED.items():
         value = getattr(arguments, name, only)
         if value != only and not (name == "api_server_count" and value == 1):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
@@ -14,10 +16,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import textguide
-from textguide import CAIF, CFG, Guidance
+from textguide import CAIF, CFG, Guidance, cli
 from textguide.eval import GuidedLM
 from textguide.guidance import ContrastiveDecoding, as_guidance
 from textguide.reference import decoding
+from textguide.support.errors import ModelUnavailableError, UnknownModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -237,6 +240,67 @@ def test_registered_in_lm_eval(tiny_model: str) -> None:
 def test_bad_arguments(tiny_model: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         guided(tiny_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "message"),
+    [
+        ("tiny", {"dtype": "f16"}, ValueError, "dtype='f16' is no floating-point type"),
+        ("tiny", {"dtype": "int8"}, ValueError, "dtype='int8' is no floating-point type"),
+        ("tiny", {"device": "tpu"}, ValueError, "device='tpu' is no torch device"),
+        ("/nonexistent", {}, UnknownModelError, "model '/nonexistent' looks like a folder, and there is none"),
+        ("smollm", {}, UnknownModelError, "did you mean 'smollm2'"),
+        ("nothing.gguf", {}, UnknownModelError, "there is no file nothing.gguf"),
+        ("nobody/has-this-model", {}, ModelUnavailableError, "the hub cannot be reached"),
+    ],
+)
+def test_models_are_checked_as_load_checks_them(
+    tiny_model: str, name: str, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        GuidedLM(pretrained=tiny_model if name == "tiny" else name, **{"device": "cpu", **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_model_is_named(tiny_model: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "damaged"))
+    for file, content in (("tokenizer.json", b"not json"), ("model.safetensors", b"short")):
+        (folder / file).write_bytes(content)
+        with pytest.raises(ModelUnavailableError, match="could not be read") as caught:
+            GuidedLM(pretrained=str(folder), device="cpu")
+        assert str(folder) in str(caught.value)
+
+
+def test_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    from tests.models.tiny_gguf import tiny, write
+
+    monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path / "cache"))
+    path = str(write(tmp_path / "tiny.gguf", tiny()))
+    model, tokenizer = textguide.load(path, device="cpu")
+    ours = GuidedLM(pretrained=path, device="cpu", scale=1.5).loglikelihood(
+        requests([("ab", " ab")]), disable_tqdm=True
+    )
+    expected = textguide.score(model, tokenizer, "ab", [tokenizer(" ab").input_ids[1:]], CFG(1.5))
+    assert ours[0][0] == pytest.approx(float(expected.log_likelihood[0, 0]), abs=1e-3)
+    assert GuidedLM(pretrained=path, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--dtype", "f16"], ["--device", "tpu"], ["--model", "/nonexistent"], ["--model", "smolm2"]],
+)
+def test_the_command_says_it_in_a_line(
+    arguments: list[str], tiny_model: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    asked = ["eval", "--tasks", "sudoku4", "--limit", "1", "--model", tiny_model, "--device", "cpu", *arguments]
+    capfd.readouterr()
+    assert cli.main(asked) == 2
+    captured = capfd.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("textguide eval: ")
+    assert arguments[1] in line
 
 
 def test_classifiers_guide_likelihoods_and_generations(tiny_model: str, plain: HFLM) -> None:
