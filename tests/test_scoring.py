@@ -9,6 +9,7 @@ import torch
 
 import textguide
 from textguide import CFG
+from textguide.guidance import Formula
 from textguide.reference import decoding
 
 from .architectures import ENCODER_DECODER, NAMES, Tokenizer, build
@@ -127,3 +128,10 @@ def test_texts_chats_and_one_context_for_all() -> None:
 def test_bad_input(contexts: Any, targets: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         textguide.score(build("llama"), TOKENIZER, contexts, targets, **options)
+
+
+@pytest.mark.parametrize("formula", ["cond/(last - last)", "-1*cond/(last - last)", "(cond - cond)/(last - last)"])
+def test_scores_that_are_no_numbers_are_refused(formula: str) -> None:
+    settings = [Formula("1.5*cond - 0.5*last"), Formula(formula)]
+    with pytest.raises(ValueError, match=r"Formula.* NaN or \+inf for row [01]; use a smaller scale"):
+        textguide.score(build("llama"), TOKENIZER, CONTEXTS[:2], TARGETS[:2], settings=settings)

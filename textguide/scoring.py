@@ -14,7 +14,7 @@ from .engine.custom_generate import empty_source
 from .engine.reweighting import Reweighter, reweighter
 from .forward import model_views, prefill
 from .forward.model_adapter import adapter
-from .guidance import CFG, BranchGuidance, Guidance, Step, as_guidance, split, with_scale
+from .guidance import CFG, BranchGuidance, Guidance, Step, algebra, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
 from .support.arguments import check_model_and_tokenizer
 
@@ -318,6 +318,7 @@ def _score_batch(
     places_read = [(item, i) for item in batch for i in range(len(item.continuation))]
     log_probs = torch.empty(len(settings), len(targets), device=laws[0].device)
     is_top = torch.empty(len(settings), len(targets), dtype=torch.bool, device=laws[0].device)
+    broken = torch.zeros(len(settings), len(targets), dtype=torch.bool, device=laws[0].device)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
         logp = torch.stack([log_softmax(law[part]) for law in laws])
@@ -325,13 +326,19 @@ def _score_batch(
         token = targets[part, None]
         for number, setting in enumerate(settings):
             guidance = split(setting).branching
-            guided = logp[0] if guidance is None else guidance.combine(logp, step)
+            guided = logp[0]
+            if guidance is not None:
+                guided = guidance.combine(logp, step)
+                broken[number, part] = algebra.broken(guided)
             weigher = weighers[number]
             if weigher is not None:
                 guided = _reweighed(weigher, guided, step, places_read[part])
             picked = guided.gather(-1, token)
             log_probs[number, part] = picked[:, 0]
             is_top[number, part] = (guided <= picked).all(-1)
+    if bool(broken.any()):
+        number, place = broken.nonzero()[0].tolist()
+        algebra.refuse_broken(settings[number], [places_read[place][0].number])
     return log_probs, is_top
 
 

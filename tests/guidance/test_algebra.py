@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from textguide.guidance import algebra
+from textguide.guidance import (
+    ACFG,
+    APG,
+    CAIF,
+    CFG,
+    NAG,
+    AnnealedCFG,
+    BetaCFG,
+    ContrastiveDecoding,
+    DExperts,
+    Guidance,
+    LMGuidance,
+    Step,
+    algebra,
+)
 
 INF = math.inf
 # Scores of tokens; −inf forbids one.
@@ -210,3 +225,41 @@ def test_weighted_sum_over_rows() -> None:
     assert total.shape == (2, 4, 5)
     expected = weighted_loop(logp[:, 1, 3].tolist(), weights.tolist())
     assert total[1, 3].tolist() == pytest.approx(expected)
+
+
+def test_broken_rows_are_those_without_a_distribution() -> None:
+    inf, nan = float("inf"), float("nan")
+    rows = [[0.0, -inf, -1.0], [nan, 0.0, 1.0], [0.0, inf, 0.0], [-inf] * 3, [-3e38, 3e38, 0.0]]
+    assert algebra.broken(torch.tensor(rows)).tolist() == [False, True, True, True, False]
+    with pytest.raises(ValueError, match=r"CFG.* for row 1, 2; use a smaller scale"):
+        algebra.refuse_broken(CFG(1.5), [1, 2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CFG(3e38),
+        lambda: CFG(-1.1e6),
+        lambda: CFG(1.5, max_scale=1e7),
+        lambda: CFG(1.5, schedule="clamp-linear:1e30"),
+        lambda: ACFG(1e20),
+        lambda: APG(2.0, parallel=1e9),
+        lambda: AnnealedCFG(2.0, line=[(0, 1e9)]),
+        lambda: DExperts(1e9),
+        lambda: ContrastiveDecoding(beta=1e9),
+        lambda: LMGuidance(1e9),
+        lambda: CAIF("sentiment", "positive", 1e9),
+    ],
+)
+def test_factors_that_leave_float32_are_refused(make: Callable[[], Guidance]) -> None:
+    with pytest.raises(ValueError, match=r"lies outside ±1e\+06|must hold pairs|1000 at most"):
+        make()
+
+
+def test_the_largest_factor_stays_in_float32() -> None:
+    logp = (50 * torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    for guidance in (CFG(1e6, schedule="linear"), CFG(-1e6), APG(1e6), NAG(1e6), AnnealedCFG(1e6), BetaCFG(1e6)):
+        for progress in (0.1, 0.5, 1.0):
+            guided = guidance.combine(logp, Step(progress))
+            assert not algebra.broken(guided).any()
+            assert torch.isfinite(guided).all()

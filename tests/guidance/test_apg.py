@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textguide.guidance import APG, CFG, Step
+from textguide.guidance import APG, CFG, Step, algebra
 from textguide.reference import decoding
 
 from .oracles import INF, oracle, settings
@@ -18,13 +18,12 @@ def apg(guidance: APG, laws: list[list[float]], s: float) -> list[float]:
     tokens = [t for t in range(len(cond)) if cond[t] > -INF and uncond[t] > -INF]
     gap = {t: cond[t] - uncond[t] for t in tokens}
     mean = sum(gap.values()) / len(tokens)
-    gap = {t: g - mean for t, g in gap.items()}
-    length = (sum(g * g for g in gap.values()) / len(tokens)) ** 0.5
+    length = (sum((g - mean) ** 2 for g in gap.values()) / len(tokens)) ** 0.5
     if guidance.max_norm is not None and length > guidance.max_norm:
-        gap = {t: g * guidance.max_norm / length for t, g in gap.items()}
+        mean, gap = mean * guidance.max_norm / length, {t: g * guidance.max_norm / length for t, g in gap.items()}
     centre = sum(cond[t] for t in tokens) / len(tokens)
     along = {t: cond[t] - centre for t in tokens}
-    share = sum(gap[t] * along[t] for t in tokens) / sum(a * a for a in along.values())
+    share = sum((gap[t] - mean) * along[t] for t in tokens) / sum(a * a for a in along.values())
     scores = list(cond)
     for t in tokens:
         parallel = share * along[t]
@@ -35,9 +34,27 @@ def apg(guidance: APG, laws: list[list[float]], s: float) -> list[float]:
 settings(APG(1.0), APG(2.0), APG(3.0, parallel=0.3, max_norm=0.8, schedule="linear"))
 
 
-def test_with_the_whole_parallel_part_it_is_cfg() -> None:
-    logp = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    torch.testing.assert_close(APG(2.0, parallel=1.0).combine(logp, Step()), CFG(2.0).combine(logp, Step()))
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.0, 2.0, 7.0])
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_with_the_whole_parallel_part_it_is_cfg(scale: float, renormalize: bool) -> None:
+    """To the constant that no probability depends on, and that FeynmanKac's weights are made of."""
+    logp = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+    logp[0, :, 4] = logp[1, :, 5] = -INF
+    logp = logp.log_softmax(-1)
+    for step in (Step(0.3), Step(torch.tensor([[0.0], [0.4], [1.0]]))):
+        apg, cfg = (
+            guidance.combine(logp, step)
+            for guidance in (
+                APG(scale, parallel=1.0, renormalize=renormalize, schedule="linear"),
+                CFG(scale, renormalize=renormalize, schedule="linear"),
+            )
+        )
+        torch.testing.assert_close(apg, cfg)
+    capped = APG(scale, parallel=1.0, max_norm=0.5, renormalize=renormalize).combine(logp, Step())
+    gap, possible = algebra.centered(torch.where(torch.isfinite(logp).all(0), logp[0] - logp[1], -INF))
+    shorter = 1 + (scale - 1) * (0.5 / algebra.rms(gap, possible)).clamp(max=1.0)
+    product = algebra.extrapolate(logp[0], logp[1], shorter)
+    torch.testing.assert_close(capped, algebra.log_softmax(product) if renormalize else product)
 
 
 def test_what_one_branch_forbids_is_left_alone() -> None:

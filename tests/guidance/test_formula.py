@@ -110,9 +110,21 @@ def test_classifiers_are_terms_of_the_sum() -> None:
         ("cond.data", "cond.data"),
         ("M('a', b='c')", "M('a', b='c')"),
         ("1e999*cond", "inf"),
+        ("cond/0", "cond/0 divides by 0"),
+        ("cond/(2 - 2)", "cond/(2 - 2) divides by 0"),
+        ("cond/max(-1, -0)", "divides by 0"),
+        ("last + cond/1e-40", "divides by 1e-40"),
+        ("1e30*cond", "the number=1e+30 lies outside"),
+        ("1e5*1e5*cond", "100000*100000=10000000000.0 lies outside"),
     ],
 )
 def test_what_is_no_formula_is_shown(text: str, part: str) -> None:
     with pytest.raises(ValueError) as error:
         Formula(text)
     assert part in str(error.value)
+
+
+def test_a_number_keeps_its_digits() -> None:
+    exact = Formula(1.23456789 * cond - 0.1 * last)  # type: ignore[arg-type]
+    assert exact.expression == "1.23456789*cond - 0.1*last"
+    assert exact == Formula("1.23456789*cond - 0.1*last")

@@ -13,7 +13,7 @@ import torch
 import textguide
 from textguide import AWRS, CAIF, CFG, FeynmanKac, Guidance, guided_decoding
 from textguide.constraints import Regex
-from textguide.guidance import ContrastiveDecoding, Step
+from textguide.guidance import APG, ContrastiveDecoding, DynamicCFG, S2Guidance, Step
 from textguide.reference import decoding
 from textguide.reference import smc as oracle
 from textguide.smc.constrained import Constrained
@@ -226,6 +226,20 @@ def test_a_constraint_by_name() -> None:
         eos_token_id=2,
     )
     assert all(set(text) <= set("abc") for text, done in zip(out.texts, out.finished, strict=True) if done)
+
+
+@pytest.mark.parametrize(
+    "same", [DynamicCFG(2.0, scales=[2.0], budget=1e9), APG(2.0, parallel=1.0), S2Guidance(2.0, weight=0.0)]
+)
+def test_rules_that_are_cfg_have_its_weights(same: Guidance) -> None:
+    """A rule that normalised before it was asked for the product would give weights of 0."""
+    expected, out = (
+        generate([guidance, FeynmanKac(particles=3, ess_threshold=0.0)], seed=1, max_new_tokens=6)
+        for guidance in (CFG(2.0), same)
+    )
+    assert out.new_tokens == expected.new_tokens
+    assert expected.log_weights.abs().min() > 1e-2
+    torch.testing.assert_close(out.log_weights, expected.log_weights, atol=1e-4, rtol=1e-4)
 
 
 def test_json() -> None:

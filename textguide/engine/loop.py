@@ -319,7 +319,8 @@ class _Loop:
         if self.guidance is None or self.skipping is None:
             return None, cond, None
         alive = self.passes.alive
-        step = Step.at(self.index, self.horizon, alive, len(self.writing))
+        copies = self.config.num_return_sequences or 1
+        step = Step.at(self.index, self.horizon, alive, len(self.writing), copies)
         writing = self._in_batch(self.writing)
         if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
             self.skipping.record(self.index, cond, writing)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import algebra, schedules
 from .base import About, Guidance, Step
-from .validation import finite
+from .validation import factor, finite, window
 
 SCOPES = ("all", "generated", "prompt")
 
@@ -53,8 +53,9 @@ class ACFG(Guidance):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name in ("scale", "remask_ratio", "start", "stop"):
-            object.__setattr__(self, name, finite(name, getattr(self, name)))
+        start, stop = window(self.start, self.stop)
+        ratio = finite("remask_ratio", self.remask_ratio)
+        self._put(scale=factor("scale", self.scale), remask_ratio=ratio, start=start, stop=stop)
         if not 0.0 <= self.remask_ratio <= 1.0:
             raise ValueError(f"remask_ratio={self.remask_ratio} must lie in [0, 1]; the paper uses 0.7")
         if self.remask_scope not in SCOPES:
@@ -62,8 +63,6 @@ class ACFG(Guidance):
         schedules.parse(self.schedule)
         if not isinstance(self.one_pass, bool):
             raise ValueError(f"one_pass={self.one_pass!r} must be True or False")
-        if not 0.0 <= self.start <= self.stop <= 1.0:
-            raise ValueError(f"start={self.start} and stop={self.stop} must satisfy 0 <= start <= stop <= 1")
 
     @property
     def is_neutral(self) -> bool:
@@ -73,11 +72,7 @@ class ACFG(Guidance):
     def scale_at(self, step: Step) -> float | Tensor:
         """γ(s): the schedule's value, 1 outside the window."""
         progress: Any = step.progress
-        scale = schedules.scale_at(self.schedule, self.scale, progress)
-        if isinstance(progress, Tensor):
-            inside = (progress >= self.start) & (progress <= self.stop)
-            return torch.where(inside, scale, torch.ones_like(progress))
-        return scale if self.start <= progress <= self.stop else 1.0
+        return schedules.scale_at(self.schedule, self.scale, progress, self.start, self.stop)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """``Lu + γ (Lc − Lu)``, normalised, of ``logp`` (2, ..., V): the text as it is, the text masked again."""

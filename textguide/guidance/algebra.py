@@ -9,6 +9,9 @@ Two rules hold throughout:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,24 @@ from torch import Tensor
 def log_softmax(logits: Tensor) -> Tensor:
     """Normalised log-probabilities in float32, whatever the dtype of ``logits`` (..., V)."""
     return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
+def broken(scores: Tensor) -> Tensor:
+    """Rows that no token can be drawn from: a score is NaN or +inf, or all are −inf. (..., V) → bool (...)."""
+    return ~torch.isfinite(scores.amax(dim=-1))
+
+
+def refuse_broken(guidance: Any, rows: Sequence[int]) -> NoReturn:
+    """Say which rows :func:`broken` found in what ``guidance`` gave.
+
+    Raises:
+        ValueError: always.
+    """
+    numbers = ", ".join(map(str, rows))
+    raise ValueError(
+        f"{guidance} gives log-probabilities that are NaN or +inf for row {numbers}; use a smaller scale, or a formula "
+        "that divides by nothing that may be 0. If the model alone gives NaN too, load it with dtype float32"
+    )
 
 
 def extrapolate(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
-from .validation import finite
+from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class APG(Contrast):
     With ``g = lc − lu``, centred: cap its length at ``r``, split it into ``g∥`` along the centred ``lc`` and ``g⊥``
     across it, and take ``lc + (γ − 1)(g⊥ + η g∥)`` (Alg. 1). γ = 1 changes nothing; η = 1 without a cap is
     classifier-free guidance. Helps where a large γ would oversharpen. Costs what classifier-free guidance costs.
+
+    The mean of ``g``, which no probability depends on, is kept and capped with it, so that ``renormalize=False`` and
+    the weights of :class:`textguide.FeynmanKac` are those of classifier-free guidance too.
 
     Lengths are root mean squares over the vocabulary, so that ``r`` does not depend on its size; the paper's r = 15
     belongs to images. Its running mean over denoising steps (β) is left out: successive tokens are
@@ -41,11 +44,16 @@ class APG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put("parallel", finite("parallel", self.parallel))
+        self._put(parallel=factor("parallel", self.parallel))
         if self.max_norm is not None:
-            self._put("max_norm", finite("max_norm", self.max_norm))
+            self._put(max_norm=finite("max_norm", self.max_norm))
             if self.max_norm <= 0:
                 raise ValueError(f"max_norm={self.max_norm} must be above 0 nats, or None")
+
+    @property
+    def off_at_one(self) -> bool:
+        """Always: the step is taken γ − 1 times."""
+        return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Algorithm 1 on ``logp`` (2, B, V)."""
@@ -53,10 +61,12 @@ class APG(Contrast):
         both = torch.isfinite(cond) & torch.isfinite(uncond)
         raw = torch.where(both, cond - uncond, float("-inf"))
         gap, possible = algebra.centered(raw)
+        step_taken = raw
         if self.max_norm is not None:
-            gap = gap * (self.max_norm / algebra.rms(gap, possible).clamp(min=1e-12)).clamp(max=1.0)
+            short = (self.max_norm / algebra.rms(gap, possible).clamp(min=1e-12)).clamp(max=1.0)
+            gap, step_taken = gap * short, raw * short
         along, _ = algebra.centered(torch.where(both, cond, float("-inf")))
         share = (gap * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-12)
-        parallel = share * along
-        step_taken = gap - parallel + self.parallel * parallel
+        if self.parallel != 1.0:
+            step_taken = step_taken - (1.0 - self.parallel) * share * along
         return torch.where(both, cond + (scale - 1.0) * step_taken, cond)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base import About, TokenConstraint
-from .validation import finite
+from .validation import finite, whole
 
 METHODS = ("awrs", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")
@@ -66,14 +66,12 @@ class AWRS(TokenConstraint):
 
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Mapping):
-            object.__setattr__(self, "constraint", _Described(self.constraint))
-        for name, least in (("particles", 1), ("accepts", 2), ("max_rejects", 1)):
-            value = getattr(self, name)
-            if name == "max_rejects" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of {least} or more")
-        object.__setattr__(self, "ess_threshold", finite("ess_threshold", self.ess_threshold))
+            self._put(constraint=_Described(self.constraint))
+        whole("particles", self.particles, 1)
+        whole("accepts", self.accepts, 2)
+        if self.max_rejects is not None:
+            whole("max_rejects", self.max_rejects, 1)
+        self._put(ess_threshold=finite("ess_threshold", self.ess_threshold))
         if not 0.0 <= self.ess_threshold <= 1.0:
             raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1], a share of the particles")
         for name, known in (("method", METHODS), ("estimator", ESTIMATORS), ("resampling", RESAMPLING)):

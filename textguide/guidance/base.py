@@ -66,17 +66,19 @@ class Step:
         rows: which rows of the batch these are, in order, for guidances that look across rows; None where texts
             are not written together.
         batch: how many rows the batch had at first.
+        copies: how many rows each prompt has, side by side (``num_return_sequences``).
     """
 
     progress: float | Tensor = 0.0
     rows: tuple[int, ...] | None = None
     batch: int = 0
+    copies: int = 1
 
     @classmethod
-    def at(cls, index: int, horizon: int, rows: Sequence[int] | None = None, batch: int = 0) -> Step:
+    def at(cls, index: int, horizon: int, rows: Sequence[int] | None = None, batch: int = 0, copies: int = 1) -> Step:
         """The step that writes token ``index`` (from 0) of at most ``horizon`` tokens."""
         progress = min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0
-        return cls(progress, None if rows is None else tuple(rows), batch)
+        return cls(progress, None if rows is None else tuple(rows), batch, copies)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ class Guidance(ABC):
         """Whether this guidance changes nothing anywhere, so that nothing of it need run."""
         return False
 
+    def _put(self, **values: Any) -> None:
+        """Set fields while the object is made: the one time that they may change."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the method's name and every field."""
         values = {field.name: to_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
@@ -169,6 +176,8 @@ class BranchGuidance(Guidance):
 
     renormalize: bool = True
     skip_threshold: float | None = None
+    across_rows: ClassVar[bool] = False
+    """Whether what a row is given depends on the other rows, so that rows have to keep their places."""
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import algebra, schedules
+from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
 from .validation import finite
@@ -43,44 +43,28 @@ class BetaCFG(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("a", "b", "power"):
-            self._put(name, finite(name, getattr(self, name)))
+            self._put(**{name: finite(name, getattr(self, name))})
         if self.a < 1 or self.b < 1:
             raise ValueError(f"a={self.a} and b={self.b} must be 1 or more; below that the density has no bound")
         if not 0.0 <= self.power <= 1.0:
             raise ValueError(f"power={self.power} must lie in [0, 1]")
 
     @property
-    def is_neutral(self) -> bool:
-        """Plain classifier-free guidance at γ = 1."""
-        return self._is_cfg and super().is_neutral
-
-    def active(self, step: Step) -> bool:
-        """Inside the window."""
-        return super().active(step) if self._is_cfg else bool(self.inside(step))
+    def off_at_one(self) -> bool:
+        """As plain classifier-free guidance."""
+        return self.a == 1.0 and self.b == 1.0 and self.power == 0.0
 
     def density(self, progress: Any) -> Any:
         """Beta(s; a, b)."""
         log_norm = math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b)
         return math.exp(log_norm) * progress ** (self.a - 1) * (1 - progress) ** (self.b - 1)
 
-    def combine(self, logp: Tensor, step: Step) -> Tensor:
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """The formula above on ``logp`` (2, B, V)."""
-        if self._is_cfg:
-            return super().combine(logp, step)
+        if self.off_at_one:
+            return super().mix(logp, scale, step)
         cond, uncond = logp
         both = torch.isfinite(cond) & torch.isfinite(uncond)
         gap = torch.where(both, cond - uncond, 0.0)
         length = algebra.rms(gap, both).clamp(min=1e-12) ** self.power
-        scale = self._plain_scale(step) * self.density(step.progress)
-        guided = torch.where(both, uncond + scale * gap / length, cond)
-        guided = torch.where(torch.as_tensor(self.inside(step), device=cond.device), guided, cond)
-        return algebra.log_softmax(guided) if self.renormalize else guided
-
-    @property
-    def _is_cfg(self) -> bool:
-        return self.a == 1.0 and self.b == 1.0 and self.power == 0.0
-
-    def _plain_scale(self, step: Step) -> Any:
-        """γ(s) where the window does not count."""
-        progress: Any = step.progress
-        return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
+        return torch.where(both, uncond + scale * self.density(step.progress) * gap / length, cond)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import algebra, schedules
 from .base import About, Step, TokenReweighting
-from .validation import finite
+from .validation import factor, finite, whole, window
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,6 @@ class CAIF(TokenReweighting):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
         if not isinstance(self.classifier, str) and not hasattr(self.classifier, "log_prob"):
             raise ValueError(
                 f"classifier={self.classifier!r} gives no log_prob; wrap a function in "
@@ -74,23 +71,18 @@ class CAIF(TokenReweighting):
             )
         if isinstance(self.target, bool) or not isinstance(self.target, (str, int)):
             raise ValueError(f"target={self.target!r} must be the name or the number of a class")
-        put("weight", finite("weight", self.weight))
-        put("entropy_threshold", finite("entropy_threshold", self.entropy_threshold))
+        self._put(weight=factor("weight", self.weight))
+        self._put(entropy_threshold=finite("entropy_threshold", self.entropy_threshold))
         if self.entropy_threshold < 0:
             raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
-        for name in ("top_k", "every"):
-            value = getattr(self, name)
-            if value is None and name == "top_k":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+        whole("every", self.every, 1)
+        if self.top_k is not None:
+            whole("top_k", self.top_k, 1)
         if not isinstance(self.include_prompt, bool):
             raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
         schedules.parse(self.schedule)
-        put("start", finite("start", self.start))
-        put("stop", finite("stop", self.stop))
-        if not 0.0 <= self.start <= self.stop <= 1.0:
-            raise ValueError(f"start={self.start} and stop={self.stop} must satisfy 0 <= start <= stop <= 1")
+        start, stop = window(self.start, self.stop)
+        self._put(start=start, stop=stop)
 
     @property
     def is_neutral(self) -> bool:
@@ -100,11 +92,7 @@ class CAIF(TokenReweighting):
     def weight_at(self, step: Step) -> float | Tensor:
         """α(s): the schedule's share of the weight inside the window, 0 outside."""
         progress: Any = step.progress
-        weight = schedules.weight_at(self.schedule, self.weight, progress)
-        if isinstance(progress, Tensor):
-            inside = (progress >= self.start) & (progress <= self.stop)
-            return torch.where(inside, weight, torch.zeros_like(progress))
-        return weight if self.start <= progress <= self.stop else 0.0
+        return schedules.weight_at(self.schedule, self.weight, progress, self.start, self.stop)
 
 
 def reweigh(logp: Tensor, candidates: Tensor, bonus: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ class Composed(Guidance):
             order, which is made canonical.
 
     Raises:
-        ValueError: two parts want the same place, or one of them steers a loop of its own.
+        ValueError: two parts want the same place, one of them steers a loop of its own, or a rule that looks across
+            rows meets particles, which move between rows.
     """
 
     parts: tuple[Guidance, ...]
@@ -35,7 +36,15 @@ class Composed(Guidance):
             if len(group) > 1:
                 names = ", ".join(part.name for part in group)
                 raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")
-        object.__setattr__(self, "parts", tuple(part for group in found for part in group))
+        moving = [part for part in found[2] if getattr(part, "particles", 1) > 1 or part.name == "feynman-kac"]
+        for part in found[0]:
+            if moving and getattr(part, "across_rows", False) and not part.is_neutral:
+                raise ValueError(
+                    f"guidance=[{part.name}, {moving[0].name}]: {part.name} holds every text against those of the "
+                    "other rows, and particles or branches are weighed and moved without them; leave one of the two "
+                    "out, or use AWRS with particles=1"
+                )
+        self._put(parts=tuple(part for group in found for part in group))
 
     @property
     def is_neutral(self) -> bool:

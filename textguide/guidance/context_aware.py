@@ -40,7 +40,7 @@ class ContextAware(Scaled):
         if not isinstance(given, (list, tuple)) or not given or not all(isinstance(c, str) and c for c in given):
             raise ValueError(f"context={self.context!r} must be the passage of the prompt to be followed")
         if not isinstance(self.context, str):
-            self._put("context", tuple(self.context))
+            self._put(context=tuple(self.context))
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import finite
+from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Plausible(BranchGuidance):
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", finite("alpha", self.alpha))
+        self._put(alpha=finite("alpha", self.alpha))
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha={self.alpha} must lie in [0, 1]; 0.1 is the paper's")
         if self.beta is not None:
-            object.__setattr__(self, "beta", finite("beta", self.beta))
+            self._put(beta=factor("beta", self.beta))
 
     @property
     def is_neutral(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import finite
+from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,8 @@ class DExperts(BranchGuidance):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        put("alpha", finite("alpha", self.alpha))
-        put("top_p", finite("top_p", self.top_p))
+        self._put(alpha=factor("alpha", self.alpha))
+        self._put(top_p=finite("top_p", self.top_p))
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
         if not self.expert or self.expert == self.anti_expert:

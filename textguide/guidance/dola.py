@@ -45,7 +45,7 @@ class DoLa(Plausible):
         exits = self.exits if isinstance(self.exits, (list, tuple)) else (self.exits,)
         if not exits:
             raise ValueError("exits is empty; name at least one early layer")
-        object.__setattr__(self, "exits", tuple(EarlyExit(depth).depth for depth in exits))
+        self._put(exits=tuple(EarlyExit(depth).depth for depth in exits))
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -53,8 +53,8 @@ class FeynmanKac(TokenConstraint):
     def __post_init__(self) -> None:
         checked = AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
         if isinstance(self.constraint, Mapping):
-            object.__setattr__(self, "constraint", checked.constraint)
-        object.__setattr__(self, "ess_threshold", checked.ess_threshold)
+            self._put(constraint=checked.constraint)
+        self._put(ess_threshold=checked.ess_threshold)
 
     @property
     def constrained(self) -> AWRS:

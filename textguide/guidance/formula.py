@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
 from .caif import CAIF
 from .composed import together
+from .validation import LARGEST, factor
 
 _OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -60,7 +62,8 @@ class Term:
 
     def __str__(self) -> str:
         if self.kind == "number":
-            return f"{self.parts[0]:g}"
+            short = f"{self.parts[0]:g}"
+            return short if float(short) == self.parts[0] else repr(self.parts[0])
         if self.kind in ("cond", "last"):
             return self.kind
         if self.kind in ("P", "M", "C"):
@@ -147,7 +150,8 @@ class Formula(BranchGuidance):
             numbers, ``+ - * /``, ``max`` and ``min``. Classifier terms need :meth:`of`.
 
     Raises:
-        ValueError: it is no formula; the message shows the part that is not understood.
+        ValueError: it is no formula (the message shows the part that is not understood), it divides by 0, or a number
+            lies outside ±1e6.
     """
 
     expression: str
@@ -160,7 +164,8 @@ class Formula(BranchGuidance):
 
     def __post_init__(self) -> None:
         if isinstance(self.expression, Term):
-            object.__setattr__(self, "expression", str(self.expression))
+            self._put(expression=str(self.expression))
+        _constant(self._tree, self.expression)
         for leaf in _leaves(self._tree):
             if leaf.kind == "C":
                 raise ValueError(
@@ -242,12 +247,36 @@ def _evaluate(part: Term, laws: dict[Term, Tensor]) -> Any:
     if part.kind in ("max", "min"):
         tensors = [torch.as_tensor(value, dtype=torch.float32, device=laws[cond].device) for value in values]
         return functools.reduce(torch.maximum if part.kind == "max" else torch.minimum, tensors)
+    return _arithmetic(part.kind, values)
+
+
+def _constant(part: Term, text: str) -> float | None:
+    """The number that ``part`` stands for whatever the models say; None where it depends on them.
+
+    Raises:
+        ValueError: a number lies outside what log-probabilities may be multiplied by, or something is divided by 0.
+    """
+    if part.kind == "number":
+        return factor(f"formula {text!r}: the number", part.parts[0])
+    if not part.parts or part.kind in ("P", "M", "C"):
+        return None
+    values = [_constant(inner, text) for inner in part.parts]
+    if part.kind == "/" and values[1] is not None and abs(values[1]) < 1 / LARGEST:
+        raise ValueError(f"formula {text!r}: {part} divides by {values[1]:g}; divide by another number")
+    if any(value is None for value in values):
+        return None
+    return factor(f"formula {text!r}: {part}", _arithmetic(part.kind, values))
+
+
+def _arithmetic(kind: str, values: Sequence[Any]) -> Any:
+    if kind in ("max", "min"):
+        return max(values) if kind == "max" else min(values)
     left, right = values
-    if part.kind == "+":
+    if kind == "+":
         return left + right
-    if part.kind == "-":
+    if kind == "-":
         return left - right
-    return left * right if part.kind == "*" else left / right
+    return left * right if kind == "*" else left / right
 
 
 def _leaves(part: Term) -> list[Term]:

@@ -37,7 +37,7 @@ class InstructionContrastive(Scaled):
         instruction = as_prompt(self.instruction)
         if not instruction or not isinstance(instruction[0], (str, int)):
             raise ValueError(f"instruction={self.instruction!r} must be a text or token ids")
-        self._put("instruction", instruction)
+        self._put(instruction=instruction)
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Step
 from .prompts import as_prompts
-from .validation import finite
+from .validation import factor
 
 LANGUAGE_MODEL = "language_model"
 """The name of the text-only model, in :attr:`Branch.model`."""
@@ -46,13 +46,13 @@ class LMGuidance(BranchGuidance):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", finite("alpha", self.alpha))
+        self._put(alpha=factor("alpha", self.alpha))
         if self.beta is not None:
-            object.__setattr__(self, "beta", finite("beta", self.beta))
+            self._put(beta=factor("beta", self.beta))
         prompt = as_prompts(self.prompt, "prompt")
         if not prompt:
             raise ValueError("prompt is empty; give some captions with a newline behind each, or '\\n'")
-        object.__setattr__(self, "prompt", prompt)
+        self._put(prompt=prompt)
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -37,12 +37,17 @@ class NAG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put("tau", finite("tau", self.tau))
-        self._put("blend", finite("blend", self.blend))
+        self._put(tau=finite("tau", self.tau))
+        self._put(blend=finite("blend", self.blend))
         if self.tau < 1:
             raise ValueError(f"tau={self.tau} must be 1 or more")
         if not 0.0 < self.blend <= 1.0:
             raise ValueError(f"blend={self.blend} must lie in (0, 1]")
+
+    @property
+    def off_at_one(self) -> bool:
+        """Always: Z̃ is then Z⁺, which no cap shortens."""
+        return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Equations 7 to 10 on ``logp`` (2, B, V)."""

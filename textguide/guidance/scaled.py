@@ -12,14 +12,16 @@ from torch import Tensor
 from . import algebra, schedules
 from .base import Branch, BranchGuidance, Step
 from .prompts import as_prompts
-from .validation import finite
+from .validation import factor, finite, window
 
 
 @dataclass(frozen=True)
 class Scaled(BranchGuidance):
-    """A branch to move away from, by a scale γ that may move with progress; γ = 1 changes nothing.
+    """A branch to move away from, by a scale γ that may move with progress.
 
-    Subclasses say what the branch is; :meth:`mix` is ``lu + γ (lc − lu)`` unless they say otherwise.
+    Subclasses say what the branch is; :meth:`mix` is ``lu + γ (lc − lu)`` unless they say otherwise. One that brings a
+    :meth:`mix` of its own says by :attr:`off_at_one` whether γ = 1 changes nothing. Whether a step is guided is decided
+    in one place, :meth:`acts`, for single steps and for many, while texts are written and when they are scored.
 
     Args:
         scale: γ. 1 changes nothing, above 1 moves away from the other branch, 0 samples from it.
@@ -46,37 +48,45 @@ class Scaled(BranchGuidance):
     stop: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._put("scale", finite("scale", self.scale))
+        self._put(scale=factor("scale", self.scale))
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
         schedules.parse(self.schedule)
-        for name in ("min_scale", "max_scale", "skip_threshold"):
+        for name, check in (("min_scale", factor), ("max_scale", factor), ("skip_threshold", finite)):
             if getattr(self, name) is not None:
-                self._put(name, finite(name, getattr(self, name)))
+                self._put(**{name: check(name, getattr(self, name))})
         if self.min_scale is not None and self.max_scale is not None and self.min_scale > self.max_scale:
             raise ValueError(f"min_scale={self.min_scale} lies above max_scale={self.max_scale}; swap them")
         if self.skip_threshold is not None and self.skip_threshold < 0:
             raise ValueError(f"skip_threshold={self.skip_threshold} must be 0 or more nats, or None")
-        self._put("start", finite("start", self.start))
-        self._put("stop", finite("stop", self.stop))
-        if not 0.0 <= self.start <= self.stop <= 1.0:
-            raise ValueError(f"start={self.start} and stop={self.stop} must satisfy 0 <= start <= stop <= 1")
+        start, stop = window(self.start, self.stop)
+        self._put(start=start, stop=stop)
+
+    @property
+    def off_at_one(self) -> bool:
+        """Whether γ = 1 changes nothing; False for a :meth:`mix` that does not say so."""
+        return type(self).mix is Scaled.mix
 
     @property
     def is_neutral(self) -> bool:
-        """γ(s) is 1 at every step."""
-        return self.scale == 1.0 and self._bounded(1.0) == 1.0
+        """γ(s) is 1 at every step, and nothing acts there."""
+        return self.off_at_one and self.scale == 1.0 and self._bounded(1.0) == 1.0
+
+    def acts(self, step: Step) -> bool | Tensor:
+        """Whether the guided log-probabilities are those of :meth:`mix`: inside the window, at a scale that counts.
+
+        Bool, or a bool tensor (B, 1) where the rows stand at different places.
+        """
+        inside = self.inside(step)
+        return inside & (self.scale_at(step) != 1.0) if self.off_at_one else inside
 
     def active(self, step: Step) -> bool:
-        """Inside the window, at a scale other than 1."""
-        return bool(self.scale_at(step) != 1.0)
+        """:meth:`acts` at one step."""
+        return bool(self.acts(step))
 
     def inside(self, step: Step) -> bool | Tensor:
         """Whether the window is open: bool, or a bool tensor (B, 1) where the rows stand at different places."""
-        progress = step.progress
-        if isinstance(progress, Tensor):
-            return (progress >= self.start) & (progress <= self.stop)
-        return self.start <= progress <= self.stop
+        return schedules.inside(step.progress, self.start, self.stop)
 
     def scale_at(self, step: Step) -> float | Tensor:
         """γ(s): the schedule's value within the bounds, 1 outside the window."""
@@ -90,11 +100,13 @@ class Scaled(BranchGuidance):
         return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); where γ(s) is 1, the conditional branch."""
-        scale = self.scale_at(step)
-        guided = self.mix(logp, scale, step)
-        if isinstance(scale, Tensor):
-            guided = torch.where(scale == 1.0, logp[0], guided)
+        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch where nothing :meth:`acts`."""
+        acts = self.acts(step)
+        guided = self.mix(logp, self.scale_at(step), step)
+        if isinstance(acts, Tensor):
+            guided = torch.where(acts, guided, logp[0])
+        elif not acts:
+            guided = logp[0]
         return algebra.log_softmax(guided) if self.renormalize else guided
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
@@ -119,9 +131,6 @@ class Scaled(BranchGuidance):
             scale = max(scale, self.min_scale)
         return scale if self.max_scale is None else min(scale, self.max_scale)
 
-    def _put(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
 
 @dataclass(frozen=True)
 class Contrast(Scaled):
@@ -139,7 +148,7 @@ class Contrast(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put("negative_prompt", as_prompts(self.negative_prompt, "negative_prompt"))
+        self._put(negative_prompt=as_prompts(self.negative_prompt, "negative_prompt"))
         if self.negative_prompt is not None and self.negative_system is not None:
             raise ValueError("negative_prompt and negative_system exclude each other; put both into chat messages")
         if self.negative_system is not None and not isinstance(self.negative_system, str):

@@ -40,6 +40,10 @@ def _at_least(x: Any, floor: float) -> Any:
     return x.clamp(min=floor) if isinstance(x, Tensor) else max(x, floor)
 
 
+def _least(x: Any, y: Any) -> Any:
+    return torch.minimum(x, y) if isinstance(x, Tensor) else min(x, y)
+
+
 def _powered_cosine(s: Any, power: float) -> Any:
     # The mean of (1 − cos πs^k)/2 is not 1/2 unless k = 1; dividing by it keeps the total guidance.
     return (1 - _cos(math.pi * s**power)) / 2 / _powered_cosine_mean(power)
@@ -57,7 +61,8 @@ SCHEDULES: dict[str, _Shape] = {
     "linear-decreasing": _Shape(lambda s, _: 2 * (1 - s), None, "falls from twice the weight to 0"),
     "cosine": _Shape(lambda s, _: 1 - _cos(math.pi * s), None, "rises along a half cosine"),
     "cosine-decreasing": _Shape(lambda s, _: 1 + _cos(math.pi * s), None, "falls along a half cosine"),
-    "sine": _Shape(lambda s, _: _sin(math.pi * s) * math.pi / 2, None, "largest in the middle"),
+    # Mirrored, so that it is 0 at the end and not 1e-16.
+    "sine": _Shape(lambda s, _: _sin(math.pi * _least(s, 1 - s)) * math.pi / 2, None, "largest in the middle"),
     "v-shape": _Shape(lambda s, _: 2 * abs(1 - 2 * s), None, "smallest in the middle"),
     "lambda-shape": _Shape(lambda s, _: 2 * (1 - abs(1 - 2 * s)), None, "a tent, largest in the middle"),
     "powered-cosine": _Shape(_powered_cosine, 2.0, "a half cosine of s^k: rises later for a larger k"),
@@ -86,17 +91,37 @@ def parse(schedule: str) -> tuple[Callable[[Any, float], Any], float]:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"schedule={schedule!r}: the part behind the colon must be a number above 0")
+    if not 0 < value <= STEEPEST:
+        raise ValueError(
+            f"schedule={schedule!r}: the part behind the colon must be a number above 0, {STEEPEST} at most"
+        )
     return shape.multiplier, value
 
 
-def scale_at(schedule: str, scale: float, progress: Progress) -> Progress:
-    """γ(s) for the scale γ and a progress ``s`` in [0, 1]: a float for a float, a tensor for a tensor."""
-    return 1 + weight_at(schedule, scale - 1, progress)
+CORNER = 1e-6
+STEEPEST = 1000
+"""The largest parameter of a schedule, with which scales stay far inside float32."""
 
 
-def weight_at(schedule: str, weight: float, progress: Progress) -> Progress:
-    """``w · m(s)`` for a weight that is off at 0."""
+def inside(progress: float | Tensor, start: float, stop: float) -> bool | Tensor:
+    """Whether ``start <= progress <= stop``: bool for a float, a bool tensor for a tensor.
+
+    What lies within a millionth of a corner is inside, so that 1/3 is the same place in float32 and in float64.
+    """
+    return (progress >= start - CORNER) & (progress <= stop + CORNER)
+
+
+def scale_at(schedule: str, scale: float, progress: Progress, start: float = 0.0, stop: float = 1.0) -> Progress:
+    """γ(s) for the scale γ and a progress ``s`` in [0, 1], 1 outside the window: a float for a float, a tensor for a
+    tensor."""
+    return 1 + weight_at(schedule, scale - 1, progress, start, stop)
+
+
+def weight_at(schedule: str, weight: float, progress: Progress, start: float = 0.0, stop: float = 1.0) -> Progress:
+    """``w · m(s)`` for a weight that is off at 0, as it is outside the window."""
     multiplier, parameter = parse(schedule)
-    return weight * multiplier(progress, parameter)
+    weighed: Any = weight * multiplier(progress, parameter)
+    within = inside(progress, start, stop)
+    if isinstance(within, Tensor):
+        return torch.where(within, weighed, torch.zeros_like(weighed))  # type: ignore[return-value]
+    return weighed if within else 0.0  # type: ignore[return-value]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import textguide
 from tests.architectures import Tokenizer, build
-from textguide.guidance import CFG, CorrSynth, Step
+from textguide.guidance import AWRS, CFG, Composed, CorrSynth, EAGer, FeynmanKac, Guidance, Step
 from textguide.reference import decoding
 
 from ..oracles import mixed
@@ -43,6 +45,40 @@ def test_equals_its_oracle(group: int, end: str | None) -> None:
     assert out.new_tokens == expected
     plain = textguide.generate(build("llama"), Tokenizer(), PROMPTS, max_new_tokens=8)
     assert out.new_tokens != plain.new_tokens
+
+
+def test_copies_of_a_prompt_never_meet() -> None:
+    """With ``num_return_sequences`` a group is written as often: its first texts, its second ones, …"""
+    guidance = CorrSynth(2.0, group=2)
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    def keep(view: Any) -> None:
+        for row, cond, guided in zip(view.samples, view.cond, view.guided, strict=True):
+            seen.setdefault(row, []).append(torch.stack([cond, guided]))
+
+    textguide.generate(
+        build("llama"), Tokenizer(), PROMPTS, guidance, max_new_tokens=5, num_return_sequences=3, seed=0,
+        temperature=1.0, observer=keep,
+    )  # fmt: skip
+    assert sorted(seen) == list(range(12))
+    for row, steps in seen.items():
+        prompt, copy = divmod(row, 3)
+        partner = (prompt ^ 1) * 3 + copy
+        for (cond, guided), (other, _) in zip(steps, seen[partner], strict=True):
+            expected = (other + 2.0 * (cond - other)).log_softmax(-1)
+            torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beside", [AWRS("regex:a+", particles=2), FeynmanKac(particles=1), EAGer(max_branches=2)])
+def test_rows_that_move_are_refused(beside: Guidance) -> None:
+    with pytest.raises(ValueError, match=rf"\[corrsynth, {beside.name}\]: corrsynth holds every text"):
+        Composed((CorrSynth(2.0), beside))
+    assert Composed((CorrSynth(2.0), AWRS("regex:a+", method="mask")))
+
+
+def test_whole_groups_are_asked_for_before_the_window_opens() -> None:
+    with pytest.raises(ValueError, match="group=3 and a batch of 4 prompts"):
+        textguide.generate(build("llama"), Tokenizer(), PROMPTS, CorrSynth(2.0, group=3, start=0.9), max_new_tokens=1)
 
 
 def test_no_extra_row_is_run() -> None:

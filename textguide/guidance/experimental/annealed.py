@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import algebra
 from ..base import ROW, About, Step
 from ..scaled import Contrast
-from ..validation import finite
+from ..validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class AnnealedCFG(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            line = tuple((finite("line", d), finite("line", m)) for d, m in self.line)
+            line = tuple((finite("line", d), factor("line", m)) for d, m in self.line)
         except (TypeError, ValueError) as error:
             raise ValueError(f"line={self.line!r} must hold pairs of numbers (d, m)") from error
         if not line or any(a[0] >= b[0] for a, b in pairwise(line)):
             raise ValueError(f"line={self.line!r} must hold at least one pair, with rising d")
-        self._put("line", line)
+        self._put(line=line)
 
     def multiplier(self, apart: Tensor) -> Tensor:
         """m(d) for distances (B, 1)."""
@@ -57,6 +57,11 @@ class AnnealedCFG(Contrast):
             share = ((apart - d0) / (d1 - d0)).clamp(0.0, 1.0)
             value = torch.where(apart >= d0, m0 + share * (m1 - m0), value)
         return value
+
+    @property
+    def off_at_one(self) -> bool:
+        """Always: the factor is 1 + (γ − 1) m."""
+        return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """The formula above on ``logp`` (2, B, V)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import algebra
 from ..base import About, Branch, Step
 from ..scaled import Scaled
+from ..validation import whole
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,20 @@ class CorrSynth(Scaled):
 
     ``lᵢ + (γ − 1)(lᵢ − mean_j lⱼ)`` with ``j`` the other texts of the group that are still being written, each at its
     own last token: texts for several classes, one prompt a class, that differ in what makes the class. The prompts
-    follow each other, ``group`` of them at a time. K texts cost K rows, no more than plain decoding.
+    follow each other, ``group`` of them at a time. With ``num_return_sequences`` a group is written as often, and the
+    first texts of its prompts belong together, the second ones, and so on: copies of a prompt never meet. K texts cost
+    K rows, no more than plain decoding.
 
     Experimental: the paper's constants were not to be had, and it also knows pairings other than with the mean. What is
     written depends on the whole group, so that a batch is not its rows one by one, and a text cannot be scored.
+    Refused beside particles and branching, whose rows do not keep their places.
 
     Args:
         group: K, how many prompts belong together, 2 or more; the batch holds whole groups.
     """
 
     group: int = field(default=2, kw_only=True)
+    across_rows: ClassVar[bool] = True
 
     name = "corrsynth"
     about = About(
@@ -37,8 +43,7 @@ class CorrSynth(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.group, int) or isinstance(self.group, bool) or self.group < 2:
-            raise ValueError(f"group={self.group!r} must be a whole number of 2 or more")
+        whole("group", self.group, 2)
         if self.skip_threshold is not None:
             raise ValueError("skip_threshold leaves extra branches out, and corrsynth has none; leave it None")
 
@@ -47,29 +52,47 @@ class CorrSynth(Scaled):
         """None: the other rows of the batch are the branches."""
         return ()
 
+    @property
+    def off_at_one(self) -> bool:
+        """Always: a text then keeps its own log-probabilities."""
+        return True
+
+    def acts(self, step: Step) -> bool | Tensor:
+        """As for every scale; a batch that holds no whole groups is refused at its first token.
+
+        Raises:
+            ValueError: the batch does not hold whole groups.
+        """
+        prompts = step.batch // step.copies
+        if prompts % self.group:
+            raise ValueError(
+                f"group={self.group} and a batch of {prompts} prompts do not fit; give whole groups, side by side"
+            )
+        return super().acts(step)
+
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """The formula above on ``logp`` (1, B, V), with ``step.rows`` saying which rows these are.
 
         Raises:
-            ValueError: the rows are not known (a text is scored), or the batch does not hold whole groups.
+            ValueError: the rows are not known (a text is scored).
         """
         if step.rows is None:
             raise ValueError("corrsynth looks at texts that are written together; it cannot score a text")
-        if step.batch % self.group:
-            raise ValueError(
-                f"group={self.group} and a batch of {step.batch} prompts do not fit; give whole groups, side by side"
-            )
         cond = logp[0]
         guided = cond.clone()
-        groups = torch.tensor([row // self.group for row in step.rows], device=cond.device)
-        for number in groups.unique().tolist():
-            members = (groups == number).nonzero()[:, 0]
-            if len(members) < 2:
+        together: dict[tuple[int, int], list[int]] = {}
+        for place, row in enumerate(step.rows):
+            prompt, copy = divmod(row, step.copies)
+            together.setdefault((prompt // self.group, copy), []).append(place)
+        for places in together.values():
+            if len(places) < 2:
                 continue
-            laws = cond[members]
-            others = (laws.sum(0) - laws) / (len(members) - 1)
-            if not bool(torch.isfinite(laws).all()):  # −∞ − −∞
-                keep = ~torch.eye(len(members), dtype=torch.bool, device=cond.device)
-                others = torch.stack([laws[row].mean(0) for row in keep])
-            guided[members] = algebra.extrapolate(laws, others, scale)
+            members = torch.tensor(places, device=cond.device)
+            logps = cond[members]
+            others = (logps.sum(0) - logps) / (len(places) - 1)
+            if not bool(torch.isfinite(logps).all()):  # −∞ − −∞
+                keep = ~torch.eye(len(places), dtype=torch.bool, device=cond.device)
+                others = torch.stack([logps[row].mean(0) for row in keep])
+            at = scale[members] if isinstance(scale, Tensor) else scale
+            guided[members] = algebra.extrapolate(logps, others, at)
         return guided

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import algebra
 from ..base import ROW, About, Step
 from ..scaled import Contrast
-from ..validation import finite
+from ..validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,28 @@ class DynamicCFG(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         grid = self.scales if isinstance(self.scales, (list, tuple)) else (self.scales,)
-        values = sorted({1.0, *(finite("scales", value) for value in grid)})
+        values = sorted({1.0, *(factor("scales", value) for value in grid)})
         if values[0] < 1.0:
             raise ValueError(f"scales={self.scales!r} must hold numbers of 1 or more")
-        self._put("scales", tuple(values))
-        self._put("budget", finite("budget", self.budget))
+        self._put(scales=tuple(values))
+        self._put(budget=finite("budget", self.budget))
         if self.budget < 0:
             raise ValueError(f"budget={self.budget} must be 0 or more nats")
 
+    @property
+    def off_at_one(self) -> bool:
+        """Always: no value of the grid lies below 1."""
+        return True
+
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
-        """The law of the largest scale within the budget, on ``logp`` (2, B, V)."""
+        """The un-normalised product at the largest scale within the budget, on ``logp`` (2, B, V)."""
         cond, uncond = logp
         chosen = cond
+        # γ(s) carries the rounding of its schedule; the grid is cut at the same value in float32 and in float64.
+        most = torch.as_tensor(scale) + 1e-6
         for value in self.scales[1:]:
-            guided = algebra.log_softmax(algebra.extrapolate(cond, uncond, value))
-            fits = (algebra.kl_divergence(guided, cond) <= self.budget)[:, None] & (value <= torch.as_tensor(scale))
-            chosen = torch.where(fits, guided, chosen)
+            product = algebra.extrapolate(cond, uncond, value)
+            guided = algebra.log_softmax(product)
+            fits = (algebra.kl_divergence(guided, cond) <= self.budget)[:, None] & (value <= most)
+            chosen = torch.where(fits, product, chosen)
         return chosen

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..base import About, TokenConstraint
-from ..validation import finite
+from ..validation import finite, whole
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,10 @@ class EAGer(TokenConstraint):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "entropy_threshold", finite("entropy_threshold", self.entropy_threshold))
+        self._put(entropy_threshold=finite("entropy_threshold", self.entropy_threshold))
         if self.entropy_threshold < 0:
             raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
-        branches = self.max_branches
-        if isinstance(branches, bool) or not isinstance(branches, int) or branches < 1:
-            raise ValueError(f"max_branches={branches!r} must be a whole number of 1 or more")
+        whole("max_branches", self.max_branches, 1)
 
     @property
     def particles(self) -> int:

@@ -43,7 +43,7 @@ class IndependentCondition(Scaled):
         prompt = as_prompt(self.prompt)
         if not prompt or not isinstance(prompt[0], (str, int)):
             raise ValueError(f"prompt={self.prompt!r} must be a text or token ids")
-        self._put("prompt", prompt)
+        self._put(prompt=prompt)
 
     @property
     def branches(self) -> tuple[Branch, ...]:

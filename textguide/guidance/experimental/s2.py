@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import algebra
 from ..base import ROW, About, Branch, Step
 from ..scaled import Contrast
-from ..validation import finite
+from ..validation import factor, whole
 from ..views import WithoutBlocks
 
 
@@ -42,17 +42,13 @@ class S2Guidance(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put("weight", finite("weight", self.weight))
-        WithoutBlocks(self.drop, self.seed)
+        self._put(weight=factor("weight", self.weight))
+        WithoutBlocks(self.drop, whole("seed", self.seed))
 
     @property
-    def is_neutral(self) -> bool:
-        """γ = 1 and ω = 0."""
-        return self.weight == 0.0 and super().is_neutral
-
-    def active(self, step: Step) -> bool:
-        """Inside the window, unless neither part does anything."""
-        return bool(self.inside(step)) and (self.weight != 0.0 or super().active(step))
+    def off_at_one(self) -> bool:
+        """Without the weakened branch."""
+        return self.weight == 0.0
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -61,15 +57,10 @@ class S2Guidance(Contrast):
             return super().branches
         return (*super().branches, Branch(same_prompt=True, view=WithoutBlocks(self.drop, self.seed)))
 
-    def combine(self, logp: Tensor, step: Step) -> Tensor:
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """The formula above on ``logp`` (2 or 3, B, V): conditional, unconditional, weakened."""
-        guided = algebra.extrapolate(logp[0], logp[1], self.scale_at(step))
-        if len(logp) == 3:
-            moved = guided + self.weight * (logp[0] - logp[2])
-            weighed = (
-                torch.isfinite(logp[0])
-                & torch.isfinite(logp[2])
-                & torch.as_tensor(self.inside(step), device=guided.device)
-            )
-            guided = torch.where(weighed, moved, guided)
-        return algebra.log_softmax(guided) if self.renormalize else guided
+        guided = algebra.extrapolate(logp[0], logp[1], scale)
+        if self.weight == 0.0:
+            return guided
+        moved = guided + self.weight * (logp[0] - logp[2])
+        return torch.where(torch.isfinite(logp[0]) & torch.isfinite(logp[2]), moved, guided)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..base import ROW, About, Branch
 from ..edits import Shuffled
 from ..scaled import Scaled
+from ..validation import whole
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class TokenPerturbation(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed={self.seed!r} must be a whole number")
+        whole("seed", self.seed)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
