@@ -30,6 +30,7 @@ def main() -> None:
     start = time.perf_counter()
     with console.status("reading SmolLM2-135M-Instruct (about half a minute the first time)"):
         model, tokenizer = textguide.load("smollm2", device=arguments.device)
+        textguide.generate(model, tokenizer, arguments.prompt, CFG(arguments.scale), max_new_tokens=2)  # warm
     console.print(f"model on {model.device}, ready after {time.perf_counter() - start:.0f} s\n", style="dim")
 
     panels, effects = [], []
@@ -51,16 +52,16 @@ def main() -> None:
         seconds = (time.perf_counter() - start) / len(out.new_tokens[0])
         text = Text(arguments.prompt, style="dim") + Text(out.texts[0], style="default")
         footer = f"{1e3 * seconds:.0f} ms a token"
-        panels.append(Panel(text, title=title, subtitle=footer, width=max(38, console.width // 3 - 1)))
+        panels.append(Panel(text, title=title, subtitle=footer, width=max(34, (console.width - 4) // 3)))
         effects.append(f"{title}: {out.effect}")
-    console.print(Columns(panels, equal=True, expand=True))
+    console.print(Columns(panels))
     console.print("\n".join(effects[1:]) + "\n", style="dim")
 
-    console.print("How guidance moved the first tokens:\n")
+    console.print("How guidance moved the first tokens, plain → guided:\n")
     explanation = textguide.explain(
         model, tokenizer, arguments.prompt, CFG(arguments.scale), max_new_tokens=8, repetition_penalty=1.2
     )
-    show(explanation, top=3)
+    show(explanation, top=3, console=console)
     console.print("\nNext: textguide generate --help, textguide explain --html page.html, docs/")
 
 

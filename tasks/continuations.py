@@ -12,7 +12,7 @@ from typing import Any
 
 from textguide.support.errors import MissingExtraError
 
-from .readers import Splits, in_memory, local_file
+from .loaders import Splits, in_memory, local_file
 from .selection import distinct
 
 POSITIVE = 0.05

@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 
 from .catalogue import data_folder
-from .readers import Splits, in_memory, local_file
+from .loaders import Splits, in_memory, local_file
 
 _PASSWORD = b"deserted-untie-orchid"
 _FILE = "gpqa/gpqa_diamond_protected.zip"

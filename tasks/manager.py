@@ -49,9 +49,9 @@ class TaskManager(lm_eval.tasks.TaskManager):
                 return super().load(task_list)
         except (ConnectionError, FileNotFoundError) as error:
             specs = task_list if isinstance(task_list, (list, tuple)) else [task_list]
-            told = ", ".join(spec if isinstance(spec, str) else spec["task"] for spec in specs)
+            named = ", ".join(spec if isinstance(spec, str) else spec["task"] for spec in specs)
             raise ValueError(
-                f"tasks={told!r}: the data cannot be loaded from the hub ({type(error).__name__}: {error}); "
+                f"tasks={named!r}: the data cannot be loaded from the hub ({type(error).__name__}: {error}); "
                 f"connect to it, or name a folder with the files by --data FOLDER (data= in Python) or in "
                 f"{catalogue.DATA_VARIABLE}"
             ) from error

@@ -9,7 +9,7 @@ from lm_eval.api.task import ConfigurableTask
 
 WITHHELD = "[withheld: the data's authors ask that it is not stored in plain text]"
 
-# What scoring needs of a document; none of it tells the question.
+# What scoring needs of a document; none of it shows the question.
 _SHOWN = ("id", "answer")
 
 # An extracted answer is a letter with its brackets. What is much longer can match none, but may quote the

@@ -123,7 +123,7 @@ def matched_prior(
 def null_prior(null_log_probs: Tensor) -> Tensor:
     """Log-weights of the classes from what the model answers to no item at all: ``−log p(k | null)``, (K,).
 
-    The paper's form without any data. Reweighed scores are ``lc − lu`` with ``lu`` the null prompt: the direction of
+    The paper's variant without any data. Reweighed scores are ``lc − lu`` with ``lu`` the null prompt: the direction of
     classifier-free guidance.
     """
     return -null_log_probs.double()

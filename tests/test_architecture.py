@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALLOWED: dict[str, set[str]] = {
     # Views are values of the rules; how a model is seen in parts belongs to how it is run.
     "textguide.forward.model_views": {"guidance"},
-    # Still to be mended.
 }
 """Single files that import more than their room."""
 BARE = {"eval", "tasks", "logits_processors"}
@@ -280,6 +280,12 @@ def test_files_stay_small() -> None:
     every = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in every}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_every_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r'^  "(textguide[.\w]*)",$', text, re.MULTILINE)
+    assert listed == sorted({package_of(path) for path in sources() if path.name == "__init__.py"})
 
 
 def test_no_file_is_named_after_a_dependency() -> None:

@@ -297,7 +297,7 @@ def test_skipping_follows_the_measured_law(name: str) -> None:
     same = textguide.generate(model, Tokenizer(), prompts, never, max_new_tokens=24)
     assert same.new_tokens == exact.new_tokens
     assert same.effect.skipped_passes == 0
-    # Everything counts as harmless: rows nap as long as they may, and what that did is measured by re-reading.
+    # Everything counts as harmless: as many steps as may be are skipped, and what that did is measured by re-reading.
     always = textguide.generate(model, Tokenizer(), prompts, CFG(1.5, skip_threshold=1e9), max_new_tokens=24)
     effect = always.effect
     assert effect.skipped_passes > 0

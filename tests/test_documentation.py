@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,19 @@ def test_every_method_says_what_it_is_and_has_a_page(method: str) -> None:
 
 def test_pages_are_about_methods() -> None:
     assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(Guidance.registry) - {"composed"}
+
+
+ROOT = DOCS.parent
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "textguide").rglob("*.md"), *(ROOT / "tasks").rglob("*.md")]
+)
+TO_BE_MADE = {"docs/models.md"}
+"""Pages that a script has yet to write."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    local = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
+    missing = {(page.parent / target).resolve().relative_to(ROOT).as_posix() for target in local} - TO_BE_MADE
+    assert [name for name in sorted(missing) if not (ROOT / name).exists()] == []

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -25,7 +24,8 @@ from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
 from textguide.engine.effect import Effect
 from textguide.guidance import CFG, EAGer, Guidance, as_guidance, split
-from textguide.models import bundled, default_device, load
+from textguide.models import bundled, load
+from textguide.models.loading import checked_device, checked_dtype, explained, locate
 from textguide.scoring import Item, decoder_start, leading, score_groups
 from textguide.tasks import is_protected
 
@@ -52,7 +52,7 @@ class GuidedLM(Answering, HFLM):
     on the same tasks costs no forward pass; choose it with :attr:`current`.
 
     Args:
-        pretrained: ``"smollm2"``, a folder, a hub name, or a model object (with ``tokenizer=``).
+        pretrained: what :func:`textguide.load` takes, or a model object (with ``tokenizer=``).
         guidance: a guidance, a dict, or text such as ``cfg:scale=1.5`` or JSON. None with no ``scale`` is plain.
         scale, negative_prompt, schedule, renormalize: shorthand for the fields of :class:`textguide.CFG`;
             ``renormalize=False`` sums ``γ·lc + (1 − γ)·lu`` as the published evaluation does.
@@ -68,6 +68,7 @@ class GuidedLM(Answering, HFLM):
 
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
+        ModelUnavailableError: ``pretrained`` cannot be loaded.
 
     Attributes:
         current: index into ``settings`` of the one that answers.
@@ -112,13 +113,15 @@ class GuidedLM(Answering, HFLM):
         self._batch_contexts: list[str] = []
         self._generator: torch.Generator | None = None
         if isinstance(pretrained, str):
-            if pretrained == bundled.NAME and not os.path.isdir(pretrained):
-                pretrained = str(bundled.folder())
-            if kwargs.get("device") is None:
-                kwargs["device"] = default_device()
-            if kwargs["device"] == "cpu":
-                kwargs.setdefault("dtype", "float32")
-        super().__init__(pretrained=pretrained, **kwargs)
+            kwargs["device"] = str(checked_device(kwargs.get("device")))
+            asked = checked_dtype(kwargs.get("dtype"))
+            on_cpu = torch.device(kwargs["device"]).type == "cpu"
+            kwargs["dtype"] = asked or (torch.float32 if on_cpu else "auto")
+            source = locate(pretrained, asked)
+            with explained(pretrained, source):
+                super().__init__(pretrained=str(source), **kwargs)
+        else:
+            super().__init__(pretrained=pretrained, **kwargs)
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and self.world_size == 1 and not kwargs.get("tp_plan"):
             # HFLM shares requests between processes only where it sees several GPUs.

@@ -202,7 +202,7 @@ def _why(entry: TaskResult, first: TaskResult, metric: str) -> str:
         return "have no values an item for it, so no paired test was made"
     if not (np.isfinite(entry.items[metric]).all() and np.isfinite(first.items[metric]).all()):
         return "have an item of infinite value, so no paired test was made"
-    return "share no items that can be told to be the same, so no paired test was made"
+    return "share no items that are known to be the same, so no paired test was made"
 
 
 def _names_of(paths: Sequence[Path]) -> list[str]:

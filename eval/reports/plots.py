@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy against γ, what flipped, calibration. Drawn without a display and without
+"""Pictures of a run: its primary metrics against γ, what flipped, calibration. Drawn without a display and without
 pyplot."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -66,14 +67,16 @@ def require() -> None:
 
 
 def save_all(run: RunResult, folder: Path, svg: bool = False) -> list[str]:
-    """Draw what the run has data for, into ``accuracy``, ``flips`` and ``calibration`` ``.png``; returns the
-    names.
+    """Draw what the run has data for; returns the names.
+
+    The primary metrics against γ stand in a file of the metric's name (``accuracy.png``, ``cider.png``; ``values.png``
+    where the tasks have different ones), the others in ``flips.png`` and ``calibration.png``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     names = []
-    for name, draw in (("accuracy", draw_accuracy), ("flips", draw_flips), ("calibration", draw_calibration)):
+    for name, draw in ((_metric_of(run), draw_values), ("flips", draw_flips), ("calibration", draw_calibration)):
         figure = draw(run)
         if figure is None:
             continue
@@ -81,6 +84,13 @@ def save_all(run: RunResult, folder: Path, svg: bool = False) -> list[str]:
             names.append(f"{name}.{kind}")
             save(figure, folder / names[-1])
     return names
+
+
+def _metric_of(run: RunResult) -> str:
+    """What the primary metrics are called in a file's name."""
+    metrics = {result.primary.partition(",")[0] for result in run.tasks if result.task in run.task_names[:MOST_TASKS]}
+    name = metrics.pop() if len(metrics) == 1 else "values"
+    return "accuracy" if name == "acc" else re.sub(r"[^\w-]+", "_", name)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -108,7 +118,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def draw_accuracy(run: RunResult) -> Figure | None:
+def draw_values(run: RunResult) -> Figure | None:
     """Each task's primary metric against γ with intervals, one panel a task; None for a single setting.
 
     Settings that differ in γ alone are joined by a line. Where one has no γ, all stand side by side under

@@ -22,7 +22,7 @@ SAMPLES = "samples.jsonl"
 def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
     """The folder, made where it is missing, when it is free or belongs to the same run.
 
-    Call it before the work begins, so that a wrong ``--output`` is told at once.
+    Call it before the work begins, so that a wrong ``--output`` is refused at once.
 
     Raises:
         ValueError: it holds another run, or files that a run would overwrite.

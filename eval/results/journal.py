@@ -93,7 +93,7 @@ class Journal:
             record: JSON values, to which infinities and nan are added.
 
         Raises:
-            TypeError: ``key`` is not a text, or the record has no JSON form. Nothing is written.
+            TypeError: ``key`` is not a text, or the record cannot be written as JSON. Nothing is written.
             ValueError: the journal is closed.
             OSError: the disk refuses the record; what was there before is whole.
         """

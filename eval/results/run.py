@@ -220,7 +220,7 @@ class RunResult:
 def aligned(
     first: TaskResult, second: TaskResult, metric: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The values of two entries on the items that both have; None where the items cannot be told to be the
+    """The values of two entries on the items that both have; None where nothing says that the items are the
     same, or a value is not finite (an item of likelihood 0)."""
     a, b = first.items.get(metric), second.items.get(metric)
     if a is None or b is None or not (np.isfinite(a).all() and np.isfinite(b).all()):

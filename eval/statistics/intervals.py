@@ -63,7 +63,7 @@ class Selection:
         n_reported: how many items those are.
         difference: the chosen scale minus the baseline on the reported items; None where there is no baseline
             or it was chosen itself.
-        warning: what a reader must be told; empty where the reported figure is honest.
+        warning: what a reader has to know; empty where the reported figure is honest.
     """
 
     label: str

@@ -107,7 +107,7 @@ def shared_items(
         other_ids: the same for the other list.
 
     Returns:
-        Positions in the first list and in the second; None where the items cannot be told to be the same.
+        Positions in the first list and in the second; None where nothing says that the items are the same.
     """
     if not ids or not other_ids:
         return None

@@ -20,7 +20,7 @@ def resampled_means(x: Array, resamples: int, seed: int) -> Array:
     """Means of ``resamples`` samples of ``len(x)`` items drawn from ``x`` with replacement.
 
     Where ``x`` takes few different values, as accuracies and their differences do, how often each is drawn
-    has a multinomial law: drawing the counts is the same experiment at a thousandth of the cost.
+    has a multinomial distribution: drawing the counts is the same experiment at a thousandth of the cost.
 
     Raises:
         ValueError: ``resamples`` is below 1.

@@ -1,4 +1,4 @@
-"""Every method on the same tasks, in one table: ``textguide eval --suite shelf``.
+"""Every method on the same tasks, in one table: ``textguide eval --suite methods``.
 
 Each method runs under a few settings. On every task the first half of the items chooses the setting and the second half
 reports it, beside plain decoding on the same items; p-values are adjusted over the methods of a task.
@@ -135,7 +135,7 @@ class Cost:
     passes: float
 
 
-def run_shelf(
+def compare_methods(
     *,
     output: Path,
     options: SweepOptions | None = None,
@@ -143,7 +143,7 @@ def run_shelf(
     methods: Iterable[str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run the suite, and write ``shelf.md``, ``shelf.json`` and ``shelf.png`` beside the runs that it is made from.
+    """Run the suite, and write ``methods.md``, ``methods.json`` and ``methods.png`` beside the runs that they sum up.
 
     Args:
         output: folder; a killed run goes on where it was.
@@ -153,7 +153,7 @@ def run_shelf(
         command: for the report.
 
     Returns:
-        What ``shelf.json`` holds.
+        What ``methods.json`` holds.
 
     Raises:
         ValueError: a method has no settings here.
@@ -217,14 +217,14 @@ def run_shelf(
         },
         "cost": {name: vars(cost) for name, cost in costs.items()},
     }  # fmt: skip
-    write_json(output / "shelf.json", found)
+    write_json(output / "methods.json", found)
     text = markdown(table, plain, costs, names, found)
     from ..reports import plots
 
     if plots.available():
-        plots.save(draw(table, names), output / "shelf.png")
-        text += "\n![differences to plain decoding](shelf.png)\n"
-    write_text(output / "shelf.md", text)
+        plots.save(draw(table, names), output / "methods.png")
+        text += "\n![differences to plain decoding](methods.png)\n"
+    write_text(output / "methods.md", text)
     return found
 
 
@@ -301,7 +301,7 @@ def markdown(
         cells = [table[column].get(name) for column in COLUMNS]
         rows.append([name, *("–" if cell is None else _cell(cell) for cell in cells), *_cost(costs[name])])
     lines = [
-        "# The shelf\n",
+        "# Every method on the same items\n",
         "Each method's setting was chosen on the first half of a task's items and is reported on the second, with its "
         "difference to plain decoding there (95% interval, paired bootstrap). `*`: p below .05 after Holm's "
         "correction over the methods of the column (McNemar's test where items are right or wrong).\n",

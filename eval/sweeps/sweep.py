@@ -236,7 +236,7 @@ def _task_result(
 
 
 def _values(metric: str, samples: list[dict[str, Any]]) -> tuple[Any, Any]:
-    """One number an item, and what to weigh it by; None where the metric has no such form."""
+    """One number an item, and its weight; None where the metric is not made of such numbers."""
     found = [sample.get(metric) for sample in samples]
     if not found:
         return None, None
@@ -334,7 +334,7 @@ def _memo(lm: GuidedLM, output: Path | None, identity: dict[str, Any]) -> Iterat
 def _notes(lm: GuidedLM, labels: Iterable[str]) -> list[str]:
     notes = []
     if lm.uncond != "last-token":
-        notes.append(f"The unconditional branch reads the {lm.uncond} form of each request.")
+        notes.append(f"The unconditional branch reads the {lm.uncond} version of each request.")
     if lm.truncated:
         notes.append(f"{lm.truncated} contexts were longer than the model and cut from the left.")
     for number, label in enumerate(labels):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .constraints import Forms
+from .constraints import EngineConstraints
 from .extras import OURS, constraints_of
 from .requests import Limits, asks, parse
 from .reweighting import classifier_of
@@ -34,14 +34,14 @@ def _limits() -> Limits:
     """Those of the engine whose input is being checked: vLLM hands a processor's check nothing but the parameters."""
     frame = sys._getframe(1)
     while frame is not None:
-        owner: Any = frame.f_locals.get("self")
-        if type(owner).__name__ == "InputProcessor" and hasattr(owner, "model_config"):
-            config = owner.model_config
-            return _limits_of(owner.vllm_config, owner.tokenizer, config.get_vocab_size(), config.max_model_len)
+        checker: Any = frame.f_locals.get("self")
+        if type(checker).__name__ == "InputProcessor" and hasattr(checker, "model_config"):
+            config = checker.model_config
+            return _limits_of(checker.vllm_config, checker.tokenizer, config.get_vocab_size(), config.max_model_len)
         frame = frame.f_back  # type: ignore[assignment]
     return Limits()
 
 
 def _limits_of(config: Any, tokenizer: Any, size: int, longest: int) -> Limits:
-    forms = None if tokenizer is None else Forms(constraints_of(config), lambda: tokenizer, size)
-    return Limits(tokenizer, size, longest, classifier_of(config), forms)
+    constraints = None if tokenizer is None else EngineConstraints(constraints_of(config), lambda: tokenizer, size)
+    return Limits(tokenizer, size, longest, classifier_of(config), constraints)

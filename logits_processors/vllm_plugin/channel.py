@@ -1,4 +1,4 @@
-"""What a worker saw, told to the scheduler: vLLM's own messages have no room for it. Knows no vLLM.
+"""What a worker saw, reported to the scheduler: vLLM's own messages have no room for it. Knows no vLLM.
 
 A file in a private folder, on one machine. A worker writes before it returns its tokens, and the scheduler reads when
 it gets those, so the two take turns. (A socket would make a worker wait where it is full.)

@@ -1,4 +1,7 @@
-"""The guided law of a pair's rows and the token that is drawn from it, whichever model runner asks. Knows no vLLM."""
+"""The guided distribution of a pair's rows and the token that is drawn from it, whichever model runner asks.
+
+Knows no vLLM.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
 from .constraints import ConstrainedRow
 from .pairs import Member
 from .requests import Draw, Request
-from .reweighting import WeighedRow
+from .reweighting import ReweightedRow
 
 
 class Noise:
     """A request's own random numbers: a generator whose state before each position can be had again.
 
-    One draw a token, so the tokens depend on the seed and the laws alone, and are those that
+    One draw a token, so the tokens depend on the seed and the distributions alone, and are those that
     ``textguide.generate(model, tokenizer, prompt, seed=seed)`` draws for a single prompt: not on the batch, on
     preemption, or on a token that was thrown away and drawn again.
     """
@@ -40,7 +43,8 @@ class Noise:
         return int(torch.multinomial(probs[None], 1, generator=self.before(position, probs)))
 
     def before(self, position: int, like: Tensor) -> torch.Generator:
-        """The generator as it was in front of the draw at ``position``, from a law of the shape of ``like`` (V,)."""
+        """The generator as it was in front of the draw at ``position``, from a distribution of the
+        shape of ``like`` (V,)."""
         if position == self.position:
             assert self._before is not None
             self.generator.set_state(self._before)
@@ -65,18 +69,18 @@ class Seen:
         kl: KL(guided‖unguided) in nats; 0 where the row was not guided.
         changed: whether guidance changed the most likely token.
         guided: whether both rows were there and γ(s) is not 1.
-        weighed: whether a classifier weighed the candidates.
-        drawn: what a constraint made of the draw, the fields of :class:`~.constraints.Drawn`; None without one.
+        reweighted: whether a classifier reweighted the candidates.
+        drawn: how a constraint changed the draw, the fields of :class:`~.constraints.Drawn`; None without one.
         token: the token, None where the engine takes the most likely one.
         ids: token ids of the reported log-probabilities, the chosen one first; None where none are asked for.
-        logprobs: their log-probabilities under the guided law.
+        logprobs: their log-probabilities under the guided distribution.
         rank: rank of the chosen token, from 1.
     """
 
     kl: float = 0.0
     changed: bool = False
     guided: bool = False
-    weighed: bool = False
+    reweighted: bool = False
     drawn: dict[str, Any] | None = None
     token: int | None = None
     ids: list[int] | None = None
@@ -93,37 +97,39 @@ class Drawing:
         prompt: gives the token ids of its prompt.
         written: gives the token ids written so far.
         measures: whether anyone reads the KL (it costs a synchronisation on a device).
-        weigh: lets a classifier weigh the candidates of the law.
-        form: the constraint under which tokens are drawn.
+        reweighting: lets a classifier reweight the candidates.
+        constraint: the one under which tokens are drawn.
     """
 
     request: Request
     prompt: Callable[[], list[int]]
     written: Callable[[], list[int]]
     measures: bool = False
-    weigh: WeighedRow | None = None
-    form: ConstrainedRow | None = None
+    reweighting: ReweightedRow | None = None
+    constraint: ConstrainedRow | None = None
     noise: Noise | None = field(default=None, repr=False)
     is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # Whether `choose` would return the scores as they are, and report nothing.
         self.is_plain = (
-            self.weigh is None and self.form is None and self.request.draw == Draw(seed=self.request.draw.seed)
+            self.reweighting is None
+            and self.constraint is None
+            and self.request.draw == Draw(seed=self.request.draw.seed)
         )
 
     def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
-        the leader's own."""
+        those of the main request alone."""
         draw = self.request.draw
-        if self.weigh is not None:
-            changed = self.weigh(log_softmax(scores[None]), self.prompt, self.written())[0]
+        if self.reweighting is not None:
+            changed = self.reweighting(log_softmax(scores[None]), self.prompt, self.written())[0]
             scores = changed + scores.logsumexp(-1)
-            seen.weighed = True
+            seen.reweighted = True
             if self.measures:
-                law = log_softmax(cond)
-                seen.kl = float(kl_divergence(changed, law))
-                seen.changed = bool(changed.argmax() != law.argmax())
+                plain = log_softmax(cond)
+                seen.kl = float(kl_divergence(changed, plain))
+                seen.changed = bool(changed.argmax() != plain.argmax())
         out = self._penalise(scores[None])
         if draw.temperature > 0:
             seen.token = self._draw(self._warp(out, draw), position, seen)
@@ -163,37 +169,37 @@ class Drawing:
     def _draw(self, scores: Tensor, position: int, seen: Seen) -> int:
         if self.noise is None:
             self.noise = Noise(self.request.draw.seed, scores.device)
-        if self.form is not None:
-            drawn = self.form(scores, self.written(), self.noise.before(position, scores[0]))
+        if self.constraint is not None:
+            drawn = self.constraint(scores, self.written(), self.noise.before(position, scores[0]))
             seen.drawn = vars(drawn)
             return drawn.token
         return self.noise.draw(torch.softmax(scores, dim=-1)[0], position)
 
 
 def guide(
-    logits: Tensor, leaders: Sequence[tuple[int, int | None, Member[Drawing]]], positions: Sequence[int]
+    logits: Tensor, pairs: Sequence[tuple[int, int | None, Member[Drawing]]], positions: Sequence[int]
 ) -> list[Seen]:
-    """Write the guided law of every pair into both of its rows, in place; what was seen at each, in order.
+    """Write the guided distribution of every pair into both of its rows, in place; what was seen at each, in order.
 
     Args:
         logits: (R, V) float32, with −inf where a token is ruled out. Rows of other requests stay as they are.
-        leaders: row of the leader, row of the shadow or None where it is not there, and the member.
-        positions: how many tokens each leader has written.
+        pairs: row of the main request, row of the branch request or None where it is not there, and the member.
+        positions: how many tokens each main request has written.
     """
-    seen = [Seen() for _ in leaders]
+    seen = [Seen() for _ in pairs]
     scales = [
         float(member.payload.request.guidance.scale_at(Step.at(position, member.payload.request.horizon)))
-        for (_, _, member), position in zip(leaders, positions, strict=True)
+        for (_, _, member), position in zip(pairs, positions, strict=True)
     ]
-    both = [n for n, (_, shadow, _) in enumerate(leaders) if shadow is not None and scales[n] != 1.0]
+    both = [n for n, (_, branch, _) in enumerate(pairs) if branch is not None and scales[n] != 1.0]
     for n in both:
         seen[n].guided = True
     # Where the most likely token is all that is wanted, normalisers change nothing.
-    simple = [n for n in both if leaders[n][2].payload.is_plain and not leaders[n][2].payload.measures]
-    done = set(simple if _guide_unnormalised(logits, leaders, scales, simple) else [])
+    simple = [n for n in both if pairs[n][2].payload.is_plain and not pairs[n][2].payload.measures]
+    done = set(simple if _guide_unnormalised(logits, pairs, scales, simple) else [])
     both = [n for n in both if n not in done]
-    scores = _guide_normalised(logits, leaders, scales, both, seen)
-    for n, (row, shadow, member) in enumerate(leaders):
+    scores = _guide_normalised(logits, pairs, scales, both, seen)
+    for n, (row, branch, member) in enumerate(pairs):
         if n in done:
             continue
         if not member.payload.is_plain:
@@ -201,36 +207,36 @@ def guide(
             scores[n] = member.payload.choose(scores.get(n, own), own, positions[n], seen[n])
         if n in scores:
             logits[row] = scores[n]
-        if shadow is not None:
-            logits[shadow] = logits[row]
+        if branch is not None:
+            logits[branch] = logits[row]
     return seen
 
 
-def _rows(logits: Tensor, leaders: Sequence[tuple[int, int | None, Any]], chosen: Sequence[int]) -> tuple[Tensor, ...]:
-    """Rows of leaders and of shadows, for indexing."""
-    pairs = torch.tensor([leaders[n][:2] for n in chosen], device=logits.device)
-    return pairs[:, 0], pairs[:, 1]
+def _rows(logits: Tensor, pairs: Sequence[tuple[int, int | None, Any]], chosen: Sequence[int]) -> tuple[Tensor, ...]:
+    """Rows of main requests and of branch requests, for indexing."""
+    both = torch.tensor([pairs[n][:2] for n in chosen], device=logits.device)
+    return both[:, 0], both[:, 1]
 
 
 def _guide_unnormalised(
-    logits: Tensor, leaders: Sequence[tuple[int, int | None, Any]], scales: Sequence[float], chosen: Sequence[int]
+    logits: Tensor, pairs: Sequence[tuple[int, int | None, Any]], scales: Sequence[float], chosen: Sequence[int]
 ) -> bool:
     """Combine logits as they are, in place; False, and nothing done, where one of them is −inf or not a number."""
     if not chosen:
         return True
-    rows, shadows = _rows(logits, leaders, chosen)
+    rows, branches = _rows(logits, pairs, chosen)
     scale = torch.tensor([[scales[n]] for n in chosen], device=logits.device)
-    mixed = torch.lerp(logits[shadows].float(), logits[rows].float(), scale)
+    mixed = torch.lerp(logits[branches].float(), logits[rows].float(), scale)
     if not bool(mixed.sum().isfinite()):
         return False
     logits[rows] = mixed.to(logits.dtype)
-    logits[shadows] = mixed.to(logits.dtype)
+    logits[branches] = mixed.to(logits.dtype)
     return True
 
 
 def _guide_normalised(
     logits: Tensor,
-    leaders: Sequence[tuple[int, int | None, Member[Drawing]]],
+    pairs: Sequence[tuple[int, int | None, Member[Drawing]]],
     scales: Sequence[float],
     chosen: Sequence[int],
     seen: Sequence[Seen],
@@ -238,27 +244,27 @@ def _guide_normalised(
     """The guided scores (V,) of each of ``chosen``, as ``textguide.engine.loop`` computes them."""
     if not chosen:
         return {}
-    rows, shadows = _rows(logits, leaders, chosen)
+    rows, branches = _rows(logits, pairs, chosen)
     cond = logits[rows].float()
-    logp = log_softmax(torch.stack([cond, logits[shadows].float()]))
+    logp = log_softmax(torch.stack([cond, logits[branches].float()]))
     scale = torch.tensor([[scales[n]] for n in chosen], device=logits.device)
-    law = log_softmax(extrapolate(logp[0], logp[1], scale))
-    if any(leaders[n][2].payload.measures for n in chosen):
-        kls = kl_divergence(law, logp[0]).tolist()
-        changed = (law.argmax(-1) != logp[0].argmax(-1)).tolist()
+    guided = log_softmax(extrapolate(logp[0], logp[1], scale))
+    if any(pairs[n][2].payload.measures for n in chosen):
+        kls = kl_divergence(guided, logp[0]).tolist()
+        changed = (guided.argmax(-1) != logp[0].argmax(-1)).tolist()
         for n, kl, moved in zip(chosen, kls, changed, strict=True):
             seen[n].kl, seen[n].changed = kl, moved
     # Moved back to where the conditional logits lie, for penalties.
-    guided = law + cond.logsumexp(-1, keepdim=True)
-    return {n: guided[k] for k, n in enumerate(chosen)}
+    scores = guided + cond.logsumexp(-1, keepdim=True)
+    return {n: scores[k] for k, n in enumerate(chosen)}
 
 
-def tell(sender: Any, leaders: Sequence[tuple[int, int | None, Member[Drawing]]], seen: Sequence[Seen]) -> None:
+def send_report(sender: Any, pairs: Sequence[tuple[int, int | None, Member[Drawing]]], seen: Sequence[Seen]) -> None:
     """Send the scheduler what it, or a client, wants to know of this step."""
-    told = {
+    report = {
         member.pair: vars(one)
-        for (_, _, member), one in zip(leaders, seen, strict=True)
-        if one.ids is not None or one.drawn is not None or ((one.guided or one.weighed) and member.payload.measures)
+        for (_, _, member), one in zip(pairs, seen, strict=True)
+        if one.ids is not None or one.drawn is not None or ((one.guided or one.reweighted) and member.payload.measures)
     }
-    if told:
-        sender.send(told)
+    if report:
+        sender.send(report)

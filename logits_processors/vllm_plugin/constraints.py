@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 ENGINE = "xgrammar"
 """What checks patterns, schemas and grammars: it comes with vLLM, which pins an llguidance that is too old for us."""
 
-FORMS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
+CONSTRAINT_ARGUMENTS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
 AWRS_ARGUMENTS = {"awrs_max_rejects": "max_rejects", "awrs_estimator": "estimator", "awrs_accepts": "accepts"}
 _TRAVELLERS: dict[Any, tuple[str, str]] = {
     Regex: ("awrs_regex", "pattern"),
@@ -50,7 +50,7 @@ def engines_constraint(name: str, text: str) -> Constraint:
 
 
 def asked(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
-    """What a request asks for, its constraint as a description; None where it names no form.
+    """What a request asks for, its constraint as a description; None where it names no constraint.
 
     Args:
         extra: ``extra_args`` of a request.
@@ -59,12 +59,14 @@ def asked(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
     """
-    given = [name for name in FORMS if extra.get(name) is not None]
+    given = [name for name in CONSTRAINT_ARGUMENTS if extra.get(name) is not None]
     options = {field: extra[name] for name, field in AWRS_ARGUMENTS.items() if extra.get(name) is not None}
     if not given:
         if options:
             first = next(name for name in AWRS_ARGUMENTS if extra.get(name) is not None)
-            raise ValueError(f"{first}={extra[first]!r} needs a form; give one of {', '.join(FORMS)}")
+            raise ValueError(
+                f"{first}={extra[first]!r} needs a constraint; give one of {', '.join(CONSTRAINT_ARGUMENTS)}"
+            )
         return None
     if len(given) > 1:
         raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
@@ -137,7 +139,7 @@ def arguments_of(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
     )
 
 
-class Forms:
+class EngineConstraints:
     """Makes the constraints of one engine's requests.
 
     Args:
@@ -151,7 +153,7 @@ class Forms:
         self._tokenizer, self._size = tokenizer, size
 
     def load(self) -> None:
-        """Load the engine's constraints, so that one that cannot be loaded is told at start."""
+        """Load the engine's constraints, so that one that cannot be loaded is refused at start."""
         for name, text in self.named.items():
             engines_constraint(name, text)
 
@@ -228,7 +230,9 @@ class ConstrainedRow:
             return Drawn(self.end, None, 0, False, self.death)
         try:
             return self._draw(self.session, scores, written, generator)
-        except Exception as error:  # a function of the engine's owner failed: its text ends, and the engine goes on
+        except (
+            Exception
+        ) as error:  # a function that the engine was started with failed: the text ends, and the engine goes on
             logger.exception("a constraint failed")
             self._read = None
             return Drawn(self.end, None, 0, False, f"the constraint failed: {type(error).__name__}: {error}")

@@ -7,7 +7,6 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,10 @@ from textguide.engine.results import GenerateResult
 from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
 from textguide.models import bundled
+from textguide.models.loading import locate
 from textguide.support.errors import MissingExtraError
 
-from .constraints import arguments_of as form_arguments
+from .constraints import arguments_of as constraint_arguments
 from .constraints import engines_constraint
 from .extras import OURS, constraints_of
 from .requests import ARGUMENTS, CAIF_ARGUMENTS, EFFECT
@@ -51,7 +51,7 @@ def vllm_engine(
     """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
 
     Args:
-        model: as for :func:`textguide.load`: the bundled model's name, a folder, or a name on a model hub.
+        model: as for :func:`textguide.load`: the bundled model's name, a folder, a GGUF file, or a name on a model hub.
         classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
             line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
@@ -76,8 +76,12 @@ def vllm_engine(
 
 
 def resolve(model: str) -> str:
-    """The folder of the bundled model, or ``model`` as it is."""
-    return str(bundled.folder()) if model == bundled.NAME and not Path(model).is_dir() else model
+    """The folder of a bundled model or of a converted GGUF file, or ``model`` as it is.
+
+    Raises:
+        ModelUnavailableError: as for :func:`textguide.load`.
+    """
+    return str(locate(model))
 
 
 def switched_on(
@@ -119,7 +123,7 @@ def switched_on(
 
 
 def arguments_of(guidance: CFG | None, negative: Sequence[int] | None, caif: CAIF | None = None) -> dict[str, Any]:
-    """``extra_args`` that ask for guidance, for a classifier's weights, or for both."""
+    """``extra_args`` that ask for guidance, for reweighting by a classifier, or for both."""
     weights: dict[str, Any] = {EFFECT: 1}
     if caif is not None:
         weights |= {name: getattr(caif, field) for name, field in CAIF_ARGUMENTS.items()}
@@ -156,11 +160,11 @@ def generate(
     """
     guidance = as_guidance(guidance)
     parts = split(guidance)
-    form: dict[str, Any] = {}
+    constraint: dict[str, Any] = {}
     if parts.constraint is not None:
         if not isinstance(parts.constraint, AWRS):
             raise ValueError(f"guidance={parts.constraint!r} does not run inside vLLM; AWRS with one particle does")
-        form = form_arguments(parts.constraint, constraints_of(llm.llm_engine.vllm_config))
+        constraint = constraint_arguments(parts.constraint, constraints_of(llm.llm_engine.vllm_config))
     caif = _engines_caif(llm, parts.reweighting)
     if parts.branching is not None and not isinstance(parts.branching, CFG):
         raise ValueError(f"guidance={parts.branching!r} does not run inside vLLM; CFG does")
@@ -171,28 +175,28 @@ def generate(
     cfg = parts.branching
     if cfg is not None and (cfg.negative_prompt is not None or cfg.negative_system is not None):
         negatives = branch_inputs.branch_rows(cfg, cond=ids, tokenizer=tokenizer, prompts=canonical)[0]
-    if form and do_sample is None:
+    if constraint and do_sample is None:
         do_sample = True
     common = _sampling(options, do_sample, stop, max_new_tokens)
     copies = int(common.get("n", 1))
     params = []
     for row, negative in enumerate(negatives):
         extra = None if cfg is None and caif is None else arguments_of(cfg, negative, caif)
-        extra = {**(extra or {}), **form} or None
+        extra = {**(extra or {}), **constraint} or None
         own = None if seed is None else (seed + row * copies) % LARGEST_SEED
         params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
     outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
-    result = _result(outputs, tokenizer, cfg is not None or caif is not None, bool(form))
+    result = _result(outputs, tokenizer, cfg is not None or caif is not None, bool(constraint))
     warn_if_none(result.effect, guidance)
     return result
 
 
 def _engines_caif(llm: Any, reweighting: Sequence[Any]) -> CAIF | None:
-    """The classifier's weights that a run asks for, which have to be those of the engine's classifier."""
+    """The reweighting that a run asks for, which has to be by the engine's classifier."""
     if not reweighting:
         return None
     if len(reweighting) > 1:
-        raise ValueError("guidance: one classifier at a time weighs inside vLLM; give one CAIF")
+        raise ValueError("guidance: one classifier at a time reweights inside vLLM; give one CAIF")
     engines = classifier_of(llm.llm_engine.vllm_config)
     asked: CAIF = reweighting[0]
     its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier
@@ -221,7 +225,7 @@ def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longes
     return {**common, "max_tokens": longest, "stop": stops, "include_stop_str_in_output": True, "logprobs": 0}
 
 
-def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, weighed: bool) -> GenerateResult:
+def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, constrained: bool) -> GenerateResult:
     rows = [(output, one) for output in outputs for one in output.outputs]
     tokens = [list(one.token_ids) for _, one in rows]
     longest = max(len(row) for row in tokens)
@@ -240,37 +244,37 @@ def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, weighed: bool)
         log_likelihood=log_probs.sum(-1),
         log_probs=log_probs,
         effect=join([_effect(output) for output in outputs]) if guided else Effect(),
-        **(_weights([_told(output) for output in outputs]) if weighed else {}),
+        **(_weights([_report(output) for output in outputs]) if constrained else {}),
     )
 
 
-def _weights(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of a result that tell of a constraint."""
-    weights = [-math.inf if one.get("log_weight") is None else one["log_weight"] for one in told]
+def _weights(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of a result that are about a constraint."""
+    weights = [-math.inf if one.get("log_weight") is None else one["log_weight"] for one in reports]
     log_weights = torch.tensor(weights, dtype=torch.float64)
     return {
         "log_weights": log_weights,
         "log_evidence": log_weights.clone(),
         "ess": (log_weights > -math.inf).double(),
         "finished": log_weights > -math.inf,
-        "deaths": [one.get("death") for one in told],
-        "constraint_calls": sum(one.get("constraint_calls", 0) for one in told),
+        "deaths": [one.get("death") for one in reports],
+        "constraint_calls": sum(one.get("constraint_calls", 0) for one in reports),
     }
 
 
-def _told(output: Any) -> Mapping[str, Any]:
-    told: Mapping[str, Any] = (output.kv_transfer_params or {}).get(OURS) or {}
-    return told
+def _report(output: Any) -> Mapping[str, Any]:
+    report: Mapping[str, Any] = (output.kv_transfer_params or {}).get(OURS) or {}
+    return report
 
 
 def _effect(output: Any) -> Effect:
-    told = _told(output)
+    report = _report(output)
     return Effect(
-        mean_kl=told.get("mean_kl", 0.0),
-        max_kl=told.get("max_kl", 0.0),
-        top_changed=told.get("top_changed", 0.0),
-        guided_steps=told.get("guided_steps", 0),
-        unguided_steps=told.get("unguided_steps", 0),
-        extra_passes=told.get("paired_steps", 0),
-        skipped_passes=told.get("skipped_steps", 0),
+        mean_kl=report.get("mean_kl", 0.0),
+        max_kl=report.get("max_kl", 0.0),
+        top_changed=report.get("top_changed", 0.0),
+        guided_steps=report.get("guided_steps", 0),
+        unguided_steps=report.get("unguided_steps", 0),
+        extra_passes=report.get("paired_steps", 0),
+        skipped_passes=report.get("skipped_steps", 0),
     )

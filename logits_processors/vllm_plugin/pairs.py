@@ -1,8 +1,9 @@
 """Which two requests of a vLLM engine belong together, and where they stand. Knows no vLLM.
 
-A guided request, the *leader*, is decoded beside a *shadow*: a request of its own that reads the negative prompt. The
-scheduler keeps :class:`Pairs`. In the worker, vLLM's first model runner tells processors of rows that are removed,
-added and moved (:class:`Rows`), the second one of slots that are taken (:class:`Slots`).
+A guided request, the *main request*, is decoded beside a *branch request*: a request of its own that reads the
+negative prompt. The scheduler keeps :class:`Pairs`. In the worker, vLLM's first model runner reports to its processors
+which rows are removed, added and moved (:class:`Rows`), and the second one which request indices are taken
+(:class:`Indices`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-LEADER, SHADOW = "leader", "shadow"
+MAIN, BRANCH = "main", "branch"
 
 Payload = TypeVar("Payload")
 
@@ -22,7 +23,7 @@ class Member(Generic[Payload]):
 
     Args:
         pair: id of the pair it belongs to.
-        role: ``LEADER`` or ``SHADOW``.
+        role: ``MAIN`` or ``BRANCH``.
         payload: what its processor keeps for it.
     """
 
@@ -56,42 +57,42 @@ class Rows(Generic[Payload]):
         if swap and met is not None:
             self.members[source] = met
 
-    def leaders(self) -> list[tuple[int, int | None, Member[Payload]]]:
-        """Every leader as (its row, the row of its shadow or None, the member), by row."""
+    def pairs(self) -> list[tuple[int, int | None, Member[Payload]]]:
+        """Every main request as (its row, the row of its branch request or None, the member), by row."""
         return couple((row, self.members[row]) for row in sorted(self.members))
 
 
-class Slots(Generic[Payload]):
-    """The slots of vLLM's second model runner: a slot belongs to one request until another takes it."""
+class Indices(Generic[Payload]):
+    """The request indices of vLLM's second model runner: each belongs to one request until another takes it."""
 
     def __init__(self) -> None:
         self.members: dict[int, Member[Payload]] = {}
 
-    def add(self, slot: int, member: Member[Payload] | None) -> None:
-        """A request took ``slot``; None for one that is not guided."""
+    def add(self, index: int, member: Member[Payload] | None) -> None:
+        """A request took ``index``; None for one that is not guided."""
         if member is None:
-            self.members.pop(slot, None)
+            self.members.pop(index, None)
         else:
-            self.members[slot] = member
+            self.members[index] = member
 
-    def leaders(self, slots: Sequence[int]) -> list[tuple[int, int | None, Member[Payload]]]:
-        """Like :meth:`Rows.leaders` for a batch whose row ``i`` belongs to slot ``slots[i]``.
+    def pairs(self, indices: Sequence[int]) -> list[tuple[int, int | None, Member[Payload]]]:
+        """Like :meth:`Rows.pairs` for a batch whose row ``i`` belongs to the request index ``indices[i]``.
 
-        Slots that are not in the batch hold whoever had them last, and count for nothing.
+        Indices that are not in the batch hold whichever request had them last, and count for nothing.
         """
-        return couple((row, self.members[slot]) for row, slot in enumerate(slots) if slot in self.members)
+        return couple((row, self.members[index]) for row, index in enumerate(indices) if index in self.members)
 
 
 def couple(members: Any) -> list[tuple[int, int | None, Member[Any]]]:
-    """Leaders with the rows of their shadows, from (row, member) in ascending order of rows."""
-    leaders: list[tuple[int, Member[Any]]] = []
-    shadows: dict[str, int] = {}
+    """Main requests with the rows of their branch requests, from (row, member) in ascending order of rows."""
+    mains: list[tuple[int, Member[Any]]] = []
+    branches: dict[str, int] = {}
     for row, member in members:
-        if member.role == LEADER:
-            leaders.append((row, member))
+        if member.role == MAIN:
+            mains.append((row, member))
         else:
-            shadows[member.pair] = row
-    return [(row, shadows.get(member.pair), member) for row, member in leaders]
+            branches[member.pair] = row
+    return [(row, branches.get(member.pair), member) for row, member in mains]
 
 
 @dataclass
@@ -99,64 +100,64 @@ class Pair:
     """A guided request as the scheduler sees it.
 
     Args:
-        leader: id of the user's request, and of the pair.
-        shadow: id of the request that reads the negative prompt; None while there is none.
+        main: id of the user's request, and of the pair.
+        branch: id of the request that reads the negative prompt; None while there is none.
         state: what the scheduler keeps for it.
-        spawned: how many shadows it has had.
+        spawned: how many branch requests it has had.
     """
 
-    leader: str
-    shadow: str | None = None
+    main: str
+    branch: str | None = None
     state: Any = None
     spawned: int = 0
 
     def partner(self, request: str) -> str | None:
-        """The id of the other one."""
-        return self.shadow if request == self.leader else self.leader
+        """The id of the other request of the pair."""
+        return self.branch if request == self.main else self.main
 
 
 @dataclass
 class Pairs:
     """All pairs of an engine, by the ids of either of their requests."""
 
-    by_leader: dict[str, Pair] = field(default_factory=dict)
-    by_shadow: dict[str, Pair] = field(default_factory=dict)
+    by_main: dict[str, Pair] = field(default_factory=dict)
+    by_branch: dict[str, Pair] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.by_leader)
+        return len(self.by_main)
 
     def __iter__(self) -> Iterator[Pair]:
-        return iter(list(self.by_leader.values()))
+        return iter(list(self.by_main.values()))
 
     def of(self, request: str) -> Pair | None:
         """The pair that ``request`` belongs to."""
-        return self.by_leader.get(request) or self.by_shadow.get(request)
+        return self.by_main.get(request) or self.by_branch.get(request)
 
-    def is_shadow(self, request: str) -> bool:
-        """Whether ``request`` is a shadow."""
-        return request in self.by_shadow
+    def is_branch(self, request: str) -> bool:
+        """Whether ``request`` is a branch request."""
+        return request in self.by_branch
 
-    def add(self, leader: str, state: Any = None) -> Pair:
-        """A new pair that has no shadow yet."""
-        pair = self.by_leader[leader] = Pair(leader, state=state)
+    def add(self, main: str, state: Any = None) -> Pair:
+        """A new pair that has no branch request yet."""
+        pair = self.by_main[main] = Pair(main, state=state)
         return pair
 
     def spawn(self, pair: Pair) -> str:
-        """The id of a new shadow of ``pair``."""
-        assert pair.shadow is None
-        pair.shadow = f"{pair.leader}/shadow-{pair.spawned}"
+        """The id of a new branch request of ``pair``."""
+        assert pair.branch is None
+        pair.branch = f"{pair.main}/branch-{pair.spawned}"
         pair.spawned += 1
-        self.by_shadow[pair.shadow] = pair
-        return pair.shadow
+        self.by_branch[pair.branch] = pair
+        return pair.branch
 
     def dismiss(self, pair: Pair) -> str | None:
-        """``pair`` has no shadow any more; the id of the one it had."""
-        shadow, pair.shadow = pair.shadow, None
-        if shadow is not None:
-            del self.by_shadow[shadow]
-        return shadow
+        """``pair`` has no branch request any more; the id of the one it had."""
+        branch, pair.branch = pair.branch, None
+        if branch is not None:
+            del self.by_branch[branch]
+        return branch
 
     def drop(self, pair: Pair) -> str | None:
-        """``pair`` is gone; the id of the shadow it had."""
-        del self.by_leader[pair.leader]
+        """``pair`` is gone; the id of the branch request it had."""
+        del self.by_main[pair.main]
         return self.dismiss(pair)

@@ -1,4 +1,4 @@
-"""The guided law inside vLLM's first model runner. Knows no vLLM but the shape of what it hands over."""
+"""The guided distribution inside vLLM's first model runner. Knows no vLLM but the shape of what it hands over."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from .channel import Sender
-from .combination import Drawing, guide, tell
-from .constraints import Forms
+from .combination import Drawing, guide, send_report
+from .constraints import EngineConstraints
 from .extras import OURS, constraints_of
-from .pairs import LEADER, Member, Rows
+from .pairs import MAIN, Member, Rows
 from .requests import Request
-from .reweighting import Weigher, classifier_of
+from .reweighting import Reweighting, classifier_of
 
 
 class FirstRunnerProcessor:
-    """Combines the rows of guided requests with those of their shadows; other rows keep their bits.
+    """Combines the rows of guided requests with those of their branch requests; other rows keep their bits.
 
     Args:
         vllm_config: names the engine.
@@ -47,12 +47,12 @@ class FirstRunnerProcessor:
             self.rows.move(source, target, direction.name == "SWAP")
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Guided laws in the rows of pairs, in place."""
+        """Guided distributions in the rows of pairs, in place."""
         if not self.rows.members:
             return logits
-        leaders = self.rows.leaders()
-        positions = [len(member.payload.written()) for _, _, member in leaders]
-        tell(self.sender, leaders, guide(logits, leaders, positions))
+        pairs = self.rows.pairs()
+        positions = [len(member.payload.written()) for _, _, member in pairs]
+        send_report(self.sender, pairs, guide(logits, pairs, positions))
         return logits
 
     def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
@@ -62,15 +62,15 @@ class FirstRunnerProcessor:
 
 @dataclass(frozen=True)
 class Aids:
-    """What weighs, or rules out, the tokens of one engine's requests.
+    """What reweights, or rules out, the tokens of one engine's requests.
 
     Args:
-        weigher: of an engine that was started with a classifier; None without one.
-        forms: makes constraints; None where the engine has no tokenizer.
+        reweighting: of an engine that was started with a classifier; None without one.
+        constraints: makes those of requests; None where the engine has no tokenizer.
     """
 
-    weigher: Weigher | None = None
-    forms: Forms | None = None
+    reweighting: Reweighting | None = None
+    constraints: EngineConstraints | None = None
 
     @classmethod
     def of(cls, config: Any) -> Aids:
@@ -86,10 +86,10 @@ class Aids:
 
         size = model.get_vocab_size()
         classifier = classifier_of(config)
-        weigher = None if classifier is None else Weigher(classifier, tokenizer, size)
-        forms = Forms(constraints_of(config), tokenizer, size)
-        forms.load()
-        return cls(weigher, forms)
+        reweighting = None if classifier is None else Reweighting(classifier, tokenizer, size)
+        constraints = EngineConstraints(constraints_of(config), tokenizer, size)
+        constraints.load()
+        return cls(reweighting, constraints)
 
 
 def member_of(
@@ -106,14 +106,14 @@ def member_of(
     ours = (params.extra_args or {}).get(OURS) if params is not None else None
     if not isinstance(ours, dict) or "pair" not in ours:
         return None
-    weigher, forms = aids.weigher, aids.forms
-    request = Request.from_dict(ours["request"], None if weigher is None else weigher.classifier)
-    weigh = form = None
-    if ours["role"] == LEADER:
-        if request.caif is not None and weigher is not None:
-            weigh = weigher.row(request.caif, request.horizon)
+    reweighting, constraints = aids.reweighting, aids.constraints
+    request = Request.from_dict(ours["request"], None if reweighting is None else reweighting.classifier)
+    reweighted = constrained = None
+    if ours["role"] == MAIN:
+        if request.caif is not None and reweighting is not None:
+            reweighted = reweighting.row(request.caif, request.horizon)
         if request.awrs is not None:
-            assert forms is not None, "requests with a form are refused where there is no tokenizer"
-            form = forms.row(request.awrs, ours["ends"], request.limit)
-    payload = Drawing(request, prompt, written, ours["measures"], weigh, form)
+            assert constraints is not None, "requests with a constraint are refused where there is no tokenizer"
+            constrained = constraints.row(request.awrs, ours["ends"], request.limit)
+    payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained)
     return Member(ours["pair"], ours["role"], payload)

@@ -1,8 +1,8 @@
-"""The guided law inside vLLM's second model runner (Model Runner V2, the default where Triton is).
+"""The guided distribution inside vLLM's second model runner (Model Runner V2, the default where Triton is).
 
-Written against the interface of ``vllm.v1.worker.gpu.sample.logits_processor``: no ``update_state``, state per slot,
-and a batch described by a context. That runner keys its own noise by seed and position in the sequence, which two
-prompts of unequal length do not share; the token is drawn here, so it does not matter.
+Written against the interface of ``vllm.v1.worker.gpu.sample.logits_processor``: no ``update_state``, state per
+request index, and a batch described by a context. That runner keys its own noise by seed and position in the sequence,
+which two prompts of unequal length do not share; the token is drawn here, so it does not matter.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from typing import Any
 from torch import Tensor
 
 from .channel import Sender
-from .combination import Drawing, guide, tell
-from .pairs import Slots
+from .combination import Drawing, guide, send_report
+from .pairs import Indices
 from .processor_v1 import Aids, member_of
 
 
 class SecondRunnerProcessor:
-    """Combines the rows of guided requests with those of their shadows; other rows keep their bits.
+    """Combines the rows of guided requests with those of their branch requests; other rows keep their bits.
 
     Args:
         vllm_config: names the engine.
-        req_states: vLLM's buffers with the tokens of every slot, which are only read.
+        req_states: vLLM's buffers with the tokens behind every request index, which are only read.
     """
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
-        self.slots: Slots[Drawing] = Slots()
+        self.indices: Indices[Drawing] = Indices()
         self.sender = Sender(vllm_config.instance_id)
         self.aids = Aids.of(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """A request took the slot ``req_idx``; whether it is one of a pair."""
+        """A request took the index ``req_idx``; whether it is one of a pair."""
         prompt, written = (lambda: self._tokens(req_idx, 0)), (lambda: self._tokens(req_idx, 1))
         member = member_of(sampling_params, prompt, written, self.aids)
-        self.slots.add(req_idx, member)
+        self.indices.add(req_idx, member)
         return member is not None
 
     def apply_staged_writes(self) -> None:
         """Nothing is staged."""
 
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
-        """Guided laws in the rows of pairs, in place. Without speculation a request owns one row."""
-        if not self.slots.members:
+        """Guided distributions in the rows of pairs, in place. Without speculation a request has one row."""
+        if not self.indices.members:
             return logits
-        slots = [int(slot) for slot in ctx.idx_mapping_np]
-        leaders = self.slots.leaders(slots)
-        if leaders:
+        indices = [int(index) for index in ctx.idx_mapping_np]
+        pairs = self.indices.pairs(indices)
+        if pairs:
             # The token that is drawn now stands behind `seq_lens` tokens.
             lengths = ctx.seq_lens_upper_bound_np
-            positions = [int(lengths[row]) - int(self.states.prompt_len.np[slots[row]]) for row, _, _ in leaders]
-            tell(self.sender, leaders, guide(logits, leaders, positions))
+            positions = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in pairs]
+            send_report(self.sender, pairs, guide(logits, pairs, positions))
         return logits
 
-    def _tokens(self, slot: int, part: int) -> list[int]:
-        """Token ids of the prompt (part 0) or of what was written (part 1) in a slot."""
-        prompt, total = int(self.states.prompt_len.np[slot]), int(self.states.total_len.gpu[slot])
-        tokens: list[int] = self.states.all_token_ids.gpu[slot, :total].tolist()
+    def _tokens(self, index: int, part: int) -> list[int]:
+        """Token ids of the prompt (part 0) or of what was written (part 1) behind a request index."""
+        prompt, total = int(self.states.prompt_len.np[index]), int(self.states.total_len.gpu[index])
+        tokens: list[int] = self.states.all_token_ids.gpu[index, :total].tolist()
         return tokens[:prompt] if part == 0 else tokens[prompt:]

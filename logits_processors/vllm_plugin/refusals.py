@@ -31,7 +31,10 @@ def refuse(config: Any, scheduler: Any) -> None:
             config.speculative_config is not None,
             "drafts are made without guidance; leave speculative decoding off",
         ),
-        "kv_transfer_config": (config.kv_transfer_config is not None, "shadows cannot be moved between engines"),
+        "kv_transfer_config": (
+            config.kv_transfer_config is not None,
+            "branch requests cannot be moved between engines",
+        ),
         "enable_chunked_prefill": (
             not scheduling.enable_chunked_prefill,
             "one half of a pair has to read its prompt up to the last token but one; leave it on",
@@ -49,7 +52,7 @@ def refuse(config: Any, scheduler: Any) -> None:
         "model": (config.model_config.is_encoder_decoder, "encoder-decoders were not tested"),
         "logprobs_mode": (
             config.model_config.logprobs_mode != "raw_logprobs",
-            "log-probabilities of guided requests are those of the guided law; leave it at raw_logprobs",
+            "log-probabilities of guided requests are those of the guided distribution; leave it at raw_logprobs",
         ),
     }
     for name, (is_wrong, reason) in problems.items():

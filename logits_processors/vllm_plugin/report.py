@@ -1,4 +1,7 @@
-"""One guided request as the scheduler follows it: when it needs its shadow, and what guidance did. Knows no vLLM."""
+"""One guided request as the scheduler follows it: when it needs its branch request, and what guidance did.
+
+Knows no vLLM.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from textguide.smc.constrained import STOPPED
 from .requests import Request
 
 PATIENCE = 4
-FIRST_NAP, LONGEST_NAP = 8, 64
+"""Tokens in a row that guidance has to leave nearly as they are before some are skipped."""
+# Skips begin at multiples of this many tokens, and are that long at first: a branch request that is made again reads
+# all that was written since, in a step of its own.
+FIRST_SKIP = 8
+LONGEST_SKIP = 64
 
 
 @dataclass
@@ -21,12 +28,12 @@ class Report:
 
     Args:
         request: what is asked for.
-        negative: token ids of the prompt that the shadow reads.
-        shadow_tokens: tokens that shadows have read.
-        guided: tokens drawn from a law that guidance moved, by a shadow or a classifier.
-        paired: of these, the ones that had a shadow.
+        negative: token ids of the prompt that the branch request reads.
+        branch_tokens: tokens that branch requests have read.
+        guided: tokens drawn from a distribution that guidance changed, by a branch request or a classifier.
+        paired: of these, the ones that had a branch request.
         unguided: tokens drawn without: outside the window, at γ(s) = 1, or skipped.
-        skipped: tokens that ``skip_threshold`` left without a shadow.
+        skipped: tokens that ``skip_threshold`` left without a branch request.
         discarded: tokens that one half wrote alone, and that were thrown away.
         preemptions: how often the pair was sent back to the queue.
         kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
@@ -36,13 +43,13 @@ class Report:
         ended: whether the text is complete.
         death: why nothing more may be written; None where something may.
         calm: guided tokens in a row that stayed within ``skip_threshold``.
-        nap: length of the next nap.
-        wake_at: position at which the present nap ends.
+        skip: how many tokens are skipped next.
+        resume_at: position at which the present skip ends.
     """
 
     request: Request
     negative: list[int]
-    shadow_tokens: int = 0
+    branch_tokens: int = 0
     guided: int = 0
     paired: int = 0
     unguided: int = 0
@@ -57,34 +64,34 @@ class Report:
     ended: bool = False
     death: str | None = None
     calm: int = 0
-    nap: int = FIRST_NAP
-    wake_at: int | None = None
+    skip: int = FIRST_SKIP
+    resume_at: int | None = None
 
     @property
     def measures(self) -> bool:
-        """Whether the worker has to tell the KL of every step."""
+        """Whether the worker has to report the KL of every step."""
         return self.request.effect or self.request.guidance.skip_threshold is not None
 
-    def wants_shadow(self, position: int) -> bool:
+    def wants_branch(self, position: int) -> bool:
         """Whether the token at ``position`` is to be guided."""
-        return self._active(position) and not self.naps(position)
+        return self._active(position) and not self.skips(position)
 
-    def rests(self, position: int) -> bool:
-        """Whether a shadow is of no use for a while, from ``position`` on."""
-        return self.naps(position) or not any(map(self._active, range(position, position + FIRST_NAP)))
+    def idles(self, position: int) -> bool:
+        """Whether a branch request is of no use for a while, from ``position`` on."""
+        return self.skips(position) or not any(map(self._active, range(position, position + FIRST_SKIP)))
 
-    def naps(self, position: int) -> bool:
+    def skips(self, position: int) -> bool:
         """Whether ``skip_threshold`` leaves the token at ``position`` unguided."""
-        return self.wake_at is not None and position < self.wake_at
+        return self.resume_at is not None and position < self.resume_at
 
     def observe(self, position: int, guided: bool, seen: Mapping[str, Any] | None) -> None:
-        """Learn what happened at ``position``: naps begin where guidance has changed little for a while."""
+        """Learn what happened at ``position``: tokens are skipped where guidance has changed little for a while."""
         drawn = (seen or {}).get("drawn")
         if drawn is not None:
             self.log_weight += drawn["log_weight"] or 0.0
             self.constraint_calls += drawn["calls"]
             self.ended, self.death = drawn["ended"], drawn["death"]
-        self.skipped += self.naps(position)
+        self.skipped += self.skips(position)
         self.paired += guided
         if not guided and self.request.caif is None:
             self.unguided += 1
@@ -100,17 +107,17 @@ class Report:
         if threshold is None or not guided:
             return
         if kl > threshold:
-            self.calm, self.nap = 0, FIRST_NAP
-        elif self.wake_at is not None:  # just woken, and the nap did no harm
-            self.calm, self.nap = PATIENCE, min(2 * self.nap, LONGEST_NAP)
+            self.calm, self.skip = 0, FIRST_SKIP
+        elif self.resume_at is not None:  # just resumed, and the skip did no harm
+            self.calm, self.skip = PATIENCE, min(2 * self.skip, LONGEST_SKIP)
         else:
             self.calm += 1
-        self.wake_at = None
-        if self.calm >= PATIENCE and (position + 1) % FIRST_NAP == 0:
-            self.wake_at = position + self.nap
+        self.resume_at = None
+        if self.calm >= PATIENCE and (position + 1) % FIRST_SKIP == 0:
+            self.resume_at = position + self.skip
 
     def summary(self) -> dict[str, Any]:
-        """What the client is told at the end, as plain values."""
+        """What is reported to the client at the end, as plain values."""
         values: dict[str, Any] = {
             "guided_steps": self.guided,
             "paired_steps": self.paired,
@@ -118,7 +125,7 @@ class Report:
             "skipped_steps": self.skipped,
             "discarded_steps": self.discarded,
             "preemptions": self.preemptions,
-            "shadow_tokens": self.shadow_tokens,
+            "branch_tokens": self.branch_tokens,
         }
         if self.measures and self.guided:
             values |= {

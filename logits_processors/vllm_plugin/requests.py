@@ -19,7 +19,7 @@ from textguide.engine import branch_inputs
 from textguide.guidance import AWRS, CAIF, CFG
 from textguide.guidance.prompts import as_prompt
 
-from .constraints import AWRS_ARGUMENTS, FORMS, Forms, asked
+from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, EngineConstraints, asked
 
 # What a client writes → the field of CFG.
 ARGUMENTS = {
@@ -50,8 +50,8 @@ ENGINES = "the engine's"
 
 @dataclass(frozen=True)
 class Draw:
-    """How the next token is taken from the guided law. A pair's law is computed outside of vLLM's sampler, so this is
-    taken from the user's sampling parameters, which the engine then sees as greedy.
+    """How the next token is taken from the guided distribution. That of a pair is computed outside of vLLM's sampler,
+    so this is taken from the user's sampling parameters, which the engine then sees as greedy.
 
     Args:
         temperature: 0 takes the most likely token.
@@ -62,7 +62,7 @@ class Draw:
         repetition_penalty: over prompt and text, 1 changes nothing.
         presence_penalty: subtracted from tokens that were written.
         frequency_penalty: subtracted from tokens for every time they were written.
-        logprobs: how many log-probabilities of the guided law to report beside that of the token; None: none.
+        logprobs: how many log-probabilities of the guided distribution to report beside that of the token; None: none.
     """
 
     temperature: float = 0.0
@@ -100,9 +100,9 @@ class Request:
         negative: token ids of the negative prompt; None: the last token of the prompt.
         draw: how tokens are taken.
         horizon: the longest continuation, which defines progress.
-        effect: whether what guidance did is to be measured and told with the answer.
-        caif: a classifier's weights on the law; its classifier is the engine's, and does not travel.
-        awrs: the form under which tokens are drawn, its constraint as :func:`~.constraints.asked` describes it.
+        effect: whether what guidance did is to be measured and reported with the answer.
+        caif: how a classifier reweights the distribution; the classifier is the engine's, and does not travel.
+        awrs: how tokens are drawn under a constraint, which is described as :func:`~.constraints.asked` does.
         limit: most tokens of the text.
     """
 
@@ -150,14 +150,14 @@ class Limits:
         vocabulary: number of tokens.
         longest: the engine's ``max_model_len``; at least one token must fit behind a negative prompt.
         classifier: the one that the engine was started with, or its name; None: none.
-        forms: makes constraints; None where the engine cannot.
+        constraints: makes those of requests; None where the engine cannot.
     """
 
     tokenizer: Any = None
     vocabulary: int | None = None
     longest: int | None = None
     classifier: Any = None
-    forms: Forms | None = None
+    constraints: EngineConstraints | None = None
 
 
 def asks(extra: Mapping[str, Any] | None) -> bool:
@@ -179,14 +179,14 @@ def parse(params: Any, limits: Limits | None = None) -> Request | None:
     if not asks(extra):
         return None
     limits = limits or Limits()
-    known = [*ARGUMENTS, *PROMPTS, EFFECT, *CAIF_ARGUMENTS, *FORMS, *AWRS_ARGUMENTS]
+    known = [*ARGUMENTS, *PROMPTS, EFFECT, *CAIF_ARGUMENTS, *CONSTRAINT_ARGUMENTS, *AWRS_ARGUMENTS]
     for key in extra:
         if str(key).startswith(PREFIXES) and key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"{key!r} is no argument of guidance; use {close[0] if close else ', '.join(known)}")
     given = {name: extra[name] for name in ARGUMENTS if name in extra}
     if not given and not any(extra.get(name) is not None for name in PROMPTS):
-        given = {"guidance_scale": 1.0}  # a classifier or a form alone
+        given = {"guidance_scale": 1.0}  # a classifier or a constraint alone
     try:
         guidance = CFG(**{ARGUMENTS[name]: value for name, value in given.items()})
     except ValueError as error:
@@ -235,32 +235,32 @@ def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
 
 
 def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> AWRS | None:
-    awrs = asked(extra, {} if limits.forms is None else limits.forms.named)
+    awrs = asked(extra, {} if limits.constraints is None else limits.constraints.named)
     if awrs is None:
         return None
-    name = next(name for name in FORMS if extra.get(name) is not None)
-    for field, allowed, reason in _FORM_EXCLUDES:
+    name = next(name for name in CONSTRAINT_ARGUMENTS if extra.get(name) is not None)
+    for field, allowed, reason in _CONSTRAINT_EXCLUDES:
         value = getattr(params, field, allowed)
         if value != allowed and value:
             raise ValueError(f"{field}={_brief(value)} does not work with {name}: {reason}")
     if not getattr(params, "temperature", 1.0):
         raise ValueError(f"temperature=0 does not work with {name}: its tokens are drawn; give one above 0")
-    if limits.forms is None:
+    if limits.constraints is None:
         raise ValueError(f"{name}={_brief(extra[name])} needs the engine's tokenizer, and this engine has none")
     try:
-        limits.forms.start(awrs, _ends(params, limits.tokenizer))
+        limits.constraints.start(awrs, _ends(params, limits.tokenizer))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return awrs
 
 
-_FORM_EXCLUDES: tuple[tuple[str, Any, str], ...] = (
+_CONSTRAINT_EXCLUDES: tuple[tuple[str, Any, str], ...] = (
     ("n", 1, "an answer has room for one log-weight; send that many requests"),
-    ("stop", None, "a text ends where its form does; leave it out"),
+    ("stop", None, "a text ends where its constraint says; leave it out"),
     ("ignore_eos", False, "a text ends with an end token; leave it out"),
-    ("min_tokens", 0, "the form says how long texts are; leave it out"),
+    ("min_tokens", 0, "the constraint says how long texts are; leave it out"),
     ("structured_outputs", None, "the two would have to agree on every token; leave one of them out"),
-    ("repetition_detection", None, "a text ends where its form does; leave it out"),
+    ("repetition_detection", None, "a text ends where its constraint says; leave it out"),
 )
 
 
@@ -312,11 +312,11 @@ def _messages(value: Any) -> Any:
 
 
 def _check_combinations(params: Any) -> None:
-    """Refuse what would give something else than the guided law."""
+    """Refuse what would give something else than the guided distribution."""
     for name, reason in (
         ("prompt_logprobs", "they are those of the prompt without guidance"),
-        ("logprob_token_ids", "they are those of the law without guidance; use logprobs"),
-        ("thinking_token_budget", "it forces tokens behind the guided law"),
+        ("logprob_token_ids", "they are those of the distribution without guidance; use logprobs"),
+        ("thinking_token_budget", "it forces tokens after guidance"),
         ("trace_decode_token_ids", "it forces tokens"),
     ):
         if getattr(params, name, None) is not None:
@@ -324,7 +324,7 @@ def _check_combinations(params: Any) -> None:
     if (getattr(params, "logprobs", None) or 0) < 0:
         raise ValueError(f"logprobs={params.logprobs} does not work with guidance; give a number of 0 or more")
     if getattr(params, "watermarking", None):
-        raise ValueError("watermarking=True does not work with guidance; it reads the law behind it")
+        raise ValueError("watermarking=True does not work with guidance; it changes the distribution after guidance")
 
 
 def _brief(value: Any, limit: int = 60) -> str:

@@ -46,8 +46,8 @@ def named(name: str) -> Classifier:
     return classifier
 
 
-class Weigher:
-    """Weighs the candidates of one engine's requests.
+class Reweighting:
+    """Reweights the candidates of one engine's requests.
 
     Args:
         classifier: asked about the candidates.
@@ -60,7 +60,7 @@ class Weigher:
         self._tokenizer, self._size = tokenizer, size
         self._alphabet: Alphabet | None = None
 
-    def row(self, caif: CAIF, horizon: int) -> WeighedRow:
+    def row(self, caif: CAIF, horizon: int) -> ReweightedRow:
         """A request that begins."""
         if self._alphabet is None:
             self._alphabet = Alphabet(self._tokenizer(), self._size)
@@ -70,10 +70,10 @@ class Weigher:
             config=SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=size))
         )
         reweighter = Reweighter([caif], self._alphabet.tokenizer, model, alphabet=self._alphabet)
-        return WeighedRow(reweighter, horizon)
+        return ReweightedRow(reweighter, horizon)
 
 
-class WeighedRow:
+class ReweightedRow:
     """The classifier's view of one request, which grows with its text."""
 
     def __init__(self, reweighter: Reweighter, horizon: int) -> None:
@@ -81,7 +81,7 @@ class WeighedRow:
         self._read: list[int] | None = None
 
     def __call__(self, logp: Tensor, prompt: Callable[[], list[int]], written: list[int]) -> Tensor:
-        """The law (1, V) with the candidates weighed, from ``logp`` (1, V) behind ``written``."""
+        """Log-probabilities (1, V) with the candidates reweighted, from ``logp`` (1, V) behind ``written``."""
         if self._read is not None and written[: len(self._read)] == self._read:
             for token in written[len(self._read) :]:
                 self.reweighter.append([token])

@@ -1,4 +1,4 @@
-"""Guided requests and their shadows inside vLLM's scheduler: admitted, scheduled and preempted together.
+"""Guided requests and their branch requests inside vLLM's scheduler: admitted, scheduled and preempted together.
 
 Opt in by class path: ``--scheduler-cls textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler``.
 """
@@ -17,14 +17,14 @@ from vllm.v1.request import Request, RequestStatus
 from . import requests
 from .channel import Listener
 from .extras import OURS
-from .pairs import LEADER, SHADOW, Pair, Pairs
+from .pairs import BRANCH, MAIN, Pair, Pairs
 from .plan import Load, Plan, share
 from .refusals import refuse
 from .report import Report
 
 
 class GuidedScheduler(Scheduler):
-    """vLLM's scheduler with a shadow beside every guided request.
+    """vLLM's scheduler with a branch request beside every guided request.
 
     Plain requests are scheduled as vLLM schedules them. A pair holds two of the engine's ``max_num_seqs`` places and
     the cache of two sequences. Refuses at start what it was not tested with (``refusals.py``).
@@ -35,8 +35,8 @@ class GuidedScheduler(Scheduler):
         refuse(self.vllm_config, self)
         self.pairs = Pairs()
         self.listener = Listener(self.vllm_config.instance_id)
-        self.shadow_tokens = 0
-        self._broken: set[str] = set()  # leaders of pairs of which vLLM itself preempted one half
+        self.branch_tokens = 0
+        self._broken: set[str] = set()  # main requests of pairs of which vLLM itself preempted one half
         self._plan = Plan({}, {}, 0)
         self._left = 0
         self._pinned: list[Any] = []
@@ -44,13 +44,13 @@ class GuidedScheduler(Scheduler):
         self._rewinds = self.vllm_config.device_config.device_type != "cpu"
         record = self.kv_cache_manager.record_prefix_cache_stats
         self.kv_cache_manager.record_prefix_cache_stats = lambda request, hits: (
-            None if self.pairs.is_shadow(request.request_id) else record(request, hits)
+            None if self.pairs.is_branch(request.request_id) else record(request, hits)
         )
 
     # -- requests come and go --------------------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """Take a request in; a guided one gets a shadow as soon as its guidance is active."""
+        """Take a request in; a guided one gets a branch request as soon as its guidance is active."""
         params = request.sampling_params
         ours = (params.extra_args or {}).get(OURS) if params is not None else None
         if not isinstance(ours, dict) or request.request_id in self.requests:
@@ -63,58 +63,58 @@ class GuidedScheduler(Scheduler):
             return
         asked = requests.Request.from_dict(ours)
         asked = dataclasses.replace(asked, draw=requests.Draw.of(params), horizon=request.max_tokens)
-        state = Report(asked, self._prompt_of_shadow(request, asked))
-        # A shadow must not reach the end of what the engine can hold before the user's request does.
+        state = Report(asked, self._branch_prompt(request, asked))
+        # A branch request must not reach the end of what the engine can hold before the user's request does.
         request.max_tokens = max(1, min(request.max_tokens, self.max_model_len - len(state.negative)))
         limit = min(request.max_tokens, self.max_model_len - request.num_prompt_tokens)
         state.request = dataclasses.replace(asked, limit=limit)
-        request.sampling_params = self._params(params, request.request_id, LEADER, state)
+        request.sampling_params = self._params(params, request.request_id, MAIN, state)
         pair = self.pairs.add(request.request_id, state)
         super().add_request(request)
-        if state.wants_shadow(0):
+        if state.wants_branch(0):
             self._spawn(pair, request)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
-        """End requests; shadows go along."""
+        """End requests; branch requests go along."""
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
         wanted = list(self.requests if request_ids is None else request_ids)
-        pairs = [pair for pair in map(self.pairs.by_leader.get, wanted) if pair is not None]
-        shadows = {pair.shadow for pair in pairs if pair.shadow is not None}
-        finished = super().finish_requests([*wanted, *(shadows - set(wanted))], finished_status)
+        pairs = [pair for pair in map(self.pairs.by_main.get, wanted) if pair is not None]
+        branches = {pair.branch for pair in pairs if pair.branch is not None}
+        finished = super().finish_requests([*wanted, *(branches - set(wanted))], finished_status)
         for pair in pairs:
             self.pairs.drop(pair)
-        return [request for request in finished if request.request_id not in shadows]
+        return [request for request in finished if request.request_id not in branches]
 
-    def _spawn(self, pair: Pair, leader: Request) -> None:
-        """Give a pair a shadow: a request whose prompt is the negative one and what was written so far."""
+    def _spawn(self, pair: Pair, main: Request) -> None:
+        """Give a pair a branch request: a request whose prompt is the negative one and what was written so far."""
         state: Report = pair.state
-        shadow = Request(
+        branch = Request(
             request_id=self.pairs.spawn(pair),
-            prompt_token_ids=state.negative + list(leader.output_token_ids),
-            sampling_params=self._params(leader.sampling_params, pair.leader, SHADOW, state),
+            prompt_token_ids=state.negative + list(main.output_token_ids),
+            sampling_params=self._params(main.sampling_params, pair.main, BRANCH, state),
             pooling_params=None,
-            client_index=leader.client_index,
-            arrival_time=leader.arrival_time,
-            lora_request=leader.lora_request,
-            cache_salt=leader.cache_salt,
-            priority=leader.priority,
-            block_hasher=leader._block_hasher,
+            client_index=main.client_index,
+            arrival_time=main.arrival_time,
+            lora_request=main.lora_request,
+            cache_salt=main.cache_salt,
+            priority=main.priority,
+            block_hasher=main._block_hasher,
         )
-        shadow.max_tokens = self.max_model_len
-        Scheduler.add_request(self, shadow)
-        if leader.status == RequestStatus.RUNNING:  # woken in the middle: in front of those that wait
-            self.waiting.remove_request(shadow)
-            self.waiting.prepend_request(shadow)
+        branch.max_tokens = self.max_model_len
+        Scheduler.add_request(self, branch)
+        if main.status == RequestStatus.RUNNING:  # resumed in the middle: in front of those that wait
+            self.waiting.remove_request(branch)
+            self.waiting.prepend_request(branch)
 
     def _dismiss(self, pair: Pair) -> None:
-        """Take a pair's shadow away."""
-        shadow = self.pairs.dismiss(pair)
-        if shadow is not None:
-            Scheduler.finish_requests(self, shadow, RequestStatus.FINISHED_ABORTED)
-        self._broken.discard(pair.leader)
+        """Take a pair's branch request away."""
+        branch = self.pairs.dismiss(pair)
+        if branch is not None:
+            Scheduler.finish_requests(self, branch, RequestStatus.FINISHED_ABORTED)
+        self._broken.discard(pair.main)
 
-    def _prompt_of_shadow(self, request: Request, asked: requests.Request) -> list[int]:
+    def _branch_prompt(self, request: Request, asked: requests.Request) -> list[int]:
         return list(request.prompt_token_ids[-1:] if asked.negative is None else asked.negative)
 
     def _params(self, params: Any, pair: str, role: str, state: Report) -> Any:
@@ -128,7 +128,7 @@ class GuidedScheduler(Scheduler):
         ours["request"] = state.request.to_dict()
         ours["ends"] = sorted({params.eos_token_id, *(params.stop_token_ids or ())} - {None})
         params.extra_args = {**(params.extra_args or {}), OURS: ours}
-        if role == SHADOW:
+        if role == BRANCH:
             params.structured_outputs, params.logprobs, params.repetition_detection = None, None, None
             params.min_tokens = 0
             params.stop_token_ids, params._eos_token_id, params._all_stop_token_ids = None, None, set()
@@ -148,8 +148,8 @@ class GuidedScheduler(Scheduler):
 
     def _settle(self) -> None:
         """Preempt what has to go, pair by pair, and share out the token budget."""
-        for leader in self._broken:
-            pair = self.pairs.of(leader)
+        for main in self._broken:
+            pair = self.pairs.of(main)
             if pair is not None:
                 self._preempt(self._halves(pair))
         self._broken.clear()
@@ -241,15 +241,15 @@ class GuidedScheduler(Scheduler):
         units: dict[str, list[Request]] = {}
         for request in self.running:
             pair = self.pairs.of(request.request_id)
-            units.setdefault(request.request_id if pair is None else pair.leader, []).append(request)
+            units.setdefault(request.request_id if pair is None else pair.main, []).append(request)
         return list(units.values())
 
     def _halves(self, pair: Pair) -> list[Request]:
-        names = [name for name in (pair.leader, pair.shadow) if name is not None]
+        names = [name for name in (pair.main, pair.branch) if name is not None]
         return [self.requests[name] for name in names if name in self.requests]
 
     def _preempt(self, unit: list[Request]) -> None:
-        """Send a pair, or a request that stands alone, back to the front of the queue, the leader first."""
+        """Send a pair, or a request that stands alone, back to the front of the queue, the main request first."""
         now = time.monotonic()
         for request in reversed(unit):
             if request.status == RequestStatus.RUNNING:
@@ -261,7 +261,7 @@ class GuidedScheduler(Scheduler):
         super()._preempt_request(request, *args, **kwargs)
         pair = self.pairs.of(request.request_id)
         if pair is not None:
-            self._broken.add(pair.leader)
+            self._broken.add(pair.main)
 
     # -- while vLLM schedules --------------------------------------------------------------------------------------
 
@@ -355,51 +355,51 @@ class GuidedScheduler(Scheduler):
             return super().update_from_output(scheduler_output, model_runner_output)
         seen = self.listener.receive()
         for pair in self.pairs:
-            self._reconcile(pair, scheduler_output, model_runner_output, seen.get(pair.leader))
+            self._reconcile(pair, scheduler_output, model_runner_output, seen.get(pair.main))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for batch in outputs.values():
-            batch.outputs = [one for one in batch.outputs if not self.pairs.is_shadow(one.request_id)]
+            batch.outputs = [one for one in batch.outputs if not self.pairs.is_branch(one.request_id)]
             for one in batch.outputs:
-                ours = self.pairs.by_leader.get(one.request_id)
+                ours = self.pairs.by_main.get(one.request_id)
                 if ours is not None and one.finish_reason is not None and one.kv_transfer_params is None:
-                    told = {**ours.state.summary(), "engine_shadow_tokens": self.shadow_tokens}
-                    one.kv_transfer_params = {OURS: told}
+                    report = {**ours.state.summary(), "engine_branch_tokens": self.branch_tokens}
+                    one.kv_transfer_params = {OURS: report}
         for pair in self.pairs:
             self._follow(pair)
         return outputs
 
     def _reconcile(self, pair: Pair, scheduled: Any, output: Any, seen: dict[str, Any] | None) -> None:
-        """Throw away what one half wrote alone, and put the guided law's log-probabilities in place."""
+        """Throw away what one half wrote alone, and put the guided log-probabilities in place."""
         state: Report = pair.state
         counts, sampled = scheduled.num_scheduled_tokens, output.sampled_token_ids
         tokens: dict[str, list[int]] = {}
-        for name in (pair.leader, pair.shadow):
+        for name in (pair.main, pair.branch):
             if name is not None and name in counts and name in self.requests and sampled:
                 tokens[name] = sampled[output.req_id_to_index[name]]
-        if pair.shadow is not None:
-            state.shadow_tokens += counts.get(pair.shadow, 0)
-            self.shadow_tokens += counts.get(pair.shadow, 0)
+        if pair.branch is not None:
+            state.branch_tokens += counts.get(pair.branch, 0)
+            self.branch_tokens += counts.get(pair.branch, 0)
         wrote = [name for name, written in tokens.items() if written]
         if not wrote:
             return
-        leader = self.requests.get(pair.leader)
-        if leader is None:
+        main = self.requests.get(pair.main)
+        if main is None:
             return
-        state.preemptions = leader.num_preemptions
-        position = leader.num_output_tokens
-        alone = pair.shadow is None and not state.wants_shadow(position)
+        state.preemptions = main.num_preemptions
+        position = main.num_output_tokens
+        alone = pair.branch is None and not state.wants_branch(position)
         agree = len(wrote) == 2 and tokens[wrote[0]] == tokens[wrote[1]]
-        if not agree and not (alone and wrote == [pair.leader]):
+        if not agree and not (alone and wrote == [pair.main]):
             if len(wrote) == 2:  # never a wrong answer
-                self.grammar_compile_error_reqs.add(pair.leader)
+                self.grammar_compile_error_reqs.add(pair.main)
             state.discarded += 1
             for name in wrote:
                 tokens[name].clear()
                 self.requests[name].num_computed_tokens -= 1
             return
-        state.observe(position, agree and state.wants_shadow(position), seen)
+        state.observe(position, agree and state.wants_branch(position), seen)
         if seen is not None and seen["ids"] is not None and output.logprobs is not None:
-            row, count = output.req_id_to_index[pair.leader], len(seen["ids"])
+            row, count = output.req_id_to_index[pair.main], len(seen["ids"])
             ids, values, ranks = (array.copy() for array in output.logprobs[:3])
             ids[row, :count], values[row, :count], ranks[row] = seen["ids"], seen["logprobs"], seen["rank"]
             output.logprobs = output.logprobs._replace(
@@ -407,29 +407,29 @@ class GuidedScheduler(Scheduler):
             )
 
     def _follow(self, pair: Pair) -> None:
-        """What became of a pair: its shadow goes with it, rests, or is woken."""
-        leader = self.requests.get(pair.leader)
-        if leader is None or leader.is_finished():
+        """What became of a pair: its branch request ends with it, is dropped for a while, or is made again."""
+        main = self.requests.get(pair.main)
+        if main is None or main.is_finished():
             self._dismiss(pair)
             self.pairs.drop(pair)
             return
-        if pair.shadow is not None and pair.shadow not in self.requests:
+        if pair.branch is not None and pair.branch not in self.requests:
             self.pairs.dismiss(pair)
-        position = leader.num_output_tokens
-        if pair.shadow is None and pair.state.wants_shadow(position):
-            self._spawn(pair, leader)
-        elif pair.shadow is not None and pair.state.rests(position):
+        position = main.num_output_tokens
+        if pair.branch is None and pair.state.wants_branch(position):
+            self._spawn(pair, main)
+        elif pair.branch is not None and pair.state.idles(position):
             self._dismiss(pair)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's figures, in which shadows are not requests."""
+        """vLLM's figures, in which branch requests do not count as requests."""
         stats = super().make_stats(*args, **kwargs)
         if stats is not None and self.pairs:
-            shadows = [self.requests[name] for name in self.pairs.by_shadow if name in self.requests]
-            running = sum(shadow.status == RequestStatus.RUNNING for shadow in shadows)
-            deferred = sum(shadow in self.deferred_waiting for shadow in shadows)
+            branches = [self.requests[name] for name in self.pairs.by_branch if name in self.requests]
+            running = sum(branch.status == RequestStatus.RUNNING for branch in branches)
+            deferred = sum(branch in self.deferred_waiting for branch in branches)
             stats.num_running_reqs -= running
-            stats.num_waiting_reqs -= len(shadows) - running - deferred
+            stats.num_waiting_reqs -= len(branches) - running - deferred
             stats.num_skipped_waiting_reqs -= deferred
         return stats
 

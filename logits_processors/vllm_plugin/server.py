@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from textguide.models import bundled
 from textguide.support.errors import MissingExtraError
 
 from .engine import resolve, switched_on
@@ -18,12 +17,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "pipeline_parallel_size": (1, "guidance was not tested on more than one device"),
     "data_parallel_size": (1, "guidance was not tested on more than one device; run one server a device"),
     "speculative_config": (None, "drafts are made without guidance"),
-    "kv_transfer_config": (None, "shadows cannot be moved between engines"),
+    "kv_transfer_config": (None, "branch requests cannot be moved between engines"),
     "scheduling_policy": ("fcfs", "pairs are kept in order of arrival"),
-    "api_server_count": (None, "what shadows cost is counted in one front end"),
-    "headless": (False, "what shadows cost is counted in the front end"),
+    "api_server_count": (None, "what branch requests cost is counted in one front end"),
+    "headless": (False, "what branch requests cost is counted in the front end"),
     "grpc": (False, "guidance was tested over HTTP"),
-    "logprobs_mode": ("raw_logprobs", "log-probabilities of guided requests are those of the guided law"),
+    "logprobs_mode": ("raw_logprobs", "log-probabilities of guided requests are those of the guided distribution"),
 }
 
 
@@ -50,10 +49,11 @@ def parse(model: str, options: Sequence[str]) -> Any:
         help="for requests with awrs_constraint=NAME: regex:PATTERN, json-schema:FILE, grammar:FILE or "
         "python:MODULE:NAME; may be repeated",
     )  # fmt: skip
-    arguments = parser.parse_args([resolve(model), *options])
+    found = resolve(model)
+    arguments = parser.parse_args([found, *options])
     arguments.model = arguments.model_tag
     if arguments.served_model_name is None:
-        arguments.served_model_name = [model] if model == bundled.NAME else None
+        arguments.served_model_name = None if found == model else [model]
     for name, (only, reason) in REFUSED.items():
         value = getattr(arguments, name, only)
         if value != only and not (name == "api_server_count" and value == 1):
@@ -100,31 +100,31 @@ async def _serve(arguments: Any) -> None:
     address, sock = setup_server(arguments, reuse_port=False)
     try:
         async with build_async_engine_client(arguments) as client:
-            count_shadows(client)
+            count_branch_tokens(client)
             stopped = await build_and_serve(client, address, sock, arguments)
         await stopped
     finally:
         sock.close()
 
 
-def count_shadows(client: Any) -> None:
-    """Count what shadows cost, in Prometheus's ``textguide:shadow_tokens_total``, as answers pass by.
+def count_branch_tokens(client: Any) -> None:
+    """Count what branch requests cost, in Prometheus's ``textguide:branch_tokens_total``, as answers pass by.
 
     Args:
         client: vLLM's ``AsyncLLM``. Tokens of aborted requests are counted with the next answer.
     """
     from prometheus_client import Counter
 
-    counter = Counter("textguide:shadow_tokens", "Tokens that the shadows of guided requests read.")
+    counter = Counter("textguide:branch_tokens", "Tokens that the branch requests of guided requests read.")
     processor, counted = client.output_processor, 0
     process = processor.process_outputs
 
     def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal counted
         for output in outputs:
-            told = (output.kv_transfer_params or {}).get(OURS)
-            if told is not None:
-                total = told.pop("engine_shadow_tokens", counted)
+            report = (output.kv_transfer_params or {}).get(OURS)
+            if report is not None:
+                total = report.pop("engine_branch_tokens", counted)
                 counter.inc(total - counted)
                 counted = total
         return process(outputs, *args, **kwargs)

@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,9 +23,12 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from timing import machine, seconds
 
 import textguide
 from textguide.classifiers import Classifier, GzipClassifier, ZeroShotClassifier, read_examples, resolve
+
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     show(rows)
     if arguments.json:
         settings = {key: str(value) for key, value in vars(arguments).items() if key != "json"}
-        report = {"machine": machine(), "settings": settings, "rows": rows}
+        report = {"machine": machine(model), "settings": settings, "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -100,7 +101,7 @@ def measure(classifier: Classifier, steps: Any, whole: bool = False) -> dict[str
         else:
             classifier.continuations(prefixes, endings)
 
-    times = [1e3 * seconds(lambda step=step: call(*step)) for step in steps]
+    times = [1e3 * seconds(lambda step=step: call(*step), CPU) for step in steps]
     return {"ms": statistics.median(times[1:] or times), "first_ms": times[0]}
 
 
@@ -125,26 +126,11 @@ def causal(model: Any, tokenizer: Any, text: str, arguments: Any) -> list[dict[s
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(arguments.repeats):
             for name, call in contestants.items():
-                times[name].append(1e3 * seconds(call))
+                times[name].append(1e3 * seconds(call, CPU))
         for name, values in times.items():
             row = {"what": f"causal, {count} text(s): {name}", "ms": statistics.median(values), "first_ms": values[0]}
             result.append({**row, "share": classifier.share})
     return result
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--requests", type=int, default=2000, help="soak: in all [%(default)s]")
     parser.add_argument("--rounds", type=int, default=4, help="speed: requests a client and measurement [%(default)s]")
-    parser.add_argument("--settle", type=float, default=0, help="speed: seconds of rest before measuring [0]")
+    parser.add_argument("--settle", type=float, default=0, help="speed: seconds of idling before measuring [0]")
     parser.add_argument(
         "--minutes", type=float, default=60, help="the longest that the requests may take [%(default)g]"
     )
@@ -163,7 +163,7 @@ async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any],
         "left": {name: metrics.get(f"vllm:{name}") for name in names},
         "tokens": {
             "user's": metrics.get("vllm:generation_tokens_total"),
-            "shadows'": metrics.get("textguide:shadow_tokens_total"),
+            "branch requests'": metrics.get("textguide:branch_tokens_total"),
         },
     }
 
@@ -214,9 +214,9 @@ async def _one(
         answer = await client.completions.create(**call)
         text = answer.choices[0].text
         counts["answered"] += 1
-        if spec.form is not None:
-            told = answer.model_extra["kv_transfer_params"]["textguide"]["log_weight"]
-            same = told is weight or (None not in (told, weight) and abs(told - weight) < 2e-3)
+        if spec.pattern is not None:
+            ours = answer.model_extra["kv_transfer_params"]["textguide"]["log_weight"]
+            same = ours is weight or (None not in (ours, weight) and abs(ours - weight) < 2e-3)
             counts["log-weights, equal" if same else "log-weights, different"] += 1
         if answer.usage.completion_tokens > spec.tokens:
             counts["usage counts more than the user's tokens"] += 1
@@ -257,7 +257,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     contestants = [("vLLM", "plain"), *(("textguide", kind) for kind in kinds)]
     measured: dict[tuple[int, str, str], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
-        # Both servers stay up, and the one that is not asked rests: what else the machine does hits all alike.
+        # Both servers stay up, and the one that is not asked idles: what else the machine does hits all alike.
         logs = [None, None] if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in (0, 1)]
         servers = {
             "vLLM": stack.enter_context(serving(arguments.model, *options, guided=False, log=logs[0])),
@@ -300,10 +300,10 @@ async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
         )
     )
     await client.close()
-    told = [answer.model_extra["kv_transfer_params"]["textguide"] for answer in answers]
+    reports = [answer.model_extra["kv_transfer_params"]["textguide"] for answer in answers]
     return {
-        "share_of_steps_skipped": sum(one["skipped_steps"] for one in told) / (8 * tokens),
-        "mean_kl": sum(one.get("mean_kl", 0.0) for one in told) / 8,
+        "share_of_steps_skipped": sum(one["skipped_steps"] for one in reports) / (8 * tokens),
+        "mean_kl": sum(one.get("mean_kl", 0.0) for one in reports) / 8,
     }
 
 

@@ -69,9 +69,9 @@ def main() -> None:
         llm = engine(arguments.model, ENGINES[name])
         for arrival in arguments.arrivals:
             start = time.perf_counter()
-            answers, told = run(llm, specs, arrival)
+            answers, counted = run(llm, specs, arrival)
             row = compare(model, tokenizer, specs, expected, answers, arguments.tie)
-            row |= {"engine": name, "arrival": arrival, "seconds": round(time.perf_counter() - start, 1), **told}
+            row |= {"engine": name, "arrival": arrival, "seconds": round(time.perf_counter() - start, 1), **counted}
             rows.append(row)
             console.print(row)
         close(llm)
@@ -121,7 +121,7 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, 
     params = [SamplingParams(**spec.sampling()) for spec in specs]
     engine = llm.llm_engine
     answers: list[Any] = [None] * len(specs)
-    discarded = preempted = shadow_tokens = steps = 0
+    discarded = preempted = branch_tokens = steps = 0
     left = list(range(len(specs)))
     running: set[int] = set()
     doomed = {n for n in left if arrival == "aborts" and draw.random() < 0.3}
@@ -139,11 +139,11 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, 
             number = int(output.request_id)
             if output.finished and number in running:
                 running.discard(number)
-                told = (output.kv_transfer_params or {}).get("textguide", {})
-                answers[number] = list(output.outputs[0].token_ids), told.get("log_weight")
-                discarded += told.get("discarded_steps", 0)
-                preempted += told.get("preemptions", 0)
-                shadow_tokens += told.get("shadow_tokens", 0)
+                report = (output.kv_transfer_params or {}).get("textguide", {})
+                answers[number] = list(output.outputs[0].token_ids), report.get("log_weight")
+                discarded += report.get("discarded_steps", 0)
+                preempted += report.get("preemptions", 0)
+                branch_tokens += report.get("branch_tokens", 0)
         steps += 1
         for number in sorted(running & doomed):
             if deadlines[number] <= steps // 2:
@@ -155,13 +155,13 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, 
     while not any(output.finished for output in engine.step()):
         pass
     after = counters(llm)
-    told = {name: after[name] - before[name] for name in after if name != "cache_in_use"}
+    counted = {name: after[name] - before[name] for name in after if name != "cache_in_use"}
     return answers, {
-        **told,
+        **counted,
         "cache_in_use": after["cache_in_use"],
         "discarded_steps": discarded,
         "guided_preemptions": preempted,
-        "shadow_tokens": shadow_tokens,
+        "branch_tokens": branch_tokens,
         "aborted": len([n for n in doomed if answers[n] is None]),
     }
 
@@ -182,12 +182,12 @@ def compare(
     for spec, (theirs, weight), answer in zip(specs, expected, answers, strict=True):
         if answer is None:
             continue
-        ours, told = answer
+        ours, own = answer
         compared += 1
-        if ours == theirs and (told is None) == (weight is None):
+        if ours == theirs and (own is None) == (weight is None):
             equal += 1
             if weight is not None:
-                weights, apart_by = weights + 1, max(apart_by, abs(weight - told))
+                weights, apart_by = weights + 1, max(apart_by, abs(weight - own))
             continue
         place = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if place is None:  # one of them stopped

@@ -43,7 +43,7 @@ NEGATIVES = (
     "A list of numbers: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve,",
     "The",
 )
-FORMS = (
+PATTERNS = (
     r" [a-z]{1,9}( [a-z]+){0,5}[.!]",
     r" (in|on|at) (the )?[A-Z][a-z]+(, [A-Z][a-z]+)?",
     r"\n?[0-9]{1,4}( [a-z]+){1,3}",
@@ -52,7 +52,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Spec:
-    """One request; ``scale`` is None for one without guidance, ``form`` for one without a pattern."""
+    """One request; ``scale`` is None for one without guidance, ``pattern`` for one without a pattern."""
 
     prompt: str
     tokens: int
@@ -67,12 +67,12 @@ class Spec:
     seed: int | None = None
     stop: str | None = None
     repetition_penalty: float = 1.0
-    form: str | None = None
+    pattern: str | None = None
 
     @property
     def is_plain(self) -> bool:
         """vLLM's own sampler takes its tokens."""
-        return self.scale is None and self.form is None
+        return self.scale is None and self.pattern is None
 
     @property
     def guidance(self) -> CFG | None:
@@ -81,7 +81,7 @@ class Spec:
         return CFG(self.scale, self.negative, schedule=self.schedule, stop=self.stop_at)
 
     def extra(self) -> dict[str, Any] | None:
-        extra: dict[str, Any] = {} if self.form is None else {"awrs_regex": self.form}
+        extra: dict[str, Any] = {} if self.pattern is None else {"awrs_regex": self.pattern}
         if self.scale is None:
             return extra or None
         extra["guidance_scale"] = self.scale
@@ -131,8 +131,8 @@ def mix(count: int, seed: int = 0) -> list[Spec]:
             values |= {"temperature": draw.choice((0.7, 1.0)), "seed": number}
             values |= draw.choice(({}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.05} if guided else {"top_k": 20}))
             if draw.random() < 0.4:
-                values |= {"form": draw.choice(FORMS), "tokens": 28}
-        if draw.random() < 0.15 and "form" not in values:
+                values |= {"pattern": draw.choice(PATTERNS), "tokens": 28}
+        if draw.random() < 0.15 and "pattern" not in values:
             values["stop"] = draw.choice((".", "the", "\n"))
         if draw.random() < 0.1:
             values["repetition_penalty"] = 1.2
@@ -160,7 +160,7 @@ class AsVLLMDraws(LogitsProcessor):
 
 
 Answer = tuple[list[int], float | None]
-"""Token ids, and the log-weight of a text that has the form it was asked to have."""
+"""Token ids, and the log-weight of a text that matches the pattern that was asked for."""
 
 
 def reference(model: Any, tokenizer: Any, spec: Spec) -> Answer:
@@ -178,14 +178,14 @@ def reference(model: Any, tokenizer: Any, spec: Spec) -> Answer:
             options["min_p"] = spec.min_p
     stops = {} if spec.stop is None else {"stop": spec.stop}
     guidance: Any = spec.guidance
-    if spec.form is not None:
-        guidance = [*([] if guidance is None else [guidance]), AWRS(Regex(spec.form, engine="xgrammar"))]
+    if spec.pattern is not None:
+        guidance = [*([] if guidance is None else [guidance]), AWRS(Regex(spec.pattern, engine="xgrammar"))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)
         out = textguide.generate(
             model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, **stops, **options
         )
-    if spec.form is None:
+    if spec.pattern is None:
         return out.new_tokens[0], None
     if out.deaths[0] is not None:  # a server ends such a text with an end token
         return [*out.new_tokens[0], tokenizer.eos_token_id], None
@@ -211,18 +211,19 @@ def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None
 
 @torch.no_grad()
 def margin(model: Any, tokenizer: Any, spec: Spec, written: list[int], ours: int, theirs: int) -> float:
-    """How much more likely the guided law makes the token ``ours`` than ``theirs`` behind ``written``, in nats.
+    """How much more likely guidance makes the token ``ours`` than ``theirs`` behind ``written``, in nats.
 
-    For a token that is drawn this is the difference of the laws alone; what the noise adds to it is not counted.
+    For a token that is drawn this is the difference of the log-probabilities alone; what the noise adds to it is not
+    counted.
     """
     guidance = spec.guidance
     ids = tokenizer(spec.prompt).input_ids
-    laws = [ids]
+    prompts = [ids]
     if guidance is not None:
-        laws.append(tokenizer(spec.negative).input_ids if spec.negative is not None else ids[-1:])
-    rows = [log_softmax(model(torch.tensor([row + written])).logits[0, -1:]) for row in laws]
+        prompts.append(tokenizer(spec.negative).input_ids if spec.negative is not None else ids[-1:])
+    rows = [log_softmax(model(torch.tensor([row + written])).logits[0, -1:]) for row in prompts]
     if guidance is None:
-        law = rows[0]
+        logp = rows[0]
     else:
-        law = guidance.combine(torch.stack(rows), textguide.guidance.Step.at(len(written), spec.tokens))
-    return float(law[0, ours] - law[0, theirs])
+        logp = guidance.combine(torch.stack(rows), textguide.guidance.Step.at(len(written), spec.tokens))
+    return float(logp[0, ours] - logp[0, theirs])

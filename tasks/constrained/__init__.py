@@ -1,4 +1,4 @@
-"""Tasks whose answers have a form: patterns, JSON schemas, molecules, SQL.
+"""Tasks whose answers are under a constraint: patterns, JSON schemas, molecules, SQL.
 
 Each shows a conversation, knows the constraint of an answer, and judges answers by other means than the constraint's
 engine. Data comes from a data folder (``data=``, ``--data`` or the variable TEXTGUIDE_DATA), which holds:

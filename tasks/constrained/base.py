@@ -20,7 +20,7 @@ class Item:
     Args:
         name: names it within its task, always the same.
         messages: the conversation whose next turn is the answer: instruction, worked examples, what is asked.
-        answer: what the task's checker compares with; its form is the task's own.
+        answer: what the task's checker compares with, of a type that the task chooses.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Item:
 
 
 class ConstrainedTask(ABC):
-    """Texts of a given form that can be right or wrong.
+    """Texts under a constraint that can be right or wrong.
 
     Args:
         data: the folder of the data files; default: the one that TEXTGUIDE_DATA names.
@@ -65,7 +65,7 @@ class ConstrainedTask(ABC):
 
     @abstractmethod
     def constraint(self, item: Item) -> Constraint:
-        """The form of an answer."""
+        """The constraint on an answer."""
 
     @abstractmethod
     def check(self, item: Item, text: str) -> dict[str, float]:

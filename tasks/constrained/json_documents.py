@@ -10,7 +10,7 @@ from typing import Any
 from textguide.constraints import Constraint, JSONSchema
 from textguide.support.errors import MissingExtraError
 
-from ..readers import json_lines, local_file
+from ..loaders import json_lines, local_file
 from .base import ConstrainedTask, Item, conversation
 
 FILE = "jsonschemabench/sample.jsonl"

@@ -11,7 +11,7 @@ from typing import Any
 from textguide.constraints import Constraint, Predicate
 from textguide.support.errors import MissingExtraError
 
-from ..readers import local_file
+from ..loaders import local_file
 from .base import ConstrainedTask, Item, conversation
 
 FILE = "awrs/gdb17_sample.txt"
@@ -21,8 +21,8 @@ INSTRUCTION = "Write one molecule as a SMILES string. Give the string and nothin
 class Molecules(ConstrainedTask):
     """Write one more molecule. Each item shows others, drawn from ``awrs/gdb17_sample.txt``.
 
-    The form is checked by ``partialsmiles``, a package that says of the beginning of a SMILES string whether it can
-    still become one: a function, of which no mask is known. What comes out is judged by RDKit. ``quality`` is the
+    The constraint is checked by ``partialsmiles``, a package that says of the beginning of a SMILES string whether it
+    can still become one: a function, of which no mask is known. What comes out is judged by RDKit. ``quality`` is the
     quantitative estimate of drug-likeness (Bickerton et al. 2012) of what is valid, 0 for what is not; ``new`` is 1 for
     a valid molecule that was not shown.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from textguide.constraints import Constraint, Predicate, Regex
 
-from ..readers import local_file
+from ..loaders import local_file
 from .base import ConstrainedTask, Item, conversation
 
 FILE = "awrs/patterns.csv"

@@ -14,7 +14,7 @@ from typing import Any
 
 from textguide.constraints import Constraint, Grammar
 
-from ..readers import local_file
+from ..loaders import local_file
 from .base import ConstrainedTask, Item, conversation
 from .sql_grammar import sql_grammar
 from .sql_questions import EXAMPLES, QUESTIONS

@@ -142,7 +142,7 @@ def test_chat_without_template(run: Run, tmp_path: Path) -> None:
 def test_unknown_model_folder(run: Run, command: str, tmp_path: Path) -> None:
     for name in (str(tmp_path / "nothing"), str(tmp_path)):
         outcome = run(command, "x", model=name)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert outcome.error.startswith(f"textguide {command}: ")
         assert name in outcome.error
 
@@ -212,3 +212,44 @@ def test_an_interrupt_while_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -
         outcome = run(command, "x")
         assert outcome.code == 130
         assert outcome.out == ""
+
+
+@pytest.mark.parametrize("command", ["generate", "explain", "classifier"])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("/nonexistent", ["'/nonexistent'", "check the path"]),
+        ("nothing.gguf", ["there is no file nothing.gguf"]),
+        (__file__, ["no model folder and no GGUF file"]),
+        ("smollm", ["'smollm'", "did you mean 'smollm2'?"]),
+        ("SmolLM-2", ["did you mean 'smollm2'?"]),
+        ("smollm2-smal", ["did you mean 'smollm2-small'?"]),
+    ],
+)
+def test_names_that_lead_to_no_model(run: Run, command: str, name: str, parts: list[str]) -> None:
+    asked = ["x"] if command != "classifier" else ["score", "zero-shot:good=good,bad=bad", "x"]
+    outcome = run(command, *asked, model=name)
+    assert outcome.code == 2
+    assert outcome.error.startswith(f"textguide {command}: ")
+    for part in parts:
+        assert part in outcome.error
+
+
+def test_a_gguf_file_on_the_command_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    from ..models.tiny_gguf import tiny, write
+
+    monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "tiny.gguf", tiny())
+    for command in ("generate", "explain"):
+        outcome = run(command, "ab", "--max-new-tokens", "3", model=str(path))
+        assert outcome.code == 0
+        assert "Loading" not in outcome.err
+    further = run("generate", "ab", "--guidance", "contrastive", "--extra-model", f"amateur={path}", "--max-new-tokens",
+                  "2", model=str(path))  # fmt: skip
+    assert further.code == 0
+    assert len([entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]) == 1
+    (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:-900])
+    outcome = run("generate", "ab", model=str(tmp_path / "cut.gguf"))
+    assert outcome.code == 1
+    assert "is cut off" in outcome.error

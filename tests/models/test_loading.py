@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import textguide
 from textguide.models import loading
-from textguide.support.errors import ModelUnavailableError
+from textguide.support.errors import ModelUnavailableError, UnknownModelError
 
 from ..architectures import build
 from ..tiny_folder import make_tokenizer, save
@@ -135,6 +136,40 @@ def test_a_path_to_nothing_is_not_looked_up_on_the_hub(name: str) -> None:
     message = unavailable(name)
     assert name in message
     assert "check the path" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("smollm", "smollm2"), ("smolm2", "smollm2"), ("SmolLM2", "smollm2"), ("smollm2-smal", "smollm2-small")],
+)
+def test_a_name_that_is_nearly_bundled_is_not_looked_up_on_the_hub(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", asked)
+    with pytest.raises(UnknownModelError, match=f"'{name}' is unknown; did you mean '{meant}'"):
+        textguide.load(name, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "distilgpt2", "t5-small", "nobody/smollm2", "bert-base-uncased"])
+def test_other_names_are_looked_up(name: str) -> None:
+    assert loading.locate(name) == name
+
+
+def test_a_nearly_bundled_captioner_or_denoiser() -> None:
+    for load, name, meant in (
+        (textguide.captioning.load, "drawn-scene", "drawn-scenes"),
+        (textguide.diffusion.load, "sudoku5", "sudoku"),
+    ):
+        with pytest.raises(UnknownModelError, match=f"'{name}' is unknown; did you mean '{meant}"):
+            load(name, device="cpu")
+
+
+def test_a_folder_of_gguf_files_names_one(tmp_path: Path) -> None:
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    assert f"name the file itself, such as {tmp_path / 'model-q4.gguf'}" in unavailable(tmp_path)
 
 
 def test_name_that_no_hub_allows() -> None:

@@ -1,6 +1,6 @@
 """GPQA's questions reach the model and nothing else.
 
-No assertion here compares texts or calls anything on them: pytest would show both. A failure tells counts and
+No assertion here compares texts or calls anything on them: pytest would show both. A failure shows counts and
 file names only.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from textguide import tasks
-from textguide.tasks import gpqa, readers
+from textguide.tasks import gpqa, loaders
 
 from .oracle import Oracle, run, scores
 
 
 class Secrets:
-    """Slices of texts that must not turn up, with a repr that does not tell them."""
+    """Slices of texts that must not turn up, with a repr that does not show them."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._slices = set()
@@ -31,16 +31,16 @@ class Secrets:
             if len(text) >= 40:
                 middle = len(text) // 2 - 20
                 self._slices |= {text[:40], text[middle : middle + 40], text[-40:]}
-        # The forms that JSON writes the same text in.
+        # The spellings in which JSON writes the same text.
         escaped = {json.dumps(part, ensure_ascii=ascii)[1:-1] for part in self._slices for ascii in (True, False)}
-        self._forms = {form.encode() for form in self._slices | escaped}
+        self._spellings = {text.encode() for text in self._slices | escaped}
 
     def __repr__(self) -> str:
         return f"<{len(self._slices)} secrets>"
 
     def count_in(self, content: bytes) -> int:
-        """How many forms of the secrets are in the content."""
-        return sum(form in content for form in self._forms)
+        """How many spellings of the secrets are in the content."""
+        return sum(spelling in content for spelling in self._spellings)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_a_run_leaves_no_question_on_the_disk(data: str, secrets: Secrets, tmp_p
         timeout=300,
     )
     printed = result.stdout + result.stderr
-    told = secrets.count_in(printed)
-    assert told == 0, "the run printed a question"
+    found = secrets.count_in(printed)
+    assert found == 0, "the run printed a question"
     assert result.returncode == 0, printed.decode()[-2000:]
     # 198 documents in each of the four tasks: four choices in two of them, two filters in the other two.
     assert b"saved 1188 seen 1980" in result.stdout
@@ -122,8 +122,8 @@ def test_the_model_sees_the_question_and_the_samples_do_not(name: str, data: str
     seen = secrets.count_in(json.dumps(lm.prompts).encode())
     assert seen > 0
     logged = json.dumps(results["samples"], default=str, ensure_ascii=False).encode()
-    told = secrets.count_in(logged)
-    assert told == 0, "a question is in the samples"
+    found = secrets.count_in(logged)
+    assert found == 0, "a question is in the samples"
     assert set(scores(results, name).values()) == {1.0}
     columns = sorted(results["samples"][name][0]["doc"])
     assert columns == ["answer", "id"]
@@ -192,4 +192,4 @@ def test_gpqa_tasks_that_are_not_ours_are_refused(name: str) -> None:
 
 def test_the_readers_keep_rows_in_memory(data: str) -> None:
     assert gpqa.diamond(data=data)["test"].cache_files == []
-    assert readers.lambada_mini()["test"].cache_files == []
+    assert loaders.lambada_mini()["test"].cache_files == []

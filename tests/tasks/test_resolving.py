@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from textguide import tasks
-from textguide.tasks import readers
+from textguide.tasks import loaders
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("lambada_minni", "lambada_mini"), ("arc-easy", "arc_easy")])
@@ -72,7 +72,7 @@ def test_a_broken_file_is_named(content: str, message: str, tmp_path: Path) -> N
     (tmp_path / "lambada").mkdir()
     (tmp_path / "lambada" / "lambada_test.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
-        readers.lambada_openai(data=str(tmp_path))
+        loaders.lambada_openai(data=str(tmp_path))
 
 
 def test_without_a_folder_the_hub_is_asked_and_its_absence_explained(

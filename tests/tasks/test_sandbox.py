@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from textguide.tasks import readers
+from textguide.tasks import loaders
 from textguide.tasks.humaneval import complete_programs, estimate_pass_at_k, pass_at_k
 from textguide.tasks.sandbox import run_program
 
@@ -86,7 +86,7 @@ def test_more_tries_than_programs_is_an_error() -> None:
 
 
 def test_all_published_solutions_pass(data: str) -> None:
-    rows = readers.humaneval(data=data)["test"]
+    rows = loaders.humaneval(data=data)["test"]
     programs = complete_programs([[row["canonical_solution"]] for row in rows], list(rows))
     tests = [f"{row['test']}\ncheck({row['entry_point']})" for row in rows]
     assert len(programs) == 164

@@ -51,8 +51,8 @@ def test_the_prior_is_matched(items: int, classes: int, seed: int) -> None:
 
 
 def test_one_item_with_its_own_law_as_null_prompt_is_undecided() -> None:
-    law = torch.log_softmax(torch.tensor([[1.0, -2.0, 0.5]]), -1)
-    assert selection.reweigh(law, selection.null_prior(law[0])).exp().tolist()[0] == pytest.approx([1 / 3] * 3)
+    logp = torch.log_softmax(torch.tensor([[1.0, -2.0, 0.5]]), -1)
+    assert selection.reweigh(logp, selection.null_prior(logp[0])).exp().tolist()[0] == pytest.approx([1 / 3] * 3)
 
 
 def test_the_null_prompt_is_the_direction_of_guidance() -> None:

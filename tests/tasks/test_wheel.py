@@ -41,8 +41,8 @@ def test_the_wheel_carries_the_tasks(tmp_path: Path) -> None:
     assert {path.relative_to(ROOT / "textguide").as_posix() for path in carried} <= held
 
     code = (
-        "import textguide.tasks as t; from textguide.tasks import readers; "
-        "print(t.__file__, len(t.names()), len(readers.lambada_mini()['test']))"
+        "import textguide.tasks as t; from textguide.tasks import loaders; "
+        "print(t.__file__, len(t.names()), len(loaders.lambada_mini()['test']))"
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

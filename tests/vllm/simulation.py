@@ -115,7 +115,7 @@ class Simulation:
         self.answers.pop(name)
 
     def word(self, name: str, position: int) -> int:
-        """What the guided law gives at a position, and what a plain request writes."""
+        """What guidance makes the most likely token at a position, and what a plain request writes."""
         return hash((name, position)) % ALONE
 
     def step(self) -> int:
@@ -165,10 +165,10 @@ class Simulation:
             if state["pair"] is None:
                 token = self.word(name, len(state["written"]))
             else:
-                leader = self.worker[state["pair"]]
+                main = self.worker[state["pair"]]
                 pair = self.scheduler.pairs.of(state["pair"])
-                position = len(leader["written"])
-                wanted = pair is None or pair.state.wants_shadow(position)
+                position = len(main["written"])
+                wanted = pair is None or pair.state.wants_branch(position)
                 alone = wanted and len(beside[state["pair"]]) < 2
                 self.wasted += alone
                 token = ALONE if alone else self.word(state["pair"], position)
@@ -181,7 +181,7 @@ class Simulation:
         self.preempted += len(scheduled.preempted_req_ids or ())
         for batch in self.scheduler.update_from_output(scheduled, output).values():
             for one in batch.outputs:
-                assert one.request_id in self.asked, "a shadow's output, or one of an aborted request"
+                assert one.request_id in self.asked, "a branch request's output, or one of an aborted request"
                 self.answers[one.request_id] += one.new_token_ids
                 if one.finish_reason is not None:
                     self.finished[one.request_id] = one
@@ -204,7 +204,7 @@ class Simulation:
         scheduler = self.scheduler
         assert not scheduler.requests
         assert not len(scheduler.pairs)
-        assert not scheduler.pairs.by_shadow
+        assert not scheduler.pairs.by_branch
         assert not scheduler._broken
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one stands for no block

@@ -80,7 +80,7 @@ def test_draws_are_those_of_a_run_with_the_same_seed(client, reference):
         assert answer.choices[number].text == out.texts[0]
 
 
-def test_penalties_act_on_the_guided_law(client, reference):
+def test_penalties_act_on_the_guided_distribution(client, reference):
     answer = complete(client, PROMPTS[1], {"guidance_scale": 1.5}, extra_body={"repetition_penalty": 1.3})
     out = textguide.generate(*reference, [PROMPTS[1]], CFG(1.5), max_new_tokens=16, repetition_penalty=1.3)
     assert answer.choices[0].text == out.texts[0]
@@ -110,57 +110,59 @@ def test_chats_with_negative_messages(client, reference):
     assert answer.choices[0].message.content == out.texts[0]
 
 
-def test_log_probabilities_are_those_of_the_guided_law(client, reference):
+def test_log_probabilities_are_the_guided_ones(client, reference):
     answer = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, logprobs=3, extra_body={"return_token_ids": True})
     out = textguide.generate(*reference, [PROMPTS[0]], CFG(1.5), max_new_tokens=16)
-    told = answer.choices[0].logprobs
-    assert told.token_logprobs == pytest.approx(out.log_probs[0].tolist(), abs=2e-3)
-    assert all(len(top) >= 3 for top in told.top_logprobs)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs.token_logprobs == pytest.approx(out.log_probs[0].tolist(), abs=2e-3)
+    assert all(len(top) >= 3 for top in logprobs.top_logprobs)
     plain = complete(client, PROMPTS[0], None, logprobs=1)
     out = textguide.generate(*reference, [PROMPTS[0]], max_new_tokens=16)
     assert plain.choices[0].logprobs.token_logprobs == pytest.approx(out.log_probs[0].tolist(), abs=2e-3)
 
 
 def test_structured_outputs_under_guidance(client):
-    form = {"structured_outputs": {"regex": "(19|20)[0-9]{2}-[0-9]{2}"}}
-    answers = [complete(client, "It took place on ", {"guidance_scale": scale}, extra_body=form) for scale in (1.5, 4)]
+    pattern = {"structured_outputs": {"regex": "(19|20)[0-9]{2}-[0-9]{2}"}}
+    answers = [
+        complete(client, "It took place on ", {"guidance_scale": scale}, extra_body=pattern) for scale in (1.5, 4)
+    ]
     for answer in answers:
         assert re.fullmatch("(19|20)[0-9]{2}-[0-9]{2}", answer.choices[0].text)
 
 
-def test_constraints_draw_and_tell_their_weight(client, reference):
+def test_constraints_draw_and_report_their_weight(client, reference):
     pattern, options = r" [a-z]{2,9}( [a-z]+){0,4}\.", {"temperature": 0.9, "seed": 5}
     answer = complete(client, PROMPTS[1], {"awrs_regex": pattern, "guidance_scale": 1.5}, **options)
-    told = answer.model_extra["kv_transfer_params"]["textguide"]
+    report = answer.model_extra["kv_transfer_params"]["textguide"]
     guidance = [CFG(1.5), AWRS(Regex(pattern, engine="xgrammar"))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)
         out = textguide.generate(*reference, [PROMPTS[1]], guidance, max_new_tokens=16, **options)
-    assert told["death"] == out.deaths[0]
-    assert (told["log_weight"] is None) == (out.deaths[0] is not None)
-    if told["log_weight"] is not None:
-        assert told["log_weight"] == pytest.approx(float(out.log_weights[0]), abs=2e-3)
+    assert report["death"] == out.deaths[0]
+    assert (report["log_weight"] is None) == (out.deaths[0] is not None)
+    if report["log_weight"] is not None:
+        assert report["log_weight"] == pytest.approx(float(out.log_weights[0]), abs=2e-3)
         assert re.fullmatch(pattern, answer.choices[0].text)
     assert answer.choices[0].text == out.texts[0]
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_what_guidance_did_is_told(client):
+def test_what_guidance_did_is_reported(client):
     xargs = {"guidance_scale": 1.5, "guidance_effect": True}
-    told = complete(client, PROMPTS[0], xargs, max_tokens=12).model_extra["kv_transfer_params"]["textguide"]
-    assert told["guided_steps"] == 12
-    assert told["discarded_steps"] == 0
-    assert told["shadow_tokens"] == 12  # a last-token prompt costs one token
-    assert told["mean_kl"] > 0
-    assert "engine_shadow_tokens" not in told
+    report = complete(client, PROMPTS[0], xargs, max_tokens=12).model_extra["kv_transfer_params"]["textguide"]
+    assert report["guided_steps"] == 12
+    assert report["discarded_steps"] == 0
+    assert report["branch_tokens"] == 12  # a last-token prompt costs one token
+    assert report["mean_kl"] > 0
+    assert "engine_branch_tokens" not in report
 
 
-def test_skipping_runs_fewer_shadows(client):
+def test_skipping_runs_fewer_branch_requests(client):
     xargs = {"guidance_scale": 1.5, "negative_prompt": NEGATIVE, "guidance_skip_threshold": 100.0}
     answer = complete(client, PROMPTS[0], xargs, max_tokens=64, extra_body={"ignore_eos": True})
-    told = answer.model_extra["kv_transfer_params"]["textguide"]
-    assert told["guided_steps"] + told["skipped_steps"] == 64
-    assert told["skipped_steps"] > 40
+    report = answer.model_extra["kv_transfer_params"]["textguide"]
+    assert report["guided_steps"] + report["skipped_steps"] == 64
+    assert report["skipped_steps"] > 40
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_wrong_arguments_are_answered_with_400(client, server, xargs, named):
     assert server.healthy()
 
 
-def test_shadows_are_counted_apart_and_nothing_stays_behind(client, server):
+def test_branches_are_counted_apart_and_nothing_stays_behind(client, server):
     stream = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=100, stream=True)
     next(iter(stream))
     stream.close()  # left in the middle
@@ -190,6 +192,6 @@ def test_shadows_are_counted_apart_and_nothing_stays_behind(client, server):
     complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=10, extra_body={"ignore_eos": True})
     complete(client, PROMPTS[0], None, max_tokens=2)
     after = server.metrics()
-    assert after["textguide:shadow_tokens_total"] >= before.get("textguide:shadow_tokens_total", 0) + 10
+    assert after["textguide:branch_tokens_total"] >= before.get("textguide:branch_tokens_total", 0) + 10
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
     assert after["vllm:kv_cache_usage_perc"] == 0

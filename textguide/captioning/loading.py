@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..models.loading import default_device
+from ..models.loading import default_device, refuse_near_miss
 from ..support.errors import ModelUnavailableError
 
 BUNDLED = Path(__file__).parent / "models"
@@ -30,7 +30,7 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
         ``(model, processor)``, the model in evaluation mode.
 
     Raises:
-        ModelUnavailableError: nothing loadable stands behind ``name``.
+        ModelUnavailableError: nothing loadable stands behind ``name``; an UnknownModelError where it is nearly bundled.
     """
     import transformers
     from safetensors import SafetensorError
@@ -43,6 +43,8 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
         dtype = torch.float32 if device == "cpu" else "auto"
     own = not Path(name).is_dir() and (BUNDLED / name / "config.json").is_file()
     source: Any = BUNDLED / name if own else name
+    if not Path(name).exists():
+        refuse_near_miss(name, bundled())
     try:
         config = AutoConfig.from_pretrained(source)
         kind = getattr(transformers, (config.architectures or [""])[0], None)

@@ -46,8 +46,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0: done. 1: a model could not be loaded or a file not be written. 2: a wrong argument. 130: interrupted; what was
-    finished has been printed or written.
+    0: done. 1: a model could not be loaded or a file not be written. 2: a wrong argument, such as a name that leads to
+    no model. 130: interrupted; what was finished has been printed or written.
     """
     from ..support.errors import MissingExtraError, ModelUnavailableError
 

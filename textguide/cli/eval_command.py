@@ -23,8 +23,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--tasks", help="task names, separated by commas; --list shows them")
     parser.add_argument(
         "--suite",
-        choices=("shelf",),
-        help="shelf: every guidance method on six measures, in one table; --limit sets the items a task [200]",
+        choices=("methods",),
+        help="methods: every guidance method on six measures, in one table; --limit sets the items a task [200]",
     )
     parser.add_argument("--list", action="store_true", help="list textguide's own tasks and the guidances, and stop")
     group = parser.add_argument_group("guidance")
@@ -153,13 +153,13 @@ def _suite(arguments: argparse.Namespace) -> int:
         raise ValueError("--suite needs --output FOLDER for its table")
     try:
         from textguide.eval import SweepOptions
-        from textguide.eval.sweeps.method_comparison import run_shelf
+        from textguide.eval.sweeps.method_comparison import compare_methods
     except ImportError as error:
         from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
     arguments.limit = 200 if arguments.limit is None else arguments.limit
-    found = run_shelf(
+    found = compare_methods(
         output=arguments.output,
         options=SweepOptions(**_sweep_options(arguments)),
         model_args=_model_args(arguments),
@@ -169,7 +169,7 @@ def _suite(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        print((arguments.output / "shelf.md").read_text(encoding="utf-8"))
+        print((arguments.output / "methods.md").read_text(encoding="utf-8"))
     return 0
 
 

@@ -14,7 +14,9 @@ from . import constraint_options
 def add_model(parser: argparse.ArgumentParser) -> None:
     """``--model``, ``--device``, ``--dtype``, ``--device-map``."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="smollm2", help="smollm2 (bundled), a folder or a hub name [%(default)s]")
+    group.add_argument(
+        "--model", default="smollm2", help="smollm2 (bundled), a folder, a GGUF file or a hub name [%(default)s]"
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1… [a GPU if there is one]")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 [float32 on a CPU, else the checkpoint's]")
     group.add_argument("--device-map", help="accelerate's device map, such as auto, for models larger than one device")

@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve", help="serve a model over HTTP, with guidance", description=__doc__, epilog=EPILOG
     )
-    parser.add_argument("model", metavar="MODEL", help="smollm2, a folder, or a name on a model hub")
+    parser.add_argument("model", metavar="MODEL", help="smollm2, a folder, a GGUF file, or a name on a model hub")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTIONS", help="options of vllm serve")
     parser.set_defaults(run=run)
 

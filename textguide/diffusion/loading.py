@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..models.loading import default_device
+from ..models.loading import default_device, refuse_near_miss
 from ..support.errors import ModelUnavailableError
 from .packages import PACKAGES, load_packaged
 
@@ -34,7 +34,7 @@ def load(
         ``(model, tokenizer)``, the model in evaluation mode.
 
     Raises:
-        ModelUnavailableError: nothing loadable stands behind ``name``.
+        ModelUnavailableError: nothing loadable stands behind ``name``; an UnknownModelError where it is nearly bundled.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -49,6 +49,8 @@ def load(
         dtype = torch.float32 if device == "cpu" else "auto"
     own = not Path(name).is_dir() and (BUNDLED / name / "config.json").is_file()
     source = BUNDLED / name if own else name
+    if not Path(name).exists():
+        refuse_near_miss(name, [*bundled(), *PACKAGES])
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         remote = getattr(config, "auto_map", None) and "AutoModelForMaskedLM" not in config.auto_map

@@ -1,12 +1,15 @@
-"""Loading a model with its tokenizer: the bundled one, a folder, or a hub name."""
+"""Loading a model with its tokenizer: the bundled one, a folder, a GGUF file, or a hub name."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..support.errors import ModelUnavailableError
-from . import bundled, small
+from ..support.errors import ModelUnavailableError, UnknownModelError
+from . import bundled, conversion, quantized_file, small
 
 
 def default_device() -> str:
@@ -34,29 +37,32 @@ def load(
 
     Args:
         name: ``"smollm2"`` for the bundled SmolLM2-135M-Instruct, ``"smollm2-small"`` and the like for the models of
-            :mod:`textguide.models.small`, a folder, or a name on a model hub.
+            :mod:`textguide.models.small`, a folder, a GGUF file of an architecture that transformers reads (converted
+            once, into the cache: see :func:`textguide.models.conversion.folder_of`), or a name on a model hub.
         device: where the model goes, such as ``"cuda"`` or ``"cpu"``; default: a GPU if there is one.
-        dtype: a ``torch.dtype`` or its name; default: float32 on a CPU, else the dtype of the checkpoint.
+        dtype: a ``torch.dtype`` or its name; default: float32 on a CPU, else the dtype of the checkpoint (of a GGUF
+            file that of its converted copy: float32 below 500 million weights, bfloat16 above).
         device_map: passed to accelerate, for models larger than one device; excludes ``device``.
         trust_remote_code: allow code that comes with the checkpoint to run. Off unless asked for.
-        refresh: convert the bundled model again.
+        refresh: convert the bundled model or the GGUF file again.
         **kwargs: passed to ``from_pretrained``.
 
     Returns:
         ``(model, tokenizer)``; the model is in evaluation mode and the tokenizer pads on the left.
 
     Raises:
-        ModelUnavailableError: nothing loadable stands behind ``name``; the message says what to do.
+        UnknownModelError: ``name`` is no model's; a :class:`ModelUnavailableError` and a :class:`ValueError`.
+        ModelUnavailableError: the model cannot be loaded; the message says what to do.
+        MissingExtraError: ``name`` is a GGUF file that is not converted yet, and the package ``gguf`` is not installed.
         ValueError: an argument has a value that cannot work.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     if device is not None and device_map is not None:
         raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other; give one of them")
-    device = _checked_device(device) if device_map is None else None
-    dtype = _checked_dtype(dtype)
+    device = checked_device(device) if device_map is None else None
+    asked = dtype = checked_dtype(dtype)
     if dtype is None:
         dtype = torch.float32 if device is not None and torch.device(device).type == "cpu" else "auto"
 
@@ -64,29 +70,84 @@ def load(
         small_dtype = None if dtype == "auto" else dtype
         model = small.load(name, device=None if device_map else device, dtype=small_dtype)
         return model, AutoTokenizer.from_pretrained(bundled.folder(), padding_side="left")
-    is_bundled = name == bundled.NAME and not Path(name).is_dir()
-    source = bundled.folder(refresh) if is_bundled else Path(name) if Path(name).exists() else name
-    if isinstance(source, str) and source.startswith(("/", ".", "~")):
-        raise ModelUnavailableError(f"model {name!r} looks like a folder, and there is none; check the path")
-    if isinstance(source, Path) and not (source / "config.json").is_file():
-        raise ModelUnavailableError(f"{source} is no model folder (it has no config.json); name one that has")
+    source = locate(name, asked, refresh)
     common = {"trust_remote_code": trust_remote_code}
-    try:
+    with explained(name, source):
         config = AutoConfig.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(source, dtype=dtype, device_map=device_map, **common, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelUnavailableError(_explain(name, source, error)) from error
-    try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **common)
-    except Exception as error:  # the reader of tokenizer files raises bare ones
-        raise ModelUnavailableError(_explain(name, source, error)) from error
     if device_map is None:
         model = model.to(device)
     return model.eval(), tokenizer
 
 
-def _checked_device(device: str | None) -> str:
+def locate(name: str | Path, dtype: Any = None, refresh: bool = False) -> Path | str:
+    """What transformers is to load for ``name``: a folder, or a name on a model hub, which is not asked here.
+
+    Args:
+        name: as for :func:`load`; the names of :mod:`textguide.models.small` lead to no folder and stay as they are.
+        dtype: in which the model is wanted, where it has to be converted.
+        refresh: convert again.
+
+    Raises:
+        UnknownModelError: there is no such folder or file, or it holds no model, or the name is nearly a bundled one.
+        ModelUnavailableError: the bundled model or a GGUF file cannot be converted.
+        MissingExtraError: the package ``gguf``, which that needs, is not installed.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return path
+        files = sorted(path.glob("*.gguf"))
+        remedy = f"name the file itself, such as {files[0]}" if files else "name one that has"
+        raise UnknownModelError(f"{path} is no model folder (it has no config.json); {remedy}")
+    if path.suffix.lower() == ".gguf" or quantized_file.is_one(path):
+        if not path.is_file():
+            raise UnknownModelError(f"there is no file {path}; check the path")
+        return conversion.folder_of(path, dtype, refresh)
+    if path.exists():
+        raise UnknownModelError(f"{path} is no model folder and no GGUF file; name one")
+    name = str(name)
+    if name == bundled.NAME:
+        return bundled.folder(refresh)
+    if name.startswith(("/", ".", "~")):
+        raise UnknownModelError(f"model {name!r} looks like a folder, and there is none; check the path")
+    refuse_near_miss(name, [bundled.NAME, *small.NAMES])
+    return name
+
+
+def refuse_near_miss(name: str, known: Collection[str]) -> None:
+    """Refuse a name that is nearly that of a bundled model: asking a model hub for it takes long, and finds nothing.
+
+    Raises:
+        UnknownModelError: ``name`` has no slash and is close to one of ``known``.
+    """
+    if "/" not in name and name not in known and (close := difflib.get_close_matches(name.lower(), known, 1, 0.75)):
+        raise UnknownModelError(f"model {name!r} is unknown; did you mean {close[0]!r}?")
+
+
+@contextmanager
+def explained(name: Any, source: Path | str) -> Iterator[None]:
+    """What transformers raises while it loads a model, as one line.
+
+    Raises:
+        ModelUnavailableError: in place of it.
+    """
+    try:
+        yield
+    except (RuntimeError, ImportError, MemoryError):  # of the machine: it says more
+        raise
+    except Exception as error:  # files that are damaged raise anything
+        raise ModelUnavailableError(_explain(name, source, error)) from error
+
+
+def checked_device(device: str | None) -> str:
+    """``device`` where torch has it; None: :func:`default_device`.
+
+    Raises:
+        ValueError: it is no device, or torch does not see it.
+    """
     import torch
 
     if device is None:
@@ -102,7 +163,12 @@ def _checked_device(device: str | None) -> str:
     return device
 
 
-def _checked_dtype(dtype: Any) -> Any:
+def checked_dtype(dtype: Any) -> Any:
+    """``dtype`` as a ``torch.dtype``; None and ``"auto"`` as they are.
+
+    Raises:
+        ValueError: it is no floating-point type.
+    """
     import torch
 
     if dtype is None or dtype == "auto":

@@ -7,6 +7,10 @@ class ModelUnavailableError(OSError):
     """A model could not be loaded; the message is one line that says why and what to do about it."""
 
 
+class UnknownModelError(ModelUnavailableError, ValueError):
+    """No model has the name that was given, or the file of that name is none: the argument is wrong."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is missing; the message names the extra that brings it."""
 

@@ -1,4 +1,4 @@
-"""Every guidance of the shelf writes under speculation what it writes without."""
+"""Every guidance method writes under speculation what it writes without."""
 
 from __future__ import annotations
 

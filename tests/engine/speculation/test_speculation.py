@@ -118,7 +118,7 @@ def test_rows_that_end_and_options_of_transformers() -> None:
     same("gpt_neox", CFG(1.5), max_new_tokens=2)
 
 
-def test_naps_wake_and_sleep_under_speculation() -> None:
+def test_steps_are_skipped_and_resumed_under_speculation() -> None:
     out = same("gpt_neox", CFG(1.01, skip_threshold=0.05))
     assert out.effect.skipped_passes > 0
     assert out.speculation.accepted > 0

@@ -16,7 +16,7 @@ from textguide.constraints import Predicate, Vocabulary
 from textguide.guidance import AWRS, CFG
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-from textguide.logits_processors.vllm_plugin.pairs import LEADER, Member
+from textguide.logits_processors.vllm_plugin.pairs import MAIN, Member
 from textguide.logits_processors.vllm_plugin.report import Report
 from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request, parse
 from textguide.reference import smc as reference
@@ -40,38 +40,39 @@ def request(seed: int, **fields: Any) -> Request:
 
 def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[Drawing]:
     assert asked.awrs is not None
-    form = ours.ConstrainedRow(asked.awrs, constraint.start(VOCABULARY), VOCABULARY, asked.limit)
-    return Member("pair", LEADER, Drawing(asked, list, lambda: written, form=form))
+    row = ours.ConstrainedRow(asked.awrs, constraint.start(VOCABULARY), VOCABULARY, asked.limit)
+    return Member("pair", MAIN, Drawing(asked, list, lambda: written, constraint=row))
 
 
-def write(law: Any, constraint: Strings, seed: int, interrupted: random.Random | None = None) -> tuple[Any, Report]:
+def write(
+    logits_behind: Any, constraint: Strings, seed: int, interrupted: random.Random | None = None
+) -> tuple[Any, Report]:
     """A text and what the scheduler knows of it; tokens are thrown away, and rows made anew, now and then."""
     asked = request(seed)
     report, written = Report(asked, [1]), list[int]()
     member = drawing(asked, written, constraint)
     while len(written) < LENGTH:
-        logits = law(tuple(written))[None].clone()
+        logits = logits_behind(tuple(written))[None].clone()
         (seen,) = guide(logits, [(0, None, member)], [len(written)])
         assert int(logits[0].argmax()) == seen.token
         if interrupted is not None and interrupted.random() < 0.3:  # nobody takes the token
             if interrupted.random() < 0.5:  # preempted
                 member = drawing(asked, written, constraint)
             continue
-        told = json.loads(json.dumps(vars(seen)))
-        report.observe(len(written), False, told)
+        report.observe(len(written), False, json.loads(json.dumps(vars(seen))))
         written.append(int(seen.token))
         if seen.token == END:
             break
     return tuple(written), report
 
 
-def uninterrupted(law: Any, constraint: Strings, seed: int) -> tuple[Any, float, list[str | None]]:
+def uninterrupted(logits_behind: Any, constraint: Strings, seed: int) -> tuple[Any, float, list[str | None]]:
     """The same by the loop of ``textguide.generate``."""
     generator = torch.Generator().manual_seed(seed)
     rows = Constrained(AWRS(constraint), constraint.start(VOCABULARY), VOCABULARY, 1, generator)
     written: list[int] = []
     for position in range(LENGTH):
-        tokens = rows.choose(law(tuple(written))[None], position == LENGTH - 1)
+        tokens = rows.choose(logits_behind(tuple(written))[None], position == LENGTH - 1)
         rows.advance(tokens, position == LENGTH - 1)
         if rows.outcome().deaths[0] is not None:
             break
@@ -83,46 +84,50 @@ def uninterrupted(law: Any, constraint: Strings, seed: int) -> tuple[Any, float,
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_a_row_draws_what_generate_draws(masks: bool) -> None:
-    law, constraint = table(3), Strings(MEMBERS | {b"bbbbb"}, masks)  # the last one does not fit
+    logits_behind, constraint = table(3), Strings(MEMBERS | {b"bbbbb"}, masks)  # the last one does not fit
     chance = random.Random(1)
     deaths = 0
     for seed in range(200):
-        text, weight, reasons = uninterrupted(law, constraint, seed)
-        # What is known of a function's answers is lost with a row; the law stays, as the next test shows.
+        text, weight, reasons = uninterrupted(logits_behind, constraint, seed)
+        # What is known of a function's answers is lost with a row; the distribution stays, as the next test shows.
         for interrupted in (None, chance) if masks else (None,):
-            written, report = write(law, constraint, seed, interrupted)
-            told = report.summary()
+            written, report = write(logits_behind, constraint, seed, interrupted)
+            summary = report.summary()
             if reasons[0] is not None:
                 deaths += 1
                 assert written == (*text, END)
-                assert told["log_weight"] is None
-                assert told["death"] == reasons[0]
+                assert summary["log_weight"] is None
+                assert summary["death"] == reasons[0]
                 continue
             assert written == text
-            assert told["log_weight"] == pytest.approx(weight, abs=1e-9)
-            assert told["death"] is None
-            assert masks or told["constraint_calls"] > 0
+            assert summary["log_weight"] == pytest.approx(weight, abs=1e-9)
+            assert summary["death"] is None
+            assert masks or summary["constraint_calls"] > 0
     assert 0 < deaths < 400
 
 
 @pytest.mark.parametrize(("masks", "interrupted"), [(False, False), (False, True), (True, False)])
 def test_weights_make_the_global_conditional(masks: bool, interrupted: bool) -> None:
-    law, constraint = table(5), Strings(MEMBERS, masks)
+    logits_behind, constraint = table(5), Strings(MEMBERS, masks)
     conditional, evidence = reference.global_conditional(
-        floats(law), lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH, len(PIECES)
+        floats(logits_behind),
+        lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS,
+        END,
+        LENGTH,
+        len(PIECES),
     )
     texts, weights = [], []
     for seed in range(COUNT):
-        text, report = write(law, constraint, seed, random.Random(seed) if interrupted else None)
-        told = report.summary()
+        text, report = write(logits_behind, constraint, seed, random.Random(seed) if interrupted else None)
+        summary = report.summary()
         texts.append(text)
-        weights.append(0.0 if told["log_weight"] is None else math.exp(told["log_weight"]))
+        weights.append(0.0 if summary["log_weight"] is None else math.exp(summary["log_weight"]))
     for text, share in conditional.items():
         of_text = [w if t == text else 0.0 for t, w in zip(texts, weights, strict=True)]
         assert texts.count(text) < 40 or abs(z_score(of_text, share * evidence)) < 4
     assert abs(z_score(weights, evidence)) < 3.5
     alive = Counter(t for t, w in zip(texts, weights, strict=True) if w)
-    assert chi_square(alive, conditional, sum(alive.values())) < 1e-3  # without weights it is another law
+    assert chi_square(alive, conditional, sum(alive.values())) < 1e-3  # without weights it is another distribution
 
 
 def test_a_text_that_was_stopped_has_no_weight() -> None:
@@ -151,7 +156,7 @@ def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.L
     assert "a constraint failed" in caplog.text
     scores[0, 1:3] = torch.tensor([9.0, -9.0])
     assert row(scores, [], torch.Generator().manual_seed(0)).death is None
-    refused = ToyForms({}, Tokenizer, 9).row(AWRS({"kind": "nonsense"}), [END], 9)
+    refused = ToyConstraints({}, Tokenizer, 9).row(AWRS({"kind": "nonsense"}), [END], 9)
     assert refused(scores, [], torch.Generator()).token == END
     assert "'nonsense' is no constraint" in str(refused(scores, [], torch.Generator()).death)
 
@@ -178,14 +183,14 @@ def vowels(text: str) -> bool:
 NAMES = {"vowels": f"python:{__name__}:vowels"}
 
 
-class ToyForms(ours.Forms):
+class ToyConstraints(ours.EngineConstraints):
     """Over the toys' vocabulary."""
 
     def start(self, guidance: AWRS, ends: Any) -> tuple[Any, Vocabulary]:
         return ours.constraint_for(guidance.constraint, self.named).start(VOCABULARY), VOCABULARY
 
 
-LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20, forms=ToyForms(NAMES, Tokenizer, 9))
+LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20, constraints=ToyConstraints(NAMES, Tokenizer, 9))
 
 
 def test_requests_that_are_understood() -> None:
@@ -211,7 +216,7 @@ def test_requests_that_are_understood() -> None:
         ({"awrs_grammar": " "}, "awrs_grammar: grammar="),
         ({"awrs_constraint": "consonants"}, "'consonants' is no constraint of this engine; those are vowels"),
         ({"awrs_constraint": "vowels", "awrs_regex": "a"}, "awrs_regex and awrs_constraint exclude each other"),
-        ({"awrs_accepts": 3}, "awrs_accepts=3 needs a form"),
+        ({"awrs_accepts": 3}, "awrs_accepts=3 needs a constraint"),
         ({"awrs_constraint": "vowels", "awrs_accepts": 1}, "awrs_accepts=1 must be"),
         ({"awrs_constraint": "vowels", "awrs_estimator": "best"}, "awrs_estimator='best' must be one of"),
         ({"awrs_constraint": "vowels", "n": 2}, "n=2 does not work with awrs_constraint: .*send that many requests"),

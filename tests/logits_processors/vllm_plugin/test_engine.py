@@ -32,8 +32,8 @@ class Listener:
 
     sampling_params = SimpleNamespace
 
-    def __init__(self, told, classifier=None):
-        self.told = told
+    def __init__(self, report, classifier=None):
+        self.report = report
         extras = {} if classifier is None else {"textguide": {"classifier": classifier}}
         self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(additional_config=extras))
 
@@ -49,7 +49,7 @@ class Listener:
         return [
             SimpleNamespace(
                 prompt_token_ids=prompt["prompt_token_ids"],
-                kv_transfer_params={"textguide": self.told},
+                kv_transfer_params={"textguide": self.report},
                 outputs=[
                     SimpleNamespace(
                         token_ids=row,

@@ -1,8 +1,8 @@
-"""The books on vLLM's rows and slots against a dictionary model."""
+"""The books on vLLM's rows and request indices against a dictionary model."""
 
 import random
 
-from textguide.logits_processors.vllm_plugin.pairs import LEADER, SHADOW, Member, Pairs, Rows, Slots
+from textguide.logits_processors.vllm_plugin.pairs import BRANCH, MAIN, Indices, Member, Pairs, Rows
 
 STEPS = 10_000
 
@@ -12,7 +12,7 @@ class Engine:
 
     def __init__(self, random_: random.Random, size: int) -> None:
         self.random, self.size = random_, size
-        self.batch: dict[int, str] = {}  # row or slot → request
+        self.batch: dict[int, str] = {}  # row or request index → request
         self.waiting: list[str] = []  # preempted
         self.members: dict[str, Member[int]] = {}
         self.born = 0
@@ -25,8 +25,8 @@ class Engine:
         self.born += 1
         if self.random.random() < 0.4:
             return [f"plain-{number}"]
-        names = [f"{number}-leader", f"{number}-shadow"]
-        for name, role in zip(names, (LEADER, SHADOW), strict=True):
+        names = [f"{number}-main", f"{number}-branch"]
+        for name, role in zip(names, (MAIN, BRANCH), strict=True):
             self.members[name] = Member(str(number), role, number)
         return names
 
@@ -35,8 +35,8 @@ class Engine:
         found = []
         for row, request in sorted(self.batch.items()):
             member = self.members.get(request)
-            if member is not None and member.role == LEADER:
-                found.append((row, rows.get(f"{member.pair}-shadow"), member.pair))
+            if member is not None and member.role == MAIN:
+                found.append((row, rows.get(f"{member.pair}-branch"), member.pair))
         return found
 
     def leave(self, request: str, preempted: bool) -> int:
@@ -49,8 +49,8 @@ class Engine:
         return row
 
 
-def seen(leaders):
-    return [(row, shadow, member.pair) for row, shadow, member in leaders]
+def seen(pairs):
+    return [(row, branch, member.pair) for row, branch, member in pairs]
 
 
 def test_rows_follow_what_the_first_runner_reports():
@@ -91,16 +91,16 @@ def test_rows_follow_what_the_first_runner_reports():
             rows.add(row, member)
         for source, target, swap in moved:
             rows.move(source, target, swap)
-        assert seen(rows.leaders()) == engine.expected()
+        assert seen(rows.pairs()) == engine.expected()
         assert len(rows.members) == sum(request in engine.members for request in engine.batch.values())
-        both += sum(shadow is not None for _, shadow, _ in engine.expected())
-        alone += sum(shadow is None for _, shadow, _ in engine.expected())
+        both += sum(branch is not None for _, branch, _ in engine.expected())
+        alone += sum(branch is None for _, branch, _ in engine.expected())
     assert both > STEPS
     assert alone > STEPS / 10
 
 
-def test_slots_forget_whoever_had_them_before():
-    engine, slots = Engine(random.Random(1), 12), Slots()
+def test_indices_forget_whoever_had_them_before():
+    engine, indices = Engine(random.Random(1), 12), Indices()
     both = 0
     for _ in range(STEPS):
         for request in list(engine.batch.values()):
@@ -115,45 +115,45 @@ def test_slots_forget_whoever_had_them_before():
             if not free:
                 engine.waiting.append(request)
                 continue
-            slot = engine.random.choice(free)
-            engine.batch[slot] = request
-            slots.add(slot, engine.members.get(request))
-        order = [slot for slot in engine.batch if engine.random.random() < 0.9]  # some are not scheduled
+            index = engine.random.choice(free)
+            engine.batch[index] = request
+            indices.add(index, engine.members.get(request))
+        order = [index for index in engine.batch if engine.random.random() < 0.9]  # some are not scheduled
         engine.random.shuffle(order)
-        where = {engine.batch[slot]: row for row, slot in enumerate(order)}
+        where = {engine.batch[index]: row for row, index in enumerate(order)}
         expected = []
-        for row, slot in enumerate(order):
-            member = engine.members.get(engine.batch[slot])
-            if member is not None and member.role == LEADER:
-                expected.append((row, where.get(f"{member.pair}-shadow"), member.pair))
-        assert seen(slots.leaders(order)) == expected
-        both += sum(shadow is not None for _, shadow, _ in expected)
+        for row, index in enumerate(order):
+            member = engine.members.get(engine.batch[index])
+            if member is not None and member.role == MAIN:
+                expected.append((row, where.get(f"{member.pair}-branch"), member.pair))
+        assert seen(indices.pairs(order)) == expected
+        both += sum(branch is not None for _, branch, _ in expected)
     assert both > STEPS
 
 
 def test_pairs_follow_a_dictionary():
     random_ = random.Random(2)
-    pairs, model = Pairs(), {}  # leader → shadow
+    pairs, model = Pairs(), {}  # main request → branch request
     for number in range(STEPS):
         chance = random_.random()
         if chance < 0.3 or not model:
             pairs.add(f"r{number}", state=number)
             model[f"r{number}"] = None
         else:
-            leader = random_.choice(sorted(model))
-            pair = pairs.of(leader)
+            main = random_.choice(sorted(model))
+            pair = pairs.of(main)
             if chance < 0.55:
-                assert pairs.drop(pair) == model.pop(leader)
-            elif model[leader] is None:
-                model[leader] = pairs.spawn(pair)
+                assert pairs.drop(pair) == model.pop(main)
+            elif model[main] is None:
+                model[main] = pairs.spawn(pair)
             else:
-                assert pairs.dismiss(pair) == model[leader]
-                model[leader] = None
-        assert {pair.leader: pair.shadow for pair in pairs} == model
-        shadows = {shadow: leader for leader, shadow in model.items() if shadow}
-        assert set(pairs.by_shadow) == set(shadows)
-        for shadow, leader in shadows.items():
-            assert pairs.is_shadow(shadow)
-            assert pairs.of(shadow).partner(shadow) == leader
-            assert pairs.of(leader).partner(leader) == shadow
-    assert len({pair.shadow for pair in pairs if pair.shadow}) == len(shadows)
+                assert pairs.dismiss(pair) == model[main]
+                model[main] = None
+        assert {pair.main: pair.branch for pair in pairs} == model
+        branches = {branch: main for main, branch in model.items() if branch}
+        assert set(pairs.by_branch) == set(branches)
+        for branch, main in branches.items():
+            assert pairs.is_branch(branch)
+            assert pairs.of(branch).partner(branch) == main
+            assert pairs.of(main).partner(main) == branch
+    assert len({pair.branch for pair in pairs if pair.branch}) == len(branches)

@@ -13,7 +13,7 @@ from textguide.guidance import CFG, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.logits_processors.vllm_plugin.combination import Noise
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.pairs import LEADER, SHADOW
+from textguide.logits_processors.vllm_plugin.pairs import BRANCH, MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
 from textguide.logits_processors.vllm_plugin.processor_v2 import SecondRunnerProcessor
 from textguide.logits_processors.vllm_plugin.requests import Draw, Request
@@ -43,12 +43,12 @@ class FakeRequest:
 
 
 class Engine:
-    """Requests that come, run, are preempted, resumed and aborted, each in a row of one runner, a slot of the other."""
+    """Requests that come, run, are preempted, resumed and aborted: a row in one runner, an index in the other."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.rows: list[FakeRequest | None] = [None] * PLACES
-        self.slots: dict[str, int] = {}
+        self.indices: dict[str, int] = {}
         self.waiting: list[FakeRequest] = []
         self.born = 0
 
@@ -72,20 +72,20 @@ class Engine:
             )
         asked = Request(self.random.choice(GUIDANCES), (1, 2), draw, horizon=self.random.choice((1, 8)))
         return [
-            FakeRequest(f"{name}-{role}", prompt if role == LEADER else [1, 2], asked, role, name)
-            for role in (LEADER, SHADOW)
+            FakeRequest(f"{name}-{role}", prompt if role == MAIN else [1, 2], asked, role, name)
+            for role in (MAIN, BRANCH)
         ]
 
 
 def expected(request: FakeRequest, cond: torch.Tensor, uncond: torch.Tensor | None, noises: dict[str, Noise]):
-    """The row of a leader, written out plainly."""
+    """The row of a main request, written out plainly."""
     asked, position = request.asked, len(request.written)
     assert asked is not None
     step = Step.at(position, asked.horizon)
     scores = cond
     if uncond is not None and asked.guidance.active(step):
-        law = asked.guidance.combine(log_softmax(torch.stack([cond, uncond]))[:, None], step)[0]
-        scores = law + cond.logsumexp(-1)
+        guided = asked.guidance.combine(log_softmax(torch.stack([cond, uncond]))[:, None], step)[0]
+        scores = guided + cond.logsumexp(-1)
     draw = asked.draw
     seen = set(request.prompt + request.written)
     for word in range(WORDS):
@@ -133,7 +133,7 @@ def test_both_processors_follow_an_engine(seed):
                 continue
             removed.append(row)
             engine.rows[row] = None
-            del engine.slots[request.name]
+            del engine.indices[request.name]
         engine.waiting = [request for request in engine.waiting if engine.random.random() > 0.02]
         coming = engine.waiting + (engine.arrive() if engine.random.random() < 0.4 else [])
         engine.waiting = []
@@ -146,10 +146,10 @@ def test_both_processors_follow_an_engine(seed):
             if row in removed:
                 removed.remove(row)
             added.append((row, request.params, request.prompt, request.written))
-            slot = engine.random.choice([slot for slot in range(PLACES) if slot not in engine.slots.values()])
-            engine.slots[request.name] = slot
-            second.add_request(slot, request.params)
-            states.prompt_len.np[slot] = len(request.prompt)
+            index = engine.random.choice([index for index in range(PLACES) if index not in engine.indices.values()])
+            engine.indices[request.name] = index
+            second.add_request(index, request.params)
+            states.prompt_len.np[index] = len(request.prompt)
         while None in engine.rows[: len(engine.running)]:  # condense
             target = engine.rows.index(None)
             source = max(row for row, request in enumerate(engine.rows) if request is not None)
@@ -164,50 +164,50 @@ def test_both_processors_follow_an_engine(seed):
         first.update_state(update)
         if not count:
             continue
-        laws = {request.name: torch.randn(WORDS) for request in engine.running}
-        for law in laws.values():
-            law[engine.random.randrange(WORDS)] = -torch.inf if engine.random.random() < 0.3 else 0.0
+        logits = {request.name: torch.randn(WORDS) for request in engine.running}
+        for row in logits.values():
+            row[engine.random.randrange(WORDS)] = -torch.inf if engine.random.random() < 0.3 else 0.0
         wanted = {}
         for request in engine.running:
-            if request.role == LEADER:
-                shadow = laws.get(f"{request.pair}-{SHADOW}")
-                wanted[request.name] = expected(request, laws[request.name], shadow, noises)
-                if shadow is not None:
-                    wanted[f"{request.pair}-{SHADOW}"] = wanted[request.name]
-                guided, alone = guided + (shadow is not None), alone + (shadow is None)
-        out = first.apply(torch.stack([laws[request.name] for request in engine.running]))
-        check(engine.running, out, laws, wanted)
+            if request.role == MAIN:
+                branch = logits.get(f"{request.pair}-{BRANCH}")
+                wanted[request.name] = expected(request, logits[request.name], branch, noises)
+                if branch is not None:
+                    wanted[f"{request.pair}-{BRANCH}"] = wanted[request.name]
+                guided, alone = guided + (branch is not None), alone + (branch is None)
+        out = first.apply(torch.stack([logits[request.name] for request in engine.running]))
+        check(engine.running, out, logits, wanted)
 
         order = engine.running
         engine.random.shuffle(order)
-        slots = [engine.slots[request.name] for request in order]
-        for request, slot in zip(order, slots, strict=True):
+        indices = [engine.indices[request.name] for request in order]
+        for request, index in zip(order, indices, strict=True):
             tokens = request.prompt + request.written
-            states.all_token_ids.gpu[slot, : len(tokens)] = torch.tensor(tokens)
-            states.total_len.gpu[slot] = len(tokens)
+            states.all_token_ids.gpu[index, : len(tokens)] = torch.tensor(tokens)
+            states.total_len.gpu[index] = len(tokens)
         context = SimpleNamespace(
-            idx_mapping_np=np.array(slots),
+            idx_mapping_np=np.array(indices),
             seq_lens_upper_bound_np=np.array([len(request.prompt + request.written) for request in order]),
         )
-        out = second.apply(torch.stack([laws[request.name] for request in order]), context)
-        check(order, out, laws, wanted)
+        out = second.apply(torch.stack([logits[request.name] for request in order]), context)
+        check(order, out, logits, wanted)
         for request in order:  # a half that is alone waits, as the scheduler sees to
-            partner = f"{request.pair}-{SHADOW if request.role == LEADER else LEADER}"
-            if request.role is None or partner in laws:
-                row = wanted.get(request.name, laws[request.name])
+            partner = f"{request.pair}-{BRANCH if request.role == MAIN else MAIN}"
+            if request.role is None or partner in logits:
+                row = wanted.get(request.name, logits[request.name])
                 request.written.append(int(row.argmax()))
     assert guided > STEPS
     assert alone > STEPS / 20
 
 
-def same_law(ours, theirs):
-    """Logits that differ by a constant make the same law, and scores with one token of finite value the same token."""
+def same_distribution(ours, theirs):
+    """Logits that differ by a constant make the same distribution; one finite score makes the same token."""
     torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=1e-4, atol=1e-5)
 
 
-def check(order, out, laws, wanted):
+def check(order, out, logits, wanted):
     for request, row in zip(order, out, strict=True):
         if request.name in wanted:
-            same_law(row, wanted[request.name])
+            same_distribution(row, wanted[request.name])
         else:
-            assert torch.equal(row, laws[request.name])
+            assert torch.equal(row, logits[request.name])

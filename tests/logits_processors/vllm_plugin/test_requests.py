@@ -171,11 +171,11 @@ def test_what_a_worker_saw_reaches_the_scheduler():
         listener.close()
 
 
-def test_shadows_rest_where_guidance_changes_nothing():
+def test_branches_rest_where_guidance_changes_nothing():
     report = Report(Request(CFG(2.0, skip_threshold=0.01), None, Draw(), horizon=200), [1])
     guided = []
     for position in range(200):
-        wants = report.wants_shadow(position)
+        wants = report.wants_branch(position)
         guided.append(wants)
         kl = 0.5 if 60 <= position < 80 else 0.001
         report.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
@@ -186,13 +186,13 @@ def test_shadows_rest_where_guidance_changes_nothing():
     assert report.summary()["skipped_steps"] == 200 - sum(guided)
     never = Report(Request(CFG(2.0), None, Draw(), horizon=200), [1])
     for position in range(200):
-        assert never.wants_shadow(position)
+        assert never.wants_branch(position)
         never.observe(position, True, {"kl": 0.0, "changed": False})
 
 
-def test_shadows_rest_outside_of_their_window():
+def test_branches_rest_outside_of_their_window():
     report = Report(Request(CFG(2.0, start=0.25, stop=0.5), None, Draw(), horizon=101), [1])
-    assert [n for n in range(101) if report.wants_shadow(n)] == list(range(25, 51))
-    assert not report.rests(24)
-    assert report.rests(51)
-    assert report.rests(10)
+    assert [n for n in range(101) if report.wants_branch(n)] == list(range(25, 51))
+    assert not report.idles(24)
+    assert report.idles(51)
+    assert report.idles(10)
