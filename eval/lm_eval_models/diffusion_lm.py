@@ -8,7 +8,6 @@ Importing this module registers ``textguide-diffusion`` in lm-eval::
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +18,8 @@ from tqdm import tqdm
 
 from textguide import diffusion
 from textguide.diffusion.guiding import checked_guidance
-from textguide.engine.effect import Effect
-from textguide.tasks import is_protected
 
-from .answering import AnsweringLM, Memory, cut
+from .answering import AnsweringLM, Generations, cut, settings_of
 from .answering import key as answer_key
 
 
@@ -77,9 +74,7 @@ class DiffusionLM(AnsweringLM):
         super().__init__()
         if uncond != "last-token":
             raise ValueError(f"uncond={uncond!r} describes models that read left to right; CFG masks the prompt here")
-        if settings is not None and guidance is not None:
-            raise ValueError("settings= excludes guidance=; give one or the other")
-        self.settings = [checked_guidance(s) for s in (settings if settings is not None else [guidance])]
+        self._settle([checked_guidance(one) for one in settings_of(guidance, settings)], uncond, seed, memo)
         if isinstance(pretrained, str):
             pretrained, tokenizer = diffusion.load(
                 pretrained, device=device, dtype=dtype, trust_remote_code=trust_remote_code
@@ -92,20 +87,11 @@ class DiffusionLM(AnsweringLM):
             "corrector": corrector,
         }  # fmt: skip
         self.batch_size = 16 if batch_size == "auto" else int(batch_size)
-        self.seed, self.uncond, self.current = seed, uncond, 0
-        self.tasks: dict[str, Any] = {}
-        self.effects: dict[int, list[Effect]] = {}
-        self._memo = Memory() if memo is None else memo
 
     @property
     def device(self) -> Any:
         """Where the model is."""
         return self.denoiser.device
-
-    @property
-    def truncated(self) -> int:
-        """Nothing is ever cut: a request that does not fit is refused."""
-        return 0
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Monte Carlo estimates of each continuation behind its context, under the current setting.
@@ -129,35 +115,33 @@ class DiffusionLM(AnsweringLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Denoise a canvas behind each context and cut the text at the first stop text."""
         shape = (self.steps, self.block_length, self.gen_length, self.options)
-        keys = [self._named("gen", *r.args, *shape) for r in requests]
-        # Text written for a protected task may repeat its question, and stays in memory.
-        volatile = Memory()
-        stores = [volatile if is_protected(str(r.task_name)) else self._memo for r in requests]
-        missing = [n for n, key in enumerate(keys) if key not in stores[n]]
-        bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or not missing)
-        for length, numbers in _grouped(missing, [self._length(r.args[1]) for r in requests]).items():
+        names = [answer_key("gen", self.fingerprint, self.seed, *r.args, *shape) for r in requests]
+        answers = Generations(requests, names, self._memo)
+        lengths = [self._length(r.args[1]) for r in requests]
+        bar = tqdm(total=len(answers.missing), desc="generations", disable=disable_tqdm or not answers.missing)
+        for length, numbers in _grouped(answers.missing, lengths).items():
             for start in range(0, len(numbers), self.batch_size):
                 chunk = numbers[start : start + self.batch_size]
-                seed = int(hashlib.sha256(f"{self.seed}/{keys[chunk[0]]}".encode()).hexdigest()[:12], 16)
                 out = diffusion.generate(
                     self.denoiser, self.tokenizer, [requests[n].args[0] for n in chunk], gen_length=length,
-                    guidance=self.settings[self.current], seed=seed, warn=False, **self._canvas(length), **self.options,
+                    guidance=self.setting, seed=answers.seed(self.seed, chunk[0]), warn=False, **self._canvas(length),
+                    **self.options,
                 )  # fmt: skip
                 self.effects.setdefault(self.current, []).append(out.effect)
                 for n, text in zip(chunk, out.texts, strict=True):
-                    stores[n].append(keys[n], {"text": cut(text, requests[n].args[1].get("until"))})
+                    answers.keep(n, cut(text, requests[n].args[1].get("until")))
                 bar.update(len(chunk))
         bar.close()
-        return [str(store.done[key]["text"]) for store, key in zip(stores, keys, strict=True)]
+        return answers.texts()
 
     def _scores(self, pairs: list[tuple[str, str]], disable_tqdm: bool) -> list[float]:
-        keys = [self._named("ll", *pair, self.draws) for pair in pairs]
+        keys = [answer_key("ll", self.fingerprint, self.seed, *pair, self.draws) for pair in pairs]
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._memo}
         for key, (context, continuation) in tqdm(
             missing.items(), desc="log-likelihoods", disable=disable_tqdm or not missing
         ):
             found = diffusion.score(
-                self.denoiser, self.tokenizer, context, continuation, guidance=self.settings[self.current],
+                self.denoiser, self.tokenizer, context, continuation, guidance=self.setting,
                 draws=self.draws, batch_size=self.batch_size, seed=self.seed,
             )  # fmt: skip
             error = float(found.standard_error[0])
@@ -167,15 +151,10 @@ class DiffusionLM(AnsweringLM):
     def _writes(self, context: str, continuation: str) -> bool:
         target = self.denoiser.encode(continuation)
         out = diffusion.generate(
-            self.denoiser, self.tokenizer, context, gen_length=len(target), guidance=self.settings[self.current],
+            self.denoiser, self.tokenizer, context, gen_length=len(target), guidance=self.setting,
             early_end=False, warn=False,
         )  # fmt: skip
         return torch.equal(out.sequences[0][out.targets[0]].cpu(), torch.tensor(target))
-
-    def _named(self, kind: str, *parts: Any) -> str:
-        setting = self.settings[self.current]
-        name = "plain" if setting is None or setting.is_neutral else setting.fingerprint
-        return answer_key(kind, name, self.seed, *parts)
 
     def _length(self, options: Mapping[str, Any]) -> int:
         return int(options.get("max_gen_toks") or options.get("max_new_tokens") or self.gen_length)

@@ -8,7 +8,6 @@ Importing this module registers ``textguide`` in lm-eval::
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -22,14 +21,12 @@ from tqdm import tqdm
 
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
-from textguide.engine.effect import Effect
-from textguide.guidance import CFG, EAGer, Guidance, as_guidance, split
+from textguide.guidance import EAGer, Guidance, split
 from textguide.models import bundled, load
 from textguide.models.loading import checked_device, checked_dtype, explained, locate
 from textguide.scoring import Item, decoder_start, leading, score_groups
-from textguide.tasks import is_protected
 
-from .answering import Answering, Memory
+from .answering import Answering, Generations, settings_of
 from .answering import key as answer_key
 from .contexts import UNCONDITIONAL, unconditional_context
 from .several import one_each
@@ -95,20 +92,7 @@ class GuidedLM(Answering, HFLM):
         shorthand = {
             "scale": scale, "negative_prompt": negative_prompt, "schedule": schedule, "renormalize": renormalize,
         }  # fmt: skip
-        self.settings = _settings(guidance, {k: v for k, v in shorthand.items() if v is not None}, settings)
-        if uncond not in UNCONDITIONAL:
-            raise ValueError(f"uncond={uncond!r} is unknown; use one of {', '.join(UNCONDITIONAL)}")
-        if uncond != UNCONDITIONAL[0] and any(
-            getattr(split(s).branching, "negative_prompt", None) is not None for s in self.settings
-        ):
-            raise ValueError(f"uncond={uncond!r} and a negative prompt exclude each other; give one of them")
-        self.uncond = uncond
-        self.seed = seed
-        self.current = 0
-        self.tasks: dict[str, Any] = {}
-        self._cut: set[str] = set()
-        self.effects: dict[int, list[Effect]] = {}
-        self._memo = Memory() if memo is None else memo
+        self._settle(settings_of(guidance, settings, shorthand), uncond, seed, memo)
         self._contexts: dict[str, str] = {}
         self._batch_contexts: list[str] = []
         self._generator: torch.Generator | None = None
@@ -133,24 +117,6 @@ class GuidedLM(Answering, HFLM):
         _name_caches(self)
 
     # -- what lm-eval asks ----------------------------------------------------------------------------------------
-
-    @property
-    def setting(self) -> Guidance | None:
-        """The guidance that answers."""
-        return self.settings[self.current]
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs whenever an answer may differ: the setting and the unconditional context."""
-        setting = self.setting
-        if setting is None or setting.is_neutral:
-            return "plain"
-        return f"{setting.fingerprint}-{self.uncond}"
-
-    @property
-    def truncated(self) -> int:
-        """Number of requests whose context was cut from the left to fit the model."""
-        return len(self._cut)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As lm-eval defines it, under the current setting."""
@@ -200,28 +166,19 @@ class GuidedLM(Answering, HFLM):
         if self.uncond != UNCONDITIONAL[0]:
             for request in requests:
                 self._contexts[request.args[0]] = unconditional_context(self.tasks, request, self.uncond)
-        repeats: dict[str, int] = {}
-        keys = []
-        for request in requests:
-            base = answer_key("gen", self.fingerprint, self.seed, *request.args)
-            repeats[base] = repeats.get(base, -1) + 1
-            keys.append(f"{base}/{repeats[base]}")
-        # Text written for a protected task may repeat its question, and stays in memory.
-        volatile = Memory()
-        stores = [volatile if is_protected(str(request.task_name)) else self._memo for request in requests]
-        missing = [n for n, key in enumerate(keys) if key not in stores[n]]
+        names = [answer_key("gen", self.fingerprint, self.seed, *request.args) for request in requests]
+        answers = Generations(requests, names, self._memo)
+        missing = answers.missing
         bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or self.rank != 0 or not missing)
         for start in range(0, len(missing), GENERATIONS_AT_ONCE):
             chunk = missing[start : start + GENERATIONS_AT_ONCE]
-            # Every chunk has randomness of its own: a resumed run draws what an uninterrupted one would.
-            seed = int(hashlib.sha256(f"{self.seed}/{keys[chunk[0]]}".encode()).hexdigest()[:12], 16)
-            self._generator = torch.Generator(self.model.device).manual_seed(seed)
+            self._generator = torch.Generator(self.model.device).manual_seed(answers.seed(self.seed, chunk[0]))
             texts = super().generate_until([requests[n] for n in chunk], disable_tqdm=True)
             for n, text in zip(chunk, texts, strict=True):
-                stores[n].append(keys[n], {"text": text})
+                answers.keep(n, text)
             bar.update(len(chunk))
         bar.close()
-        return [str(store.done[key]["text"]) for store, key in zip(stores, keys, strict=True)]
+        return answers.texts()
 
     def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
         """As in ``HFLM``; remembers whose contexts these are."""
@@ -315,23 +272,6 @@ class GuidedLM(Answering, HFLM):
             return item
         rows = branch_inputs.branch_rows(lead, cond=[item.context], tokenizer=self.tokenizer)
         return Item(item.number, item.context, item.continuation, [row[0] for row in rows], item.sources)
-
-
-def _settings(
-    guidance: Any, shorthand: dict[str, Any], settings: Sequence[Guidance | None] | None
-) -> list[Guidance | None]:
-    if settings is not None:
-        if guidance is not None or shorthand:
-            raise ValueError("settings= excludes guidance= and its shorthand; give one or the other")
-        if not settings:
-            raise ValueError("settings is empty; give at least one guidance, or None for plain")
-        return [as_guidance(setting) for setting in settings]
-    guidance = as_guidance(guidance)
-    if not shorthand:
-        return [guidance]
-    if guidance is not None:
-        raise ValueError(f"guidance= and {', '.join(shorthand)}= exclude each other; put them into the guidance")
-    return [CFG(**shorthand)]
 
 
 def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,15 +11,12 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 import textguide
-from textguide.engine.effect import Effect
 from textguide.guidance import CFG, Guidance, as_guidance, split
 from textguide.models import bundled
-from textguide.tasks import is_protected
 
-from .answering import AnsweringLM, Memory, cut
+from .answering import AnsweringLM, Generations, cut, settings_of
 from .answering import key as answer_key
 from .contexts import UNCONDITIONAL, unconditional_context
-from .guided_lm import _settings
 
 # What one chunk of requests may lose when a run is killed; an engine wants many at once.
 GENERATIONS_AT_ONCE = 512
@@ -71,22 +67,15 @@ class VLLMGuidedLM(AnsweringLM):
         super().__init__()
         if device is not None:
             raise ValueError(f"device={device!r} cannot be chosen here: vLLM runs where its build runs; leave it out")
-        self.settings = _settings(guidance, {}, settings)
+        self._settle(settings_of(guidance, settings), uncond, seed, memo)
         for setting in self.settings:
             parts = split(setting)
             others = parts.reweighting or parts.constraint
             if others or (parts.branching is not None and not isinstance(parts.branching, CFG)):
                 raise ValueError(f"guidance={setting!r} does not run inside vLLM; CFG does")
-        if uncond not in UNCONDITIONAL:
-            raise ValueError(f"uncond={uncond!r} is unknown; use one of {', '.join(UNCONDITIONAL)}")
         self.llm = textguide.vllm_engine(pretrained, **engine) if isinstance(pretrained, str) else pretrained
         self.tokenizer = self.llm.get_tokenizer()
         self.max_length = int(self.llm.model_config.max_model_len)
-        self.uncond, self.seed, self.current = uncond, seed, 0
-        self.tasks: dict[str, Any] = {}
-        self.effects: dict[int, list[Effect]] = {}
-        self._cut: set[str] = set()
-        self._memo = Memory() if memo is None else memo
 
     @property
     def device(self) -> Any:
@@ -97,11 +86,6 @@ class VLLMGuidedLM(AnsweringLM):
     def model(self) -> Any:
         """What knows the dtype of the weights, for records."""
         return self.llm.model_config
-
-    @property
-    def truncated(self) -> int:
-        """Number of requests whose context was cut from the left to fit the model."""
-        return len(self._cut)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Refused: see the class."""
@@ -118,29 +102,21 @@ class VLLMGuidedLM(AnsweringLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As lm-eval defines it, under the current setting; answers are kept chunk by chunk."""
-        repeats: dict[str, int] = {}
-        keys = []
-        for request in requests:
-            base = self._named(*request.args)
-            repeats[base] = repeats.get(base, -1) + 1
-            keys.append(f"{base}/{repeats[base]}")
-        # Text written for a protected task may repeat its question, and stays in memory.
-        volatile = Memory()
-        stores = [volatile if is_protected(str(request.task_name)) else self._memo for request in requests]
+        names = [answer_key("vllm", self.fingerprint, self.seed, *request.args) for request in requests]
+        answers = Generations(requests, names, self._memo)
         groups: dict[str, list[int]] = {}
-        for n, key in enumerate(keys):
-            if key not in stores[n]:
-                groups.setdefault(answer_key("options", requests[n].args[1]), []).append(n)
-        bar = tqdm(total=sum(map(len, groups.values())), desc="generations", disable=disable_tqdm or not groups)
+        for n in answers.missing:
+            groups.setdefault(answer_key("options", requests[n].args[1]), []).append(n)
+        bar = tqdm(total=len(answers.missing), desc="generations", disable=disable_tqdm or not groups)
         for numbers in groups.values():
             for start in range(0, len(numbers), GENERATIONS_AT_ONCE):
                 chunk = numbers[start : start + GENERATIONS_AT_ONCE]
-                seed = int(hashlib.sha256(f"{self.seed}/{keys[chunk[0]]}".encode()).hexdigest()[:12], 16)
-                for n, text in zip(chunk, self._write([requests[n] for n in chunk], seed), strict=True):
-                    stores[n].append(keys[n], {"text": text})
+                texts = self._write([requests[n] for n in chunk], answers.seed(self.seed, chunk[0]))
+                for n, text in zip(chunk, texts, strict=True):
+                    answers.keep(n, text)
                 bar.update(len(chunk))
         bar.close()
-        return [str(store.done[key]["text"]) for store, key in zip(stores, keys, strict=True)]
+        return answers.texts()
 
     def _write(self, requests: list[Any], seed: int) -> list[str]:
         """Answers to requests that share their options."""
@@ -148,7 +124,7 @@ class VLLMGuidedLM(AnsweringLM):
         longest = next((int(options[name]) for name in LENGTHS if options.get(name)), LONGEST)
         until = options.get("until") or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
-        setting = self.settings[self.current]
+        setting = self.setting
         if self.uncond != UNCONDITIONAL[0] and split(setting).branching is not None:
             others = [unconditional_context(self.tasks, request, self.uncond) for request in requests]
             setting = replace(as_guidance(setting), negative_prompt=[self._fit(text, longest) for text in others])  # type: ignore[type-var]
@@ -172,9 +148,3 @@ class VLLMGuidedLM(AnsweringLM):
         if len(ids) > room:
             self._cut.add(answer_key("context", text))
         return ids[-room:]
-
-    def _named(self, *parts: Any) -> str:
-        setting = self.settings[self.current]
-        plain = setting is None or setting.is_neutral
-        name = "plain" if plain or setting is None else f"{setting.fingerprint}-{self.uncond}"
-        return answer_key("vllm", name, self.seed, *parts)

@@ -49,6 +49,15 @@ def test_likelihoods_are_those_of_score_for_every_setting() -> None:
     assert guided.denoiser.passes == passes
 
 
+def test_repeated_requests_are_drawn_one_by_one() -> None:
+    drawn = lm(gen_length=6, temperature=1.0)
+    requests = [request("ab", {"until": []}) for _ in range(8)]
+    texts = drawn.generate_until(requests, disable_tqdm=True)
+    assert len(set(texts)) > 1
+    assert drawn.generate_until(requests, disable_tqdm=True) == texts
+    assert lm(gen_length=6, temperature=1.0).generate_until(requests, disable_tqdm=True) == texts
+
+
 def test_generation_and_stops() -> None:
     model, words = tiny.build("llada")
     guided = lm(guidance="acfg:scale=2", gen_length=6, batch_size=1)

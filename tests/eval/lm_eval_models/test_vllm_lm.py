@@ -101,3 +101,5 @@ def test_what_is_refused(engine):
         VLLMGuidedLM(engine, guidance=CAIF("sentiment", "positive", 2.0))
     with pytest.raises(ValueError, match="device='cpu'"):
         VLLMGuidedLM(engine, device="cpu")
+    with pytest.raises(ValueError, match="uncond='no-instruction' and a negative prompt exclude each other"):
+        VLLMGuidedLM(engine, guidance=CFG(2.0, "neg"), uncond="no-instruction")
