@@ -288,7 +288,7 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> No
     assert rows[-1] <= staying * (1 + len(case.guidance.branches))  # type: ignore[attr-defined]
 
 
-def test_skipping_follows_the_measured_law(name: str) -> None:
+def test_skipping_follows_the_measured_distribution(name: str) -> None:
     model = build(name)
     prompts = [list(p) for p in PROMPTS]
     never = CFG(1.5, skip_threshold=0.0)
@@ -354,11 +354,11 @@ def _kls(model: Any, name: str, prompt: list[int], tokens: list[int], negative: 
     start = [model.config.decoder_start_token_id] if name in ENCODER_DECODER else prompt
     for i in range(len(tokens)):
         if name in ENCODER_DECODER:
-            laws = [decoding.next_log_probs(model, start + tokens[:i], source) for source in (prompt, negative[0])]
+            logps = [decoding.next_log_probs(model, start + tokens[:i], source) for source in (prompt, negative[0])]
         else:
-            laws = [decoding.next_log_probs(model, read + tokens[:i]) for read in (prompt, negative[0])]
-        guided = decoding.cfg(guidance, laws, 0.0)
-        values.append(sum(math.exp(g) * (g - c) for g, c in zip(guided, laws[0], strict=True)))
+            logps = [decoding.next_log_probs(model, read + tokens[:i]) for read in (prompt, negative[0])]
+        guided = decoding.cfg(guidance, logps, 0.0)
+        values.append(sum(math.exp(g) * (g - c) for g, c in zip(guided, logps[0], strict=True)))
     return values
 
 

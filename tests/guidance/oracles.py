@@ -15,7 +15,7 @@ NEUTRAL: dict[str, Guidance] = {}
 
 
 def oracle(name: str) -> Callable[[Any], Any]:
-    """Puts the plain reading of a rule, ``(guidance, laws, progress) -> law``, among the oracles."""
+    """Puts the plain reading of a rule, ``(guidance, logps, progress) -> log-probabilities``, among the oracles."""
 
     def register(function: Any) -> Any:
         decoding.COMBINE[name] = function

@@ -31,8 +31,8 @@ def test_selection_is_the_oracles(cells: list[tuple[float, bool]], data: Any) ->
     ratio = data.draw(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]))
     confidence = torch.tensor([[c for c, _ in cells]])
     filled = torch.tensor([[f for _, f in cells]])
-    laws = [[math.log(c)] for c, _ in cells]
-    expected = diffusion.remasked(laws, [j for j, (_, f) in enumerate(cells) if f], ratio)
+    logps = [[math.log(c)] for c, _ in cells]
+    expected = diffusion.remasked(logps, [j for j, (_, f) in enumerate(cells) if f], ratio)
     assert remask(confidence, filled, ratio)[0].nonzero()[:, 0].tolist() == expected
 
 

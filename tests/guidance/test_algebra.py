@@ -33,7 +33,7 @@ SCORES = st.one_of(st.floats(-30, 30), st.just(-INF))
 
 
 @st.composite
-def laws(draw: st.DrawFn, branches: int = 2) -> Tensor:
+def distributions(draw: st.DrawFn, branches: int = 2) -> Tensor:
     """Normalised float64 log-probabilities (branches, V), each with at least one allowed token."""
     size = draw(st.integers(1, 8))
     rows = []
@@ -50,7 +50,7 @@ def mixed(cond: float, uncond: float, scale: float) -> float:
     return uncond + scale * (cond - uncond)
 
 
-@given(laws(), st.floats(-10, 10))
+@given(distributions(), st.floats(-10, 10))
 def test_extrapolate_equals_a_loop(logp: Tensor, scale: float) -> None:
     cond, uncond = logp.tolist()
     expected = [mixed(c, u, scale) for c, u in zip(cond, uncond, strict=True)]
@@ -59,7 +59,7 @@ def test_extrapolate_equals_a_loop(logp: Tensor, scale: float) -> None:
     assert not any(map(math.isnan, guided))
 
 
-@given(laws())
+@given(distributions())
 def test_scale_one_is_cond_to_the_bit(logp: Tensor) -> None:
     logp = logp.float()
     assert torch.equal(algebra.extrapolate(logp[0], logp[1], 1.0), logp[0])
@@ -67,7 +67,7 @@ def test_scale_one_is_cond_to_the_bit(logp: Tensor) -> None:
     assert torch.equal(algebra.extrapolate(logp[0], logp[1], ones), logp[0])
 
 
-@given(laws())
+@given(distributions())
 def test_scale_zero_is_uncond_where_both_allow(logp: Tensor) -> None:
     logp = logp.float()
     guided = algebra.extrapolate(logp[0], logp[1], 0.0)
@@ -125,7 +125,7 @@ def kl_loop(p: list[float], q: list[float]) -> float:
     return total
 
 
-@given(laws())
+@given(distributions())
 def test_kl_equals_a_loop(logp: Tensor) -> None:
     value = float(algebra.kl_divergence(logp[0], logp[1]))
     expected = kl_loop(*logp.tolist())
@@ -134,7 +134,7 @@ def test_kl_equals_a_loop(logp: Tensor) -> None:
     assert float(algebra.kl_divergence(logp[0], logp[0])) == 0.0
 
 
-@given(laws())
+@given(distributions())
 def test_kl_in_float32_is_never_negative_or_nan(logp: Tensor) -> None:
     p, q = logp.float()
     for value in (algebra.kl_divergence(p, q), algebra.kl_divergence(p, p)):
@@ -163,7 +163,7 @@ def test_kl_keeps_leading_dimensions() -> None:
     assert float(value[1, 2]) == pytest.approx(kl_loop(p[1, 2].tolist(), q[1, 2].tolist()))
 
 
-@given(laws(branches=1))
+@given(distributions(branches=1))
 def test_entropy_equals_a_loop(logp: Tensor) -> None:
     expected = -sum(math.exp(x) * x for x in logp[0].tolist() if x != -INF)
     assert float(algebra.entropy(logp[0])) == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -175,7 +175,7 @@ def test_entropy_of_known_laws() -> None:
     assert algebra.entropy(logp).tolist() == pytest.approx([0.0, math.log(4), math.log(2)])
 
 
-@given(laws(branches=1), st.floats(0.01, 1.0))
+@given(distributions(branches=1), st.floats(0.01, 1.0))
 def test_plausibility_equals_a_loop(logp: Tensor, alpha: float) -> None:
     row = logp[0].tolist()
     top = max(map(math.exp, row))
@@ -203,14 +203,14 @@ def weighted_loop(rows: list[list[float]], weights: list[float]) -> list[float]:
     return out
 
 
-@given(laws(branches=3), st.lists(st.floats(-5, 5), min_size=3, max_size=3))
+@given(distributions(branches=3), st.lists(st.floats(-5, 5), min_size=3, max_size=3))
 def test_weighted_sum_equals_a_loop(logp: Tensor, weights: list[float]) -> None:
     total = algebra.weighted_sum(logp, torch.tensor(weights, dtype=torch.float64)).tolist()
     assert total == pytest.approx(weighted_loop(logp.tolist(), weights), rel=1e-9, abs=1e-9)
     assert not any(map(math.isnan, total))
 
 
-@given(laws(), st.floats(-5, 5))
+@given(distributions(), st.floats(-5, 5))
 def test_weighted_sum_of_two_is_extrapolation(logp: Tensor, scale: float) -> None:
     weights = torch.tensor([scale, 1 - scale], dtype=torch.float64)
     one = algebra.weighted_sum(logp, weights)

@@ -12,8 +12,8 @@ from .oracles import INF, oracle, settings
 
 
 @oracle("apg")
-def apg(guidance: APG, laws: list[list[float]], s: float) -> list[float]:
-    cond, uncond = laws
+def apg(guidance: APG, logps: list[list[float]], s: float) -> list[float]:
+    cond, uncond = logps
     scale = decoding.cfg_scale(guidance, s)
     tokens = [t for t in range(len(cond)) if cond[t] > -INF and uncond[t] > -INF]
     gap = {t: cond[t] - uncond[t] for t in tokens}

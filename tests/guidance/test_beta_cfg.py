@@ -14,8 +14,8 @@ from .oracles import INF, oracle, settings
 
 
 @oracle("beta-cfg")
-def beta_cfg(guidance: BetaCFG, laws: list[list[float]], s: float) -> list[float]:
-    cond, uncond = laws
+def beta_cfg(guidance: BetaCFG, logps: list[list[float]], s: float) -> list[float]:
+    cond, uncond = logps
     if not guidance.start <= s <= guidance.stop:
         return cond
     tokens = [t for t in range(len(cond)) if cond[t] > -INF and uncond[t] > -INF]

@@ -82,11 +82,11 @@ def test_reweigh_is_the_formula_on_the_candidates() -> None:
     logp[0, 4] = -torch.inf
     candidates = torch.tensor([[3, 0, 4]])
     bonus = torch.tensor([[-1.0, 0.5, torch.inf]])
-    law = reweigh(logp, candidates, bonus)[0].exp()
+    weighed = reweigh(logp, candidates, bonus)[0].exp()
     weights = [logp[0, 3].exp() * math.exp(-1.0), logp[0, 0].exp() * math.exp(0.5)]
-    assert law[3].item() == pytest.approx((weights[0] / sum(weights)).item(), abs=1e-6)
-    assert law[[1, 2, 4]].tolist() == [0, 0, 0]
-    assert law.sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert weighed[3].item() == pytest.approx((weights[0] / sum(weights)).item(), abs=1e-6)
+    assert weighed[[1, 2, 4]].tolist() == [0, 0, 0]
+    assert weighed.sum().item() == pytest.approx(1.0, abs=1e-6)
     forbidden = reweigh(logp, candidates[:, :2], torch.tensor([[-torch.inf, 0.0]]))[0].exp()
     assert forbidden.tolist() == pytest.approx([1, 0, 0, 0, 0])
 

@@ -13,8 +13,8 @@ from .oracles import mixed, oracle, settings
 
 
 @oracle("context-aware")
-def context_aware(guidance: ContextAware, laws: list[list[float]], s: float) -> list[float]:
-    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
+def context_aware(guidance: ContextAware, logps: list[list[float]], s: float) -> list[float]:
+    return decoding.normalized(mixed(*logps, decoding.cfg_scale(guidance, s)))
 
 
 # A token of each prompt of the matrix.

@@ -25,8 +25,8 @@ def contrast(guidance: ContrastiveDecoding, cond: list[float], other: list[float
 
 
 @oracle("contrastive")
-def contrastive(guidance: ContrastiveDecoding, laws: list[list[float]], s: float) -> list[float]:
-    return contrast(guidance, *laws)
+def contrastive(guidance: ContrastiveDecoding, logps: list[list[float]], s: float) -> list[float]:
+    return contrast(guidance, *logps)
 
 
 settings(

@@ -15,8 +15,8 @@ from .oracles import INF, oracle, settings
 
 
 @oracle("dexperts")
-def dexperts(guidance: DExperts, laws: list[list[float]], s: float) -> list[float]:
-    base, expert, *anti = laws
+def dexperts(guidance: DExperts, logps: list[list[float]], s: float) -> list[float]:
+    base, expert, *anti = logps
     order = sorted(range(len(base)), key=lambda token: -base[token])
     kept, mass = set(), 0.0
     for token in order:
@@ -37,8 +37,8 @@ def dexperts(guidance: DExperts, laws: list[list[float]], s: float) -> list[floa
 
 
 @oracle("proxy-tuning")
-def proxy_tuning(guidance: ProxyTuning, laws: list[list[float]], s: float) -> list[float]:
-    return dexperts(guidance, laws, s)
+def proxy_tuning(guidance: ProxyTuning, logps: list[list[float]], s: float) -> list[float]:
+    return dexperts(guidance, logps, s)
 
 
 settings(DExperts(0.0, top_p=1.0), DExperts(0.7), DExperts(0.5, anti_expert=None, top_p=0.95))

@@ -15,8 +15,8 @@ from .test_contrastive import contrast
 
 
 @oracle("dola")
-def dola(guidance: DoLa, laws: list[list[float]], s: float) -> list[float]:
-    cond, *early = laws
+def dola(guidance: DoLa, logps: list[list[float]], s: float) -> list[float]:
+    cond, *early = logps
 
     def divergence(p: list[float], q: list[float]) -> float:
         total = 0.0
@@ -25,7 +25,7 @@ def dola(guidance: DoLa, laws: list[list[float]], s: float) -> list[float]:
             total += (math.exp(a) * (a - middle) if a > -INF else 0) + (math.exp(b) * (b - middle) if b > -INF else 0)
         return total
 
-    far = [divergence(law, cond) for law in early]
+    far = [divergence(logp, cond) for logp in early]
     return contrast(guidance, cond, early[far.index(max(far))])  # type: ignore[arg-type]
 
 

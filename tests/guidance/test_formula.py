@@ -17,15 +17,15 @@ from .oracles import INF, oracle, settings
 
 
 @oracle("formula")
-def formula_oracle(guidance: Formula, laws: list[list[float]], s: float) -> list[float]:
-    """Python's own arithmetic on every token, with a name for each law in the order of the branches."""
+def formula_oracle(guidance: Formula, logps: list[list[float]], s: float) -> list[float]:
+    """Python's own arithmetic on every token, with a name for the value of each branch in the order of the branches."""
     names = {"last": "last", "M('amateur')": "a", "P('hello')": "p", "M('expert', 'no')": "e"}
     expression = guidance.expression
     order = sorted((expression.index(spelled), name) for spelled, name in names.items() if spelled in expression)
     for spelled, name in names.items():
         expression = expression.replace(spelled, name)
     scores = []
-    for values in zip(*laws, strict=True):
+    for values in zip(*logps, strict=True):
         scope = dict(zip(["cond", *(name for _, name in order)], values, strict=True))
         scores.append(values[0] if -INF in values else eval(expression, {"max": max, "min": min}, scope))
     return decoding.normalized(scores)
@@ -61,10 +61,10 @@ TREES = st.recursive(
 @given(TREES)
 def test_what_is_written_is_read_back_with_the_same_value(tree: Term) -> None:
     text = str(tree)
-    laws = torch.randn(5, 1, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    logps = torch.randn(5, 1, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     one, other = Formula(text), Formula(str(parse(text)))
     terms = len(one.branches)
-    assert torch.equal(one.combine(laws[: terms + 1], Step()), other.combine(laws[: terms + 1], Step()))
+    assert torch.equal(one.combine(logps[: terms + 1], Step()), other.combine(logps[: terms + 1], Step()))
 
 
 def test_cfg_is_a_formula() -> None:

@@ -13,8 +13,8 @@ from .oracles import mixed, oracle, settings
 
 
 @oracle("instruction-contrastive")
-def contrasted(guidance: InstructionContrastive, laws: list[list[float]], s: float) -> list[float]:
-    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
+def contrasted(guidance: InstructionContrastive, logps: list[list[float]], s: float) -> list[float]:
+    return decoding.normalized(mixed(*logps, decoding.cfg_scale(guidance, s)))
 
 
 settings(InstructionContrastive(1.0), InstructionContrastive(2.0, instruction=[5, 6], max_scale=1.8))

@@ -12,13 +12,13 @@ from .oracles import INF, oracle, settings
 
 
 @oracle("nag")
-def nag(guidance: NAG, laws: list[list[float]], s: float) -> list[float]:
-    cond, uncond = laws
+def nag(guidance: NAG, logps: list[list[float]], s: float) -> list[float]:
+    cond, uncond = logps
     scale = decoding.cfg_scale(guidance, s)
     if scale == 1:
         return cond
     tokens = [t for t in range(len(cond)) if cond[t] > -INF and uncond[t] > -INF]
-    centres = [sum(law[t] for t in tokens) / len(tokens) for law in laws]
+    centres = [sum(logp[t] for t in tokens) / len(tokens) for logp in logps]
     here = {t: cond[t] - centres[0] for t in tokens}
     there = {t: uncond[t] - centres[1] for t in tokens}
     moved = {t: scale * here[t] - (scale - 1) * there[t] for t in tokens}

@@ -46,7 +46,7 @@ def guidances() -> Iterator[tuple[str, BranchGuidance]]:
 CASES = dict(guidances())
 
 
-def laws(branches: int) -> Tensor:
+def log_probs(branches: int) -> Tensor:
     logits = 2 * torch.randn(branches + 1, len(PROGRESS), 40, generator=torch.Generator().manual_seed(1))
     logits[0, :, 3] = float("-inf")
     logits[-1, :, 7] = float("-inf")
@@ -57,7 +57,7 @@ def laws(branches: int) -> Tensor:
 def test_a_step_means_the_same_alone_and_among_others(case: str) -> None:
     """Generation asks at one progress, scoring at many; where ``active`` says no, the rule leaves no trace."""
     guidance = CASES[case]
-    logp = laws(len(guidance.branches))
+    logp = log_probs(len(guidance.branches))
     together = guidance.combine(logp, Step(torch.tensor(PROGRESS)[:, None]))
     for row, progress in enumerate(PROGRESS):
         step = Step(progress)
@@ -74,7 +74,7 @@ def test_a_second_knob_is_not_off_at_scale_one() -> None:
     guidance = TwoKnobs(1.0)
     assert not guidance.is_neutral
     assert guidance.active(Step(0.5))
-    logp = laws(1)
+    logp = log_probs(1)
     expected = algebra.log_softmax(1.5 * logp[0])
     torch.testing.assert_close(guidance.combine(logp, Step(0.5)), expected)
     torch.testing.assert_close(guidance.combine(logp, Step(torch.full((len(PROGRESS), 1), 0.5))), expected)
@@ -84,7 +84,7 @@ def test_a_second_knob_is_not_off_at_scale_one() -> None:
 @pytest.mark.parametrize("stop", [1 / 3, 0.33333333, 0.333333343])
 def test_a_window_closes_at_the_same_token_in_both(stop: float) -> None:
     """Progress 1/3 is another number in float32; what lies within a millionth of a corner is inside."""
-    logp = laws(1)[:, :1]
+    logp = log_probs(1)[:, :1]
     guidance = CFG(2.0, stop=stop)
     alone = guidance.combine(logp, Step.at(3, 10))
     assert torch.equal(guidance.combine(logp, Step(torch.tensor([[3 / 9]]))), alone)
@@ -94,7 +94,7 @@ def test_a_window_closes_at_the_same_token_in_both(stop: float) -> None:
 def test_the_grid_is_cut_at_the_same_value_in_both() -> None:
     # γ(1/3) of a cosine is 2 up to rounding, and 2 is a value of the grid.
     guidance = DynamicCFG(3.0, scales=[2.0], budget=1e9, schedule="cosine")
-    logp = laws(1)[:, :1]
+    logp = log_probs(1)[:, :1]
     alone = guidance.combine(logp, Step(1 / 3))
     torch.testing.assert_close(guidance.combine(logp, Step(torch.tensor([[1 / 3]]))), alone)
     torch.testing.assert_close(alone, CFG(2.0).combine(logp, Step()))
@@ -102,7 +102,7 @@ def test_the_grid_is_cut_at_the_same_value_in_both() -> None:
 
 def test_rows_at_different_places_of_a_group() -> None:
     guidance: Any = CorrSynth(1.7, schedule="linear")
-    logp = laws(0)[:, :2]
+    logp = log_probs(0)[:, :2]
     step = Step(torch.tensor([[0.25], [0.75]]), (0, 1), 2)
     together = guidance.combine(logp, step)
     for row, progress in enumerate((0.25, 0.75)):

@@ -17,7 +17,7 @@ SCOPES = ("all", "generated", "prompt")
 
 @dataclass(frozen=True)
 class ACFG(Guidance):
-    """Move the law away from what the model says once the tokens it is least sure of are masked again.
+    """Move the distribution away from what the model says once the tokens it is least sure of are masked again.
 
     Algorithm 1: of the filled positions ``C`` the ``⌈ρ|C|⌉`` with the lowest top probability are masked again, a second
     pass reads that text, and ``L = Lu + γ (Lc − Lu)`` on normalised log-probabilities. Steers masked diffusion models

@@ -15,7 +15,7 @@ from .validation import factor, finite
 
 @dataclass(frozen=True)
 class APG(Contrast):
-    """Classifier-free guidance without the part of the step that only makes the law sharper.
+    """Classifier-free guidance without the part of the step that only makes the distribution sharper.
 
     With ``g = lc − lu``, centred: cap its length at ``r``, split it into ``g∥`` along the centred ``lc`` and ``g⊥``
     across it, and take ``lc + (γ − 1)(g⊥ + η g∥)`` (Alg. 1). γ = 1 changes nothing; η = 1 without a cap is

@@ -17,20 +17,20 @@ RESAMPLING = ("stratified", "systematic")
 
 @dataclass(frozen=True)
 class AWRS(TokenConstraint):
-    """Write texts of a given form, and keep the model's own law among them.
+    """Write texts that satisfy a constraint, and keep the model's own distribution among them.
 
     Ruling out tokens one step at a time (``method="mask"``) samples ``Π p(x_t)/Z_t``, which favours texts whose
     beginnings leave few ways on. AWRS draws the same tokens and gives each text the weight ``Π Z_t`` that corrects for
     it, from few questions to the constraint; ``particles`` texts a prompt are written side by side and resampled by
-    their weights. Samples in proportion to ``log_weights`` follow ``p(x | x has the form)`` as the number of particles
-    grows, and the mean weight is an unbiased estimate of the probability of the form.
+    their weights. Samples in proportion to ``log_weights`` follow ``p(x | constraint)`` as the number of particles
+    grows, and the mean weight is an unbiased estimate of the probability of the constraint.
 
-    The law ``p`` is what comes out of guidance, processors and warpers (temperature, top-p…). A text ends with an
-    end token; where the limit of tokens comes first, the end token is forced with its weight, so that ``p`` is
-    the law of the texts that end in time, and a text that cannot end there has weight 0.
+    The distribution ``p`` is what comes out of guidance, processors and warpers (temperature, top-p…). A text ends with
+    an end token; where the limit of tokens comes first, the end token is forced with its weight, so that ``p`` is the
+    distribution of the texts that end in time, and a text that cannot end there has weight 0.
 
     Args:
-        constraint: the form: a constraint of ``textguide.constraints``, or the dictionary or text that names one.
+        constraint: a constraint of ``textguide.constraints``, or the dictionary or text that names one.
             None allows every text.
         particles: texts a prompt, N. Rows of the output are prompts times particles.
         ess_threshold: resample a population whose effective sample size falls below this share of N.
@@ -61,7 +61,7 @@ class AWRS(TokenConstraint):
     name = "awrs"
     about = About(
         "2504.05410", "lc given a constraint, with weights", "`particles` rows a prompt", "no constraint",
-        "texts that must have a form",
+        "texts that must satisfy a constraint",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

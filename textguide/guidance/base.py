@@ -203,7 +203,7 @@ class BranchGuidance(Guidance):
 class TokenReweighting(Guidance):
     """Weighs the candidates for the next token, after the branches were combined.
 
-    Several of them see the same law and their weights add up.
+    Several of them see the same distribution and their weights add up.
     """
 
 

@@ -20,9 +20,9 @@ class BetaCFG(Contrast):
     """Classifier-free guidance whose step has a fixed length and comes and goes with a Beta density.
 
     ``lu + γ Beta(s; a, b) g / ‖g‖^p`` with ``g = lc − lu`` and ``s`` the progress. With the default a = b = 2 the
-    density is 0 at both ends, where the law is the unconditional one, as the paper has it. a = b = 1 and p = 0 is
-    classifier-free guidance. The length is the root mean square over the vocabulary, so that γ does not depend on its
-    size. Costs what classifier-free guidance costs.
+    density is 0 at both ends, where the distribution is the unconditional one, as the paper has it. a = b = 1 and p = 0
+    is classifier-free guidance. The length is the root mean square over the vocabulary, so that γ does not depend on
+    its size. Costs what classifier-free guidance costs.
 
     Args:
         scale: γ; unlike elsewhere 1 is not neutral unless a = b = 1 and p = 0.

@@ -21,9 +21,9 @@ class CAIF(TokenReweighting):
     the language model; costs one classifier call on ``top_k`` texts a row and step, and no pass of the model.
 
     **What the truncated form drops.** The ``top_k`` most likely tokens are scored, and all others get probability 0 at
-    the steps where CAIF acts: the law is that of the formula on the candidates alone, as published (where the best 20
-    of the weighted candidates are sampled; pass ``top_k=20`` as a sampling option for that). ``top_k=None`` scores the
-    whole vocabulary and is exact; it is meant for small vocabularies.
+    the steps where CAIF acts: the distribution is that of the formula on the candidates alone, as published (where the
+    best 20 of the weighted candidates are sampled; pass ``top_k=20`` as a sampling option for that). ``top_k=None``
+    scores the whole vocabulary and is exact; it is meant for small vocabularies.
 
     Args:
         classifier: what gives ``log p(c|text)``: an object of ``textguide.classifiers``, or its name as text, such as
@@ -40,7 +40,7 @@ class CAIF(TokenReweighting):
         start: progress, in [0, 1], before which the weight is 0.
         stop: progress after which the weight is 0.
 
-    Several of them in one run see the same law and candidates, and their weights add up.
+    Several of them in one run see the same distribution and candidates, and their weights add up.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
@@ -96,7 +96,7 @@ class CAIF(TokenReweighting):
 
 
 def reweigh(logp: Tensor, candidates: Tensor, bonus: Tensor) -> Tensor:
-    """The law over the candidates alone, ``∝ p · exp(bonus)``.
+    """The distribution over the candidates alone, ``∝ p · exp(bonus)``.
 
     Args:
         logp: normalised log-probabilities, (B, V).

@@ -11,11 +11,14 @@ from .validation import finite
 
 @dataclass(frozen=True)
 class CFG(Contrast):
-    """Move the next-token law away from what the model says without the prompt.
+    """Move the next-token distribution away from what the model says without the prompt.
 
     ``log P̂(w) = log P(w|u) + γ (log P(w|c) − log P(w|u))`` (Eq. 7), with ``c`` the prompt and ``u`` a context to move
     away from: the last token of the prompt where nothing else is given (section 3.1), else a negative prompt (Eq. 5).
     Costs one extra row in the same forward pass per row that is decoded.
+
+    A prompt of one token is its own last token: both branches read the same, and guidance does nothing for that row
+    (a warning names it). Give a negative prompt, or let the prompt begin with the tokenizer's begin token (BOS).
 
     Args:
         scale: γ. 1 changes nothing, above 1 follows the prompt more closely, 0 samples from the other branch.
@@ -26,9 +29,9 @@ class CFG(Contrast):
         negative_system: keep the user's chat and swap its system prompt for this one; excludes ``negative_prompt``.
         schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
         renormalize: return normalised log-probabilities. False gives the published evaluation's sums of
-            ``γ·lc + (1 − γ)·lu``; the sampled law is the same either way.
-        skip_threshold: None runs the extra branch at every step. Otherwise a row whose guided law has stood within
-            this many nats of the unguided one, KL(guided‖unguided), leaves its extra branch out for some steps.
+            ``γ·lc + (1 − γ)·lu``; the sampled distribution is the same either way.
+        skip_threshold: None runs the extra branch at every step. Otherwise it is left out for some steps once the
+            guided distribution of every row has stood within this many nats of the unguided one, KL(guided‖unguided).
             The skipped steps are re-read later, and the largest KL among them is reported.
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).

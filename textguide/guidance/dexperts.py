@@ -17,8 +17,8 @@ class DExperts(BranchGuidance):
     """Steer with the difference between an expert and an anti-expert.
 
     ``z + α (z⁺ − z⁻)`` (arXiv 2105.03023, Eq. 2): small models that were tuned on what is wanted and on what is not
-    move the model that is decoded. The base's law is cut to its nucleus first. Log-probabilities in place of the
-    paper's logits change nothing, since their difference is a constant a row. Costs one pass of each small model a
+    move the model that is decoded. The base's distribution is cut to its nucleus first. Log-probabilities in place of
+    the paper's logits change nothing, since their difference is a constant a row. Costs one pass of each small model a
     step.
 
     Args:

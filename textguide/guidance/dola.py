@@ -18,10 +18,10 @@ from .views import EarlyExit
 class DoLa(Plausible):
     """What the late layers of a model know and its early ones do not.
 
-    ``log q_N − log q_M`` inside the plausible set (Eq. 3, 6): ``q_N`` is the model, ``q_M`` the law that its last norm
-    and head read out of an early layer. Of several early layers the one whose law is farthest from the model's by
-    Jensen–Shannon divergence is taken at every step and row (Eq. 5). Helps facts, in the paper on LLaMA. Costs the
-    early layers once more a step for every exit, with a cache of their own: ``Σ depth`` of a pass.
+    ``log q_N − log q_M`` inside the plausible set (Eq. 3, 6): ``q_N`` is the model, ``q_M`` the distribution that its
+    last norm and head read out of an early layer. Of several early layers the one whose distribution is farthest from
+    the model's by Jensen–Shannon divergence is taken at every step and row (Eq. 5). Helps facts, in the paper on LLaMA.
+    Costs the early layers once more a step for every exit, with a cache of their own: ``Σ depth`` of a pass.
 
     Args:
         alpha: tokens with ``p ≥ alpha · max p`` stay; 0: all. The paper uses 0.1.

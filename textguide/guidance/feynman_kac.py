@@ -17,16 +17,16 @@ class FeynmanKac(TokenConstraint):
     Guidance names a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it a token at a time
     normalises every step by ``Z_t = Σ_w p(w|c)^γ p(w|u)^(1−γ)``, so that what is drawn is ``π(x) / Π Z_t``: texts whose
     beginnings lead to large ``Z_t`` come too seldom. Here the tokens are drawn the same way, each text gets the weight
-    ``Π Z_t`` (the text analogue of the paper's correctors: propose from the normalised guided law, weigh by
+    ``Π Z_t`` (the text analogue of the paper's correctors: propose from the normalised guided distribution, weigh by
     ``logsumexp(γ lc + (1 − γ) lu)``, resample), and ``particles`` texts a prompt are written side by side and resampled
     by their weights. Draws in proportion to ``log_weights`` follow ``π`` as the number of particles grows; the mean
     weight is an unbiased estimate of the normaliser of ``π`` over texts of the given length.
 
     Beside a guidance with branches that has ``renormalize``: ``guidance=[CFG(1.5), FeynmanKac(particles=8)]``. Texts
-    that the limit of tokens cuts off count as texts. With processors or warpers, tokens are drawn from the warped law
-    ``q_t`` and the product is ``Π q_t(x_t) Z_t``. Helps where the product itself is wanted, such as for unbiased
-    estimates or for samples of a schedule-free target; weights spread with length, so that long texts need many
-    particles. Costs ``particles`` rows a prompt in the same pass.
+    that the limit of tokens cuts off count as texts. With processors or warpers, tokens are drawn from the warped
+    distribution ``q_t`` and the product is ``Π q_t(x_t) Z_t``. Helps where the product itself is wanted, such as for
+    unbiased estimates or for samples of a schedule-free target; weights spread with length, so that long texts need
+    many particles. Costs ``particles`` rows a prompt in the same pass.
 
     Args:
         particles: texts a prompt, N. Rows of the output are prompts times particles.

@@ -140,8 +140,8 @@ def parse(text: str) -> Term:
 class Formula(BranchGuidance):
     """Any arithmetic over log-probabilities, normalised: products of experts, contrasts, unions.
 
-    ``log P ∝ F(l₁, …, lₙ)`` for a formula ``F`` over the laws of prompts and models (arXiv 2311.14479, Eq. 5–7):
-    ``1.5*cond - 0.5*last`` is classifier-free guidance, ``cond + M('expert') - M('anti')`` are experts,
+    ``log P ∝ F(l₁, …, lₙ)`` for a formula ``F`` over log-probabilities behind prompts and of models (arXiv 2311.14479,
+    Eq. 5–7): ``1.5*cond - 0.5*last`` is classifier-free guidance, ``cond + M('expert') - M('anti')`` are experts,
     ``max(cond, P('…'))`` a union, ``min`` an intersection. What ``cond`` forbids stays forbidden; a token that another
     term forbids keeps its conditional log-probability. Costs one row or pass for every term but ``cond``.
 
@@ -183,16 +183,16 @@ class Formula(BranchGuidance):
         Raises:
             ValueError: it is no formula, or a classifier stands elsewhere than in the outermost sum.
         """
-        laws: list[tuple[float, Term]] = []
+        plain: list[tuple[float, Term]] = []
         weighing = []
         for sign, part in _summands(expression if isinstance(expression, Term) else parse(expression), 1.0):
             weight, leaf = _classifier(part)
             if leaf is None:
-                laws.append((sign, part))
+                plain.append((sign, part))
             else:
                 classifier, target = leaf.parts
                 weighing.append(CAIF(classifier, target, sign * weight))
-        (sign, rest), *others = laws or [(1.0, cond)]
+        (sign, rest), *others = plain or [(1.0, cond)]
         rest = rest if sign > 0 else -rest
         for sign, part in others:
             rest = rest + part if sign > 0 else rest - part
@@ -206,7 +206,7 @@ class Formula(BranchGuidance):
 
     @cached_property
     def _terms(self) -> list[Term]:
-        """The laws beside ``cond``, each once, in the order in which they stand."""
+        """The log-probabilities beside ``cond``, each once, in the order in which they stand."""
         return list(dict.fromkeys(leaf for leaf in _leaves(self._tree) if leaf.kind in ("last", "P", "M")))
 
     @property
@@ -216,14 +216,14 @@ class Formula(BranchGuidance):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """One for every law beside ``cond``; none where the formula is about ``cond`` alone."""
+        """One for every term beside ``cond``; none where the formula is about ``cond`` alone."""
         return tuple(_branch(leaf) for leaf in self._terms)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """The formula on ``logp`` (1 + terms, B, V)."""
         finite = torch.isfinite(logp).all(dim=0)
-        laws = {cond: logp[0], **dict(zip(self._terms, logp[1:], strict=True))}
-        safe = {leaf: law.masked_fill(~finite, 0.0) for leaf, law in laws.items()}
+        leaves = {cond: logp[0], **dict(zip(self._terms, logp[1:], strict=True))}
+        safe = {leaf: values.masked_fill(~finite, 0.0) for leaf, values in leaves.items()}
         value = torch.as_tensor(_evaluate(self._tree, safe), device=logp.device)
         return algebra.log_softmax(torch.where(finite, value, logp[0]))
 
@@ -238,14 +238,14 @@ def _branch(leaf: Term) -> Branch:
     return Branch(same_prompt=True, model=leaf.parts[0])
 
 
-def _evaluate(part: Term, laws: dict[Term, Tensor]) -> Any:
-    if part in laws:
-        return laws[part]
+def _evaluate(part: Term, logps: dict[Term, Tensor]) -> Any:
+    if part in logps:
+        return logps[part]
     if part.kind == "number":
         return part.parts[0]
-    values = [_evaluate(inner, laws) for inner in part.parts]
+    values = [_evaluate(inner, logps) for inner in part.parts]
     if part.kind in ("max", "min"):
-        tensors = [torch.as_tensor(value, dtype=torch.float32, device=laws[cond].device) for value in values]
+        tensors = [torch.as_tensor(value, dtype=torch.float32, device=logps[cond].device) for value in values]
         return functools.reduce(torch.maximum if part.kind == "max" else torch.minimum, tensors)
     return _arithmetic(part.kind, values)
 

@@ -27,8 +27,8 @@ class Scaled(BranchGuidance):
         scale: γ. 1 changes nothing, above 1 moves away from the other branch, 0 samples from it.
         schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
         renormalize: return normalised log-probabilities.
-        skip_threshold: None runs the extra branch at every step. Otherwise a row whose guided law has stood within
-            this many nats of the unguided one, KL(guided‖unguided), leaves its extra branch out for some steps.
+        skip_threshold: None runs the extra branch at every step. Otherwise it is left out for some steps once the
+            guided distribution of every row has stood within this many nats of the unguided one, KL(guided‖unguided).
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).
         start: progress, in [0, 1], before which guidance is off.

@@ -14,8 +14,8 @@ from ..oracles import INF, mixed, oracle, settings
 
 
 @oracle("annealed")
-def annealed(guidance: AnnealedCFG, laws: list[list[float]], s: float) -> list[float]:
-    cond, uncond = laws
+def annealed(guidance: AnnealedCFG, logps: list[list[float]], s: float) -> list[float]:
+    cond, uncond = logps
     gap = [c - u for c, u in zip(cond, uncond, strict=True) if c > -INF and u > -INF]
     mean = sum(gap) / len(gap)
     apart = (sum((g - mean) ** 2 for g in gap) / len(gap)) ** 0.5

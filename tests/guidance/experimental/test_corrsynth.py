@@ -18,19 +18,19 @@ PROMPTS = [[5, 9, 33, 7], [11, 4, 52], [30, 31, 5, 6, 44], [8, 12, 3]]
 
 
 def written_together(prompts: list[list[int]], guidance: CorrSynth, new: int, end: int | None) -> list[list[int]]:
-    """The plainest reading: all texts of the groups token by token, each with the laws of the others."""
+    """The plainest reading: all texts of the groups token by token, each with the log-probabilities of the others."""
     model = build("llama")
     texts: list[list[int]] = [[] for _ in prompts]
     for index in range(new):
         open_ = [row for row, text in enumerate(texts) if end is None or end not in text]
-        laws = {row: decoding.next_log_probs(model, prompts[row] + texts[row]) for row in open_}
+        logps = {row: decoding.next_log_probs(model, prompts[row] + texts[row]) for row in open_}
         scale = decoding.cfg_scale(guidance, index / (new - 1))
         for row in open_:
-            others = [laws[j] for j in open_ if j // guidance.group == row // guidance.group and j != row]
-            law = laws[row]
+            others = [logps[j] for j in open_ if j // guidance.group == row // guidance.group and j != row]
+            logp = logps[row]
             if others:
-                law = mixed(law, [sum(column) / len(others) for column in zip(*others, strict=True)], scale)
-            texts[row].append(max(range(len(law)), key=law.__getitem__))
+                logp = mixed(logp, [sum(column) / len(others) for column in zip(*others, strict=True)], scale)
+            texts[row].append(max(range(len(logp)), key=logp.__getitem__))
     return texts
 
 

@@ -14,8 +14,8 @@ from ..oracles import INF, mixed, oracle, settings
 
 
 @oracle("dynamic")
-def dynamic(guidance: DynamicCFG, laws: list[list[float]], s: float) -> list[float]:
-    cond, uncond = laws
+def dynamic(guidance: DynamicCFG, logps: list[list[float]], s: float) -> list[float]:
+    cond, uncond = logps
     chosen = cond
     for scale in guidance.scales:
         guided = decoding.normalized(mixed(cond, uncond, scale))

@@ -12,8 +12,8 @@ from ..oracles import mixed, oracle, settings
 
 
 @oracle("independent-condition")
-def independent(guidance: IndependentCondition, laws: list[list[float]], s: float) -> list[float]:
-    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
+def independent(guidance: IndependentCondition, logps: list[list[float]], s: float) -> list[float]:
+    return decoding.normalized(mixed(*logps, decoding.cfg_scale(guidance, s)))
 
 
 settings(IndependentCondition(1.0), IndependentCondition(2.0, prompt=[7, 8, 9], schedule="linear"))

@@ -12,8 +12,8 @@ from ..oracles import INF, mixed, oracle, settings
 
 
 @oracle("s2")
-def s2(guidance: S2Guidance, laws: list[list[float]], s: float) -> list[float]:
-    cond, uncond, *weak = laws
+def s2(guidance: S2Guidance, logps: list[list[float]], s: float) -> list[float]:
+    cond, uncond, *weak = logps
     scores = mixed(cond, uncond, decoding.cfg_scale(guidance, s))
     if weak and guidance.start <= s <= guidance.stop:
         for token, (c, w) in enumerate(zip(cond, weak[0], strict=True)):

@@ -12,8 +12,8 @@ from ..oracles import mixed, oracle, settings
 
 
 @oracle("token-perturbation")
-def perturbed(guidance: TokenPerturbation, laws: list[list[float]], s: float) -> list[float]:
-    return decoding.normalized(mixed(*laws, decoding.cfg_scale(guidance, s)))
+def perturbed(guidance: TokenPerturbation, logps: list[list[float]], s: float) -> list[float]:
+    return decoding.normalized(mixed(*logps, decoding.cfg_scale(guidance, s)))
 
 
 settings(TokenPerturbation(1.0), TokenPerturbation(1.5, seed=3))

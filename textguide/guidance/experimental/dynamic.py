@@ -18,9 +18,9 @@ from ..validation import factor, finite
 class DynamicCFG(Contrast):
     """Classifier-free guidance with the scale chosen anew at every step, from a grid, by a score of the outcome.
 
-    Every γ of the grid is tried on the two passes that were made anyway, and the largest one is taken whose law stays
-    within ``budget`` nats of the unguided one, KL(guided‖unguided): the score asks for as much of the prompt as the
-    model's own law bears. Costs what classifier-free guidance costs; the grid is arithmetic.
+    Every γ of the grid is tried on the two passes that were made anyway, and the largest one is taken whose
+    distribution stays within ``budget`` nats of the unguided one, KL(guided‖unguided): the score asks for as much of
+    the prompt as the model's own distribution bears. Costs what classifier-free guidance costs; the grid is arithmetic.
 
     Experimental: the paper scores images with evaluators of alignment and quality, on the grid 1, 3, 7.5, 11, 15; a
     text that is half written has none, and the budget stands in for them.

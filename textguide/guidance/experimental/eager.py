@@ -11,12 +11,12 @@ from ..validation import finite, whole
 
 @dataclass(frozen=True)
 class EAGer(TokenConstraint):
-    """Spend further samples where the model hesitates: a text forks where its next-token law has much entropy.
+    """Spend further samples where the model hesitates: a text forks where its next-token distribution has much entropy.
 
-    Each prompt starts as one text. Where the entropy of the guided law, before processors and warpers, exceeds
-    ``entropy_threshold`` nats, a second text goes on from the same tokens with another token: a draw from the law
-    without the first one's (the next most likely one in greedy decoding). Both may fork again, until ``max_branches``
-    texts of the prompt exist. What they share is read once.
+    Each prompt starts as one text. Where the entropy of the guided distribution, before processors and warpers, exceeds
+    ``entropy_threshold`` nats, a second text goes on from the same tokens with another token: a draw from the
+    distribution without the first one's (the next most likely one in greedy decoding). Both may fork again, until
+    ``max_branches`` texts of the prompt exist. What they share is read once.
 
     :func:`textguide.eager` gives the texts of each prompt and who forked from whom; as a guidance, rows of the output
     are prompts times ``max_branches``, of which those that were not needed are empty. Helps where several answers are

@@ -21,7 +21,7 @@ class IndependentCondition(Scaled):
     """Move away from what the model says behind an unrelated prompt of the same length.
 
     ``lu + γ (lc − lu)`` with ``u`` a text that has nothing to do with the prompt, which stands in for the unconditional
-    law of a model that was never trained without a condition. Costs one extra row in the same pass.
+    distribution of a model that was never trained without a condition. Costs one extra row in the same pass.
 
     Experimental: the paper speaks of images, where the condition is drawn from the data; here it is one fixed passage,
     repeated or cut to the number of the prompt's tokens.
