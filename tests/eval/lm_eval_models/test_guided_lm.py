@@ -16,6 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import textguide
+from tests.marks import NEEDS_SMOLLM2
 from textguide import CAIF, CFG, Guidance, cli
 from textguide.eval import GuidedLM
 from textguide.guidance import ContrastiveDecoding, as_guidance
@@ -260,6 +261,15 @@ def test_models_are_checked_as_load_checks_them(
     with pytest.raises(kind, match=message) as caught:
         GuidedLM(pretrained=tiny_model if name == "tiny" else name, **{"device": "cpu", **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [pytest.param("smollm2-small", marks=NEEDS_SMOLLM2)])
+def test_a_small_model_by_name(name: str) -> None:
+    model, tokenizer = textguide.load(name, device="cpu")
+    lm = GuidedLM(pretrained=name, device="cpu", batch_size=2, scale=1.5)
+    ours = lm.loglikelihood(requests([("The cat sat on the", " mat")]), disable_tqdm=True)[0][0]
+    expected = textguide.score(model, tokenizer, "The cat sat on the", " mat", CFG(1.5)).log_likelihood
+    assert ours == pytest.approx(float(expected[0, 0]), abs=1e-3)
 
 
 def test_a_damaged_model_is_named(tiny_model: str, tmp_path: Path) -> None:

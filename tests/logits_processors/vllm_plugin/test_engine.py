@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from textguide import CFG
 from textguide.logits_processors.vllm_plugin import engine
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request, parse
 from textguide.logits_processors.vllm_plugin.reweighting import named
-from textguide.support.errors import GuidanceHadNoEffectWarning
+from textguide.support.errors import GuidanceHadNoEffectWarning, ModelUnavailableError
 
 
 class Words:
@@ -139,3 +140,22 @@ def test_options_that_switch_guidance_off_are_refused():
     assert engine.switched_on({"logits_processors": ["mine"]})["logits_processors"][-1] == "mine"
     with pytest.raises(ValueError, match="async_scheduling=True"):
         engine.switched_on({"async_scheduling": True})
+
+
+def test_models_are_found_as_load_finds_them(tmp_path, monkeypatch):
+    assert engine.resolve("gpt2") == "gpt2"
+    assert engine.resolve("owner/name") == "owner/name"
+    for name, part in (
+        ("smollm", "did you mean 'smollm2'"),
+        ("smollm2-small", "has no folder"),
+        ("/no", "check the path"),
+    ):
+        with pytest.raises(ModelUnavailableError, match=part):
+            engine.resolve(name)
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    from ...models.tiny_gguf import tiny, write
+
+    monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path / "cache"))
+    found = Path(engine.resolve(str(write(tmp_path / "tiny.gguf", tiny()))))
+    assert found.parent == tmp_path / "cache"
+    assert (found / "config.json").is_file()
