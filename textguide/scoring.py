@@ -177,6 +177,10 @@ def score_groups(
     for setting in settings:
         if split(setting).constraint is not None:
             raise ValueError(f"settings={setting!r}: a text cannot be scored under a constraint; leave it out")
+    if leading(settings) is not None:
+        adapter(model).reads_apart([])  # refuses models that branches cannot share
+        for item in items if not adapter(model).is_encoder_decoder else ():
+            adapter(model).check_lengths([len(item.context)], len(item.continuation))
     weighers = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):
         own = _continuation_logits(model, batch, 0)
@@ -364,13 +368,16 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
         outputs, mask = prefill.encode(model, [item.sources[branch] for item in batch], device)
         rows = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
         ids = _pad_right(rows, device)
-        _, logits = prefill.read_encoded(model, ids, outputs, mask, keep=ids.shape[1])
+        first = ids if known.reads_chunks else ids[:, :1]
+        started, logits = prefill.read_encoded(model, first, outputs, mask, keep=first.shape[1])
+        if first is not ids and ids.shape[1] > 1:
+            logits = torch.cat([logits, started.forward(ids[:, 1:], keep=ids.shape[1] - 1)], dim=1)
         return torch.cat([row[:length] for row, length in zip(logits, lengths, strict=True)])
     keep = max(lengths)
     whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
     if known.has_recurrent_state:
         parts = [prefill.read_prompts(model, [row], device, keep=keep)[1][0] for row in whole]
-    elif len({tuple(context) for context in contexts}) == len(batch):
+    elif len({tuple(c) for c in contexts}) == len(batch) and known.reads_at_once(max(map(len, whole))):
         parts = list(prefill.read_prompts(model, whole, device, keep=keep)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])

@@ -174,14 +174,16 @@ def test_models_that_say_themselves_how_many_logits_they_keep() -> None:
     together_and_alone(seeded(bamba, 2.0), CFG(1.5))
 
 
-def test_fewer_logits_than_were_asked_for_are_refused() -> None:
+def test_models_that_return_fewer_logits_are_read_token_by_token() -> None:
     class Short(tf.LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, input_ids: Any = None, cache: Any = None, logits_to_keep: int = 0, **kwargs: Any) -> Any:
             return super().forward(input_ids, cache=cache, logits_to_keep=1, **kwargs)
 
     model = Short(build("llama").config).eval()
-    with pytest.raises(ValueError, match=r"Short returned the logits of 1 positions; 3 were asked for"):
-        textguide.score(model, Tokenizer(), [[5, 6]], [[7, 8, 9]])
+    scored = textguide.score(model, Tokenizer(), [[5, 6], [5, 6, 9, 11]], [[7, 8, 9], [7, 8]], CFG(1.5))
+    for row, (prompt, text) in enumerate((([5, 6], [7, 8, 9]), ([5, 6, 9, 11], [7, 8]))):
+        expected, _ = decoding.score(model, prompt, text, CFG(1.5), [prompt[-1:]])
+        assert scored.log_probs[row][0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_scoring_keeps_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,14 +63,14 @@ def new_cache(model: Any) -> Cache:
     config = model.config.get_text_config(decoder=True)
     cache = DynamicCache(config=config)
     if model.config.is_encoder_decoder:
-        return EncoderDecoderCache(cache, DynamicCache(config=config))
+        return EncoderDecoderCache(cache, DynamicCache())  # no window slides over a source
     return cache
 
 
 def with_cross_attention(cache: Cache, model: Any) -> Cache:
     """``cache`` with room for the keys and values of what a decoder looks at, so that they are computed once."""
     if isinstance(cache, DynamicCache):
-        return EncoderDecoderCache(cache, DynamicCache(config=model.config.get_text_config(decoder=True)))
+        return EncoderDecoderCache(cache, DynamicCache())
     return cache
 
 
@@ -207,7 +207,7 @@ def _merge_layer(layers: Sequence[Any], pad_left: bool) -> Any:
                 target[i] = None if parts[0] is None else torch.cat(parts)
     if isinstance(first, DynamicLayer):
         known = type(first) in (DynamicLayer, DynamicSlidingWindowLayer) or known
-        if first.is_initialized and first.keys is not None:
+        if first.is_initialized and first.keys is not None and first.keys.dim() > 1:
             merged.keys = _stack([layer.keys for layer in layers], pad_left)
             merged.values = _stack([layer.values for layer in layers], pad_left)
         if isinstance(first, DynamicSlidingWindowLayer):

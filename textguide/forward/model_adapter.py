@@ -18,6 +18,8 @@ from torch import Tensor
 
 from . import caches, small_matmul
 
+_BROKEN = (RuntimeError, IndexError, TypeError, AttributeError, AssertionError)
+
 
 class Padding(enum.Enum):
     """What left padding does to a model's answer."""
@@ -205,28 +207,59 @@ class ModelAdapter:
         """What left padding does to its answer, found by reading two short rows of unlike length.
 
         Raises:
-            ValueError: it keeps state outside its cache, so that rows of two branches cannot take turns.
+            ValueError: it keeps state outside its cache, so that rows of two branches cannot take turns, or it cannot
+                be read behind a cache at all.
         """
-        if self.base.training or getattr(self.base, "main_input_name", "input_ids") != "input_ids":
-            return Padding.EXACT  # dropout differs at every call; what reads images or sound cannot be tried on tokens
+        if self._cannot_be_tried:
+            return Padding.EXACT
+        if "reference_sliding_attention" in (getattr(self.text_config, "layer_types", None) or ()):
+            raise ValueError(
+                f"{self.name} slides a window over what it writes and not over its prompt, so that a text that is read "
+                "again gets another answer; guidance is not available for this architecture"
+            )
         with torch.no_grad():
-            return _tried(self)
+            try:
+                found = _tried(self)
+            except _BROKEN as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"{self.name} cannot be read behind a cache ({reason}); guidance is not available for it"
+                ) from error
+        # Padding would be among what it selects from.
+        return found if self.selects_tokens is None else Padding.CHANGES
+
+    @property
+    def _cannot_be_tried(self) -> bool:
+        """Dropout differs at every call; what reads images or sound alone cannot be tried on tokens."""
+        return self.base.training or getattr(self.base, "main_input_name", "input_ids") != "input_ids"
+
+    @property
+    def selects_tokens(self) -> int | None:
+        """How many of the tokens behind it an attention layer looks at, chosen by a score; None: all of them.
+
+        Up to that many tokens all are chosen. Beyond, tokens of equal score are chosen by where they stand in the pass.
+        """
+        return getattr(self.text_config, "index_topk", None)
 
     @cached_property
     def reads_chunks(self) -> bool:
         """Whether several new tokens of a row may be read in one pass behind a cache."""
         if self.has_recurrent_state:
             return False  # not every model continues a state with a chunk
-        if self.base.training or self.is_encoder_decoder or getattr(self.base, "main_input_name", "") != "input_ids":
+        if self._cannot_be_tried:
             return True
         with torch.no_grad():
-            prompt, chunk = _probes(self)[0], _probes(self)[1]
-            whole = _Reading(self, [prompt])
-            whole.step([chunk])
-            parts = _Reading(self, [prompt])
-            for token in chunk:
-                parts.step([[token]])
-            return _alike(self, whole.logits, parts.logits)
+            prompt, chunk, _ = _probes(self)
+            whole, parts = (_Reading(self, [prompt[:1] if self.is_encoder_decoder else prompt]) for _ in range(2))
+            try:
+                every = whole.step([chunk], keep=len(chunk))
+            except (*_BROKEN, ValueError):
+                return False
+            return all(_alike(self, every[:, n], parts.step([[token]])) for n, token in enumerate(chunk))
+
+    def reads_at_once(self, length: int) -> bool:
+        """Whether several tokens that end at position ``length`` may be read in one pass behind a cache."""
+        return self.reads_chunks and (self.selects_tokens is None or length <= self.selects_tokens)
 
     def adopt(self, other: ModelAdapter) -> None:
         """Take over what was found out about ``other``, of which this model is a part with fewer layers."""
@@ -239,11 +272,12 @@ class ModelAdapter:
         config = self.text_config
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         rules = [rope, *(value for value in rope.values() if isinstance(value, dict))] if isinstance(rope, dict) else []
-        if not any(rule.get("rope_type", rule.get("type")) in ("longrope", "dynamic") for rule in rules):
-            return None
-        named = [rule.get("original_max_position_embeddings") for rule in rules]
-        found = getattr(config, "original_max_position_embeddings", None) or next(filter(None, named), None)
-        return found or self.max_positions
+        own: int | None = getattr(config, "original_max_position_embeddings", None)
+        if any(rule.get("rope_type", rule.get("type")) in ("longrope", "dynamic") for rule in rules):
+            named = [rule.get("original_max_position_embeddings") for rule in rules]
+            return own or next(filter(None, named), None) or self.max_positions
+        # Phi's models read their text again behind that length, whatever their embeddings do.
+        return own if own is not None and own < (self.max_positions or own) else None
 
     def reads_apart(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths need caches and passes of their own.
@@ -268,13 +302,18 @@ class ModelAdapter:
             new: most tokens that are written behind them.
 
         Raises:
-            ValueError: a row would cross the length at which rotary embeddings change.
+            ValueError: a row would cross the length at which rotary embeddings change, or outgrow the tokens that an
+                image-text model looks at.
         """
-        switch = self.rotary_switch
-        if switch is None:
-            return
+        switch, selects = self.rotary_switch, self.selects_tokens
         for length in sorted(set(lengths)):
-            if length <= switch < length + new - 1:
+            if selects is not None and hasattr(self.base.config, "vision_config") and length + new - 1 > selects:
+                raise ValueError(
+                    f"{self.name} looks at {selects} tokens that it chooses by a score, and what it chooses among "
+                    f"equal scores depends on the other rows of a pass: a branch of {length} tokens with "
+                    f"max_new_tokens={new} is longer than that; shorten the prompt or lower max_new_tokens"
+                )
+            if switch is not None and length <= switch < length + new - 1:
                 raise ValueError(
                     f"{self.name} changes its rotary embeddings behind {switch} tokens, and what was read before could "
                     f"not be continued: a branch of {length} tokens with max_new_tokens={new} crosses that length; "
@@ -283,7 +322,7 @@ class ModelAdapter:
 
 
 class _Reading:
-    """A row batch without its comforts, for trying a model out."""
+    """A row batch without its comforts, for trying a model out; for an encoder-decoder rows of its decoder."""
 
     def __init__(self, model: ModelAdapter, rows: Sequence[Sequence[int]], cache: Any = None) -> None:
         self.model = model
@@ -293,26 +332,34 @@ class _Reading:
             self.mask = self._tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
         self.next = self._tensor([[len(row)] for row in rows])
         self.cache = caches.new_cache(model.base) if cache is None else cache
+        self.inputs: dict[str, Any] = {}
+        if model.is_encoder_decoder:
+            source = self._tensor([_probes(model)[0]] * len(rows))
+            mask = torch.ones_like(source)
+            self.inputs = {"encoder_outputs": model.encode(source, mask), "attention_mask": mask}
         self.logits = torch.empty(0)
         if cache is None:
             ids = self._tensor([[0] * (length - len(row)) + list(row) for row in rows])
             counted = self.mask if self.mask is not None else torch.ones_like(ids)
             positions = (counted.cumsum(-1) - 1).masked_fill(counted == 0, 0)
-            self.logits = self._read(ids, positions, True)
+            self.logits = self._read(ids, positions, True)[:, -1]
 
-    def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def step(self, tokens: Sequence[Sequence[int]], keep: int = 1) -> Tensor:
+        """Logits behind the newest token, (R, V), or behind the last ``keep`` > 1 tokens, (R, keep, V)."""
         ids = self._tensor(tokens)
         new = ids.shape[1]
         if self.mask is not None:
             self.mask = torch.nn.functional.pad(self.mask, (0, new), value=1)
         positions = self.next + torch.arange(new, device=ids.device)
         self.next = self.next + new
-        self.logits = self._read(ids, positions, False)
-        return self.logits
+        logits = self._read(ids, positions, False, keep)
+        return logits if keep > 1 else logits[:, -1]
 
-    def _read(self, ids: Tensor, positions: Tensor, first: bool) -> Tensor:
-        logits = self.model.read(ids, self.cache, mask=self.mask, positions=positions, first=first)
-        return logits[:, -1].float()
+    def _read(self, ids: Tensor, positions: Tensor, first: bool, keep: int = 1) -> Tensor:
+        logits = self.model.read(
+            ids, self.cache, mask=self.mask, positions=positions, keep=keep, first=first, inputs=self.inputs
+        )  # fmt: skip
+        return logits.float()
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, device=self.model.device)

@@ -36,7 +36,10 @@ def read_prompts(
     known = adapter(model)
     unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     lengths = [len(prompt) for prompt in unique]
-    if len(set(lengths)) == 1 or not (known.reads_apart(lengths) or known.padding is not Padding.EXACT):
+    unlike = len(set(lengths)) > 1
+    # Asked for guided rows of one length too, since it refuses models that branches cannot share.
+    apart = (fast or unlike) and known.reads_apart(lengths)
+    if not unlike or not (apart or known.padding is not Padding.EXACT):
         groups = [unique]
     else:
         groups = [[prompt for prompt in unique if len(prompt) == length] for length in sorted(set(lengths))]
@@ -80,7 +83,9 @@ def read_padded(
     """
     known, extra = adapter(model), extra or {}
     if positions is None:
-        positions = position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device)[None]
+        positions = (
+            position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        )
     if positions.dim() == 3:  # time, height and width of image patches: text goes on behind the largest
         next_position = positions[-3:].amax(dim=(0, 2))[:, None] + 1
     else:

@@ -99,7 +99,7 @@ class RowBatch(Rows):
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
         """As of any rows; models that cannot continue a cache with a chunk get its tokens one by one."""
         new = ids.shape[1]
-        if new > 1 and not self.model.reads_chunks:
+        if new > 1 and not self.model.reads_at_once(self.length + new):
             steps = [self.forward(ids[:, i : i + 1]) for i in range(new)]
             return torch.cat(steps[-keep:], dim=1)
         if self.mask is not None:
