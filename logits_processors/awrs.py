@@ -22,9 +22,9 @@ from .runs import Runs, calling_list
 class AWRSLogitsProcessor(LogitsProcessor):
     """Draws every token by adaptive weighted rejection sampling, inside the loop of ``generate``.
 
-    The scores that it returns allow the drawn token alone, so that ``generate`` writes it, sampling or not. The law is
-    what the processors before it in the list made of the model's; put temperature and the like there, since
-    ``generate`` applies its own behind. Rows are single particles: for resampling, use
+    The scores that it returns allow the drawn token alone, so that ``generate`` writes it, sampling or not. It is
+    drawn from the distribution that the processors before it in the list leave; put temperature and the like there,
+    since ``generate`` applies its own behind. Rows are single particles: for resampling, use
     ``custom_generate=textguide.guided_decoding(AWRS(..., particles=N))``.
 
     One object may serve any number of ``generate`` calls, one after the other or interleaved; every call starts anew.

@@ -152,7 +152,7 @@ def settings_of(
     """The settings that a model's arguments describe.
 
     Args:
-        guidance: one setting, in any form that :func:`textguide.guidance.as_guidance` takes.
+        guidance: one setting, as :func:`textguide.guidance.as_guidance` takes it.
         settings: several of them.
         shorthand: fields of :class:`textguide.CFG`; those that are None are not given.
 

@@ -36,9 +36,9 @@ def run(processor: AWRSLogitsProcessor, rows: int = COUNT, **options: Any) -> li
 @pytest.mark.parametrize("masks", [False, True])
 def test_weights_make_the_global_conditional(masks: bool, do_sample: bool) -> None:
     model = tiny()
-    law = _Law(model)
+    next_probs = _NextProbs(model)
     conditional, evidence = reference.global_conditional(
-        law, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH, len(PIECES)
+        next_probs, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH, len(PIECES)
     )
     processor = AWRSLogitsProcessor(Strings(MEMBERS, masks), vocabulary=TOYS, horizon=LENGTH)
     texts = run(processor, do_sample=do_sample)
@@ -48,7 +48,7 @@ def test_weights_make_the_global_conditional(masks: bool, do_sample: bool) -> No
     assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
 
 
-class _Law:
+class _NextProbs:
     def __init__(self, model: Any) -> None:
         self.model, self.known = model, {}  # type: ignore[var-annotated]
 
