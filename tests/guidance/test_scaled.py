@@ -70,6 +70,19 @@ def test_a_step_means_the_same_alone_and_among_others(case: str) -> None:
         assert not (guidance.is_neutral and guidance.active(step))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_lowest_number_stands_for_a_token_that_cannot_come(case: str) -> None:
+    """Some models write it in place of −inf: two of them must not leave float32, nor their difference be a score."""
+    guidance = CASES[case]
+    lowest, forbidden = log_probs(len(guidance.branches)), log_probs(len(guidance.branches))
+    lowest[:, :, 9:13], forbidden[:, :, 9:13] = torch.finfo(torch.float32).min, float("-inf")
+    lowest[-1, :, 5:8], forbidden[-1, :, 5:8] = torch.finfo(torch.float32).min, float("-inf")
+    step = Step(0.4)
+    expected = guidance.combine(forbidden.log_softmax(-1), step).softmax(-1)
+    torch.testing.assert_close(guidance.combine(lowest.log_softmax(-1), step).softmax(-1), expected)
+    assert not expected.isnan().any()
+
+
 def test_a_second_knob_is_not_off_at_scale_one() -> None:
     guidance = TwoKnobs(1.0)
     assert not guidance.is_neutral

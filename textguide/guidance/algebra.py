@@ -3,12 +3,13 @@
 Every function takes and returns tensors whose last dimension is the vocabulary ``V``; leading dimensions are free.
 Two rules hold throughout:
 
-* a token that the conditional branch forbids (log-probability −inf) stays forbidden, and
+* a token that the conditional branch forbids (log-probability −inf, or a dtype's lowest number) stays forbidden, and
 * no operation makes a NaN out of −inf.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +20,16 @@ from torch import Tensor
 def log_softmax(logits: Tensor) -> Tensor:
     """Normalised log-probabilities in float32, whatever the dtype of ``logits`` (..., V)."""
     return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
+FORBIDDEN = -1e30
+"""Log-probabilities below are those of tokens that cannot come: some models write the lowest number of their dtype in
+place of −inf, of which a sum of two leaves float32."""
+
+
+def allowed(*logps: Tensor) -> Tensor:
+    """Tokens that all of these log-probabilities (..., V) allow, bool (..., V)."""
+    return functools.reduce(torch.logical_and, (logp > FORBIDDEN for logp in logps))
 
 
 def broken(scores: Tensor) -> Tensor:
@@ -50,15 +61,14 @@ def extrapolate(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
         uncond: log-probabilities of the branch to move away from, same shape.
         scale: γ; a number, or a tensor that broadcasts against ``cond``. 1 returns ``cond`` unchanged.
     """
-    mixed = torch.lerp(uncond, cond, scale)
-    return torch.where(torch.isfinite(cond) & torch.isfinite(uncond), mixed, cond)
+    return torch.where(allowed(cond, uncond), torch.lerp(uncond, cond, scale), cond)
 
 
 def weighted_sum(logp: Tensor, weights: Tensor) -> Tensor:
     """``Σᵢ wᵢ log pᵢ`` over the leading dimension, (n, ..., V) → (..., V), with the −inf rule of branch 0."""
     shape = (-1,) + (1,) * (logp.dim() - 1)
     total = (logp * weights.view(shape)).sum(dim=0)
-    return torch.where(torch.isfinite(logp).all(dim=0), total, logp[0])
+    return torch.where(allowed(*logp), total, logp[0])
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -90,14 +100,17 @@ def plausibility_mask(logp: Tensor, alpha: float) -> Tensor:
     return logp >= threshold
 
 
-def centered(logp: Tensor) -> tuple[Tensor, Tensor]:
-    """``logp`` (..., V) minus its mean over the tokens that are possible, 0 elsewhere, and which those are."""
-    possible = torch.isfinite(logp)
-    values = logp.masked_fill(~possible, 0.0)
-    mean = values.sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)
-    return (values - mean).masked_fill(~possible, 0.0), possible
+def mean(values: Tensor, possible: Tensor) -> Tensor:
+    """Mean over the tokens that are possible, (..., V) → (..., 1)."""
+    total = values.masked_fill(~possible, 0.0).sum(-1, keepdim=True)
+    return total / possible.sum(-1, keepdim=True).clamp(min=1)
+
+
+def centered(values: Tensor, possible: Tensor) -> Tensor:
+    """``values`` (..., V) minus their mean over the tokens that are possible, 0 elsewhere."""
+    return (values - mean(values, possible)).masked_fill(~possible, 0.0)
 
 
 def rms(values: Tensor, possible: Tensor) -> Tensor:
     """Root mean square over the tokens that are possible, (..., V) → (..., 1)."""
-    return (values.square().sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)).sqrt()
+    return mean(values.square(), possible).sqrt()

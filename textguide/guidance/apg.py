@@ -58,14 +58,13 @@ class APG(Contrast):
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Algorithm 1 on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        both = torch.isfinite(cond) & torch.isfinite(uncond)
-        raw = torch.where(both, cond - uncond, float("-inf"))
-        gap, possible = algebra.centered(raw)
-        step_taken = raw
+        both = algebra.allowed(cond, uncond)
+        step_taken = cond - uncond
+        gap = algebra.centered(step_taken, both)
         if self.max_norm is not None:
-            short = (self.max_norm / algebra.rms(gap, possible).clamp(min=1e-12)).clamp(max=1.0)
-            gap, step_taken = gap * short, raw * short
-        along, _ = algebra.centered(torch.where(both, cond, float("-inf")))
+            short = (self.max_norm / algebra.rms(gap, both).clamp(min=1e-12)).clamp(max=1.0)
+            gap, step_taken = gap * short, step_taken * short
+        along = algebra.centered(cond, both)
         share = (gap * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-12)
         if self.parallel != 1.0:
             step_taken = step_taken - (1.0 - self.parallel) * share * along

@@ -64,7 +64,7 @@ class BetaCFG(Contrast):
         if self.off_at_one:
             return super().mix(logp, scale, step)
         cond, uncond = logp
-        both = torch.isfinite(cond) & torch.isfinite(uncond)
+        both = algebra.allowed(cond, uncond)
         gap = torch.where(both, cond - uncond, 0.0)
         length = algebra.rms(gap, both).clamp(min=1e-12) ** self.power
         return torch.where(both, uncond + scale * self.density(step.progress) * gap / length, cond)

@@ -41,10 +41,8 @@ class Plausible(BranchGuidance):
     def contrast(self, cond: Tensor, other: Tensor) -> Tensor:
         """The scores (B, V), normalised."""
         if self.beta is None:
-            ruled = torch.isneginf(cond)
-            score = torch.where(ruled, cond, cond - other.masked_fill(ruled, 0.0))
-            # What only the other branch forbids has no ratio: it keeps the conditional log-probability.
-            score = torch.where(torch.isposinf(score), cond, score)
+            # What one branch forbids has no ratio: it keeps the conditional log-probability.
+            score = torch.where(algebra.allowed(cond, other), cond - other, cond)
         else:
             score = algebra.extrapolate(cond, other, 1.0 + self.beta)
         if self.alpha > 0.0:

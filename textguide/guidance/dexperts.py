@@ -66,7 +66,7 @@ class DExperts(BranchGuidance):
         base = logp[0]
         against = logp[2] if len(logp) == 3 else torch.zeros_like(base)
         moved = base + self.alpha * (logp[1] - against)
-        moved = torch.where(torch.isfinite(logp[1]) & torch.isfinite(against) & torch.isfinite(base), moved, base)
+        moved = torch.where(algebra.allowed(*logp), moved, base)
         if self.top_p < 1.0:
             moved = moved.masked_fill(~nucleus(base, self.top_p), float("-inf"))
         return algebra.log_softmax(moved)

@@ -221,7 +221,7 @@ class Formula(BranchGuidance):
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """The formula on ``logp`` (1 + terms, B, V)."""
-        finite = torch.isfinite(logp).all(dim=0)
+        finite = algebra.allowed(*logp)
         leaves = {cond: logp[0], **dict(zip(self._terms, logp[1:], strict=True))}
         safe = {leaf: values.masked_fill(~finite, 0.0) for leaf, values in leaves.items()}
         value = torch.as_tensor(_evaluate(self._tree, safe), device=logp.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .base import ROW, About, Branch
 from .edits import Prefixed
-from .prompts import as_prompt
+from .prompts import as_text_or_ids
 from .scaled import Scaled
 
 
@@ -34,10 +34,7 @@ class InstructionContrastive(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        instruction = as_prompt(self.instruction)
-        if not instruction or not isinstance(instruction[0], (str, int)):
-            raise ValueError(f"instruction={self.instruction!r} must be a text or token ids")
-        self._put(instruction=instruction)
+        self._put(instruction=as_text_or_ids(self.instruction, "instruction"))
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -67,6 +67,5 @@ class LMGuidance(BranchGuidance):
         """
         beta = self.alpha / 2 if self.beta is None else self.beta
         cond, uncond, text = logp
-        away = torch.where(torch.isneginf(uncond), 0.0, uncond)
-        total = text + self.alpha * torch.where(torch.isneginf(cond), 0.0, cond) - beta * away
-        return algebra.log_softmax(torch.where(torch.isneginf(cond), cond, total))
+        away = torch.where(algebra.allowed(uncond), uncond, 0.0)
+        return algebra.log_softmax(torch.where(algebra.allowed(cond), text + self.alpha * cond - beta * away, cond))

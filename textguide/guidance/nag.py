@@ -52,12 +52,10 @@ class NAG(Contrast):
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Equations 7 to 10 on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        both = torch.isfinite(cond) & torch.isfinite(uncond)
-        here, _ = algebra.centered(torch.where(both, cond, float("-inf")))
-        there, _ = algebra.centered(torch.where(both, uncond, float("-inf")))
+        both = algebra.allowed(cond, uncond)
+        here, there = algebra.centered(cond, both), algebra.centered(uncond, both)
         moved = scale * here - (scale - 1.0) * there
         longer = moved.abs().sum(-1, keepdim=True) / here.abs().sum(-1, keepdim=True).clamp(min=1e-12)
         moved = moved * (self.tau / longer.clamp(min=1e-12)).clamp(max=1.0)
         # The mean comes back, so that tokens that one branch forbids stay comparable.
-        mean = (cond.masked_fill(~both, 0.0).sum(-1, keepdim=True)) / both.sum(-1, keepdim=True).clamp(min=1)
-        return torch.where(both, mean + self.blend * moved + (1.0 - self.blend) * here, cond)
+        return torch.where(both, algebra.mean(cond, both) + self.blend * moved + (1.0 - self.blend) * here, cond)

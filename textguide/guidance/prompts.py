@@ -82,6 +82,18 @@ def as_prompts(value: Any, name: str) -> Prompt | tuple[Prompt, ...] | None:
     )
 
 
+def as_text_or_ids(value: Any, name: str) -> str | TokenIds:
+    """One text or the token ids of one, in canonical form.
+
+    Raises:
+        ValueError: ``value`` is neither; ``name`` is the argument that the message names.
+    """
+    prompt = as_prompt(value)
+    if not prompt or not isinstance(prompt[0], (str, int)):
+        raise ValueError(f"{name}={value!r} must be a text or token ids")
+    return prompt  # type: ignore[return-value]
+
+
 def per_row(prompts: Prompt | tuple[Prompt, ...]) -> bool:
     """Whether a canonical value holds one prompt a row (as opposed to one for all)."""
     return as_prompt(prompts) is None

@@ -66,7 +66,6 @@ class AnnealedCFG(Contrast):
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """The formula above on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        both = torch.isfinite(cond) & torch.isfinite(uncond)
-        gap, possible = algebra.centered(torch.where(both, cond - uncond, float("-inf")))
-        multiplier = self.multiplier(algebra.rms(gap, possible))
+        both = algebra.allowed(cond, uncond)
+        multiplier = self.multiplier(algebra.rms(algebra.centered(cond - uncond, both), both))
         return algebra.extrapolate(cond, uncond, 1.0 + (scale - 1.0) * multiplier)

@@ -90,7 +90,7 @@ class CorrSynth(Scaled):
             members = torch.tensor(places, device=cond.device)
             logps = cond[members]
             others = (logps.sum(0) - logps) / (len(places) - 1)
-            if not bool(torch.isfinite(logps).all()):  # −∞ − −∞
+            if not bool(algebra.allowed(logps).all()):  # −∞ − −∞
                 keep = ~torch.eye(len(places), dtype=torch.bool, device=cond.device)
                 others = torch.stack([logps[row].mean(0) for row in keep])
             at = scale[members] if isinstance(scale, Tensor) else scale

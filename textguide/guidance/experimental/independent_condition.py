@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base import ROW, About, Branch
 from ..edits import Unrelated
-from ..prompts import as_prompt
+from ..prompts import as_text_or_ids
 from ..scaled import Scaled
 
 PASSAGE = (
@@ -40,10 +40,7 @@ class IndependentCondition(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        prompt = as_prompt(self.prompt)
-        if not prompt or not isinstance(prompt[0], (str, int)):
-            raise ValueError(f"prompt={self.prompt!r} must be a text or token ids")
-        self._put(prompt=prompt)
+        self._put(prompt=as_text_or_ids(self.prompt, "prompt"))
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -63,4 +63,4 @@ class S2Guidance(Contrast):
         if self.weight == 0.0:
             return guided
         moved = guided + self.weight * (logp[0] - logp[2])
-        return torch.where(torch.isfinite(logp[0]) & torch.isfinite(logp[2]), moved, guided)
+        return torch.where(algebra.allowed(logp[0], logp[2]), moved, guided)
