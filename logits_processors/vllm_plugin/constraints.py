@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 ENGINE = "xgrammar"
 """What checks patterns, schemas and grammars: it comes with vLLM, which pins an llguidance that is too old for us."""
+BACKTRACKING = "regex"
+"""What checks patterns that no automaton takes. One may keep it busy for seconds while all other requests wait, so that
+whoever starts the engine names them, and requests do not bring them."""
 
 CONSTRAINT_ARGUMENTS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
 AWRS_ARGUMENTS = {"awrs_max_rejects": "max_rejects", "awrs_estimator": "estimator", "awrs_accepts": "accepts"}
@@ -46,6 +50,9 @@ def engines_constraint(name: str, text: str) -> Constraint:
     try:
         return resolve(text, engine=ENGINE)
     except (ValueError, OSError) as error:
+        if text.startswith("regex:"):
+            with suppress(ValueError):
+                return resolve(text, engine=BACKTRACKING)
         raise ValueError(f"constraint {name}={text!r}: {error}") from None
 
 
@@ -85,7 +92,11 @@ def asked(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
 
 def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, Any]:
     if name == "awrs_regex":
-        return Regex(value, engine=ENGINE).to_dict()
+        try:
+            return Regex(value, engine=ENGINE).to_dict()
+        except ValueError as error:
+            remedy = "name it when the engine starts: --constraint NAME=regex:PATTERN"
+            raise ValueError(str(error).replace(f"engine={BACKTRACKING!r} takes it", remedy)) from None
     if name == "awrs_json_schema":
         try:
             schema = json.loads(value)  # a text that is no JSON would be read as the path of a file
@@ -130,8 +141,10 @@ def arguments_of(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
         if engines_constraint(name, text) == constraint:
             return {**values, "awrs_constraint": name}
     for kind, (name, field) in _TRAVELLERS.items():
-        if isinstance(constraint, kind) and constraint == kind(getattr(constraint, field), engine=ENGINE):
-            return {**values, name: getattr(constraint, field)}
+        if isinstance(constraint, kind) and constraint.engine == ENGINE:
+            text = getattr(constraint, field)
+            if constraint == kind(text, engine=ENGINE):
+                return {**values, name: text}
     raise ValueError(
         f"constraint={constraint!r} does not travel with a request; give a line such as 'regex:[0-9]+', a Regex, "
         f"JSONSchema or Grammar with engine={ENGINE!r}, or one that the engine was started with: "

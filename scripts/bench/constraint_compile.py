@@ -22,15 +22,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import textguide
-from textguide.constraints import Constraint, JSONSchema, Regex, Vocabulary
+from textguide.constraints import Constraint, JSONSchema, Regex, Session, Vocabulary, backtracking
 
 STEPS = 32
+QUESTIONS = 200
 
 
 def main() -> None:
@@ -51,8 +53,12 @@ def main() -> None:
         patterns = [row["regex"] for row in csv.DictReader(stream)]
     with (arguments.data / "jsonschemabench" / "sample.jsonl").open(encoding="utf-8") as stream:
         schemas = [json.loads(line)["schema"] for line in stream]
+    masked = [pattern for pattern in patterns if Regex(pattern).engine == "llguidance"]
+    backtracking.checker.cache_clear()
+    regex.purge()
     rows = [
-        measure("patterns", patterns, Regex, vocabulary),
+        measure("patterns", masked, Regex, vocabulary),
+        measure("patterns, backtracking", [p for p in patterns if p not in masked], Regex, vocabulary),
         measure("schemas", schemas, JSONSchema, vocabulary),
         measure("schemas, lenient", schemas, lambda schema: JSONSchema(schema, lenient=True), vocabulary),
     ]
@@ -68,7 +74,8 @@ def measure(
 ) -> dict[str, Any]:
     """Compile every one, walk a few tokens into those that load, and say why the others do not."""
     generator = torch.Generator().manual_seed(0)
-    times, masks, refused = [], [], collections.Counter[str]()
+    times, steps, refused = [], [], collections.Counter[str]()
+    questions = False
     before = resident()
     for value in track(values, description=name, transient=True):
         begun = time.perf_counter()
@@ -78,24 +85,49 @@ def measure(
             refused[construct(str(error))] += 1
             continue
         times.append(time.perf_counter() - begun)
+        questions = session.mask() is None
         for _ in range(STEPS):
-            begun = time.perf_counter()
-            mask = session.mask()
-            masks.append(time.perf_counter() - begun)
-            assert mask is not None
-            mask[list(vocabulary.ends)] = False
-            if not mask.any():
+            try:
+                token = (ask if questions else draw)(session, vocabulary, generator, steps)
+            except ValueError:
+                refused["too many ways to match a text, found out while writing"] += 1
                 break
-            session.advance(int(torch.multinomial(mask.float(), 1, generator=generator)))
+            if token is None:
+                break
+            session.advance(token)
     return {
         "name": name,
         "count": len(values),
         "loaded": len(times),
         "compile_ms": {"median": 1e3 * statistics.median(times), "max": 1e3 * max(times)},
-        "mask_ms": {"median": 1e3 * statistics.median(masks), "max": 1e3 * max(masks), "count": len(masks)},
+        "step": "question" if questions else "mask",
+        "step_ms": {"median": 1e3 * statistics.median(steps), "max": 1e3 * max(steps), "count": len(steps)},
         "grown_mb": resident() - before,
         "refused": dict(refused.most_common()),
     }
+
+
+def draw(session: Session, vocabulary: Vocabulary, generator: torch.Generator, times: list[float]) -> int | None:
+    """A token under a mask, whose time is noted; None where none may follow."""
+    begun = time.perf_counter()
+    mask = session.mask()
+    times.append(time.perf_counter() - begun)
+    assert mask is not None
+    mask[list(vocabulary.ends)] = False
+    return int(torch.multinomial(mask.float(), 1, generator=generator)) if mask.any() else None
+
+
+def ask(session: Session, vocabulary: Vocabulary, generator: torch.Generator, times: list[float]) -> int | None:
+    """The first of some random tokens that may follow, where the time of each question is noted."""
+    for token in torch.randint(vocabulary.size, (QUESTIONS,), generator=generator).tolist():
+        if not vocabulary.tokens[token]:
+            continue
+        begun = time.perf_counter()
+        follows = session.is_prefix(session.text + vocabulary.tokens[token])
+        times.append(time.perf_counter() - begun)
+        if follows:
+            return int(token)
+    return None
 
 
 def construct(message: str) -> str:
@@ -113,10 +145,10 @@ def resident() -> float:
 def show(shared: dict[str, float], rows: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(f"vocabulary {shared['vocabulary_ms']:.0f} ms, engine {shared['engine_ms']:.0f} ms, once a tokenizer")
-    table = Table("", "loaded", "compile ms, median / max", "mask ms, median / max", "MB more")
+    table = Table("", "loaded", "compile ms, median / max", "mask or question ms, median / max", "MB more")
     for row in rows:
         loaded = f"{row['loaded']} of {row['count']}"
-        pairs = [f"{row[key]['median']:.2f} / {row[key]['max']:.0f}" for key in ("compile_ms", "mask_ms")]
+        pairs = [f"{row[key]['median']:.3f} / {row[key]['max']:.0f}" for key in ("compile_ms", "step_ms")]
         table.add_row(row["name"], loaded, *pairs, f"{row['grown_mb']:.0f}")
     console.print(table)
     for row in rows:

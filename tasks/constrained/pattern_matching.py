@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from textguide.constraints import Constraint, Predicate, Regex
+from textguide.constraints import Constraint, Regex
 
 from ..loaders import local_file
 from .base import ConstrainedTask, Item, conversation
@@ -30,8 +30,7 @@ class PatternMatching(ConstrainedTask):
 
     Args:
         data: as for every task.
-        every: take the patterns with look-around, backreferences and recursion too; their constraint is then a
-            function, ``regex.fullmatch(partial=True)``, which a mask cannot stand for.
+        every: take the patterns with backreferences, recursion and the like too, whose constraint has no mask.
     """
 
     name = "patterns"
@@ -52,7 +51,7 @@ class PatternMatching(ConstrainedTask):
         ]
 
     def constraint(self, item: Item) -> Constraint:
-        return regular(item.answer) or by_backtracking(item.answer)
+        return Regex(item.answer)
 
     def check(self, item: Item, text: str) -> dict[str, float]:
         return {"valid": float(matches(item.answer, text))}
@@ -62,7 +61,7 @@ class PatternMatching(ConstrainedTask):
 def regular(pattern: str) -> Regex | None:
     """The pattern for the linear engine; None where it cannot be used, or nothing matches it."""
     try:
-        constraint = Regex(pattern)
+        constraint = Regex(pattern, engine="llguidance")
     except ValueError:
         return None
     return constraint if judged(pattern) and satisfiable(constraint) else None
@@ -78,22 +77,6 @@ def satisfiable(constraint: Regex) -> bool:
     except UnsatisfiableError:
         return False
     return True
-
-
-def by_backtracking(pattern: str) -> Predicate:
-    """The pattern for an engine that takes every construct, as a function."""
-    compiled = compile_pattern(pattern)
-    return Predicate(_asked(compiled, partial=True), _asked(compiled, partial=False))
-
-
-def _asked(compiled: Any, partial: bool) -> Callable[[str], bool]:
-    def holds(text: str) -> bool:
-        try:
-            return compiled.fullmatch(text, partial=partial, timeout=SECONDS) is not None
-        except TimeoutError:
-            return False
-
-    return holds
 
 
 def judged(pattern: str) -> bool:
@@ -115,7 +98,7 @@ def compile_pattern(pattern: str) -> Any:
     import regex
 
     # Sets with operators are its second version's.
-    version = regex.V1 if any(operator in pattern for operator in ("&&", "--[", "~~")) else regex.V0
+    version = regex.V1 if regex.search(r"&&|--(?:\[|\\[dDpPsSwW])|~~", pattern) else regex.V0
     try:
         return regex.compile(pattern, version)
     except regex.error as error:
@@ -124,4 +107,7 @@ def compile_pattern(pattern: str) -> Any:
 
 def matches(pattern: str, text: str) -> bool:
     """Whether the judge finds that ``text`` matches as a whole."""
-    return _asked(compile_pattern(pattern), partial=False)(text)
+    try:
+        return compile_pattern(pattern).fullmatch(text, timeout=SECONDS) is not None
+    except TimeoutError:
+        return False

@@ -22,6 +22,16 @@ def test_particles_are_weighed_and_one_is_drawn(run: Run) -> None:
     assert "log evidence" in outcome.err
 
 
+def test_a_pattern_that_needs_backtracking(run: Run) -> None:
+    pattern = r"([ab])\1\b"
+    outcome = run("generate", "hello ", "--regex", pattern, "--particles", "8", *NEW)
+    assert outcome.code == 0
+    assert outcome.out in ("hello aa\n", "hello bb\n")
+    outcome = run("generate", "hello ", "--regex", "([ab", "--particles", "8", *NEW)
+    assert outcome.code == 2
+    assert "--regex ([ab: pattern='([ab' cannot be used: unterminated character set" in outcome.error
+
+
 def test_json_lists_every_particle(run: Run) -> None:
     outcome = run("generate", "hello ", "--regex", PATTERN, "--particles", "8", "--json", *NEW)
     rows = [json.loads(line) for line in outcome.out.splitlines()]

@@ -45,7 +45,7 @@ def test_what_the_arguments_stand_for() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--regex", "(?>a)"], r"--regex \(\?>a\): pattern=.* an atomic group at 0"),
+        (["--regex", "(?>a"], r"--regex \(\?>a: pattern=.* missing \)"),
         (["--json-schema", "none.json"], r"--json-schema none.json: schema='none.json' cannot be read"),
         (["--json-schema", "bad.json"], r"--json-schema bad.json: .* is no JSON"),
         (["--grammar", "none.lark"], r"--grammar none.lark: .* cannot be read"),

@@ -9,9 +9,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from textguide.constraints import Regex
 from textguide.guidance import AWRS
 from textguide.reference import smc as reference
 
@@ -80,6 +82,25 @@ def test_the_law_is_the_global_conditional(options: dict[str, Any]) -> None:
         if probability * len(masses) > 20:
             assert abs(z_score(masses, probability * evidence)) < 4
     assert outcome.resamplings > 0 or guidance_never_resamples(options)
+
+
+@pytest.mark.parametrize("pattern", [r"([abc])\1*|([ab]{2})\2", r"(?!.*(.)\1)[abc]{2,}(?<!b)", r"(?>a|b|ca)\b|.*\Bb"])
+def test_patterns_that_need_backtracking(pattern: str) -> None:
+    """Partial matches may lead into dead ends, which take weight and no exactness."""
+    constraint = Regex(pattern)
+    assert constraint.engine == "regex"
+
+    def member(text: Text) -> bool:
+        return len(PIECES) - 1 not in text and regex.fullmatch(pattern, spelled(text).decode()) is not None
+
+    conditional, evidence = reference.global_conditional(floats(LAW), member, END, LENGTH, len(PIECES))
+    assert len(conditional) > 5
+    guidance = AWRS(particles=4, ess_threshold=0.9)
+    texts, outcome = run(LAW, constraint, guidance, 1500, LENGTH, 3)
+    drawn = exact_samples(texts, outcome)
+    assert len(drawn) > 60
+    assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
+    assert abs(z_score(outcome.log_evidence.exp().tolist(), evidence)) < 3.5
 
 
 def guidance_never_resamples(options: dict[str, Any]) -> bool:

@@ -144,7 +144,7 @@ class Not(Constraint):
             raise ValueError(
                 f"constraint={type(self.constraint).__name__} cannot be negated: which texts can still leave it is "
                 "decidable for regular expressions alone; for a function write Predicate(lambda text: True, "
-                "lambda text: not function(text))"
+                "lambda text: not function(text)), for a Regex that needs backtracking Regex(r'(?s)(?!(?:…)\\Z).*')"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .pattern_syntax import LOOKS, PatternError, atoms, translate
+from .pattern_syntax import LOOKS, PatternError, atoms, translate, without_blanks
 
 Literal = Callable[[str], str]
 _ALL = "(?s:.*)"
@@ -69,11 +69,10 @@ def terminal(pattern: str, literal: Literal) -> str:
     Raises:
         PatternError: as :func:`pattern_syntax.translate`, or look-around stands where it cannot be taken apart.
     """
+    pattern = without_blanks(pattern)
     if not any(text in LOOKS for _, text in atoms(pattern)):
         return literal(translate(pattern))
     flags = "".join(found[0] for found in _FLAGS.finditer(pattern) if found.start() == 0)
-    if "x" in flags:
-        raise PatternError("look-around under the flag x is not supported; leave comments and spaces out")
     parts = _alternatives(pattern, len(flags))
     return " | ".join(f"({_join(texts, looks, literal, flags)})" for texts, looks in parts)
 

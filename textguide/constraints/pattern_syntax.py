@@ -41,12 +41,20 @@ _ESCAPES = {
     "c": "a control character",
     "C": "a single byte",
 }
-_TRANSLATED = {"Z": r"\z", "e": r"\x1B", "<": "<", ">": ">", "h": r"[ \t]"}
+_TRANSLATED = {"Z": r"\z", "e": r"\x1B", "<": "<", ">": ">", "h": r"[\t\p{Zs}]"}
 _QUANTIFIER = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
-_SET = re.compile(r"&&|--\[|~~")
+OPERATORS = re.compile(r"&&|--(?=\[|\\[dDpPsSwW])|~~")
+"""Operators of sets. Python warns where it meets one, and will take them too."""
 _COMMENT = re.compile(r"\(\?#[^)]*\)")
 _NAME = re.compile(r"\(\?P?<\w+>|\(\?'\w+'")
+_VERBOSE = re.compile(r"\(\?([a-wyzA-Z]*)x([a-wyzA-Z]*)\)")
+_VERBOSITY = re.compile(r"\(\?[a-zA-Z-]*x[a-zA-Z-]*[:)]")
+_BLANK = re.compile(r"(?:\s|#[^\n]*)+", re.ASCII)
+_BETWEEN_BLANKS = re.compile(r"\\[\s\S]|\(\?#[^)]*\)|[\s\S]")
 _BRACED = re.compile(r"\\(?:[pP]\^?|[xuU])\{[^}]*\}")
+
+_POSIX = re.compile(r"\[:(\^?)(\w+):\]")
+_PROPERTIES = {"alpha": "Alphabetic", "digit": "Nd", "lower": "Lowercase", "upper": "Uppercase", "space": "White_Space"}
 
 
 class PatternError(ValueError):
@@ -69,6 +77,46 @@ def translate(pattern: str) -> str:
     return "".join(out)
 
 
+def without_blanks(pattern: str) -> str:
+    """A pattern that begins with the flag x without that flag, blanks and comments; others as they are."""
+    leading = _VERBOSE.match(pattern)
+    if not leading or _VERBOSITY.search(pattern, leading.end()):
+        return pattern
+    flags = leading[1] + leading[2]
+    out, at = [f"(?{flags})"] if flags else [], leading.end()
+    while at < len(pattern):
+        blank = _BLANK.match(pattern, at)
+        if blank:
+            at = blank.end()
+            if out and out[-1] == "(" and pattern.startswith(("?", "*"), at):
+                return pattern  # the blank makes it an error
+            out.append("(?:)" if pattern[at : at + 1].isdigit() else "")  # no digit may join an escape
+            continue
+        end = end_of_set(pattern, at) if pattern[at] == "[" else _BETWEEN_BLANKS.match(pattern, at).end()  # type: ignore[union-attr]
+        out.append(pattern[at:end])
+        at = end
+    return "".join(out)
+
+
+def for_xgrammar(pattern: str) -> str:
+    """``pattern`` as xgrammar understands it, which leaves anchors out, and whose ``.`` is a newline too.
+
+    Raises:
+        PatternError: as :func:`translate`, or an anchor stands inside the pattern.
+    """
+    pattern = without_blanks(pattern)
+    translate(pattern)
+    parts = list(atoms(pattern))
+    while parts and parts[0][1] in ("^", r"\A"):
+        del parts[0]
+    while parts and parts[-1][1] in ("$", r"\z"):
+        del parts[-1]
+    for at, text in parts:
+        if text in ("^", "$", r"\A", r"\z"):
+            raise PatternError(f"an anchor at {at} is not supported inside the pattern")
+    return "".join(r"[^\n]" if text == "." else text for _, text in parts)
+
+
 def atoms(pattern: str) -> Iterator[tuple[int, str]]:
     """The parts of a pattern in the engine's spelling, each with its place: escapes, sets, quantifiers, brackets and
     single characters. Look-around begins with one of ``LOOKS``.
@@ -87,7 +135,7 @@ def atoms(pattern: str) -> Iterator[tuple[int, str]]:
             text, at = _set(pattern, at)
         elif character == "(":
             text, at = _group(pattern, at)
-        elif quantifier and (quantifier[0][0] != "{" or quantifier[1] or quantifier[3]):
+        elif quantifier and quantifier[0] != "{}":
             text = quantifier[0]
             if repeated and text == "+":
                 raise PatternError(f"a possessive quantifier at {at} is not supported")
@@ -121,6 +169,8 @@ def _escape(pattern: str, at: int) -> tuple[str, int]:
         raise PatternError(f"a backreference at {at} is not regular")
     if escaped == "N" and pattern[at + 2 : at + 3] == "{":
         return _named(pattern, at)
+    if escaped in "pP" and pattern[at + 2 : at + 3] not in tuple("CLMNPSZ"):
+        raise PatternError(f"a letter \\{escaped} at {at} is not a property")
     if escaped in _ESCAPES:
         raise PatternError(f"{_ESCAPES[escaped]} (\\{escaped}) at {at} is not supported")
     return _TRANSLATED.get(escaped, pattern[at : at + 2]), at + 2
@@ -140,6 +190,8 @@ def _group(pattern: str, at: int) -> tuple[str, int]:
     comment = _COMMENT.match(pattern, at)
     if comment:
         return "", comment.end()
+    if _VERBOSITY.match(pattern, at):
+        raise PatternError(f"the flag x at {at} is not supported")
     if _RECURSION.match(pattern, at):
         raise PatternError(f"a recursion at {at} is not regular")
     for start in LOOKS:
@@ -156,10 +208,12 @@ def _group(pattern: str, at: int) -> tuple[str, int]:
 
 def _set(pattern: str, at: int) -> tuple[str, int]:
     """``[…]`` from ``at`` on, and where it ends."""
-    end = _end_of_set(pattern, at, nested=False)
-    if _SET.search(pattern, at, end):
-        end = _end_of_set(pattern, at, nested=True)
-        return pattern[at:end], end
+    end = end_of_set(pattern, at)
+    if OPERATORS.search(pattern, at, end):
+        _check_operators(pattern[at:end], at)
+        return _POSIX.sub(lambda found: _class(found, at), pattern[at:end]), end
+    if "--" in pattern[at:end]:
+        raise PatternError(f"two hyphens in the set at {at} are not supported")
     out, i = ["["], at + 1
     if pattern[i] == "^":
         out.append("^")
@@ -170,10 +224,9 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
             braced = _BRACED.match(pattern, i)
             out.append(braced[0] if braced else _escape_in_set(pattern, i))
             i = braced.end() if braced else i + 2
-        elif pattern.startswith("[:", i) and ":]" in pattern[i:end]:
-            stop = pattern.index(":]", i) + 2
-            out.append(pattern[i:stop])
-            i = stop
+        elif posix := _POSIX.match(pattern, i, end):
+            out.append(_class(posix, at))
+            i = posix.end()
         else:
             out.append("\\" + pattern[i] if pattern[i] == "[" or (first and pattern[i] == "]") else pattern[i])
             i += 1
@@ -181,11 +234,38 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
     return "".join(out) + "]", end
 
 
+def _class(found: re.Match[str], at: int) -> str:
+    """A POSIX class as a property, which is all of Unicode as in ``regex``; the engine's own is ASCII."""
+    if found[2] not in _PROPERTIES:
+        raise PatternError(f"the class {found[0]} in the set at {at} is not supported")
+    return rf"\{'P' if found[1] else 'p'}{{{_PROPERTIES[found[2]]}}}"
+
+
+def _check_operators(text: str, at: int) -> None:
+    """Refuse a set with two operators side by side, which ``regex`` and the engine take in another order."""
+    levels: list[set[str]] = []
+    for found in re.finditer(r"\\.|\[:\^?\w+:\]|\[|\]|&&|--|~~|\|\|", text, re.DOTALL):
+        if found[0] == "[":
+            levels.append(set())
+        elif found[0] == "]" and levels:
+            levels.pop()
+        elif found[0] in ("&&", "--", "~~", "||") and levels:
+            levels[-1].add(found[0])
+            if len(levels[-1]) > 1 or found[0] == "||":
+                raise PatternError(f"several operators in the set at {at} are not supported")
+
+
 def _escape_in_set(pattern: str, at: int) -> str:
     escaped = pattern[at + 1]
     if escaped.isdigit() and escaped != "0":
         raise PatternError(f"an octal escape at {at} is not supported; write \\x and two digits")
-    return {"b": r"\x08", "0": r"\x00", **_TRANSLATED, "h": r" \t"}.get(escaped, pattern[at : at + 2])
+    return {"b": r"\x08", "0": r"\x00", **_TRANSLATED, "h": r"\t\p{Zs}"}.get(escaped, pattern[at : at + 2])
+
+
+def end_of_set(pattern: str, at: int) -> int:
+    """Where the set that begins at ``at`` ends; sets nest in it where it has an operator."""
+    end = _end_of_set(pattern, at, nested=False)
+    return _end_of_set(pattern, at, nested=True) if OPERATORS.search(pattern, at, end) else end
 
 
 def _end_of_set(pattern: str, at: int, nested: bool) -> int:
@@ -198,8 +278,8 @@ def _end_of_set(pattern: str, at: int, nested: bool) -> int:
             depth += 1
             i += pattern.startswith("^", i + 1)
             i += pattern.startswith("]", i + 1)
-        elif character == "[" and pattern.startswith("[:", i) and ":]" in pattern[i:]:
-            i = pattern.index(":]", i) + 1
+        elif posix := _POSIX.match(pattern, i):
+            i = posix.end() - 1
         elif character == "]":
             depth -= 1
             if depth == 0:

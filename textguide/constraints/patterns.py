@@ -6,55 +6,65 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from . import engines, llguidance_engine, look_around
+from . import backtracking, engines, llguidance_engine, look_around, xgrammar_engine
 from .base import Constraint, Session
-from .pattern_syntax import PatternError, translate
+from .pattern_syntax import PatternError, for_xgrammar
 from .vocabulary import Vocabulary
+
+AUTO = "auto"
+BACKTRACKING = "regex"
+ENGINES = (AUTO, *engines.NAMES, BACKTRACKING)
 
 
 @dataclass(frozen=True)
 class Regex(Constraint):
     """Texts that match a regular expression as a whole.
 
-    Runs in time linear in the text, whatever the pattern, and knows which texts can still become a match. The syntax
-    is Python's (``re``), with ``\\p{…}`` for Unicode properties. ``\\d``, ``\\w``, ``\\s`` mean all of Unicode, as in
-    Python; ``.`` is anything but a newline, or anything under ``(?s)``. Anchors at either end change nothing.
-    Look-around may be a part of the whole pattern or of one of its alternatives. What is not regular (backreferences,
-    recursion), look-around inside groups, word boundaries, atomic groups and possessive quantifiers are refused by
-    name; :class:`Predicate` takes any function.
+    The syntax is that of Python's ``re`` and of the ``regex`` package, with the meaning that ``regex`` gives it:
+    ``\\d``, ``\\w``, ``\\s`` and ``\\p{…}`` mean all of Unicode, and ``[a-z&&[^aeiou]]`` is an intersection.
+
+    What is regular runs on ``llguidance``, in time linear in the text, with masks. The rest (word boundaries,
+    backreferences, atomic groups, recursion, look-around inside groups, …) is checked by ``regex`` itself, one text at
+    a time, by its partial matches. That is slower, for there is no mask and each question reads the whole text; what is
+    sampled is as exact. Where a lookahead or ``\\b`` looks past the end of a text, that is taken for a prefix, and a
+    particle may find a token or more later that nothing can follow. :attr:`engine` says which of the two it is.
 
     Args:
         pattern: the regular expression.
-        engine: ``llguidance`` or ``xgrammar``.
+        engine: ``llguidance``, ``xgrammar`` (whose classes are ASCII), ``regex``; or ``auto``, which takes the first
+            where it can, and else the last. The attribute never is ``auto``.
 
     Raises:
-        ValueError: the pattern cannot be used, here already; the message names the construct.
+        ValueError: the pattern cannot be used, here already; the message names the construct. Questions to a session
+            raise it where ``regex`` thinks about one text for more than two seconds.
 
     Example:
         >>> Regex(r"\\d{4}-\\d{2}-\\d{2}")
         Regex(pattern='\\\\d{4}-\\\\d{2}-\\\\d{2}', engine='llguidance')
+        >>> Regex(r"(\\w+) \\1").engine
+        'regex'
     """
 
     pattern: str
-    engine: str = engines.DEFAULT
+    engine: str = AUTO
 
     kind = "regex"
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
             raise ValueError(f"pattern={self.pattern!r} must be a text with a regular expression")
-        engines.check(self.engine)
-        try:
-            if self.engine == engines.DEFAULT:
-                found = look_around.terminal(self.pattern, _literal)
-            else:
-                translate(self.pattern)
-        except PatternError as error:
-            raise ValueError(f"pattern={self.pattern!r} cannot be used: {error}; use a Predicate for it") from None
-        if self.engine == engines.DEFAULT:
-            reason = llguidance_engine.complaint(found)
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine={self.engine!r} must be one of {', '.join(ENGINES)}")
+        reason = _refusal(self.pattern, engines.DEFAULT if self.engine == AUTO else self.engine)
+        if self.engine != AUTO:
             if reason:
-                raise ValueError(f"pattern={self.pattern!r} cannot be used: {_plain(reason, self.pattern)}")
+                raise ValueError(f"pattern={self.pattern!r} cannot be used: {reason}{_remedy(self)}")
+            return
+        object.__setattr__(self, "engine", BACKTRACKING if reason else engines.DEFAULT)
+        if reason:
+            reason = _refusal(self.pattern, BACKTRACKING) or backtracking.ambiguity(self.pattern)
+        if reason:
+            raise ValueError(f"pattern={self.pattern!r} cannot be used: {reason}")
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "pattern": self.pattern, "engine": self.engine}
@@ -63,12 +73,32 @@ class Regex(Constraint):
         return f"({look_around.terminal(self.pattern, _literal)})" if self.engine == engines.DEFAULT else None
 
     def start(self, vocabulary: Vocabulary) -> Session:
+        if self.engine == BACKTRACKING:
+            return backtracking.session(self.pattern, vocabulary)
         what = f"pattern={self.pattern!r}"
-        if self.engine == engines.DEFAULT:
-            terminal = self.regular()
-            assert terminal is not None
-            return engines.session(what, llguidance_engine.terminal(terminal), vocabulary)
-        return engines.xgrammar_session(what, "regex", self.pattern, vocabulary)
+        terminal = self.regular()
+        if terminal is None:
+            return engines.xgrammar_session(what, "regex", for_xgrammar(self.pattern), vocabulary)
+        return engines.session(what, llguidance_engine.terminal(terminal), vocabulary)
+
+
+def _refusal(pattern: str, engine: str) -> str:
+    """Why an engine does not take a pattern, naming the construct; empty where it does."""
+    try:
+        if engine == BACKTRACKING:
+            backtracking.checker(pattern)
+            return ""
+        if engine != engines.DEFAULT:
+            return xgrammar_engine.complaint("regex", for_xgrammar(pattern))
+        return _plain(llguidance_engine.complaint(look_around.terminal(pattern, _literal)), pattern)
+    except PatternError as error:
+        return str(error)
+
+
+def _remedy(constraint: Regex) -> str:
+    if constraint.engine != BACKTRACKING and not _refusal(constraint.pattern, BACKTRACKING):
+        return f"; engine={BACKTRACKING!r} takes it"
+    return ""
 
 
 def _literal(pattern: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class Predicate(Constraint):
         )
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        session = PredicateSession(self, vocabulary, b"", _Asked())
+        session = PredicateSession(self, vocabulary, b"", Asked())
         if not session.is_prefix(b""):
             raise UnsatisfiableError(f"prefix_fn={_name(self.prefix_fn)} refuses the empty text: nothing satisfies it")
         return session
@@ -89,7 +89,7 @@ class Predicate(Constraint):
 class PredicateSession(Session):
     """One text under a function."""
 
-    def __init__(self, predicate: Predicate, vocabulary: Vocabulary, text: bytes, asked: _Asked) -> None:
+    def __init__(self, predicate: Predicate, vocabulary: Vocabulary, text: bytes, asked: Asked) -> None:
         self.text = text
         self._predicate = predicate
         self._vocabulary = vocabulary
@@ -101,15 +101,15 @@ class PredicateSession(Session):
         return self._asked.calls
 
     def is_prefix(self, text: bytes) -> bool:
-        shown = self._shown(text)
-        return shown is not None and self._asked("prefix_fn", self._predicate.prefix_fn, shown[0])
+        seen = self._seen(text)
+        return seen is not None and self._ask("prefix_fn", self._predicate.prefix_fn, seen[0])
 
     def is_complete(self, text: bytes) -> bool:
-        shown = self._shown(text)
-        if shown is None or shown[1] or not self._asked("prefix_fn", self._predicate.prefix_fn, shown[0]):
+        seen = self._seen(text)
+        if seen is None or seen[1] or not self._ask("prefix_fn", self._predicate.prefix_fn, seen[0]):
             return False
         function = self._predicate.complete_fn
-        return function is None or self._asked("complete_fn", function, shown[0])
+        return function is None or self._ask("complete_fn", function, seen[0])
 
     def advance(self, token: int) -> None:
         added = self._vocabulary.bytes_of(token)
@@ -120,40 +120,49 @@ class PredicateSession(Session):
     def fork(self) -> PredicateSession:
         return PredicateSession(self._predicate, self._vocabulary, self.text, self._asked)
 
-    def _shown(self, text: bytes) -> tuple[str | bytes, bytes] | None:
+    def _ask(self, role: str, function: Function, text: str | bytes) -> bool:
+        return self._asked((role, text), lambda: _ask(role, function, text))
+
+    def _seen(self, text: bytes) -> tuple[str | bytes, bytes] | None:
         """What the functions see of a text, and the bytes behind it that begin a character; None: no UTF-8."""
         text = self._vocabulary.visible(text)
         if self._predicate.ascii and not text.isascii():
             return None
-        if self._predicate.on == "bytes":
-            return text, b""
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            whole = decoder.decode(text)
-        except UnicodeDecodeError:
-            return None
-        rest = decoder.getstate()[0]
-        # The decoder waits for the end of a surrogate too, and then refuses it.
-        return None if rest[:1] == b"\xed" and rest[1:2] > b"\x9f" else (whole, rest)
+        return (text, b"") if self._predicate.on == "bytes" else whole_characters(text)
 
 
-class _Asked:
-    """The answers so far, shared by all forks of a session."""
+def whole_characters(text: bytes) -> tuple[str, bytes] | None:
+    """The whole characters of a text, and the bytes behind them that begin one; None: no UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        whole = decoder.decode(text)
+    except UnicodeDecodeError:
+        return None
+    rest = decoder.getstate()[0]
+    # The decoder waits for the end of a surrogate too, and then refuses it.
+    return None if rest[:1] == b"\xed" and rest[1:2] > b"\x9f" else (whole, rest)
+
+
+class Asked:
+    """The answers so far, shared by all forks of a session.
+
+    Attributes:
+        calls: how many questions had to be answered anew.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
-        self._answers: dict[tuple[str, str | bytes], bool] = {}
+        self._answers: dict[Hashable, bool] = {}
 
-    def __call__(self, role: str, function: Function, text: str | bytes) -> bool:
-        key = (role, text)
-        answer = self._answers.get(key)
+    def __call__(self, question: Hashable, answering: Callable[[], bool]) -> bool:
+        answer = self._answers.get(question)
         if answer is None:
             self.calls += 1
-            answer = _ask(role, function, text)
+            answer = answering()
             if len(self._answers) >= VERDICTS_KEPT:  # drop the older half
                 for old in list(self._answers)[: VERDICTS_KEPT // 2]:
                     del self._answers[old]
-            self._answers[key] = answer
+            self._answers[question] = answer
         return answer
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from textguide.support.importing import named_object
 
-from . import engines
 from .base import Constraint
 from .documents import Grammar, JSONSchema
 from .patterns import Regex
@@ -39,7 +38,7 @@ def from_dict(values: dict[str, Any]) -> Constraint:
     return constraint.build(fields)
 
 
-def resolve(value: Any, engine: str = engines.DEFAULT) -> Constraint:
+def resolve(value: Any, engine: str | None = None) -> Constraint:
     """A constraint from any form in which one can be given.
 
     Args:
@@ -47,7 +46,7 @@ def resolve(value: Any, engine: str = engines.DEFAULT) -> Constraint:
             ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the grammar itself,
             with a newline or a ``start:``), ``python:MODULE:NAME`` (a constraint, or a function for
             :class:`Predicate`).
-        engine: of a pattern, schema or grammar that is given as a line of text.
+        engine: of a pattern, schema or grammar that is given as a line of text; None: their own default.
 
     Raises:
         ValueError: it is none of these, or cannot be used.
@@ -64,12 +63,13 @@ def resolve(value: Any, engine: str = engines.DEFAULT) -> Constraint:
         except json.JSONDecodeError as error:
             raise ValueError(f"constraint={value!r} is no JSON: {error}") from None
     kind, colon, rest = value.partition(":")
+    options: dict[str, Any] = {} if engine is None else {"engine": engine}
     if kind == "regex" and colon:
-        return Regex(rest, engine=engine)
+        return Regex(rest, **options)
     if kind == "json-schema" and rest:
-        return JSONSchema(rest, engine=engine)
+        return JSONSchema(rest, **options)
     if kind == "grammar" and rest:
-        return Grammar(rest if "\n" in rest or rest.lstrip().startswith("start") else Path(rest), engine=engine)
+        return Grammar(rest if "\n" in rest or rest.lstrip().startswith("start") else Path(rest), **options)
     if kind == "python" and rest:
         return _from_python(rest)
     forms = ["regex:PATTERN", "json-schema:FILE", "grammar:FILE", "python:MODULE:NAME"]

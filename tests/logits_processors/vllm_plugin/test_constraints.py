@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from textguide.constraints import Predicate, Vocabulary
+from textguide.constraints import Predicate, Regex, Vocabulary
 from textguide.guidance import AWRS, CFG
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
@@ -210,7 +210,8 @@ def test_requests_that_are_understood() -> None:
     [
         ({"awrs_regexp": "a"}, "'awrs_regexp' is no argument of guidance; use awrs_regex"),
         ({"awrs_regex": 5}, "awrs_regex=5 must be a text"),
-        ({"awrs_regex": r"(a)\1"}, "awrs_regex: pattern=.* cannot be used"),
+        ({"awrs_regex": r"(a)\1"}, "awrs_regex: pattern=.* a backreference at 3 .*; name it when the engine starts"),
+        ({"awrs_regex": "("}, "awrs_regex: pattern=.* cannot be used"),
         ({"awrs_json_schema": "/etc/passwd"}, "awrs_json_schema='/etc/passwd' is no JSON"),
         ({"awrs_json_schema": "[1]"}, "awrs_json_schema: schema="),
         ({"awrs_grammar": " "}, "awrs_grammar: grammar="),
@@ -253,6 +254,23 @@ def test_greedy_requests_and_engines_without_constraints_are_told() -> None:
         parse(params(awrs_regex="a"))
     with pytest.raises(ValueError, match=r"constraint x='python:nowhere:name': .*no module"):
         ours.engines_constraint("x", "python:nowhere:name")
+
+
+def test_patterns_that_need_backtracking_are_named_at_the_start() -> None:
+    twice = ours.engines_constraint("twice", r"regex:(a|b)\1")
+    assert twice == Regex(r"(a|b)\1", engine="regex")
+    assert ours.engines_constraint("plain", "regex:a+") == Regex("a+", engine="xgrammar")
+    names = {"twice": r"regex:(a|b)\1"}
+    asked = parse(params(awrs_constraint="twice"), Limits(Tokenizer(), 200, 20, forms=ToyForms(names, Tokenizer, 9)))
+    assert asked is not None
+    session = ours.constraint_for(asked.awrs.constraint, names).start(VOCABULARY)
+    assert session.is_complete(b"aa")
+    assert not session.is_prefix(b"ab")
+    assert ours.arguments_of(AWRS(twice), names)["awrs_constraint"] == "twice"
+    with pytest.raises(ValueError, match="does not travel with a request"):
+        ours.arguments_of(AWRS(twice), {})
+    with pytest.raises(ValueError, match=r"constraint x='regex:\(': pattern="):
+        ours.engines_constraint("x", "regex:(")
 
 
 def test_guidance_objects_become_arguments() -> None:
