@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 
@@ -37,9 +38,33 @@ def test_xgrammar_has_the_same_masks(pattern: str, oracle: d.Re, seed: int) -> N
 def test_xgrammars_refusals_name_the_argument() -> None:
     pytest.importorskip("xgrammar")
     with pytest.raises(ValueError, match=r"pattern='\(\?s:\.\)a' cannot be used: .*flag"):
-        Regex("(?s:.)a", engine="xgrammar").start(SMALL)
+        Regex("(?s:.)a", engine="xgrammar")
     with pytest.raises(ValueError, match="nothing satisfies it"):
         Regex(r"[^\s\S]", engine="xgrammar").start(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [("(", "parenthesis is not closed"), ("a$b", "an anchor at 1"), (r"\bword", r"a word boundary (\b) at 0"),
+     ("(?i)a", "Group modifier flag"), (r"\p{L}", "Unicode character class")],
+)  # fmt: skip
+def test_xgrammar_refuses_patterns_when_they_are_made(pattern: str, reason: str) -> None:
+    pytest.importorskip("xgrammar")
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        Regex(pattern, engine="xgrammar")
+    assert f"pattern={pattern!r} cannot be used" in str(caught.value)
+    assert "cpp" not in str(caught.value)
+
+
+def test_what_xgrammar_reads_in_another_way_is_spelled_for_it() -> None:
+    pytest.importorskip("xgrammar")
+    for pattern, inside, outside in (
+        (r"\Aab\Z", b"ab", b"AabZ"), (".", b"a", b"\n"), ("a{,2}", b"aa", b"aaa"), ("(?P<x>a)", b"a", b"x"),
+        ("[^.]", b"\n", b"."),
+    ):  # fmt: skip
+        session = Regex(pattern, engine="xgrammar").start(BYTES)
+        assert session.is_complete(inside), pattern
+        assert not session.is_complete(outside), pattern
 
 
 @pytest.mark.parametrize("name", ["llguidance", "xgrammar"])

@@ -261,7 +261,8 @@ def test_patterns_that_need_backtracking_are_named_at_the_start() -> None:
     assert twice == Regex(r"(a|b)\1", engine="regex")
     assert ours.engines_constraint("plain", "regex:a+") == Regex("a+", engine="xgrammar")
     names = {"twice": r"regex:(a|b)\1"}
-    asked = parse(params(awrs_constraint="twice"), Limits(Tokenizer(), 200, 20, forms=ToyForms(names, Tokenizer, 9)))
+    limits = Limits(Tokenizer(), 200, 20, constraints=ToyConstraints(names, Tokenizer, 9))
+    asked = parse(params(awrs_constraint="twice"), limits)
     assert asked is not None
     session = ours.constraint_for(asked.awrs.constraint, names).start(VOCABULARY)
     assert session.is_complete(b"aa")
