@@ -21,6 +21,9 @@ from textguide.guidance.prompts import per_row
 
 from .runs import Runs, calling_list
 
+_HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
+"""Classes of transformers whose own ``generate`` leaves the processors out."""
+
 
 class CFGLogitsProcessor(LogitsProcessor):
     """Classifier-free guidance as a logits processor, with a second pass and a cache of its own.
@@ -79,6 +82,11 @@ class CFGLogitsProcessor(LogitsProcessor):
         if timed and horizon is None:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.model = unwrapped(model)
+        if type(self.model).__name__ in _HAND_ON_NOTHING:
+            raise ValueError(
+                f"{type(self.model).__name__}.generate does not hand logits_processor= to its loop; use "
+                "custom_generate=textguide.guided_decoding(...)"
+            )
         self.guidance = guidance
         self.horizon = horizon
         self._runs: Runs[_Run] = Runs()

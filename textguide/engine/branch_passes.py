@@ -338,7 +338,9 @@ def prefill_prepared(
         rows, logits = prefill.read_encoded(known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
         return rows, logits[:, -1].to(ids.device)
     positions = kwargs.pop("position_ids", None)
-    with_images = any(isinstance(value, (Tensor, Mapping)) for value in kwargs.values())
+    with_images = any(
+        isinstance(value, (Tensor, Mapping)) and not _says_nothing(name, value) for name, value in kwargs.items()
+    )
     padded = mask is not None and not bool(mask.all())
     if padded and with_images and known.has_recurrent_state:
         raise ValueError(
@@ -371,3 +373,8 @@ def prefill_prepared(
         row_of = torch.arange(len(ids), device=batch.device) // copies
         rows, logits = row_batch.SharedRows(batch, row_of), logits[row_of.to(logits.device)]
     return rows, logits[:, -1].to(ids.device)
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether it is a type of tokens that all tokens have, which models with images make for text alone too."""
+    return name.endswith("token_type_ids") and isinstance(value, Tensor) and bool((value == value.flatten()[0]).all())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import caches, small_matmul
 
-_BROKEN = (RuntimeError, IndexError, TypeError, AttributeError, AssertionError)
+_BROKEN = (RuntimeError, IndexError, TypeError, AttributeError, AssertionError, ValueError)
 
 
 class Padding(enum.Enum):
@@ -221,6 +221,8 @@ class ModelAdapter:
             try:
                 found = _tried(self)
             except _BROKEN as error:
+                if str(error).startswith(self.name):  # a refusal that names the model already
+                    raise
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(
                     f"{self.name} cannot be read behind a cache ({reason}); guidance is not available for it"
@@ -253,7 +255,7 @@ class ModelAdapter:
             whole, parts = (_Reading(self, [prompt[:1] if self.is_encoder_decoder else prompt]) for _ in range(2))
             try:
                 every = whole.step([chunk], keep=len(chunk))
-            except (*_BROKEN, ValueError):
+            except _BROKEN:
                 return False
             return all(_alike(self, every[:, n], parts.step([[token]])) for n, token in enumerate(chunk))
 
