@@ -338,9 +338,7 @@ def prefill_prepared(
         rows, logits = prefill.read_encoded(known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
         return rows, logits[:, -1].to(ids.device)
     positions = kwargs.pop("position_ids", None)
-    with_images = any(
-        isinstance(value, (Tensor, Mapping)) and not _says_nothing(name, value) for name, value in kwargs.items()
-    )
+    with_images = any(_says_something(name, value) for name, value in kwargs.items())
     padded = mask is not None and not bool(mask.all())
     if padded and with_images and known.has_recurrent_state:
         raise ValueError(
@@ -375,6 +373,8 @@ def prefill_prepared(
     return rows, logits[:, -1].to(ids.device)
 
 
-def _says_nothing(name: str, value: Any) -> bool:
-    """Whether it is a type of tokens that all tokens have, which models with images make for text alone too."""
-    return name.endswith("token_type_ids") and isinstance(value, Tensor) and bool((value == value.flatten()[0]).all())
+def _says_something(name: str, value: Any) -> bool:
+    """Whether an input comes with the rows beside their ids, such as an image; for text alone models make empty ones."""
+    if name.endswith("token_type_ids") and isinstance(value, Tensor):
+        return bool((value != value.flatten()[0]).any())
+    return bool(value) if isinstance(value, Mapping) else isinstance(value, Tensor)
