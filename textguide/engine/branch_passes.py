@@ -374,7 +374,7 @@ def prefill_prepared(
 
 
 def _says_something(name: str, value: Any) -> bool:
-    """Whether an input comes with the rows beside their ids, such as an image; for text alone models make empty ones."""
+    """Whether an input comes with the rows beside their ids, such as an image; models make empty ones for text."""
     if name.endswith("token_type_ids") and isinstance(value, Tensor):
         return bool((value != value.flatten()[0]).any())
     return bool(value) if isinstance(value, Mapping) else isinstance(value, Tensor)
