@@ -86,6 +86,11 @@ class AWRSLogitsProcessor(LogitsProcessor):
         outcome = self.outcome
         return None if outcome is None else outcome.log_weights
 
+    def reset(self) -> None:
+        """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
+        a run whose prompt continues an earlier text from the next step of the earlier one."""
+        self._runs.reset()
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (R, V) that allow the drawn token of each row alone."""
         if self.guidance.is_neutral:

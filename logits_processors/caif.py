@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from textguide.guidance import CAIF, Step, as_guidance, split
 from textguide.guidance.algebra import log_softmax
 
 from .runs import Runs, calling_list
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A classifier holds the texts of one call; threads may share it, in one processor or in several."""
 
 
 class CAIFLogitsProcessor(LogitsProcessor):
@@ -77,6 +81,11 @@ class CAIFLogitsProcessor(LogitsProcessor):
         self._pad = getattr(model.generation_config, "pad_token_id", None)
         self._prompt_lengths: Runs[int] = Runs()
 
+    def reset(self) -> None:
+        """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
+        a run whose prompt continues an earlier text from the next step of the earlier one."""
+        self._prompt_lengths.reset()
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (R, V) for ids (R, T), in the dtype they came in; rows that are left alone keep their scores."""
         if self._reweighter is None:
@@ -85,10 +94,11 @@ class CAIFLogitsProcessor(LogitsProcessor):
         prompt = self._prompt_lengths.of(calling_list(), lambda length: size > length, lambda: size)
         rows = input_ids.tolist()
         prompts = [_without_padding(row[:prompt], self._pad) for row in rows]
-        self._reweighter.begin(prompts, [row[prompt:] for row in rows])
         index = size - prompt
         step = Step.at(index, self.horizon) if self.horizon else Step()
-        changed, acted = self._reweighter(log_softmax(scores), step, index, range(len(rows)))
+        with _ONE_AT_A_TIME:
+            self._reweighter.begin(prompts, [row[prompt:] for row in rows])
+            changed, acted = self._reweighter(log_softmax(scores), step, index, range(len(rows)))
         total = scores.float().logsumexp(-1, keepdim=True)
         return (changed + total).to(scores.dtype).where(acted[:, None], scores)
 

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import empty_source
 from textguide.engine.effect import Effect, EffectMeter
-from textguide.engine.options import unwrapped
+from textguide.engine.options import CallArguments, unwrapped
 from textguide.forward import prefill
 from textguide.forward.row_batch import Rows
 from textguide.guidance import CFG, Contrast, Step
@@ -97,14 +97,21 @@ class CFGLogitsProcessor(LogitsProcessor):
         """What guidance did in the latest run (rows that finished early count on)."""
         return self._last.meter.summary() if self._last is not None else Effect()
 
+    def reset(self) -> None:
+        """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
+        a run whose prompt continues an earlier text from the next step of the earlier one."""
+        self._runs.reset()
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Guided scores (R, V) for ids (R, T): log-probabilities in the dtype of ``scores``."""
         if self.guidance.is_neutral:
             return scores
+        owner = calling_list()
+        input_ids = input_ids.to(self.model.device)
         run = self._runs.of(
-            calling_list(),
-            continues=lambda run: run.continues(input_ids),
-            new=lambda: _Run(self.model, self.guidance, input_ids),
+            owner,
+            continues=lambda run: run.continues(input_ids, one_by_one=owner is None),
+            new=lambda: _Run(self.model, self.guidance, input_ids, self.horizon),
         )
         self._last = run
         step = Step.at(input_ids.shape[1] - run.prompt_length, self.horizon) if self.horizon else Step()
@@ -131,7 +138,7 @@ class _Match:
 class _Run:
     """The unconditional branch of one ``generate`` call."""
 
-    def __init__(self, model: Any, guidance: Contrast, ids: Tensor) -> None:
+    def __init__(self, model: Any, guidance: Contrast, ids: Tensor, horizon: int | None) -> None:
         self.model = model
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]
@@ -143,16 +150,31 @@ class _Run:
         else:
             given = guidance.negative_prompt if per_row(guidance.negative_prompt) else (guidance.negative_prompt,)
             rows = [branch_inputs.encode(prompt, None, "negative_prompt_ids") for prompt in given]
-            self.negatives = branch_inputs.expand(rows, self.rows, "negative_prompt_ids")
+            copies = _copies(ids, len(rows))
+            self.negatives = branch_inputs.expand(rows, self.rows, "negative_prompt_ids", copies)
+        branch_inputs.check_rows(model, self.negatives, "negative_prompt_ids", horizon or 1)
+        if not self.is_encoder_decoder:
+            pad = getattr(model.generation_config, "pad_token_id", None)
+            cond = [_without_padding(row, pad) for row in ids.tolist()]
+            branch_inputs.warn_of_same(guidance, cond, [self.negatives], "input_ids")
+        self.limit = None if self.is_encoder_decoder else branch_inputs.positions(model)
         self.prompt = ids
+        self.seen = ids.shape[1]
         self.ids = ids[:, :0]
         self.read_rows: Rows | None = None
         self._match: _Match | None = None
 
-    def continues(self, ids: Tensor) -> bool:
-        """Whether ``ids`` may be a later step of this run; remembers how its rows follow."""
+    def continues(self, ids: Tensor, one_by_one: bool = False) -> bool:
+        """Whether ``ids`` may be a later step of this run; remembers how its rows follow.
+
+        Args:
+            one_by_one: a step adds one token, and more of them are another run.
+        """
         if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and self.read_rows is None):
             return False
+        if one_by_one and ids.shape[1] > self.seen + 1:
+            return False
+        self.seen = ids.shape[1]
         read = self.ids if self.read_rows is not None else self.prompt
         width = read.shape[1]
         if ids.shape[1] > width:
@@ -172,6 +194,12 @@ class _Run:
     def read(self, ids: Tensor) -> Tensor:
         """Unconditional logits (R, V) of the position behind ``ids`` (R, T)."""
         match, self._match = self._match, None
+        longest = max(map(len, self.negatives)) + ids.shape[1] - self.prompt_length
+        if self.limit is not None and longest > self.limit:
+            raise ValueError(
+                f"negative_prompt_ids and what was written are {longest} tokens, but model= has {self.limit} "
+                "positions; shorten one of them"
+            )
         if self.read_rows is None:
             logits = self._prefill(ids)
         else:
@@ -207,6 +235,24 @@ class _Run:
         if not bool(same.any(dim=1).all()):
             return False
         return same.long().argmax(dim=1)
+
+
+def _copies(ids: Tensor, negatives: int) -> int:
+    """How often ``ids`` (R, T) holds each prompt, as samples and beams do, if it has ``negatives`` prompts."""
+    prompts = CallArguments.of_caller().prompts
+    if prompts is not None:
+        return max(1, ids.shape[0] // prompts)
+    if ids.shape[0] % negatives:
+        return 1
+    copies = ids.shape[0] // negatives
+    alike = (ids.view(negatives, copies, -1) == ids.view(negatives, copies, -1)[:, :1]).all()
+    return copies if bool(alike) else 1
+
+
+def _without_padding(row: list[int], pad: int | None) -> list[int]:
+    """``row`` from its first token that is no padding on."""
+    start = next((i for i, token in enumerate(row) if token != pad), len(row) - 1)
+    return row[start:]
 
 
 def _unpadded(ids: Any, mask: Tensor | None) -> Any:

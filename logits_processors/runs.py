@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
+import threading
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from transformers import LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessorList
 
 State = TypeVar("State")
 
@@ -36,7 +39,8 @@ class Runs(Generic[State]):
             continues: whether a state may belong to the ids at hand.
             new: makes a state.
         """
-        key = id(owner)
+        # Threads that call a processor by hand have runs of their own.
+        key = id(owner) if owner is not None else -threading.get_ident()
         held = self._held.get(key)
         if held is not None and (owner is None or held[0]() is owner) and continues(held[1]):
             return held[1]
@@ -45,11 +49,26 @@ class Runs(Generic[State]):
         self._held[key] = (reference, state)
         return state
 
+    def reset(self) -> None:
+        """Forget every run."""
+        self._held.clear()
+
     def _forget(self, key: int, _: Any) -> None:
         self._held.pop(key, None)
 
 
 def calling_list() -> LogitsProcessorList | None:
-    """To be used in a processor's ``__call__``: the list that is calling it, or None where something else does."""
-    owner = sys._getframe(2).f_locals.get("self")
-    return owner if isinstance(owner, LogitsProcessorList) else None
+    """To be used in a processor's ``__call__``: the list of the ``generate`` call that is running, or None without one.
+
+    Another processor, a function or a list of the user's own may stand between the two; such a list may live on from
+    one ``generate`` call to the next, so that the outermost one counts.
+    """
+    generate = inspect.unwrap(GenerationMixin.generate).__code__
+    call = LogitsProcessorList.__call__.__code__
+    found: LogitsProcessorList | None = None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not generate:
+        if frame.f_code is call:
+            found = frame.f_locals["self"]
+        frame = frame.f_back
+    return found

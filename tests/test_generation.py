@@ -50,7 +50,7 @@ def _chi_square(rows: list[list[int]], law: list[float]) -> float:
 
 
 def test_batch_size_splits_and_joins() -> None:
-    prompts = [PROMPT, [4, 8], [11, 4, 52, 8, 30, 31], [6]]
+    prompts = [PROMPT, [4, 8], [11, 4, 52, 8, 30, 31], [1, 6]]
     whole = run(prompts, CFG(1.5))
     parts = run(prompts, CFG(1.5), batch_size=3)
     assert parts.new_tokens == whole.new_tokens

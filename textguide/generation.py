@@ -192,7 +192,10 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
         )
     if request.forks:  # a row for every branch, which transformers makes for samples alone
         rows, *branches = [[row for row in one for _ in range(request.particles)] for one in (rows, *branches)]
-    _check_ids(run, rows, branches)
+    branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens)
+    if branching is not None:
+        branch_inputs.check_branches(run.model, branching, branches, request.max_new_tokens, request.models)
+        branch_inputs.warn_of_same(branching, rows, branches)
     batches = []
     for start in range(0, len(rows), request.size(len(rows))):
         part = slice(start, start + request.size(len(rows)))
@@ -210,21 +213,3 @@ def _inputs(run: Run, rows: branch_inputs.Rows) -> dict[str, Tensor]:
         return {"input_ids": ids, "attention_mask": mask}
     ids, padding = pad_left(rows, device, run.pad)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if padding is None else padding}
-
-
-def _check_ids(run: Run, prompts: branch_inputs.Rows, branches: list[branch_inputs.Rows]) -> None:
-    config = run.model.config.get_text_config(decoder=True)
-    size = getattr(config, "vocab_size", None)
-    limit = getattr(config, "max_position_embeddings", None)
-    new = run.request.max_new_tokens
-    room = 0 if run.model.config.is_encoder_decoder else new
-    for name, rows in [("prompts", prompts), *(("negative_prompt", rows) for rows in branches)]:
-        for number, row in enumerate(rows):
-            if size is not None and not all(0 <= token < size for token in row):
-                wrong = next(token for token in row if not 0 <= token < size)
-                raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
-            if limit is not None and len(row) + room > limit:
-                raise ValueError(
-                    f"{name}[{number}] has {len(row)} tokens and max_new_tokens={new}, but the model has {limit} "
-                    "positions; shorten one of them"
-                )

@@ -149,7 +149,7 @@ def test_mismatched_negatives() -> None:
     two = CFG(negative_prompt=[[1], [2]])
     with pytest.raises(ValueError, match="negative_prompt has 2 rows and the batch has 4"):
         branch_rows(two, cond=COND + COND)
-    assert branch_rows(two, cond=COND + COND, copies=True) == [[[1], [1], [2], [2]]]
+    assert branch_rows(two, cond=COND + COND, copies=2) == [[[1], [1], [2], [2]]]
 
 
 def test_text_negative_without_tokenizer() -> None:
@@ -182,9 +182,11 @@ def test_expand() -> None:
     assert expand([[1]], 3) == [[1], [1], [1]]
     assert expand([[1], [2]], 2) == [[1], [2]]
     # generate puts the copies of one prompt next to each other.
-    assert expand([[1], [2]], 4) == [[1], [1], [2], [2]]
-    with pytest.raises(ValueError, match="thing has 2 rows and the batch has 4"):
-        expand([[1], [2]], 4, "thing", copies=False)
+    assert expand([[1], [2]], 4, copies=2) == [[1], [1], [2], [2]]
+    assert expand([[1], [2], [3], [4]], 4, copies=2) == [[1], [2], [3], [4]]
+    for copies in (1, 4):
+        with pytest.raises(ValueError, match="thing has 2 rows and the batch has 4"):
+            expand([[1], [2]], 4, "thing", copies=copies)
     for size in (1, 3):
         with pytest.raises(ValueError, match=f"thing has 2 rows and the batch has {size}"):
             expand([[1], [2]], size, "thing")

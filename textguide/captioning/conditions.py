@@ -139,7 +139,7 @@ class TextModelSource:
 
     def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
         """The rows and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
-        prompts = branch_inputs.expand(self.prompts, size, "prompt")
+        prompts = branch_inputs.expand(self.prompts, size, "prompt", copies=size // len(self.prompts))
         rows, logits = prefill.read_prompts(model, prompts, model.device, fast=True)
         return TranslatedRows(rows, self.tokens), self.tokens.law(logits[:, -1])
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..guidance.base import Branch, BranchGuidance
+import torch
+
+from ..guidance.base import SELF, Branch, BranchGuidance, Step
 from ..guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
+from ..support.errors import GuidanceHadNoEffectWarning
 
 Rows = list[list[int]]
 T = TypeVar("T")
@@ -16,13 +20,18 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
     """The user's prompts in canonical form, one per row; with ``system`` they become chats.
 
     Args:
-        prompts: a text, token ids or a chat, or a sequence with one of these per row.
+        prompts: a text, token ids or a chat, or a sequence with one of these per row; or what a tokenizer returns,
+            ``{"input_ids", "attention_mask"}``, whose padding is left out. Rows of ids of one length without a mask
+            lose padding at their ends where the tokenizer's padding token means nothing else.
         system: a system prompt, put in front of every chat; texts become the user's turn behind it.
         tokenizer: needs a chat template where chats occur.
 
     Raises:
-        ValueError: ``prompts`` or a row of it is no prompt.
+        ValueError: ``prompts`` or a row of it is no prompt, or it cannot be told whether tokens are padding.
     """
+    masked = isinstance(prompts, Mapping) and "input_ids" in prompts and prompts.get("attention_mask") is not None
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        prompts = _encoded(prompts)
     single = as_prompt(prompts)
     given = prompts.tolist() if hasattr(prompts, "tolist") else prompts
     if single is None and (isinstance(given, (Mapping, bytes, bytearray)) or not isinstance(given, Iterable)):
@@ -38,10 +47,69 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
             raise ValueError(
                 f"prompts[{number}]={row!r} is no prompt; give a text, a list of token ids or a list of chat messages"
             )
-        canonical.append(prompt if system is None else with_system(prompt, system))
+        canonical.append(prompt)
     if not canonical:
         raise ValueError("prompts is empty; give at least one prompt")
-    return canonical
+    if single is None and not masked:
+        canonical = _without_padding(canonical, tokenizer)
+    return canonical if system is None else [with_system(prompt, system) for prompt in canonical]
+
+
+def _encoded(encoding: Mapping[str, Any]) -> Any:
+    """The token ids of what a tokenizer returned, without what its mask leaves out."""
+    values = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in encoding.items()}
+    others = sorted(values.keys() - {"input_ids", "attention_mask", "token_type_ids"})
+    if others:
+        raise ValueError(
+            f"prompts has {', '.join(others)} beside input_ids and attention_mask, which would not be read; leave "
+            "them out, or give images as images="
+        )
+    ids, mask = values["input_ids"], values.get("attention_mask")
+    if mask is None:
+        return ids
+    if ids and isinstance(ids[0], int):
+        ids, mask = [ids], [mask]
+    if [len(row) for row in ids] != [len(row) for row in mask]:
+        raise ValueError("prompts: attention_mask must have the shape of input_ids")
+    kept = []
+    for number, (row, keep) in enumerate(zip(ids, mask, strict=True)):
+        read = [place for place, one in enumerate(keep) if one]
+        if not read or read != list(range(read[0], read[-1] + 1)):
+            raise ValueError(
+                f"prompts[{number}]: attention_mask={keep} must be 1 on a run of tokens and 0 on the padding around it"
+            )
+        kept.append(tuple(row[read[0] : read[-1] + 1]))
+    return kept
+
+
+def _without_padding(rows: list[Prompt], tokenizer: Any) -> list[Prompt]:
+    """Rows of token ids that are one batch of a tokenizer, without the padding at their ends.
+
+    Raises:
+        ValueError: the padding token begins or ends a text too, and only some of the rows have it there.
+    """
+    pad = getattr(tokenizer, "pad_token_id", None)
+    lengths = {len(row) for row in rows}
+    if pad is None or len(lengths) > 1 or not all(isinstance(row, tuple) and isinstance(row[0], int) for row in rows):
+        return rows
+    means = {getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)}
+    for place in (0, -1):
+        padded = [number for number, row in enumerate(rows) if row[place] == pad]
+        # Of a batch that was padded, the longest row has no padding.
+        if pad in means and padded and len(padded) < len(rows):
+            raise ValueError(
+                f"prompts[{padded[0]}] {'begins' if place == 0 else 'ends'} with token {pad}, which pads and begins "
+                'or ends texts too; give the whole encoding, {"input_ids": …, "attention_mask": …}, or rows without it'
+            )
+    if pad in means:
+        return rows
+    found: list[Prompt] = []
+    for number, row in enumerate(rows):
+        read = [place for place, token in enumerate(row) if token != pad]
+        if not read:
+            raise ValueError(f"prompts[{number}] holds the padding token {pad} alone; give it a token")
+        found.append(row[read[0] : read[-1] + 1])
+    return found
 
 
 def with_system(prompt: Prompt, system: str) -> Chat:
@@ -60,7 +128,7 @@ def with_system(prompt: Prompt, system: str) -> Chat:
 
 
 def encode(prompt: Prompt, tokenizer: Any, name: str) -> list[int]:
-    """Token ids of one prompt.
+    """Token ids of one prompt; a chat that ends in a turn of the assistant is continued inside that turn.
 
     Args:
         name: the argument that an error names.
@@ -79,9 +147,13 @@ def encode(prompt: Prompt, tokenizer: Any, name: str) -> list[int]:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"{name} is a chat, but the tokenizer has no chat template; give a text")
         messages = [{"role": turn.role, "content": turn.content} for turn in prompt]  # type: ignore[union-attr]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
+        how = {"add_generation_prompt": True}
+        if messages[-1]["role"] == "assistant" and len(messages) > 1:
+            if messages[-1]["content"].strip():
+                how = {"continue_final_message": True}
+            else:  # nothing to continue
+                messages.pop()
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **how)["input_ids"]
     if not ids:
         begin = getattr(tokenizer, "bos_token_id", None)
         if begin is None:
@@ -97,7 +169,7 @@ def branch_rows(
     tokenizer: Any = None,
     prompts: Sequence[Prompt] | None = None,
     empty_source: Sequence[int] | None = None,
-    copies: bool = False,
+    copies: int = 1,
 ) -> list[Rows]:
     """Token ids that each extra branch of ``guidance`` reads, one list per branch and row.
 
@@ -106,8 +178,7 @@ def branch_rows(
         tokenizer: needed where a branch names text or a chat.
         prompts: the user's prompts in canonical form, needed where a branch swaps their system prompt.
         empty_source: what an encoder-decoder reads for no source at all; None for a decoder-only model.
-        copies: rows of ``cond`` may be copies of one prompt side by side, as ``num_return_sequences`` makes
-            them.
+        copies: rows of ``cond`` that are copies of one prompt, side by side, as ``num_return_sequences`` makes them.
 
     Raises:
         ValueError: the prompts of a branch do not fit the batch, or something it needs is missing.
@@ -115,18 +186,20 @@ def branch_rows(
     return [rows_of(branch, cond, tokenizer, prompts, empty_source, copies) for branch in guidance.branches]
 
 
-def expand(rows: list[T], size: int, name: str = "negative_prompt", copies: bool = True) -> list[T]:
-    """One row for all, or one per prompt, brought to ``size`` rows in the order in which ``generate`` repeats prompts.
+def expand(rows: list[T], size: int, name: str = "negative_prompt", copies: int = 1) -> list[T]:
+    """One row for all, one per prompt, or one per row, as ``size`` rows in the order in which ``generate`` repeats
+    prompts.
 
     Args:
-        copies: the batch may hold each prompt several times.
+        copies: how often the batch holds each prompt.
 
     Raises:
         ValueError: the number of rows does not fit ``size``.
     """
-    if len(rows) not in (1, size) and (not copies or size % len(rows)):
+    if len(rows) not in (1, size) and len(rows) * copies != size:
+        prompts = f" and {size // copies} prompts" if copies > 1 else ""
         raise ValueError(
-            f"{name} has {len(rows)} rows and the batch has {size}; give one for all rows, or one per prompt"
+            f"{name} has {len(rows)} rows and the batch has {size}{prompts}; give one for all rows, or one per prompt"
         )
     times = size // len(rows)
     return [row for row in rows for _ in range(times)]
@@ -138,7 +211,7 @@ def rows_of(
     tokenizer: Any,
     prompts: Sequence[Prompt] | None = None,
     empty_source: Sequence[int] | None = None,
-    copies: bool = True,
+    copies: int = 1,
 ) -> Rows:
     """What one branch reads, row by row; arguments as for :func:`branch_rows`."""
     if branch.same_prompt:
@@ -166,6 +239,90 @@ def rows_of(
     given: Sequence[Any] = branch.prompt if per_row(branch.prompt) else (branch.prompt,)
     rows = [encode(prompt, tokenizer, "negative_prompt") for prompt in given]
     return expand(rows, len(cond), copies=copies)
+
+
+def check_rows(model: Any, rows: Rows, name: str, new: int | None = None) -> None:
+    """Refuse rows that ``model`` cannot read.
+
+    Args:
+        rows: token ids; of an encoder-decoder what its encoder reads.
+        name: the argument that an error names.
+        new: tokens that are written behind each row; the last of them is not read. None: lengths are not checked.
+
+    Raises:
+        ValueError: an id lies outside the vocabulary, or a row is too long for the positions of the model.
+    """
+    size, limit = getattr(_config(model), "vocab_size", None), positions(model)
+    behind = 0 if new is None or model.config.is_encoder_decoder else new - 1
+    for number, row in enumerate(rows):
+        if size is not None and row and not 0 <= min(row) <= max(row) < size:
+            wrong = next(token for token in row if not 0 <= token < size)
+            raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
+        if new is not None and limit is not None and len(row) + behind > limit:
+            raise ValueError(
+                f"{name}[{number}] has {len(row)} tokens and max_new_tokens={new}, but the model has {limit} "
+                "positions; shorten one of them"
+            )
+
+
+def positions(model: Any) -> int | None:
+    """The longest text that ``model`` has positions for; of an encoder-decoder the longest source. None: no limit."""
+    limit: int | None = getattr(_config(model), "max_position_embeddings", None)
+    return limit
+
+
+def _config(model: Any) -> Any:
+    config = model.config.get_text_config(decoder=True)
+    return getattr(model.config, "encoder", config) if model.config.is_encoder_decoder else config
+
+
+def check_branches(
+    model: Any, guidance: BranchGuidance, branches: Sequence[Rows], new: int, models: Mapping[str, Any] | None = None
+) -> None:
+    """:func:`check_rows` for what each extra branch of ``guidance`` reads, on the model that runs it.
+
+    Args:
+        models: further models by name.
+    """
+    for branch, rows in zip(guidance.branches, branches, strict=True):
+        check_rows((models or {}).get(branch.model, model), rows, "negative_prompt", new)
+
+
+def warn_of_same(guidance: BranchGuidance, cond: Rows, branches: Sequence[Rows], name: str = "prompts") -> None:
+    """Warn of rows for which guidance does nothing, since every branch reads the prompt itself.
+
+    Args:
+        cond: what the conditional branch reads.
+        branches: what each extra branch of ``guidance`` reads.
+        name: the argument whose rows the warning names.
+    """
+    if guidance.is_neutral or not branches:
+        return
+    # Another model, or a part of the model, differs by itself.
+    if any(branch.same_prompt or branch.model != SELF or branch.view is not None for branch in guidance.branches):
+        return
+    if not _follows_its_branches(guidance):
+        return
+    same = [number for number, row in enumerate(cond) if all(branch[number] == row for branch in branches)]
+    if not same:
+        return
+    shown = ", ".join(f"{name}[{number}]" for number in same[:5]) + (", …" if len(same) > 5 else "")
+    short = any(branch.prompt is None and branch.edit is None and branch.system is None for branch in guidance.branches)
+    cause = "every branch of it reads the same tokens as the prompt"
+    if short and all(len(cond[number]) == 1 for number in same):
+        cause = "the other branch reads the last token of a prompt, and these prompts are one token"
+    warnings.warn(
+        f"{guidance} changes nothing for {len(same)} of {len(cond)} rows ({shown}): {cause}; give a negative prompt "
+        "that differs, or begin the prompt with the tokenizer's begin token (BOS)",
+        GuidanceHadNoEffectWarning,
+        stacklevel=4,
+    )
+
+
+def _follows_its_branches(guidance: BranchGuidance) -> bool:
+    """Whether the combination of equal branches is what they are; a plausibility cut, say, acts on them too."""
+    logp = torch.linspace(-3.0, 3.0, 9).log_softmax(-1).repeat(len(guidance.branches) + 1, 1, 1)
+    return torch.allclose(guidance.combine(logp, Step()).log_softmax(-1), logp[0], atol=1e-5)
 
 
 def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:

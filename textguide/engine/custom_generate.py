@@ -164,7 +164,8 @@ class GuidedDecoding:
             call=_compiled(model, generation_config, model_kwargs),
         )
         if guidance is not None:
-            settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs)
+            horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
+            settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs, generation_config, horizon)
             settings.static = generation_config.cache_implementation == "static"
         if isinstance(parts.constraint, FeynmanKac):
             if weigher is not None:
@@ -181,7 +182,13 @@ class GuidedDecoding:
         return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
 
     def _prompts(
-        self, guidance: BranchGuidance, model: Any, ids: Tensor, model_kwargs: dict[str, Any]
+        self,
+        guidance: BranchGuidance,
+        model: Any,
+        ids: Tensor,
+        model_kwargs: dict[str, Any],
+        generation_config: Any,
+        horizon: int,
     ) -> list[branch_inputs.Rows | Source]:
         size = ids.shape[0]
         if self.captioning is not None and self._reads(model, model_kwargs):
@@ -191,8 +198,9 @@ class GuidedDecoding:
                 "the model reads images, and captioning=None does not say what the other branch sees; use "
                 "textguide.guided_decoding, or pass captioning=textguide.captioning.Captioning()"
             )
+        copies = generation_config.num_return_sequences or 1
         if self.branch_prompts is not None:
-            return [branch_inputs.expand(rows, size) for rows in self.branch_prompts]
+            return [branch_inputs.expand(rows, size, copies=copies) for rows in self.branch_prompts]
         cond: branch_inputs.Rows = [[] for _ in range(size)]
         empty: list[int] | None = None
         if model.config.is_encoder_decoder:
@@ -204,7 +212,12 @@ class GuidedDecoding:
             empty = empty_source(model.config)
         else:
             cond = _unpadded(ids, self._mask(model, model_kwargs))
-        rows = branch_inputs.branch_rows(guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=True)
+        rows = branch_inputs.branch_rows(
+            guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=copies
+        )
+        branch_inputs.check_branches(model, guidance, rows, horizon, self.models)
+        if self.warn and not model.config.is_encoder_decoder:
+            branch_inputs.warn_of_same(guidance, cond, rows, "input_ids")
         return [*rows]
 
     def _reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:

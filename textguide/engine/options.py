@@ -114,6 +114,7 @@ class CallArguments:
     Args:
         streamer: fed with the prompt already.
         assistant_model, negative_prompt_ids, synced_gpus: as given.
+        prompts: how many it was given.
         options: the further keyword arguments of the call.
     """
 
@@ -121,6 +122,7 @@ class CallArguments:
     assistant_model: Any = None
     negative_prompt_ids: Any = None
     synced_gpus: Any = None
+    prompts: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -136,7 +138,8 @@ class CallArguments:
             return cls()
         given = frame.f_locals
         names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
-        return cls(**{name: given.get(name) for name in names}, options=given.get("kwargs") or {})
+        found = {name: given.get(name) for name in names}
+        return cls(**found, prompts=given.get("batch_size"), options=given.get("kwargs") or {})
 
 
 def check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], given: CallArguments, guided: bool) -> None:
