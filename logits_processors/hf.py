@@ -12,8 +12,9 @@ from transformers import LogitsProcessor
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import empty_source
 from textguide.engine.effect import Effect, EffectMeter
-from textguide.engine.options import CallArguments, unwrapped
+from textguide.engine.options import CallArguments
 from textguide.forward import prefill
+from textguide.forward.model_adapter import adapter
 from textguide.forward.row_batch import Rows
 from textguide.guidance import CFG, Contrast, Step
 from textguide.guidance.algebra import log_softmax
@@ -81,7 +82,7 @@ class CFGLogitsProcessor(LogitsProcessor):
         timed = guidance.schedule != "constant" or (guidance.start, guidance.stop) != (0.0, 1.0)
         if timed and horizon is None:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
-        self.model = unwrapped(model)
+        self.model = adapter(model).base
         if type(self.model).__name__ in _HAND_ON_NOTHING:
             raise ValueError(
                 f"{type(self.model).__name__}.generate does not hand logits_processor= to its loop; use "
@@ -107,7 +108,7 @@ class CFGLogitsProcessor(LogitsProcessor):
         if self.guidance.is_neutral:
             return scores
         owner = calling_list()
-        input_ids = input_ids.to(self.model.device)
+        input_ids = input_ids.to(adapter(self.model).device)
         run = self._runs.of(
             owner,
             continues=lambda run: run.continues(input_ids, one_by_one=owner is None),

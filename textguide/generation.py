@@ -32,7 +32,7 @@ class StreamChunk:
 
     Args:
         row: the prompt it continues.
-        text: the new text; may be empty while a character is incomplete.
+        text: the new text; empty where a later token completes the character.
         token: the token behind it.
     """
 
@@ -141,16 +141,22 @@ def stream(
     stop: str | Sequence[str] | None = None,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+    stopping_criteria: Any = None,
+    vocabulary: Vocabulary | None = None,
     speculation: Any = None,
     **options: Any,
 ) -> Iterator[StreamChunk]:
     """Like :func:`generate`, but yields text as it is written, token by token and row by row.
 
+    A token whose bytes do not make a character yet waits for the one that completes it, or for the end of its row.
+
     The run stops when the iterator is closed. Arguments as for :func:`generate`.
     """
     request = Request.of(
-        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, models=models
-    )
+        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, models=models,
+        observer=observer, stopping_criteria=stopping_criteria, vocabulary=vocabulary,
+    )  # fmt: skip
     if request.particles > 1:
         what = "max_branches" if request.forks else "particles"
         raise ValueError(f"{what}={request.particles} may still change what is written; stream with {what}=1")
@@ -170,12 +176,13 @@ def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
 
 def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
     texts: list[TextStream] = []
-    for step in run.steps(batch):
-        tokens = step.tolist()
-        texts = texts or [TextStream(run.tokenizer, run.ends) for _ in tokens]
-        for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
-            if not text.ended:
-                yield StreamChunk(row, text.put(token), token)
+    for tokens, wrote in run.steps(batch):
+        texts = texts or [TextStream(run.tokenizer) for _ in tokens]
+        for row, text in enumerate(texts):
+            pieces = text.put(int(tokens[row])) if wrote[row] else text.end()
+            yield from (StreamChunk(row, new, token) for token, new in pieces)
+    for row, text in enumerate(texts):
+        yield from (StreamChunk(row, new, token) for token, new in text.end())
 
 
 def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:

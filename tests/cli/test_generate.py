@@ -39,10 +39,10 @@ def test_text(run: Run, loaded: Any) -> None:
 
 
 def test_several_prompts_are_numbered(run: Run, loaded: Any) -> None:
-    outcome = run("generate", "ab", "c", "def", *NEW, "--batch-size", "2")
+    outcome = run("generate", "ab", "cd", "def", *NEW, "--batch-size", "2")
     parts = []
     for number, (prompt, text) in enumerate(
-        zip(["ab", "c", "def"], expected(loaded, ["ab", "c", "def"]), strict=True), 1
+        zip(["ab", "cd", "def"], expected(loaded, ["ab", "cd", "def"]), strict=True), 1
     ):
         parts.append(f"[{number}]\n{prompt}{text}\n")
     assert outcome.out == "".join(parts)

@@ -262,7 +262,7 @@ def test_mask_takes_the_most_likely_allowed_token_where_nothing_samples() -> Non
 )
 def test_refusals_name_the_option(guidance: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        generate("llama", guidance, **options)
+        generate("llama", guidance, PROMPTS[:1], **options)
 
 
 def test_custom_generate_wants_a_row_for_every_particle() -> None:

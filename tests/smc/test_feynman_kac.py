@@ -252,7 +252,11 @@ def test_json() -> None:
     [
         ([CFG(1.5), FeynmanKac(particles=1)], {"do_sample": False}, "do_sample=False: FeynmanKac draws"),
         ([CFG(1.5, skip_threshold=0.1), FeynmanKac(particles=1)], {}, r"skip_threshold=0\.1 leaves out"),
-        ([ContrastiveDecoding(), FeynmanKac()], {"models": {"amateur": 1}}, "contrastive names no un-normalised"),
+        (
+            [ContrastiveDecoding(), FeynmanKac()],
+            {"models": {"amateur": build("gpt2")}},
+            "contrastive names no un-normalised",
+        ),
         (
             [CFG(1.5), CAIF("sentiment", "positive", 1.0, top_k=8), FeynmanKac()],
             {},

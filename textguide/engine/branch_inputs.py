@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..forward.model_adapter import adapter
 from ..guidance.base import SELF, Branch, BranchGuidance, Step
 from ..guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
 from ..support.errors import GuidanceHadNoEffectWarning
@@ -252,7 +253,7 @@ def check_rows(model: Any, rows: Rows, name: str, new: int | None = None) -> Non
     Raises:
         ValueError: an id lies outside the vocabulary, or a row is too long for the positions of the model.
     """
-    size, limit = getattr(_config(model), "vocab_size", None), positions(model)
+    size, limit = _sizes(model)
     behind = 0 if new is None or model.config.is_encoder_decoder else new - 1
     for number, row in enumerate(rows):
         if size is not None and row and not 0 <= min(row) <= max(row) < size:
@@ -267,13 +268,16 @@ def check_rows(model: Any, rows: Rows, name: str, new: int | None = None) -> Non
 
 def positions(model: Any) -> int | None:
     """The longest text that ``model`` has positions for; of an encoder-decoder the longest source. None: no limit."""
-    limit: int | None = getattr(_config(model), "max_position_embeddings", None)
-    return limit
+    return _sizes(model)[1]
 
 
-def _config(model: Any) -> Any:
-    config = model.config.get_text_config(decoder=True)
-    return getattr(model.config, "encoder", config) if model.config.is_encoder_decoder else config
+def _sizes(model: Any) -> tuple[int | None, int | None]:
+    """Tokens in the vocabulary of what reads a prompt, and its positions; None where they are not known."""
+    sizes = adapter(model)
+    encoder = getattr(sizes.base.config, "encoder", None) if sizes.is_encoder_decoder else None
+    if encoder is None:
+        return sizes.vocab_size, sizes.max_positions
+    return getattr(encoder, "vocab_size", None), getattr(encoder, "max_position_embeddings", None)
 
 
 def check_branches(

@@ -113,7 +113,7 @@ class GuidedDecoding:
             if isinstance(step, Decoded):
                 decoded = step
             elif streamer is not None:
-                streamer.put(step.cpu())
+                streamer.put(step[0].cpu())
         if streamer is not None:
             streamer.end()
         assert decoded is not None
@@ -134,8 +134,8 @@ class GuidedDecoding:
         stopping_criteria: Any,
         generation_config: Any,
         **model_kwargs: Any,
-    ) -> Iterator[Tensor | Decoded]:
-        """The same run step by step: the tokens (B,) of each, and at last the :class:`Decoded`."""
+    ) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
+        """The same run step by step: see :func:`textguide.engine.loop.decode`."""
         given = CallArguments.of_caller()
         guided = self.guidance is not None and not self.guidance.is_neutral
         check_mode(model, generation_config, model_kwargs, given, guided)

@@ -118,8 +118,9 @@ def decode(
     generation_config: Any,
     settings: Settings,
     model_kwargs: dict[str, Any],
-) -> Iterator[Tensor | Decoded]:
-    """Decode, yielding the next tokens (B,) of every step and at last the :class:`Decoded`.
+) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
+    """Decode, yielding the next tokens (B,) of every step with the rows that wrote them, bool (B,), and at last the
+    :class:`Decoded`.
 
     Args:
         model: a transformers model.
@@ -134,7 +135,7 @@ def decode(
     logits = loop.prefill(model_kwargs)
     while True:
         tokens = loop.write(logits)
-        yield tokens
+        yield tokens, loop.wrote
         if loop.finished():
             break
         logits = loop.read()
@@ -167,6 +168,7 @@ class _Loop:
         self.index = 0
         # Whether a row still writes is known here alone; rows that do not may stay in the batch for a while.
         self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
+        self.wrote = self.writing.bool()  # the same before this step's end
         self.lengths = torch.zeros_like(self.writing)
         self.kl: Tensor | None = None
         self.skipped_kl: Tensor | None = None
@@ -236,6 +238,7 @@ class _Loop:
             view = StepView(self.index, tuple(self.passes.alive), cond, extra, shown, chosen, reweighed)
             self.settings.observer(view)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
+        self.wrote = self.writing.bool()
         self.lengths = self.lengths + self.writing
         self.writing = self.writing & ~self.criteria(self.ids, processed)
         if constraint is not None:  # rows that ended for a reason of their own are closed, and the other way round

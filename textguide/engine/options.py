@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..forward import caches
+from ..forward.model_adapter import adapter
 
 SAMPLING_OPTIONS = (
     "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
@@ -175,7 +176,8 @@ def check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], given: 
         _refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
     if _own_cache(model_kwargs):
         _refuse("a cache of your own", "leave it out")
-    _check_adapter(model)
+    # While PEFT generates, prepare_inputs_for_generation is its own; learned prompts are refused there.
+    adapter(getattr(model.prepare_inputs_for_generation, "__self__", model))
 
 
 def check_speculation(config: Any, model_kwargs: Mapping[str, Any]) -> None:
@@ -199,18 +201,6 @@ def check_inputs(model_kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def unwrapped(model: Any) -> Any:
-    """The transformers model behind PEFT and ``torch.compile``.
-
-    Raises:
-        ValueError: a PEFT adapter puts a learned prompt in front, which other branches would not read.
-    """
-    if getattr(model, "active_peft_config", None) is not None:
-        _check_adapter(model)
-        model = model.get_base_model()
-    return getattr(model, "_orig_mod", model)
-
-
 def _refuse(what: str, remedy: str) -> NoReturn:
     raise ValueError(f"{what} does not work with guided decoding; {remedy}")
 
@@ -224,16 +214,3 @@ def _asked_for_no_cache(model: Any, given: CallArguments) -> bool:
     if given.options.get("use_cache") is False:
         return True
     return getattr(model.generation_config, "use_cache", None) is not False
-
-
-def _check_adapter(model: Any) -> None:
-    """Refuse PEFT adapters that put learned tokens or keys in front of a prompt."""
-    # PEFT wraps the model and, while it generates, its prepare_inputs_for_generation.
-    for holder in (model, getattr(model.prepare_inputs_for_generation, "__self__", None)):
-        config = getattr(holder, "active_peft_config", None)
-        if getattr(config, "is_prompt_learning", False):
-            kind = getattr(config.peft_type, "value", config.peft_type)  # type: ignore[union-attr]
-            _refuse(
-                f"a PEFT adapter with a learned prompt ({kind})",
-                "other branches would not read it; use an adapter that changes weights, such as LoRA",
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +116,10 @@ def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return fields
 
 
-def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, ends: Set[int], pad: int) -> GenerateResult:
+def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, pad: int) -> GenerateResult:
     """The batches of one run as one result.
 
     Args:
-        ends: tokens that end a text.
         pad: fills rows up.
     """
     starts = [run.sequences.shape[1] - run.log_probs.shape[1] for run in done]  # type: ignore[union-attr]
@@ -133,10 +132,7 @@ def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, ends: Set[i
         sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
         log_probs.append(F.pad(run.log_probs, (0, missing)))
         written = run.sequences[:, start:].tolist()
-        if run.constraint is None:
-            tokens += [_trim(row, ends) for row in written]
-        else:
-            tokens += [row[:length] for row, length in zip(written, run.constraint.lengths, strict=True)]
+        tokens += [row[:length] for row, length in zip(written, run.lengths, strict=True)]
     log_prob = torch.cat(log_probs)
     outcomes = [run.constraint for run in done if run.constraint is not None]
     reports = [run.speculation for run in done if run.speculation is not None]
@@ -150,10 +146,3 @@ def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, ends: Set[i
         speculation=join_speculation(reports) if reports else None,
         **(constraint_fields(outcomes) if outcomes else {}),
     )
-
-
-def _trim(row: list[int], ends: Set[int]) -> list[int]:
-    for i, token in enumerate(row):
-        if token in ends:
-            return row[: i + 1]
-    return row

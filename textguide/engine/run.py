@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..constraints import Vocabulary
 from ..forward.model_adapter import adapter
@@ -174,16 +173,17 @@ class Run:
         effect = join([decoded.effect for decoded in done])
         warn_if_none(effect, request.guidance)
         warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])
-        return collect(done, effect, self.tokenizer, self.ends, self.pad)
+        return collect(done, effect, self.tokenizer, self.pad)
 
-    def steps(self, batch: Batch) -> Iterator[Tensor]:
-        """The tokens (B,) of every step of one batch."""
+    def steps(self, batch: Batch) -> Iterator[tuple[list[int], list[bool]]]:
+        """The tokens of every step of one batch, and which rows wrote them; the others had ended."""
         decoding = replace(self.decoding(), branch_prompts=batch.branch_prompts, captioning=batch.captioning)
         for step in self._call(decoding.steps, batch):
             if isinstance(step, Decoded):
                 warn_if_none(step.effect, decoding.guidance)
             else:
-                yield step
+                tokens, wrote = step
+                yield tokens.tolist(), wrote.tolist()
 
     def decoding(self) -> GuidedDecoding:
         """The request as our loop takes it."""

@@ -1,0 +1,136 @@
+"""The text of a stream, piece by piece, is the text of generate: spaces, characters of several tokens, early ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models
+from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
+
+import textguide
+from textguide import AWRS, CFG
+from textguide.engine.text_stream import TextStream
+
+from .architectures import EOS, VOCAB, Tokenizer, build
+
+TOKENS = [
+    "<pad>", "<s>", "</s>", "▁a", "▁bird", "s", "<0x0A>", "▁", "▁▁", ".", "<0xE2>", "<0x82>", "<0xAC>", "<0xF0>",
+    "<0x9F>", "<0x90>", "<0xA6>", "▁sang", "\n",
+]  # fmt: skip
+TOKENS += [f"x{number}" for number in range(VOCAB - len(TOKENS))]
+
+
+def llama_2() -> PreTrainedTokenizerFast:
+    """A tokenizer that decodes as Llama 2's does: bytes, and the first space of a text dropped."""
+    core = Core(models.WordLevel({token: number for number, token in enumerate(TOKENS)}, unk_token="<pad>"))
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """One whose decoder drops the space of the first token."""
+    tokenizer = llama_2()
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return tokenizer
+
+
+def ids(*tokens: str) -> list[int]:
+    return [TOKENS.index(token) for token in tokens]
+
+
+BIRD = ("<0xF0>", "<0x9F>", "<0x90>", "<0xA6>")
+TEXTS = [
+    ids("▁a", "▁bird", "<0x0A>", "▁sang", "▁▁", "<0x0A>", "<0x0A>", "▁a", "."),
+    ids("▁a", "\n", "▁bird", "s", "\n", "▁", "▁sang"),
+    ids("▁", "<0xE2>", "<0x82>", "<0xAC>", "<0x0A>", *BIRD, "▁a"),
+    ids("▁a", *BIRD[:3]),
+    ids(*BIRD[:2], "▁a", *BIRD[:1]),
+    ids("<0xE2>", "<0x0A>", "▁sang", *BIRD),
+]
+
+
+class Forced(LogitsProcessor):
+    """Makes the rows write given tokens."""
+
+    def __init__(self, rows: list[list[int]], prompt: int) -> None:
+        self.rows, self.prompt = rows, prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt
+        out = torch.full_like(scores, float("-inf"))
+        for row, tokens in enumerate(self.rows):
+            out[row, tokens[step] if step < len(tokens) else EOS] = 0.0
+        return out
+
+
+@pytest.mark.parametrize("make", [llama_2, metaspace])
+@pytest.mark.parametrize("tokens", TEXTS)
+def test_the_text_of_a_stream_is_the_text_of_generate(make: Any, tokens: list[int]) -> None:
+    tokenizer = make()
+    prompt = ids("▁a", "▁bird", "▁sang")
+    options: dict[str, Any] = {"max_new_tokens": len(tokens), "logits_processor": [Forced([tokens], 3)]}
+    out = textguide.generate(build("llama"), tokenizer, prompt, CFG(1.5), **options)
+    assert out.new_tokens == [tokens]
+    chunks = list(textguide.stream(build("llama"), tokenizer, prompt, CFG(1.5), **options))
+    assert [chunk.token for chunk in chunks] == tokens
+    assert "".join(chunk.text for chunk in chunks) == out.texts[0] == tokenizer.decode(tokens)
+
+
+def test_a_character_comes_with_its_last_token_and_nothing_waits_longer() -> None:
+    stream = TextStream(llama_2())
+    found = [stream.put(token) for token in ids("▁a", "<0xE2>", "<0x82>", "<0xAC>", "s")]
+    three = ids("<0xE2>", "<0x82>", "<0xAC>")
+    assert found == [
+        [(ids("▁a")[0], "a")], [], [], [(three[0], ""), (three[1], ""), (three[2], "€")], [(ids("s")[0], "s")],
+    ]  # fmt: skip
+    assert stream.end() == []
+
+
+class EndsAt(StoppingCriteria):
+    """Ends each row when it is so many tokens long."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.tensor([input_ids.shape[1] >= length for length in self.lengths])
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(1.5)])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_rows_that_a_criterion_ended_hold_nothing_behind_their_end(guidance: Any, sampled: bool) -> None:
+    prompts = [[5, 9, 33, 7, 20], [11, 4, 52, 8, 30], [4, 8, 5, 9, 33]]
+    options: dict[str, Any] = {"max_new_tokens": 7, "stopping_criteria": [EndsAt([7, 99, 10])]}
+    options |= {"do_sample": True, "seed": 1, "top_k": 0} if sampled else {}
+    out = textguide.generate(build("llama"), Tokenizer(), prompts, guidance, **options)
+    assert [len(row) for row in out.new_tokens] == [2, 7, 5]
+    assert out.texts == [Tokenizer().decode(row) for row in out.new_tokens]
+    assert out.sequences[0, 7:].tolist() == [0] * 5
+    assert out.log_probs[0, 2:].tolist() == [0.0] * 5
+    assert out.log_probs[0, :2].ne(0).all()
+    rows: list[list[int]] = [[], [], []]
+    for chunk in textguide.stream(build("llama"), Tokenizer(), prompts, guidance, **options):
+        rows[chunk.row].append(chunk.token)
+    assert rows == out.new_tokens
+
+
+def test_a_row_that_its_constraint_gave_up_writes_nothing_more() -> None:
+    from textguide.constraints import Vocabulary
+
+    texts = [letter.encode() for letter in Tokenizer.letters]
+    letters = Vocabulary((b"", b"", b"", *texts, *[b""] * (VOCAB - 3 - len(texts))), frozenset({EOS}))
+    guidance = AWRS("regex:[ab]{2}", method="mask")
+    options: dict[str, Any] = {"max_new_tokens": 6, "vocabulary": letters, "eos_token_id": EOS}
+    out = textguide.generate(build("llama"), Tokenizer(), [[5, 9], [4, 8]], guidance, **options)
+    rows: list[list[int]] = [[], []]
+    for chunk in textguide.stream(build("llama"), Tokenizer(), [[5, 9], [4, 8]], guidance, **options):
+        rows[chunk.row].append(chunk.token)
+    assert rows == out.new_tokens
+    assert [len(row) for row in rows] == [3, 3]
