@@ -81,9 +81,9 @@ class MaskedDiffusionCFGHook:
         where = canvas.masked(self.model.mask_id)
         if not where.any() or guide.guidance is None:
             return logits
-        laws = guide.laws(canvas, torch.arange(len(x), device=x.device), where)
+        distributions = guide.distributions(canvas, torch.arange(len(x), device=x.device), where)
         out = logits.clone()
-        out[where] = laws.guided.to(logits.dtype)
+        out[where] = distributions.guided.to(logits.dtype)
         return out
 
     def _begin(self, x: Tensor) -> None:

@@ -113,7 +113,7 @@ NAMES = list(BUILDERS)
 
 @cache
 def build(name: str, seed: int = 0) -> Any:
-    """The tiny model ``name`` in float32, with weights large enough that its laws are far from uniform."""
+    """The tiny model ``name`` in float32, with weights large enough that its distributions are far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BUILDERS[name]().eval()

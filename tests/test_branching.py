@@ -1,4 +1,5 @@
-"""Texts that fork where the law has much entropy: budget, shared beginnings, laws, and plain decoding without forks."""
+"""Texts that fork where the distribution has much entropy: budget, shared beginnings, distributions, and plain
+decoding without forks."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def plain(prompts: Any, guidance: Any = None, name: str = "llama", **options: An
     return textguide.generate(build(name), Tokenizer(), prompts, guidance, **options)
 
 
-def laws(name: str, guidance: Any, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+def distributions(name: str, guidance: Any, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     """The guided log-probabilities of every step of a text, read anew."""
     scores = []
     for index in range(len(tokens)):
@@ -65,23 +66,25 @@ def test_texts_fork_within_the_budget_and_share_their_beginnings(name: str, guid
 
 @pytest.mark.parametrize("guidance", [None, CFG(1.5)], ids=str)
 def test_forks_are_where_entropy_is_and_go_on_greedily(guidance: Any) -> None:
-    threshold = 4.025 if guidance is None else 3.985  # of random models, whose laws are close to uniform (4.11)
+    threshold = (
+        4.025 if guidance is None else 3.985
+    )  # of random models, whose distributions are close to uniform (4.11)
     out = run(PROMPTS[:1], guidance, entropy_threshold=threshold, max_branches=64)
     texts, origins = out.new_tokens[0], out.origins[0]
     at = {origin for origin in origins if origin is not None}
     assert 1 < len(texts) < 64
     for number, text in enumerate(texts):
-        law = laws("llama", guidance, PROMPTS[0], text)
-        entropies = -(law.exp() * law).sum(-1)
+        distribution = distributions("llama", guidance, PROMPTS[0], text)
+        entropies = -(distribution.exp() * distribution).sum(-1)
         begin = 0 if origins[number] is None else origins[number][1]
         for step in range(begin, NEW):
-            best = law[step].argsort(descending=True).tolist()
+            best = distribution[step].argsort(descending=True).tolist()
             # Where it forked off, the second most likely token; then the most likely ones.
             assert text[step] == best[1 if step == begin and origins[number] is not None else 0]
             if step > begin or origins[number] is None:
                 assert ((number, step) in at) == (float(entropies[step]) > threshold and step < NEW - 1)
         assert out.log_likelihoods[0][number] == pytest.approx(
-            sum(float(law[step, token]) for step, token in enumerate(text)), abs=1e-3
+            sum(float(distribution[step, token]) for step, token in enumerate(text)), abs=1e-3
         )
 
 

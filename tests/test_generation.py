@@ -1,4 +1,4 @@
-"""generate and stream: options, sampling law, outputs, and bad input."""
+"""generate and stream: options, sampling distribution, outputs, and bad input."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def run(prompts: Any, guidance: Any = None, name: str = "llama", **options: Any)
     return textguide.generate(build(name), TOKENIZER, prompts, guidance, **options)
 
 
-def test_sampled_law_is_the_guided_law() -> None:
+def test_sampled_distribution_is_the_guided_distribution() -> None:
     guidance = CFG(2.0)
-    _, laws = decoding.generate(build("llama"), PROMPT, guidance, [PROMPT[-1:]], 1)
+    _, distributions = decoding.generate(build("llama"), PROMPT, guidance, [PROMPT[-1:]], 1)
     draws = run([PROMPT] * 4000, guidance, max_new_tokens=1, do_sample=True, top_k=0, seed=0)
-    assert _chi_square(draws.new_tokens, laws[0]) < _CRITICAL
+    assert _chi_square(draws.new_tokens, distributions[0]) < _CRITICAL
     # The same test rejects a sampler at a scale that is a little off.
     wrong = run([PROMPT] * 4000, CFG(1.5), max_new_tokens=1, do_sample=True, top_k=0, seed=0)
-    assert _chi_square(wrong.new_tokens, laws[0]) > _CRITICAL
+    assert _chi_square(wrong.new_tokens, distributions[0]) > _CRITICAL
 
 
 # The 99.9% quantile of chi-square with up to VOCAB − 1 degrees of freedom (Wilson–Hilferty).
 _CRITICAL = (VOCAB - 1) * (1 - 2 / (9 * (VOCAB - 1)) + 3.09 * math.sqrt(2 / (9 * (VOCAB - 1)))) ** 3
 
 
-def _chi_square(rows: list[list[int]], law: list[float]) -> float:
+def _chi_square(rows: list[list[int]], distribution: list[float]) -> float:
     counts = Counter(row[0] for row in rows)
-    expected = [len(rows) * math.exp(p) for p in law]
+    expected = [len(rows) * math.exp(p) for p in distribution]
     rare = [i for i, e in enumerate(expected) if e < 5]
-    bins = [(counts[i], expected[i]) for i in range(len(law)) if i not in set(rare)]
+    bins = [(counts[i], expected[i]) for i in range(len(distribution)) if i not in set(rare)]
     if rare:
         bins.append((sum(counts[i] for i in rare), sum(expected[i] for i in rare)))
     return sum((observed - e) ** 2 / e for observed, e in bins if e > 0)
@@ -84,7 +84,7 @@ def test_num_return_sequences_and_negatives_per_prompt() -> None:
         assert out.log_likelihood[row].item() == pytest.approx(sum(log_probs), abs=1e-3)
 
 
-def test_processors_and_warpers_apply_to_the_guided_law() -> None:
+def test_processors_and_warpers_apply_to_the_guided_distribution() -> None:
     banned = run(PROMPT, CFG(1.5)).new_tokens[0][0]
     out = run(PROMPT, CFG(1.5), suppress_tokens=[banned])
     assert banned not in out.new_tokens[0]
@@ -147,9 +147,9 @@ def test_custom_generate_outputs() -> None:
         output_logits=True,
         custom_generate=guided_decoding(CFG(1.5)),
     )
-    _, laws = decoding.generate(model, PROMPT, CFG(1.5), [PROMPT[-1:]], 6)
+    _, distributions = decoding.generate(model, PROMPT, CFG(1.5), [PROMPT[-1:]], 6)
     guided = torch.log_softmax(torch.stack(out.scores)[:, 0].double(), -1)
-    torch.testing.assert_close(guided, torch.tensor(laws).double(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(guided, torch.tensor(distributions).double(), atol=2e-4, rtol=0)
     cond = decoding.next_log_probs(model, PROMPT)
     assert torch.log_softmax(out.logits[0][0], -1).tolist() == pytest.approx(cond, abs=1e-4)
     assert out.effect.guided_steps == 12
@@ -216,8 +216,8 @@ def test_branch_on_another_model() -> None:
     for row, prompt in enumerate([PROMPT, [4, 8]]):
         written: list[int] = []
         for token in out.new_tokens[row]:
-            laws = [decoding.next_log_probs(m, prompt + written) for m in (build("llama"), other)]
-            total = [a + b for a, b in zip(*laws, strict=True)]
+            distributions = [decoding.next_log_probs(m, prompt + written) for m in (build("llama"), other)]
+            total = [a + b for a, b in zip(*distributions, strict=True)]
             assert token == total.index(max(total))
             written.append(token)
     scored = textguide.score(

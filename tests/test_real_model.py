@@ -25,10 +25,10 @@ def smollm2() -> tuple[Any, Any]:
 def test_every_way_in_equals_the_oracle(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2
     ids = tokenizer(PROMPT).input_ids
-    expected, laws = decoding.generate(model, ids, CFG(1.5), [ids[-1:]], 6)
+    expected, distributions = decoding.generate(model, ids, CFG(1.5), [ids[-1:]], 6)
     out = textguide.generate(model, tokenizer, [PROMPT], CFG(1.5), max_new_tokens=6)
     assert out.new_tokens[0] == expected
-    log_probs = [law[token] for law, token in zip(laws, expected, strict=True)]
+    log_probs = [distribution[token] for distribution, token in zip(distributions, expected, strict=True)]
     assert out.log_probs[0].tolist() == pytest.approx(log_probs, abs=1e-4)
     scored = textguide.score(model, tokenizer, [PROMPT], [expected], CFG(), scales=[1.0, 1.5])
     assert scored.log_likelihood[1, 0].item() == pytest.approx(sum(log_probs), abs=1e-3)

@@ -42,7 +42,8 @@ def eager(
     max_branches: int = 8,
     **options: Any,
 ) -> Branched:
-    """Continue each prompt as one text that forks where the guided law has much entropy; see :class:`textguide.EAGer`.
+    """Continue each prompt as one text that forks where the guided distribution has much entropy; see
+    :class:`textguide.EAGer`.
 
     Args:
         model: a transformers model.

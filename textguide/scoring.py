@@ -181,12 +181,12 @@ def score_groups(
         adapter(model).reads_apart([])  # refuses models that branches cannot share
         for item in items if not adapter(model).is_encoder_decoder else ():
             adapter(model).check_lengths([len(item.context)], len(item.continuation))
-    weighers = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
+    reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):
         own = _continuation_logits(model, batch, 0)
         found = [
             _score_batch(model, [of(item) for item in batch], own, group, weighing, horizon, models)
-            for (group, of), weighing in zip(groups, weighers, strict=True)
+            for (group, of), weighing in zip(groups, reweightings, strict=True)
         ]
         lengths = [len(item.continuation) for item in batch]
         log_probs = torch.cat([one for one, _ in found]).cpu().split(lengths, dim=1)
@@ -300,7 +300,7 @@ def _score_batch(
     batch: list[Item],
     own: Tensor,
     settings: list[Guidance | None],
-    weighers: list[Reweighter | None],
+    reweightings: list[Reweighter | None],
     horizon: int | None,
     models: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:
@@ -310,22 +310,22 @@ def _score_batch(
     extra = lead.branches if lead is not None else ()
     found = model_views.model_parts(model, models, extra)
     others = [_continuation_logits(found[branch.model_part], batch, n) for n, branch in enumerate(extra, start=1)]
-    laws = [own, *(other.to(own.device) for other in others)]
-    sizes = {law.shape[-1] for law in laws}
+    distributions = [own, *(other.to(own.device) for other in others)]
+    sizes = {distribution.shape[-1] for distribution in distributions}
     if len(sizes) > 1:
         raise ValueError(f"the models of the branches have vocabularies of {sorted(sizes)} tokens; they must share one")
     lengths = [len(item.continuation) for item in batch]
-    targets = torch.tensor([token for item in batch for token in item.continuation], device=laws[0].device)
+    targets = torch.tensor([token for item in batch for token in item.continuation], device=distributions[0].device)
     places = torch.tensor(
-        [_progress(i, horizon or length) for length in lengths for i in range(length)], device=laws[0].device
+        [_progress(i, horizon or length) for length in lengths for i in range(length)], device=distributions[0].device
     )
     places_read = [(item, i) for item in batch for i in range(len(item.continuation))]
-    log_probs = torch.empty(len(settings), len(targets), device=laws[0].device)
-    is_top = torch.empty(len(settings), len(targets), dtype=torch.bool, device=laws[0].device)
-    broken = torch.zeros(len(settings), len(targets), dtype=torch.bool, device=laws[0].device)
+    log_probs = torch.empty(len(settings), len(targets), device=distributions[0].device)
+    is_top = torch.empty(len(settings), len(targets), dtype=torch.bool, device=distributions[0].device)
+    broken = torch.zeros(len(settings), len(targets), dtype=torch.bool, device=distributions[0].device)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
-        logp = torch.stack([log_softmax(law[part]) for law in laws])
+        logp = torch.stack([log_softmax(distribution[part]) for distribution in distributions])
         step = Step(places[part, None])
         token = targets[part, None]
         for number, setting in enumerate(settings):
@@ -334,9 +334,9 @@ def _score_batch(
             if guidance is not None:
                 guided = guidance.combine(logp, step)
                 broken[number, part] = algebra.broken(guided)
-            weigher = weighers[number]
-            if weigher is not None:
-                guided = _reweighed(weigher, guided, step, places_read[part])
+            reweighting = reweightings[number]
+            if reweighting is not None:
+                guided = _reweighed(reweighting, guided, step, places_read[part])
             picked = guided.gather(-1, token)
             log_probs[number, part] = picked[:, 0]
             is_top[number, part] = (guided <= picked).all(-1)
@@ -346,10 +346,11 @@ def _score_batch(
     return log_probs, is_top
 
 
-def _reweighed(weigher: Reweighter, guided: Tensor, step: Step, places: Sequence[tuple[Item, int]]) -> Tensor:
-    """The laws (P, V) with the candidates at each place weighed; a place is an item and a number of its tokens."""
-    weigher.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
-    changed, acted = weigher(log_softmax(guided), step, [i for _, i in places], range(len(places)))
+def _reweighed(reweighting: Reweighter, guided: Tensor, step: Step, places: Sequence[tuple[Item, int]]) -> Tensor:
+    """The distributions (P, V) with the candidates at each place weighed; a place is an item and a number of its
+    tokens."""
+    reweighting.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
+    changed, acted = reweighting(log_softmax(guided), step, [i for _, i in places], range(len(places)))
     return torch.where(acted[:, None], changed, guided)
 
 

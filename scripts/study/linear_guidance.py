@@ -41,10 +41,12 @@ def main() -> None:
     groups = json.loads((Path(os.environ["TEXTGUIDE_DATA"]) / "prompts/unique_prompts.json").read_text())
     prompts = [text for texts in groups.values() for text in texts.values()][: arguments.prompts]
     guidance = CFG(arguments.scale, arguments.negative_prompt)
-    runs = [laws(model, tokenizer, prompt, guidance, arguments.tokens, seed) for seed, prompt in enumerate(prompts)]
+    runs = [
+        distributions(model, tokenizer, prompt, guidance, arguments.tokens, seed) for seed, prompt in enumerate(prompts)
+    ]
     half = len(runs) // 2
     report = {"prompts": len(runs), "tokens": arguments.tokens, "scale": arguments.scale, "torch": torch.__version__}
-    named = {"this step's conditional law": 0, "and one step before": 1, "and three steps before": 3}
+    named = {"this step's conditional distribution": 0, "and one step before": 1, "and three steps before": 3}
     report["rows"] = [row(name, runs[:half], runs[half:], lags, arguments.scale) for name, lags in named.items()]
     print(f"{'predicted from':30} {'R² of lu':>9} {'R² of lc − lu':>14} {'KL to guided':>13} {'of no guidance':>15}")
     for one in report["rows"]:
@@ -54,7 +56,7 @@ def main() -> None:
         write_json(arguments.json, report)
 
 
-def laws(model: object, tokenizer: object, prompt: str, guidance: CFG, tokens: int, seed: int) -> list[Tensor]:
+def distributions(model: object, tokenizer: object, prompt: str, guidance: CFG, tokens: int, seed: int) -> list[Tensor]:
     """Both branches' log-probabilities at every step of a sampled text, (2, V) each."""
     seen: list[Tensor] = []
     textguide.generate(

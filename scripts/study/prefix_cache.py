@@ -65,7 +65,8 @@ class OpenDecoder(torch.nn.Module):
 
 
 class Watched(Denoiser):
-    """Reads every row behind a cache a second time as a whole, and notes how far the laws of its masks are apart."""
+    """Reads every row behind a cache a second time as a whole, and notes how far the distributions of its masks are
+    apart."""
 
     distances: list[Tensor]
     whole: Tensor

@@ -79,8 +79,8 @@ def main() -> None:
         ids[:, prompt:] = MASK
         with torch.no_grad():
             for place in torch.randperm(LENGTH, generator=chance) + prompt:
-                law = model(input_ids=ids).logits[:, place].softmax(-1)
-                ids[:, place] = torch.multinomial(law, 1, generator=chance)[:, 0]
+                distribution = model(input_ids=ids).logits[:, place].softmax(-1)
+                ids[:, place] = torch.multinomial(distribution, 1, generator=chance)[:, 0]
         texts = tokenizer.batch_decode(ids[:, prompt:], skip_special_tokens=True)
         found = molecules.report([b for b, _ in pairs[:32]], texts)
         return f"valid {sum(found.valid) / 32:.2f} hits {sum(found.hits) / 32:.2f} e.g. {texts[0]}"

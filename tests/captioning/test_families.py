@@ -106,11 +106,11 @@ def test_equals_the_oracle_alone_and_in_a_batch(name: str, kind: str) -> None:
             decode(name, CFG(2.5), kind)
         return
     guidance = CFG(2.5, schedule="linear") if kind == "blank" else CFG(2.5)
-    laws: list[list[torch.Tensor]] = [[], [], []]
+    distributions: list[list[torch.Tensor]] = [[], [], []]
 
     def keep(view: Any) -> None:
-        for row, law in zip(view.samples, view.guided, strict=True):
-            laws[row].append(law)
+        for row, distribution in zip(view.samples, view.guided, strict=True):
+            distributions[row].append(distribution)
 
     out = decode(name, guidance, kind, observer=keep)
     texts = out.sequences[:, -NEW:].tolist()
@@ -119,12 +119,12 @@ def test_equals_the_oracle_alone_and_in_a_batch(name: str, kind: str) -> None:
         tokens, expected = captioning.generate(model, conditions(name, row, kind), guidance, NEW)
         assert texts[row] == tokens
         torch.testing.assert_close(
-            torch.stack(laws[row]).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4
+            torch.stack(distributions[row]).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4
         )
         alone = decode(name, guidance, kind, (row,))
         assert alone.sequences[0, -NEW:].tolist() == tokens
         torch.testing.assert_close(alone.log_probs[0], out.log_probs[row], atol=1e-3, rtol=1e-4)
-    firsts = torch.stack([law[0] for law in laws])
+    firsts = torch.stack([distribution[0] for distribution in distributions])
     assert (firsts[0] - firsts[1]).abs().max() > 1e-3  # what is seen matters
 
 
@@ -208,8 +208,8 @@ def test_language_model_guidance_equals_the_oracle(name: str) -> None:
     inputs = image_rows(name)
     how = Captioning(captioner=model, inputs=inputs, language_model=(language_model, words))
     decoding = guided_decoding(guidance, captioning=how, log_probs=True, warn=False, tokenizer=words)
-    laws: list[torch.Tensor] = []
-    decoding.observer = lambda view: laws.append(view.guided)
+    distributions: list[torch.Tensor] = []
+    decoding.observer = lambda view: distributions.append(view.guided)
     model.generate(**inputs, max_new_tokens=NEW, do_sample=False, custom_generate=decoding)
     size = model.config.get_text_config(decoder=True).vocab_size
     tokens = VocabularyMap.between(words, size, words, models.VOCAB)
@@ -224,7 +224,7 @@ def test_language_model_guidance_equals_the_oracle(name: str) -> None:
         found, expected = captioning.generate(model, conditions(name, row, "blank"), guidance, NEW, text)
         assert decoding.last is not None
         assert decoding.last.sequences[row, -NEW:].tolist() == found
-        got = torch.stack([law[row] for law in laws]).double()
+        got = torch.stack([distribution[row] for distribution in distributions]).double()
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4)
 
 
@@ -247,12 +247,12 @@ def test_other_guidances_act_on_what_is_seen(name: str, method: Any) -> None:
         seen, blank = conditions(name, row, "blank")
         written: list[int] = []
         for step in range(NEW):
-            laws = [captioning.next_log_probs(model, seen, written)]
+            distributions = [captioning.next_log_probs(model, seen, written)]
             for branch in guidance.branches:
                 owner, inputs = (other, seen) if branch.model else (model, blank)
-                laws.append(captioning.next_log_probs(owner, inputs, written))
-            law = guidance.combine(torch.tensor(laws)[:, None], Step.at(step, NEW))[0]
-            written.append(int(law.argmax()))
+                distributions.append(captioning.next_log_probs(owner, inputs, written))
+            distribution = guidance.combine(torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
+            written.append(int(distribution.argmax()))
         assert out.sequences[row, -NEW:].tolist() == written
 
 

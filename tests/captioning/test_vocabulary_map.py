@@ -1,4 +1,4 @@
-"""Tokens of one vocabulary as tokens of another, and what that does to a law."""
+"""Tokens of one vocabulary as tokens of another, and what that does to a distribution."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_tokens_meet_by_their_bytes_and_the_newline_ends() -> None:
     assert (tokens.end, tokens.ends, tokens.end_input) == (0, (0, 1), 0)
     assert tokens.inputs(torch.tensor([[1, 2, 0, 4]])).tolist() == [[4, 5, 0, 0]]
     logits = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    law, mapped = logits.log_softmax(-1), tokens.law(logits)
-    torch.testing.assert_close(mapped[:, 1:4], law[:, [4, 5, 2]])
-    torch.testing.assert_close(mapped[:, 0].exp(), law[:, 0].exp() + law[:, 1].exp())
+    distribution, mapped = logits.log_softmax(-1), tokens.distribution(logits)
+    torch.testing.assert_close(mapped[:, 1:4], distribution[:, [4, 5, 2]])
+    torch.testing.assert_close(mapped[:, 0].exp(), distribution[:, 0].exp() + distribution[:, 1].exp())
     assert bool(torch.isneginf(mapped[:, 4]).all())
 
 
@@ -72,7 +72,7 @@ def test_the_guidance_is_a_value() -> None:
 def test_forbidden_tokens_stay_forbidden_and_nothing_is_nan() -> None:
     inf = float("-inf")
     logp = torch.tensor([[[-1.0, inf, -1.0, -2.0]], [[-1.0, -1.0, inf, -1.0]], [[-1.0, -1.0, -1.0, inf]]])
-    law = LMGuidance(alpha=2.0).combine(logp, Step())
-    assert torch.isneginf(law)[0].tolist() == [False, True, False, True]
+    distribution = LMGuidance(alpha=2.0).combine(logp, Step())
+    assert torch.isneginf(distribution)[0].tolist() == [False, True, False, True]
     # −1 + 2·(−1) − 1·(−1) = −2 and, without the branch that forbids it, −1 + 2·(−1) = −3.
-    assert float(law[0, 0] - law[0, 2]) == pytest.approx(1.0)
+    assert float(distribution[0, 0] - distribution[0, 2]) == pytest.approx(1.0)

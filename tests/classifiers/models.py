@@ -58,7 +58,7 @@ SHARING = {"llama", "qwen2", "gpt2", "gpt_neox", "opt"}
 
 @cache
 def causal(name: str) -> Any:
-    """A sequence-classification model whose laws depend on what it reads."""
+    """A sequence-classification model whose distributions depend on what it reads."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = _build(name).eval()

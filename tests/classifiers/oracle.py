@@ -22,7 +22,7 @@ def continuations(classifier: Classifier, prefixes: Sequence[str], endings: Sequ
 
 
 def linear(classifier: LinearClassifier, text: str) -> list[float]:
-    """The law of the linear classifier by its definition: distinct words, their parts, distinct neighbours."""
+    """The distribution of the linear classifier by its definition: distinct words, their parts, distinct neighbours."""
     features = classifier.features
     words = [word for chunk in text.split() for word in _cut(features, chunk)]
     buckets = [bucket for word in set(words) for bucket in features.of_word(word)]

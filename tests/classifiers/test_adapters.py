@@ -169,8 +169,8 @@ def test_zero_shot_is_its_definition(name: str, words: tuple[str, str]) -> None:
         for word in words:
             prompt, answer = tokenizer(f"is: {text} it:").input_ids, tokenizer(word).input_ids
             with torch.no_grad():
-                law = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
-            parts = [law[len(prompt) - 1 + i, token] for i, token in enumerate(answer)]
+                distribution = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+            parts = [distribution[len(prompt) - 1 + i, token] for i, token in enumerate(answer)]
             scores.append(sum(parts) / (len(parts) if len("".join(words)) > 2 else 1))
         expected.append(torch.stack(scores).log_softmax(0))
     torch.testing.assert_close(judge.log_prob(texts), torch.stack(expected), atol=1e-4, rtol=0)

@@ -18,15 +18,15 @@ TEXTS = ["What a wonderful film!", "A dull, tedious mess."]
 def test_minilm() -> None:
     classifier = resolve("sentiment-minilm")
     assert isinstance(classifier, EmbeddingClassifier)
-    law = classifier.log_prob([*TEXTS, ""])
-    assert law.argmax(1).tolist()[:2] == [1, 0]
-    torch.testing.assert_close(classifier.log_prob(TEXTS[1:])[0], law[1], atol=1e-5, rtol=0)
+    distribution = classifier.log_prob([*TEXTS, ""])
+    assert distribution.argmax(1).tolist()[:2] == [1, 0]
+    torch.testing.assert_close(classifier.log_prob(TEXTS[1:])[0], distribution[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("profanity_check") is None, reason="the extra 'profanity' is missing")
 def test_profanity() -> None:
-    law = resolve("profanity").log_prob(["what a lovely day", "you stupid idiot", ""])
-    assert law.argmax(1).tolist() == [0, 1, 0]
+    distribution = resolve("profanity").log_prob(["what a lovely day", "you stupid idiot", ""])
+    assert distribution.argmax(1).tolist() == [0, 1, 0]
 
 
 @pytest.mark.real_model

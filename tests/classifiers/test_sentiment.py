@@ -16,10 +16,10 @@ def test_sentiment() -> None:
     classifier = resolve("sentiment")
     assert isinstance(classifier, LinearClassifier)
     assert classifier.labels == ("negative", "positive")
-    law = classifier.log_prob(["What a wonderful film!", "A dull, tedious mess.", ""])
-    assert law.argmax(1).tolist()[:2] == [1, 0]
-    torch.testing.assert_close(law.exp().sum(1), torch.ones(3))
-    assert 0.3 < law[2, 1].exp().item() < 0.7
+    distribution = classifier.log_prob(["What a wonderful film!", "A dull, tedious mess.", ""])
+    assert distribution.argmax(1).tolist()[:2] == [1, 0]
+    torch.testing.assert_close(distribution.exp().sum(1), torch.ones(3))
+    assert 0.3 < distribution[2, 1].exp().item() < 0.7
 
 
 def test_accuracy_is_the_one_that_is_written_beside_it() -> None:

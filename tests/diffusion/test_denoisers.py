@@ -54,16 +54,16 @@ def test_one_step_is_algorithm_1(kind: str, guidance: Any) -> None:
     start, canvas = partly_filled(made, PROMPTS, 5)
     guide = Guide(made, guidance, start)
     where = canvas.masked(made.mask_id)
-    laws = guide.laws(canvas, torch.arange(3), where)
-    found = iter(laws.guided)
+    distributions = guide.distributions(canvas, torch.arange(3), where)
+    found = iter(distributions.guided)
     for row in range(3):
         ids = canvas.text_ids(row)
         prompt = len(PROMPTS[row])
         expected, lost = diffusion.step(read, ids, made.mask_id, range(prompt), guidance, 5)
-        for law in expected.values():
-            assert torch.allclose(next(found), torch.tensor(law, dtype=torch.float32), atol=1e-4)
+        for distribution in expected.values():
+            assert torch.allclose(next(found), torch.tensor(distribution, dtype=torch.float32), atol=1e-4)
         frame = len(made.prefix_ids)
-        assert (laws.remasked[row].nonzero()[:, 0] - frame).tolist() == lost
+        assert (distributions.remasked[row].nonzero()[:, 0] - frame).tolist() == lost
     assert next(found, None) is None
 
 
@@ -73,7 +73,7 @@ def test_padded_rows_are_read_as_if_alone(kind: str) -> None:
     for guidance in (CFG(2.0), ACFG(2.0)):
         start, canvas = partly_filled(made, PROMPTS, 5)
         where = canvas.masked(made.mask_id)
-        together = Guide(made, guidance, start).laws(canvas, torch.arange(3), where).guided
+        together = Guide(made, guidance, start).distributions(canvas, torch.arange(3), where).guided
         parts = together.split(where.sum(-1).tolist())
         for row in range(3):
             one = torch.tensor([row])
@@ -84,8 +84,10 @@ def test_padded_rows_are_read_as_if_alone(kind: str) -> None:
             alone.ids[0] = canvas.ids[row, : alone.ids.shape[1]]
             if made.suffix_ids:  # the closing frame stands where the row ends
                 assert alone.ids[0, -1] == made.suffix_ids[-1]
-            laws = Guide(made, guidance, alone_start).laws(alone, torch.tensor([0]), alone.masked(made.mask_id))
-            assert torch.allclose(laws.guided, parts[row], atol=1e-4), one
+            distributions = Guide(made, guidance, alone_start).distributions(
+                alone, torch.tensor([0]), alone.masked(made.mask_id)
+            )
+            assert torch.allclose(distributions.guided, parts[row], atol=1e-4), one
 
 
 def test_shift_and_frame() -> None:

@@ -1,4 +1,4 @@
-"""The sampler: greedy equals the oracle, sampled laws equal enumeration, batches equal single rows."""
+"""The sampler: greedy equals the oracle, sampled distributions equal enumeration, batches equal single rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_passes() -> None:
     assert generate("llada", guidance=ACFG(2.0, start=0.5)).passes == 12
 
 
-def law_of(guidance: Any, order: str, draws: int, vocabulary: int = 3, length: int = 3, **options: Any) -> Counter[Any]:
+def distribution_of(
+    guidance: Any, order: str, draws: int, vocabulary: int = 3, length: int = 3, **options: Any
+) -> Counter[Any]:
     model, words = tiny.small(vocabulary)
     out = diffusion.generate(
         model, words, ["ab"] * draws, gen_length=length, temperature=1.0, order=order, seed=5, guidance=guidance,
@@ -83,16 +85,16 @@ def allowed(vocabulary: int) -> torch.Tensor:
     return torch.arange(5 + vocabulary) >= 5
 
 
-def exact_law(guidance: Any, order: str, vocabulary: int = 3, length: int = 3) -> dict[Any, float]:
+def exact_distribution(guidance: Any, order: str, vocabulary: int = 3, length: int = 3) -> dict[Any, float]:
     made = denoiser(*tiny.small(vocabulary))
     read = reference_diffusion.reader(made.model, range(5))
-    return reference_diffusion.sampling_law(read, made.encode("ab"), made.mask_id, length, guidance, order)
+    return reference_diffusion.sampling_distribution(read, made.encode("ab"), made.mask_id, length, guidance, order)
 
 
-def p_value(found: Counter[Any], law: dict[Any, float]) -> float:
+def p_value(found: Counter[Any], distribution: dict[Any, float]) -> float:
     """Of Pearson's χ², with rare outcomes pooled; Wilson and Hilferty's normal approximation."""
     draws = sum(found.values())
-    common = {key: p for key, p in law.items() if p * draws >= 5}
+    common = {key: p for key, p in distribution.items() if p * draws >= 5}
     pairs = [(found[key], p * draws) for key, p in common.items()]
     pairs.append((draws - sum(o for o, _ in pairs), draws - sum(e for _, e in pairs)))
     statistic = sum((o - e) ** 2 / e for o, e in pairs if e > 1e-6)
@@ -102,43 +104,43 @@ def p_value(found: Counter[Any], law: dict[Any, float]) -> float:
 
 
 # The constraint removes the special tokens behind guidance; forbidding them in front as the oracle does gives the same
-# law, because the extrapolation is token by token and both renormalise.
+# distribution, because the extrapolation is token by token and both renormalise.
 @pytest.mark.parametrize("order", ["random", "confidence"])
 @pytest.mark.parametrize("guidance", [None, CFG(2.0), ACFG(2.0, 0.5)], ids=str)
-def test_sampled_law_is_the_enumerated_one(guidance: Any, order: str) -> None:
-    found = law_of(guidance, order, 3000)
+def test_sampled_distribution_is_the_enumerated_one(guidance: Any, order: str) -> None:
+    found = distribution_of(guidance, order, 3000)
     # The re-masked positions depend on top probabilities, which the special tokens take part in.
     made = denoiser(*tiny.small(3))
     read = reference_diffusion.reader(made.model, [1])
     if isinstance(guidance, ACFG):
-        law = constrained_law(read, made.encode("ab"), guidance, order)
+        distribution = constrained_distribution(read, made.encode("ab"), guidance, order)
     else:
-        law = exact_law(guidance, order)
-    assert sum(law.values()) == pytest.approx(1.0)
-    assert p_value(found, law) > 1e-3
+        distribution = exact_distribution(guidance, order)
+    assert sum(distribution.values()) == pytest.approx(1.0)
+    assert p_value(found, distribution) > 1e-3
 
 
-def constrained_law(read: Any, prompt: list[int], guidance: Any, order: str) -> dict[Any, float]:
-    """The enumeration with special tokens removed from the guided law alone."""
+def constrained_distribution(read: Any, prompt: list[int], guidance: Any, order: str) -> dict[Any, float]:
+    """The enumeration with special tokens removed from the guided distribution alone."""
     plain_step = reference_diffusion.step
 
     def step(*args: Any) -> Any:
-        laws, lost = plain_step(*args)
-        kept = {j: reference_diffusion.normalized([lp if t >= 5 else -math.inf for t, lp in enumerate(law)])
-                for j, law in laws.items()}  # fmt: skip
+        distributions, lost = plain_step(*args)
+        kept = {j: reference_diffusion.normalized([lp if t >= 5 else -math.inf for t, lp in enumerate(distribution)])
+                for j, distribution in distributions.items()}  # fmt: skip
         return kept, lost
 
     reference_diffusion.step = step  # type: ignore[assignment]
     try:
-        return reference_diffusion.sampling_law(read, prompt, 1, 3, guidance, order)
+        return reference_diffusion.sampling_distribution(read, prompt, 1, 3, guidance, order)
     finally:
         reference_diffusion.step = plain_step
 
 
-def test_the_comparison_sees_a_wrong_law() -> None:
-    assert p_value(law_of(CFG(2.0), "random", 3000), exact_law(None, "random")) < 1e-6
-    assert p_value(law_of(None, "random", 3000), exact_law(None, "confidence")) < 1e-4
-    assert p_value(law_of(CFG(1.5), "random", 3000), exact_law(CFG(2.0), "random")) < 1e-4
+def test_the_comparison_sees_a_wrong_distribution() -> None:
+    assert p_value(distribution_of(CFG(2.0), "random", 3000), exact_distribution(None, "random")) < 1e-6
+    assert p_value(distribution_of(None, "random", 3000), exact_distribution(None, "confidence")) < 1e-4
+    assert p_value(distribution_of(CFG(1.5), "random", 3000), exact_distribution(CFG(2.0), "random")) < 1e-4
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

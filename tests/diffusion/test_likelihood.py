@@ -26,8 +26,8 @@ def test_every_draw_is_the_oracles(kind: str, guidance: Any) -> None:
     values = masked_log_likelihoods(made, guidance, prompts, targets, masks)
     for value, prompt, target, mask in zip(values, prompts, targets, masks, strict=True):
         ids = [*prompt, *[1 if i in mask else t for i, t in enumerate(target)]]
-        laws, _ = reference_diffusion.step(oracle_of(made), ids, 1, range(len(prompt)), guidance, len(target))
-        expected = sum(laws[len(prompt) + i][target[i]] for i in mask) * len(target) / len(mask)
+        distributions, _ = reference_diffusion.step(oracle_of(made), ids, 1, range(len(prompt)), guidance, len(target))
+        expected = sum(distributions[len(prompt) + i][target[i]] for i in mask) * len(target) / len(mask)
         assert value == pytest.approx(expected, abs=1e-3)
 
 

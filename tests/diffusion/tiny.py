@@ -103,7 +103,7 @@ class DreamModel(Opened):
 
 @lru_cache(maxsize=16)
 def build(kind: str, vocabulary: int = VOCABULARY, seed: int = 0) -> tuple[Any, Any]:
-    """A random model of this kind with sharp laws, and its tokenizer."""
+    """A random model of this kind with sharp distributions, and its tokenizer."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {
         "vocab_size": vocabulary, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -16,7 +16,7 @@ from textguide.support.errors import GuidanceHadNoEffectWarning
 
 
 def steps(count: int = 4, rows: int = 3, size: int = 9) -> list[tuple[Tensor, Tensor]]:
-    """Guided and conditional laws; some tokens are forbidden."""
+    """Guided and conditional distributions; some tokens are forbidden."""
     generator = torch.Generator().manual_seed(0)
     out = []
     for _ in range(count):
@@ -89,7 +89,7 @@ def test_a_row_left_out_may_hold_anything() -> None:
     assert math.isfinite(effect.max_kl)
 
 
-def test_unnormalised_laws_are_measured_as_what_is_sampled() -> None:
+def test_unnormalised_distributions_are_measured_as_what_is_sampled() -> None:
     ((guided, cond),) = steps(1)
     exact, shifted = EffectMeter(1, "cpu"), EffectMeter(1, "cpu")
     exact.add(guided, cond)
@@ -165,7 +165,7 @@ def test_goes_to_json() -> None:
 def test_warns_where_guidance_did_nothing() -> None:
     with pytest.warns(GuidanceHadNoEffectWarning, match="no step fell into its window"):
         warn_if_none(Effect(unguided_steps=9), CFG(1.5))
-    with pytest.warns(GuidanceHadNoEffectWarning, match=r"scale=1\.5.*same next-token law"):
+    with pytest.warns(GuidanceHadNoEffectWarning, match=r"scale=1\.5.*same next-token distribution"):
         warn_if_none(Effect(guided_steps=9, max_kl=1e-7), CFG(1.5))
 
 

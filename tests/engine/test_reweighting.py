@@ -69,9 +69,9 @@ def oracle(name: str, row: int, guidances: list[Any], new: int = NEW) -> tuple[l
     is_encoder_decoder = name in ENCODER_DECODER
     prompt = [model.config.decoder_start_token_id] if is_encoder_decoder else list(PROMPTS[row])
 
-    def reweigh(law: list[float], written: Sequence[int], index: int, s: float) -> list[float]:
+    def reweigh(distribution: list[float], written: Sequence[int], index: int, s: float) -> list[float]:
         return decoding.caif(
-            caifs, law, prompt, written, index, s,
+            caifs, distribution, prompt, written, index, s,
             text_of=TOKENIZER.decode,
             log_prob=lambda g, text: float(g.classifier.log_prob([text])[0, g.classifier.index(g.target)]),
         )  # fmt: skip
@@ -91,18 +91,18 @@ def run(name: str, guidances: Any, rows: Sequence[int] = (0, 1, 2), **options: A
 @pytest.mark.parametrize("name", NAMES)
 def test_every_way_in_equals_the_oracle(name: str, setting: str) -> None:
     guidances = fitting(SETTINGS[setting])
-    laws: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
+    distributions: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
 
     def keep(view: Any) -> None:
-        for row, law in zip(view.samples, view.guided, strict=True):
-            laws[row].append(law)
+        for row, distribution in zip(view.samples, view.guided, strict=True):
+            distributions[row].append(distribution)
 
     out = run(name, guidances, observer=keep)
     for row in range(len(PROMPTS)):
         tokens, expected = oracle(name, row, guidances)
         assert out.new_tokens[row] == tokens
         torch.testing.assert_close(
-            torch.stack(laws[row]).double(), torch.tensor(expected).double(), atol=3e-4, rtol=1e-4
+            torch.stack(distributions[row]).double(), torch.tensor(expected).double(), atol=3e-4, rtol=1e-4
         )
         assert run(name, guidances, (row,)).new_tokens[0] == tokens
     scored = textguide.score(
@@ -129,11 +129,11 @@ def test_every_way_in_equals_the_oracle(name: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0, -2.0])
-def test_sampled_law_is_the_enumerated_one(weight: float) -> None:
+def test_sampled_distribution_is_the_enumerated_one(weight: float) -> None:
     model, prompt = build("llama"), list(PROMPTS[1])
     plain = decoding.next_log_probs(model, prompt)
     scores = [p + weight * float(tone([TOKENIZER.decode([*prompt, t])])[0, 1]) for t, p in enumerate(plain)]
-    law = decoding.normalized(scores)
+    distribution = decoding.normalized(scores)
 
     def statistic(alpha: float) -> float:
         out = textguide.generate(
@@ -141,7 +141,7 @@ def test_sampled_law_is_the_enumerated_one(weight: float) -> None:
             max_new_tokens=1, do_sample=True, top_k=0, seed=0,
         )  # fmt: skip
         counts = Counter(row[0] for row in out.new_tokens)
-        expected = [3000 * math.exp(p) for p in law]
+        expected = [3000 * math.exp(p) for p in distribution]
         common = [t for t in range(VOCAB) if expected[t] >= 5]
         rare = [t for t in range(VOCAB) if expected[t] < 5]
         bins = [(counts[t], expected[t]) for t in common]
@@ -225,12 +225,12 @@ def test_an_end_token_stands_for_the_finished_text_and_finished_rows_are_not_ask
     model = build("llama")
     from textguide.engine.reweighting import Reweighter
 
-    weigher = Reweighter([CAIF(TONE, "high", 1.0, top_k=None)], TOKENIZER, model, [2])
-    weigher.begin([[5, 6, 7]])
-    law = torch.log_softmax(torch.zeros(1, VOCAB), -1)
+    reweighting = Reweighter([CAIF(TONE, "high", 1.0, top_k=None)], TOKENIZER, model, [2])
+    reweighting.begin([[5, 6, 7]])
+    distribution = torch.log_softmax(torch.zeros(1, VOCAB), -1)
     from textguide.guidance import Step
 
-    changed, _ = weigher(law, Step(), 0, [0])
+    changed, _ = reweighting(distribution, Step(), 0, [0])
     finished = tone([TOKENIZER.decode([5, 6, 7])])[0, 1]
     going_on = tone([TOKENIZER.decode([5, 6, 7, 9])])[0, 1]
     assert (changed[0, 2] - changed[0, 9]).item() == pytest.approx((finished - going_on).item(), abs=1e-5)

@@ -55,14 +55,14 @@ def test_generation_equals_reading_every_candidate_anew(name: str, options: dict
     for row, prompt in enumerate(prompts):
 
         def reweigh(
-            law: list[float], written: Sequence[int], index: int, s: float, prompt: Any = prompt
+            distribution: list[float], written: Sequence[int], index: int, s: float, prompt: Any = prompt
         ) -> list[float]:
             def read(_: Any, text: Any) -> float:
                 return float(guide.log_prob_ids([text])[0, 1])
 
             # Texts are token ids here; without its end token a text is the finished one.
             return decoding.caif(
-                [caif], law, prompt, written, index, s, log_prob=read,
+                [caif], distribution, prompt, written, index, s, log_prob=read,
                 text_of=lambda ids: ids[:-1] if ids[-1] == EOS else ids,  # type: ignore[arg-type, return-value]
             )  # fmt: skip
 
@@ -75,12 +75,12 @@ def test_the_end_token_is_the_finished_text() -> None:
     from textguide.guidance import Step
 
     guide = classifier("llama")
-    weigher = Reweighter([CAIF(guide, "high", 1.0, top_k=None)], Tokenizer(), build("llama"), [EOS])
-    weigher.begin([[5, 6, 7], [9]])
-    weigher.append([8, 10])
-    weigher.select([1, 0, 0])
-    law = torch.log_softmax(torch.zeros(3, VOCAB), -1)
-    changed, acted = weigher(law, Step(), 1, [0, 1, 2])
+    reweighting = Reweighter([CAIF(guide, "high", 1.0, top_k=None)], Tokenizer(), build("llama"), [EOS])
+    reweighting.begin([[5, 6, 7], [9]])
+    reweighting.append([8, 10])
+    reweighting.select([1, 0, 0])
+    distribution = torch.log_softmax(torch.zeros(3, VOCAB), -1)
+    changed, acted = reweighting(distribution, Step(), 1, [0, 1, 2])
     assert acted.all()
     for row, text in enumerate([[9, 10], [5, 6, 7, 8], [5, 6, 7, 8]]):
         finished, going_on = guide.log_prob_ids([text, [*text, 11]])[:, 1]

@@ -170,7 +170,7 @@ def test_entropy_equals_a_loop(logp: Tensor) -> None:
     assert algebra.entropy(logp).shape == (1,)
 
 
-def test_entropy_of_known_laws() -> None:
+def test_entropy_of_known_distributions() -> None:
     logp = torch.tensor([[0.0, -INF, -INF, -INF], [-math.log(4)] * 4, [math.log(0.5), math.log(0.5), -INF, -INF]])
     assert algebra.entropy(logp).tolist() == pytest.approx([0.0, math.log(4), math.log(2)])
 

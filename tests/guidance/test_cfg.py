@@ -243,7 +243,7 @@ def test_step_at_runs_from_zero_to_one() -> None:
     assert Step.at(3, 1).progress == 0.0
 
 
-def _laws(seed: int, rows: int = 3, size: int = 11) -> torch.Tensor:
+def _distributions(seed: int, rows: int = 3, size: int = 11) -> torch.Tensor:
     """Two branches in which some tokens are forbidden in one or both."""
     scores = torch.randn(2, rows, size, generator=torch.Generator().manual_seed(seed)) * 3
     scores[0, :, 1] = -math.inf
@@ -256,7 +256,7 @@ def _laws(seed: int, rows: int = 3, size: int = 11) -> torch.Tensor:
 @pytest.mark.parametrize("guidance", SETTINGS, ids=str)
 def test_combine_equals_the_oracle(guidance: CFG, renormalize: bool) -> None:
     guidance = dataclasses.replace(guidance, renormalize=renormalize)
-    logp = _laws(1)
+    logp = _distributions(1)
     before = logp.clone()
     for progress in (0.0, 0.4, 1.0):
         guided = guidance.combine(logp, Step(progress))
@@ -272,7 +272,7 @@ def test_combine_equals_the_oracle(guidance: CFG, renormalize: bool) -> None:
 
 @pytest.mark.parametrize("guidance", SETTINGS, ids=str)
 def test_combine_with_progress_a_row(guidance: CFG) -> None:
-    logp = _laws(2)
+    logp = _distributions(2)
     progress = torch.tensor([[0.0], [0.5], [1.0]])
     together = guidance.combine(logp, Step(progress))
     for row in range(3):
@@ -281,13 +281,13 @@ def test_combine_with_progress_a_row(guidance: CFG) -> None:
 
 
 def test_scale_one_gives_the_very_bits() -> None:
-    logp = _laws(3)
+    logp = _distributions(3)
     assert torch.equal(CFG(1.0, renormalize=False).combine(logp, Step()), logp[0])
 
 
 def test_forbidden_tokens_stay_forbidden_and_nothing_becomes_nan() -> None:
     for scale in (-2.0, 0.0, 0.5, 1.0, 1.5, 20.0):
-        guided = CFG(scale).combine(_laws(4), Step())
+        guided = CFG(scale).combine(_distributions(4), Step())
         assert not guided.isnan().any()
         assert guided[:, [1, 3]].isneginf().all()
         assert guided[:, [0, 2, 4, 5, 6]].isfinite().all()

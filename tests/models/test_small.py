@@ -50,8 +50,8 @@ def test_they_are_loaded_by_name_with_smollm2s_tokenizer() -> None:
 def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
     _, tokenizer = textguide.load("smollm2-small", device="cpu")
     ids = torch.tensor([tokenizer(PROMPT).input_ids])
-    laws = {kind: model(ids).logits[0, -1].log_softmax(-1) for kind, model in models.items()}
-    moved = laws["positive"] - laws["negative"]
+    distributions = {kind: model(ids).logits[0, -1].log_softmax(-1) for kind, model in models.items()}
+    moved = distributions["positive"] - distributions["negative"]
     good, bad = (
         [float(moved[tokenizer(word).input_ids[0]]) for word in words]
         for words in ((" wonderful", " brilliant", " delightful"), (" boring", " bad", " worst"))

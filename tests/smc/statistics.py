@@ -1,4 +1,4 @@
-"""Comparing samples with laws."""
+"""Comparing samples with distributions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def chi_square(observed: Mapping[Any, float], law: Mapping[Any, float], count: float) -> float:
+def chi_square(observed: Mapping[Any, float], distribution: Mapping[Any, float], count: float) -> float:
     """The p-value of Pearson's test; small cells are pooled. 0 where something impossible was seen."""
-    if any(amount > 0 and law.get(item, 0.0) == 0 for item, amount in observed.items()):
+    if any(amount > 0 and distribution.get(item, 0.0) == 0 for item, amount in observed.items()):
         return 0.0
     cells, rest = [], [0.0, 0.0]
-    for item, probability in law.items():
+    for item, probability in distribution.items():
         if probability * count < 5:
             rest = [rest[0] + observed.get(item, 0.0), rest[1] + probability * count]
         else:

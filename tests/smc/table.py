@@ -21,23 +21,23 @@ Text = tuple[int, ...]
 
 
 def table(seed: int, size: int = len(PIECES), temperature: float = 1.2) -> Callable[[Text], Tensor]:
-    """A random law for every text: log-probabilities (V,)."""
+    """A random distribution for every text: log-probabilities (V,)."""
 
     @cache
-    def law(text: Text) -> Tensor:
+    def distribution(text: Text) -> Tensor:
         rng = random.Random(f"{seed} {text}")
         return torch.tensor([rng.gauss(0, temperature) for _ in range(size)]).log_softmax(-1)
 
-    return law
+    return distribution
 
 
-def floats(law: Callable[[Text], Tensor]) -> Callable[[Text], Sequence[float]]:
-    """The same law as probabilities in float64, for the oracles."""
-    return cache(lambda text: law(text).double().exp().tolist())
+def floats(distribution: Callable[[Text], Tensor]) -> Callable[[Text], Sequence[float]]:
+    """The same distribution as probabilities in float64, for the oracles."""
+    return cache(lambda text: distribution(text).double().exp().tolist())
 
 
 def run(
-    law: Callable[[Text], Tensor],
+    distribution: Callable[[Text], Tensor],
     constraint: Constraint,
     guidance: AWRS,
     populations: int,
@@ -54,7 +54,7 @@ def run(
     for index in range(length):
         last = index == length - 1
         going = state.open
-        scores = torch.stack([law(text) if go else uniform for text, go in zip(texts, going, strict=True)])
+        scores = torch.stack([distribution(text) if go else uniform for text, go in zip(texts, going, strict=True)])
         if state.weighs:
             tokens = state.choose(scores, last)
         else:

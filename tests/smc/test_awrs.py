@@ -1,4 +1,4 @@
-"""One token: unbiased weights, exact laws, few questions."""
+"""One token: unbiased weights, exact distributions, few questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from textguide.smc.awrs import Draw, Knowledge, Mass, Order, Uniforms, draw
 from textguide.smc.trie import TrieKnowledge, trie_of
 
 from .statistics import chi_square, z_score
-from .toys import PIECES, VOCABULARY, Strings, random_law, random_strings
+from .toys import PIECES, VOCABULARY, Strings, random_distribution, random_strings
 
 P = [0.39, 0.25, 0.19, 0.08, 0.06, 0.03]
 ALLOWED = [False, True, False, True, True, False]
@@ -27,7 +27,7 @@ Z = 0.39
 COUNT = 3000
 
 
-def law(p: Sequence[float] = P) -> Tensor:
+def distribution(p: Sequence[float] = P) -> Tensor:
     return torch.tensor(p, dtype=torch.float64).log()
 
 
@@ -48,7 +48,7 @@ class Given(Order):
 
 def sampled(count: int, p: Sequence[float] = P, allowed: Sequence[bool] = ALLOWED, **options: Any) -> list[Draw]:
     generator = torch.Generator().manual_seed(7)
-    logp = law(p)
+    logp = distribution(p)
     return [draw(logp, Knowledge(lambda t: allowed[t]), generator, **options) for _ in range(count)]
 
 
@@ -68,7 +68,9 @@ def test_recursive_equals_its_oracle_on_every_order(cap: int | None, seed: int) 
     order = rng.sample(range(size), size)
     token, weight, calls = reference.recursive(p, allowed, order, cap)
     # With one token left the oracle's look at "the next" is a question less.
-    done = draw(law(p), Knowledge(lambda t: allowed[t]), estimator="recursive", max_rejects=cap, order=Given(order))
+    done = draw(
+        distribution(p), Knowledge(lambda t: allowed[t]), estimator="recursive", max_rejects=cap, order=Given(order)
+    )
     assert done.token == (-1 if token is None else token)
     assert math.exp(done.log_weight) == pytest.approx(weight, abs=1e-12)
     assert done.looks == calls
@@ -83,7 +85,7 @@ def test_the_oracle_is_unbiased_for_every_token(cap: int | None) -> None:
 
 
 def test_variances_and_calls_are_the_published_ones() -> None:
-    # A six-token law with Z = .39 that has the moments of the published table.
+    # A six-token distribution with Z = .39 that has the moments of the published table.
     _, variance, calls = reference.recursive_moments(P, ALLOWED)
     assert (variance, calls) == (pytest.approx(0.0715, abs=2e-4), pytest.approx(2.91, abs=0.02))
     _, variance, calls = reference.recursive_moments(P, ALLOWED, 2)
@@ -106,7 +108,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_weights_are_unbiased_and_tokens_have_the_conditional_law(options: dict[str, Any]) -> None:
+def test_weights_are_unbiased_and_tokens_have_the_conditional_distribution(options: dict[str, Any]) -> None:
     draws = sampled(COUNT, **options)
     assert abs(z_score([math.exp(d.log_weight) for d in draws], Z)) < 3.5
     for token, (p, ok) in enumerate(zip(P, ALLOWED, strict=True)):
@@ -121,7 +123,7 @@ def test_weights_are_unbiased_and_tokens_have_the_conditional_law(options: dict[
         assert chi_square(counts, {t: p / Z for t, p in enumerate(P) if ALLOWED[t]}, COUNT) > 1e-3
 
 
-def test_the_geometric_estimator_and_its_oracle_have_one_law() -> None:
+def test_the_geometric_estimator_and_its_oracle_have_one_distribution() -> None:
     rng = random.Random(1)
     for cap in (None, 3):
         theirs = [reference.geometric(P, ALLOWED, rng, 3, cap) for _ in range(COUNT)]
@@ -132,7 +134,7 @@ def test_the_geometric_estimator_and_its_oracle_have_one_law() -> None:
             observed[weight] = observed.get(weight, 0) + 1
         for _, weight, _ in theirs:
             expected[round(weight, 9)] = expected.get(round(weight, 9), 0) + 1
-        # Two samples: twice the variance of one against a law.
+        # Two samples: twice the variance of one against a distribution.
         keys = sorted(set(observed) | set(expected), key=lambda k: -expected.get(k, 0))[:6]
         for key in keys:
             a, b = observed.get(key, 0), expected.get(key, 0)
@@ -204,9 +206,9 @@ def test_tokens_without_mass_are_never_candidates() -> None:
     assert (done.token, done.log_weight, asked) == (1, 0.0, [1])
 
 
-def test_orders_are_without_replacement_and_have_the_right_law() -> None:
+def test_orders_are_without_replacement_and_have_the_right_distribution() -> None:
     uniforms = Uniforms(torch.Generator().manual_seed(2))
-    logp = law().float()
+    logp = distribution().float()
     pairs: dict[tuple[int, int], float] = {}
     for _ in range(COUNT):
         mass, order = Mass(logp), Order(uniforms)
@@ -218,12 +220,12 @@ def test_orders_are_without_replacement_and_have_the_right_law() -> None:
     assert chi_square(pairs, expected, COUNT) > 1e-3
 
 
-def test_orders_keep_their_law_while_tokens_are_rejected() -> None:
+def test_orders_keep_their_distribution_while_tokens_are_rejected() -> None:
     # A table made before the rejections is used on behind them, and one made anew where most of it is gone.
     uniforms = Uniforms(torch.Generator().manual_seed(3))
     counts: dict[int, float] = {}
     for number in range(COUNT):
-        mass, order = Mass(law().float()), Order(uniforms)
+        mass, order = Mass(distribution().float()), Order(uniforms)
         if number % 2:
             order.next(mass, without=range(1, 6))
         else:
@@ -236,7 +238,7 @@ def test_orders_keep_their_law_while_tokens_are_rejected() -> None:
 
 
 def test_orders_leave_the_mass_as_it_is() -> None:
-    for logp in (law(), torch.tensor([0.0, -60.0, -61.0]).double().log_softmax(-1)):
+    for logp in (distribution(), torch.tensor([0.0, -60.0, -61.0]).double().log_softmax(-1)):
         mass, order = Mass(logp), Order(Uniforms(torch.Generator().manual_seed(0)))
         if len(logp) == 3:
             mass.reject(0, 1)  # the rest is summed anew in a scale of its own
@@ -280,7 +282,7 @@ def allowed_of(constraint: Strings, text: bytes) -> list[bool]:
 )
 def test_pruning_keeps_weights_unbiased(constraint: set[bytes], options: dict[str, Any]) -> None:
     strings = Strings(frozenset(constraint))
-    logp = random_law(random.Random(5), len(PIECES), 0.7)
+    logp = random_distribution(random.Random(5), len(PIECES), 0.7)
     draws, order, _ = trie_draws(strings, b"", logp, 600, shared=False, **options)
     weights: dict[int, list[float]] = {
         token: [math.exp(d.log_weight) if d.token >= 0 and int(order[d.token]) == token else 0.0 for d in draws]
@@ -300,7 +302,7 @@ def test_pruning_keeps_weights_unbiased(constraint: set[bytes], options: dict[st
 def test_random_tries_only_give_allowed_tokens_and_unbiased_weights(seed: int) -> None:
     rng = random.Random(seed)
     strings = random_strings(rng)
-    logp = random_law(rng, len(PIECES))
+    logp = random_distribution(rng, len(PIECES))
     options = rng.choice(SETTINGS)
     draws, order, calls = trie_draws(strings, b"", logp, 150, shared=rng.random() < 0.5, **options)
     allowed = allowed_of(strings, b"")
@@ -320,7 +322,7 @@ def test_random_tries_only_give_allowed_tokens_and_unbiased_weights(seed: int) -
 
 def test_shared_knowledge_ends_questions_and_leaves_exact_weights() -> None:
     strings = Strings(frozenset({b"ab", b"cab"}))
-    logp = random_law(random.Random(0), len(PIECES), 0.3)
+    logp = random_distribution(random.Random(0), len(PIECES), 0.3)
     draws, _, calls = trie_draws(strings, b"", logp, 400, shared=True, estimator="recursive")
     assert calls <= len(PIECES)
     exact = math.log(sum(math.exp(logp[i]) for i, ok in enumerate(allowed_of(strings, b"")) if ok))

@@ -1,4 +1,5 @@
-"""Constraints in the decoding loop: caches follow their particles, and the guided law is what is conditioned."""
+"""Constraints in the decoding loop: caches follow their particles, and the guided distribution is what is
+conditioned."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ class _nothing:
 
 @pytest.mark.parametrize("guided", [False, True], ids=["alone", "with CFG"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_particle_has_the_law_of_its_own_text(name: str, guided: bool) -> None:
-    # Rows move between particles; a cache that stayed behind would give another law.
+def test_every_particle_has_the_distribution_of_its_own_text(name: str, guided: bool) -> None:
+    # Rows move between particles; a cache that stayed behind would give another distribution.
     cfg = CFG(1.5, negative_prompt="zebra") if guided else None
     awrs = AWRS(VOWELS, particles=6, ess_threshold=1.0, critic=lambda text: 2.0 * (text.count("a") - text.count("i")))
     out = generate(name, [cfg, awrs] if guided else awrs, dies=True)
@@ -130,19 +131,19 @@ def test_the_guided_model_is_conditioned_exactly(particles: int, guided: bool, m
     model, length, prompt, negative = tiny(), 3, [3, 5, 1], [6, 2]
     cfg = CFG(1.8, negative_prompt=negative) if guided else None
 
-    def law(text: tuple[int, ...]) -> list[float]:
-        if text not in laws:
+    def distribution(text: tuple[int, ...]) -> list[float]:
+        if text not in distributions:
             progress = len(text) / (length - 1)
             rows = [plain_reference.next_log_probs(model, [*prompt, *text])]
             if cfg is not None:
                 rows.append(plain_reference.next_log_probs(model, [*negative, *text]))
-            tempered = [v / 1.3 for v in plain_reference.guided_law(cfg, rows, progress)]
-            laws[text] = [math.exp(v) for v in plain_reference.normalized(tempered)]
-        return laws[text]
+            tempered = [v / 1.3 for v in plain_reference.guided_distribution(cfg, rows, progress)]
+            distributions[text] = [math.exp(v) for v in plain_reference.normalized(tempered)]
+        return distributions[text]
 
-    laws: dict[tuple[int, ...], list[float]] = {}
+    distributions: dict[tuple[int, ...], list[float]] = {}
     conditional, evidence = reference.global_conditional(
-        law, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, length, len(PIECES)
+        distribution, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, length, len(PIECES)
     )
     awrs = AWRS(Strings(MEMBERS, masks), particles=particles, ess_threshold=0.9)
     out = textguide.generate(
@@ -241,9 +242,9 @@ def test_mask_takes_the_most_likely_allowed_token_where_nothing_samples() -> Non
     out = generate("llama", AWRS(VOWELS, method="mask"), ["the dragon"], eos_token_id=None, dies=True)
     ids = Tokenizer()("the dragon").input_ids
     for token in out.new_tokens[0]:
-        law = plain_reference.next_log_probs(build("llama"), ids)
+        distribution = plain_reference.next_log_probs(build("llama"), ids)
         allowed = [i for i, text in enumerate(LETTERS.tokens) if text and set(text) <= set(b"aeiou n:.")]
-        assert token == max(allowed, key=law.__getitem__)
+        assert token == max(allowed, key=distribution.__getitem__)
         ids = [*ids, token]
     assert out.log_weights is None
 

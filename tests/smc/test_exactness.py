@@ -37,9 +37,9 @@ def is_member(members: frozenset[bytes], text: Text) -> bool:
 
 
 def oracle(
-    members: frozenset[bytes] = MEMBERS, length: int = LENGTH, law: Any = LAW
+    members: frozenset[bytes] = MEMBERS, length: int = LENGTH, distribution: Any = LAW
 ) -> tuple[dict[Text, float], float]:
-    return reference.global_conditional(floats(law), lambda t: is_member(members, t), END, length, len(PIECES))
+    return reference.global_conditional(floats(distribution), lambda t: is_member(members, t), END, length, len(PIECES))
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -64,7 +64,7 @@ def sample(masks: bool = False, seed: int = 1, **options: Any) -> tuple[list[Tex
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_the_law_is_the_global_conditional(options: dict[str, Any]) -> None:
+def test_the_distribution_is_the_global_conditional(options: dict[str, Any]) -> None:
     conditional, evidence = oracle()
     texts, outcome = sample(**options)
     drawn = exact_samples(texts, outcome)
@@ -108,7 +108,7 @@ def guidance_never_resamples(options: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_locally_masked_sampling_is_another_law_and_the_test_sees_it(masks: bool) -> None:
+def test_locally_masked_sampling_is_another_distribution_and_the_test_sees_it(masks: bool) -> None:
     conditional, _ = oracle()
     texts, outcome = run(LAW, Strings(MEMBERS, masks), AWRS(method="mask"), POPULATIONS, LENGTH, 1)
     drawn = [text for text, finished in zip(texts, outcome.finished.tolist(), strict=True) if finished]
@@ -178,9 +178,9 @@ def test_without_resampling_weights_are_importance_weights() -> None:
             continue
         expected = 0.0
         for index, token in enumerate(text):
-            written, law = spelled(text[:index]), LAW(text[:index]).exp().tolist()
-            ends = law[END] if written in MEMBERS else 0.0
-            others = [p for p, piece in zip(law, PIECES, strict=True) if piece and written + piece in prefixes]
+            written, distribution = spelled(text[:index]), LAW(text[:index]).exp().tolist()
+            ends = distribution[END] if written in MEMBERS else 0.0
+            others = [p for p, piece in zip(distribution, PIECES, strict=True) if piece and written + piece in prefixes]
             last = index == LENGTH - 1
             assert not last or token == END
             expected += math.log(ends if last else ends + sum(others))
@@ -191,12 +191,12 @@ def test_without_resampling_weights_are_importance_weights() -> None:
 @given(seed=st.integers(0, 10**6))
 def test_evidence_is_unbiased_for_random_models_and_constraints(seed: int) -> None:
     rng = random.Random(seed)
-    law = table(seed)
+    distribution = table(seed)
     strings = random_strings(rng, masks=rng.random() < 0.3, longest=3)
     options = {k: v for k, v in rng.choice(SETTINGS).items() if k != "masks"}
     length = rng.randint(1, 4)
-    conditional, evidence = oracle(strings.members, length, law)
-    texts, outcome = run(law, strings, AWRS(**options), 120, length, seed)
+    conditional, evidence = oracle(strings.members, length, distribution)
+    texts, outcome = run(distribution, strings, AWRS(**options), 120, length, seed)
     assert {t for t, done in zip(texts, outcome.finished.tolist(), strict=True) if done} <= set(conditional)
     values = outcome.log_evidence.exp().tolist()
     error = math.sqrt(sum((v - evidence) ** 2 for v in values)) / len(values)

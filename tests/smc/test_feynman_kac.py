@@ -1,4 +1,5 @@
-"""The corrected law is the product over whole texts, by enumeration; guidance step by step is another law."""
+"""The corrected distribution is the product over whole texts, by enumeration; guidance step by step is another
+distribution."""
 
 from __future__ import annotations
 
@@ -100,7 +101,7 @@ PRODUCT, EVIDENCE = oracle.tempered(floats(COND), floats(OTHER), 2.0, END, LENGT
     ("size", "threshold", "resampling"),
     [(1, 0.5, "stratified"), (4, 0.8, "stratified"), (4, 1.0, "systematic"), (3, 0.9, "stratified")],
 )
-def test_the_law_is_the_product(size: int, threshold: float, resampling: str) -> None:
+def test_the_distribution_is_the_product(size: int, threshold: float, resampling: str) -> None:
     texts, outcome = sample(size, threshold, resampling)
     drawn = exact_samples(texts, outcome, bound())
     assert len(drawn) > 400
@@ -109,10 +110,10 @@ def test_the_law_is_the_product(size: int, threshold: float, resampling: str) ->
     assert size == 1 or outcome.resamplings > 0
 
 
-def test_step_by_step_guidance_is_another_law_and_the_test_sees_it() -> None:
+def test_step_by_step_guidance_is_another_distribution_and_the_test_sees_it() -> None:
     texts, outcome = sample(1)
     assert chi_square(Counter(texts), PRODUCT, len(texts)) < 1e-6
-    # It is the product of the normalised laws that was drawn.
+    # It is the product of the normalised distributions that was drawn.
     local = oracle.texts(lambda text: combined(text).softmax(-1).double().tolist(), None, LENGTH, SIZE)
     ended: Counter[Text] = Counter()
     for text, p in local.items():
@@ -171,7 +172,7 @@ def test_particles_are_resampled_and_the_evidence_is_right() -> None:
     model = build("llama")
     size = model.config.vocab_size
 
-    def law(prompt: list[int]) -> Any:
+    def distribution(prompt: list[int]) -> Any:
         known: dict[Text, list[float]] = {}
 
         def of(text: Text) -> list[float]:
@@ -181,7 +182,7 @@ def test_particles_are_resampled_and_the_evidence_is_right() -> None:
 
         return of
 
-    _, evidence = oracle.tempered(law(PROMPT), law(PROMPT[-1:]), 1.5, None, 2, size)
+    _, evidence = oracle.tempered(distribution(PROMPT), distribution(PROMPT[-1:]), 1.5, None, 2, size)
     out = textguide.generate(
         model, Tokenizer(), [PROMPT] * 400, [CFG(1.5), FeynmanKac(particles=4, ess_threshold=1.0)],
         max_new_tokens=2, seed=0,

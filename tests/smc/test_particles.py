@@ -61,7 +61,7 @@ def test_survivors_keep_their_places() -> None:
     assert kept[1].tolist() == [0, 1, 2, 3]
 
 
-def test_dead_particles_have_no_weight_and_dead_populations_no_law() -> None:
+def test_dead_particles_have_no_weight_and_dead_populations_no_distribution() -> None:
     dead = torch.full((2, 3), -math.inf, dtype=torch.float64)
     dead[0, 1] = -700.0
     assert particles.effective_sample_size(dead).tolist() == [1.0, 0.0]

@@ -75,8 +75,8 @@ class _Strings(Session):
         return twin
 
 
-def random_law(rng: random.Random, size: int, temperature: float = 1.5) -> Tensor:
-    """A random next-token law, float32 log-probabilities (V,)."""
+def random_distribution(rng: random.Random, size: int, temperature: float = 1.5) -> Tensor:
+    """A random next-token distribution, float32 log-probabilities (V,)."""
     return torch.tensor([rng.gauss(0, temperature) for _ in range(size)]).log_softmax(-1)
 
 

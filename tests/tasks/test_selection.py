@@ -50,7 +50,7 @@ def test_the_prior_is_matched(items: int, classes: int, seed: int) -> None:
     torch.testing.assert_close(both, selection.reweigh(scores, weights), atol=1e-4, rtol=1e-4)
 
 
-def test_one_item_with_its_own_law_as_null_prompt_is_undecided() -> None:
+def test_one_item_with_its_own_distribution_as_null_prompt_is_undecided() -> None:
     logp = torch.log_softmax(torch.tensor([[1.0, -2.0, 0.5]]), -1)
     assert selection.reweigh(logp, selection.null_prior(logp[0])).exp().tolist()[0] == pytest.approx([1 / 3] * 3)
 

@@ -141,7 +141,7 @@ class TextModelSource:
         """The rows and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
         prompts = branch_inputs.expand(self.prompts, size, "prompt", copies=size // len(self.prompts))
         rows, logits = prefill.read_prompts(model, prompts, model.device, fast=True)
-        return TranslatedRows(rows, self.tokens), self.tokens.law(logits[:, -1])
+        return TranslatedRows(rows, self.tokens), self.tokens.distribution(logits[:, -1])
 
 
 @dataclass
@@ -162,7 +162,7 @@ class TranslatedRows(Rows):
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
         """Read the captioner's ``ids`` (R, k); log-probabilities (R, keep, V) over its tokens."""
-        return self.tokens.law(self.inner.forward(self.tokens.inputs(ids).to(self.device), keep))
+        return self.tokens.distribution(self.inner.forward(self.tokens.inputs(ids).to(self.device), keep))
 
     def select(self, index: Tensor) -> None:
         """As of any rows."""

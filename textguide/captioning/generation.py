@@ -46,9 +46,9 @@ def caption(
 ) -> GenerateResult:
     """Caption images, or answer prompts about them, under guidance (arXiv 2307.16686).
 
-    With ``CFG(γ)`` the law is ``log p(w|no image) + γ (log p(w|image) − log p(w|no image))``: above 1 captions say more
-    of what tells this image from others. The vision encoder runs once an image and once for a blank one; rows of both
-    branches share one forward pass a step wherever the architecture lets them.
+    With ``CFG(γ)`` the distribution is ``log p(w|no image) + γ (log p(w|image) − log p(w|no image))``: above 1
+    captions say more of what tells this image from others. The vision encoder runs once an image and once for a blank
+    one; rows of both branches share one forward pass a step wherever the architecture lets them.
 
     Args:
         model: a captioning or vision-language model of transformers.

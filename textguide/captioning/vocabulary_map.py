@@ -66,14 +66,14 @@ class VocabularyMap:
         read = index[ids]
         return torch.where(read < 0, self.end_input, read)
 
-    def law(self, logits: Tensor) -> Tensor:
+    def distribution(self, logits: Tensor) -> Tensor:
         """Next-token log-probabilities (…, V) over the captioner's tokens, from the text-only model's logits (…, V′).
 
         ``s[end] = logsumexp(s[end], s[newline])`` and ``s[newline] = −inf``; tokens without a partner get −inf.
         """
-        law = torch.log_softmax(logits.float(), dim=-1)
+        distribution = torch.log_softmax(logits.float(), dim=-1)
         index = self.index.to(logits.device)
-        mapped = law[..., index.clamp(min=0)].masked_fill(index < 0, float("-inf"))
-        ending = law[..., torch.tensor(self.ends, device=logits.device)].logsumexp(-1)
+        mapped = distribution[..., index.clamp(min=0)].masked_fill(index < 0, float("-inf"))
+        ending = distribution[..., torch.tensor(self.ends, device=logits.device)].logsumexp(-1)
         mapped[..., self.end] = ending
         return mapped

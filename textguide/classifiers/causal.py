@@ -102,7 +102,7 @@ class CausalSequenceClassifier(CausalClassifier):
         values = torch.empty(len(ids), len(self.labels))
         rows = [self.kept(row) for row in ids]
         for places in batches([len(row) for row in rows], self.batch_size):
-            values[torch.tensor(places)] = self.law(self.hidden([rows[place] for place in places])).cpu()
+            values[torch.tensor(places)] = self.distribution(self.hidden([rows[place] for place in places])).cpu()
         return checked(self, values, len(ids))
 
     def start(self, ids: Sequence[Sequence[int]]) -> CausalRows:
@@ -122,7 +122,7 @@ class CausalSequenceClassifier(CausalClassifier):
             raise ValueError(f"classifier {self.name} cannot read an empty text: its tokenizer has no first token")
         return list(ids[-max(1, self.limit - room) :])
 
-    def law(self, hidden: Tensor) -> Tensor:
+    def distribution(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (…, C) from hidden states (…, H)."""
         return heads.log_probabilities(self.head(hidden), self.activation)
 
@@ -192,7 +192,7 @@ class CausalRows(CausalState):
         if not len(rows):
             return torch.empty(0, len(self.classifier.labels))
         self._catch_up(rows)
-        values = self.classifier.law(self._last[torch.tensor(list(rows), device=self._last.device)])
+        values = self.classifier.distribution(self._last[torch.tensor(list(rows), device=self._last.device)])
         return checked(self.classifier, values, len(rows))
 
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
@@ -266,7 +266,7 @@ class CausalRows(CausalState):
             extra = cache.get_seq_length() - mask.shape[1]
             if whole and extra:
                 caches.crop(cache, extra)
-        return self.classifier.law(hidden)
+        return self.classifier.distribution(hidden)
 
     def _expanded(self, index: Tensor, candidates: Tensor) -> Tensor:
         """Candidates (r, k), each behind a copy of its row's cache; as many at once as ``batch_size``."""
@@ -278,7 +278,7 @@ class CausalRows(CausalState):
             cache = caches.copy_rows(self._cache, rows)
             mask = F.pad(self._mask[rows], (0, 1), value=1)
             hidden = self.classifier.forward(ids, mask, self._next[rows], cache)
-            parts.append(self.classifier.law(hidden[:, -1]))
+            parts.append(self.classifier.distribution(hidden[:, -1]))
         return torch.cat(parts).view(len(index), k, -1)
 
     def _sharing_works(self, index: Tensor, candidates: Tensor) -> bool:

@@ -179,7 +179,7 @@ class LinearClassifier(Classifier):
             seen: set[int] = set()
             _read(memory, _PIECE.findall(text), -1, seen)
             rows.append(list(seen))
-        return self._law(self._sum(memory, rows))
+        return self._distribution(self._sum(memory, rows))
 
     def continuations(self, prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> list[Tensor]:
         """As :meth:`Classifier.continuations`; each prefix is read once, each ending costs what it changes."""
@@ -200,8 +200,10 @@ class LinearClassifier(Classifier):
         base = self._sum(memory, bases)
         added = self._sum(memory, rows, bias=False)
         counts = [len(row) for row in endings]
-        law = self._law(torch.repeat_interleave(base, torch.tensor(counts, dtype=torch.long), dim=0) + added)
-        return list(law.split(counts)) if counts else []
+        distribution = self._distribution(
+            torch.repeat_interleave(base, torch.tensor(counts, dtype=torch.long), dim=0) + added
+        )
+        return list(distribution.split(counts)) if counts else []
 
     def to_dict(self) -> dict[str, Any]:
         """The kind and what identifies the weights."""
@@ -228,7 +230,7 @@ class LinearClassifier(Classifier):
         )
         return total.index_add_(0, owner, table[flat])
 
-    def _law(self, scores: Tensor) -> Tensor:
+    def _distribution(self, scores: Tensor) -> Tensor:
         if scores.shape[1] < len(self.labels):
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
         return scores.log_softmax(1).float()

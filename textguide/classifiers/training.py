@@ -295,10 +295,10 @@ def evaluate(classifier: Classifier, examples: Examples) -> Report:
         ValueError: a text has a class that the classifier does not know.
     """
     goal = targets(examples, classifier.labels)
-    law = in_batches(classifier, examples.texts).double()
+    distribution = in_batches(classifier, examples.texts).double()
     if not classifier.is_normalized:
-        law = law.log_softmax(1)
-    confidence, guess = law.exp().max(1)
+        distribution = distribution.log_softmax(1)
+    confidence, guess = distribution.exp().max(1)
     right = guess == goal
     classes = {}
     for i, label in enumerate(classifier.labels):
@@ -312,7 +312,7 @@ def evaluate(classifier: Classifier, examples: Examples) -> Report:
         abs(right[bins == i].double().mean().item() - confidence[bins == i].mean().item()) * int((bins == i).sum())
         for i in bins.unique().tolist()
     )
-    loss = -law.gather(1, goal[:, None]).mean().item()
+    loss = -distribution.gather(1, goal[:, None]).mean().item()
     n = len(goal)
     return Report(n, right.double().mean().item(), loss, ece / n, classes)
 

@@ -99,8 +99,10 @@ class ZeroShotClassifier(Classifier):
         scores = torch.empty(len(prompts), len(self._words), dtype=torch.float64)
         for i, row in enumerate(wanted):
             for j, (sequence, word) in enumerate(zip(row, self._words, strict=True)):
-                law = logp[sequence][-len(word) :].double()
-                scores[i, j] = law.gather(1, torch.tensor(word)[:, None]).sum() / (len(word) if longest > 1 else 1)
+                distribution = logp[sequence][-len(word) :].double()
+                scores[i, j] = distribution.gather(1, torch.tensor(word)[:, None]).sum() / (
+                    len(word) if longest > 1 else 1
+                )
         return scores.log_softmax(1).float()
 
     def _tails(self, sequences: list[tuple[int, ...]], keep: int) -> list[Tensor]:

@@ -85,8 +85,8 @@ def run_score(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps({"text": text, "probabilities": dict(zip(classifier.labels, row, strict=True))}))
         else:
-            law = "  ".join(f"{label} {p:.4f}" for label, p in zip(classifier.labels, row, strict=True))
-            print(f"{law}\t{text}")
+            distribution = "  ".join(f"{label} {p:.4f}" for label, p in zip(classifier.labels, row, strict=True))
+            print(f"{distribution}\t{text}")
     return 0
 
 

@@ -64,7 +64,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-scale", type=float, help="lower bound on γ")
     group.add_argument("--max-scale", type=float, help="upper bound on γ")
     group.add_argument(
-        "--skip-threshold", type=float, help="leave the extra pass out where it moves the law less (nats)"
+        "--skip-threshold", type=float, help="leave the extra pass out where it moves the distribution less (nats)"
     )
     group = parser.add_argument_group("guidance by a classifier (CAIF); the first three may be repeated together")
     group.add_argument(
@@ -165,7 +165,8 @@ def add_constraint(parser: argparse.ArgumentParser, every_text: bool = True) -> 
     group.add_argument(
         "--constraint-method",
         choices=METHODS,
-        help="awrs keeps the model's own law among the texts that fit; mask rules tokens out one step at a time [awrs]",
+        help="awrs keeps the model's own distribution among the texts that fit; mask rules tokens out one step at a "
+        "time [awrs]",
     )
     if every_text:
         group.add_argument("--all-particles", action="store_true", help="print every particle with its weight")

@@ -1,7 +1,7 @@
 """What the sampler asks of a masked diffusion model, and the adapters that give it.
 
 A :class:`Denoiser` reads token ids with an attention mask and returns logits ``(B, L, V)`` in which position ``j`` is
-the law of token ``j``, whatever the model's own habit is.
+the distribution of token ``j``, whatever the model's own habit is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Denoiser:
         mask_id: id of the mask token.
         end_id: id of the token that ends a text, or None.
         pad_id: id that fills rows up; never attended to.
-        shifted: the model's logits at ``j`` are the law of token ``j + 1`` (Dream), and are moved back here.
+        shifted: the model's logits at ``j`` are the distribution of token ``j + 1`` (Dream), and are moved back here.
         square_mask: the model wants its mask as ``(B, 1, L, L)``, or the text ``"full"`` where nothing is padded
             (Dream).
         prefix_ids, suffix_ids: tokens that frame every text, such as ``[CLS]`` and ``[SEP]``; guidance leaves them
@@ -224,8 +224,8 @@ def _check_bidirectional(made: Denoiser) -> None:
     logits, _ = made(ids, torch.ones_like(ids, dtype=torch.bool))
     made.model.train(training)
     made.passes, made.rows = 0, 0
-    law = torch.log_softmax(logits[:, :first].double(), -1)
-    if torch.equal(law[0], law[1]):
+    distribution = torch.log_softmax(logits[:, :first].double(), -1)
+    if torch.equal(distribution[0], distribution[1]):
         raise ValueError(
             f"model {type(made.model).__name__} is causal: a later token does not change what it says about an earlier "
             "one, so it cannot fill masks; use textguide.generate for it, or pass probe=False if its attention is "

@@ -81,10 +81,11 @@ def generate(
             likely tokens), ``entropy`` or ``random``.
         temperature: 0 takes the most likely token; above 0 draws from ``p^(1/T)`` with Gumbel noise in float64.
         threshold: fill every position whose certainty reaches this, one at least, in place of equal shares.
-        positions: the law that ranks positions: ``guided``, ``conditional`` or ``unconditional`` (CFG++, arXiv
-            2406.08070: tokens from the guided law, positions by the other branch).
+        positions: the distribution that ranks positions: ``guided``, ``conditional`` or ``unconditional`` (CFG++, arXiv
+            2406.08070: tokens from the guided distribution, positions by the other branch).
         corrector: after each step empty this many of the least certain tokens of the block and draw them from the
-            guided law at 2γ − 1, while the step itself goes without guidance (predictor-corrector, arXiv 2408.09000).
+            guided distribution at 2γ − 1, while the step itself goes without guidance (predictor-corrector, arXiv
+            2408.09000).
         allowed: bool mask of tokens that may be written: (V,), (G, V) for the G masks of each row, (B, G, V), or a
             function ``(row, tokens) -> (G, V)`` of the canvas as it is.
         early_end: a row is finished once everything in front of its end token is filled.

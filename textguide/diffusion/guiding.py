@@ -1,4 +1,4 @@
-"""One denoising step: the guided law of every position that is still masked."""
+"""One denoising step: the guided distribution of every position that is still masked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Diffusing = CFG | ACFG
 
 
 @dataclass
-class Laws:
+class Distributions:
     """What one step says about its masked positions, in row-major order (N of them).
 
     Attributes:
@@ -75,32 +75,32 @@ class Guide:
         filled = total - canvas.masked(self.model.mask_id).sum(-1)
         return (filled / (total - 1).clamp(min=1)).clamp(max=1.0)
 
-    def laws(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Laws:
-        """The laws at ``where`` (bool (B, L)) of these rows of the batch.
+    def distributions(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Distributions:
+        """The distributions at ``where`` (bool (B, L)) of these rows of the batch.
 
         Args:
             canvas: the rows as they are now; a part of the batch that the guide was made for.
             rows: which rows of that batch they are, (B,).
-            where: positions whose law is wanted; all of them masked.
+            where: positions whose distribution is wanted; all of them masked.
         """
         scale = self._scales(canvas, rows)
         active = scale != 1.0
         remasked = torch.zeros_like(where)
         if not active.any():
-            return self.plain_laws(canvas, rows, where)
+            return self.plain_distributions(canvas, rows, where)
         if self._other is not None:
             cond, uncond = self._cfg(canvas, rows, where, active)
         else:
             cond, uncond, remasked, active = self._adaptive(canvas, rows, where, active)
         guided = self._combine(cond, uncond, scale, active, where)
-        return Laws(guided, cond, uncond, remasked, scale)
+        return Distributions(guided, cond, uncond, remasked, scale)
 
-    def plain_laws(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Laws:
-        """The laws at ``where`` without guidance, from one pass."""
+    def plain_distributions(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Distributions:
+        """The distributions at ``where`` without guidance, from one pass."""
         cond = log_softmax(self._read(canvas.ids, canvas.attention, rows)[where])
         self.meter.add_unguided(where)
         scale = torch.ones(len(rows), device=self.model.device)
-        return Laws(cond, cond, cond, torch.zeros_like(where), scale)
+        return Distributions(cond, cond, cond, torch.zeros_like(where), scale)
 
     def _scales(self, canvas: Canvas, rows: Tensor) -> Tensor:
         if self.guidance is None:

@@ -50,7 +50,7 @@ def score(
     For a target of ``n`` tokens, ``k`` of them masked at random and ``k`` uniform on 1…n, the mean over draws of
     ``n/k · Σ log p(masked token | the rest)`` estimates the bound, which equals the mean over all orders of the
     log-probability of writing the target in that order. ``k`` is stratified over the draws: every
-    number comes up equally often, as far as ``draws`` allows. The law is normalised, with guidance as without.
+    number comes up equally often, as far as ``draws`` allows. The distribution is normalised, with guidance as without.
 
     Args:
         prompts: as for :func:`generate`; one, or one a target.
@@ -144,7 +144,7 @@ def masked_log_likelihoods(
         hidden[n, places[list(mask)]] = True
     guide = Guide(model, guidance, canvas, negatives)
     canvas.ids = truth.masked_fill(hidden, model.mask_id)
-    laws = guide.laws(canvas, torch.arange(len(rows), device=truth.device), hidden)
-    values = laws.guided.gather(-1, truth[hidden][:, None])[:, 0].double()
+    distributions = guide.distributions(canvas, torch.arange(len(rows), device=truth.device), hidden)
+    values = distributions.guided.gather(-1, truth[hidden][:, None])[:, 0].double()
     sums = [float(part.sum()) for part in values.split(hidden.sum(-1).tolist())]
     return [s * len(t) / len(m) for s, t, m in zip(sums, targets, masks, strict=True)]

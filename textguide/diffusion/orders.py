@@ -28,7 +28,7 @@ def draw(logp: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
     """A token at each position, (N, V) → (N,): the most likely one at temperature 0, else a draw from ``p^(1/T)``.
 
     Args:
-        noise: uniform draws in float64, (N, V); float32 would cut the tails of the Gumbel law off.
+        noise: uniform draws in float64, (N, V); float32 would cut the tails of the Gumbel distribution off.
     """
     if temperature == 0.0:
         return logp.argmax(-1)
@@ -38,7 +38,7 @@ def draw(logp: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
 
 
 def certainty(logp: Tensor, tokens: Tensor, order: str, noise: Tensor | None) -> Tensor:
-    """How sure a law is of a position, (N, V) → (N,), larger is surer.
+    """How sure a distribution is of a position, (N, V) → (N,), larger is surer.
 
     ``confidence``: probability of the drawn token; ``margin``: difference of the two largest probabilities;
     ``entropy``: minus the entropy; ``random``: ``noise`` (N,).

@@ -15,7 +15,7 @@ from ..guidance.algebra import log_softmax
 from . import orders
 from .canvas import Canvas
 from .denoisers import Denoiser
-from .guiding import Guide, Laws
+from .guiding import Distributions, Guide
 
 Allowed = Tensor | Callable[[int, Tensor], Tensor]
 
@@ -123,21 +123,25 @@ class Sampler:
         masked = part.masked(self.model.mask_id)
         current = part.block.masked_fill(~masked, 1 << 30).amin(-1, keepdim=True)
         where = masked & (part.block == current)
-        laws = self._laws(part, rows, where, unguided=self.plan.corrector > 0)
-        picked, sure = self._choose(laws, where)
+        distributions = self._distributions(part, rows, where, unguided=self.plan.corrector > 0)
+        picked, sure = self._choose(distributions, where)
         counts = self._counts(sure, rows, current[:, 0])
         committed = torch.zeros_like(self.canvas.attention)
-        self._write(rows, where, picked, sure, counts, laws.guided, committed)
+        self._write(rows, where, picked, sure, counts, distributions.guided, committed)
         remasked = torch.zeros_like(committed)
-        remasked[rows] = laws.remasked
+        remasked[rows] = distributions.remasked
         corrected = torch.zeros_like(committed)
         if self.plan.corrector:
             corrected = self._correct(rows, current)
         return committed, remasked, corrected
 
-    def _laws(self, part: Canvas, rows: Tensor, where: Tensor, unguided: bool = False) -> Laws:
-        """The guided laws under the constraint; ``unguided``: the predictor's, without guidance."""
-        laws = self.guide.plain_laws(part, rows, where) if unguided else self.guide.laws(part, rows, where)
+    def _distributions(self, part: Canvas, rows: Tensor, where: Tensor, unguided: bool = False) -> Distributions:
+        """The guided distributions under the constraint; ``unguided``: the predictor's, without guidance."""
+        distributions = (
+            self.guide.plain_distributions(part, rows, where)
+            if unguided
+            else self.guide.distributions(part, rows, where)
+        )
         if self.plan.allowed is not None:
             mask = self._allowed(part, rows, where)
             blocked = ~mask.any(-1)
@@ -146,10 +150,11 @@ class Sampler:
                 raise ValueError(
                     f"allowed leaves no token for a masked position of row {int(rows[row])}; allow one everywhere"
                 )
-            laws.guided, laws.cond, laws.uncond = (
-                log_softmax(law.masked_fill(~mask, -math.inf)) for law in (laws.guided, laws.cond, laws.uncond)
+            distributions.guided, distributions.cond, distributions.uncond = (
+                log_softmax(distribution.masked_fill(~mask, -math.inf))
+                for distribution in (distributions.guided, distributions.cond, distributions.uncond)
             )
-        return laws
+        return distributions
 
     def _allowed(self, part: Canvas, rows: Tensor, where: Tensor) -> Tensor:
         allowed, masks = self.plan.allowed, []
@@ -169,15 +174,19 @@ class Sampler:
         drawn = torch.rand(shape, generator=self.generator, device=self.model.device, dtype=torch.float64)
         return list(drawn.split(counts))
 
-    def _choose(self, laws: Laws, where: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """A token for every position of ``where`` and how sure the law is of it, row by row."""
+    def _choose(self, distributions: Distributions, where: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """A token for every position of ``where`` and how sure the distribution is of it, row by row."""
         counts = where.sum(-1).tolist()
-        size = laws.guided.shape[-1]
+        size = distributions.guided.shape[-1]
         noise = torch.cat(self._noise(where, counts, size)) if self.plan.temperature else None
-        tokens = orders.draw(laws.guided, self.plan.temperature, noise)
-        law = {"guided": laws.guided, "conditional": laws.cond, "unconditional": laws.uncond}[self.plan.positions]
+        tokens = orders.draw(distributions.guided, self.plan.temperature, noise)
+        distribution = {
+            "guided": distributions.guided,
+            "conditional": distributions.cond,
+            "unconditional": distributions.uncond,
+        }[self.plan.positions]
         chance = torch.cat(self._noise(where, counts, 1))[:, 0] if self.plan.order == "random" else None
-        return tokens, list(orders.certainty(law, tokens, self.plan.order, chance).split(counts))
+        return tokens, list(orders.certainty(distribution, tokens, self.plan.order, chance).split(counts))
 
     def _counts(self, sure: list[Tensor], rows: Tensor, blocks: Tensor) -> list[int]:
         if self.plan.threshold is not None:
@@ -189,7 +198,7 @@ class Sampler:
         return counts
 
     def _write(
-        self, rows: Tensor, where: Tensor, tokens: Tensor, sure: list[Tensor], counts: list[int], law: Tensor,
+        self, rows: Tensor, where: Tensor, tokens: Tensor, sure: list[Tensor], counts: list[int], distribution: Tensor,
         written: Tensor,
     ) -> None:  # fmt: skip
         start = 0
@@ -199,24 +208,24 @@ class Sampler:
             self.canvas.ids[row, places] = kept
             written[row, places] = True
             self._confidence[row, places] = (
-                law[start : start + len(sure[n])][chosen].gather(-1, kept[:, None])[:, 0].exp()
+                distribution[start : start + len(sure[n])][chosen].gather(-1, kept[:, None])[:, 0].exp()
             )
             start += len(sure[n])
 
     def _correct(self, rows: Tensor, current: Tensor) -> Tensor:
-        """Empty the least certain filled positions of the block and fill them again from the guided law."""
+        """Empty the least certain filled positions of the block and fill them again from the guided distribution."""
         part = self.canvas.pick(rows)
         filled = part.target & (part.block == current) & (part.ids != self.model.mask_id)
         confidence = self._confidence[rows].masked_fill(~filled, 2.0)
         rank = confidence.argsort(dim=-1, stable=True).argsort(dim=-1)
         again = filled & (rank < self.plan.corrector)
         part.ids.masked_fill_(again, self.model.mask_id)
-        laws = self._laws(part, rows, again)
-        tokens, _ = self._choose(laws, again)
+        distributions = self._distributions(part, rows, again)
+        tokens, _ = self._choose(distributions, again)
         whole = torch.zeros_like(self.canvas.attention)
         whole[rows] = again
         self.canvas.ids[whole] = tokens
-        self._confidence[whole] = laws.guided.gather(-1, tokens[:, None])[:, 0].exp()
+        self._confidence[whole] = distributions.guided.gather(-1, tokens[:, None])[:, 0].exp()
         return whole
 
     def _end_rows(self, rows: Tensor) -> None:

@@ -149,12 +149,12 @@ class GuidedDecoding:
             )
         parts = split(self.guidance)
         guidance = parts.branching
-        weigher = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
-        if weigher is not None:
-            weigher.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
+        reweighting = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
+        if reweighting is not None:
+            reweighting.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
         settings = Settings(
             guidance=guidance,
-            reweighter=weigher,
+            reweighter=reweighting,
             models={**(self.models or {}), **(self.captioning.models if self.captioning is not None else {})},
             generator=self.generator,
             observer=self.observer,
@@ -168,9 +168,10 @@ class GuidedDecoding:
             settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs, generation_config, horizon)
             settings.static = generation_config.cache_implementation == "static"
         if isinstance(parts.constraint, FeynmanKac):
-            if weigher is not None:
+            if reweighting is not None:
                 raise ValueError(
-                    "FeynmanKac cannot be combined with classifiers: the law of weighed candidates has a normaliser of "
+                    "FeynmanKac cannot be combined with classifiers: the distribution of weighed candidates has a "
+                    "normaliser of "
                     "its own, which is not part of the product; leave one of them out"
                 )
             settings.guidance = None if guidance is None else parts.constraint.product(guidance)

@@ -1,4 +1,4 @@
-"""What guidance did: how far it moved the next-token law, and what its passes cost."""
+"""What guidance did: how far it moved the next-token distribution, and what its passes cost."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Effect:
     """A report on one run. A step here is one token of one row.
 
     Args:
-        mean_kl: mean KL(guided‖unguided) of the next-token law in nats, over guided steps.
+        mean_kl: mean KL(guided‖unguided) of the next-token distribution in nats, over guided steps.
         max_kl: the largest of them.
         top_changed: share of guided steps whose most likely token was another one without guidance.
         guided_steps: steps that combined all branches.
         unguided_steps: steps decoded from the conditional branch alone: outside the window, at γ(s) = 1, or skipped.
-        extra_passes: rows of extra branches that were run to give a next-token law.
+        extra_passes: rows of extra branches that were run to give a next-token distribution.
         skipped_passes: rows of extra branches that ``skip_threshold`` left out.
         max_skipped_kl: the largest KL that guidance would have caused at a skipped step, measured by re-reading
             those steps; None where nothing was skipped.
@@ -96,7 +96,7 @@ class EffectMeter:
             branched: those of them whose extra branches ran, bool (B,); None: all.
             reweighed: those of them whose candidates were weighed, bool (B,); None: none.
         """
-        if reweighed is None:  # reweighed laws are normalised
+        if reweighed is None:  # reweighed distributions are normalised
             guided = torch.log_softmax(guided, dim=-1)
         kl = kl_divergence(guided, cond)
         changed = guided.argmax(-1) != cond.argmax(-1)
@@ -165,14 +165,15 @@ def join(effects: list[Effect]) -> Effect:
 def warn_if_none(effect: Effect, guidance: Any) -> None:
     """Warn where guidance ran and moved nothing: the branches said the same, or it was never active."""
     parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
-    # A constraint moves no law that is measured here.
+    # A constraint moves no distribution that is measured here.
     if all(part.is_neutral or isinstance(part, TokenConstraint) for part in parts):
         return
     if effect.guided_steps == 0:
         reason = "no step fell into its window of activity, or above its entropy threshold"
     elif effect.max_kl <= 1e-6:
         reason = (
-            "it gave the same next-token law as plain decoding at every step; do its branches read the same prompt, "
+            "it gave the same next-token distribution as plain decoding at every step; do its branches read the same "
+            "prompt, "
             "or does its classifier say the same of every candidate?"
         )
     else:

@@ -30,8 +30,8 @@ class GenerateResult:
         log_likelihood: guided log-probability of each continuation, (B,): what :func:`textguide.score` gives.
         log_probs: guided log-probability of each token before processors and warpers, (B, new), 0 behind the end.
         effect: what guidance did.
-        log_weights: log-weight of each row, float64 (B,): rows drawn in proportion to them follow the law given the
-            constraint; −inf where a row did not finish. None unless the guidance weighs its samples.
+        log_weights: log-weight of each row, float64 (B,): rows drawn in proportion to them follow the distribution
+            given the constraint; −inf where a row did not finish. None unless the guidance weighs its samples.
         log_evidence: log of the mean weight of each prompt's particles, float64 (populations,): in expectation (of its
             exponential) the probability that a text satisfies the constraint and ends in time. None likewise.
         ess: effective sample size of each prompt's particles, (populations,). None likewise.

@@ -1,4 +1,5 @@
-"""Running token reweighting: the candidates of every row go to their classifiers, and the answers into the law."""
+"""Running token reweighting: the candidates of every row go to their classifiers, and the answers into the
+distribution."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class _Group:
 
 
 class Reweighter:
-    """Applies :class:`CAIF` guidances to the laws of a batch whose rows grow by a token a step.
+    """Applies :class:`CAIF` guidances to the distributions of a batch whose rows grow by a token a step.
 
     Args:
         guidances: what to apply; their weights add up.
@@ -122,7 +123,7 @@ class Reweighter:
     def __call__(
         self, logp: Tensor, step: Step, index: int | Sequence[int], rows: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """The reweighed laws.
+        """The reweighed distributions.
 
         Args:
             logp: normalised log-probabilities, (B, V).
@@ -138,13 +139,13 @@ class Reweighter:
         chosen = acted.nonzero()[:, 0]
         if not len(chosen):
             return logp, acted
-        law = logp[chosen]
+        distribution = logp[chosen]
         depths = [guidance.top_k or self._size for guidance in self.guidances]
         weights = weights[:, chosen]
         used = [n for n in range(len(depths)) if bool((weights[n] != 0).any())]
-        candidates = law.topk(max(depths[n] for n in used), dim=-1).indices
-        bonus = self._bonus(law, candidates, weights, depths, [rows[i] for i in chosen.tolist()])
-        changed = reweigh(law, candidates, bonus)
+        candidates = distribution.topk(max(depths[n] for n in used), dim=-1).indices
+        bonus = self._bonus(distribution, candidates, weights, depths, [rows[i] for i in chosen.tolist()])
+        changed = reweigh(distribution, candidates, bonus)
         if bool(changed.isnan().any()):
             names = ", ".join(sorted({self._name(guidance) for guidance in self.guidances}))
             raise ValueError(f"classifier {names} forbids every candidate of a row; smooth it, or lower the weight")
@@ -165,11 +166,11 @@ class Reweighter:
         return weights
 
     def _bonus(
-        self, law: Tensor, candidates: Tensor, weights: Tensor, depths: Sequence[int], rows: Sequence[int]
+        self, distribution: Tensor, candidates: Tensor, weights: Tensor, depths: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
         """``Σ α log p(c|text)`` of every candidate, (B, k); −inf behind the last candidate of a guidance."""
-        bonus = torch.zeros(candidates.shape, device=law.device)
-        allowed = torch.isfinite(law.gather(-1, candidates)).sum(-1).tolist()
+        bonus = torch.zeros(candidates.shape, device=distribution.device)
+        allowed = torch.isfinite(distribution.gather(-1, candidates)).sum(-1).tolist()
         ids = candidates.tolist()
         strength = weights.tolist()
         for group in self._groups:
@@ -182,7 +183,7 @@ class Reweighter:
                 continue
             answers = self._ask(group, [rows[b] for b in who], [ids[b][: reach[b]] for b in who])
             for b, answer in zip(who, answers, strict=True):
-                answer = answer.to(law.device)
+                answer = answer.to(distribution.device)
                 for n in group.members:
                     if strength[n][b] != 0:
                         depth = min(depths[n], reach[b])

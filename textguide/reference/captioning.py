@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..guidance.base import BranchGuidance
-from .decoding import Law, guided_law, normalized
+from .decoding import Distribution, guided_distribution, normalized
 
 
-def next_log_probs(model: Any, inputs: Mapping[str, Any], written: Sequence[int]) -> Law:
+def next_log_probs(model: Any, inputs: Mapping[str, Any], written: Sequence[int]) -> Distribution:
     """log P(next token | image, prompt, written), as V floats.
 
     Args:
@@ -49,8 +49,8 @@ def next_log_probs(model: Any, inputs: Mapping[str, Any], written: Sequence[int]
 
 def text_log_probs(
     model: Any, prompt: Sequence[int], written: Sequence[int], index: Sequence[int], end: int, ends: Sequence[int]
-) -> Law:
-    """The law of a text-only model over the captioner's tokens.
+) -> Distribution:
+    """The distribution of a text-only model over the captioner's tokens.
 
     Args:
         prompt: what it reads first, in its own tokens.
@@ -60,9 +60,9 @@ def text_log_probs(
     """
     with torch.no_grad():
         row = torch.tensor([[*prompt, *(index[token] for token in written)]])
-        law = normalized(model(input_ids=row, use_cache=False).logits[0, -1].double().tolist())
-    mapped = [law[target] if target >= 0 else -torch.inf for target in index]
-    mapped[end] = float(torch.tensor([law[token] for token in ends], dtype=torch.float64).logsumexp(0))
+        distribution = normalized(model(input_ids=row, use_cache=False).logits[0, -1].double().tolist())
+    mapped = [distribution[target] if target >= 0 else -torch.inf for target in index]
+    mapped[end] = float(torch.tensor([distribution[token] for token in ends], dtype=torch.float64).logsumexp(0))
     return mapped
 
 
@@ -72,23 +72,23 @@ def generate(
     guidance: BranchGuidance | None,
     new_tokens: int,
     text: Any = None,
-) -> tuple[list[int], list[Law]]:
-    """Greedy decoding of one row: the new tokens and the law of each step.
+) -> tuple[list[int], list[Distribution]]:
+    """Greedy decoding of one row: the new tokens and the distribution of each step.
 
     Args:
         conditions: the inputs of the conditional branch and of each extra branch of the captioner.
-        text: for language-model guidance, the law of the text-only model from the tokens so far.
+        text: for language-model guidance, the distribution of the text-only model from the tokens so far.
     """
     written: list[int] = []
-    laws = []
+    distributions = []
     for step in range(new_tokens):
         branches = [next_log_probs(model, inputs, written) for inputs in conditions]
         if text is not None:
             branches.append(text(written))
-        law = guided_law(guidance, branches, step / (new_tokens - 1) if new_tokens > 1 else 0.0)
-        laws.append(law)
-        written.append(max(range(len(law)), key=law.__getitem__))
-    return written, laws
+        distribution = guided_distribution(guidance, branches, step / (new_tokens - 1) if new_tokens > 1 else 0.0)
+        distributions.append(distribution)
+        written.append(max(range(len(distribution)), key=distribution.__getitem__))
+    return written, distributions
 
 
 def without_image(inputs: Mapping[str, Any], image_tokens: Sequence[int]) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ import torch
 from ..guidance import CAIF, CFG, BranchGuidance, LMGuidance
 from ..guidance.views import View
 
-Law = list[float]
-Reweigh = Callable[[Law, Sequence[int], int, float], Law]
-"""From a law, what was written so far, the number of the token and the progress to another law."""
+Distribution = list[float]
+Reweigh = Callable[[Distribution, Sequence[int], int, float], Distribution]
+"""From a distribution, what was written so far, the number of the token and the progress to another distribution."""
 
 
-def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None = None) -> Law:
+def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None = None) -> Distribution:
     """log P(next token | ids) under the model, as V floats; ``source`` is what an encoder-decoder reads."""
     device = next(model.parameters()).device
     row = torch.tensor([list(ids)], device=device)
@@ -33,7 +33,7 @@ def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None 
     return normalized(logits[0, -1].double().tolist())
 
 
-def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Law:
+def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Distribution:
     """log P(next token | ids) where the layers outside ``view`` hand on what they get."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     layers: Any = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
@@ -51,7 +51,7 @@ def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Law:
             hook.remove()
 
 
-def normalized(scores: Sequence[float]) -> Law:
+def normalized(scores: Sequence[float]) -> Distribution:
     """``scores`` minus their log-sum-exp."""
     top = max(scores)
     if top == -math.inf:
@@ -103,10 +103,10 @@ def cfg_scale(guidance: CFG, s: float) -> float:
     return scale
 
 
-def cfg(guidance: CFG, laws: Sequence[Law], s: float) -> Law:
+def cfg(guidance: CFG, distributions: Sequence[Distribution], s: float) -> Distribution:
     """Equation 7 of arXiv 2306.17806, token by token."""
     scale = cfg_scale(guidance, s)
-    cond, uncond = laws
+    cond, uncond = distributions
     mixed = []
     for lc, lu in zip(cond, uncond, strict=True):
         if lc == -math.inf or lu == -math.inf:
@@ -118,7 +118,7 @@ def cfg(guidance: CFG, laws: Sequence[Law], s: float) -> Law:
 
 def caif(
     guidances: Sequence[CAIF],
-    law: Law,
+    distribution: Distribution,
     prompt: Sequence[int],
     written: Sequence[int],
     index: int,
@@ -126,35 +126,35 @@ def caif(
     *,
     text_of: Callable[[Sequence[int]], str],
     log_prob: Callable[[CAIF, str], float],
-) -> Law:
+) -> Distribution:
     """``p(x) · p(c|text)^α / Z`` of arXiv 2205.07276, candidate by candidate; weights of several guidances add up.
 
     Args:
         text_of: the text of token ids.
         log_prob: log p(target of the guidance | text).
     """
-    spread = -sum(math.exp(p) * p for p in law if p > -math.inf)
-    mixed, acts = list(law), False
+    spread = -sum(math.exp(p) * p for p in distribution if p > -math.inf)
+    mixed, acts = list(distribution), False
     for guidance in guidances:
         weight = guidance.weight * schedule_multiplier(guidance.schedule, s)
         inside = guidance.start <= s <= guidance.stop
         if weight == 0 or not inside or index % guidance.every or spread < guidance.entropy_threshold:
             continue
         acts = True
-        order = sorted(range(len(law)), key=lambda token: -law[token])
+        order = sorted(range(len(distribution)), key=lambda token: -distribution[token])
         candidates = set(order if guidance.top_k is None else order[: guidance.top_k])
         read = [*prompt, *written] if guidance.include_prompt else [*written]
-        for token in range(len(law)):
+        for token in range(len(distribution)):
             if token not in candidates:
                 mixed[token] = -math.inf
-            elif law[token] > -math.inf:
+            elif distribution[token] > -math.inf:
                 mixed[token] += weight * log_prob(guidance, text_of([*read, token]))
-    return normalized(mixed) if acts else law
+    return normalized(mixed) if acts else distribution
 
 
-def language_model(guidance: LMGuidance, laws: Sequence[Law], s: float) -> Law:
+def language_model(guidance: LMGuidance, distributions: Sequence[Distribution], s: float) -> Distribution:
     """Language-model guidance of arXiv 2307.16686, token by token."""
-    cond, uncond, text = laws
+    cond, uncond, text = distributions
     beta = guidance.alpha / 2 if guidance.beta is None else guidance.beta
     mixed = []
     for lc, lu, lt in zip(cond, uncond, text, strict=True):
@@ -165,13 +165,15 @@ def language_model(guidance: LMGuidance, laws: Sequence[Law], s: float) -> Law:
     return normalized(mixed)
 
 
-COMBINE: dict[str, Callable[[Any, Sequence[Law], float], Law]] = {"cfg": cfg, "lm": language_model}
+COMBINE: dict[str, Callable[[Any, Sequence[Distribution], float], Distribution]] = {"cfg": cfg, "lm": language_model}
 """The oracle of every registered guidance, by name."""
 
 
-def guided_law(guidance: BranchGuidance | None, laws: Sequence[Law], s: float) -> Law:
-    """What ``guidance`` makes of the laws of its branches at progress ``s``."""
-    return laws[0] if guidance is None else COMBINE[guidance.name](guidance, laws, s)
+def guided_distribution(
+    guidance: BranchGuidance | None, distributions: Sequence[Distribution], s: float
+) -> Distribution:
+    """What ``guidance`` makes of the distributions of its branches at progress ``s``."""
+    return distributions[0] if guidance is None else COMBINE[guidance.name](guidance, distributions, s)
 
 
 def generate(
@@ -185,8 +187,8 @@ def generate(
     end: int | None = None,
     models: dict[str, Any] | None = None,
     reweigh: Reweigh | None = None,
-) -> tuple[list[int], list[Law]]:
-    """Greedy decoding of one row: the new tokens and the law of each step.
+) -> tuple[list[int], list[Distribution]]:
+    """Greedy decoding of one row: the new tokens and the distribution of each step.
 
     Args:
         prompt: token ids; for an encoder-decoder what its decoder starts with.
@@ -194,20 +196,20 @@ def generate(
         source: what the conditional branch of an encoder-decoder reads.
         end: stop behind this token.
         models: models of branches by name.
-        reweigh: what becomes of the combined law.
+        reweigh: what becomes of the combined distribution.
     """
     written: list[int] = []
-    laws = []
+    distributions = []
     for index in range(new_tokens):
         progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
-        law = _law(model, prompt, written, guidance, negatives, progress, source, models)
+        distribution = _distribution(model, prompt, written, guidance, negatives, progress, source, models)
         if reweigh is not None:
-            law = reweigh(law, written, index, progress)
-        laws.append(law)
-        written.append(max(range(len(law)), key=law.__getitem__))
+            distribution = reweigh(distribution, written, index, progress)
+        distributions.append(distribution)
+        written.append(max(range(len(distribution)), key=distribution.__getitem__))
         if written[-1] == end:
             break
-    return written, laws
+    return written, distributions
 
 
 def score(
@@ -224,13 +226,13 @@ def score(
     total, greedy = [], True
     for index, token in enumerate(continuation):
         progress = index / (len(continuation) - 1) if len(continuation) > 1 else 0.0
-        law = _law(model, prompt, continuation[:index], guidance, negatives, progress, source, models)
-        total.append(law[token])
-        greedy = greedy and law[token] == max(law)
+        distribution = _distribution(model, prompt, continuation[:index], guidance, negatives, progress, source, models)
+        total.append(distribution[token])
+        greedy = greedy and distribution[token] == max(distribution)
     return total, greedy
 
 
-def _law(
+def _distribution(
     model: Any,
     prompt: Sequence[int],
     written: Sequence[int],
@@ -239,15 +241,15 @@ def _law(
     progress: float,
     source: Sequence[int] | None,
     models: dict[str, Any] | None,
-) -> Law:
-    laws = [next_log_probs(model, [*prompt, *written], source)]
+) -> Distribution:
+    distributions = [next_log_probs(model, [*prompt, *written], source)]
     if guidance is not None:
         for branch, negative in zip(guidance.branches, negatives, strict=True):
             owner = (models or {}).get(branch.model, model)
             if branch.view is not None:
-                laws.append(part_log_probs(owner, branch.view, [*negative, *written]))
+                distributions.append(part_log_probs(owner, branch.view, [*negative, *written]))
             elif source is None:
-                laws.append(next_log_probs(owner, [*negative, *written]))
+                distributions.append(next_log_probs(owner, [*negative, *written]))
             else:
-                laws.append(next_log_probs(owner, [*prompt, *written], negative))
-    return guided_law(guidance, laws, progress)
+                distributions.append(next_log_probs(owner, [*prompt, *written], negative))
+    return guided_distribution(guidance, distributions, progress)

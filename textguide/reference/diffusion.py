@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from ..guidance import ACFG, CFG
-from .decoding import Law, cfg_scale, normalized, schedule_multiplier
+from .decoding import Distribution, cfg_scale, normalized, schedule_multiplier
 
-Read = Callable[[Sequence[int]], list[Law]]
-"""Token ids of a row to one law a position."""
+Read = Callable[[Sequence[int]], list[Distribution]]
+"""Token ids of a row to one distribution a position."""
 
 
 def reader(
@@ -32,11 +32,11 @@ def reader(
 
     Args:
         forbidden: tokens whose logit is −∞.
-        shifted: logits at ``j`` are the law of token ``j + 1``.
+        shifted: logits at ``j`` are the distribution of token ``j + 1``.
         prefix, suffix: the frame that is read around a row, and dropped from the answer.
     """
 
-    def read(ids: Sequence[int]) -> list[Law]:
+    def read(ids: Sequence[int]) -> list[Distribution]:
         row = torch.tensor([[*prefix, *ids, *suffix]])
         with torch.no_grad():
             logits = model(input_ids=row, attention_mask="full" if shifted else torch.ones_like(row)).logits[0]
@@ -44,7 +44,10 @@ def reader(
         if shifted:
             scores = [scores[0], *scores[:-1]]
         scores = scores[len(prefix) : len(prefix) + len(ids)]
-        return [normalized([-math.inf if t in forbidden else s for t, s in enumerate(law)]) for law in scores]
+        return [
+            normalized([-math.inf if t in forbidden else s for t, s in enumerate(distribution)])
+            for distribution in scores
+        ]
 
     return read
 
@@ -58,24 +61,24 @@ def scale_at(guidance: CFG | ACFG, s: float) -> float:
     return 1 + (guidance.scale - 1) * schedule_multiplier(guidance.schedule, s)
 
 
-def mixed(cond: Law, uncond: Law, scale: float) -> Law:
+def mixed(cond: Distribution, uncond: Distribution, scale: float) -> Distribution:
     """``lu + γ (lc − lu)``, normalised; a token that either branch forbids keeps ``lc``."""
     return normalized(
         [lc if -math.inf in (lc, lu) else lu + scale * (lc - lu) for lc, lu in zip(cond, uncond, strict=True)]
     )
 
 
-def remasked(laws: Sequence[Law], candidates: Sequence[int], ratio: float) -> list[int]:
+def remasked(distributions: Sequence[Distribution], candidates: Sequence[int], ratio: float) -> list[int]:
     """Algorithm 1, lines 3 to 5: the ⌈ρ|C|⌉ candidates with the lowest top probability."""
     count = math.ceil(Fraction(str(ratio)) * len(candidates))
-    order = sorted(candidates, key=lambda j: (math.exp(max(laws[j])), j))
+    order = sorted(candidates, key=lambda j: (math.exp(max(distributions[j])), j))
     return sorted(order[:count])
 
 
 def step(
     read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: CFG | ACFG | None, total: int
-) -> tuple[dict[int, Law], list[int]]:
-    """One denoising step: the guided law of every masked position, and what was masked again.
+) -> tuple[dict[int, Distribution], list[int]]:
+    """One denoising step: the guided distribution of every masked position, and what was masked again.
 
     Args:
         ids: the row.
@@ -83,8 +86,8 @@ def step(
         total: how many positions had to be filled at the start.
     """
     holes = [j for j, token in enumerate(ids) if token == mask]
-    laws = read(ids)
-    cond = {j: laws[j] for j in holes}
+    distributions = read(ids)
+    cond = {j: distributions[j] for j in holes}
     if guidance is None:
         return cond, []
     done = total - len(holes)
@@ -96,11 +99,11 @@ def step(
     else:
         filled = [j for j in range(len(ids)) if j not in holes]
         scope = {"all": filled, "prompt": list(given), "generated": [j for j in filled if j not in given]}
-        lost = remasked(laws, scope[guidance.remask_scope], guidance.remask_ratio)
+        lost = remasked(distributions, scope[guidance.remask_scope], guidance.remask_ratio)
         if not lost:
             return cond, []
     other = read([mask if j in lost else token for j, token in enumerate(ids)])
-    return {j: mixed(laws[j], other[j], scale) for j in holes}, [] if isinstance(guidance, CFG) else lost
+    return {j: mixed(distributions[j], other[j], scale) for j in holes}, [] if isinstance(guidance, CFG) else lost
 
 
 def generate(
@@ -116,11 +119,11 @@ def generate(
         turns = min(turns, block)
         for turn in range(turns):
             quota = block // turns + (turn < block % turns)
-            laws, _ = step(read, ids, mask, given, guidance, length)
+            distributions, _ = step(read, ids, mask, given, guidance, length)
             holes = [j for j in inside if ids[j] == mask]
-            holes.sort(key=lambda j: (-max(laws[j]), j))
+            holes.sort(key=lambda j: (-max(distributions[j]), j))
             for j in holes[:quota]:
-                ids[j] = max(range(len(laws[j])), key=laws[j].__getitem__)
+                ids[j] = max(range(len(distributions[j])), key=distributions[j].__getitem__)
     return ids[len(prompt) :]
 
 
@@ -134,8 +137,8 @@ def any_order_log_likelihood(
         ids = [*prompt, *[mask] * len(target)]
         value = 0.0
         for place in order:
-            laws, _ = step(read, ids, mask, given, guidance, len(target))
-            value += laws[len(prompt) + place][target[place]]
+            distributions, _ = step(read, ids, mask, given, guidance, len(target))
+            value += distributions[len(prompt) + place][target[place]]
             ids[len(prompt) + place] = target[place]
         total.append(value)
     return sum(total) / len(total)
@@ -151,41 +154,45 @@ def masked_log_likelihood(
         sets = list(combinations(range(n), k))
         for hidden in sets:
             ids = [*prompt, *[mask if i in hidden else token for i, token in enumerate(target)]]
-            laws, _ = step(read, ids, mask, given, guidance, n)
-            total += n / k * sum(laws[len(prompt) + i][target[i]] for i in hidden) / len(sets) / n
+            distributions, _ = step(read, ids, mask, given, guidance, n)
+            total += n / k * sum(distributions[len(prompt) + i][target[i]] for i in hidden) / len(sets) / n
     return total
 
 
-def sampling_law(
+def sampling_distribution(
     read: Read, prompt: Sequence[int], mask: int, length: int, guidance: CFG | ACFG | None, order: str
 ) -> dict[tuple[int, ...], float]:
-    """The law of the tokens that the sampler writes at temperature 1, one a step, for ``random`` or ``confidence``."""
+    """The distribution of the tokens that the sampler writes at temperature 1, one a step, for ``random`` or
+    ``confidence``."""
     given = list(range(len(prompt)))
     result: dict[tuple[int, ...], float] = {}
 
     def walk(ids: list[int], weight: float) -> None:
         if weight == 0.0:
             return
-        laws, _ = step(read, ids, mask, given, guidance, length)
-        if not laws:
+        distributions, _ = step(read, ids, mask, given, guidance, length)
+        if not distributions:
             key = tuple(ids[len(prompt) :])
             result[key] = result.get(key, 0.0) + weight
             return
         if order == "random":
-            for place, law in laws.items():
-                for token, lp in enumerate(law):
-                    walk([token if j == place else t for j, t in enumerate(ids)], weight * math.exp(lp) / len(laws))
+            for place, distribution in distributions.items():
+                for token, lp in enumerate(distribution):
+                    walk(
+                        [token if j == place else t for j, t in enumerate(ids)],
+                        weight * math.exp(lp) / len(distributions),
+                    )
             return
 
         def draw(places: list[int], drawn: dict[int, int], share: float) -> None:
             if places:
-                for token, lp in enumerate(laws[places[0]]):
+                for token, lp in enumerate(distributions[places[0]]):
                     draw(places[1:], {**drawn, places[0]: token}, share * math.exp(lp))
                 return
-            best = min(drawn, key=lambda j: (-laws[j][drawn[j]], j))
+            best = min(drawn, key=lambda j: (-distributions[j][drawn[j]], j))
             walk([drawn[best] if j == best else t for j, t in enumerate(ids)], share)
 
-        draw(list(laws), {}, weight)
+        draw(list(distributions), {}, weight)
 
     walk([*prompt, *[mask] * length], 1.0)
     return result

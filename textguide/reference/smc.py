@@ -1,4 +1,4 @@
-"""The oracles of constrained sampling: estimators as plain loops over float64, and laws by enumeration."""
+"""The oracles of constrained sampling: estimators as plain loops over float64, and distributions by enumeration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 
 Text = tuple[int, ...]
-StepLaw = Callable[[Text], Sequence[float]]
+StepDistribution = Callable[[Text], Sequence[float]]
 
 
 def recursive(
@@ -74,14 +74,14 @@ def geometric(
     return accepted[0], weight, len(asked)
 
 
-def texts(law: StepLaw, end: int | None, length: int, size: int) -> dict[Text, float]:
+def texts(distribution: StepDistribution, end: int | None, length: int, size: int) -> dict[Text, float]:
     """Every text of at most ``length`` tokens that ends with ``end`` (with None: every text of that length) and its
-    probability under ``law``, which gives p(next | text)."""
+    probability under ``distribution``, which gives p(next | text)."""
     done: dict[Text, float] = {}
 
     def grow(text: Text, probability: float) -> None:
         for token in range(size):
-            p = probability * law(text)[token]
+            p = probability * distribution(text)[token]
             longer = (*text, token)
             if p == 0:
                 continue
@@ -95,16 +95,20 @@ def texts(law: StepLaw, end: int | None, length: int, size: int) -> dict[Text, f
 
 
 def global_conditional(
-    law: StepLaw, allowed: Callable[[Text], bool], end: int | None, length: int, size: int
+    distribution: StepDistribution, allowed: Callable[[Text], bool], end: int | None, length: int, size: int
 ) -> tuple[dict[Text, float], float]:
     """p(text) · 1(allowed) / Z over all texts, and Z."""
-    kept = {text: p for text, p in texts(law, end, length, size).items() if allowed(text)}
+    kept = {text: p for text, p in texts(distribution, end, length, size).items() if allowed(text)}
     total = sum(kept.values())
     return {text: p / total for text, p in kept.items()}, total
 
 
 def locally_masked(
-    law: StepLaw, may_follow: Callable[[Text, int, bool], bool], end: int | None, length: int, size: int
+    distribution: StepDistribution,
+    may_follow: Callable[[Text, int, bool], bool],
+    end: int | None,
+    length: int,
+    size: int,
 ) -> dict[Text, float]:
     """What masking and renormalising at every step samples: Π p(x_t) 1 / Z_t.
 
@@ -113,7 +117,7 @@ def locally_masked(
     """
 
     def local(text: Text) -> Sequence[float]:
-        p = law(text)
+        p = distribution(text)
         last = len(text) + 1 == length
         kept = [p[t] if may_follow(text, t, last) else 0.0 for t in range(size)]
         total = sum(kept)
@@ -123,7 +127,7 @@ def locally_masked(
 
 
 def tempered(
-    cond: StepLaw, other: StepLaw, scale: float, end: int | None, length: int, size: int
+    cond: StepDistribution, other: StepDistribution, scale: float, end: int | None, length: int, size: int
 ) -> tuple[dict[Text, float], float]:
     """The product of arXiv 2503.02819 over whole texts, ``Π p(x_t|c)^γ p(x_t|u)^(1−γ) / Z``, and Z.
 
@@ -145,21 +149,24 @@ def tempered(
     return {text: p / total for text, p in done.items()}, total
 
 
-def speculative(law: StepLaw, draft: Callable[[Text], Sequence[int]], length: int, rng: random.Random) -> Text:
-    """A text by speculative sampling from guesses that are not drawn (arXiv 2211.17192, section 2.3, with a law of the
-    guess that is 1 on it): keep the guess with the probability the law gives it, else draw from the law without it
-    and guess anew; behind guesses that were all kept, draw from the law."""
+def speculative(
+    distribution: StepDistribution, draft: Callable[[Text], Sequence[int]], length: int, rng: random.Random
+) -> Text:
+    """A text by speculative sampling from guesses that are not drawn (arXiv 2211.17192, section 2.3, with a
+    distribution of the guess that is 1 on it): keep the guess with the probability the distribution gives it, else
+    draw from the distribution without it and guess anew; behind guesses that were all kept, draw from the
+    distribution."""
     text: Text = ()
     while len(text) < length:
         for guess in draft(text):
-            p = list(law(text))
+            p = list(distribution(text))
             if rng.random() < p[guess]:
                 text = (*text, guess)
                 continue
             p[guess] = 0.0
             break
         else:
-            p = list(law(text))
+            p = list(distribution(text))
         text = (*text, rng.choices(range(len(p)), p)[0])
     return text[:length]
 

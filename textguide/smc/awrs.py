@@ -1,8 +1,8 @@
 """Adaptive weighted rejection sampling of one token (Lipkin et al., arXiv 2504.05410).
 
-Given next-token law ``p`` and a yes-or-no constraint, draw ``x`` and a weight ``W`` with ``E[W · 1(x = t)] = p(t)`` for
-every allowed token and 0 for every other one, so that ``E[W]`` is the mass ``Z`` that the constraint leaves, asking the
-constraint about as few tokens as possible. Candidates are drawn without replacement.
+Given next-token distribution ``p`` and a yes-or-no constraint, draw ``x`` and a weight ``W`` with ``E[W · 1(x = t)] =
+p(t)`` for every allowed token and 0 for every other one, so that ``E[W]`` is the mass ``Z`` that the constraint
+leaves, asking the constraint about as few tokens as possible. Candidates are drawn without replacement.
 
 What is known costs nothing: a token that is known to be rejected leaves the proposal, and the weight is multiplied by
 the mass that is left; a token that is known to be accepted is not asked about. Which tokens a rejection takes along
@@ -37,7 +37,7 @@ class Draw:
     """One token and its weight.
 
     Args:
-        token: position of the token in the law, or −1 where none was accepted.
+        token: position of the token in the distribution, or −1 where none was accepted.
         log_weight: log W; −inf where none was accepted.
         looks: candidates that the constraint was asked about.
         exhausted: no token at all is allowed (as opposed to a cap that was reached).
@@ -50,7 +50,7 @@ class Draw:
 
 
 class Knowledge:
-    """What is known about the tokens of one law: spans of rejected positions and single accepted ones.
+    """What is known about the tokens of one distribution: spans of rejected positions and single accepted ones.
 
     This base class asks about every token by itself; :class:`textguide.smc.trie.TrieKnowledge` asks about bytes.
 
@@ -72,7 +72,7 @@ class Knowledge:
         """Ask about the token at ``position`` and note all that follows from the answer.
 
         Args:
-            mass: what is left of the law, for deciding which questions are worth a call.
+            mass: what is left of the distribution, for deciding which questions are worth a call.
             rejections: how many candidates were rejected before this one.
         """
         assert self._accepts is not None
@@ -84,7 +84,7 @@ class Knowledge:
 
 
 class Mass:
-    """What is left of a law while tokens are rejected.
+    """What is left of a distribution while tokens are rejected.
 
     Args:
         logp: log-probabilities (V,), normalised; −inf for tokens that cannot be drawn.
@@ -155,10 +155,12 @@ class Uniforms:
 
 
 class Order:
-    """Positions drawn from what is left of a law, none of them twice: the order of Gumbel top-k, as far as asked for.
+    """Positions drawn from what is left of a distribution, none of them twice: the order of Gumbel top-k, as far as
+    asked for.
 
-    A draw comes from a table of the law's running sums. Where it hits something that was given out or rejected since,
-    it is repeated, which gives the law of the rest; after a few such misses the table is made anew.
+    A draw comes from a table of the distribution's running sums. Where it hits something that was given out or
+    rejected since, it is repeated, which gives the distribution of the rest; after a few such misses the table is
+    made anew.
 
     Args:
         uniforms: the randomness.
@@ -177,7 +179,7 @@ class Order:
         """The next position, or None where nothing is left.
 
         Args:
-            mass: what is left of the law.
+            mass: what is left of the distribution.
             without: positions that are passed over.
         """
         misses = 0
@@ -221,7 +223,7 @@ def draw(
             two accepts are asked for.
         accepts: accepted draws that the geometric estimator waits for.
         max_rejects: give up at this many rejections, with weight 0; the weights of the others allow for it.
-        first: the first candidate, where it was drawn from the law already.
+        first: the first candidate, where it was drawn from the distribution already.
         order: of the candidates behind it; default: one that draws from ``uniforms``.
         probs: exponentials of ``logp``, if at hand.
         uniforms: where all numbers come from; default: ``generator``.

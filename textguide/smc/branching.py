@@ -1,4 +1,4 @@
-"""Rows that fork where the law has much entropy."""
+"""Rows that fork where the distribution has much entropy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Branching(Rows):
         self._origins: list[tuple[int, int] | None] = [None] * rows
         self._used = list(self._open)
         self._entropy: dict[int, float] = {}
-        self._laws: dict[int, Tensor] = {}
+        self._distributions: dict[int, Tensor] = {}
         self._forks: dict[int, tuple[int, int, float]] = {}
 
     @property
@@ -44,10 +44,10 @@ class Branching(Rows):
         return False
 
     def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
-        """Note the entropy of the guided law of every row."""
-        law = log_softmax(guided)
-        self._entropy = dict(zip(rows, entropy(law).tolist(), strict=True))
-        self._laws = dict(zip(rows, law, strict=True))
+        """Note the entropy of the guided distribution of every row."""
+        distribution = log_softmax(guided)
+        self._entropy = dict(zip(rows, entropy(distribution).tolist(), strict=True))
+        self._distributions = dict(zip(rows, distribution, strict=True))
         return guided
 
     def choose(self, scores: Tensor, last: bool) -> Tensor:
@@ -67,7 +67,7 @@ class Branching(Rows):
             if not free or not bool((rest > -torch.inf).any()):
                 continue
             other = int(self._pick(rest[None]))
-            self._forks[free[0]] = (row, other, float(self._laws[row][other]))
+            self._forks[free[0]] = (row, other, float(self._distributions[row][other]))
         return tokens
 
     def resample(self) -> Tensor | None:

@@ -122,7 +122,7 @@ class Constrained(Weighed):
         """Draw a token for every row that goes on, with its weight.
 
         Args:
-            scores: processed scores (B, V); their softmax is the law.
+            scores: processed scores (B, V); their softmax is the distribution.
             last: the limit allows no token behind this one, so that texts have to end.
 
         Returns:
@@ -191,7 +191,7 @@ class Constrained(Weighed):
         """Tokens and weights of the rows whose mask nobody knows, from questions."""
         trie = self._memory.trie
         index = torch.tensor(rows, device=scores.device)
-        law = torch.log_softmax(scores[index].float(), dim=-1).cpu()[:, trie.order]
+        distribution = torch.log_softmax(scores[index].float(), dim=-1).cpu()[:, trie.order]
         shares = probs[index].float().cpu()[:, trie.order]
         firsts = trie.rank[tokens[index].cpu()].tolist()
         tokens = tokens.clone()
@@ -199,7 +199,7 @@ class Constrained(Weighed):
             row = self._rows[number]
             row.known = self._memory.about(row.session, row.known)
             done = awrs.draw(
-                law[place],
+                distribution[place],
                 row.known,
                 estimator=self.guidance.estimator,
                 accepts=self.guidance.accepts,

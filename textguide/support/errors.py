@@ -23,7 +23,7 @@ class NoParticleLeftWarning(UserWarning):
 
 
 class GuidanceHadNoEffectWarning(UserWarning):
-    """Guidance was asked for and never moved the next-token law: usually the wrong prompt or scale."""
+    """Guidance was asked for and never moved the next-token distribution: usually the wrong prompt or scale."""
 
 
 class FolderInUseError(OSError):

@@ -51,7 +51,7 @@ def test_lookup_step_by_step_equals_at_once() -> None:
     assert grown.look_up(2) == text(other).look_up(2) == [(8, "lookup1"), (9, "lookup1")]
 
 
-def test_recycling_follows_what_the_law_preferred() -> None:
+def test_recycling_follows_what_the_distribution_preferred() -> None:
     row = text([1, 2])
     row.observe([3, 4], [3, 5, 6])  # behind 2: 3, behind 3: 5, behind the guess 4: 6
     assert row.recycle(3) == [(3, "recycled2"), (5, "recycled2")]

@@ -1,4 +1,4 @@
-"""Speculation writes what decoding without it writes: the same tokens, or the same law."""
+"""Speculation writes what decoding without it writes: the same tokens, or the same distribution."""
 
 from __future__ import annotations
 
@@ -181,30 +181,31 @@ def test_caches_that_cannot_go_back_are_refused() -> None:
         run("llama", CFG(1.5), prompt_lookup_num_tokens=3)
 
 
-# -- the law --------------------------------------------------------------------------------------------------------
+# -- the distribution
+# --------------------------------------------------------------------------------------------------------
 
 LENGTH = 3
 
 
-def laws(top: int = 3) -> dict[tuple[int, ...], float]:
-    """The law of three guided tokens, each drawn from the ``top`` likeliest, by enumeration."""
+def distributions(top: int = 3) -> dict[tuple[int, ...], float]:
+    """The distribution of three guided tokens, each drawn from the ``top`` likeliest, by enumeration."""
 
-    def law(text: oracle.Text) -> Sequence[float]:
+    def distribution(text: oracle.Text) -> Sequence[float]:
         read = [*PROMPTS[0], *text]
         conditional = decoding.next_log_probs(build("llama"), read)
         other = decoding.next_log_probs(build("llama"), [PROMPTS[0][-1], *text])
-        # One temperature for all: the law has to be flat enough that every text is seen.
-        guided = [p / 4 for p in decoding.guided_law(CFG(1.5), [conditional, other], 0.5)]
+        # One temperature for all: the distribution has to be flat enough that every text is seen.
+        guided = [p / 4 for p in decoding.guided_distribution(CFG(1.5), [conditional, other], 0.5)]
         kept = set(sorted(range(VOCAB), key=lambda t: -guided[t])[:top])
         normal = decoding.normalized([p if t in kept else -math.inf for t, p in enumerate(guided)])
         return [math.exp(p) for p in normal]
 
-    return {text: p for text, p in oracle.texts(_cached(law), None, LENGTH, VOCAB).items() if p > 0}
+    return {text: p for text, p in oracle.texts(_cached(distribution), None, LENGTH, VOCAB).items() if p > 0}
 
 
-def _cached(law: Any) -> Any:
+def _cached(distribution: Any) -> Any:
     known: dict[Any, Any] = {}
-    return lambda text: known.setdefault(text, None) or known.update({text: law(text)}) or known[text]
+    return lambda text: known.setdefault(text, None) or known.update({text: distribution(text)}) or known[text]
 
 
 def sampled(draws: int) -> Counter[tuple[int, ...]]:
@@ -219,14 +220,14 @@ def sampled(draws: int) -> Counter[tuple[int, ...]]:
     return seen
 
 
-def test_the_sampled_law_is_the_guided_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    law, draws = laws(), 900
+def test_the_sampled_distribution_is_the_guided_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution, draws = distributions(), 900
     best = run("llama", CFG(1.5), PROMPTS[:1], max_new_tokens=LENGTH).new_tokens
     foresee(monkeypatch, best, len(PROMPTS[0]))
     seen = sampled(draws)
-    assert chi_square(seen, law, draws) > 1e-3
+    assert chi_square(seen, distribution, draws) > 1e-3
 
-    # Laws that are handed out without a look at what was drawn: the test sees it.
+    # Distributions that are handed out without a look at what was drawn: the test sees it.
     def blind(self: SpeculativePasses, ids: Any, new: int) -> Any:
         ahead = self._ahead
         if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
@@ -236,27 +237,27 @@ def test_the_sampled_law_is_the_guided_law(monkeypatch: pytest.MonkeyPatch) -> N
 
     right = SpeculativePasses.step
     monkeypatch.setattr(SpeculativePasses, "step", blind)
-    assert chi_square(sampled(draws), law, draws) < 1e-6
+    assert chi_square(sampled(draws), distribution, draws) < 1e-6
 
 
 def test_the_rule_of_the_oracle() -> None:
-    law = floats(table(3, temperature=1.0))
-    texts = oracle.texts(law, None, LENGTH, len(VOCABULARY.tokens))
+    distribution = floats(table(3, temperature=1.0))
+    texts = oracle.texts(distribution, None, LENGTH, len(VOCABULARY.tokens))
     rng, draws = random.Random(0), 20_000
 
     def draft(text: oracle.Text) -> list[int]:
         return [sum(text) % 5, 1, 3][: 1 + len(text)]
 
-    seen = Counter(oracle.speculative(law, draft, LENGTH, rng) for _ in range(draws))
+    seen = Counter(oracle.speculative(distribution, draft, LENGTH, rng) for _ in range(draws))
     assert chi_square(seen, texts, draws) > 1e-3
 
     def wrong(length: int) -> oracle.Text:
-        """Behind a rejection, draws from the whole law: the guess gets two chances."""
+        """Behind a rejection, draws from the whole distribution: the guess gets two chances."""
         text: oracle.Text = ()
         while len(text) < length:
             guess = draft(text)[0]
-            kept = rng.random() < law(text)[guess]
-            text = (*text, guess if kept else rng.choices(range(len(law(text))), law(text))[0])
+            kept = rng.random() < distribution(text)[guess]
+            text = (*text, guess if kept else rng.choices(range(len(distribution(text))), distribution(text))[0])
         return text
 
     assert chi_square(Counter(wrong(LENGTH) for _ in range(draws)), texts, draws) < 1e-6

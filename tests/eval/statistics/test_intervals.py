@@ -65,7 +65,7 @@ def test_default_method_follows_the_values() -> None:
 
 
 @pytest.mark.parametrize("few", [True, False])
-def test_resampled_means_follow_the_exact_law(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampled_means_follow_the_exact_distribution(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against all 4⁴ samples of four items, whether counts or items are drawn."""
     x = np.array([0.0, 1.0, 1.0, 5.0])
     if not few:

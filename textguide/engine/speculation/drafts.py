@@ -1,4 +1,4 @@
-"""Guesses at the next tokens, made from tokens and laws that were seen anyway.
+"""Guesses at the next tokens, made from tokens and distributions that were seen anyway.
 
 A guess may be wrong; nothing that is written depends on it. Each carries its kind, so that the share of right ones is
 learnt a kind at a time.
@@ -46,7 +46,7 @@ class Record:
 
 @dataclass
 class Text:
-    """One row as it grows: where its n-grams last ended, and what the guided law preferred behind them.
+    """One row as it grows: where its n-grams last ended, and what the guided distribution preferred behind them.
 
     Args:
         longest: of the n-grams.
@@ -91,7 +91,7 @@ class Text:
         return []
 
     def recycle(self, length: int) -> list[Guess]:
-        """The chain of tokens that the law last preferred, each behind the one or two before it."""
+        """The chain of tokens that the distribution last preferred, each behind the one or two before it."""
         last = self.tokens[-2:]
         guesses: list[Guess] = []
         while len(guesses) < length:
@@ -106,7 +106,8 @@ class Text:
         return guesses
 
     def observe(self, guesses: Sequence[int], preferred: Sequence[int]) -> None:
-        """Note what the law preferred behind the row, and behind each of the guesses that were read after it."""
+        """Note what the distribution preferred behind the row, and behind each of the guesses that were read after
+        it."""
         before = self.tokens[-2:]
         self._prefer(before, preferred[0])
         for token, following in zip(guesses, preferred[1:], strict=True):

@@ -16,16 +16,17 @@ class Speculation:
     """Guess the next tokens from what was seen, and let one pass of all branches read the guesses.
 
     The guesses cost rows in a pass, and change nothing in what is written: the token of every position is drawn from
-    the guided law of that position, and the law of the next one is at hand where that token is the guessed one. For a
-    guess that was not drawn at random this is the rule of speculative sampling (Leviathan et al., arXiv 2211.17192,
-    section 2.3: keep the guess ``d`` with probability ``p(d)``, else draw from ``p`` without ``d``), with the random
+    the guided distribution of that position, and the distribution of the next one is at hand where that token is the
+    guessed one. For a guess that was not drawn at random this is the rule of speculative sampling (Leviathan et al.,
+    arXiv 2211.17192, section 2.3: keep the guess ``d`` with probability ``p(d)``, else draw from ``p`` without
+    ``d``), with the random
     numbers of ordinary decoding: the same seed writes the same text, up to rounding.
 
     Args:
         draft: ``prompt-lookup`` guesses what followed the last words where they stood before (Saxena 2023, as in
-            transformers); ``recycling`` guesses the token that the guided law last preferred behind the same token
-            (Luo et al., arXiv 2408.08696, as a chain in place of a tree: a tree needs attention masks that not every
-            architecture takes); ``both`` looks up first and recycles where nothing is found.
+            transformers); ``recycling`` guesses the token that the guided distribution last preferred behind the same
+            token (Luo et al., arXiv 2408.08696, as a chain in place of a tree: a tree needs attention masks that not
+            every architecture takes); ``both`` looks up first and recycles where nothing is found.
         tokens: most guesses a pass.
         ngram: longest run of tokens that is looked up.
         least: a guess is read while the chance that it and all before it are right, estimated from the guesses of its
