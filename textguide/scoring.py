@@ -273,7 +273,7 @@ def decoder_start(model: Any) -> int:
 
 
 def _check_lengths(model: Any, items: list[Item]) -> None:
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = adapter(model).max_positions
     if limit is None:
         return
     for item in items:
@@ -378,7 +378,11 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
     if known.has_recurrent_state:
         parts = [prefill.read_prompts(model, [row], device, keep=keep)[1][0] for row in whole]
-    elif len({tuple(c) for c in contexts}) == len(batch) and known.reads_at_once(max(map(len, whole))):
+    elif (
+        len({tuple(c) for c in contexts}) == len(batch)
+        and known.is_causal
+        and known.reads_at_once(max(map(len, whole)))
+    ):
         parts = list(prefill.read_prompts(model, whole, device, keep=keep)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])

@@ -109,7 +109,8 @@ class ModelAdapter:
     @property
     def max_positions(self) -> int | None:
         """The longest text that it has positions for; None: no limit is known."""
-        return getattr(self.text_config, "max_position_embeddings", None)
+        limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
+        return limit if limit is not None and limit > 0 else None
 
     @property
     def device(self) -> torch.device:
@@ -258,6 +259,23 @@ class ModelAdapter:
             except _BROKEN:
                 return False
             return all(_alike(self, every[:, n], parts.step([[token]])) for n, token in enumerate(chunk))
+
+    @cached_property
+    def is_causal(self) -> bool:
+        """Whether what stands behind a token of a prompt leaves its logits as they are; in prefixes it may not."""
+        if self.has_recurrent_state or self.is_encoder_decoder or self._cannot_be_tried:
+            return True
+        with torch.no_grad():
+            prompt, more, _ = _probes(self)
+            longer = torch.tensor([[*prompt, *more]], device=self.device)
+            positions = torch.arange(longer.shape[1], device=self.device)[None]
+            try:
+                logits = self.read(
+                    longer, caches.new_cache(self.base), mask=None, positions=positions, keep=len(more) + 1, first=True
+                )  # fmt: skip
+            except _BROKEN:
+                return False
+            return _alike(self, logits[:, 0].float(), _Reading(self, [prompt]).logits)
 
     def reads_at_once(self, length: int) -> bool:
         """Whether several tokens that end at position ``length`` may be read in one pass behind a cache."""
