@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
@@ -15,6 +15,26 @@ MAPPINGS = {
 }
 
 
+# The same class with other settings, where they change the mechanism.
+VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("FalconForCausalLM", "ALiBi"): {"alibi": True},
+    ("LlamaForCausalLM", "dynamic NTK"): {
+        "max_position_embeddings": 96,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    },
+    ("Phi3ForCausalLM", "long rope"): {
+        "original_max_position_embeddings": 12,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 12,
+            "short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 4.0],
+        },
+    },
+    ("Qwen2ForCausalLM", "sliding window"): {
+        "use_sliding_window": True, "sliding_window": 5, "num_hidden_layers": 3, "max_window_layers": 1,
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ModelClass:
     """A class of transformers.
@@ -23,11 +43,18 @@ class ModelClass:
         name: its name, such as ``LlamaForCausalLM``.
         family: the folder of transformers that holds it, such as ``llama``.
         mapping: the first of :data:`MAPPINGS` that names it.
+        variant: which of :data:`VARIANTS`, or nothing.
     """
 
     name: str
     family: str
     mapping: str
+    variant: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name and the variant."""
+        return f"{self.name} ({self.variant})" if self.variant else self.name
 
     def load(self) -> Any:
         """The class itself."""
@@ -42,4 +69,5 @@ def all_classes() -> list[ModelClass]:
             if name not in found:
                 family = getattr(transformers, name).__module__.split(".")[-2]
                 found[name] = ModelClass(name, family, mapping)
-    return sorted(found.values(), key=lambda one: (one.family, one.name))
+    variants = [replace(found[name], variant=variant) for name, variant in VARIANTS]
+    return sorted([*found.values(), *variants], key=lambda one: (one.family, one.title))

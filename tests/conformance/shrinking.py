@@ -21,7 +21,7 @@ POSITIONS = 96
 RULES: list[tuple[str, int]] = [(re.sub(r"\s+", "", pattern), value) for pattern, value in [
     (r"type_vocab_size|additional_vocab_size", 2),
     (r".*vocab_size(_per_layer_input)?|.*_hash_byte_group_vocab|ngram_vocab_size_base", VOCAB),
-    (r".*(num_key_value_heads|num_kv_heads|kv_n_heads)", 2),
+    (r".*(num_kv_heads|kv_n_heads)", 2),
     (r"(index_n_heads|linear_num_key_heads)", 2),
     (r".*(attention_heads|num_heads|n_heads?|attn_heads|linear_num_value_heads|resampler_heads)", HEADS),
     (r"qk_rope_head_dim", HEAD // 2),
@@ -33,7 +33,7 @@ RULES: list[tuple[str, int]] = [(re.sub(r"\s+", "", pattern), value) for pattern
     (r".*(num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|_layers|depth|num_blocks)|layers", 2),
     (r"(num_kv_shared_layers|max_window_layers|first_k_dense_replace)", 1),
     (r".*(n_routed_experts|num_experts|num_local_experts|zero_expert_num)", 4),
-    (r".*(num_experts_per_tok|moe_topk|top_k_experts)", 2),
+    (r".*(num_experts_per_tok|moe_topk|top_k_experts)|moe_k", 2),
     (r"(n_group|topk_group|index_topk_blocks)", 1),
     (r".*(sliding_window(_size)?|attention_window(_size)?|local_attention|local_attention_window_len)", WINDOW),
     (r"(attention_chunk_size|context_length)", 6),
@@ -41,7 +41,7 @@ RULES: list[tuple[str, int]] = [(re.sub(r"\s+", "", pattern), value) for pattern
     (r"relative_attention_num_buckets|num_buckets|position_bias_num_buckets", 8),
     (r"relative.*max_distance|position_bias_max_distance", 16),
     (r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_(source|target)_positions|seq_len)", POSITIONS),
-    (r"max_(en|de)coder_position_embeddings|max_pos_emb|position_embedding_size|max_2d_position_embeddings", POSITIONS),
+    (r"max_(en|de)coder_position_embeddings|max_pos_emb|position_embedding_size", POSITIONS),
     (r"(state_size|mamba_d_state|ssm_state_size)", 8),
     (r"(.*chunk_size|.*block_size|.*attn_chunk_length|local_radius)", 4),
     (r"index_topk", 4),
@@ -93,6 +93,9 @@ def shrink(
             values[name] = IDS[name] if value is not None or name.startswith("tie") else None
         elif layers is not None and isinstance(value, (list, tuple)) and len(value) == layers.default and layers.default > 3:
             values[name] = [value[i] for i in layers.kept]
+        elif name.endswith("num_key_value_heads") and isinstance(value, int):
+            heads = _value(default, name.replace("key_value", "attention")) if name.replace("key_value", "attention") in declared else None
+            values[name] = {heads: HEADS, 1: 1}.get(value, HEADS // 2) if declared[name].default is not None else None
         else:
             values[name] = _small(name, value, declared[name].default)
         if layers is not None and name == layers.field and name not in own:
@@ -147,7 +150,7 @@ def _layers(default: Any, own: Mapping[str, Any]) -> _Layers | None:
 
 
 def _small(name: str, value: Any, declared: Any) -> Any:
-    if declared is None and not isinstance(value, dict):
+    if declared is None:
         return None  # derived from others
     if name.endswith(("_token_id", "_token_index", "_ids")) or isinstance(value, bool):
         return value
