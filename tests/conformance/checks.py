@@ -212,7 +212,9 @@ def _for_rows(guidance: CFG, rows: Sequence[int]) -> CFG:
     return replace(guidance, negative_prompt=tuple(NEGATIVES[row] for row in rows))
 
 
-def _generate(oracle: Reference, guidance: CFG, rows: Sequence[int] = (0, 1, 2), steps: int = NEW, **options: Any) -> Any:
+def _generate(
+    oracle: Reference, guidance: CFG, rows: Sequence[int] = (0, 1, 2), steps: int = NEW, **options: Any
+) -> Any:
     prompts = [list(PROMPTS[row]) for row in rows]
     return textguide.generate(
         oracle.model, Tokenizer(), prompts, _for_rows(guidance, rows), max_new_tokens=steps, **options
@@ -327,7 +329,7 @@ def check_speculation(oracle: Reference) -> None:
     out = textguide.generate(
         oracle.model, Tokenizer(), prompts, LAST_TOKEN, max_new_tokens=NEW, speculation="prompt-lookup"
     )
-    for row, (prompt, tokens) in enumerate(zip(prompts, out.new_tokens, strict=True)):
+    for row, tokens in enumerate(out.new_tokens):
         expected = oracle.text(LAST_TOKEN, row, tuple(map(tuple, prompts)))
         for step, (token, right) in enumerate(zip(tokens, expected.tokens, strict=True)):
             where = f"speculation, row {row}, token {step}"

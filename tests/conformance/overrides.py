@@ -11,7 +11,12 @@ from typing import Any
 from .shrinking import WINDOW
 
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
-MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+MROPE: dict[str, Any] = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [2, 1, 1],
+    "partial_rotary_factor": 1.0,
+}
 _GEMMA4: dict[str, Any] = {
     "text_config": {
         "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
@@ -61,7 +66,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4_unified_assistant": {"text_config": {**_GEMMA4["text_config"], "hidden_size_per_layer_input": 0}},
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "index_kpool": 2}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
-    "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]], "vision_config": {"hidden_size": 64}},
+    "granite4_vision": {
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[-1, 0]],
+        "vision_config": {"hidden_size": 64},
+    },
     "granitemoehybrid": {"mamba_n_heads": 8, "num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
@@ -84,7 +93,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "nllb_moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "nemotron": {"num_key_value_heads": 2},
-    "nemotron3_5_transcribe": {"text_config": {"n_groups": 2}, "chunk_right_context": 1, "chunk_left_context": 1, "blank_token_id": 60},
+    "nemotron3_5_transcribe": {
+        "text_config": {"n_groups": 2},
+        "chunk_right_context": 1,
+        "chunk_left_context": 1,
+        "blank_token_id": 60,
+    },
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "text_config": {"n_groups": 2}},
     "qwen4_exp": {"text_config": {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,

@@ -37,7 +37,7 @@ RULES: list[tuple[str, int]] = [(re.sub(r"\s+", "", pattern), value) for pattern
     (r"(n_group|topk_group|index_topk_blocks)", 1),
     (r".*(sliding_window(_size)?|attention_window(_size)?|local_attention|local_attention_window_len)", WINDOW),
     (r"(attention_chunk_size|context_length)", 6),
-    (r"original_max_position_embeddings", 12),
+    (r"original_max_position_embeddings", 80),
     (r"relative_attention_num_buckets|num_buckets|position_bias_num_buckets", 8),
     (r"relative.*max_distance|position_bias_max_distance", 16),
     (r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_(source|target)_positions|seq_len)", POSITIONS),
@@ -91,10 +91,19 @@ def shrink(
             values[name] = own[name]
         elif name in IDS:
             values[name] = IDS[name] if value is not None or name.startswith("tie") else None
-        elif layers is not None and isinstance(value, (list, tuple)) and len(value) == layers.default and layers.default > 3:
+        elif (
+            layers is not None
+            and isinstance(value, (list, tuple))
+            and len(value) == layers.default
+            and layers.default > 3
+        ):
             values[name] = [value[i] for i in layers.kept]
         elif name.endswith("num_key_value_heads") and isinstance(value, int):
-            heads = _value(default, name.replace("key_value", "attention")) if name.replace("key_value", "attention") in declared else None
+            heads = (
+                _value(default, name.replace("key_value", "attention"))
+                if name.replace("key_value", "attention") in declared
+                else None
+            )
             values[name] = {heads: HEADS, 1: 1}.get(value, HEADS // 2) if declared[name].default is not None else None
         else:
             values[name] = _small(name, value, declared[name].default)
