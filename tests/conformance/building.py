@@ -66,7 +66,7 @@ def build(entry: ModelClass, seed: int = 0) -> Any:
     )
     _enlarge(model)
     _spread(model)
-    if entry.family.startswith("seamless"):
+    if entry.family.startswith(("seamless", "m2m_100", "nllb_moe")):
         # It counts positions by the tokens that are no padding, also among what it writes: keep it from writing any.
         with torch.no_grad():
             model.lm_head.weight[PAD] = 0.0

@@ -364,6 +364,8 @@ def run(oracle: Reference, check: str) -> Cell:
         ours = any(f"/{room}/" in frame.filename for room in ("textguide", "logits_processors"))
         if isinstance(error, ValueError) and ours and "site-packages" not in frame.filename:
             return Cell("refused", str(error))
+        if isinstance(error, ValueError) and "pixel_values" in str(error):
+            return Cell("refused", f"without an image the model says: {error}")
         return Cell("error", f"{_line(error)} ({frame.filename.split('/')[-1]}:{frame.lineno})")
     return Cell("exact")
 
