@@ -101,38 +101,40 @@ class Reference:
             return NEGATIVES[row]
         return empty_source(self.model.config) if self.is_encoder_decoder else prompt[-1:]
 
-    def law(self, guidance: CFG | None, row: int, prompt: Sequence[int], written: Sequence[int]) -> list[float]:
+    def distribution(
+        self, guidance: CFG | None, row: int, prompt: Sequence[int], written: Sequence[int]
+    ) -> list[float]:
         """The guided log-probabilities behind ``written``."""
-        laws = [self.next(prompt, written)]
+        distributions = [self.next(prompt, written)]
         if guidance is not None:
-            laws.append(self.next(self.negative(guidance, row, prompt), written))
-        return decoding.guided_law(guidance, laws, min(1.0, len(written) / (NEW - 1)))
+            distributions.append(self.next(self.negative(guidance, row, prompt), written))
+        return decoding.guided_distribution(guidance, distributions, min(1.0, len(written) / (NEW - 1)))
 
     def text(self, guidance: CFG | None, row: int, prompts: Sequence[Sequence[int]] = PROMPTS) -> Text:
         key = (guidance, prompts[row])
         if key not in self.known:
             tokens: list[int] = []
-            laws = []
+            distributions = []
             for _ in range(NEW):
-                law = self.law(guidance, row, prompts[row], tokens)
-                laws.append(law)
-                tokens.append(max(range(len(law)), key=law.__getitem__))
-            self.known[key] = Text(tokens, laws)
+                distribution = self.distribution(guidance, row, prompts[row], tokens)
+                distributions.append(distribution)
+                tokens.append(max(range(len(distribution)), key=distribution.__getitem__))
+            self.known[key] = Text(tokens, distributions)
         return self.known[key]
 
     def compare(self, guidance: CFG | None, row: int, tokens: Sequence[int], log_probs: Any, what: str) -> None:
         """Hold a text and the log-probabilities of its tokens against the oracle's."""
         expected = self.text(guidance, row)
         for step, (token, right) in enumerate(zip(tokens, expected.tokens, strict=True)):
-            law = expected.log_probs[step]
+            distribution = expected.log_probs[step]
             if token != right:
-                self.tie(law, token, right, f"{what}, row {row}, token {step}")
+                self.tie(distribution, token, right, f"{what}, row {row}, token {step}")
                 return
             if log_probs is not None:
-                self.close(float(log_probs[step]), law[token], f"{what}, row {row}, token {step}")
+                self.close(float(log_probs[step]), distribution[token], f"{what}, row {row}, token {step}")
 
-    def tie(self, law: Sequence[float], token: int, right: int, where: str) -> None:
-        gap = law[right] - law[token]
+    def tie(self, distribution: Sequence[float], token: int, right: int, where: str) -> None:
+        gap = distribution[right] - distribution[token]
         if not gap <= TOLERANCE * self.scale:
             raise Wrong(f"{where}: token {token} in place of {right} (log-probability {gap:.2g} lower)")
 
@@ -255,20 +257,20 @@ def check_padding(oracle: Reference) -> None:
 def check_one_pass(oracle: Reference) -> None:
     """Every step's whole distribution is the oracle's."""
     for guidance in (NEGATIVE, LAST_TOKEN):
-        laws: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
+        distributions: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
 
-        def keep(view: Any, laws: list[list[torch.Tensor]] = laws) -> None:
-            for row, law in zip(view.samples, view.guided, strict=True):
-                laws[row].append(law)
+        def keep(view: Any, distributions: list[list[torch.Tensor]] = distributions) -> None:
+            for row, distribution in zip(view.samples, view.guided, strict=True):
+                distributions[row].append(distribution)
 
         out = _generate(oracle, guidance, observer=keep)
         for row, tokens in enumerate(out.new_tokens):
             expected = oracle.text(guidance, row)
             oracle.compare(guidance, row, tokens, out.log_probs[row], "one pass")
-            for step, (law, right) in enumerate(zip(laws[row], expected.log_probs, strict=True)):
+            for step, (distribution, right) in enumerate(zip(distributions[row], expected.log_probs, strict=True)):
                 if tokens[:step] != expected.tokens[:step]:
                     break
-                difference = (law.double() - torch.tensor(right, dtype=torch.double)).abs()
+                difference = (distribution.double() - torch.tensor(right, dtype=torch.double)).abs()
                 worst = float(difference[torch.tensor(right) > -30].max())
                 if not worst <= TOLERANCE * oracle.scale:
                     raise Wrong(f"one pass, row {row}, step {step}: the distribution differs by {worst:.2g} nats")
@@ -314,8 +316,11 @@ def check_skipping(oracle: Reference) -> None:
     plain = 0
     for row, tokens, log_probs in zip(rows, out.new_tokens, out.log_probs, strict=True):
         for step, token in enumerate(tokens):
-            laws = [oracle.law(one, row, PROMPTS[row], tokens[:step]) for one in (LAST_TOKEN, None)]
-            fits = [abs(float(log_probs[step]) - law[token]) <= TOLERANCE * oracle.scale for law in laws]
+            distributions = [oracle.distribution(one, row, PROMPTS[row], tokens[:step]) for one in (LAST_TOKEN, None)]
+            fits = [
+                abs(float(log_probs[step]) - distribution[token]) <= TOLERANCE * oracle.scale
+                for distribution in distributions
+            ]
             if not any(fits):
                 raise Wrong(f"skipping, row {row}, token {step}: neither the guided nor the plain distribution")
             plain += fits[1]

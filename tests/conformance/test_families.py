@@ -49,7 +49,8 @@ FAMILIES: dict[str, dict[str, str]] = {
 """Classes by name, and what is refused of them beside what a whole class is refused for."""
 WHOLE = {
     "RwkvForCausalLM": "does not keep its state",
-    "RecurrentGemmaForCausalLM": "keeps state outside its cache",
+    "RecurrentGemmaForCausalLM": "keeps",  # state outside its cache
+    "DeepseekV32ForCausalLM": "",  # chosen tokens: what it chooses is kept in layers of a kind of their own
     "Phi3ForCausalLM (long rope)": "rotary embeddings",
 }
 ENTRIES = {entry.title: entry for entry in all_classes()}
