@@ -181,6 +181,7 @@ def test_random_patterns_lose_no_prefix(kinds: str) -> None:
     rng, texts, tried = random.Random(kinds), texts_over("ab-", 5), 0
     while tried < 250:
         pattern = rng.choice(["", "", "(?m)", "(?s)", "(?i)"]) + Patterns(rng, KINDS[kinds]).one()
+        pattern += rng.choice(["", "", "$", r"\Z", "$|b"])
         try:
             judge = regex.compile(pattern)
             members, begun = viable(texts, lambda text: judge.fullmatch(text, timeout=0.1))  # noqa: B023
@@ -218,6 +219,8 @@ def test_random_patterns_lose_no_prefix(kinds: str) -> None:
         (r"(?:..)+(?<=ab)", "ab"),
         (r"(?=.*b)(?:(a)|(b))+", "ab"),
         (r"\X\b-", "ae-"),
+        (r"(a|b)\1$", "ab\n"),
+        (r"^(?>ab|a)$|b\Z", "ab\n"),
         ("(?x) a # [\n \\b [ -] b", "ab -"),
     ],
 )

@@ -40,9 +40,10 @@ def for_prefixes(tokens: list[Token]) -> str | None:
     if "fuzzy" in kinds and (looks or "lookaround" in kinds or {"b", "e"} & set(flags)):
         return None  # errors are counted in another way at the end
     decided = _decided(tokens, kinds, flags)
+    lasts = set() if "call" in kinds else _last_ends(tokens)
     out = []
     for at, token in enumerate(tokens):
-        text = _rewritten(token, decided.get(at))
+        text = "" if at in lasts else _rewritten(token, decided.get(at))
         behind = _behind(tokens, at)
         if behind and behind.kind == "quantifier":
             # Some repeats forget to say that they want more of what they repeat where what follows them fails, as a
@@ -74,6 +75,17 @@ def _rewritten(token: Token, negative: bool | None) -> str:
     if token.kind in ("character", "reference", "boundary", "end"):
         return rf"(?:(?!\Z){text})" if negative else rf"(?:\Z|{text})"
     return text
+
+
+def _last_ends(tokens: list[Token]) -> set[int]:
+    """The places of anchors behind which nothing comes: a match of the whole text ends there anyhow."""
+    found, closed = set(), -1
+    for at, token in enumerate(tokens):
+        closed = max(closed, token.partner)
+        behind = _behind(tokens, at)
+        if at > closed and token.kind == "end" and (behind is None or behind.kind == "bar"):
+            found.add(at)
+    return found
 
 
 def _decided(tokens: list[Token], kinds: set[str], flags: str) -> dict[int, bool]:
