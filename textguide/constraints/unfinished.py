@@ -96,4 +96,4 @@ def _same(known: str, begun: bytes, folds: bool) -> list[str]:
     if not folds:
         return [known] if ord(known) in characters else []
     asked: Any = regex.compile(regex.escape(known), regex.I)
-    return [character for character in map(chr, characters) if asked.fullmatch(character)]
+    return [found[0] for found in asked.finditer("".join(map(chr, characters)))]
