@@ -112,7 +112,7 @@ class CFGLogitsProcessor(LogitsProcessor):
         run = self._runs.of(
             owner,
             continues=lambda run: run.continues(input_ids, one_by_one=owner is None),
-            new=lambda: _Run(self.model, self.guidance, input_ids, self.horizon),
+            new=lambda: _Run(self.model, self.guidance, input_ids, self.horizon, scores.device),
         )
         self._last = run
         step = Step.at(input_ids.shape[1] - run.prompt_length, self.horizon) if self.horizon else Step()
@@ -139,11 +139,11 @@ class _Match:
 class _Run:
     """The unconditional branch of one ``generate`` call."""
 
-    def __init__(self, model: Any, guidance: Contrast, ids: Tensor, horizon: int | None) -> None:
+    def __init__(self, model: Any, guidance: Contrast, ids: Tensor, horizon: int | None, device: Any) -> None:
         self.model = model
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]
-        self.meter = EffectMeter(1, ids.device)
+        self.meter = EffectMeter(1, device)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         empty = empty_source(model.config) if self.is_encoder_decoder else None
         if guidance.negative_prompt is None:
@@ -157,7 +157,7 @@ class _Run:
         if not self.is_encoder_decoder:
             pad = getattr(model.generation_config, "pad_token_id", None)
             cond = [_without_padding(row, pad) for row in ids.tolist()]
-            branch_inputs.warn_of_same(guidance, cond, [self.negatives], "input_ids")
+            branch_inputs.warn_of_same(guidance, cond, [self.negatives], "input_ids", whole=True)
         self.limit = None if self.is_encoder_decoder else branch_inputs.positions(model)
         self.prompt = ids
         self.seen = ids.shape[1]

@@ -339,11 +339,9 @@ def test_sampling_is_reproducible_and_equal_across_ways_in(name: str) -> None:
 def test_guidance_without_effect_warns(name: str) -> None:
     model = build(name)
     prompt = list(PROMPTS[0])
-    with (
-        pytest.warns(GuidanceHadNoEffectWarning, match="same next-token distribution"),
-        pytest.warns(GuidanceHadNoEffectWarning, match="changes nothing for 1 of 1 rows"),
-    ):
+    with pytest.warns(GuidanceHadNoEffectWarning, match="same next-token distribution") as caught:
         textguide.generate(model, Tokenizer(), [prompt], CFG(1.5, negative_prompt=prompt), max_new_tokens=3)
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         textguide.generate(model, Tokenizer(), [prompt], CFG(1.5), max_new_tokens=3)

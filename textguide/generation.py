@@ -72,7 +72,9 @@ def generate(
             None decodes plainly.
         max_new_tokens: longest continuation; default: that of ``generation_config``, else 128.
         system: a system prompt; texts become chats.
-        seed: makes sampling reproducible without touching torch's global generator; None uses that one.
+        seed: makes sampling reproducible without touching torch's global generator, and draws what
+            ``torch.manual_seed(seed)`` would; None uses the global one. Rows draw from it in turn at every step, so
+            that another ``batch_size`` or other prompts beside a row give it other texts.
         batch_size: rows decoded at once; None: all.
         stop: text or texts that end a continuation.
         do_sample: draw from the guided distribution in place of taking the most likely token; default: what

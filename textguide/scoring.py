@@ -242,11 +242,16 @@ def _items(
         if not len(continuation):
             raise ValueError(f"continuations[{number}] has no token; there is nothing to score")
         targets.append([int(token) for token in continuation])
+    branch_inputs.check_rows(model, cond, "contexts")
+    branch_inputs.check_rows(model, targets, "continuations", written=True)
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     empty = empty_source(model.config) if is_encoder_decoder else None
     rows = []
     if lead is not None:
         rows = branch_inputs.branch_rows(lead, cond=cond, tokenizer=tokenizer, prompts=prompts, empty_source=empty)
+        for row in rows:
+            branch_inputs.check_rows(model, row, "negative_prompt")
+        branch_inputs.warn_of_same(lead, cond, rows, "contexts", whole=True)
     items = []
     for number, (context, target) in enumerate(zip(cond, targets, strict=True)):
         others = [branch[number] for branch in rows]

@@ -41,6 +41,33 @@ def test_every_way_in_names_the_rows() -> None:
         model.generate(**padded(), custom_generate=guided_decoding(CFG(1.5)))
     with pytest.warns(GuidanceHadNoEffectWarning, match=WARNING.format("input_ids")):
         model.generate(**padded(), logits_processor=[CFGLogitsProcessor(model, 1.5)])
+    with pytest.warns(GuidanceHadNoEffectWarning, match=WARNING.format("contexts")):
+        textguide.score(model, Tokenizer(), PROMPTS, [[8, 9]] * 4, CFG(1.5))
+
+
+def test_ids_that_score_cannot_read() -> None:
+    model = build("llama")
+    for contexts, continuations, name in ([[[99]], [[8]], "contexts"], [[[9, 8]], [[8, -1]], "continuations"]):
+        with pytest.raises(ValueError, match=rf"{name}\[0\] has token id (99|-1); the vocabulary has 61"):
+            textguide.score(model, Tokenizer(), contexts, continuations)
+    with pytest.raises(ValueError, match=r"negative_prompt\[0\] has token id 99"):
+        textguide.score(model, Tokenizer(), [[9, 8]], [[8]], CFG(1.5, negative_prompt=[99]))
+
+
+def test_a_run_without_any_effect_warns_once() -> None:
+    model = build("llama")
+    calls = [
+        lambda: textguide.generate(model, Tokenizer(), [[7]], CFG(1.5), max_new_tokens=3),
+        lambda: model.generate(torch.tensor([[7]]), max_new_tokens=3, custom_generate=guided_decoding(CFG(1.5))),
+        lambda: model.generate(
+            torch.tensor([[7]]), max_new_tokens=3, logits_processor=[CFGLogitsProcessor(model, 1.5)], do_sample=False
+        ),
+        lambda: textguide.score(model, Tokenizer(), [[7]], [[8, 9]], CFG(1.5)),
+    ]
+    for call in calls:
+        with pytest.warns(GuidanceHadNoEffectWarning, match=r"change[ds] nothing.*negative prompt.*BOS") as caught:
+            call()
+        assert len(caught) == 1
 
 
 def test_batches_are_counted_together() -> None:

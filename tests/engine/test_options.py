@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 import textguide
 from textguide import CFG, guided_decoding
 
-from ..architectures import PAD, Tokenizer, build
+from ..architectures import PAD, VOCAB, Tokenizer, build
 
 PROMPT = [5, 9, 33, 7, 20]
 TOKENIZER = Tokenizer()
@@ -262,6 +262,53 @@ def test_what_is_given_by_itself_counts_before_generation_config() -> None:
     )
     with pytest.raises(ValueError, match="max_length= cannot be given"):
         tokens(generation_config=GenerationConfig(max_length=9))
+
+
+def test_seeds_are_those_of_torch_and_belong_to_a_batch_size() -> None:
+    prompts = [PROMPT, PROMPT[::-1], [8, 4, 8, 4, 8]]
+
+    def texts(**options: Any) -> list[list[int]]:
+        options = {"do_sample": True, "top_k": 0, "seed": 5, "max_new_tokens": NEW, **options}
+        return textguide.generate(build("llama"), TOKENIZER, prompts, **options).new_tokens
+
+    torch.manual_seed(5)
+    inputs = {"inputs": torch.tensor(prompts), "attention_mask": torch.ones(3, 5)}
+    theirs = build("llama").generate(**inputs, do_sample=True, top_k=0, max_new_tokens=NEW)
+    assert texts() == theirs[:, 5:].tolist()
+    assert texts(batch_size=2) == texts(batch_size=2)
+    # As the docs say, another batch size draws other texts.
+    assert texts(batch_size=2) != texts(batch_size=1)
+    assert texts(batch_size=2, do_sample=False) == texts(batch_size=1, do_sample=False)
+
+
+def words() -> Any:
+    """A tokenizer of transformers, with a letter a token."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {chr(ord("A") + number): number for number in range(VOCAB)}
+    core = Core(models.WordLevel(letters, unk_token="A"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.mark.parametrize("where", ["stop", "stop_strings", "generation_config", "model"])
+def test_stop_strings_get_the_tokenizer(where: str) -> None:
+    import copy
+
+    model, tokenizer = build("llama"), words()
+    text = tokenizer.decode(FIRST)
+    stop = text[1:3]
+    options: dict[str, Any] = {where: [stop]} if where.startswith("stop") else {}
+    if where == "generation_config":
+        options = {where: GenerationConfig(stop_strings=[stop])}
+    if where == "model":
+        model = copy.deepcopy(model)
+        model.generation_config.stop_strings = stop
+    out = textguide.generate(model, tokenizer, PROMPT, GUIDANCE, max_new_tokens=NEW, **options)
+    assert out.new_tokens == [FIRST[: text.index(stop) + 2]]
 
 
 def test_a_model_that_is_configured_without_a_cache() -> None:

@@ -242,18 +242,18 @@ def rows_of(
     return expand(rows, len(cond), copies=copies)
 
 
-def check_rows(model: Any, rows: Rows, name: str, new: int | None = None) -> None:
+def check_rows(model: Any, rows: Rows, name: str, new: int | None = None, *, written: bool = False) -> None:
     """Refuse rows that ``model`` cannot read.
 
     Args:
-        rows: token ids; of an encoder-decoder what its encoder reads.
+        rows: token ids; of an encoder-decoder what its encoder reads, unless they are ``written``.
         name: the argument that an error names.
         new: tokens that are written behind each row; the last of them is not read. None: lengths are not checked.
 
     Raises:
         ValueError: an id lies outside the vocabulary, or a row is too long for the positions of the model.
     """
-    size, limit = _sizes(model)
+    size, limit = _sizes(model) if not written else (adapter(model).vocab_size, None)
     behind = 0 if new is None or model.config.is_encoder_decoder else new - 1
     for number, row in enumerate(rows):
         if size is not None and row and not 0 <= min(row) <= max(row) < size:
@@ -292,13 +292,16 @@ def check_branches(
         check_rows((models or {}).get(branch.model, model), rows, "negative_prompt", new)
 
 
-def warn_of_same(guidance: BranchGuidance, cond: Rows, branches: Sequence[Rows], name: str = "prompts") -> None:
+def warn_of_same(
+    guidance: BranchGuidance, cond: Rows, branches: Sequence[Rows], name: str = "prompts", *, whole: bool = False
+) -> None:
     """Warn of rows for which guidance does nothing, since every branch reads the prompt itself.
 
     Args:
         cond: what the conditional branch reads.
         branches: what each extra branch of ``guidance`` reads.
         name: the argument whose rows the warning names.
+        whole: warn also where this holds for all rows, of which a run that reports its effect warns at its end.
     """
     if guidance.is_neutral or not branches:
         return
@@ -308,7 +311,7 @@ def warn_of_same(guidance: BranchGuidance, cond: Rows, branches: Sequence[Rows],
     if not _follows_its_branches(guidance):
         return
     same = [number for number, row in enumerate(cond) if all(branch[number] == row for branch in branches)]
-    if not same:
+    if not same or (len(same) == len(cond) and not whole):
         return
     shown = ", ".join(f"{name}[{number}]" for number in same[:5]) + (", …" if len(same) > 5 else "")
     short = any(branch.prompt is None and branch.edit is None and branch.system is None for branch in guidance.branches)

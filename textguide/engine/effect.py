@@ -172,9 +172,9 @@ def warn_if_none(effect: Effect, guidance: Any) -> None:
         reason = "no step fell into its window of activity, or above its entropy threshold"
     elif effect.max_kl <= 1e-6:
         reason = (
-            "it gave the same next-token distribution as plain decoding at every step; do its branches read the same "
-            "prompt, "
-            "or does its classifier say the same of every candidate?"
+            "it gave the same next-token distribution as plain decoding at every step. Do its branches read the same "
+            "prompt (the last token of a prompt of one token is the prompt: give a negative prompt, or begin it with "
+            "BOS), or does its classifier say the same of every candidate?"
         )
     else:
         return
