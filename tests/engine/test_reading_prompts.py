@@ -12,7 +12,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, guided_decoding
-from textguide.engine.branch_inputs import canonical_prompts, encode
+from textguide.engine.branch_inputs import branch_rows, canonical_prompts, encode
 from textguide.guidance import Message
 
 from ..architectures import EOS, PAD, Tokenizer, build
@@ -47,6 +47,14 @@ def test_padded_rows_are_generated_from_as_without_padding() -> None:
         out = textguide.generate(build("llama"), TOKENIZER, prompts, CFG(1.5), max_new_tokens=5)
         assert out.new_tokens == plain.new_tokens
         assert torch.equal(out.sequences, plain.sequences)
+
+
+def test_padded_negatives_lose_their_padding() -> None:
+    ids = torch.tensor([[PAD, PAD, 4, 8], [5, 9, 33, 7]])
+    assert branch_rows(CFG(negative_prompt=ids), cond=[[5], [9]], tokenizer=TOKENIZER) == [[[4, 8], [5, 9, 33, 7]]]
+    mixed = torch.tensor([[EOS, EOS, 8], [5, 9, 8]])
+    with pytest.raises(ValueError, match=r"negative_prompt\[0\] begins with token 2, which pads"):
+        branch_rows(CFG(negative_prompt=mixed), cond=[[5], [9]], tokenizer=PadIsEnd())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _encoded(encoding: Mapping[str, Any]) -> Any:
     return kept
 
 
-def _without_padding(rows: list[Prompt], tokenizer: Any) -> list[Prompt]:
+def _without_padding(rows: list[Prompt], tokenizer: Any, name: str = "prompts") -> list[Prompt]:
     """Rows of token ids that are one batch of a tokenizer, without the padding at their ends.
 
     Raises:
@@ -99,7 +99,7 @@ def _without_padding(rows: list[Prompt], tokenizer: Any) -> list[Prompt]:
         # Of a batch that was padded, the longest row has no padding.
         if pad in means and padded and len(padded) < len(rows):
             raise ValueError(
-                f"prompts[{padded[0]}] {'begins' if place == 0 else 'ends'} with token {pad}, which pads and begins "
+                f"{name}[{padded[0]}] {'begins' if place == 0 else 'ends'} with token {pad}, which pads and begins "
                 'or ends texts too; give the whole encoding, {"input_ids": …, "attention_mask": …}, or rows without it'
             )
     if pad in means:
@@ -108,7 +108,7 @@ def _without_padding(rows: list[Prompt], tokenizer: Any) -> list[Prompt]:
     for number, row in enumerate(rows):
         read = [place for place, token in enumerate(row) if token != pad]
         if not read:
-            raise ValueError(f"prompts[{number}] holds the padding token {pad} alone; give it a token")
+            raise ValueError(f"{name}[{number}] holds the padding token {pad} alone; give it a token")
         found.append(row[read[0] : read[-1] + 1])
     return found
 
@@ -237,7 +237,9 @@ def rows_of(
         if empty_source is not None:
             return [list(empty_source) for _ in cond]
         return [row[-1:] for row in cond]
-    given: Sequence[Any] = branch.prompt if per_row(branch.prompt) else (branch.prompt,)
+    given: list[Any] = [branch.prompt]
+    if per_row(branch.prompt):
+        given = _without_padding(list(branch.prompt), tokenizer, "negative_prompt")  # type: ignore[arg-type]
     rows = [encode(prompt, tokenizer, "negative_prompt") for prompt in given]
     return expand(rows, len(cond), copies=copies)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -71,6 +71,9 @@ def check_values(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and value is not False:
             raise ValueError(f"{name}= cannot be given to textguide.generate; {remedy}")
+    processors = options.get("logits_processor")
+    if processors is not None and not isinstance(processors, Iterable):
+        raise ValueError(f"logits_processor={processors!r} must be a list of transformers' logits processors")
     if options.get("cache_implementation") == "paged":
         raise ValueError("cache_implementation='paged' decodes without guidance; leave it out")
     bounds: dict[str, tuple[Any, str]] = {

@@ -48,11 +48,23 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        new = self.max_new_tokens
-        if isinstance(new, bool) or not isinstance(new, int) or new < 1:
-            raise ValueError(f"max_new_tokens={new!r} must be a whole number of 1 or more")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
+        whole = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        whole["num_return_sequences"] = self.options.get("num_return_sequences")
+        for name, value in whole.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+        kinds: dict[str, tuple[Any, str]] = {
+            "seed": (lambda x: hasattr(x, "__index__"), "a whole number"),
+            "do_sample": (lambda x: isinstance(x, bool), "True or False"),
+            "models": (lambda x: isinstance(x, Mapping), "a mapping from names to models"),
+            "streamer": (lambda x: hasattr(x, "put") and hasattr(x, "end"), "a streamer of transformers"),
+            "observer": (callable, "a function of a StepView"),
+            "stopping_criteria": (lambda x: isinstance(x, Iterable), "a list of transformers' stopping criteria"),
+        }
+        for name, (holds, meaning) in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise ValueError(f"{name}={value!r} must be {meaning}")
         check_values(self.options)
 
     @classmethod
@@ -245,7 +257,9 @@ def stop_texts(stop: Any, name: str) -> tuple[str, ...]:
     Raises:
         ValueError: one of them is no text, or empty, which would end every continuation at once.
     """
-    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if stop is None:
+        return ()
+    texts = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"{name}={stop!r} must be a text or a list of texts, none of them empty")
     return texts
