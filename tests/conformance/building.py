@@ -61,9 +61,15 @@ def build(entry: ModelClass, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = kind(config).float().eval()
         _fill(model)
-    model.generation_config = GenerationConfig(
-        pad_token_id=PAD, bos_token_id=BOS, decoder_start_token_id=getattr(config, "decoder_start_token_id", None)
-    )
+    ids: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS}
+    if config.is_encoder_decoder:
+        for name, value in (("eos_token_id", EOS), ("decoder_start_token_id", EOS)):
+            # A configuration made of two keeps them in its parts.
+            if getattr(config, name, None) is None:
+                setattr(config, name, value)
+        ids["decoder_start_token_id"] = config.decoder_start_token_id
+    # Without an end token every text has the same length.
+    model.generation_config = GenerationConfig(**ids)
     _enlarge(model)
     _spread(model)
     if entry.family.startswith(("seamless", "m2m_100", "nllb_moe")):

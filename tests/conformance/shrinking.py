@@ -22,7 +22,8 @@ RULES: list[tuple[str, int]] = [(re.sub(r"\s+", "", pattern), value) for pattern
     (r"type_vocab_size|additional_vocab_size", 2),
     (r".*vocab_size(_per_layer_input)?|.*_hash_byte_group_vocab|ngram_vocab_size_base", VOCAB),
     (r".*(num_kv_heads|kv_n_heads)", 2),
-    (r"(index_n_heads|linear_num_key_heads)", 2),
+    (r"linear_num_key_heads", 2),
+    (r"index_n_heads", 8),  # with few, many scores are zero, and which of equals is chosen is chance
     (r".*(attention_heads|num_heads|n_heads?|attn_heads|linear_num_value_heads|resampler_heads)", HEADS),
     (r"qk_rope_head_dim", HEAD // 2),
     (r".*(head_dim|dim_head|d_kv|attention_head_size|kv_channels)", HEAD),
