@@ -43,6 +43,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     "T5ForConditionalGeneration": {},  # encoder-decoder, relative positions
     "BartForConditionalGeneration": {},
     "FSMTForConditionalGeneration": {},  # reads one token a pass
+    "Florence2ForConditionalGeneration": {},  # encoder-decoder that embeds its source outside the encoder
     "LlavaForConditionalGeneration": {},  # image-text
     "Qwen2VLForConditionalGeneration": {},  # positions of three kinds
 }

@@ -17,6 +17,8 @@ from textguide.guidance import DoLa, S2Guidance
 from textguide.reference import decoding
 
 from ..architectures import PAD, VOCAB, Tokenizer, build
+from ..conformance import building
+from ..conformance.classes import all_classes
 
 PROMPTS = [[5, 9, 33, 7, 20, 41, 8, 12], [11, 4, 52], [30, 31, 5, 6, 44]]
 NEGATIVE = [17, 18, 19, 22, 7]
@@ -261,3 +263,16 @@ def test_an_adapter_does_not_keep_its_model_alive() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sources_are_embedded_as_the_model_embeds_them() -> None:
+    (entry,) = [one for one in all_classes() if one.name == "Florence2ForConditionalGeneration"]
+    model = building.build(entry)
+    ids = torch.tensor([[5, 9, 33, 7]])
+    start = torch.tensor([[model.config.decoder_start_token_id]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, decoder_input_ids=start).logits
+        outputs = adapter(model).encode(ids, torch.ones_like(ids))
+        found = model(encoder_outputs=outputs, attention_mask=torch.ones_like(ids), decoder_input_ids=start).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

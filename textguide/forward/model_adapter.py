@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 
 from . import caches, small_matmul
 from .trials import Padding, Reading, alike, probes, tried
@@ -191,7 +192,12 @@ class ModelAdapter:
 
     def encode(self, ids: Tensor, mask: Tensor) -> Any:
         """The encoder's outputs for sources ``ids`` (R, S), padded on the right."""
-        return self.base.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)
+        model, name = self.base, "_maybe_prepare_encoder_kwargs_for_generation"
+        prepare = getattr(model, name, None)
+        if prepare is not None and getattr(type(model), name) is not getattr(GenerationMixin, name, None):
+            # Models such as Florence-2 embed the source themselves, and their encoder would use other weights.
+            return prepare(ids, {"attention_mask": mask}, "input_ids", model.generation_config)["encoder_outputs"]
+        return model.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)
 
     # -- what it cannot do -----------------------------------------------------------------------------------------
 
