@@ -47,7 +47,8 @@ class Cell:
     """What one check found.
 
     Args:
-        result: ``exact``, ``refused``, ``wrong`` or ``error``.
+        result: ``exact``, ``refused``, ``wrong``, ``error``, or ``needs an image``, where the
+            model itself says so.
         detail: the reason of a refusal, or what went wrong.
     """
 
@@ -369,8 +370,8 @@ def run(oracle: Reference, check: str) -> Cell:
         ours = any(f"/{room}/" in frame.filename for room in ("textguide", "logits_processors"))
         if isinstance(error, ValueError) and ours and "site-packages" not in frame.filename:
             return Cell("refused", str(error))
-        if isinstance(error, ValueError) and "pixel_values" in str(error):
-            return Cell("refused", f"without an image the model says: {error}")
+        if isinstance(error, ValueError) and "pixel_values" in str(error) and not ours:
+            return Cell("needs an image", f"transformers says: {error}")
         return Cell("error", f"{_line(error)} ({frame.filename.split('/')[-1]}:{frame.lineno})")
     return Cell("exact")
 

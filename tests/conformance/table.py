@@ -37,6 +37,7 @@ def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         "exact cells": cells.count("exact"),
         "refused cells": cells.count("refused"),
         "wrong cells": cells.count("wrong") + cells.count("error"),
+        "cells that need an image": cells.count("needs an image"),
         "classes not run": sum("not_run" in row for row in rows),
         "classes not built": sum("not_built" in row for row in rows),
     }
@@ -70,7 +71,7 @@ def tables(report: dict[str, Any]) -> str:
     parts = [
         f"{count['classes tried']} classes of transformers {versions['transformers']} tried, with torch "
         f"{versions['torch']} in float32: {count['exact cells']} cells exact, {count['refused cells']} refused, "
-        f"{count['wrong cells']} wrong.",
+        f"{count['wrong cells']} wrong; {count['cells that need an image']} were not to be tried without an image.",
         "\n".join(
             [
                 f"| family | class | {' | '.join(TITLES[check] for check in CHECKS)} |",
@@ -97,7 +98,7 @@ def _cell(row: dict[str, Any], cell: dict[str, str] | None, reasons: dict[str, i
     if cell is None:
         return ""
     if cell["result"] != "refused":
-        return {"exact": "✓"}.get(cell["result"], f"**{cell['result']}**")
+        return {"exact": "✓", "needs an image": "needs an image"}.get(cell["result"], f"**{cell['result']}**")
     return f"refused {reasons.setdefault(_general(row, cell['detail']), len(reasons) + 1)}"
 
 
