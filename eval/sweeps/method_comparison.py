@@ -29,6 +29,7 @@ from textguide.guidance import (
     DynamicCFG,
     EAGer,
     FeynmanKac,
+    GenARM,
     Guidance,
     IndependentCondition,
     InstructionContrastive,
@@ -65,6 +66,7 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "contrastive": (ContrastiveDecoding(), ContrastiveDecoding(beta=0.5), ContrastiveDecoding(0.0, beta=0.25)),
     "dexperts": (DExperts(1.0), DExperts(2.0)),
     "proxy-tuning": (ProxyTuning(1.0), ProxyTuning(2.0)),
+    "genarm": (GenARM(beta=2.0), GenARM(beta=1.0)),
     "feynman-kac": (Composed((CFG(1.5), FeynmanKac(particles=4))),),
     "eager": (EAGer(2.2, max_branches=4),),
 }
@@ -96,13 +98,14 @@ COLUMNS = (
     ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
     ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
-ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "feynman-kac", "eager")
+ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "genarm", "feynman-kac", "eager")
 """Methods that steer to a good mood, and those that draw several texts for one answer."""
 
 MODELS = {
     "contrastive": {"amateur": "smollm2-small"},
     "dexperts": {"expert": "smollm2-small-positive", "anti-expert": "smollm2-small-negative"},
     "proxy-tuning": {"tuned": "smollm2-small-positive", "untuned": "smollm2-small"},
+    "genarm": {"reward": "smollm2-small-positive"},
 }
 """The further models of those that need some; they have SmolLM2's tokens, and stand beside that model alone."""
 

@@ -28,6 +28,7 @@ from .experimental.s2 import S2Guidance
 from .experimental.token_perturbation import TokenPerturbation
 from .feynman_kac import FeynmanKac
 from .formula import Formula
+from .genarm import GenARM
 from .instruction_contrastive import InstructionContrastive
 from .language_model import LMGuidance
 from .nag import NAG
@@ -61,6 +62,7 @@ __all__ = [
     "EAGer",
     "FeynmanKac",
     "Formula",
+    "GenARM",
     "Guidance",
     "IndependentCondition",
     "InstructionContrastive",
