@@ -22,29 +22,27 @@ def run(guidance: Any, prompts: Any = None, name: str = "llama", **options: Any)
     return textguide.generate(build(name), Tokenizer(), given, guidance, **{"max_new_tokens": 24, **options})
 
 
-def test_few_distributions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[int] = []
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many distributions are kept behind every step without guidance."""
+    counts: list[int] = []
 
     class Watched(skipping.Skipping):
         def record(self, index: int, cond: torch.Tensor, writing: torch.Tensor) -> None:
             super().record(index, cond, writing)
-            kept.append(len(self._kept))
+            counts.append(len(self._kept))
 
     monkeypatch.setattr("textguide.engine.loop.Skipping", Watched)
+    return counts
+
+
+def test_few_distributions_are_kept(kept: list[int]) -> None:
     out = run(CFG(1.5, skip_threshold=1e9), max_new_tokens=50)
     assert out.effect.skipped_passes > 60
     assert max(kept) <= skipping.LONGEST
 
 
-def test_steps_outside_a_window_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[int] = []
-
-    class Watched(skipping.Skipping):
-        def record(self, index: int, cond: torch.Tensor, writing: torch.Tensor) -> None:
-            super().record(index, cond, writing)
-            kept.append(len(self._kept))
-
-    monkeypatch.setattr("textguide.engine.loop.Skipping", Watched)
+def test_steps_outside_a_window_keep_nothing(kept: list[int]) -> None:
     run(CFG(1.5, start=0.5))
     assert kept
     assert max(kept) == 0

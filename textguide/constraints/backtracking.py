@@ -12,7 +12,7 @@ from textguide.support.errors import MissingExtraError
 from .base import Session, UnsatisfiableError
 from .pattern_syntax import PatternError
 from .pattern_tokens import has_operators, names_version, tokens
-from .predicate import Asked, whole_characters
+from .predicate import Asked, AskedSession, whole_characters
 from .prefix_pattern import for_prefixes
 from .unfinished import Representatives
 from .vocabulary import Vocabulary
@@ -117,38 +117,18 @@ def session(pattern: str, vocabulary: Vocabulary) -> Session:
     return made
 
 
-class BacktrackingSession(Session):
-    """One text under a pattern, without a mask."""
-
-    def __init__(self, checker: Checker, vocabulary: Vocabulary, text: bytes, asked: Asked) -> None:
-        self.text = text
-        self._checker = checker
-        self._vocabulary = vocabulary
-        self._asked = asked
-
-    @property
-    def calls(self) -> int:
-        """How many texts the pattern was asked about; what was asked before is not asked again."""
-        return self._asked.calls
+class BacktrackingSession(AskedSession["Checker"]):
+    """One text under a pattern."""
 
     def is_prefix(self, text: bytes) -> bool:
         parts = whole_characters(self._vocabulary.visible(text))
-        return parts is not None and self._asked(("prefix", *parts), lambda: self._checker.can_go_on(*parts))
+        return parts is not None and self._asked(("prefix", *parts), lambda: self._judge.can_go_on(*parts))
 
     def is_complete(self, text: bytes) -> bool:
         parts = whole_characters(self._vocabulary.visible(text))
         if parts is None or parts[1]:
             return False
-        return self._asked(("complete", parts[0]), lambda: self._checker.matches(parts[0]))
-
-    def advance(self, token: int) -> None:
-        added = self._vocabulary.bytes_of(token)
-        if not self.is_prefix(self.text + added):
-            raise ValueError(f"token={token} ({added!r}) is not allowed behind {self.text[-40:]!r}")
-        self.text += added
-
-    def fork(self) -> BacktrackingSession:
-        return BacktrackingSession(self._checker, self._vocabulary, self.text, self._asked)
+        return self._asked(("complete", parts[0]), lambda: self._judge.matches(parts[0]))
 
 
 def _import() -> Any:

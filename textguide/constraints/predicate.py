@@ -6,10 +6,13 @@ import codecs
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .base import Constraint, Session, UnsatisfiableError
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Function = Callable[[Any], bool]
 VERDICTS_KEPT = 1 << 17
@@ -86,39 +89,55 @@ class Predicate(Constraint):
         return session
 
 
-class PredicateSession(Session):
-    """One text under a function."""
+Judge = TypeVar("Judge")
 
-    def __init__(self, predicate: Predicate, vocabulary: Vocabulary, text: bytes, asked: Asked) -> None:
+
+class AskedSession(Session, Generic[Judge]):
+    """One text under something that is asked about texts one by one, so that there is no mask.
+
+    Args:
+        judge: what is asked.
+        vocabulary: what each token adds.
+        text: the bytes written so far.
+        asked: the answers so far; what was asked before is not asked again.
+    """
+
+    def __init__(self, judge: Judge, vocabulary: Vocabulary, text: bytes, asked: Asked) -> None:
         self.text = text
-        self._predicate = predicate
+        self._judge = judge
         self._vocabulary = vocabulary
         self._asked = asked
 
     @property
     def calls(self) -> int:
-        """How often either function was called; what was asked before is not asked again."""
+        """How many texts had to be asked about."""
         return self._asked.calls
 
-    def is_prefix(self, text: bytes) -> bool:
-        seen = self._seen(text)
-        return seen is not None and self._ask("prefix_fn", self._predicate.prefix_fn, seen[0])
-
-    def is_complete(self, text: bytes) -> bool:
-        seen = self._seen(text)
-        if seen is None or seen[1] or not self._ask("prefix_fn", self._predicate.prefix_fn, seen[0]):
-            return False
-        function = self._predicate.complete_fn
-        return function is None or self._ask("complete_fn", function, seen[0])
-
     def advance(self, token: int) -> None:
+        """As of any session."""
         added = self._vocabulary.bytes_of(token)
         if not self.is_prefix(self.text + added):
             raise ValueError(f"token={token} ({added!r}) is not allowed behind {self.text[-40:]!r}")
         self.text += added
 
-    def fork(self) -> PredicateSession:
-        return PredicateSession(self._predicate, self._vocabulary, self.text, self._asked)
+    def fork(self) -> Self:
+        """As of any session."""
+        return type(self)(self._judge, self._vocabulary, self.text, self._asked)
+
+
+class PredicateSession(AskedSession["Predicate"]):
+    """One text under a function."""
+
+    def is_prefix(self, text: bytes) -> bool:
+        seen = self._seen(text)
+        return seen is not None and self._ask("prefix_fn", self._judge.prefix_fn, seen[0])
+
+    def is_complete(self, text: bytes) -> bool:
+        seen = self._seen(text)
+        if seen is None or seen[1] or not self._ask("prefix_fn", self._judge.prefix_fn, seen[0]):
+            return False
+        function = self._judge.complete_fn
+        return function is None or self._ask("complete_fn", function, seen[0])
 
     def _ask(self, role: str, function: Function, text: str | bytes) -> bool:
         return self._asked((role, text), lambda: _ask(role, function, text))
@@ -126,9 +145,9 @@ class PredicateSession(Session):
     def _seen(self, text: bytes) -> tuple[str | bytes, bytes] | None:
         """What the functions see of a text, and the bytes behind it that begin a character; None: no UTF-8."""
         text = self._vocabulary.visible(text)
-        if self._predicate.ascii and not text.isascii():
+        if self._judge.ascii and not text.isascii():
             return None
-        return (text, b"") if self._predicate.on == "bytes" else whole_characters(text)
+        return (text, b"") if self._judge.on == "bytes" else whole_characters(text)
 
 
 def whole_characters(text: bytes) -> tuple[str, bytes] | None:

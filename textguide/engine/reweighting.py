@@ -212,13 +212,6 @@ class Reweighter:
             answers = torch.where(is_end[..., None], state.current(rows)[:, None], answers)
         return [answer[: len(row)] for answer, row in zip(answers, candidates, strict=True)]
 
-    def _group(self, classifier: Classifier, include_prompt: bool) -> _Group:
-        for group in self._groups:
-            if group.classifier is classifier and group.include_prompt == include_prompt:
-                return group
-        self._groups.append(_Group(classifier, include_prompt))
-        return self._groups[-1]
-
     def _name(self, guidance: CAIF) -> str:
         return str(getattr(guidance.classifier, "name", guidance.classifier))
 

@@ -6,10 +6,9 @@ length may share a pass, whether their caches may be merged, and whether all of 
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,11 +53,6 @@ def adapter(model: Any) -> ModelAdapter:
     if base not in _adapters:
         _adapters[base] = ModelAdapter(base)
     return _adapters[base]
-
-
-@lru_cache(maxsize=512)
-def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(forward).parameters)
 
 
 class ModelAdapter:
@@ -124,7 +118,7 @@ class ModelAdapter:
 
     def accepts(self, argument: str) -> bool:
         """Whether ``forward`` names ``argument``."""
-        return argument in _parameters(type(self.base).forward)
+        return caches.accepts(self.base, argument)
 
     # -- its call --------------------------------------------------------------------------------------------------
 
@@ -171,7 +165,7 @@ class ModelAdapter:
         if self.accepts("logits_to_keep"):
             prepared["logits_to_keep"] = keep
         prepared[caches.cache_argument(model)] = cache
-        called = call if call is not None else self.fast_twin if fast else model
+        called = call if call is not None else self._fast(first) if fast else model
         logits: Tensor = called(**prepared, return_dict=True).logits
         if logits.shape[1] < keep:
             raise ValueError(f"{self.name} returned the logits of {logits.shape[1]} positions; {keep} were asked for")
@@ -182,6 +176,7 @@ class ModelAdapter:
         """A twin with this machine's faster matrix products, where there are any; it shares all weights."""
         model = self.base
         if not small_matmul.helps(model):
+            self._twin = (None, None)
             return model
         signature, twin = self._twin
         current = small_matmul.signature(model)
@@ -189,6 +184,13 @@ class ModelAdapter:
             twin = small_matmul.twin(model)
             self._twin = (current, twin)
         return twin
+
+    def _fast(self, first: bool) -> Any:
+        """:attr:`fast_twin`, which looks at every module of the model, in front of a run; within it the one at hand."""
+        if first:
+            return self.fast_twin
+        twin = self._twin[1]
+        return self.base if twin is None else twin
 
     def encode(self, ids: Tensor, mask: Tensor) -> Any:
         """The encoder's outputs for sources ``ids`` (R, S), padded on the right."""
