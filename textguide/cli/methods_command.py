@@ -14,6 +14,9 @@ def add(commands: Any) -> None:
         "methods", help="list the guidance methods, or describe one", description="List the guidance methods."
     )
     parser.add_argument("name", nargs="?", help="describe this one with its fields")
+    parser.add_argument(
+        "--matrix", action="store_true", help="which method runs in which place, and why not where it does not"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--markdown", action="store_true", help="the table of the documentation")
     parser.set_defaults(run=run)
@@ -29,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
         found = [method for method in found if method["name"] == arguments.name]
         if not found:
             raise ValueError(unknown(arguments.name))
+    if arguments.matrix:
+        _print_matrix(arguments, [method["name"] for method in found])
+        return 0
     if arguments.json:
         print(json.dumps(found, ensure_ascii=False, indent=1, default=str))
     elif arguments.markdown:
@@ -47,3 +53,28 @@ def run(arguments: argparse.Namespace) -> int:
             table.add_row(name, method["paper"], method["rule"], method["passes"])
         Console().print(table)
     return 0
+
+
+def _print_matrix(arguments: argparse.Namespace, names: list[str]) -> None:
+    from ..guidance import catalogue
+    from ..guidance.needs import PLACES
+
+    rows = [row for row in catalogue.matrix() if row["method"] in names]
+    if arguments.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+    elif arguments.markdown:
+        print(catalogue.matrix_markdown(), end="")
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table, numbers = Table(), catalogue.numbered_reasons(rows)
+        for column in ("method", *(place.name for place in PLACES)):
+            table.add_column(column, justify="left" if column == "method" else "center", overflow="fold")
+        for row in rows:
+            cells = row["cells"].values()
+            table.add_row(row["method"], *("✓" if cell is True else str(numbers[cell]) for cell in cells))
+        console = Console()
+        console.print(table)
+        for reason, number in numbers.items():
+            console.print(f"{number}. {reason}", soft_wrap=True)

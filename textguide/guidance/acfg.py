@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import algebra, schedules
 from .base import About, Guidance, Step
+from .needs import Need
 from .validation import factor, finite, window
 
 SCOPES = ("all", "generated", "prompt")
@@ -63,6 +64,11 @@ class ACFG(Guidance):
         schedules.parse(self.schedule)
         if not isinstance(self.one_pass, bool):
             raise ValueError(f"one_pass={self.one_pass!r} must be True or False")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """A text whose tokens can be masked again."""
+        return frozenset({Need.CANVAS})
 
     @property
     def is_neutral(self) -> bool:

@@ -61,7 +61,7 @@ class AWRS(TokenConstraint):
     name = "awrs"
     about = About(
         "2504.05410", "lc given a constraint, with weights", "`particles` rows a prompt", "no constraint",
-        "texts that must satisfy a constraint",
+        "texts that must satisfy a constraint", "awrs:constraint=regex:[0-9]+",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

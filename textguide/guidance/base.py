@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from .needs import Need
 from .prompts import Prompt, to_json
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ class Branch:
     edit: Edit | tuple[Edit, ...] | None = None
     model: str = SELF
     view: View | None = None
+
+    @property
+    def need(self) -> Need | None:
+        """What the place where it runs has to do for it beside running ``model`` again; None where that is all."""
+        if self.edit is not None:
+            return Need.EDIT
+        if self.system is not None:
+            return Need.SYSTEM
+        return None if self.same_prompt else Need.PROMPT
 
     @property
     def model_part(self) -> tuple[str, View | None]:
@@ -91,6 +101,7 @@ class About:
         passes: what it costs beside the conditional pass.
         neutral: the setting that changes nothing.
         helps: when it is worth a try.
+        example: a usual setting as ``--guidance`` spells it; None: the name alone, with every field at its default.
         experimental: the paper leaves open, or says of other models, what is done here; the docstring has it.
     """
 
@@ -99,6 +110,7 @@ class About:
     passes: str
     neutral: str
     helps: str
+    example: str | None = None
     experimental: bool = False
 
 
@@ -127,6 +139,11 @@ class Guidance(ABC):
     def is_neutral(self) -> bool:
         """Whether this guidance changes nothing anywhere, so that nothing of it need run."""
         return False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the place where it runs has to offer; see :mod:`textguide.guidance.needs`."""
+        return frozenset()
 
     def _put(self, **values: Any) -> None:
         """Set fields while the object is made: the one time that they may change."""
@@ -184,6 +201,14 @@ class BranchGuidance(Guidance):
     def branches(self) -> tuple[Branch, ...]:
         """The extra passes, in the order in which :meth:`combine` gets them behind the conditional one."""
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Read off the branches."""
+        found = {branch.need for branch in self.branches} - {None}
+        found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
+        found |= {Need.PART for branch in self.branches if branch.view is not None}
+        return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
+
     @abstractmethod
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """The guided log-probabilities (B, V) from those of the branches.
@@ -206,6 +231,17 @@ class TokenReweighting(Guidance):
     Several of them see the same distribution and their weights add up.
     """
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The texts of all candidates."""
+        return frozenset({Need.CANDIDATES})
+
 
 class TokenConstraint(Guidance):
     """Rules out tokens, after everything else has weighed them; a run takes one of them at most."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Draws, and rows that move where there are several for a prompt."""
+        several = getattr(self, "particles", 1) > 1
+        return frozenset({Need.CONSTRAINT, Need.WEIGHTS} if several else {Need.CONSTRAINT})

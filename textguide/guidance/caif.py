@@ -61,6 +61,7 @@ class CAIF(TokenReweighting):
     about = About(
         "2205.07276", "lc + α log p(class | text), on the top candidates",
         "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier knows",
+        "caif:classifier=sentiment,target=positive",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

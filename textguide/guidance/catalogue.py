@@ -6,6 +6,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from .base import Guidance
+from .needs import PLACES
+from .spec import as_guidance
 
 
 def methods() -> list[dict[str, Any]]:
@@ -35,6 +37,43 @@ def markdown() -> str:
         paper = f"[{method['paper']}](https://arxiv.org/abs/{method['paper']})"
         rule = method["rule"].replace("|", "\\|")
         lines.append(f"| {name} | {paper} | {rule} | {method['passes']} | {method['neutral']} | {method['helps']} |")
+    return "\n".join(lines) + "\n"
+
+
+def example(method: type[Guidance]) -> Guidance:
+    """A usual setting of a method."""
+    spelled = method.about.example
+    found = method() if spelled is None else as_guidance(spelled)
+    assert found is not None
+    return found
+
+
+def matrix() -> list[dict[str, Any]]:
+    """Methods × places: ``method`` (its name) and ``cells``, by place True, or the reason why it cannot run there."""
+    return [
+        {
+            "method": name,
+            "cells": {place.name: place.reason(example(Guidance.registry[name])) or True for place in PLACES},
+        }
+        for name in (method["name"] for method in methods())
+    ]
+
+
+def numbered_reasons(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """The reasons of empty cells, each once, with the numbers under which a table names them."""
+    reasons = dict.fromkeys(cell for row in rows for cell in row["cells"].values() if cell is not True)
+    return {reason: number for number, reason in enumerate(reasons, start=1)}
+
+
+def matrix_markdown() -> str:
+    """The matrix as a table, with the reasons below it."""
+    rows = matrix()
+    numbers = numbered_reasons(rows)
+    lines = ["| method | " + " | ".join(f"`{place.name}`" for place in PLACES) + " |", "|---|" + ":-:|" * len(PLACES)]
+    for row in rows:
+        shown = ["✓" if cell is True else str(numbers[cell]) for cell in row["cells"].values()]
+        lines.append(f"| `{row['method']}` | " + " | ".join(shown) + " |")
+    lines += ["", *(f"{number}. {reason}" for reason, number in numbers.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
+from .needs import Need
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Composed(Guidance):
     def is_neutral(self) -> bool:
         """Every part is neutral."""
         return all(part.is_neutral for part in self.parts)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Those of every part."""
+        return frozenset().union(*(part.needs for part in self.parts))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class ContextAware(Scaled):
     name = "context-aware"
     about = About(
         "2305.14739", "lu + γ (lc − lu), u the prompt without the document", ROW, "γ = 1",
-        "answers and summaries that should come from the text at hand",
+        "answers and summaries that should come from the text at hand", "context-aware:context=THE DOCUMENT",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

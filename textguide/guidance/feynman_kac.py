@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from .awrs import AWRS
 from .base import About, BranchGuidance, TokenConstraint
+from .needs import Need
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class FeynmanKac(TokenConstraint):
     about: ClassVar[About] = About(
         "2503.02819", "lu + γ(lc − lu), each text weighed by Π Z_t, Z = Σ exp of it",
         "`particles` rows a prompt", "γ = 1", "samples of the product over whole texts that guidance names",
+        "cfg:scale=1.5 + feynman-kac:particles=8",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -55,6 +57,11 @@ class FeynmanKac(TokenConstraint):
         if isinstance(self.constraint, Mapping):
             self._put(constraint=checked.constraint)
         self._put(ess_threshold=checked.ess_threshold)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Weights of whole texts, and draws where there is a constraint."""
+        return frozenset({Need.WEIGHTS} if self.constraint is None else {Need.WEIGHTS, Need.CONSTRAINT})
 
     @property
     def constrained(self) -> AWRS:

@@ -159,7 +159,7 @@ class Formula(BranchGuidance):
     name = "formula"
     about = About(
         "2311.14479", "any sum, maximum or minimum of log-probabilities", f"{ROW} for a prompt, a pass for a model",
-        "`cond`", "several wishes at once",
+        "`cond`", "several wishes at once", "formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..base import About, TokenConstraint
+from ..needs import Need
 from ..validation import finite, whole
 
 
@@ -55,6 +56,11 @@ class EAGer(TokenConstraint):
     def particles(self) -> int:
         """Rows of a prompt."""
         return self.max_branches
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Rows for texts that fork."""
+        return frozenset({Need.FORK})
 
     @property
     def is_neutral(self) -> bool:
