@@ -3,12 +3,13 @@
 from .awrs import AWRSLogitsProcessor
 from .caif import CAIFLogitsProcessor
 from .diffusion_hooks import AllowedTokensProcessor, MaskedDiffusionCFGHook
-from .hf import CFGLogitsProcessor
+from .hf import CFGLogitsProcessor, GuidanceLogitsProcessor
 
 __all__ = [
     "AWRSLogitsProcessor",
     "AllowedTokensProcessor",
     "CAIFLogitsProcessor",
     "CFGLogitsProcessor",
+    "GuidanceLogitsProcessor",
     "MaskedDiffusionCFGHook",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,13 @@ from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import empty_source
 from textguide.engine.effect import Effect, EffectMeter
 from textguide.engine.options import CallArguments
-from textguide.forward import prefill
+from textguide.forward import model_views, prefill
 from textguide.forward.model_adapter import adapter
 from textguide.forward.row_batch import Rows
-from textguide.guidance import CFG, Contrast, Step
+from textguide.guidance import CFG, Branch, BranchGuidance, Step, as_guidance
 from textguide.guidance.algebra import log_softmax
+from textguide.guidance.needs import Need
+from textguide.guidance.places import check_place
 from textguide.guidance.prompts import per_row
 
 from .runs import Runs, calling_list
@@ -26,61 +29,58 @@ _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
 """Classes of transformers whose own ``generate`` leaves the processors out."""
 
 
-class CFGLogitsProcessor(LogitsProcessor):
-    """Classifier-free guidance as a logits processor, with a second pass and a cache of its own.
+class GuidanceLogitsProcessor(LogitsProcessor):
+    """A guidance with branches as a logits processor, whose extra branches are read by it with caches of its own.
 
     For loops that cannot be replaced: beam search, prompt lookup, assisted decoding. Where
-    ``custom_generate=textguide.guided_decoding(...)`` works it is faster, since both branches share one pass there.
+    ``custom_generate=textguide.guided_decoding(...)`` works it is faster, since the branches share one pass with the
+    decoding there; classifiers and constraints have processors of their own.
 
     One object may serve any number of ``generate`` calls. Rows may be reordered between steps (beam search) and
     tokens may be taken back (speculation): the processor compares the ids it gets with those it has read, and
     follows. Scores are combined in float32 and returned in the dtype they came in.
 
     Args:
-        model: the model of the unconditional branch; usually the one that decodes.
-        scale: γ; 1 changes nothing.
-        negative_prompt_ids: (N, L) or a list of token ids, with N = 1 or one row per prompt; for an encoder-decoder
-            a source. None: the last token of each prompt (for an encoder-decoder an empty source).
-        negative_prompt_attention_mask: (N, L), 0 on padding. Needed where rows are padded.
-        guidance: a :class:`textguide.CFG` with further settings, or another rule on the same two branches (APG, NAG…),
-            in place of ``scale``.
+        model: the model that decodes.
+        guidance: a guidance with branches, in any form that :func:`textguide.generate` takes.
+        tokenizer: needed where the guidance holds text.
+        models: further models by the name that branches use.
+        prompts: the prompts as texts or chats, one a row or one for all, for branches that change them as such: a
+            ``negative_system``, or an edit of a chat. Default: what stands in ``input_ids``, without its padding.
         horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
 
     Raises:
-        ValueError: an argument has a value that cannot work, or the batch does not fit the negative prompts.
+        ValueError: an argument has a value that cannot work, or the batch does not fit the branches' prompts.
 
     Example:
-        >>> model.generate(**inputs, num_beams=4, logits_processor=[CFGLogitsProcessor(model, scale=1.5)])
+        >>> contrast = GuidanceLogitsProcessor(model, ContrastiveDecoding(), models={"amateur": small})
+        >>> model.generate(**inputs, num_beams=4, logits_processor=[contrast])
     """
+
+    _rows_of = "negative_prompt"
+    """The argument that an error about a branch's prompts names."""
 
     def __init__(
         self,
         model: Any,
-        scale: float | None = None,
-        negative_prompt_ids: Any = None,
-        negative_prompt_attention_mask: Tensor | None = None,
+        guidance: Any,
         *,
-        guidance: Contrast | None = None,
+        tokenizer: Any = None,
+        models: Mapping[str, Any] | None = None,
+        prompts: Any = None,
         horizon: int | None = None,
     ) -> None:
-        if guidance is not None and (scale is not None or negative_prompt_ids is not None):
-            raise ValueError("guidance= already holds the scale and the negative prompt; give one or the other")
-        if guidance is None:
-            guidance = CFG(
-                1.5 if scale is None else scale,
-                _unpadded(negative_prompt_ids, negative_prompt_attention_mask),
-            )
-        if not isinstance(guidance, Contrast) or len(guidance.branches) > 1:
+        given = as_guidance(guidance)
+        check_place(given, "dropin")
+        if given is not None and not isinstance(given, BranchGuidance):
             raise ValueError(
-                f"guidance={guidance!r} must be a textguide.CFG or another rule on its two branches; others run "
-                "through textguide.guided_decoding"
+                f"guidance={given!r} must be one guidance with branches; CAIFLogitsProcessor and AWRSLogitsProcessor "
+                "stand beside it in the list"
             )
-        if guidance.skip_threshold is not None:
+        self.guidance: BranchGuidance | None = given
+        if given is not None and given.skip_threshold is not None:
             raise ValueError("skip_threshold works with textguide.guided_decoding alone; leave it None here")
-        if guidance.negative_system is not None:
-            raise ValueError("negative_system needs the chat; use textguide.generate, or give negative_prompt_ids")
-        timed = guidance.schedule != "constant" or (guidance.start, guidance.stop) != (0.0, 1.0)
-        if timed and horizon is None:
+        if given is not None and horizon is None and given.is_timed:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.model = adapter(model).base
         if type(self.model).__name__ in _HAND_ON_NOTHING:
@@ -88,8 +88,7 @@ class CFGLogitsProcessor(LogitsProcessor):
                 f"{type(self.model).__name__}.generate does not hand logits_processor= to its loop; use "
                 "custom_generate=textguide.guided_decoding(...)"
             )
-        self.guidance = guidance
-        self.horizon = horizon
+        self.tokenizer, self.models, self.prompts, self.horizon = tokenizer, models, prompts, horizon
         self._runs: Runs[_Run] = Runs()
         self._last: _Run | None = None
 
@@ -105,29 +104,68 @@ class CFGLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Guided scores (R, V) for ids (R, T): log-probabilities in the dtype of ``scores``."""
-        if self.guidance.is_neutral:
+        guidance = self.guidance
+        if guidance is None or guidance.is_neutral:
             return scores
         owner = calling_list()
         input_ids = input_ids.to(adapter(self.model).device)
         run = self._runs.of(
             owner,
             continues=lambda run: run.continues(input_ids, one_by_one=owner is None),
-            new=lambda: _Run(self.model, self.guidance, input_ids, self.horizon, scores.device),
+            new=lambda: _Run(self, guidance, input_ids, scores.device),
         )
         self._last = run
-        step = Step.at(input_ids.shape[1] - run.prompt_length, self.horizon) if self.horizon else Step()
-        if not self.guidance.active(step):
+        step = run.step(input_ids, self.horizon)
+        if not guidance.active(step):
             return scores
-        uncond = run.read(input_ids)
-        if uncond.shape[-1] != scores.shape[-1]:
-            raise ValueError(
-                f"model= has {uncond.shape[-1]} tokens in its vocabulary and the decoding model {scores.shape[-1]}; "
-                "use models that share a tokenizer"
-            )
-        logp = log_softmax(torch.stack([scores.float(), uncond.to(scores.device, torch.float32)]))
-        guided = self.guidance.combine(logp, step)
-        run.meter.add(guided, logp[0])
+        cond = scores.float()[None]
+        extra = run.read(input_ids, scores.shape[-1]).to(scores.device, torch.float32)
+        logp = log_softmax(extra if run.rereads else torch.cat([cond, extra]))
+        guided = guidance.combine(logp, step)
+        run.meter.add(guided, log_softmax(cond[0]))
         return guided.to(scores.dtype)
+
+
+class CFGLogitsProcessor(GuidanceLogitsProcessor):
+    """Classifier-free guidance as a logits processor: :class:`GuidanceLogitsProcessor`, spelled as transformers does.
+
+    Args:
+        model: the model of the unconditional branch; usually the one that decodes.
+        scale: γ; 1 changes nothing.
+        negative_prompt_ids: (N, L) or a list of token ids, with N = 1 or one row per prompt; for an encoder-decoder
+            a source. None: the last token of each prompt (for an encoder-decoder an empty source).
+        negative_prompt_attention_mask: (N, L), 0 on padding. Needed where rows are padded.
+        guidance: a :class:`textguide.CFG` with further settings, or another guidance with branches, in place of
+            ``scale``.
+        horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
+        **others: ``tokenizer``, ``models`` and ``prompts`` of :class:`GuidanceLogitsProcessor`.
+
+    Raises:
+        ValueError: an argument has a value that cannot work, or the batch does not fit the negative prompts.
+
+    Example:
+        >>> model.generate(**inputs, num_beams=4, logits_processor=[CFGLogitsProcessor(model, scale=1.5)])
+    """
+
+    _rows_of = "negative_prompt_ids"
+
+    def __init__(
+        self,
+        model: Any,
+        scale: float | None = None,
+        negative_prompt_ids: Any = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        *,
+        guidance: Any = None,
+        horizon: int | None = None,
+        **others: Any,
+    ) -> None:
+        if guidance is not None and (scale is not None or negative_prompt_ids is not None):
+            raise ValueError("guidance= already holds the scale and the negative prompt; give one or the other")
+        if guidance is None:
+            negatives = _unpadded(negative_prompt_ids, negative_prompt_attention_mask)
+            guidance = CFG(1.5 if scale is None else scale, negatives)
+        super().__init__(model, guidance, horizon=horizon, **others)
 
 
 @dataclass
@@ -137,33 +175,68 @@ class _Match:
 
 
 class _Run:
-    """The unconditional branch of one ``generate`` call."""
+    """The extra branches of one ``generate`` call.
 
-    def __init__(self, model: Any, guidance: Contrast, ids: Tensor, horizon: int | None, device: Any) -> None:
-        self.model = model
+    The branches that one model runs, or one part of a model, are rows of one pass, branch behind branch.
+    """
+
+    def __init__(self, processor: GuidanceLogitsProcessor, guidance: BranchGuidance, ids: Tensor, device: Any) -> None:
+        model, horizon, name = processor.model, processor.horizon, processor._rows_of
+        self.guidance = guidance
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]
-        self.meter = EffectMeter(1, device)
+        self.meter = EffectMeter(len(guidance.branches), device)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        if self.is_encoder_decoder and {Need.EDIT, Need.SYSTEM} & guidance.needs:
+            raise ValueError(_encoded(guidance))
+        self.copies = _copies(ids, guidance)
+        pad = getattr(model.generation_config, "pad_token_id", None)
+        cond = [_without_padding(row, pad) for row in ids.tolist()]
+        branches = [*guidance.branches]
+        # Where the conditional branch runs the model with a change inside, it is read here as the others are.
+        self.rereads = getattr(guidance, "view", None) is not None
+        if self.rereads:
+            branches.insert(0, Branch(same_prompt=True, view=guidance.view))  # type: ignore[attr-defined]
+        if self.is_encoder_decoder and any(branch.same_prompt for branch in branches):
+            raise ValueError(_encoded(guidance))
         empty = empty_source(model.config) if self.is_encoder_decoder else None
-        if guidance.negative_prompt is None:
-            self.negatives = [list(empty) for _ in ids] if empty is not None else ids[:, -1:].tolist()
-        else:
-            given = guidance.negative_prompt if per_row(guidance.negative_prompt) else (guidance.negative_prompt,)
-            rows = [branch_inputs.encode(prompt, None, "negative_prompt_ids") for prompt in given]
-            copies = _copies(ids, len(rows))
-            self.negatives = branch_inputs.expand(rows, self.rows, "negative_prompt_ids", copies)
-        branch_inputs.check_rows(model, self.negatives, "negative_prompt_ids", horizon or 1)
-        if not self.is_encoder_decoder:
-            pad = getattr(model.generation_config, "pad_token_id", None)
-            cond = [_without_padding(row, pad) for row in ids.tolist()]
-            branch_inputs.warn_of_same(guidance, cond, [self.negatives], "input_ids", whole=True)
-        self.limit = None if self.is_encoder_decoder else branch_inputs.positions(model)
+        prompts = None
+        if processor.prompts is not None:
+            given = branch_inputs.canonical_prompts(processor.prompts, None, processor.tokenizer)
+            prompts = branch_inputs.expand(given, self.rows, "prompts", self.copies)
+        texts = [
+            branch_inputs.rows_of(branch, cond, processor.tokenizer, prompts, empty, self.copies, name)
+            for branch in branches
+        ]
+        parts = model_views.model_parts(model, processor.models, branches)
+        for branch, rows in zip(branches, texts, strict=True):
+            branch_inputs.check_rows(parts[branch.model_part], rows, name, horizon or 1)
+        if not self.is_encoder_decoder and not self.rereads:
+            branch_inputs.warn_of_same(guidance, cond, texts, "input_ids", whole=True)
+        self.readers = [
+            _Reader(parts[part], {n: texts[n] for n, branch in enumerate(branches) if branch.model_part == part}, name)
+            for part in dict.fromkeys(branch.model_part for branch in branches)
+        ]
+        # Rows may change places where every branch reads the same for them: the beams of one prompt do.
+        self.alike = torch.tensor(
+            [[all(rows[a] == rows[b] for rows in texts) for b in range(self.rows)] for a in range(self.rows)],
+            device=ids.device,
+        )
         self.prompt = ids
         self.seen = ids.shape[1]
         self.ids = ids[:, :0]
-        self.read_rows: Rows | None = None
         self._match: _Match | None = None
+
+    @property
+    def has_read(self) -> bool:
+        """Whether the branches have read anything."""
+        return self.ids.shape[1] > 0
+
+    def step(self, ids: Tensor, horizon: int | None) -> Step:
+        """Where in the text ``ids`` stand."""
+        rows = tuple(range(self.rows))
+        index = ids.shape[1] - self.prompt_length
+        return Step.at(index if horizon else 0, horizon or 1, rows, self.rows, self.copies)
 
     def continues(self, ids: Tensor, one_by_one: bool = False) -> bool:
         """Whether ``ids`` may be a later step of this run; remembers how its rows follow.
@@ -171,12 +244,12 @@ class _Run:
         Args:
             one_by_one: a step adds one token, and more of them are another run.
         """
-        if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and self.read_rows is None):
+        if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and not self.has_read):
             return False
         if one_by_one and ids.shape[1] > self.seen + 1:
             return False
         self.seen = ids.shape[1]
-        read = self.ids if self.read_rows is not None else self.prompt
+        read = self.ids if self.has_read else self.prompt
         width = read.shape[1]
         if ids.shape[1] > width:
             order = self._order(read, ids[:, :width])
@@ -187,67 +260,127 @@ class _Run:
         common = min(width, ids.shape[1])
         equal = (read[:, :common] == ids[:, :common]).all(dim=0).long().cumprod(0).sum()
         kept = min(int(equal), ids.shape[1] - 1)
-        if kept < self.prompt_length or self.read_rows is None:
+        if kept < self.prompt_length or not self.has_read:
             return False
         self._match = _Match(None, kept)
         return True
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Unconditional logits (R, V) of the position behind ``ids`` (R, T)."""
+    def read(self, ids: Tensor, size: int) -> Tensor:
+        """Logits (branches, R, V) of the position behind ``ids`` (R, T)."""
         match, self._match = self._match, None
-        longest = max(map(len, self.negatives)) + ids.shape[1] - self.prompt_length
-        if self.limit is not None and longest > self.limit:
-            raise ValueError(
-                f"negative_prompt_ids and what was written are {longest} tokens, but model= has {self.limit} "
-                "positions; shorten one of them"
-            )
-        if self.read_rows is None:
-            logits = self._prefill(ids)
-        else:
-            assert match is not None
-            if match.order is not None:
-                self.read_rows.select(match.order)
-            if self.read_rows.crop(self.ids.shape[1] - match.kept):
-                logits = self.read_rows.forward(ids[:, match.kept :])
-            else:
-                logits = self._prefill(ids)
+        written = ids[:, self.prompt_length :].tolist()
+        found: dict[int, Tensor] = {}
+        for reader in self.readers:
+            reader.check_length(len(written[0]))
+            logits = None
+            if match is not None and self.has_read:
+                logits = reader.go_on(ids, match.order, match.kept, self.ids.shape[1])
+            if logits is None:
+                logits = reader.start(ids, written)
+            if logits.shape[-1] != size:
+                raise ValueError(
+                    f"model= has {logits.shape[-1]} tokens in its vocabulary and the decoding model {size}; "
+                    "use models that share a tokenizer"
+                )
+            found |= dict(zip(reader.branches, logits.split(self.rows), strict=True))
         self.ids = ids
-        return logits[:, -1]
-
-    def _prefill(self, ids: Tensor) -> Tensor:
-        if self.is_encoder_decoder:
-            outputs, mask = prefill.encode(self.model, self.negatives, ids.device)
-            self.read_rows, logits = prefill.read_encoded(self.model, ids, outputs, mask)
-        else:
-            written = ids[:, self.prompt_length :].tolist()
-            rows = [negative + new for negative, new in zip(self.negatives, written, strict=True)]
-            self.read_rows, logits = prefill.read_prompts(self.model, rows, ids.device, fast=True)
-        for batch in self.read_rows.batches():
-            batch.fast = True
-        return logits
+        if not found:
+            return torch.empty(0, self.rows, size, device=ids.device)
+        return torch.stack([found[number].to(ids.device) for number in sorted(found)])
 
     def _order(self, read: Tensor, ids: Tensor) -> Any:
         """Which row of ``read`` each row of ``ids`` equals: None for its own, a LongTensor, or False for none."""
         if torch.equal(read, ids):
             return None
-        # Rows may change places where they move away from the same prompt: the beams of one prompt do.
-        alike = [[one == other for other in self.negatives] for one in self.negatives]
-        same = (ids[:, None, :] == read[None, :, :]).all(dim=-1) & torch.tensor(alike, device=ids.device)
+        same = (ids[:, None, :] == read[None, :, :]).all(dim=-1) & self.alike
         if not bool(same.any(dim=1).all()):
             return False
+        if self.guidance.across_rows:
+            raise ValueError(
+                f"rows changed places, as beam search lets them, and guidance {self.guidance.name!r} holds rows "
+                "against each other; leave num_beams out"
+            )
         return same.long().argmax(dim=1)
 
 
-def _copies(ids: Tensor, negatives: int) -> int:
-    """How often ``ids`` (R, T) holds each prompt, as samples and beams do, if it has ``negatives`` prompts."""
+class _Reader:
+    """The branches that one model runs, in one pass: their rows, branch behind branch.
+
+    Args:
+        model: what runs them.
+        branches: what each of them reads, by its number.
+        name: the argument that an error names.
+    """
+
+    def __init__(self, model: Any, branches: Mapping[int, list[list[int]]], name: str) -> None:
+        self.model, self.name = model, name
+        self.branches = tuple(branches)
+        self.texts = [row for rows in branches.values() for row in rows]
+        known = adapter(model)
+        self.limit = None if known.is_encoder_decoder else branch_inputs.positions(model)
+        self.longest = max(map(len, self.texts))
+        self.read_rows: Rows | None = None
+
+    def check_length(self, new: int) -> None:
+        """Refuse what the model has no positions for."""
+        if self.limit is not None and self.longest + new > self.limit:
+            raise ValueError(
+                f"{self.name} and what was written are {self.longest + new} tokens, but model= has {self.limit} "
+                "positions; shorten one of them"
+            )
+
+    def start(self, ids: Tensor, written: list[list[int]]) -> Tensor:
+        """Read everything: logits (rows, V)."""
+        known = adapter(self.model)
+        times = len(self.branches)
+        if known.is_encoder_decoder:
+            outputs, mask = prefill.encode(self.model, self.texts, ids.device)
+            self.read_rows, logits = prefill.read_encoded(self.model, ids.repeat(times, 1), outputs, mask)
+        else:
+            rows = [text + new for text, new in zip(self.texts, written * times, strict=True)]
+            self.read_rows, logits = prefill.read_prompts(self.model, rows, known.device, fast=True)
+        for batch in self.read_rows.batches():
+            batch.fast = True
+        return logits[:, -1]
+
+    def go_on(self, ids: Tensor, order: Tensor | None, kept: int, width: int) -> Tensor | None:
+        """Read what is new behind the first ``kept`` of ``width`` columns; None where that cannot be taken back."""
+        times, rows = len(self.branches), self.read_rows
+        assert rows is not None
+        if order is not None:
+            order = order.to(adapter(self.model).device)
+            rows.select(torch.cat([order + branch * len(order) for branch in range(times)]))
+        if not rows.crop(width - kept):
+            return None
+        new = ids[:, kept:].to(adapter(self.model).device)
+        return rows.forward(new.repeat(times, 1))[:, -1]
+
+
+def _encoded(guidance: BranchGuidance) -> str:
+    return (
+        f"guidance {guidance.name!r} reads the prompt again, and a processor of an encoder-decoder sees the decoder's "
+        "tokens alone; use textguide.generate"
+    )
+
+
+def _copies(ids: Tensor, guidance: BranchGuidance) -> int:
+    """How often ``ids`` (R, T) holds each prompt, side by side, as samples and beams do."""
     prompts = CallArguments.of_caller().prompts
     if prompts is not None:
         return max(1, ids.shape[0] // prompts)
-    if ids.shape[0] % negatives:
+    each = [len(one) for one in map(_per_row, guidance.branches) if one is not None]
+    if not each or ids.shape[0] % each[0]:
         return 1
-    copies = ids.shape[0] // negatives
-    alike = (ids.view(negatives, copies, -1) == ids.view(negatives, copies, -1)[:, :1]).all()
+    copies = ids.shape[0] // each[0]
+    alike = (ids.view(each[0], copies, -1) == ids.view(each[0], copies, -1)[:, :1]).all()
     return copies if bool(alike) else 1
+
+
+def _per_row(branch: Branch) -> tuple[Any, ...] | None:
+    """What a branch reads in each row, where that is not the same for all."""
+    if isinstance(branch.edit, tuple):
+        return branch.edit
+    return branch.prompt if isinstance(branch.prompt, tuple) and per_row(branch.prompt) else None
 
 
 def _without_padding(row: list[int], pad: int | None) -> list[int]:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG, CFGLogitsProcessor, Guidance, guided_decoding
+from textguide import CFG, CFGLogitsProcessor, Guidance, GuidanceLogitsProcessor, guided_decoding
 from textguide.engine.branch_inputs import branch_rows
 from textguide.engine.custom_generate import empty_source
 from textguide.forward.model_adapter import adapter
-from textguide.guidance import BranchGuidance, Contrast
+from textguide.guidance import BranchGuidance
 from textguide.reference import decoding
 from textguide.support.errors import GuidanceHadNoEffectWarning
 
@@ -194,11 +194,9 @@ def test_custom_generate_and_drop_in_equal_one_pass(case: Case) -> None:
             return
         custom = case.model.generate(**common, custom_generate=decoding)
         assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
-        if not isinstance(guidance, Contrast) or len(guidance.branches) > 1:
-            with pytest.raises(ValueError, match="guidance="):
-                CFGLogitsProcessor(case.model, guidance=guidance, horizon=NEW)
-            continue
-        processor = CFGLogitsProcessor(case.model, guidance=guidance, horizon=NEW)
+        processor = GuidanceLogitsProcessor(
+            case.model, guidance, tokenizer=Tokenizer(), models=case.models, horizon=NEW
+        )
         drop_in = case.model.generate(**common, logits_processor=[processor])
         again = case.model.generate(**common, logits_processor=[processor])
         assert drop_in[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
         CFGLogitsProcessor,
+        GuidanceLogitsProcessor,
         MaskedDiffusionCFGHook,
     )
     from .logits_processors.vllm_plugin.engine import vllm_engine
@@ -43,6 +44,7 @@ _HOMES = {
     "FeynmanKac": "guidance",
     "GenerateResult": "engine.results",
     "Guidance": "guidance",
+    "GuidanceLogitsProcessor": "logits_processors",
     "GuidedDecoding": "engine.custom_generate",
     "LMGuidance": "guidance",
     "MaskedDiffusionCFGHook": "logits_processors",

@@ -9,10 +9,17 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from textguide import CFG, CFGLogitsProcessor
+import textguide
+from textguide import CFG, CFGLogitsProcessor, GuidanceLogitsProcessor, guided_decoding
+from textguide.forward.model_views import part
+from textguide.guidance import CorrSynth, DExperts, DoLa, Formula
+from textguide.guidance.views import EarlyExit
 from textguide.reference import decoding
 
-from ..architectures import PAD, build
+from ..architectures import PAD, Tokenizer, build
+from ..guidance import oracles
+
+oracles.collect()
 
 PROMPT = [5, 9, 33, 7, 20]
 NEGATIVES = ([17, 18, 19], [9, 9, 25, 7, 7, 13])
@@ -67,6 +74,73 @@ def test_beam_search_follows_reordered_rows(name: str, negatives: Any) -> None:
     assert without_reorder.tolist() != expected.tolist(), "the beams never changed places: the test has no power"
 
 
+class RecomputedBranches(LogitsProcessor):
+    """The oracle for any guidance: every branch of every row is re-read from the start at every step."""
+
+    def __init__(self, guidance: Any, models: list[Any], texts: list[list[list[int]]], length: int) -> None:
+        self.guidance, self.models, self.texts, self.length = guidance, models, texts, length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        rows = []
+        copies = len(input_ids) // len(self.texts[0])
+        for number, (row, score) in enumerate(zip(input_ids.tolist(), scores, strict=True)):
+            logps = [decoding.normalized(score.double().tolist())]
+            for model, texts in zip(self.models, self.texts, strict=True):
+                logps.append(decoding.next_log_probs(model, texts[number // copies] + row[self.length :]))
+            rows.append(decoding.COMBINE[self.guidance.name](self.guidance, logps, 0.0))
+        return torch.tensor(rows, dtype=scores.dtype)
+
+
+@pytest.mark.parametrize("setting", ["three-prompts", "two-models", "early-exits"])
+def test_beam_search_under_any_guidance(setting: str) -> None:
+    model, small = build("llama"), build("llama", 1)
+    prompts = [PROMPT, [11, 4, 52, 8, 30]]
+    guidance: Any
+    if setting == "three-prompts":
+        guidance = Formula("2*cond - 0.5*last - 0.7*P('hello')")
+        hello = Tokenizer()("hello").input_ids
+        models, texts = [model, model], [[row[-1:] for row in prompts], [hello, hello]]
+    elif setting == "two-models":
+        guidance = DExperts(1.5, "a", "b")
+        models, texts = [small, build("llama", 2)], [prompts, prompts]
+    else:
+        guidance = DoLa(exits=(1,))
+        models, texts = [part(model, EarlyExit(1))], [prompts]
+    processor = GuidanceLogitsProcessor(
+        model, guidance, tokenizer=Tokenizer(), models={"a": small, "b": build("llama", 2)}
+    )
+    oracle = RecomputedBranches(guidance, models, texts, 5)
+    options: dict[str, Any] = {**GREEDY, "num_beams": 4, "num_return_sequences": 2}
+    ours = model.generate(**padded(prompts), **options, logits_processor=[processor])
+    expected = model.generate(**padded(prompts), **options, logits_processor=[oracle])
+    plain = model.generate(**padded(prompts), **options)
+    assert ours.tolist() == expected.tolist() != plain.tolist()
+
+
+def test_rows_that_are_held_against_each_other_keep_their_places() -> None:
+    model = build("llama")
+    inputs = padded([PROMPT, [11, 4, 52, 8, 30]])
+    processor = GuidanceLogitsProcessor(model, CorrSynth(2.0))
+    ours = model.generate(**inputs, **GREEDY, logits_processor=[processor])
+    custom = model.generate(**inputs, **GREEDY, custom_generate=guided_decoding(CorrSynth(2.0)))
+    assert ours.tolist() == custom.tolist()
+    with pytest.raises(ValueError, match="leave num_beams out"):
+        model.generate(**inputs, **GREEDY, num_beams=4, logits_processor=[processor])
+
+
+def test_system_prompts_and_edits_of_chats_need_the_prompts() -> None:
+    model, tokenizer = build("llama"), Tokenizer()
+    chat = [{"role": "user", "content": "say it"}]
+    ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"]
+    guidance = CFG(2.0, negative_system="be dull")
+    with pytest.raises(ValueError, match="negative_system needs the prompts"):
+        model.generate(torch.tensor([ids]), **GREEDY, logits_processor=[GuidanceLogitsProcessor(model, guidance)])
+    processor = GuidanceLogitsProcessor(model, guidance, tokenizer=tokenizer, prompts=[chat])
+    ours = model.generate(torch.tensor([ids]), **GREEDY, logits_processor=[processor])
+    expected = textguide.generate(model, tokenizer, [chat], guidance, max_new_tokens=8)
+    assert ours[0, len(ids) :].tolist() == expected.new_tokens[0]
+
+
 class _Frozen(CFGLogitsProcessor):
     """A wrong processor, which takes it that rows keep their places."""
 
@@ -75,7 +149,7 @@ class _Frozen(CFGLogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         run = self._last
-        if run is not None and run.read_rows is not None and run.ids.shape[1] < input_ids.shape[1]:
+        if run is not None and run.has_read and run.ids.shape[1] < input_ids.shape[1]:
             run.ids = input_ids[:, : run.ids.shape[1]]
         return super().__call__(input_ids, scores)
 
@@ -231,8 +305,10 @@ def test_lists_of_processors_are_recognised() -> None:
         ({"scale": 1.5, "guidance": CFG(1.5)}, "give one or the other"),
         ({"guidance": CFG(1.5, schedule="linear")}, "horizon="),
         ({"guidance": CFG(1.5, skip_threshold=0.1)}, "skip_threshold"),
-        ({"guidance": CFG(1.5, negative_system="x")}, "negative_system"),
-        ({"guidance": "cfg"}, "must be a textguide.CFG"),
+        ({"guidance": CFG(1.5, negative_system="x")}, "negative_system needs the prompts"),
+        ({"guidance": "caif:classifier=sentiment,target=positive"}, "must be one guidance with branches"),
+        ({"guidance": "eager"}, "forks texts, and a logits processor is handed scores and cannot add rows; use"),
+        ({"guidance": "beta-cfg"}, "horizon="),
         ({"negative_prompt_ids": [[]]}, "row without a token"),
         ({"negative_prompt_ids": "bad idea"}, "needs a tokenizer"),
         (

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_matrix(arguments: argparse.Namespace, names: list[str]) -> None:
     from ..guidance import catalogue
-    from ..guidance.needs import PLACES
+    from ..guidance.places import PLACES
 
     rows = [row for row in catalogue.matrix() if row["method"] in names]
     if arguments.json:

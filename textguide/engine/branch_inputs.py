@@ -213,8 +213,9 @@ def rows_of(
     prompts: Sequence[Prompt] | None = None,
     empty_source: Sequence[int] | None = None,
     copies: int = 1,
+    name: str = "negative_prompt",
 ) -> Rows:
-    """What one branch reads, row by row; arguments as for :func:`branch_rows`."""
+    """What one branch reads, row by row; arguments as for :func:`branch_rows`, and ``name`` for errors."""
     if branch.same_prompt:
         return [list(row) for row in cond]
     if branch.edit is not None:
@@ -239,9 +240,9 @@ def rows_of(
         return [row[-1:] for row in cond]
     given: list[Any] = [branch.prompt]
     if per_row(branch.prompt):
-        given = _without_padding(list(branch.prompt), tokenizer, "negative_prompt")  # type: ignore[arg-type]
-    rows = [encode(prompt, tokenizer, "negative_prompt") for prompt in given]
-    return expand(rows, len(cond), copies=copies)
+        given = _without_padding(list(branch.prompt), tokenizer, name)  # type: ignore[arg-type]
+    rows = [encode(prompt, tokenizer, name) for prompt in given]
+    return expand(rows, len(cond), name, copies)
 
 
 def check_rows(model: Any, rows: Rows, name: str, new: int | None = None, *, written: bool = False) -> None:

@@ -19,9 +19,9 @@ SAMPLING_OPTIONS = (
 CACHES = (None, "dynamic", "static")
 """Values of ``cache_implementation`` whose rows the branches of a guidance can share."""
 
-_BEAMS = "put CFGLogitsProcessor into logits_processor= for beam search"
+_BEAMS = "put GuidanceLogitsProcessor into logits_processor= for beam search"
 _SPECULATION = (
-    "pass speculation= (textguide.generate, guided_decoding), or put CFGLogitsProcessor into logits_processor="
+    "pass speculation= (textguide.generate, guided_decoding), or put GuidanceLogitsProcessor into logits_processor="
 )
 _MODES: dict[str, tuple[Any, str]] = {
     "num_beams": (1, _BEAMS),
@@ -31,7 +31,7 @@ _MODES: dict[str, tuple[Any, str]] = {
     "force_words_ids": (None, "pass a constraint as guidance, such as textguide.AWRS"),
     "prompt_lookup_num_tokens": (
         None,
-        "pass speculation='prompt-lookup' to guided_decoding, or put CFGLogitsProcessor into logits_processor=",
+        "pass speculation='prompt-lookup' to guided_decoding, or put GuidanceLogitsProcessor into logits_processor=",
     ),
     "assistant_early_exit": (None, _SPECULATION),
     "speculation_type": (None, _SPECULATION),
@@ -53,7 +53,7 @@ _NOT_OURS: dict[str, str] = {
     "output_scores": "use observer=, or model.generate(custom_generate=textguide.guided_decoding(...))",
     "output_logits": "use observer=, or model.generate(custom_generate=textguide.guided_decoding(...))",
     "token_healing": "leave it out",
-    "assistant_model": "pass speculation=, or put CFGLogitsProcessor into logits_processor= of model.generate",
+    "assistant_model": "pass speculation=, or put GuidanceLogitsProcessor into logits_processor= of model.generate",
     "assistant_tokenizer": "pass speculation=",
     "negative_prompt_ids": "pass guidance=CFG(scale, negative_prompt=ids)",
     "negative_prompt_attention_mask": "pass guidance=CFG(scale, negative_prompt=ids), with a list of ids a row",
@@ -168,7 +168,7 @@ def check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], given: 
     if given.synced_gpus:
         _refuse("synced_gpus=True", "leave it out")
     if config.use_cache is False and _asked_for_no_cache(model, given):
-        _refuse("use_cache=False", "leave it out, or put CFGLogitsProcessor into logits_processor=")
+        _refuse("use_cache=False", "leave it out, or put GuidanceLogitsProcessor into logits_processor=")
     if not guided:
         return
     if config.guidance_scale not in (None, 1, 1.0):

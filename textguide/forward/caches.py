@@ -215,7 +215,7 @@ def _merge_layer(layers: Sequence[Any], pad_left: bool) -> Any:
     if not known:
         raise ValueError(
             f"cache layers of type {type(first).__name__} cannot hold the rows of two branches; "
-            "use CFGLogitsProcessor, which keeps a cache of its own"
+            "use GuidanceLogitsProcessor, which keeps a cache of its own"
         )
     return merged
 

@@ -142,7 +142,7 @@ class Guidance(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the place where it runs has to offer; see :mod:`textguide.guidance.needs`."""
+        """What the place where it runs has to offer; see :mod:`textguide.guidance.places`."""
         return frozenset()
 
     def _put(self, **values: Any) -> None:
@@ -208,6 +208,11 @@ class BranchGuidance(Guidance):
         found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
         found |= {Need.PART for branch in self.branches if branch.view is not None}
         return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether :meth:`combine` or :meth:`active` depends on ``step.progress``."""
+        return False
 
     @abstractmethod
     def combine(self, logp: Tensor, step: Step) -> Tensor:

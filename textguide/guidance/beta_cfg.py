@@ -54,6 +54,11 @@ class BetaCFG(Contrast):
         """As plain classifier-free guidance."""
         return self.a == 1.0 and self.b == 1.0 and self.power == 0.0
 
+    @property
+    def is_timed(self) -> bool:
+        """The density, or the scale, moves with progress."""
+        return (self.a, self.b) != (1.0, 1.0) or super().is_timed
+
     def density(self, progress: Any) -> Any:
         """Beta(s; a, b)."""
         log_norm = math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b)

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from .base import Guidance
-from .needs import PLACES
+from .places import PLACES
 from .spec import as_guidance
 
 

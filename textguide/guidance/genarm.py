@@ -23,8 +23,8 @@ class GenARM(BranchGuidance):
     Any tuned language model can stand there, without the paper's promise. Costs one pass of the reward model a step.
 
     Several rewards, each with a 1/β of its own, are ``Formula("cond + 0.5*M('helpful') + 0.2*M('harmless')")``, as in
-    the paper's experiments with several objectives. The paper normalises every step, which samples the product over whole texts
-    only nearly; beside :class:`textguide.FeynmanKac` texts are weighed for the product itself.
+    the paper's experiments with several objectives. The paper normalises every step, which samples the product over
+    whole texts only nearly; beside :class:`textguide.FeynmanKac` texts are weighed for the product itself.
 
     Args:
         reward_model: name of the reward model in ``models``.

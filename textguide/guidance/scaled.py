@@ -72,6 +72,11 @@ class Scaled(BranchGuidance):
         """γ(s) is 1 at every step, and nothing acts there."""
         return self.off_at_one and self.scale == 1.0 and self._bounded(1.0) == 1.0
 
+    @property
+    def is_timed(self) -> bool:
+        """A schedule or a window moves γ."""
+        return self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0)
+
     def acts(self, step: Step) -> bool | Tensor:
         """Whether the guided log-probabilities are those of :meth:`mix`: inside the window, at a scale that counts.
 
