@@ -6,7 +6,7 @@ step may leave the extra branches out; when they come back, they read in one chu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +22,6 @@ from ..guidance.base import SELF, Branch
 
 COND = 0
 WHOLE: ModelPart = (SELF, None)
-Member = tuple[int, int]
-"""A row of a pass: the number of its branch (0: the conditional one) and of its sample."""
 
 
 @dataclass
@@ -39,49 +37,27 @@ class StepLogits:
     extra: Tensor | None
 
 
+def step_logits(found: Mapping[int, Tensor], position: int = -1) -> StepLogits:
+    """Those behind one position of what was read, (B, k, V) a branch."""
+    extra = [found[branch][:, position] for branch in sorted(found) if branch != COND]
+    return StepLogits(found[COND][:, position], torch.stack(extra) if extra else None)
+
+
+@dataclass
 class _Group:
-    """Rows of one model part, whose ``members`` they are; ``read`` counts the generated tokens that they have read."""
+    """Rows of one model part: for each of its ``branches`` in turn (0: the conditional one) every sample."""
 
-    def __init__(self, rows: Rows, members: list[Member], read: int = 0) -> None:
-        self.rows, self.members, self.read = rows, members, read
-        self.samples = torch.tensor([sample for _, sample in members], device=rows.device)
+    rows: Rows
+    branches: list[int]
 
-    def forward(self, ids: Tensor, new: int, keep_all: bool = False) -> Tensor:
-        """Read the tokens that are new to these rows; the last logits, or all of them (R, k, V)."""
-        missed = new - self.read
-        out = self.rows.forward(ids[self.samples.to(ids.device), -missed:], keep=missed if keep_all else 1)
-        self.read = new
-        return out.to(ids.device)
+    def forward(self, tokens: Tensor, keep: int) -> Iterator[tuple[int, Tensor]]:
+        """Read new ``tokens`` (B, k) of every sample; the branches, and their last ``keep`` logits (B, keep, V)."""
+        logits = self.rows.forward(tokens.repeat(len(self.branches), 1), keep).to(tokens.device)
+        return zip(self.branches, logits.chunk(len(self.branches)), strict=True)
 
-    def forget(self, tokens: int) -> None:
-        """Go back by the last ``tokens`` tokens."""
-        if not self.rows.crop(tokens):
-            raise RuntimeError("this cache cannot forget tokens")
-        self.read -= tokens
-
-    def pick(self, places: list[int]) -> _Group:
-        """The rows at these places alone, in this order; the group must not be used afterwards."""
-        if places == list(range(len(self.members))):
-            return self
-        self.rows.select(torch.tensor(places, dtype=torch.long, device=self.samples.device))
-        return _Group(self.rows, [self.members[r] for r in places], self.read)
-
-    def copy(self, places: list[int]) -> _Group:
-        """The rows at these places in a group of their own; this one stays as it is."""
-        rows = self.rows.split(torch.tensor(places, device=self.samples.device))
-        return _Group(rows, [self.members[r] for r in places], self.read)
-
-    def only(self, samples: set[int]) -> _Group:
-        """The rows of ``samples``; the group must not be used afterwards."""
-        return self.pick([r for r, (_, sample) in enumerate(self.members) if sample in samples])
-
-    def moved(self, sources: Mapping[int, int]) -> _Group:
-        """Rows for the samples that ``sources`` names, each from the sample that it goes on from."""
-        place = {member: row for row, member in enumerate(self.members)}
-        branches = sorted({branch for branch, _ in self.members})
-        members = [(b, sample) for b in branches for sample in sorted(sources) if (b, sources[sample]) in place]
-        picked = self.pick([place[b, sources[sample]] for b, sample in members])
-        return _Group(picked.rows, members, self.read)
+    def joined(self, other: _Group) -> _Group:
+        """Both together; neither must be used afterwards."""
+        return _Group(row_batch.merge([self.rows, other.rows]), self.branches + other.branches)
 
 
 class Source(Protocol):
@@ -123,8 +99,9 @@ class BranchPasses:
         self.prompts = prompts
         self.running: dict[ModelPart, _Group] = {}
         self.resting: dict[ModelPart, _Group] = {}
-        self.alive: list[int] = []
-        self._order: tuple[Tensor, Tensor] | None = None
+        self.read = self.rested = 0  # how many generated tokens the running and the resting rows have read
+        self.alive: list[int] = []  # the samples in the batch
+        self._rows: Tensor | None = None  # the same, where some have left
 
     # -- prefill ---------------------------------------------------------------------------------------------------
 
@@ -140,6 +117,7 @@ class BranchPasses:
             ValueError: a model cannot be read by several branches, has another vocabulary, or cannot go on that far.
         """
         model, device = self.parts[WHOLE], ids.device
+        self._samples = torch.arange(ids.shape[0], device=device)
         self.alive = list(range(ids.shape[0]))
         guided = bool(self.branches)
         if guided:
@@ -148,7 +126,7 @@ class BranchPasses:
             adapter(model).check_lengths(lengths, new_tokens)
         cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
         found: dict[ModelPart, list[tuple[Rows, int]]] = {WHOLE: [(cond, COND)]}
-        outputs = [logits]
+        outputs = []
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
             part, name = self.parts[branch.model_part], branch.model_part
             if not isinstance(prompts, Sequence):
@@ -163,23 +141,20 @@ class BranchPasses:
                 where = adapter(part).device
                 rows, every = prefill.read_prompts(part, prompts, where, fast=True, sharing=self.copies > 1)
                 last = every[:, -1]
-            self._check_vocabulary(branch, last.shape[-1], logits.shape[-1])
+            if last.shape[-1] != logits.shape[-1]:
+                raise ValueError(
+                    f"model {branch.model or 'of the branch'!r} has {last.shape[-1]} tokens in its vocabulary and the "
+                    f"decoded model {logits.shape[-1]}; their next-token distributions cannot be combined: use models "
+                    "that share a tokenizer"
+                )
             found.setdefault(name, []).append((rows, number))
             outputs.append(last.to(device))
         for name, several in found.items():
-            members = [(number, sample) for _, number in several for sample in self.alive]
-            merged = row_batch.merge([rows for rows, _ in several])
-            for batch in merged.batches():
+            group = _Group(row_batch.merge([rows for rows, _ in several]), [number for _, number in several])
+            for batch in group.rows.batches():
                 batch.fast = self.fast
-            self.running[name] = _Group(merged, members)
-        return StepLogits(logits, torch.stack(outputs[1:]) if guided else None)
-
-    def _check_vocabulary(self, branch: Branch, size: int, expected: int) -> None:
-        if size != expected:
-            raise ValueError(
-                f"model {branch.model or 'of the branch'!r} has {size} tokens in its vocabulary and the decoded model "
-                f"{expected}; their next-token distributions cannot be combined: use models that share a tokenizer"
-            )
+            self.running[name] = group
+        return StepLogits(logits, torch.stack(outputs) if outputs else None)
 
     def make_static(self, new_tokens: int) -> None:
         """Give the decoded model's rows a cache of fixed shape with room for ``new_tokens`` more positions.
@@ -209,18 +184,20 @@ class BranchPasses:
             ids: all ids so far, (rows at the start, T); the last ``new`` columns were generated.
             new: number of generated tokens.
         """
-        return self._ordered([group.forward(ids, new)[:, -1] for group in self.running.values()], ids.device)
+        self.read = new
+        return step_logits(self._forward(self.running, self.pick(ids[:, -1:])))
 
     def rest(self) -> None:
         """Leave the extra branches out from the next step on."""
+        self.rested = self.read
         for name, group in list(self.running.items()):
-            extra = [r for r, (branch, _) in enumerate(group.members) if branch != COND]
-            if len(extra) == len(group.members):
+            if COND not in group.branches:
                 self.resting[name] = self.running.pop(name)
-            elif extra:
-                self.resting[name] = group.copy(extra)
-                self.running[name] = group.pick([r for r in range(len(group.members)) if r not in set(extra)])
-        self._order = None
+            elif len(group.branches) > 1:  # the conditional branch comes first
+                rows = torch.arange(len(self.alive) * len(group.branches), device=group.rows.device)
+                self.resting[name] = _Group(group.rows.split(rows[len(self.alive) :]), group.branches[1:])
+                group.rows.select(rows[: len(self.alive)])
+                group.branches = [COND]
 
     def resume(self, ids: Tensor, new: int, keep_all: bool = False) -> tuple[StepLogits, Tensor]:
         """The step with which the extra branches come back, reading what they missed.
@@ -233,72 +210,55 @@ class BranchPasses:
         Returns:
             The logits of the step, and those of the extra branches behind each token that they missed, (n, B, k, V).
         """
-        outputs = {name: group.forward(ids, new)[:, -1] for name, group in self.running.items()}
+        self.read = new
+        cond = self._forward(self.running, self.pick(ids[:, -1:]))[COND][:, -1]
         missed = self.missed(ids, new, keep_all)
-        resting, self.resting, start = self.resting, {}, 0
-        for name, group in resting.items():
-            before = self.running.get(name)
-            newest = self._newest[start : start + len(group.members)]
-            start += len(group.members)
-            if before is not None:
-                merged = row_batch.merge([before.rows, group.rows])
-                group, newest = _Group(merged, before.members + group.members, new), torch.cat([outputs[name], newest])
-            self.running[name], outputs[name] = group, newest
-        self._order = None
-        return self._ordered([outputs[name] for name in self.running], ids.device), missed
+        for name, group in self.resting.items():
+            self.running[name] = self.running[name].joined(group) if name in self.running else group
+        self.resting = {}
+        return StepLogits(cond, missed[:, :, -1]), missed
 
     def missed(self, ids: Tensor, new: int, keep_all: bool = True) -> Tensor:
         """Let the branches that were left out read what they missed: logits behind each token, (n, B, k, V)."""
-        chunks = [group.forward(ids, new, keep_all) for group in self.resting.values()]
-        members = [member for group in self.resting.values() for member in group.members]
-        together = torch.cat(chunks)
-        self._newest = together[:, -1]
-        places = [members.index((n, s)) for n in range(1, len(self.branches) + 1) for s in self.alive]
-        return together[places].view(len(self.branches), len(self.alive), *together.shape[1:])
+        tokens = self.pick(ids[:, self.rested - new :])
+        found = self._forward(self.resting, tokens, tokens.shape[1] if keep_all else 1)
+        return torch.stack([found[branch] for branch in sorted(found)])
 
-    def _ordered(self, logits: list[Tensor], device: Any) -> StepLogits:
-        """The logits of all running groups, branch by branch."""
-        together = logits[0] if len(logits) == 1 else torch.cat(logits)
-        if self._order is None:
-            members = [member for group in self.running.values() for member in group.members]
-            place = {member: row for row, member in enumerate(members)}
-            extra = range(1, len(self.branches) + 1) if not self.resting else ()
-            cond = [place[COND, sample] for sample in self.alive]
-            others = [place[number, sample] for number in extra for sample in self.alive]
-            self._order = (torch.tensor(cond, device=device), torch.tensor(others, dtype=torch.long, device=device))
-            # Branch by branch with every sample in each is the usual order, and needs no gather.
-            self._dense = cond + others == list(range(len(members)))
-        cond_rows, extra_rows = self._order
-        size = len(cond_rows)
-        cond_logits = together[:size] if self._dense else together[cond_rows]
-        if not len(extra_rows):
-            return StepLogits(cond_logits, None)
-        extra_logits = together[size:] if self._dense else together[extra_rows]
-        return StepLogits(cond_logits, extra_logits.view(len(self.branches), size, -1))
+    def _forward(self, groups: Mapping[ModelPart, _Group], tokens: Tensor, keep: int = 1) -> dict[int, Tensor]:
+        """Let ``groups`` read new ``tokens`` (B, k): the last ``keep`` logits of each branch, (B, keep, V)."""
+        return dict(found for group in groups.values() for found in group.forward(tokens, keep))
 
     # -- rows leave and move ---------------------------------------------------------------------------------------
 
+    def pick(self, values: Tensor) -> Tensor:
+        """Of values for all samples those of the batch, (B, …)."""
+        return values if self._rows is None else values[self._rows]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of the batch (B, …) for all samples, with zeros for those that left."""
+        if self._rows is None:
+            return values
+        return values.new_zeros(len(self._samples), *values.shape[1:]).index_copy(0, self._rows, values)
+
     def drop(self, samples: Sequence[int]) -> None:
         """Let finished ``samples`` leave the batch."""
-        self.alive = [sample for sample in self.alive if sample not in set(samples)]
-        kept = set(self.alive)
-        self._change(lambda group: group.only(kept))
+        self.reindex({sample: sample for sample in self.alive if sample not in set(samples)})
 
     def reindex(self, sources: Mapping[int, int]) -> None:
         """Let every sample of ``sources`` go on from what the sample that it names has read; all others leave.
 
         Rows are copied, nothing is read again. A sample that left before may come back in the place of a copy.
         """
+        size = len(self.alive)
+        places = torch.tensor([self.alive.index(sources[sample]) for sample in sorted(sources)])
         self.alive = sorted(sources)
-        self._change(lambda group: group.moved(sources))
-
-    def _change(self, changed: Any) -> None:
-        self._order = None
+        self._rows = self._samples[self.alive] if len(self.alive) < len(self._samples) else None
         for groups in (self.running, self.resting):
-            for name in list(groups):
-                groups[name] = changed(groups[name]) if self.alive else groups.pop(name)
             if not self.alive:
                 groups.clear()
+            for group in groups.values():
+                first = torch.arange(len(group.branches))[:, None] * size
+                group.rows.select((first + places).flatten().to(group.rows.device))
 
 
 def prefill_prepared(

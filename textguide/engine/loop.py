@@ -175,7 +175,6 @@ class _Loop:
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
-        self._batch_rows: Tensor | None = None  # the rows in the batch, where not all are
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -212,7 +211,7 @@ class _Loop:
         reweighed = None
         if self.reweighter is not None:
             scores, guided, reweighed = self._reweigh(logits, guided, scores, cond is not None)
-        full = self._full(scores)
+        full = self.passes.spread(scores)
         last = self.index == self.horizon - 1
         if constraint is not None and not constraint.chooses:
             full = constraint.mask(full)
@@ -234,7 +233,7 @@ class _Loop:
         if self.settings.observer is not None:
             shown = guided if cond is not None else log_softmax(guided)
             cond = cond if cond is not None else log_softmax(logits.cond)
-            chosen = self._in_batch(tokens)
+            chosen = self.passes.pick(tokens)
             view = StepView(self.index, tuple(self.passes.alive), cond, extra, shown, chosen, reweighed)
             self.settings.observer(view)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
@@ -268,7 +267,6 @@ class _Loop:
             self.skipping.end(self.index + 1)  # what a row skipped is measured before it leaves
             return False
         self.passes.drop([sample for sample in alive if sample not in set(going)])
-        self._batch_rows = torch.tensor(going, device=self.ids.device)
         return False
 
     def outcome(self) -> Decoded:
@@ -324,7 +322,7 @@ class _Loop:
         alive = self.passes.alive
         copies = self.config.num_return_sequences or 1
         step = Step.at(self.index, self.horizon, alive, len(self.writing), copies)
-        writing = self._in_batch(self.writing)
+        writing = self.passes.pick(self.writing)
         if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
             self.skipping.record(self.index, cond, writing)
             return None, cond, None
@@ -351,7 +349,7 @@ class _Loop:
         # The rows that were left alone keep their bits.
         scores = torch.where(acted[:, None], changed + normaliser, scores)
         guided = torch.where(acted[:, None], changed, guided)
-        writing = self._in_batch(self.writing).bool()
+        writing = self.passes.pick(self.writing).bool()
         branched = writing if combined else torch.zeros_like(acted)
         counts = (acted & writing) | branched
         cond = log_softmax(logits.cond) if combined else before
@@ -380,26 +378,14 @@ class _Loop:
             self.reweighter.select(sources)
         going = [row for row, opened in enumerate(constraint.open) if opened]
         self.passes.reindex({row: sources[row] for row in going})
-        self._batch_rows = None if len(going) == len(sources) else torch.tensor(going, device=self.ids.device)
-
-    def _in_batch(self, values: Tensor) -> Tensor:
-        """Those of the rows that are in the batch."""
-        return values if self._batch_rows is None else values[self._batch_rows]
-
-    def _full(self, values: Tensor) -> Tensor:
-        """Values for every row; rows that left the batch get zeros, and what is chosen for them becomes padding."""
-        if self._batch_rows is None:
-            return values
-        full = values.new_zeros(self.ids.shape[0], *values.shape[1:])
-        return full.index_copy(0, self._batch_rows, values)
 
     def _record(self, logits: StepLogits, guided: Tensor, processed: Tensor, tokens: Tensor, combined: bool) -> None:
         if self.settings.log_probs:
             is_normal = combined and self.guidance is not None and not self.guidance.renormalize
             normal = guided if is_normal else log_softmax(guided)
-            picked = self._full(normal.gather(-1, self._in_batch(tokens)[:, None]).squeeze(-1))
+            picked = self.passes.spread(normal.gather(-1, self.passes.pick(tokens)[:, None]).squeeze(-1))
             self.log_probs.append(torch.where(self.writing.bool(), picked, 0.0))
         if self.config.return_dict_in_generate and self.config.output_scores:
             self.scores.append(processed)
         if self.config.return_dict_in_generate and self.config.output_logits:
-            self.logits.append(self._full(logits.cond.float()))
+            self.logits.append(self.passes.spread(logits.cond.float()))

@@ -55,10 +55,8 @@ def read_prompts(
     picked = torch.tensor(index, device=device)
     if sharing:
         return SharedRows(together, picked.to(together.device)), last[picked]
-    if index != list(range(together.rows)):
-        together.select(picked)
-        last = last[picked]
-    return together, last
+    together.select(picked)
+    return together, last[picked]
 
 
 def read_padded(
@@ -102,8 +100,6 @@ def read_padded(
 
 def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:
     """The rows ``index`` of ``rows``, which must not be used afterwards; the logits likewise."""
-    if list(index) == list(range(rows.rows)):
-        return rows, logits
     picked = torch.tensor(list(index), device=rows.device)
     rows.select(picked)
     return rows, logits[picked.to(logits.device)]

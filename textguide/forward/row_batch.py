@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,11 +23,6 @@ from .model_adapter import ModelAdapter
 
 class Rows(ABC):
     """Rows of one model that advance together; indices are LongTensors over rows, which may repeat or change places."""
-
-    @property
-    @abstractmethod
-    def rows(self) -> int:
-        """How many rows of a cache there are, R."""
 
     @abstractmethod
     def batches(self) -> Iterator[RowBatch]:
@@ -45,6 +41,11 @@ class Rows(ABC):
         """The rows ``index`` in caches of their own; these ones stay as they are."""
 
     @property
+    def rows(self) -> int:
+        """How many rows of a cache there are, R."""
+        return sum(batch.rows for batch in self.batches())
+
+    @property
     def device(self) -> torch.device:
         """Where the rows are."""
         return next(self.batches()).next_position.device
@@ -53,7 +54,9 @@ class Rows(ABC):
         """Forget the last ``tokens`` tokens of every row, in place; False (and nothing changed) where it cannot."""
         if not all(caches.can_crop(batch.cache) for batch in self.batches()):
             return tokens == 0
-        return all(batch.forget(tokens) for batch in self.batches())
+        for batch in self.batches():
+            batch.forget(tokens)
+        return True
 
 
 @dataclass
@@ -115,8 +118,9 @@ class RowBatch(Rows):
 
     def select(self, index: Tensor) -> None:
         """As of any rows; columns that are padding in all of them stay."""
-        caches.select_rows(self.cache, index)
-        self._select_vectors(index)
+        if index.tolist() != list(range(self.rows)):
+            caches.select_rows(self.cache, index)
+            self._select_vectors(index)
 
     def split(self, index: Tensor) -> RowBatch:
         """As of any rows."""
@@ -124,14 +128,12 @@ class RowBatch(Rows):
         twin._select_vectors(index)
         return twin
 
-    def forget(self, tokens: int) -> bool:
+    def forget(self, tokens: int) -> None:
         """:meth:`crop`, where it is known to be possible."""
         caches.crop(self.cache, tokens)
-        if tokens:
-            self.length -= tokens
-            self.next_position = self.next_position - tokens
-            self.mask = None if self.mask is None else self.mask[:, :-tokens]
-        return True
+        self.length -= tokens
+        self.next_position = self.next_position - tokens
+        self.mask = None if self.mask is None else self.mask[:, : self.length]
 
     def make_static(self, new_tokens: int) -> None:
         """Move the cache into fixed shapes with room for ``new_tokens`` more positions."""
@@ -150,16 +152,11 @@ class BatchPerLength(Rows):
 
     Args:
         parts: a batch a length.
-        part_of: for every row, the number of its batch; within a batch rows keep their order.
+        places: for every batch, which of all rows its rows are.
     """
 
     parts: list[RowBatch]
-    part_of: list[int]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows in all batches."""
-        return len(self.part_of)
+    places: list[Tensor]
 
     def batches(self) -> Iterator[RowBatch]:
         """A batch for every length."""
@@ -167,42 +164,26 @@ class BatchPerLength(Rows):
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
         """As of any rows, in one pass a length."""
-        places = [torch.tensor(self._places(number), device=ids.device) for number in range(len(self.parts))]
+        places = [rows.to(ids.device) for rows in self.places]
         logits = [part.forward(ids[rows], keep) for part, rows in zip(self.parts, places, strict=True)]
         return torch.cat(logits)[torch.cat(places).argsort().to(logits[0].device)]
 
     def select(self, index: Tensor) -> None:
         """As of any rows."""
         kept = self._kept(index)
-        for number, rows in kept.items():
-            self.parts[number].select(rows)
-        self._renumber(index, list(kept))
+        for part, rows, _ in kept:
+            part.select(rows)
+        self.parts, self.places = [part for part, _, _ in kept], [places for _, _, places in kept]
 
     def split(self, index: Tensor) -> BatchPerLength:
         """As of any rows."""
         kept = self._kept(index)
-        twin = BatchPerLength([self.parts[number].split(rows) for number, rows in kept.items()], list(self.part_of))
-        twin.parts, parts = list(self.parts), twin.parts
-        for number, part in zip(kept, parts, strict=True):
-            twin.parts[number] = part
-        twin._renumber(index, list(kept))
-        return twin
+        return BatchPerLength([part.split(rows) for part, rows, _ in kept], [places for _, _, places in kept])
 
-    def _places(self, number: int) -> list[int]:
-        return [row for row, part in enumerate(self.part_of) if part == number]
-
-    def _kept(self, index: Tensor) -> dict[int, Tensor]:
-        """For every batch that some of the rows ``index`` stand in: which of its rows these are."""
-        inside = [self._places(number) for number in range(len(self.parts))]
-        found: dict[int, list[int]] = {}
-        for row in index.tolist():
-            number = self.part_of[row]
-            found.setdefault(number, []).append(inside[number].index(row))
-        return {number: torch.tensor(rows, device=self.device) for number, rows in sorted(found.items())}
-
-    def _renumber(self, index: Tensor, kept: list[int]) -> None:
-        self.part_of = [kept.index(self.part_of[row]) for row in index.tolist()]
-        self.parts = [self.parts[number] for number in kept]
+    def _kept(self, index: Tensor) -> list[tuple[RowBatch, Tensor, Tensor]]:
+        """The batches that some of the rows ``index`` stand in, which of their rows these are, and their new places."""
+        found = [(index[:, None] == places).nonzero(as_tuple=True) for places in self.places]
+        return [(part, rows, new) for part, (new, rows) in zip(self.parts, found, strict=True) if len(rows)]
 
 
 @dataclass
@@ -220,11 +201,6 @@ class SharedRows(Rows):
     inner: Rows
     row_of: Tensor
 
-    @property
-    def rows(self) -> int:
-        """Number of rows in the cache, not of readers."""
-        return self.inner.rows
-
     def batches(self) -> Iterator[RowBatch]:
         """Those of the rows."""
         yield from self.inner.batches()
@@ -233,9 +209,7 @@ class SharedRows(Rows):
         """Read ``ids`` (N, k) and return logits (N, keep, V)."""
         rows = torch.cat([self.row_of.to(ids.device)[:, None], ids], dim=1)
         distinct, row_of = torch.unique(rows, dim=0, return_inverse=True)
-        sources = distinct[:, 0].to(self.row_of.device)
-        if not torch.equal(sources, torch.arange(self.inner.rows, device=sources.device)):
-            self.inner.select(sources)
+        self.inner.select(distinct[:, 0].to(self.row_of.device))
         self.row_of = row_of.to(self.row_of.device)
         return self.inner.forward(distinct[:, 1:], keep)[row_of]
 
@@ -253,35 +227,25 @@ def merge(several: Sequence[Rows]) -> Rows:
     """One set of rows with the rows of all, in order. The given ones must not be used afterwards."""
     if len(several) == 1:
         return several[0]
+    device, starts = several[0].device, accumulate((rows.rows for rows in several), initial=0)
     if any(isinstance(rows, SharedRows) for rows in several):
-        before, row_of = 0, []
-        for rows in several:
-            own = rows.row_of if isinstance(rows, SharedRows) else torch.arange(rows.rows)
-            row_of.append(own.to(several[0].device) + before)
-            before += rows.rows
+        row_of = [rows.row_of if isinstance(rows, SharedRows) else torch.arange(rows.rows) for rows in several]
         inner = [rows.inner if isinstance(rows, SharedRows) else rows for rows in several]
-        return SharedRows(merge(inner), torch.cat(row_of))
-    parts: list[RowBatch] = []
-    part_of: list[int] = []
-    for rows in several:
-        inside = rows.part_of if isinstance(rows, BatchPerLength) else [0] * rows.rows
-        part_of += [len(parts) + number for number in inside]
-        parts += rows.batches()
-    if isinstance(several[0], BatchPerLength) or parts[0].model.reads_apart([part.read_length for part in parts]):
-        return _merge_by_length(parts, part_of)
-    return _merge(parts)
-
-
-def _merge_by_length(parts: list[RowBatch], part_of: list[int]) -> Rows:
-    lengths = sorted({part.read_length for part in parts})
-    grouped = [[number for number, part in enumerate(parts) if part.read_length == length] for length in lengths]
-    merged = [_merge([parts[number] for number in group]) for group in grouped]
-    number_of = {number: place for place, group in enumerate(grouped) for number in group}
-    # Within a batch rows stand part by part, which is their order among all rows too if parts do not interleave.
-    order = [row for group in grouped for number in group for row, part in enumerate(part_of) if part == number]
-    rows = BatchPerLength(merged, [number_of[part_of[row]] for row in order])
-    rows.select(torch.tensor(order, device=rows.device).argsort())
-    return rows
+        together = torch.cat([own.to(device) + start for own, start in zip(row_of, starts, strict=False)])
+        return SharedRows(merge(inner), together)
+    parts = [part for rows in several for part in rows.batches()]
+    lengths = [part.read_length for part in parts]
+    if not (isinstance(several[0], BatchPerLength) or parts[0].model.reads_apart(lengths)):
+        return _merge(parts)
+    places = []
+    for rows, start in zip(several, starts, strict=False):
+        own = rows.places if isinstance(rows, BatchPerLength) else [torch.arange(rows.rows)]
+        places += [place.to(device) + start for place in own]
+    groups = [[n for n, length in enumerate(lengths) if length == shared] for shared in sorted(set(lengths))]
+    return BatchPerLength(
+        [_merge([parts[n] for n in group]) for group in groups],
+        [torch.cat([places[n] for n in group]) for group in groups],
+    )
 
 
 def _merge(batches: Sequence[RowBatch]) -> RowBatch:
@@ -291,7 +255,8 @@ def _merge(batches: Sequence[RowBatch]) -> RowBatch:
     mask: Tensor | None = None
     stateful = caches.has_no_time_axis(batches[0].cache)
     if not stateful and any(batch.mask is not None or batch.length != length for batch in batches):
-        mask = torch.cat([F.pad(_mask(batch), (length - batch.length, 0)) for batch in batches])
+        masks = [_mask(batch.mask, (batch.rows, batch.length), batch.device) for batch in batches]
+        mask = torch.cat([F.pad(own, (length - own.shape[1], 0)) for own in masks])
     return replace(
         batches[0],
         cache=caches.merge([batch.cache for batch in batches]),
@@ -302,33 +267,26 @@ def _merge(batches: Sequence[RowBatch]) -> RowBatch:
     )
 
 
-def _mask(batch: RowBatch) -> Tensor:
-    if batch.mask is not None:
-        return batch.mask.long()
-    return torch.ones(batch.rows, batch.length, dtype=torch.long, device=batch.device)
-
-
 def _select(value: Any, index: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value[index]
-    if value is None:
-        return None
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else value[index]
     return type(value)(**{k: v[index] for k, v in value.items() if isinstance(v, Tensor)})
 
 
 def _merge_inputs(batches: Sequence[RowBatch]) -> dict[str, Any]:
-    first = batches[0].inputs
-    if "encoder_outputs" not in first:
-        return {name: _stack_right([batch.inputs[name] for batch in batches]) for name in first}
-    states = [batch.inputs["encoder_outputs"].last_hidden_state for batch in batches]
-    masks = []
-    for batch, state in zip(batches, states, strict=True):
-        mask = batch.inputs["attention_mask"]
-        masks.append(
-            torch.ones(state.shape[:2], dtype=torch.long, device=state.device) if mask is None else mask.long()
-        )
-    outputs = type(first["encoder_outputs"])(last_hidden_state=_stack_right(states))
+    several = {name: [batch.inputs[name] for batch in batches] for name in batches[0].inputs}
+    encoded = several.get("encoder_outputs")
+    if encoded is None:
+        return {name: _stack_right(values) for name, values in several.items()}
+    states = [outputs.last_hidden_state for outputs in encoded]
+    sources = zip(several["attention_mask"], states, strict=True)
+    masks = [_mask(mask, state.shape[:2], state.device) for mask, state in sources]
+    outputs = type(encoded[0])(last_hidden_state=_stack_right(states))
     return {"encoder_outputs": outputs, "attention_mask": _stack_right(masks)}
+
+
+def _mask(mask: Tensor | None, size: Sequence[int], device: torch.device) -> Tensor:
+    return torch.ones(*size, dtype=torch.long, device=device) if mask is None else mask.long()
 
 
 def _stack_right(parts: Sequence[Tensor]) -> Tensor:

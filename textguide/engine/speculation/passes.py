@@ -12,7 +12,7 @@ from torch import Tensor
 from ...forward import caches
 from ...guidance.algebra import log_softmax
 from ...guidance.base import BranchGuidance, Step
-from ..branch_passes import BranchPasses, Source, StepLogits
+from ..branch_passes import BranchPasses, Source, StepLogits, step_logits
 from .drafts import Drafter, Guess
 from .value import Speculation, SpeculationReport
 
@@ -88,10 +88,10 @@ class SpeculativePasses(BranchPasses):
     def step(self, ids: Tensor, new: int) -> StepLogits:
         """The logits behind the newest token of every row; see :meth:`BranchPasses.step`."""
         self._steps += 1
-        ahead = self._ahead
+        self.read, ahead = new, self._ahead
         if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
             column = ahead.given - 1
-            right = (ids[self._rows(ids), -1] == ahead.tokens[:, column]).tolist()
+            right = (self.pick(ids[:, -1]) == ahead.tokens[:, column]).tolist()
             if all(right):
                 ahead.given += 1
                 self._accepted += len(right)
@@ -122,11 +122,6 @@ class SpeculativePasses(BranchPasses):
         self._runs += 1
         return super().resume(ids, new, keep_all)
 
-    def drop(self, samples: Sequence[int]) -> None:
-        """Let finished rows leave; see :meth:`BranchPasses.drop`."""
-        self._go_back()
-        super().drop(samples)
-
     def reindex(self, sources: Mapping[int, int]) -> None:
         """Let rows go on from others; see :meth:`BranchPasses.reindex`."""
         self._go_back()
@@ -137,9 +132,6 @@ class SpeculativePasses(BranchPasses):
         return SpeculationReport(self._steps, self._runs, self._drafted, self._accepted)
 
     # -- parts -----------------------------------------------------------------------------------------------------
-
-    def _rows(self, ids: Tensor) -> Tensor:
-        return torch.tensor(self.alive, device=ids.device)
 
     def _guess(self, ids: Tensor, most: int) -> list[list[Guess]]:
         """Guesses for every row that is alive, equally many: those that every row has."""
@@ -152,15 +144,9 @@ class SpeculativePasses(BranchPasses):
 
     def _read(self, ids: Tensor, drafted: Tensor) -> list[StepLogits]:
         """One pass over the newest tokens and the guesses: the logits behind every position."""
-        place = {sample: row for row, sample in enumerate(self.alive)}
-        outputs = []
-        for group in self.running.values():
-            rows = torch.tensor([place[sample] for _, sample in group.members], device=ids.device)
-            newest = ids[group.samples.to(ids.device), -1:]
-            out = group.rows.forward(torch.cat([newest, drafted[rows]], dim=1), keep=drafted.shape[1] + 1)
-            group.read += drafted.shape[1] + 1
-            outputs.append(out.to(ids.device))
-        return [self._ordered([out[:, n] for out in outputs], ids.device) for n in range(outputs[0].shape[1])]
+        tokens = torch.cat([self.pick(ids[:, -1:]), drafted], dim=1)
+        found = self._forward(self.running, tokens, keep=tokens.shape[1])
+        return [step_logits(found, n) for n in range(tokens.shape[1])]
 
     def _observe(self, ids: Tensor, drafted: Tensor, read: list[StepLogits], new: int) -> None:
         """Let the drafter learn what guidance prefers behind every token that was read, right or wrong."""
@@ -192,5 +178,5 @@ class SpeculativePasses(BranchPasses):
             else:
                 self._drafter.judge(guesses[:right], right)
         surplus = ahead.tokens.shape[1] - right
-        for group in self.running.values():
-            group.forget(surplus)
+        if not all(group.rows.crop(surplus) for group in self.running.values()):
+            raise RuntimeError("this cache cannot forget tokens")
