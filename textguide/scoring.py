@@ -16,6 +16,7 @@ from .forward import model_views, prefill
 from .forward.model_adapter import adapter
 from .guidance import CFG, BranchGuidance, Guidance, Step, algebra, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
+from .guidance.places import check_place
 from .support.arguments import check_model_and_tokenizer
 
 # Positions whose log-probabilities over the vocabulary are held at once.
@@ -175,8 +176,7 @@ def score_groups(
     models = {name: adapter(other).base for name, other in (models or {}).items()}
     settings = [setting for group, _ in groups for setting in group]
     for setting in settings:
-        if split(setting).constraint is not None:
-            raise ValueError(f"settings={setting!r}: a text cannot be scored under a constraint; leave it out")
+        check_place(setting, "score")
     if leading(settings) is not None:
         adapter(model).reads_apart([])  # refuses models that branches cannot share
         for item in items if not adapter(model).is_encoder_decoder else ():

@@ -14,11 +14,23 @@ from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
 from textguide.engine.branch_inputs import is_vision_encoder_decoder
-from textguide.guidance import Guidance, Step
+from textguide.forward.model_views import part
+from textguide.guidance import (
+    ContextAware,
+    DoLa,
+    Guidance,
+    IndependentCondition,
+    InstructionContrastive,
+    S2Guidance,
+    Step,
+    TokenPerturbation,
+)
 from textguide.reference import captioning
 
+from ..guidance import oracles
 from . import models
 
+oracles.collect()
 NEW = 6
 PROMPTS = ("describe it", "a red dog is on", "cat")
 PROMPTED = ("llava", "idefics3", "smolvlm", "paligemma", "qwen2_vl")
@@ -87,9 +99,8 @@ def decode(
     inputs = image_rows(name, rows)
     unconditional = other_pixels(name) if kind == "image" else kind
     how = Captioning(unconditional, captioner=model, inputs=inputs)
-    decoding = guided_decoding(
-        guidance, captioning=how, log_probs=True, warn=False, tokenizer=getattr(processor, "tokenizer", None), **options
-    )
+    options = {"tokenizer": getattr(processor, "tokenizer", None), **options}
+    decoding = guided_decoding(guidance, captioning=how, log_probs=True, warn=False, **options)
     model.generate(**inputs, max_new_tokens=new, do_sample=False, custom_generate=decoding)
     return decoding.last
 
@@ -256,9 +267,81 @@ def test_other_guidances_act_on_what_is_seen(name: str, method: Any) -> None:
         assert out.sequences[row, -NEW:].tolist() == written
 
 
+HIDDEN = {models.IMAGE, models.VISION_START, models.VISION_END, models.FAKE, models.GLOBAL}
+EDITS = {
+    "instruction": InstructionContrastive(2.0, instruction=[20, 21]),
+    "shuffled": TokenPerturbation(2.0),
+    "unrelated": IndependentCondition(2.0, prompt=[22, 23, 24]),
+    "context": ContextAware(2.0, context=("it", "red dog", "cat")),
+}
+
+
+def edited(name: str, guidance: Any, row: int) -> dict[str, Any]:
+    """The inputs of one row with the change made by hand, token by token."""
+    inputs = oracle_inputs(name, row)
+    ids = inputs["input_ids"][0].tolist()
+    last = max(place for place, token in enumerate(ids) if token in HIDDEN)
+    text = [token for token in ids if token not in HIDDEN]
+    if guidance.name == "instruction-contrastive":
+        new = [*ids[: last + 1], 20, 21, *ids[last + 1 :]]
+    elif guidance.name == "context-aware":
+        lost = models.tokenizer()(guidance.context[row]).input_ids
+        start = next(n for n in range(last, len(ids)) if ids[n : n + len(lost)] == lost)
+        kept = ids[last + 1 : start] + ids[start + len(lost) :]
+        new = ids[: last + 1] + (kept or ids[-1:])
+    else:
+        changed = guidance.branches[0].edit.apply(text, None, list)
+        assert len(changed) == len(text)
+        new = [token if token in HIDDEN else changed.pop(0) for token in ids]
+    out = {**inputs, "input_ids": torch.tensor([new])}
+    for side in ("token_type_ids", "mm_token_type_ids"):
+        if side in inputs:
+            values = inputs[side][0].tolist()
+            behind = len(new) - last - 1
+            out[side] = torch.tensor([values[: last + 1] + [values[-1]] * behind])
+    return out
+
+
+@pytest.mark.parametrize("setting", EDITS)
+@pytest.mark.parametrize("name", PROMPTED)
+def test_edits_change_the_text_around_the_image(name: str, setting: str) -> None:
+    model, _ = models.build(name)
+    guidance = EDITS[setting]
+    if name == "qwen2_vl" and setting == "context":  # whose prompts are other tokens
+        lasts = [oracle_inputs(name, row)["input_ids"][0, -1:] for row in range(3)]
+        guidance = ContextAware(2.0, context=tuple(map(models.tokenizer().decode, lasts)))
+    tokenizer = {} if models.build(name)[1] is not None else {"tokenizer": models.tokenizer()}
+    out = decode(name, guidance, **tokenizer)
+    for row in range(3):
+        seen = [oracle_inputs(name, row), edited(name, guidance, row)]
+        assert out.sequences[row, -NEW:].tolist() == captioning.generate(model, seen, guidance, NEW)[0]
+
+
+@pytest.mark.parametrize("method", [DoLa(exits=(1,)), DoLa(beta=1.5, alpha=0.0, exits=(1,)), S2Guidance(2.0, drop=0.5)])
+@pytest.mark.parametrize("name", ["llava", "smolvlm", "paligemma", "qwen2_vl", "git"])
+def test_parts_of_the_model_see_the_image(name: str, method: Any) -> None:
+    model, _ = models.build(name)
+    out = decode(name, method)
+    for row in range(3):
+        seen, blank = conditions(name, row, "blank")
+        written: list[int] = []
+        for step in range(NEW):
+            distributions = [captioning.next_log_probs(model, seen, written)]
+            for branch in method.branches:
+                reader = model if branch.view is None else part(model, branch.view)
+                inputs = seen if branch.same_prompt else blank
+                distributions.append(captioning.next_log_probs(reader, inputs, written))
+            distribution = method.combine(torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
+            written.append(int(distribution.argmax()))
+        assert out.sequences[row, -NEW:].tolist() == written
+
+
 def test_what_does_not_work_with_images_is_refused() -> None:
-    for method in ("dola", "s2", "token-perturbation"):
-        with pytest.raises(ValueError, match="does not work with images"):
+    for method, message in (
+        ("dola", "needs a decoder-only transformer"),
+        ("token-perturbation", "captions without a prompt, and this guidance reads the prompt with a change"),
+    ):
+        with pytest.raises(ValueError, match=message):
             decode("vision_encoder_decoder", Guidance.registry[method]())
     model, _ = models.build("vision_encoder_decoder")
     inputs = image_rows("vision_encoder_decoder")

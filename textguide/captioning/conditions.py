@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from ..engine.branch_passes import Source, prefill_prepared
 from ..forward import prefill
 from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch, BranchGuidance
+from ..guidance.edits import Edit
 from ..guidance.language_model import LANGUAGE_MODEL
+from ..guidance.prompts import Prompt
 from . import families
 from .images import noised
 from .vocabulary_map import VocabularyMap
@@ -106,12 +109,14 @@ class ImageSource:
         inputs: what it is called with, one row for each different one.
         owners: the row of ``inputs`` for every prompt.
         shares: see :class:`textguide.engine.branch_passes.Source`.
+        is_part: whether a part of the model that decodes reads them.
     """
 
     entry: Any
     inputs: Inputs
     owners: list[int]
     shares: bool = True
+    is_part: bool = False
 
     def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
         """The rows and the next-token logits of ``size`` rows."""
@@ -124,7 +129,8 @@ class ImageSource:
             if not bool(kwargs["attention_mask"].all()):
                 raise ValueError("unconditional='text' needs prompts of one length here; use 'blank'")
             kwargs["attention_mask"] = None
-        rows, logits = prefill_prepared(inner, ids, kwargs, fresh=True, fast=True)
+        reader = model if self.is_part else inner
+        rows, logits = prefill_prepared(reader, ids, kwargs, fresh=True, fast=True)
         times = size // len(self.owners)
         return prefill.repeat(rows, logits, [owner for owner in self.owners for _ in range(times)])
 
@@ -211,18 +217,16 @@ class _Run:
     def source(self, branch: Branch, tokenizer: Any) -> branch_inputs.Rows | Source:
         if branch.model == LANGUAGE_MODEL:
             return self._text_model(branch, tokenizer)
-        if branch.edit is not None or branch.view is not None:
-            raise ValueError(
-                "a guidance that edits its prompt or runs a part of the model does not work with images; use CFG, or "
-                "LMGuidance"
-            )
+        if branch.edit is not None:
+            return self._edited(branch.edit, tokenizer)
         if branch.system is not None:
             raise ValueError("negative_system does not work with images; give negative_prompt, or unconditional")
         if branch.prompt is not None:
             rows = branch_inputs.rows_of(branch, self.ids.tolist(), tokenizer)
             return self._without_image(rows, "negative_prompt")
         if branch.same_prompt:
-            return ImageSource(self._entry(branch), self.inputs, list(range(self.rows)))
+            everyone = list(range(self.rows))
+            return ImageSource(self._entry(branch), self.inputs, everyone, is_part=branch.view is not None)
         kind = self.captioning.unconditional
         if isinstance(kind, str) and kind == "text":
             rows = [families.without_image_tokens(self.captioner, tokenizer, row) for row in self._unpadded()]
@@ -257,6 +261,29 @@ class _Run:
         if self.captioning.encode is None:
             raise ValueError(f"unconditional={kind!r} must be one of {', '.join(KINDS)}, or pixel values")
         return dict(self.captioning.encode(kind)), everyone
+
+    def _edited(self, edit: Edit | tuple[Edit, ...], tokenizer: Any) -> Source:
+        """The image with another text: tokens that stand for it stay where they are."""
+        if "input_ids" not in self.inputs:
+            raise ValueError(
+                f"{type(self.captioner).__name__} captions without a prompt, and this guidance reads the prompt with a "
+                "change; use CFG, or give prompts= where the model takes them"
+            )
+
+        def encode(prompt: Prompt) -> list[int]:
+            return branch_inputs.encode(prompt, tokenizer, "the prompt of a branch")
+
+        hidden = families.image_tokens(self.captioner, tokenizer)
+        edits = branch_inputs.expand(list(edit) if isinstance(edit, tuple) else [edit], self.rows, "context")
+        changes = [partial(one.apply, prompt=None, encode=encode) for one in edits]
+        changed = families.with_text(self.inputs, hidden, changes, self._pad)
+        return ImageSource(self.captioner, changed, list(range(self.rows)))
+
+    @property
+    def _pad(self) -> int:
+        """What fills rows."""
+        pad = getattr(self.captioner.generation_config, "pad_token_id", None)
+        return 0 if pad is None else int(pad)
 
     def _without_image(self, rows: branch_inputs.Rows, name: str) -> Source:
         entry, shares = families.text_entry(self.captioner, name)

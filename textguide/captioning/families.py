@@ -5,7 +5,7 @@ How a family prepares its inputs is its own ``generate``'s affair and stands now
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,13 +97,72 @@ def text_entry(captioner: Any, name: str) -> tuple[Any, bool]:
     return captioner, kind != "git"  # GIT counts image tokens in its mask wherever there is a cache
 
 
-def without_image_tokens(captioner: Any, tokenizer: Any, row: Sequence[int]) -> list[int]:
-    """``row`` without the tokens that stand for an image; its last token where nothing would be left."""
+def image_tokens(captioner: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that stand for an image or around it."""
     named = {getattr(captioner.config, name, None) for name in IMAGE_TOKENS}
     if tokenizer is not None and hasattr(tokenizer, "get_vocab"):
         vocabulary = tokenizer.get_vocab()
         named |= {vocabulary[token] for token in AROUND if token in vocabulary}
-    return [token for token in row if token not in named] or list(row[-1:])
+    return frozenset(token for token in named if token is not None)
+
+
+def without_image_tokens(captioner: Any, tokenizer: Any, row: Sequence[int]) -> list[int]:
+    """``row`` without the tokens that stand for an image; its last token where nothing would be left."""
+    hidden = image_tokens(captioner, tokenizer)
+    return [token for token in row if token not in hidden] or list(row[-1:])
+
+
+def with_text(
+    inputs: Mapping[str, Any], hidden: frozenset[int], changes: Sequence[Callable[[list[int]], list[int]]], pad: int
+) -> dict[str, Any]:
+    """``inputs`` with the text of every row changed, padded on the left.
+
+    A change that keeps the number of tokens is one of all text; another one is one of the text behind the image (in
+    front of it where none stands behind).
+
+    Args:
+        hidden: tokens that stand for an image.
+        changes: from the tokens of a text to others, one a row.
+        pad: fills rows.
+    """
+    ids: Tensor = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    beside = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == ids.shape and k != "attention_mask"]
+    rows: dict[str, list[Tensor]] = {name: [] for name in [*beside, "attention_mask"]}
+    for number, change in enumerate(changes):
+        keep = torch.ones_like(ids[number], dtype=torch.bool) if mask is None else mask[number].bool()
+        row = ids[number][keep].tolist()
+        new, sources = _with_text(row, hidden, change)
+        origin = torch.tensor(sources, device=ids.device)
+        for name in beside:
+            values = inputs[name][number][keep][origin]
+            rows[name].append(torch.tensor(new, device=ids.device) if name == "input_ids" else values)
+        rows["attention_mask"].append(torch.ones(len(new), dtype=torch.long, device=ids.device))
+    width = max(map(len, rows["input_ids"]))
+    filled = {"input_ids": pad}
+    padded = {
+        name: torch.stack([torch.nn.functional.pad(v, (width - len(v), 0), value=filled.get(name, 0)) for v in values])
+        for name, values in rows.items()
+    }
+    return {**inputs, **padded}
+
+
+def _with_text(row: list[int], hidden: frozenset[int], change: Callable[[list[int]], list[int]]) -> tuple[Any, Any]:
+    """A row with another text, and for every token of it the place in ``row`` whose other inputs it takes."""
+    text = [place for place, token in enumerate(row) if token not in hidden]
+    image = [place for place, token in enumerate(row) if token in hidden]
+    new = change([row[place] for place in text])
+    if len(new) == len(text):
+        changed = dict(zip(text, new, strict=True))
+        return [changed.get(place, token) for place, token in enumerate(row)], list(range(len(row)))
+    if not image:
+        return new, [len(row) - 1] * len(new)
+    behind = row[image[-1] + 1 :]
+    if behind:
+        new, first = change(behind), image[-1] + 1
+        return row[:first] + new, [*range(first), *[len(row) - 1] * len(new)]
+    new = change(row[: image[0]])
+    return new + row[image[0] :], [*[0] * len(new), *range(image[0], len(row))]
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

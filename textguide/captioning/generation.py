@@ -14,6 +14,7 @@ from ..engine.branch_inputs import is_vision_encoder_decoder
 from ..engine.loop import Observer
 from ..engine.results import GenerateResult
 from ..engine.run import Batch, Request, Run, end_tokens
+from ..guidance.places import check_place
 from . import families
 from .conditions import KINDS, Captioning
 from .images import read_image, read_images
@@ -90,8 +91,7 @@ def answer(
     language_model: tuple[Any, Any] | None = None,
 ) -> GenerateResult:
     """What :func:`caption` does, for a request that has been checked."""
-    if request.particles > 1:
-        raise ValueError("particles above 1 do not work with images yet; use particles=1")
+    check_place(request.guidance, "caption")
     encoder = Encoder(model, processor)
     pictures = read_images(images)
     texts = encoder.texts(prompts, len(pictures))

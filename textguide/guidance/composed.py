@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
 from .needs import Need
+from .places import place
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def split(guidance: Guidance | None) -> Parts:
         elif isinstance(part, TokenConstraint):
             constraint = None if part.is_neutral else part
         else:
-            raise ValueError(f"guidance={part!r} does not steer token by token decoding")
+            raise ValueError(place("generate").refusal(part))
     return Parts(branching, tuple(reweighting), constraint)
 
 

@@ -39,7 +39,7 @@ class Place:
         need = next((need for need in Need if need in guidance.needs and need in self.lacks), None)
         if need is None:
             return None
-        others = [place.call for place in PLACES if place.reason(guidance) is None]
+        others = [place.call for place in PLACES if place.name != "lm_eval" and place.reason(guidance) is None]
         use = f"; use {' or '.join(others[:2])}" if others else ""
         return f"guidance {guidance.name!r} {need.value}, and {self.lacks[need]}{use}"
 
@@ -111,8 +111,6 @@ PLACES = (
         "caption", "captioning", "textguide.caption",
         {
             Need.SYSTEM: "the chats of models that see images are made by their processors",
-            Need.EDIT: "the prompt of a model that sees images holds the image's own tokens",
-            Need.PART: "the branches of a model that sees images run all of it",
             Need.WEIGHTS: "rows with images stay where they are",
             Need.CANVAS: _NO_CANVAS,
         },
@@ -132,6 +130,7 @@ def check_place(guidance: Guidance | None, name: str) -> None:
     Raises:
         ValueError: the sentence says what it needs, why that is not there, and the place that can.
     """
-    refusal = None if guidance is None else place(name).refusal(guidance)
-    if refusal is not None:
-        raise ValueError(refusal)
+    for part in () if guidance is None else getattr(guidance, "parts", (guidance,)):
+        refusal = None if part.is_neutral else place(name).refusal(part)
+        if refusal is not None:
+            raise ValueError(refusal)
