@@ -1,12 +1,13 @@
 """Guidance methods: pure mathematics on log-probabilities, one paper a file.
 
 Every module of this folder and of ``experimental`` is imported here, so that a new file is in the registry without a
-line elsewhere.
+line elsewhere; so are modules of users, which ``plugins.py`` finds.
 """
 
 import importlib
 import pkgutil
 
+from . import plugins
 from .acfg import ACFG
 from .apg import APG
 from .awrs import AWRS
@@ -38,6 +39,7 @@ from .spec import as_guidance
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
+plugins.load()
 
 __all__ = [
     "ACFG",

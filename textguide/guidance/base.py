@@ -96,7 +96,7 @@ class About:
     """What the documentation, the command line and the tables say of a method.
 
     Args:
-        paper: its arXiv number.
+        paper: its arXiv number; empty where there is none.
         rule: the rule, on the log-probabilities ``lc`` of the conditional branch and those of the others.
         passes: what it costs beside the conditional pass.
         neutral: the setting that changes nothing.

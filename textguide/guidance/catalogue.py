@@ -34,7 +34,7 @@ def markdown() -> str:
         name = f"[`{method['name']}`](methods/{method['name']}.md) — `{method['class']}`"
         if method["experimental"]:
             name += " *(experimental)*"
-        paper = f"[{method['paper']}](https://arxiv.org/abs/{method['paper']})"
+        paper = f"[{method['paper']}](https://arxiv.org/abs/{method['paper']})" if method["paper"] else "–"
         rule = method["rule"].replace("|", "\\|")
         lines.append(f"| {name} | {paper} | {rule} | {method['passes']} | {method['neutral']} | {method['helps']} |")
     return "\n".join(lines) + "\n"
