@@ -71,7 +71,7 @@ def test_rows_that_end_while_steps_are_skipped_are_measured(name: str) -> None:
 
 def test_a_threshold_that_is_passed_ends_a_skip() -> None:
     meter = EffectMeter(1, "cpu")
-    skips = skipping.Skipping(CFG(1.5, skip_threshold=0.1), 100, meter)
+    skips = skipping.Skipping(CFG(1.5, skip_threshold=0.1), 100, meter, Any)
     for index in range(skipping.PATIENCE):
         assert not skips.rests(index)
         skips.observe(index, 0.05, None)

@@ -7,7 +7,6 @@ exactly what transformers computes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,8 +150,7 @@ class _Loop:
         self.guidance, self.reweighter, self.constraint = settings.guidance, settings.reweighter, settings.constraint
         branches = self.guidance.branches if self.guidance is not None else ()
         copies = 1 if self.constraint is None else self.constraint.size
-        self.prompt_length = ids.shape[1]
-        self.horizon = (criteria.max_length or self.prompt_length + 1) - self.prompt_length
+        self.horizon = (criteria.max_length or ids.shape[1] + 1) - ids.shape[1]
         runs = (model, branches, settings.prompts, settings.models, copies, settings.fast)
         self.passes = (
             BranchPasses(*runs)
@@ -162,7 +160,7 @@ class _Loop:
             )
         )
         self.meter = EffectMeter(len(branches), ids.device)
-        self.skipping = Skipping(self.guidance, self.horizon, self.meter) if self.guidance is not None else None
+        self.skipping = Skipping(self.guidance, self.horizon, self.meter, self.passes, settings.static)
         pad = config._pad_token_tensor
         self.pad = pad.to(ids.device) if pad is not None else torch.zeros((), dtype=torch.long, device=ids.device)
         self.index = 0
@@ -170,8 +168,7 @@ class _Loop:
         self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
         self.wrote = self.writing.bool()  # the same before this step's end
         self.lengths = torch.zeros_like(self.writing)
-        self.kl: Tensor | None = None
-        self.skipped_kl: Tensor | None = None
+        self.kl: Tensor | None = None  # the largest of this step
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -183,21 +180,12 @@ class _Loop:
         if self.settings.static:
             self.passes.make_static(self.horizon)
         self.passes.replace_call(self.settings.call)
-        if self._rests():
-            self.passes.rest()
-            logits = StepLogits(logits.cond, None)
-        return logits
+        return self.skipping.begin(logits)
 
     def read(self) -> StepLogits:
         """Run the forward pass of the next step."""
         self.index += 1
-        self.skipped_kl = None
-        if self._rests():
-            if not self.passes.resting:
-                self.passes.rest()
-        elif self.passes.resting:
-            return self._resume(self.ids, self.index)
-        return self.passes.step(self.ids, self.index)
+        return self.skipping.read(self.ids, self.index)
 
     def write(self, logits: StepLogits) -> Tensor:
         """Choose the next token of every row from the distribution of this step."""
@@ -205,12 +193,15 @@ class _Loop:
         constraint = self.constraint
         if constraint is not None:
             guided = constraint.see(guided, self.passes.alive, cond is not None)
-        # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with the
-        # conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
-        scores = guided if cond is None else guided + logits.cond.float().logsumexp(-1, keepdim=True)
-        reweighed = None
+        scores, reweighed = guided, None
         if self.reweighter is not None:
-            scores, guided, reweighed = self._reweigh(logits, guided, scores, cond is not None)
+            guided, reweighed = self._reweigh(logits, guided, cond is not None)
+        if cond is not None or reweighed is not None:
+            # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with
+            # the conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
+            scores = guided + logits.cond.float().logsumexp(-1, keepdim=True)
+            if cond is None and reweighed is not None:  # the rows that were left alone keep their bits
+                scores = torch.where(reweighed[:, None], scores, guided)
         full = self.passes.spread(scores)
         last = self.index == self.horizon - 1
         if constraint is not None and not constraint.chooses:
@@ -249,24 +240,18 @@ class _Loop:
         """The one place of a step where the host waits for the device; finished rows leave here."""
         if self.constraint is not None:
             self._resample(self.constraint)
-        flags = [self.writing.float()]
-        if self.kl is not None:
-            flags += [kl.float()[None] for kl in (self.kl.max(), self.skipped_kl) if kl is not None]
-        values = torch.cat(flags).tolist()
-        if self.kl is not None:
-            self._learn(*values[len(self.writing) :])
+        kls = [] if self.kl is None else [kl.float()[None] for kl in (self.kl, self.skipping.kl) if kl is not None]
+        values = torch.cat([self.writing.float(), *kls]).tolist()
+        if kls:
+            self.skipping.observe(self.index, *values[len(self.writing) :])
         alive = self.passes.alive
-        going = [sample for sample in alive if values[sample]]
-        if not going:
-            if self.skipping is not None and self.skipping.pending:
-                self._measure(self.passes.missed(self.ids[:, :-1], self.index), self.index)
+        ended = [sample for sample in alive if not values[sample]]
+        if len(ended) == len(alive):
+            self.skipping.close(self.ids[:, :-1], self.index)
             return True
-        if len(going) == len(alive) or self.settings.static or not self._steers():
-            return False
-        if self.skipping is not None and self.skipping.pending:
-            self.skipping.end(self.index + 1)  # what a row skipped is measured before it leaves
-            return False
-        self.passes.drop([sample for sample in alive if sample not in set(going)])
+        steers = (self.guidance, self.reweighter, self.constraint, self.settings.speculation) != (None,) * 4
+        if ended and steers and not self.settings.static and not self.skipping.end(self.index + 1):
+            self.passes.drop(ended)
         return False
 
     def outcome(self) -> Decoded:
@@ -286,42 +271,15 @@ class _Loop:
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _rests(self) -> bool:
-        return self.skipping is not None and not self.settings.static and self.skipping.rests(self.index)
-
-    def _resume(self, ids: Tensor, new: int) -> StepLogits:
-        """Let the extra branches read what they missed, and measure what skipping them did."""
-        logits, missed = self.passes.resume(ids, new, self.skipping is not None and self.skipping.pending)
-        self._measure(missed, new)
-        return logits
-
-    def _measure(self, missed: Tensor, new: int) -> None:
-        if self.skipping is not None and self.skipping.pending:
-            self.skipped_kl = self.skipping.measure(missed, new - missed.shape[2] + 1)
-
-    def _learn(self, kl: float, skipped: float | None = None) -> None:
-        if math.isnan(kl):
-            raise ValueError(
-                f"{self.guidance} gave no distribution at token {self.index}: its scores are not numbers there; use a "
-                "smaller scale, or a formula that is defined everywhere"
-            )
-        if self.skipping is not None and self.skipping.skips:
-            self.skipping.observe(self.index, kl, skipped)
-
-    def _steers(self) -> bool:
-        parts = (self.guidance, self.reweighter, self.constraint, self.settings.speculation)
-        return any(part is not None for part in parts)
-
     def _combine(self, logits: StepLogits) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Conditional log-probabilities, the scores to sample from, and the extra branches' log-probabilities."""
         self.kl = None
         # A copy, since the processors of transformers may write into what they get.
         cond = logits.cond.to(torch.float32, copy=True)
-        if self.guidance is None or self.skipping is None:
+        if self.guidance is None:
             return None, cond, None
-        alive = self.passes.alive
         copies = self.config.num_return_sequences or 1
-        step = Step.at(self.index, self.horizon, alive, len(self.writing), copies)
+        step = Step.at(self.index, self.horizon, self.passes.alive, len(self.writing), copies)
         writing = self.passes.pick(self.writing)
         if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
             self.skipping.record(self.index, cond, writing)
@@ -330,35 +288,28 @@ class _Loop:
         logp = log_softmax(torch.cat(parts))
         guided = self.guidance.combine(logp, step)
         if self.reweighter is None:
-            self.kl = self.meter.add(guided, logp[0], writing)
+            self.kl = self.meter.add(guided, logp[0], writing).max()
         else:  # measured when the candidates have been weighed too
-            self.kl = torch.where(writing.bool(), kl_divergence(log_softmax(guided), logp[0]), 0.0)
+            self.kl = torch.where(writing.bool(), kl_divergence(log_softmax(guided), logp[0]), 0.0).max()
         return logp[0], guided, logp[1:]
 
-    def _reweigh(
-        self, logits: StepLogits, guided: Tensor, scores: Tensor, combined: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores and log-probabilities with the candidates weighed, and the rows where they were."""
+    def _reweigh(self, logits: StepLogits, guided: Tensor, combined: bool) -> tuple[Tensor, Tensor]:
+        """The distribution with the candidates weighed, and the rows where they were; others keep their bits."""
         assert self.reweighter is not None
         if self.index:
             self.reweighter.append(self.ids[:, -1].tolist())
         before = log_softmax(guided)
         step = Step.at(self.index, self.horizon)
         changed, acted = self.reweighter(before, step, self.index, self.passes.alive)
-        normaliser = logits.cond.float().logsumexp(-1, keepdim=True)
-        # The rows that were left alone keep their bits.
-        scores = torch.where(acted[:, None], changed + normaliser, scores)
-        guided = torch.where(acted[:, None], changed, guided)
         writing = self.passes.pick(self.writing).bool()
-        branched = writing if combined else torch.zeros_like(acted)
+        branched = writing & combined
         counts = (acted & writing) | branched
-        cond = log_softmax(logits.cond) if combined else before
-        self.meter.add(changed, cond, counts, branched, acted & counts)
+        self.meter.add(changed, log_softmax(logits.cond) if combined else before, counts, branched, acted & counts)
         if self.guidance is None:
             self.meter.add_unguided(writing & ~counts)
         elif not combined:  # all rows were counted as unguided when the branches were left out
             self.meter.add_unguided(counts, taken_back=True)
-        return scores, guided, acted
+        return torch.where(acted[:, None], changed, guided), acted
 
     def _resample(self, constraint: Population) -> None:
         """Let rows go on from others, where a population needs it: ids, caches, and what was recorded of them."""

@@ -8,11 +8,14 @@ skipped steps is measured, not hoped for.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance, Step
+from .branch_passes import BranchPasses, StepLogits
 from .effect import EffectMeter
 
 PATIENCE = 4
@@ -22,76 +25,93 @@ FIRST, LONGEST = 4, 16
 
 
 class Skipping:
-    """Decides, between steps and on the host, whether the next one runs the extra branches.
+    """Decides, between steps and on the host, whether the next one runs the extra branches, and lets it be run so.
 
     Args:
-        guidance: the guidance of the run.
+        guidance: the guidance of the run; None: there are no branches to leave out.
         horizon: the most tokens that it writes.
         meter: gathers what skipping did.
+        passes: those of the run.
+        static: every step runs all branches.
     """
 
-    def __init__(self, guidance: BranchGuidance, horizon: int, meter: EffectMeter) -> None:
-        self.guidance, self.horizon, self.meter = guidance, horizon, meter
-        self.threshold = guidance.skip_threshold
+    def __init__(
+        self,
+        guidance: BranchGuidance | None,
+        horizon: int,
+        meter: EffectMeter,
+        passes: BranchPasses,
+        static: bool = False,
+    ) -> None:
+        self.guidance, self.horizon, self.meter, self.passes = guidance, horizon, meter, passes
+        self.threshold = None if guidance is None else guidance.skip_threshold
+        self.may_rest = not static and guidance is not None and bool(guidance.branches)
+        self.kl: Tensor | None = None  # the largest of the skip that ended with this step
         self._calm, self._length, self._until = 0, FIRST, 0
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def active(self, index: int) -> bool:
         """Whether guidance counts at step ``index``."""
-        return self.guidance.active(Step.at(index, self.horizon))
+        return self.guidance is not None and self.guidance.active(Step.at(index, self.horizon))
 
     def rests(self, index: int) -> bool:
         """Whether step ``index`` leaves the extra branches out."""
-        return bool(self.guidance.branches) and (index < self._until or not self.active(index))
+        return self.may_rest and (index < self._until or not self.active(index))
 
-    @property
-    def skips(self) -> bool:
-        """Whether steps may be skipped because guidance changes little, so that the KL of every step is read."""
-        return self.threshold is not None
+    def begin(self, logits: StepLogits) -> StepLogits:
+        """What counts of the logits behind the prompts."""
+        if not self.rests(0):
+            return logits
+        self.passes.rest()
+        return StepLogits(logits.cond, None)
 
-    def end(self, index: int) -> None:
-        """Let step ``index`` run the extra branches, since rows are about to leave."""
-        self._until = min(self._until, index)
+    def read(self, ids: Tensor, index: int) -> StepLogits:
+        """Run the pass of step ``index``; extra branches that come back are measured. See :meth:`BranchPasses.step`."""
+        self.kl = None
+        rests = self.rests(index)
+        if self.passes.resting and not rests:
+            logits, missed = self.passes.resume(ids, index, bool(self._kept))
+            self._measure(missed, index)
+            return logits
+        if rests and not self.passes.resting:
+            self.passes.rest()
+        return self.passes.step(ids, index)
 
-    @property
-    def pending(self) -> bool:
-        """Whether steps were skipped whose KL has not been measured yet."""
+    def end(self, index: int) -> bool:
+        """Let step ``index`` run the extra branches, since rows are about to leave; whether it has to."""
+        if self._kept:  # what a row skipped is measured before it leaves
+            self._until = min(self._until, index)
         return bool(self._kept)
 
+    def close(self, ids: Tensor, index: int) -> None:
+        """Measure what is left to measure behind the last step, whose pass has read ``ids``."""
+        if self._kept:
+            self._measure(self.passes.missed(ids, index), index)
+
     def record(self, index: int, cond: Tensor, writing: Tensor) -> None:
-        """Count a step without guidance, and keep its conditional logits (B, V) for :meth:`measure` if it was skipped.
+        """Count a step without guidance, and keep its conditional logits (B, V) if it was skipped.
 
         Args:
             writing: which rows wrote a token, (B,).
         """
         skipped = self.active(index)
         self.meter.add_unguided(writing, skipped)
-        if skipped and self.guidance.branches:
+        if skipped and self.may_rest:
             self._kept[index] = (log_softmax(cond), writing.bool())
 
-    def measure(self, missed: Tensor, first: int) -> Tensor | None:
-        """The largest KL(guided‖unguided) of the steps that were skipped, or None where none was.
+    def observe(self, index: int, kl: float, skipped: float | None = None) -> None:
+        """Learn from guided step ``index``: its largest KL, and that of the skip which ended with it (or None).
 
-        Args:
-            missed: logits of the extra branches behind the tokens that they missed, (n, B, k, V).
-            first: the step whose distribution the first of them belongs to.
+        Raises:
+            ValueError: the guided distribution is none.
         """
-        worst: Tensor | None = None
-        for place in range(missed.shape[2]):
-            kept = self._kept.pop(first + place, None)
-            if kept is None:
-                continue
-            cond, writing = kept
-            step = Step.at(first + place, self.horizon)
-            guided = self.guidance.combine(torch.cat([cond[None], log_softmax(missed[:, :, place])]), step)
-            kl = self.meter.add_skipped(guided, cond, writing).max()
-            worst = kl if worst is None else torch.maximum(worst, kl)
-        self._kept.clear()
-        return worst
-
-    def observe(self, index: int, kl: float, skipped: float | None) -> None:
-        """Learn from guided step ``index``: its largest KL, and that of the skip which ended with it (or None)."""
-        assert self.threshold is not None
+        if math.isnan(kl):
+            raise ValueError(
+                f"{self.guidance} gave no distribution at token {index}: its scores are not numbers there; use a "
+                "smaller scale, or a formula that is defined everywhere"
+            )
+        if self.threshold is None:
+            return
         if max(kl, skipped or 0.0) > self.threshold:
             self._calm, self._length = 0, FIRST
         elif skipped is not None:
@@ -100,3 +120,18 @@ class Skipping:
             self._calm += 1
         if self._calm >= PATIENCE:
             self._until = index + 1 + self._length
+
+    def _measure(self, missed: Tensor, index: int) -> None:
+        """Of the steps that were skipped until step ``index``, the KL(guided‖unguided).
+
+        Args:
+            missed: logits of the extra branches behind the tokens that they missed, (n, B, k, V).
+        """
+        assert self.guidance is not None
+        first = index - missed.shape[2] + 1
+        for skipped, (cond, writing) in self._kept.items():
+            logp = torch.cat([cond[None], log_softmax(missed[:, :, skipped - first])])
+            guided = self.guidance.combine(logp, Step.at(skipped, self.horizon))
+            kl = self.meter.add_skipped(guided, cond, writing).max()
+            self.kl = kl if self.kl is None else torch.maximum(self.kl, kl)
+        self._kept.clear()
