@@ -18,6 +18,13 @@ def test_the_table_is_the_registry() -> None:
     assert table == catalogue.markdown().strip(), "run `textguide methods --markdown` and put its table into the page"
 
 
+def test_the_matrix_is_computed() -> None:
+    text = (DOCS / "guidance.md").read_text(encoding="utf-8")
+    table = text.split("<!-- made by `textguide methods --matrix --markdown` -->")[1]
+    table = table.split("<!-- end of the matrix -->")[0].strip()
+    assert table == catalogue.matrix_markdown().strip(), "run `textguide methods --matrix --markdown`, and paste it"
+
+
 @pytest.mark.parametrize("method", sorted(set(Guidance.registry) - {"composed"}))
 def test_every_method_says_what_it_is_and_has_a_page(method: str) -> None:
     about = Guidance.registry[method].about

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG, LMGuidance, guided_decoding
+from textguide import CFG, EAGer, FeynmanKac, LMGuidance, guided_decoding
 from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
@@ -334,6 +334,54 @@ def test_parts_of_the_model_see_the_image(name: str, method: Any) -> None:
             distribution = method.combine(torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
             written.append(int(distribution.argmax()))
         assert out.sequences[row, -NEW:].tolist() == written
+
+
+@pytest.mark.parametrize("ess_threshold", [0.0, 1.0], ids=["weighed", "moved"])
+def test_particles_of_the_product_move_with_their_images(name: str, ess_threshold: float) -> None:
+    """Every row says what the oracle says of it; without resampling its weight is the product of its normalisers."""
+    model, processor = models.build(name)
+    inputs = image_rows(name)
+    how = Captioning("blank", captioner=model, inputs=inputs)
+    product = FeynmanKac(4, ess_threshold=ess_threshold)
+    tokenizer = getattr(processor, "tokenizer", None) or models.tokenizer()
+    decoding = guided_decoding(
+        [CFG(2.0), product], captioning=how, log_probs=True, warn=False, tokenizer=tokenizer,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    # A token that stands for an image cannot be read again as text.
+    options: dict[str, Any] = {"num_return_sequences": 4, "suppress_tokens": sorted(HIDDEN), "top_k": 0}
+    model.generate(**inputs, max_new_tokens=NEW, do_sample=True, custom_generate=decoding, **options)
+    last = decoding.last
+    assert last is not None
+    assert last.constraint is not None
+    assert last.log_probs is not None
+    assert last.constraint.log_weights is not None
+    for row in range(12):
+        tokens = last.sequences[row, -NEW:].tolist()[: last.lengths[row]]
+        weight = 0.0
+        for step, token in enumerate(tokens):
+            seen = conditions(name, row // 4, "blank")
+            cond, uncond = (torch.tensor(captioning.next_log_probs(model, one, tokens[:step])) for one in seen)
+            scores = uncond + 2.0 * (cond - uncond)
+            weight += float(scores.logsumexp(-1))
+            assert float(last.log_probs[row, step]) == pytest.approx(float(scores.log_softmax(-1)[token]), abs=1e-4)
+        if not ess_threshold:
+            assert float(last.constraint.log_weights[row]) == pytest.approx(weight, abs=1e-4)
+
+
+def test_captions_fork_as_texts_do() -> None:
+    """A row for every branch; what is shared with the row that it forked from is the same."""
+    model, processor = models.build("git")
+    guidance = [CFG(2.0), EAGer(entropy_threshold=0.5, max_branches=3)]
+    pictures = [models.picture(row) for row in range(2)]
+    out = textguide.caption(model, processor, pictures, guidance, max_new_tokens=NEW, temperature=1.0, seed=0)
+    assert len(out.texts) == 6
+    assert out.origins is not None
+    forked = [(row, origin) for row, origin in enumerate(out.origins) if origin is not None]
+    assert forked
+    for row, (first, shared) in forked:
+        assert row // 3 == first // 3
+        assert out.new_tokens[row][:shared] == out.new_tokens[first][:shared]
 
 
 def test_what_does_not_work_with_images_is_refused() -> None:

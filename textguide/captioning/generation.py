@@ -95,6 +95,9 @@ def answer(
     encoder = Encoder(model, processor)
     pictures = read_images(images)
     texts = encoder.texts(prompts, len(pictures))
+    if request.forks:  # a row for every branch, which transformers makes for samples alone
+        pictures = [picture for picture in pictures for _ in range(request.particles)]
+        texts = [text for text in texts for _ in range(request.particles)]
     run = Run.of(model, encoder.tokenizer, request)
     if model.config.model_type == "blip":  # its generate names the end and the padding itself
         run = replace(run, ends=end_tokens(model.config.text_config.sep_token_id), pads=False)

@@ -111,7 +111,6 @@ PLACES = (
         "caption", "captioning", "textguide.caption",
         {
             Need.SYSTEM: "the chats of models that see images are made by their processors",
-            Need.WEIGHTS: "rows with images stay where they are",
             Need.CANVAS: _NO_CANVAS,
         },
     ),
