@@ -113,7 +113,8 @@ FIRST = [(name, one) for name in NAMES if name not in TWO for one in oracles.SET
 def opened(pair: tuple[str, str]) -> Case:
     name, setting = pair
     found = Case(build(name), name, SETTINGS[setting])
-    if name in ENCODER_DECODER | RECURRENT and any(b.view is not None for b in found.guidance.branches):  # type: ignore
+    views = [found.guidance.view, *(branch.view for branch in found.guidance.branches)]  # type: ignore[attr-defined]
+    if name in ENCODER_DECODER | RECURRENT and any(view is not None for view in views):
         with pytest.raises(ValueError, match="needs a decoder-only transformer"):
             generate(found)
         pytest.skip("a part of this architecture cannot be run, and is refused")

@@ -64,7 +64,7 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance", "models")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance", "models", "steering")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

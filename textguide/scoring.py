@@ -16,7 +16,9 @@ from .forward import model_views, prefill
 from .forward.model_adapter import adapter
 from .guidance import CFG, BranchGuidance, Guidance, Step, algebra, as_guidance, split, with_scale
 from .guidance.algebra import log_softmax
+from .guidance.base import SELF
 from .guidance.places import check_place
+from .guidance.views import View
 from .support.arguments import check_model_and_tokenizer
 
 # Positions whose log-probabilities over the vocabulary are held at once.
@@ -183,7 +185,7 @@ def score_groups(
             adapter(model).check_lengths([len(item.context)], len(item.continuation))
     reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):
-        own = _continuation_logits(model, batch, 0)
+        own: dict[View | None, Tensor] = {}
         found = [
             _score_batch(model, [of(item) for item in batch], own, group, weighing, horizon, models)
             for (group, of), weighing in zip(groups, reweightings, strict=True)
@@ -209,7 +211,7 @@ def _settings(
             raise ValueError("settings= excludes guidance= and scales=; give one or the other")
         given = [as_guidance(setting) for setting in settings]
         found = [split(setting).branching for setting in given]
-        branching = {guidance.branches for guidance in found if guidance is not None}
+        branching = {(guidance.view, guidance.branches) for guidance in found if guidance is not None}
         if len(branching) > 1:
             raise ValueError("settings= must share their branches (same negative prompt); score the others separately")
         if not given:
@@ -303,19 +305,23 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
 def _score_batch(
     model: Any,
     batch: list[Item],
-    own: Tensor,
+    own: dict[View | None, Tensor],
     settings: list[Guidance | None],
     reweightings: list[Reweighter | None],
     horizon: int | None,
     models: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (S, T) of all continuation tokens, and whether each is the most likely one; ``own`` (T, V) are
-    the conditional logits."""
+    """Log-probabilities (S, T) of all continuation tokens, and whether each is the most likely one; ``own`` keeps the
+    conditional logits (T, V) by what of the model they come from."""
     lead = leading(settings)
-    extra = lead.branches if lead is not None else ()
-    found = model_views.model_parts(model, models, extra)
+    extra, view = (lead.branches, lead.view) if lead is not None else ((), None)
+    found = model_views.model_parts(model, models, extra, view)
+    plain = [setting for setting in settings if split(setting).branching is None]
+    for needed in {view, None} if plain else {view}:
+        if needed not in own:
+            own[needed] = _continuation_logits(model if needed is None else found[SELF, needed], batch, 0)
     others = [_continuation_logits(found[branch.model_part], batch, n) for n, branch in enumerate(extra, start=1)]
-    distributions = [own, *(other.to(own.device) for other in others)]
+    distributions = [own[view], *(other.to(own[view].device) for other in others)]
     sizes = {distribution.shape[-1] for distribution in distributions}
     if len(sizes) > 1:
         raise ValueError(f"the models of the branches have vocabularies of {sorted(sizes)} tokens; they must share one")
@@ -335,7 +341,7 @@ def _score_batch(
         token = targets[part, None]
         for number, setting in enumerate(settings):
             guidance = split(setting).branching
-            guided = logp[0]
+            guided = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
             if guidance is not None:
                 guided = guidance.combine(logp, step)
                 broken[number, part] = algebra.broken(guided)

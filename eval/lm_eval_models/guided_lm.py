@@ -284,7 +284,7 @@ def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:
     found = [split(setting).branching for setting in settings]
     for number, guidance in enumerate(found):
         if guidance is not None:
-            groups.setdefault(guidance.branches, []).append(number)
+            groups.setdefault((guidance.view, guidance.branches), []).append(number)
     idle = [number for number, guidance in enumerate(found) if guidance is None]
     merged = list(groups.values()) or [[]]
     merged[0] = sorted(merged[0] + idle)

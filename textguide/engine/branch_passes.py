@@ -19,6 +19,7 @@ from ..forward.model_adapter import Padding, adapter
 from ..forward.model_views import ModelPart, model_parts
 from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch
+from ..guidance.views import View
 
 COND = 0
 WHOLE: ModelPart = (SELF, None)
@@ -81,6 +82,7 @@ class BranchPasses:
         copies: every so many rows that follow each other have one prompt, which is then read once; rows stay one for
             as long as they read the same.
         fast: rows of runs without branches need not reproduce the bits of plain decoding either.
+        view: what the conditional pass runs of ``model``.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class BranchPasses:
         models: Mapping[str, Any] | None = None,
         copies: int = 1,
         fast: bool = False,
+        view: View | None = None,
     ) -> None:
         self.copies = copies
         self.fast = fast or bool(branches) or copies > 1
-        self.parts = model_parts(model, models, branches)
+        self.own: ModelPart = (SELF, view)
+        self.parts = model_parts(model, models, branches, view)
         self.branches = branches
         self.prompts = prompts
         self.running: dict[ModelPart, _Group] = {}
@@ -116,7 +120,7 @@ class BranchPasses:
         Raises:
             ValueError: a model cannot be read by several branches, has another vocabulary, or cannot go on that far.
         """
-        model, device = self.parts[WHOLE], ids.device
+        model, device = self.parts[self.own], ids.device
         self._samples = torch.arange(ids.shape[0], device=device)
         self.alive = list(range(ids.shape[0]))
         guided = bool(self.branches)
@@ -125,7 +129,7 @@ class BranchPasses:
             lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
             adapter(model).check_lengths(lengths, new_tokens)
         cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
-        found: dict[ModelPart, list[tuple[Rows, int]]] = {WHOLE: [(cond, COND)]}
+        found: dict[ModelPart, list[tuple[Rows, int]]] = {self.own: [(cond, COND)]}
         outputs = []
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
             part, name = self.parts[branch.model_part], branch.model_part
@@ -162,7 +166,7 @@ class BranchPasses:
         Raises:
             ValueError: the rows cannot share one.
         """
-        batches = list(self.running[WHOLE].rows.batches())
+        batches = list(self.running[self.own].rows.batches())
         if len(batches) > 1:
             raise ValueError(
                 f"cache_implementation='static' keeps all rows in one cache, and {batches[0].model.name} needs one for "
@@ -172,7 +176,7 @@ class BranchPasses:
 
     def replace_call(self, call: Any) -> None:
         """Use ``call`` in place of the decoded model's own from the next step on (None: its own)."""
-        for batch in self.running[WHOLE].rows.batches():
+        for batch in self.running[self.own].rows.batches() if self.own == WHOLE else ():
             batch.call = call
 
     # -- one step --------------------------------------------------------------------------------------------------

@@ -165,8 +165,10 @@ def join(effects: list[Effect]) -> Effect:
 def warn_if_none(effect: Effect, guidance: Any) -> None:
     """Warn where guidance ran and moved nothing: the branches said the same, or it was never active."""
     parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
-    # A constraint moves no distribution that is measured here.
+    # A constraint moves no distribution that is measured here, and neither does what acts inside the model.
     if all(part.is_neutral or isinstance(part, TokenConstraint) for part in parts):
+        return
+    if any(getattr(part, "view", None) is not None for part in parts):
         return
     if effect.guided_steps == 0:
         reason = "no step fell into its window of activity, or above its entropy threshold"

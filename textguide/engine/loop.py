@@ -151,7 +151,8 @@ class _Loop:
         branches = self.guidance.branches if self.guidance is not None else ()
         copies = 1 if self.constraint is None else self.constraint.size
         self.horizon = (criteria.max_length or ids.shape[1] + 1) - ids.shape[1]
-        runs = (model, branches, settings.prompts, settings.models, copies, settings.fast)
+        view = self.guidance.view if self.guidance is not None else None
+        runs = (model, branches, settings.prompts, settings.models, copies, settings.fast, view)
         self.passes = (
             BranchPasses(*runs)
             if settings.speculation is None

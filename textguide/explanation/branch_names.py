@@ -25,10 +25,11 @@ def branch_names(
         row: whose prompt, where there is one a row.
     """
     branches = () if guidance is None else guidance.branches
-    return tuple(_name(branch, tokenizer, empty, row) for branch in branches)
+    same = "same prompt" if guidance is None or guidance.view is None else "the model as it is"
+    return tuple(_name(branch, tokenizer, empty, row, same) for branch in branches)
 
 
-def _name(branch: Branch, tokenizer: Any, empty: str, row: int) -> str:
+def _name(branch: Branch, tokenizer: Any, empty: str, row: int, same: str) -> str:
     parts = []
     if branch.model != SELF:
         parts.append(branch.model)
@@ -44,7 +45,7 @@ def _name(branch: Branch, tokenizer: Any, empty: str, row: int) -> str:
         parts.append(_prompt(prompt, tokenizer))
     elif not branch.same_prompt:
         parts.append(empty)
-    return ", ".join(parts) or "same prompt"
+    return ", ".join(parts) or same
 
 
 def _view(view: View) -> str:

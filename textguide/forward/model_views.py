@@ -1,15 +1,18 @@
-"""Parts of a model: modules that share its weights and run some of its layers, with caches of their own."""
+"""Views of a model: modules that share its weights and run some of its layers, or all of them with a change inside."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..guidance.base import SELF, Branch
-from ..guidance.views import View
+from ..guidance.views import Steered, View
+from . import prefill, steering_vectors
 from .model_adapter import adapter
 from .twins import twin_of
 
@@ -17,14 +20,19 @@ ModelPart = tuple[str, View | None]
 """A model by its name, and what is run of it (None: all)."""
 
 
-def model_parts(model: Any, models: Mapping[str, Any] | None, branches: Iterable[Branch]) -> dict[ModelPart, Any]:
-    """The module of every branch's part, and ``model`` itself under ``(SELF, None)``.
+def model_parts(
+    model: Any, models: Mapping[str, Any] | None, branches: Iterable[Branch], own: View | None = None
+) -> dict[ModelPart, Any]:
+    """The module of every branch's part, and that of the conditional pass under ``(SELF, own)``.
+
+    Args:
+        own: what the conditional pass runs of ``model``.
 
     Raises:
         ValueError: a branch names a model that is not given, or a part that its model has not.
     """
     named = {SELF: model, **(models or {})}
-    found: dict[ModelPart, Any] = {(SELF, None): model}
+    found: dict[ModelPart, Any] = {(SELF, own): model if own is None else part(model, own)}
     for branch in branches:
         if branch.model not in named:
             known = ", ".join(repr(name) for name in named if name) or "none"
@@ -35,11 +43,26 @@ def model_parts(model: Any, models: Mapping[str, Any] | None, branches: Iterable
     return found
 
 
+@torch.no_grad()
+def residual_streams(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """What every layer hands on while ``rows``, token ids of one length, are read: (layers, R, T, width) on the CPU."""
+    recorded: dict[int, Tensor] = {}
+    whole = part(model, _Recorded(recorded))
+    ids = torch.tensor([list(row) for row in rows], device=adapter(model).device)
+    prefill.read_padded(whole, ids, None)
+    return torch.stack([recorded[layer] for layer in sorted(recorded)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded(View):
+    into: dict[int, Tensor]
+
+
 def part(model: Any, view: View) -> Any:
-    """A module with the interface of ``model`` that runs the layers of ``view``; its parameters are the model's own.
+    """A module with the interface of ``model`` that runs what ``view`` says; its parameters are the model's own.
 
     Raises:
-        ValueError: the layers of the model cannot be told apart, or the view leaves none.
+        ValueError: the layers of the model cannot be told apart, the view leaves none, or what it changes is not there.
     """
     refusal = f"{type(view).__name__} needs a decoder-only transformer, and {type(model).__name__} is none"
     found = adapter(model)
@@ -77,8 +100,20 @@ def part(model: Any, view: View) -> Any:
         parent = child
     layers = parent._modules[last]
     parent._modules[last] = nn.ModuleList(_renumbered(layers[old], new) for new, old in enumerate(chosen))
+    _change(found.base, view, parent._modules[last])
     adapter(whole).adopt(found)
     return whole
+
+
+def _change(model: Any, view: View, layers: Any) -> None:
+    """Put what ``view`` changes into ``layers``, which are twins of those of ``model``."""
+    if isinstance(view, Steered):
+        places = view.places(len(layers))
+        for place, direction in steering_vectors.directions_for(model, view.vector, places).items():
+            layers[place] = steering_vectors.steered(layers[place], view.strength * direction)
+    elif isinstance(view, _Recorded):
+        for place, layer in enumerate(layers):
+            layers[place] = steering_vectors.recorded(layer, view.into, place)
 
 
 def _is_numbered(module: nn.Module) -> bool:

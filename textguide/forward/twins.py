@@ -7,6 +7,11 @@ import functools
 import types
 from typing import Any
 
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+
 
 def twin_of(module: Any) -> Any:
     """``module`` with a list of children of its own; whatever is put into that list leaves the module as it is."""
@@ -19,4 +24,13 @@ def twin_of(module: Any) -> Any:
             setattr(twin, name, types.MethodType(kept.__func__, twin))
         elif isinstance(kept, functools.partial) and kept.args[:1] == (module,):
             setattr(twin, name, functools.partial(kept.func, twin, *kept.args[1:], **kept.keywords))
+    return twin
+
+
+def hooked_twin(module: Any) -> Any:
+    """A twin with lists of hooks of its own: those of ``module``, and whatever is registered on the twin alone."""
+    twin = twin_of(module)
+    for name in _HOOKS:
+        if name in module.__dict__:
+            setattr(twin, name, copy.copy(module.__dict__[name]))
     return twin

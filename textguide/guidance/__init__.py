@@ -36,6 +36,7 @@ from .nag import NAG
 from .prompts import Message
 from .scaled import Contrast, Scaled
 from .spec import as_guidance
+from .steering import Steering
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
@@ -73,6 +74,7 @@ __all__ = [
     "ProxyTuning",
     "S2Guidance",
     "Scaled",
+    "Steering",
     "Step",
     "TokenConstraint",
     "TokenPerturbation",

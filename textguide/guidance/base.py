@@ -202,11 +202,16 @@ class BranchGuidance(Guidance):
         """The extra passes, in the order in which :meth:`combine` gets them behind the conditional one."""
 
     @property
+    def view(self) -> View | None:
+        """What the conditional pass runs of the model that is decoded; None: the model as it is."""
+        return None
+
+    @property
     def needs(self) -> frozenset[Need]:
-        """Read off the branches."""
+        """Read off the branches and the conditional pass."""
         found = {branch.need for branch in self.branches} - {None}
         found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
-        found |= {Need.PART for branch in self.branches if branch.view is not None}
+        found |= {Need.PART for view in (self.view, *(branch.view for branch in self.branches)) if view is not None}
         return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
 
     @property

@@ -1,24 +1,25 @@
-"""Which part of a model a branch runs: values that name layers, without a model at hand."""
+"""What is run of a model: values that name layers and what changes inside them, without a model at hand."""
 
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
+from typing import Any
 
 from .validation import finite
 
 
 class View(ABC):
-    """Some of the layers of a model, in order, with its own embeddings, last norm and head."""
+    """Layers of a model, in order, with its own embeddings, last norm and head; some views change what they compute."""
 
-    @abstractmethod
     def layers(self, count: int) -> list[int]:
-        """Which of ``count`` layers are run.
+        """Which of ``count`` layers are run; all of them unless a view says otherwise.
 
         Raises:
             ValueError: the model is too shallow for it.
         """
+        return list(range(count))
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,48 @@ class WithoutBlocks(View):
             raise ValueError(f"drop={self.share} leaves none of {count} blocks; use a smaller share")
         gone = set(random.Random(self.seed).sample(list(inner), min(lost, len(inner))))
         return [layer for layer in range(count) if layer not in gone]
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A steering vector on disk.
+
+    Args:
+        folder: where ``textguide steering train`` wrote it.
+        fingerprint: of its content; another content is refused. None: whatever is there.
+    """
+
+    folder: str
+    fingerprint: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"folder": self.folder, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class Steered(View):
+    """All layers, with a vector added to the residual stream behind some of them, at every position.
+
+    Args:
+        vector: numbers, as many as the model is wide; a :class:`VectorFile`; or an object with ``directions`` (layers,
+            width) and ``fingerprint``, such as a :class:`textguide.steering.SteeringVector`.
+        at: behind which layers: numbers from 0, or shares of the depth in (0, 1).
+        strength: what the vector is multiplied by.
+    """
+
+    vector: Any
+    at: tuple[int | float, ...]
+    strength: float = 1.0
+
+    def places(self, count: int) -> list[int]:
+        """The numbers of the layers, among ``count``.
+
+        Raises:
+            ValueError: the model has fewer.
+        """
+        found = [int(place * count) if isinstance(place, float) else place for place in self.at]
+        for place in found:
+            if place >= count:
+                raise ValueError(f"layers={place} is none of the {count} layers of the model, which count from 0")
+        return sorted(set(found))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..guidance import CAIF, CFG, BranchGuidance, LMGuidance
-from ..guidance.views import View
+from ..guidance.views import Steered, View
 
 Distribution = list[float]
 Reweigh = Callable[[Distribution, Sequence[int], int, float], Distribution]
@@ -34,16 +34,25 @@ def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None 
 
 
 def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Distribution:
-    """log P(next token | ids) where the layers outside ``view`` hand on what they get."""
+    """log P(next token | ids) where the layers outside ``view`` hand on what they get, and others what it adds."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     layers: Any = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
     kept = view.layers(count)
+    places = view.places(count) if isinstance(view, Steered) else []
 
-    def skip(_: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+    def change(number: int) -> Callable[..., Any]:
+        def run(_: Any, args: Any, kwargs: Any, out: Any) -> Any:
+            hidden = out[0] if isinstance(out, tuple) else out
+            if number not in kept:
+                hidden = args[0] if args else kwargs["hidden_states"]
+            if number in places and isinstance(view, Steered):
+                vector = view.vector if isinstance(view.vector, tuple) else view.vector.directions[number].tolist()
+                hidden = hidden + torch.tensor([view.strength * value for value in vector])
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
-    hooks = [layer.register_forward_hook(skip, with_kwargs=True) for n, layer in enumerate(layers) if n not in kept]
+        return run
+
+    hooks = [layer.register_forward_hook(change(n), with_kwargs=True) for n, layer in enumerate(layers)]
     try:
         return next_log_probs(model, ids)
     finally:
@@ -242,7 +251,10 @@ def _distribution(
     source: Sequence[int] | None,
     models: dict[str, Any] | None,
 ) -> Distribution:
-    distributions = [next_log_probs(model, [*prompt, *written], source)]
+    if guidance is None or guidance.view is None:
+        distributions = [next_log_probs(model, [*prompt, *written], source)]
+    else:
+        distributions = [part_log_probs(model, guidance.view, [*prompt, *written])]
     if guidance is not None:
         for branch, negative in zip(guidance.branches, negatives, strict=True):
             owner = (models or {}).get(branch.model, model)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...forward import caches
 from ...guidance.algebra import log_softmax
 from ...guidance.base import BranchGuidance, Step
+from ...guidance.views import View
 from ..branch_passes import BranchPasses, Source, StepLogits, step_logits
 from .drafts import Drafter, Guess
 from .value import Speculation, SpeculationReport
@@ -59,12 +60,13 @@ class SpeculativePasses(BranchPasses):
         models: Mapping[str, Any] | None = None,
         copies: int = 1,
         fast: bool = False,
+        view: View | None = None,
         *,
         speculation: Speculation,
         guidance: BranchGuidance | None,
         horizon: int,
     ) -> None:
-        super().__init__(model, branches, prompts, models, copies, fast)
+        super().__init__(model, branches, prompts, models, copies, fast, view)
         for part in self.parts.values():
             if not caches.record_past(caches.new_cache(part)):
                 raise ValueError(

@@ -1,0 +1,40 @@
+"""``textguide steering``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from textguide import steering
+
+from .conftest import Run
+
+GOOD = ["a good day", "what a lovely film"]
+BAD = ["a bad day", "what an awful film"]
+
+
+def test_train_on_pairs_and_on_two_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in zip(GOOD, BAD, strict=True)))
+    (tmp_path / "good").write_text("\n".join(GOOD))
+    (tmp_path / "bad").write_text("\n".join(BAD))
+    outcome = run("steering", "train", str(tmp_path / "pairs.tsv"), "--out", str(tmp_path / "V"))
+    assert outcome.code == 0
+    assert "2 texts against 2" in outcome.out
+    files = ["--positive", str(tmp_path / "good"), "--negative", str(tmp_path / "bad")]
+    report = json.loads(run("steering", "train", *files, "--out", str(tmp_path / "W"), "--json").out)
+    assert report["fingerprint"] == steering.load(tmp_path / "V").fingerprint
+    written = run(
+        "generate", "--guidance", f"steering:vector={tmp_path / 'V'},layers=0,strength=4", "--max-new-tokens", "3", "ab"
+    )
+    assert written.code == 0
+
+
+def test_what_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("a\tb\nc\n")
+    out = ["--out", str(tmp_path / "V")]
+    assert "line 2 must hold a positive text" in run("steering", "train", str(tmp_path / "one"), *out).err
+    assert "cannot be read" in run("steering", "train", str(tmp_path / "none"), *out).err
+    assert "give a file of PAIRS" in run("steering", "train", "--positive", "x", *out).err
+    both = run("steering", "train", str(tmp_path / "one"), "--positive", "x", *out)
+    assert both.code == 2
+    assert "PAIRS excludes" in both.err

@@ -1,0 +1,119 @@
+"""Contrastive activation addition (Rimsky et al., arXiv 2312.06681)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from . import algebra
+from .base import About, Branch, Step
+from .scaled import Scaled
+from .validation import factor, finite
+from .views import Steered, VectorFile, View
+
+
+@dataclass(frozen=True)
+class Steering(Scaled):
+    """A vector added to the residual stream: ``h_l ← h_l + strength · v_l`` behind each chosen layer ``l``.
+
+    ``v_l`` is a difference of means, of the residual stream behind layer ``l`` at the last token of contrasting texts
+    (section 2; :func:`textguide.steering.train`). The conditional pass itself is steered, which costs nothing. With
+    γ ≠ 1 the model as it is becomes a branch: ``lu + γ (ls − lu)``, ``s`` steered and ``u`` not, so that γ above 1
+    steers further than the vector does, at the price of one more pass. The paper adds the vector behind the prompt
+    alone; here it is added at every position, so that a text means the same read at once or token by token. The
+    window moves γ, not the vector. For decoder-only transformers.
+
+    Args:
+        vector: a folder that ``textguide steering train`` wrote; a :class:`textguide.steering.SteeringVector`; or
+            numbers, as many as the model is wide, which are then added behind every chosen layer.
+        layers: behind which: a number from 0, a share of the depth in (0, 1), several of these, or text such as
+            ``"12-15"``. The paper finds the middle of the depth to work best.
+        strength: what the vector is multiplied by; 0 changes nothing, below 0 steers the other way. The paper uses
+            −2 to 2.
+        scale: γ; 1 is steering alone.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    vector: Any = None
+    layers: Any = (0.5,)
+    strength: float = 1.0
+    scale: float = field(default=1.0, kw_only=True)
+
+    name = "steering"
+    about = About(
+        "2312.06681", "lu + γ (ls − lu), s with h_l + strength · v_l behind chosen layers",
+        "nothing; with γ ≠ 1 a pass", "strength = 0", "a style or an attitude that pairs of texts show",
+        example="steering:vector=FOLDER",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._put(
+            vector=_vector(self.vector), layers=_layers(self.layers), strength=factor("strength", self.strength)
+        )
+
+    @property
+    def is_neutral(self) -> bool:
+        """The strength is 0: both passes are the same."""
+        return self.strength == 0.0
+
+    @property
+    def off_at_one(self) -> bool:
+        """Always: γ = 1 leaves the conditional pass, which is steered, as it is."""
+        return True
+
+    @property
+    def view(self) -> View:
+        """The steered model."""
+        vector = VectorFile(self.vector) if isinstance(self.vector, str) else self.vector
+        return Steered(vector, self.layers, self.strength)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The model as it is, where some γ is not 1."""
+        return () if self.scale == 1.0 and self._bounded(1.0) == 1.0 else (Branch(same_prompt=True),)
+
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
+        """Scores (B, V) from ``logp`` (1 or 2, B, V): steered, and unsteered."""
+        return algebra.extrapolate(logp[0], logp[1], scale) if len(logp) > 1 else logp[0]
+
+
+def _vector(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.get("folder") is None:
+            raise ValueError(f"vector={dict(value)!r} is on no disk; save the vector into a folder and name that")
+        return VectorFile(str(value["folder"]), value.get("fingerprint"))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (str, VectorFile)) and value != "":
+        return value
+    if hasattr(value, "directions"):
+        return value if value.folder is None else VectorFile(value.folder, value.fingerprint)
+    numbers = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(numbers, (list, tuple)) or not numbers:
+        raise ValueError(
+            f"vector={value!r} must be a folder that 'textguide steering train' wrote, a SteeringVector, or numbers"
+        )
+    return tuple(finite("vector", number) for number in numbers)
+
+
+def _layers(value: Any) -> tuple[int | float, ...]:
+    if isinstance(value, str):
+        first, dash, last = value.partition("-")
+        if not first.strip().isdecimal() or (dash and not last.strip().isdecimal()):
+            raise ValueError(f"layers={value!r} must be a number, or two with a dash between them, such as '12-15'")
+        value = range(int(first), int(last if dash else first) + 1)
+    several = list(value) if isinstance(value, (list, tuple, range)) else [value]
+    if not several:
+        raise ValueError(f"layers={value!r} names no layer; give at least one")
+    for layer in several:
+        number = finite("layers", layer)
+        if number < 0 or (not isinstance(layer, int) and not 0.0 < number < 1.0):
+            raise ValueError(f"layers={layer!r} must be a number from 0, or a share of the depth between 0 and 1")
+    return tuple(several)

@@ -1,0 +1,119 @@
+"""Steering vectors from contrasting texts (contrastive activation addition, arXiv 2312.06681)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engine.branch_inputs import canonical_prompts, check_rows, encode
+from .forward.model_adapter import adapter
+from .forward.model_views import residual_streams
+from .forward.steering_vectors import SteeringVector, model_fingerprint
+
+__all__ = ["SteeringVector", "load", "read_pairs", "read_texts", "train"]
+
+load = SteeringVector.load
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    positive: Sequence[Any],
+    negative: Sequence[Any],
+    *,
+    batch_size: int = 16,
+    name: str | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> SteeringVector:
+    """The mean of the residual stream behind each layer at the last token of ``positive``, minus that of ``negative``.
+
+    Where the two are pairs this is the mean of their differences (section 2). Every text is read once.
+
+    Args:
+        model: a decoder-only transformer.
+        tokenizer: its tokenizer; None where the texts are token ids.
+        positive: texts, token ids or chats that show what is steered to.
+        negative: the same for what is steered away from.
+        batch_size: texts of one length that are read at once.
+        name: what the model is called in errors; default: its own name.
+        progress: called with the number of texts just read.
+
+    Raises:
+        ValueError: one side is empty, a text cannot be read, or the model has no layers that can be told apart.
+
+    Example:
+        >>> vector = textguide.steering.train(model, tokenizer, ["What a joy"], ["What a bore"]).save("joy")
+        >>> textguide.generate(model, tokenizer, "I went to", Steering("joy", layers=0.5, strength=2.0))
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    sides = []
+    for side, texts in (("positive", positive), ("negative", negative)):
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"{side}={texts!r} must be a list with at least one text")
+        rows = [encode(prompt, tokenizer, side) for prompt in canonical_prompts(list(texts), None, tokenizer)]
+        check_rows(model, rows, side, 1)
+        sides.append(_mean(model, rows, batch_size, progress))
+    base = adapter(model).base
+    called = name or str(getattr(base, "name_or_path", "")) or type(base).__name__
+    return SteeringVector((sides[0] - sides[1]).to(torch.float32), model_fingerprint(model), called)
+
+
+def read_pairs(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """The texts of a file with a positive text, a tab and a negative one on each line.
+
+    Raises:
+        ValueError: it cannot be read, or a line holds no pair; the message names the line.
+    """
+    pairs = []
+    for number, line in enumerate(_lines(path), 1):
+        row = line.split("\t")
+        if line.strip() and not (len(row) == 2 and all(cell.strip() for cell in row)):
+            raise ValueError(f"{path}: line {number} must hold a positive text, a tab and a negative one")
+        if line.strip():
+            pairs.append(row)
+    if not pairs:
+        raise ValueError(f"{path} holds no pair; write a positive text, a tab and a negative one on each line")
+    return [row[0] for row in pairs], [row[1] for row in pairs]
+
+
+def read_texts(path: str | os.PathLike[str]) -> list[str]:
+    """The texts of a file with one on each line.
+
+    Raises:
+        ValueError: it cannot be read, or holds none.
+    """
+    texts = [line for line in _lines(path) if line.strip()]
+    if not texts:
+        raise ValueError(f"{path} holds no text; write one on each line")
+    return texts
+
+
+def _lines(path: str | os.PathLike[str]) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"{path} cannot be read ({reason}); check the path") from error
+
+
+def _mean(model: Any, rows: list[list[int]], batch_size: int, progress: Callable[[int], Any] | None) -> Tensor:
+    """The mean over ``rows`` of the residual stream at their last tokens, (layers, width) in float64."""
+    # Rows of one length need no padding, which would change what some models say.
+    order = sorted(rows, key=len)
+    total: Tensor | float = 0.0
+    start = 0
+    while start < len(order):
+        length = len(order[start])
+        batch = [row for row in order[start : start + batch_size] if len(row) == length]
+        total = total + residual_streams(model, batch)[:, :, -1].double().sum(1)
+        start += len(batch)
+        if progress is not None:
+            progress(len(batch))
+    assert isinstance(total, Tensor)
+    return total / len(rows)
