@@ -79,6 +79,7 @@ ELSEWHERE = {
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
+    "steering": "follows a vector that its user trains: methods/steering.md",
 }
 """Methods that have no row, and why."""
 

@@ -54,9 +54,7 @@ class Steering(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put(
-            vector=_vector(self.vector), layers=_layers(self.layers), strength=factor("strength", self.strength)
-        )
+        self._put(vector=_vector(self.vector), layers=_layers(self.layers), strength=factor("strength", self.strength))
 
     @property
     def is_neutral(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from abc import ABC
 from dataclasses import dataclass
 from typing import Any
 
 from .validation import finite
 
 
-class View(ABC):
+class View:
     """Layers of a model, in order, with its own embeddings, last norm and head; some views change what they compute."""
 
     def layers(self, count: int) -> list[int]:
