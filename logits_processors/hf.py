@@ -116,7 +116,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         )
         self._last = run
         step = run.step(input_ids, self.horizon)
-        if not guidance.active(step):
+        if not run.rereads and not guidance.active(step):
             return scores
         cond = scores.float()[None]
         extra = run.read(input_ids, scores.shape[-1]).to(scores.device, torch.float32)
@@ -194,9 +194,9 @@ class _Run:
         cond = [_without_padding(row, pad) for row in ids.tolist()]
         branches = [*guidance.branches]
         # Where the conditional branch runs the model with a change inside, it is read here as the others are.
-        self.rereads = getattr(guidance, "view", None) is not None
+        self.rereads = guidance.view is not None
         if self.rereads:
-            branches.insert(0, Branch(same_prompt=True, view=guidance.view))  # type: ignore[attr-defined]
+            branches.insert(0, Branch(same_prompt=True, view=guidance.view))
         if self.is_encoder_decoder and any(branch.same_prompt for branch in branches):
             raise ValueError(_encoded(guidance))
         empty = empty_source(model.config) if self.is_encoder_decoder else None
