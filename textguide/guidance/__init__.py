@@ -35,6 +35,7 @@ from .language_model import LMGuidance
 from .nag import NAG
 from .prompts import Message
 from .scaled import Contrast, Scaled
+from .sled import SLED
 from .spec import as_guidance
 from .steering import Steering
 
@@ -49,6 +50,7 @@ __all__ = [
     "CAIF",
     "CFG",
     "NAG",
+    "SLED",
     "About",
     "AnnealedCFG",
     "BetaCFG",

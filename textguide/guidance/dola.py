@@ -11,7 +11,7 @@ from torch import Tensor
 from . import algebra
 from .base import About, Branch, Step
 from .contrastive import Plausible
-from .views import EarlyExit
+from .views import EarlyExit, as_exits
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ class DoLa(Plausible):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        exits = self.exits if isinstance(self.exits, (list, tuple)) else (self.exits,)
-        if not exits:
-            raise ValueError("exits is empty; name at least one early layer")
-        self._put(exits=tuple(EarlyExit(depth).depth for depth in exits))
+        self._put(exits=as_exits(self.exits))
 
     @property
     def branches(self) -> tuple[Branch, ...]:

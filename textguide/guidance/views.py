@@ -26,7 +26,8 @@ class EarlyExit(View):
     """The first layers, whose output goes straight to the head.
 
     Args:
-        depth: number of layers (an integer, 1 or more), or a share of them in (0, 1) (rounded, at least one).
+        depth: number of layers (an integer, 1 or more), or a share of them in (0, 1) (rounded, at least one
+            and never all).
     """
 
     depth: int | float
@@ -39,10 +40,23 @@ class EarlyExit(View):
 
     def layers(self, count: int) -> list[int]:
         """The first ones."""
-        depth = max(1, round(self.depth * count)) if isinstance(self.depth, float) else self.depth
+        share = isinstance(self.depth, float)
+        depth = int(max(1, min(round(self.depth * count), count - 1)) if share else self.depth)
         if depth >= count:
             raise ValueError(f"exit={self.depth} leaves no layer out of {count}; use a smaller one")
         return list(range(depth))
+
+
+def as_exits(value: Any) -> tuple[int | float, ...]:
+    """One depth or several as a tuple of those that :class:`EarlyExit` takes.
+
+    Raises:
+        ValueError: there is none, or one is no depth.
+    """
+    exits = value if isinstance(value, (list, tuple)) else (value,)
+    if not exits:
+        raise ValueError("exits is empty; name at least one early layer")
+    return tuple(EarlyExit(depth).depth for depth in exits)
 
 
 @dataclass(frozen=True)
