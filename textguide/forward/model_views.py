@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..guidance.base import SELF, Branch
-from ..guidance.views import Steered, View
-from . import prefill, steering_vectors
+from ..guidance.views import MaskedHeads, Steered, View
+from . import attention_heads, prefill, steering_vectors
 from .model_adapter import adapter
 from .twins import twin_of
 
@@ -53,9 +53,23 @@ def residual_streams(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack([recorded[layer] for layer in sorted(recorded)])
 
 
+@torch.no_grad()
+def copying_heads(model: Any) -> Tensor:
+    """How much every attention head copies, (layers, heads) in [0, 1]: see :class:`.attention_heads.CopyTest`."""
+    known = adapter(model)
+    test = attention_heads.CopyTest(known.base.get_input_embeddings().weight.shape[0], known.max_positions)
+    prefill.read_padded(part(model, _Watched(test.see)), test.ids.to(known.device), None)
+    return test.scores()
+
+
 @dataclass(frozen=True, eq=False)
 class _Recorded(View):
     into: dict[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched(View):
+    see: Callable[[Tensor], None]
 
 
 def part(model: Any, view: View) -> Any:
@@ -100,13 +114,13 @@ def part(model: Any, view: View) -> Any:
         parent = child
     layers = parent._modules[last]
     parent._modules[last] = nn.ModuleList(_renumbered(layers[old], new) for new, old in enumerate(chosen))
-    _change(found.base, view, parent._modules[last])
+    _change(found.base, view, parent._modules[last], text)
     adapter(whole).adopt(found)
     return whole
 
 
-def _change(model: Any, view: View, layers: Any) -> None:
-    """Put what ``view`` changes into ``layers``, which are twins of those of ``model``."""
+def _change(model: Any, view: View, layers: Any, config: Any) -> None:
+    """Put what ``view`` changes into ``layers``, twins of those of ``model`` with a ``config`` of their own."""
     if isinstance(view, Steered):
         places = view.places(len(layers))
         for place, direction in steering_vectors.directions_for(model, view.vector, places).items():
@@ -114,6 +128,21 @@ def _change(model: Any, view: View, layers: Any) -> None:
     elif isinstance(view, _Recorded):
         for place, layer in enumerate(layers):
             layers[place] = steering_vectors.recorded(layer, view.into, place)
+    elif isinstance(view, MaskedHeads):
+        heads = view.heads
+        if heads is None:
+            heads = attention_heads.retrieval_heads(model, view.count, copying_heads)
+        view.check(heads, len(layers), config.num_attention_heads)
+        for place in {layer for layer, _ in heads}:
+            attention, name = attention_heads.attention_of(layers[place])
+            silent = [head for layer, head in heads if layer == place]
+            attention._modules[name] = attention_heads.silenced(
+                attention._modules[name], silent, config.num_attention_heads
+            )
+    elif isinstance(view, _Watched):
+        config._attn_implementation = "eager"
+        for layer in layers:
+            attention_heads.watch(attention_heads.attention_of(layer)[0], config, view.see)
 
 
 def _is_numbered(module: nn.Module) -> bool:

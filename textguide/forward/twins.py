@@ -29,8 +29,12 @@ def twin_of(module: Any) -> Any:
 
 def hooked_twin(module: Any) -> Any:
     """A twin with lists of hooks of its own: those of ``module``, and whatever is registered on the twin alone."""
-    twin = twin_of(module)
+    return own_hooks(twin_of(module))
+
+
+def own_hooks(twin: Any) -> Any:
+    """``twin``, whose lists of hooks are from now on its own."""
     for name in _HOOKS:
-        if name in module.__dict__:
-            setattr(twin, name, copy.copy(module.__dict__[name]))
+        if name in twin.__dict__:
+            setattr(twin, name, copy.copy(twin.__dict__[name]))
     return twin

@@ -18,6 +18,7 @@ from .cfg import CFG, scale_from_weight, weight_from_scale
 from .composed import Composed, split, with_scale
 from .context_aware import ContextAware
 from .contrastive import ContrastiveDecoding
+from .decore import DeCoRe
 from .dexperts import DExperts, ProxyTuning
 from .dola import DoLa
 from .experimental.annealed import AnnealedCFG
@@ -62,6 +63,7 @@ __all__ = [
     "ContrastiveDecoding",
     "CorrSynth",
     "DExperts",
+    "DeCoRe",
     "DoLa",
     "DynamicCFG",
     "EAGer",

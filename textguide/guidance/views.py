@@ -128,3 +128,31 @@ class Steered(View):
             if place >= count:
                 raise ValueError(f"layers={place} is none of the {count} layers of the model, which count from 0")
         return sorted(set(found))
+
+
+@dataclass(frozen=True)
+class MaskedHeads(View):
+    """All layers, with nothing coming from some of their attention heads.
+
+    Args:
+        heads: pairs of a layer and a head of it, both numbers from 0. None: the heads that copy most from the text,
+            which are looked for in the model.
+        count: how many are looked for.
+    """
+
+    heads: tuple[tuple[int, int], ...] | None = None
+    count: int = 10
+
+    @staticmethod
+    def check(heads: tuple[tuple[int, int], ...], layers: int, each: int) -> None:
+        """Refuse ``heads`` that a model with as many ``layers`` of ``each`` heads has not.
+
+        Raises:
+            ValueError: the message names the first of them.
+        """
+        for layer, head in heads:
+            if layer >= layers or head >= each:
+                raise ValueError(
+                    f"heads names head {head} of layer {layer}, and the model has {layers} layers of {each} heads, "
+                    "which count from 0"
+                )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..guidance import CAIF, CFG, BranchGuidance, LMGuidance
-from ..guidance.views import Steered, View
+from ..guidance.views import MaskedHeads, Steered, View
 
 Distribution = list[float]
 Reweigh = Callable[[Distribution, Sequence[int], int, float], Distribution]
@@ -53,11 +53,35 @@ def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Distribution:
         return run
 
     hooks = [layer.register_forward_hook(change(n), with_kwargs=True) for n, layer in enumerate(layers)]
+    kept_weights = _mask(layers, view, model.config.get_text_config().num_attention_heads)
     try:
         return next_log_probs(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
+        for weight, before in kept_weights:
+            weight.data.copy_(before)
+
+
+def _mask(layers: Any, view: View, count: int) -> list[tuple[Any, torch.Tensor]]:
+    """Set what the output projections read from masked heads to 0; the weights with what they were."""
+    if not isinstance(view, MaskedHeads):
+        return []
+    if view.heads is None:
+        raise ValueError("the oracle masks heads that are named")
+    before: list[tuple[Any, torch.Tensor]] = []
+    names = ("o_proj", "out_proj", "dense", "c_proj")
+    for layer, head in view.heads:
+        attention = next(
+            m for n, m in layers[layer].named_modules() if n in ("self_attn", "attention", "attn", "self_attention")
+        )
+        weight = next(getattr(attention, name).weight for name in names if hasattr(attention, name))
+        before.insert(0, (weight, weight.data.clone()))
+        # Conv1D of GPT-2 keeps its weights the other way round.
+        read = weight.data if type(attention).__name__.startswith("GPT2") else weight.data.T
+        size = read.shape[0] // count
+        read[head * size : (head + 1) * size] = 0
+    return before
 
 
 def normalized(scores: Sequence[float]) -> Distribution:
