@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from textguide.engine.effect import Effect
 
 
 class MaskedDiffusionCFGHook:
-    """CFG or A-CFG inside the sampling loop of Dream, LLaDA and their kin, as a hook ``(step, x, logits) -> logits``.
+    """Guidance inside the sampling loop of Dream, LLaDA and their kin, as a hook ``(step, x, logits) -> logits``.
 
     The loop keeps its own schedule, order and temperature; the hook runs the passes that guidance needs and gives back
     guided log-probabilities at masked positions. Use it for one batch at a time.
@@ -23,11 +24,13 @@ class MaskedDiffusionCFGHook:
     Args:
         model: the model that the loop runs.
         tokenizer: its tokenizer.
-        guidance: ``CFG`` without a negative prompt, or ``ACFG``.
+        guidance: as for :func:`textguide.diffusion.generate`; other prompts stand in place of the tokens of ``x`` that
+            are given.
         prompt_length: tokens of the prompt in ``x``, padding included: an integer, or None to take what is not masked
             at the first call.
         attention_mask: bool or 0/1 (B, L) of ``x``; None: nothing is padded.
         kind, mask_id: as for :func:`textguide.diffusion.denoiser`.
+        models: further denoisers by the name that branches use.
 
     Raises:
         ValueError: an argument has a value that cannot work.
@@ -48,11 +51,11 @@ class MaskedDiffusionCFGHook:
         *,
         kind: str | None = None,
         mask_id: int | None = None,
+        models: Mapping[str, Any] | None = None,
     ) -> None:
         self.model: Denoiser = denoiser(model, tokenizer, kind=kind, mask_id=mask_id)
         self.guidance = checked_guidance(guidance)
-        if getattr(self.guidance, "negative_prompt", None) is not None:
-            raise ValueError("negative_prompt cannot be read inside another loop; use textguide.diffusion.generate")
+        self.models = dict(models or {})
         if prompt_length is not None and prompt_length < 0:
             raise ValueError(f"prompt_length={prompt_length} must be 0 or more tokens, or None")
         self.prompt_length = prompt_length
@@ -79,7 +82,7 @@ class MaskedDiffusionCFGHook:
         assert canvas is not None
         canvas.ids = x
         where = canvas.masked(self.model.mask_id)
-        if not where.any() or guide.guidance is None:
+        if not where.any() or guide.is_neutral:
             return logits
         distributions = guide.distributions(canvas, torch.arange(len(x), device=x.device), where)
         out = logits.clone()
@@ -96,7 +99,7 @@ class MaskedDiffusionCFGHook:
             target = target & (torch.arange(x.shape[1], device=x.device) >= self.prompt_length)
         given = attention & ~target
         self._canvas = Canvas(x, attention, given, target, torch.where(target, 0, -1))
-        self._guide = Guide(self.model, self.guidance, self._canvas)
+        self._guide = Guide(self.model, self.guidance, self._canvas, models=self.models)
 
 
 class AllowedTokensProcessor(LogitsProcessor):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..engine.effect import Effect, warn_if_none
-from ..guidance import as_guidance
-from ..guidance.prompts import as_prompt
+from ..guidance import Guidance, split
+from ..guidance.prompts import Prompt, as_prompt
+from ..guidance.scaled import Scaled
 from . import canvas as canvases
+from .branches import rows_of, texts_of
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
-from .guiding import Guide, checked_guidance, negative_rows
-from .prefix import Prefix
+from .guiding import Guide, checked_guidance, remasked_by
 from .sampling import CanvasStep, Sampler, checked_plan, finished, whole_number
 
 
@@ -29,8 +29,8 @@ class DiffusionResult:
         sequences: the rows as they were read, padded on the right, (B, L).
         targets: which positions were filled, bool (B, L).
         steps: denoising steps that each row took.
-        passes: forward passes over the model.
-        rows: rows read in them, both halves of guidance counted.
+        passes: forward passes, over all models.
+        rows: rows read in them, those of all branches counted.
         effect: what guidance did.
         history: every step, where ``keep_history`` asked for it; else empty.
     """
@@ -51,6 +51,7 @@ def generate(
     prompts: Any,
     *,
     guidance: Any = None,
+    models: Mapping[str, Any] | None = None,
     gen_length: int = 256,
     steps: int | None = None,
     block_length: int | None = None,
@@ -72,8 +73,11 @@ def generate(
         model: a masked diffusion model, or the :class:`Denoiser` of one.
         tokenizer: its tokenizer.
         prompts: a text, token ids or chat messages, or a list with one of these a row. They may differ in length.
-        guidance: :class:`textguide.CFG` (the prompt masked, or its negative prompt, in the same forward pass),
-            :class:`textguide.ACFG`, or None.
+        guidance: a guidance whose branches are other prompts, edits of the prompt or other denoisers, such as
+            :class:`textguide.CFG` (the prompt masked, or its negative prompt) or :class:`textguide.ACFG`; its text, or
+            None. All branches of one model ride in one forward pass.
+        models: further denoisers with the same tokens, by the name that branches use: masked diffusion models, or a
+            :class:`Denoiser` each.
         gen_length: masks behind each prompt.
         steps: denoising steps; None: one a mask. Each fills an equal share of its block. Ignored with ``threshold``.
         block_length: blocks are filled from left to right, each of this many masks; None: the whole canvas at once.
@@ -82,10 +86,10 @@ def generate(
         temperature: 0 takes the most likely token; above 0 draws from ``p^(1/T)`` with Gumbel noise in float64.
         threshold: fill every position whose certainty reaches this, one at least, in place of equal shares.
         positions: the distribution that ranks positions: ``guided``, ``conditional`` or ``unconditional`` (CFG++, arXiv
-            2406.08070: tokens from the guided distribution, positions by the other branch).
+            2406.08070: tokens from the guided distribution, positions by the other branch, the first of several).
         corrector: after each step empty this many of the least certain tokens of the block and draw them from the
             guided distribution at 2γ − 1, while the step itself goes without guidance (predictor-corrector, arXiv
-            2408.09000).
+            2408.09000). For guidance by ``lu + γ (lc − lu)``.
         allowed: bool mask of tokens that may be written: (V,), (G, V) for the G masks of each row, (B, G, V), or a
             function ``(row, tokens) -> (G, V)`` of the canvas as it is.
         early_end: a row is finished once everything in front of its end token is filled.
@@ -102,18 +106,20 @@ def generate(
         >>> model, tokenizer = textguide.diffusion.load("sudoku4")
         >>> textguide.diffusion.generate(model, tokenizer, "0300124300000431", gen_length=16).texts
     """
+    wanted = checked_guidance(guidance)
     options = {
         "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
         "corrector": corrector, "allowed": allowed, "early_end": early_end, "seed": seed,
     }  # fmt: skip
-    guidance = as_guidance(guidance)
-    sampler = _for_generation(model, tokenizer, prompts, guidance, gen_length, steps, block_length, cache, options)
-    return _finish(sampler, guidance, keep_history, warn, whole=False)
+    sampler = _for_generation(
+        model, tokenizer, prompts, wanted, models, gen_length, steps, block_length, cache, options
+    )
+    return _finish(sampler, wanted, keep_history, warn, whole=False)
 
 
-def stream(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None, gen_length: int = 256,
-           steps: int | None = None, block_length: int | None = None, cache: bool = False,
-           **options: Any) -> Iterator[CanvasStep]:  # fmt: skip
+def stream(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
+           models: Mapping[str, Any] | None = None, gen_length: int = 256, steps: int | None = None,
+           block_length: int | None = None, cache: bool = False, **options: Any) -> Iterator[CanvasStep]:  # fmt: skip
     """The canvas behind every step of :func:`generate`, with its arguments.
 
     Raises:
@@ -127,8 +133,9 @@ def stream(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None, ge
     if unknown:
         raise ValueError(f"{unknown[0]}= is no argument of stream; it takes those of generate that shape the canvas")
     sampler = _for_generation(
-        model, tokenizer, prompts, guidance, gen_length, steps, block_length, cache, {**defaults, **options}
-    )
+        model, tokenizer, prompts, checked_guidance(guidance), models, gen_length, steps, block_length, cache,
+        {**defaults, **options},
+    )  # fmt: skip
     return sampler.run()
 
 
@@ -138,6 +145,7 @@ def infill(
     texts: Any,
     *,
     guidance: Any = None,
+    models: Mapping[str, Any] | None = None,
     steps: int | None = None,
     order: str = "confidence",
     temperature: float = 0.0,
@@ -153,28 +161,30 @@ def infill(
 
     Args:
         texts: a text or token ids with mask tokens in it, or a list of these.
-        guidance: as for :func:`generate`; CFG masks everything that was given, and takes no negative prompt.
+        guidance: as for :func:`generate`. Without a prompt of its own a branch masks everything that was given;
+            another text (a negative prompt, say) holds as many masks as the text that it stands for, and an edit that
+            keeps the number of tokens, such as shuffling, changes what is given around the masks.
+        models: as for :func:`generate`.
         steps: None: as many as the row with the most masks has. The other arguments are those of :func:`generate`.
 
     Raises:
         ValueError: an argument has a value that cannot work; the message names it, its value and the remedy.
     """
-    made, guidance = denoiser(model, tokenizer), as_guidance(guidance)
-    if getattr(guidance, "negative_prompt", None) is not None:
-        raise ValueError("negative_prompt has no meaning for infilling, where there is no prompt; leave it out")
-    canvas = canvases.for_infilling(made, [made.encode(text) for text in _rows(texts, "texts")])
+    made, wanted = denoiser(model, tokenizer), checked_guidance(guidance)
+    given = canonical(texts, "texts")
+    canvas = canvases.for_infilling(made, [made.encode(text) for text in given])
     steps = int(canvas.target.sum(-1).max()) if steps is None else steps
     plan = checked_plan(
         count=len(canvas), steps=steps, blocks=1, order=order, temperature=temperature, threshold=threshold,
         positions=positions, corrector=corrector, early_end=False, allowed=allowed, seed=seed,
     )  # fmt: skip
-    guide = Guide(made, _scaled(checked_guidance(guidance), corrector), canvas)
-    return _finish(Sampler(made, canvas, guide, plan), guidance, keep_history, warn, whole=True)
+    guide = _guide(made, wanted, canvas, given, models, corrector, infilling=True)
+    return _finish(Sampler(made, canvas, guide, plan), wanted, keep_history, warn, whole=True)
 
 
 def _for_generation(
-    model: Any, tokenizer: Any, prompts: Any, guidance: Any, gen_length: Any, steps: Any, block_length: Any,
-    cache: bool, options: dict[str, Any],
+    model: Any, tokenizer: Any, prompts: Any, guidance: Guidance | None, models: Mapping[str, Any] | None,
+    gen_length: Any, steps: Any, block_length: Any, cache: bool, options: dict[str, Any],
 ) -> Sampler:  # fmt: skip
     made = denoiser(model, tokenizer)
     gen_length = whole_number("gen_length", gen_length)
@@ -185,34 +195,45 @@ def _for_generation(
             f"use gen_length={gen_length // block_length * block_length or block_length} or another block"
         )
     steps = gen_length if steps is None else steps
-    rows = [made.encode(prompt) for prompt in _rows(prompts, "prompts")]
-    plan = checked_plan(count=len(rows), steps=steps, blocks=gen_length // block_length, **options)
-    wanted = checked_guidance(guidance)
-    negatives = negative_rows(made, wanted, len(rows))
-    canvas = canvases.for_generation(made, rows, gen_length, block_length)
-    kept = Prefix(made, canvas, wanted, negatives) if cache else None
-    guide = Guide(made, _scaled(wanted, plan.corrector), canvas, negatives, kept)
+    given = canonical(prompts, "prompts")
+    plan = checked_plan(count=len(given), steps=steps, blocks=gen_length // block_length, **options)
+    canvas = canvases.for_generation(made, [made.encode(prompt) for prompt in given], gen_length, block_length)
+    guide = _guide(made, guidance, canvas, given, models, plan.corrector, cache=cache)
     return Sampler(made, canvas, guide, plan)
 
 
-def _finish(sampler: Sampler, guidance: Any, keep_history: bool, warn: bool, whole: bool) -> DiffusionResult:
-    passes, rows = sampler.model.passes, sampler.model.rows
+def _guide(
+    model: Denoiser, guidance: Guidance | None, canvas: Canvas, prompts: Sequence[Prompt],
+    models: Mapping[str, Any] | None, corrector: int, *, infilling: bool = False, cache: bool = False,
+) -> Guide:  # fmt: skip
+    wanted = _scaled(guidance, corrector)
+    branching = split(wanted).branching
+    texts = None
+    if remasked_by(branching) is None:
+        texts = texts_of(model, branching, rows_of(canvas), prompts, infilling=infilling)
+    return Guide(model, wanted, canvas, texts, models, cache)
+
+
+def _finish(
+    sampler: Sampler, guidance: Guidance | None, keep_history: bool, warn: bool, whole: bool
+) -> DiffusionResult:
+    guide = sampler.guide
+    passes, rows = guide.passes, guide.rows
     history = []
     for step in sampler.run():
         if keep_history:
             history.append(step)
     effect = sampler.effect
-    if warn and not isinstance(guidance, type(None)):
-        with warnings.catch_warnings():
-            warn_if_none(effect, guidance)
+    if warn:
+        warn_if_none(effect, guidance)
     model, canvas = sampler.model, sampler.canvas
     return DiffusionResult(
         texts=[decode(model, canvas, row, whole) for row in range(len(canvas))],
         sequences=canvas.ids,
         targets=canvas.target,
         steps=sampler.steps_taken,
-        passes=model.passes - passes,
-        rows=model.rows - rows,
+        passes=guide.passes - passes,
+        rows=guide.rows - rows,
         effect=effect,
         history=tuple(history),
     )
@@ -224,17 +245,38 @@ def decode(model: Denoiser, canvas: Canvas, row: int, whole: bool) -> str:
     return str(model.tokenizer.decode(ids, skip_special_tokens=not whole))
 
 
-def _rows(values: Any, name: str) -> Sequence[Any]:
+def canonical(values: Any, name: str) -> list[Prompt]:
+    """Prompts, one a row, in canonical form.
+
+    Raises:
+        ValueError: they are no prompts; ``name`` is the argument that the message names.
+    """
     if as_prompt(values) is not None:
-        return [values]
+        values = [values]
     if isinstance(values, (bytes, bytearray)) or not isinstance(values, (Sequence, Tensor)):
         raise ValueError(f"{name} must be a text, token ids or chat messages, or a list with one of these a row")
-    rows = list(values)
+    rows = []
+    for value in values:
+        prompt = as_prompt(value)
+        if prompt is None:
+            raise ValueError(f"{name} must be texts, token ids or chat messages; give a list with one of these a row")
+        rows.append(prompt)
     if not rows:
         raise ValueError(f"{name} is empty; give one text at least")
     return rows
 
 
-def _scaled(guidance: Any, corrector: int) -> Any:
-    """The corrector samples at γ' = 2γ − 1, since the predictor goes without guidance."""
-    return guidance if guidance is None or not corrector else replace(guidance, scale=2 * guidance.scale - 1)
+def _scaled(guidance: Guidance | None, corrector: int) -> Guidance | None:
+    """The corrector samples at γ' = 2γ − 1, since the predictor goes without guidance.
+
+    Raises:
+        ValueError: the guidance is not ``lu + γ (lc − lu)``.
+    """
+    if not corrector or guidance is None or guidance.is_neutral:
+        return guidance
+    if not isinstance(guidance, Scaled) or type(guidance).mix is not Scaled.mix:
+        raise ValueError(
+            f"corrector={corrector} draws tokens again at 2γ − 1, and {guidance.name} is not lu + γ (lc − lu); use "
+            "CFG, or leave corrector 0"
+        )
+    return replace(guidance, scale=2 * guidance.scale - 1)

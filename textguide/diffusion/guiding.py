@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..engine.effect import EffectMeter
-from ..guidance import ACFG, CFG, Guidance, Step, as_guidance
-from ..guidance.acfg import remask
-from ..guidance.algebra import extrapolate, log_softmax
-from ..guidance.prompts import per_row
-from .canvas import Canvas, lay_out
+from ..guidance import Guidance, Step, as_guidance, split
+from ..guidance.acfg import Remasked
+from ..guidance.algebra import broken, log_softmax, refuse_broken
+from ..guidance.base import BranchGuidance
+from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
+from .canvas import Canvas
 from .denoisers import Denoiser
-
-Diffusing = CFG | ACFG
+from .remasking import Remasking
 
 
 @dataclass
@@ -27,16 +28,14 @@ class Distributions:
     Attributes:
         guided: log-probabilities (N, V).
         cond: the same without guidance, (N, V).
-        uncond: the other branch, (N, V); equal to ``cond`` in rows where it did not run.
-        remasked: positions that the second pass read as masks, bool (B, L).
-        scale: γ(s) of each row, (B,).
+        uncond: the first extra branch, (N, V); equal to ``cond`` in rows where none ran.
+        remasked: positions that A-CFG's second pass read as masks, bool (B, L).
     """
 
     guided: Tensor
     cond: Tensor
     uncond: Tensor
     remasked: Tensor
-    scale: Tensor
 
 
 class Guide:
@@ -44,30 +43,54 @@ class Guide:
 
     Args:
         model: the denoiser.
-        guidance: ``CFG``, ``ACFG`` or None.
+        guidance: as :func:`checked_guidance` gave it, or None.
         canvas: the batch as it was before anything was filled.
-        negatives: token ids of CFG's negative prompt for each row, or None: the prompt is masked.
+        texts: what each extra branch reads, row by row (see :func:`texts_of`); None: what follows from the canvas.
+        models: further denoisers by the names that branches use.
         cache: keep what is in front of the current block (see :class:`Prefix`).
+
+    Attributes:
+        denoisers: all that run, by name.
+        is_neutral: whether nothing of the guidance acts.
     """
 
     def __init__(
         self,
         model: Denoiser,
-        guidance: Diffusing | None,
+        guidance: Guidance | None,
         canvas: Canvas,
-        negatives: Sequence[Sequence[int]] | None = None,
-        cache: Any = None,
+        texts: Sequence[Sequence[Row]] | None = None,
+        models: Mapping[str, Any] | None = None,
+        cache: bool = False,
     ) -> None:
         self.model = model
-        self.guidance = None if guidance is None or guidance.is_neutral else guidance
-        self.meter = EffectMeter(1, model.device)
-        self.cache = cache
-        self._confidence: Tensor | None = None
-        self._known = torch.zeros(len(canvas), dtype=torch.bool, device=model.device)
+        self.guidance = branching = split(guidance).branching
+        self.is_neutral = branching is None
+        self.meter = EffectMeter(len(branching.branches) if branching is not None else 1, model.device)
+        self.denoisers = denoisers_of(model, branching, models)
         self._total = canvas.target.sum(-1)
-        self._other = None
-        if isinstance(self.guidance, CFG):
-            self._other = _masked_prompt(model, canvas) if negatives is None else _negative(model, canvas, negatives)
+        edit = remasked_by(branching)
+        self._reader: Reader
+        if edit is not None:
+            if cache:
+                raise ValueError(
+                    "cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, or "
+                    "leave cache off"
+                )
+            self._reader = Remasking(model, edit, len(canvas))
+        else:
+            texts = texts_of(model, branching, rows_of(canvas)) if texts is None else texts
+            self._reader = Laid(self.denoisers, canvas, branching, texts, cache)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes so far, over all denoisers."""
+        return sum(model.passes for model in set_of(self.denoisers))
+
+    @property
+    def rows(self) -> int:
+        """Rows read in them."""
+        return sum(model.rows for model in set_of(self.denoisers))
 
     def progress(self, canvas: Canvas, rows: Tensor) -> Tensor:
         """Share of each row's targets that are filled, (B,): 0 at first and 1 for the last position."""
@@ -75,168 +98,93 @@ class Guide:
         filled = total - canvas.masked(self.model.mask_id).sum(-1)
         return (filled / (total - 1).clamp(min=1)).clamp(max=1.0)
 
-    def distributions(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Distributions:
+    def distributions(
+        self, canvas: Canvas, rows: Tensor, where: Tensor, allowed: Tensor | None = None, *, guided: bool = True
+    ) -> Distributions:
         """The distributions at ``where`` (bool (B, L)) of these rows of the batch.
 
         Args:
             canvas: the rows as they are now; a part of the batch that the guide was made for.
             rows: which rows of that batch they are, (B,).
-            where: positions whose distribution is wanted; all of them masked.
+            where: positions whose distribution is wanted; all of them masked, N in number.
+            allowed: tokens that may be written there, bool (N, V); None: all.
+            guided: False: the distributions without guidance, from one pass.
+
+        Raises:
+            ValueError: guidance gave something that no token can be drawn from.
         """
-        scale = self._scales(canvas, rows)
-        active = scale != 1.0
-        remasked = torch.zeros_like(where)
-        if not active.any():
-            return self.plain_distributions(canvas, rows, where)
-        if self._other is not None:
-            cond, uncond = self._cfg(canvas, rows, where, active)
-        else:
-            cond, uncond, remasked, active = self._adaptive(canvas, rows, where, active)
-        guided = self._combine(cond, uncond, scale, active, where)
-        return Distributions(guided, cond, uncond, remasked, scale)
-
-    def plain_distributions(self, canvas: Canvas, rows: Tensor, where: Tensor) -> Distributions:
-        """The distributions at ``where`` without guidance, from one pass."""
-        cond = log_softmax(self._read(canvas.ids, canvas.attention, rows)[where])
-        self.meter.add_unguided(where)
-        scale = torch.ones(len(rows), device=self.model.device)
-        return Distributions(cond, cond, cond, torch.zeros_like(where), scale)
-
-    def _scales(self, canvas: Canvas, rows: Tensor) -> Tensor:
-        if self.guidance is None:
-            return torch.ones(len(rows), device=self.model.device)
-        progress = self.progress(canvas, rows)[:, None]
-        return self.guidance.scale_at(Step(progress)).expand(-1, 1)[:, 0]  # type: ignore[union-attr]
-
-    def _cfg(self, canvas: Canvas, rows: Tensor, where: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Both halves in one forward pass; rows at γ(s) = 1 have no second half."""
-        assert self._other is not None
-        other = self._other.pick(rows[active])
-        ids = other.ids.clone()
-        ids[other.target] = canvas.ids[active][canvas.target[active]]
-        there = torch.zeros_like(other.target)
-        there[other.target] = where[active][canvas.target[active]]
-        both, attention = _stack(self.model, (canvas.ids, canvas.attention), (ids, other.attention))
-        logits = self._read(both, attention, rows, rows[active])
-        cond = log_softmax(logits[: len(where), : where.shape[1]][where])
-        uncond = cond.clone()
-        uncond[active.repeat_interleave(where.sum(-1))] = log_softmax(logits[len(where) :, : there.shape[1]][there])
-        return cond, uncond
-
-    def _adaptive(
-        self, canvas: Canvas, rows: Tensor, where: Tensor, active: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Algorithm 1; with ``one_pass`` the positions come from the confidences of the step before."""
-        guidance = self.guidance
-        assert isinstance(guidance, ACFG)
-        early = guidance.one_pass and bool(self._known[rows].all())
-        candidates = self._candidates(canvas, guidance.remask_scope) & active[:, None]
-        if early:
-            assert self._confidence is not None
-            lost = remask(self._confidence[rows][:, : where.shape[1]], candidates, guidance.remask_ratio)
-            again = lost.any(-1)
-            second = canvas.ids[again].masked_fill(lost[again], self.model.mask_id)
-            ids = torch.cat([canvas.ids, second])
-            logits = self._read(ids, torch.cat([canvas.attention, canvas.attention[again]]), rows, rows[again])
-            logits, other = logits[: len(where)], logits[len(where) :]
-            confidence = _top_probability(logits)
-        else:
-            logits = self._read(canvas.ids, canvas.attention, rows)
-            confidence = _top_probability(logits)
-            lost = remask(confidence, candidates, guidance.remask_ratio)
-            again = lost.any(-1)
-            other = None
-            if again.any():
-                second = canvas.ids[again].masked_fill(lost[again], self.model.mask_id)
-                other = self._read(second, canvas.attention[again], rows[again])
-        if guidance.one_pass:
-            self._remember(confidence, rows)
-        cond = log_softmax(logits[where])
-        uncond = cond.clone()
-        if other is not None:
-            uncond[again.repeat_interleave(where.sum(-1))] = log_softmax(other[where[again]])
-        return cond, uncond, lost, again
-
-    def _candidates(self, canvas: Canvas, scope: str) -> Tensor:
-        filled = canvas.target & (canvas.ids != self.model.mask_id)
-        return {"all": canvas.given | filled, "generated": filled, "prompt": canvas.given}[scope]
-
-    def _remember(self, confidence: Tensor, rows: Tensor) -> None:
-        if self._confidence is None:
-            self._confidence = confidence.new_zeros(len(self._known), confidence.shape[1])
-        self._confidence[rows, : confidence.shape[1]] = confidence
-        self._known[rows] = True
-
-    def _combine(self, cond: Tensor, uncond: Tensor, scale: Tensor, active: Tensor, where: Tensor) -> Tensor:
-        assert self.guidance is not None
-        per_row = where.sum(-1)
-        chosen = active.repeat_interleave(per_row)
-        scales = scale.repeat_interleave(per_row)[chosen, None]
-        guided = cond.clone()
+        progress = self.progress(canvas, rows)
+        active = self._active(progress) if guided else torch.zeros_like(rows, dtype=torch.bool)
+        passes = self._reader.read(canvas, rows, where, active)
+        counts = where.sum(-1)
+        chosen = passes.ran.repeat_interleave(counts)
+        cond = passes.cond
+        mixed, uncond = cond.clone(), cond.clone()
         if chosen.any():
-            guided[chosen] = log_softmax(extrapolate(cond[chosen], uncond[chosen], scales))
-            self.meter.add(guided[chosen], cond[chosen])
+            at = progress.repeat_interleave(counts)[chosen, None]
+            mixed[chosen] = self._combine(torch.cat([cond[None, chosen], passes.others]), at, rows, where, chosen)
+            if len(passes.others):
+                uncond[chosen] = passes.others[0]
+        if allowed is not None:
+            cond, mixed, uncond = (log_softmax(logp.masked_fill(~allowed, -math.inf)) for logp in (cond, mixed, uncond))
+        if chosen.any():
+            self.meter.add(mixed[chosen], cond[chosen])
         self.meter.add_unguided(~chosen)
-        return guided
+        return Distributions(mixed, cond, uncond, passes.remasked)
 
-    def _read(self, ids: Tensor, attention: Tensor, *halves: Tensor) -> Tensor:
-        if self.cache is not None:
-            return self.cache.read(ids, attention, halves)
-        return self.model(ids, attention)[0]
+    def _active(self, progress: Tensor) -> Tensor:
+        guidance = self.guidance
+        if guidance is None:
+            return torch.zeros_like(progress, dtype=torch.bool)
+        acts = {at: guidance.active(Step(at)) for at in set(progress.tolist())}
+        return torch.tensor([acts[at] for at in progress.tolist()], device=progress.device)
+
+    def _combine(self, logp: Tensor, progress: Tensor, rows: Tensor, where: Tensor, chosen: Tensor) -> Tensor:
+        assert self.guidance is not None
+        guided = self.guidance.combine(logp, Step(progress))
+        wrong = broken(guided)
+        if bool(wrong.any()):
+            places = where.nonzero()[:, 0][chosen][wrong]
+            refuse_broken(self.guidance, sorted(set(rows[places].tolist())))
+        return guided if self.guidance.renormalize else log_softmax(guided)
 
 
-def checked_guidance(guidance: Any) -> Diffusing | None:
+def set_of(denoisers: Mapping[str, Denoiser]) -> list[Denoiser]:
+    """The denoisers, each once."""
+    return list({id(model): model for model in denoisers.values()}.values())
+
+
+def remasked_by(guidance: BranchGuidance | None) -> Remasked | None:
+    """How a branch of ``guidance`` masks the canvas again; None where none does."""
+    edits = [branch.edit for branch in (guidance.branches if guidance is not None else ())]
+    return next((edit for edit in edits if isinstance(edit, Remasked)), None)
+
+
+def checked_guidance(guidance: Any) -> Guidance | None:
     """``guidance`` where masked diffusion can use it.
 
     Raises:
         ValueError: it is no guidance, or one that steers token by token from left to right.
     """
     guidance = as_guidance(guidance)
-    if guidance is None or isinstance(guidance, ACFG):
-        return guidance
-    if isinstance(guidance, CFG):
-        if guidance.skip_threshold is not None:
+    parts = split(guidance)
+    branching = parts.branching
+    if branching is not None:
+        if branching.skip_threshold is not None:
             raise ValueError("skip_threshold re-reads text written from left to right; leave it None for diffusion")
-        if guidance.negative_system is not None:
-            raise ValueError("negative_system is not offered for diffusion; give the whole chat as negative_prompt")
-        return guidance
-    if isinstance(guidance, Guidance):
-        raise ValueError(f"guidance {guidance.name!r} does not steer masked diffusion; use CFG or ACFG")
-    raise ValueError(f"guidance={guidance!r} is no guidance; use CFG(scale=…) or ACFG(scale=…)")
-
-
-def negative_rows(model: Denoiser, guidance: Any, count: int) -> list[list[int]] | None:
-    """Token ids of CFG's negative prompt, one a row; None where the prompt is to be masked."""
-    prompts = getattr(guidance, "negative_prompt", None)
-    if prompts is None:
-        return None
-    if not per_row(prompts):
-        return [model.encode(prompts)] * count
-    if len(prompts) != count:
-        raise ValueError(f"negative_prompt has {len(prompts)} rows for {count} prompts; give one, or one a prompt")
-    return [model.encode(prompt) for prompt in prompts]
-
-
-def _masked_prompt(model: Denoiser, canvas: Canvas) -> Canvas:
-    ids = canvas.ids.masked_fill(canvas.given, model.mask_id)
-    return Canvas(ids, canvas.attention, canvas.given, canvas.target, canvas.block)
-
-
-def _negative(model: Denoiser, canvas: Canvas, prompts: Sequence[Sequence[int]]) -> Canvas:
-    """Every row's targets behind another prompt."""
-    counts = canvas.target.sum(-1).tolist()
-    return lay_out(model, [[*p, *[None] * n] for p, n in zip(prompts, counts, strict=True)], 1, "the negative prompt")
-
-
-def _stack(model: Denoiser, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two batches under each other, padded on the right to one length."""
-    length = max(first[0].shape[1], second[0].shape[1])
-    pad = torch.nn.functional.pad
-    ids = torch.cat([pad(t, (0, length - t.shape[1]), value=model.pad_id) for t, _ in (first, second)])
-    return ids, torch.cat([pad(m, (0, length - m.shape[1])) for _, m in (first, second)])
-
-
-def _top_probability(logits: Tensor) -> Tensor:
-    """max softmax of each position, (B, L, V) → (B, L), in float32."""
-    logits = logits.float()
-    return torch.exp(logits.amax(-1) - torch.logsumexp(logits, -1))
+        if branching.across_rows:
+            raise ValueError(
+                f"guidance {branching.name!r} holds the next token of every text against those of the other rows, and "
+                "the rows of a canvas fill other positions at every step; use it with textguide.generate"
+            )
+        if any(branch.view is not None for branch in branching.branches):
+            raise ValueError(
+                f"guidance {branching.name!r} runs a part of a decoder, whose layers read from left to right; use it "
+                "with textguide.generate, or give another denoiser as models={'amateur': …} to ContrastiveDecoding"
+            )
+    for part in (*parts.reweighting, *([parts.constraint] if parts.constraint is not None else [])):
+        raise ValueError(
+            f"guidance {part.name!r} asks how the beginning of a text may go on, and a canvas is filled in any order; "
+            "use it with textguide.generate (what may stand at a position is allowed=)"
+        )
+    return guidance

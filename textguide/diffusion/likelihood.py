@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..guidance import Guidance, split
+from .branches import Row, denoisers_of, texts_of
 from .canvas import Canvas, lay_out
 from .denoisers import Denoiser, denoiser
-from .generation import _rows
-from .guiding import Guide, checked_guidance, negative_rows
+from .generation import canonical
+from .guiding import Guide, checked_guidance, remasked_by
 from .sampling import whole_number
 
 
@@ -41,6 +43,7 @@ def score(
     targets: Any,
     *,
     guidance: Any = None,
+    models: Mapping[str, Any] | None = None,
     draws: int = 128,
     batch_size: int = 32,
     seed: int = 0,
@@ -55,7 +58,8 @@ def score(
     Args:
         prompts: as for :func:`generate`; one, or one a target.
         targets: a text or token ids, or a list of these.
-        guidance: CFG, ACFG or None. ``ACFG(one_pass=True)`` is refused: draws have no step before them.
+        guidance: as for :func:`generate`. ``ACFG(one_pass=True)`` is refused: draws have no step before them.
+        models: as for :func:`generate`.
         draws: Monte Carlo draws a target; 128 in the literature. With ``draws`` a multiple of n the strata are even.
         batch_size: rows read at once.
         seed: of the masks.
@@ -65,22 +69,26 @@ def score(
     """
     made = denoiser(model, tokenizer)
     wanted = checked_guidance(guidance)
-    if getattr(wanted, "one_pass", False):
+    branching = split(wanted).branching
+    edit = remasked_by(branching)
+    if edit is not None and edit.one_pass:
         raise ValueError(
             "one_pass=True ranks positions by the step before, and a likelihood has no steps; leave it off"
         )
     draws, batch_size = whole_number("draws", draws), whole_number("batch_size", batch_size)
-    ends = [made.encode(target) for target in _rows(targets, "targets")]
-    starts = [made.encode(prompt) for prompt in _rows(prompts, "prompts")]
-    starts = starts * len(ends) if len(starts) == 1 else starts
-    if len(starts) != len(ends):
-        raise ValueError(f"prompts has {len(starts)} rows and targets {len(ends)}; give one prompt a target, or one")
+    ends = [made.encode(target) for target in canonical(targets, "targets")]
+    given = canonical(prompts, "prompts")
+    given = given * len(ends) if len(given) == 1 else given
+    if len(given) != len(ends):
+        raise ValueError(f"prompts has {len(given)} rows and targets {len(ends)}; give one prompt a target, or one")
     if not all(ends):
         raise ValueError(f"targets[{next(i for i, end in enumerate(ends) if not end)}] is empty; leave it out")
-    negatives = negative_rows(made, wanted, len(ends))
+    rows: list[Row] = [[*made.encode(prompt), *[None] * len(end)] for prompt, end in zip(given, ends, strict=True)]
+    others = [] if edit is not None else texts_of(made, branching, rows, given)
+    denoisers = denoisers_of(made, branching, models)
     sums = torch.zeros(len(ends), dtype=torch.float64)
     squares = torch.zeros_like(sums)
-    for index, value in _values(made, wanted, starts, ends, negatives, draws, batch_size, seed):
+    for index, value in _values(made, wanted, rows, ends, others, denoisers, draws, batch_size, seed):
         sums[index] += value
         squares[index] += value**2
     mean = sums / draws
@@ -98,42 +106,38 @@ def masked_counts(tokens: int, draws: int, generator: torch.Generator) -> list[i
 
 
 def _values(
-    model: Denoiser, guidance: Any, prompts: Sequence[list[int]], targets: Sequence[list[int]],
-    negatives: Sequence[Sequence[int]] | None, draws: int, batch_size: int, seed: int,
+    model: Denoiser, guidance: Guidance | None, rows: Sequence[Row], targets: Sequence[list[int]],
+    others: Sequence[Sequence[Row]], denoisers: Mapping[str, Denoiser], draws: int, batch_size: int, seed: int,
 ) -> Iterator[tuple[int, float]]:  # fmt: skip
     jobs = []
     for index, target in enumerate(targets):
         generator = torch.Generator().manual_seed(seed)  # a target's masks do not depend on what is scored beside it
         for count in masked_counts(len(target), draws, generator):
             jobs.append((index, torch.randperm(len(target), generator=generator)[:count].tolist()))
-    jobs.sort(key=lambda job: len(prompts[job[0]]) + len(targets[job[0]]))
+    jobs.sort(key=lambda job: len(rows[job[0]]))
     for start in range(0, len(jobs), batch_size):
         part = jobs[start : start + batch_size]
-        others = None if negatives is None else [negatives[index] for index, _ in part]
-        yield from zip(
-            [index for index, _ in part],
-            masked_log_likelihoods(
-                model,
-                guidance,
-                [prompts[i] for i, _ in part],
-                [targets[i] for i, _ in part],
-                [m for _, m in part],
-                others,
-            ),
-            strict=True,
-        )
+        chosen = [index for index, _ in part]
+        values = masked_log_likelihoods(
+            model, guidance, [rows[i] for i in chosen], [targets[i] for i in chosen], [masks for _, masks in part],
+            [[branch[i] for i in chosen] for branch in others], denoisers,
+        )  # fmt: skip
+        yield from zip(chosen, values, strict=True)
 
 
 def masked_log_likelihoods(
-    model: Denoiser, guidance: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]],
-    masks: Sequence[Sequence[int]], negatives: Sequence[Sequence[int]] | None = None,
+    model: Denoiser, guidance: Guidance | None, rows: Sequence[Row], targets: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[int]], others: Sequence[Sequence[Row]] | None = None,
+    models: Mapping[str, Any] | None = None,
 ) -> list[float]:  # fmt: skip
     """``n/k · Σ log p`` of the masked tokens of each target, given the others.
 
     Args:
+        rows: prompts, each with a None for every token of its target.
         masks: indices into each target of the tokens to mask.
+        others: what each extra branch reads; None: what follows from the rows.
+        models: further denoisers by name.
     """
-    rows = [[*p, *[None] * len(t)] for p, t in zip(prompts, targets, strict=True)]
     canvas: Canvas = lay_out(model, rows, 1 << 20, "its target")
     truth = canvas.ids.clone()
     truth[canvas.target] = torch.tensor([t for target in targets for t in target], device=truth.device)
@@ -142,7 +146,7 @@ def masked_log_likelihoods(
         places = canvas.target[n].nonzero()[:, 0]
         assert len(places) == len(target)
         hidden[n, places[list(mask)]] = True
-    guide = Guide(model, guidance, canvas, negatives)
+    guide = Guide(model, guidance, canvas, others, models)
     canvas.ids = truth.masked_fill(hidden, model.mask_id)
     distributions = guide.distributions(canvas, torch.arange(len(rows), device=truth.device), hidden)
     values = distributions.guided.gather(-1, truth[hidden][:, None])[:, 0].double()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..guidance import ACFG
+from ..guidance.base import SELF
 from .canvas import Canvas
 from .denoisers import Denoiser
 
@@ -23,19 +24,20 @@ class Prefix:
         ValueError: the model takes no cache, or what is asked for leaves nothing to keep.
     """
 
-    def __init__(self, model: Denoiser, canvas: Canvas, guidance: Any, negatives: Any) -> None:
+    def __init__(self, model: Denoiser, canvas: Canvas, branches: Sequence[tuple[str, Canvas]]) -> None:
         if not model.can_cache:
             raise ValueError(
                 f"cache=True needs a forward that takes past_key_values, and {type(model.model).__name__} has none; "
                 "leave cache off"
             )
-        if isinstance(guidance, ACFG) and not guidance.is_neutral:
-            raise ValueError(
-                "cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, or leave "
-                "cache off"
-            )
-        if negatives is not None:
-            raise ValueError("cache=True needs both branches at the same positions; leave negative_prompt out")
+        for name, laid in branches:
+            if name != SELF:
+                raise ValueError(f"cache=True keeps the keys of one model, and a branch runs {name!r}; leave cache off")
+            if not torch.equal(laid.target, canvas.target):
+                raise ValueError(
+                    "cache=True needs all branches at the same positions; give every branch as many tokens as the "
+                    "prompt has, such as by leaving negative_prompt out, or leave cache off"
+                )
         starts = {int(row.nonzero()[0, 0]) for row in canvas.target}
         if len(starts) > 1:
             raise ValueError(

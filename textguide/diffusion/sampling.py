@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..engine.effect import Effect
-from ..guidance.algebra import log_softmax
 from . import orders
 from .canvas import Canvas
 from .denoisers import Denoiser
@@ -99,7 +98,7 @@ class Sampler:
             rows = self.canvas.masked(self.model.mask_id).any(-1).nonzero()[:, 0]
             if not len(rows):
                 return
-            before = self.model.passes
+            before = self.guide.passes
             committed, remasked, corrected = self._step(rows)
             for row in rows.tolist():
                 self.steps_taken[row] += 1
@@ -107,7 +106,7 @@ class Sampler:
                 self._end_rows(rows)
             yield CanvasStep(
                 index, tuple(rows.tolist()), self.canvas.ids.clone(), committed, remasked, corrected,
-                self._confidence.clone(), self.model.passes - before,
+                self._confidence.clone(), self.guide.passes - before,
             )  # fmt: skip
             index += 1
 
@@ -123,7 +122,7 @@ class Sampler:
         masked = part.masked(self.model.mask_id)
         current = part.block.masked_fill(~masked, 1 << 30).amin(-1, keepdim=True)
         where = masked & (part.block == current)
-        distributions = self._distributions(part, rows, where, unguided=self.plan.corrector > 0)
+        distributions = self._distributions(part, rows, where, guided=not self.plan.corrector)
         picked, sure = self._choose(distributions, where)
         counts = self._counts(sure, rows, current[:, 0])
         committed = torch.zeros_like(self.canvas.attention)
@@ -135,26 +134,17 @@ class Sampler:
             corrected = self._correct(rows, current)
         return committed, remasked, corrected
 
-    def _distributions(self, part: Canvas, rows: Tensor, where: Tensor, unguided: bool = False) -> Distributions:
-        """The guided distributions under the constraint; ``unguided``: the predictor's, without guidance."""
-        distributions = (
-            self.guide.plain_distributions(part, rows, where)
-            if unguided
-            else self.guide.distributions(part, rows, where)
-        )
+    def _distributions(self, part: Canvas, rows: Tensor, where: Tensor, guided: bool = True) -> Distributions:
+        allowed = None
         if self.plan.allowed is not None:
-            mask = self._allowed(part, rows, where)
-            blocked = ~mask.any(-1)
+            allowed = self._allowed(part, rows, where)
+            blocked = ~allowed.any(-1)
             if blocked.any():
                 row = int(where.nonzero()[blocked][0, 0])
                 raise ValueError(
                     f"allowed leaves no token for a masked position of row {int(rows[row])}; allow one everywhere"
                 )
-            distributions.guided, distributions.cond, distributions.uncond = (
-                log_softmax(distribution.masked_fill(~mask, -math.inf))
-                for distribution in (distributions.guided, distributions.cond, distributions.uncond)
-            )
-        return distributions
+        return self.guide.distributions(part, rows, where, allowed, guided=guided)
 
     def _allowed(self, part: Canvas, rows: Tensor, where: Tensor) -> Tensor:
         allowed, masks = self.plan.allowed, []

@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import algebra, schedules
-from .base import About, Guidance, Step
+from .base import About, Branch
+from .edits import Edit, Encode
 from .needs import Need
-from .validation import factor, finite, window
+from .prompts import Prompt
+from .scaled import Scaled
+from .validation import finite
 
 SCOPES = ("all", "generated", "prompt")
 
 
 @dataclass(frozen=True)
-class ACFG(Guidance):
+class Remasked(Edit):
+    """The canvas of a masked diffusion model with the positions masked again of which the model is least sure.
+
+    Args:
+        ratio: ρ, the share of the filled positions.
+        scope: what counts as filled; see :class:`ACFG`.
+        one_pass: rank positions by the confidences of the step before.
+    """
+
+    ratio: float = 0.7
+    scope: str = "all"
+    one_pass: bool = False
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """Not to be had: a text that is written from left to right has no canvas.
+
+        Raises:
+            ValueError: always.
+        """
+        from .places import place
+
+        missing = place("generate").lacks[Need.CANVAS]
+        raise ValueError(f"guidance 'acfg' {Need.CANVAS.value}, and {missing}; use {place('diffusion').call}")
+
+
+@dataclass(frozen=True)
+class ACFG(Scaled):
     """Move the distribution away from what the model says once the tokens it is least sure of are masked again.
 
     Algorithm 1: of the filled positions ``C`` the ``⌈ρ|C|⌉`` with the lowest top probability are masked again, a second
@@ -29,23 +56,18 @@ class ACFG(Guidance):
         remask_ratio: ρ in [0, 1]; the paper's ablation is best at 0.7.
         remask_scope: what counts as filled: ``all`` (Algorithm 1: the prompt and what was generated), ``generated``
             (section 4.1.3) or ``prompt``.
-        schedule: how γ moves with the share of the canvas that is filled; a name of ``textguide.guidance.schedules``.
         one_pass: rank positions by the confidences of the step before, so that both branches ride in one forward pass.
             An approximation; the first step of a text, which has no step before it, runs both passes.
-        start: share of the canvas, in [0, 1], before which guidance is off.
-        stop: share of the canvas behind which guidance is off.
+
+    The schedule and the window move with the share of the canvas that is filled.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
     """
 
-    scale: float = 1.5
     remask_ratio: float = 0.7
     remask_scope: str = "all"
-    schedule: str = "constant"
     one_pass: bool = False
-    start: float = 0.0
-    stop: float = 1.0
 
     name = "acfg"
     about = About(
@@ -54,35 +76,29 @@ class ACFG(Guidance):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        start, stop = window(self.start, self.stop)
-        ratio = finite("remask_ratio", self.remask_ratio)
-        self._put(scale=factor("scale", self.scale), remask_ratio=ratio, start=start, stop=stop)
+        super().__post_init__()
+        self._put(remask_ratio=finite("remask_ratio", self.remask_ratio))
         if not 0.0 <= self.remask_ratio <= 1.0:
             raise ValueError(f"remask_ratio={self.remask_ratio} must lie in [0, 1]; the paper uses 0.7")
         if self.remask_scope not in SCOPES:
             raise ValueError(f"remask_scope={self.remask_scope!r} is unknown; use one of {', '.join(SCOPES)}")
-        schedules.parse(self.schedule)
         if not isinstance(self.one_pass, bool):
             raise ValueError(f"one_pass={self.one_pass!r} must be True or False")
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """A text whose tokens can be masked again."""
-        return frozenset({Need.CANVAS})
-
-    @property
     def is_neutral(self) -> bool:
         """γ(s) is 1 at every step, or nothing is ever masked again."""
-        return self.scale == 1.0 or self.remask_ratio == 0.0
+        return super().is_neutral or self.remask_ratio == 0.0
 
-    def scale_at(self, step: Step) -> float | Tensor:
-        """γ(s): the schedule's value, 1 outside the window."""
-        progress: Any = step.progress
-        return schedules.scale_at(self.schedule, self.scale, progress, self.start, self.stop)
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The canvas, masked again."""
+        return (Branch(edit=Remasked(self.remask_ratio, self.remask_scope, self.one_pass)),)
 
-    def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """``Lu + γ (Lc − Lu)``, normalised, of ``logp`` (2, ..., V): the text as it is, the text masked again."""
-        return algebra.log_softmax(algebra.extrapolate(logp[0], logp[1], self.scale_at(step)))
+    @property
+    def needs(self) -> frozenset[Need]:
+        """A canvas."""
+        return frozenset({Need.CANVAS})
 
 
 def remask_count(ratio: float, filled: Tensor) -> Tensor:

@@ -79,6 +79,19 @@ class ContrastiveDecoding(Plausible):
         "a pass of the amateur", "β = 0 and α = 0", "long texts by a model that has a smaller sibling",
     )  # fmt: skip
 
+    @classmethod
+    def reward_free(cls, weight: float, reference: str = "reference") -> ContrastiveDecoding:
+        """Reward-free guidance (RFG, arXiv 2509.25604): a tuned model against what it was tuned from.
+
+        ``(1 + w) log p_tuned − w log p_reference`` at every step, on all tokens: the second paper's rule with α = 0.
+        The tuned model is decoded; the paper does so with masked diffusion models (:mod:`textguide.diffusion`).
+
+        Args:
+            weight: w; 0 changes nothing.
+            reference: name of the model before tuning in ``models``.
+        """
+        return cls(alpha=0.0, beta=weight, amateur=reference)
+
     @property
     def branches(self) -> tuple[Branch, ...]:
         """The amateur."""

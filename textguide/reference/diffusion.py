@@ -1,4 +1,4 @@
-"""The oracles of masked diffusion: Algorithm 1 and the sampler as the plainest loops that can be right.
+"""The oracles of masked diffusion: one step, the sampler and the likelihood as the plainest loops that can be right.
 
 One row at a time, no padding, no batch, float64 arithmetic token by token; see :mod:`textguide.reference.decoding`.
 """
@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 
-from ..guidance import ACFG, CFG
-from .decoding import Distribution, cfg_scale, normalized, schedule_multiplier
+from ..guidance import ACFG, BranchGuidance
+from .decoding import Distribution, guided_distribution, normalized, schedule_multiplier
 
 Read = Callable[[Sequence[int]], list[Distribution]]
 """Token ids of a row to one distribution a position."""
+Other = tuple[Read, Sequence["int | None"], int]
+"""What an extra branch reads: its model, its text with None for every position to fill, the mask of its model."""
+Reweigh = Callable[[Distribution, list[int], int, float], Distribution]
+"""From the distribution of a position, the row, the position and the progress to another distribution."""
 
 
 def reader(
@@ -52,10 +56,8 @@ def reader(
     return read
 
 
-def scale_at(guidance: CFG | ACFG, s: float) -> float:
+def scale_at(guidance: ACFG, s: float) -> float:
     """γ(s)."""
-    if isinstance(guidance, CFG):
-        return cfg_scale(guidance, s)
     if s < guidance.start or s > guidance.stop:
         return 1.0
     return 1 + (guidance.scale - 1) * schedule_multiplier(guidance.schedule, s)
@@ -76,7 +78,14 @@ def remasked(distributions: Sequence[Distribution], candidates: Sequence[int], r
 
 
 def step(
-    read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: CFG | ACFG | None, total: int
+    read: Read,
+    ids: Sequence[int],
+    mask: int,
+    given: Sequence[int],
+    guidance: BranchGuidance | None,
+    total: int,
+    others: Sequence[Other] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> tuple[dict[int, Distribution], list[int]]:
     """One denoising step: the guided distribution of every masked position, and what was masked again.
 
@@ -84,51 +93,126 @@ def step(
         ids: the row.
         given: positions of the prompt.
         total: how many positions had to be filled at the start.
+        others: what each extra branch reads; None: the prompt masked.
+        reweigh: what becomes of the combined distribution of a position.
     """
-    holes = [j for j, token in enumerate(ids) if token == mask]
-    distributions = read(ids)
-    cond = {j: distributions[j] for j in holes}
-    if guidance is None:
-        return cond, []
+    holes = [j for j, token in enumerate(ids) if token == mask and j not in given]
     done = total - len(holes)
-    scale = scale_at(guidance, min(1.0, done / (total - 1)) if total > 1 else 0.0)
-    if scale == 1.0:
-        return cond, []
-    if isinstance(guidance, CFG):
-        lost = list(given)
+    progress = min(1.0, done / (total - 1)) if total > 1 else 0.0
+    if isinstance(guidance, ACFG):
+        guided, lost = algorithm_1(read, ids, mask, given, guidance, holes, progress)
     else:
-        filled = [j for j in range(len(ids)) if j not in holes]
-        scope = {"all": filled, "prompt": list(given), "generated": [j for j in filled if j not in given]}
-        lost = remasked(distributions, scope[guidance.remask_scope], guidance.remask_ratio)
-        if not lost:
-            return cond, []
+        guided, lost = combined(read, ids, mask, given, guidance, holes, progress, others), []
+    if reweigh is not None:
+        guided = {j: reweigh(distribution, list(ids), j, progress) for j, distribution in guided.items()}
+    return guided, lost
+
+
+def combined(
+    read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: BranchGuidance | None,
+    holes: Sequence[int], progress: float, others: Sequence[Other] | None,
+) -> dict[int, Distribution]:  # fmt: skip
+    """The distributions of the branches, put together position by position."""
+    cond = read(ids)
+    if guidance is None:
+        return {j: cond[j] for j in holes}
+    targets = [j for j in range(len(ids)) if j not in given]
+    if others is None:
+        others = [(read, [mask if j in given else None for j in range(len(ids))], mask)] * len(guidance.branches)
+    answers: list[dict[int, Distribution]] = []
+    for reader, text, own_mask in others:
+        places = [place for place, token in enumerate(text) if token is None]
+        row = [0 if token is None else token for token in text]
+        for place, target in zip(places, targets, strict=True):
+            row[place] = own_mask if ids[target] == mask else ids[target]
+        said = reader(row)
+        answers.append({target: said[place] for place, target in zip(places, targets, strict=True)})
+    return {
+        j: normalized(guided_distribution(guidance, [cond[j], *(said[j] for said in answers)], progress)) for j in holes
+    }
+
+
+def algorithm_1(
+    read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: ACFG, holes: Sequence[int],
+    progress: float,
+) -> tuple[dict[int, Distribution], list[int]]:  # fmt: skip
+    """Algorithm 1 of arXiv 2505.20199."""
+    distributions = read(ids)
+    scale = scale_at(guidance, progress)
+    filled = [j for j in range(len(ids)) if j not in holes]
+    scope = {"all": filled, "prompt": list(given), "generated": [j for j in filled if j not in given]}
+    lost = remasked(distributions, scope[guidance.remask_scope], guidance.remask_ratio) if scale != 1.0 else []
+    if not lost:
+        return {j: distributions[j] for j in holes}, []
     other = read([mask if j in lost else token for j, token in enumerate(ids)])
-    return {j: mixed(distributions[j], other[j], scale) for j in holes}, [] if isinstance(guidance, CFG) else lost
+    return {j: mixed(distributions[j], other[j], scale) for j in holes}, lost
 
 
 def generate(
-    read: Read, prompt: Sequence[int], mask: int, length: int, steps: int, block: int, guidance: CFG | ACFG | None
+    read: Read,
+    prompt: Sequence[int],
+    mask: int,
+    length: int,
+    steps: int,
+    block: int,
+    guidance: BranchGuidance | None,
+    others: Sequence[Other] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> list[int]:
     """Greedy, the most confident positions first, equal shares a step: the new tokens."""
     ids = [*prompt, *[mask] * length]
-    given = list(range(len(prompt)))
-    blocks = length // block
-    for number in range(blocks):
-        inside = [len(prompt) + number * block + i for i in range(block)]
-        turns = steps // blocks + (number < steps % blocks)
-        turns = min(turns, block)
+    blocks = [[len(prompt) + number * block + i for i in range(block)] for number in range(length // block)]
+    return fill(read, ids, mask, blocks, steps, guidance, others, reweigh)[len(prompt) :]
+
+
+def infill(
+    read: Read,
+    text: Sequence[int],
+    mask: int,
+    steps: int,
+    guidance: BranchGuidance | None,
+    others: Sequence[Other] | None = None,
+    reweigh: Reweigh | None = None,
+) -> list[int]:
+    """The same for the masks of a text: the whole text."""
+    return fill(
+        read, text, mask, [[j for j, token in enumerate(text) if token == mask]], steps, guidance, others, reweigh
+    )
+
+
+def fill(
+    read: Read,
+    text: Sequence[int],
+    mask: int,
+    blocks: Sequence[Sequence[int]],
+    steps: int,
+    guidance: BranchGuidance | None,
+    others: Sequence[Other] | None,
+    reweigh: Reweigh | None,
+) -> list[int]:
+    """The row with the positions of the blocks filled, one block behind the other."""
+    ids, targets = list(text), [j for inside in blocks for j in inside]
+    given = [j for j in range(len(ids)) if j not in targets]
+    for number, inside in enumerate(blocks):
+        turns = min(steps // len(blocks) + (number < steps % len(blocks)), len(inside))
         for turn in range(turns):
-            quota = block // turns + (turn < block % turns)
-            distributions, _ = step(read, ids, mask, given, guidance, length)
+            quota = len(inside) // turns + (turn < len(inside) % turns)
+            distributions, _ = step(read, ids, mask, given, guidance, len(targets), others, reweigh)
             holes = [j for j in inside if ids[j] == mask]
             holes.sort(key=lambda j: (-max(distributions[j]), j))
             for j in holes[:quota]:
                 ids[j] = max(range(len(distributions[j])), key=distributions[j].__getitem__)
-    return ids[len(prompt) :]
+    return ids
 
 
 def any_order_log_likelihood(
-    read: Read, prompt: Sequence[int], target: Sequence[int], mask: int, guidance: CFG | ACFG | None = None
+    read: Read,
+    prompt: Sequence[int],
+    target: Sequence[int],
+    mask: int,
+    guidance: BranchGuidance | None = None,
+    others: Sequence[Other] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> float:
     """Mean over all orders of the log-probability of writing ``target`` in that order, by enumeration."""
     given = list(range(len(prompt)))
@@ -137,7 +221,7 @@ def any_order_log_likelihood(
         ids = [*prompt, *[mask] * len(target)]
         value = 0.0
         for place in order:
-            distributions, _ = step(read, ids, mask, given, guidance, len(target))
+            distributions, _ = step(read, ids, mask, given, guidance, len(target), others, reweigh)
             value += distributions[len(prompt) + place][target[place]]
             ids[len(prompt) + place] = target[place]
         total.append(value)
@@ -145,7 +229,13 @@ def any_order_log_likelihood(
 
 
 def masked_log_likelihood(
-    read: Read, prompt: Sequence[int], target: Sequence[int], mask: int, guidance: CFG | ACFG | None = None
+    read: Read,
+    prompt: Sequence[int],
+    target: Sequence[int],
+    mask: int,
+    guidance: BranchGuidance | None = None,
+    others: Sequence[Other] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> float:
     """The Monte Carlo estimate's mean by enumeration of every set of masked tokens; equals the mean over orders."""
     given, n = list(range(len(prompt))), len(target)
@@ -154,13 +244,20 @@ def masked_log_likelihood(
         sets = list(combinations(range(n), k))
         for hidden in sets:
             ids = [*prompt, *[mask if i in hidden else token for i, token in enumerate(target)]]
-            distributions, _ = step(read, ids, mask, given, guidance, n)
+            distributions, _ = step(read, ids, mask, given, guidance, n, others, reweigh)
             total += n / k * sum(distributions[len(prompt) + i][target[i]] for i in hidden) / len(sets) / n
     return total
 
 
 def sampling_distribution(
-    read: Read, prompt: Sequence[int], mask: int, length: int, guidance: CFG | ACFG | None, order: str
+    read: Read,
+    prompt: Sequence[int],
+    mask: int,
+    length: int,
+    guidance: BranchGuidance | None,
+    order: str,
+    others: Sequence[Other] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> dict[tuple[int, ...], float]:
     """The distribution of the tokens that the sampler writes at temperature 1, one a step, for ``random`` or
     ``confidence``."""
@@ -170,7 +267,7 @@ def sampling_distribution(
     def walk(ids: list[int], weight: float) -> None:
         if weight == 0.0:
             return
-        distributions, _ = step(read, ids, mask, given, guidance, length)
+        distributions, _ = step(read, ids, mask, given, guidance, length, others, reweigh)
         if not distributions:
             key = tuple(ids[len(prompt) :])
             result[key] = result.get(key, 0.0) + weight
