@@ -29,8 +29,11 @@ class DiffusionLM(AnsweringLM):
 
     Args:
         pretrained: a bundled model, a folder, a hub name, or a model object (with ``tokenizer=``).
-        guidance: CFG or ACFG, as an object, a dict or text such as ``acfg:scale=1.5``; None is plain.
+        guidance: as for :func:`textguide.diffusion.generate`, an object, a dict or text such as ``acfg:scale=1.5``;
+            None is plain.
         settings: several guidances in place of one: a sweep.
+        models: further denoisers by the name that guidances use, objects or what :func:`textguide.diffusion.load`
+            takes.
         draws: Monte Carlo draws a likelihood.
         gen_length: masks of a generation where the task names no length.
         steps, block_length, order, temperature, threshold, positions, corrector: as for
@@ -54,6 +57,7 @@ class DiffusionLM(AnsweringLM):
         tokenizer: Any = None,
         guidance: Any = None,
         settings: Sequence[Any] | None = None,
+        models: Mapping[str, Any] | None = None,
         draws: int = 128,
         gen_length: int = 256,
         steps: int | None = None,
@@ -75,11 +79,16 @@ class DiffusionLM(AnsweringLM):
         if uncond != "last-token":
             raise ValueError(f"uncond={uncond!r} describes models that read left to right; CFG masks the prompt here")
         self._settle([checked_guidance(one) for one in settings_of(guidance, settings)], uncond, seed, memo)
+        loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
-            pretrained, tokenizer = diffusion.load(
-                pretrained, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-            )
+            pretrained, tokenizer = diffusion.load(pretrained, **loading)
         self.denoiser = diffusion.denoiser(pretrained, tokenizer)
+        self.models = {
+            name: diffusion.denoiser(
+                diffusion.load(one, **loading)[0] if isinstance(one, str) else one, self.denoiser.tokenizer
+            )
+            for name, one in (models or {}).items()
+        }
         self.model, self.tokenizer = self.denoiser.model, self.denoiser.tokenizer
         self.draws, self.gen_length, self.steps, self.block_length = draws, gen_length, steps, block_length
         self.options: dict[str, Any] = {
@@ -124,8 +133,8 @@ class DiffusionLM(AnsweringLM):
                 chunk = numbers[start : start + self.batch_size]
                 out = diffusion.generate(
                     self.denoiser, self.tokenizer, [requests[n].args[0] for n in chunk], gen_length=length,
-                    guidance=self.setting, seed=answers.seed(self.seed, chunk[0]), warn=False, **self._canvas(length),
-                    **self.options,
+                    guidance=self.setting, models=self.models, seed=answers.seed(self.seed, chunk[0]), warn=False,
+                    **self._canvas(length), **self.options,
                 )  # fmt: skip
                 self.effects.setdefault(self.current, []).append(out.effect)
                 for n, text in zip(chunk, out.texts, strict=True):
@@ -141,7 +150,7 @@ class DiffusionLM(AnsweringLM):
             missing.items(), desc="log-likelihoods", disable=disable_tqdm or not missing
         ):
             found = diffusion.score(
-                self.denoiser, self.tokenizer, context, continuation, guidance=self.setting,
+                self.denoiser, self.tokenizer, context, continuation, guidance=self.setting, models=self.models,
                 draws=self.draws, batch_size=self.batch_size, seed=self.seed,
             )  # fmt: skip
             error = float(found.standard_error[0])
@@ -152,7 +161,7 @@ class DiffusionLM(AnsweringLM):
         target = self.denoiser.encode(continuation)
         out = diffusion.generate(
             self.denoiser, self.tokenizer, context, gen_length=len(target), guidance=self.setting,
-            early_end=False, warn=False,
+            models=self.models, early_end=False, warn=False,
         )  # fmt: skip
         return torch.equal(out.sequences[0][out.targets[0]].cpu(), torch.tensor(target))
 

@@ -256,8 +256,10 @@ def test_a_denoiser_with_another_mask() -> None:
     """The other model calls the mask by another token; what it reads is translated."""
     made = denoiser(*tiny.build("llada"))
     other = denoiser(tiny.build("llada", seed=4)[0], made.tokenizer, mask_id=16)
-    out = diffusion.generate(made, None, "abc", guidance="formula:cond + M('amateur')", models={"amateur": other}, gen_length=4,
-                             early_end=False)  # fmt: skip
+    out = diffusion.generate(
+        made, None, "abc", guidance="formula:cond + M('amateur')", models={"amateur": other}, gen_length=4,
+        early_end=False,
+    )  # fmt: skip
     others = [(oracle_of(other), [5, 6, 7, *[None] * 4], 16)]
     expected = reference.generate(oracle_of(made), [5, 6, 7], 1, 4, 4, 4, Formula("cond + M('amateur')"), others)
     assert written(out, 0) == expected
@@ -339,17 +341,17 @@ def test_what_a_canvas_cannot_run_says_where_it_can(name: str) -> None:
         lambda: diffusion.infill(*tiny.build("llada"), "a[MASK]", guidance=SETTINGS[name]),
         lambda: diffusion.score(*tiny.build("llada"), "a", "b", guidance=SETTINGS[name]),
     ):
-        with pytest.raises(ValueError, match=r"use it with textguide\.generate"):
+        with pytest.raises(ValueError, match=r"; use textguide\.generate"):
             run()
 
 
 @pytest.mark.parametrize(
     ("guidance", "message"),
     [
-        ("awrs:constraint=x", "asks how the beginning of a text may go on"),
-        ("eager", "asks how the beginning of a text may go on"),
-        ("corrsynth", "the rows of a canvas fill other positions"),
-        (DoLa(), "runs a part of a decoder"),
+        ("awrs:constraint=x", "positions are filled in any order; use textguide.generate"),
+        ("eager", "forks texts, and rows of a canvas stay where they are; use textguide.generate"),
+        ("corrsynth", "rows of a canvas are filled at their own pace"),
+        (DoLa(), "a denoiser is called as a whole"),
         (Formula("cond + M('m')"), r"branch model 'm' is not among models= \(given: 'other'\)"),
         (ContextAware(2.0, context="q"), "does not stand in the prompt"),
         (CFG(2.0, negative_prompt="a" * 80), "and the model reads 64"),

@@ -13,6 +13,7 @@ from lm_eval.api.registry import get_model
 from textguide import ACFG, CFG, diffusion
 from textguide.cli import main
 from textguide.eval import DiffusionLM, SweepOptions, run_sweep
+from textguide.guidance import ContrastiveDecoding
 
 from . import tiny
 
@@ -47,6 +48,21 @@ def test_likelihoods_are_those_of_score_for_every_setting() -> None:
     passes = guided.denoiser.passes
     guided.loglikelihood(requests[:2], disable_tqdm=True)
     assert guided.denoiser.passes == passes
+
+
+def test_further_denoisers_by_object_and_by_name() -> None:
+    model, words = tiny.build("llada")
+    other = tiny.build("llada", seed=1)[0]
+    guidance = ContrastiveDecoding.reward_free(0.5)
+    guided = lm(guidance=guidance, models={"reference": other}, gen_length=6)
+    (answer,) = guided.loglikelihood([request("ab", "cde")], disable_tqdm=True)
+    options: dict[str, Any] = {"guidance": guidance, "models": {"reference": other}}
+    found = diffusion.score(model, words, "ab", "cde", draws=8, **options)
+    assert answer[0] == pytest.approx(float(found.log_likelihood[0]))
+    (text,) = guided.generate_until([request("ab", {"until": []})], disable_tqdm=True)
+    assert text == diffusion.generate(model, words, "ab", gen_length=6, **options).texts[0]
+    named = DiffusionLM("sudoku4", device="cpu", models={"reference": "sudoku4"})
+    assert named.models["reference"].model.config.vocab_size == named.model.config.vocab_size
 
 
 def test_repeated_requests_are_drawn_one_by_one() -> None:
@@ -104,6 +120,9 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--guidance", "acfg", "--scales", "1,2", "--backend-args", "steps=4,order=margin"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "acfg 2" in json.dumps(found)
+    contrast = ["--guidance", "contrastive:alpha=0,beta=0.5,amateur=same", "--extra-model", "same=sudoku4"]
+    assert main([*words, *contrast, "--backend-args", "steps=4"]) == 0
+    capsys.readouterr()
     assert main([*words, "--backend-args", "steps"]) == 2
     assert "--backend-args steps: write NAME=VALUE" in capsys.readouterr().err
     assert main(["eval", "--tasks", "sudoku4", "--backend-args", "steps=4"]) == 2

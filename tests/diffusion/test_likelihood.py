@@ -23,7 +23,8 @@ SETTINGS = [None, CFG(1.5), CFG(2.0, schedule="linear"), ACFG(1.5), ACFG(2.0, 0.
 def test_every_draw_is_the_oracles(kind: str, guidance: Any) -> None:
     made = denoiser(*tiny.build(kind))
     prompts, targets, masks = [[5, 6], [7, 8, 9]], [[10, 11, 12], [5, 9]], [[0, 2], [1]]
-    values = masked_log_likelihoods(made, guidance, prompts, targets, masks)
+    rows: Any = [[*p, *[None] * len(t)] for p, t in zip(prompts, targets, strict=True)]
+    values = masked_log_likelihoods(made, guidance, rows, targets, masks)
     for value, prompt, target, mask in zip(values, prompts, targets, masks, strict=True):
         ids = [*prompt, *[1 if i in mask else t for i, t in enumerate(target)]]
         distributions, _ = reference_diffusion.step(oracle_of(made), ids, 1, range(len(prompt)), guidance, len(target))
@@ -59,7 +60,7 @@ def test_the_comparison_sees_wrong_weights() -> None:
     generator = torch.Generator().manual_seed(1)
     counts = masked_counts(3, 600, generator)
     masks = [torch.randperm(3, generator=generator)[:k].tolist() for k in counts]
-    values = masked_log_likelihoods(made, None, [[5, 6]] * 600, [made.encode("cda")] * 600, masks)
+    values = masked_log_likelihoods(made, None, [[5, 6, None, None, None]] * 600, [made.encode("cda")] * 600, masks)
     wrong = sum(v * k / 3 for v, k in zip(values, counts, strict=True)) / 600
     assert abs(wrong - exact) > 4 * float(found.standard_error[0]) + 1e-3
 

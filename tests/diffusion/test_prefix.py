@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from textguide import ACFG, CFG, diffusion
+from textguide.guidance import Formula
 
 from . import tiny
 
@@ -26,7 +27,17 @@ def _block(block: int, start: int) -> Any:
 PROMPTS = ["abc", "lkh"]
 
 
-@pytest.mark.parametrize("guidance", [None, CFG(2.0), CFG(2.0, schedule="linear")], ids=str)
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        None,
+        CFG(2.0),
+        CFG(2.0, schedule="linear"),
+        CFG(2.0, negative_prompt="kkk"),
+        Formula("cond - 0.2*last - P('bbb')"),
+    ],
+    ids=str,
+)
 def test_exact_where_attention_is_causal_between_blocks(guidance: Any) -> None:
     model, words = opened(4), tiny.tokenizer()
     options: dict[str, Any] = {"gen_length": 12, "block_length": 4, "guidance": guidance, "temperature": 1.0, "seed": 0}
@@ -69,9 +80,11 @@ def test_bidirectional_models_are_approximated() -> None:
     [
         (["abc", "ab"], None, "cache=True needs prompts of one length"),
         (PROMPTS, ACFG(2.0), "A-CFG masks parts of it anew"),
-        (PROMPTS, CFG(2.0, negative_prompt="a"), "leave negative_prompt out"),
+        (PROMPTS, CFG(2.0, negative_prompt="a"), "leaving negative_prompt out"),
+        (PROMPTS, Formula("cond + M('m')"), "cache=True keeps the keys of one model, and a branch runs 'm'"),
     ],
 )
 def test_what_leaves_nothing_to_keep_is_refused(prompts: Any, guidance: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        diffusion.generate(opened(None), tiny.tokenizer(), prompts, gen_length=8, cache=True, guidance=guidance)
+        diffusion.generate(opened(None), tiny.tokenizer(), prompts, gen_length=8, cache=True, guidance=guidance,
+                           models={"m": opened(None)})  # fmt: skip

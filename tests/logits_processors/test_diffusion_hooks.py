@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from textguide import ACFG, CFG, MaskedDiffusionCFGHook, diffusion
+from textguide.guidance import DoLa, Formula, TokenPerturbation
 from textguide.logits_processors import AllowedTokensProcessor
 
 from ..diffusion import tiny
@@ -33,13 +34,20 @@ def foreign_loop(model: Any, prompts: Tensor, length: int, hook: Any, shifted: b
 
 
 @pytest.mark.parametrize(
-    "guidance", [CFG(2.0), ACFG(2.0), ACFG(2.0, one_pass=True), ACFG(2.0, schedule="linear")], ids=str
-)
+    "guidance",
+    [
+        CFG(2.0), ACFG(2.0), ACFG(2.0, one_pass=True), ACFG(2.0, schedule="linear"), CFG(2.0, negative_prompt="kk"),
+        TokenPerturbation(2.0, seed=3), Formula("1.5*cond - 0.5*M('other') + 0.1*P('k')"),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("kind", ["llada", "dream"])
 def test_the_hook_is_the_sampler(kind: str, guidance: Any) -> None:
     model, words = tiny.build(kind)
-    hook = MaskedDiffusionCFGHook(model, words, guidance)
-    expected = diffusion.generate(model, words, PROMPTS, gen_length=6, guidance=guidance, early_end=False)
+    models = {"other": tiny.build(kind, seed=1)[0]}
+    hook = MaskedDiffusionCFGHook(model, words, guidance, models=models)
+    options: dict[str, Any] = {"gen_length": 6, "guidance": guidance, "models": models, "early_end": False}
+    expected = diffusion.generate(model, words, PROMPTS, **options)
     prompts = torch.tensor([words(text).input_ids for text in PROMPTS])
     for _ in range(2):  # a second batch starts afresh
         found = foreign_loop(model, prompts, 6, hook, kind == "dream")
@@ -53,8 +61,8 @@ def test_neutral_and_refusals() -> None:
     logits = torch.randn(1, 3, tiny.VOCABULARY)
     x = torch.tensor([[5, tiny.MASK, tiny.MASK]])
     assert torch.equal(MaskedDiffusionCFGHook(model, words, CFG(1.0))(0, x, logits), logits)
-    with pytest.raises(ValueError, match="negative_prompt cannot be read"):
-        MaskedDiffusionCFGHook(model, words, CFG(2.0, negative_prompt="a"))
+    with pytest.raises(ValueError, match="'dola' runs a part of the model"):
+        MaskedDiffusionCFGHook(model, words, DoLa())
     with pytest.raises(ValueError, match="prompt_length=-1"):
         MaskedDiffusionCFGHook(model, words, CFG(2.0), prompt_length=-1)
 

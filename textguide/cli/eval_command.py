@@ -224,8 +224,8 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
     if models := options.extra_model_names(arguments):
         values["models"] = models
     if arguments.backend in ("diffusion", "vllm"):
-        if models:
-            raise ValueError(f"--extra-model does not work with --backend {arguments.backend}; leave it out")
+        if models and arguments.backend == "vllm":
+            raise ValueError("--extra-model does not work with --backend vllm; leave it out")
         values |= {"backend": arguments.backend, **_named_values(arguments.backend_args, "--backend-args")}
     elif arguments.backend_args:
         raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion or vllm")

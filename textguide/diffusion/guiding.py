@@ -15,6 +15,7 @@ from ..guidance import Guidance, Step, as_guidance, split
 from ..guidance.acfg import Remasked
 from ..guidance.algebra import broken, log_softmax, refuse_broken
 from ..guidance.base import BranchGuidance
+from ..guidance.places import check_place
 from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
 from .canvas import Canvas
 from .denoisers import Denoiser
@@ -164,27 +165,11 @@ def checked_guidance(guidance: Any) -> Guidance | None:
     """``guidance`` where masked diffusion can use it.
 
     Raises:
-        ValueError: it is no guidance, or one that steers token by token from left to right.
+        ValueError: it is no guidance, or one that needs what a canvas has not; the message names the place that has.
     """
     guidance = as_guidance(guidance)
-    parts = split(guidance)
-    branching = parts.branching
-    if branching is not None:
-        if branching.skip_threshold is not None:
-            raise ValueError("skip_threshold re-reads text written from left to right; leave it None for diffusion")
-        if branching.across_rows:
-            raise ValueError(
-                f"guidance {branching.name!r} holds the next token of every text against those of the other rows, and "
-                "the rows of a canvas fill other positions at every step; use it with textguide.generate"
-            )
-        if any(branch.view is not None for branch in branching.branches):
-            raise ValueError(
-                f"guidance {branching.name!r} runs a part of a decoder, whose layers read from left to right; use it "
-                "with textguide.generate, or give another denoiser as models={'amateur': …} to ContrastiveDecoding"
-            )
-    for part in (*parts.reweighting, *([parts.constraint] if parts.constraint is not None else [])):
-        raise ValueError(
-            f"guidance {part.name!r} asks how the beginning of a text may go on, and a canvas is filled in any order; "
-            "use it with textguide.generate (what may stand at a position is allowed=)"
-        )
+    check_place(guidance, "diffusion")
+    branching = split(guidance).branching
+    if branching is not None and branching.skip_threshold is not None:
+        raise ValueError("skip_threshold re-reads text written from left to right; leave it None for diffusion")
     return guidance

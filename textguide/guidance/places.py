@@ -96,8 +96,6 @@ PLACES = (
     Place(
         "diffusion", "masked diffusion", "textguide.diffusion.generate",
         {
-            Need.EDIT: "a canvas has no prompt apart from what is given",
-            Need.MODEL: "one denoiser fills a canvas",
             Need.PART: "a denoiser is called as a whole",
             Need.CANDIDATES: "positions are filled in any order, and a classifier reads whole texts",
             Need.CONSTRAINT: "a constraint reads texts from left to right, and positions are filled in any order",
