@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine import branch_inputs
-from ..engine.branch_passes import Source, prefill_prepared
+from ..engine.branch_passes import Source
 from ..forward import prefill
 from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch, BranchGuidance
@@ -130,7 +130,7 @@ class ImageSource:
                 raise ValueError("unconditional='text' needs prompts of one length here; use 'blank'")
             kwargs["attention_mask"] = None
         reader = model if self.is_part else inner
-        rows, logits = prefill_prepared(reader, ids, kwargs, fresh=True, fast=True)
+        rows, logits = prefill.read_prepared(reader, ids, kwargs, fresh=True, fast=True)
         times = size // len(self.owners)
         return prefill.repeat(rows, logits, [owner for owner in self.owners for _ in range(times)])
 
@@ -156,11 +156,6 @@ class TranslatedRows(Rows):
 
     inner: Rows
     tokens: VocabularyMap
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.inner.rows
 
     def batches(self) -> Iterator[RowBatch]:
         """Those of the rows."""

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import StaticCache
 
-from ..forward import caches, prefill, row_batch
-from ..forward.model_adapter import Padding, adapter
+from ..forward import prefill, row_batch
+from ..forward.model_adapter import adapter
 from ..forward.model_views import ModelPart, model_parts
-from ..forward.row_batch import RowBatch, Rows
+from ..forward.row_batch import Rows
 from ..guidance.base import SELF, Branch
 from ..guidance.views import View
 
@@ -56,9 +55,11 @@ class _Group:
         logits = self.rows.forward(tokens.repeat(len(self.branches), 1), keep).to(tokens.device)
         return zip(self.branches, logits.chunk(len(self.branches)), strict=True)
 
-    def joined(self, other: _Group) -> _Group:
-        """Both together; neither must be used afterwards."""
-        return _Group(row_batch.merge([self.rows, other.rows]), self.branches + other.branches)
+    @staticmethod
+    def join(several: Sequence[_Group]) -> _Group:
+        """All together; they must not be used afterwards."""
+        branches = [branch for group in several for branch in group.branches]
+        return _Group(row_batch.merge([group.rows for group in several]), branches)
 
 
 class Source(Protocol):
@@ -128,8 +129,8 @@ class BranchPasses:
             mask = model_kwargs.get("attention_mask")
             lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
             adapter(model).check_lengths(lengths, new_tokens)
-        cond, logits = prefill_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
-        found: dict[ModelPart, list[tuple[Rows, int]]] = {self.own: [(cond, COND)]}
+        cond, logits = prefill.read_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
+        found: dict[ModelPart, list[_Group]] = {self.own: [_Group(cond, [COND])]}
         outputs = []
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
             part, name = self.parts[branch.model_part], branch.model_part
@@ -151,13 +152,11 @@ class BranchPasses:
                     f"decoded model {logits.shape[-1]}; their next-token distributions cannot be combined: use models "
                     "that share a tokenizer"
                 )
-            found.setdefault(name, []).append((rows, number))
+            found.setdefault(name, []).append(_Group(rows, [number]))
             outputs.append(last.to(device))
-        for name, several in found.items():
-            group = _Group(row_batch.merge([rows for rows, _ in several]), [number for _, number in several])
-            for batch in group.rows.batches():
-                batch.fast = self.fast
-            self.running[name] = group
+        self.running = {name: _Group.join(several) for name, several in found.items()}
+        for batch in (batch for group in self.running.values() for batch in group.rows.batches()):
+            batch.fast = self.fast
         return StepLogits(logits, torch.stack(outputs) if outputs else None)
 
     def make_static(self, new_tokens: int) -> None:
@@ -218,7 +217,7 @@ class BranchPasses:
         cond = self._forward(self.running, self.pick(ids[:, -1:]))[COND][:, -1]
         missed = self.missed(ids, new, keep_all)
         for name, group in self.resting.items():
-            self.running[name] = self.running[name].joined(group) if name in self.running else group
+            self.running[name] = _Group.join([self.running[name], group] if name in self.running else [group])
         self.resting = {}
         return StepLogits(cond, missed[:, :, -1]), missed
 
@@ -263,82 +262,3 @@ class BranchPasses:
             for group in groups.values():
                 first = torch.arange(len(group.branches))[:, None] * size
                 group.rows.select((first + places).flatten().to(group.rows.device))
-
-
-def prefill_prepared(
-    model: Any,
-    ids: Tensor,
-    model_kwargs: Mapping[str, Any],
-    *,
-    copies: int = 1,
-    fresh: bool = False,
-    fast: bool = False,
-) -> tuple[Rows, Tensor]:
-    """Read what transformers' ``generate`` prepared; the rows and the next-token logits (B, V).
-
-    Args:
-        ids: (B, L), padded on the left.
-        model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
-        copies: see :class:`BranchPasses`.
-        fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
-        fast: need not reproduce the bits of plain decoding.
-
-    Raises:
-        ValueError: the rows are padded, the model would read that into a state, and images come with them.
-    """
-    kwargs = dict(model_kwargs)
-    for name in ("use_cache", "logits_to_keep"):
-        kwargs.pop(name, None)
-    given = [kwargs.pop(name, None) for name in caches.ARGUMENTS]
-    cache = next((cache for cache in given if cache is not None), None)
-    if fresh and isinstance(cache, StaticCache):
-        cache = None
-    mask = kwargs.pop("attention_mask", None)
-    known = adapter(model)
-    rows: Rows
-    if known.is_encoder_decoder:
-        decoder_mask = kwargs.pop("decoder_attention_mask", None)
-        outputs = kwargs.pop("encoder_outputs")
-        rows, logits = prefill.read_encoded(known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
-        return rows, logits[:, -1].to(ids.device)
-    positions = kwargs.pop("position_ids", None)
-    with_images = any(_says_something(name, value) for name, value in kwargs.items())
-    padded = mask is not None and not bool(mask.all())
-    if padded and with_images and known.has_recurrent_state:
-        raise ValueError(
-            f"{known.name} would read padding into its state, and images come with these prompts: give prompts of one "
-            "length, or one prompt at a time"
-        )
-    # Prompts with images are padded as the model's own processor pads them.
-    apart = (
-        padded and not with_images and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
-    )
-    if mask is not None and not with_images and (apart or known.has_recurrent_state):
-        prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        rows, logits = prefill.read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
-        return rows, logits[:, -1].to(ids.device)
-    # What comes with a row, such as an image, may differ where its ids do not.
-    copies = 1 if with_images else copies
-    first = slice(None, None, copies)
-    batch: RowBatch
-    batch, logits = prefill.read_padded(
-        known.base,
-        ids[first],
-        mask if mask is None else mask[first],
-        positions=positions[first] if positions is not None and len(positions) == len(ids) else positions,
-        cache=cache,
-        extra=kwargs,
-        fast=fast,
-    )
-    rows = batch
-    if copies > 1:
-        row_of = torch.arange(len(ids), device=batch.device) // copies
-        rows, logits = row_batch.SharedRows(batch, row_of), logits[row_of.to(logits.device)]
-    return rows, logits[:, -1].to(ids.device)
-
-
-def _says_something(name: str, value: Any) -> bool:
-    """Whether an input comes with the rows beside their ids, such as an image; models make empty ones for text."""
-    if name.endswith("token_type_ids") and isinstance(value, Tensor):
-        return bool((value != value.flatten()[0]).any())
-    return bool(value) if isinstance(value, Mapping) else isinstance(value, Tensor)

@@ -131,13 +131,9 @@ def decode(
         model_kwargs: what ``generate`` prepared for the model.
     """
     loop = _Loop(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
-    logits = loop.prefill(model_kwargs)
-    while True:
-        tokens = loop.write(logits)
-        yield tokens, loop.wrote
-        if loop.finished():
-            break
-        logits = loop.read()
+    yield loop.write(loop.prefill(model_kwargs)), loop.wrote
+    while not loop.finished():
+        yield loop.write(loop.read()), loop.wrote
     yield loop.outcome()
 
 
@@ -152,13 +148,10 @@ class _Loop:
         copies = 1 if self.constraint is None else self.constraint.size
         self.horizon = (criteria.max_length or ids.shape[1] + 1) - ids.shape[1]
         view = self.guidance.view if self.guidance is not None else None
-        runs = (model, branches, settings.prompts, settings.models, copies, settings.fast, view)
+        run = (model, branches, settings.prompts, settings.models, copies, settings.fast, view)
+        guess = settings.speculation
         self.passes = (
-            BranchPasses(*runs)
-            if settings.speculation is None
-            else SpeculativePasses(
-                *runs, speculation=settings.speculation, guidance=self.guidance, horizon=self.horizon
-            )
+            SpeculativePasses(guess, self.guidance, self.horizon, *run) if guess is not None else BranchPasses(*run)
         )
         self.meter = EffectMeter(len(branches), ids.device)
         self.skipping = Skipping(self.guidance, self.horizon, self.meter, self.passes, settings.static)
@@ -215,12 +208,11 @@ class _Loop:
             tokens = torch.multinomial(probs, num_samples=1, generator=self.settings.generator).squeeze(1)
         else:
             tokens = torch.argmax(processed, dim=-1)
+        if constraint is not None:  # rows that the constraint gave up write padding and end
+            self.writing = self.writing * torch.tensor(constraint.open, device=tokens.device)
         tokens = torch.where(self.writing.bool(), tokens, self.pad)
         if constraint is not None:
-            opened = torch.tensor(constraint.open, device=tokens.device)
-            tokens = torch.where(opened, tokens, self.pad)  # rows that the constraint gave up write padding and end
             constraint.advance(tokens, last)
-            self.writing = self.writing * opened
         self._record(logits, guided, processed, tokens, cond is not None)
         if self.settings.observer is not None:
             shown = guided if cond is not None else log_softmax(guided)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.cache_utils import StaticCache
 
 from . import caches
 from .model_adapter import Padding, adapter
@@ -15,6 +16,72 @@ from .row_batch import RowBatch, Rows, SharedRows, merge
 
 _EVERY_STEP = ("encoder_hidden_states", "encoder_attention_mask")
 """What decoders with cross-attention read with every pass; other inputs go with the first."""
+
+
+def read_prepared(
+    model: Any,
+    ids: Tensor,
+    model_kwargs: Mapping[str, Any],
+    *,
+    copies: int = 1,
+    fresh: bool = False,
+    fast: bool = False,
+) -> tuple[Rows, Tensor]:
+    """Read what transformers' ``generate`` prepared; the rows and the next-token logits (B, V).
+
+    Args:
+        ids: (B, L), padded on the left.
+        model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
+        copies: every so many rows that follow each other have one prompt, which is then read once.
+        fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
+        fast: need not reproduce the bits of plain decoding.
+
+    Raises:
+        ValueError: the rows are padded, the model would read that into a state, and images come with them.
+    """
+    kwargs = {name: value for name, value in model_kwargs.items() if name not in ("use_cache", "logits_to_keep")}
+    given = [kwargs.pop(name, None) for name in caches.ARGUMENTS]
+    cache = next((c for c in given if c is not None and not (fresh and isinstance(c, StaticCache))), None)
+    mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
+    known = adapter(model)
+    rows: Rows
+    if known.is_encoder_decoder:
+        outputs, decoder_mask = kwargs["encoder_outputs"], kwargs.get("decoder_attention_mask")
+        rows, logits = read_encoded(known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
+        return rows, logits[:, -1].to(ids.device)
+    with_images = any(_says_something(name, value) for name, value in kwargs.items())
+    padded = mask is not None and not bool(mask.all())
+    if padded and with_images and known.has_recurrent_state:
+        raise ValueError(
+            f"{known.name} would read padding into its state, and images come with these prompts: give prompts of one "
+            "length, or one prompt at a time"
+        )
+    # Prompts with images are padded as the model's own processor pads them; what comes with a row, such as an image,
+    # may differ where its ids do not.
+    if mask is not None and not with_images:
+        apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
+        if apart or known.has_recurrent_state:
+            prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+            rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
+            return rows, logits[:, -1].to(ids.device)
+    step = 1 if with_images else copies
+    if positions is not None and len(positions) == len(ids):
+        positions = positions[::step]
+    rows, logits = read_padded(
+        known.base, ids[::step], mask if mask is None else mask[::step], positions=positions, cache=cache, extra=kwargs,
+        fast=fast,
+    )  # fmt: skip
+    if step > 1:
+        row_of = torch.arange(len(ids), device=rows.device) // step
+        rows, logits = SharedRows(rows, row_of), logits[row_of.to(logits.device)]
+    return rows, logits[:, -1].to(ids.device)
+
+
+def _says_something(name: str, value: Any) -> bool:
+    """Whether an input comes with the rows beside their ids, such as an image; models make empty ones for text."""
+    if name.endswith("token_type_ids") and isinstance(value, Tensor):
+        return bool((value != value.flatten()[0]).any())
+    return bool(value) if isinstance(value, Mapping) else isinstance(value, Tensor)
 
 
 def read_prompts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from ...forward import caches
 from ...guidance.algebra import log_softmax
 from ...guidance.base import BranchGuidance, Step
-from ...guidance.views import View
-from ..branch_passes import BranchPasses, Source, StepLogits, step_logits
+from ..branch_passes import BranchPasses, StepLogits, step_logits
 from .drafts import Drafter, Guess
 from .value import Speculation, SpeculationReport
 
@@ -47,26 +46,14 @@ class SpeculativePasses(BranchPasses):
         speculation: what to guess.
         guidance: says what the branches prefer together, for guesses.
         horizon: most tokens that the run writes.
+        *run: what :class:`BranchPasses` takes.
 
     Raises:
         ValueError: a model cannot forget what it read.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        branches: Sequence[Any],
-        prompts: Sequence[Sequence[Sequence[int]] | Source],
-        models: Mapping[str, Any] | None = None,
-        copies: int = 1,
-        fast: bool = False,
-        view: View | None = None,
-        *,
-        speculation: Speculation,
-        guidance: BranchGuidance | None,
-        horizon: int,
-    ) -> None:
-        super().__init__(model, branches, prompts, models, copies, fast, view)
+    def __init__(self, speculation: Speculation, guidance: BranchGuidance | None, horizon: int, *run: Any) -> None:
+        super().__init__(*run)
         for part in self.parts.values():
             if not caches.record_past(caches.new_cache(part)):
                 raise ValueError(
@@ -81,10 +68,9 @@ class SpeculativePasses(BranchPasses):
     def prefill(self, ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int = 1) -> StepLogits:
         """Read every branch's prompt; see :meth:`BranchPasses.prefill`."""
         logits = super().prefill(ids, model_kwargs, new_tokens)
-        for group in self.running.values():
-            for batch in group.rows.batches():
-                batch.fast = True  # several tokens a pass do not keep the bits of plain decoding anyway
-                caches.record_past(batch.cache)
+        for batch in (batch for group in self.running.values() for batch in group.rows.batches()):
+            batch.fast = True  # several tokens a pass do not keep the bits of plain decoding anyway
+            caches.record_past(batch.cache)
         return logits
 
     def step(self, ids: Tensor, new: int) -> StepLogits:
