@@ -157,7 +157,7 @@ def test_layers_that_cannot_be_merged_say_so() -> None:
     class Odd:
         layers = (object(),)
 
-    with pytest.raises(ValueError, match=r"object cannot hold the rows.*CFGLogitsProcessor"):
+    with pytest.raises(ValueError, match=r"object cannot hold the rows.*GuidanceLogitsProcessor"):
         caches.merge([Odd(), Odd()])  # type: ignore[list-item]
 
 

@@ -55,7 +55,8 @@ class Rows(ABC):
         if not all(caches.can_crop(batch.cache) for batch in self.batches()):
             return tokens == 0
         for batch in self.batches():
-            batch.forget(tokens)
+            caches.crop(batch.cache, tokens)
+            batch.advance(-tokens)
         return True
 
 
@@ -105,16 +106,12 @@ class RowBatch(Rows):
         if new > 1 and not self.model.reads_at_once(self.length + new):
             steps = [self.forward(ids[:, i : i + 1]) for i in range(new)]
             return torch.cat(steps[-keep:], dim=1)
-        if self.mask is not None:
-            self.mask = F.pad(self.mask, (0, new), value=1)
         positions = self.next_position + torch.arange(new, device=self.device)
-        logits = self.model.read(
+        self.advance(new)
+        return self.model.read(
             ids, self.cache, mask=self.mask, positions=positions, keep=keep, inputs=self.inputs, fast=self.fast,
             call=self.call,
         )  # fmt: skip
-        self.next_position = self.next_position + new
-        self.length += new
-        return logits
 
     def select(self, index: Tensor) -> None:
         """As of any rows; columns that are padding in all of them stay."""
@@ -128,12 +125,11 @@ class RowBatch(Rows):
         twin._select_vectors(index)
         return twin
 
-    def forget(self, tokens: int) -> None:
-        """:meth:`crop`, where it is known to be possible."""
-        caches.crop(self.cache, tokens)
-        self.length -= tokens
-        self.next_position = self.next_position - tokens
-        self.mask = None if self.mask is None else self.mask[:, : self.length]
+    def advance(self, tokens: int) -> None:
+        """Count ``tokens`` more, or fewer, in every row."""
+        self.length += tokens
+        self.next_position = self.next_position + tokens
+        self.mask = None if self.mask is None else F.pad(self.mask, (0, tokens), value=1)
 
     def make_static(self, new_tokens: int) -> None:
         """Move the cache into fixed shapes with room for ``new_tokens`` more positions."""
