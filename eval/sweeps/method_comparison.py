@@ -84,6 +84,7 @@ ELSEWHERE = {
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
     "steering": "follows a vector that its user trains: methods/steering.md",
+    "reward": "asks a reward model, and none comes along; with a classifier's log-probability as reward it is caif",
 }
 """Methods that have no row, and why."""
 

@@ -16,6 +16,7 @@ from textguide.engine.effect import Effect, join, warn_if_none
 from textguide.engine.results import GenerateResult
 from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
+from textguide.guidance.places import check_place
 from textguide.models import bundled
 from textguide.models.loading import locate
 from textguide.support.errors import MissingExtraError
@@ -197,6 +198,7 @@ def _engines_caif(llm: Any, reweighting: Sequence[Any]) -> CAIF | None:
         return None
     if len(reweighting) > 1:
         raise ValueError("guidance: one classifier at a time reweights inside vLLM; give one CAIF")
+    check_place(reweighting[0], "vllm")
     engines = classifier_of(llm.llm_engine.vllm_config)
     asked: CAIF = reweighting[0]
     its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier

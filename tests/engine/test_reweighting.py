@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import textguide
-from textguide import CAIF, CFG, CAIFLogitsProcessor, guided_decoding
+from textguide import CAIF, CFG, CAIFLogitsProcessor, Reward, guided_decoding
 from textguide.classifiers import FunctionClassifier
 from textguide.reference import decoding
 from textguide.support.errors import GuidanceHadNoEffectWarning
@@ -31,6 +31,18 @@ def tone(texts: Sequence[str]) -> torch.Tensor:
 
 def length(texts: Sequence[str]) -> list[list[float]]:
     return [[math.log(x) for x in (0.2, 0.3, 0.5)][:: -1 if len(text) % 2 else 1] for text in texts]
+
+
+def cheer(texts: Sequence[str]) -> list[float]:
+    """A reward depends on every character and on their order."""
+    return [sum(math.cos(2 * ord(c) + i) for i, c in enumerate(text)) for text in texts]
+
+
+def said(guidance: Any, text: str) -> float:
+    """What a guidance's scorer says of a text."""
+    if isinstance(guidance, Reward):
+        return cheer([text])[0]
+    return float(guidance.classifier.log_prob([text])[0, guidance.classifier.index(guidance.target)])
 
 
 class Spy(FunctionClassifier):
@@ -53,28 +65,29 @@ SETTINGS: dict[str, list[Any]] = {
     "exact-away": [CAIF(TONE, "high", -1.5, top_k=None)],
     "with-cfg": [CFG(2.0), CAIF(TONE, "low", 3.0, top_k=10)],
     "two": [CAIF(TONE, "high", 2.0, top_k=9), CAIF(LENGTH, "b", 4.0, top_k=5, include_prompt=False)],
+    "reward": [Reward(cheer, 0.7, top_k=9)],
+    "reward-away": [CFG(1.5), Reward(cheer, -1.0, top_k=None, schedule="linear", include_prompt=False)],
+    "reward-and-classifier": [CAIF(TONE, "high", 2.0, top_k=9), Reward(cheer, 1.0, top_k=5)],
     "now-and-then": [CAIF(TONE, 1, 3.0, entropy_threshold=0.2, every=2, schedule="linear", start=0.1)],
 }
 
 
 def fitting(guidances: list[Any]) -> list[Any]:
     """With candidates that the tiny vocabulary has."""
-    return [g if isinstance(g, CFG) or g.top_k != 100 else CAIF(**{**g.__dict__, "top_k": 12}) for g in guidances]
+    return [g if not isinstance(g, CAIF) or g.top_k != 100 else CAIF(**{**g.__dict__, "top_k": 12}) for g in guidances]
 
 
 def oracle(name: str, row: int, guidances: list[Any], new: int = NEW) -> tuple[list[int], list[list[float]]]:
     model = build(name)
     cfg = next((g for g in guidances if isinstance(g, CFG)), None)
-    caifs = [g for g in guidances if isinstance(g, CAIF)]
+    weighing = [g for g in guidances if not isinstance(g, CFG)]
     is_encoder_decoder = name in ENCODER_DECODER
     prompt = [model.config.decoder_start_token_id] if is_encoder_decoder else list(PROMPTS[row])
 
     def reweigh(distribution: list[float], written: Sequence[int], index: int, s: float) -> list[float]:
-        return decoding.caif(
-            caifs, distribution, prompt, written, index, s,
-            text_of=TOKENIZER.decode,
-            log_prob=lambda g, text: float(g.classifier.log_prob([text])[0, g.classifier.index(g.target)]),
-        )  # fmt: skip
+        return decoding.reweighed(
+            weighing, distribution, prompt, written, index, s, text_of=TOKENIZER.decode, score=said
+        )
 
     negative = [textguide.engine.custom_generate.empty_source(model.config)] if is_encoder_decoder else [prompt[-1:]]
     source = list(PROMPTS[row]) if is_encoder_decoder else None
@@ -120,9 +133,10 @@ def test_every_way_in_equals_the_oracle(name: str, setting: str) -> None:
     common: dict[str, Any] = {**inputs, "max_new_tokens": NEW, "do_sample": False}
     custom = build(name).generate(**common, custom_generate=guided_decoding(guidances, tokenizer=TOKENIZER))
     assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
-    caifs = [g for g in guidances if isinstance(g, CAIF)]
-    processors: list[Any] = [textguide.CFGLogitsProcessor(build(name), guidance=g) for g in guidances if g not in caifs]
-    processors.append(CAIFLogitsProcessor(build(name), TOKENIZER, guidance=caifs, horizon=NEW))
+    weighing = [g for g in guidances if not isinstance(g, CFG)]
+    cfgs = [g for g in guidances if isinstance(g, CFG)]
+    processors: list[Any] = [textguide.CFGLogitsProcessor(build(name), guidance=g) for g in cfgs]
+    processors.append(CAIFLogitsProcessor(build(name), TOKENIZER, guidance=weighing, horizon=NEW))
     for _ in range(2):
         drop_in = build(name).generate(**common, logits_processor=processors)
         assert drop_in[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()

@@ -61,8 +61,8 @@ def test_generation_equals_reading_every_candidate_anew(name: str, options: dict
                 return float(guide.log_prob_ids([text])[0, 1])
 
             # Texts are token ids here; without its end token a text is the finished one.
-            return decoding.caif(
-                [caif], distribution, prompt, written, index, s, log_prob=read,
+            return decoding.reweighed(
+                [caif], distribution, prompt, written, index, s, score=read,
                 text_of=lambda ids: ids[:-1] if ids[-1] == EOS else ids,  # type: ignore[arg-type, return-value]
             )  # fmt: skip
 

@@ -10,8 +10,8 @@ import torch
 
 from textguide import CAIF, CFG, Guidance
 from textguide.guidance import Composed, Step, TokenReweighting, as_guidance, split, with_scale
-from textguide.guidance.caif import reweigh
 from textguide.guidance.spec import label, parse
+from textguide.guidance.text_reweighting import reweigh
 
 
 class Named:

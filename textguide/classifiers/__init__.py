@@ -1,6 +1,6 @@
-"""Classifiers of text: anything that gives ``log p(class | text)``, and so can guide a language model."""
+"""Classifiers of text and rewards: anything that gives numbers for a text, and so can guide a language model."""
 
-from .base import CausalClassifier, CausalState, Classifier, checked
+from .base import CausalClassifier, CausalScorer, CausalState, Classifier, Scorer, checked
 from .causal import CausalSequenceClassifier
 from .causal_head import HeadClassifier, load_causal
 from .compression import GzipClassifier
@@ -8,13 +8,16 @@ from .embedding import EmbeddingClassifier, Encoder, load_embedding, load_encode
 from .estimator import EstimatorClassifier, profanity
 from .function import FunctionClassifier
 from .linear import Features, LinearClassifier, load_linear
-from .resolving import load, resolve
+from .resolving import RESOLVERS, load, resolve
+from .rewards import FunctionReward, RewardModel, RewardScorer, resolve_reward
 from .sequence import SequenceClassifier, load_sequence
 from .training import Examples, Report, evaluate, read_examples, train_causal, train_embedding, train_linear
 from .zero_shot import ZeroShotClassifier
 
 __all__ = [
+    "RESOLVERS",
     "CausalClassifier",
+    "CausalScorer",
     "CausalSequenceClassifier",
     "CausalState",
     "Classifier",
@@ -24,10 +27,14 @@ __all__ = [
     "Examples",
     "Features",
     "FunctionClassifier",
+    "FunctionReward",
     "GzipClassifier",
     "HeadClassifier",
     "LinearClassifier",
     "Report",
+    "RewardModel",
+    "RewardScorer",
+    "Scorer",
     "SequenceClassifier",
     "ZeroShotClassifier",
     "checked",
@@ -41,6 +48,7 @@ __all__ = [
     "profanity",
     "read_examples",
     "resolve",
+    "resolve_reward",
     "train_causal",
     "train_embedding",
     "train_linear",

@@ -1,10 +1,10 @@
-"""What every classifier is: texts in, log-probabilities of its classes out."""
+"""What every scorer of texts is, and every classifier: texts in, log-probabilities of its classes out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,54 @@ TOLERANCE = 1e-4
 """How far above 0 a log-probability may lie through rounding."""
 
 
-class Classifier(ABC):
+class Scorer(ABC):
+    """Anything that gives numbers for a text: what a token reweighting asks about candidates.
+
+    Attributes:
+        name: for errors and reports.
+        labels: what the numbers are about, in the order of the columns of :meth:`values`.
+        batch_size: texts that are read at once, where the scorer is a network.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    batch_size: int = 64
+    what: ClassVar[str]
+    """What it is called in errors."""
+
+    @abstractmethod
+    def values(self, texts: Sequence[str]) -> Tensor:
+        """Numbers (N, C) in float32 on the CPU, finite, for each of N texts.
+
+        Raises:
+            ValueError: the answer cannot be one; the message names the scorer and the text.
+        """
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values that identify it: its ``kind`` and what it was made from."""
+
+    def continuations(self, prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> list[Tensor]:
+        """:meth:`values` of ``prefixes[i] + ending`` for each of ``endings[i]``: tensors (len(endings[i]), C).
+
+        A text that occurs several times, in one row or in many, is read once; texts of like length share a batch.
+
+        Raises:
+            ValueError: the answer cannot be one; see :meth:`values`.
+        """
+        same_rows(prefixes, endings)
+        rows = [[prefix + ending for ending in row] for prefix, row in zip(prefixes, endings, strict=True)]
+        places: dict[str, int] = {}
+        for text in (text for row in rows for text in row):
+            places.setdefault(text, len(places))
+        values = in_batches(self, list(places))
+        return [values[torch.tensor([places[text] for text in row], dtype=torch.long)] for row in rows]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {', '.join(self.labels)}>"
+
+
+class Classifier(Scorer):
     """Anything that gives ``log p(class | text)``.
 
     Attributes:
@@ -26,34 +73,16 @@ class Classifier(ABC):
         batch_size: texts that are read at once, where the classifier is a network.
     """
 
-    name: str
-    labels: tuple[str, ...]
     is_normalized: bool = True
-    batch_size: int = 64
+    what = "classifier"
 
     @abstractmethod
     def log_prob(self, texts: Sequence[str]) -> Tensor:
         """Log-probabilities (N, C) in float32 of every class given each of N texts."""
 
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values that identify the classifier: its ``kind`` and what it was made from."""
-
-    def continuations(self, prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Log-probabilities of ``prefixes[i] + ending`` for each of ``endings[i]``: tensors (len(endings[i]), C).
-
-        A text that occurs several times, in one row or in many, is read once; texts of like length share a batch.
-
-        Raises:
-            ValueError: the classifier's answer cannot be one; see :func:`checked`.
-        """
-        same_rows(prefixes, endings)
-        rows = [[prefix + ending for ending in row] for prefix, row in zip(prefixes, endings, strict=True)]
-        places: dict[str, int] = {}
-        for text in (text for row in rows for text in row):
-            places.setdefault(text, len(places))
-        values = in_batches(self, list(places))
-        return [values[torch.tensor([places[text] for text in row], dtype=torch.long)] for row in rows]
+    def values(self, texts: Sequence[str]) -> Tensor:
+        """:meth:`log_prob`, checked."""
+        return checked(self, self.log_prob(texts), len(texts), texts)
 
     def index(self, label: str | int) -> int:
         """The column of a class.
@@ -76,16 +105,13 @@ class Classifier(ABC):
                 return int(label)
         raise ValueError(f"{label!r} is no class of {self.name}; its classes are {', '.join(self.labels)}")
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}: {', '.join(self.labels)}>"
-
 
 class CausalState(ABC):
-    """A batch of texts that grow by tokens, read by a causal classifier."""
+    """A batch of texts that grow by tokens, read by a causal scorer."""
 
     @abstractmethod
     def log_prob(self, rows: Sequence[int], candidates: Tensor) -> Tensor:
-        """Log-probabilities (r, k, C) after each of ``candidates`` (r, k), token ids that might come next.
+        """Numbers (r, k, C), of a classifier log-probabilities, after each of ``candidates`` (r, k).
 
         Args:
             rows: the rows of the batch that are meant, r of them.
@@ -96,7 +122,7 @@ class CausalState(ABC):
 
     @abstractmethod
     def current(self, rows: Sequence[int]) -> Tensor:
-        """Log-probabilities (r, C) of the texts as they are."""
+        """The same (r, C) for the texts as they are."""
 
     @abstractmethod
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
@@ -107,12 +133,16 @@ class CausalState(ABC):
         """Keep the rows ``index``, in this order; rows may repeat."""
 
 
-class CausalClassifier(Classifier):
-    """A classifier that reads from left to right, in the tokens of the language model that it guides."""
+class CausalScorer(Scorer):
+    """A scorer that reads from left to right, in the tokens of the language model that it guides."""
 
     @abstractmethod
     def start(self, ids: Sequence[Sequence[int]]) -> CausalState:
         """A state for texts given as token ids, one sequence a row."""
+
+
+class CausalClassifier(CausalScorer, Classifier):
+    """A classifier that reads from left to right, in the tokens of the language model that it guides."""
 
 
 def checked(classifier: Classifier, values: Any, n: int, texts: Sequence[str] | None = None) -> Tensor:
@@ -130,31 +160,17 @@ def checked(classifier: Classifier, values: Any, n: int, texts: Sequence[str] | 
         ValueError: the shape is wrong, there are fewer or more rows than texts, a value is not a number or lies
             above 0.
     """
-    who, classes = f"classifier {classifier.name}", len(classifier.labels)
-    try:
-        result = torch.as_tensor(values).detach().to("cpu", torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{who} returned {type(values).__name__}, not a table of numbers ({error})") from error
-    if result.dim() != 2 or result.shape[1] != classes:
-        raise ValueError(
-            f"{who} returned shape {tuple(result.shape)} for {n} texts; it must be ({n}, {classes}), one column for "
-            f"each of {', '.join(classifier.labels)}"
-        )
-    if result.shape[0] != n:
-        raise ValueError(f"{who} returned {result.shape[0]} rows for {n} texts; it must return one row for each text")
+    result = table(classifier, values, n, texts)
     if n == 0:
         return result
-    for bad, what in (
-        (result.isnan(), "NaN"),
-        (result > TOLERANCE, "a log-probability above 0"),
-    ):
-        if bad.any():
-            row, column = (int(i) for i in bad.nonzero()[0])
-            value = f" ({result[row, column].item():.4g})" if what != "NaN" else ""
-            hint = "" if what == "NaN" else "; log_prob must return logarithms of probabilities"
-            raise ValueError(
-                f"{who} returned {what}{value} for class {classifier.labels[column]}{_of(texts, row)}{hint}"
-            )
+    who = f"classifier {classifier.name}"
+    above = result > TOLERANCE
+    if above.any():
+        row, column = (int(i) for i in above.nonzero()[0])
+        raise ValueError(
+            f"{who} returned a log-probability above 0 ({result[row, column].item():.4g}) for class "
+            f"{classifier.labels[column]}{_of(texts, row)}; log_prob must return logarithms of probabilities"
+        )
     if classifier.is_normalized:
         total = result.exp().sum(1)
         row = int((total - 1).abs().argmax())
@@ -166,12 +182,42 @@ def checked(classifier: Classifier, values: Any, n: int, texts: Sequence[str] | 
     return result.clamp(FLOOR, 0.0)
 
 
-def in_batches(classifier: Classifier, texts: Sequence[str]) -> Tensor:
-    """:meth:`Classifier.log_prob` of ``texts`` (N, C), checked, in batches of like length."""
-    values = torch.empty(len(texts), len(classifier.labels))
-    for places in batches([len(text) for text in texts], classifier.batch_size):
-        batch = [texts[place] for place in places]
-        values[torch.tensor(places)] = checked(classifier, classifier.log_prob(batch), len(batch), batch)
+def table(scorer: Scorer, values: Any, n: int, texts: Sequence[str] | None = None) -> Tensor:
+    """What a scorer returned for ``n`` texts as float32 (n, C) on the CPU.
+
+    Args:
+        scorer: who returned it; errors name it.
+        values: what it returned.
+        n: how many texts it was given.
+        texts: the texts, for errors.
+
+    Raises:
+        ValueError: the shape is wrong, there are fewer or more rows than texts, or a value is not a number.
+    """
+    who, columns = f"{scorer.what} {scorer.name}", len(scorer.labels)
+    try:
+        result = torch.as_tensor(values).detach().to("cpu", torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{who} returned {type(values).__name__}, not a table of numbers ({error})") from error
+    if result.dim() != 2 or result.shape[1] != columns:
+        raise ValueError(
+            f"{who} returned shape {tuple(result.shape)} for {n} texts; it must be ({n}, {columns}), one column for "
+            f"each of {', '.join(scorer.labels)}"
+        )
+    if result.shape[0] != n:
+        raise ValueError(f"{who} returned {result.shape[0]} rows for {n} texts; it must return one row for each text")
+    if result.isnan().any():
+        row, column = (int(i) for i in result.isnan().nonzero()[0])
+        of = f"class {scorer.labels[column]}" if isinstance(scorer, Classifier) else scorer.labels[column]
+        raise ValueError(f"{who} returned NaN for {of}{_of(texts, row)}")
+    return result
+
+
+def in_batches(scorer: Scorer, texts: Sequence[str]) -> Tensor:
+    """:meth:`Scorer.values` of ``texts`` (N, C) in batches of like length."""
+    values = torch.empty(len(texts), len(scorer.labels))
+    for places in batches([len(text) for text in texts], scorer.batch_size):
+        values[torch.tensor(places)] = scorer.values([texts[place] for place in places])
     return values
 
 

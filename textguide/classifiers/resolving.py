@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from . import storage
-from .base import Classifier
+from .base import Classifier, Scorer
 from .function import from_python
 from .linear import load_linear
+from .rewards import resolve_reward
 
 HOME = Path(__file__).parent / "data"
 
@@ -131,6 +132,11 @@ def resolve(value: Classifier | str, model: Any = None, tokenizer: Any = None) -
     near = difflib.get_close_matches(kind, SPECS, n=1)
     hint = f"did you mean {SPECS[near[0]].form!r}? There" if near else "there"
     raise ValueError(f"classifier {value!r} is neither known nor a folder; {hint} are {_forms()}")
+
+
+RESOLVERS: dict[str, Callable[[Any, Any, Any], Scorer]] = {"classifier": resolve, "reward": resolve_reward}
+"""What a name stands for, by the kind of scorer that a guidance asks; gets the name, the language model, its
+tokenizer."""
 
 
 def load(path: str | Path, model: Any = None, tokenizer: Any = None) -> Classifier:

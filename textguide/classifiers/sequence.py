@@ -1,4 +1,4 @@
-"""A transformers sequence-classification model, with a tokenizer of its own."""
+"""A transformers sequence-classification model, with a tokenizer of its own, read as a classifier."""
 
 from __future__ import annotations
 
@@ -13,6 +13,61 @@ from torch import Tensor
 from ..support.errors import ModelUnavailableError
 from . import heads
 from .base import Classifier, batches, beginning, checked, label_names
+
+
+class SequenceReader:
+    """A transformers model with a head on whole texts, and the tokenizer that it was trained with.
+
+    A text that is too long loses its beginning, so that the newest words are always read; the special tokens stay. A
+    text's outputs are what the model says of it alone, whatever it is batched with.
+
+    Args:
+        model: a transformers model that returns ``logits`` (N, K).
+        tokenizer: its tokenizer.
+        who: names it in errors.
+        max_length: longest text in tokens; default: what tokenizer and model allow.
+        batch_size: texts read at once; one where model or tokenizer name no padding token.
+
+    Raises:
+        ValueError: ``max_length`` is no positive number.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, who: str, max_length: int | None, batch_size: int) -> None:
+        self.model, self.who = model.eval(), who
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.tokenizer.truncation_side, self.tokenizer.padding_side = "left", "right"
+        pads = self.tokenizer.pad_token_id is not None and getattr(model.config, "pad_token_id", None) is not None
+        self.batch_size = batch_size if pads else 1
+        self.max_length = max_length if max_length is not None else _longest(model.config, tokenizer)
+        if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
+            raise ValueError(f"max_length={max_length!r} must be a positive number of tokens")
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Logits (N, K) of ``texts`` in float32 on the CPU, read in batches of like length."""
+        values = torch.empty(len(texts), self.model.config.num_labels)
+        encoded = self._encode(texts) if texts else []
+        for places in batches([len(ids) for ids in encoded], self.batch_size):
+            batch = self.tokenizer.pad({"input_ids": [encoded[place] for place in places]}, return_tensors="pt")
+            values[torch.tensor(places)] = self.model(**batch.to(self.model.device)).logits.float().cpu()
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model's name and digests of its configuration and its last weights."""
+        config = self.model.config.to_json_string(use_diff=False)
+        return {
+            "model": str(getattr(self.model, "name_or_path", "")),
+            "config": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "weights": heads.digest(*list(self.model.parameters())[-2:]),
+        }
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        options = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        encoded: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"]
+        for text, ids in zip(texts, encoded, strict=True):
+            if not ids:
+                raise ValueError(f"{self.who} cannot read a text without tokens ({beginning(text)})")
+        return encoded
 
 
 class SequenceClassifier(Classifier):
@@ -46,7 +101,6 @@ class SequenceClassifier(Classifier):
         batch_size: int = 64,
         name: str | None = None,
     ) -> None:
-        self.model = model.eval()
         self.name = name or str(getattr(model, "name_or_path", "") or type(model).__name__)
         self.labels = label_names(labels if labels is not None else heads.labels_of(model.config))
         if not heads.columns(self.labels, model.config.num_labels):
@@ -56,42 +110,15 @@ class SequenceClassifier(Classifier):
         self.activation = heads.activation_of(model.config, activation)
         self.is_normalized = self.activation == heads.SOFTMAX or model.config.num_labels == 1
         self.batch_size = batch_size
-        self.tokenizer = copy.deepcopy(tokenizer)
-        self.tokenizer.truncation_side = "left"
-        self.max_length = max_length if max_length is not None else _longest(model.config, tokenizer)
-        if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
-            raise ValueError(f"max_length={max_length!r} must be a positive number of tokens")
+        self.read = SequenceReader(model, tokenizer, f"classifier {self.name}", max_length, batch_size)
 
-    @torch.inference_mode()
     def log_prob(self, texts: Sequence[str]) -> Tensor:
         """Log-probabilities (N, C) of ``texts``, read in batches of like length."""
-        values = torch.empty(len(texts), len(self.labels))
-        encoded = self._encode(texts) if texts else []
-        for places in batches([len(ids) for ids in encoded], self.batch_size):
-            batch = self.tokenizer.pad({"input_ids": [encoded[place] for place in places]}, return_tensors="pt")
-            logits = self.model(**batch.to(self.model.device)).logits
-            values[torch.tensor(places)] = heads.log_probabilities(logits, self.activation).cpu()
-        return checked(self, values, len(texts), texts)
+        return checked(self, heads.log_probabilities(self.read(texts), self.activation), len(texts), texts)
 
     def to_dict(self) -> dict[str, Any]:
         """The kind, the model's name and digests of its configuration and its last weights."""
-        config = self.model.config.to_json_string(use_diff=False)
-        return {
-            "kind": "hf",
-            "model": str(getattr(self.model, "name_or_path", "")),
-            "config": hashlib.sha256(config.encode()).hexdigest()[:16],
-            "weights": heads.digest(*list(self.model.parameters())[-2:]),
-            "labels": list(self.labels),
-            "activation": self.activation,
-        }
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        options = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
-        encoded: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"]
-        for text, ids in zip(texts, encoded, strict=True):
-            if not ids:
-                raise ValueError(f"classifier {self.name} cannot read a text without tokens ({beginning(text)})")
-        return encoded
+        return {"kind": "hf", **self.read.to_dict(), "labels": list(self.labels), "activation": self.activation}
 
 
 def load_sequence(source: str, **options: Any) -> SequenceClassifier:
@@ -104,6 +131,19 @@ def load_sequence(source: str, **options: Any) -> SequenceClassifier:
     Raises:
         ModelUnavailableError: nothing that can be loaded stands there, or it has no trained head.
     """
+    return SequenceClassifier(*load_with_head(source, "classifier"), name=f"hf:{source}", **options)
+
+
+def load_with_head(source: str, what: str) -> tuple[Any, Any]:
+    """A sequence-classification model and its tokenizer.
+
+    Args:
+        source: a folder, or a name on a model hub.
+        what: names it in errors: ``classifier``.
+
+    Raises:
+        ModelUnavailableError: nothing that can be loaded stands there, or it has no trained head.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -111,13 +151,13 @@ def load_sequence(source: str, **options: Any) -> SequenceClassifier:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the reader of tokenizer files raises bare ones
         reason = " ".join(str(error).split())[:300]
-        raise ModelUnavailableError(f"classifier hf:{source} could not be loaded: {reason}") from error
+        raise ModelUnavailableError(f"{what} hf:{source} could not be loaded: {reason}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelUnavailableError(
-            f"classifier hf:{source} has no trained weights for {', '.join(missing[:3])}; it is no sequence classifier"
+            f"{what} hf:{source} has no trained weights for {', '.join(missing[:3])}; it is no sequence classifier"
         )
-    return SequenceClassifier(model, tokenizer, name=f"hf:{source}", **options)
+    return model, tokenizer
 
 
 def _longest(config: Any, tokenizer: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Running token reweighting: the candidates of every row go to their classifiers, and the answers into the
+"""Running token reweighting: the candidates of every row go to what scores them, and the answers into the
 distribution."""
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers import CausalClassifier, CausalState, Classifier, resolve
+from ..classifiers import RESOLVERS, CausalScorer, CausalState, Scorer
 from ..guidance.algebra import entropy
 from ..guidance.base import Step
-from ..guidance.caif import CAIF, reweigh
+from ..guidance.text_reweighting import TextReweighting, reweigh
 from .texts import Alphabet, RowText
 
 
 @dataclass
 class _Group:
-    """Guidances that ask one classifier about the same texts."""
+    """Guidances that ask one scorer about the same texts."""
 
-    classifier: Classifier
+    scorer: Scorer
     include_prompt: bool
     members: list[int] = field(default_factory=list)
     texts: list[RowText] = field(default_factory=list)
@@ -29,20 +29,20 @@ class _Group:
 
 
 class Reweighter:
-    """Applies :class:`CAIF` guidances to the distributions of a batch whose rows grow by a token a step.
+    """Applies guidances such as :class:`textguide.CAIF` to a batch's distributions; its rows grow by a token a step.
 
     Args:
         guidances: what to apply; their weights add up.
         tokenizer: the language model's tokenizer.
-        model: the language model, for classifiers that are made from it.
+        model: the language model, for scorers that are made from it.
         ends: tokens that end a text; as candidates they stand for the finished text.
         alphabet: how the tokens make text, where that is known already; default: found from the tokenizer.
 
     Raises:
-        ValueError: a classifier cannot be resolved, or has no class of the name that a guidance targets.
+        ValueError: a scorer cannot be resolved, or has no class of the name that a guidance targets.
 
     Attributes:
-        texts_scored: number of candidates that classifiers were asked about.
+        texts_scored: number of candidates that were scored.
     """
 
     def __init__(
@@ -54,33 +54,31 @@ class Reweighter:
         alphabet: Alphabet | None = None,
     ) -> None:
         if tokenizer is None:
-            raise ValueError("tokenizer=None: a classifier reads text; give the tokenizer of the model")
-        self.guidances: list[CAIF] = list(guidances)
+            raise ValueError("tokenizer=None: a classifier or reward reads text; give the tokenizer of the model")
+        self.guidances: list[TextReweighting] = list(guidances)
         self.tokenizer = tokenizer
         self.ends = set(ends)
         self.texts_scored = 0
         self._groups: list[_Group] = []
         self._columns: list[int] = []
         self._alphabet = alphabet
-        resolved: dict[Any, Classifier] = {}
+        resolved: dict[Any, Scorer] = {}
         for number, guidance in enumerate(self.guidances):
-            key = guidance.classifier
+            key = guidance.asks, guidance.scorer
             if key not in resolved:
-                resolved[key] = resolve(key, model=model, tokenizer=tokenizer)
-            classifier = resolved[key]
-            self._columns.append(classifier.index(guidance.target))
-            same = [
-                g for g in self._groups if g.classifier is classifier and g.include_prompt == guidance.include_prompt
-            ]
+                resolved[key] = RESOLVERS[guidance.asks](guidance.scorer, model, tokenizer)
+            scorer = resolved[key]
+            self._columns.append(guidance.column(scorer))
+            same = [g for g in self._groups if g.scorer is scorer and g.include_prompt == guidance.include_prompt]
             if not same:
-                same = [_Group(classifier, guidance.include_prompt)]
+                same = [_Group(scorer, guidance.include_prompt)]
                 self._groups += same
             same[0].members.append(number)
         size = model.config.get_text_config(decoder=True).vocab_size
         for guidance in self.guidances:
             if guidance.top_k is not None and guidance.top_k > size:
                 raise ValueError(
-                    f"top_k={guidance.top_k} of classifier {self._name(guidance)} is beyond the vocabulary of {size} "
+                    f"top_k={guidance.top_k} of {self._name(guidance)} is beyond the vocabulary of {size} "
                     "tokens; lower it, or give None for the whole vocabulary"
                 )
         self._size = size
@@ -97,8 +95,8 @@ class Reweighter:
                 [*(prompt if group.include_prompt else ()), *more]
                 for prompt, more in zip(prompts, written, strict=True)
             ]
-            if isinstance(group.classifier, CausalClassifier):
-                group.state = group.classifier.start(rows)
+            if isinstance(group.scorer, CausalScorer):
+                group.state = group.scorer.start(rows)
             else:
                 group.texts = [self._alphabet.row(row) for row in rows]
 
@@ -148,7 +146,7 @@ class Reweighter:
         changed = reweigh(distribution, candidates, bonus)
         if bool(changed.isnan().any()):
             names = ", ".join(sorted({self._name(guidance) for guidance in self.guidances}))
-            raise ValueError(f"classifier {names} forbids every candidate of a row; smooth it, or lower the weight")
+            raise ValueError(f"{names} forbids every candidate of a row; smooth it, or lower the weight")
         return logp.index_copy(0, chosen, changed), acted
 
     def _weights(self, logp: Tensor, step: Step, index: int | Sequence[int]) -> Tensor:
@@ -168,7 +166,7 @@ class Reweighter:
     def _bonus(
         self, distribution: Tensor, candidates: Tensor, weights: Tensor, depths: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
-        """``Σ α log p(c|text)`` of every candidate, (B, k); −inf behind the last candidate of a guidance."""
+        """``Σ weight · score`` of every candidate, (B, k); −inf behind the last candidate of a guidance."""
         bonus = torch.zeros(candidates.shape, device=distribution.device)
         allowed = torch.isfinite(distribution.gather(-1, candidates)).sum(-1).tolist()
         ids = candidates.tolist()
@@ -192,7 +190,7 @@ class Reweighter:
         return bonus
 
     def _ask(self, group: _Group, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
-        """log p(class|text) of every candidate of every row: tensors (k, C)."""
+        """The numbers of every candidate of every row: tensors (k, C)."""
         self.texts_scored += sum(map(len, candidates))
         if group.state is not None:
             return self._ask_causal(group.state, rows, candidates)
@@ -201,7 +199,7 @@ class Reweighter:
             prefix, ends = group.texts[row].endings(tokens)
             prefixes.append(prefix)
             endings.append(ends)
-        return group.classifier.continuations(prefixes, endings)
+        return group.scorer.continuations(prefixes, endings)
 
     def _ask_causal(self, state: CausalState, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
         width = max(map(len, candidates))
@@ -212,8 +210,8 @@ class Reweighter:
             answers = torch.where(is_end[..., None], state.current(rows)[:, None], answers)
         return [answer[: len(row)] for answer, row in zip(answers, candidates, strict=True)]
 
-    def _name(self, guidance: CAIF) -> str:
-        return str(getattr(guidance.classifier, "name", guidance.classifier))
+    def _name(self, guidance: TextReweighting) -> str:
+        return f"{guidance.asks} {getattr(guidance.scorer, 'name', guidance.scorer)}"
 
 
 def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any, ends: Any = None) -> Reweighter | None:

@@ -35,6 +35,7 @@ from .instruction_contrastive import InstructionContrastive
 from .language_model import LMGuidance
 from .nag import NAG
 from .prompts import Message
+from .reward import Reward
 from .scaled import Contrast, Scaled
 from .sled import SLED
 from .spec import as_guidance
@@ -76,6 +77,7 @@ __all__ = [
     "LMGuidance",
     "Message",
     "ProxyTuning",
+    "Reward",
     "S2Guidance",
     "Scaled",
     "Steering",

@@ -241,6 +241,9 @@ class TokenReweighting(Guidance):
     Several of them see the same distribution and their weights add up.
     """
 
+    weight: float
+    top_k: int | None
+
     @property
     def needs(self) -> frozenset[Need]:
         """The texts of all candidates."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from . import algebra, schedules
-from .base import About, Step, TokenReweighting
-from .validation import factor, finite, whole, window
+from .base import About
+from .text_reweighting import TextReweighting
 
 
 @dataclass(frozen=True)
-class CAIF(TokenReweighting):
+class CAIF(TextReweighting):
     """Weigh the next token by what a classifier says of the text that it makes.
 
     ``p(xᵢ|x<ᵢ, c) ∝ p(xᵢ|x<ᵢ) · p(c|x≤ᵢ)^α`` (section 3), with ``p(c|x≤ᵢ)`` from any classifier of text. No training of
@@ -50,14 +46,9 @@ class CAIF(TokenReweighting):
     target: str | int
     weight: float = 1.0
     top_k: int | None = 100
-    entropy_threshold: float = 0.0
-    every: int = 1
-    include_prompt: bool = True
-    schedule: str = "constant"
-    start: float = 0.0
-    stop: float = 1.0
 
     name = "caif"
+    asks = "classifier"
     about = About(
         "2205.07276", "lc + α log p(class | text), on the top candidates",
         "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier knows",
@@ -72,43 +63,13 @@ class CAIF(TokenReweighting):
             )
         if isinstance(self.target, bool) or not isinstance(self.target, (str, int)):
             raise ValueError(f"target={self.target!r} must be the name or the number of a class")
-        self._put(weight=factor("weight", self.weight))
-        self._put(entropy_threshold=finite("entropy_threshold", self.entropy_threshold))
-        if self.entropy_threshold < 0:
-            raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
-        whole("every", self.every, 1)
-        if self.top_k is not None:
-            whole("top_k", self.top_k, 1)
-        if not isinstance(self.include_prompt, bool):
-            raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
-        schedules.parse(self.schedule)
-        start, stop = window(self.start, self.stop)
-        self._put(start=start, stop=stop)
+        super().__post_init__()
 
     @property
-    def is_neutral(self) -> bool:
-        """The weight is 0."""
-        return self.weight == 0.0
+    def scorer(self) -> Any:
+        """The classifier."""
+        return self.classifier
 
-    def weight_at(self, step: Step) -> float | Tensor:
-        """α(s): the schedule's share of the weight inside the window, 0 outside."""
-        progress: Any = step.progress
-        return schedules.weight_at(self.schedule, self.weight, progress, self.start, self.stop)
-
-
-def reweigh(logp: Tensor, candidates: Tensor, bonus: Tensor) -> Tensor:
-    """The distribution over the candidates alone, ``∝ p · exp(bonus)``.
-
-    Args:
-        logp: normalised log-probabilities, (B, V).
-        candidates: token ids, (B, k).
-        bonus: what is added to each candidate's log-probability: ``Σ α log p(c|text)``; −inf forbids it. (B, k).
-
-    Returns:
-        Normalised log-probabilities (B, V), −inf everywhere but at the candidates. A token that ``logp`` forbids
-        stays forbidden.
-    """
-    at = logp.gather(-1, candidates)
-    # A forbidden token was not scored, and −inf plus whatever stands in its place must not come alive.
-    weighed = torch.where(torch.isneginf(at), at, at + bonus)
-    return algebra.log_softmax(torch.full_like(logp, -torch.inf).scatter(-1, candidates, weighed))
+    def column(self, scorer: Any) -> int:
+        """The target's."""
+        return int(scorer.index(self.target))

@@ -14,6 +14,7 @@ class Need(Enum):
     MODEL = "asks another model"
     PART = "runs a part of the model, or the model with a change inside"
     CANDIDATES = "weighs candidates by the texts that they make"
+    REWARD = "asks a reward about the texts that candidates make"
     CONSTRAINT = "draws tokens under a constraint"
     WEIGHTS = "weighs whole texts against each other and moves them between rows"
     FORK = "forks texts"

@@ -86,6 +86,7 @@ PLACES = (
         {
             Need.PART: "vLLM keeps one cache a layer, which belongs to the whole model",
             Need.MODEL: "this engine serves one model",
+            Need.REWARD: "the engine asks the one classifier that it was started with",
             Need.WEIGHTS: "vLLM writes each request by itself and copies none into another",
             Need.FORK: "vLLM writes each request by itself and forks none",
             Need.ROWS: "vLLM decides by itself which requests share a step",

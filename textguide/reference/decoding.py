@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..guidance import CAIF, CFG, BranchGuidance, LMGuidance
+from ..guidance import CFG, BranchGuidance, LMGuidance
+from ..guidance.text_reweighting import TextReweighting
 from ..guidance.views import MaskedHeads, Steered, View
 
 Distribution = list[float]
@@ -149,8 +150,8 @@ def cfg(guidance: CFG, distributions: Sequence[Distribution], s: float) -> Distr
     return normalized(mixed) if guidance.renormalize else mixed
 
 
-def caif(
-    guidances: Sequence[CAIF],
+def reweighed(
+    guidances: Sequence[TextReweighting],
     distribution: Distribution,
     prompt: Sequence[int],
     written: Sequence[int],
@@ -158,13 +159,14 @@ def caif(
     s: float,
     *,
     text_of: Callable[[Sequence[int]], str],
-    log_prob: Callable[[CAIF, str], float],
+    score: Callable[[Any, str], float],
 ) -> Distribution:
-    """``p(x) · p(c|text)^α / Z`` of arXiv 2205.07276, candidate by candidate; weights of several guidances add up.
+    """``p(x) · exp(weight · score(text)) / Z``, candidate by candidate; weights of several guidances add up. With
+    ``log p(c|text)`` as the score it is arXiv 2205.07276, with a reward arXiv 2402.01694.
 
     Args:
         text_of: the text of token ids.
-        log_prob: log p(target of the guidance | text).
+        score: what the guidance's scorer says of a text.
     """
     spread = -sum(math.exp(p) * p for p in distribution if p > -math.inf)
     mixed, acts = list(distribution), False
@@ -181,7 +183,7 @@ def caif(
             if token not in candidates:
                 mixed[token] = -math.inf
             elif distribution[token] > -math.inf:
-                mixed[token] += weight * log_prob(guidance, text_of([*read, token]))
+                mixed[token] += weight * score(guidance, text_of([*read, token]))
     return normalized(mixed) if acts else distribution
 
 
