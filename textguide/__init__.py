@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, guided_decoding, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance, Reward
+    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance, PowerSampling, Reward
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
@@ -48,6 +48,7 @@ _HOMES = {
     "GuidedDecoding": "engine.custom_generate",
     "LMGuidance": "guidance",
     "MaskedDiffusionCFGHook": "logits_processors",
+    "PowerSampling": "guidance",
     "Reward": "guidance",
     "ScoreResult": "scoring",
     "Speculation": "engine.speculation",

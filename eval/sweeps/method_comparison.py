@@ -35,6 +35,7 @@ from textguide.guidance import (
     Guidance,
     IndependentCondition,
     InstructionContrastive,
+    PowerSampling,
     ProxyTuning,
     S2Guidance,
     TokenPerturbation,
@@ -72,6 +73,7 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "proxy-tuning": (ProxyTuning(1.0), ProxyTuning(2.0)),
     "genarm": (GenARM(beta=2.0), GenARM(beta=1.0)),
     "feynman-kac": (Composed((CFG(1.5), FeynmanKac(particles=4))),),
+    "power-sampling": (PowerSampling(2.0, 4), PowerSampling(4.0, 4)),
     "eager": (EAGer(2.2, max_branches=4),),
 }
 """What is tried of each method, chosen before anything was measured."""
@@ -104,7 +106,7 @@ COLUMNS = (
     ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
     ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
-ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "genarm", "feynman-kac", "eager")
+ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "genarm", "feynman-kac", "power-sampling", "eager")
 """Methods that steer to a good mood, and those that draw several texts for one answer."""
 
 MODELS = {

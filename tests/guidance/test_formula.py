@@ -28,13 +28,14 @@ def formula_oracle(guidance: Formula, logps: list[list[float]], s: float) -> lis
     for values in zip(*logps, strict=True):
         scope = dict(zip(["cond", *(name for _, name in order)], values, strict=True))
         scores.append(values[0] if -INF in values else eval(expression, {"max": max, "min": min}, scope))
-    return decoding.normalized(scores)
+    return decoding.normalized(scores) if guidance.renormalize else scores
 
 
 settings(
     Formula("cond"),
     Formula("1.5*cond - 0.5*last"),
     Formula("max(cond, P('hello')) + 0.3*(M('amateur') - M('expert', 'no'))/2"),
+    Formula("2*cond - 0.5*last", renormalize=False),
 )
 
 

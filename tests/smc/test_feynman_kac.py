@@ -36,7 +36,7 @@ def combined(text: Text) -> torch.Tensor:
     return GUIDANCE.combine(torch.stack([COND(text), OTHER(text)])[:, None], Step())[0]
 
 
-def run(state: Weighed, rows: int, generator: torch.Generator) -> list[Text]:
+def run(state: Weighed, rows: int, generator: torch.Generator, combined: Any = combined) -> list[Text]:
     """The loop around a population, on the tables."""
     texts: list[Text] = [()] * rows
     for index in range(LENGTH):

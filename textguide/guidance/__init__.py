@@ -34,6 +34,7 @@ from .genarm import GenARM
 from .instruction_contrastive import InstructionContrastive
 from .language_model import LMGuidance
 from .nag import NAG
+from .power_sampling import PowerSampling
 from .prompts import Message
 from .reward import Reward
 from .scaled import Contrast, Scaled
@@ -76,6 +77,7 @@ __all__ = [
     "InstructionContrastive",
     "LMGuidance",
     "Message",
+    "PowerSampling",
     "ProxyTuning",
     "Reward",
     "S2Guidance",

@@ -28,7 +28,8 @@ class Composed(Guidance):
     name = "composed"
 
     def __post_init__(self) -> None:
-        parts = [Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part for part in self.parts]
+        given = [Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part for part in self.parts]
+        parts = [part for one in given for part in getattr(one, "parts", (one,))]
         kinds = (BranchGuidance, TokenReweighting, TokenConstraint)
         found: list[list[Guidance]] = [[part for part in parts if isinstance(part, kind)] for kind in kinds]
         for part in parts:

@@ -6,7 +6,7 @@ import ast
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -148,6 +148,8 @@ class Formula(BranchGuidance):
     Args:
         expression: the formula, with ``cond``, ``last``, ``P('prompt')``, ``M('model')``, ``M('model', 'prompt')``,
             numbers, ``+ - * /``, ``max`` and ``min``. Classifier terms need :meth:`of`.
+        renormalize: return normalised log-probabilities. False gives the formula's own values, whose product over whole
+            texts :class:`textguide.FeynmanKac` samples.
 
     Raises:
         ValueError: it is no formula (the message shows the part that is not understood), it divides by 0, or a number
@@ -155,6 +157,7 @@ class Formula(BranchGuidance):
     """
 
     expression: str
+    renormalize: bool = field(default=True, kw_only=True)
 
     name = "formula"
     about = About(
@@ -165,6 +168,8 @@ class Formula(BranchGuidance):
     def __post_init__(self) -> None:
         if isinstance(self.expression, Term):
             self._put(expression=str(self.expression))
+        if not isinstance(self.renormalize, bool):
+            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
         _constant(self._tree, self.expression)
         for leaf in _leaves(self._tree):
             if leaf.kind == "C":
@@ -225,7 +230,8 @@ class Formula(BranchGuidance):
         leaves = {cond: logp[0], **dict(zip(self._terms, logp[1:], strict=True))}
         safe = {leaf: values.masked_fill(~finite, 0.0) for leaf, values in leaves.items()}
         value = torch.as_tensor(_evaluate(self._tree, safe), device=logp.device)
-        return algebra.log_softmax(torch.where(finite, value, logp[0]))
+        value = torch.where(finite, value, logp[0])
+        return algebra.log_softmax(value) if self.renormalize else value
 
 
 def _branch(leaf: Term) -> Branch:
