@@ -100,8 +100,11 @@ def run(name: str, guidances: Any, rows: Sequence[int] = (0, 1, 2), **options: A
 
 
 @pytest.mark.filterwarnings("ignore::textguide.support.errors.GuidanceHadNoEffectWarning")  # a row with little entropy
-@pytest.mark.parametrize("setting", list(SETTINGS))
-@pytest.mark.parametrize("name", NAMES)
+# What is asked makes no difference to an architecture.
+PAIRS = [(n, s) for n in NAMES for s in SETTINGS if not s.startswith("reward") or n in ("llama", "t5")]
+
+
+@pytest.mark.parametrize(("name", "setting"), PAIRS)
 def test_every_way_in_equals_the_oracle(name: str, setting: str) -> None:
     guidances = fitting(SETTINGS[setting])
     distributions: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
