@@ -85,6 +85,7 @@ ELSEWHERE = {
     "awrs": "rules out texts rather than steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
+    "vcd": "changes the image: methods/vcd.md",
     "steering": "follows a vector that its user trains: methods/steering.md",
     "reward": "asks a reward model, and none comes along; with a classifier's log-probability as reward it is caif",
 }

@@ -15,11 +15,11 @@ from ..engine.branch_passes import Source
 from ..forward import prefill
 from ..forward.row_batch import RowBatch, Rows
 from ..guidance.base import SELF, Branch, BranchGuidance
-from ..guidance.edits import Edit
+from ..guidance.edits import Edit, NoisedImage
 from ..guidance.language_model import LANGUAGE_MODEL
 from ..guidance.prompts import Prompt
 from . import families
-from .images import noised
+from .images import NOISE, noised
 from .vocabulary_map import VocabularyMap
 
 KINDS = ("blank", "text", "noise")
@@ -212,6 +212,10 @@ class _Run:
     def source(self, branch: Branch, tokenizer: Any) -> branch_inputs.Rows | Source:
         if branch.model == LANGUAGE_MODEL:
             return self._text_model(branch, tokenizer)
+        if isinstance(branch.edit, NoisedImage):
+            return ImageSource(
+                self._entry(branch), self._noised(branch.edit.share, "noise on the image"), list(range(self.rows))
+            )
         if branch.edit is not None:
             return self._edited(branch.edit, tokenizer)
         if branch.system is not None:
@@ -237,14 +241,7 @@ class _Run:
     def _other(self, kind: Any) -> tuple[Inputs, list[int]]:
         everyone = list(range(self.rows))
         if isinstance(kind, str) and kind == "noise":
-            if not self.known and families.is_seen_through(self.captioner, self.model_kwargs):
-                raise ValueError(
-                    "unconditional='noise' needs the pixels, which this model's generate does not pass on; give "
-                    "Captioning(inputs=…), or use textguide.caption"
-                )
-            noisy = [noised(pixels[None]) for pixels in families.by_image(self.inputs)]
-            together = torch.cat(noisy) if "image_grid_thw" not in self.inputs else torch.cat(noisy, dim=1)[0]
-            return {**self.inputs, "pixel_values": together}, everyone
+            return self._noised(NOISE, "unconditional='noise'"), everyone
         if isinstance(kind, Tensor):
             wanted = self.inputs["pixel_values"]
             if kind.shape[1:] != wanted.shape[1:] or len(wanted) % max(1, len(kind)):
@@ -256,6 +253,17 @@ class _Run:
         if self.captioning.encode is None:
             raise ValueError(f"unconditional={kind!r} must be one of {', '.join(KINDS)}, or pixel values")
         return dict(self.captioning.encode(kind)), everyone
+
+    def _noised(self, share: float, name: str) -> Inputs:
+        """The images under noise."""
+        if not self.known and families.is_seen_through(self.captioner, self.model_kwargs):
+            raise ValueError(
+                f"{name} needs the pixels, which this model's generate does not pass on; give Captioning(inputs=…), or "
+                "use textguide.caption"
+            )
+        noisy = [noised(pixels[None], share) for pixels in families.by_image(self.inputs)]
+        together = torch.cat(noisy) if "image_grid_thw" not in self.inputs else torch.cat(noisy, dim=1)[0]
+        return {**self.inputs, "pixel_values": together}
 
     def _edited(self, edit: Edit | tuple[Edit, ...], tokenizer: Any) -> Source:
         """The image with another text: tokens that stand for it stay where they are."""

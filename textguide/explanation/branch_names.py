@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..guidance.base import SELF, Branch, BranchGuidance
-from ..guidance.edits import Edit, Prefixed, Shuffled, Unrelated, Without
+from ..guidance.edits import Edit, NoisedImage, Prefixed, Shuffled, Unrelated, Without
 from ..guidance.prompts import is_chat, per_row
-from ..guidance.views import EarlyExit, View, WithoutBlocks
+from ..guidance.views import EarlyExit, MaskedHeads, View, WithoutBlocks
 
 LONGEST = 60
 
@@ -53,6 +53,8 @@ def _view(view: View) -> str:
         return f"early exit {_share(view.depth)}" if isinstance(view.depth, float) else f"early exit {view.depth}"
     if isinstance(view, WithoutBlocks):
         return f"without {_share(view.share)} of the layers"
+    if isinstance(view, MaskedHeads):
+        return f"without {view.count if view.heads is None else len(view.heads)} attention heads"
     return str(view)
 
 
@@ -65,6 +67,8 @@ def _edit(edit: Edit, tokenizer: Any) -> str:
         return f"without {_quoted(edit.passage)}"
     if isinstance(edit, Shuffled):
         return "shuffled prompt"
+    if isinstance(edit, NoisedImage):
+        return "the image under noise"
     if isinstance(edit, Unrelated):
         return _prompt(edit.text, tokenizer)
     if isinstance(edit, Prefixed):

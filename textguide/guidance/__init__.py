@@ -41,6 +41,7 @@ from .scaled import Contrast, Scaled
 from .sled import SLED
 from .spec import as_guidance
 from .steering import Steering
+from .vcd import VCD
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
@@ -54,6 +55,7 @@ __all__ = [
     "CFG",
     "NAG",
     "SLED",
+    "VCD",
     "About",
     "AnnealedCFG",
     "BetaCFG",

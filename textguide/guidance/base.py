@@ -55,7 +55,7 @@ class Branch:
     def need(self) -> Need | None:
         """What the place where it runs has to do for it beside running ``model`` again; None where that is all."""
         if self.edit is not None:
-            return Need.EDIT
+            return self.edit[0].need if isinstance(self.edit, tuple) else self.edit.need
         if self.system is not None:
             return Need.SYSTEM
         return None if self.same_prompt else Need.PROMPT

@@ -1,14 +1,18 @@
-"""How the prompt of an extra branch differs from the user's own: values that turn token ids into token ids."""
+"""How what an extra branch reads differs from the user's own prompt: values that turn token ids into token ids, and one
+for the image beside them."""
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
+from .needs import Need
 from .prompts import Message, Prompt, TokenIds, to_json
+from .validation import whole
 
 Encode = Callable[[Prompt], list[int]]
 """From a text or a chat to token ids; raises where there is no tokenizer."""
@@ -16,6 +20,8 @@ Encode = Callable[[Prompt], list[int]]
 
 class Edit(ABC):
     """A change of the user's prompt."""
+
+    need: ClassVar[Need] = Need.EDIT
 
     @abstractmethod
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
@@ -117,6 +123,39 @@ class Prefixed(Edit):
                 last = Message(turns[-1].role, f"{self.instruction}{turns[-1].content}")
                 return encode((*turns[:-1], last))
         return [*encode(self.instruction), *ids]
+
+
+@dataclass(frozen=True)
+class NoisedImage(Edit):
+    """The prompt with its image under noise: √ᾱ x + √(1 − ᾱ) ε after so many steps of a diffusion model.
+
+    The rates of the steps rise as a sigmoid from 1e-5 to 5e-3, as in the code of visual contrastive decoding.
+
+    Args:
+        steps: from 0 to 999.
+    """
+
+    steps: int = 500
+
+    need: ClassVar[Need] = Need.IMAGE
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 0)
+        if self.steps > 999:
+            raise ValueError(f"steps={self.steps} must lie between 0 and 999")
+
+    @property
+    def share(self) -> float:
+        """√(1 − ᾱ): the standard deviation of the noise beside one of √ᾱ for the image."""
+        rates = (1 / (1 + math.exp(6 - 12 * step / 999)) * (5e-3 - 1e-5) + 1e-5 for step in range(self.steps + 1))
+        return math.sqrt(1 - math.prod(1 - rate for rate in rates))
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """Raises ValueError: here are no pixels."""
+        raise ValueError(
+            "this guidance changes the image, and this run reads text alone; use textguide.caption, or images= of "
+            "textguide.generate"
+        )
 
 
 def _absent(passage: str) -> str:
