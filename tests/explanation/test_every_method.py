@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import textguide
 from textguide import explain
-from textguide.guidance import BranchGuidance, Guidance, LMGuidance
+from textguide.guidance import VCD, BranchGuidance, Guidance, LMGuidance
+from textguide.reference import decoding
 
 from ..architectures import Tokenizer, build
 from ..captioning import models
@@ -45,8 +47,12 @@ def test_raised_was_raised(setting: str) -> None:
         )  # fmt: skip
         assert len(explanation.branches) == len(guidance.branches)
         assert any(step.raised and step.lowered for step in explanation.steps)
+        written: list[int] = []
         for step, view in zip(explanation.steps, views_of(case, guidance), strict=True):
             plain, guided = (row[0].double().softmax(-1) for row in (view.cond, view.guided))
+            if guidance.view is not None:  # the conditional pass is guided itself
+                plain = torch.tensor(decoding.next_log_probs(case.model, [*PROMPTS[ROW], *written])).exp()
+            written.append(step.chosen.token)
             for move in step.raised:
                 assert guided[move.token] > plain[move.token]
                 assert move.guided > move.plain
@@ -79,8 +85,8 @@ def test_the_first_other_branch_does_not_say_where_guidance_goes(setting: str) -
 def test_every_method_that_steers_text_is_here() -> None:
     oracles.collect()
     methods = {name for name, method in Guidance.registry.items() if issubclass(method, BranchGuidance)}
-    # CorrSynth looks across rows and is refused; a text-only model behind captions has the test below.
-    assert methods - {"corrsynth", "lm"} <= {guidance.name for guidance in SETTINGS.values()}
+    # CorrSynth looks across rows and is refused; captions have the test below.
+    assert methods - {"corrsynth", "lm", "vcd"} <= {guidance.name for guidance in SETTINGS.values()}
 
 
 @pytest.mark.parametrize(
@@ -88,10 +94,11 @@ def test_every_method_that_steers_text_is_here() -> None:
     [
         (textguide.CFG(2.0), {}, ("blank image",)),
         (textguide.CFG(2.0), {"unconditional": "noise"}, ("noised image",)),
+        (VCD(), {}, ("the image under noise",)),
         (textguide.CFG(2.0), {"unconditional": models.picture(1)}, ("other image",)),
         (LMGuidance(2.0, prompt="dog"), {"language_model": True}, ("blank image", "language_model, 'dog'")),
     ],
-    ids=["blank", "noise", "image", "lm"],
+    ids=["blank", "noise", "vcd", "image", "lm"],
 )
 def test_captions(guidance: Any, options: dict[str, Any], names: tuple[str, ...]) -> None:
     model, processor = models.build("vision_encoder_decoder")

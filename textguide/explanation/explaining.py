@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from . import html
 from .branch_names import branch_names
 from .following import Follow
 from .steps import NOTHING, RANKS, Allowed, explain_step
+from .unchanged import BesideUnchanged, against_unchanged
 from .values import ExplainedStep, ExplainedText
 
 LONGEST = 32
@@ -112,6 +113,8 @@ def explain(
     # A processor of images and texts brings the tokenizer.
     decoder = tokenizer if options.get("images") is None else getattr(tokenizer, "tokenizer", tokenizer)
     parts = split(chosen)
+    inside = parts.branching is not None and parts.branching.view is not None
+    run = _beside_unchanged(parts) if inside else parts
     steps: list[ExplainedStep] = []
     allowed: Allowed | None = None
 
@@ -121,22 +124,33 @@ def explain(
             raise ValueError(f"prompt has {len(view.samples)} rows; explain one prompt at a time")
         if allowed is None and isinstance(parts.constraint, (AWRS, FeynmanKac)):
             allowed = _allowed(parts.constraint, model, decoder, horizon, options)
-        steps.append(explain_step(view, decoder, top, min_prob, rank, allowed))
+        seen = against_unchanged(view) if inside else view
+        steps.append(explain_step(seen, decoder, top, min_prob, rank, allowed))
 
     given = {**options, "max_new_tokens": horizon}
     if getattr(parts.constraint, "particles", 1) > 1:
         out, row = _one_of_several(model, tokenizer, prompt, chosen, given)
         text, effect = out.texts[row], out.effect
         if out.new_tokens[row]:
-            effect = _follow(model, tokenizer, prompt, parts, out.new_tokens[row], observe, given).effect
+            effect = _follow(model, tokenizer, prompt, run, out.new_tokens[row], observe, given).effect
     else:
-        out = generation.generate(model, tokenizer, prompt, chosen, observer=observe, **given)
+        written = chosen
+        if inside:
+            written = as_guidance(
+                [part for part in (run.branching, *run.reweighting, run.constraint) if part is not None]
+            )
+        out = generation.generate(model, tokenizer, prompt, written, observer=observe, **given)
         if len(out.texts) != 1:
             raise ValueError(f"prompt has {len(out.texts)} rows; explain one prompt at a time")
         text, effect = out.texts[0], out.effect
     read = _Prompts.of(model, decoder, prompt, parts.branching, out, options)
     note = _note(parts, steps, read)
     return Explanation(read.text, text, chosen, read.names, tuple(steps), effect, note)
+
+
+def _beside_unchanged(parts: Parts) -> Parts:
+    assert parts.branching is not None
+    return replace(parts, branching=BesideUnchanged(parts.branching))
 
 
 def _one_of_several(
@@ -234,7 +248,7 @@ class _Prompts:
         )  # fmt: skip
         branches = () if branching is None else branching.branches
         same = tuple(
-            read[0] == ids and branch.model == SELF and branch.view is None
+            read[0] == ids and branch.model == SELF and branch.view is None and branching.view is None  # type: ignore
             for read, branch in zip(rows, branches, strict=True)
         )
         return cls(tokenizer.decode(ids, skip_special_tokens=False), names, same, len(ids))
