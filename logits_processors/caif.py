@@ -1,4 +1,4 @@
-"""CAIF as a logits processor."""
+"""Classifiers and rewards as a logits processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from textguide.engine.reweighting import Reweighter, reweighter
-from textguide.guidance import CAIF, Step, as_guidance, split
+from textguide.guidance import CAIF, Step, TokenReweighting, as_guidance, split
 from textguide.guidance.algebra import log_softmax
 
 from .runs import Runs, calling_list
@@ -20,7 +20,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class CAIFLogitsProcessor(LogitsProcessor):
-    """A classifier weighs the candidates for the next token; see :class:`textguide.CAIF`.
+    """A classifier weighs the candidates for the next token; see :class:`textguide.CAIF`. Rewards do as well.
 
     For loops that cannot be replaced, such as beam search. It keeps no text between steps: every row is decoded anew,
     so that rows may be reordered and tokens taken back. Where ``custom_generate=textguide.guided_decoding(...)``
@@ -35,7 +35,7 @@ class CAIFLogitsProcessor(LogitsProcessor):
         classifier: as for :class:`textguide.CAIF`.
         target: as for :class:`textguide.CAIF`.
         weight: as for :class:`textguide.CAIF`.
-        guidance: a :class:`textguide.CAIF`, or a sequence of them, in place of the three.
+        guidance: a :class:`textguide.CAIF` or :class:`textguide.Reward`, or a sequence of them, in place of the three.
         horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
         **options: further fields of :class:`textguide.CAIF`, such as ``top_k``.
 
@@ -55,7 +55,7 @@ class CAIFLogitsProcessor(LogitsProcessor):
         target: str | int | None = None,
         weight: float | None = None,
         *,
-        guidance: CAIF | Sequence[CAIF] | None = None,
+        guidance: TokenReweighting | Sequence[TokenReweighting] | None = None,
         horizon: int | None = None,
         **options: Any,
     ) -> None:
@@ -70,7 +70,7 @@ class CAIFLogitsProcessor(LogitsProcessor):
             guidance = CAIF(**given)
         parts = split(as_guidance(guidance))
         if parts.branching is not None or parts.constraint is not None:
-            raise ValueError(f"guidance={guidance!r} must be a textguide.CAIF or a sequence of them")
+            raise ValueError(f"guidance={guidance!r} must be textguide.CAIF or Reward, or a sequence of them")
         for part in parts.reweighting:
             timed = getattr(part, "schedule", "constant") != "constant" or part.start > 0 or part.stop < 1  # type: ignore[attr-defined]
             if timed and horizon is None:

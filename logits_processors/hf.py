@@ -17,12 +17,14 @@ from textguide.engine.options import CallArguments
 from textguide.forward import model_views, prefill
 from textguide.forward.model_adapter import adapter
 from textguide.forward.row_batch import Rows
-from textguide.guidance import CFG, Branch, BranchGuidance, Step, as_guidance
+from textguide.guidance import AWRS, CFG, Branch, BranchGuidance, Step, as_guidance, split
 from textguide.guidance.algebra import log_softmax
 from textguide.guidance.needs import Need
 from textguide.guidance.places import check_place
 from textguide.guidance.prompts import per_row
 
+from .awrs import AWRSLogitsProcessor
+from .caif import CAIFLogitsProcessor
 from .runs import Runs, calling_list
 
 _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
@@ -30,11 +32,12 @@ _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
 
 
 class GuidanceLogitsProcessor(LogitsProcessor):
-    """A guidance with branches as a logits processor, whose extra branches are read by it with caches of its own.
+    """Guidance as a logits processor, whose extra branches are read by it with caches of its own.
 
     For loops that cannot be replaced: beam search, prompt lookup, assisted decoding. Where
     ``custom_generate=textguide.guided_decoding(...)`` works it is faster, since the branches share one pass with the
-    decoding there; classifiers and constraints have processors of their own.
+    decoding there. Of several guidances each acts in its place: branches, then classifiers and rewards, then a
+    constraint, which draws from what the processors in front of this one and the guidance leave.
 
     One object may serve any number of ``generate`` calls. Rows may be reordered between steps (beam search) and
     tokens may be taken back (speculation): the processor compares the ids it gets with those it has read, and
@@ -42,12 +45,16 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
     Args:
         model: the model that decodes.
-        guidance: a guidance with branches, in any form that :func:`textguide.generate` takes.
-        tokenizer: needed where the guidance holds text.
+        guidance: one guidance or several, in any form that :func:`textguide.generate` takes.
+        tokenizer: needed where the guidance holds text, or asks about it.
         models: further models by the name that branches use.
         prompts: the prompts as texts or chats, one a row or one for all, for branches that change them as such: a
             ``negative_system``, or an edit of a chat. Default: what stands in ``input_ids``, without its padding.
         horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
+        generator: randomness of draws under a constraint; None: torch's global generator.
+
+    Attributes:
+        constraint: draws the tokens where the guidance holds a constraint, and has their weights.
 
     Raises:
         ValueError: an argument has a value that cannot work, or the batch does not fit the branches' prompts.
@@ -69,18 +76,15 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         models: Mapping[str, Any] | None = None,
         prompts: Any = None,
         horizon: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         given = as_guidance(guidance)
         check_place(given, "dropin")
-        if given is not None and not isinstance(given, BranchGuidance):
-            raise ValueError(
-                f"guidance={given!r} must be one guidance with branches; CAIFLogitsProcessor and AWRSLogitsProcessor "
-                "stand beside it in the list"
-            )
-        self.guidance: BranchGuidance | None = given
-        if given is not None and given.skip_threshold is not None:
+        parts = split(given)
+        self.guidance = branching = parts.branching
+        if branching is not None and branching.skip_threshold is not None:
             raise ValueError("skip_threshold works with textguide.guided_decoding alone; leave it None here")
-        if given is not None and horizon is None and given.is_timed:
+        if branching is not None and horizon is None and branching.is_timed:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.model = adapter(model).base
         if type(self.model).__name__ in _HAND_ON_NOTHING:
@@ -91,6 +95,12 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self.tokenizer, self.models, self.prompts, self.horizon = tokenizer, models, prompts, horizon
         self._runs: Runs[_Run] = Runs()
         self._last: _Run | None = None
+        self.reweighting: CAIFLogitsProcessor | None = None
+        self.constraint: AWRSLogitsProcessor | None = None
+        if parts.reweighting:
+            self.reweighting = CAIFLogitsProcessor(model, tokenizer, guidance=parts.reweighting, horizon=horizon)
+        if isinstance(parts.constraint, AWRS):
+            self.constraint = AWRSLogitsProcessor(parts.constraint, tokenizer, horizon=horizon, generator=generator)
 
     @property
     def effect(self) -> Effect:
@@ -101,12 +111,20 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
         a run whose prompt continues an earlier text from the next step of the earlier one."""
         self._runs.reset()
+        for processor in (self.reweighting, self.constraint):
+            if processor is not None:
+                processor.reset()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Guided scores (R, V) for ids (R, T): log-probabilities in the dtype of ``scores``."""
-        guidance = self.guidance
-        if guidance is None or guidance.is_neutral:
-            return scores
+        if self.guidance is not None:
+            scores = self._combine(self.guidance, input_ids, scores)
+        for processor in (self.reweighting, self.constraint):
+            if processor is not None:
+                scores = processor(input_ids, scores)
+        return scores
+
+    def _combine(self, guidance: BranchGuidance, input_ids: Tensor, scores: Tensor) -> Tensor:
         owner = calling_list()
         input_ids = input_ids.to(adapter(self.model).device)
         run = self._runs.of(

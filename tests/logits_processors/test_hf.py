@@ -306,7 +306,6 @@ def test_lists_of_processors_are_recognised() -> None:
         ({"guidance": CFG(1.5, schedule="linear")}, "horizon="),
         ({"guidance": CFG(1.5, skip_threshold=0.1)}, "skip_threshold"),
         ({"guidance": CFG(1.5, negative_system="x")}, "negative_system needs the prompts"),
-        ({"guidance": "caif:classifier=sentiment,target=positive"}, "must be one guidance with branches"),
         ({"guidance": "eager"}, "forks texts, and a logits processor is handed scores and cannot add rows; use"),
         ({"guidance": "beta-cfg"}, "horizon="),
         ({"negative_prompt_ids": [[]]}, "row without a token"),
