@@ -95,10 +95,8 @@ class Tiny:
                 return float(one.classifier.log_prob([text])[0][one.classifier.index(one.target)])
 
             def reweigh(distribution: Any, written: Any, index: int, progress: float) -> Any:
-                return decoding.reweighed(
-                    [guidance], distribution, self.ids, written, index, progress, text_of=partial(self.tokenizer.decode, skip_special_tokens=True),
-                    score=log_prob,
-                )  # fmt: skip
+                texts = {"text_of": partial(self.tokenizer.decode, skip_special_tokens=True), "score": log_prob}
+                return decoding.reweighed([guidance], distribution, self.ids, written, index, progress, **texts)
 
             return decoding.generate(self.model, self.ids, None, [], NEW, reweigh=reweigh)
         assert isinstance(guidance, BranchGuidance)
@@ -183,7 +181,7 @@ def in_lm_eval(guidance: Guidance) -> None:
         assert ask(lm, do_sample=True, temperature=1.0) == ask(lm, do_sample=True, temperature=1.0)
         return
     tokens, distributions = TINY.oracle(guidance)
-    assert ask(lm) == TINY.tokenizer.decode(tokens)
+    assert ask(lm) == TINY.tokenizer.decode(tokens, skip_special_tokens=True)
     target = torch.tensor([d[t] for d, t in zip(distributions, tokens, strict=True)])
     ((value, greedy),) = lm._loglikelihood_tokens([(None, TINY.ids, tokens)], disable_tqdm=True)
     assert value == pytest.approx(float(target.sum()), abs=1e-3)
