@@ -62,6 +62,15 @@ class Denoiser:
         return next(iter(self.model.parameters())).device
 
     @property
+    def size(self) -> int:
+        """Tokens in the vocabulary, by a pass over one mask where the configuration does not say."""
+        stated = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        if stated is None:
+            ids = torch.tensor([[self.mask_id]], device=self.device)
+            stated = self(ids, torch.ones_like(ids, dtype=torch.bool))[0].shape[-1]
+        return int(stated)
+
+    @property
     def can_cache(self) -> bool:
         """Whether ``forward`` takes ``past_key_values``, so that finished blocks can be kept."""
         encoder = not getattr(getattr(self.model, "config", None), "is_decoder", True)

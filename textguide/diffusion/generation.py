@@ -16,7 +16,7 @@ from . import canvas as canvases
 from .branches import rows_of, texts_of
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
-from .guiding import Guide, checked_guidance, remasked_by
+from .guiding import Guide, candidates_of, checked_guidance, remasked_by
 from .sampling import CanvasStep, Sampler, checked_plan, finished, whole_number
 
 
@@ -75,7 +75,9 @@ def generate(
         prompts: a text, token ids or chat messages, or a list with one of these a row. They may differ in length.
         guidance: a guidance whose branches are other prompts, edits of the prompt or other denoisers, such as
             :class:`textguide.CFG` (the prompt masked, or its negative prompt) or :class:`textguide.ACFG`; its text, or
-            None. All branches of one model ride in one forward pass.
+            None. All branches of one model ride in one forward pass. :class:`textguide.CAIF`, alone or behind one of
+            them, weighs the candidates of every masked position of the block: the classifier reads the text with the
+            candidate filled in and everything that is still masked left out, up to its first end token.
         models: further denoisers with the same tokens, by the name that branches use: masked diffusion models, or a
             :class:`Denoiser` each.
         gen_length: masks behind each prompt.
@@ -91,7 +93,8 @@ def generate(
             guided distribution at 2γ − 1, while the step itself goes without guidance (predictor-corrector, arXiv
             2408.09000). For guidance by ``lu + γ (lc − lu)``.
         allowed: bool mask of tokens that may be written: (V,), (G, V) for the G masks of each row, (B, G, V), or a
-            function ``(row, tokens) -> (G, V)`` of the canvas as it is.
+            function ``(row, tokens) -> (G, V)`` of the canvas as it is. Acts behind branches and in front of
+            classifiers, whose candidates are allowed ones.
         early_end: a row is finished once everything in front of its end token is filled.
         cache: keep keys and values of finished blocks, for models whose forward takes ``past_key_values``. Exact where
             attention is causal between blocks, an approximation where it is bidirectional.
@@ -211,7 +214,7 @@ def _guide(
     texts = None
     if remasked_by(branching) is None:
         texts = texts_of(model, branching, rows_of(canvas), prompts, infilling=infilling)
-    return Guide(model, wanted, canvas, texts, models, cache)
+    return Guide(model, wanted, canvas, texts, models, cache, candidates_of(model, wanted, whole=infilling))
 
 
 def _finish(

@@ -17,6 +17,7 @@ from ..guidance.algebra import broken, log_softmax, refuse_broken
 from ..guidance.base import BranchGuidance
 from ..guidance.places import check_place
 from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
+from .candidates import Candidates
 from .canvas import Canvas
 from .denoisers import Denoiser
 from .remasking import Remasking
@@ -49,6 +50,8 @@ class Guide:
         texts: what each extra branch reads, row by row (see :func:`texts_of`); None: what follows from the canvas.
         models: further denoisers by the names that branches use.
         cache: keep what is in front of the current block (see :class:`Prefix`).
+        candidates: applies the token reweightings of the guidance; None: made from it, for texts that end at their
+            first end token.
 
     Attributes:
         denoisers: all that run, by name.
@@ -63,10 +66,13 @@ class Guide:
         texts: Sequence[Sequence[Row]] | None = None,
         models: Mapping[str, Any] | None = None,
         cache: bool = False,
+        candidates: Candidates | None = None,
     ) -> None:
         self.model = model
-        self.guidance = branching = split(guidance).branching
-        self.is_neutral = branching is None
+        parts = split(guidance)
+        self.guidance = branching = parts.branching
+        self.is_neutral = branching is None and not parts.reweighting
+        self._candidates = candidates or candidates_of(model, guidance)
         self.meter = EffectMeter(len(branching.branches) if branching is not None else 1, model.device)
         self.denoisers = denoisers_of(model, branching, models)
         self._total = canvas.target.sum(-1)
@@ -108,7 +114,8 @@ class Guide:
             canvas: the rows as they are now; a part of the batch that the guide was made for.
             rows: which rows of that batch they are, (B,).
             where: positions whose distribution is wanted; all of them masked, N in number.
-            allowed: tokens that may be written there, bool (N, V); None: all.
+            allowed: tokens that may be written there, bool (N, V); None: all. The others are no candidates of a token
+                reweighting.
             guided: False: the distributions without guidance, from one pass.
 
         Raises:
@@ -128,9 +135,17 @@ class Guide:
                 uncond[chosen] = passes.others[0]
         if allowed is not None:
             cond, mixed, uncond = (log_softmax(logp.masked_fill(~allowed, -math.inf)) for logp in (cond, mixed, uncond))
-        if chosen.any():
-            self.meter.add(mixed[chosen], cond[chosen])
-        self.meter.add_unguided(~chosen)
+        acted = None
+        if self._candidates is not None and guided:
+            at = progress.repeat_interleave(counts)[:, None]
+            mixed, acted = self._candidates(mixed, canvas, rows, where, at)
+            self.meter.classified = self._candidates.texts_scored
+        moved = chosen if acted is None else chosen | acted
+        if moved.any():
+            self.meter.add(
+                mixed[moved], cond[moved], branched=chosen[moved], reweighed=None if acted is None else acted[moved]
+            )
+        self.meter.add_unguided(~moved)
         return Distributions(mixed, cond, uncond, passes.remasked)
 
     def _active(self, progress: Tensor) -> Tensor:
@@ -148,6 +163,16 @@ class Guide:
             places = where.nonzero()[:, 0][chosen][wrong]
             refuse_broken(self.guidance, sorted(set(rows[places].tolist())))
         return guided if self.guidance.renormalize else log_softmax(guided)
+
+
+def candidates_of(model: Denoiser, guidance: Guidance | None, whole: bool = False) -> Candidates | None:
+    """What applies the token reweightings of ``guidance``; None where there are none.
+
+    Args:
+        whole: the text of a row, which a classifier reads, is all of it.
+    """
+    reweighting = split(guidance).reweighting
+    return Candidates(model, reweighting, whole) if reweighting else None
 
 
 def set_of(denoisers: Mapping[str, Denoiser]) -> list[Denoiser]:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..guidance import Guidance, split
 from .branches import Row, denoisers_of, texts_of
+from .candidates import Candidates
 from .canvas import Canvas, lay_out
 from .denoisers import Denoiser, denoiser
 from .generation import canonical
-from .guiding import Guide, checked_guidance, remasked_by
+from .guiding import Guide, candidates_of, checked_guidance, remasked_by
 from .sampling import whole_number
 
 
@@ -58,7 +59,8 @@ def score(
     Args:
         prompts: as for :func:`generate`; one, or one a target.
         targets: a text or token ids, or a list of these.
-        guidance: as for :func:`generate`. ``ACFG(one_pass=True)`` is refused: draws have no step before them.
+        guidance: as for :func:`generate`. ``ACFG(one_pass=True)`` is refused, and ``every`` of
+            a classifier above 1: draws have no step before them.
         models: as for :func:`generate`.
         draws: Monte Carlo draws a target; 128 in the literature. With ``draws`` a multiple of n the strata are even.
         batch_size: rows read at once.
@@ -75,6 +77,9 @@ def score(
         raise ValueError(
             "one_pass=True ranks positions by the step before, and a likelihood has no steps; leave it off"
         )
+    for every in (getattr(part, "every", 1) for part in split(wanted).reweighting):
+        if every > 1:
+            raise ValueError(f"every={every} counts steps, and a likelihood has none; leave it 1")
     draws, batch_size = whole_number("draws", draws), whole_number("batch_size", batch_size)
     ends = [made.encode(target) for target in canonical(targets, "targets")]
     given = canonical(prompts, "prompts")
@@ -85,10 +90,10 @@ def score(
         raise ValueError(f"targets[{next(i for i, end in enumerate(ends) if not end)}] is empty; leave it out")
     rows: list[Row] = [[*made.encode(prompt), *[None] * len(end)] for prompt, end in zip(given, ends, strict=True)]
     others = [] if edit is not None else texts_of(made, branching, rows, given)
-    denoisers = denoisers_of(made, branching, models)
+    denoisers, candidates = denoisers_of(made, branching, models), candidates_of(made, wanted)
     sums = torch.zeros(len(ends), dtype=torch.float64)
     squares = torch.zeros_like(sums)
-    for index, value in _values(made, wanted, rows, ends, others, denoisers, draws, batch_size, seed):
+    for index, value in _values(made, wanted, rows, ends, others, denoisers, candidates, draws, batch_size, seed):
         sums[index] += value
         squares[index] += value**2
     mean = sums / draws
@@ -107,7 +112,8 @@ def masked_counts(tokens: int, draws: int, generator: torch.Generator) -> list[i
 
 def _values(
     model: Denoiser, guidance: Guidance | None, rows: Sequence[Row], targets: Sequence[list[int]],
-    others: Sequence[Sequence[Row]], denoisers: Mapping[str, Denoiser], draws: int, batch_size: int, seed: int,
+    others: Sequence[Sequence[Row]], denoisers: Mapping[str, Denoiser],
+    candidates: Candidates | None, draws: int, batch_size: int, seed: int,
 ) -> Iterator[tuple[int, float]]:  # fmt: skip
     jobs = []
     for index, target in enumerate(targets):
@@ -120,7 +126,7 @@ def _values(
         chosen = [index for index, _ in part]
         values = masked_log_likelihoods(
             model, guidance, [rows[i] for i in chosen], [targets[i] for i in chosen], [masks for _, masks in part],
-            [[branch[i] for i in chosen] for branch in others], denoisers,
+            [[branch[i] for i in chosen] for branch in others], denoisers, candidates,
         )  # fmt: skip
         yield from zip(chosen, values, strict=True)
 
@@ -128,7 +134,7 @@ def _values(
 def masked_log_likelihoods(
     model: Denoiser, guidance: Guidance | None, rows: Sequence[Row], targets: Sequence[Sequence[int]],
     masks: Sequence[Sequence[int]], others: Sequence[Sequence[Row]] | None = None,
-    models: Mapping[str, Any] | None = None,
+    models: Mapping[str, Any] | None = None, candidates: Candidates | None = None,
 ) -> list[float]:  # fmt: skip
     """``n/k · Σ log p`` of the masked tokens of each target, given the others.
 
@@ -137,6 +143,7 @@ def masked_log_likelihoods(
         masks: indices into each target of the tokens to mask.
         others: what each extra branch reads; None: what follows from the rows.
         models: further denoisers by name.
+        candidates: applies the token reweightings of the guidance; None: made from it.
     """
     canvas: Canvas = lay_out(model, rows, 1 << 20, "its target")
     truth = canvas.ids.clone()
@@ -146,7 +153,7 @@ def masked_log_likelihoods(
         places = canvas.target[n].nonzero()[:, 0]
         assert len(places) == len(target)
         hidden[n, places[list(mask)]] = True
-    guide = Guide(model, guidance, canvas, others, models)
+    guide = Guide(model, guidance, canvas, others, models, candidates=candidates)
     canvas.ids = truth.masked_fill(hidden, model.mask_id)
     distributions = guide.distributions(canvas, torch.arange(len(rows), device=truth.device), hidden)
     values = distributions.guided.gather(-1, truth[hidden][:, None])[:, 0].double()

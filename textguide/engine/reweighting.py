@@ -3,7 +3,7 @@ distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Reweighter:
         model: the language model, for scorers that are made from it.
         ends: tokens that end a text; as candidates they stand for the finished text.
         alphabet: how the tokens make text, where that is known already; default: found from the tokenizer.
+        size: tokens in the vocabulary; default: what the model's configuration says.
 
     Raises:
         ValueError: a scorer cannot be resolved, or has no class of the name that a guidance targets.
@@ -52,6 +53,7 @@ class Reweighter:
         model: Any,
         ends: Collection[int] = (),
         alphabet: Alphabet | None = None,
+        size: int | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("tokenizer=None: a classifier or reward reads text; give the tokenizer of the model")
@@ -74,7 +76,7 @@ class Reweighter:
                 same = [_Group(scorer, guidance.include_prompt)]
                 self._groups += same
             same[0].members.append(number)
-        size = model.config.get_text_config(decoder=True).vocab_size
+        size = model.config.get_text_config(decoder=True).vocab_size if size is None else size
         for guidance in self.guidances:
             if guidance.top_k is not None and guidance.top_k > size:
                 raise ValueError(
@@ -99,6 +101,23 @@ class Reweighter:
                 group.state = group.scorer.start(rows)
             else:
                 group.texts = [self._alphabet.row(row) for row in rows]
+
+    def show(self, texts: Callable[[bool], Sequence[RowText]]) -> None:
+        """Let candidates be judged by other texts than those of rows that grow.
+
+        Args:
+            texts: gives them, one a row of the distributions to come, with the prompt or without.
+
+        Raises:
+            ValueError: a scorer reads from left to right.
+        """
+        for group in self._groups:
+            if isinstance(group.scorer, CausalScorer):
+                raise ValueError(
+                    f"{group.scorer.name} reads texts that grow from left to right, token by token; use "
+                    "one that reads whole texts"
+                )
+            group.texts = list(texts(group.include_prompt))
 
     def append(self, tokens: Sequence[int]) -> None:
         """Write a token behind every row."""

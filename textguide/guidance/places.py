@@ -98,7 +98,6 @@ PLACES = (
         "diffusion", "masked diffusion", "textguide.diffusion.generate",
         {
             Need.PART: "a denoiser is called as a whole",
-            Need.CANDIDATES: "positions are filled in any order, and a classifier reads whole texts",
             Need.CONSTRAINT: "a constraint reads texts from left to right, and positions are filled in any order",
             Need.WEIGHTS: "rows of a canvas stay where they are",
             Need.FORK: "rows of a canvas stay where they are",

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from ..guidance import ACFG, BranchGuidance
+from ..guidance.text_reweighting import TextReweighting
+from . import decoding
 from .decoding import Distribution, guided_distribution, normalized, schedule_multiplier
 
 Read = Callable[[Sequence[int]], list[Distribution]]
@@ -146,6 +148,46 @@ def algorithm_1(
         return {j: distributions[j] for j in holes}, []
     other = read([mask if j in lost else token for j, token in enumerate(ids)])
     return {j: mixed(distributions[j], other[j], scale) for j in holes}, lost
+
+
+def reweighed(
+    guidances: Sequence[TextReweighting],
+    mask: int,
+    given: Sequence[int],
+    end: int | None,
+    *,
+    index: Callable[[Sequence[int]], int],
+    text_of: Callable[[Sequence[int]], str],
+    score: Callable[[Any, str], float],
+) -> Reweigh:
+    """A reweighting at a masked position: ``p(x) · exp(weight · score(text)) / Z``, the text with the candidate filled in.
+
+    Args:
+        given: positions of the prompt.
+        end: the text ends in front of the first such token that is filled in; None: it is the whole row.
+        index: number of the step, from the row as it is.
+        text_of: the text of token ids.
+        score: what the guidance's scorer says of a text.
+    """
+
+    def read(guidance: TextReweighting, row: Sequence[int], place: int, candidate: int) -> str:
+        shown: list[int] = []
+        for j, token in enumerate(row):
+            token = candidate if j == place else token
+            if token == end and j not in given:
+                break
+            if j == place or (token != mask and (j not in given or guidance.include_prompt)):
+                shown.append(token)
+        return text_of(shown)
+
+    def reweigh(distribution: Distribution, row: list[int], place: int, s: float) -> Distribution:
+        # The rule itself is that of texts that grow; the candidate stands for the text that it makes.
+        return decoding.reweighed(
+            guidances, distribution, (), (), index(row), s, text_of=lambda tokens: str(tokens[-1]),
+            score=lambda guidance, token: score(guidance, read(guidance, row, place, int(token))),
+        )  # fmt: skip
+
+    return reweigh
 
 
 def generate(
