@@ -160,7 +160,7 @@ def reweighed(
     text_of: Callable[[Sequence[int]], str],
     score: Callable[[Any, str], float],
 ) -> Reweigh:
-    """A reweighting at a masked position: ``p(x) · exp(weight · score(text)) / Z``, the text with the candidate filled in.
+    """Reweighting at a masked position: ``p(x) · exp(weight · score(text)) / Z``, with the candidate in the text.
 
     Args:
         given: positions of the prompt.
