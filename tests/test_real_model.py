@@ -9,6 +9,9 @@ import torch
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, guided_decoding
+from textguide.forward.model_views import copying_heads, part
+from textguide.guidance import Steering
+from textguide.guidance.views import MaskedHeads
 from textguide.reference import decoding
 
 from .marks import NEEDS_SMOLLM2
@@ -63,3 +66,38 @@ def test_speculation_writes_the_same_text_in_fewer_passes(smollm2: tuple[Any, An
         torch.testing.assert_close(fast.log_probs, plain.log_probs, atol=1e-3, rtol=1e-3)
         assert fast.speculation is not None
         assert fast.speculation.passes < 20
+
+
+def test_the_steering_vector_that_comes_along_moves_the_mood(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    prompts, words = ["All in all, the film was"] * 4, [" wonderful", " beautiful", " terrible", " awful"]
+
+    def mood(strength: float) -> float:
+        guidance = Steering("smollm2-positive", 18, strength)
+        wonderful, beautiful, terrible, awful = textguide.score(
+            model, tokenizer, prompts, words, guidance
+        ).log_likelihood[0].tolist()  # fmt: skip
+        return float(wonderful + beautiful - terrible - awful)
+
+    moods = [mood(strength) for strength in (-4.0, 0.0, 4.0)]
+    assert moods[0] + 1 < moods[1] < moods[2] - 1
+
+
+def test_the_heads_that_copy_are_those_without_which_nothing_is_copied(smollm2: tuple[Any, Any]) -> None:
+    model, _ = smollm2
+    text = [int(token) for token in torch.randint(49152, (40,), generator=torch.Generator().manual_seed(1))]
+    scores = copying_heads(model)
+    assert scores.max() > 0.5
+
+    def copied(heads: tuple[tuple[int, int], ...]) -> float:
+        view = part(model, MaskedHeads(heads)) if heads else model
+        with torch.no_grad():
+            logp = view(input_ids=torch.tensor([[*text, *text]])).logits[0].log_softmax(-1)
+        return float(logp[torch.arange(40, 79), text[1:]].mean())
+
+    order = scores.flatten().argsort(descending=True).tolist()
+    heads = [divmod(place, scores.shape[1]) for place in order]
+    most, fewest = tuple(heads[:10]), tuple(heads[-10:])
+    whole, without_most, without_fewest = copied(()), copied(most), copied(fewest)
+    assert without_most < whole - 2
+    assert without_fewest > without_most + 2

@@ -38,6 +38,7 @@ from textguide.guidance import (
     PowerSampling,
     ProxyTuning,
     S2Guidance,
+    Steering,
     TokenPerturbation,
 )
 from textguide.guidance.spec import label as label_of
@@ -71,6 +72,7 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "contrastive": (ContrastiveDecoding(), ContrastiveDecoding(beta=0.5), ContrastiveDecoding(0.0, beta=0.25)),
     "dexperts": (DExperts(1.0), DExperts(2.0)),
     "proxy-tuning": (ProxyTuning(1.0), ProxyTuning(2.0)),
+    "steering": tuple(Steering("smollm2-positive", 18, strength) for strength in (2.0, 4.0, 8.0)),
     "genarm": (GenARM(beta=2.0), GenARM(beta=1.0)),
     "feynman-kac": (Composed((CFG(1.5), FeynmanKac(particles=4))),),
     "power-sampling": (PowerSampling(2.0, 4), PowerSampling(4.0, 4)),
@@ -86,7 +88,6 @@ ELSEWHERE = {
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
     "vcd": "changes the image: methods/vcd.md",
-    "steering": "follows a vector that its user trains: methods/steering.md",
     "reward": "asks a reward model, and none comes along; with a classifier's log-probability as reward it is caif",
 }
 """Methods that have no row, and why."""
@@ -107,16 +108,18 @@ COLUMNS = (
     ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
     ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
-ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "genarm", "feynman-kac", "power-sampling", "eager")
+ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "steering", "genarm", "feynman-kac", "power-sampling", "eager")
 """Methods that steer to a good mood, and those that draw several texts for one answer."""
 
 MODELS = {
     "contrastive": {"amateur": "smollm2-small"},
     "dexperts": {"expert": "smollm2-small-positive", "anti-expert": "smollm2-small-negative"},
     "proxy-tuning": {"tuned": "smollm2-small-positive", "untuned": "smollm2-small"},
+    "steering": {},
     "genarm": {"reward": "smollm2-small-positive"},
 }
-"""The further models of those that need some; they have SmolLM2's tokens, and stand beside that model alone."""
+"""The further models of those that need some, or none but a vector of SmolLM2; they have SmolLM2's tokens, and stand
+beside that model alone."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def compare_methods(
             why = f"it {ELSEWHERE[name]}" if name in ELSEWHERE else f"use one of {', '.join(SETTINGS)}"
             raise ValueError(f"methods={name!r} has no place in the suite; {why}")
         if name in MODELS and not is_bundled:
-            raise ValueError(f"methods={name!r} has small models for {bundled.NAME} alone; leave it or the model out")
+            raise ValueError(f"methods={name!r} has what it needs for {bundled.NAME} alone; leave it or the model out")
     chosen = {name: SETTINGS[name] for name in names}
     options = options or SweepOptions()
     runs: list[RunResult] = []

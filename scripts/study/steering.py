@@ -1,9 +1,10 @@
 """How far a steering vector moves the mood of continuations, by strength and layer, beside CAIF, DExperts and CFG.
 
 The vector is the difference of means over 100 sentences of SST-2, 50 positive and 50 negative, of eight words or more,
-the first of the training file. Prompts are those of DExperts' human evaluation that are to go on in a good mood, half
-of them neutral and half negative. Continuations are sampled at temperature 1 from the 20 most likely tokens and judged
-by VADER, which knows no guide; perplexity is that of the model without guidance, over all tokens::
+the first of the training file; each goes on with the same few words, so that all end on one token, whose residual
+stream says what is to come. Prompts are those of DExperts' human evaluation that are to go on in a good mood, half of
+them neutral and half negative. Continuations are sampled at temperature 1 from the 20 most likely tokens and judged by
+VADER, which knows no guide; perplexity is that of the model without guidance, over all tokens::
 
     pip install vaderSentiment
     TEXTGUIDE_DATA=DATA python scripts/study/steering.py --json docs/results/steering.json
@@ -32,13 +33,14 @@ from textguide.support.files import write_json
 GLOOMY = "Everything about it was bad, sad and disappointing. "
 SMALL = {"expert": "smollm2-small-positive", "anti-expert": "smollm2-small-negative"}
 SENTENCES = 100
+ENDING = " . Overall, it was"
 SHORTEST = 8
 Make = Callable[[list[str]], Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", nargs="+", default=["10", "14", "18"], help="such as 12 or 10-14")
+    parser.add_argument("--layers", nargs="+", default=["14", "18", "22"], help="such as 12 or 10-14")
     parser.add_argument("--strengths", nargs="+", type=float, default=[2.0, 4.0, 8.0])
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=16)
@@ -56,7 +58,7 @@ def main() -> None:
     prompts = chosen(data)[: arguments.prompts]
     found: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct", "torch": torch.__version__, "prompts": len(prompts),
-        "tokens": arguments.tokens, "trained_on": [len(positive), len(negative)], "settings": {},
+        "tokens": arguments.tokens, "trained_on": [len(positive), len(negative)], "ending": ENDING, "settings": {},
     }  # fmt: skip
     print(f"{'setting':40} {'VADER':>7} {'positive':>9} {'perplexity':>11} {'seconds':>8}")
     for label, make in settings(vector, arguments.layers, arguments.strengths):
@@ -67,12 +69,12 @@ def main() -> None:
 
 
 def sentences(data: Path) -> tuple[list[str], list[str]]:
-    """Half of the sentences each, positive and negative."""
+    """Half of the sentences each, positive and negative, with their ending."""
     sides: dict[str, list[str]] = {"1": [], "0": []}
     for line in (data / "sst2/train.tsv").read_text(encoding="utf-8").splitlines()[1:]:
         text, label = line.rsplit("\t", 1)
         if len(text.split()) >= SHORTEST and len(sides[label]) < SENTENCES // 2:
-            sides[label].append(text.strip())
+            sides[label].append(text.rstrip(" .") + ENDING)
     return sides["1"], sides["0"]
 
 

@@ -129,6 +129,12 @@ def test_files(tmp_path: Path) -> None:
         steering.load(tmp_path / "W")
 
 
+def test_the_vector_that_comes_along() -> None:
+    assert steering.load("smollm2-positive").directions.shape == (30, 576)
+    with pytest.raises(ValueError, match=r"belongs to smollm2 \(30 layers, width 576\), and this is another Llama"):
+        textguide.generate(build("llama"), Tokenizer(), [IDS], Steering("smollm2-positive"), max_new_tokens=2)
+
+
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     vector = dataclasses.replace(trained(build("llama")), model_name="tiny-llama").save(tmp_path / "V")
     for other in (build("llama", 1), build("gpt2")):

@@ -20,6 +20,8 @@ from .twins import hooked_twin
 FILE = "steering.safetensors"
 FORMAT = "textguide steering vector"
 VERSION = "1"
+BUNDLED = {"smollm2-positive": Path(__file__).parent / "vectors" / "smollm2-positive"}
+"""Vectors that come with textguide, by name: towards good moods in the bundled model (docs/methods/steering.md)."""
 SAMPLED = 256
 """Rows of the embedding that tell one model from another."""
 
@@ -86,14 +88,15 @@ class SteeringVector:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SteeringVector:
-        """The vector in ``folder``.
+        """The vector in ``folder``, or the one of :data:`BUNDLED` by that name where there is no such folder.
 
         Raises:
             ValueError: there is none, or it is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
-        path = Path(folder) / FILE
+        named = None if Path(folder).exists() else BUNDLED.get(str(folder))
+        path = (named or Path(folder)) / FILE
         if not path.is_file():
             raise ValueError(f"vector={str(folder)!r} holds no {FILE}; train one with 'textguide steering train'")
         try:

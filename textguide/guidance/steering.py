@@ -28,7 +28,8 @@ class Steering(Scaled):
     window moves γ, not the vector. For decoder-only transformers.
 
     Args:
-        vector: a folder that ``textguide steering train`` wrote; a :class:`textguide.steering.SteeringVector`; or
+        vector: a folder that ``textguide steering train`` wrote; ``"smollm2-positive"``, which comes with textguide and
+            leads the bundled model to good moods; a :class:`textguide.steering.SteeringVector`; or
             numbers, as many as the model is wide, which are then added behind every chosen layer.
         layers: behind which: a number from 0, a share of the depth in (0, 1), several of these, or text such as
             ``"12-15"``. The paper finds the middle of the depth to work best.
