@@ -45,27 +45,36 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--batch", type=int, default=40)
-    parser.add_argument("--save", type=Path, help="a folder for the vector")
+    parser.add_argument("--vector", type=Path, help="a folder for the vector, which is read where it is there")
+    parser.add_argument("--most", type=int, help="stop behind so many settings; the next run goes on from the JSON")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     data = Path(os.environ["TEXTGUIDE_DATA"])
     model, tokenizer = textguide.load(device="cpu", dtype=torch.float32)
     models = {name: textguide.load(source, device="cpu")[0] for name, source in SMALL.items()}
     positive, negative = sentences(data)
-    vector = steering.train(model, tokenizer, positive, negative, name="smollm2")
-    if arguments.save:
-        vector.save(arguments.save)
+    if arguments.vector and arguments.vector.exists():
+        vector = steering.load(arguments.vector)
+    else:
+        vector = steering.train(model, tokenizer, positive, negative, name="smollm2")
+        vector = vector.save(arguments.vector) if arguments.vector else vector
     prompts = chosen(data)[: arguments.prompts]
     found: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct", "torch": torch.__version__, "prompts": len(prompts),
         "tokens": arguments.tokens, "trained_on": [len(positive), len(negative)], "ending": ENDING, "settings": {},
     }  # fmt: skip
-    print(f"{'setting':40} {'VADER':>7} {'positive':>9} {'perplexity':>11} {'seconds':>8}")
-    for label, make in settings(vector, arguments.layers, arguments.strengths):
-        one = found["settings"][label] = measured(model, tokenizer, prompts, make, models, arguments)
-        print(f"{label:40} {one['vader']:7.3f} {one['positive']:9.3f} {one['perplexity']:11.1f} {one['seconds']:8.1f}")
+    if arguments.json and arguments.json.exists():
+        found = json.loads(arguments.json.read_text(encoding="utf-8"))
+    waiting = [
+        one for one in settings(vector, arguments.layers, arguments.strengths) if one[0] not in found["settings"]
+    ]
+    for label, make in waiting[: arguments.most]:
+        found["settings"][label] = measured(model, tokenizer, prompts, make, models, arguments)
         if arguments.json:
             write_json(arguments.json, found)
+    print(f"{'setting':40} {'VADER':>7} {'positive':>9} {'perplexity':>11} {'seconds':>8}")
+    for label, one in found["settings"].items():
+        print(f"{label:40} {one['vader']:7.3f} {one['positive']:9.3f} {one['perplexity']:11.1f} {one['seconds']:8.1f}")
 
 
 def sentences(data: Path) -> tuple[list[str], list[str]]:

@@ -177,3 +177,21 @@ def test_texts_that_train_nothing() -> None:
         steering.train(build("llama"), Tokenizer(), "abc", ["abd"])
     with pytest.raises(ValueError, match="needs a decoder-only transformer"):
         steering.train(build("t5"), None, [IDS], [IDS])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"speculation": "prompt-lookup"}, {"cache_implementation": "static"}, {"batch_size": 1}],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize(
+    "guidance", [Steering(VECTOR, 0, 1.5), Steering(VECTOR, 0, 1.0, scale=2.0)], ids=["alone", "cfg"]
+)
+def test_options_of_a_run_change_nothing(guidance: Steering, options: dict[str, Any]) -> None:
+    model, prompts = build("llama"), [IDS, [5, 9, 5, 9, 5], [8]]
+    plain = textguide.generate(model, Tokenizer(), prompts, guidance, max_new_tokens=12)
+    end = plain.new_tokens[0][3]
+    for more in ({}, {"eos_token_id": end}):
+        expected = textguide.generate(model, Tokenizer(), prompts, guidance, max_new_tokens=12, **more).new_tokens
+        other = textguide.generate(model, Tokenizer(), prompts, guidance, max_new_tokens=12, **options, **more)
+        assert other.new_tokens == expected

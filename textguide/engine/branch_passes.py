@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import StaticCache
 
 from ..forward import prefill, row_batch
 from ..forward.model_adapter import adapter
@@ -171,7 +172,8 @@ class BranchPasses:
                 f"cache_implementation='static' keeps all rows in one cache, and {batches[0].model.name} needs one for "
                 "every length; leave cache_implementation out"
             )
-        batches[0].make_static(new_tokens)
+        if not isinstance(batches[0].cache, StaticCache):  # without branches, the one that generate made
+            batches[0].make_static(new_tokens)
 
     def replace_call(self, call: Any) -> None:
         """Use ``call`` in place of the decoded model's own from the next step on (None: its own)."""
