@@ -28,6 +28,7 @@ from textguide.guidance import (
     Guidance,
 )
 from textguide.guidance.edits import Shuffled, Unrelated
+from textguide.guidance.places import place
 from textguide.reference import diffusion as reference
 
 from ..guidance import oracles
@@ -45,9 +46,7 @@ SETTINGS: dict[str, Any] = {
     "bounded": CFG(2.5, start=0.3, stop=0.7, schedule="cosine", max_scale=3.0),
     **{name: one for name, one in oracles.SETTINGS.items() if isinstance(one, BranchGuidance)},
 }
-REFUSED = {
-    name for name, one in SETTINGS.items() if one.across_rows or any(branch.view is not None for branch in one.branches)
-}
+REFUSED = {name for name, one in SETTINGS.items() if place("diffusion").reason(one) is not None}
 RUN = sorted(SETTINGS.keys() - REFUSED)
 KINDS = ("bert", "llada", "dream")
 
@@ -109,8 +108,8 @@ def test_one_step_is_the_oracle(kind: str, name: str) -> None:
     start, canvas = (for_generation(made, [made.encode(text) for text in PROMPTS], 5, 5) for _ in range(2))
     for row, filled in enumerate([{0: 6, 3: 9}, {1: 7, 2: 7, 4: 12}, {}]):
         places = canvas.target[row].nonzero()[:, 0]
-        for place, token in filled.items():
-            canvas.ids[row, places[place]] = token
+        for hole, token in filled.items():
+            canvas.ids[row, places[hole]] = token
     texts = texts_of(made, guidance, rows_of(start), list(PROMPTS))
     guide = Guide(made, guidance, start, texts, models_of(kind, guidance))
     where = canvas.masked(made.mask_id)
@@ -351,10 +350,11 @@ def test_what_a_canvas_cannot_run_says_where_it_can(name: str) -> None:
         ("awrs:constraint=x", "positions are filled in any order; use textguide.generate"),
         ("eager", "forks texts, and rows of a canvas stay where they are; use textguide.generate"),
         ("corrsynth", "rows of a canvas are filled at their own pace"),
-        (DoLa(), "a denoiser is called as a whole"),
+        (DoLa(), "whose layers are not known; use textguide.generate"),
         (Formula("cond + M('m')"), r"branch model 'm' is not among models= \(given: 'other'\)"),
         (ContextAware(2.0, context="q"), "does not stand in the prompt"),
         (CFG(2.0, negative_prompt="a" * 80), "and the model reads 64"),
+        (CFG(2.0, negative_prompt=[5, 17]), "a prompt has token id 17; the vocabulary has 17 tokens"),
     ],
 )
 def test_bad_guidance_is_named(guidance: Any, message: str) -> None:

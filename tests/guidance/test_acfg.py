@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from textguide import ACFG
 from textguide.guidance import Guidance, Step, scale_from_weight
-from textguide.guidance.acfg import remask, remask_count
+from textguide.guidance.acfg import Remasked, remask, remask_count
+from textguide.guidance.places import PLACES
 from textguide.guidance.spec import parse
 from textguide.reference import diffusion
 
@@ -75,3 +76,12 @@ def test_registered_and_neutral() -> None:
 def test_bad_fields_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ACFG(**fields)
+
+
+def test_its_branch_is_a_canvas() -> None:
+    guidance = ACFG(2.0, 0.5, "prompt", one_pass=True)
+    (branch,) = guidance.branches
+    assert branch.edit == Remasked(0.5, "prompt", True)
+    assert [place.name for place in PLACES if place.reason(guidance) is None] == ["lm_eval", "diffusion"]
+    with pytest.raises(ValueError, match=r"has no masks to fill; use textguide\.diffusion"):
+        branch.edit.apply([5], None, lambda _: [])

@@ -112,7 +112,11 @@ class Denoiser:
             turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
             ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
             return list(ids["input_ids"] if hasattr(ids, "keys") else ids)
-        return [int(token) for token in prompt]
+        ids = [int(token) for token in prompt]
+        wrong = next((token for token in ids if not 0 <= token < self.size), None)
+        if wrong is not None:
+            raise ValueError(f"a prompt has token id {wrong}; the vocabulary has {self.size} tokens")
+        return ids
 
 
 def denoiser(

@@ -122,8 +122,7 @@ class Guidance(ABC):
     """How to steer a model while it decodes.
 
     Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line, and an
-    ``about``, from which tables are made. They derive from one of the kinds below, or from this class where they steer
-    a loop of their own (masked diffusion).
+    ``about``, from which tables are made. They derive from one of the kinds below.
     """
 
     name: ClassVar[str]

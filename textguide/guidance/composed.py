@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 
 from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
 from .needs import Need
-from .places import place
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Composed(Guidance):
             order, which is made canonical.
 
     Raises:
-        ValueError: two parts want the same place, one of them steers a loop of its own, or a rule that looks across
+        ValueError: two parts want the same place, one of them is of none of the kinds, or a rule that looks across
             rows meets particles, which move between rows.
     """
 
@@ -34,7 +33,7 @@ class Composed(Guidance):
         found: list[list[Guidance]] = [[part for part in parts if isinstance(part, kind)] for kind in kinds]
         for part in parts:
             if not isinstance(part, kinds):
-                raise ValueError(f"guidance={part!r} steers a loop of its own and cannot be combined with others")
+                raise ValueError(_of_no_kind(part))
         for group, what in ((found[0], "branches of their own"), (found[2], "a constraint")):
             if len(group) > 1:
                 names = ", ".join(part.name for part in group)
@@ -90,7 +89,7 @@ def split(guidance: Guidance | None) -> Parts:
     """The parts of ``guidance`` by kind, neutral ones left out.
 
     Raises:
-        ValueError: it steers a loop of its own, such as that of masked diffusion.
+        ValueError: a part is of none of the kinds.
     """
     parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
     branching, constraint, reweighting = None, None, []
@@ -102,7 +101,7 @@ def split(guidance: Guidance | None) -> Parts:
         elif isinstance(part, TokenConstraint):
             constraint = None if part.is_neutral else part
         else:
-            raise ValueError(place("generate").refusal(part))
+            raise ValueError(_of_no_kind(part))
     return Parts(branching, tuple(reweighting), constraint)
 
 
@@ -118,3 +117,7 @@ def with_scale(guidance: Guidance, scale: float) -> Guidance:
             parts[number] = replace(part, scale=float(scale))
             return parts[0] if len(parts) == 1 else Composed(tuple(parts))
     raise ValueError(f"scales= needs a guidance with a scale, and {guidance!r} has none")
+
+
+def _of_no_kind(part: Guidance) -> str:
+    return f"guidance={part!r} acts nowhere; derive it from BranchGuidance, TokenReweighting or TokenConstraint"

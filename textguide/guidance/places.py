@@ -97,7 +97,7 @@ PLACES = (
     Place(
         "diffusion", "masked diffusion", "textguide.diffusion.generate",
         {
-            Need.PART: "a denoiser is called as a whole",
+            Need.PART: "a denoiser is any module from tokens to logits, whose layers are not known",
             Need.CONSTRAINT: "a constraint reads texts from left to right, and positions are filled in any order",
             Need.WEIGHTS: "rows of a canvas stay where they are",
             Need.FORK: "rows of a canvas stay where they are",
