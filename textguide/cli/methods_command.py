@@ -45,13 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table()
-        for column in ("name", "arXiv", "rule", "beside the conditional pass"):
-            table.add_column(column, no_wrap=column == "name")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("arXiv", no_wrap=True)
+        table.add_column("rule, and what it is worth a try for")
         for method in found:
-            name = method["name"] + (" (experimental)" if method["experimental"] else "")
-            table.add_row(name, method["paper"], method["rule"], method["passes"])
-        Console().print(table)
+            name = method["name"] + (" *" if method["experimental"] else "")
+            table.add_row(name, method["paper"], f"{method['rule']}\n[dim]{method['helps']}[/dim]")
+        console = Console()
+        console.print(table)
+        console.print("* experimental: the paper leaves something open, which `textguide methods NAME` says")
     return 0
 
 
@@ -68,9 +71,11 @@ def _print_matrix(arguments: argparse.Namespace, names: list[str]) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        table, numbers = Table(), catalogue.numbered_reasons(rows)
+        # Narrow enough for a terminal of 80 columns.
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        numbers = catalogue.numbered_reasons(rows)
         for column in ("method", *(place.name for place in PLACES)):
-            table.add_column(column, justify="left" if column == "method" else "center", overflow="fold")
+            table.add_column(column, justify="left" if column == "method" else "center", no_wrap=True)
         for row in rows:
             cells = row["cells"].values()
             table.add_row(row["method"], *("✓" if cell is True else str(numbers[cell]) for cell in cells))
