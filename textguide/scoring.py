@@ -198,9 +198,10 @@ def score_groups(
 
 
 def leading(settings: Sequence[Guidance | None]) -> BranchGuidance | None:
-    """The first guidance among ``settings`` that needs extra branches, or None."""
+    """The first guidance with branches among ``settings``; one that has none at its scale stands behind one that has
+    some. None where all are plain."""
     branching = (split(setting).branching for setting in settings)
-    return next((guidance for guidance in branching if guidance is not None), None)
+    return max((one for one in branching if one is not None), key=lambda one: len(one.branches), default=None)
 
 
 def _settings(
@@ -211,8 +212,9 @@ def _settings(
             raise ValueError("settings= excludes guidance= and scales=; give one or the other")
         given = [as_guidance(setting) for setting in settings]
         found = [split(setting).branching for setting in given]
-        branching = {(guidance.view, guidance.branches) for guidance in found if guidance is not None}
-        if len(branching) > 1:
+        guided = [guidance for guidance in found if guidance is not None]
+        branching = {guidance.branches for guidance in guided if guidance.branches}
+        if len(branching) > 1 or len({guidance.view for guidance in guided}) > 1:
             raise ValueError("settings= must share their branches (same negative prompt); score the others separately")
         if not given:
             raise ValueError("settings is empty; give at least one guidance, or None for plain")
@@ -343,7 +345,7 @@ def _score_batch(
             guidance = split(setting).branching
             guided = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
             if guidance is not None:
-                guided = guidance.combine(logp, step)
+                guided = guidance.combine(logp[: 1 + len(guidance.branches)], step)
                 broken[number, part] = algebra.broken(guided)
             reweighting = reweightings[number]
             if reweighting is not None:

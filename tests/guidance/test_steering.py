@@ -91,6 +91,16 @@ def test_plain_and_steered_are_scored_side_by_side() -> None:
         textguide.score(model, Tokenizer(), context, text, settings=[guided, Steering(VECTOR, 1, 1.5)])
 
 
+def test_scales_with_and_without_a_branch_are_scored_side_by_side() -> None:
+    model, context, text = build("llama"), [IDS, IDS[:2]], [[8, 12, 4], [7, 7]]
+    together = textguide.score(model, Tokenizer(), context, text, Steering(VECTOR, 0, 1.5), scales=[1.0, 2.0, 0.0])
+    for number, scale in enumerate((1.0, 2.0, 0.0)):
+        alone = textguide.score(model, Tokenizer(), context, text, Steering(VECTOR, 0, 1.5, scale=scale))
+        torch.testing.assert_close(together.log_likelihood[number], alone.log_likelihood[0])
+    plain = textguide.score(model, Tokenizer(), context, text)
+    torch.testing.assert_close(together.log_likelihood[2], plain.log_likelihood[0])
+
+
 def test_one_pass_where_the_scale_is_one() -> None:
     assert Steering(VECTOR, 0).branches == ()
     assert len(Steering(VECTOR, 0, scale=1.5).branches) == 1
