@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,15 +14,17 @@ import torch
 
 from textguide import ACFG, CAIF, CFG, MaskedDiffusionCFGHook, diffusion
 from textguide.classifiers import FunctionClassifier
+from textguide.constraints import Regex
 from textguide.diffusion import Denoiser, denoiser
 from textguide.diffusion.likelihood import masked_log_likelihoods
-from textguide.guidance import BranchGuidance, Reward, as_guidance, split
+from textguide.guidance import AWRS, BranchGuidance, Guidance, Reward, as_guidance, catalogue, split
 from textguide.guidance.formula import Formula
 from textguide.reference import diffusion as reference
 
 from ..logits_processors.test_diffusion_hooks import foreign_loop
 from . import tiny
-from .test_branches import models_of, others_of
+from .test_branches import RUN, models_of, others_of
+from .test_branches import SETTINGS as BRANCHES
 from .test_denoisers import oracle_of
 from .test_generation import allowed, p_value, written
 
@@ -257,3 +260,18 @@ def test_bad_settings_are_named(setting: Any, options: dict[str, Any], message: 
 def test_a_likelihood_has_no_steps() -> None:
     with pytest.raises(ValueError, match="every=2 counts steps, and a likelihood has none"):
         diffusion.score(*tiny.build("llada"), "ab", "cd", guidance=CAIF(TONE, "high", top_k=4, every=2))
+
+
+@pytest.mark.parametrize("row", catalogue.matrix(), ids=lambda row: row["method"])
+def test_every_full_cell_of_the_matrix_is_run_and_every_empty_one_refused(row: dict[str, Any]) -> None:
+    """The runs are those above and those of ``test_branches``, ``test_denoisers`` and ``test_generation``."""
+    method, cell = row["method"], row["cells"]["diffusion"]
+    if cell is True:
+        parts = [part for one in SETTINGS.values() for part in getattr(as_guidance(one), "parts", (as_guidance(one),))]
+        assert method in {part.name for part in parts} | {BRANCHES[name].name for name in RUN}
+        return
+    example = catalogue.example(Guidance.registry[method])
+    if example.is_neutral:
+        example = {"awrs": AWRS(Regex("a+"))}[method]
+    with pytest.raises(ValueError, match=re.escape(cell)):
+        diffusion.generate(*tiny.build("llada"), "ab", gen_length=2, guidance=example)
