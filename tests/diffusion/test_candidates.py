@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from textguide import ACFG, CAIF, CFG, MaskedDiffusionCFGHook, diffusion
-from textguide.classifiers import FunctionClassifier
+from textguide.classifiers import CausalClassifier, FunctionClassifier
 from textguide.constraints import Regex
 from textguide.diffusion import Denoiser, denoiser
 from textguide.diffusion.likelihood import masked_log_likelihoods
@@ -45,6 +45,17 @@ class Spy(FunctionClassifier):
     def log_prob(self, texts: Sequence[str]) -> torch.Tensor:
         self.texts += texts
         return super().log_prob(texts)
+
+
+class FromLeft(Spy, CausalClassifier):
+    """Reads tokens, in a state that grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "left"
+
+    def start(self, ids: Sequence[Sequence[int]]) -> Any:
+        raise NotImplementedError
 
 
 TONE = FunctionClassifier(tone, ["low", "high"])
@@ -249,6 +260,7 @@ def test_a_classifier_by_name() -> None:
         (CAIF(TONE, "loud"), {}, "'loud' is no class of"),
         (CAIF(TONE, "high", top_k=40), {}, "beyond the vocabulary of 17"),
         (CAIF(TONE, "high", top_k=4), {"corrector": 1}, r"caif is not lu \+ γ"),
+        (CAIF(FromLeft(), "high", top_k=4), {}, "left reads texts that grow from left to right, token by token"),
         ([CAIF(TONE, "high", top_k=4), "eager"], {}, "forks texts, and rows of a canvas stay where they are"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -96,22 +97,30 @@ class Candidates:
             progress: of each position's row, (N, 1).
         """
         places = where.nonzero().tolist()
-        self._reweighter.show(lambda with_given: [self._hole(canvas, row, place, with_given) for row, place in places])
+        texts = [
+            _Row(*row) for row in zip(canvas.ids.tolist(), canvas.given.tolist(), canvas.target.tolist(), strict=True)
+        ]
+        self._reweighter.show(lambda with_given: [self._hole(texts[row], place, with_given) for row, place in places])
         numbers = rows.tolist()
         steps = [self._steps[numbers[row]] for row, _ in places]
         self._steps.update(numbers)
         return self._reweighter(logp, Step(progress), steps, range(len(places)))
 
-    def _hole(self, canvas: Canvas, row: int, place: int, with_given: bool) -> Hole:
-        target, given, ids = (one[row].tolist() for one in (canvas.target, canvas.given, canvas.ids))
+    def _hole(self, row: _Row, place: int, with_given: bool) -> Hole:
         shown = [
-            (j, token)
-            for j, (token, wanted, known) in enumerate(zip(ids, target, given, strict=True))
-            if (wanted or (known and with_given)) and token != self.model.mask_id
+            j
+            for j, token in enumerate(row.ids)
+            if (row.target[j] or (row.given[j] and with_given)) and token != self.model.mask_id
         ]
-        end = len(ids)
+        end = len(row.ids)
         if not self.whole:
-            end = next((j for j, token in shown if target[j] and token == self.model.end_id), end)
-        before = [token for j, token in shown if j < min(place, end)]
-        behind = [token for j, token in shown if place < j < end]
+            end = next((j for j in shown if row.target[j] and row.ids[j] == self.model.end_id), end)
+        before = [row.ids[j] for j in shown if j < min(place, end)]
+        behind = [row.ids[j] for j in shown if place < j < end]
         return Hole(self.model, before, behind, not self.whole, closed=end < place)
+
+
+class _Row(NamedTuple):
+    ids: list[int]
+    given: list[bool]
+    target: list[bool]
