@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from textguide.engine.branch_inputs import branch_rows
 from textguide.engine.custom_generate import empty_source
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import BranchGuidance
+from textguide.guidance.places import place
 from textguide.reference import decoding
 from textguide.support.errors import GuidanceHadNoEffectWarning
 
@@ -195,6 +197,10 @@ def test_custom_generate_and_drop_in_equal_one_pass(case: Case) -> None:
             return
         custom = case.model.generate(**common, custom_generate=decoding)
         assert custom[:, -NEW:].tolist() == out.sequences[:, -NEW:].tolist()
+        if (reason := place("dropin").reason(guidance)) is not None:
+            with pytest.raises(ValueError, match=re.escape(reason)):
+                GuidanceLogitsProcessor(case.model, guidance, tokenizer=Tokenizer(), models=case.models, horizon=NEW)
+            continue
         processor = GuidanceLogitsProcessor(
             case.model, guidance, tokenizer=Tokenizer(), models=case.models, horizon=NEW
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .engine import branch_inputs
 from .engine.custom_generate import empty_source
+from .engine.likelihoods import along
 from .engine.reweighting import Reweighter, reweighter
 from .forward import model_views, prefill
 from .forward.model_adapter import adapter
@@ -318,7 +319,8 @@ def _score_batch(
     lead = leading(settings)
     extra, view = (lead.branches, lead.view) if lead is not None else ((), None)
     found = model_views.model_parts(model, models, extra, view)
-    plain = [setting for setting in settings if split(setting).branching is None]
+    branching = [split(setting).branching for setting in settings]
+    plain = [one for one in branching if one is None]
     for needed in {view, None} if plain else {view}:
         if needed not in own:
             own[needed] = _continuation_logits(model if needed is None else found[SELF, needed], batch, 0)
@@ -336,13 +338,16 @@ def _score_batch(
     log_probs = torch.empty(len(settings), len(targets), device=distributions[0].device)
     is_top = torch.empty(len(settings), len(targets), dtype=torch.bool, device=distributions[0].device)
     broken = torch.zeros(len(settings), len(targets), dtype=torch.bool, device=distributions[0].device)
+    so_far = None
+    if any(part.reads_likelihoods for part in branching if part is not None):
+        given = torch.stack([_of_targets(distribution, targets) for distribution in distributions])
+        so_far = along(given, lengths)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
         logp = torch.stack([log_softmax(distribution[part]) for distribution in distributions])
-        step = Step(places[part, None])
+        step = Step(places[part, None], likelihoods=None if so_far is None else so_far[:, part])
         token = targets[part, None]
-        for number, setting in enumerate(settings):
-            guidance = split(setting).branching
+        for number, guidance in enumerate(branching):
             guided = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
             if guidance is not None:
                 guided = guidance.combine(logp[: 1 + len(guidance.branches)], step)
@@ -357,6 +362,12 @@ def _score_batch(
         number, place = broken.nonzero()[0].tolist()
         algebra.refuse_broken(settings[number], [places_read[place][0].number])
     return log_probs, is_top
+
+
+def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities (T,) of the tokens ``targets`` (T,) under ``logits`` (T, V), a part at a time."""
+    parts = zip(logits.split(POSITIONS_AT_ONCE), targets.split(POSITIONS_AT_ONCE), strict=True)
+    return torch.cat([log_softmax(some).gather(-1, token[:, None])[:, 0] for some, token in parts])
 
 
 def _reweighed(reweighting: Reweighter, guided: Tensor, step: Step, places: Sequence[tuple[Item, int]]) -> Tensor:

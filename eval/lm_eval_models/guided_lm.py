@@ -24,6 +24,7 @@ from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
 from textguide.guidance import EAGer, Guidance, split
 from textguide.models import bundled, load, small
+from textguide.models.adapters import load_further
 from textguide.models.loading import checked_device, checked_dtype, explained, locate
 from textguide.scoring import Item, decoder_start, leading, score_groups
 
@@ -114,10 +115,7 @@ class GuidedLM(Answering, HFLM):
         if accelerator is not None and self.world_size == 1 and not kwargs.get("tp_plan"):
             # HFLM shares requests between processes only where it sees several GPUs.
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        self.models = {
-            name: load(one, device=str(self.device), dtype=self.model.dtype)[0] if isinstance(one, str) else one
-            for name, one in (models or {}).items()
-        }
+        self.models = load_further(self.model, models or {}, device=str(self.device), dtype=self.model.dtype)
         _name_caches(self)
 
     # -- what lm-eval asks ----------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from textguide.guidance import (
     DoLa,
     DynamicCFG,
     EAGer,
+    ExpertEnsemble,
     FeynmanKac,
     GenARM,
     Guidance,
@@ -74,6 +75,7 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "proxy-tuning": (ProxyTuning(1.0), ProxyTuning(2.0)),
     "steering": tuple(Steering("smollm2-positive", 18, strength) for strength in (2.0, 4.0, 8.0)),
     "genarm": (GenARM(beta=2.0), GenARM(beta=1.0)),
+    "expert-ensemble": (ExpertEnsemble(("good",)), ExpertEnsemble(("good",), (1.0, 9.0))),
     "feynman-kac": (Composed((CFG(1.5), FeynmanKac(particles=4))),),
     "power-sampling": (PowerSampling(2.0, 4), PowerSampling(4.0, 4)),
     "eager": (EAGer(2.2, max_branches=4),),
@@ -109,6 +111,16 @@ COLUMNS = (
     ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
 ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "steering", "genarm", "feynman-kac", "power-sampling", "eager")
+ONLY_CONTINUED = (
+    "caif",
+    "dexperts",
+    "proxy-tuning",
+    "genarm",
+    "expert-ensemble",
+    "feynman-kac",
+    "power-sampling",
+    "eager",
+)
 """Methods that steer to a good mood, and those that draw several texts for one answer."""
 
 MODELS = {
@@ -117,6 +129,7 @@ MODELS = {
     "proxy-tuning": {"tuned": "smollm2-small-positive", "untuned": "smollm2-small"},
     "steering": {},
     "genarm": {"reward": "smollm2-small-positive"},
+    "expert-ensemble": {"good": "smollm2-small-positive"},
 }
 """The further models of those that need some, or none but a vector of SmolLM2; they have SmolLM2's tokens, and stand
 beside that model alone."""

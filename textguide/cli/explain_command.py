@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         min_prob=arguments.min_prob,
         rank=arguments.rank,
         system=arguments.system,
-        models=options.extra_models(arguments),
+        models=options.extra_models(arguments, model),
         **decoding,
     )
     if arguments.html:

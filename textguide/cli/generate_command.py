@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.num_return_sequences > 1:
         decoding["num_return_sequences"] = arguments.num_return_sequences
         decoding["do_sample"] = True
-    decoding["models"] = options.extra_models(arguments)
+    decoding["models"] = options.extra_models(arguments, model)
     if arguments.stream:
         return _stream(model, tokenizer, prompts[0], guidance, arguments, decoding)
     return _batches(model, tokenizer, prompts, guidance, arguments, decoding)

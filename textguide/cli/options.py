@@ -97,7 +97,8 @@ def add_extra_model(parser: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=MODEL",
-        help="a further model by the name that the guidance gives it, such as amateur=smollm2-small; may be repeated",
+        help="a further model by the name that the guidance gives it, such as amateur=smollm2-small; a folder of PEFT "
+        "gives an adapter of --model; may be repeated",
     )
 
 
@@ -112,12 +113,13 @@ def extra_model_names(arguments: argparse.Namespace) -> dict[str, str]:
     return names
 
 
-def extra_models(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The models that ``--extra-model`` names, loaded as ``--model`` is; None where there are none."""
-    from ..models.loading import load as load_model
+def extra_models(arguments: argparse.Namespace, model: Any) -> dict[str, Any] | None:
+    """The models that ``--extra-model`` names, loaded as ``--model`` is; folders of adapters as adapters of ``model``,
+    which it is. None where there are none."""
+    from ..models.adapters import load_further
 
     options = {"device": arguments.device, "dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
-    return {name: load_model(one, **options)[0] for name, one in extra_model_names(arguments).items()} or None
+    return load_further(model, extra_model_names(arguments), **options) or None
 
 
 def guidance(arguments: argparse.Namespace) -> Any:

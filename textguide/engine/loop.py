@@ -19,6 +19,7 @@ from ..guidance.base import BranchGuidance, Step
 from ..smc.population import Outcome, Population
 from .branch_passes import BranchPasses, Source, StepLogits
 from .effect import Effect, EffectMeter
+from .likelihoods import Likelihoods
 from .reweighting import Reweighter
 from .skipping import Skipping
 from .speculation import Speculation, SpeculationReport
@@ -162,6 +163,9 @@ class _Loop:
         self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
         self.wrote = self.writing.bool()  # the same before this step's end
         self.lengths = torch.zeros_like(self.writing)
+        self.likelihoods: Likelihoods | None = None
+        if self.guidance is not None and self.guidance.reads_likelihoods:
+            self.likelihoods = Likelihoods(1 + len(branches), len(ids), self.passes, ids.device)
         self.kl: Tensor | None = None  # the largest of this step
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
@@ -213,6 +217,8 @@ class _Loop:
         tokens = torch.where(self.writing.bool(), tokens, self.pad)
         if constraint is not None:
             constraint.advance(tokens, last)
+        if self.likelihoods is not None and cond is not None and extra is not None:
+            self.likelihoods.add(torch.cat([cond[None], extra]), tokens)
         self._record(logits, guided, processed, tokens, cond is not None)
         if self.settings.observer is not None:
             shown = guided if cond is not None else log_softmax(guided)
@@ -272,7 +278,8 @@ class _Loop:
         if self.guidance is None:
             return None, cond, None
         copies = self.config.num_return_sequences or 1
-        step = Step.at(self.index, self.horizon, self.passes.alive, len(self.writing), copies)
+        likelihoods = None if self.likelihoods is None else self.likelihoods.of_batch()
+        step = Step.at(self.index, self.horizon, self.passes.alive, len(self.writing), copies, likelihoods)
         writing = self.passes.pick(self.writing)
         if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
             self.skipping.record(self.index, cond, writing)
@@ -314,7 +321,10 @@ class _Loop:
         self.ids, self.writing, self.lengths = self.ids[index], self.writing[index], self.lengths[index]
         for record in (self.log_probs, self.scores, self.logits):
             record[:] = [values[index] for values in record]
-        for row, (token, log_prob) in constraint.rewritten().items():
+        rewritten = constraint.rewritten()
+        if self.likelihoods is not None:
+            self.likelihoods.move(sources, rewritten)
+        for row, (token, log_prob) in rewritten.items():
             self.ids[row, -1], self.writing[row] = token, int(constraint.open[row])
             if self.log_probs:
                 self.log_probs[-1][row] = log_prob

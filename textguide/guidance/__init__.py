@@ -28,6 +28,7 @@ from .experimental.eager import EAGer
 from .experimental.independent_condition import IndependentCondition
 from .experimental.s2 import S2Guidance
 from .experimental.token_perturbation import TokenPerturbation
+from .expert_ensemble import ExpertEnsemble
 from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .genarm import GenARM
@@ -71,6 +72,7 @@ __all__ = [
     "DoLa",
     "DynamicCFG",
     "EAGer",
+    "ExpertEnsemble",
     "FeynmanKac",
     "Formula",
     "GenARM",

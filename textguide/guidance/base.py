@@ -77,18 +77,29 @@ class Step:
             are not written together.
         batch: how many rows the batch had at first.
         copies: how many rows each prompt has, side by side (``num_return_sequences``).
+        likelihoods: for guidances that ask for it (:attr:`BranchGuidance.reads_likelihoods`): log-probability that each
+            branch, the conditional one first, has given to the tokens that the row has written so far, in nats, (n, B).
     """
 
     progress: float | Tensor = 0.0
     rows: tuple[int, ...] | None = None
     batch: int = 0
     copies: int = 1
+    likelihoods: Tensor | None = None
 
     @classmethod
-    def at(cls, index: int, horizon: int, rows: Sequence[int] | None = None, batch: int = 0, copies: int = 1) -> Step:
+    def at(
+        cls,
+        index: int,
+        horizon: int,
+        rows: Sequence[int] | None = None,
+        batch: int = 0,
+        copies: int = 1,
+        likelihoods: Tensor | None = None,
+    ) -> Step:
         """The step that writes token ``index`` (from 0) of at most ``horizon`` tokens."""
         progress = min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0
-        return cls(progress, None if rows is None else tuple(rows), batch, copies)
+        return cls(progress, None if rows is None else tuple(rows), batch, copies, likelihoods)
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,8 @@ class BranchGuidance(Guidance):
     skip_threshold: float | None = None
     across_rows: ClassVar[bool] = False
     """Whether what a row is given depends on the other rows, so that rows have to keep their places."""
+    reads_likelihoods: ClassVar[bool] = False
+    """Whether it needs :attr:`Step.likelihoods`; its branches are then run at every step."""
 
     @property
     @abstractmethod
@@ -211,6 +224,7 @@ class BranchGuidance(Guidance):
         found = {branch.need for branch in self.branches} - {None}
         found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
         found |= {Need.PART for view in (self.view, *(branch.view for branch in self.branches)) if view is not None}
+        found |= {Need.LIKELIHOODS} if self.reads_likelihoods else set()
         return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
 
     @property

@@ -1,5 +1,6 @@
-"""Loading models: the bundled ones, a folder, or a hub name."""
+"""Loading models: the bundled ones, a folder, or a hub name; adapters of a model."""
 
+from .adapters import adapters
 from .loading import default_device, load
 
-__all__ = ["default_device", "load"]
+__all__ = ["adapters", "default_device", "load"]

@@ -205,10 +205,21 @@ COMBINE: dict[str, Callable[[Any, Sequence[Distribution], float], Distribution]]
 
 
 def guided_distribution(
-    guidance: BranchGuidance | None, distributions: Sequence[Distribution], s: float
+    guidance: BranchGuidance | None,
+    distributions: Sequence[Distribution],
+    s: float,
+    told: Sequence[float] | None = None,
 ) -> Distribution:
-    """What ``guidance`` makes of the distributions of its branches at progress ``s``."""
-    return distributions[0] if guidance is None else COMBINE[guidance.name](guidance, distributions, s)
+    """What ``guidance`` makes of the distributions of its branches at progress ``s``.
+
+    Args:
+        told: log-probability that each branch has given to the text so far, for guidances that ask for it.
+    """
+    if guidance is None:
+        return distributions[0]
+    rule: Any = COMBINE[guidance.name]
+    found: Distribution = rule(guidance, distributions, s, *([told] if guidance.reads_likelihoods else []))
+    return found
 
 
 def generate(
@@ -235,13 +246,16 @@ def generate(
     """
     written: list[int] = []
     distributions = []
+    told = [0.0] * (1 + len(negatives))
     for index in range(new_tokens):
         progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
-        distribution = _distribution(model, prompt, written, guidance, negatives, progress, source, models)
+        branches = _branches(model, prompt, written, guidance, negatives, source, models)
+        distribution = guided_distribution(guidance, branches, progress, told)
         if reweigh is not None:
             distribution = reweigh(distribution, written, index, progress)
         distributions.append(distribution)
         written.append(max(range(len(distribution)), key=distribution.__getitem__))
+        told = [total + branch[written[-1]] for total, branch in zip(told, branches, strict=False)]
         if written[-1] == end:
             break
     return written, distributions
@@ -259,35 +273,39 @@ def score(
 ) -> tuple[list[float], bool]:
     """Guided log-probability of each token of ``continuation``, and whether each is the most likely one."""
     total, greedy = [], True
+    told = [0.0] * (1 + len(negatives))
     for index, token in enumerate(continuation):
         progress = index / (len(continuation) - 1) if len(continuation) > 1 else 0.0
-        distribution = _distribution(model, prompt, continuation[:index], guidance, negatives, progress, source, models)
+        branches = _branches(model, prompt, continuation[:index], guidance, negatives, source, models)
+        distribution = guided_distribution(guidance, branches, progress, told)
+        told = [sum_ + branch[token] for sum_, branch in zip(told, branches, strict=False)]
         total.append(distribution[token])
         greedy = greedy and distribution[token] == max(distribution)
     return total, greedy
 
 
-def _distribution(
+def _branches(
     model: Any,
     prompt: Sequence[int],
     written: Sequence[int],
     guidance: BranchGuidance | None,
     negatives: Sequence[Sequence[int]],
-    progress: float,
     source: Sequence[int] | None,
     models: dict[str, Any] | None,
-) -> Distribution:
-    if guidance is None or guidance.view is None:
+) -> list[Distribution]:
+    """The distributions of all branches, the conditional one first."""
+    if guidance is None:
+        return [next_log_probs(model, [*prompt, *written], source)]
+    if guidance.view is None:
         distributions = [next_log_probs(model, [*prompt, *written], source)]
     else:
         distributions = [part_log_probs(model, guidance.view, [*prompt, *written])]
-    if guidance is not None:
-        for branch, negative in zip(guidance.branches, negatives, strict=True):
-            owner = (models or {}).get(branch.model, model)
-            if branch.view is not None:
-                distributions.append(part_log_probs(owner, branch.view, [*negative, *written]))
-            elif source is None:
-                distributions.append(next_log_probs(owner, [*negative, *written]))
-            else:
-                distributions.append(next_log_probs(owner, [*prompt, *written], negative))
-    return guided_distribution(guidance, distributions, progress)
+    for branch, negative in zip(guidance.branches, negatives, strict=True):
+        owner = (models or {}).get(branch.model, model)
+        if branch.view is not None:
+            distributions.append(part_log_probs(owner, branch.view, [*negative, *written]))
+        elif source is None:
+            distributions.append(next_log_probs(owner, [*negative, *written]))
+        else:
+            distributions.append(next_log_probs(owner, [*prompt, *written], negative))
+    return distributions

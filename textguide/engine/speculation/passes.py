@@ -150,7 +150,10 @@ class SpeculativePasses(BranchPasses):
         if self.guidance is None or logits.extra is None:
             return logits.cond.argmax(-1)
         logp = log_softmax(torch.cat([logits.cond[None], logits.extra]))
-        return self.guidance.combine(logp, Step.at(min(index, self.horizon - 1), self.horizon)).argmax(-1)
+        # A guess may be wrong: it is made as if no branch had read anything yet.
+        likelihoods = logp.new_zeros(logp.shape[:2])
+        step = Step.at(min(index, self.horizon - 1), self.horizon, likelihoods=likelihoods)
+        return self.guidance.combine(logp, step).argmax(-1)
 
     def _go_back(self, ids: Tensor | None = None) -> None:
         """Forget the guesses that were not written, and learn from the first of them where ``ids`` are given."""

@@ -1,0 +1,110 @@
+"""Expert ensembles: several models, weighed by how well each predicts the text (Li et al., arXiv 2208.03306)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .base import About, Branch, BranchGuidance, Step
+from .validation import finite
+
+
+@dataclass(frozen=True)
+class ExpertEnsemble(BranchGuidance):
+    """Mix the distributions of several models by the probability that the text came from each.
+
+    ``p(x_t | x_<t) = Σ_j P(j | x_<t) p_j(x_t | x_<t)`` with ``P(j | x_<t) ∝ P(j) Π_{s<t} p_j(x_s | x_<s)``
+    (Branch-Train-Merge, arXiv 2208.03306; the weights are those of DEMix, arXiv 2108.05036): Bayes' rule, token by
+    token. The model that is decoded is the first expert, ``models={"law": …, "code": …}`` hold the others, with the
+    same tokens; adapters of one model share its weights through :func:`textguide.models.adapters`. Costs one pass of
+    each further model a step.
+
+    The text whose probability counts is what has been written behind the prompt: the prompt itself counts through the
+    prior alone. In the papers a prior is a moving average of the experts' weights over a few texts of the domain; here
+    it is given. The papers mix the best few of many experts, and this one all that are named.
+
+    Args:
+        models: names of the further experts in ``models=``.
+        prior: ``P(j)``, one number for the model that is decoded and one for each of ``models``, none below 0; scaled
+            to sum to 1. None: all equal. An expert with prior 0 takes no part: ``(0, 1, 1)`` leaves the model that is
+            decoded out.
+        updated: follow the text. False keeps the prior as it is: a fixed mixture.
+
+    A token that the model that is decoded forbids stays forbidden.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    models: tuple[str, ...] = ("expert",)
+    prior: tuple[float, ...] | None = None
+    updated: bool = field(default=True, kw_only=True)
+
+    name = "expert-ensemble"
+    reads_likelihoods = True
+    about = About(
+        "2208.03306", "log Σ P(j | text so far) p_j, j over several models", "a pass of each further model",
+        "the prior of the model itself is 1", "texts of several domains, each with a model or an adapter of its own",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        given = (self.models,) if isinstance(self.models, str) else self.models
+        names = tuple(given) if isinstance(given, Sequence) else ()
+        if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"models={self.models!r} must be different names of models in models=, at least one")
+        self._put(models=names)
+        if not isinstance(self.updated, bool):
+            raise ValueError(f"updated={self.updated!r} must be True or False")
+        if self.prior is not None:
+            self._put(prior=_prior(self.prior, len(names) + 1))
+
+    @property
+    def is_neutral(self) -> bool:
+        """The prior of the model that is decoded is all there is."""
+        return self.prior is not None and not any(self.prior[1:])
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The further experts, behind the same prompt."""
+        return tuple(Branch(same_prompt=True, model=name) for name in self.models)
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The mixture of ``logp`` (1 + models, B, V)."""
+        mixed = (self.log_weights(logp, step)[..., None] + logp).logsumexp(0)
+        return algebra.log_softmax(torch.where(algebra.allowed(logp[0]), mixed, logp[0]))
+
+    def log_weights(self, logp: Tensor, step: Step) -> Tensor:
+        """``log P(j | text so far)``, (n, B), in the dtype of ``logp`` (n, B, V).
+
+        Raises:
+            ValueError: the step does not say what each branch gave to the text.
+        """
+        shares = self.prior or (1.0,) * len(logp)
+        prior = torch.tensor([math.log(share) if share else -math.inf for share in shares], device=logp.device)
+        prior = prior.log_softmax(0)[:, None].expand(-1, logp.shape[1])
+        if not self.updated:
+            return prior.to(logp.dtype)
+        if step.likelihoods is None:
+            raise ValueError(
+                "step.likelihoods=None: ExpertEnsemble weighs experts by what they gave to the text so far"
+            )
+        weights = prior + step.likelihoods
+        # Where every expert holds the text for impossible (it was forced), it says nothing about them.
+        weights = torch.where((weights.amax(0) > algebra.FORBIDDEN)[None], weights, prior)
+        return weights.log_softmax(0).to(logp.dtype)
+
+
+def _prior(value: Any, experts: int) -> tuple[float, ...]:
+    shares = tuple(finite("prior", share) for share in value) if isinstance(value, Sequence) else ()
+    if len(shares) != experts or min(shares) < 0 or not any(shares):
+        raise ValueError(
+            f"prior={value!r} must be {experts} numbers of 0 or more, not all 0: one for the model that is decoded and "
+            "one for each of models"
+        )
+    return shares
