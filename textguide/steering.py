@@ -35,7 +35,7 @@ def train(
     Where the two are pairs this is the mean of their differences (section 2). Every text is read once.
 
     Args:
-        model: a decoder-only transformer.
+        model: a transformers model without an encoder.
         tokenizer: its tokenizer; None where the texts are token ids.
         positive: texts, token ids or chats that show what is steered to.
         negative: the same for what is steered away from.

@@ -81,7 +81,9 @@ def part(model: Any, view: View) -> Any:
     refusal = f"{type(view).__name__} needs a decoder-only transformer, and {type(model).__name__} is none"
     found = adapter(model)
     model = found.base
-    if found.is_encoder_decoder or found.has_recurrent_state:
+    # A recurrent model without some of its layers keeps another kind of cache, and not all of its layers have heads.
+    keeps_layers = isinstance(view, (Steered, _Recorded))
+    if found.is_encoder_decoder or (found.has_recurrent_state and not keeps_layers):
         raise ValueError(f"{refusal}; use a guidance whose branches run the whole model")
     config = model.config.get_text_config(decoder=True)
     count = config.num_hidden_layers
@@ -99,7 +101,7 @@ def part(model: Any, view: View) -> Any:
     smaller = copy.deepcopy(model.config)
     text = smaller.get_text_config(decoder=True)
     types = getattr(text, "layer_types", None)
-    if types is not None:
+    if types is not None and chosen != list(range(count)):
         text.layer_types = [types[layer] for layer in chosen]
     text.num_hidden_layers = len(chosen)
     whole = twin_of(model)

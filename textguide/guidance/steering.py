@@ -25,7 +25,7 @@ class Steering(Scaled):
     γ ≠ 1 the model as it is becomes a branch: ``lu + γ (ls − lu)``, ``s`` steered and ``u`` not, so that γ above 1
     steers further than the vector does, at the price of one more pass. The paper adds the vector behind the prompt
     alone; here it is added at every position, so that a text means the same read at once or token by token. The
-    window moves γ, not the vector. For decoder-only transformers.
+    window moves γ, not the vector. For models without an encoder, recurrent ones too.
 
     Args:
         vector: a folder that ``textguide steering train`` wrote; ``"smollm2-positive"``, which comes with textguide and

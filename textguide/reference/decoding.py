@@ -54,7 +54,7 @@ def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Distribution:
         return run
 
     hooks = [layer.register_forward_hook(change(n), with_kwargs=True) for n, layer in enumerate(layers)]
-    kept_weights = _mask(layers, view, model.config.get_text_config().num_attention_heads)
+    kept_weights = _mask(layers, view, model.config)
     try:
         return next_log_probs(model, ids)
     finally:
@@ -64,7 +64,7 @@ def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Distribution:
             weight.data.copy_(before)
 
 
-def _mask(layers: Any, view: View, count: int) -> list[tuple[Any, torch.Tensor]]:
+def _mask(layers: Any, view: View, config: Any) -> list[tuple[Any, torch.Tensor]]:
     """Set what the output projections read from masked heads to 0; the weights with what they were."""
     if not isinstance(view, MaskedHeads):
         return []
@@ -80,7 +80,7 @@ def _mask(layers: Any, view: View, count: int) -> list[tuple[Any, torch.Tensor]]
         before.insert(0, (weight, weight.data.clone()))
         # Conv1D of GPT-2 keeps its weights the other way round.
         read = weight.data if type(attention).__name__.startswith("GPT2") else weight.data.T
-        size = read.shape[0] // count
+        size = read.shape[0] // config.get_text_config().num_attention_heads
         read[head * size : (head + 1) * size] = 0
     return before
 
