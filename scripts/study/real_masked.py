@@ -19,6 +19,7 @@ from rich.table import Table
 from textguide import ACFG, CFG, diffusion
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.statistics.paired import compare_items
+from textguide.guidance import TokenPerturbation
 from textguide.support.files import write_json
 
 # fmt: off
@@ -47,6 +48,9 @@ SETTINGS: dict[str, Any] = {
     "A-CFG γ=1.5 ρ=0.3": ACFG(1.5, 0.3),
     "A-CFG γ=1.5 ρ=0.7": ACFG(1.5),
     "A-CFG γ=2 ρ=0.7": ACFG(2.0),
+    "shuffled γ=1.25": TokenPerturbation(1.25),
+    "shuffled γ=1.5": TokenPerturbation(1.5),
+    "shuffled γ=2": TokenPerturbation(2.0),
 }
 
 
