@@ -27,6 +27,9 @@ from .awrs import AWRSLogitsProcessor
 from .caif import CAIFLogitsProcessor
 from .runs import Runs, calling_list
 
+TAKEN_BACK = 32
+"""How many tokens speculation may take back under a guidance that adds up what its branches gave to a text."""
+
 _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
 """Classes of transformers whose own ``generate`` leaves the processors out."""
 
@@ -139,6 +142,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         cond = scores.float()[None]
         extra = run.read(input_ids, scores.shape[-1]).to(scores.device, torch.float32)
         logp = log_softmax(extra if run.rereads else torch.cat([cond, extra]))
+        run.keep(input_ids, logp, step)
         guided = guidance.combine(logp, step)
         run.meter.add(guided, log_softmax(cond[0]))
         return guided.to(scores.dtype)
@@ -244,6 +248,7 @@ class _Run:
         self.seen = ids.shape[1]
         self.ids = ids[:, :0]
         self._match: _Match | None = None
+        self._steps: dict[int, tuple[Tensor, Tensor]] = {}  # by the columns of ids: sums so far, and what came behind
 
     @property
     def has_read(self) -> bool:
@@ -254,7 +259,30 @@ class _Run:
         """Where in the text ``ids`` stand."""
         rows = tuple(range(self.rows))
         index = ids.shape[1] - self.prompt_length
-        return Step.at(index if horizon else 0, horizon or 1, rows, self.rows, self.copies)
+        likelihoods = self._likelihoods(ids) if self.guidance.reads_likelihoods else None
+        return Step.at(index if horizon else 0, horizon or 1, rows, self.rows, self.copies, likelihoods)
+
+    def keep(self, ids: Tensor, logp: Tensor, step: Step) -> None:
+        """Remember the log-probabilities (n, R, V) behind ``ids``, where the next step adds up those of its tokens."""
+        if step.likelihoods is not None:
+            self._steps[ids.shape[1]] = (step.likelihoods, logp)
+            self._steps.pop(ids.shape[1] - TAKEN_BACK, None)
+
+    def _likelihoods(self, ids: Tensor) -> Tensor:
+        """What every branch gave to the tokens behind the prompt, (n, R)."""
+        order = None if self._match is None else self._match.order
+        if order is not None:
+            self._steps = {width: (sums[:, order], logp[:, order]) for width, (sums, logp) in self._steps.items()}
+        if ids.shape[1] == self.prompt_length:
+            return torch.zeros(1 + len(self.guidance.branches), self.rows, dtype=torch.float64, device=ids.device)
+        if ids.shape[1] - 1 not in self._steps:
+            raise ValueError(
+                f"guidance {self.guidance.name!r} needs every step of a text, and {ids.shape[1] - self.prompt_length} "
+                "tokens of it were written or taken back at once; call the processor at every token"
+            )
+        sums, logp = self._steps[ids.shape[1] - 1]
+        chosen = ids[:, -1].to(logp.device)[None, :, None].expand(len(logp), -1, 1)
+        return sums + logp.gather(-1, chosen).squeeze(-1).to(sums)
 
     def continues(self, ids: Tensor, one_by_one: bool = False) -> bool:
         """Whether ``ids`` may be a later step of this run; remembers how its rows follow.

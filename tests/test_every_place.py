@@ -220,6 +220,7 @@ def in_captions(guidance: Guidance) -> None:
     out = families.decode("llava", guidance, models=named, new=NEW)
     seen, blank = families.conditions("llava", 0, "blank")
     written: list[int] = []
+    told = torch.zeros(1 + len(guidance.branches), dtype=torch.float64)
     for step in range(NEW):
         logps = []
         for branch in (Branch(same_prompt=True, view=guidance.view), *guidance.branches):
@@ -234,8 +235,9 @@ def in_captions(guidance: Guidance) -> None:
             reader = named.get(branch.model, model)
             reader = reader if branch.view is None else part(reader, branch.view)
             logps.append(captioning.next_log_probs(reader, inputs, written))
-        combined = guidance.combine(torch.tensor(logps)[:, None], Step.at(step, NEW))
+        combined = guidance.combine(torch.tensor(logps)[:, None], Step.at(step, NEW, likelihoods=told[:, None]))
         written.append(int(combined[0].argmax()))
+        told = told + torch.tensor([logp[written[-1]] for logp in logps])
     assert out.sequences[0, -NEW:].tolist() == written
 
 

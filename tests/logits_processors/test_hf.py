@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import textguide
 from textguide import CFG, CFGLogitsProcessor, GuidanceLogitsProcessor, guided_decoding
 from textguide.forward.model_views import part
-from textguide.guidance import CorrSynth, DExperts, DoLa, Formula
+from textguide.guidance import CorrSynth, DExperts, DoLa, ExpertEnsemble, Formula
 from textguide.guidance.views import EarlyExit
 from textguide.reference import decoding
 
@@ -79,6 +79,7 @@ class RecomputedBranches(LogitsProcessor):
 
     def __init__(self, guidance: Any, models: list[Any], texts: list[list[list[int]]], length: int) -> None:
         self.guidance, self.models, self.texts, self.length = guidance, models, texts, length
+        self.decoding: Any = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         rows = []
@@ -87,11 +88,22 @@ class RecomputedBranches(LogitsProcessor):
             logps = [decoding.normalized(score.double().tolist())]
             for model, texts in zip(self.models, self.texts, strict=True):
                 logps.append(decoding.next_log_probs(model, texts[number // copies] + row[self.length :]))
-            rows.append(decoding.COMBINE[self.guidance.name](self.guidance, logps, 0.0))
+            told = [sum(self.told(number // copies, row, n)) for n in range(len(logps))]
+            rule = decoding.COMBINE[self.guidance.name]
+            rows.append(rule(self.guidance, logps, 0.0, *([told] if self.guidance.reads_likelihoods else [])))
         return torch.tensor(rows, dtype=scores.dtype)
 
+    def told(self, prompt: int, row: list[int], branch: int) -> list[float]:
+        """What a branch gave to each token of a row; the decoding model reads the prompt itself."""
+        if not self.guidance.reads_likelihoods:
+            return []
+        model = self.models[0] if branch else self.decoding
+        text = self.texts[max(branch - 1, 0)][prompt]
+        written = row[self.length :]
+        return [decoding.next_log_probs(model, text + written[:n])[token] for n, token in enumerate(written)]
 
-@pytest.mark.parametrize("setting", ["three-prompts", "two-models", "early-exits"])
+
+@pytest.mark.parametrize("setting", ["three-prompts", "two-models", "early-exits", "ensemble"])
 def test_beam_search_under_any_guidance(setting: str) -> None:
     model, small = build("llama"), build("llama", 1)
     prompts = [PROMPT, [11, 4, 52, 8, 30]]
@@ -103,6 +115,9 @@ def test_beam_search_under_any_guidance(setting: str) -> None:
     elif setting == "two-models":
         guidance = DExperts(1.5, "a", "b")
         models, texts = [small, build("llama", 2)], [prompts, prompts]
+    elif setting == "ensemble":
+        guidance = ExpertEnsemble("a")
+        models, texts = [small], [prompts]
     else:
         guidance = DoLa(exits=(1,))
         models, texts = [part(model, EarlyExit(1))], [prompts]
@@ -110,6 +125,7 @@ def test_beam_search_under_any_guidance(setting: str) -> None:
         model, guidance, tokenizer=Tokenizer(), models={"a": small, "b": build("llama", 2)}
     )
     oracle = RecomputedBranches(guidance, models, texts, 5)
+    oracle.decoding = model
     options: dict[str, Any] = {**GREEDY, "num_beams": 4, "num_return_sequences": 2}
     ours = model.generate(**padded(prompts), **options, logits_processor=[processor])
     expected = model.generate(**padded(prompts), **options, logits_processor=[oracle])
@@ -194,6 +210,26 @@ def test_prompt_lookup_takes_tokens_back(name: str) -> None:
         prompt_lookup_num_tokens=3,
     )
     assert ours.tolist() == plain.tolist()
+
+
+def test_sums_over_a_text_follow_tokens_that_are_taken_back() -> None:
+    model, small = build("llama"), build("llama", 1)
+    prompt = [5, 9, 33, 5, 9, 33, 5, 9]
+
+    def write(**options: Any) -> Any:
+        ensemble = GuidanceLogitsProcessor(model, ExpertEnsemble("a"), models={"a": small})
+        return model.generate(**padded([prompt]), **GREEDY, logits_processor=[ensemble], **options).tolist()
+
+    expected = textguide.generate(
+        model, Tokenizer(), [prompt], ExpertEnsemble("a"), models={"a": small}, max_new_tokens=8
+    )
+    assert write() == write(prompt_lookup_num_tokens=3) == [prompt + expected.new_tokens[0]]
+    by_hand = GuidanceLogitsProcessor(model, ExpertEnsemble("a"), models={"a": small})
+    by_hand(torch.tensor([prompt]), torch.zeros(1, 61))
+    run = by_hand._last
+    assert run is not None
+    with pytest.raises(ValueError, match="2 tokens of it were written or taken back at once"):
+        run.step(torch.tensor([[*prompt, 3, 4]]), None)
 
 
 def test_assisted_decoding_keeps_the_runs_of_both_models_apart() -> None:

@@ -57,7 +57,6 @@ PLACES = (
         {
             Need.WEIGHTS: "a logits processor is handed scores and cannot move rows",
             Need.FORK: "a logits processor is handed scores and cannot add rows",
-            Need.LIKELIHOODS: "this logits processor keeps no sums from one call to the next",
             Need.CANVAS: _NO_CANVAS,
             Need.IMAGE: "a logits processor is handed no image",
         },
