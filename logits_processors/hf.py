@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from textguide.engine import branch_inputs
-from textguide.engine.custom_generate import empty_source
-from textguide.engine.effect import Effect, EffectMeter
-from textguide.engine.options import CallArguments
-from textguide.forward import model_views, prefill
+from textguide.engine.effect import Effect
 from textguide.forward.model_adapter import adapter
-from textguide.forward.row_batch import Rows
-from textguide.guidance import AWRS, CFG, Branch, BranchGuidance, Step, as_guidance, split
+from textguide.guidance import AWRS, CFG, BranchGuidance, as_guidance, split
 from textguide.guidance.algebra import log_softmax
-from textguide.guidance.needs import Need
 from textguide.guidance.places import check_place
-from textguide.guidance.prompts import per_row
 
 from .awrs import AWRSLogitsProcessor
+from .branches import BranchRun
 from .caif import CAIFLogitsProcessor
 from .runs import Runs, calling_list
-
-TAKEN_BACK = 32
-"""How many tokens speculation may take back under a guidance that adds up what its branches gave to a text."""
 
 _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
 """Classes of transformers whose own ``generate`` leaves the processors out."""
@@ -67,7 +57,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         >>> model.generate(**inputs, num_beams=4, logits_processor=[contrast])
     """
 
-    _rows_of = "negative_prompt"
+    rows_of = "negative_prompt"
     """The argument that an error about a branch's prompts names."""
 
     def __init__(
@@ -96,8 +86,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
                 "custom_generate=textguide.guided_decoding(...)"
             )
         self.tokenizer, self.models, self.prompts, self.horizon = tokenizer, models, prompts, horizon
-        self._runs: Runs[_Run] = Runs()
-        self._last: _Run | None = None
+        self._runs: Runs[BranchRun] = Runs()
+        self._last: BranchRun | None = None
         self.reweighting: CAIFLogitsProcessor | None = None
         self.constraint: AWRSLogitsProcessor | None = None
         if parts.reweighting:
@@ -133,7 +123,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         run = self._runs.of(
             owner,
             continues=lambda run: run.continues(input_ids, one_by_one=owner is None),
-            new=lambda: _Run(self, guidance, input_ids, scores.device),
+            new=lambda: BranchRun(self, guidance, input_ids, scores.device),
         )
         self._last = run
         step = run.step(input_ids, self.horizon)
@@ -169,7 +159,7 @@ class CFGLogitsProcessor(GuidanceLogitsProcessor):
         >>> model.generate(**inputs, num_beams=4, logits_processor=[CFGLogitsProcessor(model, scale=1.5)])
     """
 
-    _rows_of = "negative_prompt_ids"
+    rows_of = "negative_prompt_ids"
 
     def __init__(
         self,
@@ -188,251 +178,6 @@ class CFGLogitsProcessor(GuidanceLogitsProcessor):
             negatives = _unpadded(negative_prompt_ids, negative_prompt_attention_mask)
             guidance = CFG(1.5 if scale is None else scale, negatives)
         super().__init__(model, guidance, horizon=horizon, **others)
-
-
-@dataclass
-class _Match:
-    order: Tensor | None  # which read row each row continues; None: its own
-    kept: int  # columns of the read ids that stay valid
-
-
-class _Run:
-    """The extra branches of one ``generate`` call.
-
-    The branches that one model runs, or one part of a model, are rows of one pass, branch behind branch.
-    """
-
-    def __init__(self, processor: GuidanceLogitsProcessor, guidance: BranchGuidance, ids: Tensor, device: Any) -> None:
-        model, horizon, name = processor.model, processor.horizon, processor._rows_of
-        self.guidance = guidance
-        self.prompt_length = ids.shape[1]
-        self.rows = ids.shape[0]
-        self.meter = EffectMeter(len(guidance.branches), device)
-        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        if self.is_encoder_decoder and {Need.EDIT, Need.SYSTEM} & guidance.needs:
-            raise ValueError(_encoded(guidance))
-        self.copies = _copies(ids, guidance)
-        pad = getattr(model.generation_config, "pad_token_id", None)
-        cond = [_without_padding(row, pad) for row in ids.tolist()]
-        branches = [*guidance.branches]
-        # Where the conditional branch runs the model with a change inside, it is read here as the others are.
-        self.rereads = guidance.view is not None
-        if self.rereads:
-            branches.insert(0, Branch(same_prompt=True, view=guidance.view))
-        if self.is_encoder_decoder and any(branch.same_prompt for branch in branches):
-            raise ValueError(_encoded(guidance))
-        empty = empty_source(model.config) if self.is_encoder_decoder else None
-        prompts = None
-        if processor.prompts is not None:
-            given = branch_inputs.canonical_prompts(processor.prompts, None, processor.tokenizer)
-            prompts = branch_inputs.expand(given, self.rows, "prompts", self.copies)
-        texts = [
-            branch_inputs.rows_of(branch, cond, processor.tokenizer, prompts, empty, self.copies, name)
-            for branch in branches
-        ]
-        parts = model_views.model_parts(model, processor.models, branches)
-        for branch, rows in zip(branches, texts, strict=True):
-            branch_inputs.check_rows(parts[branch.model_part], rows, name, horizon or 1)
-        if not self.is_encoder_decoder and not self.rereads:
-            branch_inputs.warn_of_same(guidance, cond, texts, "input_ids", whole=True)
-        self.readers = [
-            _Reader(parts[part], {n: texts[n] for n, branch in enumerate(branches) if branch.model_part == part}, name)
-            for part in dict.fromkeys(branch.model_part for branch in branches)
-        ]
-        # Rows may change places where every branch reads the same for them: the beams of one prompt do.
-        self.alike = torch.tensor(
-            [[all(rows[a] == rows[b] for rows in texts) for b in range(self.rows)] for a in range(self.rows)],
-            device=ids.device,
-        )
-        self.prompt = ids
-        self.seen = ids.shape[1]
-        self.ids = ids[:, :0]
-        self._match: _Match | None = None
-        self._steps: dict[int, tuple[Tensor, Tensor]] = {}  # by the columns of ids: sums so far, and what came behind
-
-    @property
-    def has_read(self) -> bool:
-        """Whether the branches have read anything."""
-        return self.ids.shape[1] > 0
-
-    def step(self, ids: Tensor, horizon: int | None) -> Step:
-        """Where in the text ``ids`` stand."""
-        rows = tuple(range(self.rows))
-        index = ids.shape[1] - self.prompt_length
-        likelihoods = self._likelihoods(ids) if self.guidance.reads_likelihoods else None
-        return Step.at(index if horizon else 0, horizon or 1, rows, self.rows, self.copies, likelihoods)
-
-    def keep(self, ids: Tensor, logp: Tensor, step: Step) -> None:
-        """Remember the log-probabilities (n, R, V) behind ``ids``, where the next step adds up those of its tokens."""
-        if step.likelihoods is not None:
-            self._steps[ids.shape[1]] = (step.likelihoods, logp)
-            self._steps.pop(ids.shape[1] - TAKEN_BACK, None)
-
-    def _likelihoods(self, ids: Tensor) -> Tensor:
-        """What every branch gave to the tokens behind the prompt, (n, R)."""
-        order = None if self._match is None else self._match.order
-        if order is not None:
-            self._steps = {width: (sums[:, order], logp[:, order]) for width, (sums, logp) in self._steps.items()}
-        if ids.shape[1] == self.prompt_length:
-            return torch.zeros(1 + len(self.guidance.branches), self.rows, dtype=torch.float64, device=ids.device)
-        if ids.shape[1] - 1 not in self._steps:
-            raise ValueError(
-                f"guidance {self.guidance.name!r} needs every step of a text, and {ids.shape[1] - self.prompt_length} "
-                "tokens of it were written or taken back at once; call the processor at every token"
-            )
-        sums, logp = self._steps[ids.shape[1] - 1]
-        chosen = ids[:, -1].to(logp.device)[None, :, None].expand(len(logp), -1, 1)
-        return sums + logp.gather(-1, chosen).squeeze(-1).to(sums)
-
-    def continues(self, ids: Tensor, one_by_one: bool = False) -> bool:
-        """Whether ``ids`` may be a later step of this run; remembers how its rows follow.
-
-        Args:
-            one_by_one: a step adds one token, and more of them are another run.
-        """
-        if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and not self.has_read):
-            return False
-        if one_by_one and ids.shape[1] > self.seen + 1:
-            return False
-        self.seen = ids.shape[1]
-        read = self.ids if self.has_read else self.prompt
-        width = read.shape[1]
-        if ids.shape[1] > width:
-            order = self._order(read, ids[:, :width])
-            if order is not False:
-                self._match = _Match(order, width)
-                return True
-        # Speculation: some tokens were taken back, or positions are asked for again.
-        common = min(width, ids.shape[1])
-        equal = (read[:, :common] == ids[:, :common]).all(dim=0).long().cumprod(0).sum()
-        kept = min(int(equal), ids.shape[1] - 1)
-        if kept < self.prompt_length or not self.has_read:
-            return False
-        self._match = _Match(None, kept)
-        return True
-
-    def read(self, ids: Tensor, size: int) -> Tensor:
-        """Logits (branches, R, V) of the position behind ``ids`` (R, T)."""
-        match, self._match = self._match, None
-        written = ids[:, self.prompt_length :].tolist()
-        found: dict[int, Tensor] = {}
-        for reader in self.readers:
-            reader.check_length(len(written[0]))
-            logits = None
-            if match is not None and self.has_read:
-                logits = reader.go_on(ids, match.order, match.kept, self.ids.shape[1])
-            if logits is None:
-                logits = reader.start(ids, written)
-            if logits.shape[-1] != size:
-                raise ValueError(
-                    f"model= has {logits.shape[-1]} tokens in its vocabulary and the decoding model {size}; "
-                    "use models that share a tokenizer"
-                )
-            found |= dict(zip(reader.branches, logits.split(self.rows), strict=True))
-        self.ids = ids
-        if not found:
-            return torch.empty(0, self.rows, size, device=ids.device)
-        return torch.stack([found[number].to(ids.device) for number in sorted(found)])
-
-    def _order(self, read: Tensor, ids: Tensor) -> Any:
-        """Which row of ``read`` each row of ``ids`` equals: None for its own, a LongTensor, or False for none."""
-        if torch.equal(read, ids):
-            return None
-        same = (ids[:, None, :] == read[None, :, :]).all(dim=-1) & self.alike
-        if not bool(same.any(dim=1).all()):
-            return False
-        if self.guidance.across_rows:
-            raise ValueError(
-                f"rows changed places, as beam search lets them, and guidance {self.guidance.name!r} holds rows "
-                "against each other; leave num_beams out"
-            )
-        return same.long().argmax(dim=1)
-
-
-class _Reader:
-    """The branches that one model runs, in one pass: their rows, branch behind branch.
-
-    Args:
-        model: what runs them.
-        branches: what each of them reads, by its number.
-        name: the argument that an error names.
-    """
-
-    def __init__(self, model: Any, branches: Mapping[int, list[list[int]]], name: str) -> None:
-        self.model, self.name = model, name
-        self.branches = tuple(branches)
-        self.texts = [row for rows in branches.values() for row in rows]
-        known = adapter(model)
-        self.limit = None if known.is_encoder_decoder else branch_inputs.positions(model)
-        self.longest = max(map(len, self.texts))
-        self.read_rows: Rows | None = None
-
-    def check_length(self, new: int) -> None:
-        """Refuse what the model has no positions for."""
-        if self.limit is not None and self.longest + new > self.limit:
-            raise ValueError(
-                f"{self.name} and what was written are {self.longest + new} tokens, but model= has {self.limit} "
-                "positions; shorten one of them"
-            )
-
-    def start(self, ids: Tensor, written: list[list[int]]) -> Tensor:
-        """Read everything: logits (rows, V)."""
-        known = adapter(self.model)
-        times = len(self.branches)
-        if known.is_encoder_decoder:
-            outputs, mask = prefill.encode(self.model, self.texts, ids.device)
-            self.read_rows, logits = prefill.read_encoded(self.model, ids.repeat(times, 1), outputs, mask)
-        else:
-            rows = [text + new for text, new in zip(self.texts, written * times, strict=True)]
-            self.read_rows, logits = prefill.read_prompts(self.model, rows, known.device, fast=True)
-        for batch in self.read_rows.batches():
-            batch.fast = True
-        return logits[:, -1]
-
-    def go_on(self, ids: Tensor, order: Tensor | None, kept: int, width: int) -> Tensor | None:
-        """Read what is new behind the first ``kept`` of ``width`` columns; None where that cannot be taken back."""
-        times, rows = len(self.branches), self.read_rows
-        assert rows is not None
-        if order is not None:
-            order = order.to(adapter(self.model).device)
-            rows.select(torch.cat([order + branch * len(order) for branch in range(times)]))
-        if not rows.crop(width - kept):
-            return None
-        new = ids[:, kept:].to(adapter(self.model).device)
-        return rows.forward(new.repeat(times, 1))[:, -1]
-
-
-def _encoded(guidance: BranchGuidance) -> str:
-    return (
-        f"guidance {guidance.name!r} reads the prompt again, and a processor of an encoder-decoder sees the decoder's "
-        "tokens alone; use textguide.generate"
-    )
-
-
-def _copies(ids: Tensor, guidance: BranchGuidance) -> int:
-    """How often ``ids`` (R, T) holds each prompt, side by side, as samples and beams do."""
-    prompts = CallArguments.of_caller().prompts
-    if prompts is not None:
-        return max(1, ids.shape[0] // prompts)
-    each = [len(one) for one in map(_per_row, guidance.branches) if one is not None]
-    if not each or ids.shape[0] % each[0]:
-        return 1
-    copies = ids.shape[0] // each[0]
-    alike = (ids.view(each[0], copies, -1) == ids.view(each[0], copies, -1)[:, :1]).all()
-    return copies if bool(alike) else 1
-
-
-def _per_row(branch: Branch) -> tuple[Any, ...] | None:
-    """What a branch reads in each row, where that is not the same for all."""
-    if isinstance(branch.edit, tuple):
-        return branch.edit
-    return branch.prompt if isinstance(branch.prompt, tuple) and per_row(branch.prompt) else None
-
-
-def _without_padding(row: list[int], pad: int | None) -> list[int]:
-    """``row`` from its first token that is no padding on."""
-    start = next((i for i, token in enumerate(row) if token != pad), len(row) - 1)
-    return row[start:]
 
 
 def _unpadded(ids: Any, mask: Tensor | None) -> Any:

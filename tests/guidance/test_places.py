@@ -54,7 +54,7 @@ def test_an_example_shows_what_all_settings_of_its_method_need() -> None:
 def test_examples_are_themselves() -> None:
     for method in catalogue.methods():
         example = catalogue.example(Guidance.registry[method["name"]])
-        assert method["name"] in {part.name for part in getattr(example, "parts", (example,))}
+        assert method["name"] in {example.name, *(part.name for part in getattr(example, "parts", ()))}
         assert not example.is_neutral or method["name"] in ("awrs", "lm")
 
 
@@ -63,7 +63,8 @@ def test_what_depends_on_progress_says_so(name: str) -> None:
     guidance = oracles.SETTINGS[name]
     torch.manual_seed(0)
     logp = torch.randn(1 + len(guidance.branches), 2, 11).log_softmax(-1)  # type: ignore[attr-defined]
-    steps = [Step(progress) for progress in (0.0, 0.3, 0.6, 1.0)]
+    told = torch.zeros(logp.shape[:2])
+    steps = [Step(progress, likelihoods=told) for progress in (0.0, 0.3, 0.6, 1.0)]
     actives = {guidance.active(step) for step in steps}  # type: ignore[attr-defined]
     outcomes = [guidance.combine(logp, step) for step in steps]  # type: ignore[attr-defined]
     moves = len(actives) > 1 or any(not torch.equal(outcomes[0], one) for one in outcomes)

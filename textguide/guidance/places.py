@@ -84,7 +84,7 @@ PLACES = (
     Place(
         "vllm", "vLLM", "textguide serve",
         {
-            Need.PART: "vLLM keeps one cache a layer, which belongs to the whole model",
+            Need.PART: "vLLM runs the layers of its model whole and as they are, with one cache for each",
             Need.MODEL: "this engine serves one model",
             Need.REWARD: "the engine asks the one classifier that it was started with",
             Need.WEIGHTS: "vLLM writes each request by itself and copies none into another",
