@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from .engine import branch_inputs
 from .engine.custom_generate import empty_source
 from .engine.likelihoods import along
+from .engine.opinions import Opinions, opinions
 from .engine.reweighting import Reweighter, reweighter
 from .forward import model_views, prefill
 from .forward.model_adapter import adapter
@@ -185,11 +186,12 @@ def score_groups(
         for item in items if not adapter(model).is_encoder_decoder else ():
             adapter(model).check_lengths([len(item.context)], len(item.continuation))
     reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
+    judged = [[opinions(split(one).branching, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):
         own: dict[View | None, Tensor] = {}
         found = [
-            _score_batch(model, [of(item) for item in batch], own, group, weighing, horizon, models)
-            for (group, of), weighing in zip(groups, reweightings, strict=True)
+            _score_batch(model, [of(item) for item in batch], own, group, weighing, asked, horizon, models)
+            for (group, of), weighing, asked in zip(groups, reweightings, judged, strict=True)
         ]
         lengths = [len(item.continuation) for item in batch]
         log_probs = torch.cat([one for one, _ in found]).cpu().split(lengths, dim=1)
@@ -311,6 +313,7 @@ def _score_batch(
     own: dict[View | None, Tensor],
     settings: list[Guidance | None],
     reweightings: list[Reweighter | None],
+    judged: list[Opinions | None],
     horizon: int | None,
     models: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:
@@ -345,12 +348,15 @@ def _score_batch(
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
         logp = torch.stack([log_softmax(distribution[part]) for distribution in distributions])
-        step = Step(places[part, None], likelihoods=None if so_far is None else so_far[:, part])
+        step = Step(places[part, None])
         token = targets[part, None]
         for number, guidance in enumerate(branching):
             guided = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
             if guidance is not None:
-                guided = guidance.combine(logp[: 1 + len(guidance.branches)], step)
+                count, asked = 1 + len(guidance.branches), judged[number]
+                told = None if so_far is None else so_far[:count, part]
+                said = None if asked is None else _said(asked, places_read[part]).to(logp.device)
+                guided = guidance.combine(logp[:count], replace(step, likelihoods=told, opinions=said))
                 broken[number, part] = algebra.broken(guided)
             reweighting = reweightings[number]
             if reweighting is not None:
@@ -362,6 +368,12 @@ def _score_batch(
         number, place = broken.nonzero()[0].tolist()
         algebra.refuse_broken(settings[number], [places_read[place][0].number])
     return log_probs, is_top
+
+
+def _said(asked: Opinions, places: Sequence[tuple[Item, int]]) -> Tensor:
+    """What a classifier says of the texts in front of each place, (n, P)."""
+    asked.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
+    return asked.of(range(len(places)))
 
 
 def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:

@@ -332,7 +332,8 @@ def warn_of_same(
 def _follows_its_branches(guidance: BranchGuidance) -> bool:
     """Whether the combination of equal branches is what they are; a plausibility cut, say, acts on them too."""
     logp = torch.linspace(-3.0, 3.0, 9).log_softmax(-1).repeat(len(guidance.branches) + 1, 1, 1)
-    return torch.allclose(guidance.combine(logp, Step()).log_softmax(-1), logp[0], atol=1e-5)
+    step = Step(likelihoods=logp.new_zeros(logp.shape[:2]), opinions=logp.new_zeros(logp.shape[:2]))
+    return torch.allclose(guidance.combine(logp, step).log_softmax(-1), logp[0], atol=1e-5)
 
 
 def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from . import branch_inputs
 from .branch_passes import Source
 from .effect import Effect, warn_if_none
 from .loop import Decoded, Observer, Settings, decode
+from .opinions import opinions
 from .options import CallArguments, check_inputs, check_mode, check_speculation
 from .reweighting import reweighter
 from .speculation import as_speculation
@@ -152,9 +153,13 @@ class GuidedDecoding:
         reweighting = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
         if reweighting is not None:
             reweighting.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
+        judged = opinions(guidance, self.tokenizer, model)
+        if judged is not None:
+            judged.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
         settings = Settings(
             guidance=guidance,
             reweighter=reweighting,
+            opinions=judged,
             models={**(self.models or {}), **(self.captioning.models if self.captioning is not None else {})},
             generator=self.generator,
             observer=self.observer,

@@ -20,6 +20,7 @@ from ..smc.population import Outcome, Population
 from .branch_passes import BranchPasses, Source, StepLogits
 from .effect import Effect, EffectMeter
 from .likelihoods import Likelihoods
+from .opinions import Opinions
 from .reweighting import Reweighter
 from .skipping import Skipping
 from .speculation import Speculation, SpeculationReport
@@ -84,6 +85,7 @@ class Settings:
         guidance: None, or a guidance with branches that is not neutral.
         prompts: for each extra branch, the token ids of every row, or a :class:`textguide.engine.branch_passes.Source`.
         reweighter: weighs the candidates of the combined distribution; it has begun the batch.
+        opinions: what the guidance's classifier says of the text so far; it has begun the batch.
         constraint: chooses the tokens, or rules some out, for the rows of this batch.
         models: further models by name.
         generator: randomness for sampling; None: torch's global generator.
@@ -98,6 +100,7 @@ class Settings:
     guidance: BranchGuidance | None = None
     prompts: Sequence[Sequence[Sequence[int]] | Source] = ()
     reweighter: Reweighter | None = None
+    opinions: Opinions | None = None
     constraint: Population | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | None = None
@@ -278,8 +281,14 @@ class _Loop:
         if self.guidance is None:
             return None, cond, None
         copies = self.config.num_return_sequences or 1
-        likelihoods = None if self.likelihoods is None else self.likelihoods.of_batch()
-        step = Step.at(self.index, self.horizon, self.passes.alive, len(self.writing), copies, likelihoods)
+        alive, opinions = self.passes.alive, self.settings.opinions
+        if opinions is not None and self.index:
+            opinions.append(self.ids[:, -1].tolist())
+        step = Step.at(
+            self.index, self.horizon, alive, len(self.writing), copies,
+            likelihoods=None if self.likelihoods is None else self.likelihoods.of_batch(),
+            opinions=None if opinions is None else opinions.of(alive).to(cond.device),
+        )  # fmt: skip
         writing = self.passes.pick(self.writing)
         if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
             self.skipping.record(self.index, cond, writing)
@@ -328,8 +337,9 @@ class _Loop:
             self.ids[row, -1], self.writing[row] = token, int(constraint.open[row])
             if self.log_probs:
                 self.log_probs[-1][row] = log_prob
-        if self.reweighter is not None:
-            self.reweighter.select(sources)
+        for texts in (self.reweighter, self.settings.opinions):
+            if texts is not None:
+                texts.select(sources)
         going = [row for row, opened in enumerate(constraint.open) if opened]
         self.passes.reindex({row: sources[row] for row in going})
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..classifiers import RESOLVERS, CausalScorer, CausalState, Scorer
+from ..classifiers.base import in_batches
 from ..guidance.algebra import entropy
 from ..guidance.base import Step
 from ..guidance.text_reweighting import TextReweighting, reweigh
@@ -18,14 +19,43 @@ from .texts import Alphabet, RowText
 
 
 @dataclass
-class _Group:
-    """Guidances that ask one scorer about the same texts."""
+class Reading:
+    """One scorer and the texts of a batch, for the guidances that ask it about them."""
 
     scorer: Scorer
     include_prompt: bool
     members: list[int] = field(default_factory=list)
     texts: list[RowText] = field(default_factory=list)
     state: CausalState | None = None
+
+    def begin(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]], alphabet: Alphabet) -> None:
+        """Start a batch: the token ids of every prompt, and what was already written behind each."""
+        kept = prompts if self.include_prompt else [() for _ in prompts]
+        rows = [[*prompt, *more] for prompt, more in zip(kept, written, strict=True)]
+        if isinstance(self.scorer, CausalScorer):
+            self.state = self.scorer.start(rows)
+        else:
+            self.texts = [alphabet.row(row) for row in rows]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Write a token behind every row."""
+        if self.state is not None:
+            self.state.append(range(len(tokens)), tokens)
+        for row, token in zip(self.texts, tokens, strict=False):
+            row.append(token)
+
+    def select(self, index: Sequence[int]) -> None:
+        """Let row ``r`` go on from what row ``index[r]`` has written."""
+        if self.state is not None:
+            self.state.select(index)
+        else:
+            self.texts = [self.texts[i].copy() for i in index]
+
+    def values(self, rows: Sequence[int]) -> Tensor:
+        """What the scorer says of the texts of ``rows`` as they are, (r, C)."""
+        if self.state is not None:
+            return self.state.current(rows)
+        return in_batches(self.scorer, [self.texts[row].text for row in rows])
 
 
 class Reweighter:
@@ -61,7 +91,7 @@ class Reweighter:
         self.tokenizer = tokenizer
         self.ends = set(ends)
         self.texts_scored = 0
-        self._groups: list[_Group] = []
+        self._groups: list[Reading] = []
         self._columns: list[int] = []
         self._alphabet = alphabet
         resolved: dict[Any, Scorer] = {}
@@ -73,7 +103,7 @@ class Reweighter:
             self._columns.append(guidance.column(scorer))
             same = [g for g in self._groups if g.scorer is scorer and g.include_prompt == guidance.include_prompt]
             if not same:
-                same = [_Group(scorer, guidance.include_prompt)]
+                same = [Reading(scorer, guidance.include_prompt)]
                 self._groups += same
             same[0].members.append(number)
         size = model.config.get_text_config(decoder=True).vocab_size if size is None else size
@@ -93,14 +123,7 @@ class Reweighter:
             self._alphabet = Alphabet(self.tokenizer, self._size)
         written = written if written is not None else [[] for _ in prompts]
         for group in self._groups:
-            rows = [
-                [*(prompt if group.include_prompt else ()), *more]
-                for prompt, more in zip(prompts, written, strict=True)
-            ]
-            if isinstance(group.scorer, CausalScorer):
-                group.state = group.scorer.start(rows)
-            else:
-                group.texts = [self._alphabet.row(row) for row in rows]
+            group.begin(prompts, written, self._alphabet)
 
     def show(self, texts: Callable[[bool], Sequence[RowText]]) -> None:
         """Let candidates be judged by other texts than those of rows that grow.
@@ -122,18 +145,12 @@ class Reweighter:
     def append(self, tokens: Sequence[int]) -> None:
         """Write a token behind every row."""
         for group in self._groups:
-            if group.state is not None:
-                group.state.append(range(len(tokens)), tokens)
-            for row, token in zip(group.texts, tokens, strict=False):
-                row.append(token)
+            group.append(tokens)
 
     def select(self, index: Sequence[int]) -> None:
         """Let row ``r`` go on from what row ``index[r]`` has written."""
         for group in self._groups:
-            if group.state is not None:
-                group.state.select(index)
-            else:
-                group.texts = [group.texts[i].copy() for i in index]
+            group.select(index)
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -208,7 +225,7 @@ class Reweighter:
                         bonus[b, depths[n] :] = -torch.inf
         return bonus
 
-    def _ask(self, group: _Group, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
+    def _ask(self, group: Reading, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
         """The numbers of every candidate of every row: tensors (k, C)."""
         self.texts_scored += sum(map(len, candidates))
         if group.state is not None:

@@ -25,6 +25,7 @@ from .experimental.annealed import AnnealedCFG
 from .experimental.corrsynth import CorrSynth
 from .experimental.dynamic import DynamicCFG
 from .experimental.eager import EAGer
+from .experimental.gradient_free_classifier import GradientFreeClassifier
 from .experimental.independent_condition import IndependentCondition
 from .experimental.s2 import S2Guidance
 from .experimental.token_perturbation import TokenPerturbation
@@ -76,6 +77,7 @@ __all__ = [
     "FeynmanKac",
     "Formula",
     "GenARM",
+    "GradientFreeClassifier",
     "Guidance",
     "IndependentCondition",
     "InstructionContrastive",

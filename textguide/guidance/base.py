@@ -79,6 +79,8 @@ class Step:
         copies: how many rows each prompt has, side by side (``num_return_sequences``).
         likelihoods: for guidances that ask for it (:attr:`BranchGuidance.reads_likelihoods`): log-probability that each
             branch, the conditional one first, has given to the tokens that the row has written so far, in nats, (n, B).
+        opinions: for guidances that ask for it (:attr:`BranchGuidance.reads_opinions`): log-probability, by their
+            classifier, of the class of each branch given the text so far, in nats, (n, B).
     """
 
     progress: float | Tensor = 0.0
@@ -86,6 +88,7 @@ class Step:
     batch: int = 0
     copies: int = 1
     likelihoods: Tensor | None = None
+    opinions: Tensor | None = None
 
     @classmethod
     def at(
@@ -96,10 +99,11 @@ class Step:
         batch: int = 0,
         copies: int = 1,
         likelihoods: Tensor | None = None,
+        opinions: Tensor | None = None,
     ) -> Step:
         """The step that writes token ``index`` (from 0) of at most ``horizon`` tokens."""
         progress = min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0
-        return cls(progress, None if rows is None else tuple(rows), batch, copies, likelihoods)
+        return cls(progress, None if rows is None else tuple(rows), batch, copies, likelihoods, opinions)
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,8 @@ class BranchGuidance(Guidance):
     """Whether what a row is given depends on the other rows, so that rows have to keep their places."""
     reads_likelihoods: ClassVar[bool] = False
     """Whether it needs :attr:`Step.likelihoods`; its branches are then run at every step."""
+    reads_opinions: ClassVar[bool] = False
+    """Whether it needs :attr:`Step.opinions`; it then has a ``classifier``, ``include_prompt`` and ``classes``."""
 
     @property
     @abstractmethod
@@ -225,6 +231,7 @@ class BranchGuidance(Guidance):
         found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
         found |= {Need.PART for view in (self.view, *(branch.view for branch in self.branches)) if view is not None}
         found |= {Need.LIKELIHOODS} if self.reads_likelihoods else set()
+        found |= {Need.OPINIONS} if self.reads_opinions else set()
         return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
 
     @property

@@ -57,6 +57,7 @@ PLACES = (
         {
             Need.WEIGHTS: "a logits processor is handed scores and cannot move rows",
             Need.FORK: "a logits processor is handed scores and cannot add rows",
+            Need.OPINIONS: "this logits processor reads no texts",
             Need.CANVAS: _NO_CANVAS,
             Need.IMAGE: "a logits processor is handed no image",
         },
@@ -89,6 +90,7 @@ PLACES = (
             Need.REWARD: "the engine asks the one classifier that it was started with",
             Need.WEIGHTS: "vLLM writes each request by itself and copies none into another",
             Need.FORK: "vLLM writes each request by itself and forks none",
+            Need.OPINIONS: "the engine asks its classifier about candidates alone",
             Need.LIKELIHOODS: "its worker keeps no sums from one step to the next",
             Need.ROWS: "vLLM decides by itself which requests share a step",
             Need.CANVAS: _NO_CANVAS,
@@ -102,6 +104,7 @@ PLACES = (
             Need.CONSTRAINT: "a constraint reads texts from left to right, and positions are filled in any order",
             Need.WEIGHTS: "rows of a canvas stay where they are",
             Need.FORK: "rows of a canvas stay where they are",
+            Need.OPINIONS: "positions are filled in any order, and a classifier reads whole texts",
             Need.LIKELIHOODS: "positions are filled in any order, so that there is no text so far",
             Need.ROWS: "rows of a canvas are filled at their own pace",
             Need.IMAGE: _NO_IMAGE,

@@ -209,16 +209,19 @@ def guided_distribution(
     distributions: Sequence[Distribution],
     s: float,
     told: Sequence[float] | None = None,
+    text: Sequence[int] | None = None,
 ) -> Distribution:
     """What ``guidance`` makes of the distributions of its branches at progress ``s``.
 
     Args:
         told: log-probability that each branch has given to the text so far, for guidances that ask for it.
+        text: the tokens of the text so far, for guidances that ask a classifier about it.
     """
     if guidance is None:
         return distributions[0]
     rule: Any = COMBINE[guidance.name]
-    found: Distribution = rule(guidance, distributions, s, *([told] if guidance.reads_likelihoods else []))
+    known = [*([told] if guidance.reads_likelihoods else []), *([text] if guidance.reads_opinions else [])]
+    found: Distribution = rule(guidance, distributions, s, *known)
     return found
 
 
@@ -250,7 +253,7 @@ def generate(
     for index in range(new_tokens):
         progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
         branches = _branches(model, prompt, written, guidance, negatives, source, models)
-        distribution = guided_distribution(guidance, branches, progress, told)
+        distribution = guided_distribution(guidance, branches, progress, told, [*prompt, *written])
         if reweigh is not None:
             distribution = reweigh(distribution, written, index, progress)
         distributions.append(distribution)
@@ -277,7 +280,7 @@ def score(
     for index, token in enumerate(continuation):
         progress = index / (len(continuation) - 1) if len(continuation) > 1 else 0.0
         branches = _branches(model, prompt, continuation[:index], guidance, negatives, source, models)
-        distribution = guided_distribution(guidance, branches, progress, told)
+        distribution = guided_distribution(guidance, branches, progress, told, [*prompt, *continuation[:index]])
         told = [sum_ + branch[token] for sum_, branch in zip(told, branches, strict=False)]
         total.append(distribution[token])
         greedy = greedy and distribution[token] == max(distribution)

@@ -150,9 +150,9 @@ class SpeculativePasses(BranchPasses):
         if self.guidance is None or logits.extra is None:
             return logits.cond.argmax(-1)
         logp = log_softmax(torch.cat([logits.cond[None], logits.extra]))
-        # A guess may be wrong: it is made as if no branch had read anything yet.
-        likelihoods = logp.new_zeros(logp.shape[:2])
-        step = Step.at(min(index, self.horizon - 1), self.horizon, likelihoods=likelihoods)
+        # A guess may be wrong: it is made as if nothing were known of the text.
+        zeros = logp.new_zeros(logp.shape[:2])
+        step = Step.at(min(index, self.horizon - 1), self.horizon, likelihoods=zeros, opinions=zeros)
         return self.guidance.combine(logp, step).argmax(-1)
 
     def _go_back(self, ids: Tensor | None = None) -> None:

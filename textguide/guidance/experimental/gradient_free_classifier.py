@@ -1,0 +1,140 @@
+"""Gradient-free classifier guidance (Shenoy et al., arXiv 2411.15393)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import algebra
+from ..base import ROW, About, Branch, Step
+from ..prompts import Prompt, as_prompts
+from ..scaled import Scaled
+
+
+@dataclass(frozen=True)
+class GradientFreeClassifier(Scaled):
+    """Move away from the class that a classifier takes the text for, as far as it does.
+
+    At every step a classifier reads the text so far. Among the other classes, the one that it holds for most likely is
+    the reference: classifier-free guidance then runs against the prompt of that class, ``lr + γ (lc − lr)`` with
+    ``γ = 1 + (scale − 1) · κ``, where ``κ = p(reference) / (p(reference) + p(target))`` is the confusion of the two: 0
+    where the classifier is sure of the target, a half where it cannot tell, 1 where it is sure of the reference. The
+    user's own prompt is that of the target. Costs one row in the same pass for each other class, and one classifier
+    call on one text a row and step; no gradient, and no candidate is scored.
+
+    Experimental: the paper determines "a time-adaptive reference class label and corresponding guidance scale" at each
+    step of an image's denoising, from a classifier of half-denoised images. Its schedule for the scale is not
+    reproduced: that γ grows in proportion to the confusion of two classes, and the form of that confusion, are choices
+    made here. The branches of all classes are run at every step, since each keeps a cache that has to follow the text;
+    the paper runs that of the reference alone.
+
+    Args:
+        classifier: what gives ``log p(class|text)``: an object of ``textguide.classifiers``, or its name.
+        target: the class that the prompt asks for, by name or number.
+        prompts: for each other class that may be the reference, the prompt that asks for it: a mapping from the class
+            to a prompt as for ``negative_prompt`` of :class:`textguide.CFG`.
+        scale: γ where the classifier is sure of the reference. 1 changes nothing.
+        system: the prompts are system prompts, which take the place of the chat's own.
+        include_prompt: whether the classifier reads the prompt too, or only what was written behind it. Leave it out
+            where the prompt names the class.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    scale: float = field(default=3.0, kw_only=True)
+    classifier: Any = None
+    target: str | int = ""
+    prompts: Any = ()
+    system: bool = field(default=False, kw_only=True)
+    include_prompt: bool = field(default=True, kw_only=True)
+
+    name = "gradient-free-classifier"
+    reads_opinions = True
+    about = About(
+        "2411.15393", "lr + γ (lc − lr), r the class that the text is taken for, γ by how much it is",
+        f"{ROW} for each other class, and a classifier call on one text", "γ = 1",
+        "a class that the text should not be taken for",
+        '{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
+        '"prompts": {"negative": "A sad text:"}}',
+        experimental=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.classifier, str) and not hasattr(self.classifier, "log_prob"):
+            raise ValueError(
+                f"classifier={self.classifier!r} gives no log_prob; wrap a function in "
+                "textguide.classifiers.FunctionClassifier, or name a classifier such as 'sentiment'"
+            )
+        if isinstance(self.target, bool) or not isinstance(self.target, (str, int)) or self.target == "":
+            raise ValueError(f"target={self.target!r} must be the name or the number of a class")
+        for name in ("system", "include_prompt"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        if self.skip_threshold is not None:
+            raise ValueError(
+                f"skip_threshold={self.skip_threshold}: the other branch changes with the text, so that no step says "
+                "whether the next may be skipped; leave it None"
+            )
+        self._put(prompts=self._checked(self.prompts))
+
+    @property
+    def classes(self) -> tuple[str | int, ...]:
+        """The class of each branch, the target's first."""
+        return (self.target, *(label for label, _ in self.prompts))
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """One for every other class."""
+        if self.system:
+            return tuple(Branch(system=prompt) for _, prompt in self.prompts)
+        return tuple(Branch(prompt=prompt) for _, prompt in self.prompts)
+
+    @property
+    def off_at_one(self) -> bool:
+        """γ = 1 changes nothing, whatever the confusion."""
+        return True
+
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
+        """Guidance against the branch of the reference on ``logp`` (1 + classes, B, V).
+
+        Raises:
+            ValueError: the step does not say what the classifier says of the text.
+        """
+        if step.opinions is None:
+            raise ValueError("step.opinions=None: GradientFreeClassifier asks its classifier about the text so far")
+        confused, which = step.opinions[1:].max(dim=0)
+        reference = logp[1:].gather(0, which[None, :, None].expand(1, -1, logp.shape[-1]))[0]
+        confusion = torch.sigmoid(confused - step.opinions[0])[:, None].to(logp.dtype)
+        return algebra.extrapolate(logp[0], reference, 1.0 + (scale - 1.0) * confusion)
+
+    def _checked(self, value: Any) -> tuple[tuple[str | int, Prompt | tuple[Prompt, ...]], ...]:
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, (list, tuple)) or not pairs or not all(_is_pair(pair) for pair in pairs):
+            raise ValueError(
+                f"prompts={value!r} must map each other class to the prompt that asks for it, such as "
+                "{'negative': 'A bad review:'}"
+            )
+        found: dict[str | int, Any] = {}
+        for label, prompt in pairs:
+            if isinstance(label, bool) or not isinstance(label, (str, int)) or label == self.target or label in found:
+                raise ValueError(
+                    f"prompts names the class {label!r}, which must differ from target and from the others"
+                )
+            if self.system and not isinstance(prompt, str):
+                raise ValueError(
+                    f"prompts[{label!r}]={prompt!r} must be a text, since system=True makes it a system prompt"
+                )
+            found[label] = as_prompts(prompt, f"prompts[{label!r}]")
+            if found[label] is None:
+                raise ValueError(f"prompts[{label!r}]=None must be a prompt")
+        return tuple(found.items())
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
