@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from textguide.engine import branch_inputs
+from textguide.guidance.prompts import as_chat, as_prompt
+
+from .arguments import asks, parse
 from .constraints import EngineConstraints
-from .extras import OURS, constraints_of
-from .requests import Limits, asks, parse
+from .described import Given
+from .extras import OURS, constraints_of, ours_of
+from .further_models import models_of
+from .requests import Limits
 from .reweighting import classifier_of
 
 TESTED = ("0.32.0",)
 """The vLLM versions that the tests ran with."""
+CHAT = "textguide_chat"
+"""The key of ``extra_args`` under which a chat travels to the check of its request."""
 
 
 def validate(params: Any) -> None:
-    """Refuse arguments that cannot work; leave the negative prompt's token ids for the engine in ``extra_args``.
+    """Refuse arguments that cannot work; leave what the engine is asked for in ``extra_args``.
 
     Raises:
         ValueError: an argument cannot work; the message names it.
@@ -25,23 +34,86 @@ def validate(params: Any) -> None:
     if len(extra) != len(params.extra_args or {}):
         params.extra_args = extra
     if asks(extra):
-        asked = parse(params, _limits())
+        limits, given = _engine(extra.get(CHAT))
+        asked = parse(params, limits, given)
         if asked is not None:
             params.extra_args = {**extra, OURS: asked.to_dict()}
 
 
-def _limits() -> Limits:
-    """Those of the engine whose input is being checked: vLLM hands a processor's check nothing but the parameters."""
+def remember_chats(protocol: Any) -> None:
+    """Let guided requests keep their chat: of one that was made into tokens, no branch can be made any more.
+
+    Args:
+        protocol: the class of vLLM's chat requests, whose ``to_sampling_params`` makes sampling parameters.
+    """
+    make = protocol.to_sampling_params
+    if getattr(make, "remembers", False):
+        return
+
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = make(self, *args, **kwargs)
+        if asks(params.extra_args):
+            params.extra_args = {**params.extra_args, CHAT: list(self.messages)}
+        return params
+
+    to_sampling_params.remembers = True  # type: ignore[attr-defined]
+    protocol.to_sampling_params = to_sampling_params
+
+
+def _engine(chat: Any) -> tuple[Limits, Given]:
+    """What the engine can take whose input is being checked, and the prompt: vLLM hands a processor's check nothing but
+    the parameters."""
     frame = sys._getframe(1)
+    offline_chat = False
     while frame is not None:
         checker: Any = frame.f_locals.get("self")
-        if type(checker).__name__ == "InputProcessor" and hasattr(checker, "model_config"):
-            config = checker.model_config
-            return _limits_of(checker.vllm_config, checker.tokenizer, config.get_vocab_size(), config.max_model_len)
+        if type(checker).__name__ == "InputProcessor" and "prompt" in frame.f_locals:
+            limits = _limits_of(checker.vllm_config, checker.tokenizer)
+            given = _given(frame.f_locals["prompt"], chat, checker.tokenizer)
+            # OpenAI's responses hand over no chat; their prompts are chats that were made into text.
+            offline_chat = str(frame.f_locals.get("request_id")).startswith("resp")
+            while frame is not None and not offline_chat:
+                owner = type(frame.f_locals.get("self")).__name__
+                offline_chat = (owner, frame.f_code.co_name) == ("LLM", "chat")
+                frame = frame.f_back  # type: ignore[assignment]
+            return limits, Given(given.ids, None, True) if offline_chat and chat is None else given
         frame = frame.f_back  # type: ignore[assignment]
-    return Limits()
+    return Limits(), Given()
 
 
-def _limits_of(config: Any, tokenizer: Any, size: int, longest: int) -> Limits:
+def _limits_of(config: Any, tokenizer: Any) -> Limits:
+    model, scheduling, cache = config.model_config, config.scheduler_config, config.cache_config
+    size = model.get_vocab_size()
     constraints = None if tokenizer is None else EngineConstraints(constraints_of(config), lambda: tokenizer, size)
-    return Limits(tokenizer, size, longest, classifier_of(config), constraints)
+    blocks = cache.num_gpu_blocks
+    return Limits(
+        tokenizer=tokenizer,
+        vocabulary=size,
+        longest=model.max_model_len,
+        classifier=classifier_of(config),
+        classifier_name=ours_of(config).get("classifier"),
+        constraints=constraints,
+        models=tuple(models_of(config)),
+        places=scheduling.max_num_active_seqs or scheduling.max_num_seqs,
+        budget=scheduling.max_num_scheduled_tokens or scheduling.max_num_batched_tokens,
+        blocks=blocks - 1 - int(scheduling.watermark * blocks) if blocks else None,
+        block_size=cache.block_size,
+    )
+
+
+def _given(prompt: Any, chat: Any, tokenizer: Any) -> Given:
+    """The prompt of a request as vLLM holds it: text, token ids, or a mapping with these."""
+    if isinstance(prompt, Mapping):
+        given, text = prompt.get("prompt_token_ids"), prompt.get("prompt")
+        if given is None and text is None:
+            return Given()
+        prompt = given if given is not None else text
+    else:
+        text = prompt if isinstance(prompt, str) else None
+    ids: Any = branch_inputs.encode(prompt, tokenizer, "prompt") if isinstance(prompt, str) else as_prompt(prompt) or ()
+    if chat is None:
+        return Given(tuple(ids), text)
+    try:
+        return Given(tuple(ids), as_chat(chat), True)
+    except (ValueError, KeyError, TypeError):
+        return Given(tuple(ids), None, True)

@@ -28,7 +28,7 @@ class Listener:
         self.file = os.open(self.folder / "seen", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def receive(self) -> dict[str, dict[str, Any]]:
-        """Everything that arrived, by pair; of several messages about a pair the last."""
+        """Everything that arrived, by group; of several messages about a group the last."""
         size = os.fstat(self.file).st_size
         if not size:
             return {}
@@ -53,7 +53,7 @@ class Sender:
         self.file: int | None = None
 
     def send(self, seen: dict[str, dict[str, Any]]) -> None:
-        """Send what was seen of each pair."""
+        """Send what was seen of each group."""
         if self.file is None:
             self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         data = json.dumps(seen).encode() + b"\n"

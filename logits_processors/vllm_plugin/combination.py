@@ -1,11 +1,11 @@
-"""The guided distribution of a pair's rows and the token that is drawn from it, whichever model runner asks.
+"""The guided distribution of a group's rows and the token that is drawn from it, whichever model runner asks.
 
 Knows no vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from textguide.guidance import Step
-from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
+from textguide.guidance import CFG, Step
+from textguide.guidance.algebra import broken, extrapolate, kl_divergence, log_softmax
+from textguide.guidance.base import SELF
 
 from .constraints import ConstrainedRow
-from .pairs import Member
+from .groups import Standing
 from .requests import Draw, Request
 from .reweighting import ReweightedRow
 
@@ -63,12 +64,14 @@ class Noise:
 
 @dataclass
 class Seen:
-    """What happened at one position of one pair.
+    """What happened at one position of one group.
 
     Args:
         kl: KL(guided‖unguided) in nats; 0 where the row was not guided.
         changed: whether guidance changed the most likely token.
-        guided: whether both rows were there and γ(s) is not 1.
+        guided: whether all its rows were there and the branches count.
+        log_weight: the log of what normalising the guidance divided by, where texts are weighed by it; else None.
+        broken: whether what the guidance gave is no distribution.
         reweighted: whether a classifier reweighted the candidates.
         drawn: how a constraint changed the draw, the fields of :class:`~.constraints.Drawn`; None without one.
         token: the token, None where the engine takes the most likely one.
@@ -80,6 +83,8 @@ class Seen:
     kl: float = 0.0
     changed: bool = False
     guided: bool = False
+    log_weight: float | None = None
+    broken: bool = False
     reweighted: bool = False
     drawn: dict[str, Any] | None = None
     token: int | None = None
@@ -118,13 +123,20 @@ class Drawing:
             and self.request.draw == Draw(seed=self.request.draw.seed)
         )
 
+    @property
+    def is_cfg(self) -> bool:
+        """Whether its branches are combined as classifier-free guidance combines them."""
+        return type(self.request.guidance) is CFG
+
     def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
         those of the main request alone."""
+        request = self.request
+        keeps = seen.guided and request.guidance is not None and not (request.guidance.renormalize or request.answers)
         draw = self.request.draw
         if self.reweighting is not None:
             changed = self.reweighting(log_softmax(scores[None]), self.prompt, self.written())[0]
-            scores = changed + scores.logsumexp(-1)
+            scores = changed + cond.logsumexp(-1)
             seen.reweighted = True
             if self.measures:
                 plain = log_softmax(cond)
@@ -137,7 +149,7 @@ class Drawing:
             out[0, seen.token] = 0.0
         if draw.logprobs is not None:
             chosen = int(out.argmax()) if seen.token is None else seen.token
-            logp = log_softmax(scores)
+            logp = scores - cond.logsumexp(-1) if keeps and not seen.reweighted else log_softmax(scores)
             top = logp.topk(draw.logprobs)
             seen.ids = [chosen, *top.indices.tolist()]
             seen.logprobs = [float(logp[chosen]), *top.values.tolist()]
@@ -176,56 +188,96 @@ class Drawing:
         return self.noise.draw(torch.softmax(scores, dim=-1)[0], position)
 
 
+Groups = Sequence[Standing]
+
+
 def guide(
-    logits: Tensor, pairs: Sequence[tuple[int, int | None, Member[Drawing]]], positions: Sequence[int]
+    logits: Tensor, groups: Groups, positions: Sequence[int], models: Mapping[str, Tensor] | None = None
 ) -> list[Seen]:
-    """Write the guided distribution of every pair into both of its rows, in place; what was seen at each, in order.
+    """Write the guided distribution of every group into all of its rows, in place; what was seen at each, in order.
 
     Args:
         logits: (R, V) float32, with −inf where a token is ruled out. Rows of other requests stay as they are.
-        pairs: row of the main request, row of the branch request or None where it is not there, and the member.
+        groups: where the groups stand; ``member.payload`` is a :class:`Drawing`.
         positions: how many tokens each main request has written.
+        models: the logits of further models for the same rows, by name.
     """
-    seen = [Seen() for _ in pairs]
-    scales = [
-        float(member.payload.request.guidance.scale_at(Step.at(position, member.payload.request.horizon)))
-        for (_, _, member), position in zip(pairs, positions, strict=True)
-    ]
-    both = [n for n, (_, branch, _) in enumerate(pairs) if branch is not None and scales[n] != 1.0]
-    for n in both:
-        seen[n].guided = True
+    seen = [Seen() for _ in groups]
+    drawings: list[Drawing] = [group.member.payload for group in groups]
+    steps = [Step.at(at, one.request.horizon) for one, at in zip(drawings, positions, strict=True)]
+    for one, group, drawing, at in zip(seen, groups, drawings, positions, strict=True):
+        one.guided = len(group.branches) == len(drawing.request.prompts) and drawing.request.acts(at)
+    acting = [n for n, one in enumerate(seen) if one.guided]
     # Where the most likely token is all that is wanted, normalisers change nothing.
-    simple = [n for n in both if pairs[n][2].payload.is_plain and not pairs[n][2].payload.measures]
-    done = set(simple if _guide_unnormalised(logits, pairs, scales, simple) else [])
-    both = [n for n in both if n not in done]
-    scores = _guide_normalised(logits, pairs, scales, both, seen)
-    for n, (row, branch, member) in enumerate(pairs):
+    simple = [n for n in acting if drawings[n].is_cfg and drawings[n].is_plain and not drawings[n].measures]
+    done = set(simple if _guide_unnormalised(logits, groups, steps, simple) else [])
+    rest = [n for n in acting if n not in done]
+    scores = _guide_by_scale(logits, groups, steps, [n for n in rest if drawings[n].is_cfg], seen)
+    for n in rest:
+        if not drawings[n].is_cfg:
+            scores[n] = _combined(logits, groups[n], steps[n], models or {}, seen[n])
+    for n, (row, branches, _) in enumerate(groups):
         if n in done:
             continue
-        if not member.payload.is_plain:
+        if not drawings[n].is_plain:
             own = logits[row].float()
-            scores[n] = member.payload.choose(scores.get(n, own), own, positions[n], seen[n])
+            scores[n] = drawings[n].choose(scores.get(n, own), own, positions[n], seen[n])
         if n in scores:
             logits[row] = scores[n]
-        if branch is not None:
+        for branch in branches:
             logits[branch] = logits[row]
     return seen
 
 
-def _rows(logits: Tensor, pairs: Sequence[tuple[int, int | None, Any]], chosen: Sequence[int]) -> tuple[Tensor, ...]:
-    """Rows of main requests and of branch requests, for indexing."""
-    both = torch.tensor([pairs[n][:2] for n in chosen], device=logits.device)
+def _combined(logits: Tensor, group: Standing, step: Step, models: Mapping[str, Tensor], seen: Seen) -> Tensor:
+    """The guided scores (V,) of one group, by whatever rule, as ``textguide.engine.loop`` computes them."""
+    drawing: Drawing = group.member.payload
+    guidance = drawing.request.guidance
+    assert guidance is not None
+    rows = (group.row, *group.branches)
+    cond = logits[group.row].float()
+    others = [
+        (logits if name == SELF else models[name])[rows[place]].float() for place, name in drawing.request.readings
+    ]
+    logp = log_softmax(torch.stack([cond, *others]))[:, None]
+    guided = guidance.combine(logp, step)
+    if bool(broken(guided)):
+        seen.broken = True
+        return cond
+    if drawing.measures:
+        normal = log_softmax(guided)
+        seen.kl = float(kl_divergence(normal, logp[0]))
+        seen.changed = bool(normal.argmax() != logp[0].argmax())
+    # Moved back to where the conditional logits lie, for penalties.
+    return _kept(drawing, guided[0], seen) + cond.logsumexp(-1)
+
+
+def _kept(drawing: Drawing, guided: Tensor, seen: Seen) -> Tensor:
+    """What goes on of guided scores (V,): normalised, and weighed, where texts are weighed by their normalisers."""
+    if not drawing.request.answers:
+        return guided
+    normaliser = guided.double().logsumexp(-1)
+    seen.log_weight = float(normaliser)
+    return guided - normaliser.to(guided.dtype)
+
+
+def _rows(logits: Tensor, groups: Groups, chosen: Sequence[int]) -> tuple[Tensor, ...]:
+    """Rows of main requests and of their single branch requests, for indexing."""
+    both = torch.tensor([(groups[n].row, groups[n].branches[0]) for n in chosen], device=logits.device)
     return both[:, 0], both[:, 1]
 
 
-def _guide_unnormalised(
-    logits: Tensor, pairs: Sequence[tuple[int, int | None, Any]], scales: Sequence[float], chosen: Sequence[int]
-) -> bool:
+def _scales(logits: Tensor, groups: Groups, steps: Sequence[Step], chosen: Sequence[int]) -> Tensor:
+    scales = [[float(groups[n].member.payload.request.guidance.scale_at(steps[n]))] for n in chosen]
+    return torch.tensor(scales, device=logits.device)
+
+
+def _guide_unnormalised(logits: Tensor, groups: Groups, steps: Sequence[Step], chosen: Sequence[int]) -> bool:
     """Combine logits as they are, in place; False, and nothing done, where one of them is −inf or not a number."""
     if not chosen:
         return True
-    rows, branches = _rows(logits, pairs, chosen)
-    scale = torch.tensor([[scales[n]] for n in chosen], device=logits.device)
+    rows, branches = _rows(logits, groups, chosen)
+    scale = _scales(logits, groups, steps, chosen)
     mixed = torch.lerp(logits[branches].float(), logits[rows].float(), scale)
     if not bool(mixed.sum().isfinite()):
         return False
@@ -234,37 +286,42 @@ def _guide_unnormalised(
     return True
 
 
-def _guide_normalised(
-    logits: Tensor,
-    pairs: Sequence[tuple[int, int | None, Member[Drawing]]],
-    scales: Sequence[float],
-    chosen: Sequence[int],
-    seen: Sequence[Seen],
+def _guide_by_scale(
+    logits: Tensor, groups: Groups, steps: Sequence[Step], chosen: Sequence[int], seen: Sequence[Seen]
 ) -> dict[int, Tensor]:
-    """The guided scores (V,) of each of ``chosen``, as ``textguide.engine.loop`` computes them."""
+    """The guided scores (V,) of each of ``chosen`` under classifier-free guidance, all at once."""
     if not chosen:
         return {}
-    rows, branches = _rows(logits, pairs, chosen)
+    rows, branches = _rows(logits, groups, chosen)
     cond = logits[rows].float()
     logp = log_softmax(torch.stack([cond, logits[branches].float()]))
-    scale = torch.tensor([[scales[n]] for n in chosen], device=logits.device)
-    guided = log_softmax(extrapolate(logp[0], logp[1], scale))
-    if any(pairs[n][2].payload.measures for n in chosen):
-        kls = kl_divergence(guided, logp[0]).tolist()
-        changed = (guided.argmax(-1) != logp[0].argmax(-1)).tolist()
+    guided = extrapolate(logp[0], logp[1], _scales(logits, groups, steps, chosen))
+    normal = log_softmax(guided)
+    if any(groups[n].member.payload.measures for n in chosen):
+        kls = kl_divergence(normal, logp[0]).tolist()
+        changed = (normal.argmax(-1) != logp[0].argmax(-1)).tolist()
         for n, kl, moved in zip(chosen, kls, changed, strict=True):
             seen[n].kl, seen[n].changed = kl, moved
-    # Moved back to where the conditional logits lie, for penalties.
-    scores = guided + cond.logsumexp(-1, keepdim=True)
-    return {n: scores[k] for k, n in enumerate(chosen)}
+    scores = {}
+    for k, n in enumerate(chosen):
+        drawing: Drawing = groups[n].member.payload
+        assert drawing.request.guidance is not None
+        kept = normal[k] if drawing.request.guidance.renormalize else _kept(drawing, guided[k], seen[n])
+        # Moved back to where the conditional logits lie, for penalties.
+        scores[n] = kept + cond[k].logsumexp(-1)
+    return scores
 
 
-def send_report(sender: Any, pairs: Sequence[tuple[int, int | None, Member[Drawing]]], seen: Sequence[Seen]) -> None:
+def send_report(sender: Any, groups: Groups, seen: Sequence[Seen]) -> None:
     """Send the scheduler what it, or a client, wants to know of this step."""
     report = {
-        member.pair: vars(one)
-        for (_, _, member), one in zip(pairs, seen, strict=True)
-        if one.ids is not None or one.drawn is not None or ((one.guided or one.reweighted) and member.payload.measures)
+        group.member.group: vars(one)
+        for group, one in zip(groups, seen, strict=True)
+        if one.ids is not None
+        or one.drawn is not None
+        or one.log_weight is not None
+        or one.broken
+        or ((one.guided or one.reweighted) and group.member.payload.measures)
     }
     if report:
         sender.send(report)

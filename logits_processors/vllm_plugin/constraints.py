@@ -119,8 +119,52 @@ def constraint_for(description: Mapping[str, Any], named: Mapping[str, str]) -> 
     return from_dict(dict(description))
 
 
-def arguments_of(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
-    """``extra_args`` that ask for ``guidance``.
+_KINDS = {kind.kind: names for kind, names in _TRAVELLERS.items()}
+_LINES = {"regex": "awrs_regex", "json-schema": "awrs_json_schema", "grammar": "awrs_grammar"}
+
+
+def requested(guidance: AWRS) -> dict[str, Any]:
+    """The short arguments that say what ``guidance``, which came with a request, says.
+
+    Raises:
+        ValueError: it asks for what no request can; the message says what.
+    """
+    _check_single(guidance)
+    given = {name: getattr(guidance, field) for name, field in AWRS_ARGUMENTS.items()}
+    values = {name: value for name, value in given.items() if value is not None}
+    constraint = guidance.constraint
+    if isinstance(constraint, Mapping):
+        fields = dict(constraint)
+        if set(fields) == {NAMED}:
+            return {**values, "awrs_constraint": fields[NAMED]}
+        name, field = _KINDS.get(str(fields.pop("kind", None)), ("", ""))
+        text, options = fields.pop(field, None), {"engine": ENGINE, "whitespace": "any", "lenient": False}
+        if name == "awrs_json_schema" and not isinstance(text, str):
+            text = json.dumps(text)
+        if name and isinstance(text, str) and all(key in options and options[key] == fields[key] for key in fields):
+            return {**values, name: text}
+    elif isinstance(constraint, str):
+        kind, _, rest = constraint.partition(":")
+        is_path = (kind == "json-schema" and rest.lstrip()[:1] != "{") or (kind == "grammar" and "\n" not in rest)
+        if kind in _LINES and not is_path:
+            return {**values, _LINES[kind]: rest}
+    raise ValueError(
+        f"constraint={_short(repr(constraint))} does not travel with a request; give a line such as 'regex:[0-9]+', "
+        f"an object with the kind {', '.join(_KINDS)} and the engine {ENGINE!r}, or {{{NAMED!r}: NAME}} for one that "
+        "the engine was started with"
+    )
+
+
+def _check_single(guidance: AWRS) -> None:
+    if guidance.method != "awrs" or guidance.particles > 1 or guidance.critic is not None:
+        raise ValueError(
+            f"guidance={guidance!r}: requests are single particles that draw; give AWRS(constraint) with particles=1, "
+            "without critic and method"
+        )
+
+
+def travelling(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
+    """``guidance`` as the JSON that a request carries.
 
     Args:
         guidance: one particle that draws.
@@ -129,22 +173,18 @@ def arguments_of(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: it asks for what no request can; the message says what.
     """
-    if guidance.method != "awrs" or guidance.particles > 1 or guidance.critic is not None:
-        raise ValueError(
-            f"guidance={guidance!r}: requests are single particles that draw; give AWRS(constraint) with particles=1, "
-            "without critic and method"
-        )
-    given = {name: getattr(guidance, field) for name, field in AWRS_ARGUMENTS.items()}
-    values = {name: value for name, value in given.items() if value is not None}
+    _check_single(guidance)
+    options = {field: getattr(guidance, field) for field in AWRS_ARGUMENTS.values()}
     constraint = resolve(guidance.constraint, engine=ENGINE)
     for name, text in named.items():
         if engines_constraint(name, text) == constraint:
-            return {**values, "awrs_constraint": name}
-    for kind, (name, field) in _TRAVELLERS.items():
+            return {"method": guidance.name, "constraint": {NAMED: name}, **options}
+    for kind, (_, field) in _TRAVELLERS.items():
         if isinstance(constraint, kind) and constraint.engine == ENGINE:
             text = getattr(constraint, field)
             if constraint == kind(text, engine=ENGINE):
-                return {**values, name: text}
+                description = {"kind": kind.kind, field: text, "engine": ENGINE}
+                return {"method": guidance.name, "constraint": description, **options}
     raise ValueError(
         f"constraint={constraint!r} does not travel with a request; give a line such as 'regex:[0-9]+', a Regex, "
         f"JSONSchema or Grammar with engine={ENGINE!r}, or one that the engine was started with: "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +17,17 @@ from textguide.engine import branch_inputs
 from textguide.engine.effect import Effect, join, warn_if_none
 from textguide.engine.results import GenerateResult
 from textguide.forward.prefill import pad_left
-from textguide.guidance import AWRS, CAIF, CFG, as_guidance, split
-from textguide.guidance.places import check_place
-from textguide.models import bundled
+from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, as_guidance, split
+from textguide.guidance.composed import Parts
+from textguide.models import bundled, small
 from textguide.models.loading import locate
 from textguide.support.errors import MissingExtraError
 
-from .constraints import arguments_of as constraint_arguments
-from .constraints import engines_constraint
-from .extras import OURS, constraints_of
-from .requests import ARGUMENTS, CAIF_ARGUMENTS, EFFECT
+from .arguments import EFFECT
+from .constraints import engines_constraint, travelling
+from .described import BRANCH_IDS, GUIDANCE, check
+from .extras import OURS, constraints_of, ours_of
+from .further_models import TWIN, check_models, engine_options, models_of
 from .reweighting import classifier_of, named
 
 SCHEDULER = "textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler"
@@ -47,6 +50,7 @@ def vllm_engine(
     *,
     classifier: str | None = None,
     constraints: Mapping[str, str] | None = None,
+    models: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Any:
     """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
@@ -56,6 +60,8 @@ def vllm_engine(
         classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
             line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
+        models: for methods that ask another model, such as :class:`textguide.ContrastiveDecoding`: further models by
+            name, each as ``model``. They share the served model's tokens, and read every token of every request.
         **options: those of ``vllm.LLM``. The scheduler, the logits processor and ``async_scheduling=False`` are set.
 
     Raises:
@@ -70,19 +76,24 @@ def vllm_engine(
         raise MissingExtraError("vllm", "vllm", "serving")
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=resolve(model), **switched_on(options, classifier, constraints))
+    found = resolve(model)
+    options = switched_on(options, classifier, constraints)
+    if models:
+        options = with_models(found, options, models)
+    llm = LLM(model=found, **options)
     llm.sampling_params = SamplingParams
     llm.textguide_generate = functools.partial(generate, llm)
     return llm
 
 
 def resolve(model: str) -> str:
-    """The folder of a bundled model or of a converted GGUF file, or ``model`` as it is.
+    """The folder of a bundled or small model or of a converted GGUF file, or ``model`` as it is.
 
     Raises:
         ModelUnavailableError: as for :func:`textguide.load`.
     """
-    return str(locate(model))
+    is_small = model in small.NAMES and not Path(model).is_dir()
+    return str(small.folder(model) if is_small else locate(model))
 
 
 def switched_on(
@@ -123,20 +134,57 @@ def switched_on(
     return options
 
 
-def arguments_of(guidance: CFG | None, negative: Sequence[int] | None, caif: CAIF | None = None) -> dict[str, Any]:
-    """``extra_args`` that ask for guidance, for reweighting by a classifier, or for both."""
-    weights: dict[str, Any] = {EFFECT: 1}
-    if caif is not None:
-        weights |= {name: getattr(caif, field) for name, field in CAIF_ARGUMENTS.items()}
-    if guidance is None:
-        return weights
-    defaults = {field.name: field.default for field in fields(CFG)}
-    given = {name: getattr(guidance, field) for name, field in ARGUMENTS.items()}
-    asked = {name: value for name, value in given.items() if value != defaults[ARGUMENTS[name]]}
-    asked |= {"guidance_scale": guidance.scale, **weights}
-    if negative is not None:
-        asked["negative_prompt_token_ids"] = list(negative)
-    return asked
+def with_models(served: str, options: dict[str, Any], models: Mapping[str, str]) -> dict[str, Any]:
+    """Options of an engine with guidance switched on that holds further models.
+
+    Args:
+        served: folder or name of the served model.
+        options: as from :func:`switched_on`.
+        models: the further ones, by name.
+
+    Raises:
+        ValueError: a model, or an option beside it, does not work; the message names it.
+        ModelUnavailableError: as for :func:`textguide.load`.
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    from .twin import Twin
+
+    paths = {name: resolve(path) for name, path in models.items()}
+    options = engine_options(options)
+    held = {"models": paths, "served": check_models(served, paths, options.get("max_model_len"))}
+    ModelRegistry.register_model(TWIN, Twin)
+    extras = options.get("additional_config") or {}
+    options["additional_config"] = {**extras, OURS: {**(extras.get(OURS) or {}), **held}}
+    return options
+
+
+def arguments_of(
+    parts: Parts, ids: Sequence[Sequence[int]], constraint: Mapping[str, Any] | None, classifier: str | None
+) -> dict[str, Any] | None:
+    """``extra_args`` of a request; None where it asks for no guidance.
+
+    Args:
+        parts: of the guidance.
+        ids: token ids of every branch.
+        constraint: the constraint as a request carries it.
+        classifier: the engine's, by its name.
+    """
+    branching: Any = parts.branching
+    if isinstance(branching, Contrast):  # the ids say it, and prompts of other rows need not travel
+        branching = replace(branching, negative_prompt=None, negative_system=None)
+    described = [] if branching is None else [branching.to_dict()]
+    for one in parts.reweighting:
+        assert isinstance(one, CAIF)
+        values = {field.name: getattr(one, field.name) for field in fields(one) if field.name != "classifier"}
+        described.append({"method": one.name, "classifier": classifier, **values})
+    described += [] if constraint is None else [constraint]
+    if not described:
+        return None
+    asked: dict[str, Any] = {GUIDANCE: json.dumps(described)}
+    if ids:
+        asked[BRANCH_IDS] = [list(row) for row in ids]
+    return asked if branching is None and not parts.reweighting else {**asked, EFFECT: 1}
 
 
 def generate(
@@ -160,55 +208,54 @@ def generate(
         ValueError: something that vLLM's engine cannot do; the message names it.
     """
     guidance = as_guidance(guidance)
+    check(guidance, models_of(llm.llm_engine.vllm_config))
     parts = split(guidance)
-    constraint: dict[str, Any] = {}
-    if parts.constraint is not None:
-        if not isinstance(parts.constraint, AWRS):
-            raise ValueError(f"guidance={parts.constraint!r} does not run inside vLLM; AWRS with one particle does")
-        constraint = constraint_arguments(parts.constraint, constraints_of(llm.llm_engine.vllm_config))
-    caif = _engines_caif(llm, parts.reweighting)
-    if parts.branching is not None and not isinstance(parts.branching, CFG):
-        raise ValueError(f"guidance={parts.branching!r} does not run inside vLLM; CFG does")
+    config = llm.llm_engine.vllm_config
+    _check_classifier(config, parts.reweighting)
+    constraint: dict[str, Any] | None = None
+    if isinstance(parts.constraint, FeynmanKac):
+        constraint = parts.constraint.to_dict()
+    elif parts.constraint is not None:
+        assert isinstance(parts.constraint, AWRS)
+        constraint = travelling(parts.constraint, constraints_of(config))
     tokenizer = tokenizer or llm.get_tokenizer()
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
     ids = [branch_inputs.encode(prompt, tokenizer, f"prompts[{n}]") for n, prompt in enumerate(canonical)]
-    negatives: list[Any] = [None] * len(ids)
-    cfg = parts.branching
-    if cfg is not None and (cfg.negative_prompt is not None or cfg.negative_system is not None):
-        negatives = branch_inputs.branch_rows(cfg, cond=ids, tokenizer=tokenizer, prompts=canonical)[0]
+    branches: list[Any] = []
+    if parts.branching is not None:
+        branches = branch_inputs.branch_rows(parts.branching, cond=ids, tokenizer=tokenizer, prompts=canonical)
     if constraint and do_sample is None:
         do_sample = True
     common = _sampling(options, do_sample, stop, max_new_tokens)
     copies = int(common.get("n", 1))
     params = []
-    for row, negative in enumerate(negatives):
-        extra = None if cfg is None and caif is None else arguments_of(cfg, negative, caif)
-        extra = {**(extra or {}), **constraint} or None
+    for row in range(len(ids)):
+        extra = arguments_of(parts, [rows[row] for rows in branches], constraint, ours_of(config).get("classifier"))
         own = None if seed is None else (seed + row * copies) % LARGEST_SEED
         params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
-    outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
-    result = _result(outputs, tokenizer, cfg is not None or caif is not None, bool(constraint))
+    try:
+        outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
+    except Exception as error:
+        if type(error).__name__ == "VLLMValidationError":  # what the check of the requests found
+            raise ValueError(str(error)) from None
+        raise
+    guided = parts.branching is not None or bool(parts.reweighting)
+    result = _result(outputs, tokenizer, len(branches) if guided else None, constraint is not None)
     warn_if_none(result.effect, guidance)
     return result
 
 
-def _engines_caif(llm: Any, reweighting: Sequence[Any]) -> CAIF | None:
-    """The reweighting that a run asks for, which has to be by the engine's classifier."""
-    if not reweighting:
-        return None
-    if len(reweighting) > 1:
-        raise ValueError("guidance: one classifier at a time reweights inside vLLM; give one CAIF")
-    check_place(reweighting[0], "vllm")
-    engines = classifier_of(llm.llm_engine.vllm_config)
-    asked: CAIF = reweighting[0]
-    its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier
-    if engines is None or its is not engines:
-        raise ValueError(
-            f"guidance={asked!r}: the engine has {'no classifier' if engines is None else 'another classifier'}; "
-            "name it when the engine starts, textguide.vllm_engine(model, classifier=…)"
-        )
-    engines.index(asked.target)
-    return asked
+def _check_classifier(config: Any, reweighting: Sequence[Any]) -> None:
+    """Refuse reweighting by another classifier than the engine's."""
+    engines = classifier_of(config)
+    for asked in reweighting:
+        its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier
+        if engines is None or its is not engines:
+            raise ValueError(
+                f"guidance={asked!r}: the engine has {'no classifier' if engines is None else 'another classifier'}; "
+                "name it when the engine starts, textguide.vllm_engine(model, classifier=…)"
+            )
+        engines.index(asked.target)
 
 
 def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longest: int) -> dict[str, Any]:
@@ -227,7 +274,8 @@ def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longes
     return {**common, "max_tokens": longest, "stop": stops, "include_stop_str_in_output": True, "logprobs": 0}
 
 
-def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, constrained: bool) -> GenerateResult:
+def _result(outputs: Sequence[Any], tokenizer: Any, branches: int | None, constrained: bool) -> GenerateResult:
+    """The result of answers; ``branches`` are those of the guidance, None without one."""
     rows = [(output, one) for output in outputs for one in output.outputs]
     tokens = [list(one.token_ids) for _, one in rows]
     longest = max(len(row) for row in tokens)
@@ -245,8 +293,8 @@ def _result(outputs: Sequence[Any], tokenizer: Any, guided: bool, constrained: b
         new_tokens=tokens,
         log_likelihood=log_probs.sum(-1),
         log_probs=log_probs,
-        effect=join([_effect(output) for output in outputs]) if guided else Effect(),
-        **(_weights([_report(output) for output in outputs]) if constrained else {}),
+        effect=Effect() if branches is None else join([_effect(output, branches) for output in outputs]),
+        **(_weights([one for output in outputs for one in _reports(output)]) if constrained else {}),
     )
 
 
@@ -269,7 +317,15 @@ def _report(output: Any) -> Mapping[str, Any]:
     return report
 
 
-def _effect(output: Any) -> Effect:
+def _reports(output: Any) -> list[Mapping[str, Any]]:
+    """The report of each answer."""
+    report = _report(output)
+    weights = report.get("log_weights") or [report.get("log_weight")]
+    return [{**report, "log_weight": weight, "constraint_calls": 0 if n else report.get("constraint_calls", 0)}
+            for n, weight in enumerate(weights)]  # fmt: skip
+
+
+def _effect(output: Any, branches: int) -> Effect:
     report = _report(output)
     return Effect(
         mean_kl=report.get("mean_kl", 0.0),
@@ -277,6 +333,6 @@ def _effect(output: Any) -> Effect:
         top_changed=report.get("top_changed", 0.0),
         guided_steps=report.get("guided_steps", 0),
         unguided_steps=report.get("unguided_steps", 0),
-        extra_passes=report.get("paired_steps", 0),
-        skipped_passes=report.get("skipped_steps", 0),
+        extra_passes=report.get("branched_steps", 0) * branches,
+        skipped_passes=report.get("skipped_steps", 0) * branches,
     )

@@ -1,31 +1,32 @@
-"""How many tokens each running request gets in a step, so that no half of a pair ever writes alone. Knows no vLLM.
+"""How many tokens each running request gets in a step, so that no request of a group ever writes alone. Knows no vLLM.
 
-A request writes a token in the step that reads its last known one. Both halves of a pair have to do that in the same
+A request writes a token in the step that reads its last known one. All requests of a group have to do that in the same
 step: until they can, each reads up to the last token but one and waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Load:
-    """A running request.
+    """A running request that stands alone, or the running requests of a group.
 
     Args:
-        request: its id.
-        remaining: tokens it has yet to read before it writes.
-        partner: id of the other half; None for a request that stands alone.
-        arriving: where the partner is not running: how many tokens it would have to read if it were admitted in this
-            step; None where it cannot be.
+        running: the tokens that each has yet to read before it writes.
+        absent: the requests of the group that are not running, with the tokens that each would have to read if it were
+            admitted in this step; None where not all of them can be.
     """
 
-    request: str
-    remaining: int
-    partner: str | None = None
-    arriving: int | None = None
+    running: Mapping[str, int]
+    absent: Mapping[str, int] | None = field(default_factory=dict)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it waits for nobody."""
+        return self.absent is not None and len(self.running) + len(self.absent) == 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Plan:
 
     Args:
         tokens: for every running request.
-        arrivals: partners that have to be admitted in this step, with their tokens; room is kept for them.
+        arrivals: requests that have to be admitted in this step, with their tokens; room is kept for them.
         left: tokens that nobody has a claim to.
     """
 
@@ -47,39 +48,52 @@ def share(loads: Sequence[Load], budget: int, longest: int = 0) -> Plan:
     """Share a step's token budget among running requests, first come, first served.
 
     Args:
-        loads: running requests in the order in which the engine serves them.
+        loads: in the order in which the engine serves them.
         budget: tokens of the step.
         longest: the most tokens that one request may read in a step; 0: no such bound.
     """
-    by_id = {load.request: load for load in loads}
     tokens: dict[str, int] = {}
     arrivals: dict[str, int] = {}
     left = budget
-
-    def most(wanted: int) -> int:
-        return max(0, min(wanted, left, longest or wanted))
-
     for load in loads:
-        if load.request in tokens:
-            continue
-        partner = by_id.get(load.partner) if load.partner is not None else None
-        if load.partner is None:
-            tokens[load.request] = most(load.remaining)
-            left -= tokens[load.request]
-            continue
-        other = partner.remaining if partner is not None else load.arriving
-        fits = other is not None and load.remaining + other <= left
-        if fits and longest:
-            fits = max(load.remaining, other or 0) <= longest
-        if fits:
-            assert other is not None
-            tokens[load.request] = load.remaining
-            (tokens if partner is not None else arrivals)[load.partner] = other
-            left -= load.remaining + other
-            continue
-        tokens[load.request] = most(load.remaining - 1)
-        left -= tokens[load.request]
-        if partner is not None:
-            tokens[partner.request] = most(partner.remaining - 1)
-            left -= tokens[partner.request]
+        spared = 1
+        if load.is_alone:
+            spared = 0
+        elif load.absent is not None:
+            together = {**load.running, **load.absent}
+            if sum(together.values()) <= left and max(together.values()) <= (longest or left):
+                tokens |= load.running
+                arrivals |= load.absent
+                left -= sum(together.values())
+                continue
+        for request, remaining in load.running.items():
+            wanted = remaining - spared
+            tokens[request] = max(0, min(wanted, left, longest or wanted))
+            left -= tokens[request]
     return Plan(tokens, arrivals, left)
+
+
+def too_large(
+    lengths: Sequence[int], places: int | None, budget: int | None, blocks: int | None, block_size: int
+) -> str | None:
+    """Why the requests of a group could never stand in an engine together, as a clause; None where they can.
+
+    Args:
+        lengths: the most tokens of each.
+        places: requests that may run at once; None: not known, here and below.
+        budget: tokens of a step.
+        blocks: of the cache.
+        block_size: tokens of a block.
+    """
+    size = len(lengths)
+    if places is not None and size > places:
+        return f"a main request with {size - 1} branch requests takes {size} places, and max_num_seqs is {places}"
+    if budget is not None and size > budget:
+        return f"its {size} requests take {size} tokens a step, and max_num_batched_tokens is {budget}"
+    needed = sum(-(-length // block_size) for length in lengths)
+    if blocks is not None and needed > blocks:
+        return (
+            f"its {size} requests may need {needed * block_size} tokens of cache, and there is room for "
+            f"{blocks * block_size}; lower max_tokens, or shorten the prompts"
+        )
+    return None

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.model_executor.models.registry import ModelRegistry
 from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
-from .admission import validate
+from .admission import remember_chats, validate
+from .further_models import TWIN, TWIN_CLASS
 from .processor_v1 import FirstRunnerProcessor
 from .processor_v2 import SecondRunnerProcessor
+
+remember_chats(ChatCompletionRequest)
+ModelRegistry.register_model(TWIN, TWIN_CLASS)
 
 
 class First(FirstRunnerProcessor, FirstInterface):

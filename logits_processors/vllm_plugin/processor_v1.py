@@ -12,7 +12,8 @@ from .channel import Sender
 from .combination import Drawing, guide, send_report
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of
-from .pairs import MAIN, Member, Rows
+from .further_models import logits_of
+from .groups import MAIN, Member, Rows
 from .requests import Request
 from .reweighting import Reweighting, classifier_of
 
@@ -27,9 +28,10 @@ class FirstRunnerProcessor:
     """
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-        self.rows: Rows[Drawing] = Rows()
+        self.rows: Rows[Drawing | None] = Rows()
         self.sender = Sender(vllm_config.instance_id)
         self.aids = Aids.of(vllm_config)
+        self.models = logits_of(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
         """It is not: guidance changes the most likely token."""
@@ -47,15 +49,15 @@ class FirstRunnerProcessor:
             self.rows.move(source, target, direction.name == "SWAP")
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Guided distributions in the rows of pairs, in place."""
+        """Guided distributions in the rows of groups, in place."""
         if not self.rows.members:
             return logits
-        pairs = self.rows.pairs()
-        positions = [len(member.payload.written()) for _, _, member in pairs]
-        send_report(self.sender, pairs, guide(logits, pairs, positions))
+        groups = self.rows.groups()
+        positions = [len(group.member.payload.written()) for group in groups]
+        send_report(self.sender, groups, guide(logits, groups, positions, self.models))
         return logits
 
-    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing] | None:
+    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing | None] | None:
         # The list is vLLM's own and grows with the text.
         return member_of(params, lambda: list(prompt or ()), lambda: written, self.aids)
 
@@ -94,7 +96,7 @@ class Aids:
 
 def member_of(
     params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]], aids: Aids
-) -> Member[Drawing] | None:
+) -> Member[Drawing | None] | None:
     """The member that sampling parameters describe, None for those of a plain request.
 
     Args:
@@ -104,16 +106,17 @@ def member_of(
         aids: of the engine.
     """
     ours = (params.extra_args or {}).get(OURS) if params is not None else None
-    if not isinstance(ours, dict) or "pair" not in ours:
+    if not isinstance(ours, dict) or "group" not in ours:
         return None
+    if ours["place"] != MAIN:
+        return Member(ours["group"], ours["place"], None)
     reweighting, constraints = aids.reweighting, aids.constraints
     request = Request.from_dict(ours["request"], None if reweighting is None else reweighting.classifier)
     reweighted = constrained = None
-    if ours["role"] == MAIN:
-        if request.caif is not None and reweighting is not None:
-            reweighted = reweighting.row(request.caif, request.horizon)
-        if request.awrs is not None:
-            assert constraints is not None, "requests with a constraint are refused where there is no tokenizer"
-            constrained = constraints.row(request.awrs, ours["ends"], request.limit)
+    if request.caif and reweighting is not None:
+        reweighted = reweighting.row(request.caif, request.horizon)
+    if request.awrs is not None:
+        assert constraints is not None, "requests with a constraint are refused where there is no tokenizer"
+        constrained = constraints.row(request.awrs, ours["ends"], request.limit)
     payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained)
-    return Member(ours["pair"], ours["role"], payload)
+    return Member(ours["group"], MAIN, payload)

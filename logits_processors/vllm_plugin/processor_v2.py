@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .channel import Sender
 from .combination import Drawing, guide, send_report
-from .pairs import Indices
+from .groups import Indices
 from .processor_v1 import Aids, member_of
 
 
@@ -27,12 +27,12 @@ class SecondRunnerProcessor:
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
-        self.indices: Indices[Drawing] = Indices()
+        self.indices: Indices[Drawing | None] = Indices()
         self.sender = Sender(vllm_config.instance_id)
         self.aids = Aids.of(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """A request took the index ``req_idx``; whether it is one of a pair."""
+        """A request took the index ``req_idx``; whether it is one of a group."""
         prompt, written = (lambda: self._tokens(req_idx, 0)), (lambda: self._tokens(req_idx, 1))
         member = member_of(sampling_params, prompt, written, self.aids)
         self.indices.add(req_idx, member)
@@ -42,16 +42,16 @@ class SecondRunnerProcessor:
         """Nothing is staged."""
 
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
-        """Guided distributions in the rows of pairs, in place. Without speculation a request has one row."""
+        """Guided distributions in the rows of groups, in place. Without speculation a request has one row."""
         if not self.indices.members:
             return logits
         indices = [int(index) for index in ctx.idx_mapping_np]
-        pairs = self.indices.pairs(indices)
-        if pairs:
+        groups = self.indices.groups(indices)
+        if groups:
             # The token that is drawn now stands behind `seq_lens` tokens.
             lengths = ctx.seq_lens_upper_bound_np
-            positions = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in pairs]
-            send_report(self.sender, pairs, guide(logits, pairs, positions))
+            positions = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in groups]
+            send_report(self.sender, groups, guide(logits, groups, positions))
         return logits
 
     def _tokens(self, index: int, part: int) -> list[int]:

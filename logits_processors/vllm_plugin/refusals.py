@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from .admission import TESTED
+from .further_models import models_of
 
 
 def refuse(config: Any, scheduler: Any) -> None:
@@ -25,7 +26,7 @@ def refuse(config: Any, scheduler: Any) -> None:
     problems = {
         "async_scheduling": (
             scheduling.async_scheduling,
-            "a step would be scheduled before the halves of a pair are known to agree; pass --no-async-scheduling",
+            "a step would be scheduled before the requests of a group are known to agree; pass --no-async-scheduling",
         ),
         "speculative_config": (
             config.speculative_config is not None,
@@ -37,12 +38,12 @@ def refuse(config: Any, scheduler: Any) -> None:
         ),
         "enable_chunked_prefill": (
             not scheduling.enable_chunked_prefill,
-            "one half of a pair has to read its prompt up to the last token but one; leave it on",
+            "branch requests have to read their prompts up to the last token but one; leave it on",
         ),
-        "scheduling_policy": (scheduling.policy != "fcfs", "pairs are kept in order of arrival; use fcfs"),
+        "scheduling_policy": (scheduling.policy != "fcfs", "groups are kept in order of arrival; use fcfs"),
         "max_num_seqs": (
             scheduler.max_num_active_reqs < 2,
-            "a guided request takes two places; set it to 2 or more",
+            "a guided request takes two places or more; set it to 2 or more",
         ),
         "max_num_batched_tokens": (
             scheduler.max_num_scheduled_tokens < 2,
@@ -50,6 +51,10 @@ def refuse(config: Any, scheduler: Any) -> None:
         ),
         "runner": (config.model_config.runner_type != "generate", "there is nothing to guide"),
         "model": (config.model_config.is_encoder_decoder, "encoder-decoders were not tested"),
+        "models": (
+            bool(models_of(config)) and bool(config.use_v2_model_runner),
+            "further models were not tested with Model Runner V2; set VLLM_USE_V2_MODEL_RUNNER=0",
+        ),
         "logprobs_mode": (
             config.model_config.logprobs_mode != "raw_logprobs",
             "log-probabilities of guided requests are those of the guided distribution; leave it at raw_logprobs",

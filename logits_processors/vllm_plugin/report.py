@@ -1,17 +1,19 @@
-"""One guided request as the scheduler follows it: when it needs its branch request, and what guidance did.
+"""One guided request as the scheduler follows it: when it needs its branch requests, and what guidance did.
 
 Knows no vLLM.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from textguide.guidance import Step
 from textguide.smc.constrained import STOPPED
 
+from .extras import OURS
+from .groups import MAIN
 from .requests import Request
 
 PATIENCE = 4
@@ -28,17 +30,16 @@ class Report:
 
     Args:
         request: what is asked for.
-        negative: token ids of the prompt that the branch request reads.
         branch_tokens: tokens that branch requests have read.
-        guided: tokens drawn from a distribution that guidance changed, by a branch request or a classifier.
-        paired: of these, the ones that had a branch request.
+        guided: tokens drawn from a distribution that guidance changed, by its branches or a classifier.
+        branched: of these, the ones that combined branches.
         unguided: tokens drawn without: outside the window, at γ(s) = 1, or skipped.
-        skipped: tokens that ``skip_threshold`` left without a branch request.
-        discarded: tokens that one half wrote alone, and that were thrown away.
-        preemptions: how often the pair was sent back to the queue.
+        skipped: tokens that ``skip_threshold`` left without branch requests.
+        discarded: tokens that a part of the group wrote alone, and that were thrown away.
+        preemptions: how often the group was sent back to the queue.
         kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
         changed: guided tokens whose most likely value was another one without guidance.
-        log_weight: of the text under its constraint, so far.
+        log_weight: of the text so far, under its constraint or by the normalisers of its guidance.
         constraint_calls: questions to the constraint.
         ended: whether the text is complete.
         death: why nothing more may be written; None where something may.
@@ -48,10 +49,9 @@ class Report:
     """
 
     request: Request
-    negative: list[int]
     branch_tokens: int = 0
     guided: int = 0
-    paired: int = 0
+    branched: int = 0
     unguided: int = 0
     skipped: int = 0
     discarded: int = 0
@@ -70,15 +70,19 @@ class Report:
     @property
     def measures(self) -> bool:
         """Whether the worker has to report the KL of every step."""
-        return self.request.effect or self.request.guidance.skip_threshold is not None
+        return self.request.effect or self._threshold is not None
 
-    def wants_branch(self, position: int) -> bool:
-        """Whether the token at ``position`` is to be guided."""
-        return self._active(position) and not self.skips(position)
+    def guides(self, position: int) -> bool:
+        """Whether the token at ``position`` is drawn from what the branches make together."""
+        return self.request.acts(position) and not self.skips(position)
+
+    def wants_branches(self, position: int) -> bool:
+        """Whether branch requests have to stand beside the main request when it writes the token at ``position``."""
+        return bool(self.request.prompts) and self.guides(position)
 
     def idles(self, position: int) -> bool:
-        """Whether a branch request is of no use for a while, from ``position`` on."""
-        return self.skips(position) or not any(map(self._active, range(position, position + FIRST_SKIP)))
+        """Whether branch requests are of no use for a while, from ``position`` on."""
+        return self.skips(position) or not any(map(self.request.acts, range(position, position + FIRST_SKIP)))
 
     def skips(self, position: int) -> bool:
         """Whether ``skip_threshold`` leaves the token at ``position`` unguided."""
@@ -91,9 +95,10 @@ class Report:
             self.log_weight += drawn["log_weight"] or 0.0
             self.constraint_calls += drawn["calls"]
             self.ended, self.death = drawn["ended"], drawn["death"]
+        self.log_weight += (seen or {}).get("log_weight") or 0.0
         self.skipped += self.skips(position)
-        self.paired += guided
-        if not guided and self.request.caif is None:
+        self.branched += guided
+        if not guided and not self.request.caif:
             self.unguided += 1
             return
         self.guided += 1
@@ -103,7 +108,7 @@ class Report:
         self.kl_sum += kl
         self.kl_max = max(self.kl_max, kl)
         self.changed += bool(seen["changed"])
-        threshold = self.request.guidance.skip_threshold
+        threshold = self._threshold
         if threshold is None or not guided:
             return
         if kl > threshold:
@@ -120,7 +125,7 @@ class Report:
         """What is reported to the client at the end, as plain values."""
         values: dict[str, Any] = {
             "guided_steps": self.guided,
-            "paired_steps": self.paired,
+            "branched_steps": self.branched,
             "unguided_steps": self.unguided,
             "skipped_steps": self.skipped,
             "discarded_steps": self.discarded,
@@ -133,6 +138,8 @@ class Report:
                 "max_kl": self.kl_max,
                 "top_changed": self.changed / self.guided,
             }
+        if self.request.answers:
+            values["log_weight"] = self.log_weight
         if self.request.awrs is not None:
             values |= {
                 "log_weight": self.log_weight if self.ended else None,
@@ -141,5 +148,56 @@ class Report:
             }
         return values
 
-    def _active(self, position: int) -> bool:
-        return self.request.guidance.active(Step.at(position, self.request.horizon))
+    def parameters(self, params: Any, group: str, place: int) -> Any:
+        """Sampling parameters for the engine: greedy, since the processor draws; the group is named in them."""
+        params = copy.copy(params)
+        params.temperature, params.top_p, params.top_k, params.min_p, params.seed = 0.0, 1.0, 0, 0.0, None
+        params.repetition_penalty, params.presence_penalty, params.frequency_penalty = 1.0, 0.0, 0.0
+        # cached_property of vLLM, read before
+        getattr(params, "__dict__", {}).pop("sampling_type", None)
+        ours: dict[str, Any] = {"group": group, "place": place}
+        if place == MAIN:
+            ours |= {"measures": self.measures, "request": self.request.to_dict()}
+            ours["ends"] = sorted({params.eos_token_id, *(params.stop_token_ids or ())} - {None})
+        params.extra_args = {**(params.extra_args or {}), OURS: ours}
+        if place != MAIN:
+            params.structured_outputs, params.logprobs, params.repetition_detection = None, None, None
+            params.min_tokens = 0
+            params.stop_token_ids, params._eos_token_id, params._all_stop_token_ids = None, None, set()
+        return params
+
+    @property
+    def _threshold(self) -> float | None:
+        guidance = self.request.guidance
+        return None if guidance is None or not self.request.prompts else guidance.skip_threshold
+
+
+def with_guided(logprobs: Any, row: int, seen: Mapping[str, Any]) -> Any:
+    """vLLM's log-probabilities of a step with those of the guided distribution in one row."""
+    count = len(seen["ids"])
+    ids, values, ranks = (array.copy() for array in logprobs[:3])
+    ids[row, :count], values[row, :count], ranks[row] = seen["ids"], seen["logprobs"], seen["rank"]
+    return logprobs._replace(logprob_token_ids=ids, logprobs=values, sampled_token_ranks=ranks)
+
+
+class AnswerWeights:
+    """The log-weights of the texts that one request asked for, of which vLLM makes requests of their own.
+
+    Its name for the ``i``-th of them is ``i_REQUEST``; what the last one reports reaches the client.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[int, float]] = {}
+
+    def finish(self, request: str, state: Report) -> list[float | None]:
+        """The weights of all texts that have ended, with that of ``request`` among them; None for others."""
+        number, _, parent = request.partition("_")
+        found = self._found.setdefault(parent, {})
+        found[int(number)] = state.log_weight
+        if len(found) == state.request.answers:
+            del self._found[parent]
+        return [found.get(n) for n in range(state.request.answers)]
+
+    def forget(self, request: str) -> None:
+        """Nobody waits for the texts of this request any more."""
+        self._found.pop(request.partition("_")[2], None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +60,7 @@ class Reweighting:
         self._tokenizer, self._size = tokenizer, size
         self._alphabet: Alphabet | None = None
 
-    def row(self, caif: CAIF, horizon: int) -> ReweightedRow:
+    def row(self, caif: Sequence[CAIF], horizon: int) -> ReweightedRow:
         """A request that begins."""
         if self._alphabet is None:
             self._alphabet = Alphabet(self._tokenizer(), self._size)
@@ -69,7 +69,7 @@ class Reweighting:
         model = SimpleNamespace(
             config=SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=size))
         )
-        reweighter = Reweighter([caif], self._alphabet.tokenizer, model, alphabet=self._alphabet)
+        reweighter = Reweighter(list(caif), self._alphabet.tokenizer, model, alphabet=self._alphabet)
         return ReweightedRow(reweighter, horizon)
 
 

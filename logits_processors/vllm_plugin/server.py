@@ -8,8 +8,9 @@ from typing import Any
 
 from textguide.support.errors import MissingExtraError
 
-from .engine import resolve, switched_on
+from .engine import resolve, switched_on, with_models
 from .extras import OURS
+from .further_models import REFUSED as REFUSED_WITH_MODELS
 
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -18,7 +19,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "data_parallel_size": (1, "guidance was not tested on more than one device; run one server a device"),
     "speculative_config": (None, "drafts are made without guidance"),
     "kv_transfer_config": (None, "branch requests cannot be moved between engines"),
-    "scheduling_policy": ("fcfs", "pairs are kept in order of arrival"),
+    "scheduling_policy": ("fcfs", "groups are kept in order of arrival"),
     "api_server_count": (None, "what branch requests cost is counted in one front end"),
     "headless": (False, "what branch requests cost is counted in the front end"),
     "grpc": (False, "guidance was tested over HTTP"),
@@ -49,6 +50,10 @@ def parse(model: str, options: Sequence[str]) -> Any:
         help="for requests with awrs_constraint=NAME: regex:PATTERN, json-schema:FILE, grammar:FILE or "
         "python:MODULE:NAME; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--with", action="append", default=[], dest="models", metavar="NAME=PATH",
+        help="a further model, for methods that ask one: amateur=PATH; may be repeated",
+    )  # fmt: skip
     found = resolve(model)
     arguments = parser.parse_args([found, *options])
     arguments.model = arguments.model_tag
@@ -59,27 +64,36 @@ def parse(model: str, options: Sequence[str]) -> Any:
         if value != only and not (name == "api_server_count" and value == 1):
             raise ValueError(f"--{name.replace('_', '-')} {value} does not work with guidance: {reason}; leave it out")
     if arguments.max_num_seqs == 1:
-        raise ValueError("--max-num-seqs 1 does not work with guidance: a guided request takes two places; give 2")
+        raise ValueError(
+            "--max-num-seqs 1 does not work with guidance: a guided request takes two places or more; give 2 or more"
+        )
     names = ("scheduler_cls", "logits_processors", "additional_config")
     guided = switched_on(
-        {name: getattr(arguments, name) for name in names}, arguments.classifier, _named(arguments.constraint)
+        {name: getattr(arguments, name) for name in names},
+        arguments.classifier,
+        _named("--constraint", arguments.constraint, "date=regex:[0-9-]+"),
     )
+    models = _named("--with", arguments.models, "amateur=PATH")
+    if models:
+        given = {name: getattr(arguments, name) for name in (*REFUSED_WITH_MODELS, "max_model_len")}
+        given["enforce_eager"] = given["enforce_eager"] or None  # a switch cannot be given as False
+        guided |= with_models(found, {**given, **guided}, models)
     if arguments.async_scheduling:
-        raise ValueError("--async-scheduling does not work with guidance: the halves of a pair have to be compared")
+        raise ValueError("--async-scheduling does not work with guidance: the requests of a group have to be compared")
     for name, value in guided.items():
         setattr(arguments, name, value)
     validate_parsed_serve_args(arguments)
     return arguments
 
 
-def _named(given: Sequence[str]) -> dict[str, str]:
+def _named(option: str, given: Sequence[str], example: str) -> dict[str, str]:
     named: dict[str, str] = {}
     for one in given:
         name, equals, text = one.partition("=")
         if not equals or not name or not text:
-            raise ValueError(f"--constraint {one!r} must be NAME=TEXT, such as date=regex:[0-9-]+")
+            raise ValueError(f"{option} {one!r} must be NAME=TEXT, such as {example}")
         if name in named:
-            raise ValueError(f"--constraint {name} is given twice; choose another name for one of them")
+            raise ValueError(f"{option} {name} is given twice; choose another name for one of them")
         named[name] = text
     return named
 

@@ -39,6 +39,14 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"awrs_json_schema": "{"}, "awrs_json_schema"),
     ({"awrs_constraint": "nothing"}, "awrs_constraint"),
     ({"awrs_regex": "a", "awrs_grammar": "b"}, "exclude"),
+    ({"guidance": "{"}, "is no JSON"),
+    ({"guidance": '{"method": "agp"}'}, "method="),
+    ({"guidance": '{"method": "apg", "scale": "high"}'}, "scale="),
+    ({"guidance": '{"method": "apg", "sclae": 2}'}, "'sclae' is no field of apg"),
+    ({"guidance": '{"method": "context-aware", "context": "%&"}'}, "context="),
+    ({"guidance": '[{"method": "cfg"}, {"method": "apg"}]'}, "two guidances"),
+    ({"guidance": '{"method": "dola"}'}, "dola"),
+    ({"guidance": "cfg", "guidance_scale": 2}, "exclude"),
 ]
 
 
@@ -46,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=("soak", "speed"))
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--methods", action="store_true", help="soak: guided requests carry all methods, as JSON")
+    parser.add_argument("--with", dest="amateur", metavar="PATH", help="soak: a second model, for methods that ask one")
     parser.add_argument("--requests", type=int, default=2000, help="soak: in all [%(default)s]")
     parser.add_argument("--rounds", type=int, default=4, help="speed: requests a client and measurement [%(default)s]")
     parser.add_argument("--settle", type=float, default=0, help="speed: seconds of idling before measuring [0]")
@@ -95,20 +105,27 @@ def about() -> dict[str, Any]:
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     """Requests at rising concurrency, some of which are malformed, cancelled, or left in the middle of a stream."""
     import torch
-    from serving_mix import mix, references
+    from serving_mix import methods, mix, references
 
     import textguide
 
     # Plain, drawn requests are left out: without guidance vLLM's runner for CPUs cannot read their prompts in parts.
-    specs = [spec for spec in mix(120, arguments.seed) if not spec.is_plain or spec.temperature == 0][:60]
     model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
+    models = {}
+    if arguments.amateur:
+        models["amateur"] = textguide.load(arguments.amateur, device="cpu", dtype=torch.float32)[0]
+    described = methods(bool(models)) if arguments.methods else None
+    mixed = mix(120, arguments.seed, described)
+    specs = [spec for spec in mixed if not spec.is_plain or spec.temperature == 0][:60]
     expected = [
         (tokenizer.decode(row, skip_special_tokens=True), weight)
-        for row, weight in references(model, tokenizer, specs, arguments.cache, lambda rows: rows)
+        for row, weight in references(model, tokenizer, specs, arguments.cache, lambda rows: rows, models)
     ]
-    del model
+    del model, models
     options = ["--max-model-len", "160", "--max-num-seqs", "24", "--max-num-batched-tokens", "96"]
     options += ["--num-gpu-blocks-override", "64"]
+    options += ["--classifier", "sentiment"] if arguments.methods else []
+    options += ["--with", f"amateur={arguments.amateur}"] if arguments.amateur else []
     with serving(arguments.model, *options, log=arguments.log) as server:
         return asyncio.run(_soak(server, arguments, specs, expected))
 

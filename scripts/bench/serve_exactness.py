@@ -23,18 +23,24 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-# Engines: what differs from the common settings. 64 and 48 tokens a step chunk most prompts; 12 blocks of 32 tokens
-# hold two or three pairs of the eight that may run at once.
+# Engines: what differs from the common settings. 64 and 48 tokens a step chunk most prompts; 20 blocks of 32 tokens
+# hold a few of the groups that may run at once. (Blocks have 128 tokens where nothing is said.)
 ENGINES: dict[str, dict[str, Any]] = {
     "unchunked": {"max_num_batched_tokens": 2048, "enable_prefix_caching": False},
     "budget 64": {"max_num_batched_tokens": 64, "enable_prefix_caching": False},
-    "budget 48, prefix caching": {"max_num_batched_tokens": 48, "enable_prefix_caching": True},
-    "prefix caching": {"max_num_batched_tokens": 2048, "enable_prefix_caching": True},
-    "small cache": {"max_num_batched_tokens": 64, "enable_prefix_caching": False, "num_gpu_blocks_override": 12},
+    "budget 48, prefix caching": {"max_num_batched_tokens": 48, "enable_prefix_caching": True, "block_size": 32},
+    "prefix caching": {"max_num_batched_tokens": 2048, "enable_prefix_caching": True, "block_size": 32},
+    "small cache": {
+        "max_num_batched_tokens": 64,
+        "enable_prefix_caching": False,
+        "block_size": 32,
+        "num_gpu_blocks_override": 20,
+    },
     "small cache, prefix caching": {
         "max_num_batched_tokens": 96,
         "enable_prefix_caching": True,
-        "num_gpu_blocks_override": 12,
+        "block_size": 32,
+        "num_gpu_blocks_override": 20,
     },
 }
 ARRIVALS = ("at once", "staggered", "aborts")
@@ -47,6 +53,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=list(ARRIVALS))
+    parser.add_argument("--methods", action="store_true", help="guided requests carry all methods in turn, as JSON")
+    parser.add_argument("--with", dest="amateur", metavar="PATH", help="a second model, for the methods that ask one")
     parser.add_argument("--tie", type=float, default=1e-4, help="nats below which a difference is a near-tie [1e-4]")
     parser.add_argument("--cache", type=Path, help="a file that keeps the reference answers")
     parser.add_argument("--json", type=Path)
@@ -55,22 +63,27 @@ def main() -> None:
     import torch
     from rich.console import Console
     from rich.progress import track
-    from serving_mix import mix, references
+    from serving_mix import methods, mix, references
     from timing import machine
 
     import textguide
 
     model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
-    specs = mix(arguments.requests, arguments.seed)
-    expected = references(model, tokenizer, specs, arguments.cache, lambda rows: track(rows, "transformers path"))
+    models = {}
+    if arguments.amateur:
+        models["amateur"] = textguide.load(arguments.amateur, device="cpu", dtype=torch.float32)[0]
+    described = methods(bool(models)) if arguments.methods else None
+    specs = mix(arguments.requests, arguments.seed, described)
+    progress = lambda rows: track(rows, "transformers path")  # noqa: E731
+    expected = references(model, tokenizer, specs, arguments.cache, progress, models)
     console = Console()
     rows = []
     for name in arguments.engines:
-        llm = engine(arguments.model, ENGINES[name])
+        llm = engine(arguments, ENGINES[name])
         for arrival in arguments.arrivals:
             start = time.perf_counter()
             answers, counted = run(llm, specs, arrival)
-            row = compare(model, tokenizer, specs, expected, answers, arguments.tie)
+            row = compare(model, tokenizer, specs, expected, answers, arguments.tie, models)
             row |= {"engine": name, "arrival": arrival, "seconds": round(time.perf_counter() - start, 1), **counted}
             rows.append(row)
             console.print(row)
@@ -89,15 +102,18 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: di
 
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     report = {"requests": arguments.requests, "seed": arguments.seed, "tie": arguments.tie, "dtype": "float32"}
+    report |= {"methods": arguments.methods, "further_model": arguments.amateur}
     report |= {"model": arguments.model, "vllm": vllm.__version__, "machine": machine, "rows": rows}
     write_json(arguments.json, report)
 
 
-def engine(model: str, settings: dict[str, Any]) -> Any:
+def engine(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any:
     import textguide
 
     return textguide.vllm_engine(
-        model,
+        arguments.model,
+        classifier="sentiment" if arguments.methods else None,
+        models={"amateur": arguments.amateur} if arguments.amateur else None,
         dtype="float32",
         enforce_eager=True,
         max_model_len=160,
@@ -172,11 +188,12 @@ def counters(llm: Any) -> dict[str, float]:
 
 
 def compare(
-    model: Any, tokenizer: Any, specs: list[Any], expected: list[Any], answers: list[Any], tie: float
+    model: Any, tokenizer: Any, specs: list[Any], expected: list[Any], answers: list[Any], tie: float, models: Any
 ) -> dict[str, Any]:
     from serving_mix import margin
 
     equal = ties = wrong = compared = weights = 0
+    by_method: dict[str, list[int]] = {}
     apart_by = 0.0
     differences = []
     for spec, (theirs, weight), answer in zip(specs, expected, answers, strict=True):
@@ -184,8 +201,11 @@ def compare(
             continue
         ours, own = answer
         compared += 1
+        count = by_method.setdefault(spec.method, [0, 0])
+        count[1] += 1
         if ours == theirs and (own is None) == (weight is None):
             equal += 1
+            count[0] += 1
             if weight is not None:
                 weights, apart_by = weights + 1, max(apart_by, abs(weight - own))
             continue
@@ -194,12 +214,12 @@ def compare(
             wrong += 1
             differences.append({"spec": str(spec), "ours": ours, "theirs": theirs, "margin": None})
             continue
-        apart = margin(model, tokenizer, spec, theirs[:place], theirs[place], ours[place])
+        apart = margin(model, tokenizer, spec, theirs[:place], theirs[place], ours[place], models)
         is_tie = abs(apart) < tie
         ties, wrong = ties + is_tie, wrong + (not is_tie)
         differences.append({"spec": str(spec), "place": place, "margin": apart})
     found = {"compared": compared, "equal": equal, "near_ties": ties, "wrong": wrong, "differences": differences}
-    return found | {"weights": weights, "largest_weight_difference": apart_by}
+    return found | {"equal_of_method": by_method, "weights": weights, "largest_weight_difference": apart_by}
 
 
 if __name__ == "__main__":

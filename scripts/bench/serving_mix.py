@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from transformers import LogitsProcessor
 import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
+from textguide.engine.branch_inputs import branch_rows
+from textguide.guidance import Contrast, Guidance, as_guidance, split
 from textguide.guidance.algebra import log_softmax
 from textguide.support.errors import NoParticleLeftWarning
 from textguide.support.files import write_json
@@ -52,7 +55,8 @@ PATTERNS = (
 
 @dataclass(frozen=True)
 class Spec:
-    """One request; ``scale`` is None for one without guidance, ``pattern`` for one without a pattern."""
+    """One request. Guided ones have a ``scale``, or a guidance as JSON in ``described``; those under a pattern have a
+    ``pattern``."""
 
     prompt: str
     tokens: int
@@ -68,19 +72,34 @@ class Spec:
     stop: str | None = None
     repetition_penalty: float = 1.0
     pattern: str | None = None
+    described: str | None = None
 
     @property
     def is_plain(self) -> bool:
         """vLLM's own sampler takes its tokens."""
-        return self.scale is None and self.pattern is None
+        return self.scale is None and self.described is None and self.pattern is None
 
     @property
-    def guidance(self) -> CFG | None:
+    def method(self) -> str:
+        """The names of the methods of its guidance."""
+        guidance = self.guidance
+        parts = getattr(guidance, "parts", () if guidance is None else (guidance,))
+        return " + ".join([*(part.name for part in parts), *([] if self.pattern is None else ["awrs"])]) or "plain"
+
+    @property
+    def guidance(self) -> Guidance | None:
+        if self.described is not None:
+            return as_guidance(json.loads(self.described))
         if self.scale is None:
             return None
         return CFG(self.scale, self.negative, schedule=self.schedule, stop=self.stop_at)
 
     def extra(self) -> dict[str, Any] | None:
+        if self.described is not None:
+            constraint = {"kind": "regex", "pattern": self.pattern, "engine": "xgrammar"}
+            parts = [json.loads(self.described)] if self.described.startswith("{") else json.loads(self.described)
+            parts += [] if self.pattern is None else [{"method": "awrs", "constraint": constraint}]
+            return {"guidance": json.dumps(parts)}
         extra: dict[str, Any] = {} if self.pattern is None else {"awrs_regex": self.pattern}
         if self.scale is None:
             return extra or None
@@ -109,19 +128,93 @@ class Spec:
         }
 
 
-def mix(count: int, seed: int = 0) -> list[Spec]:
-    """A mixture in which nearly every request differs from every other."""
+def methods(models: bool = False) -> dict[str, Any]:
+    """Every method that runs inside vLLM, as a function that draws a setting for a prompt.
+
+    Args:
+        models: those that ask a further model too, which is called ``amateur``.
+    """
+
+    def scaled(name: str, *scales: float, **more: Any) -> Any:
+        def make(draw: random.Random, prompt: str) -> dict[str, Any]:
+            values = {"method": name, "scale": draw.choice(scales), **more}
+            if draw.random() < 0.3:
+                values["schedule"] = draw.choice(("linear", "cosine-decreasing", "v-shape"))
+            if draw.random() < 0.2:
+                values["stop" if draw.random() < 0.5 else "start"] = 0.5
+            if issubclass(Guidance.registry[name], Contrast):
+                values["negative_prompt"] = draw.choice(NEGATIVES)
+            return values
+
+        return make
+
+    def formula(*expressions: str) -> Any:
+        return lambda draw, prompt: {"method": "formula", "expression": draw.choice(expressions)}
+
+    def context(draw: random.Random, prompt: str) -> dict[str, Any]:
+        words = prompt.split(" ")
+        start = draw.randrange(max(1, len(words) - 3))
+        return {"method": "context-aware", "scale": 1.5, "context": " ".join(words[start : start + 2])}
+
+    def classifier(draw: random.Random, prompt: str) -> Any:
+        target = draw.choice(("positive", "negative"))
+        caif = {"method": "caif", "classifier": "sentiment", "target": target, "weight": draw.choice((2.0, 8.0))}
+        caif |= {"top_k": 20, "every": draw.choice((1, 1, 2))}
+        return draw.choice((caif, [{"method": "cfg", "scale": 1.5}, caif], [{"method": "nag", "scale": 3.0}, caif]))
+
+    found = {
+        "cfg": scaled("cfg", 1.2, 1.5, 3.0),
+        "apg": scaled("apg", 2.0, 6.0, parallel=0.2, max_norm=4.0),
+        "nag": scaled("nag", 3.0, 8.0),
+        "beta-cfg": scaled("beta-cfg", 1.5, 2.5),
+        "annealed": scaled("annealed", 1.5, 3.0),
+        "dynamic": scaled("dynamic", 3.0, budget=0.3),
+        "independent-condition": scaled("independent-condition", 1.5, 2.0),
+        "token-perturbation": scaled("token-perturbation", 1.5, 2.0),
+        "instruction-contrastive": scaled("instruction-contrastive", 1.5, 2.0),
+        "context-aware": context,
+        "formula of prompts": formula(
+            "2*cond - 0.5*last - 0.5*P('The weather report for today:')",
+            "max(cond, P('Once upon a time')) - 0.3*last",
+            "min(cond, P('Dear Sir or Madam,')) + 0.1*P('def main():') - 0.1*P('The')",
+            "1.5*cond",
+        ),
+        "caif": classifier,
+    }
+    if models:
+        found |= {
+            "contrastive": lambda draw, prompt: {
+                "method": "contrastive", "beta": draw.choice((None, 0.5)), "prompt_free": draw.random() < 0.3,
+            },
+            "dexperts": lambda draw, prompt: {
+                "method": "dexperts", "alpha": 0.5, "expert": "amateur", "anti_expert": None, "top_p": 0.9,
+            },
+            "genarm": lambda draw, prompt: {"method": "genarm", "reward_model": "amateur", "beta": 2.0},
+            "formula of models": formula("1.4*cond - 0.4*M('amateur')", "cond + 0.2*M('amateur', 'The') - 0.2*last"),
+        }  # fmt: skip
+    return found
+
+
+def mix(count: int, seed: int = 0, described: dict[str, Any] | None = None) -> list[Spec]:
+    """A mixture in which nearly every request differs from every other.
+
+    Args:
+        described: of :func:`methods`: guided requests carry one of them, in turn.
+    """
     draw = random.Random(seed)
     specs = []
     for number in range(count):
         prompt = draw.choice(STARTS)
-        guided, drawn = draw.random() < 0.65, draw.random() < 0.4
+        guided, drawn = draw.random() < (0.85 if described else 0.65), draw.random() < 0.4
         # vLLM's runner for CPUs stops where a plain, seeded request's prompt is read in parts, with guidance or without
         # it: PyTorch cannot rewind a CPU generator. Those prompts stay short here; ours have no such limit.
         if draw.random() < 0.4 and (guided or not drawn):
             prompt = FILLER[: draw.randrange(40, len(FILLER))].rsplit(" ", 1)[0] + ". " + prompt
         values: dict[str, Any] = {"prompt": prompt, "tokens": draw.choice((1, 5, 12, 20, 28))}
-        if guided:
+        if guided and described:
+            name = list(described)[number % len(described)]
+            values["described"] = json.dumps(described[name](draw, prompt))
+        elif guided:
             values |= {"scale": draw.choice((1.2, 1.5, 2.0, 3.0)), "negative": draw.choice(NEGATIVES)}
             if draw.random() < 0.2:
                 values["schedule"] = draw.choice(("linear", "cosine-decreasing", "v-shape"))
@@ -163,8 +256,8 @@ Answer = tuple[list[int], float | None]
 """Token ids, and the log-weight of a text that matches the pattern that was asked for."""
 
 
-def reference(model: Any, tokenizer: Any, spec: Spec) -> Answer:
-    """What the transformers path gives, one request at a time."""
+def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] | None = None) -> Answer:
+    """What the transformers path gives, one request at a time; ``models`` are further models."""
     options: dict[str, Any] = {}
     if spec.repetition_penalty != 1.0:
         options["repetition_penalty"] = spec.repetition_penalty
@@ -179,11 +272,12 @@ def reference(model: Any, tokenizer: Any, spec: Spec) -> Answer:
     stops = {} if spec.stop is None else {"stop": spec.stop}
     guidance: Any = spec.guidance
     if spec.pattern is not None:
-        guidance = [*([] if guidance is None else [guidance]), AWRS(Regex(spec.pattern, engine="xgrammar"))]
+        parts = () if guidance is None else getattr(guidance, "parts", (guidance,))
+        guidance = [*parts, AWRS(Regex(spec.pattern, engine="xgrammar"))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)
         out = textguide.generate(
-            model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, **stops, **options
+            model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, models=models, **stops, **options
         )
     if spec.pattern is None:
         return out.new_tokens[0], None
@@ -192,7 +286,14 @@ def reference(model: Any, tokenizer: Any, spec: Spec) -> Answer:
     return out.new_tokens[0], float(out.log_weights[0])
 
 
-def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None, progress: Any) -> list[Answer]:
+def references(
+    model: Any,
+    tokenizer: Any,
+    specs: list[Spec],
+    cache: Path | None,
+    progress: Any,
+    models: Mapping[str, Any] | None = None,
+) -> list[Answer]:
     """:func:`reference` of every request; ``cache`` is a file that keeps them from run to run."""
     known: dict[str, Answer] = {}
     if cache is not None and cache.is_file():
@@ -201,7 +302,7 @@ def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None
     for spec in progress(specs):
         key = json.dumps(asdict(spec), sort_keys=True)
         if key not in known:
-            known[key] = reference(model, tokenizer, spec)
+            known[key] = reference(model, tokenizer, spec, models)
         tokens, weight = known[key]
         answers.append((tokens, weight))
     if cache is not None:
@@ -210,20 +311,27 @@ def references(model: Any, tokenizer: Any, specs: list[Spec], cache: Path | None
 
 
 @torch.no_grad()
-def margin(model: Any, tokenizer: Any, spec: Spec, written: list[int], ours: int, theirs: int) -> float:
+def margin(
+    model: Any,
+    tokenizer: Any,
+    spec: Spec,
+    written: list[int],
+    ours: int,
+    theirs: int,
+    models: Mapping[str, Any] | None = None,
+) -> float:
     """How much more likely guidance makes the token ``ours`` than ``theirs`` behind ``written``, in nats.
 
-    For a token that is drawn this is the difference of the log-probabilities alone; what the noise adds to it is not
-    counted.
+    For a token that is drawn this is the difference of the log-probabilities alone; what the noise adds to it, or a
+    classifier, is not counted.
     """
-    guidance = spec.guidance
+    guidance = split(spec.guidance).branching
     ids = tokenizer(spec.prompt).input_ids
-    prompts = [ids]
+    rows = [(model, ids)]
     if guidance is not None:
-        prompts.append(tokenizer(spec.negative).input_ids if spec.negative is not None else ids[-1:])
-    rows = [log_softmax(model(torch.tensor([row + written])).logits[0, -1:]) for row in prompts]
-    if guidance is None:
-        logp = rows[0]
-    else:
-        logp = guidance.combine(torch.stack(rows), textguide.guidance.Step.at(len(written), spec.tokens))
-    return float(logp[0, ours] - logp[0, theirs])
+        read = branch_rows(guidance, cond=[ids], tokenizer=tokenizer, prompts=[spec.prompt])
+        rows += [((models or {}).get(b.model, model), row) for b, (row,) in zip(guidance.branches, read, strict=True)]
+    logp = torch.stack([log_softmax(one(torch.tensor([row + written])).logits[0, -1:]) for one, row in rows])
+    step = textguide.guidance.Step.at(len(written), spec.tokens)
+    guided = logp[0] if guidance is None or not guidance.active(step) else guidance.combine(logp, step)
+    return float(guided[0, ours] - guided[0, theirs])

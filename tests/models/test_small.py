@@ -47,6 +47,22 @@ def test_they_are_loaded_by_name_with_smollm2s_tokenizer() -> None:
 
 
 @torch.no_grad()
+def test_engines_read_them_from_a_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = small.bundled.folder()
+    monkeypatch.setattr(small.bundled, "folder", lambda: bundled)
+    monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
+    folder = small.folder("smollm2-small")
+    assert small.folder("smollm2-small") == folder
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    model, tokenizer = textguide.load(folder, device="cpu")
+    theirs = small.load("smollm2-small")
+    ids = torch.tensor([tokenizer(PROMPT).input_ids])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, theirs(ids).logits)
+    with pytest.raises(ValueError, match="'smollm2-tiny' is no small model"):
+        small.folder("smollm2-tiny")
+
+
 def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
     _, tokenizer = textguide.load("smollm2-small", device="cpu")
     ids = torch.tensor([tokenizer(PROMPT).input_ids])

@@ -15,7 +15,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from textguide.guidance import CFG
+from textguide.guidance import BranchGuidance
 from textguide.logits_processors.vllm_plugin import requests
 from textguide.logits_processors.vllm_plugin.engine import PROCESSOR
 from textguide.logits_processors.vllm_plugin.extras import OURS
@@ -23,7 +23,7 @@ from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
 
 BLOCK = 4
 WORDS = 50
-ALONE = WORDS - 1  # what a half writes that its partner did not stand beside
+ALONE = WORDS - 1  # what a request writes beside which not all of its group stood
 
 
 class Simulation:
@@ -81,16 +81,23 @@ class Simulation:
         self.worker: dict[str, dict[str, Any]] = {}
         self.answers: dict[str, list[int]] = {}
         self.finished: dict[str, Any] = {}
-        self.asked: dict[str, tuple[CFG | None, int]] = {}
+        self.asked: dict[str, tuple[BranchGuidance | None, int]] = {}
         self.seeded: set[str] = set()
         self.preempted = 0
         self.steps = 0
         self.wasted = 0
 
     def add(
-        self, name: str, prompt: int, tokens: int, guidance: CFG | None, negative: int | None, seeded: bool, **more: Any
+        self,
+        name: str,
+        prompt: int,
+        tokens: int,
+        guidance: BranchGuidance | None,
+        branches: tuple[int, ...],
+        seeded: bool,
+        **more: Any,
     ) -> None:
-        """A request with prompts of these lengths."""
+        """A request with prompts of these lengths; ``branches`` are those of its branch requests."""
         params = SamplingParams(
             max_tokens=tokens,
             temperature=1.0 if seeded else 0.0,
@@ -98,8 +105,9 @@ class Simulation:
             ignore_eos=True,
         )
         if guidance is not None:
-            ids = None if negative is None else tuple(7 + k % 5 for k in range(negative))
-            params.extra_args = {OURS: requests.Request(guidance, ids, effect=False).to_dict()}
+            prompts = tuple(tuple(7 + k % 5 for k in range(length)) for length in branches)
+            readings = tuple((place, "") for place in range(1, len(branches) + 1))
+            params.extra_args = {OURS: requests.Request(guidance, prompts, readings).to_dict()}
         shared = self.random.random() < 0.5
         ids = [k % 11 if shared else self.random.randrange(40) for k in range(prompt)]
         self.asked[name] = (guidance, tokens)
@@ -132,8 +140,8 @@ class Simulation:
                 "prompt": list(new.prompt_token_ids),
                 "written": [],
                 "read": new.num_computed_tokens,
-                "pair": ours["pair"] if ours else None,
-                "role": ours["role"] if ours else None,
+                "group": ours["group"] if ours else None,
+                "place": ours["place"] if ours else None,
             }
         cached = scheduled.scheduled_cached_reqs
         for k, name in enumerate(cached.req_ids):
@@ -153,25 +161,25 @@ class Simulation:
             if state["read"] == known:
                 writing[name] = state
         sampled, order = [], list(counts)
-        beside: dict[str, set[str]] = {}
+        beside: dict[str, set[int]] = {}
         for state in writing.values():
-            if state["pair"]:
-                beside.setdefault(state["pair"], set()).add(state["role"])
+            if state["group"]:
+                beside.setdefault(state["group"], set()).add(state["place"])
         for name in order:
             if name not in writing:
                 sampled.append([])
                 continue
             state = writing[name]
-            if state["pair"] is None:
+            if state["group"] is None:
                 token = self.word(name, len(state["written"]))
             else:
-                main = self.worker[state["pair"]]
-                pair = self.scheduler.pairs.of(state["pair"])
+                main = self.worker[state["group"]]
+                group = self.scheduler.groups.of(state["group"])
                 position = len(main["written"])
-                wanted = pair is None or pair.state.wants_branch(position)
-                alone = wanted and len(beside[state["pair"]]) < 2
+                size = 1 + len(group.state.request.prompts)
+                alone = group.state.wants_branches(position) and len(beside[state["group"]]) < size
                 self.wasted += alone
-                token = ALONE if alone else self.word(state["pair"], position)
+                token = ALONE if alone else self.word(state["group"], position)
             sampled.append([token])
         for name, tokens in zip(order, sampled, strict=True):  # after all have looked at one another
             self.worker[name]["written"] += tokens
@@ -200,11 +208,11 @@ class Simulation:
             assert len(answer) == tokens or self.finished[name].finish_reason.name != "STOP"
 
     def check_nothing_left(self) -> None:
-        """No request, no pair, no block."""
+        """No request, no group, no block."""
         scheduler = self.scheduler
         assert not scheduler.requests
-        assert not len(scheduler.pairs)
-        assert not scheduler.pairs.by_branch
+        assert not len(scheduler.groups)
+        assert not scheduler.groups.by_branch
         assert not scheduler._broken
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one stands for no block
@@ -214,11 +222,11 @@ class Simulation:
         scheduler = self.scheduler
 
         def one(request: Request) -> str:
-            pair = scheduler.pairs.of(request.request_id)
-            other = None if pair is None else pair.partner(request.request_id)
+            group = scheduler.groups.of(request.request_id)
+            others = [] if group is None else [other for other in group.members if other != request.request_id]
             seeded = " seeded" if scheduler._is_seeded(request) else ""
             read = f"{request.num_computed_tokens}/{request.num_tokens}"
-            return f"{request.request_id}({read}{seeded}{'' if other is None else ', with ' + other})"
+            return f"{request.request_id}({read}{seeded}{', with ' + ', '.join(others) if others else ''})"
 
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         running, waiting = map(one, scheduler.running), map(one, scheduler.waiting)

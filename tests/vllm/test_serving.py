@@ -17,9 +17,11 @@ from served import serving
 import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
+from textguide.guidance import APG, Formula, InstructionContrastive
 from textguide.support.errors import NoParticleLeftWarning
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is", "Water boils at"]
+THREE = Formula("2*cond - 0.5*last - 0.5*P('The weather report for today:')")
 NEGATIVE = "The weather report for today:"
 pytestmark = pytest.mark.real_model
 
@@ -54,6 +56,9 @@ def test_requests_of_all_kinds_at_once(client, reference):
         ({"guidance_scale": 2.0, "guidance_schedule": "linear"}, CFG(2.0, schedule="linear")),
         ({"guidance_scale": 3.0, "guidance_stop": 0.5, "guidance_max_scale": 2.0}, CFG(3.0, stop=0.5, max_scale=2.0)),
         ({"guidance_scale": 1.5, "negative_prompt_token_ids": [504, 1000]}, CFG(1.5, [504, 1000])),
+        ({"guidance": "apg:scale=3,max_norm=4"}, APG(3.0, max_norm=4.0)),
+        ({"guidance": THREE.to_json(), "guidance_effect": 1}, THREE),
+        ({"guidance": InstructionContrastive(2.0).to_json()}, InstructionContrastive(2.0)),
     ]
     requests = [(prompt, xargs, guidance) for prompt in PROMPTS for xargs, guidance in kinds]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
@@ -108,6 +113,16 @@ def test_chats_with_negative_messages(client, reference):
     )
     out = textguide.generate(*reference, [messages], CFG(3.0, negative), max_new_tokens=16)
     assert answer.choices[0].message.content == out.texts[0]
+    for guidance in (CFG(3.0, negative_system="You are a clerk."), InstructionContrastive(2.0, instruction="Err. ")):
+        answer = client.chat.completions.create(
+            model="smollm2",
+            messages=messages,
+            max_tokens=16,
+            temperature=0,
+            extra_body={"vllm_xargs": {"guidance": guidance.to_json()}},
+        )
+        out = textguide.generate(*reference, [messages], guidance, max_new_tokens=16)
+        assert answer.choices[0].message.content == out.texts[0]
 
 
 def test_log_probabilities_are_the_guided_ones(client, reference):
@@ -174,6 +189,13 @@ def test_skipping_runs_fewer_branch_requests(client):
         ({"guidance_scale": 1.5, "negative_prompt_token_ids": [10**9]}, "the vocabulary has"),
         ({"guidance_scale": 1.5, "negative_messages": "{"}, "negative_messages"),
         ({"awrs_regex": "("}, "awrs_regex"),
+        ({"guidance": "{"}, "guidance='{' is no JSON"),
+        ({"guidance": '{"method": "apg", "scale": "high"}'}, "guidance: scale='high'"),
+        ({"guidance": '{"method": "apg", "sclae": 2}'}, "guidance: 'sclae' is no field of apg"),
+        ({"guidance": "agp:scale=2"}, "guidance 'agp' is unknown; did you mean"),
+        ({"guidance": "dola"}, "guidance 'dola'"),
+        ({"guidance": "contrastive"}, "textguide serve MODEL --with amateur=PATH"),
+        ({"guidance": "cfg", "guidance_scale": 2}, "guidance and guidance_scale exclude each other"),
         ({"awrs_regex": "a"}, "temperature=0 does not work with awrs_regex"),
         ({"awrs_constraint": "dates"}, "it was started with none"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 EPILOG = (
     "OPTIONS are those of vllm serve (textguide serve MODEL --help=all lists them). Clients send "
-    'extra_body={"vllm_xargs": {"guidance_scale": 1.5, "negative_prompt": "…"}}; see docs/serving.md.'
+    'extra_body={"vllm_xargs": {"guidance": "cfg:scale=1.5"}}, or any other guidance as JSON; see docs/serving.md.'
 )
 
 

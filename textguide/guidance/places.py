@@ -86,12 +86,12 @@ PLACES = (
         "vllm", "vLLM", "textguide serve",
         {
             Need.PART: "vLLM runs the layers of its model whole and as they are, with one cache for each",
-            Need.MODEL: "this engine serves one model",
             Need.REWARD: "the engine asks the one classifier that it was started with",
-            Need.WEIGHTS: "vLLM writes each request by itself and copies none into another",
+            Need.WEIGHTS: "vLLM writes each request by itself and copies none into another (with particles=1 each of n "
+            "answers carries its weight)",
             Need.FORK: "vLLM writes each request by itself and forks none",
             Need.OPINIONS: "the engine asks its classifier about candidates alone",
-            Need.LIKELIHOODS: "its worker keeps no sums from one step to the next",
+            Need.LIKELIHOODS: "a request that was preempted is read again without what each model gave to its text",
             Need.ROWS: "vLLM decides by itself which requests share a step",
             Need.CANVAS: _NO_CANVAS,
             Need.IMAGE: "the branch requests of a guided request read text alone",

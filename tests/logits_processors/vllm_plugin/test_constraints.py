@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from textguide.constraints import Predicate, Regex, Vocabulary
-from textguide.guidance import AWRS, CFG
+from textguide.constraints import Grammar, Predicate, Regex, Vocabulary
+from textguide.guidance import AWRS, CFG, Guidance
 from textguide.logits_processors.vllm_plugin import constraints as ours
+from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-from textguide.logits_processors.vllm_plugin.pairs import MAIN, Member
+from textguide.logits_processors.vllm_plugin.described import Given
+from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
 from textguide.logits_processors.vllm_plugin.report import Report
-from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request, parse
+from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.constrained import Constrained
 
@@ -29,19 +31,18 @@ from ...smc.toys import END, PIECES, VOCABULARY, Strings
 MEMBERS = frozenset({b"ab", b"abc", b"cab", b"ba", b"caba"})
 LENGTH = 4
 COUNT = 1500
-PLAIN = CFG(1.0)
 FORM = AWRS({ours.NAMED: "toys"})
 
 
 def request(seed: int, **fields: Any) -> Request:
     draw = Draw(temperature=fields.pop("temperature", 1.0), seed=seed)
-    return Request(PLAIN, draw=draw, horizon=LENGTH, awrs=FORM, limit=LENGTH, **fields)
+    return Request(draw=draw, horizon=LENGTH, awrs=FORM, limit=LENGTH, **fields)
 
 
 def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[Drawing]:
     assert asked.awrs is not None
     row = ours.ConstrainedRow(asked.awrs, constraint.start(VOCABULARY), VOCABULARY, asked.limit)
-    return Member("pair", MAIN, Drawing(asked, list, lambda: written, constraint=row))
+    return Member("group", MAIN, Drawing(asked, list, lambda: written, constraint=row))
 
 
 def write(
@@ -49,11 +50,11 @@ def write(
 ) -> tuple[Any, Report]:
     """A text and what the scheduler knows of it; tokens are thrown away, and rows made anew, now and then."""
     asked = request(seed)
-    report, written = Report(asked, [1]), list[int]()
+    report, written = Report(asked), list[int]()
     member = drawing(asked, written, constraint)
     while len(written) < LENGTH:
         logits = logits_behind(tuple(written))[None].clone()
-        (seen,) = guide(logits, [(0, None, member)], [len(written)])
+        (seen,) = guide(logits, [Standing(0, (), member)], [len(written)])
         assert int(logits[0].argmax()) == seen.token
         if interrupted is not None and interrupted.random() < 0.3:  # nobody takes the token
             if interrupted.random() < 0.5:  # preempted
@@ -131,7 +132,7 @@ def test_weights_make_the_global_conditional(masks: bool, interrupted: bool) -> 
 
 
 def test_a_text_that_was_stopped_has_no_weight() -> None:
-    report = Report(request(0), [1])
+    report = Report(request(0))
     report.observe(0, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
     assert report.summary()["log_weight"] is None
     assert "stopping" in report.summary()["death"]
@@ -194,7 +195,7 @@ LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20, constraints=ToyConstrai
 
 
 def test_requests_that_are_understood() -> None:
-    asked = parse(params(awrs_constraint="vowels", awrs_accepts=3, guidance_scale=2), LIMITS)
+    asked = parse(params(awrs_constraint="vowels", awrs_accepts=3, guidance_scale=2), LIMITS, Given((4, 5)))
     assert asked is not None
     assert asked.guidance == CFG(2.0)
     assert asked.awrs == AWRS({ours.NAMED: "vowels"}, accepts=3)
@@ -202,7 +203,8 @@ def test_requests_that_are_understood() -> None:
     assert ours.constraint_for(asked.awrs.constraint, NAMES) == Predicate(vowels)
     alone = parse(params(awrs_constraint="vowels"), LIMITS)
     assert alone is not None
-    assert alone.guidance.is_neutral
+    assert alone.guidance is None
+    assert alone.prompts == ()
 
 
 @pytest.mark.parametrize(
@@ -267,27 +269,55 @@ def test_patterns_that_need_backtracking_are_named_at_the_start() -> None:
     session = ours.constraint_for(asked.awrs.constraint, names).start(VOCABULARY)
     assert session.is_complete(b"aa")
     assert not session.is_prefix(b"ab")
-    assert ours.arguments_of(AWRS(twice), names)["awrs_constraint"] == "twice"
+    assert ours.travelling(AWRS(twice), names)["constraint"] == {"named": "twice"}
     with pytest.raises(ValueError, match="does not travel with a request"):
-        ours.arguments_of(AWRS(twice), {})
+        ours.travelling(AWRS(twice), {})
     with pytest.raises(ValueError, match=r"constraint x='regex:\(': pattern="):
         ours.engines_constraint("x", "regex:(")
 
 
-def test_guidance_objects_become_arguments() -> None:
-    assert ours.arguments_of(AWRS(Predicate(vowels)), NAMES) == {
+def arrived(guidance: AWRS, named: dict[str, str]) -> dict[str, Any]:
+    """The short arguments that an engine makes of a guidance that was sent to it as JSON."""
+    sent = Guidance.from_dict(json.loads(json.dumps(ours.travelling(guidance, named))))
+    assert isinstance(sent, AWRS)
+    return ours.requested(sent)
+
+
+def test_guidance_objects_travel_as_json() -> None:
+    assert arrived(AWRS(Predicate(vowels)), NAMES) == {
         "awrs_constraint": "vowels",
         "awrs_estimator": "auto",
         "awrs_accepts": 2,
     }
-    assert ours.arguments_of(AWRS("regex:a+", max_rejects=9), {})["awrs_regex"] == "a+"
-    assert ours.arguments_of(AWRS("regex:a+", max_rejects=9), {})["awrs_max_rejects"] == 9
-    schema = ours.arguments_of(AWRS('json-schema:{"type": "null"}'), {})["awrs_json_schema"]
+    assert arrived(AWRS("regex:a+", max_rejects=9), {})["awrs_regex"] == "a+"
+    assert arrived(AWRS("regex:a+", max_rejects=9), {})["awrs_max_rejects"] == 9
+    assert arrived(AWRS("regex:x:y"), {})["awrs_regex"] == "x:y"
+    schema = arrived(AWRS('json-schema:{"type": "null"}'), {})["awrs_json_schema"]
     assert json.loads(schema) == {"type": "null"}
+    assert arrived(AWRS(Grammar('start: "a"\n', engine=ours.ENGINE)), {})["awrs_grammar"].startswith("start:")
     for constraint, message in (
         (AWRS("regex:a", particles=2), "single particles"),
         (AWRS("regex:a", method="mask"), "single particles"),
         (AWRS(Predicate(str.isascii)), "does not travel with a request"),
     ):
         with pytest.raises(ValueError, match=message):
-            ours.arguments_of(constraint, NAMES)
+            ours.travelling(constraint, NAMES)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        "python:os:system",
+        "json-schema:/etc/passwd",
+        "grammar:secret.lark",
+        "nonsense",
+        {"kind": "any-of", "parts": []},
+        {"kind": "regex", "pattern": "a", "engine": "llguidance"},
+        {"kind": "json-schema", "schema": {}, "lenient": True},
+        {"kind": "regex"},
+        {},
+    ],
+)
+def test_a_request_brings_no_code_and_no_path(constraint: Any) -> None:
+    with pytest.raises(ValueError, match=r"constraint=.* does not travel with a request"):
+        ours.requested(AWRS(constraint))

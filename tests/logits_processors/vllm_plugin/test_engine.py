@@ -11,7 +11,8 @@ import torch
 import textguide
 from textguide import CFG
 from textguide.logits_processors.vllm_plugin import engine
-from textguide.logits_processors.vllm_plugin.requests import Limits, Request, parse
+from textguide.logits_processors.vllm_plugin.arguments import parse
+from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 from textguide.logits_processors.vllm_plugin.reweighting import named
 from textguide.support.errors import GuidanceHadNoEffectWarning, ModelUnavailableError
 
@@ -72,7 +73,7 @@ def test_an_engine_is_asked_and_its_answers_are_results():
     for params, negative in zip(llm.params, ((110,), (109, 109)), strict=True):
         assert (params.temperature, params.max_tokens, params.stop) == (0.5, 9, ["q"])
         assert parse(SimpleNamespace(**{**vars(params), "logprobs": None}), Limits()) == Request(
-            CFG(2.0, stop=0.5), negative, effect=True
+            CFG(2.0, stop=0.5), (negative,), ((1, ""),), effect=True
         )
     assert out.texts == ["a", "ab"]
     assert out.new_tokens == [[97], [97, 98]]
@@ -89,9 +90,10 @@ def test_the_engines_classifier_may_weigh():
     classifier = named("sentiment")
     for guidance, scale in ((caif, 1.0), ([CFG(2.0), caif], 2.0)):
         textguide.generate(llm, None, "x", guidance)
-        asked = parse(SimpleNamespace(**{**vars(llm.params[0]), "logprobs": None}), Limits(classifier=classifier))
-        assert asked.guidance == CFG(scale)
-        assert asked.caif == textguide.CAIF(classifier, "positive", 2.0, top_k=20)
+        limits = Limits(classifier=classifier, classifier_name="sentiment")
+        asked = parse(SimpleNamespace(**{**vars(llm.params[0]), "logprobs": None}), limits)
+        assert asked.guidance == (None if scale == 1.0 else CFG(scale))
+        assert asked.caif == (textguide.CAIF(classifier, "positive", 2.0, top_k=20),)
         assert Request.from_dict(asked.to_dict(), classifier) == asked
     with pytest.raises(ValueError, match="another classifier"):
         textguide.generate(llm, None, "x", textguide.CAIF(textguide.classifiers.resolve("sentiment"), "positive", 2.0))
@@ -147,7 +149,6 @@ def test_models_are_found_as_load_finds_them(tmp_path, monkeypatch):
     assert engine.resolve("owner/name") == "owner/name"
     for name, part in (
         ("smollm", "did you mean 'smollm2'"),
-        ("smollm2-small", "has no folder"),
         ("/no", "check the path"),
     ):
         with pytest.raises(ModelUnavailableError, match=part):

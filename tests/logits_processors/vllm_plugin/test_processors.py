@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from textguide.guidance import CFG, Step
+from textguide.guidance import APG, CFG, NAG, AnnealedCFG, Formula, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.logits_processors.vllm_plugin.combination import Noise
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.pairs import BRANCH, MAIN
+from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
 from textguide.logits_processors.vllm_plugin.processor_v2 import SecondRunnerProcessor
 from textguide.logits_processors.vllm_plugin.requests import Draw, Request
 
-STEPS = 10_000
+STEPS = 3_000
 WORDS = 6
 PLACES = 10
 CONFIG = SimpleNamespace(instance_id="fuzz")
@@ -27,18 +27,28 @@ GUIDANCES = [
     CFG(3.0, schedule="linear"),
     CFG(0.5),
     CFG(2.0, stop=0.5),
+    CFG(2.0, renormalize=False),
+    APG(2.0, parallel=0.3),
+    NAG(4.0, schedule="linear"),
+    AnnealedCFG(2.0, start=0.5),
+    Formula("1.5*cond - 0.25*last - 0.25*P('x')"),
+    Formula("max(cond, P('x')) + P('y') - last"),
+    Formula("2*cond"),
 ]
 
 
 class FakeRequest:
     """A request as an engine holds it."""
 
-    def __init__(self, name: str, prompt: list[int], asked: Request | None, role: str | None, pair: str | None) -> None:
+    def __init__(
+        self, name: str, prompt: list[int], asked: Request | None, place: int | None, group: str | None
+    ) -> None:
         self.name, self.prompt, self.written = name, prompt, []
-        self.asked, self.role, self.pair = asked, role, pair
+        self.asked, self.place, self.group = asked, place, group
         extra = None
         if asked is not None:
-            extra = {OURS: {"pair": pair, "role": role, "measures": False, "request": asked.to_dict()}}
+            ours = {"measures": False, "request": asked.to_dict()} if place == MAIN else {}
+            extra = {OURS: {"group": group, "place": place, **ours}}
         self.params = SimpleNamespace(extra_args=extra)
 
 
@@ -70,21 +80,25 @@ class Engine:
                 repetition_penalty=self.random.choice((1.0, 1.3)),
                 presence_penalty=self.random.choice((0.0, 0.5)),
             )
-        asked = Request(self.random.choice(GUIDANCES), (1, 2), draw, horizon=self.random.choice((1, 8)))
+        guidance = self.random.choice(GUIDANCES)
+        count = len(guidance.branches)
+        prompts = tuple((1, 2, place) for place in range(count))
+        readings = tuple((place, "") for place in range(1, count + 1))
+        asked = Request(guidance, prompts, readings, draw, horizon=self.random.choice((1, 8)))
         return [
-            FakeRequest(f"{name}-{role}", prompt if role == MAIN else [1, 2], asked, role, name)
-            for role in (MAIN, BRANCH)
+            FakeRequest(f"{name}-{place}", [1, 2] if place else prompt, asked, place, name)
+            for place in range(count + 1)
         ]
 
 
-def expected(request: FakeRequest, cond: torch.Tensor, uncond: torch.Tensor | None, noises: dict[str, Noise]):
+def expected(request: FakeRequest, cond: torch.Tensor, others: list[torch.Tensor | None], noises: dict[str, Noise]):
     """The row of a main request, written out plainly."""
     asked, position = request.asked, len(request.written)
     assert asked is not None
     step = Step.at(position, asked.horizon)
     scores = cond
-    if uncond is not None and asked.guidance.active(step):
-        guided = asked.guidance.combine(log_softmax(torch.stack([cond, uncond]))[:, None], step)[0]
+    if None not in others and asked.guidance.active(step):
+        guided = asked.guidance.combine(log_softmax(torch.stack([cond, *others]))[:, None], step)[0]
         scores = guided + cond.logsumexp(-1)
     draw = asked.draw
     seen = set(request.prompt + request.written)
@@ -169,12 +183,12 @@ def test_both_processors_follow_an_engine(seed):
             row[engine.random.randrange(WORDS)] = -torch.inf if engine.random.random() < 0.3 else 0.0
         wanted = {}
         for request in engine.running:
-            if request.role == MAIN:
-                branch = logits.get(f"{request.pair}-{BRANCH}")
-                wanted[request.name] = expected(request, logits[request.name], branch, noises)
-                if branch is not None:
-                    wanted[f"{request.pair}-{BRANCH}"] = wanted[request.name]
-                guided, alone = guided + (branch is not None), alone + (branch is None)
+            if request.place == MAIN:
+                others = [f"{request.group}-{n + 1}" for n in range(len(request.asked.prompts))]
+                rows = [logits.get(name) for name in others]
+                wanted[request.name] = expected(request, logits[request.name], rows, noises)
+                wanted.update({name: wanted[request.name] for name in others if name in logits})
+                guided, alone = guided + (None not in rows), alone + (None in rows)
         out = first.apply(torch.stack([logits[request.name] for request in engine.running]))
         check(engine.running, out, logits, wanted)
 
@@ -191,13 +205,13 @@ def test_both_processors_follow_an_engine(seed):
         )
         out = second.apply(torch.stack([logits[request.name] for request in order]), context)
         check(order, out, logits, wanted)
-        for request in order:  # a half that is alone waits, as the scheduler sees to
-            partner = f"{request.pair}-{BRANCH if request.role == MAIN else MAIN}"
-            if request.role is None or partner in logits:
+        for request in order:  # a part of a group waits, as the scheduler sees to
+            names = [] if request.asked is None else range(len(request.asked.prompts) + 1)
+            if all(f"{request.group}-{place}" in logits for place in names):
                 row = wanted.get(request.name, logits[request.name])
                 request.written.append(int(row.argmax()))
-    assert guided > STEPS
-    assert alone > STEPS / 20
+    assert guided > STEPS / 2
+    assert alone > STEPS
 
 
 def same_distribution(ours, theirs):

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from textguide.guidance import CFG
+from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.channel import Listener, Sender
 from textguide.logits_processors.vllm_plugin.combination import Noise
-from textguide.logits_processors.vllm_plugin.plan import Load, share
+from textguide.logits_processors.vllm_plugin.described import Given
+from textguide.logits_processors.vllm_plugin.plan import Load, share, too_large
 from textguide.logits_processors.vllm_plugin.report import Report
-from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request, parse
+from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
 
 
 class Tokenizer:
@@ -31,6 +33,11 @@ class Tokenizer:
 LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20)
 
 
+def reads(guidance, *negative):
+    """A request whose one branch reads these tokens."""
+    return Request(guidance, (negative,), ((1, ""),))
+
+
 def params(**extra):
     return SimpleNamespace(extra_args=extra, logprobs=None)
 
@@ -40,17 +47,17 @@ def test_requests_that_are_understood():
     assert parse(SimpleNamespace(extra_args=None)) is None
     assert parse(params(other=1)) is None
     assert parse(params(guidance_scale=1.0)) is None
-    assert parse(params(guidance_scale=2)) == Request(CFG(2.0))
+    assert parse(params(guidance_scale=2), None, Given((5, 6))) == reads(CFG(2.0), 6)
     asked = parse(
         params(guidance_scale=2, negative_prompt="ab", guidance_schedule="linear", guidance_stop=0.5, other=3), LIMITS
     )
-    assert asked == Request(CFG(2.0, schedule="linear", stop=0.5), (97, 98))
-    assert parse(params(negative_prompt=[3, 4]), LIMITS) == Request(CFG(1.5), (3, 4))
-    assert parse(params(negative_prompt_token_ids=[3, 4]), LIMITS) == Request(CFG(1.5), (3, 4))
+    assert asked == reads(CFG(2.0, schedule="linear", stop=0.5), 97, 98)
+    assert parse(params(negative_prompt=[3, 4]), LIMITS) == reads(CFG(1.5), 3, 4)
+    assert parse(params(negative_prompt_token_ids=[3, 4]), LIMITS) == reads(CFG(1.5), 3, 4)
     messages = [{"role": "system", "content": "abc"}]
     for given in (messages, json.dumps(messages)):
-        assert parse(params(negative_messages=given), LIMITS) == Request(CFG(1.5), (3,))
-    assert parse(params(guidance_scale=2, guidance_effect=True)).effect
+        assert parse(params(negative_messages=given), LIMITS) == reads(CFG(1.5), 3)
+    assert parse(params(guidance_scale=2, guidance_effect=True), None, Given((5,))).effect
     assert Request.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
 
 
@@ -113,48 +120,55 @@ def test_noise_is_that_of_multinomial_and_can_be_had_again():
     assert [Noise(7).draw(probs, n) for n in (0, 3)] == [wanted[0], wanted[3]]
 
 
-def test_a_step_is_shared_so_that_halves_write_together():
+def test_a_step_is_shared_so_that_groups_write_together():
     random_ = random.Random(0)
     together = waited = 0
     for _ in range(3000):
-        loads, pairs = [], 0
+        loads = []
         for number in range(random_.randrange(1, 7)):
-            kind = random_.random()
-            left = random_.choice((1, 1, 2, 7, 40))
-            if kind < 0.3:
-                loads.append(Load(f"p{number}", left))
-            elif kind < 0.8:
-                pairs += 1
-                loads.append(Load(f"l{number}", left, f"s{number}"))
-                loads.append(Load(f"s{number}", random_.choice((1, 1, 5, 40)), f"l{number}"))
-            else:
-                loads.append(Load(f"l{number}", left, f"s{number}", random_.choice((None, 1, 9))))
+            left = [random_.choice((1, 1, 2, 7, 40)) for _ in range(random_.choice((1, 1, 2, 2, 3, 4)))]
+            names = [f"r{number}-{place}" for place in range(len(left))]
+            order = list(zip(names, left, strict=True))
+            random_.shuffle(order)
+            there = random_.randrange(1, len(order) + 1) if random_.random() < 0.4 else len(order)
+            absent = dict(order[there:])
+            loads.append(Load(dict(order[:there]), None if absent and random_.random() < 0.3 else absent))
         random_.shuffle(loads)
         budget, longest = random_.choice((1, 2, 8, 64, 500)), random_.choice((0, 0, 16))
         plan = share(loads, budget, longest)
         assert sum(plan.tokens.values()) + sum(plan.arrivals.values()) + plan.left == budget
-        assert set(plan.tokens) == {load.request for load in loads}
+        assert set(plan.tokens) == {request for load in loads for request in load.running}
         for load in loads:
-            tokens = plan.tokens[load.request]
-            assert 0 <= tokens <= load.remaining
-            assert not longest or tokens <= longest
-            if load.partner is None:
+            writes = {request: plan.tokens[request] == remaining for request, remaining in load.running.items()}
+            for request, remaining in load.running.items():
+                assert 0 <= plan.tokens[request] <= remaining
+                assert not longest or plan.tokens[request] <= longest
+            if load.is_alone:
                 continue
-            other = next((one for one in loads if one.request == load.partner), None)
-            writes = tokens == load.remaining
-            if other is not None:
-                assert writes == (plan.tokens[other.request] == other.remaining)
-            else:
-                assert writes == (load.partner in plan.arrivals)
-                assert not writes or plan.arrivals[load.partner] == load.arriving
-            together, waited = together + writes, waited + (not writes)
-        if loads and budget == 500 and not longest:
+            assert len(set(writes.values())) == 1
+            for request, unread in (load.absent or {}).items():
+                assert (request in plan.arrivals) == all(writes.values())
+                assert plan.arrivals.get(request, unread) == unread
+                assert not longest or plan.arrivals.get(request, 0) <= longest
+            assert load.absent is not None or not any(writes.values())
+            together, waited = together + all(writes.values()), waited + (not all(writes.values()))
+        wanted = sum(sum((*load.running.values(), *(load.absent or {}).values())) for load in loads)
+        if budget >= wanted and not longest:
             assert all(
-                plan.tokens[load.request] == load.remaining
+                plan.tokens[request] == remaining
                 for load in loads
-                if load.partner is None or load.arriving is not None or any(o.request == load.partner for o in loads)
+                if load.absent is not None
+                for request, remaining in load.running.items()
             )
     assert min(together, waited) > 1000
+
+
+def test_what_can_never_stand_together_is_told():
+    assert too_large((30, 30), 2, 2, 4, 16) is None
+    assert too_large((30, 30), None, None, None, 16) is None
+    assert "takes 3 places, and max_num_seqs is 2" in too_large((1, 1, 1), 2, 9, 9, 16)
+    assert "take 3 tokens a step, and max_num_batched_tokens is 2" in too_large((1, 1, 1), 3, 2, 9, 16)
+    assert "may need 80 tokens of cache, and there is room for 64" in too_large((33, 30), 2, 2, 4, 16)
 
 
 def test_what_a_worker_saw_reaches_the_scheduler():
@@ -172,10 +186,10 @@ def test_what_a_worker_saw_reaches_the_scheduler():
 
 
 def test_branches_rest_where_guidance_changes_nothing():
-    report = Report(Request(CFG(2.0, skip_threshold=0.01), None, Draw(), horizon=200), [1])
+    report = Report(Request(CFG(2.0, skip_threshold=0.01), ((1,),), ((1, ""),), Draw(), horizon=200))
     guided = []
     for position in range(200):
-        wants = report.wants_branch(position)
+        wants = report.wants_branches(position)
         guided.append(wants)
         kl = 0.5 if 60 <= position < 80 else 0.001
         report.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
@@ -184,15 +198,15 @@ def test_branches_rest_where_guidance_changes_nothing():
     assert sum(guided[80:]) < 60
     assert report.summary()["guided_steps"] == sum(guided)
     assert report.summary()["skipped_steps"] == 200 - sum(guided)
-    never = Report(Request(CFG(2.0), None, Draw(), horizon=200), [1])
+    never = Report(Request(CFG(2.0), ((1,),), ((1, ""),), Draw(), horizon=200))
     for position in range(200):
-        assert never.wants_branch(position)
+        assert never.wants_branches(position)
         never.observe(position, True, {"kl": 0.0, "changed": False})
 
 
 def test_branches_rest_outside_of_their_window():
-    report = Report(Request(CFG(2.0, start=0.25, stop=0.5), None, Draw(), horizon=101), [1])
-    assert [n for n in range(101) if report.wants_branch(n)] == list(range(25, 51))
+    report = Report(Request(CFG(2.0, start=0.25, stop=0.5), ((1,),), ((1, ""),), Draw(), horizon=101))
+    assert [n for n in range(101) if report.wants_branches(n)] == list(range(25, 51))
     assert not report.idles(24)
     assert report.idles(51)
     assert report.idles(10)

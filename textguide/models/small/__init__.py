@@ -7,13 +7,15 @@ the bundled model. Trained by ``scripts/train/small_lms.py``; what they learned 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...support.errors import ModelUnavailableError
-from .. import bundled
+from .. import bundled, conversion
 
 HOME = Path(__file__).parent / "weights"
 NAMES = {
@@ -69,6 +71,33 @@ def load(name: str, *, device: str | None = None, dtype: Any = None, home: Path 
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     return model.to(device=device, dtype=dtype or torch.float32).eval()
+
+
+def folder(name: str) -> Path:
+    """The model called ``name`` as transformers saves it, for engines that read files; written once, into the cache.
+
+    Raises:
+        ModelUnavailableError: as for :func:`load`.
+        ValueError: nothing has that name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"name={name!r} is no small model; use one of {', '.join(NAMES)}")
+    content = b"".join((HOME / file).read_bytes() for file in (f"{NAMES[name]}.safetensors", "sizes.json"))
+    target = conversion.cache_root() / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    if not target.is_dir():
+        from transformers import AutoTokenizer
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
+            whole = Path(unfinished) / "model"
+            load(name).save_pretrained(whole)
+            AutoTokenizer.from_pretrained(bundled.folder()).save_pretrained(whole)
+            try:
+                whole.rename(target)
+            except OSError:  # another process was faster
+                if not target.is_dir():
+                    raise
+    return target
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 import random
 
-from textguide.logits_processors.vllm_plugin.pairs import BRANCH, MAIN, Indices, Member, Pairs, Rows
+from textguide.logits_processors.vllm_plugin.groups import MAIN, Groups, Indices, Member, Rows
 
 STEPS = 10_000
 
@@ -25,19 +25,25 @@ class Engine:
         self.born += 1
         if self.random.random() < 0.4:
             return [f"plain-{number}"]
-        names = [f"{number}-main", f"{number}-branch"]
-        for name, role in zip(names, (MAIN, BRANCH), strict=True):
-            self.members[name] = Member(str(number), role, number)
+        names = [f"{number}-{place}" for place in range(self.random.choice((1, 2, 2, 3, 4)))]
+        for place, name in enumerate(names):
+            self.members[name] = Member(str(number), place, len(names))
         return names
 
-    def expected(self) -> list[tuple[int, int | None, str]]:
-        rows = {request: row for row, request in self.batch.items()}
+    def expected(self, where: dict[str, int] | None = None) -> list[tuple[int, tuple[int, ...], str]]:
+        rows = {request: row for row, request in self.batch.items()} if where is None else where
         found = []
-        for row, request in sorted(self.batch.items()):
+        for request, row in sorted(rows.items(), key=lambda one: one[1]):
             member = self.members.get(request)
-            if member is not None and member.role == MAIN:
-                found.append((row, rows.get(f"{member.pair}-branch"), member.pair))
+            if member is not None and member.place == MAIN:
+                names = [f"{member.group}-{place}" for place in range(1, member.payload)]
+                found.append((row, tuple(rows[name] for name in names if name in rows), member.group))
         return found
+
+    def counts(self, expected: list[tuple[int, tuple[int, ...], str]]) -> tuple[int, int]:
+        """Groups that are whole, and others."""
+        whole = sum(len(branches) + 1 == self.members[f"{group}-0"].payload for _, branches, group in expected)
+        return whole, len(expected) - whole
 
     def leave(self, request: str, preempted: bool) -> int:
         row = next(row for row, name in self.batch.items() if name == request)
@@ -49,13 +55,13 @@ class Engine:
         return row
 
 
-def seen(pairs):
-    return [(row, branch, member.pair) for row, branch, member in pairs]
+def seen(groups):
+    return [(row, branches, member.group) for row, branches, member in groups]
 
 
 def test_rows_follow_what_the_first_runner_reports():
     engine, rows = Engine(random.Random(0), 12), Rows()
-    both = alone = 0
+    whole = parted = 0
     for _ in range(STEPS):
         removed, added, moved = [], [], []
         for request in list(engine.batch.values()):
@@ -91,17 +97,17 @@ def test_rows_follow_what_the_first_runner_reports():
             rows.add(row, member)
         for source, target, swap in moved:
             rows.move(source, target, swap)
-        assert seen(rows.pairs()) == engine.expected()
+        assert seen(rows.groups()) == engine.expected()
         assert len(rows.members) == sum(request in engine.members for request in engine.batch.values())
-        both += sum(branch is not None for _, branch, _ in engine.expected())
-        alone += sum(branch is None for _, branch, _ in engine.expected())
-    assert both > STEPS
-    assert alone > STEPS / 10
+        counted = engine.counts(engine.expected())
+        whole, parted = whole + counted[0], parted + counted[1]
+    assert whole > STEPS
+    assert parted > STEPS / 10
 
 
 def test_indices_forget_whoever_had_them_before():
     engine, indices = Engine(random.Random(1), 12), Indices()
-    both = 0
+    whole = 0
     for _ in range(STEPS):
         for request in list(engine.batch.values()):
             chance = engine.random.random()
@@ -121,39 +127,34 @@ def test_indices_forget_whoever_had_them_before():
         order = [index for index in engine.batch if engine.random.random() < 0.9]  # some are not scheduled
         engine.random.shuffle(order)
         where = {engine.batch[index]: row for row, index in enumerate(order)}
-        expected = []
-        for row, index in enumerate(order):
-            member = engine.members.get(engine.batch[index])
-            if member is not None and member.role == MAIN:
-                expected.append((row, where.get(f"{member.pair}-branch"), member.pair))
-        assert seen(indices.pairs(order)) == expected
-        both += sum(branch is not None for _, branch, _ in expected)
-    assert both > STEPS
+        expected = engine.expected(where)
+        assert seen(indices.groups(order)) == expected
+        whole += engine.counts(expected)[0]
+    assert whole > STEPS
 
 
-def test_pairs_follow_a_dictionary():
+def test_groups_follow_a_dictionary():
     random_ = random.Random(2)
-    pairs, model = Pairs(), {}  # main request → branch request
+    groups, model = Groups(), {}  # main request → branch requests
     for number in range(STEPS):
         chance = random_.random()
         if chance < 0.3 or not model:
-            pairs.add(f"r{number}", state=number)
-            model[f"r{number}"] = None
+            groups.add(f"r{number}", state=number)
+            model[f"r{number}"] = ()
         else:
             main = random_.choice(sorted(model))
-            pair = pairs.of(main)
+            group = groups.of(main)
             if chance < 0.55:
-                assert pairs.drop(pair) == model.pop(main)
-            elif model[main] is None:
-                model[main] = pairs.spawn(pair)
+                assert groups.drop(group) == model.pop(main)
+            elif not model[main]:
+                model[main] = groups.spawn(group, random_.choice((1, 2, 3)))
             else:
-                assert pairs.dismiss(pair) == model[main]
-                model[main] = None
-        assert {pair.main: pair.branch for pair in pairs} == model
-        branches = {branch: main for main, branch in model.items() if branch}
-        assert set(pairs.by_branch) == set(branches)
+                assert groups.dismiss(group) == model[main]
+                model[main] = ()
+        assert {group.main: group.branches for group in groups} == model
+        branches = {branch: main for main, several in model.items() for branch in several}
+        assert set(groups.by_branch) == set(branches)
         for branch, main in branches.items():
-            assert pairs.is_branch(branch)
-            assert pairs.of(branch).partner(branch) == main
-            assert pairs.of(main).partner(main) == branch
-    assert len({pair.branch for pair in pairs if pair.branch}) == len(branches)
+            assert groups.is_branch(branch)
+            assert groups.of(branch) is groups.of(main)
+            assert groups.of(branch).members == (main, *model[main])

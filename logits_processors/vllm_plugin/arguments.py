@@ -1,0 +1,320 @@
+"""From what a client writes (``extra_args``, ``vllm_xargs`` over HTTP) to a checked request.
+
+Everything wrong raises a ``ValueError`` that names the argument, its value and the remedy; vLLM answers it with
+HTTP 400. Knows no vLLM: it reads attributes of the sampling parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from textguide.engine import branch_inputs
+from textguide.guidance import AWRS, CAIF, CFG, BranchGuidance, FeynmanKac
+from textguide.guidance.base import SELF
+from textguide.guidance.prompts import as_prompt
+
+from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, asked, requested
+from .described import BRANCH_IDS, GUIDANCE, Given, branches_of, described
+from .plan import too_large
+from .requests import Limits, Request
+
+# What a client writes → the field of CFG.
+ARGUMENTS = {
+    "guidance_scale": "scale",
+    "guidance_schedule": "schedule",
+    "guidance_min_scale": "min_scale",
+    "guidance_max_scale": "max_scale",
+    "guidance_start": "start",
+    "guidance_stop": "stop",
+    "guidance_skip_threshold": "skip_threshold",
+}
+CAIF_ARGUMENTS = {
+    "caif_target": "target",
+    "caif_weight": "weight",
+    "caif_top_k": "top_k",
+    "caif_entropy_threshold": "entropy_threshold",
+    "caif_every": "every",
+    "caif_include_prompt": "include_prompt",
+    "caif_schedule": "schedule",
+    "caif_start": "start",
+    "caif_stop": "stop",
+}
+PROMPTS = ("negative_prompt", "negative_prompt_token_ids", "negative_messages")
+EFFECT = "guidance_effect"
+PREFIXES = ("guidance", "negative", "caif", "awrs")
+
+
+def asks(extra: Mapping[str, Any] | None) -> bool:
+    """Whether any of our arguments is given."""
+    return any(str(key).startswith(PREFIXES) for key in extra or ())
+
+
+def parse(params: Any, limits: Limits | None = None, given: Given | None = None) -> Request | None:
+    """What sampling parameters ask for, but for how tokens are drawn; None where they ask for no guidance.
+
+    Args:
+        params: vLLM's ``SamplingParams``.
+        limits: of the engine.
+        given: the prompt.
+
+    Raises:
+        ValueError: an argument is unknown, has a value that cannot work, or cannot be combined with another.
+    """
+    extra = params.extra_args or {}
+    if not asks(extra):
+        return None
+    limits, given = limits or Limits(), given or Given()
+    short = [*ARGUMENTS, *PROMPTS, *CAIF_ARGUMENTS, *CONSTRAINT_ARGUMENTS, *AWRS_ARGUMENTS]
+    known = [GUIDANCE, BRANCH_IDS, EFFECT, *short]
+    for key in extra:
+        if str(key).startswith(PREFIXES) and key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"{key!r} is no argument of guidance; use {close[0] if close else ', '.join(known)}")
+    effect = extra.get(EFFECT, False)
+    if effect not in (0, 1):
+        raise ValueError(f"{EFFECT}={_brief(effect)} must be true or false")
+    if extra.get(GUIDANCE) is not None:
+        both = next((name for name in short if extra.get(name) is not None), None)
+        if both is not None:
+            raise ValueError(f"{GUIDANCE} and {both} exclude each other; put what {both} says into {GUIDANCE}")
+        request = _described(params, extra, limits, given)
+    elif extra.get(BRANCH_IDS) is not None:
+        raise ValueError(f"{BRANCH_IDS} needs {GUIDANCE}, whose branches read them")
+    else:
+        request = _spelled(params, extra, limits, given)
+    _check_combinations(params)
+    if request.guidance is None and not request.caif and request.awrs is None:
+        return None
+    _check_size(params, request, limits, given)
+    return dataclasses.replace(request, effect=bool(effect))
+
+
+def _described(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given) -> Request:
+    """What the argument ``guidance`` asks for."""
+    parts = described(extra[GUIDANCE], limits.models)
+    prompts, readings = branches_of(parts.branching, given, limits.tokenizer, extra.get(BRANCH_IDS))
+    for prompt in prompts:
+        _check_ids("a branch of guidance", prompt, limits)
+    awrs: AWRS | None = None
+    branching, answers = parts.branching, 0
+    try:
+        if isinstance(parts.constraint, FeynmanKac):
+            branching, answers = _weighed(params, parts.constraint, branching), int(getattr(params, "n", 1) or 1)
+        caif = tuple(_engines(one, limits) for one in parts.reweighting)
+        if isinstance(parts.constraint, AWRS):
+            awrs = _awrs(params, requested(parts.constraint), limits)
+    except ValueError as error:
+        message = re.sub(r"awrs_(regex|json_schema|grammar|constraint)", "constraint", str(error))
+        raise ValueError(f"{GUIDANCE}: {message.replace('awrs_', '')}") from None
+    return Request(branching, prompts, readings, caif=caif, awrs=awrs, answers=answers)
+
+
+def _weighed(params: Any, weighing: FeynmanKac, branching: BranchGuidance | None) -> BranchGuidance:
+    """``branching`` with its scores left un-normalised, whose normalisers weigh a text."""
+    if branching is None:
+        raise ValueError("feynman-kac weighs texts by what normalising a guidance divides by; give one beside it")
+    if weighing.constraint is not None:
+        raise ValueError(f"constraint={_brief(weighing.constraint)} does not travel with feynman-kac; use awrs")
+    if branching.skip_threshold is not None:
+        raise ValueError("skip_threshold leaves out what feynman-kac weighs texts by; leave it out")
+    _check_fields(params, "feynman-kac", _WEIGHTS_EXCLUDE)
+    return weighing.product(branching)
+
+
+_WEIGHTS_EXCLUDE: tuple[tuple[str, Any, str], ...] = (
+    ("stop", None, "a text that it ends comes back without its weight; leave it out"),
+    ("structured_outputs", None, "the weights are not those of texts that it allows; leave one of them out"),
+    ("repetition_detection", None, "a text that it ends is no text of the product; leave it out"),
+)
+
+
+def _check_fields(params: Any, name: str, excluded: Sequence[tuple[str, Any, str]]) -> None:
+    """Refuse sampling parameters that do not work with the argument ``name``, whose tokens are drawn."""
+    for field, allowed, reason in excluded:
+        value = getattr(params, field, allowed)
+        if value != allowed and value:
+            raise ValueError(f"{field}={_brief(value)} does not work with {name}: {reason}")
+    if not getattr(params, "temperature", 1.0):
+        raise ValueError(f"temperature=0 does not work with {name}: its tokens are drawn; give one above 0")
+
+
+def _engines(caif: Any, limits: Limits) -> CAIF:
+    """``caif`` with the engine's classifier, which it has to name."""
+    if limits.classifier is None or caif.classifier != limits.classifier_name:
+        has = "no classifier" if limits.classifier is None else f"the classifier {limits.classifier_name!r} alone"
+        raise ValueError(
+            f"classifier={_brief(caif.classifier)}: this engine has {has}; classifiers are named when it starts, such "
+            "as textguide serve MODEL --classifier sentiment"
+        )
+    _check_target("target", caif.target, limits)
+    return dataclasses.replace(caif, classifier=limits.classifier)
+
+
+def _spelled(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given) -> Request:
+    """What the short arguments ask for."""
+    asked_for = {name: extra[name] for name in ARGUMENTS if name in extra}
+    if not asked_for and not any(extra.get(name) is not None for name in PROMPTS):
+        asked_for = {"guidance_scale": 1.0}  # a classifier or a constraint alone
+    try:
+        cfg = CFG(**{ARGUMENTS[name]: value for name, value in asked_for.items()})
+    except ValueError as error:
+        raise ValueError(_in_the_clients_words(str(error), ARGUMENTS)) from None
+    negative = _negative(extra, limits)
+    caif = _caif(extra, limits)
+    awrs = _awrs(params, extra, limits)
+    weighing = () if caif is None else (caif,)
+    if cfg.is_neutral:
+        return Request(caif=weighing, awrs=awrs)
+    prompt = given.ids[-1:] if negative is None else negative
+    return Request(cfg, (prompt,), ((1, SELF),), caif=weighing, awrs=awrs)
+
+
+def _check_size(params: Any, request: Request, limits: Limits, given: Given) -> None:
+    """Refuse a group of requests that could never stand in the engine together."""
+    if not request.prompts:
+        return
+    new, longest = getattr(params, "max_tokens", None), limits.longest
+    lengths = [len(prompt) + (new or longest or 0) for prompt in (given.ids, *request.prompts)]
+    if longest is not None:
+        lengths = [min(length, longest) for length in lengths]
+    reason = too_large(lengths, limits.places, limits.budget, limits.blocks, limits.block_size)
+    if reason is not None:
+        raise ValueError(f"guidance {getattr(request.guidance, 'name', '')!r} does not fit this engine: {reason}")
+
+
+def _in_the_clients_words(message: str, arguments: Mapping[str, str]) -> str:
+    """A field by the name under which the client gave it."""
+    for name, field in arguments.items():
+        message = re.sub(rf"(?<!\w){field}=", f"{name}=", message)
+    return message
+
+
+def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
+    given = {field: extra[name] for name, field in CAIF_ARGUMENTS.items() if name in extra}
+    if not given:
+        return None
+    if limits.classifier is None:
+        first = next(name for name in CAIF_ARGUMENTS if name in extra)
+        raise ValueError(
+            f"{first}={_brief(extra[first])}: this engine has no classifier; start it with one, such as "
+            "textguide serve MODEL --classifier sentiment"
+        )
+    if "target" not in given:
+        raise ValueError("caif_target is missing; name the class to steer towards")
+    try:
+        caif = CAIF(classifier=limits.classifier, **given)
+    except ValueError as error:
+        raise ValueError(_in_the_clients_words(str(error), CAIF_ARGUMENTS)) from None
+    _check_target("caif_target", caif.target, limits)
+    return None if caif.is_neutral else caif
+
+
+def _check_target(name: str, target: str | int, limits: Limits) -> None:
+    if hasattr(limits.classifier, "index"):
+        try:
+            limits.classifier.index(target)
+        except ValueError as error:
+            raise ValueError(f"{name}={_brief(target)}: {error}") from None
+
+
+def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> AWRS | None:
+    awrs = asked(extra, {} if limits.constraints is None else limits.constraints.named)
+    if awrs is None:
+        return None
+    name = next(name for name in CONSTRAINT_ARGUMENTS if extra.get(name) is not None)
+    _check_fields(params, name, _CONSTRAINT_EXCLUDES)
+    if limits.constraints is None:
+        raise ValueError(f"{name}={_brief(extra[name])} needs the engine's tokenizer, and this engine has none")
+    try:
+        limits.constraints.start(awrs, _ends(params, limits.tokenizer))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return awrs
+
+
+_CONSTRAINT_EXCLUDES: tuple[tuple[str, Any, str], ...] = (
+    ("n", 1, "an answer has room for one log-weight; send that many requests"),
+    ("stop", None, "a text ends where its constraint says; leave it out"),
+    ("ignore_eos", False, "a text ends with an end token; leave it out"),
+    ("min_tokens", 0, "the constraint says how long texts are; leave it out"),
+    ("structured_outputs", None, "the two would have to agree on every token; leave one of them out"),
+    ("repetition_detection", None, "a text ends where its constraint says; leave it out"),
+)
+
+
+def _ends(params: Any, tokenizer: Any) -> set[int]:
+    end = getattr(tokenizer, "eos_token_id", None)
+    return {*(getattr(params, "stop_token_ids", None) or ()), *(() if end is None else (end,))}
+
+
+def _negative(extra: Mapping[str, Any], limits: Limits) -> tuple[int, ...] | None:
+    given = [name for name in PROMPTS if extra.get(name) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+    name, value = given[0], extra[given[0]]
+    if name == "negative_messages":
+        value = _messages(value)
+    prompt = as_prompt(value)
+    kinds = {"negative_prompt": str, "negative_prompt_token_ids": tuple, "negative_messages": tuple}
+    if prompt is None or not isinstance(prompt, (str, tuple) if name == "negative_prompt" else kinds[name]):
+        wanted = {"negative_prompt": "a text", "negative_prompt_token_ids": "a list of token ids"}
+        raise ValueError(f"{name}={_brief(value)} must be {wanted.get(name, 'a list of chat messages')}")
+    ids = branch_inputs.encode(prompt, limits.tokenizer, name)
+    _check_ids(name, ids, limits)
+    return tuple(ids)
+
+
+def _check_ids(name: str, ids: Sequence[int], limits: Limits) -> None:
+    """Refuse token ids that the engine cannot read."""
+    if limits.vocabulary is not None:
+        for token in ids:
+            if not 0 <= token < limits.vocabulary:
+                raise ValueError(f"{name} has token id {token}; the vocabulary has {limits.vocabulary} tokens")
+    if limits.longest is not None and len(ids) >= limits.longest:
+        raise ValueError(f"{name} has {len(ids)} tokens, and the engine has room for {limits.longest - 1}; shorten it")
+
+
+def _messages(value: Any) -> Any:
+    """Chat messages, which HTTP carries as JSON text (``vllm_xargs`` holds no objects)."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"negative_messages={_brief(value)} is no JSON ({error})") from None
+    well_formed = isinstance(value, (list, tuple)) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+    if not value or not well_formed:
+        raise ValueError(
+            f"negative_messages={_brief(value)} must be a list of messages with a role and a content, as JSON text"
+        )
+    return value
+
+
+def _check_combinations(params: Any) -> None:
+    """Refuse what would give something else than the guided distribution."""
+    for name, reason in (
+        ("prompt_logprobs", "they are those of the prompt without guidance"),
+        ("logprob_token_ids", "they are those of the distribution without guidance; use logprobs"),
+        ("thinking_token_budget", "it forces tokens after guidance"),
+        ("trace_decode_token_ids", "it forces tokens"),
+    ):
+        if getattr(params, name, None) is not None:
+            raise ValueError(f"{name}={_brief(getattr(params, name))} does not work with guidance: {reason}")
+    if (getattr(params, "logprobs", None) or 0) < 0:
+        raise ValueError(f"logprobs={params.logprobs} does not work with guidance; give a number of 0 or more")
+    if getattr(params, "watermarking", None):
+        raise ValueError("watermarking=True does not work with guidance; it changes the distribution after guidance")
+
+
+def _brief(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
