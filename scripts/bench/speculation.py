@@ -1,4 +1,4 @@
-"""Plain ``generate`` against guided decoding with and without speculation, at batch 1, on three kinds of text.
+"""Plain ``generate`` against guided decoding with and without speculation, at batch 1, on four kinds of text.
 
 Alternates the contestants within every repetition; medians; ratios against plain within each repetition and prompt, in
 wall time and in processor time (all threads), which a busy machine disturbs less.
@@ -27,6 +27,21 @@ from timing import machine, seconds
 import textguide
 from textguide import CFG, Speculation
 
+PASSAGE = (
+    "The lighthouse keeper wrote in his diary that the storm had broken three windows on the north side, that the "
+    "supply boat would not come before Thursday, and that the lamp needed oil."
+)
+CODE = """def area(shape):
+    if shape.kind == "circle":
+        return 3.14159 * shape.radius * shape.radius
+    if shape.kind == "square":
+        return shape.side * shape.side
+    raise ValueError(shape.kind)
+"""
+FACTS = (
+    "Anna Berg, born 1961 in Oslo, teacher.\nPaul Weiss, born 1974 in Graz, baker.\n"
+    "Maria Silva, born 1983 in Porto, nurse.\n"
+)
 PROMPTS = {
     "free text": [
         "The dragon flew over Paris, France, and",
@@ -37,6 +52,11 @@ PROMPTS = {
         'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
         "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
         "import csv\n\ndef read_rows(path):\n    with open(path) as file:\n",
+    ],
+    "copies and edits": [
+        f"Text:\n{PASSAGE}\n\nThe same text, copied:\n{PASSAGE}\n\nThe same text, copied once more:\n",
+        f"# before\n{CODE}\n# after: constants named\n{CODE.replace('3.14159', 'PI')}\n# after: with a docstring\n",
+        f"{FACTS}\nNames and towns:\nAnna Berg, Oslo\nPaul Weiss, Graz\nMaria Silva, Porto\n\nAll records again:\n",
     ],
     "repetitive": [
         "Q: What is 2+2? A: 4\nQ: What is 3+3? A: 6\nQ: What is 4+4? A: 8\nQ:",
@@ -60,6 +80,8 @@ def main() -> None:
     parser.add_argument("--drafts", nargs="+", default=["prompt-lookup", "recycling"], help="of Speculation")
     parser.add_argument("--tokens", type=int, default=Speculation().tokens)
     parser.add_argument("--least", type=float, default=Speculation().least)
+    parser.add_argument("--worth", type=float, default=Speculation().worth)
+    parser.add_argument("--kinds", nargs="+", default=list(PROMPTS), choices=list(PROMPTS), help="of text")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -68,7 +90,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = textguide.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     results = [
-        measure(model, tokenizer, kind, texts[: arguments.prompts], arguments) for kind, texts in PROMPTS.items()
+        measure(model, tokenizer, kind, PROMPTS[kind][: arguments.prompts], arguments) for kind in arguments.kinds
     ]
     show(results)
     if arguments.json:
@@ -91,7 +113,9 @@ def measure(model: Any, tokenizer: Any, kind: str, prompts: list[str], arguments
         )  # fmt: skip
 
     def ours(name: str, guidance: Any, draft: str | None) -> Callable[[str], None]:
-        speculation = draft and Speculation(draft, tokens=arguments.tokens, least=arguments.least)
+        speculation = draft and Speculation(
+            draft, tokens=arguments.tokens, least=arguments.least, worth=arguments.worth
+        )
 
         def call(prompt: str) -> None:
             outputs[name, prompt] = textguide.generate(
@@ -107,7 +131,7 @@ def measure(model: Any, tokenizer: Any, kind: str, prompts: list[str], arguments
         contestants[f"guided, {draft}"] = ours(f"guided, {draft}", guidance, draft)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     busy: dict[str, list[float]] = {name: [] for name in contestants}
-    if kind == next(iter(PROMPTS)):  # the first calls of a process are slow
+    if kind == arguments.kinds[0]:  # the first calls of a process are slow
         for call in contestants.values():
             call(prompts[0])
     for _ in track(range(arguments.repeats), description=kind, transient=True):

@@ -78,6 +78,25 @@ def test_kinds_that_fail_are_left_out_for_a_while() -> None:
     assert record.rate > 0.95
 
 
+def test_guesses_that_would_not_pay_for_the_wider_pass_are_left_out() -> None:
+    tokens = [1, 2, 3, 4, 5, 1]
+
+    def drafted(worth: float, right: int) -> int:
+        drafter = Drafter(Speculation("prompt-lookup", tokens=4, ngram=1, worth=worth))
+        first = drafter.draft(0, tokens, 9)
+        assert len(first) == 4
+        for number in range(20):  # so many in twenty of the first guesses are right
+            drafter.judge(first[:1], int(number % 20 < right))
+        return len(drafter.draft(0, tokens, 9))
+
+    assert drafted(0.0, 10) == 2  # 0.5 and 0.25: each is likely enough, and 0.75 are expected to be right
+    assert drafted(0.9, 10) == drafted(0.8, 10) == 0
+    assert drafted(0.7, 10) == 2
+    assert drafted(0.9, 14) == 3
+    alone = Drafter(Speculation("prompt-lookup", tokens=1, worth=0.9))
+    assert len(alone.draft(0, tokens, 9)) == 1
+
+
 def test_both_recycles_where_nothing_is_found() -> None:
     drafter = Drafter(Speculation("both"))
     drafter.observe(0, [4, 5], [], [6])
@@ -98,7 +117,9 @@ def test_bad_values_name_the_remedy(value: object, message: str) -> None:
         as_speculation(value)
 
 
-@pytest.mark.parametrize("options", [{"tokens": 0}, {"ngram": True}, {"least": 1.5}, {"least": float("nan")}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"tokens": 0}, {"ngram": True}, {"least": 1.5}, {"least": float("nan")}, {"worth": -1}], ids=str
+)
 def test_bad_fields(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Speculation(**options)  # type: ignore[arg-type]

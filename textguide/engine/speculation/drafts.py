@@ -169,10 +169,15 @@ class Drafter:
             self._records.setdefault(kind, Record()).add(number < right)
 
     def _pays(self, guesses: Sequence[Guess]) -> int:
-        """How many of the guesses are likely enough."""
-        chance = 1.0
-        for number, (_, kind) in enumerate(guesses):
+        """How many of the guesses are likely enough; none where too few would be right to pay for the wider pass."""
+        chance, expected, number = 1.0, 0.0, 0
+        for _, kind in guesses:
             chance *= self._records.setdefault(kind, Record()).rate
             if chance < self.speculation.least:
-                return number
-        return len(guesses)
+                break
+            expected += chance
+            number += 1
+        worth = (
+            self.speculation.worth if len(guesses) > 1 else self.speculation.worth / 2
+        )  # one costs less than several
+        return number if expected >= worth else 0

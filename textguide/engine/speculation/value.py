@@ -31,6 +31,8 @@ class Speculation:
         ngram: longest run of tokens that is looked up.
         least: a guess is read while the chance that it and all before it are right, estimated from the guesses of its
             kind so far, is this much or more. About the price of one more token in a pass, in passes.
+        worth: guesses are read where this many of them are expected to be right, or more. About the price of a pass
+            with guesses beyond one without, in passes; 0 where rows of a pass cost nothing, as on a GPU.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
@@ -40,6 +42,7 @@ class Speculation:
     tokens: int = 8
     ngram: int = 3
     least: float = 0.25
+    worth: float = 0.9
 
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:
@@ -51,6 +54,9 @@ class Speculation:
         object.__setattr__(self, "least", finite("least", self.least))
         if not 0.0 <= self.least <= 1.0:
             raise ValueError(f"least={self.least} must lie in [0, 1], a probability")
+        object.__setattr__(self, "worth", finite("worth", self.worth))
+        if self.worth < 0.0:
+            raise ValueError(f"worth={self.worth} must be 0 or more, a number of guesses")
 
 
 def as_speculation(value: Any) -> Speculation | None:
