@@ -42,6 +42,7 @@ FACTS = (
     "Anna Berg, born 1961 in Oslo, teacher.\nPaul Weiss, born 1974 in Graz, baker.\n"
     "Maria Silva, born 1983 in Porto, nurse.\n"
 )
+NAMES = "Anna Berg, Oslo\nPaul Weiss, Graz\nMaria Silva, Porto\n"
 PROMPTS = {
     "free text": [
         "The dragon flew over Paris, France, and",
@@ -56,7 +57,7 @@ PROMPTS = {
     "copies and edits": [
         f"Text:\n{PASSAGE}\n\nThe same text, copied:\n{PASSAGE}\n\nThe same text, copied once more:\n",
         f"# before\n{CODE}\n# after: constants named\n{CODE.replace('3.14159', 'PI')}\n# after: with a docstring\n",
-        f"{FACTS}\nNames and towns:\nAnna Berg, Oslo\nPaul Weiss, Graz\nMaria Silva, Porto\n\nAll records again:\n",
+        f"{FACTS}\nAs a list of names and towns:\n{NAMES}\nAll records again:\n",
     ],
     "repetitive": [
         "Q: What is 2+2? A: 4\nQ: What is 3+3? A: 6\nQ: What is 4+4? A: 8\nQ:",
