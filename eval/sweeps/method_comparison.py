@@ -83,6 +83,7 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
 """What is tried of each method, chosen before anything was measured."""
 
 ELSEWHERE = {
+    "value": "follows a head that its user trains: methods/value.md",
     "gradient-free-classifier": "moves away from prompts that ask for other classes, which tasks do not have",
     "context-aware": "follows a document that its user names",
     "corrsynth": "looks at texts that are written together, and scores none",

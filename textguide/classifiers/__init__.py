@@ -12,6 +12,7 @@ from .resolving import RESOLVERS, load, resolve
 from .rewards import FunctionReward, RewardModel, RewardScorer, resolve_reward
 from .sequence import SequenceClassifier, load_sequence
 from .training import Examples, Report, evaluate, read_examples, train_causal, train_embedding, train_linear
+from .value_head import ValueHead, load_value
 from .zero_shot import ZeroShotClassifier
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "RewardScorer",
     "Scorer",
     "SequenceClassifier",
+    "ValueHead",
     "ZeroShotClassifier",
     "checked",
     "evaluate",
@@ -45,6 +47,7 @@ __all__ = [
     "load_encoder",
     "load_linear",
     "load_sequence",
+    "load_value",
     "profanity",
     "read_examples",
     "resolve",

@@ -6,6 +6,7 @@ prefix and itself, at the same position. So a step costs one forward pass of one
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,23 +16,122 @@ from torch import Tensor
 
 from ..forward import caches, prefill
 from . import heads
-from .base import CausalClassifier, CausalState, batches, checked, label_names
+from .base import CausalClassifier, CausalScorer, CausalState, batches, checked, label_names
 
 
-class CausalSequenceClassifier(CausalClassifier):
-    """A decoder with a linear head on the hidden state of the newest token.
+class CausalReader(CausalScorer):
+    """A decoder with a linear head on the hidden state of the newest token, whatever the head's outputs mean.
 
     Args:
         backbone: a transformers decoder without its language-model head; it returns ``last_hidden_state``.
-        head: from hidden states (…, H) to logits (…, K).
+        head: from hidden states (…, H) to outputs (…, K).
         tokenizer: the tokenizer of the backbone, which must be the language model's too.
-        labels: class names.
-        activation: ``"softmax"`` or ``"sigmoid"``.
-        batch_size: texts read at once by :meth:`log_prob`.
+        labels: what the numbers are about.
+        batch_size: texts read at once by :meth:`values`.
         name: for errors and reports.
         source: what identifies the weights, for :meth:`to_dict`.
         share: read a row's candidates behind one cache. None: where the architecture can, which is tried out once.
             False: copy the cache for each candidate.
+
+    Raises:
+        ValueError: the architecture keeps a recurrent state.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        head: Any,
+        tokenizer: Any,
+        labels: Sequence[str],
+        *,
+        batch_size: int = 32,
+        name: str | None = None,
+        source: dict[str, Any] | None = None,
+        share: bool | None = None,
+    ) -> None:
+        self.name = name or type(backbone).__name__
+        self.labels = tuple(labels)
+        if backbone.config.is_encoder_decoder or caches.has_recurrent_state(backbone):
+            raise ValueError(
+                f"{self.what} {self.name}: {type(backbone).__name__} is no decoder with attention alone, so candidates "
+                "cannot share its prefix; use SequenceClassifier, which reads every text whole"
+            )
+        self.backbone, self.head, self.tokenizer = backbone.eval(), head, tokenizer
+        self.batch_size = batch_size
+        self.source = source or {
+            "model": str(getattr(backbone, "name_or_path", "")),
+            "weights": heads.digest(*getattr(head, "parameters", tuple)()),
+        }
+        self.is_sliding = not _crops(caches.new_cache(backbone))
+        self.share = False if self.is_sliding or not caches.accepts(backbone, "position_ids") else share
+        self.limit = getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
+
+    @abstractmethod
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Numbers (…, C) from hidden states (…, H)."""
+
+    @abstractmethod
+    def checked(self, values: Tensor, n: int) -> Tensor:
+        """Numbers (n, C) of ``n`` texts as float32 on the CPU.
+
+        Raises:
+            ValueError: they cannot be what they stand for.
+        """
+
+    def values(self, texts: Sequence[str]) -> Tensor:
+        """Numbers (N, C) of ``texts``, each tokenised and read whole."""
+        return self.values_ids([self.tokenizer(text).input_ids for text in texts])
+
+    @torch.inference_mode()
+    def values_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Numbers (N, C) of texts given as token ids."""
+        values = torch.empty(len(ids), len(self.labels))
+        rows = [self.kept(row) for row in ids]
+        for places in batches([len(row) for row in rows], self.batch_size):
+            values[torch.tensor(places)] = self.outputs(self.hidden([rows[place] for place in places])).cpu()
+        return self.checked(values, len(ids))
+
+    def start(self, ids: Sequence[Sequence[int]]) -> CausalRows:
+        """A state for texts given as token ids; a text without tokens starts with the tokenizer's first token."""
+        return CausalRows(self, [list(row) for row in ids])
+
+    def kept(self, ids: Sequence[int], room: int = 0) -> list[int]:
+        """The newest tokens that the model has positions for, ``room`` left over."""
+        if not ids:
+            for special in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+                if special is not None:
+                    return [special]
+            raise ValueError(f"{self.what} {self.name} cannot read an empty text: its tokenizer has no first token")
+        return list(ids[-max(1, self.limit - room) :])
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states (R, H) of the newest token of each row, read whole."""
+        return self.states(rows)[:, -1]
+
+    def states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states (R, L, H) of every token of rows that end together."""
+        padded, mask = prefill.pad_left(rows, self.backbone.device)
+        mask = torch.ones_like(padded) if mask is None else mask
+        return self.forward(padded, mask, prefill.position_ids(mask), None)
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Hidden states (R, L, H)."""
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
+        if caches.accepts(self.backbone, "position_ids"):
+            arguments["position_ids"] = positions
+        if cache is not None:
+            arguments[caches.cache_argument(self.backbone)] = cache
+        hidden: Tensor = self.backbone(**arguments, return_dict=True).last_hidden_state
+        return hidden
+
+
+class CausalSequenceClassifier(CausalReader, CausalClassifier):
+    """A decoder with a linear head on the hidden state of the newest token, which gives the classes' logits.
+
+    Args:
+        backbone: as for :class:`CausalReader`, as are ``head``, ``tokenizer`` and the options.
+        labels: class names.
+        activation: ``"softmax"`` or ``"sigmoid"``.
 
     Raises:
         ValueError: the architecture keeps a recurrent state, or the head does not belong to ``labels``.
@@ -45,34 +145,16 @@ class CausalSequenceClassifier(CausalClassifier):
         labels: Sequence[str],
         *,
         activation: str = heads.SOFTMAX,
-        batch_size: int = 32,
-        name: str | None = None,
-        source: dict[str, Any] | None = None,
-        share: bool | None = None,
+        **options: Any,
     ) -> None:
-        self.name = name or type(backbone).__name__
-        self.labels = label_names(labels)
-        if backbone.config.is_encoder_decoder or caches.has_recurrent_state(backbone):
-            raise ValueError(
-                f"classifier {self.name}: {type(backbone).__name__} is no decoder with attention alone, so candidates "
-                "cannot share its prefix; use SequenceClassifier, which reads every text whole"
-            )
-        self.backbone, self.head, self.tokenizer = backbone.eval(), head, tokenizer
+        super().__init__(backbone, head, tokenizer, label_names(labels), **options)
         self.activation = activation
-        self.batch_size = batch_size
-        self.source = source or {
-            "model": str(getattr(backbone, "name_or_path", "")),
-            "weights": heads.digest(*getattr(head, "parameters", tuple)()),
-        }
-        self.is_sliding = not _crops(caches.new_cache(backbone))
-        self.share = False if self.is_sliding or not caches.accepts(backbone, "position_ids") else share
         outputs = self.head(torch.zeros(1, backbone.config.hidden_size, device=backbone.device, dtype=backbone.dtype))
         if not heads.columns(self.labels, outputs.shape[-1]):
             raise ValueError(
                 f"classifier {self.name}: {outputs.shape[-1]} outputs do not fit labels={list(self.labels)}"
             )
         self.is_normalized = activation == heads.SOFTMAX or outputs.shape[-1] == 1
-        self.limit = getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
 
     @classmethod
     def from_model(
@@ -91,56 +173,25 @@ class CausalSequenceClassifier(CausalClassifier):
         names = labels if labels is not None else heads.labels_of(model.config)
         return cls(model.base_model, head, tokenizer, names, activation=activation, **options)
 
-    @torch.inference_mode()
     def log_prob(self, texts: Sequence[str]) -> Tensor:
         """Log-probabilities (N, C) of ``texts``, each tokenised and read whole."""
-        return self.log_prob_ids([self.tokenizer(text).input_ids for text in texts])
+        return self.values(texts)
 
-    @torch.inference_mode()
     def log_prob_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Log-probabilities (N, C) of texts given as token ids."""
-        values = torch.empty(len(ids), len(self.labels))
-        rows = [self.kept(row) for row in ids]
-        for places in batches([len(row) for row in rows], self.batch_size):
-            values[torch.tensor(places)] = self.distribution(self.hidden([rows[place] for place in places])).cpu()
-        return checked(self, values, len(ids))
-
-    def start(self, ids: Sequence[Sequence[int]]) -> CausalRows:
-        """A state for texts given as token ids; a text without tokens starts with the tokenizer's first token."""
-        return CausalRows(self, [list(row) for row in ids])
+        return self.values_ids(ids)
 
     def to_dict(self) -> dict[str, Any]:
         """The kind and what identifies the weights."""
         return {"kind": "causal", "labels": list(self.labels), "activation": self.activation, **self.source}
 
-    def kept(self, ids: Sequence[int], room: int = 0) -> list[int]:
-        """The newest tokens that the model has positions for, ``room`` left over."""
-        if not ids:
-            for special in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-                if special is not None:
-                    return [special]
-            raise ValueError(f"classifier {self.name} cannot read an empty text: its tokenizer has no first token")
-        return list(ids[-max(1, self.limit - room) :])
-
-    def distribution(self, hidden: Tensor) -> Tensor:
+    def outputs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (…, C) from hidden states (…, H)."""
         return heads.log_probabilities(self.head(hidden), self.activation)
 
-    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states (R, H) of the newest token of each row, read whole."""
-        padded, mask = prefill.pad_left(rows, self.backbone.device)
-        mask = torch.ones_like(padded) if mask is None else mask
-        return self.forward(padded, mask, prefill.position_ids(mask), None)[:, -1]
-
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Hidden states (R, L, H)."""
-        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
-        if caches.accepts(self.backbone, "position_ids"):
-            arguments["position_ids"] = positions
-        if cache is not None:
-            arguments[caches.cache_argument(self.backbone)] = cache
-        hidden: Tensor = self.backbone(**arguments, return_dict=True).last_hidden_state
-        return hidden
+    def checked(self, values: Tensor, n: int) -> Tensor:
+        """Log-probabilities (n, C); see :func:`textguide.classifiers.checked`."""
+        return checked(self, values, n)
 
 
 class CausalRows(CausalState):
@@ -151,7 +202,7 @@ class CausalRows(CausalState):
         ids: the tokens of each row so far.
     """
 
-    def __init__(self, classifier: CausalSequenceClassifier, ids: list[list[int]]) -> None:
+    def __init__(self, classifier: CausalReader, ids: list[list[int]]) -> None:
         self.classifier = classifier
         self.ids = ids
         self._read: list[int] = []
@@ -183,7 +234,7 @@ class CausalRows(CausalState):
         if self.classifier.share is None:
             self.classifier.share = self._sharing_works(index, candidates)
         values = self._shared(index, candidates) if self.classifier.share else self._expanded(index, candidates)
-        return checked(self.classifier, values.reshape(r * k, classes), r * k).view(r, k, classes)
+        return self.classifier.checked(values.reshape(r * k, classes), r * k).view(r, k, classes)
 
     @torch.inference_mode()
     def current(self, rows: Sequence[int]) -> Tensor:
@@ -192,8 +243,8 @@ class CausalRows(CausalState):
         if not len(rows):
             return torch.empty(0, len(self.classifier.labels))
         self._catch_up(rows)
-        values = self.classifier.distribution(self._last[torch.tensor(list(rows), device=self._last.device)])
-        return checked(self.classifier, values, len(rows))
+        values = self.classifier.outputs(self._last[torch.tensor(list(rows), device=self._last.device)])
+        return self.classifier.checked(values, len(rows))
 
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """As :meth:`CausalState.append`; the tokens are read when they are needed."""
@@ -266,7 +317,7 @@ class CausalRows(CausalState):
             extra = cache.get_seq_length() - mask.shape[1]
             if whole and extra:
                 caches.crop(cache, extra)
-        return self.classifier.distribution(hidden)
+        return self.classifier.outputs(hidden)
 
     def _expanded(self, index: Tensor, candidates: Tensor) -> Tensor:
         """Candidates (r, k), each behind a copy of its row's cache; as many at once as ``batch_size``."""
@@ -278,7 +329,7 @@ class CausalRows(CausalState):
             cache = caches.copy_rows(self._cache, rows)
             mask = F.pad(self._mask[rows], (0, 1), value=1)
             hidden = self.classifier.forward(ids, mask, self._next[rows], cache)
-            parts.append(self.classifier.distribution(hidden[:, -1]))
+            parts.append(self.classifier.outputs(hidden[:, -1]))
         return torch.cat(parts).view(len(index), k, -1)
 
     def _sharing_works(self, index: Tensor, candidates: Tensor) -> bool:

@@ -87,18 +87,12 @@ def load_causal(
     Raises:
         ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
     """
-    from ..models.loading import load
-
     description, tensors = storage.read(path)
     storage.expect(description, "causal", path, ["model", "backbone"])
     settings = description["settings"]
     weights = storage.tensor(tensors, "weights", (None, None), path)
     bias = storage.tensor(tensors, "bias", (weights.shape[1],), path)
-    is_same = model is not None and tokenizer is not None and _fits(model, weights, settings["backbone"])
-    if not is_same:
-        model, tokenizer = load(settings["model"])
-        if not _fits(model, weights, settings["backbone"]):
-            raise ValueError(f"{path}: the head was trained on other weights than those of model {settings['model']!r}")
+    model, tokenizer = fitting_model(path, settings, weights, model, tokenizer)
     return HeadClassifier(
         model,
         tokenizer,
@@ -110,9 +104,32 @@ def load_causal(
     )
 
 
+def fitting_model(path: Any, settings: dict[str, Any], weights: Tensor, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """The model that a head was trained on, with its tokenizer: the one that is given, else the one that is named.
+
+    Args:
+        path: where the head lies, for errors.
+        settings: of its description: ``model`` and ``backbone``.
+        weights: of the head, (H, K).
+        model: the language model that is guided, or None.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: the named model has other weights.
+    """
+    from ..models.loading import load
+
+    if model is not None and tokenizer is not None and _fits(model, weights, settings["backbone"]):
+        return model, tokenizer
+    model, tokenizer = load(settings["model"])
+    if not _fits(model, weights, settings["backbone"]):
+        raise ValueError(f"{path}: the head was trained on other weights than those of model {settings['model']!r}")
+    return model, tokenizer
+
+
 def _fits(model: Any, weights: Tensor, backbone: str) -> bool:
-    base = model.base_model
-    return base.config.hidden_size == weights.shape[0] and identity(base) == backbone
+    base = getattr(model, "base_model", None)
+    return base is not None and base.config.hidden_size == weights.shape[0] and identity(base) == backbone
 
 
 @torch.inference_mode()

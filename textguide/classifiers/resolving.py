@@ -134,7 +134,17 @@ def resolve(value: Classifier | str, model: Any = None, tokenizer: Any = None) -
     raise ValueError(f"classifier {value!r} is neither known nor a folder; {hint} are {_forms()}")
 
 
-RESOLVERS: dict[str, Callable[[Any, Any, Any], Scorer]] = {"classifier": resolve, "reward": resolve_reward}
+def _value(value: Any, model: Any, tokenizer: Any) -> Scorer:
+    from .value_head import resolve_value
+
+    return resolve_value(value, model, tokenizer)
+
+
+RESOLVERS: dict[str, Callable[[Any, Any, Any], Scorer]] = {
+    "classifier": resolve,
+    "reward": resolve_reward,
+    "value": _value,
+}
 """What a name stands for, by the kind of scorer that a guidance asks; gets the name, the language model, its
 tokenizer."""
 

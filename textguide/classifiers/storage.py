@@ -34,7 +34,7 @@ def write(
 
     Args:
         folder: where to; a classifier that is there already is replaced.
-        kind: linear, embedding or causal.
+        kind: linear, embedding, causal or value.
         labels: class names.
         tensors: the weights.
         settings: what else belongs to the classifier, as JSON.
@@ -103,7 +103,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         tensors = load(data)
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged ({error})") from error
-    label_names(description["labels"])
+    if description["kind"] != "value":  # one number, and no classes
+        label_names(description["labels"])
     return description, tensors
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("generate", "explain", "eval", "classifier", "steering", "methods", "serve")
+COMMANDS = ("generate", "explain", "eval", "classifier", "steering", "value", "methods", "serve")
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,14 +33,15 @@ def build_parser() -> Parser:
         methods_command,
         serve_command,
         steering_command,
+        value_command,
     )
 
     parser = Parser(prog="textguide", description="Steer language models while they decode.")
     parser.add_argument("--version", action="version", version=f"textguide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     rooms = (
-        generate_command, explain_command, eval_command, classifier_command, steering_command, methods_command,
-        serve_command,
+        generate_command, explain_command, eval_command, classifier_command, steering_command, value_command,
+        methods_command, serve_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)

@@ -43,6 +43,7 @@ from .scaled import Contrast, Scaled
 from .sled import SLED
 from .spec import as_guidance
 from .steering import Steering
+from .value_guidance import ValueGuidance
 from .vcd import VCD
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
@@ -93,6 +94,7 @@ __all__ = [
     "TokenConstraint",
     "TokenPerturbation",
     "TokenReweighting",
+    "ValueGuidance",
     "as_guidance",
     "scale_from_weight",
     "split",

@@ -1,0 +1,106 @@
+"""A value head: what a text is worth that goes on from here, read off the language model's own hidden states."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import heads, storage
+from .base import CausalScorer, Scorer, table
+from .causal import CausalReader
+from .causal_head import Head, fitting_model, identity
+from .rewards import LARGEST
+
+LINEAR, PROBABILITY = "linear", "probability"
+KINDS = (LINEAR, PROBABILITY)
+
+
+class ValueHead(CausalReader):
+    """The value of a beginning: the mean of a reward over the texts that the model would make of it.
+
+    Args:
+        model: the language model whose hidden states are read.
+        tokenizer: its tokenizer.
+        head: a linear head with one output.
+        kind: ``linear``: the output is the expected reward. ``probability``: its logistic function is the probability
+            of an attribute, and the value the logarithm of that.
+        model_name: what :func:`textguide.load` finds the model by.
+        **options: as for :class:`CausalReader`.
+    """
+
+    what = "value head"
+
+    def __init__(
+        self, model: Any, tokenizer: Any, head: Head, kind: str = LINEAR, *, model_name: str, **options: Any
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+        options.setdefault("name", "value")
+        weights = heads.digest(head.weights, head.bias)
+        options.setdefault("source", {"model": model_name, "weights": weights, "activation": kind})
+        super().__init__(model.base_model, head, tokenizer, ("value",), **options)
+        self.kind, self.model_name = kind, model_name
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Values (…, 1) from hidden states (…, H)."""
+        found: Tensor = self.head(hidden).float()
+        return found if self.kind == LINEAR else F.logsigmoid(found)
+
+    def checked(self, values: Tensor, n: int) -> Tensor:
+        """Values (n, 1), which must be numbers; beyond what a reward may be they are cut off."""
+        return table(self, values, n).clamp(-LARGEST, LARGEST)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind and what identifies the weights."""
+        return {"kind": "value", **self.source}
+
+    def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
+        """Write the head and the model's name into a folder; :func:`load_value` reads it."""
+        head: Head = self.head
+        settings = {"model": self.model_name, "backbone": identity(self.backbone), "activation": self.kind}
+        tensors = {"weights": head.weights.cpu(), "bias": head.bias.cpu()}
+        return storage.write(folder, "value", self.labels, tensors, settings, report)
+
+
+def load_value(
+    path: str | os.PathLike[str], model: Any = None, tokenizer: Any = None, name: str | None = None
+) -> ValueHead:
+    """The head that :meth:`ValueHead.save` wrote.
+
+    Args:
+        path: its folder.
+        model: the language model that is guided: where it is the one the head was trained on, its layers are used
+            and no second model is loaded.
+        tokenizer: its tokenizer.
+        name: for errors and reports.
+
+    Raises:
+        ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
+    """
+    description, tensors = storage.read(path)
+    storage.expect(description, "value", path, ["model", "backbone", "activation"])
+    settings = description["settings"]
+    weights = storage.tensor(tensors, "weights", (None, 1), path)
+    bias = storage.tensor(tensors, "bias", (1,), path)
+    model, tokenizer = fitting_model(path, settings, weights, model, tokenizer)
+    return ValueHead(
+        model, tokenizer, Head(weights, bias), settings["activation"], model_name=settings["model"],
+        name=name or Path(path).name, source={"sha256": description["sha256"]},
+    )  # fmt: skip
+
+
+def resolve_value(value: Any, model: Any = None, tokenizer: Any = None) -> Scorer:
+    """The value head that ``value`` is, or whose folder it names; any scorer that reads from left to right will do.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, CausalScorer):
+        return value
+    if isinstance(value, (str, os.PathLike)):
+        return load_value(Path(value).expanduser(), model, tokenizer)
+    raise ValueError(f"value={value!r} must be a ValueHead, or a folder that 'textguide value train' wrote")
