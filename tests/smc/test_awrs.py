@@ -191,6 +191,18 @@ def test_very_unlikely_constraints_keep_their_weight(estimator: str) -> None:
         assert done.log_weight == pytest.approx(-140, abs=1e-4)
 
 
+@pytest.mark.parametrize("estimator", ["recursive", "geometric"])
+@pytest.mark.parametrize("left", [0.0, 0.25])
+def test_a_token_that_is_known_to_be_accepted_but_cannot_be_drawn_is_not_drawn(estimator: str, left: float) -> None:
+    """A classifier's candidates leave most tokens without probability, also such as the constraint is known to take."""
+    logp = torch.tensor([1 - left, left, 0.0]).log()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        done = draw(logp, Knowledge(lambda t: t > 0, accepted={2}), generator, estimator=estimator)
+        assert done.token == (1 if left else -1)
+        assert done.exhausted == (not left)
+
+
 def test_nothing_allowed_is_exhausted_and_a_cap_is_not() -> None:
     for estimator in ("recursive", "geometric"):
         (done,) = sampled(1, allowed=[False] * 6, estimator=estimator)

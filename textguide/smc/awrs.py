@@ -117,7 +117,8 @@ class Mass:
     def shares(self, positions: set[int]) -> Tensor:
         """The part of the mass left on each of some positions, in ascending order of position, float64."""
         index = torch.tensor(sorted(positions), device=self.p.device)
-        return self.p[index].double() / self._left
+        share = self.p[index].double()
+        return share / self._left if self._left > 0 else torch.zeros_like(share)
 
     def reject(self, low: int, high: int) -> None:
         """Take a span out."""
@@ -315,10 +316,10 @@ def _geometric(
         chosen = _known(mass, knowledge, uniforms)
         if chosen is None:
             chosen = candidates.next(unknown_to=knowledge)
-            if chosen is None and not knowledge.accepted:
+            if chosen is None and (not knowledge.accepted or mass.log_left == -math.inf):
                 return Draw(-1, -math.inf, looks, exhausted=True)
             if chosen is None:  # all that is left is known, and the last share lost a rounding error
-                chosen = max(knowledge.accepted)
+                chosen = max(knowledge.accepted, key=lambda known: float(mass.p[known]))
             else:
                 looks += 1
                 if not _look(chosen, mass, knowledge, refused):
