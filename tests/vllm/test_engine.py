@@ -152,7 +152,7 @@ def test_texts_are_weighed_as_they_are_on_transformers(llm, reference, cfg):
 def test_constraints_that_cannot_travel_are_refused(llm):
     with pytest.raises(ValueError, match="does not travel with a request"):
         textguide.generate(llm, None, PROMPTS, AWRS(Predicate(str.isascii)))
-    with pytest.raises(ValueError, match="single particles that draw"):
+    with pytest.raises(ValueError, match="weighs whole texts"):
         textguide.generate(llm, None, PROMPTS, AWRS("regex:a", particles=2))
     with pytest.raises(ValueError, match=r"pattern=.* cannot be used"):
         textguide.generate(llm, None, PROMPTS, AWRS(Regex("[^\x00-\U0010ffff]", engine="xgrammar")))
