@@ -123,7 +123,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     del model, models
     options = ["--max-model-len", "160", "--max-num-seqs", "24", "--max-num-batched-tokens", "96"]
-    options += ["--num-gpu-blocks-override", "64"]
+    options += ["--block-size", "32", "--num-gpu-blocks-override", "40"]
     options += ["--classifier", "sentiment"] if arguments.methods else []
     options += ["--with", f"amateur={arguments.amateur}"] if arguments.amateur else []
     with serving(arguments.model, *options, log=arguments.log) as server:
