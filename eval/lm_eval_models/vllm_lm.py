@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 import textguide
-from textguide.guidance import CFG, Guidance, as_guidance, split
+from textguide.guidance import Contrast, Guidance, as_guidance, split
+from textguide.guidance.places import check_place
 from textguide.models import bundled
 
 from .answering import AnsweringLM, Generations, cut, settings_of
@@ -69,10 +71,17 @@ class VLLMGuidedLM(AnsweringLM):
             raise ValueError(f"device={device!r} cannot be chosen here: vLLM runs where its build runs; leave it out")
         self._settle(settings_of(guidance, settings), uncond, seed, memo)
         for setting in self.settings:
+            check_place(setting, "vllm")
             parts = split(setting)
-            others = parts.reweighting or parts.constraint
-            if others or (parts.branching is not None and not isinstance(parts.branching, CFG)):
-                raise ValueError(f"guidance={setting!r} does not run inside vLLM; CFG does")
+            if parts.constraint is not None:
+                raise ValueError(
+                    f"guidance={setting!r} draws texts with weights, which an answer has no room for here; use "
+                    "textguide.generate"
+                )
+            if uncond != UNCONDITIONAL[0] and not isinstance(parts.branching, (Contrast, NoneType)):
+                raise ValueError(
+                    f"uncond={uncond!r} is a negative prompt, which {setting!r} does not take; leave it out"
+                )
         self.llm = textguide.vllm_engine(pretrained, **engine) if isinstance(pretrained, str) else pretrained
         self.tokenizer = self.llm.get_tokenizer()
         self.max_length = int(self.llm.model_config.max_model_len)

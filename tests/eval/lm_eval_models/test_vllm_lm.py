@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'textguide[eval]'")
 
 from textguide.eval.lm_eval_models.vllm_lm import VLLMGuidedLM
-from textguide.guidance import CAIF, CFG
+from textguide.guidance import AWRS, CFG, DoLa, Formula
 from textguide.logits_processors.vllm_plugin import engine as vllm_engine
 
 
@@ -18,6 +19,7 @@ class Engine:
 
     sampling_params = SimpleNamespace
     model_config = SimpleNamespace(max_model_len=40, dtype="float32")
+    llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
 
     def __init__(self):
         self.calls = []
@@ -75,8 +77,8 @@ def test_answers_are_cut_kept_and_asked_for_in_groups(engine):
     assert len(engine.calls) == 2  # kept
     lm.current = 1
     lm.generate_until(requests, disable_tqdm=True)
-    assert engine.calls[-1][1][0].extra_args["guidance_scale"] == 2.0
-    assert engine.calls[-1][1][0].extra_args["negative_prompt_token_ids"] == [ord(c) for c in "neg"]
+    assert json.loads(engine.calls[-1][1][0].extra_args["guidance"])[0]["scale"] == 2.0
+    assert engine.calls[-1][1][0].extra_args["guidance_branch_token_ids"] == [[ord(c) for c in "neg"]]
     assert lm.effect(1).guided_steps == 6
     assert lm.effect(0) is None
 
@@ -97,8 +99,12 @@ def test_what_is_refused(engine):
         lm.loglikelihood([request("a")])
     with pytest.raises(ValueError, match="leaves no room for 40 new tokens"):
         lm.generate_until([request("a", max_gen_toks=40)], disable_tqdm=True)
-    with pytest.raises(ValueError, match="CFG does"):
-        VLLMGuidedLM(engine, guidance=CAIF("sentiment", "positive", 2.0))
+    with pytest.raises(ValueError, match="draws texts with weights"):
+        VLLMGuidedLM(engine, guidance=AWRS("regex:a"))
+    with pytest.raises(ValueError, match=r"'dola' .*; use "):
+        VLLMGuidedLM(engine, guidance=DoLa())
+    with pytest.raises(ValueError, match="uncond='no-instruction' is a negative prompt, which Formula"):
+        VLLMGuidedLM(engine, guidance=Formula("2*cond - last"), uncond="no-instruction")
     with pytest.raises(ValueError, match="device='cpu'"):
         VLLMGuidedLM(engine, device="cpu")
     with pytest.raises(ValueError, match="uncond='no-instruction' and a negative prompt exclude each other"):
