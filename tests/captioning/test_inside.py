@@ -8,15 +8,17 @@ import pytest
 import torch
 
 import textguide
+from textguide import guided_decoding
+from textguide.captioning import Captioning, VocabularyMap
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
-from textguide.guidance import VCD, Steering, Step
+from textguide.guidance import VCD, Formula, Steering, Step
 from textguide.guidance.edits import NoisedImage
 from textguide.reference import captioning
 
 from ..guidance import oracles
 from . import models
-from .test_families import NEW, PROMPTS, decode, oracle_inputs
+from .test_families import NEW, PROMPTS, decode, image_rows, oracle_inputs
 
 oracles.collect()
 VECTOR = tuple(0.5 * (-1) ** n * (n % 5) for n in range(32))
@@ -76,3 +78,32 @@ def test_caption_takes_both() -> None:
         assert out.new_tokens == decode("llava", guidance).sequences[:, -NEW:].tolist()
     through = textguide.generate(model, processor, texts, "vcd", images=images, max_new_tokens=NEW)
     assert through.new_tokens == decode("llava", VCD()).sequences[:, -NEW:].tolist()
+
+
+def test_two_branches_of_the_text_model_keep_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = models.build("llava")
+    words, text_model = models.tokenizer(), models.language_model()
+    monkeypatch.setattr(models, "WORDS", models.WORDS[::-1])
+    others = models.tokenizer()  # the same words with other numbers
+    guidance = Formula("cond + 0.9*M('language_model', 'red dog') - 0.4*M('language_model', 'cat')")
+    inputs = image_rows("llava")
+    how = Captioning(captioner=model, inputs=inputs, language_model=(text_model, others))
+    decoding = guided_decoding(guidance, captioning=how, warn=False, tokenizer=words)
+    size = model.config.get_text_config(decoder=True).vocab_size
+    tokens = VocabularyMap.between(words, size, others, models.VOCAB)
+    unknown = (tokens.index < 0).nonzero()[:, 0].tolist()  # what the text model cannot read
+    options = {"suppress_tokens": unknown, "custom_generate": decoding}
+    written = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)
+    for row in range(3):
+        found: list[int] = []
+        for step in range(NEW):
+            logps = [captioning.next_log_probs(model, oracle_inputs("llava", row), found)]
+            for prompt in ("red dog", "cat"):
+                ids = others(prompt).input_ids
+                logps.append(
+                    captioning.text_log_probs(text_model, ids, found, tokens.index.tolist(), models.EOS, tokens.ends)
+                )
+            combined = guidance.combine(torch.tensor(logps)[:, None], Step.at(step, NEW))[0]
+            combined[unknown] = -torch.inf
+            found.append(int(combined.argmax()))
+        assert written[row, -NEW:].tolist() == found

@@ -141,7 +141,7 @@ class TextModelSource:
 
     prompts: branch_inputs.Rows
     tokens: VocabularyMap
-    shares: bool = True
+    shares: bool = False  # merged with others, rows would lose their translation
 
     def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
         """The rows and the next-token log-probabilities of ``size`` rows, over the captioner's tokens."""
