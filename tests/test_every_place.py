@@ -18,7 +18,7 @@ import torch
 
 import textguide
 from textguide import CAIF, CFG, GuidanceLogitsProcessor, PowerSampling, Reward
-from textguide.classifiers import FunctionClassifier
+from textguide.classifiers import CausalScorer, CausalState, FunctionClassifier
 from textguide.engine import branch_inputs
 from textguide.forward.model_views import part
 from textguide.guidance import (
@@ -35,6 +35,7 @@ from textguide.guidance import (
     Guidance,
     Step,
     TokenReweighting,
+    ValueGuidance,
     catalogue,
 )
 from textguide.reference import captioning, decoding
@@ -74,6 +75,44 @@ def setting(method: str) -> Guidance:
     return OTHERS[method] if method in OTHERS else oracles.SETTINGS[method]
 
 
+class Tokens(CausalScorer, CausalState):
+    """The value of a text, by its last two tokens."""
+
+    name, labels, what = "tokens", ("value",), "value"
+    rows: list[list[int]]
+
+    def of(self, ids: Any) -> float:
+        return math.sin(3.0 * ids[-1] + ids[-2])
+
+    def values(self, texts: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "tokens"}
+
+    def start(self, ids: Any) -> CausalState:
+        begun = Tokens()
+        begun.rows = [list(row) for row in ids]
+        return begun
+
+    def log_prob(self, rows: Any, candidates: torch.Tensor) -> torch.Tensor:
+        asked = zip(rows, candidates.tolist(), strict=True)
+        return torch.tensor([[[self.of([*self.rows[row], token])] for token in tokens] for row, tokens in asked])
+
+    def current(self, rows: Any) -> torch.Tensor:
+        return torch.tensor([[self.of(self.rows[row])] for row in rows])
+
+    def append(self, rows: Any, tokens: Any) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            self.rows[row].append(int(token))
+
+    def select(self, index: Any) -> None:
+        self.rows = [list(self.rows[row]) for row in index]
+
+
+OTHERS["value"] = ValueGuidance(Tokens(), 2.0, top_k=20)
+
+
 class Tiny:
     """A tiny language model with further ones beside it, and what the oracle writes under a guidance."""
 
@@ -81,6 +120,7 @@ class Tiny:
         self.tokenizer = make_tokenizer()
         self.model = make_model(len(self.tokenizer))
         self.ids: list[int] = self.tokenizer(TEXT).input_ids
+        self.text_of: Any = partial(self.tokenizer.decode, skip_special_tokens=True)
 
     def models(self, guidance: Any) -> dict[str, Any]:
         names = sorted({branch.model for branch in getattr(guidance, "branches", ()) if branch.model})
@@ -92,18 +132,22 @@ class Tiny:
             def log_prob(one: Any, text: str) -> float:
                 if isinstance(one, Reward):
                     return float(one.model([text])[0])
+                if isinstance(one, ValueGuidance):
+                    return float(one.value.of(text))
                 return float(one.classifier.log_prob([text])[0][one.classifier.index(one.target)])
 
             def reweigh(distribution: Any, written: Any, index: int, progress: float) -> Any:
-                texts = {"text_of": partial(self.tokenizer.decode, skip_special_tokens=True), "score": log_prob}
+                text_of = list if isinstance(guidance, ValueGuidance) else self.text_of
+                texts: dict[str, Any] = {"text_of": text_of, "score": log_prob}
                 return decoding.reweighed([guidance], distribution, self.ids, written, index, progress, **texts)
 
             return decoding.generate(self.model, self.ids, None, [], NEW, reweigh=reweigh)
         assert isinstance(guidance, BranchGuidance)
         rows = branch_inputs.branch_rows(guidance, cond=[self.ids], tokenizer=self.tokenizer, prompts=[TEXT])
         return decoding.generate(
-            self.model, self.ids, guidance, [row[0] for row in rows], NEW, models=self.models(guidance)
-        )
+            self.model, self.ids, guidance, [row[0] for row in rows], NEW, models=self.models(guidance),
+            text_of=self.text_of,
+        )  # fmt: skip
 
 
 TINY = Tiny()
@@ -235,10 +279,20 @@ def in_captions(guidance: Guidance) -> None:
             reader = named.get(branch.model, model)
             reader = reader if branch.view is None else part(reader, branch.view)
             logps.append(captioning.next_log_probs(reader, inputs, written))
-        combined = guidance.combine(torch.tensor(logps)[:, None], Step.at(step, NEW, likelihoods=told[:, None]))
+        at = Step.at(step, NEW, likelihoods=told[:, None], opinions=opinions(guidance, processor, seen, written))
+        combined = guidance.combine(torch.tensor(logps)[:, None], at)
         written.append(int(combined[0].argmax()))
         told = told + torch.tensor([logp[written[-1]] for logp in logps])
     assert out.sequences[0, -NEW:].tolist() == written
+
+
+def opinions(guidance: Any, processor: Any, seen: Any, written: list[int]) -> torch.Tensor | None:
+    """What the classifier of a guidance that has one says of a caption so far."""
+    if not guidance.reads_opinions:
+        return None
+    ids = [*seen["input_ids"][0].tolist(), *written]
+    said = guidance.classifier.log_prob([processor.tokenizer.decode(ids, skip_special_tokens=True)])[0]
+    return said[[guidance.classifier.index(label) for label in guidance.classes]][:, None]
 
 
 def samples(guidance: Guidance) -> bool:

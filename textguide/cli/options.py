@@ -113,7 +113,7 @@ def extra_model_names(arguments: argparse.Namespace) -> dict[str, str]:
     return names
 
 
-def extra_models(arguments: argparse.Namespace, model: Any) -> dict[str, Any] | None:
+def extra_models(arguments: argparse.Namespace, model: Any = None) -> dict[str, Any] | None:
     """The models that ``--extra-model`` names, loaded as ``--model`` is; folders of adapters as adapters of ``model``,
     which it is. None where there are none."""
     from ..models.adapters import load_further

@@ -209,13 +209,13 @@ def guided_distribution(
     distributions: Sequence[Distribution],
     s: float,
     told: Sequence[float] | None = None,
-    text: Sequence[int] | None = None,
+    text: Any = None,
 ) -> Distribution:
     """What ``guidance`` makes of the distributions of its branches at progress ``s``.
 
     Args:
         told: log-probability that each branch has given to the text so far, for guidances that ask for it.
-        text: the tokens of the text so far, for guidances that ask a classifier about it.
+        text: the text so far, or its tokens, for guidances that ask a classifier about it.
     """
     if guidance is None:
         return distributions[0]
@@ -236,6 +236,7 @@ def generate(
     end: int | None = None,
     models: dict[str, Any] | None = None,
     reweigh: Reweigh | None = None,
+    text_of: Callable[[Sequence[int]], Any] = list,
 ) -> tuple[list[int], list[Distribution]]:
     """Greedy decoding of one row: the new tokens and the distribution of each step.
 
@@ -246,6 +247,7 @@ def generate(
         end: stop behind this token.
         models: models of branches by name.
         reweigh: what becomes of the combined distribution.
+        text_of: the text of token ids, for guidances that ask a classifier about it; default: the ids.
     """
     written: list[int] = []
     distributions = []
@@ -253,7 +255,7 @@ def generate(
     for index in range(new_tokens):
         progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
         branches = _branches(model, prompt, written, guidance, negatives, source, models)
-        distribution = guided_distribution(guidance, branches, progress, told, [*prompt, *written])
+        distribution = guided_distribution(guidance, branches, progress, told, text_of([*prompt, *written]))
         if reweigh is not None:
             distribution = reweigh(distribution, written, index, progress)
         distributions.append(distribution)

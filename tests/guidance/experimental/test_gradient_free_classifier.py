@@ -33,12 +33,12 @@ def kinds(texts: Sequence[str]) -> torch.Tensor:
 
 
 KINDS = FunctionClassifier(kinds, ("good", "bad", "odd"), name="kinds")
-PROMPTS = {"bad": (17, 18, 19), "odd": (50, 9)}
+PROMPTS = {"bad": (17, 18, 19), "odd": (20, 9)}
 
 
 @oracle("gradient-free-classifier")
 def gradient_free(guidance: GradientFreeClassifier, logps: list[list[float]], s: float, text: list[int]) -> list[float]:
-    read = TOKENIZER.decode(text)
+    read = text if isinstance(text, str) else TOKENIZER.decode(text)
     said = [math.exp(p) for p in KINDS.log_prob([read])[0].tolist()]
     shares = {label: said[KINDS.index(label)] for label in guidance.classes}
     target = shares.pop(guidance.target)
