@@ -29,12 +29,13 @@ def validate(params: Any) -> None:
     Raises:
         ValueError: an argument cannot work; the message names it.
     """
-    # vLLM checks one object once a prompt, and a client has no business with this key.
-    extra = {key: value for key, value in (params.extra_args or {}).items() if key != OURS}
-    if len(extra) != len(params.extra_args or {}):
+    # vLLM checks one object once a prompt, and a client has no business with our key; the chat has arrived here.
+    sent = params.extra_args or {}
+    extra = {key: value for key, value in sent.items() if key not in (OURS, CHAT)}
+    if len(extra) != len(sent):
         params.extra_args = extra
     if asks(extra):
-        limits, given = _engine(extra.get(CHAT))
+        limits, given = _engine(sent.get(CHAT))
         asked = parse(params, limits, given)
         if asked is not None:
             params.extra_args = {**extra, OURS: asked.to_dict()}

@@ -210,6 +210,7 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     sent.extra_args[admission.CHAT] = MESSAGES
     asked = InputProcessor().process_inputs({"type": "token", "prompt_token_ids": ids, "prompt": "rendered"}, sent)
     assert bytes(asked["prompts"][0]).decode() == "\x02Be brief.\x02Err. Tell me of dragons."
+    assert admission.CHAT not in sent.extra_args  # it goes no further
     sent.extra_args[admission.CHAT] = [{"role": "user", "content": [{"type": "text", "text": "parts"}]}]
     with pytest.raises(ValueError, match="of which only the tokens are known"):
         InputProcessor().process_inputs({"type": "token", "prompt_token_ids": ids, "prompt": "rendered"}, sent)
