@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textguide.engine.loop import Decoded
+from textguide.engine.results import Decoded
 from textguide.smc import particles
 from textguide.tasks.selection import most_consistent
 

@@ -15,9 +15,10 @@ from ..smc.starting import check_run, start, warn_of_deaths
 from . import branch_inputs
 from .branch_passes import Source
 from .effect import Effect, warn_if_none
-from .loop import Decoded, Observer, Settings, decode
+from .loop import Observer, Settings, decode
 from .opinions import opinions
 from .options import CallArguments, check_inputs, check_mode, check_speculation
+from .results import Decoded
 from .reweighting import reweighter
 from .speculation import as_speculation
 

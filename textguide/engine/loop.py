@@ -16,15 +16,16 @@ from torch import Tensor
 
 from ..guidance.algebra import kl_divergence, log_softmax
 from ..guidance.base import BranchGuidance, Step
-from ..smc.population import Outcome, Population
+from ..smc.population import Population
 from .branch_passes import BranchPasses, Source, StepLogits
-from .effect import Effect, EffectMeter
-from .likelihoods import Likelihoods
+from .effect import EffectMeter
 from .opinions import Opinions
+from .results import Decoded
 from .reweighting import Reweighter
 from .skipping import Skipping
-from .speculation import Speculation, SpeculationReport
+from .speculation import Speculation
 from .speculation.passes import SpeculativePasses
+from .steps import Steps
 
 Observer = Callable[["StepView"], None]
 
@@ -50,31 +51,6 @@ class StepView:
     guided: Tensor
     tokens: Tensor
     reweighed: Tensor | None = None
-
-
-@dataclass
-class Decoded:
-    """The outcome of one run.
-
-    Args:
-        sequences: prompt and generated ids, (B, L + new), finished rows padded.
-        lengths: how many tokens each row wrote, its end token included; what stands behind them is padding.
-        effect: what guidance did.
-        log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
-        scores: processed scores a step, (B, V) each, None unless ``output_scores``.
-        logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
-        constraint: what the constraint made of the rows; None where there was none.
-        speculation: what speculation did; None where there was none.
-    """
-
-    sequences: Tensor
-    lengths: list[int]
-    effect: Effect
-    log_probs: Tensor | None = None
-    scores: tuple[Tensor, ...] | None = None
-    logits: tuple[Tensor, ...] | None = None
-    constraint: Outcome | None = None
-    speculation: SpeculationReport | None = None
 
 
 @dataclass
@@ -166,9 +142,8 @@ class _Loop:
         self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
         self.wrote = self.writing.bool()  # the same before this step's end
         self.lengths = torch.zeros_like(self.writing)
-        self.likelihoods: Likelihoods | None = None
-        if self.guidance is not None and self.guidance.reads_likelihoods:
-            self.likelihoods = Likelihoods(1 + len(branches), len(ids), self.passes, ids.device)
+        asked, each = settings.opinions, config.num_return_sequences or 1
+        self.steps = Steps(self.guidance, asked, self.passes, len(ids), self.horizon, each, ids.device)
         self.kl: Tensor | None = None  # the largest of this step
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
@@ -220,8 +195,7 @@ class _Loop:
         tokens = torch.where(self.writing.bool(), tokens, self.pad)
         if constraint is not None:
             constraint.advance(tokens, last)
-        if self.likelihoods is not None and cond is not None and extra is not None:
-            self.likelihoods.add(torch.cat([cond[None], extra]), tokens)
+        self.steps.add(cond, extra, tokens)
         self._record(logits, guided, processed, tokens, cond is not None)
         if self.settings.observer is not None:
             shown = guided if cond is not None else log_softmax(guided)
@@ -280,15 +254,7 @@ class _Loop:
         cond = logits.cond.to(torch.float32, copy=True)
         if self.guidance is None:
             return None, cond, None
-        copies = self.config.num_return_sequences or 1
-        alive, opinions = self.passes.alive, self.settings.opinions
-        if opinions is not None and self.index:
-            opinions.append(self.ids[:, -1].tolist())
-        step = Step.at(
-            self.index, self.horizon, alive, len(self.writing), copies,
-            likelihoods=None if self.likelihoods is None else self.likelihoods.of_batch(),
-            opinions=None if opinions is None else opinions.of(alive).to(cond.device),
-        )  # fmt: skip
+        step = self.steps.at(self.index, self.ids)
         writing = self.passes.pick(self.writing)
         if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
             self.skipping.record(self.index, cond, writing)
@@ -331,15 +297,13 @@ class _Loop:
         for record in (self.log_probs, self.scores, self.logits):
             record[:] = [values[index] for values in record]
         rewritten = constraint.rewritten()
-        if self.likelihoods is not None:
-            self.likelihoods.move(sources, rewritten)
+        self.steps.move(sources, rewritten)
         for row, (token, log_prob) in rewritten.items():
             self.ids[row, -1], self.writing[row] = token, int(constraint.open[row])
             if self.log_probs:
                 self.log_probs[-1][row] = log_prob
-        for texts in (self.reweighter, self.settings.opinions):
-            if texts is not None:
-                texts.select(sources)
+        if self.reweighter is not None:
+            self.reweighter.select(sources)
         going = [row for row, opened in enumerate(constraint.open) if opened]
         self.passes.reindex({row: sources[row] for row in going})
 

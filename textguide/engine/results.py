@@ -14,9 +14,33 @@ from torch import Tensor
 from ..smc import particles
 from ..smc.population import Outcome
 from .effect import Effect
-from .loop import Decoded
 from .speculation import SpeculationReport
 from .speculation.value import join as join_speculation
+
+
+@dataclass
+class Decoded:
+    """The outcome of one run.
+
+    Args:
+        sequences: prompt and generated ids, (B, L + new), finished rows padded.
+        lengths: how many tokens each row wrote, its end token included; what stands behind them is padding.
+        effect: what guidance did.
+        log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
+        scores: processed scores a step, (B, V) each, None unless ``output_scores``.
+        logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
+        constraint: what the constraint made of the rows; None where there was none.
+        speculation: what speculation did; None where there was none.
+    """
+
+    sequences: Tensor
+    lengths: list[int]
+    effect: Effect
+    log_probs: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    constraint: Outcome | None = None
+    speculation: SpeculationReport | None = None
 
 
 @dataclass

@@ -16,9 +16,9 @@ from ..support.arguments import check_model_and_tokenizer
 from .branch_inputs import Rows
 from .custom_generate import BranchReader, GuidedDecoding
 from .effect import join, warn_if_none
-from .loop import Decoded, Observer
+from .loop import Observer
 from .options import SAMPLING_OPTIONS, check_values, with_config
-from .results import GenerateResult, collect
+from .results import Decoded, GenerateResult, collect
 from .speculation import Speculation, as_speculation
 
 

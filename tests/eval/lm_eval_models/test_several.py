@@ -21,7 +21,7 @@ import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Predicate
 from textguide.engine.effect import Effect
-from textguide.engine.loop import Decoded
+from textguide.engine.results import Decoded
 from textguide.eval import GuidedLM
 from textguide.eval.lm_eval_models.several import one_each
 from textguide.guidance import EAGer, FeynmanKac, as_guidance
