@@ -72,13 +72,13 @@ def main() -> None:
                 speeds[count].append(arguments.requests * arguments.tokens / (time.perf_counter() - start))
     llm.llm_engine.engine_core.shutdown()
     rows = []
-    table = Table("branch requests", "tokens a second, median", "smallest", "largest", "of plain")
-    plain = statistics.median(speeds[0])
+    table = Table("branch requests", "tokens a second, median", "smallest", "largest", "of plain in the same round")
     for count, values in speeds.items():
         row = {"branches": count, "median": statistics.median(values), "smallest": min(values), "largest": max(values)}
-        rows.append({**row, "of_plain": row["median"] / plain})
+        ratio = statistics.median(one / plain for one, plain in zip(values, speeds[0], strict=True))
+        rows.append({**row, "of_plain": ratio})
         cells = [f"{row[name]:.0f}" for name in ("median", "smallest", "largest")]
-        table.add_row(str(count), *cells, f"{row['median'] / plain:.2f}")
+        table.add_row(str(count), *cells, f"{ratio:.2f}")
     Console().print(table)
     if arguments.json:
         settings = {name: getattr(arguments, name) for name in ("model", "requests", "tokens", "rounds")}
