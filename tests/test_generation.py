@@ -258,7 +258,7 @@ def test_branch_on_a_model_with_another_vocabulary() -> None:
         ),
         ([PROMPT], {"guidance": CFG(1.5, negative_prompt=[99])}, r"negative_prompt\[0\] has token id 99"),
         ([PROMPT], {"guidance": CFG(1.5, negative_system="x")}, "token ids"),
-        ([PROMPT], {"guidance": CFG(1.5), "num_beams": 3}, "num_beams=3.*CFGLogitsProcessor"),
+        ([PROMPT], {"guidance": CFG(1.5), "num_beams": 3}, "num_beams=3.*GuidanceLogitsProcessor"),
         ([PROMPT], {"guidance": CFG(1.5), "use_cache": False}, "use_cache=False"),
         ([PROMPT], {"guidance": CFG(1.5), "guidance_scale": 2.0}, "guidance_scale=2.0"),
         ([PROMPT], {"guidance": CFG(1.5), "prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),

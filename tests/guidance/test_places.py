@@ -64,7 +64,8 @@ def test_what_depends_on_progress_says_so(name: str) -> None:
     torch.manual_seed(0)
     logp = torch.randn(1 + len(guidance.branches), 2, 11).log_softmax(-1)  # type: ignore[attr-defined]
     told = torch.zeros(logp.shape[:2])
-    steps = [Step(progress, likelihoods=told) for progress in (0.0, 0.3, 0.6, 1.0)]
+    said = -torch.rand(len(getattr(guidance, "classes", ())), 2)
+    steps = [Step(progress, likelihoods=told, opinions=said) for progress in (0.0, 0.3, 0.6, 1.0)]
     actives = {guidance.active(step) for step in steps}  # type: ignore[attr-defined]
     outcomes = [guidance.combine(logp, step) for step in steps]  # type: ignore[attr-defined]
     moves = len(actives) > 1 or any(not torch.equal(outcomes[0], one) for one in outcomes)

@@ -53,14 +53,23 @@ def log_probs(branches: int) -> Tensor:
     return logits.log_softmax(-1)
 
 
+def told(guidance: Any, progress: Any, rows: slice = slice(None)) -> Step:
+    """A step with all that a guidance may ask for, of some of as many rows as ``PROGRESS`` has."""
+    generator = torch.Generator().manual_seed(2)
+    size = (1 + len(guidance.branches), len(PROGRESS))
+    likelihoods = -torch.rand(*size, generator=generator).double()
+    opinions = -torch.rand(len(getattr(guidance, "classes", ())), len(PROGRESS), generator=generator)
+    return Step(progress, likelihoods=likelihoods[:, rows], opinions=opinions[:, rows])
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_means_the_same_alone_and_among_others(case: str) -> None:
     """Generation asks at one progress, scoring at many; where ``active`` says no, the rule leaves no trace."""
     guidance = CASES[case]
     logp = log_probs(len(guidance.branches))
-    together = guidance.combine(logp, Step(torch.tensor(PROGRESS)[:, None]))
+    together = guidance.combine(logp, told(guidance, torch.tensor(PROGRESS)[:, None]))
     for row, progress in enumerate(PROGRESS):
-        step = Step(progress)
+        step = told(guidance, progress, slice(row, row + 1))
         alone = guidance.combine(logp[:, row : row + 1], step)[0]
         torch.testing.assert_close(together[row], alone, atol=2e-5, rtol=2e-5)
         if not guidance.active(step):
@@ -77,7 +86,7 @@ def test_the_lowest_number_stands_for_a_token_that_cannot_come(case: str) -> Non
     lowest, forbidden = log_probs(len(guidance.branches)), log_probs(len(guidance.branches))
     lowest[:, :, 9:13], forbidden[:, :, 9:13] = torch.finfo(torch.float32).min, float("-inf")
     lowest[-1, :, 5:8], forbidden[-1, :, 5:8] = torch.finfo(torch.float32).min, float("-inf")
-    step = Step(0.4)
+    step = told(guidance, 0.4)
     expected = guidance.combine(forbidden.log_softmax(-1), step).softmax(-1)
     torch.testing.assert_close(guidance.combine(lowest.log_softmax(-1), step).softmax(-1), expected)
     assert not expected.isnan().any()

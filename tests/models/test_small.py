@@ -66,7 +66,8 @@ def test_engines_read_them_from_a_folder(tmp_path, monkeypatch: pytest.MonkeyPat
 def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
     _, tokenizer = textguide.load("smollm2-small", device="cpu")
     ids = torch.tensor([tokenizer(PROMPT).input_ids])
-    distributions = {kind: model(ids).logits[0, -1].log_softmax(-1) for kind, model in models.items()}
+    with torch.no_grad():
+        distributions = {kind: model(ids).logits[0, -1].log_softmax(-1) for kind, model in models.items()}
     moved = distributions["positive"] - distributions["negative"]
     good, bad = (
         [float(moved[tokenizer(word).input_ids[0]]) for word in words]

@@ -109,5 +109,5 @@ def test_what_cannot_work_is_named() -> None:
         CorrSynth(group=1)
     with pytest.raises(ValueError, match="group=3 and a batch of 4 prompts"):
         textguide.generate(build("llama"), Tokenizer(), PROMPTS, CorrSynth(2.0, group=3), max_new_tokens=2)
-    with pytest.raises(ValueError, match="cannot score a text"):
+    with pytest.raises(ValueError, match="each given text is scored by itself"):
         textguide.score(build("llama"), Tokenizer(), PROMPTS, PROMPTS, CorrSynth(2.0))
