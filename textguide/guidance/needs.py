@@ -15,6 +15,7 @@ class Need(Enum):
     PART = "runs a part of the model, or the model with a change inside"
     CANDIDATES = "weighs candidates by the texts that they make"
     REWARD = "asks a reward about the texts that candidates make"
+    VALUE = "asks what a beginning leads to that the model itself would write"
     CONSTRAINT = "draws tokens under a constraint"
     WEIGHTS = "weighs whole texts against each other and moves them between rows"
     FORK = "forks texts"

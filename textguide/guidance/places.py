@@ -87,6 +87,7 @@ PLACES = (
         {
             Need.PART: "vLLM runs the layers of its model whole and as they are, with one cache for each",
             Need.REWARD: "the engine asks the one classifier that it was started with",
+            Need.VALUE: "the engine asks the one classifier that it was started with",
             Need.WEIGHTS: "vLLM writes each request by itself and copies none into another (with particles=1 each of n "
             "answers carries its weight)",
             Need.FORK: "vLLM writes each request by itself and forks none",
@@ -101,6 +102,7 @@ PLACES = (
         "diffusion", "masked diffusion", "textguide.diffusion.generate",
         {
             Need.PART: "a denoiser is any module from tokens to logits, whose layers are not known",
+            Need.VALUE: "positions are filled in any order, so that a canvas is no beginning",
             Need.CONSTRAINT: "a constraint reads texts from left to right, and positions are filled in any order",
             Need.WEIGHTS: "rows of a canvas stay where they are",
             Need.FORK: "rows of a canvas stay where they are",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base import About
+from .needs import Need
 from .text_reweighting import TextReweighting
 
 
@@ -65,6 +66,11 @@ class ValueGuidance(TextReweighting):
                 "train' wrote"
             )
         super().__post_init__()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Beginnings of texts, which are written from left to right."""
+        return frozenset({Need.CANDIDATES, Need.VALUE})
 
     @property
     def scorer(self) -> Any:
