@@ -85,10 +85,9 @@ class BranchRun:
             for part in dict.fromkeys(branch.model_part for branch in branches)
         ]
         # Rows may change places where every branch reads the same for them: the beams of one prompt do.
-        self.alike = torch.tensor(
-            [[all(rows[a] == rows[b] for rows in texts) for b in range(self.rows)] for a in range(self.rows)],
-            device=ids.device,
-        )
+        read = [tuple(tuple(rows[row]) for rows in texts) for row in range(self.rows)]
+        first = torch.tensor([read.index(one) for one in read], device=ids.device)
+        self.alike = first[:, None] == first[None, :]
         self.prompt = ids
         self.seen = ids.shape[1]
         self.ids = ids[:, :0]

@@ -71,10 +71,8 @@ class CAIFLogitsProcessor(LogitsProcessor):
         parts = split(as_guidance(guidance))
         if parts.branching is not None or parts.constraint is not None:
             raise ValueError(f"guidance={guidance!r} must be textguide.CAIF or Reward, or a sequence of them")
-        for part in parts.reweighting:
-            timed = getattr(part, "schedule", "constant") != "constant" or part.start > 0 or part.stop < 1  # type: ignore[attr-defined]
-            if timed and horizon is None:
-                raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
+        if horizon is None and any(part.is_timed for part in parts.reweighting):
+            raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.horizon = horizon
         self.guidances = parts.reweighting
         self._reweighter: Reweighter | None = reweighter(parts.reweighting, tokenizer, model)

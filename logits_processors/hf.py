@@ -134,7 +134,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         logp = log_softmax(extra if run.rereads else torch.cat([cond, extra]))
         run.keep(input_ids, logp, step)
         guided = guidance.combine(logp, step)
-        run.meter.add(guided, log_softmax(cond[0]))
+        run.meter.add(guided, log_softmax(cond[0]) if run.rereads else logp[0])
         return guided.to(scores.dtype)
 
 

@@ -56,10 +56,39 @@ class HeadClassifier(CausalSequenceClassifier):
 
     def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
         """Write the head and the model's name into a folder; :func:`load_causal` reads it."""
-        head: Head = self.head
-        settings = {"model": self.model_name, "backbone": identity(self.backbone)}
-        tensors = {"weights": head.weights.cpu(), "bias": head.bias.cpu()}
-        return storage.write(folder, "causal", self.labels, tensors, settings, report)
+        return write_head(folder, "causal", self, {}, report)
+
+
+def write_head(
+    folder: str | os.PathLike[str], kind: str, reader: Any, settings: dict[str, Any], report: dict[str, Any] | None
+) -> Path:
+    """Write the head of ``reader``, its model's name and further ``settings`` into a folder."""
+    head: Head = reader.head
+    settings = {"model": reader.model_name, "backbone": identity(reader.backbone), **settings}
+    tensors = {"weights": head.weights.cpu(), "bias": head.bias.cpu()}
+    return storage.write(folder, kind, reader.labels, tensors, settings, report)
+
+
+def read_head(
+    path: str | os.PathLike[str], kind: str, settings: Sequence[str], outputs: int | None, model: Any, tokenizer: Any
+) -> tuple[dict[str, Any], Head, Any, Any]:
+    """What :func:`write_head` wrote: the description, the head, and the model that it was trained on with its
+    tokenizer.
+
+    Args:
+        settings: names beside the model's own that the description must have.
+        outputs: how many the head has; None: any number.
+        model: see :func:`fitting_model`.
+
+    Raises:
+        ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
+    """
+    description, tensors = storage.read(path)
+    storage.expect(description, kind, path, ["model", "backbone", *settings])
+    weights = storage.tensor(tensors, "weights", (None, outputs), path)
+    bias = storage.tensor(tensors, "bias", (weights.shape[1],), path)
+    model, tokenizer = fitting_model(path, description["settings"], weights, model, tokenizer)
+    return description, Head(weights, bias), model, tokenizer
 
 
 def identity(backbone: Any) -> str:
@@ -87,18 +116,13 @@ def load_causal(
     Raises:
         ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
     """
-    description, tensors = storage.read(path)
-    storage.expect(description, "causal", path, ["model", "backbone"])
-    settings = description["settings"]
-    weights = storage.tensor(tensors, "weights", (None, None), path)
-    bias = storage.tensor(tensors, "bias", (weights.shape[1],), path)
-    model, tokenizer = fitting_model(path, settings, weights, model, tokenizer)
+    description, head, model, tokenizer = read_head(path, "causal", (), None, model, tokenizer)
     return HeadClassifier(
         model,
         tokenizer,
-        Head(weights, bias),
+        head,
         description["labels"],
-        model_name=settings["model"],
+        model_name=description["settings"]["model"],
         name=name or Path(path).name,
         source={"sha256": description["sha256"]},
     )

@@ -42,9 +42,7 @@ def write(
     """
     from safetensors.torch import save
 
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"--out {target} is a file; name a folder")
+    target = files.folder(folder)
     target.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     description = {

@@ -9,10 +9,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import heads, storage
+from . import heads
 from .base import CausalScorer, Scorer, table
 from .causal import CausalReader
-from .causal_head import Head, fitting_model, identity
+from .causal_head import Head, read_head, write_head
 from .rewards import LARGEST
 
 LINEAR, PROBABILITY = "linear", "probability"
@@ -60,10 +60,7 @@ class ValueHead(CausalReader):
 
     def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
         """Write the head and the model's name into a folder; :func:`load_value` reads it."""
-        head: Head = self.head
-        settings = {"model": self.model_name, "backbone": identity(self.backbone), "activation": self.kind}
-        tensors = {"weights": head.weights.cpu(), "bias": head.bias.cpu()}
-        return storage.write(folder, "value", self.labels, tensors, settings, report)
+        return write_head(folder, "value", self, {"activation": self.kind}, report)
 
 
 def load_value(
@@ -81,14 +78,10 @@ def load_value(
     Raises:
         ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
     """
-    description, tensors = storage.read(path)
-    storage.expect(description, "value", path, ["model", "backbone", "activation"])
+    description, head, model, tokenizer = read_head(path, "value", ["activation"], 1, model, tokenizer)
     settings = description["settings"]
-    weights = storage.tensor(tensors, "weights", (None, 1), path)
-    bias = storage.tensor(tensors, "bias", (1,), path)
-    model, tokenizer = fitting_model(path, settings, weights, model, tokenizer)
     return ValueHead(
-        model, tokenizer, Head(weights, bias), settings["activation"], model_name=settings["model"],
+        model, tokenizer, head, settings["activation"], model_name=settings["model"],
         name=name or Path(path).name, source={"sha256": description["sha256"]},
     )  # fmt: skip
 

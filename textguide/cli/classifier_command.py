@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from ..support import files
 from . import options
 
 KINDS = ("linear", "embedding", "causal")
@@ -50,9 +50,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Fit, measure, save, and say how well it does."""
     from ..classifiers import evaluate
 
-    out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
+    out = files.folder(arguments.out)
     if not arguments.strength > 0:
         raise ValueError(f"--strength {arguments.strength} must be above 0")
     examples, held_out = _examples(arguments)

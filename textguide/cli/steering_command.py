@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
+from ..support import files
 from . import options
 
 
@@ -32,9 +32,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from .. import steering
 
-    out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
+    out = files.folder(arguments.out)
     positive, negative = _texts(arguments)
     model, tokenizer = options.load(arguments)
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..support import files
 from . import options
 
 
@@ -38,9 +39,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from .. import value
 
-    out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
+    out = files.folder(arguments.out)
     if (arguments.reward is None) == (arguments.classifier is None):
         raise ValueError("give --reward, or --classifier with --target, to say what a text is worth")
     if (arguments.classifier is None) != (arguments.target is None):

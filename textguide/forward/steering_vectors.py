@@ -78,9 +78,7 @@ class SteeringVector:
         """
         from safetensors.torch import save
 
-        target = Path(folder)
-        if target.exists() and not target.is_dir():
-            raise ValueError(f"--out {target} is a file; name a folder")
+        target = files.folder(folder)
         target.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "version": VERSION, "model": self.model, "model_name": self.model_name}
         files.write_bytes(target / FILE, save({"directions": self.directions.to("cpu").contiguous()}, metadata))

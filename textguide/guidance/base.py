@@ -159,6 +159,11 @@ class Guidance(ABC):
         """What the place where it runs has to offer; see :mod:`textguide.guidance.places`."""
         return frozenset()
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether what it does depends on ``step.progress``."""
+        return False
+
     def _put(self, **values: Any) -> None:
         """Set fields while the object is made: the one time that they may change."""
         for name, value in values.items():
@@ -233,11 +238,6 @@ class BranchGuidance(Guidance):
         found |= {Need.LIKELIHOODS} if self.reads_likelihoods else set()
         found |= {Need.OPINIONS} if self.reads_opinions else set()
         return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether :meth:`combine` or :meth:`active` depends on ``step.progress``."""
-        return False
 
     @abstractmethod
     def combine(self, logp: Tensor, step: Step) -> Tensor:

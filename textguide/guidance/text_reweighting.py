@@ -79,6 +79,11 @@ class TextReweighting(TokenReweighting):
         """The weight is 0."""
         return self.weight == 0.0
 
+    @property
+    def is_timed(self) -> bool:
+        """A schedule or a window moves the weight."""
+        return self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0)
+
     def weight_at(self, step: Step) -> float | Tensor:
         """The schedule's share of the weight inside the window, 0 outside."""
         progress: Any = step.progress

@@ -12,6 +12,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+def folder(path: str | os.PathLike[str]) -> Path:
+    """``path`` as the folder of what a command or a function is about to write; it need not exist.
+
+    Raises:
+        ValueError: a file stands there.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--out {target} is a file; name a folder")
+    return target
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary stream whose content takes the place of ``path`` when the block ends without an exception.
