@@ -12,18 +12,27 @@ from typing import Any
 
 from textguide.support.files import write_text
 
-from ..reports import plots
+from ..reports import drawing, plots
 from ..results.folder import REPORT
 from ..results.run import RunResult
 from .data import Picture
 
 SHEET = "captions.html"
-_STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;width:100%}td,th{padding:.35rem .6rem;vertical-align:top;text-align:left;"
-    "border-bottom:1px solid #ddd}img{width:128px;image-rendering:pixelated;border-radius:4px}"
-    "dt{color:#777;float:left;clear:left;min-width:9rem}dd{margin:0 0 .15rem 9.5rem}.people{color:#777;font-size:13px}"
-)
+_STYLE = """
+:root{color-scheme:light dark;--ink:#222;--page:#fff;--dim:#666;--line:#ddd}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e4e4;--page:#16181c;--dim:#a3a7ad;--line:#363a41}}
+*{box-sizing:border-box}
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:var(--ink);
+background:var(--page)}
+article{display:grid;grid-template-columns:8.5rem minmax(0,1fr) 14rem;gap:0 1.2rem;padding:.9rem 0;
+border-top:1px solid var(--line)}
+img{width:100%;max-width:8.5rem;image-rendering:pixelated;border-radius:4px}
+dl{margin:0;display:grid;grid-template-columns:minmax(4rem,max-content) minmax(0,1fr);gap:.15rem .9rem}
+dt{color:var(--dim);max-width:14rem;overflow-wrap:anywhere}dd{margin:0;overflow-wrap:anywhere}
+.people{color:var(--dim);font-size:13px}h2{font-size:13px;font-weight:600;margin:0 0 .2rem;color:var(--dim)}
+@media(max-width:50rem){article{grid-template-columns:5.5rem minmax(0,1fr)}.people{grid-column:2;margin-top:.6rem}}
+@media(max-width:30rem){dl{display:block}dd{margin-bottom:.45rem}dt{max-width:none;font-size:13px}}
+"""
 
 
 def illustrate(
@@ -62,29 +71,17 @@ def save_trade(run: RunResult, folder: Path) -> list[str]:
 
 @plots.styled
 def _trade(points: Sequence[tuple[Any, Any, Any]]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.subplots()
-    families: dict[str, list[tuple[Any, Any, Any]]] = {}
+    figure, (axes,) = drawing.grid(1, 4.4)
+    families: dict[str, list[drawing.Point]] = {}
     for result, cider, recall in points:
-        families.setdefault(_family(result.label), []).append((result, cider, recall))
-    for number, (name, members) in enumerate(families.items()):
-        x, y = [m[1].value for m in members], [m[2].value for m in members]
-        across = [[m[1].value - (m[1].low or 0) for m in members], [(m[1].high or 0) - m[1].value for m in members]]
-        up = [[m[2].value - (m[2].low or 0) for m in members], [(m[2].high or 0) - m[2].value for m in members]]
-        axes.errorbar(x, y, xerr=across, yerr=up, fmt="o-", color=f"C{number}", label=name, capsize=2, elinewidth=0.8)
-        for result, cider, recall in members:
-            axes.annotate(
-                _strength(result.label),
-                (cider.value, recall.value),
-                xytext=(6, 5),
-                textcoords="offset points",
-                fontsize=8,
-            )
-    axes.set_xlabel("CIDEr")
+        across = (cider.low, cider.high) if cider.low is not None and cider.high is not None else None
+        point = drawing.Point(cider.value, recall.value, recall.low, recall.high, _strength(result.label), across)
+        families.setdefault(_family(result.label), []).append(point)
+    axes.set_xlabel("CIDEr: likeness to people's captions")
     axes.set_ylabel("R@1: the judge finds the picture by its caption")
-    axes.legend()
+    drawing.draw_fronts(axes, families)
+    note = "pale bars: 95% intervals; γ 1 is plain"
+    figure.supxlabel(note, fontsize=8.5, color=drawing.GREY, x=0.99, ha="right")
     return figure
 
 
@@ -93,9 +90,13 @@ _NUMBER = re.compile(r"alpha=(\S+)|^cfg (\S+)")
 
 def _family(label: str) -> str:
     """``label`` without its strength: settings that differ in nothing else are joined."""
-    return _NUMBER.sub(lambda found: "cfg" if found[2] else "", "cfg 1" if label == "plain" else label).replace(
-        "  ", " "
-    )
+    name = _NUMBER.sub(lambda found: "cfg" if found[2] else "", "cfg 1" if label == "plain" else label)
+    name = re.sub(r"^lm\b *(?:prompt=(.*))?", lambda found: _titled(found[1]), name.replace("  ", " ").strip())
+    return {"cfg": "CFG, by γ"}.get(name, name)
+
+
+def _titled(prompt: str | None) -> str:
+    return "language model, by α" + (f" (“{prompt}”)" if prompt else "")
 
 
 def _strength(label: str) -> str:
@@ -123,13 +124,13 @@ def write_contact_sheet(
         )
         people = "<br>".join(html.escape(text) for text in picture.references)
         rows.append(
-            f'<tr><td><img src="{_thumbnail(images[picture.name])}" alt="{html.escape(picture.name)}"></td>'
-            f'<td><dl>{said}</dl></td><td class="people">{people}</td></tr>'
+            f'<article><img src="{_thumbnail(images[picture.name])}" alt="{html.escape(picture.name)}">'
+            f'<dl>{said}</dl><div class="people"><h2>by people</h2>{people}</div></article>'
         )
     page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Captions under guidance</title>'
-        f"<style>{_STYLE}</style><h1>Captions under guidance</h1><table><tr><th>picture</th><th>captions</th>"
-        f"<th>people</th></tr>{''.join(rows)}</table></html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Captions under guidance</title>'
+        f"<style>{_STYLE}</style><h1>Captions under guidance</h1>{''.join(rows)}</html>\n"
     )
     write_text(folder / SHEET, page)
 

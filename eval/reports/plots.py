@@ -3,67 +3,36 @@ pyplot."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textguide.support.errors import MissingExtraError
-from textguide.support.files import replacing
-
 from ..results.run import aligned
 from ..statistics.intervals import calibration_bins, expected_calibration_error, flip_matrix, is_binary
-from .markdown import MOST_TASKS, metric_name
+from . import drawing
+from .drawing import COLOURS, GREY, MARKERS, Point, available, require, save, short, styled
+from .markdown import MOST_TASKS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ..results.run import RunResult, TaskResult
 
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["available", "draw_calibration", "draw_flips", "draw_values", "require", "save", "save_all", "styled"]
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; the markers tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
-GREY = "#6B6B6B"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-    "svg.hashsalt": "textguide",
-    # A task's name may hold a dollar sign.
-    "text.parse_math": False,
-}
-MOST = 6
-"""Settings that one picture tells apart."""
-
-
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def require() -> None:
-    """Do nothing where matplotlib is installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    if not available():
-        raise MissingExtraError("matplotlib", "eval", "drawing plots")
+MOST = 3
+"""Settings whose calibration one picture tells apart."""
+FEWEST = 10
+"""Items of a bin of the calibration; the accuracy of fewer is noise."""
+TITLES = {
+    "acc": "accuracy", "acc_norm": "accuracy, length-normalised", "acc_prior_matched": "accuracy, prior matched",
+    "exact_match": "exact match", "distinct_2": "distinct-2", "word_perplexity": "perplexity of words",
+}  # fmt: skip
+"""Metrics as an axis names them."""
 
 
 def save_all(run: RunResult, folder: Path, svg: bool = False) -> list[str]:
@@ -93,136 +62,127 @@ def _metric_of(run: RunResult) -> str:
     return "accuracy" if name == "acc" else re.sub(r"[^\w-]+", "_", name)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically, as the ending of ``path`` says; the same figure gives the same bytes."""
-    import matplotlib
-
-    kind = path.suffix[1:]
-    with matplotlib.rc_context(STYLE), replacing(path) as stream:
-        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
-
-
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Texts and lines take their looks when they are made, so the whole drawing happens within the style."""
-
-    @functools.wraps(draw)
-    def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
-        require()
-        import matplotlib
-
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawing
-
-
 @styled
 def draw_values(run: RunResult) -> Figure | None:
-    """Each task's primary metric against γ with intervals, one panel a task; None for a single setting.
+    """Each task's primary metric against γ, one panel a task; None for a single setting.
 
-    Settings that differ in γ alone are joined by a line. Where one has no γ, all stand side by side under
-    their names.
+    Settings that differ in γ alone are joined by a line, with a band through their intervals. Where one has no γ, all
+    stand below each other under their names.
     """
     tasks = run.task_names[:MOST_TASKS]
     if len(run.labels) < 2 or not tasks:
         return None
     named = any(result.scale is None for result in run.tasks if result.label != run.plain_label)
+    return _draw_named(run, tasks) if named else _draw_scales(run, tasks)
+
+
+def _draw_scales(run: RunResult, tasks: Sequence[str]) -> Figure:
     families = _families(run)
-    figure, panels = _grid(len(tasks), (4.4, 3.3))
+    figure, panels = drawing.grid(len(tasks), 3.3 if len(tasks) == 1 else 2.5)
     for task, axes in zip(tasks, panels, strict=True):
         entries = {result.label: result for result in run.tasks if result.task == task}
-        places = {label: float(index) if named else entry.scale for index, (label, entry) in enumerate(entries.items())}
         base = entries.get(run.plain_label or "")
-        if base is not None:
-            _draw_baseline(axes, base, places[base.label] if named else None)
+        names = []
+        if base is not None and (level := _point(base)) is not None:
+            drawing.draw_level(axes, level.value, level.low, level.high)
+            names.append(("plain", level.value, GREY))
+        ticks = {1.0} if base is not None and base.scale == 1.0 else set()
         for index, (family, labels) in enumerate(families.items()):
-            members = [label for label in labels if label in entries and label != run.plain_label]
-            if not named and base is not None and base.scale is not None and len(families) == 1:
-                # At γ = 1 the guided curve is the plain setting.
-                members.append(base.label)
-            points = [(place, entries[name]) for name in members if (place := places[name]) is not None]
-            points.sort(key=lambda point: point[0])
-            if not named and len(points) > 1:
-                # Curves with the same scales stand a little apart, so that no interval hides another.
-                apart = 0.012 * (points[-1][0] - points[0][0]) * (index - (len(families) - 1) / 2)
-                points = [(place + apart, entry) for place, entry in points]
-            _draw_curve(axes, points, index, family if len(families) > 1 else "guided", joined=not named)
-        ticks = sorted({place for place in places.values() if place is not None})
-        if named:
-            axes.set_xticks(
-                ticks,
-                [_short(label, 22) for label in entries],
-                rotation=30,
-                ha="right",
-                rotation_mode="anchor",
-            )
-            axes.set_xlim(-0.5, len(entries) - 0.5)
-        elif len(ticks) <= 8:
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        first = next(iter(entries.values()))
-        axes.set_title(_short(task))
-        axes.set_xlabel("guidance" if named else "guidance scale γ")
-        axes.set_ylabel(metric_name(first.primary, first.metrics[first.primary].higher_is_better))
-    _shared_legend(figure, panels)
+            members = [entries[label] for label in labels if label in entries]
+            if base is not None and base.scale == 1.0:
+                members.append(base)  # at γ = 1 every guided curve is the plain setting
+            points = sorted(filter(None, map(_point, members)), key=lambda point: point.x)
+            if points:
+                drawing.draw_curve(axes, points, index)
+                names.append((short(family, 22), points[-1].value, COLOURS[index % len(COLOURS)]))
+                ticks |= {point.x for point in points}
+        drawing.set_ticks(axes, ticks, 4.6 if len(tasks) == 1 else 1.9)
+        axes.locator_params(axis="y", nbins=5)
+        axes.set_title(_title(next(iter(entries.values()))), fontsize=10.5 if len(tasks) == 1 else 9.5)
+        axes.set_xlabel("guidance scale γ")
+        axes.set_ylabel(_axis(next(iter(entries.values()))))
+        drawing.name_lines(axes, names)
+    figure.supxlabel(f"bands: {run.confidence:.0%} intervals", fontsize=8.5, color=GREY, x=0.99, ha="right")
+    return figure
+
+
+def _draw_named(run: RunResult, tasks: Sequence[str]) -> Figure:
+    labels = [label for label in run.labels if label != run.plain_label]
+    columns = min(len(tasks), 3)
+    figure, panels = drawing.grid(len(tasks), 0.8 + 0.185 * len(labels), columns)
+    for number, (task, axes) in enumerate(zip(tasks, panels, strict=True)):
+        entries = {result.label: result for result in run.tasks if result.task == task}
+        base = entries.get(run.plain_label or "")
+        rows = [(short(label, 34), _point(entries[label]) if label in entries else None) for label in labels]
+        drawing.draw_rows(axes, rows, None if base is None else _point(base))
+        axes.tick_params(axis="y", labelsize=8.5)
+        if number % columns:
+            axes.set_yticklabels([])
+        axes.locator_params(axis="x", nbins=4 if columns > 1 else 7)
+        title = _title(next(iter(entries.values()))) if columns < 3 else task
+        axes.set_title(short(title, 66 // columns), fontsize=9.5 if columns > 1 else 10.5)
+        axes.set_xlabel(_axis(next(iter(entries.values()))), fontsize=9)
+    note = f"bars: {run.confidence:.0%} intervals" + ("; dashed: plain" if run.plain_label is not None else "")
+    figure.supxlabel(note, fontsize=8.5, color=GREY, x=0.99, ha="right")
     return figure
 
 
 @styled
 def draw_flips(run: RunResult, labels: Sequence[str] | None = None) -> Figure | None:
-    """How many items went from wrong or right without guidance to wrong or right with it; a row a task.
+    """How many items guidance made right (to the right) and wrong (to the left); a panel a task, a row a setting.
+
+    Settings that change no answer of a task, such as γ = 1, have no row.
 
     Args:
         run: the run.
-        labels: the settings to show, a column each; None: all, or four from across the sweep where there are
-            more.
+        labels: the settings to show; None: all, or eight from across the sweep where there are more.
 
     Returns:
-        None where no task has a plain setting and items that are right or wrong.
+        None where no task has a plain setting and items that are right or wrong, or nothing changed.
     """
-    cells = []
+    found: dict[str, list[tuple[str, int, int, int]]] = {}
+    shown = labels if labels is not None else _across([x for x in run.labels if x != run.plain_label], 8)
     for task in run.task_names[:MOST_TASKS]:
         base = run.get(task, run.plain_label) if run.plain_label is not None else None
-        for label in labels if labels is not None else _across([x for x in run.labels if x != run.plain_label], 4):
+        for label in shown:
             guided = run.get(task, label)
             pair = aligned(base, guided, guided.primary) if base and guided else None
             if pair is not None and is_binary(pair[0]) and is_binary(pair[1]):
-                cells.append((task, label, flip_matrix(*pair)))
-    if not cells:
+                matrix = flip_matrix(*pair)
+                gained, lost = int(matrix[0, 1]), int(matrix[1, 0])
+                if gained or lost:
+                    found.setdefault(task, []).append((label, gained, lost, int(matrix.sum())))
+    if not found:
         return None
-    columns = max(sum(1 for cell in cells if cell[0] == task) for task in run.task_names)
-    figure, panels = _grid(len(cells), (2.8, 2.95), columns)
-    for (task, label, matrix), axes in zip(cells, panels, strict=True):
-        total = int(matrix.sum())
-        axes.imshow(matrix / total, cmap="Blues", vmin=0, vmax=1)
-        for row in range(2):
-            for column in range(2):
-                share = matrix[row, column] / total
-                axes.text(
-                    column,
-                    row,
-                    f"{matrix[row, column]}\n{share:.1%}",
-                    ha="center",
-                    va="center",
-                    color="white" if share > 0.6 else "black",
-                )
-        axes.set_xticks([0, 1], ["wrong", "right"])
-        axes.set_yticks([0, 1], ["wrong", "right"], rotation=90, va="center")
-        axes.set_xlabel(f"with {_short(label, 26)}")
-        axes.set_ylabel("without guidance")
-        axes.set_title(_short(task, 26))
-        axes.grid(False)
-        axes.spines[["left", "bottom"]].set_visible(False)
-        axes.tick_params(length=0)
+    most = max(len(rows) for rows in found.values())
+    figure, panels = drawing.grid(len(found), 0.85 + 0.24 * most)
+    for (task, rows), axes in zip(found.items(), panels, strict=True):
+        for place, (_, gained, lost, _) in enumerate(rows):
+            axes.barh(place, gained, color=COLOURS[0], height=0.62)
+            axes.barh(place, -lost, color=COLOURS[1], height=0.62)
+            axes.annotate(f"+{gained}", (gained, place), xytext=(3, 0), textcoords="offset points", va="center",
+                          fontsize=8.5, color=COLOURS[0])  # fmt: skip
+            axes.annotate(f"−{lost}", (-lost, place), xytext=(-3, 0), textcoords="offset points", va="center",
+                          ha="right", fontsize=8.5, color=COLOURS[1])  # fmt: skip
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.margins(x=0.45 if len(found) > 1 else 0.2)
+        axes.set_ylim(most - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), [short(label, 24) for label, *_ in rows], fontsize=8.5)
+        axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_title(f"{short(task, 22)}, {rows[0][3]:,} items", fontsize=9.5)
+    figure.supxlabel("items that guidance made wrong (left) and right (right)", fontsize=9)
     return figure
 
 
 @styled
 def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
-    """Accuracy against confidence in ``bins`` equal parts, one panel a task; None where confidences are not
-    known.
+    """Accuracy against confidence in ``bins`` equal parts, one panel a task; None where confidences are not known.
 
-    A marker's area grows with its share of the items.
+    A marker's area grows with its share of the items; bins of fewer than :data:`FEWEST` items are left out.
     """
     found: dict[str, list[TaskResult]] = {}
     shown = _across(run.labels, MOST)
@@ -233,10 +193,7 @@ def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
             found.setdefault(result.task, []).append(result)
     if not found:
         return None
-    # A legend wider than its panel would squeeze the panel away.
-    columns = 2 if max(map(len, shown)) <= 10 else 1
-    height = 4.3 + 0.26 * math.ceil(max(map(len, found.values())) / columns)
-    figure, panels = _grid(len(found), (4.2, height))
+    figure, panels = drawing.grid(len(found), 3.4)
     for (task, entries), axes in zip(found.items(), panels, strict=True):
         axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
         for entry in entries:
@@ -247,69 +204,72 @@ def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
             if not known.any():
                 continue
             confidences, correct = entry.confidences[known], correct[known]
-            parts = calibration_bins(confidences, correct, bins)
             error = expected_calibration_error(confidences, correct, bins)
-            x, y, counts = zip(*parts, strict=True)
             colour, marker = COLOURS[index], MARKERS[index]
-            axes.plot(x, y, color=colour, linewidth=1.5)
-            axes.scatter(x, y, [12 + 150 * n / len(correct) for n in counts], color=colour, marker=marker, zorder=3)
-            axes.plot([], [], color=colour, marker=marker, label=f"{_short(entry.label)} (ECE {error:.3f})")
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=_short(task))
+            parts = [part for part in calibration_bins(confidences, correct, bins) if part[2] >= FEWEST]
+            if parts:
+                x, y, counts = zip(*parts, strict=True)
+                axes.plot(x, y, color=colour, linewidth=1.5)
+                axes.scatter(x, y, [10 + 90 * n / len(correct) for n in counts], color=colour, marker=marker, zorder=3)
+            axes.annotate(
+                f"{short(entry.label, 24)}: ECE {error:.3f}", (0.03, 0.97 - 0.085 * index), xycoords="axes fraction",
+                color=colour, fontsize=8.5, va="top",
+            )  # fmt: skip
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set_title(short(task, 26))
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8.5)
+    figure.supxlabel(
+        f"dashed: as right as it is sure; marker area: share of the items; bins below {FEWEST} items left out",
+        fontsize=8, color=GREY,
+    )  # fmt: skip
     return figure
 
 
-def _draw_baseline(axes: Axes, base: TaskResult, place: float | None) -> None:
-    value = base.metrics[base.primary]
-    if value.value is None:
-        return
-    axes.axhline(value.value, color=GREY, linestyle="--", linewidth=1.2, label="no guidance")
-    if value.low is not None and value.high is not None:
-        if place is not None:
-            ends = [[value.value - value.low], [value.high - value.value]]
-            axes.errorbar([place], [value.value], yerr=ends, color=GREY, marker="o", markersize=5, capsize=3)
-        axes.axhspan(value.low, value.high, color=GREY, alpha=0.13, linewidth=0)
+def _point(entry: TaskResult) -> Point | None:
+    value = entry.metrics.get(entry.primary)
+    if value is None or value.value is None:
+        return None
+    return Point(0.0 if entry.scale is None else entry.scale, value.value, value.low, value.high)
 
 
-def _draw_curve(axes: Axes, points: Sequence[tuple[float, TaskResult]], index: int, label: str, joined: bool) -> None:
-    drawn = [(x, entry.metrics[entry.primary]) for x, entry in points if entry.primary in entry.metrics]
-    drawn = [(x, value) for x, value in drawn if value.value is not None]
-    if not drawn:
-        return
-    values = [value.value or 0.0 for _, value in drawn]
-    low = [0.0 if v.low is None else max(0.0, y - v.low) for y, (_, v) in zip(values, drawn, strict=True)]
-    high = [0.0 if v.high is None else max(0.0, v.high - y) for y, (_, v) in zip(values, drawn, strict=True)]
-    axes.errorbar(
-        [x for x, _ in drawn],
-        values,
-        yerr=[low, high],
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        markersize=5,
-        linestyle="-" if joined else "none",
-        linewidth=1.6,
-        capsize=3,
-        label=label,
-    )
+def _title(entry: TaskResult) -> str:
+    items = entry.metrics[entry.primary].n
+    return f"{short(entry.task, 22)}, {items:,} items" if items else short(entry.task)
+
+
+def _axis(entry: TaskResult) -> str:
+    """The metric in words, with an arrow towards the better."""
+    metric = entry.primary.partition(",")[0]
+    shown = TITLES.get(metric, metric.replace("_", " "))
+    return f"{shown} {'↑' if entry.metrics[entry.primary].higher_is_better else '↓'}"
 
 
 def _families(run: RunResult) -> dict[str, list[str]]:
-    """Names of the curves and the settings on them: those whose guidances differ in scale alone."""
+    """Names of the curves and the settings on them: those whose guidances differ in scale alone.
+
+    A curve is named by its method, and by the fields in which the curves of that method differ.
+    """
     curves: dict[str, list[str]] = {}
     for label, guidance in run.guidances.items():
         if label != run.plain_label:
             rest = {key: value for key, value in (guidance or {}).items() if key != "scale"}
             curves.setdefault(json.dumps(rest, sort_keys=True), []).append(label)
     settings = [json.loads(text) for text in curves]
-    common = {key for key in set().union(*settings) if len({json.dumps(s.get(key)) for s in settings}) == 1}
     names: dict[str, list[str]] = {}
     for values, labels in zip(settings, curves.values(), strict=True):
-        differs = [_short(f"{key} {value}") for key, value in values.items() if key not in common and value is not None]
-        name = ", ".join(differs) or str(values.get("method", "guided"))
-        names[labels[0] if len(labels) == 1 else name] = labels
+        alike = [one for one in settings if one.get("method") == values.get("method")]
+        differs = [
+            f"{key}={_value(value)}"
+            for key, value in values.items()
+            if key != "method" and value is not None and any(one.get(key) != value for one in alike)
+        ]
+        names[" ".join([str(values.get("method", "guided")), *differs])] = labels
     return names
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def _across(labels: Sequence[str], most: int) -> list[str]:
@@ -317,31 +277,3 @@ def _across(labels: Sequence[str], most: int) -> list[str]:
     if len(labels) <= most:
         return list(labels)
     return [labels[round(index * (len(labels) - 1) / (most - 1))] for index in range(most)]
-
-
-def _grid(count: int, size: tuple[float, float], columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels of ``size`` inches, at most three beside each other where ``columns`` is
-    None."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    columns = min(count, 3) if columns is None else columns
-    rows = math.ceil(count / columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.03)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout=layout)
-    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
-
-
-def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend above all panels."""
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        columns = max(1, round(figure.get_figwidth() / 2.2))
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)
-
-
-def _short(text: str, most: int = 36) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

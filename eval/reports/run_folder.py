@@ -13,7 +13,8 @@ from ..results import storage
 from ..results.folder import ITEMS, REPORT, RESULTS, SAMPLES, claim, read_results
 from ..results.lm_eval_schema import run_from_dict, run_to_dict
 from ..results.run import RunResult
-from . import plots as drawing
+from . import drawing
+from . import plots as pictures_of
 from .markdown import markdown
 
 
@@ -50,7 +51,7 @@ def write_run(
         with replacing(target / SAMPLES) as stream:
             for sample in samples:
                 stream.write(json_bytes(plain(sample)) + b"\n")
-    pictures = drawing.save_all(run, target, svg) if plots or (plots is None and drawing.available()) else []
+    pictures = pictures_of.save_all(run, target, svg) if plots or (plots is None and drawing.available()) else []
     write_text(target / REPORT, markdown(run, pictures))
     write_json(target / RESULTS, run_to_dict(run))
     return target

@@ -46,6 +46,7 @@ from textguide.guidance.spec import label as label_of
 from textguide.models import bundled
 from textguide.support.files import write_json, write_text
 
+from ..reports import drawing
 from ..reports import markdown as report
 from ..results.run import RunResult, TaskResult
 from ..statistics.intervals import Interval, select_scale
@@ -112,7 +113,6 @@ COLUMNS = (
     ("triviaqa", "exact_match,remove_whitespace"), ("continuations_positive", "positive,all"),
     ("continuations_positive", "distinct_2,all"),
 )  # fmt: skip
-ONLY_CONTINUED = ("caif", "dexperts", "proxy-tuning", "steering", "genarm", "feynman-kac", "power-sampling", "eager")
 ONLY_CONTINUED = (
     "caif",
     "dexperts",
@@ -249,10 +249,8 @@ def compare_methods(
     }  # fmt: skip
     write_json(output / "methods.json", found)
     text = markdown(table, plain, costs, names, found)
-    from ..reports import plots
-
-    if plots.available():
-        plots.save(draw(table, names), output / "methods.png")
+    if drawing.available():
+        drawing.save(draw(table, names), output / "methods.png")
         text += "\n![differences to plain decoding](methods.png)\n"
     write_text(output / "methods.md", text)
     return found
@@ -370,23 +368,37 @@ def _cost(cost: Cost) -> list[str]:
     return [f"{cost.passes:.2f}", f"{1e3 * cost.seconds:.1f}"]
 
 
+@drawing.styled
 def draw(table: Mapping[tuple[str, str], Mapping[str, Cell]], names: Sequence[str]) -> Figure:
-    """Differences to plain decoding with their intervals, a panel for each metric."""
-    import matplotlib.pyplot as plt
+    """Differences to plain decoding with their intervals, a panel for each metric, three beside each other.
 
-    figure, panels = plt.subplots(1, len(COLUMNS), figsize=(2.6 * len(COLUMNS), 0.35 * len(names) + 1.4), sharey=True)
-    for axes, column in zip(panels, COLUMNS, strict=True):
-        for place, name in enumerate(names):
-            cell = table[column].get(name)
-            if cell is not None:
-                against = cell.against
-                sure = against.p_holm is not None and against.p_holm < 0.05
-                axes.plot([against.low, against.high], [place, place], color="C0", linewidth=1.5)
-                axes.plot(against.difference, place, "o", color="C0", markerfacecolor="C0" if sure else "white")
-        axes.axvline(0, color="0.6", linewidth=0.8)
-        axes.set_title(f"{column[0]}\n{column[1].split(',')[0]}", fontsize=9)
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
-    figure.supxlabel("difference to plain decoding", fontsize=9)
-    figure.tight_layout()
+    A method whose chosen setting changes no item stands as a grey ring: there is no interval to draw.
+    """
+    figure, panels = drawing.grid(len(COLUMNS), 0.75 + 0.165 * len(names), 3)
+    for number, (axes, column) in enumerate(zip(panels, COLUMNS, strict=True)):
+        rows = [(name, table[column].get(name)) for name in names]
+        axes.axvline(0, color=drawing.GREY, linestyle="--", linewidth=1)
+        for place, (_, cell) in enumerate(rows):
+            if cell is None:
+                continue
+            against = cell.against
+            sure = against.p_holm is not None and against.p_holm < 0.05
+            same = against.low == against.high == 0
+            colour = drawing.GREY if same else drawing.COLOURS[1] if against.difference < 0 else drawing.COLOURS[0]
+            ends = [against.low, against.high]
+            axes.plot(ends, [place, place], color=colour, alpha=0.35, linewidth=3.6, solid_capstyle="butt")
+            filled = colour if sure else "white"
+            axes.plot(against.difference, place, "o", markersize=4, color=colour, markerfacecolor=filled)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), names if number % 3 == 0 else [""] * len(rows), fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8.5)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="y", visible=False)
+        axes.set_title(f"{column[0]}\n{column[1].split(',')[0].replace('_', ' ')}", fontsize=8.5)
+    figure.supxlabel(
+        "difference to plain decoding (dashed: none); bars: 95% intervals; filled: p below .05 after Holm; "
+        "grey: no item changed",
+        fontsize=7.6, color=drawing.GREY,
+    )  # fmt: skip
     return figure

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from timing import machine
 
 import textguide
 from textguide import CAIF, CFG
-from textguide.eval.reports import plots
+from textguide.eval.reports import drawing
 from textguide.eval.results.journal import Journal
 from textguide.eval.statistics.intervals import mean_interval, perplexity_interval
 from textguide.support.files import write_json, write_text
@@ -189,9 +190,9 @@ def main() -> None:
     report = show(results)
     write_text(args.output / "control.md", report)
     for task in args.tasks:
-        plots.save(front(task, results[task]), args.output / f"{task}.png")
+        drawing.save(front(task, results[task]), args.output / f"{task}.png")
     if "to-positive" in args.tasks:
-        plots.save(saving(results["to-positive"]), args.output / "saving.png")
+        drawing.save(saving(results["to-positive"]), args.output / "saving.png")
 
 
 def headline(task: str) -> list[str]:
@@ -220,55 +221,57 @@ def show(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@drawing.styled
 def front(task: str, rows: dict[str, Any]) -> Any:
     """Control against fluency, one point a setting."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = drawing.grid(1, 4.2)
     metric = headline(task)[0]
+    families = {}
     for family, title in NAMES.items():
-        points = sorted((r for r in rows.values() if r["family"] == family), key=lambda r: r["strength"])
-        if not points:
-            continue
-        x, y = ([p[m]["mean"] for p in points] for m in ("perplexity", metric))
-        errors = [[[abs(p[m]["mean"] - p[m][end]) for p in points] for end in ("low", "high")] for m in
-                  ("perplexity", metric)]  # fmt: skip
-        axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], marker="o", label=title, capsize=2, alpha=0.85)
-        for p, px, py in zip(points, x, y, strict=True):
-            if family != "plain":
-                axes.annotate(f"{p['strength']:g}", (px, py), textcoords="offset points", xytext=(5, 5), fontsize=7)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(ScalarFormatter())
-    axes.tick_params(axis="x", which="minor", labelsize=7)
-    axes.set_xlabel("perplexity under the unguided model (95% intervals)")
+        found = sorted((r for r in rows.values() if r["family"] == family), key=lambda r: r["strength"])
+        letter = ("α −" if task == "toxicity" else "α ") if family != "cfg" else "γ "
+        points = [
+            drawing.Point(
+                row["perplexity"]["mean"], row[metric]["mean"], row[metric]["low"], row[metric]["high"],
+                "plain" if family == "plain" else f"{letter}{row['strength']:g}",
+                (row["perplexity"]["low"], row["perplexity"]["high"]),
+            )
+            for row in found
+        ]  # fmt: skip
+        if points:
+            families[title] = points
+    axes.set_xlabel("perplexity under the unguided model")
     axes.set_ylabel("mean toxicity by the guide" if task == "toxicity" else f"share {task[3:]} by VADER")
-    axes.legend()
+    drawing.draw_fronts(axes, families, log=True)
+    figure.supxlabel("pale bars: 95% intervals", fontsize=8.5, color=drawing.GREY, x=0.99, ha="right")
     return figure
 
 
+@drawing.styled
 def saving(rows: dict[str, Any]) -> Any:
     """What scoring fewer steps saves against what it costs in control."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = drawing.grid(1, 3.8)
     whole = next(r for r in rows.values() if r["family"] == "caif" and r["strength"] == 10.0)
-    for family, title in (("threshold", "entropy threshold, nats"), ("every", "every n-th step")):
-        points = [whole, *sorted((r for r in rows.values() if r["family"] == family), key=lambda r: r["strength"])]
-        x = [p["texts classified a token"] for p in points]
-        y = [p["on target"]["mean"] for p in points]
-        errors = [[abs(p["on target"]["mean"] - p["on target"][end]) for p in points] for end in ("low", "high")]
-        axes.errorbar(x, y, yerr=errors, marker="o", label=title, capsize=2)
-        for p, px, py in zip(points[1:], x[1:], y[1:], strict=True):
-            axes.annotate(f"{p['strength']:g}", (px, py), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    families = {}
+    for family, title, name in (
+        ("threshold", "entropy threshold", "{:g} nats"), ("every", "every n-th step", "n = {:g}")
+    ):  # fmt: skip
+        found = [whole, *sorted((r for r in rows.values() if r["family"] == family), key=lambda r: r["strength"])]
+        families[title] = [
+            drawing.Point(
+                row["texts classified a token"], row["on target"]["mean"], row["on target"]["low"],
+                row["on target"]["high"], "every step" if row is whole else name.format(row["strength"]),
+            )
+            for row in found
+        ]  # fmt: skip
+    families["every n-th step"][0] = replace(families["every n-th step"][0], name="")  # the same point
     plain = rows["plain"]["on target"]
-    axes.axhspan(plain["low"], plain["high"], alpha=0.15, color="grey", label="plain")
+    drawing.draw_level(axes, plain["mean"], plain["low"], plain["high"])
     axes.set_xlabel("texts classified a token")
     axes.set_ylabel("share positive by VADER, α = 10")
-    axes.legend()
+    drawing.draw_fronts(axes, families)
+    drawing.name_lines(axes, [("plain", plain["mean"], drawing.GREY)])
+    figure.supxlabel("pale bars and band: 95% intervals", fontsize=8.5, color=drawing.GREY, x=0.99, ha="right")
     return figure
 
 

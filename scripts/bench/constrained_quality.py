@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import textguide
 from textguide import AWRS
 from textguide.constraints import Constraint
+from textguide.eval.reports import drawing
 from textguide.eval.reports import markdown as report
-from textguide.eval.reports import plots
 from textguide.eval.results import machine
 from textguide.eval.results.journal import Journal, read_journal
 from textguide.eval.statistics.intervals import Interval, mean_interval
@@ -254,29 +254,20 @@ def compared(difference: dict[str, Any]) -> str:
     return f"{report.number(difference['difference'], signed=True)} ({report.p_value(difference['p_holm'])})"
 
 
+@drawing.styled
 def draw(results: dict[str, Any], path: Path) -> None:
     """One panel a task: each method's first measure with its interval."""
-    plots.require()
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(3.0 * len(results), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(results), squeeze=False)[0]
-        for axes, (name, task) in zip(panels, results.items(), strict=True):
-            measure = next(iter(next(iter(task["methods"].values()))["measures"]))
-            for place, (method, found) in enumerate(task["methods"].items()):
-                value = Interval(**found["measures"][measure])
-                spans = [[max(0.0, value.mean - value.low)], [max(0.0, value.high - value.mean)]]
-                colour = plots.COLOURS[list(METHODS).index(method)]
-                marker = plots.MARKERS[list(METHODS).index(method)]
-                axes.errorbar([place], [value.mean], yerr=spans, fmt=marker, color=colour, capsize=3)
-            if measure in task["reference"]:
-                axes.axhline(task["reference"][measure], color=plots.GREY, linewidth=1, linestyle=":")
-            axes.set_xticks(range(len(task["methods"])), list(task["methods"]), rotation=40, ha="right")
-            axes.set_ylim(-0.03, 1.03)
-            axes.set_title(f"{name}: {measure} ({task['items']} items)")
-        plots.save(figure, path)
+    figure, panels = drawing.grid(len(results), 1.9)
+    for axes, (name, task) in zip(panels, results.items(), strict=True):
+        measure = next(iter(next(iter(task["methods"].values()))["measures"]))
+        found = {method: Interval(**one["measures"][measure]) for method, one in task["methods"].items()}
+        rows = [(method, drawing.Point(0, one.mean, one.low, one.high)) for method, one in found.items()]
+        reference = task["reference"].get(measure)
+        drawing.draw_rows(axes, rows, None if reference is None else drawing.Point(0, reference))
+        axes.set_xlim(-0.04, 1.04)
+        axes.set_title(f"{name}: {measure}, {task['items']} items")
+    figure.supxlabel("bars: 95% intervals; dashed: what the data score", fontsize=8.5, color=drawing.GREY)
+    drawing.save(figure, path)
 
 
 def progress() -> Progress:

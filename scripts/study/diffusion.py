@@ -21,7 +21,7 @@ import torch
 from rich.progress import track
 
 from textguide import ACFG, CFG, diffusion
-from textguide.eval.reports.plots import save
+from textguide.eval.reports import drawing
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.statistics.paired import adjust, compare_items
 from textguide.support.files import write_json, write_text
@@ -206,33 +206,32 @@ def _compare(metric: str, rows: list[dict[str, Any]]) -> list[Any]:
     )
 
 
+@drawing.styled
 def plot(metric: str, rows: list[dict[str, Any]], path: Path) -> None:
     """A metric against γ, one line a family."""
-    from matplotlib.figure import Figure
+    figure, (axes,) = drawing.grid(1, 3.8)
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-
-    def point(row: dict[str, Any]) -> tuple[float, float, float]:
+    def point(row: dict[str, Any]) -> drawing.Point:
         if metric in row["extra"]:
-            return row["extra"][metric], 0.0, 0.0
+            return drawing.Point(row["scale"], row["extra"][metric])
         interval = mean_interval(row["items"][metric])
-        return interval.mean, interval.mean - interval.low, interval.high - interval.mean
+        return drawing.Point(row["scale"], interval.mean, interval.low, interval.high)
 
-    base, low, high = point(rows[0])
-    axes.axhline(base, color="#555", lw=1, label="plain")
-    axes.axhspan(base - low, base + high, color="#bbb", alpha=0.3, lw=0)
+    plain = point({**rows[0], "scale": 1.0})
+    drawing.draw_level(axes, plain.value, plain.low, plain.high)
+    names = [("plain", plain.value, drawing.GREY)]
     families = [f for f in dict.fromkeys(row["family"] for row in rows) if f not in ("plain", "variants")]
     for index, family in enumerate(families):
-        chosen = [row for row in rows if row["family"] == family]
-        values = [point(row) for row in chosen]
-        places = [row["scale"] + 0.012 * (index - len(families) / 2) for row in chosen]
-        errors = [[v[1] for v in values], [v[2] for v in values]]
-        axes.errorbar(places, [v[0] for v in values], yerr=errors, marker="o", ms=4, lw=1.3, capsize=2, label=family)
-    axes.set_xlabel("γ")
-    axes.set_ylabel(metric)
-    axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
+        points = [point(row) for row in rows if row["family"] == family]
+        drawing.draw_curve(axes, points, index, band=0.09)
+        names.append((family, points[-1].value, drawing.COLOURS[index % len(drawing.COLOURS)]))
+    drawing.set_ticks(axes, SCALES, 4.2)
+    axes.set_xlabel("guidance scale γ")
+    axes.set_ylabel({"solved": Sudoku.higher, "hits": Molecules.higher}.get(metric, metric))
+    drawing.name_lines(axes, names)
+    if plain.low is not None:
+        figure.supxlabel("bands: 95% intervals", fontsize=8.5, color=drawing.GREY, x=0.99, ha="right")
+    drawing.save(figure, path)
 
 
 def canvas(study: Any, path: Path) -> None:

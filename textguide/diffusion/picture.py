@@ -14,17 +14,21 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>textguide: the canvas, step by step</title>
 <style>
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; margin: 2rem auto; max-width: 80rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.3rem; margin: 0 0 .3rem; } .meta, .legend { color: #555; } .legend span { margin-right: 1.2rem; }
+:root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --dim: #5f5f5f; --faint: #767676; --line: #e4e4e4;
+  --new: #bfe3c0; --fix: #ffd89b; --again: #fbe3e4; --mark: #b2182b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --page: #16181c; --dim: #a8acb2; --faint: #8b9098;
+  --line: #33373e; --new: #1f5a33; --fix: #6b4a10; --again: #5a2228; --mark: #ff7d86; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
+  max-width: 80rem; padding: 0 1rem; }
+h1 { font-size: 1.3rem; margin: 0 0 .3rem; } .meta, .legend { color: var(--dim); }
+.meta code { overflow-wrap: anywhere; } .legend span { display: inline-block; margin-right: 1.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font: 13px/1.3 ui-monospace, monospace; }
-td, th { border: 1px solid #e4e4e4; padding: .12rem .32rem; text-align: center; white-space: pre; }
-th { border: 0; color: #777; font-weight: 400; text-align: right; padding-right: .6rem; }
-.p { color: #777; } .m { color: #ccc; }
-.new { background: #bfe3c0; font-weight: 700; } .fix { background: #ffd89b; }
-.r { box-shadow: inset 0 -3px 0 #b2182b; } .r.p, .r.f { background: #fbe3e4; }
+td, th { border: 1px solid var(--line); padding: .12rem .32rem; text-align: center; white-space: pre; }
+th { border: 0; color: var(--dim); font-weight: 400; text-align: right; padding-right: .6rem; }
+.p { color: var(--dim); } .m { color: var(--faint); }
+.new { background: var(--new); font-weight: 700; } .fix { background: var(--fix); }
+.r { box-shadow: inset 0 -3px 0 var(--mark); } .r.p, .r.f { background: var(--again); }
 td.gap { border: 0; padding: 0 .3rem; }
 </style></head><body>
 <h1>The canvas, step by step</h1>

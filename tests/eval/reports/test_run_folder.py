@@ -11,7 +11,7 @@ import pytest
 
 from tests.eval.runs import PLAIN, entry, sweep
 from textguide.eval import Journal, RunResult, TaskResult, claim, measure, read_run, run_to_dict, write_run
-from textguide.eval.reports import plots as drawing
+from textguide.eval.reports import drawing
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Draws every picture of ``docs/results`` anew from the results beside it; nothing is measured::
+
+python scripts/redraw.py docs/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from textguide.eval import read_run
+from textguide.eval.captions.plots import save_trade
+from textguide.eval.reports import drawing, plots
+from textguide.eval.statistics.intervals import Interval
+from textguide.eval.statistics.paired import Comparison
+from textguide.eval.sweeps import method_comparison
+
+for _folder in ("bench", "study"):
+    sys.path.insert(0, str(Path(__file__).parent / _folder))
+
+import caif_control  # noqa: E402
+import constrained_quality  # noqa: E402
+import diffusion  # noqa: E402
+
+
+def run_folder(folder: Path) -> list[str]:
+    """The pictures of a sweep, or of a captioning run."""
+    run = read_run(folder)
+    return save_trade(run, folder) if (folder / "trade.png").exists() else plots.save_all(run, folder)
+
+
+def methods(file: Path) -> list[str]:
+    """The comparison of all methods."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+
+    def cell(task: str, metric: str, name: str, values: dict[str, Any]) -> method_comparison.Cell:
+        against = Comparison(
+            task=task, metric=metric, label=name, baseline="plain", n=found["items"][task] // 2,
+            difference=values["difference"], low=values["low"], high=values["high"], p=1.0, p_holm=values["p_holm"],
+        )  # fmt: skip
+        return method_comparison.Cell(values["setting"], Interval(**values["value"]), against)
+
+    table = {
+        column: {
+            name: cell(*column, name, cells["/".join(column)])
+            for name, cells in found["methods"].items()
+            if "/".join(column) in cells
+        }
+        for column in method_comparison.COLUMNS
+    }
+    drawing.save(method_comparison.draw(table, list(found["methods"])), file.with_suffix(".png"))
+    return [file.with_suffix(".png").name]
+
+
+def caif(file: Path) -> list[str]:
+    """Control against fluency."""
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    for task, rows in results.items():
+        drawing.save(caif_control.front(task, rows), file.parent / f"{task}.png")
+    drawing.save(caif_control.saving(results["to-positive"]), file.parent / "saving.png")
+    return [*(f"{task}.png" for task in results), "saving.png"]
+
+
+def canvas(file: Path) -> list[str]:
+    """A study of masked diffusion."""
+    families = {setting.name: setting.family for setting in diffusion.settings()}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [{**row, "family": families[row["name"]]} for row in rows]
+    names = [*rows[0]["items"], *rows[0]["extra"]]
+    for metric in names:
+        diffusion.plot(metric, rows, file.parent / f"{metric.replace(' ', '-')}.png")
+    return [f"{metric.replace(' ', '-')}.png" for metric in names]
+
+
+def constrained(file: Path) -> list[str]:
+    """The constrained tasks."""
+    constrained_quality.draw(json.loads(file.read_text(encoding="utf-8"))["tasks"], file.parent / "quality.png")
+    return ["quality.png"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    root = parser.parse_args().results
+    done = [(items.parent, run_folder(items.parent)) for items in sorted(root.rglob("items.npz"))]
+    for pattern, draw in (
+        ("methods/methods.json", methods), ("caif/control.json", caif), ("diffusion/*/settings.jsonl", canvas),
+        ("constrained/results.json", constrained),
+    ):  # fmt: skip
+        done += [(file.parent, draw(file)) for file in sorted(root.glob(pattern))]
+    for folder, names in done:
+        print(f"{folder}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
