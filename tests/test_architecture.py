@@ -82,6 +82,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALLOWED: dict[str, set[str]] = {
     # Views are values of the rules; how a model is seen in parts belongs to how it is run.
     "textguide.forward.model_views": {"guidance"},
+    # Guidances show themselves in notebooks, as results do.
+    "textguide.guidance.base": {"support"},
+    "textguide.guidance.composed": {"support"},
 }
 """Single files that import more than their room."""
 BARE = {"eval", "tasks", "logits_processors"}

@@ -9,10 +9,11 @@ from typing import Any
 from .engine.results import GenerateResult
 from .generation import generate
 from .guidance import EAGer, as_guidance
+from .support.showing import Block, Line, Shown, figure, table
 
 
 @dataclass
-class Branched:
+class Branched(Shown):
     """What :func:`eager` returns; lists over prompts.
 
     Args:
@@ -30,6 +31,21 @@ class Branched:
     origins: list[list[tuple[int, int] | None]]
     tokens: int
     result: GenerateResult
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        rows = [
+            [
+                f"{prompt}.{place + 1}",
+                text,
+                figure(likelihood, 2),
+                "" if origin is None else f"{prompt}.{origin[0] + 1} behind {origin[1]} tokens",
+            ]
+            for prompt, group in enumerate(zip(self.texts, self.log_likelihoods, self.origins, strict=True), 1)
+            for place, (text, likelihood, origin) in enumerate(zip(*group, strict=True))
+        ]
+        blocks: list[Block] = [table(["#", "text", "log-likelihood", "forked from"], rows, "llrl")]
+        blocks += [Line(f"{self.tokens} tokens computed", quiet=True), Line(str(self.result.effect), quiet=True)]
+        return f"{len(rows)} texts of {len(self.texts)} prompt{'s' * (len(self.texts) != 1)}", blocks
 
 
 def eager(

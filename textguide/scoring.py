@@ -20,15 +20,17 @@ from .guidance import CFG, BranchGuidance, Guidance, Step, algebra, as_guidance,
 from .guidance.algebra import log_softmax
 from .guidance.base import SELF
 from .guidance.places import check_place
+from .guidance.spec import label
 from .guidance.views import View
 from .support.arguments import check_model_and_tokenizer
+from .support.showing import Block, Line, Shown, figure, table
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
 
 
 @dataclass
-class ScoreResult:
+class ScoreResult(Shown):
     """What :func:`score` returns for ``S`` settings and ``N`` continuations.
 
     Args:
@@ -44,6 +46,26 @@ class ScoreResult:
     tokens: Tensor
     log_probs: list[Tensor]
     settings: list[Guidance | None]
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        rows = [
+            [
+                str(item + 1),
+                str(int(self.tokens[item])),
+                *(
+                    figure(value, 2) + (" ✓" if greedy else "")
+                    for value, greedy in zip(
+                        self.log_likelihood[:, item].tolist(), self.is_greedy[:, item].tolist(), strict=True
+                    )
+                ),
+            ]
+            for item in range(len(self.tokens))
+        ]
+        blocks: list[Block] = [
+            table(["#", "tokens", *map(label, self.settings)], rows, "r" * (2 + len(self.settings))),
+            Line("log-likelihoods in nats; ✓ where every token is the most likely one", quiet=True),
+        ]
+        return f"{len(rows)} continuation{'s' * (len(rows) != 1)} scored", blocks
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textguide.support.files import plain
+from textguide.support.showing import Block, Line, Shown, figure, table
 
 from ..statistics.intervals import Selection, select_scale
 from ..statistics.measures import MetricValue
@@ -80,7 +81,7 @@ class TaskResult:
 
 
 @dataclass
-class RunResult:
+class RunResult(Shown):
     """Everything a run found, as it stands in its folder.
 
     Args:
@@ -140,6 +141,30 @@ class RunResult:
                 "fingerprints": self.fingerprints,
                 "seed": self.seed,
             }
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        columns = list(dict.fromkeys((result.task, name) for result in self.tasks for name in result.metrics))
+        against = {(c.task, c.metric, c.label): c for c in self.comparisons or ()}
+        rows = []
+        for label in self.labels:
+            cells = []
+            for task, name in columns:
+                entry = self.get(task, label)
+                cells.append(_interval(None if entry is None else entry.metrics.get(name)))
+                difference = against.get((task, name, label))
+                cells[-1] += (
+                    "" if difference is None or difference.p_holm is None or difference.p_holm >= 0.05 else " *"
+                )
+            rows.append([label, *cells])
+        header = ["guidance", *(f"{task}: {name.removesuffix(',none')}" for task, name in columns)]
+        blocks: list[Block] = [
+            table(header, rows, "l" + "r" * len(columns)),
+            Line(
+                f"with {self.confidence:.0%} intervals; * differs from {self.plain_label} (Holm's p < 0.05)", quiet=True
+            ),
+            *map(Line, self.notes),
+        ]
+        return f"{len(self.guidances)} settings on {', '.join(self.task_names)}", blocks
 
     @property
     def labels(self) -> list[str]:
@@ -215,6 +240,13 @@ class RunResult:
             better = entries[0].metrics[metric].higher_is_better
             found[task] = select_scale(columns, self.select_on, better, self.confidence, self.seed, self.plain_label)
         return found
+
+
+def _interval(value: MetricValue | None) -> str:
+    if value is None:
+        return "–"
+    ends = "" if value.low is None or value.high is None else f" [{figure(value.low)}, {figure(value.high)}]"
+    return f"{figure(value.value)}{ends}"
 
 
 def aligned(

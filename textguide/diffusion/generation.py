@@ -12,6 +12,7 @@ from ..engine.effect import Effect, warn_if_none
 from ..guidance import Guidance, split
 from ..guidance.prompts import Prompt, as_prompt
 from ..guidance.scaled import Scaled
+from ..support.showing import Block, Folded, Line, Shown, table
 from . import canvas as canvases
 from .branches import rows_of, texts_of
 from .canvas import Canvas
@@ -21,7 +22,7 @@ from .sampling import CanvasStep, Sampler, checked_plan, finished, whole_number
 
 
 @dataclass(frozen=True)
-class DiffusionResult:
+class DiffusionResult(Shown):
     """What a run wrote.
 
     Attributes:
@@ -43,6 +44,25 @@ class DiffusionResult:
     rows: int
     effect: Effect
     history: tuple[CanvasStep, ...] = ()
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        filled = self.targets.sum(-1).tolist()
+        rows = [[str(row + 1), text, str(filled[row]), str(self.steps[row])] for row, text in enumerate(self.texts)]
+        blocks: list[Block] = [table(["#", "text", "positions filled", "steps"], rows, "rlrr")]
+        if self.history:
+            steps = [
+                [
+                    str(step.index + 1),
+                    *(str(int(which.sum())) for which in (step.committed, step.remasked, step.corrected)),
+                    str(step.forwards),
+                ]
+                for step in self.history
+            ]
+            header = ["step", "filled", "masked again for A-CFG", "drawn again", "passes"]
+            blocks.append(Folded(f"{len(steps)} steps", (table(header, steps, "rrrrr"),)))
+        passes = f"{self.passes} forward passes over {self.rows} rows"
+        blocks += [Line(passes, quiet=True), Line(str(self.effect), quiet=True)]
+        return f"{len(self.texts)} text{'s' * (len(self.texts) != 1)} from masks", blocks
 
 
 def generate(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import Guidance, split
+from ..support.showing import Block, Line, Shown, figure, table
 from .branches import Row, denoisers_of, texts_of
 from .candidates import Candidates
 from .canvas import Canvas, lay_out
@@ -21,7 +22,7 @@ from .sampling import whole_number
 
 
 @dataclass(frozen=True)
-class DiffusionScore:
+class DiffusionScore(Shown):
     """Log-likelihoods of targets behind prompts.
 
     Attributes:
@@ -35,6 +36,13 @@ class DiffusionScore:
     standard_error: Tensor
     tokens: Tensor
     draws: int
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        values = zip(self.tokens.tolist(), self.log_likelihood.tolist(), self.standard_error.tolist(), strict=True)
+        rows = [[str(n + 1), str(t), figure(ll, 2), figure(se, 2)] for n, (t, ll, se) in enumerate(values)]
+        blocks: list[Block] = [table(["#", "tokens", "log-likelihood (bound)", "standard error"], rows, "rrrr")]
+        blocks.append(Line(f"{self.draws} Monte Carlo draws a target, in nats", quiet=True))
+        return f"{len(rows)} target{'s' * (len(rows) != 1)} scored", blocks
 
 
 def score(

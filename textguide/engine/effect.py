@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 from ..guidance.algebra import kl_divergence
 from ..guidance.base import TokenConstraint
 from ..support.errors import GuidanceHadNoEffectWarning
+from ..support.showing import Block, Line, Shown
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Shown):
     """A report on one run. A step here is one token of one row.
 
     Args:
@@ -46,6 +48,9 @@ class Effect:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        return "what guidance did", [Line(str(self))]
 
     def __str__(self) -> str:
         if not self.guided_steps:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..smc import particles
 from ..smc.population import Outcome
+from ..support.showing import Block, Facts, Line, Shown, figure, table
 from .effect import Effect
 from .speculation import SpeculationReport
 from .speculation.value import join as join_speculation
@@ -44,7 +45,7 @@ class Decoded:
 
 
 @dataclass
-class GenerateResult:
+class GenerateResult(Shown):
     """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
 
     Args:
@@ -107,6 +108,39 @@ class GenerateResult:
             for weights, rows in zip(self._populations(), self._indices(), strict=True)
             for pairs in [list(zip(weights.tolist(), rows, strict=True))]
         ]
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        weights = self.log_weights.tolist() if self.log_weights is not None else [None] * len(self.texts)
+        rows = [
+            [
+                str(row + 1),
+                text,
+                str(len(tokens)),
+                figure(likelihood, 2),
+                "" if weight is None else figure(weight, 2),
+                (self.deaths[row] or "") if self.deaths is not None else "",
+                "" if self.origins is None or (origin := self.origins[row]) is None else f"{origin[0] + 1}",
+            ]
+            for row, (text, tokens, likelihood, weight) in enumerate(
+                zip(self.texts, self.new_tokens, self.log_likelihood.tolist(), weights, strict=True)
+            )
+        ]
+        header = ["#", "text", "tokens", "log-likelihood", "log weight", "unfinished because", "forked from"]
+        blocks: list[Block] = [table(header, rows, "rlrrrlr")]
+        facts = []
+        if self.log_evidence is not None and self.ess is not None:
+            facts += [
+                ("log evidence", ", ".join(figure(value, 2) for value in self.log_evidence.tolist())),
+                ("effective sample size", ", ".join(figure(value, 1) for value in self.ess.tolist())),
+            ]
+        if self.constraint_calls is not None:
+            facts.append(("constraint calls", str(self.constraint_calls)))
+        blocks += [Facts(tuple(facts))] if facts else []
+        if self.effect.guided_steps or self.finished is None:
+            blocks.append(Line(str(self.effect), quiet=True))
+        if self.speculation is not None:
+            blocks.append(Line(str(self.speculation), quiet=True))
+        return f"{len(self.texts)} text{'s' * (len(self.texts) != 1)}", blocks
 
     def _populations(self) -> Tensor:
         if self.log_weights is None:

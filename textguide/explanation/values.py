@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..engine.effect import Effect
 from ..guidance import Guidance
+from ..guidance.spec import label
+from ..support.showing import Block, Folded, Line, Shown, Token, Tokens, figure, table
+from .token_texts import percent, readable, visible
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class ExplainedStep:
 
 
 @dataclass(frozen=True)
-class ExplainedText:
+class ExplainedText(Shown):
     """A continuation, step by step.
 
     Args:
@@ -151,6 +155,28 @@ class ExplainedText:
         """
         return tuple(step for step in self.steps if step.changed or not changed)[:first]
 
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        largest = max([step.kl for step in self.steps], default=0.0) or 1.0
+        tokens = tuple(
+            Token(readable(step.chosen.text), step.kl / largest, step.changed, _title(step)) for step in self.steps
+        )
+        rows = [
+            [
+                str(step.index + 1),
+                visible(step.chosen.text),
+                figure(step.kl),
+                "" if not step.changed else visible(step.plain_top.text),
+                *(", ".join(map(_moved, moves[:2])) for moves in (step.raised, step.lowered)),
+            ]
+            for step in self.steps
+        ]
+        header = ["#", "written", "KL", "plain decoding", "▲ raised", "▼ lowered"]
+        blocks: list[Block] = [Tokens(readable(self.prompt), tokens)]
+        blocks += [Line("tinted by KL(guided‖plain); underlined: another token became the likeliest", quiet=True)]
+        blocks += [Folded("every step", (table(header, rows, "rlrlll"),)), Line(self.summary, quiet=True)]
+        blocks += [Line(self.note)] if self.note else []
+        return f"what {label(self.guidance)} did", blocks
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -162,3 +188,13 @@ class ExplainedText:
             "steps": [step.to_dict() for step in self.steps],
             "effect": self.effect.to_dict(),
         }
+
+
+def _title(step: ExplainedStep) -> str:
+    text = f"KL {step.kl:.3f}, {percent(step.chosen.plain)} → {percent(step.chosen.guided)}"
+    return f"{text}; in plain decoding {visible(step.plain_top.text)}" if step.changed else text
+
+
+def _moved(move: TokenMove) -> str:
+    guided = "forbidden" if move.forbidden else percent(move.guided)
+    return f"{visible(move.text)} {percent(move.plain)} → {guided}"

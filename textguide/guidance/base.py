@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from ..support.showing import Block, Facts, Folded, Line, Shown
 from .needs import Need
 from .prompts import Prompt, to_json
 
@@ -133,7 +134,7 @@ ROW = "one row in the same pass"
 """The cost of a branch of the model that is decoded."""
 
 
-class Guidance(ABC):
+class Guidance(Shown, ABC):
     """How to steer a model while it decodes.
 
     Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line, and an
@@ -168,6 +169,23 @@ class Guidance(ABC):
         """Set fields while the object is made: the one time that they may change."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        about = getattr(type(self), "about", None)
+        told, untold = [], []
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            shown = value if isinstance(value, str) else repr(value)
+            (untold if value == field.default and field.name != "scale" else told).append((field.name, shown))
+        blocks: list[Block] = [Facts(tuple(told))] if told else []
+        if about is not None:
+            paper = f"; arXiv {about.paper}" if about.paper else ""
+            blocks = [Line(about.rule), *blocks, Line(f"neutral at {about.neutral}{paper}", quiet=True)]
+        if self.is_neutral:
+            blocks.append(Line("as it stands it changes nothing"))
+        if untold:
+            blocks.append(Folded(f"{len(untold)} fields at their defaults", (Facts(tuple(untold)),)))
+        return f"{type(self).__name__} ({self.name})", blocks
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the method's name and every field."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+from ..support.showing import Block, Line
 from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
 from .needs import Need
 
@@ -52,6 +53,10 @@ class Composed(Guidance):
     def is_neutral(self) -> bool:
         """Every part is neutral."""
         return all(part.is_neutral for part in self.parts)
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        parts = [part._shown() for part in self.parts]
+        return "several guidances together", [b for title, blocks in parts for b in (Line(title), *blocks)]
 
     @property
     def needs(self) -> frozenset[Need]:

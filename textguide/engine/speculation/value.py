@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...guidance.validation import finite
+from ...support.showing import Block, Line, Shown
 
 DRAFTS = ("prompt-lookup", "recycling", "both")
 
@@ -73,7 +74,7 @@ def as_speculation(value: Any) -> Speculation | None:
 
 
 @dataclass(frozen=True)
-class SpeculationReport:
+class SpeculationReport(Shown):
     """What speculation did in a run.
 
     Args:
@@ -101,6 +102,9 @@ class SpeculationReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "acceptance": self.acceptance, "tokens_per_pass": self.tokens_per_pass}
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        return "what speculation did", [Line(str(self))]
 
     def __str__(self) -> str:
         return (
