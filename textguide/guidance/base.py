@@ -172,7 +172,8 @@ class Guidance(Shown, ABC):
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         about = getattr(type(self), "about", None)
-        told, untold = [], []
+        told: list[tuple[str, str]] = []
+        untold: list[tuple[str, str]] = []
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             shown = value if isinstance(value, str) else repr(value)
