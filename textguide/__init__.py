@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .captioning import caption
     from .engine.custom_generate import GuidedDecoding
     from .engine.effect import Effect
-    from .engine.results import GenerateResult
+    from .engine.results import GenerateResult, ScoreResult
     from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
     from .generation import StreamChunk, generate, guided_decoding, stream
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from .logits_processors.vllm_plugin.engine import vllm_engine
     from .models import load
-    from .scoring import ScoreResult, score
+    from .scoring import score
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -50,7 +50,7 @@ _HOMES = {
     "MaskedDiffusionCFGHook": "logits_processors",
     "PowerSampling": "guidance",
     "Reward": "guidance",
-    "ScoreResult": "scoring",
+    "ScoreResult": "engine.results",
     "Speculation": "engine.speculation",
     "SpeculationReport": "engine.speculation",
     "StreamChunk": "generation",

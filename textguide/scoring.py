@@ -13,6 +13,7 @@ from .engine import branch_inputs
 from .engine.custom_generate import empty_source
 from .engine.likelihoods import along
 from .engine.opinions import Opinions, opinions
+from .engine.results import ScoreResult
 from .engine.reweighting import Reweighter, reweighter
 from .forward import model_views, prefill
 from .forward.model_adapter import adapter
@@ -20,52 +21,11 @@ from .guidance import CFG, BranchGuidance, Guidance, Step, algebra, as_guidance,
 from .guidance.algebra import log_softmax
 from .guidance.base import SELF
 from .guidance.places import check_place
-from .guidance.spec import label
 from .guidance.views import View
 from .support.arguments import check_model_and_tokenizer
-from .support.showing import Block, Line, Shown, figure, table
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
-
-
-@dataclass
-class ScoreResult(Shown):
-    """What :func:`score` returns for ``S`` settings and ``N`` continuations.
-
-    Args:
-        log_likelihood: summed log-probability of each continuation, (S, N), in nats.
-        is_greedy: whether every token of a continuation is the most likely one, (S, N).
-        tokens: number of tokens of each continuation, (N,).
-        log_probs: log-probability of each token, a list of N tensors (S, tokens).
-        settings: the guidance of each setting, None for plain.
-    """
-
-    log_likelihood: Tensor
-    is_greedy: Tensor
-    tokens: Tensor
-    log_probs: list[Tensor]
-    settings: list[Guidance | None]
-
-    def _shown(self) -> tuple[str, Sequence[Block]]:
-        rows = [
-            [
-                str(item + 1),
-                str(int(self.tokens[item])),
-                *(
-                    figure(value, 2) + (" ✓" if greedy else "")
-                    for value, greedy in zip(
-                        self.log_likelihood[:, item].tolist(), self.is_greedy[:, item].tolist(), strict=True
-                    )
-                ),
-            ]
-            for item in range(len(self.tokens))
-        ]
-        blocks: list[Block] = [
-            table(["#", "tokens", *map(label, self.settings)], rows, "r" * (2 + len(self.settings))),
-            Line("log-likelihoods in nats; ✓ where every token is the most likely one", quiet=True),
-        ]
-        return f"{len(rows)} continuation{'s' * (len(rows) != 1)} scored", blocks
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What :func:`textguide.generate` returns."""
+"""What :func:`textguide.generate` and :func:`textguide.score` return."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..guidance import Guidance
+from ..guidance.spec import label
 from ..smc import particles
 from ..smc.population import Outcome
 from ..support.showing import Block, Facts, Line, Shown, figure, table
@@ -152,6 +154,45 @@ class GenerateResult(Shown):
     def _indices(self) -> list[list[int]]:
         size = self.particles
         return [list(range(start, start + size)) for start in range(0, len(self.texts), size)]
+
+
+@dataclass
+class ScoreResult(Shown):
+    """What :func:`textguide.score` returns for ``S`` settings and ``N`` continuations.
+
+    Args:
+        log_likelihood: summed log-probability of each continuation, (S, N), in nats.
+        is_greedy: whether every token of a continuation is the most likely one, (S, N).
+        tokens: number of tokens of each continuation, (N,).
+        log_probs: log-probability of each token, a list of N tensors (S, tokens).
+        settings: the guidance of each setting, None for plain.
+    """
+
+    log_likelihood: Tensor
+    is_greedy: Tensor
+    tokens: Tensor
+    log_probs: list[Tensor]
+    settings: list[Guidance | None]
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        rows = [
+            [
+                str(item + 1),
+                str(int(self.tokens[item])),
+                *(
+                    figure(value, 2) + (" ✓" if greedy else "")
+                    for value, greedy in zip(
+                        self.log_likelihood[:, item].tolist(), self.is_greedy[:, item].tolist(), strict=True
+                    )
+                ),
+            ]
+            for item in range(len(self.tokens))
+        ]
+        blocks: list[Block] = [
+            table(["#", "tokens", *map(label, self.settings)], rows, "r" * (2 + len(self.settings))),
+            Line("log-likelihoods in nats; ✓ where every token is the most likely one", quiet=True),
+        ]
+        return f"{len(rows)} continuation{'s' * (len(rows) != 1)} scored", blocks
 
 
 def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
