@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
+from textguide.engine.given_texts import Item, decoder_start, leading
 from textguide.guidance import EAGer, Guidance, split
 from textguide.models import bundled, load, small
 from textguide.models.adapters import load_further
 from textguide.models.loading import checked_device, checked_dtype, explained, locate
-from textguide.scoring import Item, decoder_start, leading, score_groups
+from textguide.scoring import score_groups
 
 from .answering import Answering, Generations, settings_of
 from .answering import key as answer_key
