@@ -31,6 +31,7 @@ ROOMS = {
     "textguide/engine": "engine",
     "textguide/diffusion": "diffusion",
     "textguide/captioning": "captioning",
+    "textguide/distillation": "distillation",
     "textguide": "functions",  # what users call: generate, score, explain, …
     "logits_processors": "logits_processors",
     "logits_processors/vllm_plugin": "vllm_plugin",
@@ -45,12 +46,12 @@ ROOMS = {
     "textguide/cli": "cli",
 }
 _RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "engine"}
-_LOOPS = {*_RUNS, "diffusion", "captioning", "functions"}
+_LOOPS = {*_RUNS, "diffusion", "captioning", "distillation", "functions"}
 MAY_IMPORT: dict[str, set[str]] = {
     "guidance": set(),
     "support": set(),
     "constraints": {"support"},
-    "models": {"support"},
+    "models": {"support", "forward"},
     "forward": {"support"},
     "reference": {"guidance"},
     "smc": {"guidance", "support", "constraints"},
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": _RUNS,
     "diffusion": _RUNS,
     "captioning": _RUNS,
+    "distillation": {*_RUNS, "functions"},
     "functions": {*_RUNS, "captioning"},
     "logits_processors": {*_RUNS, "diffusion"},
     "vllm_plugin": _RUNS,

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .branching import Branched, eager
     from .captioning import caption
+    from .distillation import DistillResult, DistillSettings, distill
     from .engine.custom_generate import GuidedDecoding
     from .engine.effect import Effect
     from .engine.results import GenerateResult, ScoreResult
@@ -38,6 +39,8 @@ _HOMES = {
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
     "Branched": "branching",
+    "DistillResult": "distillation",
+    "DistillSettings": "distillation",
     "EAGer": "guidance",
     "Effect": "engine.effect",
     "Explanation": "explanation",
@@ -55,6 +58,7 @@ _HOMES = {
     "SpeculationReport": "engine.speculation",
     "StreamChunk": "generation",
     "caption": "captioning",
+    "distill": "distillation",
     "eager": "branching",
     "explain": "explanation",
     "generate": "generation",
@@ -66,7 +70,7 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "guidance", "models", "steering")
+_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "distillation", "guidance", "models", "steering")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

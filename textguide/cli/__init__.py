@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("generate", "explain", "eval", "classifier", "steering", "value", "methods", "serve")
+COMMANDS = ("generate", "explain", "eval", "classifier", "steering", "value", "distill", "methods", "serve")
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     from .. import __version__
     from . import (
         classifier_command,
+        distill_command,
         eval_command,
         explain_command,
         generate_command,
@@ -41,7 +42,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     rooms = (
         generate_command, explain_command, eval_command, classifier_command, steering_command, value_command,
-        methods_command, serve_command,
+        distill_command, methods_command, serve_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)

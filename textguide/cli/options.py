@@ -21,6 +21,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", help="float32, bfloat16 or float16 [float32 on a CPU, else the checkpoint's]")
     group.add_argument("--device-map", help="accelerate's device map, such as auto, for models larger than one device")
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    group.add_argument("--adapter", metavar="FOLDER", help="an adapter (PEFT), which is added to the weights")
+    group.add_argument(
+        "--adapter-scale", type=float, metavar="γ", help="of an adapter that `textguide distill` trained [its own]"
+    )
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -33,6 +37,8 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         dtype=arguments.dtype,
         device_map=arguments.device_map,
         trust_remote_code=arguments.trust_remote_code,
+        adapter=arguments.adapter,
+        adapter_scale=arguments.adapter_scale,
     )
 
 

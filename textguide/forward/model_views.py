@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..guidance.base import SELF, Branch
-from ..guidance.views import MaskedHeads, Steered, View
-from . import attention_heads, prefill, steering_vectors
+from ..guidance.views import Adapted, MaskedHeads, Steered, View
+from . import attention_heads, low_rank, prefill, steering_vectors
 from .model_adapter import adapter
 from .twins import twin_of
 
@@ -81,6 +81,8 @@ def part(model: Any, view: View) -> Any:
     refusal = f"{type(view).__name__} needs a decoder-only transformer, and {type(model).__name__} is none"
     found = adapter(model)
     model = found.base
+    if isinstance(view, Adapted):
+        return low_rank.adapted(model, view.folder, view.scale)
     # A recurrent model without some of its layers keeps another kind of cache, and not all of its layers have heads.
     keeps_layers = isinstance(view, (Steered, _Recorded))
     if found.is_encoder_decoder or (found.has_recurrent_state and not keeps_layers):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
-from .base import ROW, About
+from torch import Tensor
+
+from . import algebra
+from .base import ROW, About, Branch, Step
 from .scaled import Contrast
 from .validation import finite
+from .views import Adapted, View
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,50 @@ class CFG(Contrast):
         max_scale: upper bound on γ(s).
         start: progress, in [0, 1], before which guidance is off.
         stop: progress after which guidance is off.
+        distilled: folder of an adapter that ``textguide distill`` trained to follow this guidance. The conditional pass
+            runs with the adapter and there is no other, so that a token costs what it costs without guidance. γ moves
+            the adapter's strength; it has to stay the same along the text.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
     """
 
+    distilled: str | None = field(default=None, kw_only=True)
+
     name = "cfg"
     about = About("2306.17806", "lu + γ (lc − lu)", ROW, "γ = 1", "answers that should follow the prompt more closely")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distilled is None:
+            return
+        if not isinstance(self.distilled, (str, os.PathLike)) or not os.fspath(self.distilled):
+            raise ValueError(f"distilled={self.distilled!r} must be the folder of an adapter, or None")
+        if self.is_timed or self.skip_threshold is not None:
+            raise ValueError(
+                "distilled= has one strength for a whole text and no pass to skip; leave out schedule=, start=, stop= "
+                "and skip_threshold=, or distilled="
+            )
+        self._put(distilled=os.fspath(self.distilled))
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The unconditional branch; none where an adapter stands for it."""
+        return super().branches if self.distilled is None else ()
+
+    @property
+    def view(self) -> View | None:
+        """The model with the adapter, where there is one."""
+        return None if self.distilled is None else Adapted(self.distilled, float(self._bounded(self.scale)))
+
+    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
+        """Scores (B, V) from ``logp`` (2 or 1, B, V): the two branches, or the model with the adapter."""
+        return algebra.extrapolate(logp[0], logp[1], scale) if len(logp) > 1 else logp[0]
+
+    @property
+    def off_at_one(self) -> bool:
+        """Always: γ = 1 is the conditional branch."""
+        return True
 
 
 def scale_from_weight(weight: float) -> float:

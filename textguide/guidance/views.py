@@ -156,3 +156,16 @@ class MaskedHeads(View):
                     f"heads names head {head} of layer {layer}, and the model has {layers} layers of {each} heads, "
                     "which count from 0"
                 )
+
+
+@dataclass(frozen=True)
+class Adapted(View):
+    """All layers, with the adapter that ``textguide distill`` trained put into them.
+
+    Args:
+        folder: the adapter's.
+        scale: γ of the guidance that it stands for.
+    """
+
+    folder: str
+    scale: float

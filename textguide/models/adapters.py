@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..support.errors import MissingExtraError, ModelUnavailableError
+from ..forward.low_rank import is_adapter, with_adapter
 from .loading import load
-
-CONFIG = "adapter_config.json"
-"""The file by which a folder of an adapter is known."""
-
-
-def is_adapter(folder: str | os.PathLike[str]) -> bool:
-    """Whether ``folder`` holds an adapter."""
-    return (Path(folder).expanduser() / CONFIG).is_file()
 
 
 def adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
@@ -40,30 +30,9 @@ def adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> dict[
         >>> guidance = ExpertEnsemble(("law", "code"), prior=(0, 1, 1))
         >>> textguide.generate(model, tokenizer, prompts, guidance, models=experts)
     """
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise MissingExtraError("peft", "adapters", "loading an adapter") from error
-
-    if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config"):
         raise ValueError("model has adapters itself; load the base model without them and name each by its folder")
-    found = {}
-    trained = [parameter.requires_grad for parameter in model.parameters()]
-    for name, folder in folders.items():
-        path = Path(folder).expanduser()
-        if not is_adapter(path):
-            raise ModelUnavailableError(f"adapter {name!r}: {path} has no {CONFIG}; name a folder that PEFT wrote")
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        try:
-            found[name] = PeftModel.from_pretrained(copy.deepcopy(model, memo=shared), str(path)).eval()
-        except Exception as error:  # a file that is damaged, or layers that the model does not have
-            reason = " ".join(str(error).split())[:300]
-            raise ModelUnavailableError(f"adapter {name!r} of {path} does not fit the model: {reason}") from error
-        finally:
-            # PEFT freezes the parameters around its own, which are the model's.
-            for parameter, flag in zip(model.parameters(), trained, strict=True):
-                parameter.requires_grad_(flag)
-    return found
+    return {name: with_adapter(model, folder, name) for name, folder in folders.items()}
 
 
 def load_further(model: Any, named: Mapping[str, Any], **options: Any) -> dict[str, Any]:

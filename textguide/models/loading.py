@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..forward.low_rank import merged
 from ..support.errors import ModelUnavailableError, UnknownModelError
 from . import bundled, conversion, quantized_file, small
 
@@ -31,6 +32,8 @@ def load(
     device_map: Any = None,
     trust_remote_code: bool = False,
     refresh: bool = False,
+    adapter: Any = None,
+    adapter_scale: float | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
     """Load a language model and its tokenizer, ready to decode.
@@ -45,6 +48,8 @@ def load(
         device_map: passed to accelerate, for models larger than one device; excludes ``device``.
         trust_remote_code: allow code that comes with the checkpoint to run. Off unless asked for.
         refresh: convert the bundled model or the GGUF file again.
+        adapter: folder of an adapter (PEFT), which is added to the weights, so that it costs nothing.
+        adapter_scale: γ, where ``textguide distill`` wrote the adapter; default: what it was trained for.
         **kwargs: passed to ``from_pretrained``.
 
     Returns:
@@ -53,7 +58,8 @@ def load(
     Raises:
         UnknownModelError: ``name`` is no model's; a :class:`ModelUnavailableError` and a :class:`ValueError`.
         ModelUnavailableError: the model cannot be loaded; the message says what to do.
-        MissingExtraError: ``name`` is a GGUF file that is not converted yet, and the package ``gguf`` is not installed.
+        MissingExtraError: ``name`` is a GGUF file that is not converted yet, and the package ``gguf`` is not installed;
+            or ``adapter`` is given without the package ``peft``.
         ValueError: an argument has a value that cannot work.
     """
     import torch
@@ -69,7 +75,9 @@ def load(
     if name in small.NAMES and not Path(name).is_dir():
         small_dtype = None if dtype == "auto" else dtype
         model = small.load(name, device=None if device_map else device, dtype=small_dtype)
-        return model, AutoTokenizer.from_pretrained(bundled.folder(), padding_side="left")
+        return _adapted(model, adapter, adapter_scale), AutoTokenizer.from_pretrained(
+            bundled.folder(), padding_side="left"
+        )
     source = locate(name, asked, refresh)
     common = {"trust_remote_code": trust_remote_code}
     with explained(name, source):
@@ -79,7 +87,15 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **common)
     if device_map is None:
         model = model.to(device)
-    return model.eval(), tokenizer
+    return _adapted(model.eval(), adapter, adapter_scale), tokenizer
+
+
+def _adapted(model: Any, folder: Any, scale: float | None) -> Any:
+    if folder is None:
+        if scale is not None:
+            raise ValueError(f"adapter_scale={scale} has no adapter; give adapter= too")
+        return model
+    return merged(model, folder, scale)
 
 
 def locate(name: str | Path, dtype: Any = None, refresh: bool = False) -> Path | str:

@@ -1,0 +1,231 @@
+"""What became of guidance in an adapter: plain, guided and distilled decoding side by side."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import textguide
+from textguide.distillation.texts import openings
+from textguide.engine.given_texts import as_items, distributions, leading
+from textguide.forward.low_rank import merged
+from textguide.guidance import Guidance, as_guidance
+
+from ..statistics.intervals import mean_interval, paired_difference
+from .sweep import SweepOptions, run_sweep
+
+WAYS = ("plain", "guided", "distilled")
+NEW = 40
+"""Tokens of each text that is written."""
+AT_ONCE = 8
+
+
+def judge(
+    model: Any,
+    tokenizer: Any,
+    guidance: Any,
+    adapter: str,
+    *,
+    prompts: Sequence[Any] | None = None,
+    tasks: Sequence[str] = (),
+    limit: int = 200,
+    models: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    seed: int = 1,
+    repeats: int = 3,
+) -> dict[str, Any]:
+    """Compare a model as it is, under guidance, and with the adapter that was trained to stand for the guidance.
+
+    Args:
+        model: the model as it is.
+        tokenizer: its tokenizer.
+        guidance: what was distilled.
+        adapter: folder of the adapter.
+        prompts: what texts begin with; the adapter should not have been trained on them. None: openings of one word
+            from the end of the vocabulary's list, which training reaches last.
+        tasks: names of tasks, as for ``textguide eval``.
+        limit: texts, and items a task, at most.
+        models: further models of the guidance.
+        data: folder of the tasks' data.
+        seed: of the texts.
+        repeats: how often speed is measured; medians are told.
+
+    Returns:
+        ``texts``: for each way ``kl`` to the guided distribution (nats a token, on texts that guidance wrote),
+        ``perplexity`` under the plain model (of sampled texts), ``distinct_2`` and ``repeated_4`` (shares of bigrams that are distinct,
+        of 4-grams that occurred before in their text), each with an interval over texts; ``tasks``: accuracy of each way
+        and the differences of distilled to the others, paired; ``bill``: seconds and rows a token, and bytes of weights.
+    """
+    guide = as_guidance(guidance)
+    student = merged(copy.deepcopy(model), adapter)
+    chosen = list(prompts) if prompts is not None else openings(tokenizer)[::-1]
+    chosen = [chosen[n % len(chosen)] for n in range(limit)]
+    ways: dict[str, tuple[Any, Guidance | None]] = {
+        "plain": (model, None), "guided": (model, guide), "distilled": (student, None)
+    }  # fmt: skip
+    written = {
+        way: textguide.generate(
+            one, tokenizer, chosen, guided, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
+            max_new_tokens=NEW, seed=seed, batch_size=32, models=models if guided is not None else None,
+        ).new_tokens
+        for way, (one, guided) in ways.items()
+    }  # fmt: skip
+    texts: dict[str, Any] = {}
+    divergences = _divergences(model, student, tokenizer, guide, chosen, written["guided"], models or {})
+    for way in WAYS:
+        own = written[way]
+        nll = -_log_likelihood(model, tokenizer, chosen, own)
+        lengths = np.array([len(tokens) for tokens in own], dtype=float)
+        perplexity = mean_interval(nll / lengths)
+        texts[way] = {
+            "kl": mean_interval(divergences[way])._asdict(),
+            "nll": perplexity._asdict(),
+            "perplexity": {key: float(np.exp(value)) for key, value in perplexity._asdict().items() if key != "stderr"},
+            "distinct_2": mean_interval([_distinct(tokens, 2) for tokens in own])._asdict(),
+            "repeated_4": mean_interval([1.0 - _distinct(tokens, 4) for tokens in own])._asdict(),
+        }
+    return {
+        "texts": texts,
+        "tasks": _tasks(ways, tokenizer, tasks, limit, data, models),
+        "bill": _bill(ways, tokenizer, chosen, models, repeats),
+        "limit": limit,
+    }
+
+
+def _log_likelihood(model: Any, tokenizer: Any, prompts: Sequence[Any], tokens: Sequence[list[int]]) -> np.ndarray:
+    return textguide.score(model, tokenizer, list(prompts), list(tokens)).log_likelihood[0].numpy()
+
+
+def _divergences(
+    model: Any, student: Any, tokenizer: Any, guide: Any, prompts: Sequence[Any], tokens: Any, models: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """KL from the guided distribution to each way's, nats a token, of each text that guidance wrote."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    try:
+        items = as_items(model, tokenizer, list(prompts), list(tokens), None, leading([guide]))
+        distributions(model, items[:1], guide, tokenizer=tokenizer, models=models)
+    except ValueError:  # a guidance of whole texts has no distribution of single steps
+        return {way: [float("nan")] * len(tokens) for way in WAYS}
+    for start in range(0, len(items), AT_ONCE):
+        batch = items[start : start + AT_ONCE]
+        lengths = [len(item.continuation) for item in batch]
+        target = distributions(model, batch, guide, tokenizer=tokenizer, models=models)
+        for way, one in (("plain", model), ("distilled", student)):
+            own = distributions(one, batch, None)
+            kl = (target.exp() * (target.clamp_min(-1e4) - own)).sum(-1)
+            found[way] += [float(part.mean()) for part in kl.split(lengths)]
+        found["guided"] += [0.0] * len(batch)
+    return found
+
+
+def _distinct(tokens: Sequence[int], n: int) -> float:
+    """The share of n-grams that are distinct; 1 where there is none."""
+    grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _tasks(
+    ways: Mapping[str, tuple[Any, Any]], tokenizer: Any, tasks: Sequence[str], limit: int, data: str | None, models: Any
+) -> dict[str, Any]:
+    if not tasks:
+        return {}
+    options = SweepOptions(data=data, limit=limit, select_on=None)
+    more = {"models": dict(models)} if models else {}
+    both = run_sweep(
+        tasks, [None, ways["guided"][1]], options=options,
+        model_args={"pretrained": ways["plain"][0], "tokenizer": tokenizer, **more},
+    )  # fmt: skip
+    own = run_sweep(
+        tasks, [None], options=options, model_args={"pretrained": ways["distilled"][0], "tokenizer": tokenizer}
+    )
+    assert both is not None
+    assert own is not None
+    found: dict[str, Any] = {}
+    for task in tasks:
+        plain, guided = (one for one in both.tasks if one.task == task)
+        distilled = next(one for one in own.tasks if one.task == task)
+        metric = next(name for name in plain.items if name in plain.metrics)
+        values = {"plain": plain.items[metric], "guided": guided.items[metric], "distilled": distilled.items[metric]}
+        found[task] = {
+            "metric": metric,
+            **{way: mean_interval(values[way])._asdict() for way in WAYS},
+            **{
+                f"distilled - {way}": paired_difference(values["distilled"], values[way])._asdict()
+                for way in ("plain", "guided")
+            },
+        }
+    return found
+
+
+def _bill(
+    ways: Mapping[str, tuple[Any, Any]], tokenizer: Any, prompts: Sequence[Any], models: Any, repeats: int
+) -> dict[str, Any]:
+    """Seconds a token, alternating, medians; rows a token; bytes of weights."""
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    rows: dict[str, float] = {}
+    batch = list(prompts[:4])
+    for turn in range(repeats + 1):
+        for way, (one, guided) in ways.items():
+            count = [0]
+
+            def add(_: Any, args: Any, kwargs: Any, count: list[int] = count) -> None:
+                ids = kwargs.get("input_ids", args[0] if args else None)
+                count[0] += 0 if ids is None else ids.shape[0]
+
+            hooks = [each.register_forward_pre_hook(add, with_kwargs=True) for each in (one, *(models or {}).values())]
+            begun = time.perf_counter()
+            textguide.generate(
+                one, tokenizer, batch, guided, max_new_tokens=24, min_new_tokens=24, do_sample=True, seed=0,
+                models=models if guided is not None else None,
+            )  # fmt: skip
+            took = (time.perf_counter() - begun) / (24 * len(batch))
+            for hook in hooks:
+                hook.remove()
+            rows[way] = count[0] / (24 * len(batch))
+            if turn:  # the first one warms up
+                seconds[way].append(took)
+    return {
+        way: {
+            "seconds a token": statistics.median(seconds[way]),
+            "against plain": statistics.median(seconds[way]) / statistics.median(seconds["plain"]),
+            "rows a token": rows[way],
+            "bytes": sum(weight.numel() * weight.element_size() for weight in ways[way][0].parameters()),
+        }
+        for way in WAYS
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print it as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("", *WAYS, title=f"texts of {NEW} tokens, {found['limit']} a way")
+    for key, label in (
+        ("kl", "KL(guided ‖ ·), nats a token"), ("perplexity", "perplexity under plain"),
+        ("distinct_2", "distinct bigrams"), ("repeated_4", "repeated 4-grams"),
+    ):  # fmt: skip
+        cells = [found["texts"][way][key] for way in WAYS]
+        table.add_row(label, *(f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in cells))
+    console.print(table)
+    if found["tasks"]:
+        table = Table("task", *WAYS, "distilled − plain", "distilled − guided", title="accuracy")
+        for task, row in found["tasks"].items():
+            cells = [f"{row[way]['mean']:.3f} ±{(row[way]['high'] - row[way]['low']) / 2:.3f}" for way in WAYS]
+            ends = [row[f"distilled - {way}"] for way in ("plain", "guided")]
+            more = [f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]" for one in ends]
+            table.add_row(task, *cells, *more)
+        console.print(table)
+    table = Table("", *WAYS, title="bill")
+    bill = found["bill"]
+    table.add_row("ms a token", *(f"{1000 * bill[way]['seconds a token']:.1f}" for way in WAYS))
+    table.add_row("against plain", *(f"{bill[way]['against plain']:.2f}" for way in WAYS))
+    table.add_row("rows a token", *(f"{bill[way]['rows a token']:.2f}" for way in WAYS))
+    table.add_row("MB of weights", *(f"{bill[way]['bytes'] / 1e6:.0f}" for way in WAYS))
+    console.print(table)

@@ -1,0 +1,236 @@
+"""``textguide.distill``: train an adapter to follow guidance."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.given_texts import leading
+from ..forward import low_rank
+from ..forward.model_adapter import adapter
+from ..forward.steering_vectors import model_fingerprint
+from ..guidance import Guidance, as_guidance
+from ..support import files
+from ..support.arguments import check_model_and_tokenizer
+from . import card, checkpoint, texts
+from .reading import BatchReading, at_all_positions
+from .settings import DistillSettings
+
+WORK = "training"
+"""Texts and checkpoint of a run that is under way, inside its folder."""
+SAVE_EVERY = 10
+"""Steps between checkpoints."""
+WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What :func:`distill` made.
+
+    Args:
+        folder: of the adapter.
+        losses: of every step, nats.
+        seconds: of training in this process, texts included.
+        resumed: steps that an earlier process had done.
+    """
+
+    folder: Path
+    losses: list[float]
+    seconds: float
+    resumed: int = 0
+
+
+def distill(
+    model: Any,
+    tokenizer: Any,
+    guidance: Any,
+    out: str | os.PathLike[str],
+    *,
+    prompts: Sequence[Any] | None = None,
+    given: Sequence[Mapping[str, Any]] = (),
+    settings: DistillSettings | None = None,
+    models: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int, float | None], Any] | None = None,
+    **fields_of_settings: Any,
+) -> DistillResult:
+    """Train a low-rank adapter with which ``model`` says by itself what it says under ``guidance``.
+
+    A run that was killed goes on where it was when it is started again with the same arguments, and comes out the same
+    as one that was not. On several devices start it with ``accelerate launch``.
+
+    Args:
+        model: a decoder-only transformers model; it stays as it is.
+        tokenizer: its tokenizer.
+        guidance: as for :func:`textguide.generate`: branches, classifiers, and constraints with
+            ``objective="likelihood"``.
+        out: folder of the adapter: ``adapter_model.safetensors`` and ``adapter_config.json`` as PEFT writes them, a
+            card, and ``distillation.json`` with everything that it was made of.
+        prompts: what texts begin with, taken in turn; None: openings of one word, from the vocabulary.
+        given: texts of others, where the source is ``given``: mappings with ``prompt`` and ``completion``, or ``text``;
+            and ``weight``.
+        settings: how it is trained; or give its fields by name.
+        models: further models by the name that branches use.
+        name: what the model is called in the card; default: its own name.
+        overwrite: remove what is in ``out`` first.
+        progress: called with what is done (``"writing"``, ``"training"``), how much of how much, and the loss.
+
+    Returns:
+        The folder and the losses.
+
+    Raises:
+        MissingExtraError: the package ``peft`` is not installed.
+        ValueError: an argument has a value that cannot work; ``out`` holds a finished adapter, or a run with other
+            settings.
+
+    Example:
+        >>> textguide.distill(model, tokenizer, CFG(1.5), "follow", steps=100)
+        >>> textguide.generate(model, tokenizer, "The dragon", CFG(1.5, distilled="follow"))
+    """
+    begun = time.perf_counter()
+    check_model_and_tokenizer(model, tokenizer)
+    chosen = as_guidance(guidance)
+    if chosen is None:
+        raise ValueError("guidance=None changes nothing; there is nothing to distil")
+    if settings is not None and fields_of_settings:
+        raise ValueError(f"settings= excludes {', '.join(fields_of_settings)}; put them into it")
+    unknown = sorted(set(fields_of_settings) - {field.name for field in fields(DistillSettings)})
+    if unknown:
+        raise ValueError(f"{unknown[0]}= is no argument of distill and no field of DistillSettings")
+    settings = settings or DistillSettings(**fields_of_settings)
+    settings.check(chosen)
+    base = adapter(model).base
+    if adapter(model).is_encoder_decoder or not adapter(model).is_causal:
+        raise ValueError(f"{type(base).__name__} reads sources or both sides; distil into a decoder-only model")
+    further = {key: adapter(one).base for key, one in (models or {}).items()}
+    folder = files.folder(out)
+    work = folder / WORK
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    if (folder / low_rank.CARD).is_file():
+        raise ValueError(
+            f"{folder} holds a finished adapter; name another folder, or pass overwrite=True (--overwrite)"
+        )
+    called = name or str(getattr(base, "name_or_path", "")) or type(base).__name__
+    identity = {
+        "guidance": chosen.to_dict(), "model_fingerprint": model_fingerprint(base), **settings.to_dict(),
+        "prompts": card.digest(prompts), "given": card.digest(list(given)),
+    }  # fmt: skip
+    checkpoint.begin(work, identity)
+    told = progress or (lambda *_: None)
+    done = [0]
+
+    def wrote(count: int) -> None:
+        done[0] += count
+        told("writing", done[0], settings.texts, None)
+
+    written = texts.gather(base, tokenizer, chosen, prompts, given, settings, work, further, wrote)
+    losses, resumed, wrapped, shares = _train(base, tokenizer, chosen, written, settings, further, work, told)
+    card.finish(
+        folder, wrapped, chosen, settings, model=base, name=called, losses=losses, texts=written, shares=shares,
+        seconds=time.perf_counter() - begun,
+    )  # fmt: skip
+    shutil.rmtree(work)
+    return DistillResult(folder, losses, time.perf_counter() - begun, resumed)
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    guidance: Guidance,
+    written: Sequence[texts.Text],
+    settings: DistillSettings,
+    models: Mapping[str, Any],
+    work: Path,
+    told: Callable[[str, int, int, float | None], Any],
+) -> tuple[list[float], int, Any, dict[str, Any]]:
+    """Losses, how many steps were there before, the model with its adapter, and how many weights are trained."""
+    from accelerate import Accelerator
+
+    library = low_rank.peft("distilling")
+    taught = settings.taught(guidance)
+    objective = settings.made()
+    every = settings.positions == "all" or (settings.positions is None and at_all_positions(taught[0][1]))
+    if every and not at_all_positions(taught[0][1]) and objective.name != "likelihood":
+        raise ValueError(
+            "positions='all' takes every token for the end of a prompt, which needs guidance away from the last token "
+            "alone, the same at every step; use positions='continuation'"
+        )
+    if objective.needs_prompts:
+        every = False
+    accelerator = Accelerator(cpu=adapter(model).device.type == "cpu", mixed_precision=settings.mixed_precision)
+    read = [] if every else texts.items(model, tokenizer, written, leading([taught[0][1]]))
+    with low_rank.parameters_as_they_were(model), torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        targets: Any = [one.strip() for one in settings.targets.split(",")]
+        config = library.LoraConfig(
+            r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, task_type="CAUSAL_LM",
+            target_modules=targets[0] if targets == ["all-linear"] else targets,
+        )  # fmt: skip
+        wrapped = library.get_peft_model(low_rank.sharing(model), config).eval()
+        parameters = {key: value for key, value in wrapped.named_parameters() if value.requires_grad}
+        for value in parameters.values():
+            value.data = value.data.float()
+        optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+        losses = checkpoint.resume(work, parameters, optimizer)
+        resumed = len(losses)
+        trained, optimizer = accelerator.prepare(wrapped, optimizer)
+        strongest = taught[-1][0] if len(taught) == 1 else max(taught, key=lambda one: abs(one[0] - 1.0))[0]
+
+        def student(ids: Any, mask: Any) -> Any:
+            return trained(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+        rank, world = accelerator.process_index, accelerator.num_processes
+        for step in range(resumed, settings.steps):
+            scale, at_scale = taught[step % len(taught)]
+            low_rank.set_strength(wrapped, (scale - 1.0) / (strongest - 1.0))
+            chosen = _batch(step, len(written), settings)[rank::world]
+            reading = BatchReading(
+                student, model, [written[n] for n in chosen], [read[n] for n in chosen if read], at_scale, scale,
+                every=every, tokenizer=tokenizer, models=models, device=accelerator.device,
+            )  # fmt: skip
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _height(step, settings.steps)
+            loss = objective.loss(reading)
+            if not math.isfinite(float(loss.detach())):
+                raise ValueError(f"the loss is not finite at step {step + 1}; use a smaller learning_rate")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(accelerator.reduce(loss.detach(), "mean")))
+            if accelerator.is_main_process and ((step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps):
+                checkpoint.save(work, parameters, getattr(optimizer, "optimizer", optimizer), losses)
+            told("training", step + 1, settings.steps, losses[-1])
+        low_rank.set_strength(wrapped, 1.0)
+        shares = {
+            "trained": sum(value.numel() for value in parameters.values()),
+            "of": sum(value.numel() for value in model.parameters()),
+            "scale": strongest, "positions": "all" if every else "continuation",
+        }  # fmt: skip
+        return losses, resumed, wrapped, shares
+
+
+def _batch(step: int, count: int, settings: DistillSettings) -> list[int]:
+    """Numbers of the texts of one step: all texts in an order of their own, again and again."""
+    found = []
+    for place in range(step * settings.batch_size, (step + 1) * settings.batch_size):
+        turn, index = divmod(place, count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 7919 + turn))
+        found.append(int(order[index]))
+    return found
+
+
+def _height(step: int, steps: int) -> float:
+    """The learning rate of a step, as a share of the highest."""
+    warm = max(1, round(WARM_UP * steps))
+    return (step + 1) / warm if step < warm else (steps - step) / (steps - warm + 1)
