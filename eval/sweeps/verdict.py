@@ -16,7 +16,7 @@ from textguide.engine.given_texts import as_items, distributions, leading
 from textguide.forward.low_rank import merged
 from textguide.guidance import Guidance, as_guidance
 
-from ..statistics.intervals import mean_interval, paired_difference
+from ..statistics.intervals import mean_interval, paired_bootstrap
 from .sweep import SweepOptions, run_sweep
 
 WAYS = ("plain", "guided", "distilled")
@@ -155,7 +155,7 @@ def _tasks(
             "metric": metric,
             **{way: mean_interval(values[way])._asdict() for way in WAYS},
             **{
-                f"distilled - {way}": paired_difference(values["distilled"], values[way])._asdict()
+                f"distilled - {way}": paired_bootstrap(values["distilled"], values[way])._asdict()
                 for way in ("plain", "guided")
             },
         }

@@ -174,7 +174,7 @@ def _train(
         targets: Any = [one.strip() for one in settings.targets.split(",")]
         config = library.LoraConfig(
             r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, task_type="CAUSAL_LM",
-            target_modules=targets[0] if targets == ["all-linear"] else targets,
+            target_modules=targets[0] if targets == ["all-linear"] else targets, fan_in_fan_out=_is_transposed(model),
         )  # fmt: skip
         wrapped = library.get_peft_model(low_rank.sharing(model), config).eval()
         parameters = {key: value for key, value in wrapped.named_parameters() if value.requires_grad}
@@ -218,6 +218,11 @@ def _train(
             "scale": strongest, "positions": "all" if every else "continuation",
         }  # fmt: skip
         return losses, resumed, wrapped, shares
+
+
+def _is_transposed(model: Any) -> bool:
+    """Whether its layers keep their weights the other way round, as GPT-2's do."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
 def _batch(step: int, count: int, settings: DistillSettings) -> list[int]:

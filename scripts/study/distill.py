@@ -1,0 +1,227 @@
+"""Guidance distilled into an adapter: accuracy on LAMBADA and elsewhere, the dial, objectives, other teachers.
+
+Trained on texts that the model writes itself behind openings of one word; nothing of a task is trained on. Each part
+writes ``docs/results/distill/PART.json``, keeps what it has measured in a folder, and goes on where it was::
+
+    python scripts/study/distill.py lambada --work FOLDER --data DATA
+    python scripts/study/distill.py dial curves objectives elsewhere teachers iterated --work FOLDER --data DATA
+    python scripts/study/distill.py larger --work FOLDER --data DATA --larger "$(python scripts/bench/larger_model.py)"
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+import textguide
+from textguide import CFG
+from textguide.engine.given_texts import as_items, distributions, leading
+from textguide.eval.results.machine import environment
+from textguide.eval.statistics.intervals import mean_interval, paired_bootstrap
+from textguide.forward.low_rank import CARD, merged
+from textguide.support.files import write_json
+
+GAMMA = 1.5
+SEEDS = (0, 1, 2)
+DIAL = (1.0, 1.25, 1.5, 1.75, 2.0)
+FEW = 1000
+"""Rows of LAMBADA, evenly spaced, of the parts that look at many adapters."""
+
+
+class Study:
+    """A folder, the data, and the model of a part."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.work: Path = arguments.work
+        self.data: Path = arguments.data
+        self.larger: str | None = arguments.larger
+        self.models: dict[str, tuple[Any, Any]] = {}
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def load(self, name: str = "smollm2") -> tuple[Any, Any]:
+        """A model and its tokenizer, kept."""
+        if name not in self.models:
+            dtype = torch.bfloat16 if name == self.larger else torch.float32
+            self.models[name] = textguide.load(name, device="cpu", dtype=dtype)
+        return self.models[name]
+
+    def measured(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, or gave in an earlier run."""
+        file = self.work / f"{key}.json"
+        if not file.is_file():
+            begun = time.perf_counter()
+            write_json(file, make())
+            print(f"{key}: {time.perf_counter() - begun:.0f} s", flush=True)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def adapter(self, key: str, guidance: Any, model: str = "smollm2", base: Any = None, **settings: Any) -> Path:
+        """The folder of an adapter, trained where it is not there."""
+        folder = self.work / key
+        if not (folder / CARD).is_file():
+            own, tokenizer = self.load(model)
+            begun = time.perf_counter()
+            models = settings.pop("models", None)
+            made = textguide.distill(
+                base or own, tokenizer, guidance, folder, name=Path(model).stem, models=models, **settings,
+                progress=lambda what, done, of, loss: print(f"{key}: {what} {done}/{of} {loss or 0:.4f}", flush=True),
+            )  # fmt: skip
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            print(f"{key}: {time.perf_counter() - begun:.0f} s, {peak:.2f} GB, {made.losses[-1]:.4f}", flush=True)
+            write_json(self.work / f"{key}-cost.json", {"seconds": made.seconds, "peak GB": peak})
+        return folder
+
+    def cost(self, key: str) -> dict[str, float]:
+        """Seconds and peak memory of training."""
+        found: dict[str, float] = json.loads((self.work / f"{key}-cost.json").read_text(encoding="utf-8"))
+        return found
+
+    def student(self, folder: Path, model: str = "smollm2", scale: float | None = None) -> Any:
+        """The model with the adapter in its weights."""
+        return merged(copy.deepcopy(self.load(model)[0]), folder, scale)
+
+    def rows(self, limit: int | None = None) -> list[tuple[str, str]]:
+        """Contexts and last words, evenly spaced."""
+        lines = (self.data / "lambada" / "lambada_test.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+        chosen = texts if limit is None else [texts[n * len(texts) // limit] for n in range(limit)]
+        return [(" ".join(text.split(" ")[:-1]), " " + text.split(" ")[-1]) for text in chosen]
+
+    def lambada(
+        self, key: str, model: Callable[[], Any], settings: Sequence[Any], limit: int | None
+    ) -> list[dict[str, Any]]:
+        """For each setting ``right`` (0 or 1 a row) and ``nll`` (nats a row)."""
+
+        def make() -> list[dict[str, Any]]:
+            rows = self.rows(limit)
+            tokenizer = self.load(self.larger if key.startswith("larger") and self.larger else "smollm2")[1]
+            out = textguide.score(
+                model(), tokenizer, [row[0] for row in rows], [row[1] for row in rows], settings=list(settings)
+            )
+            return [
+                {"right": right.int().tolist(), "nll": (-nll).tolist()}
+                for right, nll in zip(out.is_greedy, out.log_likelihood, strict=True)
+            ]
+
+        found: list[dict[str, Any]] = self.measured(key, make)
+        return found
+
+
+def told(one: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and mean log-likelihood with intervals."""
+    nll = np.array(one["nll"])
+    return {
+        "accuracy": mean_interval(one["right"])._asdict(), "log_likelihood": mean_interval(-nll)._asdict(),
+        "perplexity": float(np.exp(nll.mean())), "rows": len(nll),
+    }  # fmt: skip
+
+
+def against(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy of ``a`` minus that of ``b`` on the same rows."""
+    return paired_bootstrap(a["right"], b["right"])._asdict()
+
+
+def lambada(study: Study) -> dict[str, Any]:
+    """Three seeds on every row."""
+    plain, guided = study.lambada("lambada-base", lambda: study.load()[0], [None, CFG(GAMMA)], None)
+    seeds = {}
+    for seed in SEEDS:
+        folder = study.adapter(f"seed{seed}", CFG(GAMMA), seed=seed)
+        (own,) = study.lambada(f"lambada-seed{seed}", lambda f=folder: study.student(f), [None], None)  # type: ignore[misc]
+        seeds[seed] = own
+    mean = {name: np.mean([one[name] for one in seeds.values()], axis=0).tolist() for name in ("right", "nll")}
+    return {
+        "lambada": {
+            "plain": told(plain), "guided": told(guided),
+            "distilled": {
+                **told(mean), "seeds": {str(seed): told(one) for seed, one in seeds.items()},
+                "against guided": {str(seed): against(one, guided) for seed, one in seeds.items()},
+                "mean against guided": against(mean, guided), "mean against plain": against(mean, plain),
+            },
+        },
+        "training": {str(seed): study.cost(f"seed{seed}") for seed in SEEDS},
+        "card": json.loads((study.work / "seed0" / CARD).read_text(encoding="utf-8")) | {"losses": None},
+    }  # fmt: skip
+
+
+def divergence(study: Study, model: Any, guidance: Any, texts: Sequence[Sequence[int]]) -> list[float]:
+    """KL from the guided distribution of the plain model to ``model``'s, nats a token, of each text."""
+    base, tokenizer = study.load()
+    items = as_items(
+        base, tokenizer, [list(t[:1]) for t in texts], [list(t[1:]) for t in texts], None, leading([guidance])
+    )
+    found = []
+    for item in items:
+        target = distributions(base, [item], guidance)
+        own = distributions(model, [item], None)
+        found.append(float((target.exp() * (target.clamp_min(-1e4) - own)).sum(-1).mean()))
+    return found
+
+
+def dial(study: Study) -> dict[str, Any]:
+    """One adapter for several γ."""
+    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=200, texts=1600)
+    base = study.load()[0]
+    guided = study.lambada("dial-guided", lambda: base, [CFG(scale) for scale in DIAL], FEW)
+    rows = []
+    for number, scale in enumerate(DIAL):
+        (own,) = study.lambada(f"dial-{scale}", lambda s=scale: study.student(folder, scale=s), [None], FEW)  # type: ignore[misc]
+        rows.append(
+            {
+                "γ": scale,
+                "guided": told(guided[number]),
+                "distilled": told(own),
+                "difference": against(own, guided[number]),
+            }
+        )
+    return {"dial": rows, "training": study.cost("dial")}
+
+
+def curves(study: Study) -> dict[str, Any]:
+    """Over steps, texts and rank."""
+    base = study.load()[0]
+    plain, guided = study.lambada("curves-base", lambda: base, [None, CFG(GAMMA)], FEW)
+    rows = []
+    for what, values in (("steps", (15, 30, 60, 120, 240)), ("texts", (60, 240, 960)), ("rank", (1, 4, 16, 64))):
+        for value in values:
+            settings = {"steps": 120, "texts": 960, "rank": 16, what: value}
+            settings["texts"] = max(settings["texts"], 1)
+            key = "curve-" + "-".join(f"{k}{v}" for k, v in settings.items())
+            folder = study.adapter(key, CFG(GAMMA), **settings)
+            (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
+            rows.append({"over": what, **settings, **told(own), "seconds": study.cost(key)["seconds"]})
+    return {"plain": told(plain), "guided": told(guided), "curves": rows}
+
+
+PARTS: dict[str, Callable[[Study], dict[str, Any]]] = {"lambada": lambada, "dial": dial, "curves": curves}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--larger")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/distill"))
+    arguments = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    study = Study(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    versions, machine = environment()
+    for part in arguments.parts:
+        found = PARTS[part](study)
+        write_json(arguments.out / f"{part}.json", {**found, "versions": versions, "machine": machine})
+        print(f"wrote {part}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()
