@@ -56,10 +56,11 @@ def judge(
         repeats: how often speed is measured; medians are told.
 
     Returns:
-        ``texts``: for each way ``kl`` to the guided distribution (nats a token, on texts that guidance wrote),
-        ``perplexity`` under the plain model (of sampled texts), ``distinct_2`` and ``repeated_4`` (shares of bigrams that are distinct,
-        of 4-grams that occurred before in their text), each with an interval over texts; ``tasks``: accuracy of each way
-        and the differences of distilled to the others, paired; ``bill``: seconds and rows a token, and bytes of weights.
+        ``texts``: for each way ``kl`` from the guided distribution to its own (nats a token, on texts that guidance
+        wrote), ``perplexity`` of sampled texts under the plain model, ``distinct_2`` and ``repeated_4`` (shares of
+        bigrams that are distinct, of 4-grams that occurred before in their text), each with an interval over texts.
+        ``tasks``: accuracy of each way, and the differences of distilled to the others, paired. ``bill``: seconds and
+        rows a token, and bytes of weights.
     """
     guide = as_guidance(guidance)
     student = merged(copy.deepcopy(model), adapter)
@@ -215,12 +216,13 @@ def show(found: Mapping[str, Any]) -> None:
         table.add_row(label, *(f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in cells))
     console.print(table)
     if found["tasks"]:
-        table = Table("task", *WAYS, "distilled − plain", "distilled − guided", title="accuracy")
+        table = Table(title="accuracy, and what distilled has more")
+        for name in ("task", *WAYS, "than plain", "than guided"):
+            table.add_column(name, no_wrap=name == "task")
         for task, row in found["tasks"].items():
-            cells = [f"{row[way]['mean']:.3f} ±{(row[way]['high'] - row[way]['low']) / 2:.3f}" for way in WAYS]
+            cells = [f"{row[way]['mean']:.3f}" for way in WAYS]
             ends = [row[f"distilled - {way}"] for way in ("plain", "guided")]
-            more = [f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]" for one in ends]
-            table.add_row(task, *cells, *more)
+            table.add_row(task, *cells, *(f"{e['difference']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]" for e in ends))
         console.print(table)
     table = Table("", *WAYS, title="bill")
     bill = found["bill"]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 
 import textguide
@@ -45,14 +44,14 @@ class Study:
         self.work: Path = arguments.work
         self.data: Path = arguments.data
         self.larger: str | None = arguments.larger
+        self.dtype: str = arguments.dtype
         self.models: dict[str, tuple[Any, Any]] = {}
         self.work.mkdir(parents=True, exist_ok=True)
 
     def load(self, name: str = "smollm2") -> tuple[Any, Any]:
         """A model and its tokenizer, kept."""
         if name not in self.models:
-            dtype = torch.bfloat16 if name == self.larger else torch.float32
-            self.models[name] = textguide.load(name, device="cpu", dtype=dtype)
+            self.models[name] = textguide.load(name, device="cpu", dtype=self.dtype)
         return self.models[name]
 
     def measured(self, key: str, make: Callable[[], Any]) -> Any:
@@ -210,7 +209,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--larger")
+    parser.add_argument("--larger", help="folder of the larger model")
+    parser.add_argument("--dtype", default="bfloat16", help="of models, in training and after [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("docs/results/distill"))
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -219,7 +219,10 @@ def main() -> None:
     versions, machine = environment()
     for part in arguments.parts:
         found = PARTS[part](study)
-        write_json(arguments.out / f"{part}.json", {**found, "versions": versions, "machine": machine})
+        write_json(
+            arguments.out / f"{part}.json",
+            {**found, "dtype": arguments.dtype, "versions": versions, "machine": machine},
+        )
         print(f"wrote {part}.json", flush=True)
 
 

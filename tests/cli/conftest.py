@@ -54,7 +54,9 @@ def run(
         pipe = io.StringIO(stdin or "")
         pipe.isatty = lambda: stdin is None  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", pipe)
-        chosen = ["--model", str(model_folder) if model is None else model, "--device", "cpu"]
+        folder = str(model_folder) if model is None else model
+        # Only there the model has a place of its own.
+        chosen = [folder, "--device", "cpu"] if command == "distill" else ["--model", folder, "--device", "cpu"]
         capsys.readouterr()
         try:
             code = cli.main([command, *arguments, *chosen])

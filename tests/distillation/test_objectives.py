@@ -135,7 +135,7 @@ def test_cca_is_its_expectation_written_out(scale: float) -> None:
 
 
 def test_cca_ends_at_the_unconditional_distribution_for_a_scale_of_nought() -> None:
-    """At γ = 0 the optimum that the paper gives is normalised, and so within reach: what is written without a prompt."""
+    """At γ = 0 the optimum that the paper gives is normalised, and so within reach: what no prompt gives."""
     theta = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(sampled(theta, 0.8, 0.0, 1.0), theta)
     assert abs(float(slope)) > 0.01

@@ -71,16 +71,16 @@ def run_distill(arguments: argparse.Namespace) -> int:
     from ..models.loading import load
 
     guidance = as_guidance(parse(arguments.guidance))
-    given = {
+    chosen: dict[str, Any] = {
         field.name: getattr(arguments, field.name)
         for field in fields(DistillSettings)
         if getattr(arguments, field.name, None) is not None
     }
-    if "scales" in given:
-        given["scales"] = _numbers(given["scales"])
-    if arguments.given and "source" not in given:
-        given["source"] = "given"
-    settings = DistillSettings(**given)
+    if "scales" in chosen:
+        chosen["scales"] = _numbers(chosen["scales"])
+    if arguments.given and "source" not in chosen:
+        chosen["source"] = "given"
+    settings = DistillSettings(**chosen)
     if guidance is not None:
         settings.check(guidance)
     files.folder(arguments.out)
@@ -109,7 +109,7 @@ def run_distill(arguments: argparse.Namespace) -> int:
             print("stopped; the same command goes on where it was", file=sys.stderr)
             raise
     last = result.losses[-max(1, len(result.losses) // 10) :]
-    found = {
+    found: dict[str, Any] = {
         "out": str(result.folder), "steps": len(result.losses), "resumed": result.resumed, "seconds": result.seconds,
         "loss": {"first": result.losses[0], "last tenth": sum(last) / len(last)},
     }  # fmt: skip

@@ -41,12 +41,18 @@ class Text:
 
 def openings(tokenizer: Any) -> list[list[int]]:
     """Beginnings of one word: every token that is a capitalised word, in the order of the vocabulary (the most frequent
-    ones first, where byte-pair merges made it)."""
+    ones first, where byte-pair merges made it).
+
+    Raises:
+        ValueError: there is none.
+    """
     words = []
     for token in range(len(tokenizer)):
         text = tokenizer.decode([token])
         if text.isalpha() and text.isascii() and text.istitle() and len(text) > 1:
             words.append(token)
+    if not words:
+        raise ValueError("no token of the tokenizer is a capitalised word to begin a text with; give prompts")
     begin = [] if tokenizer.bos_token_id is None or not _adds_begin(tokenizer) else [tokenizer.bos_token_id]
     return [[*begin, token] for token in words]
 

@@ -13,5 +13,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
 """Objectives by name."""
 
 __all__ = [
-    "CCA", "OBJECTIVES", "ForwardKL", "GuidanceFree", "Likelihood", "ModelGuidance", "Objective", "Reading", "ReverseKL",
+    "CCA", "OBJECTIVES", "ForwardKL", "GuidanceFree", "Likelihood", "ModelGuidance", "Objective", "Reading",
+    "ReverseKL",
 ]  # fmt: skip
