@@ -340,3 +340,11 @@ def test_as_a_value() -> None:
     assert not awrs.is_neutral
     both = Composed((AWRS(Strings(frozenset({b"a"}))), CFG(1.5)))
     assert [part.name for part in both.parts] == ["cfg", "awrs"]
+
+
+def test_every_field_goes_to_json_and_back() -> None:
+    for guidance in (AWRS("regex:a", method="mask"), AWRS("regex:a", particles=3, accepts=4)):
+        values = guidance.to_dict()
+        assert values["method"] == "awrs"
+        assert Guidance.from_dict(values) == guidance
+    assert "constraint_method" not in AWRS("regex:a").to_dict()

@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = ("generate", "explain", "eval", "classifier", "steering", "value", "distill", "methods", "serve")
+COMMANDS = (
+    "generate", "explain", "eval", "classifier", "steering", "value", "distill", "methods", "export-generate", "serve",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +32,7 @@ def build_parser() -> Parser:
         distill_command,
         eval_command,
         explain_command,
+        export_command,
         generate_command,
         methods_command,
         serve_command,
@@ -42,7 +45,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     rooms = (
         generate_command, explain_command, eval_command, classifier_command, steering_command, value_command,
-        distill_command, methods_command, serve_command,
+        distill_command, methods_command, export_command, serve_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)

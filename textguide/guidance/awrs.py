@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .base import About, TokenConstraint
 from .validation import finite, whole
@@ -59,6 +59,7 @@ class AWRS(TokenConstraint):
     resampling: str = "stratified"
 
     name = "awrs"
+    json_names: ClassVar[Mapping[str, str]] = {"method": "constraint_method"}
     about = About(
         "2504.05410", "lc given a constraint, with weights", "`particles` rows a prompt", "no constraint",
         "texts that must satisfy a constraint", "awrs:constraint=regex:[0-9]+",
@@ -90,7 +91,9 @@ class AWRS(TokenConstraint):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a critic by its name, from which it cannot be made again."""
-        values = super().to_dict()
+        values = {**super().to_dict(), "method": self.name}  # which names the guidance there
+        if self.method != "awrs":
+            values[self.json_names["method"]] = self.method
         if self.critic is not None:
             module = getattr(self.critic, "__module__", "")
             values["critic"] = f"{module}:{getattr(self.critic, '__qualname__', type(self.critic).__qualname__)}"

@@ -1,0 +1,224 @@
+"""A guidance as a folder that transformers loads by ``model.generate(custom_generate=FOLDER)``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pprint import pformat
+from string import Template
+from typing import Any
+
+from ..constraints import spec as constraint_spec
+from ..guidance import Guidance, as_guidance
+from ..guidance.needs import Need
+from ..guidance.places import check_place
+from ..guidance.spec import label
+from ..support import files
+
+_CODE = Template('''"""$title for transformers' ``model.generate(custom_generate=…)``, decoded by textguide."""
+
+from functools import lru_cache
+
+import textguide
+from textguide.guidance import Guidance
+from textguide.models.adapters import load_further
+
+GUIDANCE = $guidance
+MODELS = $models
+"""Further models by the name that the guidance gives them; each is loaded once."""
+
+
+def generate(model, guidance=None, tokenizer=None, models=None, **arguments):
+    """What ``model.generate`` returns, under the guidance.
+
+    Args:
+        model: the model that ``generate`` was called on.
+        guidance: fields to change, such as ``{"scale": 2.0}``.
+        tokenizer: the model's tokenizer; needed where the guidance holds text or asks a classifier.
+        models: further models in place of the named ones.
+        **arguments: those of transformers' ``generate``.
+    """
+    chosen = Guidance.from_dict({**GUIDANCE, **(guidance or {})})
+    further = {**(_further(model) if MODELS and not models else {}), **(models or {})}
+    decoding = textguide.guided_decoding(chosen, tokenizer=tokenizer, models=further)
+    if tokenizer is not None and "stop_strings" in arguments:
+        arguments["tokenizer"] = tokenizer
+    return model.generate(custom_generate=decoding, **arguments)
+
+
+@lru_cache(maxsize=1)
+def _further(model):
+    return load_further(model, MODELS, device=str(model.device), dtype=model.dtype)
+''')
+
+_CARD = Template("""---
+library_name: transformers
+tags:
+- custom_generate
+- textguide
+---
+
+# $title
+
+$rule$about
+
+Decoded by textguide, which `custom_generate/requirements.txt` asks for.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+model = AutoModelForCausalLM.from_pretrained(MODEL)
+inputs = tokenizer(["The dragon"], return_tensors="pt").to(model.device)
+ids = model.generate(
+    **inputs, custom_generate=FOLDER, trust_remote_code=True, tokenizer=tokenizer, max_new_tokens=40
+)
+print(tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+```
+
+`FOLDER` is this folder, or the name of the repository that it was pushed to.
+
+## Additional arguments
+
+| argument | |
+|---|---|
+| `guidance` | a dict of fields to change, such as `{$field}` |
+| `tokenizer` | the model's tokenizer; $tokenizer |
+| `models` | further models by name$models |
+
+The fields as they stand here:
+
+```python
+$guidance
+```
+
+## Output
+
+As transformers' `generate` gives it. With `return_dict_in_generate=True` the output has an attribute `effect` besides:
+what guidance did to the distributions, in nats.
+""")
+
+
+def export_generate(
+    guidance: Any, folder: str | os.PathLike[str], *, models: Mapping[str, str] | None = None, overwrite: bool = False
+) -> Path:
+    """Write ``custom_generate/generate.py``, ``custom_generate/requirements.txt`` and ``README.md``, a card.
+
+    The folder holds no weights: any model of transformers decodes with it. ``huggingface_hub.upload_folder`` pushes it.
+
+    Args:
+        guidance: as for :func:`textguide.generate`.
+        folder: where; made if need be.
+        models: further models of the guidance, by name, each as :func:`textguide.load` takes it.
+        overwrite: whether files that stand there already are replaced.
+
+    Raises:
+        ValueError: the guidance does not run in ``generate``, or holds something that no other machine has: an object,
+            a file, a method from outside textguide; or a file of the export stands there.
+    """
+    chosen = as_guidance(guidance)
+    if chosen is None:
+        raise ValueError("guidance=None is plain decoding, which model.generate does by itself; name a method")
+    check_place(chosen, "generate")
+    check_portable(chosen, models or {})
+    target = files.folder(folder)
+    texts = {
+        "custom_generate/generate.py": _code(chosen, models or {}),
+        "custom_generate/requirements.txt": f"textguide>={_version()}\n",
+        "README.md": _card(chosen, models or {}),
+    }
+    taken = [name for name in texts if (target / name).exists()]
+    if taken and not overwrite:
+        raise ValueError(f"{target / taken[0]} exists; give another folder, or overwrite=True (--overwrite)")
+    (target / "custom_generate").mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        files.write_text(target / name, text)
+    return target
+
+
+def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
+    """Refuse what the folder would not carry to another machine.
+
+    Raises:
+        ValueError: it names what that is.
+    """
+    for part in getattr(guidance, "parts", (guidance,)):
+        module = type(part).__module__
+        if not module.startswith("textguide."):
+            raise ValueError(
+                f"guidance {part.name!r} comes from the module {module}, which the folder would not carry; "
+                "bring it into a package, and name that in custom_generate/requirements.txt by hand"
+            )
+        if Need.MODEL in part.needs:
+            asked = {branch.model for branch in part.branches if branch.model} - models.keys()
+            if asked:
+                name = sorted(asked)[0]
+                raise ValueError(
+                    f"guidance {part.name!r} asks a model {name!r}; say which it is: models={{{name!r}: …}} "
+                    f"(--extra-model {name}=MODEL)"
+                )
+    try:
+        again = Guidance.from_json(guidance.to_json())
+        for part in getattr(again, "parts", (again,)):
+            if getattr(part, "constraint", None) is not None:
+                constraint_spec.resolve(part.constraint)
+        same = again.to_json() == guidance.to_json()
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f"guidance={label(guidance)!r} holds an object that JSON does not name; give its name as text")
+    for name, value in (*_texts(guidance.to_dict()), *models.items()):
+        if os.path.exists(value) and "prompt" not in name and "system" not in name:
+            raise ValueError(
+                f"{name}={value!r} is a file of this machine, which the folder would not carry; push it first"
+            )
+
+
+def _texts(value: Any, name: str = "guidance") -> Iterator[tuple[str, str]]:
+    """Every text in plain JSON values, with the field that it stands in."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, key)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner, name)
+
+
+def _code(guidance: Guidance, models: Mapping[str, str]) -> str:
+    return _CODE.substitute(
+        title=label(guidance).replace("\\", "").replace('"', "'"), guidance=_python(guidance), models=repr(dict(models))
+    )
+
+
+def _card(guidance: Guidance, models: Mapping[str, str]) -> str:
+    parts = getattr(guidance, "parts", (guidance,))
+    papers = [part.about.paper for part in parts if part.about.paper]
+    links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers)
+    helps = "; ".join(part.about.helps for part in parts)
+    needs = {need for part in parts for need in part.needs}
+    texts = needs & {Need.CANDIDATES, Need.REWARD, Need.VALUE, Need.CONSTRAINT, Need.OPINIONS, Need.PROMPT, Need.SYSTEM}
+    return _CARD.substitute(
+        title=label(guidance),
+        rule="\n".join(f"`{part.about.rule}`" for part in parts),
+        about=f" ({links}). Worth a try for {helps}." if links else f". Worth a try for {helps}.",
+        field='"scale": 2.0' if hasattr(parts[0], "scale") and len(parts) == 1 else '"FIELD": VALUE',
+        tokenizer="needed here" if texts else "not needed here",
+        models="; here " + ", ".join(f"`{name}` is `{source}`" for name, source in models.items()) if models else "",
+        guidance=_python(guidance),
+    )
+
+
+def _python(guidance: Guidance) -> str:
+    """The plain values as Python writes them."""
+    return pformat(guidance.to_dict(), width=100, sort_dicts=False)
+
+
+def _version() -> str:
+    from textguide import __version__
+
+    return __version__
