@@ -153,7 +153,7 @@ def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
                 "bring it into a package, and name that in custom_generate/requirements.txt by hand"
             )
         if Need.MODEL in part.needs:
-            asked = {branch.model for branch in part.branches if branch.model} - models.keys()
+            asked = {branch.model for branch in getattr(part, "branches", ()) if branch.model} - models.keys()
             if asked:
                 name = sorted(asked)[0]
                 raise ValueError(
@@ -163,8 +163,9 @@ def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
     try:
         again = Guidance.from_json(guidance.to_json())
         for part in getattr(again, "parts", (again,)):
-            if getattr(part, "constraint", None) is not None:
-                constraint_spec.resolve(part.constraint)
+            constraint = getattr(part, "constraint", None)
+            if constraint is not None:
+                constraint_spec.resolve(constraint)
         same = again.to_json() == guidance.to_json()
     except (TypeError, ValueError):
         same = False
