@@ -43,6 +43,8 @@ ROOMS = {
     "eval/captions": "eval.captions",
     "eval/sweeps": "eval.sweeps",
     "eval": "eval",
+    "textguide/viewer": "viewer",
+    "textguide/playground": "playground",
     "textguide/cli": "cli",
 }
 _RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "engine"}
@@ -57,10 +59,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "smc": {"guidance", "support", "constraints"},
     "classifiers": {"support", "models", "forward"},
     "engine": _RUNS,
-    "diffusion": _RUNS,
+    "viewer": {"support"},
+    "diffusion": {*_RUNS, "viewer"},
     "captioning": _RUNS,
     "distillation": {*_RUNS, "functions"},
-    "functions": {*_RUNS, "captioning"},
+    "functions": {*_RUNS, "captioning", "viewer"},
+    "playground": {*_LOOPS, "viewer"},
     "logits_processors": {*_RUNS, "diffusion"},
     "vllm_plugin": _RUNS,
     "tasks": {"guidance", "support", "constraints"},
@@ -78,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "eval.captions",
         "eval.sweeps",
     },
-    "cli": {*_LOOPS, "logits_processors", "vllm_plugin", "tasks", "eval", "eval.sweeps"},
+    "cli": {*_LOOPS, "playground", "logits_processors", "vllm_plugin", "tasks", "eval", "eval.sweeps"},
 }
 """What each room imports beside itself; a room stands below all that import it."""
 ALLOWED: dict[str, set[str]] = {
@@ -217,7 +221,7 @@ def test_every_source_is_looked_at() -> None:
     assert {"textguide/guidance/cfg.py", "textguide/engine/loop.py", "logits_processors/hf.py"} <= names
     assert room_of_module("textguide.guidance.cfg") == room_of_module("textguide.CFG") == "guidance"
     assert room_of_module("textguide.engine.speculation.value.Speculation") == "engine"
-    assert room_of_module("textguide.scoring") == room_of_module("textguide.explanation.html") == "functions"
+    assert room_of_module("textguide.scoring") == room_of_module("textguide.explanation.steps") == "functions"
     assert room_of_module("textguide.logits_processors.vllm_plugin.engine") == "vllm_plugin"
     assert room_of_module("torch.nn") is None
 

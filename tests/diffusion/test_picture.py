@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -16,13 +17,23 @@ def test_page_shows_every_step() -> None:
     guidance = ACFG(2.0, 0.5)
     out = diffusion.generate(model, words, "ab", gen_length=4, guidance=guidance, keep_history=True)
     page = diffusion.picture_page(model, words, out, guidance)
-    rows = re.findall(r"<tr>.*?</tr>", page)
-    assert len(rows) == len(out.history) == 4
-    for row, step in zip(rows, out.history, strict=True):
-        assert row.count('class="p r"') + row.count('class="f r"') == int(step.remasked[0].sum())
-        assert row.count("new") == 1
-    assert "http" not in page
-    assert "remask_ratio=0.5" in page
+    found = re.search(r'<script type="application/json" id="values">(.*?)</script>', page)
+    assert found is not None
+    values = json.loads(found[1])
+    assert len(values["steps"]) == len(out.history) == 4
+    for shown, step in zip(values["steps"], out.history, strict=True):
+        assert [place for place, _ in shown["remasked"]] == step.remasked[0].nonzero()[:, 0].tolist()
+        assert [place for place, _, _ in shown["filled"]] == step.committed[0].nonzero()[:, 0].tolist()
+        assert step.certainty is not None
+        # What is masked again is what the model is least sure of, among what is given or filled.
+        before = (
+            out.history[step.index - 1].ids[0] if step.index else step.ids[0].masked_fill(out.targets[0], tiny.MASK)
+        )
+        known = [i for i in range(len(before)) if before[i] != tiny.MASK]
+        spared = [float(step.certainty[0, i]) for i in known if not step.remasked[0, i]]
+        assert max((value for _, value in shown["remasked"]), default=0.0) <= min(spared, default=1.0)
+    assert values["text"] == out.texts[0]
+    assert "remask_ratio=0.5" in values["label"]
 
 
 def test_needs_a_history() -> None:

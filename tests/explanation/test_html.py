@@ -1,7 +1,9 @@
-"""The page: self-contained, whole, escaped, and reachable by keyboard."""
+"""The page: self-contained, whole, and nothing that a text holds becomes markup. What it shows: tests/playground."""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from textguide import CFG, explain
-from textguide.guidance import DoLa
+from textguide import CFG, explain, viewer
 
 from ..architectures import Tokenizer, build
 
@@ -23,7 +24,14 @@ class Evil(Tokenizer):
     """Tokens whose text would be markup."""
 
     def decode(self, ids: Any, skip_special_tokens: bool = True, **_: Any) -> str:
-        return "".join(f'<script>alert("{int(i)}")</script>&\'' for i in ids)
+        return "".join(f'</script><!-- <script>alert("{int(i)}")</script>&\'\u2028' for i in ids)
+
+
+class Dollars(Tokenizer):
+    """Tokens that would be places of a template."""
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **_: Any) -> str:
+        return "".join("$values ${style} {0} %s " for i in ids)
 
 
 @pytest.fixture(scope="module")
@@ -32,81 +40,66 @@ def model() -> Any:
 
 
 class Page(HTMLParser):
-    """What stands on a page: tags with attributes, and whether all of them are closed."""
+    """What stands on a page: tags with attributes, the texts of scripts, and whether all tags are closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
-        self.data = ""
+        self.scripts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "input"):
+        if tag != "meta":
             self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.data += data
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
 
 
-@pytest.mark.parametrize("tokenizer", [Tokenizer(), Evil()])
-def test_the_page_is_self_contained(model: Any, tokenizer: Any) -> None:
-    text = explain(model, tokenizer, PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW).to_html()
+def values_of(text: str) -> Any:
+    page = Page(text)
+    numbers = [n for n, (_, a) in enumerate(t for t in page.tags if t[0] == "script") if a.get("id") == "values"]
+    return json.loads(page.scripts[numbers[0]])
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer(), Evil(), Dollars()], ids=lambda one: type(one).__name__)
+def test_the_page_holds_the_explanation_and_loads_nothing(model: Any, tokenizer: Any) -> None:
+    explanation = explain(model, tokenizer, PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW)
+    text = explanation.to_html()
     page = Page(text)
     assert page.open == []
-    assert not re.search(r"https?:|//|@import|url\(", text.replace("</script>", "").replace("&lt;/script", ""))
-    for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base", "form")
-        assert "src" not in attributes
-        assert not any(name.startswith("on") for name in attributes)
-        assert (attributes.get("href") or "#").startswith("#")
+    assert [tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object", "embed", "base", "form")] == []
+    assert not any("src" in attributes or "href" in attributes for _, attributes in page.tags)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert len(page.scripts) == 3
+    values = values_of(text)
+    assert (values.pop("kind"), values.pop("summary")) == ("text", explanation.summary)
+    assert values.pop("label") == str(explanation.guidance)
+    assert values == json.loads(json.dumps(explanation.to_dict()))
 
 
-def test_the_page_has_a_part_for_every_step(model: Any) -> None:
-    explanation = explain(model, Tokenizer(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW)
-    page = Page(explanation.to_html())
-    steps = [attributes for tag, attributes in page.tags if tag == "article"]
-    assert [step["id"] for step in steps] == [f"step-{i}" for i in range(NEW)]
-    assert [step["class"] == "step changed" for step in steps] == [step.changed for step in explanation.steps]
-    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
-    assert links == {f"#{kind}-{i}" for i in range(NEW) for kind in ("step", "token")}
-    assert links <= {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
-    assert PROMPT in page.data
-    assert str(explanation.effect) in page.data
-    assert repr(explanation.guidance) in page.data
-    assert "plain → guided" in page.data
-    for step in explanation.steps:
-        assert f"{step.kl:.3f}" in page.data
-        for move in (*step.raised, *step.lowered):
-            assert f"{move.plain:.1%} → {move.guided:.1%}" in page.data or min(move.plain, move.guided) < 0.0005
-
-
-def test_every_branch_has_a_column(model: Any) -> None:
-    explanation = explain(model, Tokenizer(), PROMPT, DoLa(exits=(1, 0.5)), max_new_tokens=2)
-    page = Page(explanation.to_html())
-    heads = [a for tag, a in page.tags if tag == "th" and a.get("class") == "branch"]
-    tables = [a for tag, a in page.tags if tag == "table"]
-    assert len(heads) == 2 * len(tables) > 0
-    assert "early exit 1" in page.data
-    assert "early exit 50%" in page.data
-    # What scrolls sideways can be scrolled by keyboard.
-    regions = [a for tag, a in page.tags if tag == "div" and a.get("class") == "scroll"]
-    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
-
-
-def test_steps_can_be_hidden_where_some_changed_and_some_did_not(model: Any) -> None:
-    for guidance in (CFG(1.3, NEGATIVE), CFG(1.0)):
-        explanation = explain(model, Tokenizer(), PROMPT, guidance, max_new_tokens=12)
-        changed = sum(step.changed for step in explanation.steps)
-        page = Page(explanation.to_html())
-        boxes = [attributes for tag, attributes in page.tags if tag == "input"]
-        assert len(boxes) == (0 < changed < 12)
-        assert (f"only the {changed} of 12 steps" in page.data) == bool(boxes)
-    assert changed == 0
+def test_all_that_the_page_runs_stands_in_it(model: Any) -> None:
+    text = explain(model, Tokenizer(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=1).to_html()
+    modules = json.loads(Page(text).scripts[0])["imports"]
+    for address in modules.values():
+        head, _, data = address.partition(",")
+        assert head == "data:text/javascript;base64"
+        code = base64.b64decode(data).decode()
+        named = re.findall(r"""(?:from|import)\s*["']([^"']+)["']""", code)
+        assert set(named) <= modules.keys()
+        assert not re.search(r"\bfetch\(|XMLHttpRequest|WebSocket|import\(", code)
+    policy = next(a["content"] for tag, a in Page(text).tags if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
 
 
 def test_light_and_dark(model: Any) -> None:
@@ -115,39 +108,19 @@ def test_light_and_dark(model: Any) -> None:
     assert "@media (prefers-color-scheme: dark)" in text
 
 
-def test_the_note_stands_on_the_page(model: Any) -> None:
+def test_without_scripts_the_text_can_be_read(model: Any) -> None:
     explanation = explain(model, Tokenizer(), PROMPT, CFG(1.0), max_new_tokens=1)
+    noscript = explanation.to_html().split("<noscript>")[1].split("</noscript>")[0]
     assert explanation.note
-    assert explanation.note in Page(explanation.to_html()).data
+    for shown in (PROMPT, explanation.text, explanation.note):
+        assert shown in noscript
 
 
-def test_line_breaks_and_control_characters_can_be_seen(model: Any) -> None:
-    class Strange(Tokenizer):
-        def decode(self, ids: Any, skip_special_tokens: bool = True, **_: Any) -> str:
-            return "".join("\n\x00\u200b" for _ in ids)
-
-    text = explain(model, Strange(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=1).to_html()
-    assert ">↵\n\\x00\\u200b</a>" in text
-    assert "\x00" not in text
-    assert "\u200b" not in text
-
-
-def test_markup_in_tokens_and_prompts_is_escaped(model: Any) -> None:
-    explanation = explain(model, Evil(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=NEW)
-    assert "<script>" in explanation.prompt
-    assert "<script>" in explanation.text
-    text = explanation.to_html()
-    assert "<script" not in text
-    assert f'<script>alert("{explanation.steps[0].chosen.token}")</script>&\'' in Page(text).data
-
-
-def test_dollars_and_braces_are_text(model: Any) -> None:
-    class Dollars(Tokenizer):
-        def decode(self, ids: Any, skip_special_tokens: bool = True, **_: Any) -> str:
-            return "".join("$steps ${style} {0} %s " for i in ids)
-
-    page = Page(explain(model, Dollars(), PROMPT, CFG(2.0, NEGATIVE), max_new_tokens=2).to_html())
-    assert "$steps ${style} {0} %s" in page.data
+def test_what_cannot_be_shown() -> None:
+    with pytest.raises(ValueError, match=r"kind='song'.*text, rows, canvas"):
+        viewer.page({"kind": "song"})
+    with pytest.raises(ValueError, match="JSON"):
+        viewer.page({"kind": "text", "kl": float("nan")})
 
 
 def test_save_html(model: Any, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 COMMANDS = (
-    "generate", "explain", "eval", "classifier", "steering", "value", "distill", "methods", "export-generate", "serve",
+    "generate", "explain", "playground", "eval", "classifier", "steering", "value", "distill", "methods",
+    "export-generate", "serve",
 )  # fmt: skip
 
 
@@ -35,6 +36,7 @@ def build_parser() -> Parser:
         export_command,
         generate_command,
         methods_command,
+        playground_command,
         serve_command,
         steering_command,
         value_command,
@@ -45,7 +47,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     rooms = (
         generate_command, explain_command, eval_command, classifier_command, steering_command, value_command,
-        distill_command, methods_command, export_command, serve_command,
+        distill_command, methods_command, export_command, serve_command, playground_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)

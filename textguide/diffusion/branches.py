@@ -31,12 +31,15 @@ class Passes:
         others: those of the extra branches, (b, M, V), at the M positions of the rows in which they ran.
         ran: the rows in which they ran, bool (B,).
         remasked: positions that A-CFG's branch read as masks, bool (B, L).
+        certainty: by which these were chosen: the probability of the likeliest token at each position, (B, L); None
+            where none were.
     """
 
     cond: Tensor
     others: Tensor
     ran: Tensor
     remasked: Tensor
+    certainty: Tensor | None = None
 
 
 class Reader(Protocol):

@@ -140,13 +140,22 @@ def generate(
     return _finish(sampler, wanted, keep_history, warn, whole=False)
 
 
-def stream(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
-           models: Mapping[str, Any] | None = None, gen_length: int = 256, steps: int | None = None,
-           block_length: int | None = None, cache: bool = False, **options: Any) -> Iterator[CanvasStep]:  # fmt: skip
+def stream(model: Any, tokenizer: Any, prompts: Any, **arguments: Any) -> Iterator[CanvasStep]:
     """The canvas behind every step of :func:`generate`, with its arguments.
 
     Raises:
         ValueError: as :func:`generate`, at once and not at the first step.
+    """
+    return prepared(model, tokenizer, prompts, **arguments).run()
+
+
+def prepared(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
+             models: Mapping[str, Any] | None = None, gen_length: int = 256, steps: int | None = None,
+             block_length: int | None = None, cache: bool = False, **options: Any) -> Sampler:  # fmt: skip
+    """What runs behind :func:`stream`, in front of its first step: with the canvas, and the report behind the last one.
+
+    Raises:
+        ValueError: as :func:`generate`.
     """
     defaults: dict[str, Any] = {
         "order": "confidence", "temperature": 0.0, "threshold": None, "positions": "guided", "corrector": 0,
@@ -155,11 +164,10 @@ def stream(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
     unknown = sorted(set(options) - set(defaults))
     if unknown:
         raise ValueError(f"{unknown[0]}= is no argument of stream; it takes those of generate that shape the canvas")
-    sampler = _for_generation(
+    return _for_generation(
         model, tokenizer, prompts, checked_guidance(guidance), models, gen_length, steps, block_length, cache,
         {**defaults, **options},
     )  # fmt: skip
-    return sampler.run()
 
 
 def infill(

@@ -32,12 +32,14 @@ class Distributions:
         cond: the same without guidance, (N, V).
         uncond: the first extra branch, (N, V); equal to ``cond`` in rows where none ran.
         remasked: positions that A-CFG's second pass read as masks, bool (B, L).
+        certainty: by which these were chosen, (B, L); None where none were.
     """
 
     guided: Tensor
     cond: Tensor
     uncond: Tensor
     remasked: Tensor
+    certainty: Tensor | None = None
 
 
 class Guide:
@@ -146,7 +148,7 @@ class Guide:
                 mixed[moved], cond[moved], branched=chosen[moved], reweighed=None if acted is None else acted[moved]
             )
         self.meter.add_unguided(~moved)
-        return Distributions(mixed, cond, uncond, passes.remasked)
+        return Distributions(mixed, cond, uncond, passes.remasked, passes.certainty)
 
     def _active(self, progress: Tensor) -> Tensor:
         guidance = self.guidance

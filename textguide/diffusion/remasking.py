@@ -32,7 +32,8 @@ class Remasking:
         other = None
         if self.edit.one_pass and active.any() and bool(self._known[rows].all()):
             assert self._confidence is not None
-            lost = remask(self._confidence[rows][:, : where.shape[1]], candidates, self.edit.ratio)
+            ranked = self._confidence[rows][:, : where.shape[1]]
+            lost = remask(ranked, candidates, self.edit.ratio)
             again = lost.any(-1)
             ids = torch.cat([canvas.ids, self._masked(canvas, lost, again)])
             logits, _ = self.model(ids, torch.cat([canvas.attention, canvas.attention[again]]))
@@ -40,7 +41,7 @@ class Remasking:
             confidence = _top_probability(logits)
         else:
             logits, _ = self.model(canvas.ids, canvas.attention)
-            confidence = _top_probability(logits)
+            confidence = ranked = _top_probability(logits)
             lost = remask(confidence, candidates, self.edit.ratio)
             again = lost.any(-1)
             if again.any():
@@ -49,7 +50,7 @@ class Remasking:
             self._remember(confidence, rows)
         cond = log_softmax(logits[where])
         others = log_softmax(other[where[again]]) if other is not None else cond[:0]
-        return Passes(cond, others[None], again, lost)
+        return Passes(cond, others[None], again, lost, ranked)
 
     def _masked(self, canvas: Canvas, lost: Tensor, again: Tensor) -> Tensor:
         return canvas.ids[again].masked_fill(lost[again], self.model.mask_id)

@@ -48,6 +48,8 @@ class CanvasStep:
         corrected: positions that the corrector emptied and filled again, bool (B, L).
         confidence: probability of each token when it was filled, (B, L); 0 elsewhere.
         forwards: forward passes of this step.
+        certainty: by which A-CFG chose the positions that its second pass read as masks, those of the least: the
+            probability of the likeliest token at each position, (B, L); None without A-CFG.
     """
 
     index: int
@@ -58,6 +60,7 @@ class CanvasStep:
     corrected: Tensor
     confidence: Tensor
     forwards: int
+    certainty: Tensor | None = None
 
 
 @dataclass
@@ -99,14 +102,14 @@ class Sampler:
             if not len(rows):
                 return
             before = self.guide.passes
-            committed, remasked, corrected = self._step(rows)
+            committed, remasked, corrected, certainty = self._step(rows)
             for row in rows.tolist():
                 self.steps_taken[row] += 1
             if self.plan.early_end:
                 self._end_rows(rows)
             yield CanvasStep(
                 index, tuple(rows.tolist()), self.canvas.ids.clone(), committed, remasked, corrected,
-                self._confidence.clone(), self.guide.passes - before,
+                self._confidence.clone(), self.guide.passes - before, certainty,
             )  # fmt: skip
             index += 1
 
@@ -117,7 +120,7 @@ class Sampler:
         steps = orders.steps_of_blocks(self.plan.steps, self.plan.blocks)
         return [orders.quotas(size, steps[min(block, len(steps) - 1)]) for block, size in enumerate(sizes)]
 
-    def _step(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         part = self.canvas.pick(rows)
         masked = part.masked(self.model.mask_id)
         current = part.block.masked_fill(~masked, 1 << 30).amin(-1, keepdim=True)
@@ -129,10 +132,14 @@ class Sampler:
         self._write(rows, where, picked, sure, counts, distributions.guided, committed)
         remasked = torch.zeros_like(committed)
         remasked[rows] = distributions.remasked
+        certainty = None
+        if distributions.certainty is not None:
+            certainty = torch.zeros_like(self._confidence)
+            certainty[rows] = distributions.certainty.to(certainty.dtype)
         corrected = torch.zeros_like(committed)
         if self.plan.corrector:
             corrected = self._correct(rows, current)
-        return committed, remasked, corrected
+        return committed, remasked, corrected, certainty
 
     def _distributions(self, part: Canvas, rows: Tensor, where: Tensor, guided: bool = True) -> Distributions:
         allowed = None

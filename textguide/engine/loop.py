@@ -31,6 +31,19 @@ Observer = Callable[["StepView"], None]
 
 
 @dataclass(frozen=True)
+class Moves:
+    """How rows went on from others in front of a step.
+
+    Args:
+        ancestors: the row that each row goes on from.
+        rewritten: rows whose last token is another one than that of the row that they go on from, and that token.
+    """
+
+    ancestors: tuple[int, ...]
+    rewritten: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class StepView:
     """What an observer sees of one step.
 
@@ -42,6 +55,8 @@ class StepView:
         guided: the distribution that was sampled from, before processors and warpers, as log-probabilities (B, V).
         reweighed: rows whose candidates were weighed by a classifier, bool (B,); None where there is no classifier.
         tokens: the tokens that were chosen, (B,).
+        population: rows that choose their tokens together, as they stand behind this step; None where they do not.
+        moves: how rows moved in front of this step; None where all stayed.
     """
 
     index: int
@@ -51,6 +66,8 @@ class StepView:
     guided: Tensor
     tokens: Tensor
     reweighed: Tensor | None = None
+    population: Population | None = None
+    moves: Moves | None = None
 
 
 @dataclass
@@ -145,6 +162,7 @@ class _Loop:
         asked, each = settings.opinions, config.num_return_sequences or 1
         self.steps = Steps(self.guidance, asked, self.passes, len(ids), self.horizon, each, ids.device)
         self.kl: Tensor | None = None  # the largest of this step
+        self.moves: Moves | None = None  # of rows, in front of this step
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -201,7 +219,8 @@ class _Loop:
             shown = guided if cond is not None else log_softmax(guided)
             cond = cond if cond is not None else log_softmax(logits.cond)
             chosen = self.passes.pick(tokens)
-            view = StepView(self.index, tuple(self.passes.alive), cond, extra, shown, chosen, reweighed)
+            alive = tuple(self.passes.alive)
+            view = StepView(self.index, alive, cond, extra, shown, chosen, reweighed, constraint, self.moves)
             self.settings.observer(view)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
         self.wrote = self.writing.bool()
@@ -288,7 +307,7 @@ class _Loop:
 
     def _resample(self, constraint: Population) -> None:
         """Let rows go on from others, where a population needs it: ids, caches, and what was recorded of them."""
-        ancestors = constraint.resample()
+        ancestors, self.moves = constraint.resample(), None
         if ancestors is None:
             return
         sources = ancestors.tolist()
@@ -297,6 +316,7 @@ class _Loop:
         for record in (self.log_probs, self.scores, self.logits):
             record[:] = [values[index] for values in record]
         rewritten = constraint.rewritten()
+        self.moves = Moves(tuple(sources), {row: token for row, (token, _) in rewritten.items()})
         self.steps.move(sources, rewritten)
         for row, (token, log_prob) in rewritten.items():
             self.ids[row, -1], self.writing[row] = token, int(constraint.open[row])

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .. import generation
+from .. import generation, viewer
 from ..engine import branch_inputs
 from ..engine.custom_generate import empty_source
 from ..engine.loop import StepView
 from ..engine.options import SAMPLING_OPTIONS, with_config
 from ..engine.results import GenerateResult
-from ..guidance import AWRS, CFG, BranchGuidance, FeynmanKac, Guidance, as_guidance, split
+from ..guidance import AWRS, CFG, BranchGuidance, FeynmanKac, Guidance, Step, as_guidance, split
 from ..guidance.base import SELF
 from ..guidance.composed import Parts
+from ..guidance.scaled import Scaled
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
-from . import html
 from .branch_names import branch_names
 from .following import Follow
 from .steps import NOTHING, RANKS, Allowed, explain_step
@@ -46,7 +46,8 @@ class Explanation(ExplainedText):
 
     def to_html(self) -> str:
         """One self-contained HTML page: the text as a heat map, and the tokens that moved at every step."""
-        return html.page(self)
+        label = "no guidance" if self.guidance is None else str(self.guidance)
+        return viewer.page({**self.to_dict(), "kind": "text", "label": label, "summary": self.summary})
 
     def save_html(self, path: str | Path) -> Path:
         """Write :meth:`to_html` to ``path``, whole or not at all; missing folders are made."""
@@ -65,6 +66,7 @@ def explain(
     top: int = 5,
     min_prob: float = 1e-3,
     rank: str = "probability",
+    progress: Callable[[ExplainedStep], None] | None = None,
     **options: Any,
 ) -> Explanation:
     """Continue one prompt and record which tokens guidance moved.
@@ -87,6 +89,7 @@ def explain(
         rank: ``"probability"`` ranks by ``guided − plain``, the probability that a token won or lost: the tokens that
             make the difference come first. ``"ratio"`` ranks by ``log(guided / plain)``, close to the view of arXiv
             2306.17806, section 4.4: with ``min_prob=0`` its ends are mostly tokens that nobody would write.
+        progress: called with every step as soon as it is written; what it raises ends the run.
         **options: as for :func:`textguide.generate`, such as ``system``, ``models``, ``temperature``, ``seed``.
 
     Raises:
@@ -125,7 +128,10 @@ def explain(
         if allowed is None and isinstance(parts.constraint, (AWRS, FeynmanKac)):
             allowed = _allowed(parts.constraint, model, decoder, horizon, options)
         seen = against_unchanged(view) if inside else view
-        steps.append(explain_step(seen, decoder, top, min_prob, rank, allowed))
+        scale = _scale(parts.branching, view.index, horizon)
+        steps.append(explain_step(seen, decoder, top, min_prob, rank, allowed, scale))
+        if progress is not None:
+            progress(steps[-1])
 
     given = {**options, "max_new_tokens": horizon}
     if getattr(parts.constraint, "particles", 1) > 1:
@@ -146,6 +152,13 @@ def explain(
     read = _Prompts.of(model, decoder, prompt, parts.branching, out, options)
     note = _note(parts, steps, read)
     return Explanation(read.text, text, chosen, read.names, tuple(steps), effect, note)
+
+
+def _scale(branching: BranchGuidance | None, index: int, horizon: int) -> float | None:
+    """γ at a step, where the guidance has one."""
+    if not isinstance(branching, Scaled):
+        return None
+    return float(branching.scale_at(Step.at(index, horizon)))
 
 
 def _beside_unchanged(parts: Parts) -> Parts:

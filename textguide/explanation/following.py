@@ -1,4 +1,4 @@
-"""A text that is known already, decoded again for the sake of its distributions."""
+"""A text, or the beginning of one, that is known already, decoded again for the sake of its distributions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class Follow:
-    """Writes the given tokens behind a prompt, one a step, and ends the text behind them.
+    """Writes the given tokens behind a prompt, one a step, and leaves alone what comes behind them.
+
+    With :meth:`stop` as a stopping criterion the text ends there.
 
     Args:
         tokens: what is written; one or more.
@@ -21,9 +23,11 @@ class Follow:
         self._start: int | None = None
 
     def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """A logits processor: scores (B, V) that leave the next token alone."""
+        """A logits processor: scores (B, V) under which the next token is the given one."""
         if self._start is None:
             self._start = input_ids.shape[1]
+        if input_ids.shape[1] - self._start >= len(self._tokens):
+            return scores
         forced = torch.full_like(scores, -torch.inf)
         forced[:, self._tokens[input_ids.shape[1] - self._start]] = 0.0
         return forced

@@ -79,7 +79,13 @@ class Allowed:
 
 
 def explain_step(
-    view: StepView, tokenizer: Any, top: int, min_prob: float, rank: str, allowed: Allowed | None = None
+    view: StepView,
+    tokenizer: Any,
+    top: int,
+    min_prob: float,
+    rank: str,
+    allowed: Allowed | None = None,
+    scale: float | None = None,
 ) -> ExplainedStep:
     """What guidance did at the step of ``view``, which has one row.
 
@@ -89,6 +95,7 @@ def explain_step(
         min_prob: tokens that have less in both distributions are left out.
         rank: one of :data:`RANKS`.
         allowed: the constraint of the run, at this step.
+        scale: γ at this step.
     """
     plain = view.cond[0].double().log_softmax(-1)
     guided = view.guided[0].double().log_softmax(-1)
@@ -126,10 +133,20 @@ def explain_step(
         lowered=tuple(move(token) for token in lowered),
         guided=is_guided,
         allowed=share,
+        likeliest=tuple(move(token) for token in likeliest(torch.stack([q, p, *branches]), top)),
+        scale=scale,
     )
     if allowed is not None:
         allowed.append(step.chosen.token)
     return step
+
+
+def likeliest(distributions: Tensor, top: int) -> list[int]:
+    """The ``top`` likeliest tokens of each of the distributions (n, V), without repetition, in the order of the first
+    distribution."""
+    found = distributions.topk(min(top, distributions.shape[-1]), dim=-1)
+    tokens = set(found.indices[found.values > 0].tolist())
+    return sorted(tokens, key=lambda token: (-float(distributions[0, token]), token))
 
 
 def ranking(plain: Tensor, guided: Tensor, top: int, min_prob: float, rank: str) -> tuple[Sequence[int], Sequence[int]]:

@@ -75,6 +75,9 @@ class ExplainedStep:
         lowered: tokens with ``guided < plain``, the one that was lowered most first.
         guided: whether guidance acted at this step.
         allowed: the share of the guided probability that the constraint left; None where nothing was constrained.
+        likeliest: tokens that are among the likeliest of plain decoding, of an extra branch or under guidance, the
+            likeliest under guidance first.
+        scale: γ at this step; None for a guidance without one.
     """
 
     index: int
@@ -87,6 +90,8 @@ class ExplainedStep:
     lowered: tuple[TokenMove, ...]
     guided: bool
     allowed: float | None = None
+    likeliest: tuple[TokenMove, ...] = ()
+    scale: float | None = None
 
     @property
     def changed(self) -> bool:
@@ -107,6 +112,8 @@ class ExplainedStep:
             "lowered": [move.to_dict() for move in self.lowered],
             "guided": self.guided,
             "allowed": self.allowed,
+            "likeliest": [move.to_dict() for move in self.likeliest],
+            "scale": self.scale,
         }
 
 

@@ -98,6 +98,11 @@ class Constrained(Weighed):
         """Rows that go on."""
         return [row.open for row in self._rows]
 
+    @property
+    def deaths(self) -> list[str | None]:
+        """Why each row was given up, None for those that were not."""
+        return [row.death for row in self._rows]
+
     # -- one step --------------------------------------------------------------------------------------------------
 
     def mask(self, scores: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ class Constrained(Weighed):
         return self._outcome(
             [row.finished for row in self._rows],
             [row.length for row in self._rows],
-            [row.death for row in self._rows],
+            self.deaths,
             self._root.calls - self._calls,
         )
 

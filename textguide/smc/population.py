@@ -68,6 +68,11 @@ class Population(ABC):
     def open(self) -> list[bool]:
         """Rows that go on."""
 
+    @property
+    def deaths(self) -> list[str | None]:
+        """Why each row was given up, None for those that were not."""
+        return [None] * len(self.open)
+
     def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
         """Look at the guided scores (b, V) of ``rows``, before processors, and return what goes on in their place.
 

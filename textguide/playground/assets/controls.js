@@ -1,0 +1,101 @@
+// Parts that the tabs share: prompt, sampling, buttons, messages, examples.
+import { html, useId, useRef, useState } from "textguide/html";
+import { run } from "textguide/api";
+
+const SAMPLING = [
+  ["max_new_tokens", "longest text, in tokens", 1, 1], ["temperature", "0 or empty: the likeliest token", 0, "any"], ["top_p", "", 0, "any"], ["top_k", "", 1, 1],
+  ["min_p", "", 0, "any"], ["repetition_penalty", "", 0, "any"], ["seed", "makes draws repeatable", undefined, 1],
+];
+
+export function Number_({ name, help, value, onChange, min, max, step = 1 }) {
+  const id = useId();
+  return html`<div class="field"><label class="name" for=${id}>${name}</label>
+    <input id=${id} type="number" min=${min} max=${max} step=${step} value=${value ?? ""} aria-describedby=${help ? `${id}-help` : undefined}
+      onInput=${(event) => onChange(event.target.value === "" ? undefined : Number(event.target.value))} />
+    ${help ? html`<small class="help" id=${`${id}-help`}>${help}</small>` : ""}</div>`;
+}
+
+export function Options({ value, onChange, info, names, open }) {
+  const put = (name, now) => {
+    const next = { ...value, [name]: now };
+    if (now === undefined) delete next[name];
+    onChange(next);
+  };
+  const fields = names ?? SAMPLING;
+  const one = ([name, help, min, step]) => html`<${Number_} key=${name} name=${name} help=${help} min=${min} step=${step}
+    max=${name === "max_new_tokens" ? info.limits.new_tokens : undefined} value=${value[name]} onChange=${(now) => put(name, now)} />`;
+  return html`<fieldset class="group"><legend>Sampling</legend><div class="pair">${fields.slice(0, 2).map(one)}</div>
+    <details open=${open}><summary>More</summary><div class="pair">${fields.slice(2).map(one)}</div></details></fieldset>`;
+}
+
+export function Prompt({ value, onChange, info }) {
+  const id = useId();
+  const chat = Array.isArray(value);
+  const turns = chat ? value : [];
+  const put = (i, turn) => onChange(turns.map((old, j) => (j === i ? turn : old)));
+  const toChat = () => onChange([{ role: "system", content: "" }, { role: "user", content: chat ? "" : value }]);
+  const toText = () => onChange(turns.filter((turn) => turn.role === "user").map((turn) => turn.content).join("\n"));
+  return html`<fieldset class="group"><legend>Prompt</legend>
+    ${info.chat ? html`<div class="modes"><label class="check"><input type="radio" name=${id} checked=${!chat} onChange=${toText} /> text to continue</label>
+      <label class="check"><input type="radio" name=${id} checked=${chat} onChange=${toChat} /> chat</label></div>` : ""}
+    ${chat ? turns.map((turn, i) => html`<div class="field" key=${i}><div class="inline"><label class="name" for=${`${id}-${i}`}>${turn.role}</label>
+        ${i > 1 ? html`<button type="button" class="button" aria-label=${`remove message ${i + 1}`} onClick=${() => onChange(turns.filter((_, j) => j !== i))}>✕</button>` : ""}</div>
+        <textarea id=${`${id}-${i}`} rows=${turn.role === "system" ? 2 : 3} value=${turn.content} onInput=${(event) => put(i, { ...turn, content: event.target.value })}></textarea></div>`)
+      : html`<label class="visually-hidden" for=${`${id}-text`}>text to continue</label>
+        <textarea id=${`${id}-text`} rows="4" value=${value} onInput=${(event) => onChange(event.target.value)}></textarea>`}
+    ${chat ? html`<button type="button" class="button" onClick=${() => onChange([...turns, { role: turns.at(-1)?.role === "user" ? "assistant" : "user", content: "" }])}>Add a message</button>` : ""}
+  </fieldset>`;
+}
+
+/** A chat without its empty system prompt. */
+export function sent(prompt) {
+  return Array.isArray(prompt) ? prompt.filter((turn) => turn.role !== "system" || turn.content.trim() !== "") : prompt;
+}
+
+export function Examples({ examples, onChoose }) {
+  const id = useId();
+  return html`<div class="field"><label class="name" for=${id}>Start from an example</label>
+    <select id=${id} value="" onChange=${(event) => { if (event.target.value !== "") onChoose(examples[Number(event.target.value)]); event.target.value = ""; }}>
+      <option value="">choose…</option>${examples.map((one, i) => html`<option key=${i} value=${i}>${one.title}</option>`)}</select></div>`;
+}
+
+/** Runs of one tab: at most one at a time, which can be stopped. */
+export function useRun() {
+  const [state, setState] = useState({ busy: false, error: "", status: "" });
+  const controller = useRef(null);
+  const stop = () => controller.current?.abort();
+  async function start(jobs) {
+    stop();
+    const own = new AbortController();
+    controller.current = own;
+    setState({ busy: true, error: "", status: "writing…" });
+    const began = performance.now();
+    let first = null;
+    try {
+      await Promise.all(jobs.map(([name, request, heard]) => run(name, request, (kind, data) => {
+        if (own.signal.aborted) return;
+        if (first === null && kind !== "status") first = performance.now() - began;
+        if (kind === "status") setState((old) => ({ ...old, status: data }));
+        else heard(kind, data);
+      }, own.signal)));
+      if (controller.current === own) setState({ busy: false, error: "", status: `done in ${((performance.now() - began) / 1000).toFixed(1)} s; the first token came after ${(first / 1000).toFixed(2)} s`, first });
+      return true;
+    } catch (error) {
+      const mine = controller.current === own;
+      if (error.name === "AbortError") {
+        if (mine) setState({ busy: false, error: "", status: "stopped" });
+      } else if (mine) {
+        own.abort();
+        setState({ busy: false, error: error.message, status: "" });
+      }
+      return false;
+    }
+  }
+  return { ...state, start, stop };
+}
+
+export function Go({ task, label = "Write" }) {
+  return html`<div class="actions"><button type="submit" class="primary" disabled=${task.busy}>${label}</button>
+    <button type="button" class="button" disabled=${!task.busy} onClick=${task.stop}>Stop</button></div>
+    <p class="error" role="alert">${task.error}</p><p class="status quiet" role="status" aria-live="polite">${task.status}</p>`;
+}

@@ -1,0 +1,34 @@
+// A continuation and what guidance did to it: the text, its curves, one step at a time, and all of them.
+import { html, useId, useState } from "textguide/html";
+import { Curve } from "textguide/curve";
+import { Step, Steps } from "textguide/step";
+import { Legend, Tokens } from "textguide/tokens";
+
+/**
+ * @param data what textguide.explain writes as JSON, or as much of it as there is yet
+ * @param onFork called with the number of a step and a token to write on from there
+ * @param others probabilities of every token before and after, where another scale is looked at
+ */
+export function Explained({ data, onFork, others, busy, open, label = "the text under guidance", children }) {
+  const [mode, setMode] = useState("kl");
+  const [selected, setSelected] = useState(null);
+  const name = useId();
+  const steps = data.steps;
+  const at = steps.length ? Math.min(selected ?? 0, steps.length - 1) : null;
+  const shown = others ? "change" : mode;
+  return html`<div class="explained">
+    ${data.summary ? html`<p class="quiet">${data.summary}</p>` : ""}
+    ${data.note ? html`<p class="note" role="note">${data.note}</p>` : ""}
+    <${Tokens} prompt=${data.prompt} steps=${steps} mode=${shown} others=${others} selected=${at} onSelect=${setSelected} label=${label} busy=${busy} />
+    ${steps.length ? html`<div class="under-text">
+      <fieldset class="modes"><legend class="visually-hidden">colour tokens by</legend>
+        ${[["kl", "KL of the step"], ["change", "the token's own probability"]].map(([key, text]) => html`<label key=${key} class="check">
+          <input type="radio" name=${name} value=${key} checked=${shown === key} disabled=${Boolean(others)} onChange=${() => setMode(key)} /> ${text}</label>`)}
+      </fieldset>
+      <${Legend} mode=${shown} largest=${Math.max(0, ...steps.map((step) => step.kl))} /></div>
+      ${children}
+      <div class="look"><${Curve} steps=${steps} selected=${at} onSelect=${setSelected} />
+      <${Step} step=${steps[at]} branches=${data.branches ?? []} onFork=${onFork && ((move) => onFork(at, move))} /></div>
+      <${Steps} steps=${steps} onSelect=${setSelected} open=${open} />` : ""}
+  </div>`;
+}
