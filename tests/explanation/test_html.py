@@ -93,7 +93,7 @@ def test_all_that_the_page_runs_stands_in_it(model: Any) -> None:
         head, _, data = address.partition(",")
         assert head == "data:text/javascript;base64"
         code = base64.b64decode(data).decode()
-        named = re.findall(r"""(?:from|import)\s*["']([^"']+)["']""", code)
+        named = re.findall(r"""\b(?:import|export)\b[^;`"'=()]*["']([^"']+)["']""", code)
         assert set(named) <= modules.keys()
         assert not re.search(r"\bfetch\(|XMLHttpRequest|WebSocket|import\(", code)
     policy = next(a["content"] for tag, a in Page(text).tags if tag == "meta" and "http-equiv" in a)

@@ -108,7 +108,7 @@ class Rules:
             if isinstance(value, bool) or not isinstance(value, OPTIONS[name]):
                 kind = "whole number" if OPTIONS[name] is int else "number"
                 raise RefusedError(f"{name}={_brief(value)} must be a {kind}")
-        new = found.setdefault("max_new_tokens", 48)
+        new = found.setdefault("max_new_tokens", min(48, self.limits.new_tokens))
         if not 1 <= new <= self.limits.new_tokens:
             raise RefusedError(f"max_new_tokens={new} must lie between 1 and {self.limits.new_tokens} on this page")
         if abs(found.get("seed", 0)) >= 2**63:
@@ -148,6 +148,8 @@ class Rules:
             raise RefusedError(f"guidance lacks a field: {error}") from None
         except ValueError as error:
             raise RefusedError(str(error)) from None
+        except Exception as error:  # a value of a type that a method did not think of
+            raise RefusedError(f"guidance={_brief(value)} has a value that does not fit: {error}") from None
         self._check_cost(guidance)
         return guidance
 
