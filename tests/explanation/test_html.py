@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from textguide import CFG, explain, viewer
+from textguide import CFG, explain
+from textguide.support import viewer
 
 from ..architectures import Tokenizer, build
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import viewer
+from ..support import viewer
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
 from .generation import DiffusionResult

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .. import generation, viewer
+from .. import generation
 from ..engine import branch_inputs
 from ..engine.custom_generate import empty_source
 from ..engine.loop import StepView
@@ -19,6 +19,7 @@ from ..guidance import AWRS, CFG, BranchGuidance, FeynmanKac, Guidance, Step, as
 from ..guidance.base import SELF
 from ..guidance.composed import Parts
 from ..guidance.scaled import Scaled
+from ..support import viewer
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
 from .branch_names import branch_names

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from .. import __version__, viewer
+from .. import __version__
+from ..support import viewer
 from .asking import CLASSIFIERS, Asked, RefusedError, Rules, from_json
 from .canvas import canvases, fill
 from .examples import EXAMPLES
