@@ -4,7 +4,7 @@ Trained on texts that the model writes itself behind openings of one word; nothi
 writes ``docs/results/distill/PART.json``, keeps what it has measured in a folder, and goes on where it was::
 
     python scripts/study/distill.py lambada --work FOLDER --data DATA
-    python scripts/study/distill.py dial curves objectives elsewhere teachers iterated --work FOLDER --data DATA
+    python scripts/study/distill.py dial elsewhere iterated objectives curves --work FOLDER --data DATA
     python scripts/study/distill.py larger --work FOLDER --data DATA --larger "$(python scripts/bench/larger_model.py)"
 """
 
@@ -20,13 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 import textguide
 from textguide import CFG
-from textguide.engine.given_texts import as_items, distributions, leading
+from textguide.distillation import texts
+from textguide.distillation.objectives import OBJECTIVES, ForwardKL
+from textguide.distillation.reading import BatchReading
 from textguide.eval.results.machine import environment
 from textguide.eval.statistics.intervals import mean_interval, paired_bootstrap
+from textguide.eval.sweeps import verdict
 from textguide.forward.low_rank import CARD, merged
 from textguide.support.files import write_json
 
@@ -35,6 +39,9 @@ SEEDS = (0, 1, 2)
 DIAL = (1.0, 1.25, 1.5, 1.75, 2.0)
 FEW = 1000
 """Rows of LAMBADA, evenly spaced, of the parts that look at many adapters."""
+SHORT = 60
+"""Steps of those parts."""
+CURVES = {"steps": (15, 30, 120), "texts": (60,), "rank": (1, 64)}
 
 
 class Study:
@@ -152,56 +159,128 @@ def lambada(study: Study) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def divergence(study: Study, model: Any, guidance: Any, texts: Sequence[Sequence[int]]) -> list[float]:
-    """KL from the guided distribution of the plain model to ``model``'s, nats a token, of each text."""
+def objectives(study: Study) -> dict[str, Any]:
+    """Every objective and source, for as many steps."""
+    base = study.load()[0]
+    plain, guided = study.lambada("few-base", lambda: base, [None, CFG(GAMMA)], FEW)
+    rows = []
+    for name in OBJECTIVES:
+        for source in ("plain", "given") if name in ("forward-kl", "gft") else ("plain",):
+            key = f"objective-{name}-{source}"
+            more: dict[str, Any] = {"given": study.ordinary()} if source == "given" else {}
+            if name == "cca":  # it needs prompts to exchange
+                more = {"given": study.halves(), "source": "given"}
+            folder = study.adapter(
+                key, CFG(GAMMA), objective=name, steps=SHORT, texts=480, **{"source": source, **more}
+            )
+            (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
+            rows.append(
+                {
+                    "objective": name,
+                    "source": source,
+                    **told(own),
+                    "against guided": against(own, guided),
+                    **study.cost(key),
+                }
+            )
+    return {"plain": told(plain), "guided": told(guided), "objectives": rows, "steps": SHORT}
+
+
+def elsewhere(study: Study) -> dict[str, Any]:
+    """Other tasks, free text, and what a token costs, for the first seed."""
+    model, tokenizer = study.load()
+    return study.measured(  # type: ignore[no-any-return]
+        "elsewhere",
+        lambda: verdict.judge(
+            model, tokenizer, CFG(GAMMA), str(study.work / "seed0"),
+            prompts=[text[: len(text) // 2] for text in study.sentences()[:100]],
+            tasks=["arc_easy", "piqa", "boolq"], limit=300, data=str(study.data),
+        ),
+    )  # fmt: skip
+
+
+def larger(study: Study) -> dict[str, Any]:
+    """The same on the larger model, on a part of the rows."""
+    assert study.larger is not None, "--larger names the model"
+    base = study.load(study.larger)[0]
+    plain, guided = study.lambada("larger-base", lambda: base, [None, CFG(GAMMA)], 200)
+    folder = study.adapter("larger", CFG(GAMMA), model=study.larger, steps=40, texts=160, tokens=40)
+    own = study.lambada("larger-distilled", lambda: study.student(folder, study.larger), [None], 200)[0]  # type: ignore[arg-type]
+    return {
+        "plain": told(plain), "guided": told(guided), "distilled": told(own), "against guided": against(own, guided),
+        "training": study.cost("larger"),
+    }  # fmt: skip
+
+
+def iterated(study: Study) -> dict[str, Any]:
+    """Guide the distilled model, and distil again."""
+    once = study.student(study.work / "seed0")
+    guided, own = study.lambada("iterated-guided", lambda: once, [CFG(GAMMA), None], FEW)
+    folder = study.adapter("iterated", CFG(GAMMA), base=once, steps=SHORT, texts=480, seed=11)
+    (twice,) = study.lambada("iterated-again", lambda: merged(copy.deepcopy(once), folder), [None], FEW)
+    return {
+        "distilled": told(own),
+        "distilled, guided": told(guided),
+        "distilled again": told(twice),
+        "against distilled": against(twice, own),
+    }
+
+
+def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
+    """KL from what guidance says to what ``model`` says, nats a token, of 60 ordinary sentences; every position is taken
+    for the end of a prompt."""
     base, tokenizer = study.load()
-    items = as_items(
-        base, tokenizer, [list(t[:1]) for t in texts], [list(t[1:]) for t in texts], None, leading([guidance])
-    )
+
+    def student(ids: Any, mask: Any) -> Any:
+        return model(input_ids=ids, attention_mask=mask).logits
+
     found = []
-    for item in items:
-        target = distributions(base, [item], guidance)
-        own = distributions(model, [item], None)
-        found.append(float((target.exp() * (target.clamp_min(-1e4) - own)).sum(-1).mean()))
+    for sentence in study.sentences()[:60]:
+        row = tokenizer(sentence).input_ids[:40]
+        reading = BatchReading(
+            student, base, [texts.Text(row[:1], row[1:])], [], guidance, GAMMA, every=True, tokenizer=tokenizer,
+            models={}, device="cpu",
+        )  # fmt: skip
+        with torch.no_grad():
+            found.append(float(ForwardKL().loss(reading)))
     return found
 
 
 def dial(study: Study) -> dict[str, Any]:
     """One adapter for several γ."""
-    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=200, texts=1600)
+    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=160)
     base = study.load()[0]
     guided = study.lambada("dial-guided", lambda: base, [CFG(scale) for scale in DIAL], FEW)
     rows = []
     for number, scale in enumerate(DIAL):
-        (own,) = study.lambada(f"dial-{scale}", lambda s=scale: study.student(folder, scale=s), [None], FEW)  # type: ignore[misc]
-        rows.append(
-            {
-                "γ": scale,
-                "guided": told(guided[number]),
-                "distilled": told(own),
-                "difference": against(own, guided[number]),
-            }
-        )
+        student = study.student(folder, scale=scale)
+        (own,) = study.lambada(f"dial-{scale}", lambda one=student: one, [None], FEW)  # type: ignore[misc]
+        row = {"γ": scale, "guided": told(guided[number]), "distilled": told(own)}
+        for name, one in (("plain", base), ("distilled", student)):
+            row[f"kl of {name}"] = mean_interval(divergences(study, one, CFG(scale)))._asdict()
+        rows.append({**row, "difference": against(own, guided[number])})
     return {"dial": rows, "training": study.cost("dial")}
 
 
 def curves(study: Study) -> dict[str, Any]:
     """Over steps, texts and rank."""
     base = study.load()[0]
-    plain, guided = study.lambada("curves-base", lambda: base, [None, CFG(GAMMA)], FEW)
+    plain, guided = study.lambada("few-base", lambda: base, [None, CFG(GAMMA)], FEW)
     rows = []
-    for what, values in (("steps", (15, 30, 60, 120, 240)), ("texts", (60, 240, 960)), ("rank", (1, 4, 16, 64))):
-        for value in values:
-            settings = {"steps": 120, "texts": 960, "rank": 16, what: value}
-            settings["texts"] = max(settings["texts"], 1)
-            key = "curve-" + "-".join(f"{k}{v}" for k, v in settings.items())
-            folder = study.adapter(key, CFG(GAMMA), **settings)
-            (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
-            rows.append({"over": what, **settings, **told(own), "seconds": study.cost(key)["seconds"]})
+    usual = {"steps": SHORT, "texts": 480, "rank": 16}
+    wanted = [usual, *({**usual, what: value} for what, values in CURVES.items() for value in values)]
+    for settings in wanted:
+        key = "curve-" + "-".join(f"{name}{value}" for name, value in settings.items())
+        folder = study.adapter(key, CFG(GAMMA), **settings)
+        (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
+        rows.append({**settings, **told(own), **study.cost(key)})
     return {"plain": told(plain), "guided": told(guided), "curves": rows}
 
 
-PARTS: dict[str, Callable[[Study], dict[str, Any]]] = {"lambada": lambada, "dial": dial, "curves": curves}
+PARTS: dict[str, Callable[[Study], dict[str, Any]]] = {
+    "lambada": lambada, "dial": dial, "curves": curves, "objectives": objectives, "elsewhere": elsewhere,
+    "larger": larger, "iterated": iterated,
+}  # fmt: skip
 
 
 def main() -> None:
