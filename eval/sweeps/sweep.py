@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from textguide import tasks as task_room
-from textguide.guidance import Guidance, as_guidance
+from textguide.guidance import Guidance, as_guidance, split
 from textguide.guidance.spec import label as label_of
 
 from ..lm_eval_models.guided_lm import GuidedLM
@@ -306,8 +307,19 @@ def _identity(
         "guidances": as_guidances(list(zip(_labels(settings), settings, strict=True))),
         "fingerprints": {label_of(s): s.fingerprint for s in settings if s is not None},
         "model": model,
+        **_adapters(settings, model_args),
         **kept,
     }
+
+
+def _adapters(settings: Sequence[Guidance | None], model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the adapters' folders hold, where there are some: they may be trained anew under the same name."""
+    folders = {getattr(split(setting).branching, "distilled", None) for setting in settings} | {model_args.get("peft")}
+    found = {}
+    for folder in sorted(folder for folder in folders if folder):
+        files = [path for path in sorted(Path(folder).glob("adapter_*")) if path.is_file()]
+        found[folder] = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return {"adapters": found} if found else {}
 
 
 def _described(value: Any) -> Any:

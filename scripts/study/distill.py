@@ -227,8 +227,8 @@ def iterated(study: Study) -> dict[str, Any]:
 
 
 def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
-    """KL from what guidance says to what ``model`` says, nats a token, of 60 ordinary sentences; every position is taken
-    for the end of a prompt."""
+    """KL from what guidance says to what ``model`` says, nats a token, of 60 sentences; every position is taken for the
+    end of a prompt."""
     base, tokenizer = study.load()
 
     def student(ids: Any, mask: Any) -> Any:

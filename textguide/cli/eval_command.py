@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..models import small
 from . import captioning_options, options
 
 
@@ -229,6 +230,12 @@ def _model_args(arguments: argparse.Namespace) -> dict[str, Any]:
         values |= {"backend": arguments.backend, **_named_values(arguments.backend_args, "--backend-args")}
     elif arguments.backend_args:
         raise ValueError(f"--backend-args {arguments.backend_args} needs --backend diffusion or vllm")
+    if arguments.adapter_scale is not None:
+        raise ValueError("--adapter-scale works with --guidance here: write --guidance cfg:scale=γ,distilled=FOLDER")
+    if arguments.adapter:
+        if arguments.backend in ("diffusion", "vllm") or arguments.model in small.NAMES:
+            raise ValueError("--adapter works with a model that transformers loads; leave it or the other out")
+        values["peft"] = arguments.adapter
     if arguments.device:
         values["device"] = arguments.device
     if arguments.dtype:
