@@ -248,7 +248,7 @@ def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
 
 def dial(study: Study) -> dict[str, Any]:
     """One adapter for several γ."""
-    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=160)
+    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=120, texts=480)
     base = study.load()[0]
     guided = study.lambada("dial-guided", lambda: base, [CFG(scale) for scale in DIAL], FEW)
     rows = []

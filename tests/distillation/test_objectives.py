@@ -99,7 +99,7 @@ class Pairs:
         self.weights = 2 * torch.tensor([q, 1 - q], dtype=torch.float64)
         self.share = torch.tensor(share, dtype=torch.float64)
         base = torch.tensor([[math.log(q), math.log(1 - q)]], dtype=torch.float64).expand(2, -1)
-        self.branches = base[None]
+        self.before = base
 
     @property
     def student(self) -> Tensor:

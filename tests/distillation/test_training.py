@@ -99,7 +99,7 @@ def test_a_wrong_prompt_is_that_of_another_text() -> None:
         expected += [logp(model, row[:end])[row[end]] for end in range(first, len(row))]
     found = other.student.gather(-1, other.tokens[:, None])[:, 0]
     torch.testing.assert_close(found, torch.stack(expected), atol=2e-5, rtol=0)
-    torch.testing.assert_close(other.branches[0], other.student, atol=1e-6, rtol=0)
+    torch.testing.assert_close(other.before, other.student, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,17 @@ def test_texts_of_every_source(tmp_path: Path, source: str) -> None:
 
 
 def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -> None:
-    guidance = AWRS(Regex("[a-z ]{1,4}"), particles=2)
+    guidance = AWRS(Regex("[a-z ]{1,30}"), particles=2)
+    model, tokenizer = textguide.load("smollm2-small")
+    given: dict[str, Any] = {**QUICK, "prompts": ["The"], "texts": 6, "tokens": 14, "steps": 2}
     with pytest.raises(ValueError, match="weighs whole texts, which no single step tells; use"):
-        trained(tmp_path / "a", build("llama"), guidance)
-    result = trained(tmp_path / "a", build("llama"), guidance, objective="likelihood", source="guided", steps=2)
+        textguide.distill(model, tokenizer, guidance, tmp_path / "a", **given)
+    given |= {"objective": "likelihood", "source": "guided"}
+    result = textguide.distill(model, tokenizer, guidance, tmp_path / "a", **given)
     assert len(result.losses) == 2
+    # Two particles a prompt, each a text with its weight.
+    kept = json.loads((tmp_path / "a" / "distillation.json").read_text())
+    assert 6 <= kept["texts"] <= 12
 
 
 @pytest.mark.parametrize(
@@ -243,16 +249,18 @@ def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -
         ({"guidance": CFG(1.5, negative_prompt=[4, 5]), "positions": "all"}, "positions='all' takes every token"),
         ({"guidance": APG(2.0), "objective": "gft"}, "takes γ and both branches of classifier-free guidance"),
         ({"source": "given"}, "source='given' has no texts"),
+        ({"prompts": None, "source": "guided"}, "guided texts need prompts= of several tokens"),
+        ({"prompts": None, "positions": "continuation"}, "positions='continuation' need"),
         ({"depth": 3}, "depth= is no argument of distill"),
         ({"settings": DistillSettings(), "steps": 3}, "settings= excludes"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, more: dict[str, Any], message: str) -> None:
-    own = {**QUICK, **more} if "settings" not in more else more
+    own = {"prompts": PROMPTS, **(QUICK if "settings" not in more else {}), **more}
     guidance = own.pop("guidance", CFG(1.5))
     with pytest.raises(ValueError, match=message):
-        textguide.distill(build("llama"), Tokenizer(), guidance, tmp_path / "a", prompts=PROMPTS, **own)
+        textguide.distill(build("llama"), Tokenizer(), guidance, tmp_path / "a", **own)
 
 
 def test_a_finished_adapter_and_another_run_are_not_overwritten(tmp_path: Path) -> None:

@@ -102,6 +102,12 @@ class BatchReading:
             return log_softmax(lead.combine(self.branches, Step(0.0)))
 
     @cached_property
+    def before(self) -> Tensor:
+        """Log-probabilities of the teacher by itself, (P, V)."""
+        with torch.no_grad():
+            return log_softmax(self._read(_caller(self._teacher)).float())
+
+    @cached_property
     def branches(self) -> Tensor:
         """Log-probabilities of the teacher's branches, (n, P, V)."""
         lead = split(self._guidance).branching
@@ -109,7 +115,7 @@ class BatchReading:
             if not self._every:
                 logits = branch_logits(self._teacher, self._items, {}, [self._guidance], self._models)
                 return torch.stack([log_softmax(one.float()) for one in logits]).to(self._device)
-            found = [log_softmax(self._read(_caller(self._teacher)).float())]
+            found = [self.before]
             read = [token for row, first in zip(self._rows, self._first, strict=True) for token in row[first:-1]]
             distinct, places = torch.tensor(read, device=self._device).unique(return_inverse=True)
             for branch in () if lead is None else lead.branches:
@@ -123,13 +129,10 @@ class BatchReading:
         given = self._given
         moved = [Text(given[n - 1].prompt, text.continuation, text.weight) for n, text in enumerate(given)]
         items = [Item(n, text.prompt, text.continuation, []) for n, text in enumerate(moved)]
-        other = BatchReading(
+        return BatchReading(
             self._student, self._teacher, moved, items, self._guidance, self.scale, every=False,
             tokenizer=self._tokenizer, models=self._models, device=self._device,
         )  # fmt: skip
-        with torch.no_grad():
-            other.branches = log_softmax(other._read(_caller(self._teacher)).float())[None]
-        return other
 
     def _read(self, model: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Logits of every position that predicts a token, (P, V), text behind text."""

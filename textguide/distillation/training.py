@@ -126,6 +126,13 @@ def distill(
         "prompts": card.digest(prompts), "given": card.digest(list(given)),
     }  # fmt: skip
     checkpoint.begin(work, identity)
+    if prompts is None and settings.positions != "all" and at_all_positions(settings.taught(chosen)[0][1]):
+        behind = "guided texts" if "guided" in settings.shares else "positions='continuation'"
+        if "guided" in settings.shares or (settings.positions and set(settings.shares) != {"given"}):
+            raise ValueError(
+                f"{behind} need prompts= of several tokens: behind an opening of one word the last token is all of the "
+                "prompt, and guidance away from it does nothing"
+            )
     told = progress or (lambda *_: None)
     done = [0]
 
@@ -168,7 +175,8 @@ def _train(
     if objective.needs_prompts:
         every = False
     accelerator = Accelerator(cpu=adapter(model).device.type == "cpu", mixed_precision=settings.mixed_precision)
-    read = [] if every else texts.items(model, tokenizer, written, leading([taught[0][1]]))
+    lead = None if objective.needs_prompts else leading([taught[0][1]])
+    read = [] if every else texts.items(model, tokenizer, written, lead)
     with low_rank.parameters_as_they_were(model), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         targets: Any = [one.strip() for one in settings.targets.split(",")]

@@ -38,6 +38,10 @@ class Reading(Protocol):
         """Guided log-probabilities, (P, V)."""
 
     @property
+    def before(self) -> Tensor:
+        """Log-probabilities of the model that training began with, (P, V)."""
+
+    @property
     def branches(self) -> Tensor:
         """Log-probabilities of the teacher's branches, the conditional one first, (n, P, V)."""
 

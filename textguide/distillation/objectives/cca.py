@@ -41,5 +41,5 @@ class CCA(Objective):
 
 def _gain(reading: Reading) -> Tensor:
     """``r`` of each text, nats, (texts,)."""
-    gained = picked(reading.student, reading.tokens) - picked(reading.branches[0], reading.tokens)
+    gained = picked(reading.student, reading.tokens) - picked(reading.before, reading.tokens)
     return by_text(gained, reading)
