@@ -144,7 +144,7 @@ def test_no_field_of_any_method_touches_a_file_or_a_module(secret: Path) -> None
 def test_what_loads_by_name_is_offered_by_name_alone() -> None:
     """Fields whose texts are loaded when a run begins."""
     loading = {("caif", "classifier"), ("gradient-free-classifier", "classifier"), ("reward", "model"),
-               ("value", "value"), ("steering", "vector")}  # fmt: skip
+               ("value", "value"), ("steering", "vector"), ("cfg", "distilled")}  # fmt: skip
     found = set()
     for name, field in loading:
         example = next(form["example"] for form in RULES_FORMS if form["name"] == name)

@@ -218,7 +218,7 @@ class Rules:
             self.constraint(value)
         elif name == "critic":
             raise RefusedError("critic is a function, which no page can send; leave it out")
-        elif (name == "model" or name == "value") and (not isinstance(value, str) or value not in self.named):
+        elif name in ("model", "value", "distilled") and (not isinstance(value, str) or value not in self.named):
             raise RefusedError(self._unnamed(name, value, ()))
 
     def _unnamed(self, name: str, value: Any, known: Collection[str]) -> str:
