@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +26,29 @@ class Resolved(NamedTuple):
 
 
 class TaskManager(lm_eval.tasks.TaskManager):
-    """lm-eval's task manager, quieter, and with a remedy in the error when the hub cannot be reached."""
+    """lm-eval's task manager, quieter, and with a remedy in the error when the hub cannot be reached.
 
-    def __init__(self, data: Path | None, lm_eval_tasks: bool = True) -> None:
+    Args:
+        data: folder of the local files.
+        lm_eval_tasks: know lm-eval's own tasks too.
+        include: further folders with tasks.
+        metadata: what lm-eval hands to the tasks.
+    """
+
+    def __init__(
+        self,
+        data: Path | None,
+        lm_eval_tasks: bool = True,
+        include: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         folders = [catalogue.ALWAYS_FOLDER, *([catalogue.LOCAL_FOLDER] if data is not None else [])]
-        metadata: dict[str, Any] = {} if data is None else {"data": str(data)}
+        given = {**(metadata or {}), **({} if data is None else {"data": str(data)})}
         with _muted("overrides existing task"):
             super().__init__(
-                include_path=[str(folder) for folder in folders],
+                include_path=[str(folder) for folder in (*folders, *include)],
                 include_defaults=lm_eval_tasks,
-                metadata=metadata,
+                metadata=given,
             )
 
     def load(self, task_list: Any) -> Any:
@@ -90,12 +103,7 @@ def resolve(
     wanted = _listed(tasks)
     folder = catalogue.data_folder(data)
     ours = catalogue.names()
-    for name in wanted:
-        if name not in ours and catalogue.is_protected(name):
-            raise ValueError(
-                f"tasks={name!r} would store GPQA's questions on the disk, which its authors ask not to do; "
-                f"use {', '.join(catalogue.PROTECTED_TASKS)}"
-            )
+    check_protected(wanted)
     # Reading lm-eval's own index takes ten seconds, so it is read only for a name that needs it.
     always = set(catalogue._names_in(catalogue.ALWAYS_FOLDER))
     foreign = [name for name in wanted if name not in always and not (folder is not None and name in ours)]
@@ -118,14 +126,32 @@ def _listed(tasks: Sequence[str] | str) -> list[str]:
     return wanted
 
 
-def _check_known(name: str, manager: TaskManager) -> None:
-    if name in manager.task_index:
-        hidden = sorted(leaf for leaf in _leaves(name, manager) if catalogue.is_protected(leaf))
+def check_protected(names: Sequence[str], manager: lm_eval.tasks.TaskManager | None = None) -> None:
+    """Refuse lm-eval's own versions of protected tasks, and groups that hold one.
+
+    Raises:
+        ValueError: one of ``names`` would store the questions of a protected task.
+    """
+    for name in names:
+        if name in catalogue.PROTECTED_TASKS:
+            continue
+        if catalogue.is_protected(name):
+            raise ValueError(
+                f"tasks={name!r} would store GPQA's questions on the disk, which its authors ask not to do; "
+                f"use {', '.join(catalogue.PROTECTED_TASKS)}"
+            )
+        known = manager is not None and name in manager.task_index
+        hidden = sorted(leaf for leaf in _leaves(name, manager) if catalogue.is_protected(leaf)) if known else []
         if hidden:
             raise ValueError(
                 f"tasks={name!r} contains {hidden[0]!r}, which would store GPQA's questions on the disk; "
                 "name the other tasks of it one by one"
             )
+
+
+def _check_known(name: str, manager: TaskManager) -> None:
+    if name in manager.task_index:
+        check_protected([name], manager)
         return
     if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
         return
@@ -140,7 +166,7 @@ def _check_known(name: str, manager: TaskManager) -> None:
     )
 
 
-def _leaves(name: str, manager: TaskManager) -> set[str]:
+def _leaves(name: str, manager: Any) -> set[str]:
     """The names below a group or tag of lm-eval's index, itself included."""
     found: set[str] = set()
     waiting: list[Any] = [name]

@@ -12,6 +12,7 @@ from lm_eval.api.model import LM
 
 from textguide.engine.effect import Effect, join
 from textguide.guidance import CFG, Guidance, as_guidance, split
+from textguide.guidance.spec import parse
 from textguide.tasks import is_protected
 
 from .contexts import UNCONDITIONAL
@@ -152,7 +153,9 @@ def settings_of(
     """The settings that a model's arguments describe.
 
     Args:
-        guidance: one setting, as :func:`textguide.guidance.as_guidance` takes it.
+        guidance: one setting, as :func:`textguide.guidance.as_guidance` takes it. In text, fields may also be
+            separated by semicolons, since lm-eval splits its ``model_args`` at commas, and ``python:MODULE:CLASS``
+            may name a class.
         settings: several of them.
         shorthand: fields of :class:`textguide.CFG`; those that are None are not given.
 
@@ -166,12 +169,19 @@ def settings_of(
         if not settings:
             raise ValueError("settings is empty; give at least one guidance, or None for plain")
         return [as_guidance(setting) for setting in settings]
-    one = as_guidance(guidance)
+    one = _spelled(guidance)
     if not fields:
         return [one]
     if one is not None:
         raise ValueError(f"guidance= and {', '.join(fields)}= exclude each other; put them into the guidance")
     return [CFG(**fields)]
+
+
+def _spelled(guidance: Any) -> Guidance | None:
+    if not isinstance(guidance, str) or guidance.strip().lower() in ("none", "plain"):
+        return as_guidance(guidance)
+    is_json = guidance.lstrip().startswith("{")
+    return parse(guidance if is_json or "," in guidance else guidance.replace(";", ","), imports=True)
 
 
 def key(kind: str, *parts: Any) -> str:

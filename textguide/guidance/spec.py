@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from . import plugins
 from .base import Guidance
 from .composed import Composed, together
 from .formula import Formula
@@ -41,13 +42,15 @@ def as_guidance(value: Any) -> Guidance | None:
     raise ValueError(f"guidance={value!r} is no guidance; pass an object such as textguide.CFG(scale=1.5), or text")
 
 
-def parse(text: str) -> Guidance:
+def parse(text: str, imports: bool = False) -> Guidance:
     """The guidance that ``text`` names.
 
     Args:
         text: ``NAME``, ``NAME:FIELD=VALUE,FIELD=VALUE``, a JSON object as :meth:`Guidance.to_json` writes it, or the
             name of a file with one; several with `` + `` between them act together. ``formula:`` takes the whole
             rest as a formula.
+        imports: ``NAME`` (and ``method`` in JSON) may be ``python:MODULE:CLASS``, which imports the module: for text
+            of whoever runs the program, not of a request.
 
     Raises:
         ValueError: the name or a field is unknown (the message names the nearest), or a value does not fit.
@@ -56,20 +59,40 @@ def parse(text: str) -> Guidance:
     if text.startswith("formula:") and not text.startswith("formula:expression="):
         return Formula.of(text.removeprefix("formula:"))
     if " + " in text and not text.startswith("{"):
-        joined = together([parse(part) for part in text.split(" + ")])
+        joined = together([parse(part, imports) for part in text.split(" + ")])
         assert joined is not None
         return joined
     if text.startswith("{"):
-        return _from_json(text, text)
+        return _from_json(text, text, imports)
     if text.endswith(".json"):
         try:
-            return _from_json(Path(text).read_text(encoding="utf-8"), text)
+            return _from_json(Path(text).read_text(encoding="utf-8"), text, imports)
         except OSError as error:
             raise ValueError(f"guidance file {text} cannot be read ({error.strerror}); check the path") from error
+    if text.startswith(plugins.PREFIX):
+        if not imports:
+            raise ValueError(
+                f"guidance {text!r} names a class by its place, which the command line alone imports; import it and "
+                f"pass an object, or name its module in {plugins.VARIABLE}"
+            )
+        module, _, rest = text.removeprefix(plugins.PREFIX).partition(":")
+        attribute, _, rest = rest.partition(":")
+        value = plugins.named(f"{module}:{attribute}")
+        if isinstance(value, Guidance):
+            if rest:
+                raise ValueError(f"guidance {text!r} is a guidance and has its fields; leave {rest!r} out")
+            return value
+        return _with_fields(value, rest, text)
     name, _, rest = text.partition(":")
     method = Guidance.registry.get(name)
     if method is None:
         raise ValueError(unknown(name))
+    return _with_fields(method, rest, text)
+
+
+def _with_fields(method: type[Guidance], rest: str, text: str) -> Guidance:
+    """``method`` with the fields that ``rest`` of ``text`` spells."""
+    name = method.name
     known = [field.name for field in fields(method)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -112,14 +135,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else text[:23] + "…"
 
 
-def _from_json(text: str, source: str) -> Guidance:
+def _from_json(text: str, source: str, imports: bool) -> Guidance:
     try:
         values = json.loads(text)
     except ValueError as error:
         raise ValueError(f"guidance {source!r} is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"guidance {source!r} must be a JSON object with a method and its fields")
-    return Guidance.from_dict(values)
+    return Guidance.from_dict(plugins.registered(values) if imports else values)
 
 
 def _nearest(name: str, known: Any) -> str:
