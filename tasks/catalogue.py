@@ -25,6 +25,37 @@ def names() -> list[str]:
     return sorted({*_names_in(ALWAYS_FOLDER), *_names_in(LOCAL_FOLDER)})
 
 
+DATA = {
+    "arc_challenge": "llm-foundry/world_knowledge__arc_challenge.jsonl",
+    "arc_easy": "llm-foundry/world_knowledge__arc_easy.jsonl",
+    "boolq": "llm-foundry/reading_comprehension__boolq.jsonl",
+    "continuations": "prompts/unique_prompts.json",
+    "continuations_consistent": "prompts/unique_prompts.json",
+    "continuations_positive": "prompts/unique_prompts.json",
+    "gsm8k_cot": "gsm8k/test.jsonl",
+    "gsm8k_cot_self_consistency": "gsm8k/test.jsonl",
+    "humaneval": "humaneval/HumanEval.jsonl.gz",
+    "lambada_openai": "lambada/lambada_test.jsonl",
+    "piqa": "llm-foundry/commonsense_reasoning__piqa.jsonl",
+    "triviaqa": "llm-foundry/world_knowledge__triviaqa_sm_sub.jsonl",
+    "winogrande": "llm-foundry/language_understanding__winogrande.jsonl",
+    **{name: "gpqa/gpqa_diamond_protected.zip" for name in _names_in(ALWAYS_FOLDER) if name.startswith("gpqa")},
+}
+"""The file under the data folder that each task reads; the others come with the package."""
+
+
+def needed(name: str) -> str:
+    """What data a task of ours needs, and whether it is there, in a few words."""
+    file = DATA.get(name)
+    if file is None:
+        return "comes with textguide"
+    folder = data_folder()
+    if folder is not None and (folder / file).is_file():
+        return f"{file} (here)"
+    own = "" if name.startswith(("gpqa", "humaneval", "continuations")) else ", or the hub"
+    return f"{file}{own}"
+
+
 def is_protected(name: str) -> bool:
     """Whether the authors of the task's data ask that its questions are not shown or stored in plain text.
 

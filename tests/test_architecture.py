@@ -86,6 +86,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALLOWED: dict[str, set[str]] = {
     # Views are values of the rules; how a model is seen in parts belongs to how it is run.
     "textguide.forward.model_views": {"guidance"},
+    # Classes that users name by their place.
+    "textguide.guidance.plugins": {"support"},
     # Guidances show themselves in notebooks, as results do.
     "textguide.guidance.base": {"support"},
     "textguide.guidance.composed": {"support"},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models
-from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
+from transformers import BatchEncoding, LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 import textguide
 from textguide import AWRS, CFG
@@ -54,6 +55,22 @@ TEXTS = [
     ids(*BIRD[:2], "▁a", *BIRD[:1]),
     ids("<0xE2>", "<0x0A>", "▁sang", *BIRD),
 ]
+
+
+class Stoppable(Tokenizer):
+    """Has a vocabulary, which transformers' stop strings look through."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+        return BatchEncoding({"input_ids": super().__call__(text).input_ids})
+
+    def get_vocab(self) -> dict[str, int]:
+        return {letter: 3 + number for number, letter in enumerate(self.letters)}
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return "".join(tokens)
+
+    def __len__(self) -> int:
+        return VOCAB
 
 
 class Forced(LogitsProcessor):
@@ -134,3 +151,76 @@ def test_a_row_that_its_constraint_gave_up_writes_nothing_more() -> None:
         rows[chunk.row].append(chunk.token)
     assert rows == out.new_tokens
     assert [len(row) for row in rows] == [3, 3]
+
+
+def forced(text: str) -> dict[str, Any]:
+    tokens = Tokenizer()(text).input_ids
+    return {"logits_processor": [Forced([tokens], 2)], "max_new_tokens": 12}
+
+
+def test_a_chunk_is_text() -> None:
+    out = textguide.generate(build("llama"), Tokenizer(), [[5, 9]], CFG(1.5), **forced("a bird sang"))
+    chunks = list(textguide.stream(build("llama"), Tokenizer(), [[5, 9]], CFG(1.5), **forced("a bird sang")))
+    assert "".join(chunks) == out.texts[0] == "a bird sang"
+    assert [chunk.row for chunk in chunks] == [0] * len(chunks)
+    assert chunks[2].text == "b"
+    assert type(chunks[2].text) is str
+    again = pickle.loads(pickle.dumps(chunks[2]))
+    assert (again, again.row, again.token) == ("b", 0, chunks[2].token)
+    assert repr(again) == f"StreamChunk(row=0, text='b', token={again.token})"
+
+
+@pytest.mark.parametrize(
+    ("written", "stop", "reason", "shown"),
+    [
+        ("a bird sang", ["ird"], "stop", "a b"),
+        ("a bird sang", ["sang", "bi"], "stop", "a "),
+        ("a birbird", ["bird"], "stop", "a bir"),
+        ("a bird", ["x"], "eos", "a bird"),
+        ("a birdsangaa", ["x"], "length", "a birdsangaa"),
+        ("a birdsangab", ["abc", "x"], "length", "a birdsangab"),
+        ("a birdsangab", ["ab"], "stop", "a birdsang"),
+    ],
+)
+def test_why_a_text_ended_and_whether_its_stop_stays(written: str, stop: list[str], reason: str, shown: str) -> None:
+    options: dict[str, Any] = {"stop": stop, "eos_token_id": EOS, **forced(written)}
+    arguments = (build("llama"), Stoppable(), [[5, 9]], CFG(1.5))
+    out = textguide.generate(*arguments, **options)
+    assert out.finish_reasons == [reason]
+    assert written.startswith(out.texts[0])
+    assert reason != "stop" or any(out.texts[0].endswith(one) for one in stop)
+    without = textguide.generate(*arguments, include_stop=False, **options)
+    assert without.texts == [shown]
+    assert without.new_tokens == out.new_tokens
+    chunks = list(textguide.stream(*arguments, include_stop=False, **options))
+    assert "".join(chunks) == shown
+    assert all(shown.startswith("".join(chunks[:n])) for n in range(len(chunks)))
+
+
+def test_criteria_of_ones_own_and_constraints_are_named() -> None:
+    prompts = [[5, 9, 33, 7, 20], [11, 4, 52, 8, 30]]
+    options: dict[str, Any] = {"max_new_tokens": 7, "stopping_criteria": [EndsAt([7, 99])]}
+    out = textguide.generate(build("llama"), Tokenizer(), prompts, CFG(1.5), **options)
+    assert out.finish_reasons == ["stop", "length"]
+    with pytest.raises(ValueError, match="include_stop='no' must be True or False"):
+        textguide.generate(build("llama"), Tokenizer(), prompts, include_stop="no")
+
+
+@pytest.mark.parametrize("to_generate", [True, False])
+@pytest.mark.parametrize("guidance", [None, CFG(1.5)])
+def test_stop_strings_inside_transformers(guidance: Any, to_generate: bool) -> None:
+    """``generate`` keeps ``tokenizer=`` from custom loops, and would then refuse ``stop_strings=``."""
+    tokenizer = Stoppable()
+    call = textguide.guided_decoding(guidance, tokenizer=None if to_generate else tokenizer)
+    options: dict[str, Any] = {**forced("a bird sang"), "eos_token_id": EOS, "pad_token_id": 0}
+    options |= {"tokenizer": tokenizer} if to_generate else {}
+    ids = build("llama").generate(
+        torch.tensor([[5, 9]]), custom_generate=call, stop_strings=["ird"], do_sample=False, **options
+    )
+    assert tokenizer.decode(ids[0, 2:]) == "a bird"
+
+
+def test_stop_strings_without_a_tokenizer_are_refused_as_ever() -> None:
+    call = textguide.guided_decoding(CFG(1.5))
+    with pytest.raises(ValueError, match="tokenizer"):
+        build("llama").generate(torch.tensor([[5, 9]]), custom_generate=call, stop_strings=["x"], max_new_tokens=2)

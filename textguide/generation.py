@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +25,8 @@ OF_IMAGES = ("unconditional", "language_model")
 """Options of :func:`textguide.caption` that :func:`generate` takes with images."""
 
 
-@dataclass(frozen=True)
-class StreamChunk:
-    """A piece of text as it is written.
+class StreamChunk(str):
+    """A piece of text as it is written: a ``str``, so that ``"".join(stream(…))`` is the text of one prompt.
 
     Args:
         row: the prompt it continues.
@@ -36,9 +34,25 @@ class StreamChunk:
         token: the token behind it.
     """
 
+    __slots__ = ("row", "token")
     row: int
-    text: str
     token: int
+
+    def __new__(cls, row: int, text: str, token: int) -> StreamChunk:
+        chunk = super().__new__(cls, text)
+        chunk.row, chunk.token = row, token
+        return chunk
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return str(self)
+
+    def __getnewargs__(self) -> tuple[int, str, int]:  # type: ignore[override]
+        return self.row, self.text, self.token
+
+    def __repr__(self) -> str:
+        return f"StreamChunk(row={self.row}, text={self.text!r}, token={self.token})"
 
 
 def generate(
@@ -52,6 +66,7 @@ def generate(
     seed: int | None = None,
     batch_size: int | None = None,
     stop: str | Sequence[str] | None = None,
+    include_stop: bool = True,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
     streamer: Any = None,
@@ -76,7 +91,8 @@ def generate(
             ``torch.manual_seed(seed)`` would; None uses the global one. Rows draw from it in turn at every step, so
             that another ``batch_size`` or other prompts beside a row give it other texts.
         batch_size: rows decoded at once; None: all.
-        stop: text or texts that end a continuation.
+        stop: text or texts that end a continuation, of which they are the end.
+        include_stop: False leaves the text of ``stop`` out of ``texts``; the tokens of it are counted either way.
         do_sample: draw from the guided distribution in place of taking the most likely token; default: what
             ``generation_config`` says, else whether a sampling option such as ``temperature`` or ``top_p`` is given.
         models: further models by the name that branches use.
@@ -103,9 +119,11 @@ def generate(
     pictured = {name: options.pop(name) for name in OF_IMAGES if images is not None and name in options}
     given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
     given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary}
+    if not isinstance(include_stop, bool):
+        raise ValueError(f"include_stop={include_stop!r} must be True or False")
     served = getattr(model, "textguide_generate", None)
     if served is not None:
-        given |= {"speculation": speculation, "images": images}
+        given |= {"speculation": speculation, "images": images, "include_stop": None if include_stop else False}
         stop_texts(stop, "stop")
         return served(
             tokenizer,
@@ -119,8 +137,9 @@ def generate(
             options={**options, **pictured, **{name: value for name, value in given.items() if value is not None}},
         )
     request = Request.of(
-        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, **given
-    )
+        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed,
+        include_stop=include_stop, **given,
+    )  # fmt: skip
     if images is not None:
         from .captioning.generation import answer
 
@@ -141,6 +160,7 @@ def stream(
     system: str | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
+    include_stop: bool = True,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
@@ -151,13 +171,16 @@ def stream(
 ) -> Iterator[StreamChunk]:
     """Like :func:`generate`, but yields text as it is written, token by token and row by row.
 
+    A chunk is a ``str`` that also knows its ``row`` and its ``token``: ``"".join(…)`` gives the text of one prompt, and
+    chunks of several prompts take turns.
+
     A token whose bytes do not make a character yet waits for the one that completes it, or for the end of its row.
 
     The run stops when the iterator is closed. Arguments as for :func:`generate`.
     """
     request = Request.of(
         guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, models=models,
-        observer=observer, stopping_criteria=stopping_criteria, vocabulary=vocabulary,
+        include_stop=include_stop, observer=observer, stopping_criteria=stopping_criteria, vocabulary=vocabulary,
     )  # fmt: skip
     if request.particles > 1:
         what = "max_branches" if request.forks else "particles"
@@ -179,7 +202,8 @@ def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
 def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
     texts: list[TextStream] = []
     for tokens, wrote in run.steps(batch):
-        texts = texts or [TextStream(run.tokenizer) for _ in tokens]
+        hidden = () if run.request.include_stop else run.stop
+        texts = texts or [TextStream(run.tokenizer, hidden) for _ in tokens]
         for row, text in enumerate(texts):
             pieces = text.put(int(tokens[row])) if wrote[row] else text.end()
             yield from (StreamChunk(row, new, token) for token, new in pieces)

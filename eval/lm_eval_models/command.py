@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return manager
 
-    lm_eval.tasks.TaskManager, evaluator.process_tasks = _tasks, process_tasks  # type: ignore[misc]
+    lm_eval.tasks.TaskManager, evaluator.process_tasks = _tasks, process_tasks
     try:
         command = HarnessCLI()
         command.execute(command.parse_args())
@@ -64,12 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ntextguide.eval: interrupted", file=sys.stderr)
         return 130
     finally:
-        lm_eval.tasks.TaskManager, evaluator.process_tasks = managed, process  # type: ignore[misc]
+        lm_eval.tasks.TaskManager, evaluator.process_tasks = managed, process
 
 
 def completed(argv: Sequence[str]) -> list[str]:
-    """``argv`` with ``run`` in front, and with what a configuration file or the user does not say: ``--model textguide``,
-    and the processor where there is no GPU, which lm-eval takes for granted."""
+    """``argv`` with ``run`` in front, and with what neither the user nor a configuration file says.
+
+    That is ``--model textguide``, and the processor where there is no GPU, which lm-eval takes for granted.
+    """
     if not argv or argv[0] in _OTHER_COMMANDS:
         return list(argv) or ["--help"]
     rest = list(argv[1:]) if argv[0] == "run" else list(argv)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textguide.support.files import plain
+from textguide.support.tables import in_blocks
 
 from ..results.run import RunResult, TaskResult, aligned
 from ..statistics.measures import MetricValue
@@ -91,23 +92,16 @@ class RunComparison:
             parts.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(parts) + "\n"
 
-    def to_rich(self) -> list[Table]:
-        """The two tables for a terminal."""
-        from rich.table import Table
-
-        tables = []
+    def to_rich(self, width: int = 80) -> list[Table]:
+        """The two tables for a terminal of ``width`` characters, in blocks where they are wider."""
+        tables: list[Table] = []
         for title, (header, lines), names in (
             (f"values with {self.confidence:.0%} intervals", self._value_table(), self._names),
             (f"against {self.runs[0]}, on the same items", self._comparison_table(), 4),
         ):
             if not lines:
                 continue
-            shown = Table(title=title)
-            for index, name in enumerate(header):
-                shown.add_column(name, justify="left" if index < names else "right", overflow="fold")
-            for line in lines:
-                shown.add_row(*(cell.replace("[", "\\[") for cell in line))
-            tables.append(shown)
+            tables += in_blocks(title, header, lines, names, width)
         return tables
 
     @property

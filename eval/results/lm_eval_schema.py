@@ -105,8 +105,15 @@ def _top_level(run: RunResult) -> dict[str, Any]:
 
 def _results(run: RunResult, label: str) -> dict[str, Any]:
     return {
-        task: result.raw or _entry(result) for task in run.task_names if (result := run.get(task, label)) is not None
+        task: {**_entry(result), **_without_stderr(result.raw)}
+        for task in run.task_names
+        if (result := run.get(task, label)) is not None
     }
+
+
+def _without_stderr(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """lm-eval's entry, but for the standard errors that it was not asked for: ours stand there."""
+    return {key: value for key, value in raw.items() if not ("_stderr," in key and value in ("N/A", None))}
 
 
 def _entry(result: TaskResult) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def run_sweep(
         versions=versions,
         machine={**machine, "device": str(lm.device), "dtype": str(lm.model.dtype)},
         command=command,
-        notes=_notes(lm, labels),
-        lm_eval={key: runs[0][key] for key in ("configs", "versions", "n-samples", "n-shot") if key in runs[0]},
+        notes=[*_notes(lm, labels), *_short(results, options.limit)],
+        lm_eval=_theirs(runs[0], arguments, options),
         select_on=options.select_on if len(settings) > 1 else None,
     )
     _drop_paths(result.lm_eval)
@@ -354,6 +354,45 @@ def _notes(lm: GuidedLM, labels: Iterable[str]) -> list[str]:
         if effect is not None and effect.guided_steps:
             notes.append(f"While generating under {label}: {effect}.")
     return notes
+
+
+def _short(results: Iterable[TaskResult], limit: int | None) -> list[str]:
+    """Tasks that have fewer items than were asked for."""
+    sizes = {result.task: result.metrics[result.primary].n for result in results}
+    return [
+        f"{task} has {size} items, and all of them were used: fewer than the limit of {limit}."
+        for task, size in sizes.items()
+        if limit is not None and 0 < size < limit
+    ]
+
+
+_KEPT = (
+    "configs", "versions", "n-samples", "n-shot", "higher_is_better", "groups", "group_subtasks", "git_hash",
+    "transformers_version", "lm_eval_version",
+)  # fmt: skip
+"""What of lm-eval's results is kept as it is."""
+
+
+def _theirs(run: Mapping[str, Any], arguments: Mapping[str, Any], options: SweepOptions) -> dict[str, Any]:
+    """What lm-eval's own files hold beside ``results``; ``config`` has every setting of the run."""
+    seed = options.seed
+    config = {
+        "model": f"textguide{'-' + arguments['backend'] if 'backend' in arguments else ''}",
+        "model_args": {k: _described(value) for k, value in arguments.items() if k not in ("batch_size", "device")},
+        "batch_size": _described(arguments.get("batch_size", 1)),
+        "batch_sizes": [],
+        "device": _described(arguments.get("device")),
+        "use_cache": None,
+        "limit": options.limit,
+        "num_fewshot": options.num_fewshot,
+        "bootstrap_iters": 0,
+        "gen_kwargs": options.gen_kwargs,
+        "random_seed": seed, "numpy_seed": seed, "torch_seed": seed, "fewshot_seed": seed,
+        "apply_chat_template": options.apply_chat_template,
+        "system_instruction": options.system_instruction,
+    }  # fmt: skip
+    chat = {"system_instruction": options.system_instruction, "fewshot_as_multiturn": options.apply_chat_template}
+    return {**{key: run[key] for key in _KEPT if key in run}, **chat, "config": config}
 
 
 def _drop_paths(lm_eval: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from textguide.engine import branch_inputs
 from textguide.engine.effect import Effect, join, warn_if_none
-from textguide.engine.results import GenerateResult
+from textguide.engine.results import Ending, GenerateResult
 from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, as_guidance, split
 from textguide.guidance.composed import Parts
@@ -226,7 +226,9 @@ def generate(
         branches = branch_inputs.branch_rows(parts.branching, cond=ids, tokenizer=tokenizer, prompts=canonical)
     if constraint and do_sample is None:
         do_sample = True
+    include_stop = options.pop("include_stop", True)
     common = _sampling(options, do_sample, stop, max_new_tokens)
+    ending = Ending(stop=tuple(common["stop"]), limit=max_new_tokens, include_stop=include_stop)
     copies = int(common.get("n", 1))
     params = []
     for row in range(len(ids)):
@@ -240,7 +242,7 @@ def generate(
             raise ValueError(str(error)) from None
         raise
     guided = parts.branching is not None or bool(parts.reweighting)
-    result = _result(outputs, tokenizer, len(branches) if guided else None, constraint is not None)
+    result = _result(outputs, tokenizer, len(branches) if guided else None, constraint is not None, ending)
     warn_if_none(result.effect, guidance)
     return result
 
@@ -274,7 +276,9 @@ def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longes
     return {**common, "max_tokens": longest, "stop": stops, "include_stop_str_in_output": True, "logprobs": 0}
 
 
-def _result(outputs: Sequence[Any], tokenizer: Any, branches: int | None, constrained: bool) -> GenerateResult:
+def _result(
+    outputs: Sequence[Any], tokenizer: Any, branches: int | None, constrained: bool, ending: Ending
+) -> GenerateResult:
     """The result of answers; ``branches`` are those of the guidance, None without one."""
     rows = [(output, one) for output in outputs for one in output.outputs]
     tokens = [list(one.token_ids) for _, one in rows]
@@ -287,8 +291,14 @@ def _result(outputs: Sequence[Any], tokenizer: Any, branches: int | None, constr
     for n, (_, one) in enumerate(rows):
         for k, token in enumerate(one.token_ids):
             log_probs[n, k] = one.logprobs[k][token].logprob
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    ended = [one.finish_reason == "stop" and getattr(one, "stop_reason", None) is None for _, one in rows]
     return GenerateResult(
-        texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
+        texts=[ending.shown(text) for text in texts],
+        finish_reasons=[
+            "eos" if is_end else ending.reason(*row)
+            for is_end, row in zip(ended, zip(tokens, texts, strict=True), strict=True)
+        ],
         sequences=torch.cat([prompts, written.view(len(rows), longest)], dim=1),
         new_tokens=tokens,
         log_likelihood=log_probs.sum(-1),

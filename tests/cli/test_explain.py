@@ -10,6 +10,7 @@ import pytest
 
 import textguide
 from textguide import CFG, explain
+from textguide.cli import main
 from textguide.explanation.steps import RANKS
 
 from .conftest import Run
@@ -122,3 +123,43 @@ def test_several_prompts(run: Run) -> None:
     outcome = run("explain", *NEW, stdin="one\ntwo\n")
     assert outcome.code == 2
     assert "got 2" in outcome.error
+
+
+def test_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image").new("RGB", (64, 64), "navy")
+    image.save(tmp_path / "a.png")
+    options = [
+        "--image",
+        str(tmp_path / "a.png"),
+        "--scale",
+        "2",
+        *NEW,
+        "--html",
+        str(tmp_path / "page.html"),
+        "--json",
+    ]
+    assert main(["explain", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["steps"]) == 4
+    assert "blank image" in (tmp_path / "page.html").read_text()
+    assert main(["explain", "--image", str(tmp_path / "missing.png")]) == 2
+    assert "missing.png is no file" in capsys.readouterr().err
+    assert main(["explain", "--image", str(tmp_path / "a.png"), "--system", "x"]) == 2
+    assert "--system does not work with --image" in capsys.readouterr().err
+
+
+def test_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image").new("RGB", (64, 64), "navy")
+    files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    for file in files:
+        image.save(file)
+    assert main(["caption", *files, "--batch-size", "2", "--scale", "2", *NEW, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == files
+    expected = textguide.caption(*textguide.captioning.load("drawn-scenes"), files[0], CFG(2.0), max_new_tokens=4)
+    assert {row["text"] for row in rows} == {expected.texts[0].strip()}
+    assert {row["finish_reason"] for row in rows} == set(expected.finish_reasons)
+    assert main(["caption", files[0], *NEW]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["caption", str(tmp_path / "missing.png")]) == 2
+    assert "missing.png is no file" in capsys.readouterr().err

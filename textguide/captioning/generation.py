@@ -36,6 +36,7 @@ def caption(
     seed: int | None = None,
     batch_size: int | None = None,
     stop: str | Sequence[str] | None = None,
+    include_stop: bool = True,
     do_sample: bool | None = None,
     models: Mapping[str, Any] | None = None,
     streamer: Any = None,
@@ -62,8 +63,8 @@ def caption(
             or an image; see :class:`textguide.captioning.Captioning`.
         language_model: a text-only model and its tokenizer, for :class:`textguide.LMGuidance`.
         max_new_tokens: longest caption; default: that of ``generation_config``, else 40.
-        seed, batch_size, stop, do_sample, models, streamer, observer, stopping_criteria, vocabulary, speculation,
-            **options: as for :func:`textguide.generate`.
+        seed, batch_size, stop, include_stop, do_sample, models, streamer, observer, stopping_criteria, vocabulary,
+            speculation, **options: as for :func:`textguide.generate`.
 
     Raises:
         ValueError: an image cannot be read, the processor does not belong to the model, or an argument has a value
@@ -75,7 +76,7 @@ def caption(
     """
     request = Request.of(
         guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed,
-        batch_size=batch_size, models=models, streamer=streamer, observer=observer,
+        batch_size=batch_size, include_stop=include_stop, models=models, streamer=streamer, observer=observer,
         stopping_criteria=stopping_criteria, vocabulary=vocabulary,
     )  # fmt: skip
     return answer(model, processor, images, prompts, request, unconditional, language_model)

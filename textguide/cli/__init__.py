@@ -11,10 +11,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-COMMANDS = (
-    "generate", "explain", "playground", "eval", "classifier", "steering", "value", "distill", "methods",
-    "export-generate", "serve",
-)  # fmt: skip
+EXAMPLES = """\
+examples:
+  textguide generate "The dragon flew over Paris, France," --scale 1.5
+  textguide explain  "The dragon flew over Paris, France," --html dragon.html
+  textguide generate "The film was" --classifier sentiment --target positive
+  textguide generate "Date: " --regex "[0-9]{4}-[0-9]{2}-[0-9]{2}" --max-new-tokens 14
+  textguide playground --open               # write, see, fork and compare in the browser
+  textguide methods apg                     # what a method does, and its fields
+  textguide eval --tasks lambada_mini --scales 1,1.25,1.5,2
+  textguide doctor                          # what is installed, and what is missing
+
+`textguide COMMAND --help` has the options of a command.
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,8 +38,11 @@ def build_parser() -> Parser:
     """The parser of all commands; each command adds its own arguments."""
     from .. import __version__
     from . import (
+        caption_command,
         classifier_command,
+        completion_command,
         distill_command,
+        doctor_command,
         eval_command,
         explain_command,
         export_command,
@@ -42,15 +54,22 @@ def build_parser() -> Parser:
         value_command,
     )
 
-    parser = Parser(prog="textguide", description="Steer language models while they decode.")
+    parser = Parser(
+        prog="textguide",
+        description="Steer language models while they decode.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"textguide {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     rooms = (
-        generate_command, explain_command, eval_command, classifier_command, steering_command, value_command,
-        distill_command, methods_command, export_command, serve_command, playground_command,
+        generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
+        steering_command, value_command, distill_command, methods_command, export_command, serve_command, doctor_command,
+        completion_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)
+    commands.choices["completion"].set_defaults(whole=parser)
     return parser
 
 
@@ -84,8 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
-        print(f"\ntextguide {arguments.command}: interrupted", file=sys.stderr)
+        print(f"\ntextguide {arguments.command}: interrupted{_how_to_go_on(arguments)}", file=sys.stderr)
         return 130
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    if arguments.command != "eval":
+        return ""
+    if getattr(arguments, "output", None) is None:
+        return "; nothing was kept (with --output FOLDER, the same command goes on where it was)"
+    return f"; the same command goes on where it was, from {arguments.output}"
 
 
 def quiet() -> None:

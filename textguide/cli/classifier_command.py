@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
     train = actions.add_parser("train", help="fit a classifier on labelled texts and save it")
     train.add_argument("data", help="a text and its label on each line, with a tab between them (or a .csv)")
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the classifier goes")
+    train.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
     train.add_argument("--kind", choices=KINDS, default="linear", help="[%(default)s]")
     train.add_argument("--validation", metavar="FILE", help="labelled texts to measure on [a tenth of DATA]")
     train.add_argument("--text-column", default="0", help="number from 0, or name in the header [%(default)s]")
@@ -50,7 +51,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Fit, measure, save, and say how well it does."""
     from ..classifiers import evaluate
 
-    out = files.folder(arguments.out)
+    out = files.vacant(arguments.out, arguments.overwrite)
     if not arguments.strength > 0:
         raise ValueError(f"--strength {arguments.strength} must be above 0")
     examples, held_out = _examples(arguments)

@@ -178,7 +178,7 @@ def _settings(arguments: argparse.Namespace) -> list[Any]:
     from ..guidance import CFG, Guidance, with_scale
     from ..guidance.spec import parse
 
-    given: list[Guidance] = [parse(text) for text in arguments.guidance]
+    given: list[Guidance] = [parse(text, imports=True) for text in arguments.guidance]
     common = {"negative_prompt": arguments.negative_prompt, "renormalize": not arguments.paper}
     common = {key: value for key, value in common.items() if value is not None and not (key == "renormalize" and value)}
     if not given:
@@ -260,21 +260,24 @@ def _named_values(text: str, option: str) -> dict[str, Any]:
 
 def _show(result: Any, output: Path | None) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title="95% intervals")
-    table.add_column("guidance")
+    from ..support.tables import in_blocks
+
     columns = [(task, metric) for task in result.task_names for metric in result.get(task, result.labels[0]).metrics]
-    for task, metric in columns:
-        table.add_column(f"{task}\n{metric.removesuffix(',none')}", justify="right")
+    rows = []
     for label in result.labels:
         cells = []
         for task, metric in columns:
             found = result.get(task, label)
             value = found.metrics.get(metric) if found is not None else None
             cells.append("–" if value is None or value.value is None else _interval(value))
-        table.add_row(label, *cells)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        rows.append([label, *cells])
+    header = ["guidance", *(f"{task}\n{metric.removesuffix(',none')}" for task, metric in columns)]
+    console = Console()
+    for table in in_blocks("95% intervals", header, rows, 1, console.width):
+        console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         print(f"wrote {output}: report.md, results.json and plots")
 
@@ -290,16 +293,20 @@ def _list() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from .. import tasks
+    from textguide.tasks import catalogue
+
     from ..guidance import Guidance
 
-    table = Table(box=None)
-    table.add_column("tasks (and every other of lm-eval's)")
-    table.add_column("guidances")
-    names, methods = tasks.names(), sorted(Guidance.registry)
-    for i in range(max(len(names), len(methods))):
-        table.add_row(names[i] if i < len(names) else "", methods[i] if i < len(methods) else "")
-    Console().print(table)
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    table.add_column("data, under --data or $TEXTGUIDE_DATA", overflow="fold")
+    for name in catalogue.names():
+        table.add_row(name, catalogue.needed(name))
+    table.add_row(captioning_options.TASK, "--data: a folder of images with captions, or COCO's annotations")
+    console.print(table)
+    console.print("Every other task of lm-eval works by its name, and loads its data from the hub.\n")
+    console.print(f"guidances (`textguide methods`): {', '.join(sorted(Guidance.registry))}")
     return 0
 
 
@@ -318,6 +325,6 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(json.dumps(comparison.to_dict(), ensure_ascii=False))
     else:
         console = Console()
-        for table in comparison.to_rich():
+        for table in comparison.to_rich(console.width):
             console.print(table)
     return 0

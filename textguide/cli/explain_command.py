@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import options
+from . import caption_command, options
 
 
 def add(commands: Any) -> None:
@@ -19,6 +19,16 @@ def add(commands: Any) -> None:
     parser.add_argument("--file", help="a file with one prompt: text, or JSON with a chat; - reads standard input")
     parser.add_argument("--system", help="system prompt; makes the prompt a chat")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    group = parser.add_argument_group("of an image")
+    group.add_argument(
+        "--image",
+        metavar="FILE",
+        help="explain its caption; --model is then a captioner [drawn-scenes], PROMPT its prompt",
+    )
+    group.add_argument(
+        "--unconditional", default="blank", metavar="KIND", help="what the other branch sees, as for textguide caption"
+    )
+    group.add_argument("--language-model", metavar="MODEL", help="a text-only model for the guidance lm")
     group = parser.add_argument_group("what is shown")
     group.add_argument("--top", type=int, default=5, help="tokens raised and tokens lowered, a step [%(default)s]")
     group.add_argument(
@@ -52,15 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps {arguments.steps} must be 1 or more")
     guidance = options.constrained(arguments, options.guidance(arguments))
-    arguments.prompt = [] if arguments.prompt is None else [arguments.prompt]
-    prompts = options.read_prompts(arguments)
-    if len(prompts) > 1:
-        raise ValueError(f"explain takes one prompt and got {len(prompts)}; run it once for each")
-    prompt = prompts[0]
-    if arguments.chat and isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
     decoding = options.decoding(arguments)
-    model, tokenizer = options.load(arguments)
+    if arguments.image is not None:
+        prompt, model, tokenizer = _pictured(arguments, decoding)
+    else:
+        prompt = _prompt(arguments)
+        model, tokenizer = options.load(arguments)
     explanation = explain(
         model,
         tokenizer,
@@ -84,6 +91,30 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.html:
             print(f"wrote {arguments.html}")
     return 0
+
+
+def _prompt(arguments: argparse.Namespace) -> Any:
+    arguments.prompt = [] if arguments.prompt is None else [arguments.prompt]
+    prompts = options.read_prompts(arguments)
+    if len(prompts) > 1:
+        raise ValueError(f"explain takes one prompt and got {len(prompts)}; run it once for each")
+    prompt = prompts[0]
+    if arguments.chat and isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return prompt
+
+
+def _pictured(arguments: argparse.Namespace, decoding: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The prompt of an image, the captioner and its processor; the image joins ``decoding``."""
+    for name in ("file", "system", "chat"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} does not work with --image; leave it out")
+    caption_command.check_files([arguments.image])
+    if arguments.model == "smollm2":
+        arguments.model = "drawn-scenes"
+    model, processor = caption_command.load(arguments)
+    decoding |= {"images": arguments.image, **caption_command.pictured(arguments)}
+    return arguments.prompt, model, processor
 
 
 def _console() -> Any:

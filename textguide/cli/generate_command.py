@@ -130,6 +130,7 @@ def _print(out: Any, batch: list[Any], start: int, guidance: Any, arguments: arg
                 "prompt": prompt,
                 "text": text,
                 "tokens": len(out.new_tokens[row]),
+                "finish_reason": out.finish_reasons[row],
                 "log_likelihood": float(out.log_likelihood[row]),
                 "guidance": guidance.to_dict(),
                 "fingerprint": guidance.fingerprint,

@@ -41,6 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(catalogue.markdown(), end="")
     elif arguments.name is not None:
         print(textwrap.dedent("    " + (Guidance.registry[arguments.name].__doc__ or "")).rstrip())
+        print("\nAll fields, with their defaults:\n")
+        for field in catalogue.described_fields(Guidance.registry[arguments.name]):
+            head = f"  {field['name']}" + ("" if field["required"] else f" = {field['default']!r}")
+            origin = f" (of {field['of']})" if field["of"] != Guidance.registry[arguments.name].__name__ else ""
+            text = f"{field['text']}{origin}".strip()
+            print(head)
+            if text:
+                print(textwrap.fill(text, 80, initial_indent="      ", subsequent_indent="      "))
     else:
         from rich.console import Console
         from rich.table import Table

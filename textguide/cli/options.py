@@ -11,12 +11,12 @@ from typing import Any
 from . import constraint_options
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, default: str = "smollm2", known: str = "smollm2 (bundled), a GGUF file"
+) -> None:
     """``--model``, ``--device``, ``--dtype``, ``--device-map``."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default="smollm2", help="smollm2 (bundled), a folder, a GGUF file or a hub name [%(default)s]"
-    )
+    group.add_argument("--model", default=default, help=f"{known}, a folder or a hub name [%(default)s]")
     group.add_argument("--device", help="cpu, cuda, cuda:1… [a GPU if there is one]")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 [float32 on a CPU, else the checkpoint's]")
     group.add_argument("--device-map", help="accelerate's device map, such as auto, for models larger than one device")
@@ -50,8 +50,8 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance",
         metavar="METHOD",
-        help="a method with its fields, such as apg:scale=2.0, formula:'cond - 0.5*last', or a JSON file; "
-        "`textguide methods` lists them; excludes the options of the next two groups",
+        help="a method with its fields, such as apg:scale=2.0, formula:'cond - 0.5*last', python:MODULE:CLASS of your "
+        "own, or a JSON file; `textguide methods` lists them; excludes the options of the next two groups",
     )
     add_extra_model(group)
     group = parser.add_argument_group("classifier-free guidance")
@@ -141,7 +141,7 @@ def guidance(arguments: argparse.Namespace) -> Any:
                 raise ValueError(f"{option} describes classifier-free guidance; put it into --guidance")
         if classifiers:
             raise ValueError("--classifier excludes --guidance; write --guidance 'METHOD + caif:classifier=…,target=…'")
-        return parse(arguments.guidance)
+        return parse(arguments.guidance, imports=True)
     constrained = any(getattr(arguments, name, None) is not None for name in ("regex", "json_schema", "grammar"))
     scale = arguments.scale if arguments.scale is not None else 1.0 if classifiers or constrained else 1.5
     cfg = CFG(
@@ -240,7 +240,8 @@ def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     group.add_argument("--repetition-penalty", type=float)
     group.add_argument("--no-repeat-ngram-size", type=int)
     group.add_argument("--seed", type=int, help="makes sampling reproducible")
-    group.add_argument("--stop", action="append", help="text that ends a continuation; may be repeated")
+    group.add_argument("--stop", action="append", help="text that ends a continuation, and stays; may be repeated")
+    group.add_argument("--exclude-stop", action="store_true", help="leave the text of --stop out")
 
 
 def add_speculation(parser: argparse.ArgumentParser) -> None:
@@ -261,6 +262,7 @@ def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": arguments.max_new_tokens,
         "seed": arguments.seed,
         "stop": arguments.stop,
+        **({"include_stop": False} if arguments.exclude_stop else {}),
     }
 
 

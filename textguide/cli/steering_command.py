@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     train.add_argument("--positive", metavar="FILE", help="in place of PAIRS: texts to steer towards, one a line")
     train.add_argument("--negative", metavar="FILE", help="texts to steer away from, one a line")
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the vector goes")
+    train.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
     train.add_argument("--batch-size", type=int, default=16, help="texts that are read at once [%(default)s]")
     train.add_argument("--json", action="store_true", help="print everything as JSON")
     options.add_model(train)
@@ -32,7 +33,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from .. import steering
 
-    out = files.folder(arguments.out)
+    out = files.vacant(arguments.out, arguments.overwrite)
     positive, negative = _texts(arguments)
     model, tokenizer = options.load(arguments)
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
     train = actions.add_parser("train", help="let the model write, judge the texts, and fit a head on their beginnings")
     train.add_argument("prompts", metavar="PROMPTS", help="a file with a prompt on each line")
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the head goes")
+    train.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
     train.add_argument("--reward", metavar="NAME", help="a folder, hf:NAME or python:MODULE:NAME, as for Reward")
     train.add_argument("--classifier", metavar="NAME", help="in place of it: sentiment, a folder… as for CAIF")
     train.add_argument("--target", metavar="LABEL", help="the class whose probability a text is worth")
@@ -39,7 +40,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from .. import value
 
-    out = files.folder(arguments.out)
+    out = files.vacant(arguments.out, arguments.overwrite)
     if (arguments.reward is None) == (arguments.classifier is None):
         raise ValueError("give --reward, or --classifier with --target, to say what a text is worth")
     if (arguments.classifier is None) != (arguments.target is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from .branch_passes import Source
 from .effect import Effect, warn_if_none
 from .loop import Observer, Settings, decode
 from .opinions import opinions
-from .options import CallArguments, check_inputs, check_mode, check_speculation
+from .options import CallArguments, check_inputs, check_mode, check_speculation, signature_with_tokenizer
 from .results import Decoded
 from .reweighting import reweighter
 from .speculation import as_speculation
@@ -57,7 +58,8 @@ class GuidedDecoding:
     Args:
         guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its place:
             branches, then classifiers, then a constraint.
-        tokenizer: needed where the guidance holds text or asks a classifier.
+        tokenizer: needed where the guidance holds text or asks a classifier; ``stop_strings=`` of ``generate`` are read
+            with it too, unless ``generate`` is given one.
         models: further models by the name that branches use.
         streamer: a transformers streamer; ``streamer=`` of ``generate`` does the same.
         generator: randomness for sampling; None: torch's global generator, as ``generate`` uses.
@@ -105,9 +107,13 @@ class GuidedDecoding:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
+        tokenizer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Called by ``generate`` in place of its own loop."""
+        """Called by ``generate`` in place of its own loop.
+
+        ``tokenizer`` is what ``generate`` needs for ``stop_strings=``; guidance is read with :attr:`tokenizer`.
+        """
         steps = self.steps(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
         streamer = self._streamer(CallArguments.of_caller(), input_ids)
         decoded = None
@@ -127,6 +133,10 @@ class GuidedDecoding:
         if not generation_config.return_dict_in_generate:
             return decoded.sequences
         return _as_output(decoded, model)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return signature_with_tokenizer(self.__call__, self.tokenizer)
 
     def steps(
         self,

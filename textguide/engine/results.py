@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,43 @@ from ..support.showing import Block, Facts, Line, Shown, figure, table
 from .effect import Effect
 from .speculation import SpeculationReport
 from .speculation.value import join as join_speculation
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends a text.
+
+    Args:
+        ends: end tokens.
+        stop: texts.
+        limit: tokens of a text, at most; None: not known.
+        include_stop: whether the text that ended it stays.
+    """
+
+    ends: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    limit: int | None = None
+    include_stop: bool = True
+
+    def reason(self, tokens: Sequence[int], text: str, death: str | None = None) -> str:
+        """Why a row ended; see :attr:`GenerateResult.finish_reasons`."""
+        if tokens and tokens[-1] in self.ends:
+            return "eos"
+        if any(stop in text for stop in self.stop):
+            return "stop"
+        if self.limit is not None and len(tokens) < self.limit:
+            return "stop" if death is None else "constraint"
+        return "length"
+
+    def shown(self, text: str) -> str:
+        """``text`` as the user gets it."""
+        return text if self.include_stop else before(text, self.stop)
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the texts ``stop`` in it."""
+    places = [place for one in stop if (place := text.find(one)) >= 0]
+    return text[: min(places)] if places else text
 
 
 @dataclass
@@ -62,6 +99,8 @@ class GenerateResult(Shown):
         log_evidence: log of the mean weight of each prompt's particles, float64 (populations,): in expectation (of its
             exponential) the probability that a text satisfies the constraint and ends in time. None likewise.
         ess: effective sample size of each prompt's particles, (populations,). None likewise.
+        finish_reasons: why each row ended: ``"eos"`` (its end token), ``"stop"`` (a text of ``stop``, or stopping
+            criteria), ``"length"`` (``max_new_tokens``) or ``"constraint"`` (nothing of the constraint was left).
         finished: whether each row ended as a text that satisfies the constraint, bool (B,). None without a constraint.
         deaths: why a row did not finish, None where it did. None without a constraint.
         constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
@@ -86,6 +125,7 @@ class GenerateResult(Shown):
     particles: int = 1
     origins: list[tuple[int, int] | None] | None = None
     speculation: SpeculationReport | None = None
+    finish_reasons: list[str] = field(default_factory=list)
 
     def weighted_sample(self, seed: int | None = None) -> list[int]:
         """One row of every population, drawn in proportion to the weights: indices into :attr:`texts`.
@@ -215,12 +255,16 @@ def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return fields
 
 
-def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, pad: int) -> GenerateResult:
+def collect(
+    done: Sequence[Decoded], effect: Effect, tokenizer: Any, pad: int, ending: Ending | None = None
+) -> GenerateResult:
     """The batches of one run as one result.
 
     Args:
         pad: fills rows up.
+        ending: what ends a text.
     """
+    ending = ending or Ending()
     starts = [run.sequences.shape[1] - run.log_probs.shape[1] for run in done]  # type: ignore[union-attr]
     new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
     prompt = max(starts)
@@ -235,8 +279,11 @@ def collect(done: Sequence[Decoded], effect: Effect, tokenizer: Any, pad: int) -
     log_prob = torch.cat(log_probs)
     outcomes = [run.constraint for run in done if run.constraint is not None]
     reports = [run.speculation for run in done if run.speculation is not None]
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    deaths = [death for outcome in outcomes for death in outcome.deaths] or [None] * len(tokens)
     return GenerateResult(
-        texts=[tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
+        texts=[ending.shown(text) for text in texts],
+        finish_reasons=[ending.reason(*row) for row in zip(tokens, texts, deaths, strict=True)],
         sequences=torch.cat(sequences),
         new_tokens=tokens,
         log_likelihood=log_prob.sum(-1),

@@ -18,7 +18,7 @@ from .custom_generate import BranchReader, GuidedDecoding
 from .effect import join, warn_if_none
 from .loop import Observer
 from .options import SAMPLING_OPTIONS, check_values, with_config
-from .results import Decoded, GenerateResult, collect
+from .results import Decoded, Ending, GenerateResult, collect
 from .speculation import Speculation, as_speculation
 
 
@@ -38,6 +38,7 @@ class Request:
     seed: int | None = None
     batch_size: int | None = None
     stop: tuple[str, ...] = ()
+    include_stop: bool = True
     do_sample: bool | None = None
     models: Mapping[str, Any] | None = None
     streamer: Any = None
@@ -56,6 +57,7 @@ class Request:
         kinds: dict[str, tuple[Any, str]] = {
             "seed": (lambda x: hasattr(x, "__index__"), "a whole number"),
             "do_sample": (lambda x: isinstance(x, bool), "True or False"),
+            "include_stop": (lambda x: isinstance(x, bool), "True or False"),
             "models": (lambda x: isinstance(x, Mapping), "a mapping from names to models"),
             "streamer": (lambda x: hasattr(x, "put") and hasattr(x, "end"), "a streamer of transformers"),
             "observer": (callable, "a function of a StepView"),
@@ -172,6 +174,17 @@ class Run:
         pad = self.request.options.get("pad_token_id", getattr(self.model.generation_config, "pad_token_id", None))
         return pad if pad is not None else min(self.ends, default=0)
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end a row: what was asked for, else what the model's own generation configuration says."""
+        own = getattr(self.model.generation_config, "stop_strings", None)
+        return self.request.stop or (stop_texts(own, "stop_strings") if own else ())
+
+    @property
+    def ending(self) -> Ending:
+        """What ends a row."""
+        return Ending(self.ends, self.stop, self.request.max_new_tokens, self.request.include_stop)
+
     def result(self, batches: Iterable[Batch]) -> GenerateResult:
         """Decode all batches."""
         request = self.request
@@ -185,7 +198,7 @@ class Run:
         effect = join([decoded.effect for decoded in done])
         warn_if_none(effect, request.guidance)
         warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])
-        return collect(done, effect, self.tokenizer, self.pad)
+        return collect(done, effect, self.tokenizer, self.pad, self.ending)
 
     def steps(self, batch: Batch) -> Iterator[tuple[list[int], list[bool]]]:
         """The tokens of every step of one batch, and which rows wrote them; the others had ended."""
@@ -221,13 +234,10 @@ class Run:
         request = self.request
         criteria = StoppingCriteriaList(request.stopping_criteria or [])
         options: dict[str, Any] = dict(request.options)
-        stop = request.stop
-        if getattr(self.model.generation_config, "stop_strings", None):
-            # transformers keeps its tokenizer= from custom loops, and would miss it.
-            stop = stop or stop_texts(self.model.generation_config.stop_strings, "stop_strings")
+        if getattr(self.model.generation_config, "stop_strings", None):  # ours are among the criteria
             options["stop_strings"] = None
-        if stop:
-            criteria.append(StopStringCriteria(self.tokenizer, list(stop)))
+        if self.stop:
+            criteria.append(StopStringCriteria(self.tokenizer, list(self.stop)))
         constraint = split(request.guidance).constraint
         if request.particles > 1 and not request.forks:  # every particle is a row
             options["num_return_sequences"] = options.get("num_return_sequences", 1) * request.particles

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from .results import before
 
 Piece = tuple[int, str]
 """A token, and the text that it completes."""
@@ -13,10 +16,13 @@ class TextStream:
 
     Args:
         tokenizer: turns token ids into text by ``decode``.
+        without: texts that end the row and are not shown: what may become one of them is held back until it has not.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, without: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
+        self.without = tuple(without)
+        self.held = ""
         self.tokens: list[int] = []
         self.waiting = 0
         self.written = ""
@@ -27,12 +33,32 @@ class TextStream:
         self.tokens.append(token)
         self.waiting += 1
         text = self._decode()
-        return [] if text.endswith("�") else self._pieces(text)
+        return [] if text.endswith("�") else self._shown(self._pieces(text))
 
     def end(self) -> list[Piece]:
         """What was held back, an incomplete character among it; nothing comes behind."""
+        if self.ended:
+            return []
         self.ended = True
-        return self._pieces(self._decode()) if self.waiting else []
+        pieces = self._shown(self._pieces(self._decode()) if self.waiting else [])
+        last, self.held = before(self.held, self.without), ""
+        return [*pieces, (self.tokens[-1], last)] if last else pieces
+
+    def _shown(self, pieces: list[Piece]) -> list[Piece]:
+        """``pieces`` without what may yet become a text of :attr:`without`."""
+        if not self.without:
+            return pieces
+        shown = []
+        for token, text in pieces:
+            text = self.held + text
+            found = before(text, self.without)
+            keep = len(found)
+            if found == text:  # hold the longest ending that begins one of them
+                keep = min((n for n in range(len(text)) if any(w.startswith(text[n:]) for w in self.without)),
+                           default=keep)  # fmt: skip
+            self.held = text[keep:]
+            shown.append((token, text[:keep]))
+        return shown
 
     def _decode(self) -> str:
         text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -22,6 +24,39 @@ def methods() -> list[dict[str, Any]]:
             defaults = {field.name: _default(field) for field in fields(method)}  # type: ignore[arg-type]
             found.append({"name": name, "class": method.__name__, **vars(about), "fields": defaults})
     return found
+
+
+def described_fields(method: type[Guidance]) -> list[dict[str, Any]]:
+    """Every field of a method, inherited ones too: ``name``, ``default``, ``required``, ``text`` (what the docstring of
+    the class that documents it says; empty where none does) and ``of``, that class."""
+    texts: dict[str, tuple[str, str]] = {}
+    for cls in reversed(method.__mro__):
+        for name, text in _arguments(cls.__dict__.get("__doc__") or "").items():
+            texts[name] = (text, cls.__name__)
+    found = []
+    for field in fields(method):  # type: ignore[arg-type]
+        text, of = texts.get(field.name, ("", method.__name__))
+        required = field.default is MISSING and field.default_factory is MISSING
+        default = field.default_factory() if field.default_factory is not MISSING else _default(field)
+        found.append({"name": field.name, "default": default, "required": required, "text": text, "of": of})
+    return found
+
+
+def _arguments(document: str) -> dict[str, str]:
+    """What the section ``Args:`` of a docstring says, by name."""
+    _, found, rest = inspect.cleandoc(document).partition("Args:\n")
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in rest.splitlines() if found else []:
+        if line.strip() and not line.startswith("    "):
+            break
+        head = re.match(r" {4}([\w, ]+): (.*)", line)
+        if head is not None:
+            names = [name.strip() for name in head[1].split(",")]
+            texts |= dict.fromkeys(names, head[2])
+        elif line.strip():
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return texts
 
 
 def markdown() -> str:

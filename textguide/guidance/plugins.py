@@ -2,8 +2,8 @@
 
 A module that is imported has registered its classes, and they then run wherever textguide's own do. Two ways to name
 one: an entry point of the group ``textguide.guidance`` in an installed package, or ``TEXTGUIDE_METHODS``, an
-environment variable with names of modules on Python's path, separated by commas. A class may also be named by its place,
-``python:MODULE:CLASS``, where the one who names it may run code here: on the command line, and not in a request.
+environment variable with names of modules on Python's path, separated by commas. A class may also be named by its
+place, ``python:MODULE:CLASS``, where the one who names it may run code here: on the command line, not in a request.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def named(path: str) -> type[Guidance] | Guidance:
             f"guidance 'python:{path}' gives {what}; it must be a subclass of textguide.guidance.Guidance with a name, "
             "or a guidance"
         )
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def registered(values: Any) -> Any:

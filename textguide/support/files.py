@@ -24,6 +24,20 @@ def folder(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def vacant(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """:func:`folder`, which holds nothing unless ``overwrite`` says that it may.
+
+    Raises:
+        ValueError: a file stands there, or something is in the folder.
+    """
+    target = folder(path)
+    if not overwrite and target.exists() and any(target.iterdir()):
+        raise ValueError(
+            f"--out {target} is not empty; name another folder, or add --overwrite to replace what is there"
+        )
+    return target
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary stream whose content takes the place of ``path`` when the block ends without an exception.

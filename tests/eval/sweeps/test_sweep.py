@@ -46,6 +46,13 @@ def test_a_sweep_equals_separate_runs_and_writes_its_folder(tiny_model: str, tmp
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(found["results"]["lambada_mini"]) >= {"acc,none", "perplexity,none"}
     assert found["sweep"].keys() == {"plain", "cfg 1.5", "cfg 3"}
+    for entries in found["sweep"].values():
+        assert isinstance(entries["lambada_mini"]["acc_stderr,none"], float)
+    config = found["config"]
+    assert (config["model"], config["model_args"]["dtype"]) == ("textguide", "float32")
+    assert {"batch_size", "limit", "num_fewshot", "gen_kwargs", "random_seed", "device"} <= set(config)
+    assert config["limit"] == 6
+    assert found["higher_is_better"]["lambada_mini"] == {"perplexity": False, "acc": True}
     assert found["textguide"]["fingerprints"] == {
         s.fingerprint and f"cfg {s.scale:g}": s.fingerprint for s in SETTINGS if s
     }
@@ -177,3 +184,13 @@ def test_question_only_moves_away_from_the_examples(tiny_model: str) -> None:
 def test_bad_input(tiny_model: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sweep(tiny_model, **options)
+
+
+def test_a_limit_above_the_items_is_said(tiny_model: str, tmp_path: Path) -> None:
+    result = sweep(tiny_model, tmp_path / "run", settings=[None], limit=60)
+    size = result.tasks[0].metrics["acc,none"].n
+    assert size < 60
+    note = f"lambada_mini has {size} items, and all of them were used: fewer than the limit of 60."
+    assert note in result.notes
+    assert note in (tmp_path / "run" / "report.md").read_text()
+    assert sweep(tiny_model, settings=[None], limit=6).notes == []

@@ -1,0 +1,52 @@
+"""Tables that fit a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_BETWEEN = 3
+"""Characters that a border takes beside every column."""
+
+
+def in_blocks(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], names: int, width: int) -> list[Table]:
+    """One table, or several below each other where its columns do not fit: each has the first columns again.
+
+    Args:
+        title: of the first.
+        header: names of the columns, which may have several lines.
+        rows: the cells.
+        names: how many columns, from the left, say what a row is; they may be broken, the others are not.
+        width: of the terminal, in characters.
+    """
+    from rich.table import Table
+
+    sizes = [
+        max(len(line) for cell in (header[column], *(row[column] for row in rows)) for line in cell.split("\n"))
+        for column in range(len(header))
+    ]
+    most = max((size + _BETWEEN for size in sizes[names:]), default=0)
+    head = min(sum(sizes[:names]) + _BETWEEN * names + 1, max(width - most, width // 3))
+    blocks: list[list[int]] = [[]]
+    used = head
+    for column in range(names, len(header)):
+        if blocks[-1] and used + sizes[column] + _BETWEEN > width:
+            blocks.append([])
+            used = head
+        blocks[-1].append(column)
+        used += sizes[column] + _BETWEEN
+    tables = []
+    for number, block in enumerate(blocks):
+        shown = Table(title=None if number else title)
+        for column in (*range(names), *block):
+            is_name = column < names
+            shown.add_column(
+                header[column], justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name
+            )
+        for row in rows:
+            shown.add_row(*(row[column].replace("[", "\\[") for column in (*range(names), *block)))
+        tables.append(shown)
+    return tables
