@@ -64,8 +64,8 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     rooms = (
         generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
-        steering_command, value_command, distill_command, methods_command, export_command, serve_command, doctor_command,
-        completion_command,
+        steering_command, value_command, distill_command, methods_command, export_command, serve_command,
+        doctor_command, completion_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)
