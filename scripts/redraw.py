@@ -81,6 +81,29 @@ def constrained(file: Path) -> list[str]:
     return ["quality.png"]
 
 
+@drawing.styled
+def steering(file: Path) -> list[str]:
+    """Vectors beside other ways to a good mood."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    families: dict[str, list[drawing.Point]] = {}
+    for name, row in found["settings"].items():
+        if ", -" in name or "layer 14" in name:
+            continue
+        family, _, strength = name.removesuffix(", negative prompt").rpartition(", ")
+        if family.endswith(", 2"):  # against the model as it is
+            family, strength = "layer 18, with γ", f"2, {strength}"
+        point = drawing.Point(row["perplexity"], row["positive"], name=strength or "plain")
+        families.setdefault((family or "plain").removeprefix("steering, "), []).append(point)
+    figure, (axes,) = drawing.grid(1, 4.2)
+    axes.set_xlabel("perplexity under the unguided model")
+    axes.set_ylabel("share positive by VADER")
+    drawing.draw_fronts(axes, families, log=True)
+    note = f"{found['prompts']} prompts; numbers: strength of the vector, α or γ"
+    figure.supxlabel(note, fontsize=8.5, color=drawing.GREY, x=0.99, ha="right")
+    drawing.save(figure, file.with_suffix(".png"))
+    return [file.with_suffix(".png").name]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
@@ -88,7 +111,7 @@ def main() -> None:
     done = [(items.parent, run_folder(items.parent)) for items in sorted(root.rglob("items.npz"))]
     for pattern, draw in (
         ("methods/methods.json", methods), ("caif/control.json", caif), ("diffusion/*/settings.jsonl", canvas),
-        ("constrained/results.json", constrained),
+        ("constrained/results.json", constrained), ("steering.json", steering),
     ):  # fmt: skip
         done += [(file.parent, draw(file)) for file in sorted(root.glob(pattern))]
     for folder, names in done:

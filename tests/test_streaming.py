@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer as Core
-from tokenizers import decoders, models
-from transformers import BatchEncoding, LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 import textguide
 from textguide import AWRS, CFG
@@ -57,20 +57,16 @@ TEXTS = [
 ]
 
 
-class Stoppable(Tokenizer):
-    """Has a vocabulary, which transformers' stop strings look through."""
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
-        return BatchEncoding({"input_ids": super().__call__(text).input_ids})
-
-    def get_vocab(self) -> dict[str, int]:
-        return {letter: 3 + number for number, letter in enumerate(self.letters)}
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        return "".join(tokens)
-
-    def __len__(self) -> int:
-        return VOCAB
+def stoppable() -> PreTrainedTokenizerFast:
+    """:class:`Tokenizer` as one of transformers', which its stop strings look into."""
+    names = ["<pad>", "<s>", "</s>", *Tokenizer.letters]
+    names += [f"x{number}" for number in range(VOCAB - len(names))]
+    core = Core(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
 
 
 class Forced(LogitsProcessor):
@@ -184,7 +180,7 @@ def test_a_chunk_is_text() -> None:
 )
 def test_why_a_text_ended_and_whether_its_stop_stays(written: str, stop: list[str], reason: str, shown: str) -> None:
     options: dict[str, Any] = {"stop": stop, "eos_token_id": EOS, **forced(written)}
-    arguments = (build("llama"), Stoppable(), [[5, 9]], CFG(1.5))
+    arguments = (build("llama"), stoppable(), [[5, 9]], CFG(1.5))
     out = textguide.generate(*arguments, **options)
     assert out.finish_reasons == [reason]
     assert written.startswith(out.texts[0])
@@ -210,7 +206,7 @@ def test_criteria_of_ones_own_and_constraints_are_named() -> None:
 @pytest.mark.parametrize("guidance", [None, CFG(1.5)])
 def test_stop_strings_inside_transformers(guidance: Any, to_generate: bool) -> None:
     """``generate`` keeps ``tokenizer=`` from custom loops, and would then refuse ``stop_strings=``."""
-    tokenizer = Stoppable()
+    tokenizer = stoppable()
     call = textguide.guided_decoding(guidance, tokenizer=None if to_generate else tokenizer)
     options: dict[str, Any] = {**forced("a bird sang"), "eos_token_id": EOS, "pad_token_id": 0}
     options |= {"tokenizer": tokenizer} if to_generate else {}

@@ -23,8 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the markers tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A66F00", "#3390C4")
-MARKERS = "osD^vP"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A66F00", "#3390C4", "#303030")
+MARKERS = "osD^vPX"
 GREY = "#5F5F5F"
 WIDTH = 6.4
 STYLE: Any = {
@@ -264,7 +264,12 @@ def _place_labels(axes: Axes, labels: Sequence[tuple[Point, str, str]], size: fl
             low = y + dy * scale - high / 2
             box = (left, low, left + wide, low + high)
             hidden: float = sum(_overlap(box, other) for other in taken)
-            hidden += sum(60.0 * scale for px, py in points if box[0] < px < box[2] and box[1] < py < box[3])
+            near = 4 * scale
+            hidden += sum(
+                60.0 * scale
+                for px, py in points
+                if box[0] - near < px < box[2] + near and box[1] - near < py < box[3] + near
+            )
             if best is None or hidden + 0.01 * number < best[0]:
                 best = (hidden + 0.01 * number, (dx, dy), box)
         assert best is not None

@@ -43,6 +43,7 @@ from textguide.guidance import (
     TokenPerturbation,
 )
 from textguide.guidance.spec import label as label_of
+from textguide.guidance.spec import parse
 from textguide.models import bundled
 from textguide.support.files import write_json, write_text
 
@@ -96,6 +97,13 @@ ELSEWHERE = {
     "reward": "asks a reward model, and none comes along; with a classifier's log-probability as reward it is caif",
 }
 """Methods that have no row, and why."""
+
+for _name, _method in Guidance.registry.items():  # methods that say themselves what is tried of them
+    _compared = _method.about.compared if hasattr(_method, "about") else ()
+    if isinstance(_compared, str):
+        ELSEWHERE[_name] = _compared
+    elif _compared:
+        SETTINGS[_name] = tuple(parse(text) for text in _compared)
 
 PARTS = {
     "scored": ("lambada_openai", "arc_easy", "piqa"),

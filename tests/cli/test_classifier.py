@@ -39,7 +39,7 @@ def test_train_and_score(run: Run, data: Path, tmp_path: Path, kind: str) -> Non
     rows = [json.loads(line) for line in outcome.out.splitlines()]
     assert [row["text"] for row in rows] == ["a good day", "awful"]
     assert rows[0]["probabilities"]["good"] > 0.5 > rows[1]["probabilities"]["good"]
-    report = json.loads(run("classifier", "train", *arguments, "--json").out)
+    report = json.loads(run("classifier", "train", *arguments, "--overwrite", "--json").out)
     assert report["classes"]["good"]["n"] == 12
     assert report["trained_on"] == 24
 

@@ -9,7 +9,7 @@ import pytest
 
 from textguide import CFG
 from textguide.cli import main, options
-from textguide.guidance import Guidance, as_guidance
+from textguide.guidance import About, Guidance, as_guidance
 from textguide.guidance.spec import parse
 
 from ..cli.test_methods import parsed
@@ -96,6 +96,18 @@ def test_methods_describe_inherited_fields(capsys: pytest.CaptureFixture[str]) -
     assert "(of Contrast)" in out.replace("\n      ", " ")
     assert "tau = 2.5\n      τ, 1 or more; the paper uses 2.5.\n" in out
     assert max(map(len, out.split("All fields")[1].splitlines())) <= 80
+
+
+def test_a_new_file_needs_no_line_elsewhere() -> None:
+    """The package exports what registers itself in it, and a method says itself what the comparison tries of it."""
+    import textguide.guidance as room
+
+    own = [method for method in Guidance.registry.values() if method.__module__.startswith("textguide.guidance.")]
+    assert all(getattr(room, method.__name__) is method for method in own)
+    imported = Path(room.__file__).read_text(encoding="utf-8")
+    assert "globals()[_method.__name__]" in imported
+    about = About("", "rule", "a row", "1", "tests", compared=("cfg:scale=1.5", "cfg:scale=2"))
+    assert [parse(text).scale for text in about.compared] == [1.5, 2.0]  # type: ignore[attr-defined]
 
 
 def test_every_field_of_every_method_is_documented() -> None:

@@ -119,6 +119,8 @@ class About:
         helps: when it is worth a try.
         example: a usual setting as ``--guidance`` spells it; None: the name alone, with every field at its default.
         experimental: the paper leaves open, or says of other models, what is done here; the docstring has it.
+        compared: settings that ``textguide eval --suite methods`` tries, as ``--guidance`` spells them; or, as text,
+            why it tries none.
     """
 
     paper: str
@@ -128,6 +130,7 @@ class About:
     helps: str
     example: str | None = None
     experimental: bool = False
+    compared: tuple[str, ...] | str = ()
 
 
 ROW = "one row in the same pass"

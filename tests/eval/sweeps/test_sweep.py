@@ -193,4 +193,4 @@ def test_a_limit_above_the_items_is_said(tiny_model: str, tmp_path: Path) -> Non
     note = f"lambada_mini has {size} items, and all of them were used: fewer than the limit of 60."
     assert note in result.notes
     assert note in (tmp_path / "run" / "report.md").read_text()
-    assert sweep(tiny_model, settings=[None], limit=6).notes == []
+    assert not any("limit" in note for note in sweep(tiny_model, settings=[None], limit=6).notes)
