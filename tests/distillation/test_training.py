@@ -270,7 +270,9 @@ def test_a_finished_adapter_and_another_run_are_not_overwritten(tmp_path: Path) 
     with pytest.raises(ValueError, match="holds a finished adapter; name another folder, or pass overwrite=True"):
         trained(tmp_path / "a", model)
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == before
+    (tmp_path / "a" / "notes.txt").write_text("mine")
     trained(tmp_path / "a", model, seed=3, overwrite=True)
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() != before
 
     def stop(what: str, done: int, of: int, loss: float | None) -> None:

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     )
     options.add_extra_model(parser)
     parser.add_argument("--out", required=True, metavar="ADAPTER", help="folder of the adapter")
-    parser.add_argument("--overwrite", action="store_true", help="remove what is in --out first")
+    parser.add_argument("--overwrite", action="store_true", help="remove the adapter that is in --out first")
     parser.add_argument("--device", help="cpu, cuda, cuda:1… [a GPU if there is one]")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 [float32 on a CPU, else the checkpoint's]")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")

@@ -15,6 +15,7 @@ from ..support import files
 from .settings import DistillSettings
 
 VERSION = 1
+FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
 PACKAGES = ("textguide", "torch", "transformers", "peft")
 
 
@@ -23,6 +24,13 @@ def digest(value: Any) -> str | None:
     if value is None:
         return None
     return hashlib.sha256(files.json_bytes(files.plain(value, str))).hexdigest()[:16]
+
+
+def remove(folder: Path) -> None:
+    """Take away what :func:`finish` wrote, the card first."""
+    if (folder / CARD).is_file():
+        for name in (CARD, *FILES):
+            (folder / name).unlink(missing_ok=True)
 
 
 def finish(

@@ -81,7 +81,7 @@ def distill(
         settings: how it is trained; or give its fields by name.
         models: further models by the name that branches use.
         name: what the model is called in the card; default: its own name.
-        overwrite: remove what is in ``out`` first.
+        overwrite: remove the adapter, or the run, that is in ``out`` first; other files stay.
         progress: called with what is done (``"writing"``, ``"training"``), how much of how much, and the loss.
 
     Returns:
@@ -114,9 +114,7 @@ def distill(
     further = {key: adapter(one).base for key, one in (models or {}).items()}
     folder = files.folder(out)
     work = folder / WORK
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    if (folder / low_rank.CARD).is_file():
+    if (folder / low_rank.CARD).is_file() and not overwrite:
         raise ValueError(
             f"{folder} holds a finished adapter; name another folder, or pass overwrite=True (--overwrite)"
         )
@@ -125,7 +123,13 @@ def distill(
         "guidance": chosen.to_dict(), "model_fingerprint": model_fingerprint(base), **settings.to_dict(),
         "prompts": card.digest(prompts), "given": card.digest(list(given)),
     }  # fmt: skip
-    checkpoint.begin(work, identity)
+    cpu = adapter(model).device.type == "cpu"
+    accelerator = _accelerator(cpu, settings.mixed_precision)
+    if accelerator.is_main_process:
+        if overwrite:
+            card.remove(folder)
+            shutil.rmtree(work, ignore_errors=True)
+        checkpoint.begin(work, identity)
     if prompts is None and settings.positions != "all" and at_all_positions(settings.taught(chosen)[0][1]):
         behind = "guided texts" if "guided" in settings.shares else "positions='continuation'"
         if "guided" in settings.shares or (settings.positions and set(settings.shares) != {"given"}):
@@ -140,13 +144,18 @@ def distill(
         done[0] += count
         told("writing", done[0], settings.texts, None)
 
-    written = texts.gather(base, tokenizer, chosen, prompts, given, settings, work, further, wrote)
-    losses, resumed, wrapped, shares = _train(base, tokenizer, chosen, written, settings, further, work, told)
-    card.finish(
-        folder, wrapped, chosen, settings, model=base, name=called, losses=losses, texts=written, shares=shares,
-        seconds=time.perf_counter() - begun,
-    )  # fmt: skip
-    shutil.rmtree(work)
+    with accelerator.main_process_first():  # the others read what the first has written
+        written = texts.gather(base, tokenizer, chosen, prompts, given, settings, work, further, wrote)
+    losses, resumed, wrapped, shares = _train(
+        base, tokenizer, chosen, written, settings, further, work, accelerator, told
+    )
+    if accelerator.is_main_process:
+        card.finish(
+            folder, wrapped, chosen, settings, model=base, name=called, losses=losses, texts=written, shares=shares,
+            seconds=time.perf_counter() - begun,
+        )  # fmt: skip
+        shutil.rmtree(work)
+    accelerator.wait_for_everyone()
     return DistillResult(folder, losses, time.perf_counter() - begun, resumed)
 
 
@@ -158,11 +167,10 @@ def _train(
     settings: DistillSettings,
     models: Mapping[str, Any],
     work: Path,
+    accelerator: Any,
     told: Callable[[str, int, int, float | None], Any],
 ) -> tuple[list[float], int, Any, dict[str, Any]]:
     """Losses, how many steps were there before, the model with its adapter, and how many weights are trained."""
-    from accelerate import Accelerator
-
     library = low_rank.peft("distilling")
     taught = settings.taught(guidance)
     objective = settings.made()
@@ -174,7 +182,6 @@ def _train(
         )
     if objective.needs_prompts:
         every = False
-    accelerator = Accelerator(cpu=adapter(model).device.type == "cpu", mixed_precision=settings.mixed_precision)
     lead = None if objective.needs_prompts else leading([taught[0][1]])
     read = [] if every else texts.items(model, tokenizer, written, lead)
     with low_rank.parameters_as_they_were(model), torch.random.fork_rng():
@@ -226,6 +233,19 @@ def _train(
             "scale": strongest, "positions": "all" if every else "continuation",
         }  # fmt: skip
         return losses, resumed, wrapped, shares
+
+
+def _accelerator(cpu: bool, mixed_precision: str) -> Any:
+    """Accelerate, which a process can have at one precision only."""
+    from accelerate import Accelerator
+
+    try:
+        return Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+    except ValueError as error:
+        raise ValueError(
+            f"mixed_precision={mixed_precision!r} differs from what this process has trained with before; start "
+            "another process for it"
+        ) from error
 
 
 def _is_transposed(model: Any) -> bool:
