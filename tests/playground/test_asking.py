@@ -12,9 +12,11 @@ import pytest
 
 from textguide.guidance import Guidance
 from textguide.playground.asking import RefusedError, Rules, from_json
+from textguide.playground.forms import forms, loading
 from textguide.playground.limits import Limits
 
 RULES = Rules()
+RULES_FORMS = forms()
 
 
 def guided(**fields: Any) -> dict[str, Any]:
@@ -143,26 +145,15 @@ def test_no_field_of_any_method_touches_a_file_or_a_module(secret: Path) -> None
 
 def test_what_loads_by_name_is_offered_by_name_alone() -> None:
     """Fields whose texts are loaded when a run begins."""
-    loading = {("caif", "classifier"), ("gradient-free-classifier", "classifier"), ("reward", "model"),
-               ("value", "value"), ("steering", "vector"), ("cfg", "distilled")}  # fmt: skip
-    found = set()
-    for name, field in loading:
+    known = {("caif", "classifier"), ("gradient-free-classifier", "classifier"), ("reward", "model"),
+             ("value", "value"), ("steering", "vector"), ("cfg", "distilled")}  # fmt: skip
+    assert {("reward", "model"), ("value", "value"), ("cfg", "distilled")} <= loading()
+    for name, field in known:
         example = next(form["example"] for form in RULES_FORMS if form["name"] == name)
         with pytest.raises(RefusedError, match="--allow NAME"):
             RULES.guidance({**example, "method": name, field: "/some/folder"})
         allowed = Rules(named=("/some/folder",)).guidance({**example, "method": name, field: "/some/folder"})
         assert allowed is not None
-        found.add((name, field))
-    assert found == loading
-
-
-def _forms() -> Any:
-    from textguide.playground.forms import forms
-
-    return forms()
-
-
-RULES_FORMS = _forms()
 
 
 def test_every_method_has_a_form_and_every_field_its_help() -> None:

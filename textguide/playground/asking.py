@@ -11,6 +11,7 @@ from ..forward.steering_vectors import BUNDLED
 from ..guidance import Guidance, TokenReweighting, as_guidance, split
 from ..guidance.base import SELF
 from ..guidance.places import check_place
+from .forms import loading
 from .limits import Limits
 
 CLASSIFIERS = ("sentiment", "sentiment-minilm", "sentiment-smollm2", "profanity")
@@ -218,7 +219,7 @@ class Rules:
             self.constraint(value)
         elif name == "critic":
             raise RefusedError("critic is a function, which no page can send; leave it out")
-        elif name in ("model", "value", "distilled") and (not isinstance(value, str) or value not in self.named):
+        elif (method, name) in loading() and (not isinstance(value, str) or value not in self.named):
             raise RefusedError(self._unnamed(name, value, ()))
 
     def _unnamed(self, name: str, value: Any, known: Collection[str]) -> str:

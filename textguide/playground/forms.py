@@ -20,6 +20,8 @@ HIDDEN = ("critic",)
 """Fields that hold what JSON does not."""
 TEXTS = ("negative_prompt", "negative_system", "context", "prompt", "instruction", "expression")
 """Fields of any type that are mostly given as text."""
+_LOADS = re.compile(r"\b(folder|file|path)s?\b|python:", re.IGNORECASE)
+"""What a docstring says of fields that may name something of the machine."""
 _FAR = 1_000_000
 """Where the search for a bound ends: there is none."""
 
@@ -28,6 +30,12 @@ _FAR = 1_000_000
 def forms() -> tuple[dict[str, Any], ...]:
     """All methods: what the tables say of them, ``summary``, ``fields``, ``places`` and an ``example`` as JSON."""
     return tuple(_form(method["name"]) for method in catalogue.methods())
+
+
+@lru_cache(maxsize=1)
+def loading() -> frozenset[tuple[str, str]]:
+    """Methods with those of their fields that may name something of the machine: files, folders, code."""
+    return frozenset((form["name"], field["name"]) for form in forms() for field in form["fields"] if field["loads"])
 
 
 def _form(name: str) -> dict[str, Any]:
@@ -44,6 +52,7 @@ def _form(name: str) -> dict[str, Any]:
         "name": name,
         "class": method.__name__,
         **{key: value for key, value in vars(method.about).items() if key != "example"},
+        "passes": method.about.passes.replace("`", ""),
         "summary": _plain(document.split("\n\n")[0]),
         "example": to_json(example.to_dict()),
         "fields": [_field(field, example, texts.get(field.name, "")) for field in given],
@@ -66,6 +75,7 @@ def _field(field: Field[Any], example: Guidance, text: str) -> dict[str, Any]:
         "default": None if field.default is MISSING else to_json(field.default),
         "help": _plain(text),
         "common": field.name in COMMON,
+        "loads": bool(_LOADS.search(text)),
     }
     if base in ("int", "float"):
         made |= _range(field.name, base, example)

@@ -149,7 +149,8 @@ def about(models: Models, rules: Rules) -> dict[str, Any]:
     limits = rules.limits
     return {
         "version": __version__, "model": models.name, "methods": list(forms()), "examples": EXAMPLES,
-        "models": sorted(models.sources), "classifiers": [*CLASSIFIERS, *rules.named], "canvases": canvases(),
+        "models": sorted(models.sources), "classifiers": [*CLASSIFIERS, *rules.named],
+        "named": list(rules.named), "canvases": canvases(),
         "scenes": [scene["name"] for scene in scenes()], "chat": bool(getattr(models.tokenizer, "chat_template", None)),
         "limits": {"new_tokens": limits.new_tokens, "characters": limits.characters, "particles": limits.particles,
                    "prompt_tokens": limits.prompt_tokens, "scales": limits.scales, "canvas": limits.canvas},

@@ -95,7 +95,7 @@ export function useRun() {
 }
 
 export function Go({ task, label = "Write" }) {
-  return html`<div class="actions"><button type="submit" class="primary" disabled=${task.busy}>${label}</button>
+  return html`<div class="go"><div class="actions"><button type="submit" class="primary" disabled=${task.busy}>${label}</button>
     <button type="button" class="button" disabled=${!task.busy} onClick=${task.stop}>Stop</button></div>
-    <p class="error" role="alert">${task.error}</p><p class="status quiet" role="status" aria-live="polite">${task.status}</p>`;
+    <p class="error" role="alert">${task.error}</p><p class="status quiet" role="status" aria-live="polite">${task.status}</p></div>`;
 }

@@ -2,6 +2,7 @@
 import { html, useEffect, useId, useState } from "textguide/html";
 
 const SLIDERS = { scale: [0, 5, 0.1], weight: [-10, 10, 0.5], strength: [-3, 3, 0.1], particles: [1, 16, 1], max_branches: [1, 16, 1] };
+const LISTED = ["classifier", "vector", "constraint"];
 const KINDS = { regex: "pattern", "json-schema": "schema", grammar: "grammar" };
 const BEGINNINGS = { regex: "[0-9]{4}-[0-9]{2}-[0-9]{2}", "json-schema": '{"type": "object"}', grammar: 'start: "yes" | "no"\n' };
 
@@ -67,11 +68,12 @@ export function Field({ field, value, onChange, info, invalid, method }) {
     input = html`<${Constraint} key=${method} id=${id} value=${current} onChange=${onChange} described=${help} invalid=${invalid} />`;
   } else if (field.kind === "bool") {
     return html`<div class="field"><label class="check name"><input type="checkbox" ...${shared} checked=${Boolean(current)} onChange=${(e) => onChange(e.target.checked)} /> ${field.name}</label>${text}</div>`;
-  } else if (field.name === "classifier" || field.name === "vector" || field.choices) {
-    const choices = field.choices ?? (field.name === "vector" ? ["smollm2-positive"] : info.classifiers);
+  } else if (field.name === "classifier" || field.name === "vector" || field.loads || field.choices) {
+    const own = { classifier: info.classifiers, vector: ["smollm2-positive", ...info.named] }[field.name] ?? info.named;
+    const choices = field.choices ?? own;
     const shown = current !== null && current !== undefined && !choices.includes(current) ? [current, ...choices] : choices;
     input = html`<select ...${shared} value=${current ?? ""} onChange=${(e) => put(e.target.value)}>
-      ${current === null || current === undefined ? html`<option value="">choose…</option>` : ""}${shown.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}</select>`;
+      ${current === null || current === undefined || !field.required ? html`<option value="">choose…</option>` : ""}${shown.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}</select>`;
   } else if (field.kind === "int" || field.kind === "float") {
     const [low, high, step] = SLIDERS[field.name] ?? (Number.isFinite(field.minimum) && Number.isFinite(field.maximum) ? [field.minimum, field.maximum, field.kind === "int" ? 1 : 0.05] : []);
     const parse = (t) => (t === "" ? undefined : Number(t));
@@ -96,18 +98,20 @@ function Part({ form, part, onChange, onRemove, info, wrong }) {
     onChange(next);
   };
   const one = (field) => html`<${Field} key=${`${form.name} ${field.name}`} method=${form.name} field=${field} info=${info} value=${part[field.name]} invalid=${wrong === field.name} onChange=${(v) => put(field.name, v)} />`;
-  const common = form.fields.filter((field) => field.common);
+  // What names something of the server's machine is offered where it was named when the server was started.
+  const offered = form.fields.filter((field) => !field.loads || LISTED.includes(field.name) || info.named.length);
+  const common = offered.filter((field) => field.common);
   return html`<fieldset class="part"><legend>${form.name}</legend>
     <div class="head"><p class="quiet">${form.summary} <em>${form.rule}</em>${form.paper ? html` (<a href=${`https://arxiv.org/abs/${form.paper}`} target="_blank" rel="noreferrer">arXiv ${form.paper}</a>)` : ""}</p>
       <button type="button" class="button" aria-label=${`remove ${form.name}`} onClick=${onRemove}>✕</button></div>
-    ${form.fields.filter((field) => !field.common).map(one)}
+    ${offered.filter((field) => !field.common).map(one)}
     ${common.length ? html`<details open=${common.some((field) => field.name === wrong) || undefined}><summary>${common.length} more fields</summary>${common.map(one)}</details>` : ""}</fieldset>`;
 }
 
 /** Guidances that act together, each with its form. */
 export function Guidance({ info, place, value, onChange, error }) {
   const id = useId();
-  const offered = info.methods.filter((form) => form.places[place] === true && !["reward", "value"].includes(form.name));
+  const offered = info.methods.filter((form) => form.places[place] === true && (info.named.length || !form.fields.some((field) => field.required && field.loads && !LISTED.includes(field.name))));
   const [chosen, setChosen] = useState(offered[0]?.name);
   useEffect(() => { if (!offered.some((form) => form.name === chosen)) setChosen(offered[0]?.name); }, [place]);
   const wrong = /^([a-z_]+)=/.exec(error ?? "")?.[1];

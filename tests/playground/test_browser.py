@@ -1,0 +1,398 @@
+"""The page in a real browser: what a visitor does, wide and narrow, light and dark, by keyboard alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import NEEDS
+
+CHROMIUM = os.environ.get("TEXTGUIDE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    *NEEDS,
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium, or set TEXTGUIDE_CHROMIUM"),
+]
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SLOW = 60_000
+OPEN = "[role=tabpanel]:not([hidden])"
+
+
+@pytest.fixture(scope="module")
+def address(models: Any) -> Iterator[str]:
+    import uvicorn
+
+    from textguide.playground import serving
+    from textguide.playground.server import application
+
+    sock = serving.listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(application(models), log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    yield serving.address("127.0.0.1", sock)
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Seen:
+    """A page of the browser, and what went wrong on it."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.context = browser.new_context(**{"viewport": WIDE, "accept_downloads": True, **options})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(SLOW)
+        self.problems: list[str] = []
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._hear)
+        self.page.on("request", self._ask)
+        self.own = address
+        if address:
+            self.page.goto(address)
+            self.page.wait_for_selector("text=Press Write")
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error" and "400" not in message.text:
+            self.problems.append(message.text)
+
+    def _ask(self, request: Any) -> None:
+        if not request.url.startswith((self.own, "data:", "blob:", "file:")):
+            self.problems.append(f"loads {request.url}")
+
+    def tab(self, name: str) -> Any:
+        self.page.get_by_role("tab", name=name).click()
+        return self.page.locator(OPEN)
+
+    def go(self, shorter: int | None = None) -> Any:
+        """Press the button, and wait for the end."""
+        panel = self.page.locator(OPEN)
+        if shorter is not None:
+            panel.get_by_label("max_new_tokens", exact=True).fill(str(shorter))
+        panel.locator("button.primary").click()
+        panel.get_by_text("done in").wait_for()
+        return panel
+
+
+@pytest.fixture
+def open_page(browser: Any, address: str) -> Iterator[Any]:
+    opened: list[Seen] = []
+
+    def make(at: str | None = None, **options: Any) -> Seen:
+        opened.append(Seen(browser, address if at is None else at, **options))
+        return opened[-1]
+
+    yield make
+    for seen in opened:
+        seen.context.close()
+    assert [problem for seen in opened for problem in seen.problems] == []
+
+
+def serious(page: Any) -> list[str]:
+    """What axe finds that keeps people out."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['target']} {node['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+def too_wide(page: Any) -> int:
+    """Pixels by which the page is wider than the screen."""
+    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+def test_write_and_see(open_page: Any) -> None:
+    seen = open_page()
+    panel = seen.go(shorter=6)
+    page = seen.page
+    guided = panel.get_by_role("group", name="the text under guidance")
+    assert guided.locator("button.token").count() == 6
+    assert panel.get_by_role("group", name="the text of plain decoding").inner_text().startswith("The dragon")
+    assert "KL" in panel.locator(".explained > .quiet").first.inner_text()
+    # Hover a token: its step is shown, with a column for every branch.
+    guided.locator("button.token").nth(3).hover()
+    step = panel.locator("section.step")
+    assert step.get_attribute("aria-label") == "token 4"
+    assert step.locator("thead th").all_inner_texts()[1:] == ["plain", "last token", "guided ▾"]
+    step.get_by_role("button", name="plain", exact=True).click()
+    shares = step.locator("td[data-name=plain] .value").all_inner_texts()
+    numbers = [float(text.rstrip("%")) / (100 if text.endswith("%") else 1) for text in shares]
+    assert numbers == sorted(numbers, reverse=True)
+    # The curves.
+    labels = [svg.get_attribute("aria-label") for svg in panel.locator(".curve svg").all()]
+    assert [label.split(" along")[0] for label in labels] == ["KL", "γ"]
+    # Colours by the token's own probability.
+    panel.get_by_label("the token's own probability").check()
+    assert {"up", "down"} & set(" ".join(guided.locator("button").first.get_attribute("class").split()).split())
+    # The slider for γ scores the text anew without writing it.
+    slider = panel.get_by_label("This text under other γ")
+    before = guided.inner_text()
+    line = panel.locator(".scale p")
+    first = line.inner_text()
+    slider.fill("0")
+    assert panel.locator(".scale output").inner_text() == "0"
+    assert line.inner_text() != first
+    assert "most likely at γ" in line.inner_text()
+    assert guided.inner_text() == before
+    panel.get_by_role("button", name="back to the run's own colours").click()
+    assert page.locator(".scale output").first.inner_text() == "1.5"
+
+
+def test_compose_and_forms(open_page: Any) -> None:
+    seen = open_page()
+    panel = seen.page.locator(OPEN)
+    panel.get_by_label("Compose with").select_option("caif")
+    panel.get_by_role("button", name="Add", exact=True).click()
+    part = panel.locator("fieldset.part").nth(1)
+    assert part.get_by_label("classifier *").input_value() == "sentiment"
+    part.get_by_label("weight", exact=True).fill("3")
+    part.get_by_label("top_k", exact=True).fill("5")
+    seen.go(shorter=3)
+    text = panel.locator(".scale, .explained > .quiet").all_inner_texts()
+    assert any("classified" in one for one in text)
+    assert "other parts" in panel.locator(".explained").inner_text()
+    panel.get_by_role("button", name="remove caif").click()
+    assert panel.locator("fieldset.part").count() == 1
+
+
+def test_fork(open_page: Any) -> None:
+    seen = open_page()
+    panel = seen.go(shorter=5)
+    guided = panel.get_by_role("group", name="the text under guidance")
+    first = guided.locator("button.token").all_inner_texts()
+    guided.locator("button.token").nth(2).focus()
+    other = panel.locator("section.step tbody tr:not(.written) .fork").first
+    token = other.evaluate("(node) => node.firstChild.textContent.trim()")
+    other.click()
+    panel.get_by_role("heading", name="Forks").wait_for()
+    panel.locator(".actions .primary:not([disabled])").wait_for()
+    forked = guided.locator("button.token").all_inner_texts()
+    assert forked[:2] == first[:2]
+    assert forked[2] != first[2]
+    assert forked[2].replace(" ", "␣").replace("\n", "↵") == token
+    tree = panel.locator(".tree")
+    assert tree.locator("button").count() == 2
+    assert tree.locator("button[aria-current=true]").inner_text().startswith("from token 3")
+    tree.locator("button").first.click()
+    assert guided.locator("button.token").all_inner_texts() == first
+
+
+def test_constrain(open_page: Any) -> None:
+    seen = open_page()
+    panel = seen.tab("Constrain")
+    panel.get_by_label("Start from an example").select_option(label="A date, by a regular expression")
+    seen.go()
+    texts = panel.locator(".rows > li")
+    assert texts.count() == 5
+    finished = [row for row in texts.all() if "finished" in row.inner_text()]
+    assert finished
+    assert re.search(r"(19|20)\d\d-\d\d-\d\d", finished[0].locator(".text").inner_text())
+    assert "effective sample size" in panel.inner_text()
+    scrubber = panel.locator(".player input")
+    scrubber.fill("0")
+    assert panel.locator(".player label").inner_text().startswith("token 1 of")
+    assert all(len(row.locator(".text").inner_text()) <= 4 for row in texts.all())
+    panel.get_by_role("button", name="Play").click()
+    panel.get_by_role("button", name="Play").wait_for()  # it has played to the end
+    assert panel.locator(".drawn").count() == 1
+
+
+def test_diffuse(open_page: Any) -> None:
+    seen = open_page()
+    panel = seen.tab("Diffuse")
+    seen.go()
+    assert panel.locator(".cell").count() == 32
+    assert panel.locator(".cell.masked").count() == 0
+    panel.locator(".player input").fill("3")
+    again = panel.locator(".cell.again").first
+    again.focus()
+    assert "masked again for the second pass" in panel.locator(".why").inner_text()
+    assert panel.locator(".cell.masked").count() == 12
+    assert panel.locator(".cell.fresh").count() == 1
+
+
+def test_caption(open_page: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    seen = open_page()
+    panel = seen.tab("Caption")
+    seen.go(shorter=8)
+    assert panel.get_by_role("group", name="the caption").locator("button.token").count() > 1
+    assert panel.locator(".text.small").inner_text()
+    path = tmp_path / "own.png"
+    Image.new("RGB", (80, 60), (250, 20, 20)).save(path)
+    panel.get_by_label("or a file of yours").set_input_files(path)
+    panel.locator("img.shown[alt='own.png']").wait_for()
+    seen.go()
+    path.write_bytes(b"no image at all")
+    panel.get_by_label("or a file of yours").set_input_files([])
+    panel.get_by_label("or a file of yours").set_input_files(path)
+    panel.locator("button.primary").click()
+    alert = panel.locator(".go [role=alert]")
+    alert.filter(has_text="image").wait_for()
+    assert "cannot be read as an image" in alert.inner_text() or "must be a file of an image" in alert.inner_text()
+
+
+def test_take_away(open_page: Any, tmp_path: Path, address: str) -> None:
+    seen = open_page()
+    seen.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    panel = seen.go(shorter=4)
+    panel.locator(".away summary").click()
+    panel.locator("pre").first.wait_for()
+    assert "CFG(" in panel.get_by_label("Python").inner_text()
+    assert panel.get_by_label("Terminal").inner_text().startswith("textguide generate --model smollm2-small")
+    assert f"{address}api/write" in panel.get_by_label("curl").inner_text()
+    with seen.page.expect_download() as got:
+        panel.get_by_role("button", name="JSON of the trace").click()
+    trace = json.loads(Path(got.value.path()).read_text(encoding="utf-8"))
+    assert len(trace["steps"]) == 4
+    with seen.page.expect_download() as got:
+        panel.get_by_role("button", name="One HTML file").click()
+    kept = tmp_path / "kept.html"
+    got.value.save_as(kept)
+    panel.get_by_role("button", name="Copy a link").click()
+    panel.get_by_text("a link with these settings was copied").wait_for()
+    link = seen.page.evaluate("navigator.clipboard.readText()")
+    other = open_page(at="about:blank")
+    other.own = address
+    other.page.goto(link)
+    other.page.wait_for_selector("text=Press Write")
+    assert other.page.locator(OPEN).get_by_label("max_new_tokens", exact=True).input_value() == "4"
+    alone = open_page(at="")
+    alone.page.goto(kept.as_uri())
+    alone.page.locator("button.token").first.wait_for()
+    assert alone.page.locator("button.token").count() == 4
+    assert serious(alone.page) == []
+
+
+def test_what_goes_wrong_is_said(open_page: Any) -> None:
+    seen = open_page()
+    panel = seen.page.locator(OPEN)
+    alert = panel.locator(".go [role=alert]")
+    panel.get_by_label("text to continue", exact=True).last.fill("word " * 1500)
+    panel.locator("button.primary").click()
+    alert.filter(has_text="tokens, and this page takes 1,024").wait_for()
+    panel.get_by_label("text to continue", exact=True).last.fill("The dragon")
+    more = panel.locator("fieldset.part details")
+    more.locator("summary").click()
+    panel.get_by_label("schedule", exact=True).fill("sideways")
+    panel.locator("button.primary").click()
+    alert.filter(has_text="sideways").wait_for()
+    panel.get_by_label("schedule", exact=True).fill("linear")
+    seen.go(shorter=3)
+    assert alert.inner_text() == ""
+
+
+def test_stop_and_a_closed_page(open_page: Any, address: str) -> None:
+    import urllib.request
+
+    seen = open_page()
+    panel = seen.page.locator(OPEN)
+    panel.get_by_label("max_new_tokens", exact=True).fill("200")
+    panel.locator("button.primary").click()
+    panel.locator(".explained .token").nth(1).wait_for()
+    other = open_page()
+    assert other.go(shorter=3).locator(".explained .token").count() == 3  # two visitors at once
+    panel.get_by_role("button", name="Stop").click()
+    panel.get_by_text("stopped").wait_for()
+    assert 1 < panel.locator(".explained .token").count() < 200
+    panel.locator("button.primary").click()
+    panel.locator(".explained .token").nth(1).wait_for()
+    seen.page.close()
+    assert other.go(shorter=4).locator(".explained .token").count() == 4
+    assert urllib.request.urlopen(address, timeout=20).status == 200
+
+
+def test_by_keyboard_alone(open_page: Any) -> None:
+    seen = open_page()
+    page = seen.page
+    page.locator(OPEN).get_by_label("max_new_tokens", exact=True).fill("4")
+    press = page.keyboard.press
+
+    def tab_to(selector: str) -> None:
+        for _ in range(80):
+            press("Tab")
+            if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
+                outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                assert outline != "none", selector
+                return
+        raise AssertionError(f"{selector} is not reached by Tab")
+
+    page.locator("h1").first.click()
+    tab_to("[role=tab]")
+    press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-constrain"
+    press("ArrowLeft")
+    assert page.evaluate("document.activeElement.id") == "tab-write"
+    tab_to("button.primary")
+    press("Enter")
+    page.locator(OPEN).get_by_text("done in").wait_for()
+    tab_to(".explained .token")
+    press("ArrowRight")
+    press("ArrowRight")
+    assert page.locator("section.step").first.get_attribute("aria-label") == "token 3"
+    press("End")
+    assert page.locator("section.step").first.get_attribute("aria-label") == "token 4"
+    tab_to("section.step tbody .fork")
+    press("Enter")
+    page.get_by_role("heading", name="Forks").wait_for()
+    page.locator(OPEN).get_by_text("done in").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_every_tab_can_be_used_by_all(open_page: Any, size: dict[str, int], scheme: str) -> None:
+    seen = open_page(viewport=size, color_scheme=scheme)
+    for name, shorter in (("Write", 5), ("Constrain", 8), ("Diffuse", None), ("Caption", 6)):
+        panel = seen.tab(name)
+        assert serious(seen.page) == [], (name, "before")
+        seen.go(shorter)
+        panel.locator(".away summary").click()
+        panel.locator("pre").first.wait_for()
+        assert too_wide(seen.page) <= 0, name
+        assert serious(seen.page) == [], (name, "after")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_that_travel_as_a_file(
+    open_page: Any, models: Any, tmp_path: Path, size: dict[str, int], scheme: str
+) -> None:
+    import textguide
+
+    explanation = textguide.explain(
+        models.model, models.tokenizer, "The dragon\nflew", textguide.guidance.DoLa(exits=(1, 2, 3)), max_new_tokens=6
+    )
+    seen = open_page(at="", viewport=size, color_scheme=scheme)
+    seen.page.goto(explanation.save_html(tmp_path / "page.html").as_uri())
+    seen.page.locator("button.token").first.wait_for()
+    assert too_wide(seen.page) <= 0
+    # All columns can be seen, also on a narrow screen.
+    cells = seen.page.locator("section.step tbody tr").first.locator("td").all()
+    assert len(cells) == 2 + len(explanation.branches)
+    assert all(
+        box["x"] >= 0 and box["x"] + box["width"] <= size["width"] for cell in cells if (box := cell.bounding_box())
+    )
+    assert serious(seen.page) == []
