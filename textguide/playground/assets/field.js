@@ -112,7 +112,7 @@ function Part({ form, part, onChange, onRemove, info, wrong }) {
 export function Guidance({ info, place, value, onChange, error }) {
   const id = useId();
   const offered = info.methods.filter((form) => form.places[place] === true && (info.named.length || !form.fields.some((field) => field.required && field.loads && !LISTED.includes(field.name))));
-  const [chosen, setChosen] = useState(offered[0]?.name);
+  const [chosen, setChosen] = useState(offered.find((form) => form.name === (value.length ? "caif" : "cfg"))?.name ?? offered[0]?.name);
   useEffect(() => { if (!offered.some((form) => form.name === chosen)) setChosen(offered[0]?.name); }, [place]);
   const wrong = /^([a-z_]+)=/.exec(error ?? "")?.[1];
   const form = info.methods.find((one) => one.name === chosen);

@@ -117,7 +117,7 @@ export function WriteTab({ info, first }) {
   const load = (one) => { setPrompt(one.prompt); setGuidance(one.guidance); setOptions(one.options); };
   const settings = { prompt, guidance, options, compare };
   const request = node?.request ?? { prompt: sent(prompt), guidance: guidance.length ? guidance : null, options };
-  const wanders = node && node.data.guidance !== null;
+  const wanders = node && Boolean(node.request.guidance);
   return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write}>
       <${Examples} examples=${info.examples.write} onChoose=${load} />
       <${Prompt} value=${prompt} onChange=${setPrompt} info=${info} />
@@ -126,9 +126,8 @@ export function WriteTab({ info, first }) {
       <label class="check"><input type="checkbox" checked=${compare} onChange=${(event) => setCompare(event.target.checked)} /> beside plain decoding</label>
       <${Go} task=${task} /></form>
     <section aria-label="what was written">
-      ${node ? html`${plain ? html`<div><h2>Plain</h2><div class="text" aria-label="the text of plain decoding" role="group" aria-busy=${plain.busy ? "true" : "false"}><span class="prompt">${readable(node.data.prompt)}</span>${readable(plain.steps.map((step) => step.chosen.text).join(""))}${plain.busy ? html`<span class="caret" aria-hidden="true"></span>` : ""}</div></div>` : ""}
-        <h2>${wanders ? "Guided" : "Plain"}</h2>
-        <${Explained} key=${node.id} data=${node.data} busy=${node.busy} others=${node.busy ? null : others} onFork=${task.busy ? null : fork}>
+      ${node ? html`<${Explained} key=${node.id} data=${node.data} busy=${node.busy} others=${node.busy ? null : others} onFork=${task.busy ? null : fork} start=${node.at} title=${wanders ? "Guided" : "Plain"}
+          beside=${plain ? html`<div><h2>Plain</h2><div class="text" aria-label="the text of plain decoding" role="group" aria-busy=${plain.busy ? "true" : "false"}><span class="prompt">${readable(node.data.prompt)}</span>${readable(plain.steps.map((step) => step.chosen.text).join(""))}${plain.busy ? html`<span class="caret" aria-hidden="true"></span>` : ""}</div></div>` : null}>
           ${node.busy || !("scorable" in node.data) ? "" : html`<${Scales} key=${node.id} node=${node} info=${info} onScores=${setOthers} />`}<//>
         ${nodes.length > 1 ? html`<h2>Forks</h2><${Tree} nodes=${nodes} parent=${null} current=${current} onSelect=${(id) => { setCurrent(id); setOthers(null); }} />` : ""}`
       : html`<p class="empty">Press Write: the text appears here, token by token, coloured by what guidance did to it.</p>`}

@@ -7,11 +7,14 @@ import { Legend, Tokens } from "textguide/tokens";
 /**
  * @param data what textguide.explain writes as JSON, or as much of it as there is yet
  * @param onFork called with the number of a step and a token to write on from there
+ * @param title heading of the text
+ * @param start the token that is looked at first
+ * @param beside another text, shown next to it
  * @param others probabilities of every token before and after, where another scale is looked at
  */
-export function Explained({ data, onFork, others, busy, open, label = "the text under guidance", children }) {
+export function Explained({ data, onFork, others, busy, open, label = "the text under guidance", title, beside, start = null, children }) {
   const [mode, setMode] = useState("kl");
-  const [selected, setSelected] = useState(null);
+  const [selected, setSelected] = useState(start);
   const name = useId();
   const steps = data.steps;
   const at = steps.length ? Math.min(selected ?? 0, steps.length - 1) : null;
@@ -19,7 +22,8 @@ export function Explained({ data, onFork, others, busy, open, label = "the text 
   return html`<div class="explained">
     ${data.summary ? html`<p class="quiet">${data.summary}</p>` : ""}
     ${data.note ? html`<p class="note" role="note">${data.note}</p>` : ""}
-    <${Tokens} prompt=${data.prompt} steps=${steps} mode=${shown} others=${others} selected=${at} onSelect=${setSelected} label=${label} busy=${busy} />
+    <div class=${beside ? "beside" : ""}>${beside}<div>${title ? html`<h2>${title}</h2>` : ""}
+      <${Tokens} prompt=${data.prompt} steps=${steps} mode=${shown} others=${others} selected=${at} onSelect=${setSelected} label=${label} busy=${busy} /></div></div>
     ${steps.length ? html`<div class="under-text">
       <fieldset class="modes"><legend class="visually-hidden">colour tokens by</legend>
         ${[["kl", "KL of the step"], ["change", "the token's own probability"]].map(([key, text]) => html`<label key=${key} class="check">
