@@ -62,7 +62,7 @@ def main() -> None:
         model, tokenizer, arguments.prompt, CFG(arguments.scale), max_new_tokens=8, repetition_penalty=1.2
     )
     show(explanation, top=3, console=console)
-    console.print("\nNext: textguide playground --open, textguide generate --help, textguide explain --html page.html, docs/")
+    console.print("\nNext: textguide playground --open, textguide generate --help, textguide explain --html page.html")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_page_shows_every_step() -> None:
         spared = [float(step.certainty[0, i]) for i in known if not step.remasked[0, i]]
         assert max((value for _, value in shown["remasked"]), default=0.0) <= min(spared, default=1.0)
     assert values["text"] == out.texts[0]
-    assert "remask_ratio=0.5" in values["label"]
+    assert values["label"] == "acfg 2 remask_ratio=0.5"
 
 
 def test_needs_a_history() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from textguide import CFG, explain
+from textguide.guidance.spec import label
 from textguide.support import viewer
 
 from ..architectures import Tokenizer, build
@@ -83,7 +84,7 @@ def test_the_page_holds_the_explanation_and_loads_nothing(model: Any, tokenizer:
     assert len(page.scripts) == 3
     values = values_of(text)
     assert (values.pop("kind"), values.pop("summary")) == ("text", explanation.summary)
-    assert values.pop("label") == str(explanation.guidance)
+    assert values.pop("label") == label(explanation.guidance)
     assert values == json.loads(json.dumps(explanation.to_dict()))
 
 

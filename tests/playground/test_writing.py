@@ -26,7 +26,7 @@ def test_the_text_is_that_of_generate(visitor: Visitor, models: Any) -> None:
     assert kind == "end"
     assert end["text"] == out.texts[0]
     assert end["steps"] == steps
-    assert end["label"] == str(textguide.CFG(2.0))
+    assert end["label"] == "cfg 2"
     assert [step["scale"] for step in steps] == [2.0] * 6
 
 

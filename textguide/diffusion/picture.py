@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..guidance import as_guidance
+from ..guidance.spec import label
 from ..support import viewer
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
@@ -40,7 +42,7 @@ def picture_values(
     picture = Picture(made, first[row], result.targets[row])
     return {
         "kind": "canvas",
-        "label": str(guidance) if guidance is not None else "no guidance",
+        "label": label(as_guidance(guidance)),
         "summary": f"{result.effect}; {result.passes} forward passes for the batch",
         "cells": picture.cells,
         "steps": [picture.step(step, row) for step in steps],

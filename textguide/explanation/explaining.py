@@ -19,6 +19,7 @@ from ..guidance import AWRS, CFG, BranchGuidance, FeynmanKac, Guidance, Step, as
 from ..guidance.base import SELF
 from ..guidance.composed import Parts
 from ..guidance.scaled import Scaled
+from ..guidance.spec import label
 from ..support import viewer
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
@@ -47,8 +48,8 @@ class Explanation(ExplainedText):
 
     def to_html(self) -> str:
         """One self-contained HTML page: the text as a heat map, and the tokens that moved at every step."""
-        label = "no guidance" if self.guidance is None else str(self.guidance)
-        return viewer.page({**self.to_dict(), "kind": "text", "label": label, "summary": self.summary})
+        shown = {"kind": "text", "label": label(self.guidance), "summary": self.summary}
+        return viewer.page({**self.to_dict(), **shown})
 
     def save_html(self, path: str | Path) -> Path:
         """Write :meth:`to_html` to ``path``, whole or not at all; missing folders are made."""

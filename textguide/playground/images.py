@@ -12,6 +12,7 @@ from typing import Any
 
 from ..captioning.images import read_image
 from ..explanation.explaining import explain
+from ..guidance.spec import label
 from ..support.errors import MissingExtraError
 from .asking import RefusedError, Rules, only
 from .models import Models
@@ -61,7 +62,7 @@ def caption(models: Models, values: Mapping[str, Any], rules: Rules) -> Callable
             "summary": "" if guidance is None else explanation.summary,
             "note": "" if guidance is None else explanation.note,
             "guidance": None if guidance is None else found["guidance"],
-            "label": "plain" if guidance is None else str(guidance),
+            "label": label(guidance),
         })  # fmt: skip
 
     return run

@@ -9,6 +9,7 @@ from ..engine.loop import StepView
 from ..explanation.rows import RowsStep
 from ..generation import generate
 from ..guidance import split
+from ..guidance.spec import label
 from .asking import Asked, RefusedError, Rules
 from .models import Models
 from .turns import Attention
@@ -46,7 +47,7 @@ def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> No
     finished = [True] * len(out.texts) if out.finished is None else out.finished.tolist()
     drawn = out.weighted_sample(asked.options.get("seed", 0))[0] if weighed and any(finished) else None
     send("end", {
-        "kind": "rows", "model": models.name, "label": str(asked.guidance),
+        "kind": "rows", "model": models.name, "label": label(asked.guidance),
         "guidance": None if asked.guidance is None else asked.guidance.to_dict(), "prompt": asked.prompt,
         "texts": out.texts, "finished": finished, "deaths": out.deaths or [None] * len(out.texts),
         "log_weights": [_finite(value) for value in out.log_weights.tolist()] if out.log_weights is not None else None,

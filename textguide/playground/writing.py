@@ -12,6 +12,7 @@ from ..explanation.following import Follow
 from ..guidance import CFG, Guidance, split, with_scale
 from ..guidance.places import check_place
 from ..guidance.scaled import Scaled
+from ..guidance.spec import label
 from ..scoring import score
 from .asking import Asked, RefusedError, Rules, only
 from .models import Models
@@ -56,7 +57,7 @@ def write(models: Models, asked: Asked, rules: Rules, send: Send) -> None:
     send("end", {
         **values, "kind": "text", "model": models.name, "summary": "" if plain else explanation.summary,
         "note": "" if plain else explanation.note, "guidance": None if plain else values["guidance"],
-        "label": "plain" if plain else str(asked.guidance), "scorable": scorable(asked.guidance),
+        "label": label(asked.guidance), "scorable": scorable(asked.guidance),
     })  # fmt: skip
 
 
