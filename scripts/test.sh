@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then lint, types and tests. Arguments go to pytest.
 source "$(dirname "$0")/lib.sh"
-prepare smollm2,eval,classifiers,profanity,sentiment,constraints,xgrammar,molecules,captioning,completion,playground,dev
+prepare smollm2,eval,classifiers,profanity,sentiment,constraints,xgrammar,molecules,captioning,completion,playground,docs,dev
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 if [ -z "${TEXTGUIDE_DATA:-}" ] && [ -d ../shared/data ]; then
   TEXTGUIDE_DATA="$(cd ../shared/data && pwd)"
@@ -15,6 +15,9 @@ if [ $# -eq 0 ]; then
   export OMP_NUM_THREADS=1
 fi
 "$PYTHON" -m pytest -n "$workers" --dist loadscope "$@"
+if [ $# -eq 0 ]; then
+  bash scripts/docs.sh  # the site, with warnings as errors
+fi
 # vLLM pins other versions of what it shares with us, so it lives in an environment of its own.
 if [ $# -eq 0 ] && [ "${TEXTGUIDE_VLLM:-1}" != 0 ]; then
   if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
+import runpy
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -217,3 +219,11 @@ def test_branches_are_counted_apart_and_nothing_stays_behind(client, server):
     assert after["textguide:branch_tokens_total"] >= before.get("textguide:branch_tokens_total", 0) + 10
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
     assert after["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_the_example_client_asks_as_these_tests_do(client):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "openai_client.py"))
+    text, report = example["ask"](client, "smollm2", PROMPTS[0], "cfg:scale=1.5", 16)
+    assert text == complete(client, PROMPTS[0], {"guidance_scale": 1.5}).choices[0].text
+    assert report["textguide"]["guided_steps"] == 16
+    assert example["ask"](client, "smollm2", PROMPTS[0], None, 16)[0] == complete(client, PROMPTS[0]).choices[0].text
