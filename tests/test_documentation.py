@@ -43,7 +43,13 @@ def test_pages_are_about_methods() -> None:
 
 ROOT = DOCS.parent
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "textguide").rglob("*.md"), *(ROOT / "tasks").rglob("*.md")]
+    [
+        *ROOT.glob("*.md"),
+        *DOCS.rglob("*.md"),
+        *(ROOT / "textguide").rglob("*.md"),
+        *(ROOT / "tasks").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
 )
 TO_BE_MADE: set[str] = set()
 """Pages that a script has yet to write."""

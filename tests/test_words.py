@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("textguide", "logits_processors", "tasks", "eval", "tests", "scripts", "docs", "docker")
+FOLDERS = ("textguide", "logits_processors", "tasks", "eval", "tests", "scripts", "docs", "docker", "examples")
 ENDINGS = {".py", ".md", ".yaml", ".toml", ".sh", ".txt", ".Dockerfile"}
 OURS = {
     "lane": "row batch",
