@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = {
@@ -78,7 +79,21 @@ def on_config(config: Any) -> Any:
         for title, part in entry.items():
             if isinstance(part, str) and part in filled:
                 entry[title] = filled[part]
+    named = set(_pages(config.nav))
+    others = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in named)
+    for entry in config.nav:
+        if "In depth" in entry:
+            entry["In depth"] += others
     return config
+
+
+def _pages(part: Any) -> Iterator[str]:
+    """Every page that a part of the navigation names."""
+    if isinstance(part, str):
+        yield part
+    else:
+        for inner in part.values() if isinstance(part, dict) else part:
+            yield from _pages(inner)
 
 
 def _named(pages: list[str]) -> list[dict[str, str]]:
@@ -104,7 +119,9 @@ def on_files(files: Files, config: Any) -> Files:
             if target not in seen and target not in waiting:
                 waiting[target] = (ROOT / target).read_text(encoding="utf-8")
     for place, text in made.items():
-        files.append(File.generated(config, place, content=text))
+        beside = place.startswith("source/") or place == "changelog.md"
+        level = InclusionLevel.NOT_IN_NAV if beside else InclusionLevel.INCLUDED
+        files.append(File.generated(config, place, content=text, inclusion=level))
     return files
 
 

@@ -63,8 +63,9 @@ def caption(
             or an image; see :class:`textguide.captioning.Captioning`.
         language_model: a text-only model and its tokenizer, for :class:`textguide.LMGuidance`.
         max_new_tokens: longest caption; default: that of ``generation_config``, else 40.
-        seed, batch_size, stop, include_stop, do_sample, models, streamer, observer, stopping_criteria, vocabulary,
-            speculation, **options: as for :func:`textguide.generate`.
+        **options: as for :func:`textguide.generate`, ``seed``, ``batch_size``, ``stop``, ``include_stop``,
+            ``do_sample``, ``models``, ``streamer``, ``observer``, ``stopping_criteria``, ``vocabulary`` and
+            ``speculation`` among them.
 
     Raises:
         ValueError: an image cannot be read, the processor does not belong to the model, or an argument has a value
