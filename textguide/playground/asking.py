@@ -208,9 +208,7 @@ class Rules:
         if value is None:
             return
         if name == "classifier":
-            known = isinstance(value, str) and (value in self.named or value in CLASSIFIERS)
-            if not known and not (isinstance(value, str) and value.startswith("zero-shot:")):
-                raise RefusedError(self._unnamed(name, value, [*CLASSIFIERS, "zero-shot:LABEL,LABEL"]))
+            self._check_classifier(value)
         elif name == "vector":
             known = isinstance(value, str) and (value in BUNDLED or value in self.named)
             if not known and not isinstance(value, list):
@@ -221,6 +219,11 @@ class Rules:
             raise RefusedError("critic is a function, which no page can send; leave it out")
         elif (method, name) in loading() and (not isinstance(value, str) or value not in self.named):
             raise RefusedError(self._unnamed(name, value, ()))
+
+    def _check_classifier(self, value: Any) -> None:
+        known = isinstance(value, str) and (value in self.named or value in CLASSIFIERS)
+        if not known and not (isinstance(value, str) and value.startswith("zero-shot:")):
+            raise RefusedError(self._unnamed("classifier", value, [*CLASSIFIERS, "zero-shot:LABEL,LABEL"]))
 
     def _unnamed(self, name: str, value: Any, known: Collection[str]) -> str:
         offered = ", ".join([*known, *self.named])
@@ -242,6 +245,15 @@ class Rules:
             if one.top_k is None or one.top_k > limits.candidates:
                 raise RefusedError(
                     f"top_k={one.top_k} asks about too many candidates for this page; give {limits.candidates} or fewer"
+                )
+            scorer = getattr(one, "classifier", None)
+            if scorer is not None:  # whatever form of a guidance led to it
+                self._check_classifier(scorer)
+            labels = scorer.count(",") + 1 if isinstance(scorer, str) and scorer.startswith("zero-shot:") else 0
+            if labels * one.top_k > limits.questions:
+                raise RefusedError(
+                    f"top_k={one.top_k} with {labels} labels asks the model {labels * one.top_k:,} questions a step, "
+                    f"and this page {limits.questions}; lower top_k"
                 )
         count = 0 if parts.branching is None else len(parts.branching.branches)
         if count > limits.branches:

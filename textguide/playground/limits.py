@@ -16,6 +16,7 @@ class Limits:
         new_tokens: tokens that are written.
         particles: texts that are written together.
         candidates: tokens that a classifier scores at a step.
+        questions: of a zero-shot classifier to the model at a step: candidates times labels.
         branches: passes beside the conditional one.
         scales: values of γ that a text is scored under.
         canvas: positions of a canvas.
@@ -28,7 +29,8 @@ class Limits:
     prompt_tokens: int = 1_024
     new_tokens: int = 256
     particles: int = 16
-    candidates: int = 500
+    candidates: int = 200
+    questions: int = 400
     branches: int = 8
     scales: int = 64
     canvas: int = 256
