@@ -8,4 +8,4 @@ mkdir -p build/site-source/textguide
 for path in textguide/*; do ln -s "$PWD/$path" "build/site-source/$path"; done
 for name in logits_processors tasks eval; do ln -s "$PWD/$name" "build/site-source/textguide/$name"; done
 NO_MKDOCS_2_WARNING=1 PYTHONPATH=scripts/site "$PYTHON" -m mkdocs build --strict "$@" 2>&1 | { grep -v "^INFO" || true; }
-echo "site/index.html"
+echo "site/index.html; its search needs a server: python -m http.server -d site"

@@ -99,7 +99,10 @@ def _pages(part: Any) -> Iterator[str]:
 def _named(pages: list[str]) -> list[dict[str, str]]:
     """Reports by their folders: most of them have the same title."""
     others = (page for page in pages if page != "results/methods/README.md")
-    return [{page.removeprefix("results/").removesuffix("/report.md").removesuffix(".md"): page} for page in others]
+    return [
+        {page.removeprefix("results/").removesuffix("/report.md").removesuffix("/README.md").removesuffix(".md"): page}
+        for page in others
+    ]
 
 
 def on_files(files: Files, config: Any) -> Files:
