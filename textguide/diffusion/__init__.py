@@ -11,7 +11,7 @@ from .denoisers import Denoiser, denoiser
 from .generation import DiffusionResult, generate, infill, stream
 from .likelihood import DiffusionScore, score
 from .loading import bundled, load
-from .picture import picture_page
+from .picture import picture_page, picture_widget
 from .sampling import CanvasStep
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "infill",
     "load",
     "picture_page",
+    "picture_widget",
     "score",
     "stream",
 ]

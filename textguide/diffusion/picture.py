@@ -24,6 +24,16 @@ def picture_page(model: Any, tokenizer: Any, result: DiffusionResult, guidance: 
     return viewer.page(picture_values(model, tokenizer, result, guidance, row))
 
 
+def picture_widget(model: Any, tokenizer: Any, result: DiffusionResult, guidance: Any = None, row: int = 0) -> Any:
+    """The same as a widget of a notebook (anywidget, the extra ``notebook``).
+
+    Raises:
+        ValueError: the result kept no history, or has no such row.
+        MissingExtraError: anywidget is not installed.
+    """
+    return viewer.widget(picture_values(model, tokenizer, result, guidance, row))
+
+
 def picture_values(
     model: Any, tokenizer: Any, result: DiffusionResult, guidance: Any = None, row: int = 0
 ) -> dict[str, Any]:

@@ -48,8 +48,14 @@ class Explanation(ExplainedText):
 
     def to_html(self) -> str:
         """One self-contained HTML page: the text as a heat map, and the tokens that moved at every step."""
-        shown = {"kind": "text", "label": label(self.guidance), "summary": self.summary}
-        return viewer.page({**self.to_dict(), **shown})
+        return viewer.page(self._values())
+
+    def widget(self) -> Any:
+        """The page's components as a widget of a notebook (anywidget, the extra ``notebook``)."""
+        return viewer.widget(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        return {**self.to_dict(), "kind": "text", "label": label(self.guidance), "summary": self.summary}
 
     def save_html(self, path: str | Path) -> Path:
         """Write :meth:`to_html` to ``path``, whole or not at all; missing folders are made."""
