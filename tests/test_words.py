@@ -26,7 +26,7 @@ NAMES_THEM = {"tests/test_words.py", "CHANGELOG.md"}
 
 def words(text: str) -> list[str]:
     """Words, and parts of snake_case and CamelCase identifiers, in lower case and the singular."""
-    text = text.replace("box-shadow", "")  # a property of CSS
+    text = re.sub("box-shadow|shadow root|shadowRoot|attachShadow", "", text)  # of CSS and of the DOM
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)
     return [part.lower().removesuffix("s") for part in parts]
 
