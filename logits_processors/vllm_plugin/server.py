@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textguide.support.errors import MissingExtraError
@@ -32,7 +32,8 @@ def parse(model: str, options: Sequence[str]) -> Any:
 
     Args:
         model: as for :func:`textguide.vllm_engine`.
-        options: of ``vllm serve``, ``--classifier NAME`` and ``--constraint NAME=TEXT``.
+        options: of ``vllm serve``, ``--classifier NAME``, ``--constraint NAME=TEXT``, ``--with NAME=PATH`` and
+            ``--playground``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -53,6 +54,10 @@ def parse(model: str, options: Sequence[str]) -> Any:
     parser.add_argument(
         "--with", action="append", default=[], dest="models", metavar="NAME=PATH",
         help="a further model, for methods that ask one: amateur=PATH; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--playground", action="store_true",
+        help="a page to try guidance on at /playground; it runs the model a second time, by transformers on the CPU",
     )  # fmt: skip
     found = resolve(model)
     arguments = parser.parse_args([found, *options])
@@ -98,24 +103,37 @@ def _named(option: str, given: Sequence[str], example: str) -> dict[str, str]:
     return named
 
 
-def serve(arguments: Any) -> None:
-    """Serve until interrupted, with arguments from :func:`parse`."""
+def serve(arguments: Any, pages: Mapping[str, Any] | None = None) -> None:
+    """Serve until interrupted, with arguments from :func:`parse`.
+
+    Args:
+        pages: further applications by the path that they are found at.
+    """
     import uvloop
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
     cli_env_setup()
-    uvloop.run(_serve(arguments))
+    uvloop.run(_serve(arguments, pages or {}))
 
 
-async def _serve(arguments: Any) -> None:
-    from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
+async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
+    from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.launcher import setup_server
 
+    build = entry.build_app
+
+    def built(*given: Any, **options: Any) -> Any:
+        app = build(*given, **options)
+        for path, page in pages.items():
+            app.mount(path, page)
+        return app
+
+    entry.build_app = built
     address, sock = setup_server(arguments, reuse_port=False)
     try:
-        async with build_async_engine_client(arguments) as client:
+        async with entry.build_async_engine_client(arguments) as client:
             count_branch_tokens(client)
-            stopped = await build_and_serve(client, address, sock, arguments)
+            stopped = await entry.build_and_serve(client, address, sock, arguments)
         await stopped
     finally:
         sock.close()

@@ -6,6 +6,8 @@ import concurrent.futures
 import json
 import re
 import runpy
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.real_model
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     # 8 places and 64 tokens a step: pairs wait for one another, and prompts are read in parts.
-    options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64")
+    options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--playground")
     with serving("smollm2", *options, log=tmp_path_factory.mktemp("server") / "log") as server:
         yield server
 
@@ -70,6 +72,26 @@ def test_requests_of_all_kinds_at_once(client, reference):
         assert answer.choices[0].text == out.texts[0], (prompt, guidance)
         assert answer.usage.completion_tokens == len(out.new_tokens[0])
         assert answer.usage.prompt_tokens == len(reference[1](prompt).input_ids)
+
+
+def test_the_playground_stands_beside_the_engine(server, client, reference):
+    with urllib.request.urlopen(f"{server.url}/playground", timeout=60) as page:
+        assert page.url == f"{server.url}/playground/"
+        text = page.read().decode()
+    for name in re.findall(r'"\./(assets/[^"]+)"', text):
+        with urllib.request.urlopen(f"{server.url}/playground/{name}", timeout=60) as asset:
+            assert asset.status == 200
+    values = {"prompt": PROMPTS[0], "guidance": [{"method": "cfg", "scale": 1.5}], "options": {"max_new_tokens": 4}}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/playground/api/write", json.dumps(values).encode(), headers)
+    with urllib.request.urlopen(request, timeout=120) as events:
+        last = events.read().decode().strip().split("\n\n")[-1]
+    out = textguide.generate(*reference, [PROMPTS[0]], CFG(1.5), max_new_tokens=4)
+    assert json.loads(last.partition("data: ")[2])["text"] == out.texts[0]
+    foreign = urllib.request.Request(request.full_url, request.data, {**headers, "Origin": "http://evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(foreign, timeout=60)
+    assert complete(client, PROMPTS[0], {"guidance_scale": 1.5}).choices[0].text.startswith(out.texts[0])
 
 
 def test_draws_are_those_of_a_run_with_the_same_seed(client, reference):

@@ -25,5 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from textguide.logits_processors.vllm_plugin import server
 
-    server.serve(server.parse(arguments.model, arguments.options))
+    parsed = server.parse(arguments.model, arguments.options)
+    pages = {}
+    if parsed.playground:
+        from ..playground import serving
+
+        pages["/playground"] = serving.beside(arguments.model, parsed.host or "")
+    server.serve(parsed, pages)
     return 0

@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..constraints import Regex
+from ..constraints.engines import DEFAULT
+from ..constraints.patterns import BACKTRACKING
 from ..forward.steering_vectors import BUNDLED
 from ..guidance import Guidance, TokenReweighting, as_guidance, split
 from ..guidance.base import SELF
@@ -165,7 +168,7 @@ class Rules:
                 return
             kind, _, rest = value.partition(":")
             if kind == "regex":
-                self.text(rest, name)
+                self._check_pattern(rest)
                 return
             raise RefusedError(
                 f"{name}={_brief(value)}: write regex:PATTERN, or an object with a kind ({', '.join(KINDS)}); this "
@@ -174,6 +177,10 @@ class Rules:
         if not isinstance(value, Mapping) or value.get("kind") not in KINDS:
             raise RefusedError(f"{name}={_brief(value)} must be an object with a kind: {', '.join(KINDS)}")
         kind = value["kind"]
+        if kind == "regex":
+            if value.get("engine") == BACKTRACKING:
+                raise RefusedError(f"engine={BACKTRACKING!r} may take any time, and hold up others; leave it out")
+            self._check_pattern(value.get("pattern"))
         if kind == "json-schema" and not isinstance(value.get("schema"), (Mapping, bool)):
             raise RefusedError(f"schema={_brief(value.get('schema'))} must be a JSON object; this page reads no files")
         if kind == "grammar":
@@ -187,6 +194,16 @@ class Rules:
             raise RefusedError(f"constraints={_brief(inner)} must be a list")
         for one in inner:
             self.constraint(one, name)
+
+    def _check_pattern(self, pattern: Any) -> None:
+        """Refuse patterns that no automaton takes: trying them may take any time, and others wait."""
+        try:
+            Regex(self.text(pattern, "pattern"), engine=DEFAULT)
+        except RefusedError:
+            raise
+        except ValueError as error:
+            remedy = "name it when the page is started: --allow regex:PATTERN"
+            raise RefusedError(str(error).replace(f"engine={BACKTRACKING!r} takes it", remedy)) from None
 
     def _check(self, part: Any) -> None:
         """Refuse what a guidance may not name, before anything is made of it."""

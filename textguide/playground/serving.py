@@ -61,6 +61,18 @@ def loaded(name: str, pair: tuple[Any, Any], further: Mapping[str, Any] | None =
     return models
 
 
+def beside(name: str, host: str) -> Any:
+    """The page as an application that another server mounts, with the model ``name`` on the CPU.
+
+    Args:
+        host: the address that the other server listens on; empty: all of them.
+    """
+    from ..models.loading import load
+    from .server import application
+
+    return application(loaded(name, load(name, device="cpu")), Rules(), host)
+
+
 def serve(models: Models, rules: Rules, host: str, sock: socket.socket) -> None:
     """Serve until interrupted."""
     import uvicorn
