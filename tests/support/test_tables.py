@@ -35,6 +35,14 @@ def test_what_fits_is_one_table() -> None:
     assert printed(80, ["a", "b"], [["x", "1"]]).count("┏") == 1
 
 
+def test_words_of_names_are_not_broken() -> None:
+    header = ["task", "metric", "guidance", "first_run", "second_run"]
+    names = ["continuations_positive", "distinct_2 (all) ↑", "independent-condition 1.25"]
+    text = printed(80, header, [[*names, "0.946 [0.936, 0.954]", "0.946 [0.936, 0.955]"]], names=3)
+    assert all(name in text for name in ("continuations_positive", "distinct_2 (all)", "independent-condition"))
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_names_are_broken_before_values_are() -> None:
     text = printed(
         60, ["guidance", "value"], [["lm alpha=1 prompt=A man with a red helmet on a road", "0.1 [0.0, 0.2]"]]

@@ -19,7 +19,8 @@ def in_blocks(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], 
         title: of the first.
         header: names of the columns, which may have several lines.
         rows: the cells.
-        names: how many columns, from the left, say what a row is; they may be broken, the others are not.
+        names: how many columns, from the left, say what a row is; where they are wide they become one column, a line
+            each, and are broken between words. The others are never broken.
         width: of the terminal, in characters.
     """
     from rich.table import Table
@@ -29,7 +30,11 @@ def in_blocks(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], 
         for column in range(len(header))
     ]
     most = max((size + _BETWEEN for size in sizes[names:]), default=0)
-    head = min(sum(sizes[:names]) + _BETWEEN * names + 1, max(width - most, width // 3))
+    natural, room = sum(sizes[:names]) + _BETWEEN * names + 1, max(width - 2 * most, width // 3)
+    if names > 1 and natural > room:
+        header, *rows = [["\n".join(line[:names]), *line[names:]] for line in (header, *rows)]
+        return in_blocks(title, header, rows, 1, width)
+    head = min(natural, room)
     blocks: list[list[int]] = [[]]
     used = head
     for column in range(names, len(header)):
@@ -44,7 +49,11 @@ def in_blocks(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], 
         for column in (*range(names), *block):
             is_name = column < names
             shown.add_column(
-                header[column], justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name
+                header[column],
+                justify="left" if is_name else "right",
+                overflow="fold",
+                no_wrap=not is_name,
+                max_width=head - 1 - _BETWEEN if is_name and names == 1 else None,
             )
         for row in rows:
             shown.add_row(*(row[column].replace("[", "\\[") for column in (*range(names), *block)))
