@@ -166,6 +166,20 @@ def test_chats_and_systems(llm, reference):
     assert ours.new_tokens == theirs.new_tokens
 
 
+def test_why_texts_ended_and_whether_their_stop_stays(llm, reference):
+    whole = textguide.generate(llm, None, PROMPTS, CFG(1.5), max_new_tokens=12)
+    stop = whole.texts[0][3:6]
+    for include in (True, False):
+        options = {"max_new_tokens": 12, "stop": stop, "include_stop": include}
+        ours = textguide.generate(llm, None, PROMPTS, CFG(1.5), **options)
+        theirs = textguide.generate(*reference, PROMPTS, CFG(1.5), **options)
+        assert ours.texts == theirs.texts
+        assert ours.finish_reasons == theirs.finish_reasons
+        assert ours.finish_reasons[0] == "stop"
+        assert ours.texts[0].endswith(stop) == include
+    assert set(whole.finish_reasons) <= {"eos", "length"}
+
+
 def test_what_vllm_cannot_do_is_refused(llm):
     with pytest.raises(ValueError, match="another classifier"):
         textguide.generate(llm, None, PROMPTS, CAIF(textguide.classifiers.resolve("sentiment"), "positive", 1))

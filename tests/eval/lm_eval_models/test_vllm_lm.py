@@ -38,7 +38,13 @@ class Engine:
             SimpleNamespace(
                 prompt_token_ids=prompt["prompt_token_ids"],
                 kv_transfer_params={"textguide": report},
-                outputs=[SimpleNamespace(token_ids=row, logprobs=[{t: SimpleNamespace(logprob=-1.0)} for t in row])],
+                outputs=[
+                    SimpleNamespace(
+                        token_ids=row,
+                        finish_reason="length",
+                        logprobs=[{t: SimpleNamespace(logprob=-1.0)} for t in row],
+                    )
+                ],
             )
             for prompt, row in zip(prompts, rows, strict=True)
         ]

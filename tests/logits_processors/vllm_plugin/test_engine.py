@@ -55,6 +55,8 @@ class Listener:
                 outputs=[
                     SimpleNamespace(
                         token_ids=row,
+                        finish_reason="stop",
+                        stop_reason=None if row[-1] == 97 else "b",
                         logprobs=[{token: SimpleNamespace(logprob=-1.0 - k)} for k, token in enumerate(row)],
                     )
                 ],
@@ -77,6 +79,7 @@ def test_an_engine_is_asked_and_its_answers_are_results():
         )
     assert out.texts == ["a", "ab"]
     assert out.new_tokens == [[97], [97, 98]]
+    assert out.finish_reasons == ["eos", "stop"]
     assert out.sequences.tolist() == [[0, 120, 97, 0], [121, 122, 97, 98]]
     assert out.log_likelihood.tolist() == [-1.0, -3.0]
     assert torch.equal(out.log_probs, torch.tensor([[-1.0, 0.0], [-1.0, -2.0]]))
