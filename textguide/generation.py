@@ -91,7 +91,7 @@ def generate(
             ``torch.manual_seed(seed)`` would; None uses the global one. Rows draw from it in turn at every step, so
             that another ``batch_size`` or other prompts beside a row give it other texts.
         batch_size: rows decoded at once; None: all.
-        stop: text or texts that end a continuation, of which they are the end.
+        stop: text or texts that end a continuation; they stay in it, with the rest of the token that completed them.
         include_stop: False leaves the text of ``stop`` out of ``texts``; the tokens of it are counted either way.
         do_sample: draw from the guided distribution in place of taking the most likely token; default: what
             ``generation_config`` says, else whether a sampling option such as ``temperature`` or ``top_p`` is given.

@@ -176,7 +176,7 @@ def test_why_texts_ended_and_whether_their_stop_stays(llm, reference):
         assert ours.texts == theirs.texts
         assert ours.finish_reasons == theirs.finish_reasons
         assert ours.finish_reasons[0] == "stop"
-        assert ours.texts[0].endswith(stop) == include
+        assert (stop in ours.texts[0]) == include
     assert set(whole.finish_reasons) <= {"eos", "length"}
 
 
