@@ -97,7 +97,7 @@ def pictures(browser: Any, address: str, home: Path) -> None:
     panel.locator("section.step tbody tr:not(.written) .fork").first.click()
     page.get_by_role("heading", name="Forks").wait_for()
     panel.get_by_text("done in").wait_for()
-    panel.locator("section.step").evaluate("(node) => node.scrollIntoView({ block: 'start' })")
+    panel.locator(".tree").evaluate("(node) => node.scrollIntoView({ block: 'end' })")
     keep(page, home / "fork.png")
     for name in ("Constrain", "Diffuse", "Caption"):
         page.get_by_role("tab", name=name).click()

@@ -203,6 +203,20 @@ def test_fork(open_page: Any) -> None:
 def test_constrain(open_page: Any) -> None:
     seen = open_page()
     panel = seen.tab("Constrain")
+    written = panel.get_by_label("constraint", exact=True)
+    for title, kind, part in (
+        ("A person, by a JSON schema", "json-schema", '"maxLength": 20'),
+        ("A sum, by a grammar", "grammar", "start: NUMBER"),
+        ("A date, by a regular expression", "regex", "(19|20)[0-9]{2}"),
+    ):
+        panel.get_by_label("Start from an example").select_option(label=title)
+        assert panel.get_by_label("kind of constraint").input_value() == kind
+        assert part in written.input_value()
+    panel.get_by_label("kind of constraint").select_option("json-schema")
+    written.fill('{"type": "integer", "maximum":')
+    assert written.get_attribute("aria-invalid") == "true"
+    panel.locator("button.primary").click()
+    panel.locator(".go [role=alert]").filter(has_text="must be a JSON object").wait_for()
     panel.get_by_label("Start from an example").select_option(label="A date, by a regular expression")
     seen.go()
     texts = panel.locator(".rows > li")

@@ -145,6 +145,9 @@ def replayed(steps: list[dict[str, Any]]) -> list[str]:
 def test_the_steps_lead_to_the_texts(visitor: Visitor, guidance: Any, options: Any) -> None:
     end = visitor.end("together", prompt=PROMPT, guidance=guidance, options=options)
     assert any(step["ancestors"] is not None for step in end["steps"])
+    if guidance[0]["method"] == "eager":  # one text at first
+        assert [token is None for token in end["steps"][0]["tokens"]] == [False, True, True, True, True]
+    assert end["constrained"] == (guidance[0]["method"] == "awrs")
     made = replayed(end["steps"])
     for row, text in enumerate(end["texts"]):
         assert made[row].replace("<|im_end|>", "").replace("<|endoftext|>", "") == text, row

@@ -48,7 +48,7 @@ class RowsStep:
             raise ValueError("the guidance writes every text by itself; give one with particles, or EAGer")
         count = len(population.open)
         moves = view.moves
-        going = [True] * count if before is None else list(before.open)
+        going = list(population.begun) if before is None else list(before.open)
         if moves is not None:
             going = [going[row] for row in moves.ancestors]
         tokens: list[str | None] = [None] * count

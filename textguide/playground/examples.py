@@ -9,7 +9,10 @@ PERSON = {
     "kind": "json-schema",
     "schema": {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        },
         "required": ["name", "age"],
         "additionalProperties": False,
     },
@@ -66,7 +69,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "title": "A person, by a JSON schema",
             "prompt": "A person from a novel, as JSON: ",
             "guidance": [{"method": "awrs", "constraint": PERSON, "particles": 4}],
-            "options": {"max_new_tokens": 28, "seed": 1},
+            "options": {"max_new_tokens": 32, "seed": 1},
         },
         {
             "title": "A sum, by a grammar",

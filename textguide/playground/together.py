@@ -8,7 +8,7 @@ from typing import Any
 from ..engine.loop import StepView
 from ..explanation.rows import RowsStep
 from ..generation import generate
-from ..guidance import split
+from ..guidance import Guidance, split
 from ..guidance.spec import label
 from .asking import Asked, RefusedError, Rules
 from .models import Models
@@ -53,9 +53,15 @@ def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> No
         "log_weights": [_finite(value) for value in out.log_weights.tolist()] if out.log_weights is not None else None,
         "log_evidence": _finite(float(out.log_evidence[0])) if out.log_evidence is not None else None,
         "ess": _finite(float(out.ess[0])) if out.ess is not None else None,
-        "constraint_calls": out.constraint_calls, "drawn": drawn, "steps": [step.to_dict() for step in steps],
+        "constraint_calls": out.constraint_calls, "constrained": is_constrained(asked.guidance),
+        "drawn": drawn, "steps": [step.to_dict() for step in steps],
         "summary": str(out.effect) if out.effect.guided_steps else "",
     })  # fmt: skip
+
+
+def is_constrained(guidance: Guidance | None) -> bool:
+    """Whether something says which texts may be written."""
+    return getattr(split(guidance).constraint, "constraint", None) is not None
 
 
 def _finite(value: Any) -> float | None:

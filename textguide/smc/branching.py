@@ -43,6 +43,11 @@ class Branching(Rows):
         """Texts get no weights."""
         return False
 
+    @property
+    def begun(self) -> list[bool]:
+        """Rows that hold a text; the others wait until one forks into them."""
+        return list(self._used)
+
     def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
         """Note the entropy of the guided distribution of every row."""
         distribution = log_softmax(guided)

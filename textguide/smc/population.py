@@ -69,6 +69,11 @@ class Population(ABC):
         """Rows that go on."""
 
     @property
+    def begun(self) -> list[bool]:
+        """Rows that hold a text; the others wait until one forks into them."""
+        return [True] * len(self.open)
+
+    @property
     def deaths(self) -> list[str | None]:
         """Why each row was given up, None for those that were not."""
         return [None] * len(self.open)

@@ -1,5 +1,5 @@
 // A form of a method, made from what the server says of its fields.
-import { html, useEffect, useId, useState } from "textguide/html";
+import { html, useEffect, useId, useRef, useState } from "textguide/html";
 
 const SLIDERS = { scale: [0, 5, 0.1], weight: [-10, 10, 0.5], strength: [-3, 3, 0.1], particles: [1, 16, 1], max_branches: [1, 16, 1] };
 const LISTED = ["classifier", "vector", "constraint"];
@@ -14,18 +14,29 @@ function range(field) {
   return high !== null && high !== undefined ? `${high} or less. ` : "";
 }
 
+/** A text that is edited here and stands for a value, which others may change: an example that is chosen, say. */
+function useText(value, written, onChange) {
+  const [text, setText] = useState(() => written(value));
+  const sent = useRef(value);
+  useEffect(() => {
+    if (JSON.stringify(value) !== JSON.stringify(sent.current)) setText(written(value));
+    sent.current = value;
+  }, [value]);
+  return [text, (now, made) => { setText(now); sent.current = made; onChange(made); }];
+}
+
 function Json({ id, value, onChange, invalid, described }) {
-  const [text, setText] = useState(value === null || value === undefined ? "" : JSON.stringify(value));
+  const [text, set] = useText(value, (now) => (now === null || now === undefined ? "" : JSON.stringify(now)), onChange);
   const [wrong, setWrong] = useState(false);
   const put = (now) => {
-    setText(now);
+    let made = now;
     try {
-      onChange(now.trim() === "" ? undefined : JSON.parse(now));
+      made = now.trim() === "" ? undefined : JSON.parse(now);
       setWrong(false);
     } catch {
       setWrong(true);
-      onChange(now);
     }
+    set(now, made);
   };
   return html`<input id=${id} type="text" class="code" value=${text} aria-invalid=${wrong || invalid ? "true" : "false"} aria-describedby=${described}
     placeholder="JSON" onInput=${(event) => put(event.target.value)} />`;
@@ -33,19 +44,20 @@ function Json({ id, value, onChange, invalid, described }) {
 
 function Constraint({ id, value, onChange, described, invalid }) {
   const kind = value?.kind ?? "regex";
-  const name = KINDS[kind];
-  const written = value?.[name];
-  const [text, setText] = useState(typeof written === "string" ? written : written === undefined ? "" : JSON.stringify(written, null, 1));
+  const written = (now) => {
+    const part = now?.[KINDS[now?.kind ?? "regex"]];
+    return typeof part === "string" ? part : part === undefined ? "" : JSON.stringify(part, null, 1);
+  };
+  const [text, set] = useText(value, written, onChange);
   const [wrong, setWrong] = useState("");
   const put = (now, of = kind) => {
-    setText(now);
     setWrong("");
-    if (of !== "json-schema") { onChange({ kind: of, [KINDS[of]]: now }); return; }
+    if (of !== "json-schema") { set(now, { kind: of, [KINDS[of]]: now }); return; }
     try {
-      onChange({ kind: of, schema: JSON.parse(now), whitespace: "none" });
+      set(now, { kind: of, schema: JSON.parse(now), whitespace: "none" });
     } catch (error) {
       setWrong(`no JSON yet: ${error.message}`);
-      onChange({ kind: of, schema: now });
+      set(now, { kind: of, schema: now });
     }
   };
   return html`<div><select aria-label="kind of constraint" value=${kind} onChange=${(event) => put(BEGINNINGS[event.target.value], event.target.value)}>

@@ -79,7 +79,7 @@ export function Together({ data, live }) {
           ${last && data.drawn === row ? html`<span class="chosen">drawn by its weight</span>` : ""}</div>
         <div class="text small">${text.map((token, i) => html`<span key=${i} class=${i === text.length - 1 && step.tokens[row] !== null ? "newest" : ""}>${readable(token) || visible(token)}</span>`)}</div></li>`;
     })}</ol>
-    ${last && weighed ? html`<p class="quiet">effective sample size ${number(data.ess)} of ${data.texts.length}; log evidence ${number(data.log_evidence)} nats:
-      the log-probability, as the model sees it, that a text satisfies the constraint and ends in time; the constraint was asked ${data.constraint_calls ?? 0} times</p>` : ""}
+    ${last && weighed ? html`<p class="quiet">effective sample size ${number(data.ess)} of ${data.texts.length}; log evidence (the log of the mean weight) ${number(data.log_evidence)} nats${data.constrained
+      ? `: an estimate of the log-probability that a text satisfies the constraint and ends in time; the constraint was asked ${data.constraint_calls ?? 0} times` : ""}</p>` : ""}
   </div>`;
 }
