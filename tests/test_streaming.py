@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any
 
@@ -214,6 +215,12 @@ def test_stop_strings_inside_transformers(guidance: Any, to_generate: bool) -> N
         torch.tensor([[5, 9]]), custom_generate=call, stop_strings=["ird"], do_sample=False, **options
     )
     assert tokenizer.decode(ids[0, 2:]) == "a bird"
+
+
+def test_signatures_are_those_of_the_class_and_of_the_call() -> None:
+    call = textguide.guided_decoding(CFG(1.5))
+    assert list(inspect.signature(type(call)).parameters)[:2] == ["guidance", "tokenizer"]
+    assert list(inspect.signature(call).parameters)[:2] == ["model", "input_ids"]
 
 
 def test_stop_strings_without_a_tokenizer_are_refused_as_ever() -> None:

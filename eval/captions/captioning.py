@@ -137,6 +137,18 @@ def run_captioning(
         machine={**machine, "device": str(model.device), "dtype": str(model.dtype)},
         command=command,
         notes=notes,
+        lm_eval={
+            "config": {
+                "model": "textguide-captioning",
+                "model_args": dict(names or {}),
+                "batch_size": options.batch_size,
+                "device": str(model.device),
+                "limit": options.limit,
+                "bootstrap_iters": 0,
+                "gen_kwargs": {"max_new_tokens": options.max_new_tokens},
+                "random_seed": options.seed,
+            }
+        },
         select_on=None,
     )
     if output is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from .branch_passes import Source
 from .effect import Effect, warn_if_none
 from .loop import Observer, Settings, decode
 from .opinions import opinions
-from .options import CallArguments, check_inputs, check_mode, check_speculation, signature_with_tokenizer
+from .options import CallArguments, CallSignature, check_inputs, check_mode, check_speculation
 from .results import Decoded
 from .reweighting import reweighter
 from .speculation import as_speculation
@@ -134,9 +133,7 @@ class GuidedDecoding:
             return decoded.sequences
         return _as_output(decoded, model)
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return signature_with_tokenizer(self.__call__, self.tokenizer)
+    __signature__: ClassVar[Any] = CallSignature()
 
     def steps(
         self,

@@ -146,29 +146,29 @@ class CallArguments:
         return cls(**found, prompts=given.get("batch_size"), options=given.get("kwargs") or {})
 
 
-def signature_with_tokenizer(call: Any, own: Any) -> inspect.Signature:
-    """The signature of ``call``, a custom loop, with ``tokenizer`` in it.
+class CallSignature:
+    """The signature of a custom loop, as ``generate`` reads it; that of the loop's class stays its own.
 
     ``generate`` takes ``tokenizer=`` out of its arguments, hands it to no custom loop, and then misses it where
-    ``stop_strings=`` are given. It reads a loop's signature in between: the moment to put the tokenizer back.
-
-    Args:
-        call: the loop, as a function.
-        own: the tokenizer that the loop has; ``generate``'s counts before it.
+    ``stop_strings=`` are given. It reads a loop's signature in between: the moment to put the tokenizer back, or the
+    loop's own where ``generate`` was given none.
     """
-    from transformers import GenerationMixin
 
-    signature = inspect.signature(call)
-    code = inspect.unwrap(GenerationMixin._extract_generation_mode_kwargs).__code__
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is not None:
-        given = frame.f_locals.get("generation_mode_kwargs") or {}
-        tokenizer = given.get("tokenizer", own)
-        if tokenizer is not None:
-            frame.f_locals["kwargs"]["tokenizer"] = tokenizer
-    return signature
+    def __get__(self, loop: Any, owner: type) -> inspect.Signature:
+        from transformers import GenerationMixin
+
+        if loop is None:
+            raise AttributeError("__signature__")
+        code = inspect.unwrap(GenerationMixin._extract_generation_mode_kwargs).__code__
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None:
+            given = frame.f_locals.get("generation_mode_kwargs") or {}
+            tokenizer = given.get("tokenizer", loop.tokenizer)
+            if tokenizer is not None:
+                frame.f_locals["kwargs"]["tokenizer"] = tokenizer
+        return inspect.signature(loop.__call__)
 
 
 def check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], given: CallArguments, guided: bool) -> None:

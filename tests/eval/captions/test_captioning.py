@@ -166,6 +166,8 @@ def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path:
     assert {"results.json", "report.md", "items.npz", "samples.jsonl", "trade.png", "captions.html"} <= written
     page = (tmp_path / "run" / "captions.html").read_text()
     assert page.count("<img") == 3
+    config = json.loads((tmp_path / "run" / "results.json").read_text())["config"]
+    assert (config["batch_size"], config["gen_kwargs"]["max_new_tokens"]) == (4, options.max_new_tokens)
     again = run_captioning(folder, settings, model, processor, **arguments)
     assert len(calls) == first
     assert again.tasks[1].extra == result.tasks[1].extra
