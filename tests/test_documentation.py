@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 
+from textguide import cli
+from textguide.cli import options
 from textguide.guidance import Guidance, catalogue
 
 DOCS = Path(__file__).parents[1] / "docs"
+ROOT = DOCS.parent
 
 
 def test_the_table_is_the_registry() -> None:
@@ -37,11 +42,23 @@ def test_every_method_says_what_it_is_and_has_a_page(method: str) -> None:
     assert (".experimental." in Guidance.registry[method].__module__) == about.experimental
 
 
+@pytest.mark.parametrize("method", sorted(set(Guidance.registry) - {"composed"}))
+def test_every_page_has_an_example_that_a_command_made(method: str) -> None:
+    examples = runpy.run_path(str(ROOT / "scripts" / "study" / "method_examples.py"))
+    page = (DOCS / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    assert (examples["BEGIN"] in page) == (method not in examples["WITHOUT"])
+    if method not in examples["WITHOUT"]:
+        line = f"textguide generate {examples['arguments'](method)}\n"
+        assert line in page, "run scripts/study/method_examples.py"
+        given = cli.build_parser().parse_args(shlex.split(line)[1:])
+        assert method in given.guidance
+        assert not options.guidance(given).is_neutral
+
+
 def test_pages_are_about_methods() -> None:
     assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(Guidance.registry) - {"composed"}
 
 
-ROOT = DOCS.parent
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
