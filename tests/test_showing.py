@@ -12,6 +12,7 @@ from rich.console import Console
 import textguide
 from textguide import ACFG, AWRS, CAIF, CFG, diffusion
 from textguide.constraints import Regex
+from textguide.eval import compare_runs
 from textguide.guidance import APG, Guidance, catalogue
 from textguide.support.showing import MOST_ROWS, Facts, Folded, Line, Shown, Table, Token, Tokens, figure, table
 
@@ -85,6 +86,7 @@ VALUES: dict[str, Any] = {
     "diffusion.generate": lambda t: _denoised(),
     "diffusion.score": lambda t: _denoised_score(),
     "sweep": lambda t: runs.sweep(),
+    "runs": lambda t: compare_runs([runs.sweep(), runs.sweep()], ["a", "b"]),
     "guidance": lambda t: APG(2.0),
     "composed": lambda t: textguide.guidance.as_guidance(
         [CFG(1.5), CAIF("sentiment", "positive", 3), AWRS(Regex("a"))]

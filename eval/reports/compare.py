@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textguide.support.files import plain
+from textguide.support.showing import Block, Line, Shown
+from textguide.support.showing import table as shown_table
 from textguide.support.tables import in_blocks
 
 from ..results.run import RunResult, TaskResult, aligned
@@ -41,7 +43,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class RunComparison:
+class RunComparison(Shown):
     """Several runs side by side.
 
     Args:
@@ -103,6 +105,16 @@ class RunComparison:
                 continue
             tables += in_blocks(title, header, lines, names, width)
         return tables
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        blocks: list[Block] = [Line(f"values with {self.confidence:.0%} intervals", quiet=True)]
+        header, lines = self._value_table()
+        blocks.append(shown_table(header, lines, "l" * self._names + "r" * len(self.runs)))
+        if self.comparisons:
+            header, lines = self._comparison_table()
+            blocks.append(Line(f"against {self.runs[0]}, on the same items", quiet=True))
+            blocks.append(shown_table(header, lines, "llll" + "r" * len(COMPARISON_HEADER)))
+        return f"{len(self.runs)} runs side by side", [*blocks, *map(Line, self.notes)]
 
     @property
     def _names(self) -> int:
