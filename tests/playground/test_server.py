@@ -188,6 +188,27 @@ def test_a_run_stops_when_its_visitor_leaves_and_others_have_their_turn(models: 
     assert {"gone", "stays"} == set(together)
 
 
+def test_runs_end_with_the_server() -> None:
+    from textguide.playground.runs import Runs
+
+    async def main() -> list[str]:
+        runs = Runs(1)
+
+        def forever(send: Any) -> None:
+            while True:
+                time.sleep(0.01)
+                send("", None)
+
+        lines = runs.stream(forever)
+        runs.end()
+        rest = [line async for line in lines if not line.startswith(":")]
+        while runs.free < 1:
+            await asyncio.sleep(0.01)
+        return rest
+
+    assert asyncio.run(asyncio.wait_for(main(), 20)) == []
+
+
 def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
     from textguide.playground.runs import BusyError, Runs
 

@@ -32,6 +32,7 @@ class Runs:
     def __init__(self, most: int) -> None:
         self.most = most
         self.turns = Turns()
+        self._ending = threading.Event()
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="playground")
         self._places = threading.BoundedSemaphore(most)
 
@@ -79,7 +80,7 @@ class Runs:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         def send(kind: str, data: Any) -> None:
-            if left.is_set():
+            if left.is_set() or self._ending.is_set():
                 raise VisitorLeftError
             if kind:
                 put((kind, data))
@@ -103,6 +104,8 @@ class Runs:
                     try:
                         event = await asyncio.wait_for(events.get(), HEARTBEAT)
                     except asyncio.TimeoutError:
+                        if self._ending.is_set():
+                            return
                         yield ": still here\n\n"
                         continue
                     if event is None:
@@ -114,8 +117,13 @@ class Runs:
 
         return lines()
 
+    def end(self) -> None:
+        """End all runs at their next step; for a server that stops."""
+        self._ending.set()
+
     def close(self) -> None:
         """Take no more runs."""
+        self.end()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -82,4 +82,10 @@ def serve(models: Models, rules: Rules, host: str, sock: socket.socket) -> None:
     app = application(models, rules, host)
     warnings.simplefilter("ignore", GuidanceHadNoEffectWarning)  # the page says it
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
-    uvicorn.Server(config).run(sockets=[sock])
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            app.state.runs.end()  # before the connections that wait for them are closed
+            super().handle_exit(sig, frame)
+
+    Server(config).run(sockets=[sock])
