@@ -104,16 +104,16 @@ def _top_level(run: RunResult) -> dict[str, Any]:
 
 
 def _results(run: RunResult, label: str) -> dict[str, Any]:
-    return {
-        task: {**_entry(result), **_without_stderr(result.raw)}
-        for task in run.task_names
-        if (result := run.get(task, label)) is not None
-    }
+    return {task: _full(result) for task in run.task_names if (result := run.get(task, label)) is not None}
 
 
-def _without_stderr(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """lm-eval's entry, but for the standard errors that it was not asked for: ours stand there."""
-    return {key: value for key, value in raw.items() if not ("_stderr," in key and value in ("N/A", None))}
+def _full(result: TaskResult) -> dict[str, Any]:
+    """lm-eval's entry, with our standard errors where it was not asked for any; without one ours."""
+    ours, raw = _entry(result), result.raw
+    if not raw:
+        return ours
+    errors = {key: value for key, value in ours.items() if "_stderr," in key and raw.get(key, "N/A") == "N/A"}
+    return {"alias": result.task, **raw, **{key: errors[key] for key in errors if key.replace("_stderr", "") in raw}}
 
 
 def _entry(result: TaskResult) -> dict[str, Any]:
