@@ -121,6 +121,8 @@ def test_an_adapter_comes_closer_to_guidance_and_leaves_its_model_alone(tmp_path
     flags = [value.requires_grad for value in model.parameters()]
     result = trained(tmp_path / "a", model, steps=60)
     assert sum(result.losses[-6:]) < 0.5 * sum(result.losses[:6])
+    assert result.last_loss == pytest.approx(sum(result.losses[-6:]) / 6)
+    assert "60 steps in" in result._repr_html_()
     after = model.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(value, after[name]) for name, value in before.items())

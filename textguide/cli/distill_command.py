@@ -108,16 +108,12 @@ def run_distill(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("stopped; the same command goes on where it was", file=sys.stderr)
             raise
-    last = result.losses[-max(1, len(result.losses) // 10) :]
     found: dict[str, Any] = {
         "out": str(result.folder), "steps": len(result.losses), "resumed": result.resumed, "seconds": result.seconds,
-        "loss": {"first": result.losses[0], "last tenth": sum(last) / len(last)},
+        "loss": {"first": result.losses[0], "last tenth": result.last_loss},
     }  # fmt: skip
     if not arguments.json:
-        print(f"{found['steps']} steps in {result.seconds:.0f} s", end="")
-        print(f" ({result.resumed} of them before)" if result.resumed else "")
-        print(f"loss {found['loss']['first']:.4f} at first, {found['loss']['last tenth']:.4f} at the end")
-        print(f"wrote {result.folder}")
+        print(result)
     if arguments.evaluate:
         from textguide.eval.sweeps import verdict
 

@@ -20,6 +20,7 @@ from ..forward.steering_vectors import model_fingerprint
 from ..guidance import Guidance, as_guidance
 from ..support import files
 from ..support.arguments import check_model_and_tokenizer
+from ..support.showing import Block, Line, Shown
 from . import card, checkpoint, texts
 from .reading import BatchReading, at_all_positions
 from .settings import DistillSettings
@@ -32,7 +33,7 @@ WARM_UP = 0.05
 
 
 @dataclass(frozen=True)
-class DistillResult:
+class DistillResult(Shown):
     """What :func:`distill` made.
 
     Args:
@@ -46,6 +47,22 @@ class DistillResult:
     losses: list[float]
     seconds: float
     resumed: int = 0
+
+    @property
+    def last_loss(self) -> float:
+        """The mean over the last tenth of the steps."""
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        return sum(last) / len(last)
+
+    def __str__(self) -> str:
+        before = f" ({self.resumed} of them before)" if self.resumed else ""
+        return (
+            f"{len(self.losses)} steps in {self.seconds:.0f} s{before}; loss {self.losses[0]:.4f} at first, "
+            f"{self.last_loss:.4f} at the end; wrote {self.folder}"
+        )
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        return "distilled guidance", [Line(str(self))]
 
 
 def distill(
