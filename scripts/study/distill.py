@@ -16,6 +16,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from textguide.forward.low_rank import CARD, merged
 from textguide.support.files import write_json
 
 GAMMA = 1.5
-SEEDS = (0, 1, 2)
 DIAL = (1.0, 1.25, 1.5, 1.75, 2.0)
 FEW = 1000
 """Rows of LAMBADA, evenly spaced, of the parts that look at many adapters."""
@@ -52,6 +52,7 @@ class Study:
         self.data: Path = arguments.data
         self.larger: str | None = arguments.larger
         self.dtype: str = arguments.dtype
+        self.seeds: list[int] = arguments.seeds
         self.models: dict[str, tuple[Any, Any]] = {}
         self.work.mkdir(parents=True, exist_ok=True)
 
@@ -137,25 +138,26 @@ def against(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def lambada(study: Study) -> dict[str, Any]:
-    """Three seeds on every row."""
+    """Every row, a few seeds."""
     plain, guided = study.lambada("lambada-base", lambda: study.load()[0], [None, CFG(GAMMA)], None)
-    seeds = {}
-    for seed in SEEDS:
+    seeds: dict[str, Any] = {}
+    for seed in study.seeds:
         folder = study.adapter(f"seed{seed}", CFG(GAMMA), seed=seed)
-        (own,) = study.lambada(f"lambada-seed{seed}", lambda f=folder: study.student(f), [None], None)  # type: ignore[misc]
-        seeds[seed] = own
+        student = partial(study.student, folder)
+        (own,) = study.lambada(f"lambada-seed{seed}", student, [None], None)
+        seeds[str(seed)] = own
     mean = {name: np.mean([one[name] for one in seeds.values()], axis=0).tolist() for name in ("right", "nll")}
+    ways = {"plain": plain, "guided": guided, "distilled": mean}
+    card = json.loads((study.work / f"seed{study.seeds[0]}" / CARD).read_text(encoding="utf-8"))
     return {
-        "lambada": {
-            "plain": told(plain), "guided": told(guided),
-            "distilled": {
-                **told(mean), "seeds": {str(seed): told(one) for seed, one in seeds.items()},
-                "against guided": {str(seed): against(one, guided) for seed, one in seeds.items()},
-                "mean against guided": against(mean, guided), "mean against plain": against(mean, plain),
-            },
+        "lambada": {way: float(np.mean(one["right"])) for way, one in ways.items()},
+        "intervals": {way: told(one) for way, one in ways.items()},
+        "seeds": {
+            seed: {**told(one), "against guided": against(one, guided), "training": study.cost(f"seed{seed}")}
+            for seed, one in seeds.items()
         },
-        "training": {str(seed): study.cost(f"seed{seed}") for seed in SEEDS},
-        "card": json.loads((study.work / "seed0" / CARD).read_text(encoding="utf-8")) | {"losses": None},
+        "distilled against guided": against(mean, guided), "distilled against plain": against(mean, plain),
+        "card": {**card, "losses": None},
     }  # fmt: skip
 
 
@@ -288,6 +290,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the part lambada [0 1 2]")
     parser.add_argument("--larger", help="folder of the larger model")
     parser.add_argument("--dtype", default="bfloat16", help="of models, in training and after [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("docs/results/distill"))
