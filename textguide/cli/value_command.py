@@ -40,11 +40,11 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     from .. import value
 
-    out = files.vacant(arguments.out, arguments.overwrite)
     if (arguments.reward is None) == (arguments.classifier is None):
         raise ValueError("give --reward, or --classifier with --target, to say what a text is worth")
     if (arguments.classifier is None) != (arguments.target is None):
         raise ValueError("--classifier and --target belong together; give both")
+    out = files.vacant(arguments.out, arguments.overwrite)
     try:
         lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
     except OSError as error:
