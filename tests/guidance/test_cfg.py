@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "max_scale": 3.0,
     "start": 0.25,
     "stop": 0.75,
+    "distilled": "adapter",
 }
 
 

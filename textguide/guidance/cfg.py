@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -67,6 +68,13 @@ class CFG(Contrast):
                 "and skip_threshold=, or distilled="
             )
         self._put(distilled=os.fspath(self.distilled))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; without an adapter those of the files that were written before there were any."""
+        values = super().to_dict()
+        if self.distilled is None:
+            del values["distilled"]
+        return values
 
     @property
     def branches(self) -> tuple[Branch, ...]:

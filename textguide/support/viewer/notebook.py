@@ -65,7 +65,7 @@ def module() -> str:
     graph = {name: set(_IMPORT.findall(source)) & names.keys() for name, source in names.items()}
     order = list(graphlib.TopologicalSorter(graph).static_order())
     style = files["viewer.css"].decode().replace(":root", ":host")
-    style = re.sub(r"^body {", ".viewer {", style, flags=re.MULTILINE)
+    style = re.sub(r"^body(, \.viewer)? {", ".viewer {", style, flags=re.MULTILINE)
     return _MODULE.substitute(modules=json.dumps([[name, names[name]] for name in order]), style=json.dumps(style))
 
 
