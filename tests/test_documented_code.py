@@ -1,4 +1,4 @@
-"""The guides, the start page and the pages for people who come from elsewhere: their code runs as it stands there.
+"""The code of the documentation runs as it stands there: all of the guides, the Python of every other page.
 
 The Python blocks of a page share their names, and its ``textguide`` lines run in the same folder. A block that cannot
 run says why in a comment in front of it, ``<!-- not run: … -->``, and is compiled.
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import textguide
-from textguide import cli
+from textguide import cli, generation
 from textguide.cli import options
 from textguide.models import loading
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 _real_load = loading.load
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _load(name: str = "smollm2", **named: Any) -> Any:
     """A model with the same tokens in place of SmolLM2, which is several times as fast."""
     return _real_load("smollm2-small" if name == "smollm2" else name, **named)
@@ -75,6 +75,43 @@ class TestPages:
             elif kind == "bash" and not why:
                 for line in commands(code):
                     run(line, folder)
+
+
+GUIDES = {*PAGES}
+OTHERS = [
+    page
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "methods").glob("*.md"))]
+    if page not in GUIDES and "```python" in page.read_text(encoding="utf-8")
+]
+
+
+@pytest.fixture
+def given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that pages about one thing take as given, with small models behind them; texts that are not told how
+    long to be are short."""
+    monkeypatch.setattr(generation, "LONGEST", 6)
+    model, tokenizer = _load("smollm2")
+    others = {name: _load(f"smollm2-small-{name}")[0] for name in ("positive", "negative")}
+    prompts = ["The dragon flew over Paris,", "Once upon a time there"]
+    return {
+        "__name__": "page", "textguide": textguide, "model": model, "tokenizer": tokenizer, "prompts": prompts,
+        "prompt": prompts[0], "chats": [[{"role": "user", "content": text}] for text in prompts],
+        "inputs": tokenizer(prompts[:1], return_tensors="pt"), "contexts": prompts, "continuations": [" a", " lived"],
+        "token": tokenizer("2").input_ids[0], "large": model, "small": others["positive"],
+        "kind": others["positive"], "rude": others["negative"], "reward": others["positive"],
+        "small_chat": others["positive"], "small_base": others["negative"],
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.relative_to(DOCS.parent).as_posix())
+class TestOtherPages:
+    pytestmark = NEEDS_SMOLLM2
+
+    def test_the_python_of_a_page_runs(self, page: Path, given: dict[str, Any]) -> None:
+        for kind, code, why in blocks(page):
+            if kind == "python" and ">>>" not in code and not why:
+                exec(compile(code, page.name, "exec", dont_inherit=True), given)
 
 
 def run(line: str, folder: Path) -> None:
