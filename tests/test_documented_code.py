@@ -19,6 +19,7 @@ import pytest
 import textguide
 from textguide import cli, generation
 from textguide.cli import options
+from textguide.guidance import Guidance
 from textguide.models import loading
 
 from .marks import NEEDS_SMOLLM2
@@ -45,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import transformers.dynamic_module_utils as modules
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Guidance, "registry", dict(Guidance.registry))  # methods of the pages go with them
     monkeypatch.setattr(modules, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(loading, "load", _load)
     monkeypatch.setattr(textguide, "load", _load, raising=False)

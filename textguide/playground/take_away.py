@@ -61,6 +61,8 @@ def as_python(guidance: Guidance) -> str:
         return f"[{', '.join(as_python(part) for part in guidance.parts)}]"
     values, shown = guidance.to_dict(), []
     for field in fields(guidance):  # type: ignore[arg-type]
+        if field.name not in values:  # left out of the JSON where it says nothing
+            continue
         if field.default is MISSING or values[field.name] != to_json(field.default):
             shown.append(f"{field.name}={values[field.name]!r}")
     return f"{type(guidance).__name__}({', '.join(shown)})"
