@@ -83,7 +83,8 @@ GUIDES = {*PAGES}
 OTHERS = [
     page
     for page in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "methods").glob("*.md"))]
-    if page not in GUIDES and "```python" in page.read_text(encoding="utf-8")
+    if page not in GUIDES
+    and any(kind == "python" and not why and ">>>" not in code for kind, code, why in blocks(page))
 ]
 
 

@@ -6,13 +6,10 @@ reports it, beside plain decoding on the same items; p-values are adjusted over 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 import textguide
 from textguide.guidance import (
@@ -52,6 +49,7 @@ from ..reports import markdown as report
 from ..results.run import RunResult, TaskResult
 from ..statistics.intervals import Interval, select_scale
 from ..statistics.paired import Comparison, adjust, compare_items
+from .costs import Cost, token_costs
 from .sweep import SweepOptions, run_sweep
 
 if TYPE_CHECKING:
@@ -158,19 +156,6 @@ class Cell:
     setting: str
     value: Interval
     against: Comparison
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a token costs.
-
-    Args:
-        seconds: per token, batch of 8 prompts.
-        passes: rows read per row that is written, over all models and parts of models.
-    """
-
-    seconds: float
-    passes: float
 
 
 def compare_methods(
@@ -298,29 +283,8 @@ def _costs(chosen: Mapping[str, Sequence[Guidance]], model_args: dict[str, Any])
     further = {name: textguide.load(one, device=str(model.device), dtype=model.dtype)[0] for name, one in load.items()}
     words = ("dragon", "river", "letter", "clock", "garden", "bridge", "song", "door")
     prompts = [f"The {word} was the first thing that" for word in words]
-    contestants: dict[str, Any] = {"plain": None, **{name: settings[0] for name, settings in chosen.items()}}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    rows: dict[str, float] = {}
-    new = 16
-    for _ in range(3):
-        for name, guidance in contestants.items():
-            count = [0]
-
-            def add(_: Any, args: Any, kwargs: Any, count: list[int] = count) -> None:
-                ids = kwargs.get("input_ids", args[0] if args else None)
-                count[0] += len(ids)
-
-            hooks = [one.register_forward_pre_hook(add, with_kwargs=True) for one in (model, *further.values())]
-            begun = time.perf_counter()
-            textguide.generate(
-                model, tokenizer, prompts, guidance, models=further, max_new_tokens=new, min_new_tokens=new,
-                do_sample=True, seed=0,
-            )  # fmt: skip
-            seconds[name].append((time.perf_counter() - begun) / (new * len(prompts)))
-            for hook in hooks:
-                hook.remove()
-            rows[name] = count[0] / (new * len(prompts))
-    return {name: Cost(float(np.median(values)), rows[name]) for name, values in seconds.items()}
+    ways = {"plain": (model, None), **{name: (model, settings[0]) for name, settings in chosen.items()}}
+    return token_costs(ways, tokenizer, prompts, further)
 
 
 def markdown(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +12,11 @@ import textguide
 from textguide.distillation.texts import openings
 from textguide.engine.given_texts import as_items, distributions, leading
 from textguide.forward.low_rank import merged
-from textguide.guidance import Guidance, as_guidance
+from textguide.guidance import Guidance, algebra, as_guidance
+from textguide.tasks import selection
 
 from ..statistics.intervals import mean_interval, paired_bootstrap
+from .costs import token_costs
 from .sweep import SweepOptions, run_sweep
 
 WAYS = ("plain", "guided", "distilled")
@@ -90,10 +90,21 @@ def judge(
             "distinct_2": mean_interval([_distinct(tokens, 2) for tokens in own])._asdict(),
             "repeated_4": mean_interval([1.0 - _distinct(tokens, 4) for tokens in own])._asdict(),
         }
+    # The first one warms up: a kernel that is chosen, a cache that is filled.
+    token_costs(ways, tokenizer, chosen[:4], models, new=4, repeats=1)
+    costs = token_costs(ways, tokenizer, chosen[:4], models, new=24, repeats=repeats)
+    bill = {
+        way: {
+            "seconds a token": cost.seconds, "against plain": cost.seconds / costs["plain"].seconds,
+            "rows a token": cost.passes,
+            "bytes": sum(weight.numel() * weight.element_size() for weight in ways[way][0].parameters()),
+        }
+        for way, cost in costs.items()
+    }  # fmt: skip
     return {
         "texts": texts,
         "tasks": _tasks(ways, tokenizer, tasks, limit, data, models),
-        "bill": _bill(ways, tokenizer, chosen, models, repeats),
+        "bill": bill,
         "limit": limit,
     }
 
@@ -118,16 +129,15 @@ def _divergences(
         target = distributions(model, batch, guide, tokenizer=tokenizer, models=models)
         for way, one in (("plain", model), ("distilled", student)):
             own = distributions(one, batch, None)
-            kl = (target.exp() * (target.clamp_min(-1e4) - own)).sum(-1)
+            kl = algebra.kl_divergence(target, own)
             found[way] += [float(part.mean()) for part in kl.split(lengths)]
         found["guided"] += [0.0] * len(batch)
     return found
 
 
-def _distinct(tokens: Sequence[int], n: int) -> float:
+def _distinct(row: Sequence[int], n: int) -> float:
     """The share of n-grams that are distinct; 1 where there is none."""
-    grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
+    return selection.distinct([""], n, lambda _: list(map(str, row))) if len(row) >= n else 1.0
 
 
 def _tasks(
@@ -161,44 +171,6 @@ def _tasks(
             },
         }
     return found
-
-
-def _bill(
-    ways: Mapping[str, tuple[Any, Any]], tokenizer: Any, prompts: Sequence[Any], models: Any, repeats: int
-) -> dict[str, Any]:
-    """Seconds a token, alternating, medians; rows a token; bytes of weights."""
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    rows: dict[str, float] = {}
-    batch = list(prompts[:4])
-    for turn in range(repeats + 1):
-        for way, (one, guided) in ways.items():
-            count = [0]
-
-            def add(_: Any, args: Any, kwargs: Any, count: list[int] = count) -> None:
-                ids = kwargs.get("input_ids", args[0] if args else None)
-                count[0] += 0 if ids is None else ids.shape[0]
-
-            hooks = [each.register_forward_pre_hook(add, with_kwargs=True) for each in (one, *(models or {}).values())]
-            begun = time.perf_counter()
-            textguide.generate(
-                one, tokenizer, batch, guided, max_new_tokens=24, min_new_tokens=24, do_sample=True, seed=0,
-                models=models if guided is not None else None,
-            )  # fmt: skip
-            took = (time.perf_counter() - begun) / (24 * len(batch))
-            for hook in hooks:
-                hook.remove()
-            rows[way] = count[0] / (24 * len(batch))
-            if turn:  # the first one warms up
-                seconds[way].append(took)
-    return {
-        way: {
-            "seconds a token": statistics.median(seconds[way]),
-            "against plain": statistics.median(seconds[way]) / statistics.median(seconds["plain"]),
-            "rows a token": rows[way],
-            "bytes": sum(weight.numel() * weight.element_size() for weight in ways[way][0].parameters()),
-        }
-        for way in WAYS
-    }
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.effect import Effect, warn_if_none
-from ..guidance import CFG, Guidance, split
+from ..guidance import Guidance, split
 from ..guidance.prompts import Prompt, as_prompt
 from ..guidance.scaled import Scaled
 from ..support.showing import Block, Folded, Line, Shown, table
@@ -305,7 +305,7 @@ def _scaled(guidance: Guidance | None, corrector: int) -> Guidance | None:
     """
     if not corrector or guidance is None or guidance.is_neutral:
         return guidance
-    if not isinstance(guidance, Scaled) or type(guidance).mix not in (Scaled.mix, CFG.mix):
+    if not isinstance(guidance, Scaled) or type(guidance).mix is not Scaled.mix:
         raise ValueError(
             f"corrector={corrector} draws tokens again at 2γ − 1, and {guidance.name} is not lu + γ (lc − lu); use "
             "CFG, or leave corrector 0"

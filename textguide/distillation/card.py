@@ -26,6 +26,12 @@ def digest(value: Any) -> str | None:
     return hashlib.sha256(files.json_bytes(files.plain(value, str))).hexdigest()[:16]
 
 
+def last_tenth(losses: Sequence[float]) -> float:
+    """The mean loss over the last tenth of the steps."""
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
+
+
 def remove(folder: Path) -> None:
     """Take away what :func:`finish` wrote, the card first."""
     if (folder / CARD).is_file():
@@ -50,14 +56,13 @@ def finish(
     wrapped.peft_config["default"].base_model_name_or_path = Path(name).name
     wrapped.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     tokens = sum(len(text.prompt) + len(text.continuation) for text in texts)
-    last = losses[-max(1, len(losses) // 10) :]
     found = {
         "version": VERSION, "guidance": guidance.to_dict(), "fingerprint": guidance.fingerprint,
         "scale": shares["scale"],
         "model": Path(name).name, "model_fingerprint": model_fingerprint(model), "settings": settings.to_dict(),
         "positions": shares["positions"], "texts": len(texts), "tokens": tokens,
         "weights": {key: shares[key] for key in ("trained", "of")},
-        "loss": {"first": losses[0], "last tenth": sum(last) / len(last)}, "losses": list(losses), "seconds": seconds,
+        "loss": {"first": losses[0], "last tenth": last_tenth(losses)}, "losses": list(losses), "seconds": seconds,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }  # fmt: skip
     files.write_text(folder / "README.md", _readme(folder, guidance, settings, found))

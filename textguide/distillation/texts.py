@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..engine import branch_inputs
+from ..engine.given_texts import Item, as_items
 from ..forward.model_adapter import adapter
 from ..generation import generate
-from ..guidance import Guidance
+from ..guidance import BranchGuidance, Guidance
 from ..guidance.prompts import Prompt, to_json
 from ..support.errors import MissingExtraError
 from ..support.files import write_json
@@ -200,9 +201,7 @@ def _write(
     return rows
 
 
-def items(model: Any, tokenizer: Any, texts: Sequence[Text], lead: Any) -> list[Any]:
+def items(model: Any, tokenizer: Any, texts: Sequence[Text], lead: BranchGuidance | None) -> list[Item]:
     """What every branch of ``lead`` reads for each text."""
-    from ..engine.given_texts import as_items
-
     prompts = [text.prompt if text.prompt_given is None else text.prompt_given for text in texts]
     return as_items(adapter(model).base, tokenizer, prompts, [text.continuation for text in texts], None, lead)

@@ -51,8 +51,7 @@ class DistillResult(Shown):
     @property
     def last_loss(self) -> float:
         """The mean over the last tenth of the steps."""
-        last = self.losses[-max(1, len(self.losses) // 10) :]
-        return sum(last) / len(last)
+        return card.last_tenth(self.losses)
 
     def __str__(self) -> str:
         before = f" ({self.resumed} of them before)" if self.resumed else ""
@@ -216,7 +215,7 @@ def _train(
         losses = checkpoint.resume(work, parameters, optimizer)
         resumed = len(losses)
         trained, optimizer = accelerator.prepare(wrapped, optimizer)
-        strongest = taught[-1][0] if len(taught) == 1 else max(taught, key=lambda one: abs(one[0] - 1.0))[0]
+        strongest = max((scale for scale, _ in taught), key=lambda scale: abs(scale - 1.0))
 
         def student(ids: Any, mask: Any) -> Any:
             return trained(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -224,7 +223,7 @@ def _train(
         rank, world = accelerator.process_index, accelerator.num_processes
         for step in range(resumed, settings.steps):
             scale, at_scale = taught[step % len(taught)]
-            low_rank.set_strength(wrapped, (scale - 1.0) / (strongest - 1.0))
+            low_rank.set_strength(wrapped, low_rank.strength_of({"scale": strongest}, scale))
             chosen = _batch(step, len(written), settings)[rank::world]
             reading = BatchReading(
                 student, model, [written[n] for n in chosen], [read[n] for n in chosen if read], at_scale, scale,
@@ -272,12 +271,12 @@ def _is_transposed(model: Any) -> bool:
 
 def _batch(step: int, count: int, settings: DistillSettings) -> list[int]:
     """Numbers of the texts of one step: all texts in an order of their own, again and again."""
-    found = []
-    for place in range(step * settings.batch_size, (step + 1) * settings.batch_size):
-        turn, index = divmod(place, count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 7919 + turn))
-        found.append(int(order[index]))
-    return found
+    places = range(step * settings.batch_size, (step + 1) * settings.batch_size)
+    orders = {
+        turn: torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 7919 + turn)).tolist()
+        for turn in {place // count for place in places}
+    }
+    return [orders[place // count][place % count] for place in places]
 
 
 def _height(step: int, steps: int) -> float:

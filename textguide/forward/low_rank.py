@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ CONFIG = "adapter_config.json"
 CARD = "distillation.json"
 """What ``textguide distill`` writes beside an adapter."""
 _KEPT: weakref.WeakKeyDictionary[Any, dict[tuple[str, int, float], Any]] = weakref.WeakKeyDictionary()
-"""Models with adapters by folder, when it was written, and strength, as long as the model lives."""
+"""Models with adapters by card, when it was written, and γ, as long as the model lives."""
 
 
 def is_adapter(folder: Any) -> bool:
@@ -67,13 +67,20 @@ def with_adapter(model: Any, folder: Any, name: str | None = None) -> Any:
         ModelUnavailableError: the folder holds no adapter that fits the model.
     """
     called = f"adapter {name!r} of {folder}" if name else f"the adapter {str(folder)!r}"
-    path = Path(folder).expanduser()
+    with _fitting(model, folder, called) as load:
+        return load(sharing(model))
+
+
+@contextmanager
+def _fitting(model: Any, folder: Any, called: str) -> Iterator[Callable[[Any], Any]]:
+    """What puts the adapter in ``folder`` into a model; its errors, and those of the block, are told of ``called``."""
     library = peft()
+    path = Path(folder).expanduser()
     if not is_adapter(path):
         raise ModelUnavailableError(f"{called} has no {CONFIG}; name a folder that PEFT wrote")
     with parameters_as_they_were(model):
         try:
-            return library.PeftModel.from_pretrained(sharing(model), str(path)).eval()
+            yield lambda into: library.PeftModel.from_pretrained(into, str(path)).eval()
         except Exception as error:  # a file that is damaged, or layers that the model does not have
             reason = " ".join(str(error).split())[:300]
             raise ModelUnavailableError(f"{called} does not fit the model: {reason}") from error
@@ -108,7 +115,7 @@ def card(model: Any, folder: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def strength_of(card: dict[str, Any], scale: float) -> float:
+def strength_of(card: Mapping[str, Any], scale: float) -> float:
     """How strong the adapter is at γ: 0 at 1, and 1 at the scale that it was trained for."""
     return (scale - 1.0) / (float(card["scale"]) - 1.0)
 
@@ -119,11 +126,11 @@ def adapted(model: Any, folder: str, scale: float) -> Any:
     Raises:
         ValueError: ``textguide distill`` did not write it, or wrote it for another model.
     """
-    strength = strength_of(card(model, folder), scale)
-    written = (Path(folder).expanduser() / CARD).stat().st_mtime_ns
+    path = Path(folder).expanduser().resolve() / CARD
     kept = _KEPT.setdefault(model, {})
-    key = (str(Path(folder).expanduser().resolve()), written, strength)
+    key = (str(path), path.stat().st_mtime_ns if path.is_file() else 0, scale)
     if key not in kept:
+        strength = strength_of(card(model, folder), scale)
         module = with_adapter(model, folder).get_base_model()
         adapter(module).adopt(adapter(model))
         set_strength(module, strength)
@@ -138,21 +145,15 @@ def merged(model: Any, folder: Any, scale: float | None = None) -> Any:
         scale: γ, for an adapter that ``textguide distill`` wrote; None: what it was trained for.
 
     Raises:
-        ValueError: ``scale`` is given for another kind of adapter.
+        MissingExtraError: the package ``peft`` is not installed.
+        ModelUnavailableError: the folder holds no adapter that fits the model.
+        ValueError: ``scale`` is given for another kind of adapter, or the adapter belongs to another model.
     """
-    library = peft()
     strength = 1.0
     if scale is not None or (Path(folder).expanduser() / CARD).is_file():
         found = card(model, folder)
         strength = 1.0 if scale is None else strength_of(found, scale)
-    path = Path(folder).expanduser()
-    if not is_adapter(path):
-        raise ModelUnavailableError(f"adapter={str(folder)!r} has no {CONFIG}; name a folder that PEFT wrote")
-    with parameters_as_they_were(model):
-        try:
-            found = library.PeftModel.from_pretrained(model, str(path)).eval()
-            set_strength(found, strength)
-            return found.merge_and_unload()
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelUnavailableError(f"adapter={str(folder)!r} does not fit the model: {reason}") from error
+    with _fitting(model, folder, f"adapter={str(folder)!r}") as load:
+        wrapped = load(model)
+        set_strength(wrapped, strength)
+        return wrapped.merge_and_unload()

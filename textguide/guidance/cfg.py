@@ -6,10 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from . import algebra
-from .base import ROW, About, Branch, Step
+from .base import ROW, About, Branch
 from .scaled import Contrast
 from .validation import finite
 from .views import Adapted, View
@@ -85,15 +82,6 @@ class CFG(Contrast):
     def view(self) -> View | None:
         """The model with the adapter, where there is one."""
         return None if self.distilled is None else Adapted(self.distilled, float(self._bounded(self.scale)))
-
-    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
-        """Scores (B, V) from ``logp`` (2 or 1, B, V): the two branches, or the model with the adapter."""
-        return algebra.extrapolate(logp[0], logp[1], scale) if len(logp) > 1 else logp[0]
-
-    @property
-    def off_at_one(self) -> bool:
-        """Always: γ = 1 is the conditional branch."""
-        return True
 
 
 def scale_from_weight(weight: float) -> float:

@@ -115,12 +115,12 @@ class Scaled(BranchGuidance):
         return algebra.log_softmax(guided) if self.renormalize else guided
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
-        """Scores (B, V) from the branches (n, B, V), not normalised.
+        """Scores (B, V) from the branches (n, B, V), not normalised; those of the conditional one where it is alone.
 
         Args:
             scale: γ(s), a number or (B, 1).
         """
-        return algebra.extrapolate(logp[0], logp[1], scale)
+        return algebra.extrapolate(logp[0], logp[1], scale) if len(logp) > 1 else logp[0]
 
     @property
     @abstractmethod

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from . import algebra
-from .base import About, Branch, Step
+from .base import About, Branch
 from .scaled import Scaled
 from .validation import factor, finite
 from .views import Steered, VectorFile, View
@@ -63,11 +60,6 @@ class Steering(Scaled):
         return self.strength == 0.0
 
     @property
-    def off_at_one(self) -> bool:
-        """Always: γ = 1 leaves the conditional pass, which is steered, as it is."""
-        return True
-
-    @property
     def view(self) -> View:
         """The steered model."""
         vector = VectorFile(self.vector) if isinstance(self.vector, str) else self.vector
@@ -77,10 +69,6 @@ class Steering(Scaled):
     def branches(self) -> tuple[Branch, ...]:
         """The model as it is, where some γ is not 1."""
         return () if self.scale == 1.0 and self._bounded(1.0) == 1.0 else (Branch(same_prompt=True),)
-
-    def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
-        """Scores (B, V) from ``logp`` (1 or 2, B, V): steered, and unsteered."""
-        return algebra.extrapolate(logp[0], logp[1], scale) if len(logp) > 1 else logp[0]
 
 
 def _vector(value: Any) -> Any:
