@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def judge(
     data: str | None = None,
     seed: int = 1,
     repeats: int = 3,
+    measures: Mapping[str, Callable[[str], float]] | None = None,
 ) -> dict[str, Any]:
     """Compare a model as it is, under guidance, and with the adapter that was trained to stand for the guidance.
 
@@ -54,11 +55,13 @@ def judge(
         data: folder of the tasks' data.
         seed: of the texts.
         repeats: how often speed is measured; medians are told.
+        measures: what else is measured of the continuations, by name: a mood, whether they keep to a form.
 
     Returns:
         ``texts``: for each way ``kl`` from the guided distribution to its own (nats a token, on texts that guidance
         wrote), ``perplexity`` of sampled texts under the plain model, ``distinct_2`` and ``repeated_4`` (shares of
-        bigrams that are distinct, of 4-grams that occurred before in their text), each with an interval over texts.
+        bigrams that are distinct, of 4-grams that occurred before in their text), and the means of ``measures``, each
+        with an interval over texts. Of texts that guidance weighs one a prompt counts, drawn by its weight.
         ``tasks``: accuracy of each way, and the differences of distilled to the others, paired. ``bill``: seconds and
         rows a token, and bytes of weights.
     """
@@ -69,13 +72,14 @@ def judge(
     ways: dict[str, tuple[Any, Guidance | None]] = {
         "plain": (model, None), "guided": (model, guide), "distilled": (student, None)
     }  # fmt: skip
-    written = {
-        way: textguide.generate(
+    written: dict[str, list[list[int]]] = {}
+    for way, (one, guided) in ways.items():
+        out = textguide.generate(
             one, tokenizer, chosen, guided, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
             max_new_tokens=NEW, seed=seed, batch_size=32, models=models if guided is not None else None,
-        ).new_tokens
-        for way, (one, guided) in ways.items()
-    }  # fmt: skip
+        )  # fmt: skip
+        rows = out.weighted_sample(seed) if out.log_weights is not None else range(len(out.new_tokens))
+        written[way] = [out.new_tokens[row] for row in rows]
     texts: dict[str, Any] = {}
     divergences = _divergences(model, student, tokenizer, guide, chosen, written["guided"], models or {})
     for way in WAYS:
@@ -89,7 +93,13 @@ def judge(
             "perplexity": {key: float(np.exp(value)) for key, value in perplexity._asdict().items() if key != "stderr"},
             "distinct_2": mean_interval([_distinct(tokens, 2) for tokens in own])._asdict(),
             "repeated_4": mean_interval([1.0 - _distinct(tokens, 4) for tokens in own])._asdict(),
-        }
+            **{
+                name: mean_interval(
+                    [measure(tokenizer.decode(row, skip_special_tokens=True)) for row in own]
+                )._asdict()
+                for name, measure in (measures or {}).items()
+            },
+        }  # fmt: skip
     # The first one warms up: a kernel that is chosen, a cache that is filled.
     token_costs(ways, tokenizer, chosen[:4], models, new=4, repeats=1)
     costs = token_costs(ways, tokenizer, chosen[:4], models, new=24, repeats=repeats)
@@ -138,6 +148,22 @@ def _divergences(
 def _distinct(row: Sequence[int], n: int) -> float:
     """The share of n-grams that are distinct; 1 where there is none."""
     return selection.distinct([""], n, lambda _: list(map(str, row))) if len(row) >= n else 1.0
+
+
+def accuracies(
+    model: Any,
+    tokenizer: Any,
+    guidance: Any,
+    adapter: str,
+    *,
+    tasks: Sequence[str],
+    limit: int,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """The part ``tasks`` of what :func:`judge` returns; arguments as there."""
+    ways = {"plain": (model, None), "guided": (model, as_guidance(guidance))}
+    student = merged(copy.deepcopy(model), adapter)
+    return _tasks({**ways, "distilled": (student, None)}, tokenizer, tasks, limit, data, None)
 
 
 def _tasks(

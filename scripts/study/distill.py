@@ -4,7 +4,7 @@ Trained on texts that the model writes itself behind openings of one word; nothi
 writes ``docs/results/distill/PART.json``, keeps what it has measured in a folder, and goes on where it was::
 
     python scripts/study/distill.py lambada --work FOLDER --data DATA
-    python scripts/study/distill.py dial elsewhere iterated objectives curves --work FOLDER --data DATA
+    python scripts/study/distill.py dial elsewhere teachers iterated objectives curves --work FOLDER --data DATA
     python scripts/study/distill.py larger --work FOLDER --data DATA --larger "$(python scripts/bench/larger_model.py)"
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ import torch
 import transformers
 
 import textguide
-from textguide import CFG
+from textguide import AWRS, CAIF, CFG
+from textguide.constraints import Regex
 from textguide.distillation import texts
 from textguide.distillation.objectives import OBJECTIVES, ForwardKL
 from textguide.distillation.reading import BatchReading
@@ -33,15 +35,33 @@ from textguide.eval.results.machine import environment
 from textguide.eval.statistics.intervals import mean_interval, paired_bootstrap
 from textguide.eval.sweeps import verdict
 from textguide.forward.low_rank import CARD, merged
+from textguide.guidance import ContextAware, DExperts
 from textguide.support.files import write_json
 
 GAMMA = 1.5
 DIAL = (1.0, 1.25, 1.5, 1.75, 2.0)
 FEW = 1000
 """Rows of LAMBADA, evenly spaced, of the parts that look at many adapters."""
-SHORT = 60
-"""Steps of those parts."""
-CURVES = {"steps": (15, 30, 120), "texts": (60,), "rank": (1, 64)}
+SHORT, COUNT, LENGTH = 40, 320, 70
+"""Steps, texts and longest text of those parts."""
+CURVES = {"steps": (10, 20, 80), "texts": (40,), "rank": (1, 64)}
+TOPICS = (
+    "the sea", "my old school", "a walk in the rain", "trains", "the neighbours", "winter", "a letter", "the market",
+    "cooking", "a long journey", "the garden", "dogs", "the office", "birthdays", "a river", "old photographs",
+    "the moon", "bread", "a football match", "the hospital", "cats", "the news", "Mondays", "a lost key", "music",
+    "the village", "a storm", "breakfast", "the library", "growing up", "the bus", "a museum", "money", "autumn",
+    "the phone", "a bridge", "sleep", "the forest", "coffee", "moving house",
+)  # fmt: skip
+DATE = (
+    r" (January|February|March|April|May|June|July|August|September|October|November|December) "
+    r"([1-9]|[12][0-9]|3[01]), (1[0-9]|20)[0-9]{2}\."
+)
+WHO = (
+    "The treaty", "The contract", "The old bridge", "The museum", "The composer", "Her first novel", "The company",
+    "The school", "The law", "The railway line", "The painter", "The queen", "His father", "The newspaper",
+    "The college", "The peace agreement", "The ship", "The festival", "The city hall", "The physicist",
+)  # fmt: skip
+WHAT = ("was signed on", "was opened on", "came into being on", "was first seen on", "was born on", "is dated")
 
 
 class Study:
@@ -103,6 +123,41 @@ class Study:
         chosen = texts if limit is None else [texts[n * len(texts) // limit] for n in range(limit)]
         return [(" ".join(text.split(" ")[:-1]), " " + text.split(" ")[-1]) for text in chosen]
 
+    def passages(self) -> list[str]:
+        """Ordinary prose: what BoolQ asks about, in an order of our own."""
+        lines = (
+            (self.data / "llm-foundry" / "reading_comprehension__boolq.jsonl").read_text(encoding="utf-8").splitlines()
+        )
+        found = {json.loads(line)["query"].partition("\nQuestion:")[0].removeprefix("Passage: ") for line in lines}
+        return sorted((text for text in found if len(text) > 250), key=lambda text: (text[::-1], text))
+
+    def openings_of_reviews(self, count: int) -> list[str]:
+        """The first five words of sentences of SST-2's training set."""
+        lines = (self.data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        words = [line.rsplit("\t", 1)[0].split() for line in lines]
+        return [" ".join(one[:5]) for one in words if len(one) >= 10][:count]
+
+    def neutral_prompts(self) -> list[str]:
+        """Prompts of DExperts' human evaluation, neutral and negative ones by turns."""
+        groups = json.loads((self.data / "prompts" / "unique_prompts.json").read_text(encoding="utf-8"))
+        named = [groups[f"{mood}_prompts_positive_sentiment"].values() for mood in ("neutral", "negative")]
+        return [text for pair in zip(*named, strict=False) for text in pair]
+
+    def own_texts(self, seed: int) -> list[dict[str, Any]]:
+        """Texts that the model writes behind openings of one word, as token ids: the same for all that is compared."""
+
+        def make() -> list[dict[str, Any]]:
+            model, tokenizer = self.load()
+            words = texts.openings(tokenizer)[:COUNT]
+            out = textguide.generate(
+                model, tokenizer, words, max_new_tokens=LENGTH - len(words[0]), do_sample=True, top_k=0, top_p=1.0,
+                temperature=1.0, repetition_penalty=1.0, seed=7000 + seed, batch_size=64,
+            )  # fmt: skip
+            return [{"prompt": word, "completion": own} for word, own in zip(words, out.new_tokens, strict=True) if own]
+
+        found: list[dict[str, Any]] = self.measured(f"texts-{seed}", make)
+        return found
+
     def lambada(
         self, key: str, model: Callable[[], Any], settings: Sequence[Any], limit: int | None
     ) -> list[dict[str, Any]]:
@@ -161,44 +216,169 @@ def lambada(study: Study) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def halves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Texts cut in the middle, for an objective that exchanges prompts."""
+    whole = [[*row["prompt"], *row["completion"]] for row in rows]
+    return [{"prompt": ids[: len(ids) // 2], "completion": ids[len(ids) // 2 :]} for ids in whole if len(ids) > 3]
+
+
 def objectives(study: Study) -> dict[str, Any]:
-    """Every objective and source, for as many steps."""
+    """Every objective, on the model's own texts and on ordinary ones, for as many steps, a few seeds."""
     base = study.load()[0]
     plain, guided = study.lambada("few-base", lambda: base, [None, CFG(GAMMA)], FEW)
+    ordinary = [{"text": text} for text in study.passages()[:COUNT]]
+    found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
+    for seed in study.seeds:
+        own = study.own_texts(seed)
+        for name in OBJECTIVES:
+            if name == "likelihood":
+                continue  # of texts without weights: it would learn to write as before
+            for source in ("own", "ordinary") if name in ("forward-kl", "gft") else ("own",):
+                given = ordinary if source == "ordinary" else halves(own) if name == "cca" else own
+                key = f"objective-{name}-{source}-{seed}"
+                folder = study.adapter(
+                    key, CFG(GAMMA), objective=name, steps=SHORT, texts=COUNT, tokens=LENGTH, source="given",
+                    given=given, seed=seed,
+                )  # fmt: skip
+                (one,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
+                found.setdefault((name, source), []).append((one, study.cost(key)))
     rows = []
-    for name in OBJECTIVES:
-        for source in ("plain", "given") if name in ("forward-kl", "gft") else ("plain",):
-            key = f"objective-{name}-{source}"
-            more: dict[str, Any] = {"given": study.ordinary()} if source == "given" else {}
-            if name == "cca":  # it needs prompts to exchange
-                more = {"given": study.halves(), "source": "given"}
-            folder = study.adapter(
-                key, CFG(GAMMA), objective=name, steps=SHORT, texts=480, **{"source": source, **more}
-            )
-            (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
-            rows.append(
-                {
-                    "objective": name,
-                    "source": source,
-                    **told(own),
-                    "against guided": against(own, guided),
-                    **study.cost(key),
-                }
-            )
-    return {"plain": told(plain), "guided": told(guided), "objectives": rows, "steps": SHORT}
+    for (name, source), ones in found.items():
+        mean = {what: np.mean([one[what] for one, _ in ones], axis=0).tolist() for what in ("right", "nll")}
+        rows.append(
+            {
+                "objective": name, "source": source, **told(mean), "against guided": against(mean, guided),
+                "accuracy of seeds": [float(np.mean(one["right"])) for one, _ in ones],
+                "seconds of seeds": [cost["seconds"] for _, cost in ones],
+            }
+        )  # fmt: skip
+    return {"plain": told(plain), "guided": told(guided), "objectives": rows, "steps": SHORT, "texts": COUNT}
 
 
 def elsewhere(study: Study) -> dict[str, Any]:
-    """Other tasks, free text, and what a token costs, for the first seed."""
+    """Other tasks, ordinary text, free text, and what a token costs, for the first seed."""
     model, tokenizer = study.load()
-    return study.measured(  # type: ignore[no-any-return]
+    folder, passages = study.work / "seed0", study.passages()[-200:]
+    found: dict[str, Any] = study.measured(
         "elsewhere",
         lambda: verdict.judge(
-            model, tokenizer, CFG(GAMMA), str(study.work / "seed0"),
-            prompts=[text[: len(text) // 2] for text in study.sentences()[:100]],
-            tasks=["arc_easy", "piqa", "boolq"], limit=300, data=str(study.data),
+            model, tokenizer, CFG(GAMMA), str(folder), prompts=[text[: len(text) // 2] for text in passages[:100]],
+            limit=100, data=str(study.data),
         ),
     )  # fmt: skip
+
+    def ordinary() -> dict[str, list[float]]:
+        halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in passages]
+        student, contexts, rest = study.student(folder), [one for one, _ in halves], [two for _, two in halves]
+        both = textguide.score(model, tokenizer, contexts, rest, settings=[None, CFG(GAMMA)])
+        own = textguide.score(student, tokenizer, contexts, rest)
+        nll = (-torch.cat([both.log_likelihood, own.log_likelihood]) / both.tokens).tolist()
+        return dict(zip(verdict.WAYS, nll, strict=True))
+
+    found["ordinary text, nats a token"] = {
+        way: mean_interval(values)._asdict() for way, values in study.measured("elsewhere-ordinary", ordinary).items()
+    }
+    for task, limit in (("arc_easy", 1000), ("piqa", 1000), ("boolq", 500), ("triviaqa", 200)):
+        one = study.measured(
+            f"elsewhere-{task}",
+            lambda task=task, limit=limit: verdict.accuracies(  # type: ignore[misc]
+                model, tokenizer, CFG(GAMMA), str(folder), tasks=[task], limit=limit, data=str(study.data)
+            ),
+        )  # fmt: skip
+        found["tasks"] |= {task: {**one[task], "limit": limit}}
+    return found
+
+
+def teachers(study: Study) -> dict[str, Any]:
+    """Other guidance than that away from the last token: what of its gain is kept, and at which price."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    model, tokenizer = study.load()
+    vader = SentimentIntensityAnalyzer()
+    mood = {"VADER": lambda text: float(vader.polarity_scores(text)["compound"])}
+    chat = [
+        [{"role": "system", "content": "You are cheerful, and see the good in everything."},
+         {"role": "user", "content": f"{ask} {topic}."}]
+        for topic in TOPICS for ask in ("Tell me about", "Write a few lines on", "What comes to your mind about")
+    ]  # fmt: skip
+    dates = [f"{who} {what}" for what in WHAT for who in WHO]
+    small = {"expert": "smollm2-small-positive", "anti-expert": "smollm2-small-negative"}
+    experts = {name: textguide.load(source, device="cpu", dtype=study.dtype)[0] for name, source in small.items()}
+    reviews, neutral = study.openings_of_reviews(COUNT), study.neutral_prompts()[:60]
+    quick: dict[str, Any] = {"steps": SHORT, "texts": COUNT, "tokens": 32}
+    ways: dict[str, tuple[Any, list[Any], list[Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+        "caif": (CAIF("sentiment", "positive", 5.0), reviews, neutral, mood, {}, quick),
+        "dexperts": (DExperts(2.0), reviews, neutral, mood, experts, quick),
+        "negative-prompt": (
+            CFG(2.0, negative_system="You are gloomy, and see the bad in everything."),
+            chat[:90], chat[90:], mood, {}, {**quick, "tokens": 80},
+        ),
+        "awrs": (
+            AWRS(Regex(DATE), particles=4), dates[:80], dates[80:],
+            {"in form": lambda text: float(re.match(DATE, text) is not None)}, {},
+            {**quick, "texts": 80, "objective": "likelihood", "source": "guided"},
+        ),
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, (guidance, prompts, held, measures, models, settings) in ways.items():
+        folder = study.adapter(f"teacher-{name}", guidance, prompts=prompts, models=models, **settings)
+        found[name] = study.measured(
+            f"teacher-{name}-judged",
+            lambda f=folder, g=guidance, h=held, m=measures, o=models: verdict.judge(  # type: ignore[misc]
+                model, tokenizer, g, str(f), prompts=h, limit=120, models=o, measures=m, repeats=1
+            ),
+        )
+        (measure,) = measures
+        values = [found[name]["texts"][way][measure]["mean"] for way in verdict.WAYS]
+        found[name]["gain"] = {"measure": measure, "kept": (values[2] - values[0]) / (values[1] - values[0])}
+    return {"teachers": found, "context-aware": _context_aware(study)}
+
+
+def _context_aware(study: Study) -> dict[str, Any]:
+    """Context-aware decoding: the document is all of a row but its last sentence."""
+    rows = []
+    for context, word in study.rows(1500):
+        parts = re.split(r"(?<=[.!?\u201d\u2019'\"]) ", context)
+        document = " ".join(parts[:-1])
+        if len(parts) > 1 and len(document) > 40 and context.count(document) == 1:
+            rows.append((document, context, word))
+    rows = rows[:FEW]
+    documents = [document for document, _, _ in rows]
+
+    def of(model: Callable[[], Any], settings: list[Any], key: str) -> Any:
+        def make() -> list[dict[str, Any]]:
+            contexts, words = [context for _, context, _ in rows], [word for _, _, word in rows]
+            out = textguide.score(model(), study.load()[1], contexts, words, settings=settings)
+            return [
+                {"right": right.int().tolist(), "nll": (-nll).tolist()}
+                for right, nll in zip(out.is_greedy, out.log_likelihood, strict=True)
+            ]
+
+        return study.measured(key, make)
+
+    plain, guided = of(lambda: study.load()[0], [None, ContextAware(1.5, context=documents)], "context-aware-base")
+    passages = [text[:400].rsplit(" ", 1)[0] for text in study.passages()[: COUNT // 2]]
+    prompts, given = [], []
+    for text in passages:
+        words = text.split(" ")
+        half = " ".join(words[: len(words) // 2])
+        prompts.append(half)
+        given.append(
+            {
+                "prompt": half + " " + words[len(words) // 2],
+                "completion": "".join(" " + w for w in words[len(words) // 2 + 1 :]),
+            }
+        )
+    folder = study.adapter(
+        "teacher-context-aware", ContextAware(1.5, context=prompts), given=given, source="given", steps=SHORT,
+        texts=len(given), tokens=110,
+    )  # fmt: skip
+    (own,) = of(lambda: study.student(folder), [None], "context-aware-distilled")
+    gain = (np.mean(own["right"]) - np.mean(plain["right"])) / (np.mean(guided["right"]) - np.mean(plain["right"]))
+    return {
+        "plain": told(plain), "guided": told(guided), "distilled": told(own), "against guided": against(own, guided),
+        "against plain": against(own, plain), "gain": {"measure": "accuracy", "kept": float(gain)},
+    }  # fmt: skip
 
 
 def larger(study: Study) -> dict[str, Any]:
@@ -218,7 +398,7 @@ def iterated(study: Study) -> dict[str, Any]:
     """Guide the distilled model, and distil again."""
     once = study.student(study.work / "seed0")
     guided, own = study.lambada("iterated-guided", lambda: once, [CFG(GAMMA), None], FEW)
-    folder = study.adapter("iterated", CFG(GAMMA), base=once, steps=SHORT, texts=480, seed=11)
+    folder = study.adapter("iterated", CFG(GAMMA), base=once, steps=SHORT, texts=COUNT, seed=11)
     (twice,) = study.lambada("iterated-again", lambda: merged(copy.deepcopy(once), folder), [None], FEW)
     return {
         "distilled": told(own),
@@ -229,7 +409,7 @@ def iterated(study: Study) -> dict[str, Any]:
 
 
 def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
-    """KL from what guidance says to what ``model`` says, nats a token, of 60 sentences; every position is taken for the
+    """KL from what guidance says to what ``model`` says, nats a token, of 60 passages; every position is taken for the
     end of a prompt."""
     base, tokenizer = study.load()
 
@@ -237,8 +417,8 @@ def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
         return model(input_ids=ids, attention_mask=mask).logits
 
     found = []
-    for sentence in study.sentences()[:60]:
-        row = tokenizer(sentence).input_ids[:40]
+    for passage in study.passages()[-60:]:
+        row = tokenizer(passage).input_ids[:40]
         reading = BatchReading(
             student, base, [texts.Text(row[:1], row[1:])], [], guidance, GAMMA, every=True, tokenizer=tokenizer,
             models={}, device="cpu",
@@ -250,7 +430,7 @@ def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
 
 def dial(study: Study) -> dict[str, Any]:
     """One adapter for several γ."""
-    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=120, texts=480)
+    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=120, texts=480, seed=5)
     base = study.load()[0]
     guided = study.lambada("dial-guided", lambda: base, [CFG(scale) for scale in DIAL], FEW)
     rows = []
@@ -269,11 +449,11 @@ def curves(study: Study) -> dict[str, Any]:
     base = study.load()[0]
     plain, guided = study.lambada("few-base", lambda: base, [None, CFG(GAMMA)], FEW)
     rows = []
-    usual = {"steps": SHORT, "texts": 480, "rank": 16}
+    usual = {"steps": SHORT, "texts": COUNT, "rank": 16}
     wanted = [usual, *({**usual, what: value} for what, values in CURVES.items() for value in values)]
     for settings in wanted:
         key = "curve-" + "-".join(f"{name}{value}" for name, value in settings.items())
-        folder = study.adapter(key, CFG(GAMMA), **settings)
+        folder = study.adapter(key, CFG(GAMMA), source="given", given=study.own_texts(0), **settings)
         (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
         rows.append({**settings, **told(own), **study.cost(key)})
     return {"plain": told(plain), "guided": told(guided), "curves": rows}
@@ -281,7 +461,7 @@ def curves(study: Study) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Study], dict[str, Any]]] = {
     "lambada": lambada, "dial": dial, "curves": curves, "objectives": objectives, "elsewhere": elsewhere,
-    "larger": larger, "iterated": iterated,
+    "teachers": teachers, "larger": larger, "iterated": iterated,
 }  # fmt: skip
 
 
@@ -290,7 +470,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the part lambada [0 1 2]")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the parts lambada and objectives [0 1 2]"
+    )
     parser.add_argument("--larger", help="folder of the larger model")
     parser.add_argument("--dtype", default="bfloat16", help="of models, in training and after [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("docs/results/distill"))

@@ -221,6 +221,16 @@ def test_texts_of_every_source(tmp_path: Path, source: str) -> None:
     assert json.loads((tmp_path / "a" / "distillation.json").read_text())["texts"] == QUICK["texts"]
 
 
+def test_given_texts_may_be_token_ids(tmp_path: Path) -> None:
+    model, tokenizer = build("llama"), Tokenizer()
+    rows = [{"prompt": "ab", "completion": "hello"}, {"prompt": "once", "completion": " there"}]
+    ids = [{key: tokenizer(text).input_ids for key, text in row.items()} for row in rows]
+    losses = [
+        trained(tmp_path / str(n), model, source="given", given=given).losses for n, given in enumerate((rows, ids))
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -> None:
     guidance = AWRS(Regex("[a-z ]{1,30}"), particles=2)
     model, tokenizer = textguide.load("smollm2-small")

@@ -151,10 +151,15 @@ def _given(tokenizer: Any, rows: Sequence[Mapping[str, Any]], count: int, settin
             first = branch_inputs.encode(
                 branch_inputs.canonical_prompts([prompt], None, tokenizer)[0], tokenizer, "given"
             )
-            ids = [*first, *tokenizer(row.get("completion") or "", add_special_tokens=False).input_ids]
+            completion = row.get("completion") or ""
+            if isinstance(completion, str):
+                completion = tokenizer(completion, add_special_tokens=False).input_ids
+            ids = [*first, *completion]
             split = len(first)
             if len(ids) == split:  # a text without a prompt, in the column of prompts
                 prompt, split = None, 1
+            elif not isinstance(prompt, (str, list)) or isinstance(prompt[0], int):
+                prompt = None  # token ids, which need no encoding
         ids = [int(token) for token in ids[: settings.tokens]]
         if len(ids) <= split:
             raise ValueError(f"given[{number % len(rows)}] has no token behind its prompt within {settings.tokens}")

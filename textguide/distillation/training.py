@@ -92,8 +92,8 @@ def distill(
         out: folder of the adapter: ``adapter_model.safetensors`` and ``adapter_config.json`` as PEFT writes them, a
             card, and ``distillation.json`` with everything that it was made of.
         prompts: what texts begin with, taken in turn; None: openings of one word, from the vocabulary.
-        given: texts of others, where the source is ``given``: mappings with ``prompt`` and ``completion``, or ``text``;
-            and ``weight``.
+        given: texts of others, where the source is ``given``: mappings with ``prompt`` and ``completion`` (texts or
+            token ids), or ``text``; and ``weight``.
         settings: how it is trained; or give its fields by name.
         models: further models by the name that branches use.
         name: what the model is called in the card; default: its own name.

@@ -1,5 +1,5 @@
 // A form of a method, made from what the server says of its fields.
-import { html, useEffect, useId, useRef, useState } from "textguide/html";
+import { html, useEffect, useId, useLayoutEffect, useRef, useState } from "textguide/html";
 
 const SLIDERS = { scale: [0, 5, 0.1], weight: [-10, 10, 0.5], strength: [-3, 3, 0.1], particles: [1, 16, 1], max_branches: [1, 16, 1] };
 const LISTED = ["classifier", "vector", "constraint"];
@@ -18,7 +18,7 @@ function range(field) {
 function useText(value, written, onChange) {
   const [text, setText] = useState(() => written(value));
   const sent = useRef(value);
-  useEffect(() => {
+  useLayoutEffect(() => {  // before the page is painted: nobody sees the text of the value before
     if (JSON.stringify(value) !== JSON.stringify(sent.current)) setText(written(value));
     sent.current = value;
   }, [value]);
