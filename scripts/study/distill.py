@@ -4,7 +4,7 @@ Trained on texts that the model writes itself behind openings of one word; nothi
 writes ``docs/results/distill/PART.json``, keeps what it has measured in a folder, and goes on where it was::
 
     python scripts/study/distill.py lambada --work FOLDER --data DATA
-    python scripts/study/distill.py dial elsewhere teachers iterated objectives curves --work FOLDER --data DATA
+    python scripts/study/distill.py dial why elsewhere teachers iterated objectives curves --work FOLDER --data DATA
     python scripts/study/distill.py larger --work FOLDER --data DATA --larger "$(python scripts/bench/larger_model.py)"
 """
 
@@ -17,6 +17,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from textguide.constraints import Regex
 from textguide.distillation import texts
 from textguide.distillation.objectives import OBJECTIVES, ForwardKL
 from textguide.distillation.reading import BatchReading
+from textguide.engine.given_texts import as_items, distributions, leading
 from textguide.eval.results.machine import environment
 from textguide.eval.statistics.intervals import mean_interval, paired_bootstrap
 from textguide.eval.sweeps import verdict
@@ -44,6 +46,7 @@ FEW = 1000
 """Rows of LAMBADA, evenly spaced, of the parts that look at many adapters."""
 SHORT, COUNT, LENGTH = 40, 320, 70
 """Steps, texts and longest text of those parts."""
+TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 CURVES = {"steps": (10, 20, 80), "texts": (40,), "rank": (1, 64)}
 TOPICS = (
     "the sea", "my old school", "a walk in the rain", "trains", "the neighbours", "winter", "a letter", "the market",
@@ -428,6 +431,48 @@ def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
     return found
 
 
+def why(study: Study) -> dict[str, Any]:
+    """Does the adapter average away what single steps overshoot? The first token of the last word of each row."""
+    base, tokenizer = study.load()
+    student = study.student(study.work / "seed0")
+
+    def make() -> dict[str, dict[str, list[float]]]:
+        rows = study.rows(FEW)
+        given = [[row[0] for row in rows], [row[1] for row in rows], None]
+        read = [
+            replace(one, continuation=one.continuation[:1])
+            for one in as_items(base, tokenizer, *given, leading([CFG(GAMMA)]))
+        ]
+        found: dict[str, dict[str, list[float]]] = {}
+        for way, model, guidance in (("plain", base, None), ("guided", base, CFG(GAMMA)), ("distilled", student, None)):
+            values: dict[str, list[float]] = {"right": [], "entropy": [], **{f"nll at {t}": [] for t in TEMPERATURES}}
+            for start in range(0, len(read), 32):
+                batch = read[start : start + 32]
+                logp = distributions(model, batch, guidance, tokenizer=tokenizer)
+                tokens = torch.tensor([one.continuation[0] for one in batch])[:, None]
+                values["right"] += (logp.argmax(-1) == tokens[:, 0]).float().tolist()
+                values["entropy"] += (-(logp.exp() * logp.clamp_min(-1e4)).sum(-1)).tolist()
+                for t in TEMPERATURES:
+                    values[f"nll at {t}"] += (-(logp / t).log_softmax(-1).gather(-1, tokens)[:, 0]).tolist()
+            found[way] = values
+        return found
+
+    ways = study.measured("why", make)
+    rows = {way: {name: mean_interval(values)._asdict() for name, values in one.items()} for way, one in ways.items()}
+    best = {way: min(TEMPERATURES, key=lambda t: rows[way][f"nll at {t}"]["mean"]) for way in rows}
+    right = {way: np.array(one["right"]) for way, one in ways.items()}
+    plain, guided, own = (right[way] for way in verdict.WAYS)
+    return {
+        "ways": rows, "best temperature": best,
+        "distilled against guided": against(ways["distilled"], ways["guided"]),
+        "rows": {
+            "only guided right": int((guided * (1 - own)).sum()),
+            "only distilled right": int((own * (1 - guided)).sum()),
+            "of these right without guidance": int((own * (1 - guided) * plain).sum()),
+        },
+    }  # fmt: skip
+
+
 def dial(study: Study) -> dict[str, Any]:
     """One adapter for several γ."""
     folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=120, texts=480, seed=5)
@@ -461,7 +506,7 @@ def curves(study: Study) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Study], dict[str, Any]]] = {
     "lambada": lambada, "dial": dial, "curves": curves, "objectives": objectives, "elsewhere": elsewhere,
-    "teachers": teachers, "larger": larger, "iterated": iterated,
+    "teachers": teachers, "why": why, "larger": larger, "iterated": iterated,
 }  # fmt: skip
 
 
