@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import textguide
+from textguide.guidance import as_guidance, split
+from textguide.support.errors import NoParticleLeftWarning
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def token_costs(
     new: int = 16,
     repeats: int = 3,
 ) -> dict[str, Cost]:
-    """Seconds and rows a token, each way once and then again: medians.
+    """Seconds and rows a token, each way once and then again: medians. All particles of a text count as one text.
 
     Args:
         ways: a model and a guidance by name; None decodes plainly.
@@ -55,13 +58,18 @@ def token_costs(
                 count[0] += len(ids)
 
             hooks = [one.register_forward_pre_hook(add, with_kwargs=True) for one in (model, *further.values())]
+            # A constraint says itself where a text may end, and here it may be cut off before.
+            whole: dict[str, Any] = {"min_new_tokens": new} if split(as_guidance(guidance)).constraint is None else {}
             begun = time.perf_counter()
-            textguide.generate(
-                model, tokenizer, list(prompts), guidance, models=further, max_new_tokens=new, min_new_tokens=new,
-                do_sample=True, seed=0,
-            )  # fmt: skip
-            seconds[name].append((time.perf_counter() - begun) / (new * len(prompts)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NoParticleLeftWarning)
+                out = textguide.generate(
+                    model, tokenizer, list(prompts), guidance, models=further, max_new_tokens=new, do_sample=True,
+                    seed=0, **whole,
+                )  # fmt: skip
+            written = sum(map(len, out.new_tokens)) / out.particles
+            seconds[name].append((time.perf_counter() - begun) / written)
             for hook in hooks:
                 hook.remove()
-            rows[name] = count[0] / (new * len(prompts))
+            rows[name] = count[0] / written
     return {name: Cost(statistics.median(values), rows[name]) for name, values in seconds.items()}

@@ -12,7 +12,7 @@ import textguide
 from textguide.distillation.texts import openings
 from textguide.engine.given_texts import as_items, distributions, leading
 from textguide.forward.low_rank import merged
-from textguide.guidance import Guidance, algebra, as_guidance
+from textguide.guidance import Guidance, algebra, as_guidance, split
 from textguide.tasks import selection
 
 from ..statistics.intervals import mean_interval, paired_bootstrap
@@ -59,9 +59,10 @@ def judge(
 
     Returns:
         ``texts``: for each way ``kl`` from the guided distribution to its own (nats a token, on texts that guidance
-        wrote), ``perplexity`` of sampled texts under the plain model, ``distinct_2`` and ``repeated_4`` (shares of
-        bigrams that are distinct, of 4-grams that occurred before in their text), and the means of ``measures``, each
-        with an interval over texts. Of texts that guidance weighs one a prompt counts, drawn by its weight.
+        wrote; None for guidance that weighs whole texts), ``perplexity`` of sampled texts under the plain model,
+        ``distinct_2`` and ``repeated_4`` (shares of bigrams that are distinct, of 4-grams that occurred before in their
+        text), and the means of ``measures``, each with an interval over texts. Of texts that guidance weighs one a
+        prompt counts, drawn by its weight.
         ``tasks``: accuracy of each way, and the differences of distilled to the others, paired. ``bill``: seconds and
         rows a token, and bytes of weights.
     """
@@ -88,7 +89,7 @@ def judge(
         lengths = np.array([len(tokens) for tokens in own], dtype=float)
         perplexity = mean_interval(nll / lengths)
         texts[way] = {
-            "kl": mean_interval(divergences[way])._asdict(),
+            "kl": None if divergences is None else mean_interval(divergences[way])._asdict(),
             "nll": perplexity._asdict(),
             "perplexity": {key: float(np.exp(value)) for key, value in perplexity._asdict().items() if key != "stderr"},
             "distinct_2": mean_interval([_distinct(tokens, 2) for tokens in own])._asdict(),
@@ -125,14 +126,17 @@ def _log_likelihood(model: Any, tokenizer: Any, prompts: Sequence[Any], tokens: 
 
 def _divergences(
     model: Any, student: Any, tokenizer: Any, guide: Any, prompts: Sequence[Any], tokens: Any, models: Mapping[str, Any]
-) -> dict[str, list[float]]:
-    """KL from the guided distribution to each way's, nats a token, of each text that guidance wrote."""
+) -> dict[str, list[float]] | None:
+    """KL from the guided distribution to each way's, nats a token, of each text that guidance wrote; None where it
+    weighs whole texts, and has no distribution of single steps."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     try:
         items = as_items(model, tokenizer, list(prompts), list(tokens), None, leading([guide]))
         distributions(model, items[:1], guide, tokenizer=tokenizer, models=models)
-    except ValueError:  # a guidance of whole texts has no distribution of single steps
-        return {way: [float("nan")] * len(tokens) for way in WAYS}
+    except ValueError:
+        if split(guide).constraint is None:
+            raise
+        return None
     for start in range(0, len(items), AT_ONCE):
         batch = items[start : start + AT_ONCE]
         lengths = [len(item.continuation) for item in batch]
@@ -211,6 +215,8 @@ def show(found: Mapping[str, Any]) -> None:
         ("distinct_2", "distinct bigrams"), ("repeated_4", "repeated 4-grams"),
     ):  # fmt: skip
         cells = [found["texts"][way][key] for way in WAYS]
+        if cells[0] is None:
+            continue
         table.add_row(label, *(f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in cells))
     console.print(table)
     if found["tasks"]:

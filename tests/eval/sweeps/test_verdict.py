@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 def test_texts_that_guidance_weighs_count_once_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "NEW", 6)
     model, tokenizer = textguide.load("smollm2-small")
-    guidance = AWRS(Regex("[a-z ]{1,20}"), particles=3)
+    guidance = AWRS(Regex("[a-z ]{1,3}"), particles=3)
     settings = {"steps": 1, "texts": 4, "tokens": 8, "batch_size": 2, "rank": 1}
     textguide.distill(
         model, tokenizer, guidance, tmp_path, prompts=["The", "A"], objective="likelihood", source="guided", **settings
