@@ -475,7 +475,9 @@ def why(study: Study) -> dict[str, Any]:
 
 def dial(study: Study) -> dict[str, Any]:
     """One adapter for several γ."""
-    folder = study.adapter("dial", CFG(GAMMA), scales=DIAL, steps=120, texts=480, seed=5)
+    folder = study.adapter(
+        "dial", CFG(GAMMA), scales=DIAL, steps=2 * SHORT, texts=COUNT, source="given", given=study.own_texts(0)
+    )
     base = study.load()[0]
     guided = study.lambada("dial-guided", lambda: base, [CFG(scale) for scale in DIAL], FEW)
     rows = []

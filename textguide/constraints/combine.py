@@ -112,7 +112,7 @@ class AllOf(_Several):
         regular = [constraint for constraint in self.constraints if constraint.regular() is not None]
         others = [constraint for constraint in self.constraints if constraint.regular() is None]
         together = [AllOf(*regular), *others] if regular else others
-        session = _AllOfSession(b"", tuple(constraint.start(vocabulary) for constraint in together), vocabulary)
+        session = AllOfSession(b"", tuple(constraint.start(vocabulary) for constraint in together), vocabulary)
         mask = session.mask()
         if mask is not None and not mask.any():
             raise UnsatisfiableError(f"{self!r}"[:200] + " cannot be used: nothing satisfies all of its constraints")
@@ -215,7 +215,9 @@ class _AnyOfSession(Session):
         return self._alive if text.startswith(self.text) else self._every
 
 
-class _AllOfSession(Session):
+class AllOfSession(Session):
+    """One text under several sessions at once; the first ones are asked first."""
+
     def __init__(self, text: bytes, parts: tuple[Session, ...], vocabulary: Vocabulary) -> None:
         self.text = text
         self._parts = parts
@@ -248,5 +250,5 @@ class _AllOfSession(Session):
             session.advance(token)
         self.text += added
 
-    def fork(self) -> _AllOfSession:
-        return _AllOfSession(self.text, tuple(session.fork() for session in self._parts), self._vocabulary)
+    def fork(self) -> AllOfSession:
+        return AllOfSession(self.text, tuple(session.fork() for session in self._parts), self._vocabulary)

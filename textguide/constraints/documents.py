@@ -6,14 +6,31 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import engines, llguidance_engine
 from .base import Constraint, Session
+from .combine import AllOfSession
+from .json_checks import Checks, ChecksSession
+from .json_relaxed import keywords, relaxed
 from .lark_rules import unproductive
+from .predicate import Asked
 from .vocabulary import Vocabulary
 
 WHITESPACE = ("any", "none")
+
+
+class Held(NamedTuple):
+    """How a schema is held to.
+
+    Args:
+        masked: keywords that the mask holds to: no token is written that breaks them.
+        checked: keywords that no mask holds everywhere: each finished value is checked, and a token that would finish
+            one that breaks them is refused.
+    """
+
+    masked: tuple[str, ...]
+    checked: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,13 +39,15 @@ class JSONSchema(Constraint):
 
     The documents are a subset of what the schema's own rules allow: properties come in the order in which the schema
     names them, further ones behind them, and characters are written as they are where JSON does not ask for an escape.
-    What cannot be held to exactly (a keyword, a format, a ``oneOf`` whose cases overlap) is refused by name.
+    What no mask holds to (``not``, ``dependencies``, a ``oneOf`` whose cases overlap) is checked of each finished value
+    and of the whole, as ``jsonschema`` checks it; :attr:`held` tells which. Such a schema has no mask, so that tokens
+    are proposed and asked about. A ``format`` that nobody knows says nothing, as JSON Schema has it.
 
     Args:
         schema: a dict, True or False, JSON text, or the path of a file with it.
         whitespace: ``any`` allows spaces and newlines wherever JSON does, ``none`` only in strings; else a regular
             expression of what may stand in such a place.
-        lenient: leave out what cannot be held to, in place of refusing the schema; the documents may then break it.
+        lenient: leave out what no mask holds to, in place of checking it; the documents may then break the schema.
         engine: ``llguidance`` or ``xgrammar``. The latter takes more schemas and leaves out what it cannot hold to,
             with a warning of its own on standard error.
 
@@ -77,7 +96,22 @@ class JSONSchema(Constraint):
         options = {"whitespace_flexible": self.whitespace != "none", "lenient": self.lenient}
         if self.whitespace not in WHITESPACE:
             options["whitespace_pattern"] = self.whitespace
-        return engines.session(what, llguidance_engine.json_schema(self.schema, **options), vocabulary)
+        if self.lenient:
+            return engines.session(what, llguidance_engine.json_schema(self.schema, **options), vocabulary)
+        parts = relaxed(self.schema)
+        masked = engines.session(what, llguidance_engine.json_schema(parts.mask, **options), vocabulary)
+        if not parts.left_out:
+            return masked
+        return AllOfSession(b"", (masked, ChecksSession(Checks(parts), vocabulary, b"", Asked())), vocabulary)
+
+    @property
+    def held(self) -> Held:
+        """Which keywords of the schema the mask holds to at every token, and which are asked about finished values."""
+        if self.lenient or self.engine != engines.DEFAULT:
+            raise ValueError("held is known for engine='llguidance' without lenient=True")
+        parts = relaxed(self.schema)
+        checked = sorted({name for names in parts.left_out.values() for name in names})
+        return Held(tuple(sorted(keywords(json.loads(parts.mask)))), tuple(checked))
 
 
 @dataclass(frozen=True)

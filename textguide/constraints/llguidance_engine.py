@@ -61,6 +61,11 @@ def complaint(expression: str) -> str:
     return first_lines(_import().LLMatcher.validate_grammar(terminal(expression)))
 
 
+def complaint_about_schema(schema: str) -> str:
+    """Why the engine refuses a JSON schema, in one line; empty where it does not."""
+    return first_lines(_import().LLMatcher.validate_grammar(json_schema(schema)))
+
+
 class NothingError(CompileError):
     """Nothing satisfies a grammar."""
 

@@ -1,0 +1,122 @@
+"""Documents for JSON schemas: made by ``hypothesis-jsonschema``, spoilt here and there, and written in the order of
+the schema's properties."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis.internal.conjecture import utils as cu
+
+from textguide.constraints.json_checks import SAME_VALUE, Checks
+from textguide.constraints.json_relaxed import relaxed
+
+
+def documents(schema: str, count: int, seed: int) -> list[Any]:
+    """``count`` values of a schema, as many as can be made; the same ones for the same seed."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+    from hypothesis.errors import HypothesisException
+    from hypothesis_jsonschema import _from_schema, from_schema
+
+    _from_schema.cu = _Utilities  # type: ignore[attr-defined]
+    found: list[Any] = []
+    quiet = settings(
+        max_examples=count,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+    )
+
+    @seeded(seed)
+    @quiet
+    @given(from_schema(json.loads(schema)))
+    def collect(value: Any) -> None:
+        found.append(value)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            collect()
+        except HypothesisException:  # it knows no such schema
+            pass
+    return found
+
+
+class _Many(cu.many):
+    """Hypothesis's loop as ``hypothesis-jsonschema`` calls it, which was written for an older one."""
+
+    def more(self) -> bool:
+        if not hasattr(self, "_turns"):
+            self._turns = iter(self.__enter__())
+        if next(self._turns, self) is self:
+            self.__exit__(None, None, None)
+            return False
+        return True
+
+
+class _Utilities:
+    many = _Many
+
+
+def spoilt(value: Any, draw: random.Random) -> Any:
+    """A copy with one change somewhere, which a schema may or may not mind."""
+    if isinstance(value, dict) and value and draw.random() < 0.8:
+        key = draw.choice(list(value))
+        how = draw.random()
+        if how < 0.25:
+            return {k: v for k, v in value.items() if k != key}
+        if how < 0.35:
+            return {**value, "further": draw.choice((0, "x", None))}
+        return {**value, key: spoilt(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.8:
+        place = draw.randrange(len(value))
+        if draw.random() < 0.3:
+            return [*value, value[place]]
+        return [spoilt(one, draw) if number == place else one for number, one in enumerate(value)]
+    return draw.choice((None, True, 0, -1, 7.5, "", "a", "2020-01-01", [], {}, [1], {"a": 1}, 10**6))
+
+
+def in_order(value: Any, checks: Checks, pointers: tuple[str, ...] = ("",)) -> Any:
+    """The value with its properties in the order in which the schemas at ``pointers`` name them."""
+    closure = tuple(_same_value(checks, pointers))
+    if isinstance(value, dict):
+        names = [name for one in closure for name in _names(checks.at(one))]
+        rank = {name: number for number, name in reversed(list(enumerate(names)))}
+        keys = sorted(value, key=lambda key: rank.get(key, len(names)))
+        return {key: in_order(value[key], checks, checks.inside(closure, key)) for key in keys}
+    if isinstance(value, list):
+        return [in_order(one, checks, checks.inside(closure, number)) for number, one in enumerate(value)]
+    return value
+
+
+def _names(node: Any) -> list[str]:
+    return list(node.get("properties") or {}) if isinstance(node, dict) else []
+
+
+def _same_value(checks: Checks, pointers: tuple[str, ...]) -> Iterator[str]:
+    waiting, seen = list(pointers), set()
+    while waiting:
+        one = waiting.pop(0)
+        if one in seen:
+            continue
+        seen.add(one)
+        yield one
+        node = checks.at(one)
+        waiting += checks._referred(node)
+        if isinstance(node, dict):
+            for key in SAME_VALUE:
+                part = node.get(key)
+                if isinstance(part, list):
+                    waiting += [f"{one}/{key}/{number}" for number in range(len(part))]
+                elif isinstance(part, dict):
+                    waiting.append(f"{one}/{key}")
+
+
+def ways(schema: Any) -> Checks:
+    """What is needed to write documents in order."""
+    return Checks(relaxed(schema if isinstance(schema, str) else json.dumps(schema)))
