@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .branching import Branched, eager
     from .captioning import caption
     from .distillation import DistillResult, DistillSettings, distill
     from .engine.custom_generate import GuidedDecoding
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from .engine.results import GenerateResult, ScoreResult
     from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
-    from .generation import StreamChunk, generate, guided_decoding, stream
+    from .generation import Branched, StreamChunk, eager, generate, guided_decoding, stream
     from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance, PowerSampling, Reward
     from .logits_processors import (
         AWRSLogitsProcessor,
@@ -38,7 +37,7 @@ _HOMES = {
     "CAIFLogitsProcessor": "logits_processors",
     "CFG": "guidance",
     "CFGLogitsProcessor": "logits_processors",
-    "Branched": "branching",
+    "Branched": "generation",
     "DistillResult": "distillation",
     "DistillSettings": "distillation",
     "EAGer": "guidance",
@@ -59,7 +58,7 @@ _HOMES = {
     "StreamChunk": "generation",
     "caption": "captioning",
     "distill": "distillation",
-    "eager": "branching",
+    "eager": "generation",
     "explain": "explanation",
     "generate": "generation",
     "guided_decoding": "generation",
