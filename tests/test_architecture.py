@@ -43,6 +43,7 @@ ROOMS = {
     "eval/captions": "eval.captions",
     "eval/sweeps": "eval.sweeps",
     "eval": "eval",
+    "textguide/batch": "batch",
     "textguide/playground": "playground",
     "textguide/cli": "cli",
 }
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distillation": {*_RUNS, "functions"},
     "functions": {*_RUNS, "captioning"},
     "playground": _LOOPS,
+    "batch": {*_RUNS, "functions", "vllm_plugin"},
     "logits_processors": {*_RUNS, "diffusion"},
     "vllm_plugin": _RUNS,
     "tasks": {"guidance", "support", "constraints"},
@@ -80,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "eval.captions",
         "eval.sweeps",
     },
-    "cli": {*_LOOPS, "playground", "logits_processors", "vllm_plugin", "tasks", "eval", "eval.sweeps"},
+    "cli": {*_LOOPS, "batch", "playground", "logits_processors", "vllm_plugin", "tasks", "eval", "eval.sweeps"},
 }
 """What each room imports beside itself; a room stands below all that import it."""
 ALLOWED: dict[str, set[str]] = {

@@ -69,7 +69,17 @@ _HOMES = {
 }
 
 # Rooms that are used by their own name, imported on first use as well.
-_MODULES = ("captioning", "classifiers", "constraints", "diffusion", "distillation", "guidance", "models", "steering")
+_MODULES = (
+    "batch",
+    "captioning",
+    "classifiers",
+    "constraints",
+    "diffusion",
+    "distillation",
+    "guidance",
+    "models",
+    "steering",
+)
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

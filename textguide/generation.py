@@ -65,7 +65,7 @@ def generate(
     *,
     max_new_tokens: int | None = None,
     system: str | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     stop: str | Sequence[str] | None = None,
     include_stop: bool = True,
@@ -91,7 +91,8 @@ def generate(
         system: a system prompt; texts become chats.
         seed: makes sampling reproducible without touching torch's global generator, and draws what
             ``torch.manual_seed(seed)`` would; None uses the global one. Rows draw from it in turn at every step, so
-            that another ``batch_size`` or other prompts beside a row give it other texts.
+            that another ``batch_size`` or other prompts beside a row give it other texts. A list has a seed for each
+            row, which then draws what it draws alone.
         batch_size: rows decoded at once; None: all.
         stop: text or texts that end a continuation; they stay in it, with the rest of the token that completed them.
         include_stop: False leaves the text of ``stop`` out of ``texts``; the tokens of it are counted either way.
@@ -319,11 +320,14 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
     if branching is not None:
         branch_inputs.check_branches(run.model, branching, branches, request.max_new_tokens, request.models)
         branch_inputs.warn_of_same(branching, rows, branches)
+    seeds = request.seed if isinstance(request.seed, tuple) else None
+    if seeds is not None and len(seeds) != len(rows):
+        raise ValueError(f"seed= has {len(seeds)} seeds and there are {len(rows)} prompts; give one, or one for each")
     batches = []
     for start in range(0, len(rows), request.size(len(rows))):
         part = slice(start, start + request.size(len(rows)))
         own = [branch[part] for branch in branches] if branching is not None else None
-        batches.append(Batch(_inputs(run, rows[part]), own))
+        batches.append(Batch(_inputs(run, rows[part]), own, seeds=None if seeds is None else seeds[part]))
     return batches
 
 

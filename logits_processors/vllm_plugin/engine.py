@@ -195,14 +195,15 @@ def generate(
     *,
     max_new_tokens: int,
     system: str | None,
-    seed: int | None,
+    seed: int | Sequence[int] | None,
     stop: Any,
     do_sample: bool | None,
     options: dict[str, Any],
 ) -> GenerateResult:
     """What :func:`textguide.generate` does with a ``vllm.LLM``; arguments as there.
 
-    With a seed, row ``i`` draws what a run of its prompt alone with the seed ``seed + i`` draws.
+    With a seed, row ``i`` draws what a run of its prompt alone with the seed ``seed + i`` draws, with a list of seeds
+    with ``seed[i]``.
 
     Raises:
         ValueError: something that vLLM's engine cannot do; the message names it.
@@ -230,10 +231,17 @@ def generate(
     common = _sampling(options, do_sample, stop, max_new_tokens)
     ending = Ending(stop=tuple(common["stop"]), limit=max_new_tokens, include_stop=include_stop)
     copies = int(common.get("n", 1))
+    if seed is None or isinstance(seed, int):
+        seeds = [None if seed is None else seed + row * copies for row in range(len(ids))]
+    else:
+        seeds = [int(one) for one in seed]
+        if len(seeds) != len(ids):
+            raise ValueError(f"seed= has {len(seeds)} seeds and there are {len(ids)} prompts; give one for each")
     params = []
     for row in range(len(ids)):
         extra = arguments_of(parts, [rows[row] for rows in branches], constraint, ours_of(config).get("classifier"))
-        own = None if seed is None else (seed + row * copies) % LARGEST_SEED
+        one = seeds[row]
+        own = None if one is None else one % LARGEST_SEED
         params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
     try:
         outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)

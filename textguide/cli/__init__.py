@@ -38,6 +38,7 @@ def build_parser() -> Parser:
     """The parser of all commands; each command adds its own arguments."""
     from .. import __version__
     from . import (
+        batch_command,
         caption_command,
         classifier_command,
         completion_command,
@@ -64,6 +65,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     rooms = (
         generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
+        batch_command,
         steering_command, value_command, distill_command, methods_command, export_command, serve_command,
         doctor_command, completion_command,
     )  # fmt: skip
@@ -108,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    if arguments.command == "batch":
+        return f"; the same command goes on where it was, from {arguments.out}"
     if arguments.command != "eval":
         return ""
     if getattr(arguments, "output", None) is None:

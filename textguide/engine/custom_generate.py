@@ -61,7 +61,7 @@ class GuidedDecoding:
             with it too, unless ``generate`` is given one.
         models: further models by the name that branches use.
         streamer: a transformers streamer; ``streamer=`` of ``generate`` does the same.
-        generator: randomness for sampling; None: torch's global generator, as ``generate`` uses.
+        generator: randomness for sampling, or one a row; None: torch's global generator, as ``generate`` uses.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
         log_probs: record the log-probability of every token.
         warn: warn where guidance changed nothing.
@@ -83,7 +83,7 @@ class GuidedDecoding:
     tokenizer: Any = None
     models: Mapping[str, Any] | None = None
     streamer: Any = None
-    generator: torch.Generator | None = None
+    generator: torch.Generator | tuple[torch.Generator, ...] | None = None
     observer: Observer | None = None
     log_probs: bool = False
     warn: bool = True
@@ -190,6 +190,8 @@ class GuidedDecoding:
             settings.guidance = None if guidance is None else parts.constraint.product(guidance)
         if parts.constraint is not None:
             check_run(parts.constraint, guidance, generation_config, self.streamer or given.streamer)
+            if isinstance(self.generator, tuple):
+                raise ValueError(f"generator= with one a row does not go with {parts.constraint}; give one")
             settings.constraint = start(
                 parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator
             )

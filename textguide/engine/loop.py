@@ -81,7 +81,7 @@ class Settings:
         opinions: what the guidance's classifier says of the text so far; it has begun the batch.
         constraint: chooses the tokens, or rules some out, for the rows of this batch.
         models: further models by name.
-        generator: randomness for sampling; None: torch's global generator.
+        generator: randomness for sampling, or one a row; None: torch's global generator.
         observer: called after every step.
         log_probs: record the log-probability of every token.
         speculation: guess tokens, and read the guesses in the same passes.
@@ -96,7 +96,7 @@ class Settings:
     opinions: Opinions | None = None
     constraint: Population | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
-    generator: torch.Generator | None = None
+    generator: torch.Generator | tuple[torch.Generator, ...] | None = None
     observer: Observer | None = None
     log_probs: bool = False
     speculation: Speculation | None = None
@@ -205,7 +205,7 @@ class _Loop:
             tokens = constraint.choose(processed, last)
         elif self.config.do_sample:
             probs = torch.softmax(processed, dim=-1)
-            tokens = torch.multinomial(probs, num_samples=1, generator=self.settings.generator).squeeze(1)
+            tokens = _drawn(probs, self.settings.generator)
         else:
             tokens = torch.argmax(processed, dim=-1)
         if constraint is not None:  # rows that the constraint gave up write padding and end
@@ -337,3 +337,11 @@ class _Loop:
             self.scores.append(processed)
         if self.config.return_dict_in_generate and self.config.output_logits:
             self.logits.append(self.passes.spread(logits.cond.float()))
+
+
+def _drawn(probs: Tensor, generator: torch.Generator | tuple[torch.Generator, ...] | None) -> Tensor:
+    """A token of every row, (B,); with a generator a row what each row draws where it stands alone."""
+    if not isinstance(generator, tuple):
+        return torch.multinomial(probs, num_samples=1, generator=generator).squeeze(1)
+    rows = zip(probs.split(1), generator, strict=True)
+    return torch.cat([torch.multinomial(row, num_samples=1, generator=own)[0] for row, own in rows])

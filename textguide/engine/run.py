@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ class Request:
     """What a run is asked for, whatever it reads; arguments as for :func:`textguide.generate`.
 
     Args:
+        seed: one for the run, or a tuple with one a row.
         options: of transformers' ``GenerationConfig``.
 
     Raises:
@@ -35,7 +36,7 @@ class Request:
 
     guidance: Guidance | None
     max_new_tokens: int
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     batch_size: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = True
@@ -55,7 +56,7 @@ class Request:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
         kinds: dict[str, tuple[Any, str]] = {
-            "seed": (lambda x: hasattr(x, "__index__"), "a whole number"),
+            "seed": (_is_seed, "a whole number, or a list with one a row"),
             "do_sample": (lambda x: isinstance(x, bool), "True or False"),
             "include_stop": (lambda x: isinstance(x, bool), "True or False"),
             "models": (lambda x: isinstance(x, Mapping), "a mapping from names to models"),
@@ -68,6 +69,13 @@ class Request:
             if value is not None and not holds(value):
                 raise ValueError(f"{name}={value!r} must be {meaning}")
         check_values(self.options)
+        if isinstance(self.seed, tuple):
+            constraint = split(self.guidance).constraint
+            if constraint is not None:
+                raise ValueError(f"seed= with one a row does not go with {constraint}, whose rows share their numbers; "
+                                 "give one seed, or one prompt at a time")  # fmt: skip
+            if (self.options.get("num_return_sequences") or 1) > 1:
+                raise ValueError("seed= with one a row does not go with num_return_sequences; repeat the prompts")
 
     @classmethod
     def of(
@@ -91,6 +99,7 @@ class Request:
         merged = with_config(options, max_new_tokens)
         new = merged.pop("max_new_tokens", None)
         samples = merged.pop("do_sample", None)
+        others["seed"] = as_seeds(others.get("seed"))
         return cls(
             guidance=as_guidance(guidance),
             max_new_tokens=max_new_tokens if max_new_tokens is not None else longest if new is None else new,
@@ -132,11 +141,13 @@ class Batch:
         inputs: what ``model.generate`` reads.
         branch_prompts: token ids of every branch and row; None: what the guidance names.
         captioning: brings the branches where the rows have images.
+        seeds: of every row, where each has its own.
     """
 
     inputs: Mapping[str, Any]
     branch_prompts: list[Rows] | None = None
     captioning: BranchReader | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ class Run:
         decoding = self.decoding()
         done: list[Decoded] = []
         for batch in batches:
-            decoding = replace(decoding, branch_prompts=batch.branch_prompts, captioning=batch.captioning)
+            decoding = self._with(decoding, batch)
             self._call(decoding, batch)
             assert decoding.last is not None
             done.append(decoding.last)
@@ -202,7 +213,7 @@ class Run:
 
     def steps(self, batch: Batch) -> Iterator[tuple[list[int], list[bool]]]:
         """The tokens of every step of one batch, and which rows wrote them; the others had ended."""
-        decoding = replace(self.decoding(), branch_prompts=batch.branch_prompts, captioning=batch.captioning)
+        decoding = self._with(self.decoding(), batch)
         for step in self._call(decoding.steps, batch):
             if isinstance(step, Decoded):
                 warn_if_none(step.effect, decoding.guidance)
@@ -213,19 +224,29 @@ class Run:
     def decoding(self) -> GuidedDecoding:
         """The request as our loop takes it."""
         request = self.request
-        seed = request.seed
         return GuidedDecoding(
             request.guidance,
             tokenizer=self.tokenizer,
             models=request.models,
             streamer=request.streamer,
-            generator=None if seed is None else torch.Generator(adapter(self.model).device).manual_seed(seed),
+            generator=self._generator(request.seed) if not isinstance(request.seed, tuple) else None,
             observer=request.observer,
             log_probs=True,
             warn=False,
             vocabulary=request.vocabulary,
             speculation=request.speculation,
         )
+
+    def _with(self, decoding: GuidedDecoding, batch: Batch) -> GuidedDecoding:
+        own: dict[str, Any] = {}
+        if isinstance(self.request.seed, tuple):
+            if batch.seeds is None:
+                raise ValueError("seed= with one a row does not go with images; give one seed")
+            own["generator"] = tuple(self._generator(seed) for seed in batch.seeds)
+        return replace(decoding, branch_prompts=batch.branch_prompts, captioning=batch.captioning, **own)
+
+    def _generator(self, seed: Any) -> Any:
+        return None if seed is None else torch.Generator(adapter(self.model).device).manual_seed(seed)
 
     def _call(self, custom_generate: Any, batch: Batch) -> Any:
         """Let transformers prepare the batch and hand it to ``custom_generate``."""
@@ -273,3 +294,12 @@ def stop_texts(stop: Any, name: str) -> tuple[str, ...]:
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"{name}={stop!r} must be a text or a list of texts, none of them empty")
     return texts
+
+
+def _is_seed(value: Any) -> bool:
+    return hasattr(value, "__index__") or (isinstance(value, tuple) and all(hasattr(one, "__index__") for one in value))
+
+
+def as_seeds(seed: Any) -> Any:
+    """``seed`` with a list of seeds as a tuple."""
+    return tuple(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else seed
