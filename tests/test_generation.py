@@ -49,6 +49,23 @@ def _chi_square(rows: list[list[int]], distribution: list[float]) -> float:
     return sum((observed - e) ** 2 / e for observed, e in bins if e > 0)
 
 
+def test_a_seed_for_every_row() -> None:
+    prompts = [PROMPT, [4, 8], [11, 4, 52, 8, 30, 31], [1, 6], PROMPT]
+    drawn = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "eos_token_id": 7}
+    alone = [run(p, CFG(1.5), seed=s, **drawn).new_tokens[0] for p, s in zip(prompts, [3, 9, 4, 4, 5], strict=True)]
+    for size in (None, 2):
+        assert run(prompts, CFG(1.5), seed=[3, 9, 4, 4, 5], batch_size=size, **drawn).new_tokens == alone
+    assert run(prompts, CFG(1.5), seed=3, **drawn).new_tokens[1:] != alone[1:]
+    for guidance, options, message in (
+        (None, {"seed": [1, 2]}, "has 2 seeds and there are 5 prompts"),
+        (None, {"seed": [1.5] * 5}, "must be a whole number, or a list"),
+        (None, {"seed": [1] * 5, "num_return_sequences": 2}, "repeat the prompts"),
+        (textguide.PowerSampling(2.0), {"seed": [1] * 5}, "one prompt at a time"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(prompts, guidance, **{**drawn, **options})
+
+
 def test_batch_size_splits_and_joins() -> None:
     prompts = [PROMPT, [4, 8], [11, 4, 52, 8, 30, 31], [1, 6]]
     whole = run(prompts, CFG(1.5))

@@ -121,7 +121,7 @@ def scan(source: Any, rows: int) -> Inputs:
         digest = hashlib.sha256()
         places = list(_PLACES[ENDINGS[path.suffix]](path, rows, digest.update))
         counted = places.pop()
-        for (first, offset), (following, _) in zip(places, [*places[1:], counted], strict=True):
+        for (first, offset), (following, _) in zip(places, [*places[1:], counted]):  # noqa: B905 (an empty file)
             spans.append(Span(start + first, start + following, str(path), first, offset))
         files.append(File(str(path), counted[0], path.stat().st_size, digest.hexdigest()[:16]))
         start += counted[0]

@@ -24,9 +24,7 @@ def add(commands: Any) -> None:
     parser.add_argument("source", nargs="+", help="files that end in .jsonl, .csv or .parquet, or folders of these")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the results, in Parquet")
     parser.add_argument("--task", choices=("generate", "score"), default="generate", help="[%(default)s]")
-    parser.add_argument(
-        "--backend", choices=("transformers", "vllm"), help="[vllm where it is installed and can do it]"
-    )
+    parser.add_argument("--backend", choices=("transformers", "vllm"), help="[vllm where it can]")
     parser.add_argument(
         "--engine-args", default="", metavar="NAME=VALUE,…", help="of vLLM's LLM, such as max_model_len=2048"
     )
@@ -36,9 +34,7 @@ def add(commands: Any) -> None:
     group.add_argument("--continuation-column", default="continuation", metavar="NAME", help="to score [%(default)s]")
     group.add_argument("--negative-prompt-column", metavar="NAME", help="each row's own negative prompt")
     group.add_argument("--guidance-column", metavar="NAME", help="each row's own guidance, as a line or JSON")
-    group.add_argument(
-        "--keep", action="append", default=[], metavar="NAME", help="column to write too; may be repeated"
-    )
+    group.add_argument("--keep", action="append", default=[], metavar="NAME", help="column to write too, repeatable")
     group = parser.add_argument_group("how")
     group.add_argument("--replicas", type=int, default=1, help="copies of the model [%(default)s]")
     group.add_argument("--rows-per-shard", type=int, default=1000, help="rows written together [%(default)s]")
