@@ -4,6 +4,7 @@
 
     python scripts/bench/serve.py soak --requests 2000 --json docs/results/serving/soak.json
     python scripts/bench/serve.py speed --concurrency 1 8 32 --json docs/results/serving/speed.json
+    python scripts/bench/serve.py speed --concurrency 8 32 --adapter ADAPTER --json docs/results/serving/throughput.json
 
 Runs on the loopback alone, and is bounded by ``--requests`` and ``--minutes``.
 """
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import random
+import shlex
 import statistics
 import time
 from collections import Counter
@@ -68,6 +71,11 @@ def main() -> None:
     parser.add_argument(
         "--skip-threshold", type=float, default=0.1, help="speed: nats of the skipping row [%(default)g]"
     )
+    parser.add_argument("--adapter", help="speed: folder of a distilled adapter (PEFT), which vLLM's own server serves")
+    parser.add_argument("--adapter-rank", type=int, default=16, help="speed: of the adapter, at most [%(default)s]")
+    parser.add_argument(
+        "--server-args", default="", help="speed: further options of both servers, such as '--dtype bfloat16'"
+    )
     parser.add_argument("--cache", type=Path, help="soak: a file that keeps the reference answers")
     parser.add_argument("--log", type=Path, help="where the server's output goes")
     parser.add_argument("--seed", type=int, default=0)
@@ -91,11 +99,13 @@ def about() -> dict[str, Any]:
     import vllm
 
     cores = psutil.cpu_count()
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "vllm": vllm.__version__,
         "torch": torch.__version__,
         "dtype": "float32",
         "processor": f"{cores} CPU cores, {platform.machine()}",
+        **gpu,
     }
 
 
@@ -253,6 +263,7 @@ async def _counted(stream: Any) -> Any:
 
 # -- speed -------------------------------------------------------------------------------------------------------------
 
+DISTILLED = "vLLM with a distilled adapter"
 PROMPT = "The dragon flew over Paris, France, and landed on the roof of the old opera house. Number {} looked up, and"
 NEGATIVE = "The weather report for today:"
 
@@ -271,15 +282,22 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             "guidance_skip_threshold": arguments.skip_threshold,
         },
     }
+    options += shlex.split(arguments.server_args)
     contestants = [("vLLM", "plain"), *(("textguide", kind) for kind in kinds)]
     measured: dict[tuple[int, str, str], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
-        # Both servers stay up, and the one that is not asked idles: what else the machine does hits all alike.
-        logs = [None, None] if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in (0, 1)]
+        # All servers stay up, and those that are not asked idle: what else the machine does hits all alike.
+        logs = [None] * 3 if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in range(3)]
         servers = {
             "vLLM": stack.enter_context(serving(arguments.model, *options, guided=False, log=logs[0])),
             "textguide": stack.enter_context(serving(arguments.model, *options, log=logs[1])),
         }
+        if arguments.adapter:
+            lora = ["--enable-lora", "--max-lora-rank", str(arguments.adapter_rank)]
+            lora += ["--lora-modules", f"distilled={arguments.adapter}"]
+            own = stack.enter_context(serving(arguments.model, *options, *lora, guided=False, log=logs[2]))
+            servers[DISTILLED] = dataclasses.replace(own, model="distilled")
+            contestants.append((DISTILLED, "plain"))
         for server, kind in contestants:
             asyncio.run(_measure(servers[server], 1, 1, kinds[kind], 8))  # warm
         skipped = asyncio.run(_skipped(servers["textguide"], kinds["guided, skipping"], arguments.tokens))
@@ -298,6 +316,10 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         middle = {name: round(statistics.median(one[name] for one in several), 4) for name in several[0]}
         rows.append({"server": server, "requests": kind, "concurrency": concurrency, **middle})
     measured_with = {"model": arguments.model, "tokens": arguments.tokens, "repeats": arguments.repeats}
+    if arguments.adapter:
+        measured_with["adapter"] = json.loads(Path(arguments.adapter, "distillation.json").read_text()).get("guidance")
+    if arguments.server_args:
+        measured_with |= {"dtype": "as of server_args", "server_args": arguments.server_args}
     measured_with |= {"rounds": arguments.rounds, "skip_threshold": arguments.skip_threshold, "skipping": skipped}
     return {**about(), **measured_with, "rows": rows, "ratios": _ratios(measured)}
 
@@ -337,7 +359,7 @@ def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]]) -> lis
             rates = [one["tokens_a_second"] for one in several]
             pairs = zip(base, rates, strict=True) if server == "vLLM" else zip(rates, base, strict=True)
             values = [top / bottom for top, bottom in pairs]
-            name = "plain against vLLM" if server == "vLLM" else kind
+            name = {"vLLM": "plain against vLLM", DISTILLED: "distilled adapter, unguided"}.get(server, kind)
             row[name] = [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
         ratios.append(row)
     return ratios

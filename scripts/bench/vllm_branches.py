@@ -19,7 +19,6 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-HERE = SimpleNamespace(device=SimpleNamespace(type="cpu"), dtype="torch.float32")
 NEGATIVES = ("A list:", "The weather report for today:", "Dear Sir or Madam,", "def main():")
 
 
@@ -42,9 +41,12 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=40, help="max_num_seqs: all requests run at once [40]")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--graphs", action="store_true", help="let vLLM compile and capture its passes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
+    import torch
     import vllm
     from rich.console import Console
     from rich.table import Table
@@ -55,8 +57,9 @@ def main() -> None:
     from textguide.support.files import write_json
 
     llm = textguide.vllm_engine(
-        arguments.model, dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=arguments.places, seed=0
-    )
+        arguments.model, dtype=arguments.dtype, enforce_eager=not arguments.graphs, max_model_len=128,
+        max_num_seqs=arguments.places, seed=0,
+    )  # fmt: skip
     prompts = [STARTS[n % len(STARTS)] for n in range(arguments.requests)]
     counts = range(len(NEGATIVES) + 1)
     speeds: dict[int, list[float]] = {count: [] for count in counts}
@@ -81,8 +84,10 @@ def main() -> None:
         table.add_row(str(count), *cells, f"{ratio:.2f}")
     Console().print(table)
     if arguments.json:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        here = SimpleNamespace(device=SimpleNamespace(type=kind), dtype=arguments.dtype)
         settings = {name: getattr(arguments, name) for name in ("model", "requests", "tokens", "rounds")}
-        write_json(arguments.json, {**settings, "vllm": vllm.__version__, "machine": machine(HERE), "rows": rows})
+        write_json(arguments.json, {**settings, "vllm": vllm.__version__, "machine": machine(here), "rows": rows})
 
 
 if __name__ == "__main__":
