@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from . import engines, llguidance_engine
 from .base import Constraint, Session
-from .combine import AllOfSession
+from .combined_sessions import AllOfSession
 from .json_checks import Checks, ChecksSession
 from .json_relaxed import keywords, relaxed
 from .lark_rules import unproductive
