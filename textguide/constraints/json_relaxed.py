@@ -25,8 +25,8 @@ ANNOTATIONS = "format"
 """A format that nobody knows says nothing, by JSON Schema's own rules."""
 _SAYS = (
     "type", "enum", "const", "$ref", "items", "required", "pattern", "format", "minLength", "maxLength", "minimum",
-    "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems",
-    "minProperties", "maxProperties", "minContains", "maxContains", "dependencies", "dependentRequired",
+    "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties",
+    "maxProperties", "minContains", "maxContains", "dependencies", "dependentRequired",
 )  # fmt: skip
 _KEYS, _FORMAT = re.compile(r"Unimplemented keys: (\[.*?\])"), re.compile(r"Unknown format: (.+)$")
 _PATTERN = re.compile(r"(?:in regex|regex) /(.*)/", re.DOTALL)
