@@ -1,0 +1,149 @@
+"""Requests come and go: what vLLM's scheduler knows of guided requests and their branch requests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from . import requests
+from .channel import Listener
+from .extras import OURS
+from .groups import MAIN, Group, Groups
+from .plan import Plan, too_large
+from .refusals import refuse
+from .report import AnswerWeights, Report
+
+
+class Grouped(Scheduler):
+    """vLLM's scheduler with branch requests beside every guided request that needs them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse(self.vllm_config, self)
+        self.groups = Groups()
+        self.listener = Listener(self.vllm_config.instance_id)
+        self.weights = AnswerWeights()
+        self.branch_tokens = 0
+        self._broken: set[str] = set()  # main requests of groups of which vLLM itself preempted a part
+        self._plan = Plan({}, {}, 0)
+        self._left = 0
+        self._pinned: list[Any] = []
+        # PyTorch cannot rewind a CPU generator, and vLLM's first runner does so after a part of a seeded prompt.
+        self._rewinds = self.vllm_config.device_config.device_type != "cpu"
+        record = self.kv_cache_manager.record_prefix_cache_stats
+        self.kv_cache_manager.record_prefix_cache_stats = lambda request, hits: (
+            None if self.groups.is_branch(request.request_id) else record(request, hits)
+        )
+
+    def add_request(self, request: Request) -> None:
+        """Take a request in; a guided one gets branch requests as soon as its guidance is active."""
+        params = request.sampling_params
+        ours = (params.extra_args or {}).get(OURS) if params is not None else None
+        if not isinstance(ours, dict) or request.request_id in self.requests:
+            super().add_request(request)
+            return
+        asked = requests.Request.from_dict(ours)
+        if (
+            request.prompt_token_ids is None
+            or request.mm_features
+            or request.resumable
+            or self._too_large(request, asked)
+        ):
+            # Prompts as embeddings, with images, or in instalments; vLLM's way to end a request with an error.
+            self.grammar_compile_error_reqs.add(request.request_id)
+            super().add_request(request)
+            return
+        asked = dataclasses.replace(asked, draw=requests.Draw.of(params), horizon=request.max_tokens)
+        # A branch request must not reach the end of what the engine can hold before the user's request does.
+        longest = max(map(len, asked.prompts), default=0)
+        request.max_tokens = max(1, min(request.max_tokens, self.max_model_len - longest))
+        limit = min(request.max_tokens, self.max_model_len - request.num_prompt_tokens)
+        state = Report(dataclasses.replace(asked, limit=limit))
+        request.sampling_params = state.parameters(params, request.request_id, MAIN)
+        group = self.groups.add(request.request_id, state)
+        super().add_request(request)
+        if state.wants_branches(0):
+            self._spawn(group, request)
+
+    def _too_large(self, request: Request, asked: requests.Request) -> bool:
+        prompts = (request.num_prompt_tokens, *map(len, asked.prompts))
+        lengths = [min(self.max_model_len, prompt + request.max_tokens) for prompt in prompts]
+        pool = self.kv_cache_manager.block_pool
+        blocks = pool.num_gpu_blocks - 1 - self.kv_cache_manager.watermark_blocks
+        limits = (self.max_num_active_reqs, self.max_num_scheduled_tokens, blocks, self.block_size)
+        return len(lengths) > 1 and too_large(lengths, *limits) is not None
+
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
+        """End requests; branch requests go along."""
+        if isinstance(request_ids, str):
+            request_ids = (request_ids,)
+        wanted = list(self.requests if request_ids is None else request_ids)
+        groups = [group for group in map(self.groups.by_main.get, wanted) if group is not None]
+        branches = {branch for group in groups for branch in group.branches}
+        finished = super().finish_requests([*wanted, *(branches - set(wanted))], finished_status)
+        for group in groups:
+            self.groups.drop(group)
+            self.weights.forget(group.main)
+        return [request for request in finished if request.request_id not in branches]
+
+    def _spawn(self, group: Group, main: Request) -> None:
+        """Give a group its branch requests: their prompts are those of the branches and what was written so far."""
+        state: Report = group.state
+        names = self.groups.spawn(group, len(state.request.prompts))
+        branches = [
+            Request(
+                request_id=name,
+                prompt_token_ids=[*prompt, *main.output_token_ids],
+                sampling_params=state.parameters(main.sampling_params, group.main, place),
+                pooling_params=None,
+                client_index=main.client_index,
+                arrival_time=main.arrival_time,
+                lora_request=main.lora_request,
+                cache_salt=main.cache_salt,
+                priority=main.priority,
+                block_hasher=main._block_hasher,
+            )
+            for place, (name, prompt) in enumerate(zip(names, state.request.prompts, strict=True), start=1)
+        ]
+        for branch in branches:
+            branch.max_tokens = self.max_model_len
+            Scheduler.add_request(self, branch)
+        if main.status == RequestStatus.RUNNING:  # resumed in the middle: in front of those that wait
+            self._to_front(branches)
+
+    def _dismiss(self, group: Group) -> None:
+        """Take a group's branch requests away."""
+        branches = self.groups.dismiss(group)
+        if branches:
+            Scheduler.finish_requests(self, branches, RequestStatus.FINISHED_ABORTED)
+        self._broken.discard(group.main)
+
+    def _to_front(self, waiting: Iterable[Request]) -> None:
+        """Put waiting requests in front of all others, in this order."""
+        for request in reversed(list(waiting)):
+            self.waiting.remove_request(request)
+            self.waiting.prepend_request(request)
+
+    def _units(self) -> list[list[Request]]:
+        """Running requests by groups, in the order in which they were admitted."""
+        units: dict[str, list[Request]] = {}
+        for request in self.running:
+            group = self.groups.of(request.request_id)
+            units.setdefault(request.request_id if group is None else group.main, []).append(request)
+        return list(units.values())
+
+    def _members(self, group: Group) -> list[Request]:
+        return [self.requests[name] for name in group.members if name in self.requests]
+
+    def _others(self, request: Request) -> list[Request]:
+        """The other requests of its group."""
+        group = self.groups.of(request.request_id)
+        return [] if group is None else [one for one in self._members(group) if one is not request]
+
+    def _missing(self, request: Request) -> list[Request]:
+        """The other requests of its group that are not running."""
+        return [one for one in self._others(request) if one.status != RequestStatus.RUNNING]

@@ -1,0 +1,136 @@
+"""Before a step: what the running requests of every group get is settled before vLLM looks at them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from .grouped import Grouped
+from .plan import Load, Plan, share
+
+
+class Settled(Grouped):
+    """Shares out the token budget, and preempts group by group."""
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """One step. What the running requests get is settled before vLLM looks at them."""
+        if self.groups:
+            self._settle()
+        output = super().schedule(*args, **kwargs)
+        self._plan = Plan({}, {}, 0)
+        self.kv_cache_manager.block_pool.free_blocks(reversed(self._pinned))
+        self._pinned = []
+        return output
+
+    def _settle(self) -> None:
+        """Preempt what has to go, group by group, and share out the token budget."""
+        for main in self._broken:
+            group = self.groups.of(main)
+            if group is not None:
+                self._preempt(self._members(group))
+        self._broken.clear()
+        while True:
+            self._plan = share(self._loads(), self.max_num_scheduled_tokens, self._longest())
+            lacking = self._blocks_needed() - self.kv_cache_manager.block_pool.get_num_free_blocks()
+            if lacking <= 0 and not self._is_stuck():
+                break
+            units = self._units()
+            if len(units) < 2:
+                break  # vLLM preempts it
+            self._preempt(units[-1])
+        self._left = self._plan.left
+        # Those that others wait for come first, and of these the ones that are awaited in this step.
+        arriving = [self.requests[name] for name in self._plan.arrivals]
+        self._to_front(self._awaited())
+        self._to_front(arriving)
+        for request in arriving:
+            self._pin(request)
+
+    def _is_stuck(self) -> bool:
+        """Whether all that run wait for requests of their groups, and the first of these cannot come in."""
+        if any(self._plan.tokens.values()) or self._plan.arrivals:
+            return False
+        for unit in self._units():
+            missing = self._missing(unit[0])
+            if missing:
+                needed = sum(self._blocks(one, 0, one.num_tokens) for one in missing)
+                needed += self.kv_cache_manager.watermark_blocks
+                places = len(self.running) + len(missing)
+                free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+                return places > self.max_num_active_reqs or needed > free
+        return False
+
+    def _loads(self) -> list[Load]:
+        loads = []
+        places = self.max_num_active_reqs - len(self.running)
+        for unit in self._units():
+            running = {one.request_id: one.num_tokens - one.num_computed_tokens for one in unit}
+            absent: dict[str, int] | None = {}
+            for request in self._missing(unit[0]):
+                unread, places = self._unread(request), places - 1
+                if unread is None or places < 0:
+                    absent = None
+                if absent is not None and unread is not None:
+                    absent[request.request_id] = unread
+            loads.append(Load(running, absent))
+        return loads
+
+    def _unread(self, request: Request) -> int | None:
+        """Tokens that a waiting request would have to read; None where it cannot be admitted yet."""
+        if self._is_blocked_waiting_status(request.status):
+            return None
+        return int(request.num_tokens - self.kv_cache_manager.get_computed_blocks(request)[1])
+
+    def _pin(self, request: Request) -> None:
+        """Keep the cached prefix of a request that will be admitted in this step from those that are served before."""
+        for blocks in self.kv_cache_manager.get_computed_blocks(request)[0].blocks:
+            self.kv_cache_manager.block_pool.touch(blocks)
+            self._pinned += blocks
+
+    def _longest(self) -> int:
+        threshold = int(self.scheduler_config.long_prefill_token_threshold)
+        return threshold if len(self.running) + len(self.waiting) > 1 else 0
+
+    def _blocks_needed(self) -> int:
+        """New cache blocks that the plan takes."""
+        size = min(group.kv_cache_spec.block_size for group in self.kv_cache_config.kv_cache_groups)
+        needed = 0
+        for request in self.running:
+            tokens, read = self._plan.tokens.get(request.request_id, 0), request.num_computed_tokens
+            if tokens > -read % size:  # past the end of its last block
+                needed += self._blocks(request, read, read + tokens)
+        for name in self._plan.arrivals:
+            needed += self._blocks(self.requests[name], 0, self.requests[name].num_tokens)
+        return needed
+
+    def _blocks(self, request: Request, read: int, upto: int) -> int:
+        return int(
+            self.kv_cache_manager.coordinator.get_num_blocks_to_allocate(
+                request_id=request.request_id,
+                num_tokens=min(upto, self.max_model_len),
+                new_computed_blocks=self.kv_cache_manager.empty_kv_cache_blocks.blocks,
+                num_encoder_tokens=0,
+                total_computed_tokens=read,
+                num_local_computed_tokens=read,
+                num_tokens_main_model=upto,
+                prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+            )
+        )
+
+    def _preempt(self, unit: list[Request]) -> None:
+        """Send a group, or a request that stands alone, back to the front of the queue, the main request first."""
+        now = time.monotonic()
+        for request in reversed(unit):
+            if request.status == RequestStatus.RUNNING:
+                self.running.remove(request)
+                Scheduler._preempt_request(self, request, now)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """vLLM preempts a request by itself; the rest of its group follows before the next step."""
+        super()._preempt_request(request, *args, **kwargs)
+        group = self.groups.of(request.request_id)
+        if group is not None:
+            self._broken.add(group.main)
