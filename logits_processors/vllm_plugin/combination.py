@@ -18,6 +18,7 @@ from textguide.guidance import CFG, Step
 from textguide.guidance.algebra import broken, extrapolate, kl_divergence, log_softmax
 from textguide.guidance.base import SELF
 
+from .channel import Messages
 from .constraints import ConstrainedRow
 from .groups import Standing
 from .requests import Draw, Request
@@ -312,16 +313,14 @@ def _guide_by_scale(
     return scores
 
 
-def send_report(sender: Any, groups: Groups, seen: Sequence[Seen]) -> None:
-    """Send the scheduler what it, or a client, wants to know of this step."""
-    report = {
-        group.member.group: vars(one)
-        for group, one in zip(groups, seen, strict=True)
+def messages(groups: Groups, positions: Sequence[int], seen: Sequence[Seen]) -> Messages:
+    """What the scheduler, or a client, wants to know of this step."""
+    return {
+        group.member.group: {at: vars(one)}
+        for group, at, one in zip(groups, positions, seen, strict=True)
         if one.ids is not None
         or one.drawn is not None
         or one.log_weight is not None
         or one.broken
         or ((one.guided or one.reweighted) and group.member.payload.measures)
     }
-    if report:
-        sender.send(report)

@@ -10,7 +10,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from . import requests
-from .channel import Listener
 from .extras import OURS
 from .groups import MAIN, Group, Groups
 from .plan import Plan, too_large
@@ -25,7 +24,6 @@ class Grouped(Scheduler):
         super().__init__(*args, **kwargs)
         refuse(self.vllm_config, self)
         self.groups = Groups()
-        self.listener = Listener(self.vllm_config.instance_id)
         self.weights = AnswerWeights()
         self.branch_tokens = 0
         self._broken: set[str] = set()  # main requests of groups of which vLLM itself preempted a part

@@ -14,6 +14,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
 from .admission import remember_chats, validate
+from .channel import outbox_of
 from .further_models import TWIN, TWIN_CLASS
 from .processor_v1 import FirstRunnerProcessor
 from .processor_v2 import SecondRunnerProcessor
@@ -25,9 +26,22 @@ ModelRegistry.register_model(TWIN, TWIN_CLASS)
 class First(FirstRunnerProcessor, FirstInterface):
     """For vLLM's first model runner."""
 
+    def __init__(self, *args: Any) -> None:
+        # Imported here: front ends, which load this file too, run no model.
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        super().__init__(*args)
+        self.outbox = outbox_of(GPUModelRunner)
+
 
 class Second(SecondRunnerProcessor, SecondInterface):
     """For vLLM's second model runner."""
+
+    def __init__(self, *args: Any) -> None:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+        super().__init__(*args)
+        self.outbox = outbox_of(GPUModelRunner)
 
 
 class GuidedLogitsProcessor(FirstInterface, SecondInterface):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .channel import Sender
-from .combination import Drawing, guide, send_report
+from .channel import Outbox
+from .combination import Drawing, guide, messages
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of
 from .further_models import logits_of
@@ -29,7 +29,7 @@ class FirstRunnerProcessor:
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self.rows: Rows[Drawing | None] = Rows()
-        self.sender = Sender(vllm_config.instance_id)
+        self.outbox = Outbox()
         self.aids = Aids.of(vllm_config)
         self.models = logits_of(vllm_config)
 
@@ -54,7 +54,8 @@ class FirstRunnerProcessor:
             return logits
         groups = self.rows.groups()
         positions = [len(group.member.payload.written()) for group in groups]
-        send_report(self.sender, groups, guide(logits, groups, positions, self.models))
+        seen = guide(logits, groups, positions, self.models)
+        self.outbox.put(messages(groups, positions, seen))
         return logits
 
     def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing | None] | None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .channel import Sender
-from .combination import Drawing, guide, send_report
+from .channel import Outbox
+from .combination import Drawing, guide, messages
 from .groups import Indices
 from .processor_v1 import Aids, member_of
 
@@ -28,7 +28,7 @@ class SecondRunnerProcessor:
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
         self.indices: Indices[Drawing | None] = Indices()
-        self.sender = Sender(vllm_config.instance_id)
+        self.outbox = Outbox()
         self.aids = Aids.of(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
@@ -51,7 +51,7 @@ class SecondRunnerProcessor:
             # The token that is drawn now stands behind `seq_lens` tokens.
             lengths = ctx.seq_lens_upper_bound_np
             positions = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in groups]
-            send_report(self.sender, groups, guide(logits, groups, positions))
+            self.outbox.put(messages(groups, positions, guide(logits, groups, positions)))
         return logits
 
     def _tokens(self, index: int, part: int) -> list[int]:

@@ -76,6 +76,11 @@ class Report:
         """Whether the token at ``position`` is drawn from what the branches make together."""
         return self.request.acts(position) and not self.skips(position)
 
+    def awaits(self, position: int) -> bool:
+        """Whether the worker has something to say of the token at ``position``, without which it must not be used."""
+        asked = self.request.draw.logprobs is not None or self.request.awrs is not None
+        return asked or (self.measures and self.guides(position))
+
     def wants_branches(self, position: int) -> bool:
         """Whether branch requests have to stand beside the main request when it writes the token at ``position``."""
         return bool(self.request.prompts) and self.guides(position)

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from .admitted import Admitted
+from .channel import messages_of
 from .extras import OURS
 from .groups import Group
 from .report import Report, with_guided
@@ -28,9 +29,9 @@ class GuidedScheduler(Admitted):
         """Take in the tokens of a step: all requests of a group wrote the same one, or none wrote."""
         if not self.groups:
             return super().update_from_output(scheduler_output, model_runner_output)
-        seen = self.listener.receive()
+        seen = messages_of(model_runner_output)
         for group in self.groups:
-            self._reconcile(group, scheduler_output, model_runner_output, seen.get(group.main))
+            self._reconcile(group, scheduler_output, model_runner_output, seen.get(group.main, {}))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for batch in outputs.values():
             batch.outputs = [one for one in batch.outputs if not self.groups.is_branch(one.request_id)]
@@ -38,6 +39,7 @@ class GuidedScheduler(Admitted):
                 ours = self.groups.by_main.get(one.request_id)
                 if ours is not None and one.finish_reason is not None and one.kv_transfer_params is None:
                     report = {**ours.state.summary(), "engine_branch_tokens": self.branch_tokens}
+                    self.branch_tokens = 0
                     if ours.state.request.answers > 1:
                         report["log_weights"] = self.weights.finish(one.request_id, ours.state)
                     one.kv_transfer_params = {OURS: report}
@@ -45,8 +47,12 @@ class GuidedScheduler(Admitted):
             self._follow(group)
         return outputs
 
-    def _reconcile(self, group: Group, scheduled: Any, output: Any, seen: dict[str, Any] | None) -> None:
-        """Throw away what a part of a group wrote alone, and put the guided log-probabilities in place."""
+    def _reconcile(self, group: Group, scheduled: Any, output: Any, messages: dict[int, dict[str, Any]]) -> None:
+        """Throw away what a part of a group wrote alone, and put the guided log-probabilities in place.
+
+        Args:
+            messages: what the worker saw of the group at this step, by position.
+        """
         state: Report = group.state
         counts, sampled = scheduled.num_scheduled_tokens, output.sampled_token_ids
         tokens: dict[str, list[int]] = {}
@@ -63,7 +69,8 @@ class GuidedScheduler(Admitted):
         state.preemptions = main.num_preemptions
         position = main.num_output_tokens
         together = len(wrote) == len(group.members) and (bool(group.branches) or not state.wants_branches(position))
-        broken = seen is not None and seen["broken"]
+        seen = messages.get(position)
+        broken = seen["broken"] if seen is not None else state.awaits(position) and together
         if broken or not together or any(tokens[name] != tokens[wrote[0]] for name in wrote):
             if broken or together:  # never a wrong answer
                 self.grammar_compile_error_reqs.add(group.main)
@@ -102,8 +109,3 @@ class GuidedScheduler(Admitted):
             stats.num_waiting_reqs -= len(branches) - running - deferred
             stats.num_skipped_waiting_reqs -= deferred
         return stats
-
-    def shutdown(self) -> None:
-        """Close the channel to the workers too."""
-        super().shutdown()
-        self.listener.close()

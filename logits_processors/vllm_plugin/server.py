@@ -143,22 +143,20 @@ def count_branch_tokens(client: Any) -> None:
     """Count what branch requests cost, in Prometheus's ``textguide:branch_tokens_total``, as answers pass by.
 
     Args:
-        client: vLLM's ``AsyncLLM``. Tokens of aborted requests are counted with the next answer.
+        client: vLLM's ``AsyncLLM``. An engine reports what its branch requests have read since its last answer, so that
+            tokens of aborted requests are counted with the next one, and those of all engines add up.
     """
     from prometheus_client import Counter
 
     counter = Counter("textguide:branch_tokens", "Tokens that the branch requests of guided requests read.")
-    processor, counted = client.output_processor, 0
+    processor = client.output_processor
     process = processor.process_outputs
 
     def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal counted
         for output in outputs:
             report = (output.kv_transfer_params or {}).get(OURS)
             if report is not None:
-                total = report.pop("engine_branch_tokens", counted)
-                counter.inc(total - counted)
-                counted = total
+                counter.inc(report.pop("engine_branch_tokens", 0))
         return process(outputs, *args, **kwargs)
 
     processor.process_outputs = process_outputs

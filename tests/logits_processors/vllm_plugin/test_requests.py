@@ -11,7 +11,6 @@ import torch
 
 from textguide.guidance import CFG
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.channel import Listener, Sender
 from textguide.logits_processors.vllm_plugin.combination import Noise
 from textguide.logits_processors.vllm_plugin.described import Given
 from textguide.logits_processors.vllm_plugin.plan import Load, share, too_large
@@ -169,20 +168,6 @@ def test_what_can_never_stand_together_is_told():
     assert "takes 3 places, and max_num_seqs is 2" in too_large((1, 1, 1), 2, 9, 9, 16)
     assert "take 3 tokens a step, and max_num_batched_tokens is 2" in too_large((1, 1, 1), 3, 2, 9, 16)
     assert "may need 80 tokens of cache, and there is room for 64" in too_large((33, 30), 2, 2, 4, 16)
-
-
-def test_what_a_worker_saw_reaches_the_scheduler():
-    listener = Listener("test-channel")
-    try:
-        sender = Sender("test-channel")
-        assert listener.receive() == {}
-        many = {f"pair-{n}": {"kl": n / 7, "ids": list(range(400)), "logprobs": [0.5] * 400} for n in range(60)}
-        sender.send(many)
-        sender.send({"pair-0": {"kl": -1.0}})
-        assert listener.receive() == {**many, "pair-0": {"kl": -1.0}}
-        assert listener.receive() == {}
-    finally:
-        listener.close()
 
 
 def test_branches_rest_where_guidance_changes_nothing():
