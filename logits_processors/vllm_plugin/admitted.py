@@ -13,7 +13,7 @@ class Admitted(Settled):
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """The hook through which vLLM asks how many tokens a request may read; 0 leaves it out of the step."""
         tokens = int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
-        remaining = request.num_tokens - num_computed_tokens
+        remaining = request.num_tokens + request.num_output_placeholders - num_computed_tokens
         if not self._rewinds and tokens < remaining and self._is_seeded(request):
             return 0  # it waits for a step that has room for all of it
         if not self.groups:
@@ -50,7 +50,7 @@ class Admitted(Settled):
         if any(one not in self.waiting for one in others):
             return min(tokens, remaining - 1)
         self._to_front([request, *others])
-        unread = {one.request_id: self._unread(one) for one in others}
+        unread = {one.request_id: self._to_read(one) for one in others}
         reads = [tokens for tokens in unread.values() if tokens is not None]
         fits = len(reads) == len(others) and tokens == remaining and remaining + sum(reads) <= self._left
         if fits and max(reads) <= (self._longest() or self._left):
@@ -82,5 +82,5 @@ class Admitted(Settled):
             return True
         others = self._others(request)
         if any(one.status == RequestStatus.RUNNING for one in others):
-            return (self._unread(request) or 0) > 1  # else there is nothing to read before all can write
+            return (self._to_read(request) or 0) > 1  # else there is nothing to read before all can write
         return not any(self._is_blocked_waiting_status(one.status) for one in others)

@@ -28,6 +28,7 @@ from .constraints import engines_constraint, travelling
 from .described import BRANCH_IDS, GUIDANCE, check
 from .extras import OURS, constraints_of, ours_of
 from .further_models import TWIN, check_models, engine_options, models_of
+from .refusals import check_options
 from .reweighting import classifier_of, named
 
 SCHEDULER = "textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler"
@@ -62,7 +63,8 @@ def vllm_engine(
             line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
         models: for methods that ask another model, such as :class:`textguide.ContrastiveDecoding`: further models by
             name, each as ``model``. They share the served model's tokens, and read every token of every request.
-        **options: those of ``vllm.LLM``. The scheduler, the logits processor and ``async_scheduling=False`` are set.
+        **options: those of ``vllm.LLM``. The scheduler and the logits processor are set. Steps are scheduled ahead with
+            ``async_scheduling=True`` alone.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -121,12 +123,14 @@ def switched_on(
         ours["constraints"] = dict(constraints)
     if ours:
         options["additional_config"] = {**(options.get("additional_config") or {}), OURS: ours}
-    for name, value in (("scheduler_cls", SCHEDULER), ("async_scheduling", False)):
-        if options.get(name) not in (None, value):
-            raise ValueError(
-                f"{name}={options[name]!r} does not work with guidance, which needs {value!r}; leave it out"
-            )
-        options[name] = value
+    check_options(options)
+    if options.get("scheduler_cls") not in (None, SCHEDULER):
+        raise ValueError(
+            f"scheduler_cls={options['scheduler_cls']!r} does not work with guidance, which needs {SCHEDULER!r}; "
+            "leave it out"
+        )
+    options["scheduler_cls"] = SCHEDULER
+    options["async_scheduling"] = bool(options.get("async_scheduling"))
     others = list(options.get("logits_processors") or ())
     if not any("GuidedLogitsProcessor" in str(one) for one in others):
         others.insert(0, PROCESSOR)

@@ -126,6 +126,10 @@ class Grouped(Scheduler):
             self.waiting.remove_request(request)
             self.waiting.prepend_request(request)
 
+    def _unread(self, request: Request) -> int:
+        """Tokens that a running request reads before it writes one; those count that steps in flight will write."""
+        return int(request.num_tokens + request.num_output_placeholders - request.num_computed_tokens)
+
     def _units(self) -> list[list[Request]]:
         """Running requests by groups, in the order in which they were admitted."""
         units: dict[str, list[Request]] = {}

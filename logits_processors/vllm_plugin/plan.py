@@ -15,7 +15,7 @@ class Load:
     """A running request that stands alone, or the running requests of a group.
 
     Args:
-        running: the tokens that each has yet to read before it writes.
+        running: the tokens that each has yet to read before it writes; 0 while its token is in flight.
         absent: the requests of the group that are not running, with the tokens that each would have to read if it were
             admitted in this step; None where not all of them can be.
     """
@@ -61,7 +61,9 @@ def share(loads: Sequence[Load], budget: int, longest: int = 0) -> Plan:
             spared = 0
         elif load.absent is not None:
             together = {**load.running, **load.absent}
-            if sum(together.values()) <= left and max(together.values()) <= (longest or left):
+            least, most = min(together.values()), max(together.values())
+            # With steps in flight: either all of them have written a token, or none has.
+            if sum(together.values()) <= left and most <= (longest or left) and (least > 0 or most == 0):
                 tokens |= load.running
                 arrivals |= load.absent
                 left -= sum(together.values())

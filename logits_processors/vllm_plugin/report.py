@@ -89,6 +89,10 @@ class Report:
         """Whether branch requests are of no use for a while, from ``position`` on."""
         return self.skips(position) or not any(map(self.request.acts, range(position, position + FIRST_SKIP)))
 
+    def decides(self, position: int) -> bool:
+        """Whether the token at ``position`` may be the first that is skipped, by what was seen before it."""
+        return self._threshold is not None and position % FIRST_SKIP == 0
+
     def skips(self, position: int) -> bool:
         """Whether ``skip_threshold`` leaves the token at ``position`` unguided."""
         return self.resume_at is not None and position < self.resume_at
@@ -123,7 +127,7 @@ class Report:
         else:
             self.calm += 1
         self.resume_at = None
-        if self.calm >= PATIENCE and (position + 1) % FIRST_SKIP == 0:
+        if self.calm >= PATIENCE and self.decides(position + 1):
             self.resume_at = position + self.skip
 
     def summary(self) -> dict[str, Any]:

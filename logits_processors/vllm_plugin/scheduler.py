@@ -7,9 +7,12 @@ after it.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
-from vllm.v1.request import RequestStatus
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import Request, RequestStatus
 
 from .admitted import Admitted
 from .channel import messages_of
@@ -22,8 +25,14 @@ class GuidedScheduler(Admitted):
     """vLLM's scheduler with branch requests beside every guided request.
 
     Plain requests are scheduled as vLLM schedules them. A group of n requests holds n of the engine's ``max_num_seqs``
-    places and the cache of n sequences. Refuses at start what it was not tested with (``refusals.py``).
+    places and the cache of n sequences. Refuses at start what it was not tested with (``refusals.py``). Where the
+    engine schedules a step ahead, an object of this class is a :class:`GuidedAsyncScheduler`.
     """
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """The one for the engine's way of scheduling; arguments are vLLM's."""
+        is_ahead = cls is GuidedScheduler and vllm_config.scheduler_config.async_scheduling
+        return super().__new__(GuidedAsyncScheduler if is_ahead else cls)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in the tokens of a step: all requests of a group wrote the same one, or none wrote."""
@@ -57,7 +66,8 @@ class GuidedScheduler(Admitted):
         counts, sampled = scheduled.num_scheduled_tokens, output.sampled_token_ids
         tokens: dict[str, list[int]] = {}
         for name in group.members:
-            if name in counts and name in self.requests and sampled:
+            request = self.requests.get(name)
+            if name in counts and request is not None and sampled and not request.num_stale_output_tokens:
                 tokens[name] = sampled[output.req_id_to_index[name]]
         read = sum(counts.get(name, 0) for name in group.branches)
         state.branch_tokens += read
@@ -77,11 +87,27 @@ class GuidedScheduler(Admitted):
             state.discarded += 1
             for name in wrote:
                 tokens[name].clear()
-                self.requests[name].num_computed_tokens -= 1
+            self._take_back([self.requests[name] for name in wrote], counts)
             return
         state.observe(position, state.guides(position), seen)
         if seen is not None and seen["ids"] is not None and output.logprobs is not None:
             output.logprobs = with_guided(output.logprobs, output.req_id_to_index[group.main], seen)
+
+    def _take_back(self, wrote: list[Request], counts: Mapping[str, int]) -> None:
+        """Let requests be as they were in front of the token that they wrote in a step that has come back.
+
+        Where steps in flight build on that token, the requests are preempted, and what those steps write is dropped.
+        vLLM's second runner keeps written tokens by itself, and forgets them with a preemption alone.
+        """
+        if self.use_v2_model_runner or any(one.num_in_flight_tokens > counts[one.request_id] for one in wrote):
+            now = time.monotonic()
+            for request in wrote:
+                self.running.remove(request)
+                self._preempt_request(request, now)
+            return
+        for request in wrote:
+            request.num_computed_tokens -= 1
+            request.num_output_placeholders = max(0, request.num_output_placeholders - 1)
 
     def _follow(self, group: Group) -> None:
         """What became of a group: its branch requests end with it, are dropped for a while, or are made again."""
@@ -93,7 +119,7 @@ class GuidedScheduler(Admitted):
         if any(branch not in self.requests for branch in group.branches):
             self._dismiss(group)
         position = main.num_output_tokens
-        if not group.branches and group.state.wants_branches(position):
+        if not group.branches and group.state.wants_branches(position) and not main.num_output_placeholders:
             self._spawn(group, main)
         elif group.branches and group.state.idles(position):
             self._dismiss(group)
@@ -109,3 +135,10 @@ class GuidedScheduler(Admitted):
             stats.num_waiting_reqs -= len(branches) - running - deferred
             stats.num_skipped_waiting_reqs -= deferred
         return stats
+
+
+class GuidedAsyncScheduler(GuidedScheduler, AsyncScheduler):
+    """Schedules a step while the one before it is in flight, whose tokens are not known yet.
+
+    A group goes on as long as nothing in flight can change what it needs; there, it waits for it.
+    """

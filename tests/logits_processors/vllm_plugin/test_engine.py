@@ -143,8 +143,10 @@ def test_what_has_no_counterpart_is_refused(guidance, options, named):
 
 def test_options_that_switch_guidance_off_are_refused():
     assert engine.switched_on({"logits_processors": ["mine"]})["logits_processors"][-1] == "mine"
-    with pytest.raises(ValueError, match="async_scheduling=True"):
-        engine.switched_on({"async_scheduling": True})
+    assert engine.switched_on({})["async_scheduling"] is False
+    assert engine.switched_on({"async_scheduling": True})["async_scheduling"] is True
+    with pytest.raises(ValueError, match="enable_dbo=True does not work with guidance: two half batches could part"):
+        engine.switched_on({"enable_dbo": True})
 
 
 def test_models_are_found_as_load_finds_them(tmp_path, monkeypatch):

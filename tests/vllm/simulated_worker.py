@@ -1,0 +1,209 @@
+"""A worker that computes nothing: what it writes depends on what was written before, and on who stood beside whom.
+
+It keeps, as vLLM's first model runner does, what each request has written, and what lies in its cache, token by token.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
+
+from textguide.logits_processors.vllm_plugin.extras import OURS
+from textguide.logits_processors.vllm_plugin.groups import MAIN
+from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.requests import Request
+
+WORDS = 50
+ALONE = WORDS - 1  # what a request writes beside which not all of its group stood
+
+
+def _number(*parts: Any) -> int:
+    return zlib.crc32(repr(parts).encode())
+
+
+def word(name: str, written: tuple[int, ...], guided: bool) -> int:
+    """The token behind ``written`` of the user's request ``name``."""
+    return _number(name, written, guided) % ALONE
+
+
+def divergence(name: str, position: int) -> float:
+    """What guidance changes at a position, in nats: little for a while, then much for a few tokens."""
+    return 0.001 * (_number(name, position) % 9) if _number(name, position // 12) % 3 else 0.5
+
+
+def log_prob(name: str, position: int) -> float:
+    """The log-probability of the token at a position."""
+    return -(_number(name, position, "log") % 1000) / 7
+
+
+def oracle(name: str, asked: Request | None, count: int, stops: Set[int]) -> tuple[list[int], Report | None]:
+    """The plainest loop: at most ``count`` tokens of a request, up to one of ``stops``, and what guidance did."""
+    report = None if asked is None else Report(asked)
+    written: list[int] = []
+    for position in range(count):
+        guided = report is not None and report.guides(position)
+        written.append(word(name, tuple(written), guided))
+        if report is not None:
+            kl = divergence(name, position) if guided else 0.0
+            report.observe(position, guided, {"kl": kl, "changed": kl > 0.1} if report.measures else None)
+        if written[-1] in stops:
+            break
+    return written, report
+
+
+@dataclass
+class State:
+    """One request in the worker.
+
+    Args:
+        prompt: its token ids.
+        written: what it wrote.
+        cache: the token of each position that it has read.
+        group: the user's request that it belongs to, None for a plain one.
+        place: its place there.
+        asked: what is asked for, with the main request.
+        measures: whether the scheduler wants to know the divergence.
+        first: what the first of several stages knows, which is told by the scheduler.
+    """
+
+    prompt: list[int]
+    written: list[int] = field(default_factory=list)
+    cache: list[int] = field(default_factory=list)
+    group: str | None = None
+    place: int | None = None
+    asked: Request | None = None
+    measures: bool = False
+    first: list[int] = field(default_factory=list)
+
+    @property
+    def text(self) -> list[int]:
+        """All that it can read."""
+        return self.prompt + self.written
+
+
+class Worker:
+    """What runs the steps.
+
+    Args:
+        ahead: whether steps are scheduled before the one before them has come back.
+        stages: of the pipeline.
+    """
+
+    def __init__(self, ahead: bool, stages: int) -> None:
+        self.ahead, self.stages = ahead, stages
+        self.states: dict[str, State] = {}
+        self.wasted = 0
+        self._last: set[str] = set()  # in the batch of the step before
+
+    def run(self, scheduled: Any) -> ModelRunnerOutput:
+        """A step, as ``execute_model`` and ``sample_tokens``."""
+        counts: Mapping[str, int] = scheduled.num_scheduled_tokens
+        self._update(scheduled)
+        writing = {}
+        for name, count in counts.items():
+            state = self.states[name]
+            start, text = len(state.cache), state.text
+            assert start + count <= len(text), f"{name} would read what nobody has written"
+            state.cache += text[start : start + count]
+            if self.stages > 1:
+                assert state.first[: len(state.cache)] == state.cache, (
+                    f"the first stage reads something else for {name}"
+                )
+            if len(state.cache) == len(text):
+                assert state.cache == text, f"{name} has read another text than it wrote"
+                writing[name] = state
+        self._last = set(counts)
+        order = list(counts)
+        tokens, messages = self._draw(order, writing)
+        output = ModelRunnerOutput(
+            req_ids=order,
+            req_id_to_index={name: row for row, name in enumerate(order)},
+            sampled_token_ids=[[tokens[name]] if name in tokens else [] for name in order],
+            logprobs=LogprobsLists(
+                np.array([[tokens.get(name, 0)] for name in order], dtype=np.int32).reshape(-1, 1),
+                np.full((len(order), 1), np.nan, dtype=np.float32),
+                np.zeros(len(order), dtype=np.int32),
+            ),
+        )
+        for name, token in tokens.items():
+            self.states[name].written.append(token)
+        if messages:
+            setattr(output, OURS, messages)
+        return output
+
+    def _update(self, scheduled: Any) -> None:
+        """What vLLM's runner does in ``_update_states``."""
+        for name in scheduled.finished_req_ids:
+            self.states.pop(name, None)
+            self._last.discard(name)
+        for new in scheduled.scheduled_new_reqs:
+            assert new.req_id not in self.states
+            ours = (new.sampling_params.extra_args or {}).get(OURS) or {}
+            state = State(list(new.prompt_token_ids), group=ours.get("group"), place=ours.get("place"))
+            state.first = list(state.prompt)
+            if state.place == MAIN:
+                state.asked, state.measures = Request.from_dict(ours["request"]), ours["measures"]
+            state.cache = state.prompt[: new.num_computed_tokens]
+            self.states[new.req_id] = state
+        cached = scheduled.scheduled_cached_reqs
+        for k, name in enumerate(cached.req_ids):
+            state, read, known = self.states[name], cached.num_computed_tokens[k], cached.num_output_tokens[k]
+            del state.written[known:]  # what was thrown away
+            assert len(state.written) == known, name
+            if self.ahead and name not in self._last and known:  # vLLM's runner takes the scheduler's word for it
+                assert cached.all_token_ids[name][-known:] == state.written, name
+            if name in cached.resumed_req_ids:
+                state.cache = state.text[:read]
+                state.first = state.first[: len(state.text)]
+            assert read <= len(state.cache), name
+            del state.cache[read:]
+            if self.stages > 1:
+                told = cached.new_token_ids[k]
+                count = read + len(told) - len(state.first)
+                if count > 0:
+                    state.first += told[-count:]
+
+    def _draw(self, order: list[str], writing: dict[str, State]) -> tuple[dict[str, int], dict[str, Any]]:
+        """The token of every request that writes, and what the worker saw."""
+        tokens: dict[str, int] = {}
+        messages: dict[str, dict[int, dict[str, Any]]] = {}
+        for name in order:
+            state = self.states[name]
+            if state.group is None and name in writing:
+                tokens[name] = word(name, tuple(state.written), False)
+            if state.asked is None:
+                continue
+            position = len(state.written)
+            prompts = state.asked.prompts
+            rows = [one for one in order if self.states[one].group == name and self.states[one].place != MAIN]
+            beside = [one for one in rows if one in writing]
+            guided = len(rows) == len(prompts) and state.asked.acts(position)
+            if name in writing:
+                tokens[name] = word(name, tuple(state.written), guided)
+            # Whether all that stand there are at the same place of the same text.
+            right = name in writing and len(beside) == len(rows)
+            for branch in (self.states[one] for one in beside):
+                right = right and branch.text[len(prompts[branch.place - 1]) :] == state.written
+            if name in writing and not right:
+                tokens[name] = ALONE
+                self.wasted += 1
+            tokens |= {one: tokens.get(name, ALONE) for one in beside}
+            seen = {
+                "kl": divergence(name, position) if guided else 0.0, "changed": False, "broken": False,
+                "log_weight": None, "drawn": None, "ids": None,
+            }  # fmt: skip
+            seen["changed"] = seen["kl"] > 0.1
+            if state.asked.draw.logprobs is not None:
+                seen |= {"ids": [tokens.get(name, 0)], "logprobs": [log_prob(name, position)], "rank": 1}
+            if not right:
+                seen |= {"kl": 99.0, "logprobs": [99.0]}
+            if seen["ids"] is not None or (state.measures and guided):
+                messages[name] = {position: seen}
+        for name in writing:  # branch requests whose main request is not in the step
+            tokens.setdefault(name, ALONE)
+        return tokens, messages
