@@ -129,7 +129,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     specs = [spec for spec in mixed if not spec.is_plain or spec.temperature == 0][:60]
     expected = [
         (tokenizer.decode(row, skip_special_tokens=True), weight)
-        for row, weight in references(model, tokenizer, specs, arguments.cache, lambda rows: rows, models)
+        for row, weight, _ in references(model, tokenizer, specs, arguments.cache, lambda rows: rows, models)
     ]
     del model, models
     options = ["--max-model-len", "160", "--max-num-seqs", "24", "--max-num-batched-tokens", "96"]

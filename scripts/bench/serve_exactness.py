@@ -6,6 +6,10 @@ each with the transformers path::
 
     python scripts/bench/serve_exactness.py --requests 200 --json docs/results/serving/exactness.json
 
+On several devices (here: processes that share the CPU), or with steps that are scheduled ahead, on a random model::
+
+    python scripts/bench/serve_exactness.py --model tiny --ways 'two tensor ranks' 'two data ranks' --count 40
+
 Where a pair of answers differs, the difference of the two tokens' log-probabilities at that place is printed: a
 near-tie is below ``--tie`` nats, and counted as such.
 """
@@ -15,12 +19,13 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+from engines import PARALLEL, close, start, tiny_llama
+
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 # Engines: what differs from the common settings. 64 and 48 tokens a step chunk most prompts; 20 blocks of 32 tokens
@@ -48,10 +53,11 @@ ARRIVALS = ("at once", "staggered", "aborts")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--model", default="smollm2", help="tiny: a random Llama of 4 layers and 4 heads")
+    parser.add_argument("--requests", "--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--ways", nargs="+", choices=list(PARALLEL), default=["one device"])
     parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=list(ARRIVALS))
     parser.add_argument("--methods", action="store_true", help="guided requests carry all methods in turn, as JSON")
     parser.add_argument("--with", dest="amateur", metavar="PATH", help="a second model, for the methods that ask one")
@@ -68,6 +74,8 @@ def main() -> None:
 
     import textguide
 
+    if arguments.model == "tiny":
+        arguments.model = tiny_llama(Path(tempfile.gettempdir()) / "textguide-tiny-llama")
     model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
     models = {}
     if arguments.amateur:
@@ -78,16 +86,19 @@ def main() -> None:
     expected = references(model, tokenizer, specs, arguments.cache, progress, models)
     console = Console()
     rows = []
-    for name in arguments.engines:
-        llm = engine(arguments, ENGINES[name])
+    # What lets steps be scheduled ahead cannot be taken back in a process: they come last.
+    ways = sorted(arguments.ways, key="steps ahead".__eq__)
+    for way, name in [(way, name) for way in ways for name in arguments.engines]:
+        one = engine(arguments, {**ENGINES[name], **PARALLEL[way]})
         for arrival in arguments.arrivals:
-            start = time.perf_counter()
-            answers, counted = run(llm, specs, arrival)
+            begin = time.perf_counter()
+            answers, counted = run(one, specs, arrival)
             row = compare(model, tokenizer, specs, expected, answers, arguments.tie, models)
-            row |= {"engine": name, "arrival": arrival, "seconds": round(time.perf_counter() - start, 1), **counted}
+            row |= {"way": way, "engine": name, "arrival": arrival}
+            row |= {"seconds": round(time.perf_counter() - begin, 1), **counted}
             rows.append(row)
             console.print(row)
-        close(llm)
+        close(one)
         if arguments.json:  # after every engine, so that an interrupted run leaves its part
             write(arguments, rows, machine(model))
     wrong = sum(row["wrong"] for row in rows)
@@ -108,36 +119,20 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: di
 
 
 def engine(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any:
-    import textguide
-
-    return textguide.vllm_engine(
-        arguments.model,
-        classifier="sentiment" if arguments.methods else None,
-        models={"amateur": arguments.amateur} if arguments.amateur else None,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=160,
-        max_num_seqs=16,
-        disable_log_stats=False,
-        seed=0,
-        **settings,
-    )
+    given = {"classifier": "sentiment"} if arguments.methods else {}
+    given |= {"models": {"amateur": arguments.amateur}} if arguments.amateur else {}
+    return start(arguments.model, max_model_len=160, max_num_seqs=16, **given, **settings)
 
 
-def close(llm: Any) -> None:
-    llm.llm_engine.engine_core.shutdown()
-
-
-def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, Any]]:
+def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, Any]]:
     """Answers in order, None for requests that were aborted, and what the engine says of itself."""
     from vllm import SamplingParams
 
     draw = random.Random(1)
-    before = counters(llm)
+    before = counters()
     params = [SamplingParams(**spec.sampling()) for spec in specs]
-    engine = llm.llm_engine
     answers: list[Any] = [None] * len(specs)
-    discarded = preempted = branch_tokens = steps = 0
+    discarded = preempted = branch_tokens = engines_branch_tokens = steps = 0
     left = list(range(len(specs)))
     running: set[int] = set()
     doomed = {n for n in left if arrival == "aborts" and draw.random() < 0.3}
@@ -156,10 +151,13 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, 
             if output.finished and number in running:
                 running.discard(number)
                 report = (output.kv_transfer_params or {}).get("textguide", {})
-                answers[number] = list(output.outputs[0].token_ids), report.get("log_weight")
+                one = output.outputs[0]
+                summed = None if one.logprobs is None else float(one.cumulative_logprob)
+                answers[number] = list(one.token_ids), report.get("log_weight"), summed
                 discarded += report.get("discarded_steps", 0)
                 preempted += report.get("preemptions", 0)
                 branch_tokens += report.get("branch_tokens", 0)
+                engines_branch_tokens += report.get("engine_branch_tokens", 0)
         steps += 1
         for number in sorted(running & doomed):
             if deadlines[number] <= steps // 2:
@@ -170,8 +168,11 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, 
     engine.add_request("last", "The", SamplingParams(max_tokens=2, temperature=0.0))
     while not any(output.finished for output in engine.step()):
         pass
-    after = counters(llm)
-    counted = {name: after[name] - before[name] for name in after if name != "cache_in_use"}
+    after = counters()
+    counted = {name: after[name] - before.get(name, 0) for name in after if name != "cache_in_use"}
+    if not doomed:  # what the engines count adds up to what the answers say, and "last" has two tokens
+        assert engines_branch_tokens == branch_tokens, (engines_branch_tokens, branch_tokens)
+        assert counted["tokens"] == sum(len(one[0]) for one in answers) + 2, counted
     return answers, {
         **counted,
         "cache_in_use": after["cache_in_use"],
@@ -182,9 +183,20 @@ def run(llm: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, 
     }
 
 
-def counters(llm: Any) -> dict[str, float]:
-    names = {"vllm:num_preemptions": "preemptions", "vllm:kv_cache_usage_perc": "cache_in_use"}
-    return {names[metric.name]: metric.value for metric in llm.get_metrics() if metric.name in names}
+def counters() -> dict[str, float]:
+    """vLLM's figures, summed over engines."""
+    from vllm.v1.metrics.reader import get_metrics_snapshot
+
+    names = {
+        "vllm:num_preemptions": "preemptions",
+        "vllm:kv_cache_usage_perc": "cache_in_use",
+        "vllm:generation_tokens": "tokens",
+    }
+    counted = dict.fromkeys(names.values(), 0.0)
+    for metric in get_metrics_snapshot():
+        if metric.name in names:
+            counted[names[metric.name]] += metric.value
+    return counted
 
 
 def compare(
@@ -192,14 +204,14 @@ def compare(
 ) -> dict[str, Any]:
     from serving_mix import margin
 
-    equal = ties = wrong = compared = weights = 0
+    equal = ties = wrong = compared = weights = sums = 0
     by_method: dict[str, list[int]] = {}
-    apart_by = 0.0
+    apart_by = sums_apart_by = 0.0
     differences = []
-    for spec, (theirs, weight), answer in zip(specs, expected, answers, strict=True):
+    for spec, (theirs, weight, likelihood), answer in zip(specs, expected, answers, strict=True):
         if answer is None:
             continue
-        ours, own = answer
+        ours, own, summed = answer
         compared += 1
         count = by_method.setdefault(spec.method, [0, 0])
         count[1] += 1
@@ -208,6 +220,8 @@ def compare(
             count[0] += 1
             if weight is not None:
                 weights, apart_by = weights + 1, max(apart_by, abs(weight - own))
+            if spec.logprobs is not None:
+                sums, sums_apart_by = sums + 1, max(sums_apart_by, abs(likelihood - summed))
             continue
         place = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if place is None:  # one of them stopped
@@ -219,7 +233,8 @@ def compare(
         ties, wrong = ties + is_tie, wrong + (not is_tie)
         differences.append({"spec": str(spec), "place": place, "margin": apart})
     found = {"compared": compared, "equal": equal, "near_ties": ties, "wrong": wrong, "differences": differences}
-    return found | {"equal_of_method": by_method, "weights": weights, "largest_weight_difference": apart_by}
+    found |= {"equal_of_method": by_method, "weights": weights, "largest_weight_difference": apart_by}
+    return found | {"log_likelihoods": sums, "largest_log_likelihood_difference": sums_apart_by}
 
 
 if __name__ == "__main__":

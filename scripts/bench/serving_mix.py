@@ -73,6 +73,7 @@ class Spec:
     repetition_penalty: float = 1.0
     pattern: str | None = None
     described: str | None = None
+    logprobs: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -123,6 +124,7 @@ class Spec:
             "seed": self.seed,
             "stop": self.stop,
             "repetition_penalty": self.repetition_penalty,
+            "logprobs": self.logprobs,
             "include_stop_str_in_output": True,
             "extra_args": self.extra(),
         }
@@ -229,6 +231,8 @@ def mix(count: int, seed: int = 0, described: dict[str, Any] | None = None) -> l
             values["stop"] = draw.choice((".", "the", "\n"))
         if draw.random() < 0.1:
             values["repetition_penalty"] = 1.2
+        elif guided and "pattern" not in values and number % 3 == 0:
+            values["logprobs"] = 0
         specs.append(Spec(**values))
     return specs
 
@@ -252,8 +256,9 @@ class AsVLLMDraws(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token]), 0.0)
 
 
-Answer = tuple[list[int], float | None]
-"""Token ids, and the log-weight of a text that matches the pattern that was asked for."""
+Answer = tuple[list[int], float | None, float | None]
+"""Token ids, the log-weight of a text that matches the pattern that was asked for, and the text's log-likelihood where
+its log-probabilities are."""
 
 
 def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] | None = None) -> Answer:
@@ -280,10 +285,10 @@ def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] 
             model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, models=models, **stops, **options
         )
     if spec.pattern is None:
-        return out.new_tokens[0], None
+        return out.new_tokens[0], None, None if spec.logprobs is None else float(out.log_likelihood[0])
     if out.deaths[0] is not None:  # a server ends such a text with an end token
-        return [*out.new_tokens[0], tokenizer.eos_token_id], None
-    return out.new_tokens[0], float(out.log_weights[0])
+        return [*out.new_tokens[0], tokenizer.eos_token_id], None, None
+    return out.new_tokens[0], float(out.log_weights[0]), None
 
 
 def references(
@@ -303,8 +308,8 @@ def references(
         key = json.dumps(asdict(spec), sort_keys=True)
         if key not in known:
             known[key] = reference(model, tokenizer, spec, models)
-        tokens, weight = known[key]
-        answers.append((tokens, weight))
+        tokens, weight, likelihood = known[key]
+        answers.append((tokens, weight, likelihood))
     if cache is not None:
         write_json(cache, known)
     return answers

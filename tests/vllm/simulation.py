@@ -126,6 +126,7 @@ class Simulation:
         self.asked: dict[str, tuple[requests.Request | None, int, frozenset[int]]] = {}
         self.seeded: set[str] = set()
         self.preempted = self.steps = self.discarded = 0
+        self.requests = self.answered = self.tokens = 0  # requests, the right answers, and their tokens
         if unlucky:
             self._spoil(unlucky)
 
@@ -171,6 +172,7 @@ class Simulation:
         if seeded and guidance is None:
             self.seeded.add(name)
         self.answers[name], self.log_probs[name] = [], []
+        self.requests += 1
         self.scheduler.add_request(Request(name, ids, params, None, block_hasher=self.hasher, **more))
         group, request = self.scheduler.groups.by_main.get(name), self.scheduler.requests[name]
         count = min(request.max_tokens, self.settings["longest"] - prompt)
@@ -263,6 +265,7 @@ class Simulation:
             return
         expected, report = oracle(name, asked, count, stops)
         assert answer == expected, (name, answer, expected)
+        self.answered, self.tokens = self.answered + 1, self.tokens + len(answer)
         if asked is None or report is None:
             return
         if asked.draw.logprobs is not None:

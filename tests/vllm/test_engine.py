@@ -78,7 +78,7 @@ def test_requests_of_all_methods_at_once(llm, reference):
     outputs = llm.generate([spec.prompt for spec in specs], params, use_tqdm=False)
     assert len({spec.method for spec in specs}) > 15
     for spec, output in zip(specs, outputs, strict=True):
-        tokens, weight = serving_reference(*reference, spec)
+        tokens, weight, _ = serving_reference(*reference, spec)
         assert list(output.outputs[0].token_ids) == tokens, spec
         report = (output.kv_transfer_params or {}).get("textguide", {})
         assert report.get("log_weight") == (None if weight is None else pytest.approx(weight, abs=2e-3))
