@@ -36,7 +36,15 @@ def parse(model: str, options: Sequence[str]) -> Any:
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm", "serving")
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("vllm.entrypoints"):
+            raise
+        raise ValueError(
+            f"this version of vLLM has no {error.name}, which 0.33 moved, and a server with guidance starts with it; "
+            "pip install 'vllm>=0.32,<0.33'"
+        ) from None
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="textguide serve"))

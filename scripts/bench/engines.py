@@ -12,16 +12,18 @@ from typing import Any
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # of each worker
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each worker wants a memory node of its own
 
+# Without a compiled pass, vLLM's CPU worker loses what the first stage hands over.
+STAGES = {
+    "pipeline_parallel_size": 2,
+    "enforce_eager": False,
+    "compilation_config": {"mode": 2, "backend": "eager"},
+}
 PARALLEL: dict[str, dict[str, Any]] = {
     "one device": {},
     "two tensor ranks": {"tensor_parallel_size": 2},
     "three tensor ranks": {"tensor_parallel_size": 3},
-    # Without a compiled pass, vLLM's CPU worker loses what the first stage hands over.
-    "two stages": {
-        "pipeline_parallel_size": 2,
-        "enforce_eager": False,
-        "compilation_config": {"mode": 2, "backend": "eager"},
-    },
+    "two stages": STAGES,
+    "two tensor ranks of two stages": {"tensor_parallel_size": 2, **STAGES},
     "two data ranks": {"data_parallel_size": 2},
     "steps ahead": {"async_scheduling": True},
 }

@@ -19,11 +19,14 @@ import json
 import random
 import shlex
 import statistics
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from engines import tiny_llama
+from killed_rank import kill_a_rank
 from served import Server, serving
 
 # What a client may get wrong, and the word that the answer has to name.
@@ -73,9 +76,8 @@ def main() -> None:
     )
     parser.add_argument("--adapter", help="speed: folder of a distilled adapter (PEFT), which vLLM's own server serves")
     parser.add_argument("--adapter-rank", type=int, default=16, help="speed: of the adapter, at most [%(default)s]")
-    parser.add_argument(
-        "--server-args", default="", help="speed: further options of both servers, such as '--dtype bfloat16'"
-    )
+    parser.add_argument("--server-args", default="", help="further options of the servers, such as '--dtype bfloat16'")
+    parser.add_argument("--kill", action="store_true", help="soak: kill a worker at the end, under load")
     parser.add_argument("--cache", type=Path, help="soak: a file that keeps the reference answers")
     parser.add_argument("--log", type=Path, help="where the server's output goes")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,6 +121,8 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
 
     import textguide
 
+    if arguments.model == "tiny":
+        arguments.model = tiny_llama(Path(tempfile.gettempdir()) / "textguide-tiny-llama")
     # Plain, drawn requests are left out: without guidance vLLM's runner for CPUs cannot read their prompts in parts.
     model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
     models = {}
@@ -136,8 +140,14 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     options += ["--block-size", "32", "--num-gpu-blocks-override", "40"]
     options += ["--classifier", "sentiment"] if arguments.methods else []
     options += ["--with", f"amateur={arguments.amateur}"] if arguments.amateur else []
+    options += shlex.split(arguments.server_args)
     with serving(arguments.model, *options, log=arguments.log) as server:
-        return asyncio.run(_soak(server, arguments, specs, expected))
+        report = asyncio.run(_soak(server, arguments, specs, expected))
+        if arguments.kill:
+            calls = [_call(server.model, spec)[0] for spec in specs]
+            texts = [text for text, _ in expected]
+            report["killed"] = asyncio.run(kill_a_rank(server, calls, texts, 1.0))
+        return report
 
 
 async def _soak(server: Server, arguments: argparse.Namespace, specs: list[Any], expected: list[Any]) -> dict[str, Any]:
@@ -201,11 +211,7 @@ async def _one(
     import openai
 
     expected, weight = expected
-    body = {name: value for name, value in spec.sampling().items() if name != "extra_args"}
-    known = ("max_tokens", "temperature", "top_p", "seed", "stop")
-    extra = {name: value for name, value in body.items() if name not in known}
-    extra["vllm_xargs"] = spec.extra()
-    call = {name: body[name] for name in known} | {"model": model, "prompt": spec.prompt, "extra_body": extra}
+    call, extra = _call(model, spec)
     if chance < 0.1:
         wrong, named = draw.choice(MALFORMED)
         try:
@@ -252,6 +258,15 @@ async def _one(
     else:
         counts["different"] += 1
         different.append({"spec": str(spec), "ours": text, "theirs": expected})
+
+
+def _call(model: str, spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of OpenAI's client, and those of them that are vLLM's own."""
+    body = {name: value for name, value in spec.sampling().items() if name != "extra_args"}
+    known = ("max_tokens", "temperature", "top_p", "seed", "stop")
+    extra = {name: value for name, value in body.items() if name not in known}
+    extra["vllm_xargs"] = spec.extra()
+    return {name: body[name] for name in known} | {"model": model, "prompt": spec.prompt, "extra_body": extra}, extra
 
 
 async def _counted(stream: Any) -> Any:
