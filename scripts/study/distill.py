@@ -42,9 +42,9 @@ from textguide.support.files import write_json
 
 GAMMA = 1.5
 DIAL = (1.0, 1.25, 1.5, 1.75, 2.0)
-FEW = 1000
+FEW = 500
 """Rows of LAMBADA, evenly spaced, of the parts that look at many adapters."""
-SHORT, COUNT, LENGTH = 40, 320, 70
+SHORT, COUNT, LENGTH = 40, 320, 32
 """Steps, texts and longest text of those parts."""
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 CURVES = {"steps": (10, 20, 80), "texts": (40,), "rank": (1, 64)}
@@ -101,6 +101,8 @@ class Study:
             own, tokenizer = self.load(model)
             begun = time.perf_counter()
             models = settings.pop("models", None)
+            if key not in {f"seed{seed}" for seed in self.seeds}:  # those have the defaults
+                settings = {"mixed_precision": "bf16", **settings}
             made = textguide.distill(
                 base or own, tokenizer, guidance, folder, name=Path(model).stem, models=models, **settings,
                 progress=lambda what, done, of, loss: print(f"{key}: {what} {done}/{of} {loss or 0:.4f}", flush=True),
@@ -281,7 +283,7 @@ def elsewhere(study: Study) -> dict[str, Any]:
     found["ordinary text, nats a token"] = {
         way: mean_interval(values)._asdict() for way, values in study.measured("elsewhere-ordinary", ordinary).items()
     }
-    for task, limit in (("arc_easy", 1000), ("piqa", 1000), ("boolq", 500), ("triviaqa", 200)):
+    for task, limit in (("arc_easy", 600), ("piqa", 600), ("boolq", 300), ("triviaqa", 200)):
         one = study.measured(
             f"elsewhere-{task}",
             lambda task=task, limit=limit: verdict.accuracies(  # type: ignore[misc]
@@ -328,7 +330,7 @@ def teachers(study: Study) -> dict[str, Any]:
         found[name] = study.measured(
             f"teacher-{name}-judged",
             lambda f=folder, g=guidance, h=held, m=measures, o=models: verdict.judge(  # type: ignore[misc]
-                model, tokenizer, g, str(f), prompts=h, limit=120, models=o, measures=m, repeats=1
+                model, tokenizer, g, str(f), prompts=h, limit=80, models=o, measures=m, repeats=1
             ),
         )
         (measure,) = measures
@@ -389,7 +391,7 @@ def larger(study: Study) -> dict[str, Any]:
     assert study.larger is not None, "--larger names the model"
     base = study.load(study.larger)[0]
     plain, guided = study.lambada("larger-base", lambda: base, [None, CFG(GAMMA)], 200)
-    folder = study.adapter("larger", CFG(GAMMA), model=study.larger, steps=40, texts=160, tokens=40)
+    folder = study.adapter("larger", CFG(GAMMA), model=study.larger, steps=24, texts=192, tokens=LENGTH)
     own = study.lambada("larger-distilled", lambda: study.student(folder, study.larger), [None], 200)[0]  # type: ignore[arg-type]
     return {
         "plain": told(plain), "guided": told(guided), "distilled": told(own), "against guided": against(own, guided),
@@ -401,7 +403,7 @@ def iterated(study: Study) -> dict[str, Any]:
     """Guide the distilled model, and distil again."""
     once = study.student(study.work / "seed0")
     guided, own = study.lambada("iterated-guided", lambda: once, [CFG(GAMMA), None], FEW)
-    folder = study.adapter("iterated", CFG(GAMMA), base=once, steps=SHORT, texts=COUNT, seed=11)
+    folder = study.adapter("iterated", CFG(GAMMA), base=once, steps=SHORT, texts=COUNT, tokens=LENGTH, seed=11)
     (twice,) = study.lambada("iterated-again", lambda: merged(copy.deepcopy(once), folder), [None], FEW)
     return {
         "distilled": told(own),
@@ -476,7 +478,14 @@ def why(study: Study) -> dict[str, Any]:
 def dial(study: Study) -> dict[str, Any]:
     """One adapter for several γ."""
     folder = study.adapter(
-        "dial", CFG(GAMMA), scales=DIAL, steps=2 * SHORT, texts=COUNT, source="given", given=study.own_texts(0)
+        "dial",
+        CFG(GAMMA),
+        scales=DIAL,
+        steps=2 * SHORT,
+        texts=COUNT,
+        tokens=LENGTH,
+        source="given",
+        given=study.own_texts(0),
     )
     base = study.load()[0]
     guided = study.lambada("dial-guided", lambda: base, [CFG(scale) for scale in DIAL], FEW)
@@ -500,7 +509,7 @@ def curves(study: Study) -> dict[str, Any]:
     wanted = [usual, *({**usual, what: value} for what, values in CURVES.items() for value in values)]
     for settings in wanted:
         key = "curve-" + "-".join(f"{name}{value}" for name, value in settings.items())
-        folder = study.adapter(key, CFG(GAMMA), source="given", given=study.own_texts(0), **settings)
+        folder = study.adapter(key, CFG(GAMMA), tokens=LENGTH, source="given", given=study.own_texts(0), **settings)
         (own,) = study.lambada(f"{key}-lambada", lambda f=folder: study.student(f), [None], FEW)  # type: ignore[misc]
         rows.append({**settings, **told(own), **study.cost(key)})
     return {"plain": told(plain), "guided": told(guided), "curves": rows}

@@ -25,11 +25,10 @@ ANNOTATIONS = "format"
 """A format that nobody knows says nothing, by JSON Schema's own rules."""
 _SAYS = (
     "type", "enum", "const", "$ref", "items", "required", "pattern", "format", "minLength", "maxLength", "minimum",
-    "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems", "minProperties",
-    "maxProperties", "minContains", "maxContains", "dependencies", "dependentRequired",
+    "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems",
+    "minProperties", "maxProperties", "minContains", "maxContains", "dependencies", "dependentRequired",
 )  # fmt: skip
 _KEYS, _FORMAT = re.compile(r"Unimplemented keys: (\[.*?\])"), re.compile(r"Unknown format: (.+)$")
-_PATTERN = re.compile(r"(?:in regex|regex) /(.*)/", re.DOTALL)
 _PROPERTIES = ("patternProperties", "additionalProperties", "unevaluatedProperties")
 _ITEMS = ("prefixItems", "items", "additionalItems", "unevaluatedItems")
 
@@ -88,11 +87,7 @@ def _change(complaint: str) -> Change | None:
         return _any_of
     if "min/maxProperties" in complaint:
         return lambda node: _without(node, ("minProperties", "maxProperties"))
-    found = _PATTERN.search(complaint)
-    if found:
-        pattern = found[1]
-        return lambda node: _without_pattern(node, pattern)
-    return None
+    return _without_refused_patterns if "regex" in complaint else None
 
 
 def _without(node: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], set[str]]:
@@ -115,11 +110,21 @@ def _any_of(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     return {**rest, "anyOf": node["oneOf"]}, {"oneOf"}
 
 
-def _without_pattern(node: dict[str, Any], pattern: str) -> tuple[dict[str, Any], set[str]]:
-    names = ("pattern",) if node.get("pattern") == pattern else ()
-    if pattern in (node.get("patternProperties") or {}):
+def _without_refused_patterns(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    own = node.get("pattern")
+    names = ("pattern",) if isinstance(own, str) and _is_refused(own) else ()
+    if any(map(_is_refused, node.get("patternProperties") or {})):
         names = (*names, "patternProperties")
     return _without(node, names) if names else (node, set())
+
+
+def _is_refused(pattern: str) -> bool:
+    """Whether the engine refuses a pattern that Python takes."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return bool(llguidance_engine.complaint_about_schema(json.dumps({"type": "string", "pattern": pattern})))
 
 
 def _mapped(node: Any, change: Change, dropped: dict[str, set[str]], pointer: str = "") -> Any:
