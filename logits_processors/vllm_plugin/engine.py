@@ -308,8 +308,8 @@ def _result(
     return GenerateResult(
         texts=[ending.shown(text) for text in texts],
         finish_reasons=[
-            "eos" if is_end else ending.reason(*row)
-            for is_end, row in zip(ended, zip(tokens, texts, strict=True), strict=True)
+            "error" if one.finish_reason == "error" else "eos" if is_end else ending.reason(*row)
+            for (_, one), is_end, row in zip(rows, ended, zip(tokens, texts, strict=True), strict=True)
         ],
         sequences=torch.cat([prompts, written.view(len(rows), longest)], dim=1),
         new_tokens=tokens,

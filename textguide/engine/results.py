@@ -100,7 +100,8 @@ class GenerateResult(Shown):
             exponential) the probability that a text satisfies the constraint and ends in time. None likewise.
         ess: effective sample size of each prompt's particles, (populations,). None likewise.
         finish_reasons: why each row ended: ``"eos"`` (its end token), ``"stop"`` (a text of ``stop``, or stopping
-            criteria), ``"length"`` (``max_new_tokens``) or ``"constraint"`` (nothing of the constraint was left).
+            criteria), ``"length"`` (``max_new_tokens``) or ``"constraint"`` (nothing of the constraint was left); of an
+            engine also ``"error"`` (its guidance gave no distribution).
         finished: whether each row ended as a text that satisfies the constraint, bool (B,). None without a constraint.
         deaths: why a row did not finish, None where it did. None without a constraint.
         constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
