@@ -336,7 +336,13 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.server_args:
         measured_with |= {"dtype": "as of server_args", "server_args": arguments.server_args}
     measured_with |= {"rounds": arguments.rounds, "skip_threshold": arguments.skip_threshold, "skipping": skipped}
-    return {**about(), **measured_with, "rows": rows, "ratios": _ratios(measured)}
+    ratios = {"ratios": "tokens_a_second", "ratios_of_processor_time": "tokens_a_processor_second"}
+    return {
+        **about(),
+        **measured_with,
+        "rows": rows,
+        **{name: _ratios(measured, what) for name, what in ratios.items()},
+    }
 
 
 async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
@@ -361,17 +367,21 @@ async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
     }
 
 
-def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]]) -> list[dict[str, Any]]:
+def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]], figure: str) -> list[dict[str, Any]]:
     """Medians, over turns, of throughput against the plain requests of the same turn and server; and of these against
-    vLLM's own. With the smallest and the largest of the turns."""
+    vLLM's own. With the smallest and the largest of the turns.
+
+    Args:
+        figure: tokens by second of the clock, or of the server's processes.
+    """
     ratios = []
     for concurrency in sorted({key[0] for key in measured}):
-        base = [one["tokens_a_second"] for one in measured[concurrency, "textguide", "plain"]]
+        base = [one[figure] for one in measured[concurrency, "textguide", "plain"]]
         row: dict[str, Any] = {"concurrency": concurrency}
         for (at, server, kind), several in measured.items():
             if at != concurrency or (server, kind) == ("textguide", "plain"):
                 continue
-            rates = [one["tokens_a_second"] for one in several]
+            rates = [one[figure] for one in several]
             pairs = zip(base, rates, strict=True) if server == "vLLM" else zip(rates, base, strict=True)
             values = [top / bottom for top, bottom in pairs]
             name = {"vLLM": "plain against vLLM", DISTILLED: "distilled adapter, unguided"}.get(server, kind)
@@ -402,12 +412,13 @@ async def _measure(server: Server, concurrency: int, requests: int, extra: Any, 
                 (firsts if first else between).append(now - last)
                 last, first = now, False
 
-    start = time.perf_counter()
+    start, used = time.perf_counter(), server.processor_seconds()
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, server.processor_seconds() - used
     await client.close()
     return {
         "tokens_a_second": requests * tokens / seconds,
+        "tokens_a_processor_second": requests * tokens / max(used, 0.01),
         "first_p50": _percentile(firsts, 0.5),
         "first_p99": _percentile(firsts, 0.99),
         "between_p50": _percentile(between, 0.5),
