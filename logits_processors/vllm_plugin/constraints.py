@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textguide.constraints import Constraint, Grammar, JSONSchema, Regex, Session, Vocabulary, from_dict, resolve
+from textguide.constraints import After, Constraint, Grammar, JSONSchema, Regex, Session, Vocabulary, from_dict, resolve
+from textguide.constraints.after import REGEX
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
 
@@ -30,7 +31,9 @@ BACKTRACKING = "regex"
 whoever starts the engine names them, and requests do not bring them."""
 
 CONSTRAINT_ARGUMENTS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
-AWRS_ARGUMENTS = {"awrs_max_rejects": "max_rejects", "awrs_estimator": "estimator", "awrs_accepts": "accepts"}
+AWRS_ARGUMENTS = {
+    "awrs_max_rejects": "max_rejects", "awrs_estimator": "estimator", "awrs_accepts": "accepts", "awrs_after": "after",
+}  # fmt: skip
 _TRAVELLERS: dict[Any, tuple[str, str]] = {
     Regex: ("awrs_regex", "pattern"),
     JSONSchema: ("awrs_json_schema", "schema"),
@@ -174,6 +177,8 @@ def travelling(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
         ValueError: it asks for what no request can; the message says what.
     """
     _check_single(guidance)
+    if callable(guidance.after):
+        raise ValueError(f"after={guidance.after!r} is a function, and does not travel with a request; give a text")
     options = {field: getattr(guidance, field) for field in AWRS_ARGUMENTS.values()}
     constraint = resolve(guidance.constraint, engine=ENGINE)
     for name, text in named.items():
@@ -217,8 +222,12 @@ class EngineConstraints:
             ValueError: nothing satisfies the constraint, its engine refuses it, or the tokenizer cannot be understood.
         """
         vocabulary = Vocabulary.of(self._tokenizer(), self._size, sorted(ends))
-        session = constraint_for(guidance.constraint, self.named).start(vocabulary)
-        return session, vocabulary
+        constraint = constraint_for(guidance.constraint, self.named)
+        if guidance.after is not None:
+            if not isinstance(guidance.after, str) or guidance.after.startswith(REGEX):
+                raise ValueError(f"awrs_after={_short(repr(guidance.after))} must be a text here, such as '</think>'")
+            constraint = After(guidance.after, constraint)
+        return constraint.start(vocabulary), vocabulary
 
     def row(self, guidance: AWRS, ends: Iterable[int], limit: int) -> ConstrainedRow:
         """The constraint of a request that begins.

@@ -68,7 +68,7 @@ def lambada(study: Study) -> dict[str, Any]:
 
 def halves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Texts cut in the middle, for an objective that exchanges prompts."""
-    whole = [[*row["prompt"], *row["completion"]] for row in rows]
+    whole = [[*row["prompt"], *row["completion"]][:LENGTH] for row in rows]
     return [{"prompt": ids[: len(ids) // 2], "completion": ids[len(ids) // 2 :]} for ids in whole if len(ids) > 3]
 
 

@@ -37,7 +37,7 @@ class Strings(Constraint):
 
 class _Strings(Session):
     def __init__(self, constraint: Strings, prefixes: frozenset[bytes], vocabulary: Vocabulary) -> None:
-        self.constraint, self.prefixes, self.vocabulary = constraint, prefixes, vocabulary
+        self.constraint, self.prefixes, self._vocabulary = constraint, prefixes, vocabulary
         self.text = b""
         self.counter = [0]
 
@@ -56,21 +56,20 @@ class _Strings(Session):
     def mask(self) -> Tensor | None:
         if not self.constraint.masks:
             return None
-        ends = self.vocabulary.ends
+        ends = self._vocabulary.ends
         return torch.tensor(
             [
                 self.text in self.constraint.members if i in ends else bool(t) and self.text + t in self.prefixes
-                for i, t in enumerate(self.vocabulary.tokens)
+                for i, t in enumerate(self._vocabulary.tokens)
             ]
         )
 
-    def advance(self, token: int) -> None:
-        assert token not in self.vocabulary.ends
-        self.text += self.vocabulary.tokens[token]
+    def write(self, text: bytes) -> None:
+        self.text += text
         assert self.text in self.prefixes
 
     def fork(self) -> Session:
-        twin = _Strings(self.constraint, self.prefixes, self.vocabulary)
+        twin = _Strings(self.constraint, self.prefixes, self._vocabulary)
         twin.text, twin.counter = self.text, self.counter
         return twin
 

@@ -1,5 +1,6 @@
 """What may be generated: constraints over bytes, and the engines that check them token by token."""
 
+from .after import After
 from .base import Constraint, Session, UnsatisfiableError
 from .combine import AllOf, AnyOf, Not
 from .documents import Grammar, JSONSchema
@@ -9,6 +10,7 @@ from .spec import from_dict, resolve
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "After",
     "AllOf",
     "AnyOf",
     "Constraint",

@@ -62,6 +62,7 @@ class Session(ABC):
     """
 
     text: bytes
+    _vocabulary: Vocabulary
 
     @property
     @abstractmethod
@@ -81,9 +82,17 @@ class Session(ABC):
         ask :meth:`is_prefix` and :meth:`is_complete`."""
         return None
 
-    @abstractmethod
     def advance(self, token: int) -> None:
         """Write ``token``, which must be allowed and no end token."""
+        self.write(self._vocabulary.bytes_of(token))
+
+    @abstractmethod
+    def write(self, text: bytes) -> None:
+        """Write bytes behind the text, a token or a part of one.
+
+        Raises:
+            ValueError: they are not allowed.
+        """
 
     @abstractmethod
     def fork(self) -> Session:

@@ -38,16 +38,14 @@ class AnyOfSession(Session):
             mask = part if mask is None else mask | part
         return mask
 
-    def advance(self, token: int) -> None:
-        text = self.text + self._vocabulary.bytes_of(token)
-        alive = tuple(session for session in self._alive if session.is_prefix(text))
+    def write(self, text: bytes) -> None:
+        whole = self.text + text
+        alive = tuple(session for session in self._alive if session.is_prefix(whole))
         if not alive:
-            raise ValueError(
-                f"token={token} ({self._vocabulary.tokens[token]!r}) is not allowed behind {self.text[-40:]!r}"
-            )
+            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
         for session in alive:
-            session.advance(token)
-        self.text, self._alive = text, alive
+            session.write(text)
+        self.text, self._alive = whole, alive
 
     def fork(self) -> AnyOfSession:
         forks = {id(session): session.fork() for session in self._every}
@@ -85,13 +83,12 @@ class AllOfSession(Session):
             mask = part if mask is None else mask & part
         return mask
 
-    def advance(self, token: int) -> None:
-        added = self._vocabulary.bytes_of(token)
-        if not self.is_prefix(self.text + added):
-            raise ValueError(f"token={token} ({added!r}) is not allowed behind {self.text[-40:]!r}")
+    def write(self, text: bytes) -> None:
+        if not self.is_prefix(self.text + text):
+            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
         for session in self._parts:
-            session.advance(token)
-        self.text += added
+            session.write(text)
+        self.text += text
 
     def fork(self) -> AllOfSession:
         return AllOfSession(self.text, tuple(session.fork() for session in self._parts), self._vocabulary)

@@ -101,6 +101,7 @@ class EngineSession(Session):
     def __init__(self, engine: Engine, state: State, text: bytes, calls: list[int]) -> None:
         self.text = text
         self._engine = engine
+        self._vocabulary = engine.vocabulary
         self._state = state
         self._calls = calls
 
@@ -125,16 +126,13 @@ class EngineSession(Session):
         self._calls[0] += 1
         return self._engine.mask(self.text, self._state)
 
-    def advance(self, token: int) -> None:
-        vocabulary = self._engine.vocabulary
-        added = vocabulary.bytes_of(token)
-        before = vocabulary.visible(self.text)
-        text = self.text + added
-        rest = vocabulary.visible(text)[len(before) :]
+    def write(self, text: bytes) -> None:
+        visible = self._vocabulary.visible
+        rest = visible(self.text + text)[len(visible(self.text)) :]
         if not self._state.accepts(rest):
-            raise ValueError(f"token={token} ({added!r}) is not allowed behind {self.text[-40:]!r}")
+            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
         self._state.feed(rest)
-        self.text = text
+        self.text += text
 
     def fork(self) -> EngineSession:
         return EngineSession(self._engine, self._state.fork(), self.text, self._calls)

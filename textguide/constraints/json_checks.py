@@ -181,8 +181,8 @@ class ChecksSession(AskedSession[Checks]):
     def is_complete(self, text: bytes) -> bool:
         return self._asked(("complete", text), lambda: self._judge.holds("", text))
 
-    def advance(self, token: int) -> None:
-        super().advance(token)
+    def write(self, text: bytes) -> None:
+        super().write(text)
         self._place, self._read = self._holds(self.text)[1], len(self.text)
 
     def fork(self) -> ChecksSession:

@@ -113,12 +113,11 @@ class AskedSession(Session, Generic[Judge]):
         """How many texts had to be asked about."""
         return self._asked.calls
 
-    def advance(self, token: int) -> None:
+    def write(self, text: bytes) -> None:
         """As of any session."""
-        added = self._vocabulary.bytes_of(token)
-        if not self.is_prefix(self.text + added):
-            raise ValueError(f"token={token} ({added!r}) is not allowed behind {self.text[-40:]!r}")
-        self.text += added
+        if not self.is_prefix(self.text + text):
+            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
+        self.text += text
 
     def fork(self) -> Self:
         """As of any session."""

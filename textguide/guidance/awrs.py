@@ -43,6 +43,9 @@ class AWRS(TokenConstraint):
             ``auto``, which takes the one that asks less. A constraint that knows its mask needs neither.
         accepts: accepted draws that the geometric estimator waits for; more of them make weights less noisy.
         resampling: ``stratified`` or ``systematic``.
+        after: free text comes first, and the constraint holds behind this: a text such as ``"</think>"``,
+            ``"regex:PATTERN"``, or a function from the text so far to whether the form begins behind it. None: the
+            constraint holds from the first token on.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
@@ -57,6 +60,7 @@ class AWRS(TokenConstraint):
     estimator: str = "auto"
     accepts: int = 2
     resampling: str = "stratified"
+    after: str | Callable[[str], bool] | None = None
 
     name = "awrs"
     json_names: ClassVar[Mapping[str, str]] = {"method": "constraint_method"}
@@ -78,6 +82,10 @@ class AWRS(TokenConstraint):
         for name, known in (("method", METHODS), ("estimator", ESTIMATORS), ("resampling", RESAMPLING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        if self.after is not None and not (callable(self.after) or (isinstance(self.after, str) and self.after)):
+            raise ValueError(f"after={self.after!r} must be a text, 'regex:PATTERN', a function of the text, or None")
+        if self.after is not None and self.constraint is None:
+            raise ValueError(f"after={self.after!r} needs a constraint, which holds behind it; give one")
         if self.critic is not None and not callable(self.critic):
             raise ValueError(f"critic={self.critic!r} must be a function from a text to a log potential, or None")
         if self.method == "mask" and (self.particles > 1 or self.critic is not None):
@@ -94,6 +102,10 @@ class AWRS(TokenConstraint):
         values = {**super().to_dict(), "method": self.name}  # which names the guidance there
         if self.method != "awrs":
             values[self.json_names["method"]] = self.method
+        if self.after is None:
+            del values["after"]  # a setting that says nothing leaves the fingerprint as it was
+        elif callable(self.after):
+            values["after"] = {"function": getattr(self.after, "__qualname__", repr(self.after))}
         if self.critic is not None:
             module = getattr(self.critic, "__module__", "")
             values["critic"] = f"{module}:{getattr(self.critic, '__qualname__', type(self.critic).__qualname__)}"

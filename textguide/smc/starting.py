@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..constraints import Constraint, Session, Vocabulary, resolve
+from ..constraints import After, Constraint, Session, Vocabulary, resolve
 from ..guidance import AWRS, BranchGuidance, EAGer, FeynmanKac
 from ..support.errors import NoParticleLeftWarning
 from .branching import Branching
@@ -39,7 +39,7 @@ class _Anything(Session):
     calls = 0
 
     def __init__(self, vocabulary: Vocabulary, allowed: Tensor, text: bytes = b"") -> None:
-        self.vocabulary, self.allowed, self.text = vocabulary, allowed, text
+        self._vocabulary, self.allowed, self.text = vocabulary, allowed, text
 
     def is_prefix(self, text: bytes) -> bool:
         return True
@@ -50,11 +50,11 @@ class _Anything(Session):
     def mask(self) -> Tensor:
         return self.allowed
 
-    def advance(self, token: int) -> None:
-        self.text += self.vocabulary.tokens[token]
+    def write(self, text: bytes) -> None:
+        self.text += text
 
     def fork(self) -> Session:
-        return _Anything(self.vocabulary, self.allowed, self.text)
+        return _Anything(self._vocabulary, self.allowed, self.text)
 
 
 def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, streamer: Any = None) -> None:
@@ -116,9 +116,8 @@ def constraint_of(guidance: AWRS) -> Constraint:
     Raises:
         ValueError: it names none; the message says what does.
     """
-    if guidance.constraint is None:
-        return Anything()
-    return resolve(guidance.constraint)
+    constraint = Anything() if guidance.constraint is None else resolve(guidance.constraint)
+    return constraint if guidance.after is None else After(guidance.after, constraint)
 
 
 def start(
