@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from textguide.constraints import Grammar, JSONSchema, UnsatisfiableError, Vocabulary
+from textguide.constraints import Call, Grammar, JSONSchema, UnsatisfiableError, Vocabulary, from_dict
 from textguide.constraints.lark_rules import unproductive
 
 from .walks import BYTES, SMALL, compare
@@ -251,3 +251,43 @@ def test_the_schemas_of_the_benchmark_load() -> None:
     assert {name for names in checked for name in names} == {
         "oneOf", "dependencies", "patternProperties", "maxProperties", "not"
     }  # fmt: skip
+
+
+def test_schemas_of_types() -> None:
+    pytest.importorskip("pydantic")
+    from dataclasses import make_dataclass
+
+    person = make_dataclass("Person", [("name", str), ("age", int, 3)])
+    session = JSONSchema(person).start(BYTES)
+    assert session.is_complete(b'{"name": "Ada", "age": 36}')
+    assert session.is_complete(b'{"name": "Ada"}')
+    assert not session.is_prefix(b'{"name": 1')
+    assert JSONSchema(list[int]).start(BYTES).is_complete(b"[1, 2]")
+    with pytest.raises(ValueError, match=r"schema=.* has no JSON schema"):
+        JSONSchema(type("Odd", (), {}))
+
+
+def weather(city: str, days: int = 3) -> None:
+    """A tool."""
+
+
+def test_calls_of_functions() -> None:
+    pytest.importorskip("pydantic")
+    from dataclasses import make_dataclass
+
+    place = make_dataclass("Place", [("x", int), ("y", int)])
+
+    def move(to: Any, fast: bool = False) -> None: ...
+
+    move.__annotations__["to"] = place
+    session = Call(weather, move).start(BYTES)
+    assert session.is_complete(b'{"name": "weather", "arguments": {"city": "Paris", "days": 2}}')
+    assert session.is_complete(b'{"name": "move", "arguments": {"to": {"x": 1, "y": 2}}}')
+    assert not session.is_prefix(b'{"name": "weather", "arguments": {"days"')
+    assert not session.is_prefix(b'{"name": "move", "arguments": {"city"')
+    assert not session.is_prefix(b'{"name": "stop"')
+    assert from_dict(Call(weather).to_dict()) == Call(weather)
+    with pytest.raises(ValueError, match="must be functions of different names"):
+        Call(weather, weather)
+    with pytest.raises(ValueError, match="whose arguments have no names"):
+        Call(lambda *values: None)

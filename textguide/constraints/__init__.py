@@ -3,7 +3,7 @@
 from .after import After
 from .base import Constraint, Session, UnsatisfiableError
 from .combine import AllOf, AnyOf, Not
-from .documents import Grammar, JSONSchema
+from .documents import Call, Grammar, JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
 from .spec import from_dict, resolve
@@ -13,6 +13,7 @@ __all__ = [
     "After",
     "AllOf",
     "AnyOf",
+    "Call",
     "Constraint",
     "Grammar",
     "JSONSchema",

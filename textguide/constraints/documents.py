@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
+
+from textguide.support.errors import MissingExtraError
 
 from . import engines, llguidance_engine
 from .base import Constraint, Session
@@ -44,7 +47,8 @@ class JSONSchema(Constraint):
     are proposed and asked about. A ``format`` that nobody knows says nothing, as JSON Schema has it.
 
     Args:
-        schema: a dict, True or False, JSON text, or the path of a file with it.
+        schema: a dict, True or False, JSON text, the path of a file with it, or a type of Python's: a pydantic model, a
+            dataclass, a TypedDict, ``list[int]``, as pydantic describes it.
         whitespace: ``any`` allows spaces and newlines wherever JSON does, ``none`` only in strings; else a regular
             expression of what may stand in such a place.
         lenient: leave out what no mask holds to, in place of checking it; the documents may then break the schema.
@@ -172,12 +176,71 @@ def _canonical(schema: Any) -> str:
             if "\n" in schema or schema.lstrip()[:1] in ("{", "[", '"') or not schema.strip():
                 raise ValueError(f"schema={_short(schema)} is no JSON: {error}") from None
             return _canonical(Path(schema))
+    if isinstance(schema, type) or get_origin(schema) is not None:
+        schemas, definitions = described({"": schema})
+        schema = {**schemas[""], **({"$defs": definitions} if definitions else {})}
     if not isinstance(schema, (dict, bool)):
         raise ValueError(f"schema={_short(repr(schema))} must be a JSON object, true or false")
     try:
         return json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"schema={_short(repr(schema))} has a part with no JSON form: {error}") from None
+
+
+def Call(*functions: Callable[..., Any], whitespace: str = "any") -> JSONSchema:
+    """Calls of Python functions: ``{"name": …, "arguments": {…}}``, the arguments such as the signatures take.
+
+    Args:
+        *functions: with annotations, from which pydantic makes the schema of the arguments.
+        whitespace: as for :class:`JSONSchema`.
+
+    Returns:
+        A constraint whose texts call one of the functions.
+
+    Raises:
+        MissingExtraError: the package ``pydantic`` is not installed.
+        ValueError: there are none, two have the same name, or the arguments of one have no JSON form.
+
+    Example:
+        >>> def weather(city: str, days: int = 3) -> str: ...
+        >>> AWRS(Call(weather), after="<tool_call>")
+    """
+    names = [getattr(function, "__name__", repr(function)) for function in functions]
+    if not functions or len(set(names)) < len(names):
+        raise ValueError(f"functions={names} must be functions of different names, one at least")
+    schemas, definitions = described(dict(zip(names, functions, strict=True)))
+    for name in names:
+        if schemas[name].get("type") != "object":
+            raise ValueError(f"functions has {name}, whose arguments have no names; give parameters that do")
+    calls = [
+        {
+            "type": "object", "properties": {"name": {"const": name}, "arguments": schemas[name]},
+            "required": ["name", "arguments"], "additionalProperties": False,
+        }
+        for name in names
+    ]  # fmt: skip
+    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return JSONSchema({**schema, "$defs": definitions} if definitions else schema, whitespace=whitespace)
+
+
+def described(values: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """JSON schemas of types, or of functions' arguments, by name, and the definitions that they share.
+
+    Raises:
+        MissingExtraError: the package ``pydantic`` is not installed.
+        ValueError: one has none.
+    """
+    try:
+        import pydantic
+    except ImportError as error:
+        raise MissingExtraError("pydantic", "constraints", "a schema from a type of Python's") from error
+    try:
+        asked = [(name, "validation", pydantic.TypeAdapter(value)) for name, value in values.items()]
+        found, shared = pydantic.TypeAdapter.json_schemas(asked)
+    except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticInvalidForJsonSchema, TypeError) as error:
+        shown = ", ".join(map(repr, values.values()))
+        raise ValueError(f"schema={shown} has no JSON schema: {' '.join(str(error).split())[:200]}") from None
+    return {name: found[name, "validation"] for name in values}, shared.get("$defs") or {}
 
 
 def _read(name: str, path: Path) -> str:
