@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from .logits_processors.vllm_plugin.engine import vllm_engine
     from .models import load
-    from .scoring import score
+    from .scoring import Evidence, evidence, score
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -42,6 +42,7 @@ _HOMES = {
     "DistillSettings": "distillation",
     "EAGer": "guidance",
     "Effect": "engine.effect",
+    "Evidence": "scoring",
     "Explanation": "explanation",
     "FeynmanKac": "guidance",
     "GenerateResult": "engine.results",
@@ -59,6 +60,7 @@ _HOMES = {
     "caption": "captioning",
     "distill": "distillation",
     "eager": "generation",
+    "evidence": "scoring",
     "explain": "explanation",
     "generate": "generation",
     "guided_decoding": "generation",

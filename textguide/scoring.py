@@ -1,8 +1,13 @@
-"""``textguide.score``: log-likelihood of given continuations under guidance, many scales from one pair of passes."""
+"""``textguide.score``: log-likelihood of given continuations under guidance, many scales from one pair of passes; and
+``textguide.evidence``: how likely it is that a text satisfies a constraint."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -13,10 +18,13 @@ from .engine.opinions import Opinions, opinions
 from .engine.results import ScoreResult
 from .engine.reweighting import Reweighter, reweighter
 from .forward.model_adapter import adapter
-from .guidance import CFG, Guidance, as_guidance, split, with_scale
+from .generation import generate
+from .guidance import AWRS, CFG, Guidance, as_guidance, split, with_scale
 from .guidance.places import check_place
 from .guidance.views import View
 from .support.arguments import check_model_and_tokenizer
+from .support.errors import NoParticleLeftWarning
+from .support.showing import Block, Line, Shown, Table
 
 
 def score(
@@ -186,6 +194,109 @@ def _check_lengths(model: Any, items: list[Item]) -> None:
                 f"contexts[{item.number}] with its continuation has {longest} tokens, but the model has {limit} "
                 "positions; shorten it"
             )
+
+
+@dataclass(frozen=True)
+class Evidence(Shown):
+    """What :func:`evidence` returns.
+
+    Args:
+        mean: the estimated probability of each prompt.
+        low, high: ends of its 95% interval.
+        estimates: those of single populations, (populations, prompts); each has the probability as its expectation.
+        ess: mean effective sample size of each prompt's populations.
+    """
+
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    estimates: Tensor
+    ess: list[float]
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        rows = tuple(
+            (str(n + 1), f"{p:.3g}", f"[{low:.3g}, {high:.3g}]", f"{ess:.1f}")
+            for n, (p, low, high, ess) in enumerate(zip(self.mean, self.low, self.high, self.ess, strict=True))
+        )
+        told = f"probability that a text satisfies the constraint, from {len(self.estimates)} populations a prompt"
+        return "evidence", [Line(told), Table(("prompt", "probability", "95% interval", "effective sample size"), rows)]
+
+
+def evidence(
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    constraint: Any,
+    *,
+    particles: int = 16,
+    populations: int = 10,
+    max_new_tokens: int = 64,
+    guidance: Any = None,
+    seed: int | None = 0,
+    **options: Any,
+) -> Evidence:
+    """The probability that the model's own text satisfies a constraint, and ends within ``max_new_tokens``.
+
+    It says how much a mask distorts: where it is small, ruling out tokens one by one samples something else than the
+    model given the constraint. Each population of AWRS particles gives an unbiased estimate (arXiv 2504.05410); the
+    interval is that of their mean, by Student's t, cut at 0 and 1. It is too short where weights are so skewed
+    that the populations have missed the likely texts: look at ``ess``, and take more particles.
+
+    Args:
+        prompts: a prompt, or a list, as for :func:`textguide.generate`.
+        constraint: as for :class:`textguide.AWRS`, or one of these with its settings; ``particles`` is set here.
+        particles: of a population.
+        populations: independent ones a prompt, 2 or more.
+        max_new_tokens: longest text.
+        guidance: the probability is that of texts under it; None: of the model as it is.
+        seed: of the first population; the others count up. None: not repeatable.
+        **options: of :func:`textguide.generate`: ``temperature``, ``models``, ``batch_size``… Without them texts are
+            drawn from the whole distribution at temperature 1.
+
+    Raises:
+        ValueError: an argument has a value that cannot work; the message names it.
+
+    Example:
+        >>> textguide.evidence(model, tokenizer, "Is the sky blue? Answer:", Regex(" (Yes|No)[.]"))
+    """
+    if isinstance(populations, bool) or not isinstance(populations, int) or populations < 2:
+        raise ValueError(f"populations={populations!r} must be a whole number of 2 or more, for an interval")
+    awrs = constraint if isinstance(constraint, AWRS) else AWRS(constraint)
+    if awrs.method != "awrs" or awrs.critic is not None:
+        raise ValueError(
+            f"constraint={awrs!r}: method='mask' gives no weights, and a critic changes them; leave it out"
+        )
+    awrs = replace(awrs, particles=particles)
+    given = as_guidance(guidance)
+    both = awrs if given is None else [given, awrs]
+    whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "do_sample": True, **options}
+    estimates, sizes = [], []
+    for number in range(populations):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoParticleLeftWarning)  # an estimate of 0 is one, too
+            out = generate(
+                model, tokenizer, prompts, both, max_new_tokens=max_new_tokens,
+                seed=None if seed is None else seed + number, **whole,
+            )  # fmt: skip
+        assert out.log_evidence is not None
+        assert out.ess is not None
+        estimates.append(out.log_evidence.double().exp())
+        sizes.append(out.ess.double())
+    found = torch.stack(estimates)
+    mean = found.mean(0)
+    reach = _t_quantile(populations - 1) * found.std(0) / math.sqrt(populations)
+    low, high = (mean - reach).clamp(0, 1), (mean + reach).clamp(0, 1)
+    return Evidence(mean.tolist(), low.tolist(), high.tolist(), found, torch.stack(sizes).mean(0).tolist())
+
+
+def _t_quantile(freedom: int) -> float:
+    """The 97.5% quantile of Student's t, by its series around the normal one; of few degrees of freedom by a table."""
+    few = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
+    if freedom <= len(few):
+        return few[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / freedom ** (n + 1) for n, term in enumerate(terms))
 
 
 def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:

@@ -157,6 +157,30 @@ def test_the_guided_model_is_conditioned_exactly(particles: int, guided: bool, m
     assert (out.constraint_calls == 1500 // particles) or not masks or out.constraint_calls < 5000
 
 
+def test_evidence_is_the_probability_of_the_members() -> None:
+    model, length, prompt = tiny(), 3, [3, 5, 1]
+
+    def distribution(text: tuple[int, ...]) -> list[float]:
+        return [math.exp(v) for v in plain_reference.next_log_probs(model, [*prompt, *text])]
+
+    _, wanted = reference.global_conditional(
+        distribution, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, length, len(PIECES)
+    )
+    options: dict[str, Any] = {"max_new_tokens": length, "vocabulary": TOYS}
+    found = textguide.evidence(
+        model, Pieces(), [prompt] * 60, Strings(MEMBERS), particles=4, populations=10, **options
+    )  # fmt: skip
+    assert found.estimates.shape == (10, 60)
+    assert abs(z_score(found.estimates.flatten().tolist(), wanted)) < 3.5
+    covered = sum(low <= wanted <= high for low, high in zip(found.low, found.high, strict=True))
+    assert covered >= 50  # of 60 intervals of 95%
+    assert "95% interval" in found._repr_html_()
+    with pytest.raises(ValueError, match="populations=1 must be a whole number of 2 or more"):
+        textguide.evidence(model, Pieces(), [prompt], Strings(MEMBERS), populations=1, **options)
+    with pytest.raises(ValueError, match="a critic changes them"):
+        textguide.evidence(model, Pieces(), [prompt], AWRS(Strings(MEMBERS), critic=len), **options)
+
+
 def test_what_allows_everything_is_bit_equal_to_plain_decoding() -> None:
     plain = generate("llama", None, temperature=1.1)
     assert torch.equal(generate("llama", AWRS(), temperature=1.1).sequences, plain.sequences)
