@@ -56,6 +56,14 @@ def test_masking_and_guidance_beside_it(run: Run) -> None:
     assert "extra passes" in outcome.err
 
 
+def test_free_text_before_the_form(run: Run) -> None:
+    outcome = run(
+        "generate", "hello ", "--regex", "b?", "--after", "regex:a|e", "--particles", "8", "--max-new-tokens", "12"
+    )
+    assert outcome.code == 0, outcome.err
+    assert re.fullmatch("hello [^ae]*[ae]b?\n", outcome.out)
+
+
 def test_a_schema_from_a_file(run: Run, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"enum": [1, 22]}')
@@ -67,6 +75,8 @@ def test_a_schema_from_a_file(run: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--particles", "3"], "--particles needs a constraint"),
+        (["--after", "x"], "--after needs a constraint"),
+        (["--regex", "a", "--after", "regex:("], "after='regex:(' is no pattern"),
         (["--constraint-method", "mask"], "--constraint-method needs a constraint"),
         (["--regex", "a", "--particles", "0"], "--particles=0"),
         (["--regex", "a", "--particles", "2", "--constraint-method", "mask"], "particles=2 needs weights"),

@@ -19,6 +19,12 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
         metavar="WHERE",
         help="with --json-schema: any, none, or a regular expression of what may stand between [any]",
     )
+    group.add_argument(
+        "--after",
+        dest="form_after",
+        metavar="TEXT",
+        help="free text comes first, up to this one, such as '</think>', or to a match of regex:PATTERN",
+    )
     return group
 
 

@@ -190,9 +190,9 @@ def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
 
     constraint = constraint_options.constraint(arguments)
     if constraint is None:
-        for name in ("particles", "constraint_method", "all_particles"):
+        for name in ("particles", "constraint_method", "all_particles", "form_after"):
             if getattr(arguments, name, None):
-                option = "--" + name.replace("_", "-")
+                option = "--after" if name == "form_after" else "--" + name.replace("_", "-")
                 raise ValueError(f"{option} needs a constraint; add --regex, --json-schema or --grammar")
         return guidance
     try:
@@ -200,6 +200,7 @@ def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
             constraint,
             particles=1 if arguments.particles is None else arguments.particles,
             method=arguments.constraint_method or "awrs",
+            after=arguments.form_after,
         )
     except ValueError as error:
         raise ValueError(f"--{error}" if str(error).startswith("particles") else str(error)) from None
