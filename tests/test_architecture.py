@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "playground": _LOOPS,
     "batch": {*_RUNS, "functions", "vllm_plugin"},
     "logits_processors": {*_RUNS, "diffusion"},
-    "vllm_plugin": _RUNS,
+    "vllm_plugin": {*_RUNS, "captioning"},
     "tasks": {"guidance", "support", "constraints"},
     "eval.statistics": {"support"},
     "eval.results": {"guidance", "support", "eval.statistics"},

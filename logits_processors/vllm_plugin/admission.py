@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from textguide.engine import branch_inputs
 from textguide.guidance.prompts import as_chat, as_prompt
 
+from .adapters import Adapter, adapters_of, most_of
 from .arguments import asks, parse
 from .constraints import EngineConstraints
 from .described import Given
 from .extras import OURS, constraints_of, ours_of
 from .further_models import models_of
+from .images import images_of
 from .requests import Limits
 from .reweighting import classifier_of
 
@@ -21,6 +24,8 @@ TESTED = ("0.32.0",)
 """The vLLM versions that the tests ran with."""
 CHAT = "textguide_chat"
 """The key of ``extra_args`` under which a chat travels to the check of its request."""
+hears_refusals: list[Callable[[ValueError], None]] = []
+"""What is called with each refusal of a request."""
 
 
 def validate(params: Any) -> None:
@@ -35,8 +40,13 @@ def validate(params: Any) -> None:
     if len(extra) != len(sent):
         params.extra_args = extra
     if asks(extra):
-        limits, given = _engine(sent.get(CHAT))
-        asked = parse(params, limits, given)
+        try:
+            limits, given = _engine(sent.get(CHAT))
+            asked = parse(params, limits, given)
+        except ValueError as error:
+            for hear in hears_refusals:
+                hear(error)
+            raise
         if asked is not None:
             params.extra_args = {**extra, OURS: asked.to_dict()}
 
@@ -71,13 +81,15 @@ def _engine(chat: Any) -> tuple[Limits, Given]:
         if type(checker).__name__ == "InputProcessor" and "prompt" in frame.f_locals:
             limits = _limits_of(checker.vllm_config, checker.tokenizer)
             given = _given(frame.f_locals["prompt"], chat, checker.tokenizer)
+            images = images_of(frame.f_locals["prompt"], checker.vllm_config.model_config, checker.tokenizer)
+            given = replace(given, adapter=Adapter.of(frame.f_locals.get("lora_request")), images=images)
             # OpenAI's responses hand over no chat; their prompts are chats that were made into text.
             offline_chat = str(frame.f_locals.get("request_id")).startswith("resp")
             while frame is not None and not offline_chat:
                 owner = type(frame.f_locals.get("self")).__name__
                 offline_chat = (owner, frame.f_code.co_name) == ("LLM", "chat")
                 frame = frame.f_back  # type: ignore[assignment]
-            return limits, Given(given.ids, None, True) if offline_chat and chat is None else given
+            return limits, replace(given, prompt=None, is_chat=True) if offline_chat and chat is None else given
         frame = frame.f_back  # type: ignore[assignment]
     return Limits(), Given()
 
@@ -95,6 +107,8 @@ def _limits_of(config: Any, tokenizer: Any) -> Limits:
         classifier_name=ours_of(config).get("classifier"),
         constraints=constraints,
         models=tuple(models_of(config)),
+        adapters=adapters_of(config),
+        most_adapters=most_of(config),
         places=scheduling.max_num_active_seqs or scheduling.max_num_seqs,
         budget=scheduling.max_num_scheduled_tokens or scheduling.max_num_batched_tokens,
         blocks=blocks - 1 - int(scheduling.watermark * blocks) if blocks else None,

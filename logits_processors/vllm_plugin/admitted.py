@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vllm.v1.request import Request, RequestStatus
 
 from .settled import Settled
@@ -40,6 +42,8 @@ class Admitted(Settled):
         owed = self._awaited()
         if len(self.running) + len(owed) + 1 + len(others) > self.max_num_active_reqs:
             return 0
+        if self.lora_config and len(self._adapters([*self.running, request])) > self.lora_config.max_loras:
+            return 0
         if owed or others:
             blocks = sum(self._blocks(one, 0, one.num_tokens) for one in [*owed, request, *others])
             blocks += self.kv_cache_manager.watermark_blocks
@@ -64,6 +68,12 @@ class Admitted(Settled):
         # One with a single token goes behind those that have something to read before.
         self._to_front([one for one in others if (unread[one.request_id] or 0) > 1])
         return 0
+
+    def _adapters(self, found: Iterable[Request]) -> set[int]:
+        """The adapters of requests and their groups, now or later: two groups must not wait for each other."""
+        numbers = {one.lora_request.lora_int_id for one in found if one.lora_request}
+        groups = [group for group in map(self.groups.of, (one.request_id for one in found)) if group is not None]
+        return (numbers | {one.number for group in groups for one in group.state.request.adapters}) - {0}
 
     def _awaited(self) -> list[Request]:
         """What running requests wait for, and will not get in this step."""

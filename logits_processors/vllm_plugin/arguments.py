@@ -18,8 +18,10 @@ from textguide.guidance import AWRS, CAIF, CFG, BranchGuidance, FeynmanKac
 from textguide.guidance.base import SELF
 from textguide.guidance.prompts import as_prompt
 
+from .adapters import find, too_many
 from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, asked, requested
-from .described import BRANCH_IDS, GUIDANCE, Given, branches_of, described
+from .described import BRANCH_IDS, GUIDANCE, Given, Reading, branches_of, described
+from .images import NEGATIVE_IMAGE, NONE, SAME, kind_of
 from .plan import too_large
 from .requests import Limits, Request
 
@@ -45,6 +47,8 @@ CAIF_ARGUMENTS = {
     "caif_stop": "stop",
 }
 PROMPTS = ("negative_prompt", "negative_prompt_token_ids", "negative_messages")
+NEGATIVE_LORA = "negative_lora"
+"""The argument with the adapter of the negative branch, ``base`` for none."""
 EFFECT = "guidance_effect"
 PREFIXES = ("guidance", "negative", "caif", "awrs")
 
@@ -69,8 +73,8 @@ def parse(params: Any, limits: Limits | None = None, given: Given | None = None)
     if not asks(extra):
         return None
     limits, given = limits or Limits(), given or Given()
-    short = [*ARGUMENTS, *PROMPTS, *CAIF_ARGUMENTS, *CONSTRAINT_ARGUMENTS, *AWRS_ARGUMENTS]
-    known = [GUIDANCE, BRANCH_IDS, EFFECT, *short]
+    short = [*ARGUMENTS, *PROMPTS, NEGATIVE_LORA, *CAIF_ARGUMENTS, *CONSTRAINT_ARGUMENTS, *AWRS_ARGUMENTS]
+    known = [GUIDANCE, BRANCH_IDS, EFFECT, NEGATIVE_IMAGE, *short]
     for key in extra:
         if str(key).startswith(PREFIXES) and key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -88,6 +92,8 @@ def parse(params: Any, limits: Limits | None = None, given: Given | None = None)
     else:
         request = _spelled(params, extra, limits, given)
     _check_combinations(params)
+    if request.caif and given.images is not None:
+        raise ValueError("caif does not work with images: its classifier reads texts; use textguide.caption")
     if request.guidance is None and not request.caif and request.awrs is None:
         return None
     _check_size(params, request, limits, given)
@@ -96,22 +102,35 @@ def parse(params: Any, limits: Limits | None = None, given: Given | None = None)
 
 def _described(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given) -> Request:
     """What the argument ``guidance`` asks for."""
-    parts = described(extra[GUIDANCE], limits.models)
-    prompts, readings = branches_of(parts.branching, given, limits.tokenizer, extra.get(BRANCH_IDS))
-    for prompt in prompts:
-        _check_ids("a branch of guidance", prompt, limits)
+    parts = described(extra[GUIDANCE], (*limits.models, *limits.adapters))
+    ids = extra.get(BRANCH_IDS)
+    sees = kind_of(extra, given.images)
+    read, readings = branches_of(parts.branching, given, limits.tokenizer, ids, limits.adapters, sees)
+    for one in read:
+        _check_ids("a branch of guidance", one.ids, limits)
     awrs: AWRS | None = None
-    branching, answers = parts.branching, 0
+    branching, weighs = parts.branching, False
     try:
         if isinstance(parts.constraint, FeynmanKac):
-            branching, answers = _weighed(params, parts.constraint, branching), int(getattr(params, "n", 1) or 1)
+            branching, weighs = _weighed(params, parts.constraint, branching), True
         caif = tuple(_engines(one, limits) for one in parts.reweighting)
         if isinstance(parts.constraint, AWRS):
             awrs = _awrs(params, requested(parts.constraint), limits)
     except ValueError as error:
         message = re.sub(r"awrs_(regex|json_schema|grammar|constraint)", "constraint", str(error))
         raise ValueError(f"{GUIDANCE}: {message.replace('awrs_', '')}") from None
-    return Request(branching, prompts, readings, caif=caif, awrs=awrs, answers=answers)
+    return _request(branching, read, readings, given, caif=caif, awrs=awrs, weighs=weighs)
+
+
+def _request(guidance: Any, read: Sequence[Reading], readings: Any, given: Given, **more: Any) -> Request:
+    return Request(
+        guidance,
+        tuple(one.ids for one in read),
+        readings,
+        adapters=tuple(one.adapter for one in read) if any(one.adapter != given.adapter for one in read) else (),
+        sees=None if given.images is None else tuple(one.sees for one in read),
+        **more,
+    )
 
 
 def _weighed(params: Any, weighing: FeynmanKac, branching: BranchGuidance | None) -> BranchGuidance:
@@ -127,7 +146,6 @@ def _weighed(params: Any, weighing: FeynmanKac, branching: BranchGuidance | None
 
 
 _WEIGHTS_EXCLUDE: tuple[tuple[str, Any, str], ...] = (
-    ("stop", None, "a text that it ends comes back without its weight; leave it out"),
     ("structured_outputs", None, "the weights are not those of texts that it allows; leave one of them out"),
     ("repetition_detection", None, "a text that it ends is no text of the product; leave it out"),
 )
@@ -158,7 +176,7 @@ def _engines(caif: Any, limits: Limits) -> CAIF:
 def _spelled(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given) -> Request:
     """What the short arguments ask for."""
     asked_for = {name: extra[name] for name in ARGUMENTS if name in extra}
-    if not asked_for and not any(extra.get(name) is not None for name in PROMPTS):
+    if not asked_for and not any(extra.get(name) is not None for name in (*PROMPTS, NEGATIVE_LORA, NEGATIVE_IMAGE)):
         asked_for = {"guidance_scale": 1.0}  # a classifier or a constraint alone
     try:
         cfg = CFG(**{ARGUMENTS[name]: value for name, value in asked_for.items()})
@@ -168,10 +186,25 @@ def _spelled(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given
     caif = _caif(extra, limits)
     awrs = _awrs(params, extra, limits)
     weighing = () if caif is None else (caif,)
+    adapter = given.adapter
+    if extra.get(NEGATIVE_LORA) is not None:
+        adapter = find(NEGATIVE_LORA, extra[NEGATIVE_LORA], limits.adapters)
+        if negative is None and adapter == given.adapter:
+            raise ValueError(
+                f"{NEGATIVE_LORA}={adapter.name!r} is the adapter of the request itself, so that its negative branch "
+                "would say the same; name another one, or give a negative_prompt"
+            )
     if cfg.is_neutral:
-        return Request(caif=weighing, awrs=awrs)
-    prompt = given.ids[-1:] if negative is None else negative
-    return Request(cfg, (prompt,), ((1, SELF),), caif=weighing, awrs=awrs)
+        return _request(None, (), (), given, caif=weighing, awrs=awrs)
+    kind, sees = kind_of(extra, given.images), NONE
+    if negative is None:
+        if adapter != given.adapter and extra.get(NEGATIVE_IMAGE) is None:  # one against another behind the same prompt
+            negative, sees = given.ids, NONE if given.images is None else SAME
+        elif given.images is not None:
+            negative, sees = given.images.unconditional(given.ids, kind)
+        else:
+            negative = given.ids[-1:]
+    return _request(cfg, [Reading(negative, adapter, sees)], ((1, SELF),), given, caif=weighing, awrs=awrs)
 
 
 def _check_size(params: Any, request: Request, limits: Limits, given: Given) -> None:
@@ -183,6 +216,7 @@ def _check_size(params: Any, request: Request, limits: Limits, given: Given) -> 
     if longest is not None:
         lengths = [min(length, longest) for length in lengths]
     reason = too_large(lengths, limits.places, limits.budget, limits.blocks, limits.block_size)
+    reason = reason or too_many((given.adapter, *request.adapters), limits.most_adapters)
     if reason is not None:
         raise ValueError(f"guidance {getattr(request.guidance, 'name', '')!r} does not fit this engine: {reason}")
 
@@ -238,7 +272,6 @@ def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> AWRS | None:
 
 
 _CONSTRAINT_EXCLUDES: tuple[tuple[str, Any, str], ...] = (
-    ("n", 1, "an answer has room for one log-weight; send that many requests"),
     ("stop", None, "a text ends where its constraint says; leave it out"),
     ("ignore_eos", False, "a text ends with an end token; leave it out"),
     ("min_tokens", 0, "the constraint says how long texts are; leave it out"),

@@ -133,7 +133,7 @@ class Drawing:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
         those of the main request alone."""
         request = self.request
-        keeps = seen.guided and request.guidance is not None and not (request.guidance.renormalize or request.answers)
+        keeps = seen.guided and request.guidance is not None and not (request.guidance.renormalize or request.weighs)
         draw = self.request.draw
         if self.reweighting is not None:
             changed = self.reweighting(log_softmax(scores[None]), self.prompt, self.written())[0]
@@ -255,7 +255,7 @@ def _combined(logits: Tensor, group: Standing, step: Step, models: Mapping[str, 
 
 def _kept(drawing: Drawing, guided: Tensor, seen: Seen) -> Tensor:
     """What goes on of guided scores (V,): normalised, and weighed, where texts are weighed by their normalisers."""
-    if not drawing.request.answers:
+    if not drawing.request.weighs:
         return guided
     normaliser = guided.double().logsumexp(-1)
     seen.log_weight = float(normaliser)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from textguide.engine import branch_inputs
 from textguide.guidance import BranchGuidance, FeynmanKac, Guidance, as_guidance, split
@@ -13,6 +13,9 @@ from textguide.guidance.base import SELF
 from textguide.guidance.composed import Parts
 from textguide.guidance.places import check_place
 from textguide.guidance.prompts import Prompt, as_prompt, is_chat
+
+from .adapters import BASE, Adapter
+from .images import NONE, Images
 
 GUIDANCE = "guidance"
 """The argument with a guidance: JSON, or a line of text."""
@@ -28,11 +31,29 @@ class Given:
         ids: its token ids.
         prompt: the same as it was given, a text or a chat; None where that is not known.
         is_chat: whether it was a chat, known or not.
+        adapter: the one that the request names.
+        images: those of the prompt; None: it has none.
     """
 
     ids: tuple[int, ...] = ()
     prompt: Prompt | None = None
     is_chat: bool = False
+    adapter: Adapter = BASE
+    images: Images | None = None
+
+
+class Reading(NamedTuple):
+    """What a branch request reads.
+
+    Args:
+        ids: its token ids.
+        adapter: the one that it runs with.
+        sees: which images, as :mod:`~.images` has it.
+    """
+
+    ids: tuple[int, ...]
+    adapter: Adapter = BASE
+    sees: str = NONE
 
 
 def described(value: Any, models: Collection[str] = ()) -> Parts:
@@ -40,7 +61,7 @@ def described(value: Any, models: Collection[str] = ()) -> Parts:
 
     Args:
         value: JSON of an object or of a list of them, as text or not, or a line such as ``cfg:scale=1.5``.
-        models: names of the further models that the engine holds.
+        models: names of the further models and of the adapters that the engine holds.
 
     Raises:
         ValueError: it is no guidance, or cannot run inside vLLM; the message names the field or the method.
@@ -72,7 +93,7 @@ def check(guidance: Guidance | None, models: Collection[str] = ()) -> None:
     """Refuse a guidance that cannot run inside vLLM.
 
     Args:
-        models: names of the further models that the engine holds.
+        models: names of the further models and of the adapters that the engine holds.
 
     Raises:
         ValueError: the message names the method, the reason and the place that can.
@@ -87,22 +108,30 @@ def check(guidance: Guidance | None, models: Collection[str] = ()) -> None:
                 held = f"{', '.join(models)} alone" if models else "none"
                 raise ValueError(
                     f"guidance {part.name!r} asks the model {branch.model!r}, and of further models this engine has "
-                    f"{held}; name it when the engine starts, textguide serve MODEL --with {branch.model}=PATH"
+                    f"{held}; name it when the engine starts, textguide serve MODEL --with {branch.model}=PATH, or "
+                    f"--enable-lora --lora-modules {branch.model}=FOLDER where it is an adapter"
                 )
 
 
 def branches_of(
-    guidance: BranchGuidance | None, given: Given, tokenizer: Any, ids: Any = None
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, str], ...]]:
+    guidance: BranchGuidance | None,
+    given: Given,
+    tokenizer: Any,
+    ids: Any = None,
+    adapters: Mapping[str, Adapter] | None = None,
+    unconditional: str = "blank",
+) -> tuple[tuple[Reading, ...], tuple[tuple[int, str], ...]]:
     """What the branch requests of a request read, and which request and model each branch of ``guidance`` is.
 
-    Branches that read the same share a request, whichever model counts; those that read the prompt itself share the
-    main request.
+    Branches that read the same share a request, whichever further model counts; those that read the prompt itself with
+    the request's own adapter share the main request.
 
     Args:
         given: the prompt.
         tokenizer: for branches that name texts or chats.
         ids: token ids of every branch, in place of what the guidance says.
+        adapters: those of the engine, which a branch may name as a model.
+        unconditional: what a branch without a condition sees where the prompt has images.
 
     Raises:
         ValueError: a branch cannot be read; the message names the argument.
@@ -113,13 +142,21 @@ def branches_of(
     if ids is not None:
         rows = _own(ids, len(branches))
     else:
+        if given.images is not None:
+            given.images.check(guidance)
         rows = _rows(guidance, given, tokenizer)
-    prompts: dict[tuple[int, ...], int] = {}
+    places: dict[Reading, int] = {}
     readings = []
     for branch, row in zip(branches, rows, strict=True):
-        place = 0 if branch.same_prompt else prompts.setdefault(row, len(prompts) + 1)
-        readings.append((place, branch.model))
-    return tuple(prompts), tuple(readings)
+        named = (adapters or {}).get(branch.model)
+        sees = NONE
+        if given.images is not None and (ids is None or branch.same_prompt):
+            row, sees = given.images.reading(branch, row, given.ids, unconditional)
+        reading = Reading(row, given.adapter if named is None else named, sees)
+        is_main = branch.same_prompt and reading.adapter == given.adapter
+        place = 0 if is_main else places.setdefault(reading, len(places) + 1)
+        readings.append((place, branch.model if named is None else SELF))
+    return tuple(places), tuple(readings)
 
 
 def _rows(guidance: BranchGuidance, given: Given, tokenizer: Any) -> list[tuple[int, ...]]:

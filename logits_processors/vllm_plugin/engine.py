@@ -23,13 +23,16 @@ from textguide.models import bundled, small
 from textguide.models.loading import locate
 from textguide.support.errors import MissingExtraError
 
+from .adapters import adapters_of, find, with_adapters
 from .arguments import EFFECT
 from .constraints import engines_constraint, travelling
 from .described import BRANCH_IDS, GUIDANCE, check
 from .extras import OURS, constraints_of, ours_of
 from .further_models import TWIN, check_models, engine_options, models_of
 from .refusals import check_options
+from .reports import reports_of
 from .reweighting import classifier_of, named
+from .starting import starting
 
 SCHEDULER = "textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler"
 PROCESSOR = "textguide.logits_processors.vllm_plugin.processor:GuidedLogitsProcessor"
@@ -52,6 +55,7 @@ def vllm_engine(
     classifier: str | None = None,
     constraints: Mapping[str, str] | None = None,
     models: Mapping[str, str] | None = None,
+    adapters: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Any:
     """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
@@ -63,6 +67,8 @@ def vllm_engine(
             line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
         models: for methods that ask another model, such as :class:`textguide.ContrastiveDecoding`: further models by
             name, each as ``model``. They share the served model's tokens, and read every token of every request.
+        adapters: folders of LoRA adapters by name, which such methods may ask as well; ``base`` is the model without
+            one. ``textguide.generate(…, adapter=NAME)`` decodes with one.
         **options: those of ``vllm.LLM``. The scheduler and the logits processor are set. Steps are scheduled ahead with
             ``async_scheduling=True`` alone.
 
@@ -77,13 +83,24 @@ def vllm_engine(
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm", "serving")
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     found = resolve(model)
     options = switched_on(options, classifier, constraints)
+    if adapters:
+        options = with_adapters(options, adapters)
+        extras = options.get("additional_config") or {}
+        ours = {**(extras.get(OURS) or {}), "adapters": dict(adapters)}
+        options["additional_config"] = {**extras, OURS: ours}
     if models:
         options = with_models(found, options, models)
-    llm = LLM(model=found, **options)
+    with starting():
+        llm = LLM(model=found, **options)
+    for adapter in adapters_of(llm.llm_engine.vllm_config).values():
+        if adapter.number:
+            llm.llm_engine.add_lora(adapter.request(LoRARequest))  # where one does not fit, it is told now
     llm.sampling_params = SamplingParams
+    llm.lora_request = LoRARequest
     llm.textguide_generate = functools.partial(generate, llm)
     return llm
 
@@ -213,9 +230,12 @@ def generate(
         ValueError: something that vLLM's engine cannot do; the message names it.
     """
     guidance = as_guidance(guidance)
-    check(guidance, models_of(llm.llm_engine.vllm_config))
-    parts = split(guidance)
     config = llm.llm_engine.vllm_config
+    adapters = adapters_of(config)
+    check(guidance, (*models_of(config), *adapters))
+    parts = split(guidance)
+    asked = options.pop("adapter", None)
+    served = {} if asked is None else {"lora_request": find("adapter", asked, adapters).request(llm.lora_request)}
     _check_classifier(config, parts.reweighting)
     constraint: dict[str, Any] | None = None
     if isinstance(parts.constraint, FeynmanKac):
@@ -248,7 +268,7 @@ def generate(
         own = None if one is None else one % LARGEST_SEED
         params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
     try:
-        outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
+        outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False, **served)
     except Exception as error:
         if type(error).__name__ == "VLLMValidationError":  # what the check of the requests found
             raise ValueError(str(error)) from None
@@ -315,7 +335,9 @@ def _result(
         new_tokens=tokens,
         log_likelihood=log_probs.sum(-1),
         log_probs=log_probs,
-        effect=Effect() if branches is None else join([_effect(output, branches) for output in outputs]),
+        effect=Effect()
+        if branches is None
+        else join([_effect(one, branches) for output in outputs for one in _reports(output)]),
         **(_weights([one for output in outputs for one in _reports(output)]) if constrained else {}),
     )
 
@@ -334,24 +356,16 @@ def _weights(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _report(output: Any) -> Mapping[str, Any]:
-    report: Mapping[str, Any] = (output.kv_transfer_params or {}).get(OURS) or {}
-    return report
-
-
 def _reports(output: Any) -> list[Mapping[str, Any]]:
     """The report of each answer."""
-    report = _report(output)
-    weights = report.get("log_weights") or [report.get("log_weight")]
-    return [{**report, "log_weight": weight, "constraint_calls": 0 if n else report.get("constraint_calls", 0)}
-            for n, weight in enumerate(weights)]  # fmt: skip
+    return [report or {} for report in reports_of(output.kv_transfer_params)] or [{} for _ in output.outputs]
 
 
-def _effect(output: Any, branches: int) -> Effect:
-    report = _report(output)
+def _effect(report: Mapping[str, Any], branches: int) -> Effect:
+    mean, largest = report.get("mean_kl", 0.0), report.get("max_kl", 0.0)
     return Effect(
-        mean_kl=report.get("mean_kl", 0.0),
-        max_kl=report.get("max_kl", 0.0),
+        mean_kl=math.inf if mean is None else mean,
+        max_kl=math.inf if largest is None else largest,
         top_changed=report.get("top_changed", 0.0),
         guided_steps=report.get("guided_steps", 0),
         unguided_steps=report.get("unguided_steps", 0),

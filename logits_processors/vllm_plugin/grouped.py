@@ -6,15 +6,18 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from . import requests
+from . import images, requests
 from .extras import OURS
 from .groups import MAIN, Group, Groups
 from .plan import Plan, too_large
 from .refusals import refuse
-from .report import AnswerWeights, Report
+from .report import Report
+from .starting import refusing
+from .totals import Totals
 
 
 class Grouped(Scheduler):
@@ -22,10 +25,10 @@ class Grouped(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse(self.vllm_config, self)
+        with refusing():
+            refuse(self.vllm_config, self)
         self.groups = Groups()
-        self.weights = AnswerWeights()
-        self.branch_tokens = 0
+        self.totals = Totals()
         self._broken: set[str] = set()  # main requests of groups of which vLLM itself preempted a part
         self._plan = Plan({}, {}, 0)
         self._left = 0
@@ -44,15 +47,16 @@ class Grouped(Scheduler):
         if not isinstance(ours, dict) or request.request_id in self.requests:
             super().add_request(request)
             return
+        self.totals.taken += 1
         asked = requests.Request.from_dict(ours)
         if (
             request.prompt_token_ids is None
-            or request.mm_features
+            or self._cannot_be_shown(request, asked)
             or request.resumable
             or self._too_large(request, asked)
         ):
-            # Prompts as embeddings, with images, or in instalments; vLLM's way to end a request with an error.
-            self.grammar_compile_error_reqs.add(request.request_id)
+            # Prompts as embeddings, with images that no check has seen, or in instalments.
+            self._fail(request.request_id)
             super().add_request(request)
             return
         asked = dataclasses.replace(asked, draw=requests.Draw.of(params), horizon=request.max_tokens)
@@ -60,12 +64,16 @@ class Grouped(Scheduler):
         longest = max(map(len, asked.prompts), default=0)
         request.max_tokens = max(1, min(request.max_tokens, self.max_model_len - longest))
         limit = min(request.max_tokens, self.max_model_len - request.num_prompt_tokens)
-        state = Report(dataclasses.replace(asked, limit=limit))
+        state = Report(dataclasses.replace(asked, limit=limit), stops=bool(params.stop))
         request.sampling_params = state.parameters(params, request.request_id, MAIN)
         group = self.groups.add(request.request_id, state)
         super().add_request(request)
         if state.wants_branches(0):
             self._spawn(group, request)
+
+    def _cannot_be_shown(self, request: Request, asked: requests.Request) -> bool:
+        features = request.mm_features
+        return bool(features) and (asked.sees is None or not images.can_be_shown(features, asked.sees))
 
     def _too_large(self, request: Request, asked: requests.Request) -> bool:
         prompts = (request.num_prompt_tokens, *map(len, asked.prompts))
@@ -84,14 +92,15 @@ class Grouped(Scheduler):
         branches = {branch for group in groups for branch in group.branches}
         finished = super().finish_requests([*wanted, *(branches - set(wanted))], finished_status)
         for group in groups:
-            self.groups.drop(group)
-            self.weights.forget(group.main)
+            self._drop(group)
         return [request for request in finished if request.request_id not in branches]
 
     def _spawn(self, group: Group, main: Request) -> None:
         """Give a group its branch requests: their prompts are those of the branches and what was written so far."""
         state: Report = group.state
-        names = self.groups.spawn(group, len(state.request.prompts))
+        asked: requests.Request = state.request
+        names, adapters, sees = self.groups.spawn(group, len(asked.prompts)), asked.adapters, asked.sees
+        config = self.vllm_config.model_config.hf_config
         branches = [
             Request(
                 request_id=name,
@@ -100,12 +109,13 @@ class Grouped(Scheduler):
                 pooling_params=None,
                 client_index=main.client_index,
                 arrival_time=main.arrival_time,
-                lora_request=main.lora_request,
+                lora_request=adapters[place - 1].request(LoRARequest) if adapters else main.lora_request,
                 cache_salt=main.cache_salt,
                 priority=main.priority,
                 block_hasher=main._block_hasher,
+                mm_features=images.shown(main.mm_features, sees[place - 1], config) if sees else None,
             )
-            for place, (name, prompt) in enumerate(zip(names, state.request.prompts, strict=True), start=1)
+            for place, (name, prompt) in enumerate(zip(names, asked.prompts, strict=True), start=1)
         ]
         for branch in branches:
             branch.max_tokens = self.max_model_len
@@ -119,6 +129,16 @@ class Grouped(Scheduler):
         if branches:
             Scheduler.finish_requests(self, branches, RequestStatus.FINISHED_ABORTED)
         self._broken.discard(group.main)
+
+    def _drop(self, group: Group) -> None:
+        """A group is gone."""
+        self.groups.drop(group)
+        self.totals.end(group.state)
+
+    def _fail(self, name: str) -> None:
+        """End a request with an error: vLLM's own way to do that."""
+        self.totals.failed += 1
+        self.grammar_compile_error_reqs.add(name)
 
     def _to_front(self, waiting: Iterable[Request]) -> None:
         """Put waiting requests in front of all others, in this order."""

@@ -9,17 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.model_executor.models.registry import ModelRegistry
+from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
+from .adapters import remember_adapters
 from .admission import remember_chats, validate
 from .channel import outbox_of
 from .further_models import TWIN, TWIN_CLASS
 from .processor_v1 import FirstRunnerProcessor
 from .processor_v2 import SecondRunnerProcessor
+from .reports import carry
 
 remember_chats(ChatCompletionRequest)
+remember_adapters(OpenAIServingModels)
+carry(OutputProcessor)
 ModelRegistry.register_model(TWIN, TWIN_CLASS)
 
 

@@ -6,6 +6,7 @@ Knows no vLLM.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class Report:
         calm: guided tokens in a row that stayed within ``skip_threshold``.
         skip: how many tokens are skipped next.
         resume_at: position at which the present skip ends.
+        stops: whether a text may end the request, which the front end finds out.
     """
 
     request: Request
@@ -66,6 +68,7 @@ class Report:
     calm: int = 0
     skip: int = FIRST_SKIP
     resume_at: int | None = None
+    stops: bool = False
 
     @property
     def measures(self) -> bool:
@@ -147,7 +150,7 @@ class Report:
                 "max_kl": self.kl_max,
                 "top_changed": self.changed / self.guided,
             }
-        if self.request.answers:
+        if self.request.weighs:
             values["log_weight"] = self.log_weight
         if self.request.awrs is not None:
             values |= {
@@ -155,7 +158,7 @@ class Report:
                 "death": self.death if self.ended or self.death is not None else STOPPED,
                 "constraint_calls": self.constraint_calls,
             }
-        return values
+        return {name: _finite(value) for name, value in values.items()}
 
     def parameters(self, params: Any, group: str, place: int) -> Any:
         """Sampling parameters for the engine: greedy, since the processor draws; the group is named in them."""
@@ -189,24 +192,6 @@ def with_guided(logprobs: Any, row: int, seen: Mapping[str, Any]) -> Any:
     return logprobs._replace(logprob_token_ids=ids, logprobs=values, sampled_token_ranks=ranks)
 
 
-class AnswerWeights:
-    """The log-weights of the texts that one request asked for, of which vLLM makes requests of their own.
-
-    Its name for the ``i``-th of them is ``i_REQUEST``; what the last one reports reaches the client.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[str, dict[int, float]] = {}
-
-    def finish(self, request: str, state: Report) -> list[float | None]:
-        """The weights of all texts that have ended, with that of ``request`` among them; None for others."""
-        number, _, parent = request.partition("_")
-        found = self._found.setdefault(parent, {})
-        found[int(number)] = state.log_weight
-        if len(found) == state.request.answers:
-            del self._found[parent]
-        return [found.get(n) for n in range(state.request.answers)]
-
-    def forget(self, request: str) -> None:
-        """Nobody waits for the texts of this request any more."""
-        self._found.pop(request.partition("_")[2], None)
+def _finite(value: Any) -> Any:
+    """JSON has no infinite numbers: null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

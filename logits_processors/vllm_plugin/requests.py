@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from textguide.guidance import AWRS, CAIF, BranchGuidance, Guidance, Step
 
+from .adapters import Adapter
 from .constraints import EngineConstraints
 
 ENGINES = "the engine's"
@@ -73,8 +74,9 @@ class Request:
         caif: how a classifier reweights the distribution; the classifier is the engine's, and does not travel.
         awrs: how tokens are drawn under a constraint, which is described as :func:`~.constraints.asked` does.
         limit: most tokens of the text.
-        answers: where each text is weighed by what normalising the guidance divides by: how many texts were asked for
-            at once; else 0.
+        adapters: the adapter that each branch request runs with; empty: that of the main request for all.
+        sees: which images each branch request sees (:mod:`~.images`); None where the request has none.
+        weighs: whether each text is weighed by what normalising the guidance divides by.
     """
 
     guidance: BranchGuidance | None = None
@@ -86,7 +88,9 @@ class Request:
     caif: tuple[CAIF, ...] = ()
     awrs: AWRS | None = None
     limit: int = 1
-    answers: int = 0
+    weighs: bool = False
+    adapters: tuple[Adapter, ...] = ()
+    sees: tuple[str, ...] | None = None
 
     def acts(self, position: int) -> bool:
         """Whether the branches count for the token at ``position``."""
@@ -104,7 +108,9 @@ class Request:
             "caif": [_fields(one, "classifier") for one in self.caif],
             "awrs": self.awrs and _fields(self.awrs),
             "limit": self.limit,
-            "answers": self.answers,
+            "weighs": self.weighs,
+            "adapters": [one.to_dict() for one in self.adapters],
+            "sees": None if self.sees is None else list(self.sees),
         }
 
     @classmethod
@@ -121,7 +127,9 @@ class Request:
             tuple(CAIF(classifier, **one) for one in values["caif"]),
             values["awrs"] and AWRS(**values["awrs"]),
             values["limit"],
-            values["answers"],
+            values["weighs"],
+            tuple(Adapter(**one) for one in values["adapters"]),
+            None if values["sees"] is None else tuple(values["sees"]),
         )
 
 
@@ -137,6 +145,8 @@ class Limits:
         classifier_name: how requests name it.
         constraints: makes those of requests; None where the engine cannot.
         models: names of the further models that the engine holds.
+        adapters: those that the engine has, and the base model, by name; empty: none.
+        most_adapters: how many of them may run in one step.
         places: ``max_num_seqs``; None: not known, as below.
         budget: ``max_num_batched_tokens``.
         blocks: of the cache.
@@ -150,6 +160,8 @@ class Limits:
     classifier_name: str | None = None
     constraints: EngineConstraints | None = None
     models: tuple[str, ...] = ()
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    most_adapters: int | None = None
     places: int | None = None
     budget: int | None = None
     blocks: int | None = None

@@ -46,12 +46,10 @@ class GuidedScheduler(Admitted):
             batch.outputs = [one for one in batch.outputs if not self.groups.is_branch(one.request_id)]
             for one in batch.outputs:
                 ours = self.groups.by_main.get(one.request_id)
-                if ours is not None and one.finish_reason is not None and one.kv_transfer_params is None:
-                    report = {**ours.state.summary(), "engine_branch_tokens": self.branch_tokens}
-                    self.branch_tokens = 0
-                    if ours.state.request.answers > 1:
-                        report["log_weights"] = self.weights.finish(one.request_id, ours.state)
-                    one.kv_transfer_params = {OURS: report}
+                # The front end looks for texts that end a request, and every token may be the last.
+                may_end = ours is not None and (one.finish_reason is not None or ours.state.stops)
+                if ours is not None and may_end and one.kv_transfer_params is None:
+                    one.kv_transfer_params = {OURS: ours.state.summary()}
         for group in self.groups:
             self._follow(group)
         return outputs
@@ -69,9 +67,7 @@ class GuidedScheduler(Admitted):
             request = self.requests.get(name)
             if name in counts and request is not None and sampled and not request.num_stale_output_tokens:
                 tokens[name] = sampled[output.req_id_to_index[name]]
-        read = sum(counts.get(name, 0) for name in group.branches)
-        state.branch_tokens += read
-        self.branch_tokens += read
+        state.branch_tokens += sum(counts.get(name, 0) for name in group.branches)
         wrote = [name for name, written in tokens.items() if written]
         main = self.requests.get(group.main)
         if not wrote or main is None:
@@ -83,7 +79,7 @@ class GuidedScheduler(Admitted):
         broken = seen["broken"] if seen is not None else state.awaits(position) and together
         if broken or not together or any(tokens[name] != tokens[wrote[0]] for name in wrote):
             if broken or together:  # never a wrong answer
-                self.grammar_compile_error_reqs.add(group.main)
+                self._fail(group.main)
             state.discarded += 1
             for name in wrote:
                 tokens[name].clear()
@@ -114,7 +110,7 @@ class GuidedScheduler(Admitted):
         main = self.requests.get(group.main)
         if main is None or main.is_finished():
             self._dismiss(group)
-            self.groups.drop(group)
+            self._drop(group)
             return
         if any(branch not in self.requests for branch in group.branches):
             self._dismiss(group)
@@ -125,15 +121,20 @@ class GuidedScheduler(Admitted):
             self._dismiss(group)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's figures, in which branch requests do not count as requests."""
+        """vLLM's figures, in which branch requests do not count as requests, and ours."""
         stats = super().make_stats(*args, **kwargs)
-        if stats is not None and self.groups:
-            branches = [self.requests[name] for name in self.groups.by_branch if name in self.requests]
-            running = sum(branch.status == RequestStatus.RUNNING for branch in branches)
-            deferred = sum(branch in self.deferred_waiting for branch in branches)
-            stats.num_running_reqs -= running
-            stats.num_waiting_reqs -= len(branches) - running - deferred
-            stats.num_skipped_waiting_reqs -= deferred
+        if stats is None:
+            return None
+        live = [self._members(group) for group in self.groups if group.main in self.requests]
+        moving = sum(all(one.status == RequestStatus.RUNNING for one in members) for members in live)
+        states = [group.state for group in self.groups]
+        stats.num_kv_fetch_reqs_by_stage |= self.totals.now(states, moving, len(live) - moving)
+        branches = [self.requests[name] for name in self.groups.by_branch if name in self.requests]
+        running = sum(branch.status == RequestStatus.RUNNING for branch in branches)
+        deferred = sum(branch in self.deferred_waiting for branch in branches)
+        stats.num_running_reqs -= running
+        stats.num_waiting_reqs -= len(branches) - running - deferred
+        stats.num_skipped_waiting_reqs -= deferred
         return stats
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textguide.support.errors import MissingExtraError
 
+from . import admission, operations, reports
 from .engine import resolve, switched_on, with_models
-from .extras import OURS
 from .further_models import REFUSED as REFUSED_WITH_MODELS
+from .metrics import GuidanceMetrics
 from .refusals import OPTIONS
+from .starting import starting
 
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -62,6 +66,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
         "--playground", action="store_true",
         help="a page to try guidance on at /playground; it runs the model a second time, by transformers on the CPU",
     )  # fmt: skip
+    parser.set_defaults(shutdown_timeout=operations.DRAIN_SECONDS)
     found = resolve(model)
     arguments = parser.parse_args([found, *options])
     arguments.model = arguments.model_tag
@@ -105,59 +110,73 @@ def _named(option: str, given: Sequence[str], example: str) -> dict[str, str]:
 
 
 def serve(arguments: Any, pages: Mapping[str, Any] | None = None) -> None:
-    """Serve until interrupted, with arguments from :func:`parse`.
+    """Serve until interrupted, with arguments from :func:`parse`; then finish the requests that are there.
 
     Args:
         pages: further applications by the path that they are found at.
+
+    Raises:
+        ValueError: the engine refuses to start; the message says why.
     """
     import uvloop
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
 
     cli_env_setup()
+    configure_logging_from_args(arguments)
     uvloop.run(_serve(arguments, pages or {}))
 
 
 async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.launcher import setup_server
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.serve.middleware import authenticate
 
+    operations.guard(authenticate)
+    reports.in_streams(OpenAIServingCompletion, "completion_stream_generator")
+    reports.in_streams(OpenAIServingChat, "chat_completion_stream_generator")
+    reports.of_all_prompts(OpenAIServingCompletion)
+    signal.signal(signal.SIGTERM, _interrupted)  # until the server has a handler of its own
     build = entry.build_app
-
-    def built(*given: Any, **options: Any) -> Any:
-        app = build(*given, **options)
-        for path, page in pages.items():
-            app.mount(path, page)
-        return app
-
-    entry.build_app = built
     address, sock = setup_server(arguments, reuse_port=False)
     try:
-        async with entry.build_async_engine_client(arguments) as client:
-            count_branch_tokens(client)
+        async with contextlib.AsyncExitStack() as stack:
+            with starting():
+                client = await stack.enter_async_context(entry.build_async_engine_client(arguments))
+            watch(client, arguments.enable_log_requests)
+            drains = operations.draining(client)
+
+            def built(*given: Any, **options: Any) -> Any:
+                app = build(*given, **options)
+                for path, page in pages.items():
+                    app.mount(path, page)
+                app.add_middleware(operations.Gate, drains=drains)
+                return app
+
+            entry.build_app = built
             stopped = await entry.build_and_serve(client, address, sock, arguments)
         await stopped
     finally:
         sock.close()
 
 
-def count_branch_tokens(client: Any) -> None:
-    """Count what branch requests cost, in Prometheus's ``textguide:branch_tokens_total``, as answers pass by.
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def watch(client: Any, logs: bool = False) -> None:
+    """Count and log what becomes of guided requests.
 
     Args:
-        client: vLLM's ``AsyncLLM``. An engine reports what its branch requests have read since its last answer, so that
-            tokens of aborted requests are counted with the next one, and those of all engines add up.
+        client: vLLM's ``AsyncLLM``.
+        logs: whether to write a line for each request that ended or was refused.
     """
-    from prometheus_client import Counter
-
-    counter = Counter("textguide:branch_tokens", "Tokens that the branch requests of guided requests read.")
-    processor = client.output_processor
-    process = processor.process_outputs
-
-    def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        for output in outputs:
-            report = (output.kv_transfer_params or {}).get(OURS)
-            if report is not None:
-                counter.inc(report.pop("engine_branch_tokens", 0))
-        return process(outputs, *args, **kwargs)
-
-    processor.process_outputs = process_outputs
+    if client.logger_manager is not None:  # else no statistics are made
+        figures = GuidanceMetrics(client.logger_manager.engine_indexes)
+        client.logger_manager.stat_loggers.insert(0, figures)
+        admission.hears_refusals.append(lambda error: figures.refuse())
+    if logs:
+        operations.log_ends(client.output_processor)
+        admission.hears_refusals.append(operations.log_refusal)

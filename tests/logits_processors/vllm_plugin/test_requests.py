@@ -67,7 +67,7 @@ def test_requests_that_are_understood():
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
         ({"guidance_scale": [1]}, r"guidance_scale=\[1\]"),
         ({"guidance_sclae": 2}, "did you mean|guidance_scale"),
-        ({"negative": "x"}, "negative_prompt"),
+        ({"negative": "x"}, "negative_"),
         ({"guidance_schedule": "zigzag"}, "guidance_schedule='zigzag'"),
         ({"guidance_min_scale": 3, "guidance_max_scale": 2}, "guidance_min_scale=3.0.*guidance_max_scale=2.0"),
         ({"guidance_start": 0.7, "guidance_stop": 0.2}, "guidance_start=0.7 and guidance_stop=0.2"),

@@ -1,0 +1,154 @@
+"""Figures, draining and refusals at start, with stand-ins for vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from textguide.guidance import CFG
+from textguide.logits_processors.vllm_plugin import admission, operations, starting
+from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.requests import Request
+from textguide.logits_processors.vllm_plugin.totals import COUNTED, PREFIX, STANDING, Totals
+
+DASHBOARD = Path(__file__).parents[3] / "docker" / "grafana-dashboard.json"
+
+
+def report(**counted: int) -> Report:
+    return Report(Request(CFG(2.0), ((1,),), ((1, ""),)), **counted)
+
+
+def test_what_ended_stays_counted() -> None:
+    totals = Totals()
+    totals.taken, totals.failed = 3, 1
+    one, other = report(guided=5, skipped=2, branch_tokens=9), report(guided=1, discarded=4, preemptions=1)
+    both = totals.now([one, other], 1, 1)
+    totals.end(one)
+    assert totals.now([other], 0, 1) == {**both, "textguide:groups_running": 0}
+    assert both["textguide:guided_steps"] == 6
+    assert both["textguide:discarded_steps"] == 4
+    assert set(both) == {f"{PREFIX}{name}" for name in (*COUNTED, *STANDING)}
+
+
+def test_figures_of_several_engines_add_up_and_leave_vllms_alone() -> None:
+    prometheus = pytest.importorskip("prometheus_client", reason="vLLM brings it")
+    from textguide.logits_processors.vllm_plugin.metrics import GuidanceMetrics
+
+    registry = prometheus.CollectorRegistry()
+    figures = GuidanceMetrics([0, 1], registry)
+    figures.record(None, None)
+    figures.record(SimpleNamespace(num_kv_fetch_reqs_by_stage={}), None)
+
+    def step(engine: int, **values: int) -> dict[str, int]:
+        carried = {"queued": 2, **{f"{PREFIX}{name}": value for name, value in values.items()}}
+        figures.record(SimpleNamespace(num_kv_fetch_reqs_by_stage=carried), None, engine_idx=engine)
+        return carried
+
+    assert step(0, guided_steps=5, groups_waiting=2) == {"queued": 2}
+    step(1, guided_steps=3, groups_waiting=1)
+    step(0, guided_steps=7, groups_waiting=0)
+    step(1, guided_steps=1, groups_waiting=4)  # an engine that began anew
+    figures.refuse()
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"{PREFIX}{name}", labels)
+
+    assert value("guided_steps_total", engine="0") == 7
+    assert value("guided_steps_total", engine="1") == 4
+    assert (value("groups_waiting", engine="0"), value("groups_waiting", engine="1")) == (0, 4)
+    assert value("discarded_steps_total", engine="1") == 0  # shown before anything happened
+    assert value("refused_requests_total") == 1
+
+
+def test_the_dashboard_shows_what_is_counted() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    queries = " ".join(target["expr"] for panel in panels for target in panel.get("targets", ()))
+    named = set(re.findall(r"textguide:(\w+)", queries))
+    counted = {f"{name}_total" for name in (*COUNTED, "refused_requests")} | set(STANDING)
+    assert named <= counted
+    assert named >= {f"{name}_total" for name in ("guided_steps", "skipped_steps", "discarded_steps")}
+    assert named >= {"refused_requests_total", "groups_waiting"}
+    assert all(panel["gridPos"]["w"] for panel in panels)
+
+
+def test_refusals_of_requests_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(admission, "hears_refusals", [lambda error: heard.append(str(error))])
+    with pytest.raises(ValueError, match="guidance_scale='high'"):
+        admission.validate(SimpleNamespace(extra_args={"guidance_scale": "high"}, logprobs=None))
+    admission.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
+    assert len(heard) == 1
+
+
+def test_the_key_guards_the_figures_once() -> None:
+    module = SimpleNamespace(GUARDED_PREFIX=("/v1",))
+    operations.guard(module)
+    operations.guard(module)
+    assert module.GUARDED_PREFIX == ("/v1", "/metrics")
+
+
+def asked(gate: Any, path: str, kind: str = "http") -> list[Any]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(gate({"type": kind, "path": path}, None, send))
+    return sent
+
+
+def test_a_server_that_drains_takes_nothing_more() -> None:
+    waited = []
+    client = SimpleNamespace(shutdown=lambda timeout: waited.append(timeout))
+    drains = operations.draining(client)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send("served")
+
+    gate = operations.Gate(app, drains)
+    assert asked(gate, "/v1/completions") == ["served"]
+    client.shutdown(timeout=7)
+    assert waited == [7]
+    assert asked(gate, "/metrics") == asked(gate, "/v1/completions", "lifespan") == ["served"]
+    for path in ("/v1/completions", "/health"):
+        head, body = asked(gate, path)
+        assert head["status"] == 503
+        assert (b"retry-after", b"5") in head["headers"]
+        assert "about to stop" in json.loads(body["body"])["error"]["message"]
+
+
+def refuse(reason: str) -> None:
+    with starting.refusing():
+        raise ValueError(reason)
+
+
+def test_what_an_engines_process_refuses_is_told_where_it_was_started(capfd: pytest.CaptureFixture[str]) -> None:
+    def start() -> None:
+        process = multiprocessing.get_context("spawn").Process(target=refuse, args=("max_model_len=9: ü.",))
+        process.start()
+        process.join()
+        assert process.exitcode == 1
+        raise RuntimeError("Engine core initialization failed.")
+
+    with pytest.raises(ValueError, match=r"^max_model_len=9: ü\.$"), starting.starting():
+        start()
+    assert "Traceback" not in capfd.readouterr().err
+    assert starting.VARIABLE not in os.environ
+
+
+def test_what_is_no_refusal_stays_as_it_is() -> None:
+    with pytest.raises(ValueError, match="here"), starting.starting():  # in this very process
+        refuse("here")
+    with pytest.raises(RuntimeError, match="out of memory"), starting.starting():
+        raise RuntimeError("out of memory")
+    with starting.starting(), starting.starting():
+        pass
+    assert starting.VARIABLE not in os.environ
