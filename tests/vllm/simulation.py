@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from vllm import SamplingParams
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, DeviceConfig, LoRAConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -18,6 +19,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from textguide.guidance import APG, CFG, BranchGuidance, Formula
 from textguide.logits_processors.vllm_plugin import requests
+from textguide.logits_processors.vllm_plugin.adapters import BASE, Adapter
 from textguide.logits_processors.vllm_plugin.engine import PROCESSOR
 from textguide.logits_processors.vllm_plugin.extras import OURS
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
@@ -46,7 +48,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "small cache, caching": {"budget": 40, "places": 12, "blocks": 40, "longest": 60, "caching": True},
     "two places": {"budget": 9, "places": 2, "blocks": 33, "longest": 60, "caching": True},
     "three places": {"budget": 5, "places": 3, "blocks": 33, "longest": 60, "caching": False},
+    "two adapters": {"budget": 40, "places": 12, "blocks": 60, "longest": 60, "caching": True, "adapters": 2},
+    "one adapter": {"budget": 16, "places": 12, "blocks": 400, "longest": 60, "caching": False, "adapters": 1},
 }
+ADAPTERS = [Adapter(f"adapter-{number}", number, "/nowhere") for number in range(1, 5)]
 WAYS: dict[str, dict[str, Any]] = {
     "in turn": {},
     "ahead": {"ahead": True},
@@ -73,14 +78,16 @@ class Simulation:
         ahead: whether a step is scheduled while the one before it is in flight.
         stages: of a pipeline; as many steps are in flight.
         unlucky: how often the cache has no room where there is some.
+        adapters: how many adapters, of four, may run in a step; 0: there are none.
     """
 
     def __init__(
         self, model: str, *, budget: int, places: int, blocks: int, longest: int, caching: bool, seed: int = 0,
-        ahead: bool = False, stages: int = 1, unlucky: float = 0.0,
+        ahead: bool = False, stages: int = 1, unlucky: float = 0.0, adapters: int = 0,
     ) -> None:  # fmt: skip
         self.random = random.Random(seed)
         self.settings = {"budget": budget, "places": places, "blocks": blocks, "longest": longest}
+        self.adapters = adapters
         model_config = ModelConfig(
             model=model, dtype="float32", max_model_len=longest, logits_processors=[PROCESSOR], seed=0
         )
@@ -99,6 +106,7 @@ class Simulation:
             scheduler_config=scheduler_config,
             cache_config=cache_config,
             device_config=DeviceConfig("cpu"),
+            lora_config=LoRAConfig(max_loras=adapters, max_lora_rank=8) if adapters else None,
         )
         self.config.scheduler_config.max_num_batched_tokens = budget  # vLLM raises small ones
         self.config.scheduler_config.max_num_scheduled_tokens = budget
@@ -152,6 +160,7 @@ class Simulation:
         seeded: bool,
         measured: bool = False,
         stops: Sequence[int] = (),
+        adapters: Sequence[Adapter] = (),
         **more: Any,
     ) -> None:
         """A request with prompts of these lengths; ``branches`` are those of its branch requests."""
@@ -166,7 +175,8 @@ class Simulation:
         if guidance is not None:
             prompts = tuple(tuple(7 + k % 5 for k in range(length)) for length in branches)
             readings = tuple((place, "") for place in range(1, len(branches) + 1))
-            params.extra_args = {OURS: requests.Request(guidance, prompts, readings, effect=measured).to_dict()}
+            asked = requests.Request(guidance, prompts, readings, effect=measured, adapters=tuple(adapters))
+            params.extra_args = {OURS: asked.to_dict()}
         shared = self.random.random() < 0.5
         ids = [k % 11 if shared else self.random.randrange(40) for k in range(prompt)]
         if seeded and guidance is None:
@@ -193,6 +203,8 @@ class Simulation:
             count = sum(scheduled.num_scheduled_tokens.values())
             assert len(self.scheduler.running) <= self.settings["places"]
             assert count <= self.settings["budget"]
+            loras = {one.lora_request.lora_int_id for one in self.scheduler.running if one.lora_request}
+            assert len(loras) <= self.adapters
             self.preempted += len(scheduled.preempted_req_ids or ())
             self.queue.append((scheduled, self.worker.run(scheduled)))
             self.steps += 1
@@ -253,7 +265,13 @@ class Simulation:
             branches.pop()
         seeded = draw.random() < 0.3 and prompt <= self.settings["budget"] // 2
         stops = range(draw.choice((0, 0, 3)))
-        self.add(name, prompt, tokens, guidance, branches, seeded, draw.random() < 0.3, stops)
+        measured = draw.random() < 0.3
+        more: dict[str, Any] = {}
+        if self.adapters:
+            known = [BASE, *draw.sample(ADAPTERS, self.adapters)]  # those of one group fit a step
+            more["adapters"] = [draw.choice(known) for _ in branches]
+            more["lora_request"] = draw.choice(known).request(LoRARequest)
+        self.add(name, prompt, tokens, guidance, branches, seeded, measured, stops, **more)
         return 1
 
     def check(self, name: str) -> None:

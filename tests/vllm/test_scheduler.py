@@ -83,6 +83,7 @@ FAULTS = {
     "what is thrown away stays in flight": ("ahead, unlucky", (GuidedScheduler, "_take_back", still_ahead)),
     "steps in flight are not cancelled": ("ahead, unlucky", RUN_ON, (GuidedScheduler, "_take_back", rewind)),
     "steps in flight write after a preemption": ("ahead, unlucky", (GuidedScheduler, "_preempt_request", deliver)),
+    "places are given to more adapters than fit": ("adapters", (GuidedScheduler, "_adapters", lambda *_: set())),
     "no token is thrown away": ("two stages, unlucky", (GuidedScheduler, "_take_back", lambda *_: None)),
 }
 
@@ -102,6 +103,10 @@ def test_steps_in_flight_are_cancelled(folder, monkeypatch):
 
 
 def run_seeds(folder, way, seeds):
+    if way == "adapters":
+        for seed in range(seeds):
+            Simulation(folder, **SETTINGS["two adapters"], seed=seed).run(steps=300)
+        return
     for seed in range(seeds):
         for name in ("roomy", "chunked, caching", "small cache"):
             Simulation(folder, **SETTINGS[name], **WAYS[way], seed=seed).run(steps=300)
