@@ -98,12 +98,12 @@ def serving(model: str, *options: str, guided: bool = True, log: Path | None = N
         key = options[options.index("--api-key") + 1] if "--api-key" in options else ""
         server = Server(f"http://127.0.0.1:{port}", process, model, key)
         try:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 600
             while not server.healthy():
                 if process.poll() is not None:
                     raise RuntimeError(f"the server ended with code {process.returncode}; see {log}")
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"the server was not ready in five minutes; see {log}")
+                    raise RuntimeError(f"the server was not ready in ten minutes; see {log}")
                 time.sleep(1)
             yield server
         finally:
