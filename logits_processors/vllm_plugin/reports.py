@@ -79,8 +79,12 @@ def in_streams(serving: Any, method: str) -> None:
     async def events(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         seen: dict[int, Mapping[str, Any]] = {}
         copies = getattr(request, "n", None) or 1
-        given = [_watched(one, seen, copies) if hasattr(one, "__anext__") else one for one in args]
-        async with contextlib.aclosing(write(self, request, *given, **kwargs)) as stream:
+
+        def watched(one: Any) -> Any:
+            return _watched(one, seen, copies) if hasattr(one, "__anext__") else one
+
+        named = {name: watched(one) for name, one in kwargs.items()}
+        async with contextlib.aclosing(write(self, request, *map(watched, args), **named)) as stream:
             async for event in stream:
                 yield _with_report(event, seen) if seen else event
 
