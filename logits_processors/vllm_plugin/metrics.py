@@ -29,7 +29,6 @@ class GuidanceMetrics:
         self._gauges = {name: Gauge(f"{PREFIX}{name}", text, **gauges) for name, text in STANDING.items()}
         refused = "Guided requests that were answered with HTTP 400."
         self._refused = Counter(f"{PREFIX}{REFUSED}", refused, registry=registry or REGISTRY)
-        self._last: dict[int, dict[str, int]] = {engine: {} for engine in engines}
         for figure in (*self._counters.values(), *self._gauges.values()):
             for engine in engines:
                 figure.labels(str(engine))
@@ -47,14 +46,11 @@ class GuidanceMetrics:
             return
         # Taken out, since vLLM would log the numbers as its own.
         ours = {key.removeprefix(PREFIX): carried.pop(key) for key in list(carried) if key.startswith(PREFIX)}
-        last = self._last.setdefault(engine_idx, {})
         for name, value in ours.items():
             if name in self._counters:
-                grown = value - last.get(name, 0)
-                self._counters[name].labels(str(engine_idx)).inc(grown if grown >= 0 else value)  # it began anew
+                self._counters[name].labels(str(engine_idx)).inc(value)
             else:
                 self._gauges[name].labels(str(engine_idx)).set(value)
-        last.update(ours)
 
     def log(self) -> None:
         """vLLM's own line is enough."""

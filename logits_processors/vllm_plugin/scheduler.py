@@ -128,7 +128,7 @@ class GuidedScheduler(Admitted):
         live = [self._members(group) for group in self.groups if group.main in self.requests]
         moving = sum(all(one.status == RequestStatus.RUNNING for one in members) for members in live)
         states = [group.state for group in self.groups]
-        stats.num_kv_fetch_reqs_by_stage |= self.totals.now(states, moving, len(live) - moving)
+        stats.num_kv_fetch_reqs_by_stage |= self.totals.news(states, moving, len(live) - moving)
         branches = [self.requests[name] for name in self.groups.by_branch if name in self.requests]
         running = sum(branch.status == RequestStatus.RUNNING for branch in branches)
         deferred = sum(branch in self.deferred_waiting for branch in branches)

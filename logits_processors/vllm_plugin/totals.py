@@ -1,6 +1,7 @@
-"""What all guided requests of an engine did, as numbers that only grow, and how many stand there now. Knows no vLLM.
+"""What all guided requests of an engine did, and how many stand there now. Knows no vLLM.
 
-They ride to the front end in vLLM's own statistics of each step (``metrics.py`` takes them out there).
+The numbers ride to the front end in vLLM's own statistics of each step (``metrics.py`` takes them out there), each step
+with what came since the one before: so those of several engines add up.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ class Totals:
         self.taken = 0
         self.failed = 0
         self._ended = dict.fromkeys(SUMMED, 0)
+        self._told: dict[str, int] = {}
 
     def end(self, report: Report) -> None:
         """A request is gone; what it did stays counted."""
         for name, field in SUMMED.items():
             self._ended[name] += getattr(report, field)
 
-    def now(self, live: Iterable[Report], running: int, waiting: int) -> dict[str, int]:
-        """All numbers, by the names under which they travel.
+    def news(self, live: Iterable[Report], running: int, waiting: int) -> dict[str, int]:
+        """What came since the last time, and the numbers of the moment, by the names under which they travel.
 
         Args:
             live: of the requests that are not gone.
@@ -63,5 +65,7 @@ class Totals:
         for report in live:
             for name, field in SUMMED.items():
                 values[name] += getattr(report, field)
-        values |= {"groups_running": running, "groups_waiting": waiting}
-        return {f"{PREFIX}{name}": value for name, value in values.items()}
+        news = {name: value - self._told.get(name, 0) for name, value in values.items()}
+        self._told = values
+        news |= {"groups_running": running, "groups_waiting": waiting}
+        return {f"{PREFIX}{name}": value for name, value in news.items()}

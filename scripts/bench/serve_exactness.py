@@ -129,10 +129,10 @@ def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[st
     from vllm import SamplingParams
 
     draw = random.Random(1)
-    before = counters()
+    before = counters(engine)
     params = [SamplingParams(**spec.sampling()) for spec in specs]
     answers: list[Any] = [None] * len(specs)
-    discarded = preempted = branch_tokens = engines_branch_tokens = steps = 0
+    discarded = preempted = branch_tokens = steps = 0
     left = list(range(len(specs)))
     running: set[int] = set()
     doomed = {n for n in left if arrival == "aborts" and draw.random() < 0.3}
@@ -157,21 +157,20 @@ def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[st
                 discarded += report.get("discarded_steps", 0)
                 preempted += report.get("preemptions", 0)
                 branch_tokens += report.get("branch_tokens", 0)
-                engines_branch_tokens += report.get("engine_branch_tokens", 0)
         steps += 1
         for number in sorted(running & doomed):
             if deadlines[number] <= steps // 2:
                 engine.abort_request([internal[number]], internal=True)
                 running.discard(number)
                 answers[number] = None
-    # One more request, at whose end the engine says what is left of those that were aborted.
+    # One more request, with whose steps the engine says what is left of those that were aborted.
     engine.add_request("last", "The", SamplingParams(max_tokens=2, temperature=0.0))
     while not any(output.finished for output in engine.step()):
         pass
-    after = counters()
+    after = counters(engine)
     counted = {name: after[name] - before.get(name, 0) for name in after if name != "cache_in_use"}
     if not doomed:  # what the engines count adds up to what the answers say, and "last" has two tokens
-        assert engines_branch_tokens == branch_tokens, (engines_branch_tokens, branch_tokens)
+        assert counted["engines_branch_tokens"] == branch_tokens, (counted, branch_tokens)
         assert counted["tokens"] == sum(len(one[0]) for one in answers) + 2, counted
     return answers, {
         **counted,
@@ -183,10 +182,15 @@ def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[st
     }
 
 
-def counters() -> dict[str, float]:
-    """vLLM's figures, summed over engines."""
+def counters(engine: Any) -> dict[str, float]:
+    """vLLM's figures and ours, summed over engines."""
+    from prometheus_client import CollectorRegistry
+    from textguide.logits_processors.vllm_plugin.metrics import GuidanceMetrics
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
+    if not hasattr(engine, "figures"):
+        engine.figures = CollectorRegistry()
+        engine.logger_manager.stat_loggers.insert(0, GuidanceMetrics(registry=engine.figures))
     names = {
         "vllm:num_preemptions": "preemptions",
         "vllm:kv_cache_usage_perc": "cache_in_use",
@@ -196,7 +200,9 @@ def counters() -> dict[str, float]:
     for metric in get_metrics_snapshot():
         if metric.name in names:
             counted[names[metric.name]] += metric.value
-    return counted
+    read = [one for metric in engine.figures.collect() for one in metric.samples]
+    ours = sum(one.value for one in read if one.name == "textguide:branch_tokens_total")
+    return {**counted, "engines_branch_tokens": ours}
 
 
 def compare(

@@ -30,12 +30,16 @@ def test_what_ended_stays_counted() -> None:
     totals = Totals()
     totals.taken, totals.failed = 3, 1
     one, other = report(guided=5, skipped=2, branch_tokens=9), report(guided=1, discarded=4, preemptions=1)
-    both = totals.now([one, other], 1, 1)
-    totals.end(one)
-    assert totals.now([other], 0, 1) == {**both, "textguide:groups_running": 0}
+    both = totals.news([one, other], 1, 1)
+    assert both["textguide:guided_requests"] == 3
     assert both["textguide:guided_steps"] == 6
     assert both["textguide:discarded_steps"] == 4
     assert set(both) == {f"{PREFIX}{name}" for name in (*COUNTED, *STANDING)}
+    one.guided += 2
+    totals.end(one)
+    other.branch_tokens += 5
+    news = {name: value for name, value in totals.news([other], 0, 1).items() if value}
+    assert news == {"textguide:guided_steps": 2, "textguide:branch_tokens": 5, "textguide:groups_waiting": 1}
 
 
 def test_figures_of_several_engines_add_up_and_leave_vllms_alone() -> None:
@@ -55,13 +59,13 @@ def test_figures_of_several_engines_add_up_and_leave_vllms_alone() -> None:
     assert step(0, guided_steps=5, groups_waiting=2) == {"queued": 2}
     step(1, guided_steps=3, groups_waiting=1)
     step(0, guided_steps=7, groups_waiting=0)
-    step(1, guided_steps=1, groups_waiting=4)  # an engine that began anew
+    step(1, guided_steps=1, groups_waiting=4)
     figures.refuse()
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"{PREFIX}{name}", labels)
 
-    assert value("guided_steps_total", engine="0") == 7
+    assert value("guided_steps_total", engine="0") == 12
     assert value("guided_steps_total", engine="1") == 4
     assert (value("groups_waiting", engine="0"), value("groups_waiting", engine="1")) == (0, 4)
     assert value("discarded_steps_total", engine="1") == 0  # shown before anything happened
