@@ -185,8 +185,9 @@ def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[st
 def counters(engine: Any) -> dict[str, float]:
     """vLLM's figures and ours, summed over engines."""
     from prometheus_client import CollectorRegistry
-    from textguide.logits_processors.vllm_plugin.metrics import GuidanceMetrics
     from vllm.v1.metrics.reader import get_metrics_snapshot
+
+    from textguide.logits_processors.vllm_plugin.metrics import GuidanceMetrics
 
     if not hasattr(engine, "figures"):
         engine.figures = CollectorRegistry()
