@@ -71,9 +71,13 @@ class Admitted(Settled):
 
     def _adapters(self, found: Iterable[Request]) -> set[int]:
         """The adapters of requests and their groups, now or later: two groups must not wait for each other."""
-        numbers = {one.lora_request.lora_int_id for one in found if one.lora_request}
-        groups = [group for group in map(self.groups.of, (one.request_id for one in found)) if group is not None]
-        return (numbers | {one.number for group in groups for one in group.state.request.adapters}) - {0}
+        numbers: set[int] = set()
+        for request in found:
+            group = self.groups.of(request.request_id)
+            members = [request] if group is None else [request, *self._members(group)]
+            numbers |= {one.lora_request.lora_int_id for one in members if one.lora_request}
+            numbers |= set() if group is None else {one.number for one in group.state.request.adapters}
+        return numbers - {0}
 
     def _awaited(self) -> list[Request]:
         """What running requests wait for, and will not get in this step."""

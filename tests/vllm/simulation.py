@@ -203,8 +203,8 @@ class Simulation:
             count = sum(scheduled.num_scheduled_tokens.values())
             assert len(self.scheduler.running) <= self.settings["places"]
             assert count <= self.settings["budget"]
-            loras = {one.lora_request.lora_int_id for one in self.scheduler.running if one.lora_request}
-            assert len(loras) <= self.adapters
+            stepping = [one for one in self.scheduler.running if one.request_id in scheduled.num_scheduled_tokens]
+            assert len({one.lora_request.lora_int_id for one in stepping if one.lora_request}) <= self.adapters
             self.preempted += len(scheduled.preempted_req_ids or ())
             self.queue.append((scheduled, self.worker.run(scheduled)))
             self.steps += 1
