@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import signal
 from collections.abc import Mapping, Sequence
@@ -127,17 +128,26 @@ def serve(arguments: Any, pages: Mapping[str, Any] | None = None) -> None:
     uvloop.run(_serve(arguments, pages or {}))
 
 
-async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
-    from vllm.entrypoints.launchers.api_server import entry
-    from vllm.entrypoints.launchers.launcher import setup_server
+def prepare() -> None:
+    """Let vLLM's front end guard its figures and carry reports of all choices, in streams too."""
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.serve.middleware import authenticate
 
+    importlib.import_module(
+        ".processor", __package__
+    )  # vLLM imports it with the first request, when adapters are known
     operations.guard(authenticate)
     reports.in_streams(OpenAIServingCompletion, "completion_stream_generator")
     reports.in_streams(OpenAIServingChat, "chat_completion_stream_generator")
     reports.of_all_prompts(OpenAIServingCompletion)
+
+
+async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
+    from vllm.entrypoints.launchers.api_server import entry
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    prepare()
     signal.signal(signal.SIGTERM, _interrupted)  # until the server has a handler of its own
     build = entry.build_app
     address, sock = setup_server(arguments, reuse_port=False)
@@ -152,7 +162,7 @@ async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
                 app = build(*given, **options)
                 for path, page in pages.items():
                     app.mount(path, page)
-                app.add_middleware(operations.Gate, drains=drains)
+                operations.gate(app, drains)
                 return app
 
             entry.build_app = built

