@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from .grouped import Grouped
@@ -147,7 +146,7 @@ class Settled(Grouped):
         for request in reversed(unit):
             if request.status == RequestStatus.RUNNING:
                 self.running.remove(request)
-                Scheduler._preempt_request(self, request, now, self.groups.of(request.request_id) is not None)
+                self._evict(request, now)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         """vLLM preempts a request by itself; the rest of its group follows before the next step.
@@ -155,6 +154,13 @@ class Settled(Grouped):
         What steps in flight write of a group is dropped: it could arrive for a part of the group alone.
         """
         group = self.groups.of(request.request_id)
-        super()._preempt_request(request, timestamp, drop_stale_output or group is not None)
+        self._evict(request, timestamp, drop_stale_output)
         if group is not None:
             self._broken.add(group.main)
+
+    def _evict(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        """Preempt a request that was taken from those that run."""
+        # It may come back in the very next step, and the worker has to be told then what it wrote.
+        self.prev_step_scheduled_req_ids.discard(request.request_id)
+        is_ours = self.groups.of(request.request_id) is not None
+        super()._preempt_request(request, timestamp, drop_stale_output or is_ours)

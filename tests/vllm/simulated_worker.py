@@ -155,9 +155,10 @@ class Worker:
             state, read, known = self.states[name], cached.num_computed_tokens[k], cached.num_output_tokens[k]
             del state.written[known:]  # what was thrown away
             assert len(state.written) == known, name
-            if self.ahead and name not in self._last and known:  # vLLM's runner takes the scheduler's word for it
+            is_resumed = name in cached.resumed_req_ids
+            if self.ahead and known and (is_resumed or name not in self._last):  # the scheduler's word is taken for it
                 assert cached.all_token_ids[name][-known:] == state.written, name
-            if name in cached.resumed_req_ids:
+            if is_resumed:
                 state.cache = state.text[:read]
                 state.first = state.first[: len(state.text)]
             assert read <= len(state.cache), name

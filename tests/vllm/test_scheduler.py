@@ -129,8 +129,9 @@ def test_what_cannot_be_guided_ends_with_an_error(folder):
         simulation.scheduler.shutdown()
 
 
-def test_a_prefix_cache_can_be_reset_under_load(folder):
-    simulation = Simulation(folder, **SETTINGS["caching"])
+@pytest.mark.parametrize("way", ["in turn", "ahead", "two stages"])
+def test_a_prefix_cache_can_be_reset_under_load(folder, way):
+    simulation = Simulation(folder, **SETTINGS["caching"], **WAYS[way])
     try:
         for number in range(12):
             simulation.add(f"r{number}", 9, 12, CFG(1.5) if number % 2 else None, (5, 5, 1)[: number % 4], False)
@@ -138,7 +139,7 @@ def test_a_prefix_cache_can_be_reset_under_load(folder):
             simulation.step()
             if turn in (3, 8):
                 assert simulation.scheduler.reset_prefix_cache(reset_running_requests=True)
-            if not simulation.scheduler.requests:
+            if not simulation.scheduler.has_requests() and not simulation.queue:
                 break
         simulation.check_answers()
         simulation.check_nothing_left()
