@@ -4,7 +4,7 @@ One vLLM engine; requests of several numbers of clients, plain and with one and 
 
     python scripts/bench/cost_model.py --json docs/results/serving/cost-model.json
 
-Nothing that is guided goes into the calibration, but for the time that the rule itself takes on tensors of the
+Nothing that is guided goes into the calibration, but for the time that the logits processor takes on tensors of the
 engine's vocabulary, which is measured without an engine. With ``--time processor`` (the default) seconds are those of
 this process on one thread, which other work on the machine disturbs less than the wall's.
 """
@@ -85,20 +85,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 found.append(load.clients * load.new / (clock() - begun))
     llm.llm_engine.engine_core.shutdown()
     size = len(tokenizer)
-    rule = {branches: rule_seconds(branches, size, clock) for branches in (1, 2)}
     measured = [Measured(load, statistics.median(rates[load])) for load in plain]
     rows = []
     for load in (*plain, *guided):
-        branches = len(load.branches)
-        engine = Engine.of(measured, combine=rule.get(branches, 0.0), places=arguments.places)
+        rule = rule_seconds(load, size, clock)
+        engine = Engine.of(measured, combine=rule, places=arguments.places)
         said, found = predict(engine, load), statistics.median(rates[load])
         without = predict(Engine.of(measured, places=arguments.places), load).tokens_a_second
         rows.append(
             {
-                "clients": load.clients, "prompt": load.prompt, "branches": branches, "rows": said.rows,
+                "clients": load.clients, "prompt": load.prompt, "branches": len(load.branches), "rows": said.rows,
                 "measured": found, "smallest": min(rates[load]), "largest": max(rates[load]),
                 "predicted": said.tokens_a_second, "off": said.tokens_a_second / found - 1,
-                "off without the rule": without / found - 1,
+                "rule": rule, "off without the rule": without / found - 1,
             }
         )  # fmt: skip
     engine = Engine.of(measured, places=arguments.places)
@@ -106,37 +105,49 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in vars(arguments).items() if name != "json"},
         "versions": {"vllm": vllm.__version__, "torch": torch.__version__},
         "processor": f"{os.cpu_count()} CPU cores, {os.environ['OMP_NUM_THREADS']} thread",
-        "engine": {"fixed": engine.fixed, "row": engine.row, "token": engine.token, "rule": rule},
+        "engine": {"fixed": engine.fixed, "row": engine.row, "token": engine.token},
         "rows": rows,
     }
 
 
-def extra(branches: int) -> dict[str, Any] | None:
-    """``extra_args`` of a request with so many branch requests."""
+def guidance(branches: int) -> Any:
+    """A guidance with so many branch requests, one or two."""
     from textguide.guidance import CFG, Formula
 
-    if not branches:
-        return None
     if branches == 1:
-        return {"guidance": CFG(1.5, AWAY[0]).to_json()}
-    return {"guidance": Formula(f"1.5*cond - 0.25*P({AWAY[0]!r}) - 0.25*P({AWAY[1]!r})").to_json()}
+        return CFG(1.5, AWAY[0])
+    return Formula(f"1.5*cond - 0.25*P({AWAY[0]!r}) - 0.25*P({AWAY[1]!r})")
 
 
-def rule_seconds(branches: int, vocabulary: int, clock: Any) -> float:
-    """Seconds that the rule of a guidance takes for one group, on tensors alone."""
+def extra(branches: int) -> dict[str, Any] | None:
+    """``extra_args`` of a request with so many branch requests."""
+    return {"guidance": guidance(branches).to_json()} if branches else None
+
+
+def rule_seconds(load: Any, vocabulary: int, clock: Any) -> float:
+    """Seconds a step that the logits processor takes for each group of ``load``, on tensors alone."""
     import torch
 
-    from textguide.guidance import CFG, Formula, Step
-    from textguide.guidance.algebra import log_softmax
+    from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
+    from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
+    from textguide.logits_processors.vllm_plugin.requests import Request
 
-    guidance: Any = CFG(1.5) if branches == 1 else Formula(f"1.5*cond - 0.25*P({AWAY[0]!r}) - 0.25*P({AWAY[1]!r})")
-    logits = torch.randn(1 + branches, 1, vocabulary)
+    if not load.branches:
+        return 0.0
+    readings = tuple((place, "") for place in range(1, load.rows))
+    asked = Request(guidance(len(load.branches)), ((1,),) * len(load.branches), readings, horizon=load.new)
+    groups = [
+        Standing(n * load.rows, tuple(range(n * load.rows + 1, (n + 1) * load.rows)), Member(str(n), MAIN, drawing))
+        for n in range(load.clients)
+        for drawing in [Drawing(asked, list, list)]
+    ]
+    logits = torch.randn(load.clients * load.rows, vocabulary)
     times = []
-    for _ in range(60):
+    for _ in range(7):
         begun = clock()
-        guidance.combine(log_softmax(logits), Step())
+        guide(logits, groups, [0] * load.clients)
         times.append(clock() - begun)
-    return statistics.median(times[10:])
+    return statistics.median(times[2:]) / load.clients
 
 
 def show(report: dict[str, Any]) -> None:
