@@ -8,6 +8,7 @@ import warnings
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+pytest.importorskip("torchvision", reason="vLLM's models that see images import torchvision, which is not installed")
 
 import torch
 import transformers as tf
@@ -16,6 +17,7 @@ from vllm import SamplingParams
 import textguide
 from textguide import AWRS, CFG
 from textguide.guidance import APG, Formula, InstructionContrastive
+from textguide.logits_processors.vllm_plugin import images
 
 from ..captioning import models
 
@@ -53,6 +55,7 @@ def captioner():
 def llm(captioner, tmp_path_factory):
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ[images.VARIABLE] = "1"
     folder = tmp_path_factory.mktemp("llava")
     model, processor = captioner
     model.save_pretrained(folder)

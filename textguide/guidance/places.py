@@ -95,7 +95,7 @@ PLACES = (
             Need.LIKELIHOODS: "a request that was preempted is read again without what each model gave to its text",
             Need.ROWS: "vLLM decides by itself which requests share a step",
             Need.CANVAS: _NO_CANVAS,
-            Need.IMAGE: "branch requests see the images of a request, blank ones or none",
+            Need.IMAGE: "the branch requests of a guided request read text alone",
         },
     ),
     Place(
