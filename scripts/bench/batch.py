@@ -119,6 +119,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> int:
 def compared(arguments: argparse.Namespace, source: Path, out: Path) -> dict[str, Any]:
     """Rows counted; shards made anew; rows against ``textguide.generate``."""
     import pandas
+    import torch
 
     import textguide
     from textguide import CFG
@@ -126,6 +127,7 @@ def compared(arguments: argparse.Namespace, source: Path, out: Path) -> dict[str
     from textguide.batch.inputs import scan
     from textguide.batch.replica import Replica
 
+    torch.set_num_threads(1)  # as replicas of one core have; another number gives other last digits
     table = pandas.read_parquet(out).sort_values("row").reset_index(drop=True)
     load: dict[str, Any] = {"dtype": "float32"}
     if arguments.backend == "vllm":

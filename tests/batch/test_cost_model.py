@@ -14,8 +14,7 @@ def simulated(engine: Engine, load: Load, answers: int = 4000) -> float:
     """
     places = engine.places if engine.places is not None else 10**9
     cache = engine.cache if engine.cache is not None else 10**9
-    running: list[int] = []  # tokens left; a group that reads its prompts has one more, which it does not write
-    waits = int(bool(load.branches))
+    running: list[int] = []
     seconds, written, waiting = 0.0, 0, list(range(load.clients))
     while written < answers * load.new:
         come = 0
@@ -23,13 +22,12 @@ def simulated(engine: Engine, load: Load, answers: int = 4000) -> float:
             waiting.pop()
             # Spread over the answer at first, as clients are that have been at it for a while.
             first = not written and len(running) % load.new
-            running.append(load.new - (first or 0) + waits)
+            running.append(load.new - (first or 0))
             come += 1
-        writing = len(running) - waits * sum(left == load.new + waits for left in running)
-        rows = writing * load.rows
+        rows = len(running) * load.rows
         seconds += engine.fixed + engine.row * rows + engine.token * come * load.read
-        seconds += engine.combine * writing * bool(load.branches)
-        written += writing
+        seconds += engine.combine * len(running) * bool(load.branches)
+        written += len(running)
         ended = sum(left == 1 for left in running)
         running = [left - 1 for left in running if left > 1]
         waiting += range(ended)
@@ -84,8 +82,8 @@ def test_what_limits() -> None:
         (8, "clients"), (40, "places"), (20, "places"), (10, "cache"),
     ]  # fmt: skip
     assert predict(engine, loads[2]).rows == 40
-    assert predict(engine, loads[2]).of_plain == pytest.approx(0.5 * 4 * 0.06 / (4 * 0.06 + 0.02))
-    assert predict(Engine(0.02, 0.0), Load(8, 4, 4, (4,))).of_plain == pytest.approx(4 / 5)
+    assert predict(engine, loads[2]).of_plain == pytest.approx(0.5)
+    assert predict(Engine(0.02, 0.0), Load(8, 4, 4, (4,))).of_plain == 1.0
     assert predict(Engine(0.0, 0.001), Load(8, 4, 4, (4, 4))).of_plain == pytest.approx(1 / 3)
 
 

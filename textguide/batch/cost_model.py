@@ -10,13 +10,11 @@ step. Of ``c`` clients' groups
 
 run at once. While each of them writes ``T`` tokens the engine makes ``T`` steps of ``n · g`` rows, combines ``n``
 groups in each (``combine`` seconds a group), and reads ``n`` groups' prompts of ``P`` and ``Q`` tokens, as far as it
-does not find them in its prefix cache. The requests of a group read their prompts up to the last token but one, and
-then go on together: one step more than a plain request, ``w = 1``, in which the group writes nothing.
+does not find them in its prefix cache:
 
-    ``seconds = T · (row · n · g + combine · n) + (T + w) · fixed + token · n · (P + Q)``,
-    ``throughput = n · T / seconds``.
+    ``seconds = T · (fixed + row · n · g + combine · n) + token · n · (P + Q)``, ``throughput = n · T / seconds``.
 
-``k = 0``, ``combine = 0`` and ``w = 0`` are plain requests. Where ``row`` is nothing beside ``fixed`` (a GPU with room)
+``k = 0`` and ``combine = 0`` are plain requests. Where ``row`` is nothing beside ``fixed`` (a GPU with room)
 guidance is free; where ``fixed`` is nothing it costs ``1 / g`` of the throughput.
 """
 
@@ -167,9 +165,8 @@ def predict(engine: Engine, load: Load) -> Prediction:
 def _rate(engine: Engine, load: Load) -> tuple[float, int, str]:
     groups, limit = _at_once(load, engine.places, engine.cache)
     combine = engine.combine * groups if load.branches else 0.0
-    steps = load.new + bool(load.branches)
-    seconds = load.new * (engine.row * groups * load.rows + combine) + steps * engine.fixed
-    seconds += engine.token * groups * load.read
+    step = engine.fixed + engine.row * groups * load.rows + combine
+    seconds = load.new * step + engine.token * groups * load.read
     return groups * load.new / seconds if seconds else math.inf, groups, limit
 
 
