@@ -28,13 +28,14 @@ from distill_teachers import teachers
 import textguide
 from textguide import CFG
 from textguide.distillation import texts
-from textguide.distillation.objectives import OBJECTIVES, ForwardKL
+from textguide.distillation.objectives import OBJECTIVES
 from textguide.distillation.reading import BatchReading
 from textguide.engine.given_texts import as_items, distributions, leading
 from textguide.eval.results.machine import environment
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.sweeps import verdict
 from textguide.forward.low_rank import CARD, merged
+from textguide.guidance import algebra
 from textguide.support.files import write_json
 
 DIAL = (1.0, 1.25, 1.5, 1.75, 2.0)
@@ -182,7 +183,8 @@ def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
             models={}, device="cpu",
         )  # fmt: skip
         with torch.no_grad():
-            found.append(float(ForwardKL().loss(reading)))
+            target = reading.before if guidance.is_neutral else reading.target
+            found.append(float(algebra.kl_divergence(target, reading.student).mean()))
     return found
 
 
