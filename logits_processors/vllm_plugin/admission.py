@@ -14,7 +14,7 @@ from .adapters import Adapter, adapters_of, most_of
 from .arguments import asks, parse
 from .constraints import EngineConstraints
 from .described import Given
-from .extras import OURS, constraints_of, ours_of
+from .extras import OURS, constraints_of, critics_of, ours_of
 from .further_models import models_of
 from .images import images_of
 from .requests import Limits
@@ -49,6 +49,8 @@ def validate(params: Any) -> None:
             raise
         if asked is not None:
             params.extra_args = {**extra, OURS: asked.to_dict()}
+            if asked.population is not None:
+                params.n = asked.particles  # vLLM makes a request of each answer
 
 
 def remember_chats(protocol: Any) -> None:
@@ -97,7 +99,11 @@ def _engine(chat: Any) -> tuple[Limits, Given]:
 def _limits_of(config: Any, tokenizer: Any) -> Limits:
     model, scheduling, cache = config.model_config, config.scheduler_config, config.cache_config
     size = model.get_vocab_size()
-    constraints = None if tokenizer is None else EngineConstraints(constraints_of(config), lambda: tokenizer, size)
+    constraints = (
+        None
+        if tokenizer is None
+        else EngineConstraints(constraints_of(config), lambda: tokenizer, size, critics_of(config))
+    )
     blocks = cache.num_gpu_blocks
     return Limits(
         tokenizer=tokenizer,
@@ -113,7 +119,16 @@ def _limits_of(config: Any, tokenizer: Any) -> Limits:
         budget=scheduling.max_num_scheduled_tokens or scheduling.max_num_batched_tokens,
         blocks=blocks - 1 - int(scheduling.watermark * blocks) if blocks else None,
         block_size=cache.block_size,
+        lone=_lone(config),
     )
+
+
+def _lone(config: Any) -> str | None:
+    """Why an engine cannot resample texts together; None where it can."""
+    ranks = config.parallel_config.data_parallel_size
+    if ranks > 1:
+        return f"data_parallel_size={ranks}, whose ranks share out the answers of a request"
+    return None
 
 
 def _given(prompt: Any, chat: Any, tokenizer: Any) -> Given:

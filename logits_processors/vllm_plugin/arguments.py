@@ -19,7 +19,7 @@ from textguide.guidance.base import SELF
 from textguide.guidance.prompts import as_prompt
 
 from .adapters import find, too_many
-from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, asked, requested
+from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, CRITIC, asked, requested
 from .described import BRANCH_IDS, GUIDANCE, Given, Reading, branches_of, described
 from .images import NEGATIVE_IMAGE, NONE, SAME, kind_of
 from .plan import too_large
@@ -50,6 +50,7 @@ PROMPTS = ("negative_prompt", "negative_prompt_token_ids", "negative_messages")
 NEGATIVE_LORA = "negative_lora"
 """The argument with the adapter of the negative branch, ``base`` for none."""
 EFFECT = "guidance_effect"
+MOST_PARTICLES = 1024
 PREFIXES = ("guidance", "negative", "caif", "awrs")
 
 
@@ -74,7 +75,7 @@ def parse(params: Any, limits: Limits | None = None, given: Given | None = None)
         return None
     limits, given = limits or Limits(), given or Given()
     short = [*ARGUMENTS, *PROMPTS, NEGATIVE_LORA, *CAIF_ARGUMENTS, *CONSTRAINT_ARGUMENTS, *AWRS_ARGUMENTS]
-    known = [GUIDANCE, BRANCH_IDS, EFFECT, NEGATIVE_IMAGE, *short]
+    known = [GUIDANCE, BRANCH_IDS, EFFECT, NEGATIVE_IMAGE, CRITIC, *short]
     for key in extra:
         if str(key).startswith(PREFIXES) and key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -94,8 +95,14 @@ def parse(params: Any, limits: Limits | None = None, given: Given | None = None)
     _check_combinations(params)
     if request.caif and given.images is not None:
         raise ValueError("caif does not work with images: its classifier reads texts; use textguide.caption")
-    if request.guidance is None and not request.caif and request.awrs is None:
+    if request.population is not None and given.images is not None:
+        raise ValueError(
+            f"awrs_particles={request.particles} does not work with images, which was not tested; use textguide.caption"
+        )
+    if request.guidance is None and not request.caif and request.awrs is None and request.population is None:
         return None
+    if request.population is not None:
+        _check_population(params, request, limits)
     _check_size(params, request, limits, given)
     return dataclasses.replace(request, effect=bool(effect))
 
@@ -108,18 +115,22 @@ def _described(params: Any, extra: Mapping[str, Any], limits: Limits, given: Giv
     read, readings = branches_of(parts.branching, given, limits.tokenizer, ids, limits.adapters, sees)
     for one in read:
         _check_ids("a branch of guidance", one.ids, limits)
-    awrs: AWRS | None = None
+    drawn: dict[str, Any] = {}
     branching, weighs = parts.branching, False
     try:
         if isinstance(parts.constraint, FeynmanKac):
             branching, weighs = _weighed(params, parts.constraint, branching), True
+            if parts.constraint.particles > 1:
+                drawn = {"population": parts.constraint.constrained}
         caif = tuple(_engines(one, limits) for one in parts.reweighting)
         if isinstance(parts.constraint, AWRS):
-            awrs = _awrs(params, requested(parts.constraint), limits)
+            drawn = _awrs(params, {**requested(parts.constraint), CRITIC: extra.get(CRITIC)}, limits)
+        elif extra.get(CRITIC) is not None:
+            raise ValueError(f"{CRITIC}={_brief(extra[CRITIC])} weighs texts of awrs; name it in guidance")
     except ValueError as error:
         message = re.sub(r"awrs_(regex|json_schema|grammar|constraint)", "constraint", str(error))
         raise ValueError(f"{GUIDANCE}: {message.replace('awrs_', '')}") from None
-    return _request(branching, read, readings, given, caif=caif, awrs=awrs, weighs=weighs)
+    return _request(branching, read, readings, given, caif=caif, weighs=weighs, **drawn)
 
 
 def _request(guidance: Any, read: Sequence[Reading], readings: Any, given: Given, **more: Any) -> Request:
@@ -184,7 +195,7 @@ def _spelled(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given
         raise ValueError(_in_the_clients_words(str(error), ARGUMENTS)) from None
     negative = _negative(extra, limits)
     caif = _caif(extra, limits)
-    awrs = _awrs(params, extra, limits)
+    drawn = _awrs(params, extra, limits)
     weighing = () if caif is None else (caif,)
     adapter = given.adapter
     if extra.get(NEGATIVE_LORA) is not None:
@@ -195,7 +206,7 @@ def _spelled(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given
                 "would say the same; name another one, or give a negative_prompt"
             )
     if cfg.is_neutral:
-        return _request(None, (), (), given, caif=weighing, awrs=awrs)
+        return _request(None, (), (), given, caif=weighing, **drawn)
     kind, sees = kind_of(extra, given.images), NONE
     if negative is None:
         if adapter != given.adapter and extra.get(NEGATIVE_IMAGE) is None:  # one against another behind the same prompt
@@ -204,21 +215,24 @@ def _spelled(params: Any, extra: Mapping[str, Any], limits: Limits, given: Given
             negative, sees = given.images.unconditional(given.ids, kind)
         else:
             negative = given.ids[-1:]
-    return _request(cfg, [Reading(negative, adapter, sees)], ((1, SELF),), given, caif=weighing, awrs=awrs)
+    return _request(cfg, [Reading(negative, adapter, sees)], ((1, SELF),), given, caif=weighing, **drawn)
 
 
 def _check_size(params: Any, request: Request, limits: Limits, given: Given) -> None:
     """Refuse a group of requests that could never stand in the engine together."""
-    if not request.prompts:
+    if not request.prompts and request.particles == 1:
         return
     new, longest = getattr(params, "max_tokens", None), limits.longest
     lengths = [len(prompt) + (new or longest or 0) for prompt in (given.ids, *request.prompts)]
     if longest is not None:
         lengths = [min(length, longest) for length in lengths]
-    reason = too_large(lengths, limits.places, limits.budget, limits.blocks, limits.block_size)
+    reason = too_large(lengths * request.particles, limits.places, limits.budget, limits.blocks, limits.block_size)
     reason = reason or too_many((given.adapter, *request.adapters), limits.most_adapters)
     if reason is not None:
-        raise ValueError(f"guidance {getattr(request.guidance, 'name', '')!r} does not fit this engine: {reason}")
+        what = f"guidance {getattr(request.guidance, 'name', '')!r}"
+        if request.particles > 1:
+            what = f"awrs_particles={request.particles}" + (f" under {what}" if request.prompts else "")
+        raise ValueError(f"{what} does not fit this engine: {reason}")
 
 
 def _in_the_clients_words(message: str, arguments: Mapping[str, str]) -> str:
@@ -256,19 +270,44 @@ def _check_target(name: str, target: str | int, limits: Limits) -> None:
             raise ValueError(f"{name}={_brief(target)}: {error}") from None
 
 
-def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> AWRS | None:
+def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """The fields of a request that say how its tokens are drawn."""
     awrs = asked(extra, {} if limits.constraints is None else limits.constraints.named)
     if awrs is None:
-        return None
-    name = next(name for name in CONSTRAINT_ARGUMENTS if extra.get(name) is not None)
+        return {}
+    name = next(name for name in (*CONSTRAINT_ARGUMENTS, CRITIC) if extra.get(name) is not None)
+    together = awrs.particles > 1 or extra.get(CRITIC) is not None
     _check_fields(params, name, _CONSTRAINT_EXCLUDES)
     if limits.constraints is None:
         raise ValueError(f"{name}={_brief(extra[name])} needs the engine's tokenizer, and this engine has none")
     try:
         limits.constraints.start(awrs, _ends(params, limits.tokenizer))
+        limits.constraints.critic(extra.get(CRITIC))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return awrs
+        raise ValueError(str(error) if str(error).startswith("awrs_") else f"{name}: {error}") from None
+    return {"population": awrs, "critic": extra.get(CRITIC)} if together else {"awrs": awrs}
+
+
+def _check_population(params: Any, request: Request, limits: Limits) -> None:
+    """Refuse what texts that are resampled together cannot have."""
+    what = f"awrs_particles={request.particles}"
+    if request.particles > MOST_PARTICLES:
+        raise ValueError(f"awrs_particles={_brief(request.particles)} must be {MOST_PARTICLES} at most")
+    if getattr(params, "n", 1) not in (1, request.particles):
+        raise ValueError(
+            f"n={params.n} does not work with {what}: each particle is a choice; leave n out, or give that number"
+        )
+    if getattr(getattr(params, "output_kind", None), "name", "") == "DELTA":
+        raise ValueError(
+            f"stream=True does not work with {what}: a text may be dropped until all have ended; leave it out"
+        )
+    if request.guidance is not None and request.guidance.skip_threshold is not None:
+        raise ValueError(
+            f"guidance_skip_threshold={request.guidance.skip_threshold} does not work with {what}: steps rest by the "
+            "history of a text, and texts go on from others; leave it out"
+        )
+    if limits.lone is not None:
+        raise ValueError(f"{what} does not work with {limits.lone}; use several requests, or an engine without it")
 
 
 _CONSTRAINT_EXCLUDES: tuple[tuple[str, Any, str], ...] = (

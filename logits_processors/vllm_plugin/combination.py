@@ -21,6 +21,7 @@ from textguide.guidance.base import SELF
 from .channel import Messages
 from .constraints import ConstrainedRow
 from .groups import Standing
+from .particles import Seat, Turn
 from .requests import Draw, Request
 from .reweighting import ReweightedRow
 
@@ -79,6 +80,8 @@ class Seen:
         ids: token ids of the reported log-probabilities, the chosen one first; None where none are asked for.
         logprobs: their log-probabilities under the guided distribution.
         rank: rank of the chosen token, from 1.
+        turn: what became of the population in which the row is a particle; None for other rows, and where not all of it
+            was there.
     """
 
     kl: float = 0.0
@@ -92,6 +95,7 @@ class Seen:
     ids: list[int] | None = None
     logprobs: list[float] | None = None
     rank: int = 0
+    turn: Turn | None = None
 
 
 @dataclass
@@ -105,6 +109,8 @@ class Drawing:
         measures: whether anyone reads the KL (it costs a synchronisation on a device).
         reweighting: lets a classifier reweight the candidates.
         constraint: the one under which tokens are drawn.
+        seat: the particle that it is; None where a text is drawn by itself.
+        began: how many tokens of the text were written when the engine's request was made.
     """
 
     request: Request
@@ -113,6 +119,8 @@ class Drawing:
     measures: bool = False
     reweighting: ReweightedRow | None = None
     constraint: ConstrainedRow | None = None
+    seat: Seat | None = None
+    began: int = 0
     noise: Noise | None = field(default=None, repr=False)
     is_plain: bool = field(init=False)
 
@@ -121,6 +129,7 @@ class Drawing:
         self.is_plain = (
             self.reweighting is None
             and self.constraint is None
+            and self.seat is None
             and self.request.draw == Draw(seed=self.request.draw.seed)
         )
 
@@ -132,9 +141,14 @@ class Drawing:
     def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
         those of the main request alone."""
-        request = self.request
-        keeps = seen.guided and request.guidance is not None and not (request.guidance.renormalize or request.weighs)
+        scores, out = self.prepare(scores, cond, seen)
         draw = self.request.draw
+        if draw.temperature > 0:
+            seen.token = self._draw(self.warp(out), position, seen)
+        return self.settle(scores, cond, out, seen)
+
+    def prepare(self, scores: Tensor, cond: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Scores (V,) with the candidates reweighted, and (1, V) with penalties too."""
         if self.reweighting is not None:
             changed = self.reweighting(log_softmax(scores[None]), self.prompt, self.written())[0]
             scores = changed + cond.logsumexp(-1)
@@ -143,9 +157,14 @@ class Drawing:
                 plain = log_softmax(cond)
                 seen.kl = float(kl_divergence(changed, plain))
                 seen.changed = bool(changed.argmax() != plain.argmax())
-        out = self._penalise(scores[None])
-        if draw.temperature > 0:
-            seen.token = self._draw(self._warp(out, draw), position, seen)
+        return scores, self._penalise(scores[None])
+
+    def settle(self, scores: Tensor, cond: Tensor, out: Tensor, seen: Seen) -> Tensor:
+        """What the sampler is to see, (V,), from what :meth:`prepare` gave and the token that was drawn; and the
+        log-probabilities that are asked for."""
+        request, draw = self.request, self.request.draw
+        keeps = seen.guided and request.guidance is not None and not (request.guidance.renormalize or request.weighs)
+        if seen.token is not None:
             out = torch.full_like(out, -torch.inf)
             out[0, seen.token] = 0.0
         if draw.logprobs is not None:
@@ -168,8 +187,10 @@ class Drawing:
             scores = scores - draw.frequency_penalty * counts - draw.presence_penalty * (counts > 0)
         return scores
 
-    def _warp(self, scores: Tensor, draw: Draw) -> Tensor:
+    def warp(self, scores: Tensor) -> Tensor:
+        """Scores (1, V) whose softmax tokens are drawn from."""
         nothing: Any = None  # these warpers read no ids
+        draw = self.request.draw
         scores = scores / draw.temperature
         if draw.top_k:
             scores = TopKLogitsWarper(min(draw.top_k, scores.shape[-1]))(nothing, scores)
@@ -217,10 +238,14 @@ def guide(
     for n in rest:
         if not drawings[n].is_cfg:
             scores[n] = _combined(logits, groups[n], steps[n], models or {}, seen[n])
+    drawn = _draw_together(logits, groups, positions, scores, seen)
     for n, (row, branches, _) in enumerate(groups):
         if n in done:
             continue
-        if not drawings[n].is_plain:
+        if drawings[n].seat is not None:
+            scores.pop(n, None)
+            scores |= {n: drawn[n]} if n in drawn else {}
+        elif not drawings[n].is_plain:
             own = logits[row].float()
             scores[n] = drawings[n].choose(scores.get(n, own), own, positions[n], seen[n])
         if n in scores:
@@ -228,6 +253,44 @@ def guide(
         for branch in branches:
             logits[branch] = logits[row]
     return seen
+
+
+def _draw_together(
+    logits: Tensor, groups: Groups, positions: Sequence[int], scores: Mapping[int, Tensor], seen: Sequence[Seen]
+) -> dict[int, Tensor]:
+    """What the sampler is to see of particles, (V,) each: those of every population that is there as a whole."""
+    populations: dict[str, list[int]] = {}
+    for n, group in enumerate(groups):
+        seat: Seat | None = group.member.payload.seat
+        if seat is not None:
+            populations.setdefault(seat.name, []).append(n)
+    result: dict[int, Tensor] = {}
+    for members in populations.values():
+        first: Drawing = groups[members[0]].member.payload
+        assert first.seat is not None
+        at = positions[members[0]]
+        guides = bool(first.request.prompts) and first.request.acts(at)
+        if any(positions[n] != at or seen[n].broken or (guides and not seen[n].guided) for n in members):
+            continue
+        rows: dict[int, tuple[int, Drawing, Tensor, Tensor, Tensor]] = {}
+        for n in members:
+            drawing: Drawing = groups[n].member.payload
+            assert drawing.seat is not None
+            own = logits[groups[n].row].float()
+            rows[drawing.seat.number] = (n, drawing, own, *drawing.prepare(scores.get(n, own), own, seen[n]))
+        turn = first.seat.particles(first.request, logits.device).draw(
+            at,
+            {number: drawing.written() for number, (_, drawing, *_) in rows.items()},
+            {number: drawing.warp(out)[0] for number, (_, drawing, *_, out) in rows.items()},
+            {number: seen[n].log_weight or 0.0 for number, (n, *_) in rows.items()},
+        )
+        if turn is None:
+            continue
+        for number, (n, drawing, own, weighed, out) in rows.items():
+            seen[n].turn, seen[n].token = turn, turn.tokens[number]
+            if seen[n].token is not None:
+                result[n] = drawing.settle(weighed, own, out, seen[n])
+    return result
 
 
 def _combined(logits: Tensor, group: Standing, step: Step, models: Mapping[str, Tensor], seen: Seen) -> Tensor:
@@ -315,12 +378,21 @@ def _guide_by_scale(
 
 def messages(groups: Groups, positions: Sequence[int], seen: Sequence[Seen]) -> Messages:
     """What the scheduler, or a client, wants to know of this step."""
-    return {
-        group.member.group: {at: vars(one)}
-        for group, at, one in zip(groups, positions, seen, strict=True)
-        if one.ids is not None
-        or one.drawn is not None
-        or one.log_weight is not None
-        or one.broken
-        or ((one.guided or one.reweighted) and group.member.payload.measures)
-    }
+    found: Messages = {}
+    for group, at, one in zip(groups, positions, seen, strict=True):
+        seat: Seat | None = group.member.payload.seat
+        if seat is not None:
+            if one.turn is not None or one.broken:
+                empty: dict[str, Any] = {"turn": one.turn and vars(one.turn), "broken": False, "rows": {}}
+                whole = found.setdefault(seat.name, {}).setdefault(at, empty)
+                whole["broken"] |= one.broken
+                whole["rows"][seat.number] = {**vars(one), "turn": None}
+        elif (
+            one.ids is not None
+            or one.drawn is not None
+            or one.log_weight is not None
+            or one.broken
+            or ((one.guided or one.reweighted) and group.member.payload.measures)
+        ):
+            found[group.member.group] = {at: vars(one)}
+    return found

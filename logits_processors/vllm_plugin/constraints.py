@@ -21,8 +21,13 @@ from textguide.constraints import After, Constraint, Grammar, JSONSchema, Regex,
 from textguide.constraints.after import REGEX
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
+from textguide.smc.starting import Anything
+from textguide.support.importing import named_object
 
 logger = logging.getLogger(__name__)
+
+Critic = Callable[[str], float]
+"""From a text to a log potential."""
 
 ENGINE = "xgrammar"
 """What checks patterns, schemas and grammars: it comes with vLLM, which pins an llguidance that is too old for us."""
@@ -32,8 +37,16 @@ whoever starts the engine names them, and requests do not bring them."""
 
 CONSTRAINT_ARGUMENTS = ("awrs_regex", "awrs_json_schema", "awrs_grammar", "awrs_constraint")
 AWRS_ARGUMENTS = {
-    "awrs_max_rejects": "max_rejects", "awrs_estimator": "estimator", "awrs_accepts": "accepts", "awrs_after": "after",
-}  # fmt: skip
+    "awrs_particles": "particles",
+    "awrs_ess_threshold": "ess_threshold",
+    "awrs_resampling": "resampling",
+    "awrs_max_rejects": "max_rejects",
+    "awrs_estimator": "estimator",
+    "awrs_accepts": "accepts",
+    "awrs_after": "after",
+}
+CRITIC = "awrs_critic"
+"""The argument with the name of a critic; it may stand beside a guidance that is given as JSON."""
 _TRAVELLERS: dict[Any, tuple[str, str]] = {
     Regex: ("awrs_regex", "pattern"),
     JSONSchema: ("awrs_json_schema", "schema"),
@@ -72,6 +85,8 @@ def asked(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
     given = [name for name in CONSTRAINT_ARGUMENTS if extra.get(name) is not None]
     options = {field: extra[name] for name, field in AWRS_ARGUMENTS.items() if extra.get(name) is not None}
     if not given:
+        if extra.get(CRITIC) is not None:  # which weighs any text
+            return _checked("awrs", None, options)
         if options:
             first = next(name for name in AWRS_ARGUMENTS if extra.get(name) is not None)
             raise ValueError(
@@ -85,8 +100,16 @@ def asked(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
         raise ValueError(f"{name}={_short(repr(value))} must be a text")
     try:
         description = _description(name, value, named)
-        return AWRS(description, **options)
     except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith("awrs_") else f"{name}: {message}") from None
+    return _checked(name, description, options)
+
+
+def _checked(name: str, description: dict[str, Any] | None, options: Mapping[str, Any]) -> AWRS:
+    try:
+        return AWRS(description, **options)
+    except (ValueError, TypeError) as error:
         message = str(error)
         for argument, field in AWRS_ARGUMENTS.items():
             message = message.replace(f"{field}=", f"{argument}=")
@@ -114,8 +137,26 @@ def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, A
     return {NAMED: value}
 
 
-def constraint_for(description: Mapping[str, Any], named: Mapping[str, str]) -> Constraint:
-    """The constraint that :func:`asked` described."""
+@lru_cache(maxsize=64)
+def engines_critic(name: str, path: str) -> Critic:
+    """A critic that the engine was started with, found once a process.
+
+    Raises:
+        ValueError: there is none at its place; the message names it.
+    """
+    kind, _, place = path.partition(":")
+    if kind != "python":
+        raise ValueError(f"critic {name}={path!r} must be python:MODULE:NAME")
+    critic = named_object(place, f"critic {name}")
+    if not callable(critic):
+        raise ValueError(f"critic {name}={path!r} must be a function from a text to a log potential")
+    return critic
+
+
+def constraint_for(description: Mapping[str, Any] | None, named: Mapping[str, str]) -> Constraint:
+    """The constraint that :func:`asked` described; every text where it is None."""
+    if description is None:
+        return Anything()
     if NAMED in description:
         name = description[NAMED]
         return engines_constraint(name, named[name])
@@ -132,10 +173,12 @@ def requested(guidance: AWRS) -> dict[str, Any]:
     Raises:
         ValueError: it asks for what no request can; the message says what.
     """
-    _check_single(guidance)
+    _check_drawn(guidance)
     given = {name: getattr(guidance, field) for name, field in AWRS_ARGUMENTS.items()}
     values = {name: value for name, value in given.items() if value is not None}
     constraint = guidance.constraint
+    if constraint is None:  # a critic weighs every text
+        return values
     if isinstance(constraint, Mapping):
         fields = dict(constraint)
         if set(fields) == {NAMED}:
@@ -158,11 +201,11 @@ def requested(guidance: AWRS) -> dict[str, Any]:
     )
 
 
-def _check_single(guidance: AWRS) -> None:
-    if guidance.method != "awrs" or guidance.particles > 1 or guidance.critic is not None:
+def _check_drawn(guidance: AWRS) -> None:
+    if guidance.method != "awrs":
         raise ValueError(
-            f"guidance={guidance!r}: requests are single particles that draw; give AWRS(constraint) with particles=1, "
-            "without critic and method"
+            f"guidance={guidance!r}: requests draw their tokens; give AWRS(constraint) with method='awrs', or "
+            "structured_outputs, which are vLLM's own masks"
         )
 
 
@@ -170,16 +213,18 @@ def travelling(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
     """``guidance`` as the JSON that a request carries.
 
     Args:
-        guidance: one particle that draws.
+        guidance: what is asked for; its critic travels by itself, as :func:`critic_name`.
         named: as from :func:`~.extras.constraints_of`.
 
     Raises:
         ValueError: it asks for what no request can; the message says what.
     """
-    _check_single(guidance)
+    _check_drawn(guidance)
     if callable(guidance.after):
         raise ValueError(f"after={guidance.after!r} is a function, and does not travel with a request; give a text")
     options = {field: getattr(guidance, field) for field in AWRS_ARGUMENTS.values()}
+    if guidance.constraint is None:
+        return {"method": guidance.name, **options}
     constraint = resolve(guidance.constraint, engine=ENGINE)
     for name, text in named.items():
         if engines_constraint(name, text) == constraint:
@@ -197,6 +242,26 @@ def travelling(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
     )
 
 
+def critic_name(guidance: AWRS, critics: Mapping[str, str]) -> str | None:
+    """The name under which the engine has the critic of ``guidance``; None where there is no critic.
+
+    Args:
+        critics: as from :func:`~.extras.critics_of`.
+
+    Raises:
+        ValueError: the engine has not; the message says what it has.
+    """
+    if guidance.critic is None:
+        return None
+    for name, path in critics.items():
+        if engines_critic(name, path) is guidance.critic:
+            return name
+    raise ValueError(
+        f"critic={guidance.critic!r} does not travel with a request; name it when the engine starts: "
+        "textguide.vllm_engine(model, critics={'NAME': 'python:MODULE:NAME'})"
+    )
+
+
 class EngineConstraints:
     """Makes the constraints of one engine's requests.
 
@@ -204,16 +269,38 @@ class EngineConstraints:
         named: as from :func:`~.extras.constraints_of`.
         tokenizer: gives that of the language model.
         size: its number of tokens.
+        critics: as from :func:`~.extras.critics_of`.
     """
 
-    def __init__(self, named: Mapping[str, str], tokenizer: Callable[[], Any], size: int) -> None:
-        self.named = dict(named)
+    def __init__(
+        self,
+        named: Mapping[str, str],
+        tokenizer: Callable[[], Any],
+        size: int,
+        critics: Mapping[str, str] | None = None,
+    ) -> None:
+        self.named, self.critics = dict(named), dict(critics or {})
         self._tokenizer, self._size = tokenizer, size
 
+    def critic(self, name: str | None) -> Critic | None:
+        """The critic called ``name``.
+
+        Raises:
+            ValueError: the engine has none of that name.
+        """
+        if name is None:
+            return None
+        if name not in self.critics:
+            known = f"those are {', '.join(sorted(self.critics))}" if self.critics else "it was started with none"
+            raise ValueError(f"{CRITIC}={_short(repr(name))} is no critic of this engine; {known}")
+        return engines_critic(name, self.critics[name])
+
     def load(self) -> None:
-        """Load the engine's constraints, so that one that cannot be loaded is refused at start."""
+        """Load the engine's constraints and critics, so that one that cannot be loaded is refused at start."""
         for name, text in self.named.items():
             engines_constraint(name, text)
+        for name, path in self.critics.items():
+            engines_critic(name, path)
 
     def start(self, guidance: AWRS, ends: Iterable[int]) -> tuple[Session, Vocabulary]:
         """A session in front of the first token, compiled where it has not been.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from textguide.engine import branch_inputs
-from textguide.guidance import BranchGuidance, FeynmanKac, Guidance, as_guidance, split
+from textguide.guidance import BranchGuidance, Guidance, as_guidance, split
 from textguide.guidance.base import SELF
 from textguide.guidance.composed import Parts
 from textguide.guidance.places import check_place
@@ -99,8 +99,7 @@ def check(guidance: Guidance | None, models: Collection[str] = ()) -> None:
         ValueError: the message names the method, the reason and the place that can.
     """
     for part in () if guidance is None else getattr(guidance, "parts", (guidance,)):
-        weighs_alone = isinstance(part, FeynmanKac) and part.particles == 1  # and nothing moves
-        if part.is_neutral or weighs_alone:
+        if part.is_neutral:
             continue
         check_place(part, "vllm")
         for branch in getattr(part, "branches", ()):

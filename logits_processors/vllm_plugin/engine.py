@@ -21,13 +21,14 @@ from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, as_guidance, sp
 from textguide.guidance.composed import Parts
 from textguide.models import bundled, small
 from textguide.models.loading import locate
+from textguide.smc.particles import effective_sample_size, log_evidence
 from textguide.support.errors import MissingExtraError
 
 from .adapters import adapters_of, find, with_adapters
 from .arguments import EFFECT
-from .constraints import engines_constraint, travelling
+from .constraints import CRITIC, critic_name, engines_constraint, engines_critic, travelling
 from .described import BRANCH_IDS, GUIDANCE, check
-from .extras import OURS, constraints_of, ours_of
+from .extras import OURS, constraints_of, critics_of, ours_of
 from .further_models import TWIN, check_models, engine_options, models_of
 from .refusals import check_options
 from .reports import reports_of
@@ -54,6 +55,7 @@ def vllm_engine(
     *,
     classifier: str | None = None,
     constraints: Mapping[str, str] | None = None,
+    critics: Mapping[str, str] | None = None,
     models: Mapping[str, str] | None = None,
     adapters: Mapping[str, str] | None = None,
     **options: Any,
@@ -65,6 +67,7 @@ def vllm_engine(
         classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
             line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
+        critics: likewise the functions from a text to a log potential that weigh the texts of such requests.
         models: for methods that ask another model, such as :class:`textguide.ContrastiveDecoding`: further models by
             name, each as ``model``. They share the served model's tokens, and read every token of every request.
         adapters: folders of LoRA adapters by name, which such methods may ask as well; ``base`` is the model without
@@ -86,7 +89,7 @@ def vllm_engine(
     from vllm.lora.request import LoRARequest
 
     found = resolve(model)
-    options = switched_on(options, classifier, constraints)
+    options = switched_on(options, classifier, constraints, critics)
     if adapters:
         options = with_adapters(options, adapters)
         extras = options.get("additional_config") or {}
@@ -116,7 +119,10 @@ def resolve(model: str) -> str:
 
 
 def switched_on(
-    options: dict[str, Any], classifier: str | None = None, constraints: Mapping[str, str] | None = None
+    options: dict[str, Any],
+    classifier: str | None = None,
+    constraints: Mapping[str, str] | None = None,
+    critics: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Options of an engine with guidance switched on.
 
@@ -124,10 +130,11 @@ def switched_on(
         options: those that were given.
         classifier: the name of the engine's classifier.
         constraints: the engine's constraints, by name.
+        critics: the engine's critics, by name.
 
     Raises:
-        ValueError: one of them is set to something else, nothing is called ``classifier``, or a constraint cannot be
-            used.
+        ValueError: one of them is set to something else, nothing is called ``classifier``, or a constraint or critic
+            cannot be used.
     """
     options = dict(options)
     ours: dict[str, Any] = {}
@@ -138,6 +145,10 @@ def switched_on(
         for name, text in constraints.items():
             engines_constraint(name, text)
         ours["constraints"] = dict(constraints)
+    if critics:
+        for name, path in critics.items():
+            engines_critic(name, path)
+        ours["critics"] = dict(critics)
     if ours:
         options["additional_config"] = {**(options.get("additional_config") or {}), OURS: ours}
     check_options(options)
@@ -238,11 +249,15 @@ def generate(
     served = {} if asked is None else {"lora_request": find("adapter", asked, adapters).request(llm.lora_request)}
     _check_classifier(config, parts.reweighting)
     constraint: dict[str, Any] | None = None
+    critic: dict[str, Any] = {}
     if isinstance(parts.constraint, FeynmanKac):
         constraint = parts.constraint.to_dict()
     elif parts.constraint is not None:
         assert isinstance(parts.constraint, AWRS)
         constraint = travelling(parts.constraint, constraints_of(config))
+        named_critic = critic_name(parts.constraint, critics_of(config))
+        critic = {} if named_critic is None else {CRITIC: named_critic}
+    particles = getattr(parts.constraint, "particles", 1)
     tokenizer = tokenizer or llm.get_tokenizer()
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
     ids = [branch_inputs.encode(prompt, tokenizer, f"prompts[{n}]") for n, prompt in enumerate(canonical)]
@@ -253,6 +268,8 @@ def generate(
         do_sample = True
     include_stop = options.pop("include_stop", True)
     common = _sampling(options, do_sample, stop, max_new_tokens)
+    if particles > 1:
+        common.setdefault("n", particles)
     ending = Ending(stop=tuple(common["stop"]), limit=max_new_tokens, include_stop=include_stop)
     copies = int(common.get("n", 1))
     if seed is None or isinstance(seed, int):
@@ -266,7 +283,7 @@ def generate(
         extra = arguments_of(parts, [rows[row] for rows in branches], constraint, ours_of(config).get("classifier"))
         one = seeds[row]
         own = None if one is None else one % LARGEST_SEED
-        params.append(llm.sampling_params(**common, seed=own, extra_args=extra))
+        params.append(llm.sampling_params(**common, seed=own, extra_args={**(extra or {}), **critic} or None))
     try:
         outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False, **served)
     except Exception as error:
@@ -274,7 +291,9 @@ def generate(
             raise ValueError(str(error)) from None
         raise
     guided = parts.branching is not None or bool(parts.reweighting)
-    result = _result(outputs, tokenizer, len(branches) if guided else None, constraint is not None, ending)
+    weighed = _weights(outputs, particles) if constraint is not None else {}
+    together = particles > 1 or bool(critic)
+    result = _result(outputs, tokenizer, len(branches) if guided else None, weighed, together, ending)
     warn_if_none(result.effect, guidance)
     return result
 
@@ -309,9 +328,20 @@ def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longes
 
 
 def _result(
-    outputs: Sequence[Any], tokenizer: Any, branches: int | None, constrained: bool, ending: Ending
+    outputs: Sequence[Any],
+    tokenizer: Any,
+    branches: int | None,
+    weighed: dict[str, Any],
+    together: bool,
+    ending: Ending,
 ) -> GenerateResult:
-    """The result of answers; ``branches`` are those of the guidance, None without one."""
+    """The result of answers.
+
+    Args:
+        branches: of the guidance; None without one.
+        weighed: the fields about weights.
+        together: whether the texts were written together.
+    """
     rows = [(output, one) for output in outputs for one in output.outputs]
     tokens = [list(one.token_ids) for _, one in rows]
     longest = max(len(row) for row in tokens)
@@ -325,11 +355,17 @@ def _result(
             log_probs[n, k] = one.logprobs[k][token].logprob
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     ended = [one.finish_reason == "stop" and getattr(one, "stop_reason", None) is None for _, one in rows]
+    # A particle that was given up stays as it was; a text by itself ends with an end token then.
+    deaths = weighed["deaths"] if together else [None] * len(rows)
     return GenerateResult(
         texts=[ending.shown(text) for text in texts],
         finish_reasons=[
-            "error" if one.finish_reason == "error" else "eos" if is_end else ending.reason(*row)
-            for (_, one), is_end, row in zip(rows, ended, zip(tokens, texts, strict=True), strict=True)
+            "error"
+            if one.finish_reason == "error"
+            else "eos"
+            if is_end and death is None
+            else ending.reason(*row, death)
+            for (_, one), is_end, death, row in zip(rows, ended, deaths, zip(tokens, texts, strict=True), strict=True)
         ],
         sequences=torch.cat([prompts, written.view(len(rows), longest)], dim=1),
         new_tokens=tokens,
@@ -337,28 +373,38 @@ def _result(
         log_probs=log_probs,
         effect=Effect()
         if branches is None
-        else join([_effect(one, branches) for output in outputs for one in _reports(output)]),
-        **(_weights([one for output in outputs for one in _reports(output)]) if constrained else {}),
+        else join([_effect(one, branches) for output in outputs for one in _runs(output)]),
+        **weighed,
     )
 
 
-def _weights(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of a result that are about a constraint."""
+def _weights(outputs: Sequence[Any], particles: int) -> dict[str, Any]:
+    """The fields of a result that are about weights."""
+    reports = [one for output in outputs for one in _reports(output)]
     weights = [-math.inf if one.get("log_weight") is None else one["log_weight"] for one in reports]
     log_weights = torch.tensor(weights, dtype=torch.float64)
+    populations = log_weights.view(-1, particles)
+    deaths = [one.get("death") for one in reports]
     return {
         "log_weights": log_weights,
-        "log_evidence": log_weights.clone(),
-        "ess": (log_weights > -math.inf).double(),
-        "finished": log_weights > -math.inf,
-        "deaths": [one.get("death") for one in reports],
-        "constraint_calls": sum(one.get("constraint_calls", 0) for one in reports),
+        "log_evidence": log_evidence(populations),
+        "ess": effective_sample_size(populations),
+        "finished": torch.tensor([death is None for death in deaths]) & (log_weights > -math.inf),
+        "deaths": deaths,
+        "constraint_calls": sum(one.get("constraint_calls", 0) for output in outputs for one in _runs(output)),
+        "particles": particles,
     }
 
 
 def _reports(output: Any) -> list[Mapping[str, Any]]:
     """The report of each answer."""
     return [report or {} for report in reports_of(output.kv_transfer_params)] or [{} for _ in output.outputs]
+
+
+def _runs(output: Any) -> list[Mapping[str, Any]]:
+    """Likewise, but one for all texts that were written together, each of which has the numbers of all."""
+    reports = _reports(output)
+    return reports[:1] if reports and "log_weights" in reports[0] else reports
 
 
 def _effect(report: Mapping[str, Any], branches: int) -> Effect:

@@ -19,3 +19,8 @@ def ours_of(config: Any) -> Mapping[str, Any]:
 def constraints_of(config: Any) -> dict[str, str]:
     """The constraints that an engine was started with: what is written for each, by its name."""
     return dict(ours_of(config).get("constraints") or {})
+
+
+def critics_of(config: Any) -> dict[str, str]:
+    """The critics that an engine was started with: where each is found, by its name."""
+    return dict(ours_of(config).get("critics") or {})

@@ -64,10 +64,13 @@ class Grouped(Scheduler):
         longest = max(map(len, asked.prompts), default=0)
         request.max_tokens = max(1, min(request.max_tokens, self.max_model_len - longest))
         limit = min(request.max_tokens, self.max_model_len - request.num_prompt_tokens)
-        state = Report(dataclasses.replace(asked, limit=limit), stops=bool(params.stop))
-        request.sampling_params = state.parameters(params, request.request_id, MAIN)
+        self._take_in(request, Report(dataclasses.replace(asked, limit=limit), stops=bool(params.stop)))
+
+    def _take_in(self, request: Request, state: Report) -> None:
+        """A guided request that can be served."""
+        request.sampling_params = state.parameters(request.sampling_params, request.request_id, MAIN)
         group = self.groups.add(request.request_id, state)
-        super().add_request(request)
+        Scheduler.add_request(self, request)
         if state.wants_branches(0):
             self._spawn(group, request)
 
@@ -77,7 +80,7 @@ class Grouped(Scheduler):
 
     def _too_large(self, request: Request, asked: requests.Request) -> bool:
         prompts = (request.num_prompt_tokens, *map(len, asked.prompts))
-        lengths = [min(self.max_model_len, prompt + request.max_tokens) for prompt in prompts]
+        lengths = [min(self.max_model_len, prompt + request.max_tokens) for prompt in prompts] * asked.particles
         pool = self.kv_cache_manager.block_pool
         blocks = pool.num_gpu_blocks - 1 - self.kv_cache_manager.watermark_blocks
         limits = (self.max_num_active_reqs, self.max_num_scheduled_tokens, blocks, self.block_size)
@@ -99,29 +102,52 @@ class Grouped(Scheduler):
         """Give a group its branch requests: their prompts are those of the branches and what was written so far."""
         state: Report = group.state
         asked: requests.Request = state.request
-        names, adapters, sees = self.groups.spawn(group, len(asked.prompts)), asked.adapters, asked.sees
-        config = self.vllm_config.model_config.hf_config
+        names = self.groups.spawn(group, len(asked.prompts))
         branches = [
-            Request(
-                request_id=name,
-                prompt_token_ids=[*prompt, *main.output_token_ids],
-                sampling_params=state.parameters(main.sampling_params, group.main, place),
-                pooling_params=None,
-                client_index=main.client_index,
-                arrival_time=main.arrival_time,
-                lora_request=adapters[place - 1].request(LoRARequest) if adapters else main.lora_request,
-                cache_salt=main.cache_salt,
-                priority=main.priority,
-                block_hasher=main._block_hasher,
-                mm_features=images.shown(main.mm_features, sees[place - 1], config) if sees else None,
+            self._derived(
+                main,
+                asked,
+                name,
+                prompt,
+                main.output_token_ids,
+                state.parameters(main.sampling_params, group.main, n),
+                n,
             )
-            for place, (name, prompt) in enumerate(zip(names, asked.prompts, strict=True), start=1)
+            for n, (name, prompt) in enumerate(zip(names, asked.prompts, strict=True), start=1)
         ]
         for branch in branches:
-            branch.max_tokens = self.max_model_len
             Scheduler.add_request(self, branch)
         if main.status == RequestStatus.RUNNING:  # resumed in the middle: in front of those that wait
             self._to_front(branches)
+
+    def _derived(
+        self,
+        main: Request,
+        asked: requests.Request,
+        name: str,
+        prompt: Iterable[int],
+        text: Iterable[int],
+        params: Any,
+        place: int = MAIN,
+    ) -> Request:
+        """A request that goes on from ``text`` behind ``prompt``: at ``place`` beside a client's request, or for it."""
+        adapters, sees = ((), None) if place == MAIN else (asked.adapters, asked.sees)
+        config = self.vllm_config.model_config.hf_config
+        request = Request(
+            request_id=name,
+            prompt_token_ids=[*prompt, *text],
+            sampling_params=params,
+            pooling_params=None,
+            client_index=main.client_index,
+            arrival_time=main.arrival_time,
+            lora_request=adapters[place - 1].request(LoRARequest) if adapters else main.lora_request,
+            cache_salt=main.cache_salt,
+            priority=main.priority,
+            block_hasher=main._block_hasher,
+            mm_features=images.shown(main.mm_features, sees[place - 1], config) if sees else None,
+        )
+        request.max_tokens = self.max_model_len
+        return request
 
     def _dismiss(self, group: Group) -> None:
         """Take a group's branch requests away."""

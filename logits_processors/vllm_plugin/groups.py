@@ -170,6 +170,17 @@ class Groups:
         self.by_branch.update(dict.fromkeys(names, group))
         return names
 
+    def enlist(self, group: Group, names: tuple[str, ...]) -> None:
+        """``group`` has these branch requests too."""
+        group.branches += names
+        self.by_branch.update(dict.fromkeys(names, group))
+
+    def strike(self, group: Group, names: tuple[str, ...]) -> None:
+        """``group`` has these branch requests no longer."""
+        group.branches = tuple(branch for branch in group.branches if branch not in names)
+        for name in names:
+            del self.by_branch[name]
+
     def dismiss(self, group: Group) -> tuple[str, ...]:
         """``group`` has no branch requests any more; the ids of those that it had."""
         branches, group.branches = group.branches, ()

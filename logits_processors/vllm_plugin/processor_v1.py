@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 from .channel import Outbox
 from .combination import Drawing, guide, messages
 from .constraints import EngineConstraints
-from .extras import OURS, constraints_of
+from .extras import OURS, constraints_of, critics_of
 from .further_models import logits_of
 from .groups import MAIN, Member, Rows
+from .particles import KEPT, Populations, Seat
 from .requests import Request
 from .reweighting import Reweighting, classifier_of
 
@@ -70,10 +71,12 @@ class Aids:
     Args:
         reweighting: of an engine that was started with a classifier; None without one.
         constraints: makes those of requests; None where the engine has no tokenizer.
+        populations: of requests whose texts are resampled together.
     """
 
     reweighting: Reweighting | None = None
     constraints: EngineConstraints | None = None
+    populations: Populations = field(default_factory=lambda: Populations(None, KEPT))
 
     @classmethod
     def of(cls, config: Any) -> Aids:
@@ -90,9 +93,10 @@ class Aids:
         size = model.get_vocab_size()
         classifier = classifier_of(config)
         reweighting = None if classifier is None else Reweighting(classifier, tokenizer, size)
-        constraints = EngineConstraints(constraints_of(config), tokenizer, size)
+        constraints = EngineConstraints(constraints_of(config), tokenizer, size, critics_of(config))
         constraints.load()
-        return cls(reweighting, constraints)
+        places = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", KEPT)
+        return cls(reweighting, constraints, Populations(constraints, max(KEPT, places)))
 
 
 def member_of(
@@ -111,6 +115,9 @@ def member_of(
         return None
     if ours["place"] != MAIN:
         return Member(ours["group"], ours["place"], None)
+    began = ours.get("began", 0)
+    if began:  # the request was made when its text had begun, which is the end of its prompt
+        prompt, written = _parted(prompt, written, began)
     reweighting, constraints = aids.reweighting, aids.constraints
     request = Request.from_dict(ours["request"], None if reweighting is None else reweighting.classifier)
     reweighted = constrained = None
@@ -119,5 +126,15 @@ def member_of(
     if request.awrs is not None:
         assert constraints is not None, "requests with a constraint are refused where there is no tokenizer"
         constrained = constraints.row(request.awrs, ours["ends"], request.limit)
-    payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained)
+    seat = None
+    if request.population is not None:
+        name, number = ours["seat"]
+        seat = Seat(name, number, tuple(ours["ends"]), aids.populations)
+    payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained, seat, began)
     return Member(ours["group"], MAIN, payload)
+
+
+def _parted(
+    prompt: Callable[[], list[int]], written: Callable[[], list[int]], began: int
+) -> tuple[Callable[[], list[int]], Callable[[], list[int]]]:
+    return lambda: prompt()[:-began], lambda: prompt()[-began:] + written()

@@ -50,7 +50,9 @@ class SecondRunnerProcessor:
         if groups:
             # The token that is drawn now stands behind `seq_lens` tokens.
             lengths = ctx.seq_lens_upper_bound_np
-            positions = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in groups]
+            began = [group.member.payload.began for group in groups]
+            written = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in groups]
+            positions = [before + count for before, count in zip(began, written, strict=True)]
             self.outbox.put(messages(groups, positions, guide(logits, groups, positions)))
         return logits
 

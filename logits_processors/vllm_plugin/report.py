@@ -81,7 +81,8 @@ class Report:
 
     def awaits(self, position: int) -> bool:
         """Whether the worker has something to say of the token at ``position``, without which it must not be used."""
-        asked = self.request.draw.logprobs is not None or self.request.awrs is not None
+        request = self.request
+        asked = request.draw.logprobs is not None or request.awrs is not None or request.population is not None
         return asked or (self.measures and self.guides(position))
 
     def wants_branches(self, position: int) -> bool:
@@ -150,7 +151,7 @@ class Report:
                 "max_kl": self.kl_max,
                 "top_changed": self.changed / self.guided,
             }
-        if self.request.weighs:
+        if self.request.weighs and self.request.population is None:
             values["log_weight"] = self.log_weight
         if self.request.awrs is not None:
             values |= {
@@ -160,8 +161,18 @@ class Report:
             }
         return {name: _finite(value) for name, value in values.items()}
 
-    def parameters(self, params: Any, group: str, place: int) -> Any:
-        """Sampling parameters for the engine: greedy, since the processor draws; the group is named in them."""
+    def parameters(
+        self, params: Any, group: str, place: int, seat: tuple[str, int] | None = None, began: int = 0
+    ) -> Any:
+        """Sampling parameters for the engine: greedy, since the processor draws; the group is named in them.
+
+        Args:
+            params: the user's.
+            group: the name.
+            place: in the group.
+            seat: of a particle: its population and its number.
+            began: tokens at the end of the request's prompt that are its text.
+        """
         params = copy.copy(params)
         params.temperature, params.top_p, params.top_k, params.min_p, params.seed = 0.0, 1.0, 0, 0.0, None
         params.repetition_penalty, params.presence_penalty, params.frequency_penalty = 1.0, 0.0, 0.0
@@ -169,10 +180,10 @@ class Report:
         getattr(params, "__dict__", {}).pop("sampling_type", None)
         ours: dict[str, Any] = {"group": group, "place": place}
         if place == MAIN:
-            ours |= {"measures": self.measures, "request": self.request.to_dict()}
+            ours |= {"measures": self.measures, "request": self.request.to_dict(), "seat": seat, "began": began}
             ours["ends"] = sorted({params.eos_token_id, *(params.stop_token_ids or ())} - {None})
         params.extra_args = {**(params.extra_args or {}), OURS: ours}
-        if place != MAIN:
+        if place != MAIN or seat is not None:  # what ends a particle is seen where it is drawn
             params.structured_outputs, params.logprobs, params.repetition_detection = None, None, None
             params.min_tokens = 0
             params.stop_token_ids, params._eos_token_id, params._all_stop_token_ids = None, None, set()

@@ -77,6 +77,9 @@ class Request:
         adapters: the adapter that each branch request runs with; empty: that of the main request for all.
         sees: which images each branch request sees (:mod:`~.images`); None where the request has none.
         weighs: whether each text is weighed by what normalising the guidance divides by.
+        population: how texts are drawn and resampled together, their constraint as in ``awrs``, which is then None;
+            None where each is written by itself.
+        critic: the name of the engine's critic that weighs the texts of the population; None: none.
     """
 
     guidance: BranchGuidance | None = None
@@ -91,6 +94,13 @@ class Request:
     weighs: bool = False
     adapters: tuple[Adapter, ...] = ()
     sees: tuple[str, ...] | None = None
+    population: AWRS | None = None
+    critic: str | None = None
+
+    @property
+    def particles(self) -> int:
+        """Texts that are written together."""
+        return 1 if self.population is None else self.population.particles
 
     def acts(self, position: int) -> bool:
         """Whether the branches count for the token at ``position``."""
@@ -111,6 +121,8 @@ class Request:
             "weighs": self.weighs,
             "adapters": [one.to_dict() for one in self.adapters],
             "sees": None if self.sees is None else list(self.sees),
+            "population": self.population and _fields(self.population),
+            "critic": self.critic,
         }
 
     @classmethod
@@ -130,6 +142,8 @@ class Request:
             values["weighs"],
             tuple(Adapter(**one) for one in values["adapters"]),
             None if values["sees"] is None else tuple(values["sees"]),
+            values["population"] and AWRS(**values["population"]),
+            values["critic"],
         )
 
 
@@ -151,6 +165,7 @@ class Limits:
         budget: ``max_num_batched_tokens``.
         blocks: of the cache.
         block_size: tokens of a block.
+        lone: a clause that says why texts cannot be resampled together here; None where they can.
     """
 
     tokenizer: Any = None
@@ -166,6 +181,7 @@ class Limits:
     budget: int | None = None
     blocks: int | None = None
     block_size: int = 16
+    lone: str | None = None
 
 
 def _fields(value: Any, *but: str) -> dict[str, Any]:

@@ -7,21 +7,20 @@ after it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import RequestStatus
 
-from .admitted import Admitted
 from .channel import messages_of
 from .extras import OURS
 from .groups import Group
+from .populated import Populated
+from .populations import Population
 from .report import Report, with_guided
 
 
-class GuidedScheduler(Admitted):
+class GuidedScheduler(Populated):
     """vLLM's scheduler with branch requests beside every guided request.
 
     Plain requests are scheduled as vLLM schedules them. A group of n requests holds n of the engine's ``max_num_seqs``
@@ -40,7 +39,11 @@ class GuidedScheduler(Admitted):
             return super().update_from_output(scheduler_output, model_runner_output)
         seen = messages_of(model_runner_output)
         for group in self.groups:
-            self._reconcile(group, scheduler_output, model_runner_output, seen.get(group.main, {}))
+            told = seen.get(group.main, {})
+            if isinstance(group, Population):
+                self._reconcile_population(group, scheduler_output, model_runner_output, told)
+            else:
+                self._reconcile(group, scheduler_output, model_runner_output, told)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for batch in outputs.values():
             batch.outputs = [one for one in batch.outputs if not self.groups.is_branch(one.request_id)]
@@ -51,7 +54,10 @@ class GuidedScheduler(Admitted):
                 if ours is not None and may_end and one.kv_transfer_params is None:
                     one.kv_transfer_params = {OURS: ours.state.summary()}
         for group in self.groups:
-            self._follow(group)
+            if isinstance(group, Population):
+                self._follow_population(group, outputs)
+            else:
+                self._follow(group)
         return outputs
 
     def _reconcile(self, group: Group, scheduled: Any, output: Any, messages: dict[int, dict[str, Any]]) -> None:
@@ -88,22 +94,6 @@ class GuidedScheduler(Admitted):
         state.observe(position, state.guides(position), seen)
         if seen is not None and seen["ids"] is not None and output.logprobs is not None:
             output.logprobs = with_guided(output.logprobs, output.req_id_to_index[group.main], seen)
-
-    def _take_back(self, wrote: list[Request], counts: Mapping[str, int]) -> None:
-        """Let requests be as they were in front of the token that they wrote in a step that has come back.
-
-        Where steps in flight build on that token, the requests are preempted, and what those steps write is dropped.
-        vLLM's second runner keeps written tokens by itself, and forgets them with a preemption alone.
-        """
-        if self.use_v2_model_runner or any(one.num_in_flight_tokens > counts[one.request_id] for one in wrote):
-            now = time.monotonic()
-            for request in wrote:
-                self.running.remove(request)
-                self._preempt_request(request, now)
-            return
-        for request in wrote:
-            request.num_computed_tokens -= 1
-            request.num_output_placeholders = max(0, request.num_output_placeholders - 1)
 
     def _follow(self, group: Group) -> None:
         """What became of a group: its branch requests end with it, are dropped for a while, or are made again."""

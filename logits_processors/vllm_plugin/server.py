@@ -32,8 +32,8 @@ def parse(model: str, options: Sequence[str]) -> Any:
 
     Args:
         model: as for :func:`textguide.vllm_engine`.
-        options: of ``vllm serve``, ``--classifier NAME``, ``--constraint NAME=TEXT``, ``--with NAME=PATH`` and
-            ``--playground``.
+        options: of ``vllm serve``, ``--classifier NAME``, ``--constraint NAME=TEXT``, ``--critic NAME=PLACE``,
+            ``--with NAME=PATH`` and ``--playground``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -58,6 +58,10 @@ def parse(model: str, options: Sequence[str]) -> Any:
         "--constraint", action="append", default=[], metavar="NAME=TEXT",
         help="for requests with awrs_constraint=NAME: regex:PATTERN, json-schema:FILE, grammar:FILE or "
         "python:MODULE:NAME; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--critic", action="append", default=[], metavar="NAME=python:MODULE:NAME",
+        help="for requests with awrs_critic=NAME: a function from a text to a log potential; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--with", action="append", default=[], dest="models", metavar="NAME=PATH",
@@ -86,6 +90,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
         {name: getattr(arguments, name) for name in names},
         arguments.classifier,
         _named("--constraint", arguments.constraint, "date=regex:[0-9-]+"),
+        _named("--critic", arguments.critic, "polite=python:MODULE:NAME"),
     )
     models = _named("--with", arguments.models, "amateur=PATH")
     if models:

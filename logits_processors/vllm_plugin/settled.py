@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
@@ -164,3 +165,19 @@ class Settled(Grouped):
         self.prev_step_scheduled_req_ids.discard(request.request_id)
         is_ours = self.groups.of(request.request_id) is not None
         super()._preempt_request(request, timestamp, drop_stale_output or is_ours)
+
+    def _take_back(self, wrote: list[Request], counts: Mapping[str, int]) -> None:
+        """Let requests be as they were in front of the token that they wrote in a step that has come back.
+
+        Where steps in flight build on that token, the requests are preempted, and what those steps write is dropped.
+        vLLM's second runner keeps written tokens by itself, and forgets them with a preemption alone.
+        """
+        if self.use_v2_model_runner or any(one.num_in_flight_tokens > counts[one.request_id] for one in wrote):
+            now = time.monotonic()
+            for request in wrote:
+                self.running.remove(request)
+                self._preempt_request(request, now)
+            return
+        for request in wrote:
+            request.num_computed_tokens -= 1
+            request.num_output_placeholders = max(0, request.num_output_placeholders - 1)

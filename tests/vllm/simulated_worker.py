@@ -18,6 +18,8 @@ from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.report import Report
 from textguide.logits_processors.vllm_plugin.requests import Request
 
+from . import simulated_populations
+
 WORDS = 50
 ALONE = WORDS - 1  # what a request writes beside which not all of its group stood
 
@@ -69,6 +71,8 @@ class State:
         asked: what is asked for, with the main request.
         measures: whether the scheduler wants to know the divergence.
         first: what the first of several stages knows, which is told by the scheduler.
+        seat: of a particle: its population and its number.
+        began: tokens at the end of its prompt that it, or another particle, wrote before.
     """
 
     prompt: list[int]
@@ -79,6 +83,13 @@ class State:
     asked: Request | None = None
     measures: bool = False
     first: list[int] = field(default_factory=list)
+    seat: tuple[str, int] | None = None
+    began: int = 0
+
+    @property
+    def particle(self) -> list[int]:
+        """The text of a particle."""
+        return self.prompt[len(self.prompt) - self.began :] + self.written
 
     @property
     def text(self) -> list[int]:
@@ -98,6 +109,7 @@ class Worker:
         self.ahead, self.stages = ahead, stages
         self.states: dict[str, State] = {}
         self.wasted = 0
+        self.populations: dict[str, dict[int, tuple[list[list[int]], list[bool]]]] = {}  # by position
         self._last: set[str] = set()  # in the batch of the step before
 
     def run(self, scheduled: Any) -> ModelRunnerOutput:
@@ -148,6 +160,7 @@ class Worker:
             state.first = list(state.prompt)
             if state.place == MAIN:
                 state.asked, state.measures = Request.from_dict(ours["request"]), ours["measures"]
+                state.seat, state.began = ours["seat"], ours["began"]
             state.cache = state.prompt[: new.num_computed_tokens]
             self.states[new.req_id] = state
         cached = scheduled.scheduled_cached_reqs
@@ -177,7 +190,7 @@ class Worker:
             state = self.states[name]
             if state.group is None and name in writing:
                 tokens[name] = word(name, tuple(state.written), False)
-            if state.asked is None:
+            if state.asked is None or state.seat is not None:
                 continue
             position = len(state.written)
             prompts = state.asked.prompts
@@ -205,6 +218,50 @@ class Worker:
                 seen |= {"kl": 99.0, "logprobs": [99.0]}
             if seen["ids"] is not None or (state.measures and guided):
                 messages[name] = {position: seen}
+        self._draw_populations(order, writing, tokens, messages)
         for name in writing:  # branch requests whose main request is not in the step
             tokens.setdefault(name, ALONE)
         return tokens, messages
+
+    def _draw_populations(
+        self, order: list[str], writing: dict[str, State], tokens: dict[str, int], messages: dict[str, Any]
+    ) -> None:
+        """The tokens of particles: of a population all, or none."""
+        found: dict[str, dict[int, str]] = {}
+        for name in order:
+            if self.states[name].seat is not None:
+                population, particle = self.states[name].seat
+                assert particle not in found.setdefault(population, {})
+                found[population][particle] = name
+        for population, names in found.items():
+            asked = self.states[next(iter(names.values()))].asked
+            size, limit = asked.particles, asked.limit
+            # A step whose tokens nobody took is drawn again.
+            known = self.populations.setdefault(population, {0: ([[] for _ in range(size)], [True] * size)})
+            position = len(self.states[next(iter(names.values()))].particle)
+            texts, opened = known[position]
+            right = sorted(names) == [particle for particle in range(size) if opened[particle]]
+            members: dict[int, list[str]] = {}
+            for particle, name in names.items():
+                rows = [one for one in order if self.states[one].group == name and self.states[one].place != MAIN]
+                members[particle] = [name, *rows]
+                right = right and all(one in writing for one in members[particle])
+                right = right and (len(rows) == len(asked.prompts) or not asked.acts(position))
+                if all(one in writing for one in members[particle]):
+                    text = self.states[name].particle
+                    assert text == texts[particle], "a particle goes on from another text"
+                    for branch in (self.states[one] for one in rows):
+                        assert branch.text[len(asked.prompts[branch.place - 1]) :] == text
+            if not right:
+                self.wasted += any(one in writing for own in members.values() for one in own)
+                tokens |= {one: ALONE for own in members.values() for one in own if one in writing}
+                continue
+            made = simulated_populations.turn(population, texts, opened, limit)
+            for particle, own in members.items():
+                tokens |= dict.fromkeys(own, made["tokens"][particle] or 0)
+            seen = {"kl": 0.0, "changed": False, "log_weight": None, "drawn": None, "ids": None}
+            messages[population] = {position: {"turn": made, "broken": False, "rows": dict.fromkeys(names, seen)}}
+            texts = [
+                text if token is None else [*text, token] for text, token in zip(texts, made["tokens"], strict=True)
+            ]
+            known[position + 1] = [texts[one] for one in made["ancestors"]], made["open"]

@@ -17,13 +17,14 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from textguide.guidance import APG, CFG, BranchGuidance, Formula
+from textguide.guidance import APG, AWRS, CFG, BranchGuidance, Formula
 from textguide.logits_processors.vllm_plugin import requests
 from textguide.logits_processors.vllm_plugin.adapters import BASE, Adapter
 from textguide.logits_processors.vllm_plugin.engine import PROCESSOR
 from textguide.logits_processors.vllm_plugin.extras import OURS
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
 
+from .simulated_populations import follow
 from .simulated_worker import Worker, log_prob, oracle
 
 BLOCK = 4
@@ -79,11 +80,12 @@ class Simulation:
         stages: of a pipeline; as many steps are in flight.
         unlucky: how often the cache has no room where there is some.
         adapters: how many adapters, of four, may run in a step; 0: there are none.
+        together: how often a request asks for texts that are resampled together.
     """
 
     def __init__(
         self, model: str, *, budget: int, places: int, blocks: int, longest: int, caching: bool, seed: int = 0,
-        ahead: bool = False, stages: int = 1, unlucky: float = 0.0, adapters: int = 0,
+        ahead: bool = False, stages: int = 1, unlucky: float = 0.0, adapters: int = 0, together: float = 0.0,
     ) -> None:  # fmt: skip
         self.random = random.Random(seed)
         self.settings = {"budget": budget, "places": places, "blocks": blocks, "longest": longest}
@@ -132,9 +134,11 @@ class Simulation:
         self.log_probs: dict[str, list[float]] = {}
         self.finished: dict[str, Any] = {}
         self.asked: dict[str, tuple[requests.Request | None, int, frozenset[int]]] = {}
+        self.populations: dict[str, requests.Request] = {}
         self.seeded: set[str] = set()
         self.preempted = self.steps = self.discarded = 0
         self.requests = self.answered = self.tokens = 0  # requests, the right answers, and their tokens
+        self.chance = together
         if unlucky:
             self._spoil(unlucky)
 
@@ -188,11 +192,30 @@ class Simulation:
         count = min(request.max_tokens, self.settings["longest"] - prompt)
         self.asked[name] = (None if group is None else group.state.request, count, frozenset(stops))
 
+    def add_population(
+        self, name: str, prompt: int, tokens: int, size: int, guidance: BranchGuidance | None, branches: Sequence[int]
+    ) -> None:
+        """A request for texts that are resampled together: as many requests as it has particles."""
+        prompts = tuple(tuple(7 + k % 5 for k in range(length)) for length in branches)
+        readings = tuple((place, "") for place in range(1, len(branches) + 1))
+        asked = requests.Request(guidance, prompts, readings, population=AWRS({"named": "toys"}, size))
+        ids = [k % 11 for k in range(prompt)]
+        for number in range(size):
+            params = SamplingParams(max_tokens=tokens, seed=number, extra_args={OURS: asked.to_dict()})
+            front = f"{number}_{name}"
+            self.answers[front], self.log_probs[front] = [], []
+            self.asked[front] = (None, tokens, frozenset())
+            self.scheduler.add_request(Request(front, ids, params, None, block_hasher=self.hasher))
+        self.populations[name] = self.scheduler.groups.by_main[name].state.request
+
     def abort(self, name: str) -> None:
         """The client went away."""
-        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
-        for known in (self.asked, self.answers, self.log_probs):
-            known.pop(name)
+        parent = name.partition("_")[2]
+        names = [one for one in self.asked if one.partition("_")[2] == parent] if parent else [name]
+        self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+        for one in names:
+            for known in (self.asked, self.answers, self.log_probs):
+                known.pop(one)
 
     def step(self) -> int:
         """Schedule a step and, where as many are in flight as may be, take in the oldest; how many tokens were
@@ -256,6 +279,8 @@ class Simulation:
         if len(self.scheduler.waiting) > 60:
             return 0
         guidance = draw.choice(GUIDANCES)
+        if draw.random() < self.chance:
+            return self._arrive_together(name, draw)
         prompt, tokens = draw.choice((1, 2, 5, 9, 30)), draw.choice((1, 2, 6, 20, 50))
         count = 0 if guidance is None else min(len(guidance.branches), self.settings["places"] - 1)
         branches = [draw.choice((1, 1, 1, 4, 9, 25)) for _ in range(count)]
@@ -274,12 +299,41 @@ class Simulation:
         self.add(name, prompt, tokens, guidance, branches, seeded, measured, stops, **more)
         return 1
 
+    def _arrive_together(self, name: str, draw: random.Random) -> int:
+        for _ in range(50):
+            guidance, prompt, tokens = draw.choice(GUIDANCES), draw.choice((1, 5, 9, 30)), draw.choice((1, 6, 20))
+            if guidance is not None and guidance.skip_threshold is not None:
+                guidance = None
+            branches = [draw.choice((1, 4, 9)) for _ in range(0 if guidance is None else len(guidance.branches))]
+            size, settings = draw.choice((2, 3, 5)), self.settings
+            blocks = size * sum(-(-min(settings["longest"], n + tokens) // BLOCK) for n in (prompt, *branches))
+            if (
+                size * (1 + len(branches)) <= min(settings["places"], settings["budget"])
+                and blocks < settings["blocks"]
+            ):
+                self.add_population(name, prompt, tokens, size, guidance, branches)
+                return 1
+        return 0
+
+    def _check_particle(self, name: str, answer: list[int], finished: Any) -> None:
+        number, _, parent = name.partition("_")
+        asked = self.populations[parent]
+        texts, last, steps = follow(parent, asked.particles, asked.limit)
+        assert answer == texts[int(number)], (name, answer, texts)
+        assert finished.finish_reason.name in ("STOP", "LENGTH")
+        report = finished.kv_transfer_params[OURS]
+        assert report["log_weights"] == last["log_weights"]
+        assert (report["deaths"], report["constraint_calls"]) == (last["deaths"], steps)
+
     def check(self, name: str) -> None:
         """A request that ended got the tokens of the plainest loop, their log-probabilities, and its report."""
         asked, count, stops = self.asked.pop(name)
         answer, log_probs, finished = self.answers.pop(name), self.log_probs.pop(name), self.finished.pop(name)
         if finished.finish_reason.name == "ERROR":
             assert name in self.seeded, name  # one that a CPU cannot read in parts
+            return
+        if name.partition("_")[2]:
+            self._check_particle(name, answer, finished)
             return
         expected, report = oracle(name, asked, count, stops)
         assert answer == expected, (name, answer, expected)
@@ -307,6 +361,7 @@ class Simulation:
         assert not scheduler.groups.by_branch
         assert not self.queue
         assert not scheduler._broken
+        assert not scheduler._fronts
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one stands for no block
 

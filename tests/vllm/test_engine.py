@@ -20,7 +20,7 @@ from textguide.constraints import JSONSchema, Predicate, Regex
 from textguide.guidance import APG, ContextAware, DoLa, DynamicCFG, FeynmanKac, Formula, TokenPerturbation
 from textguide.support.errors import NoParticleLeftWarning
 
-from .predicates import no_e
+from .predicates import no_e, short_words
 
 PROMPTS = ["The dragon flew over Paris, France,", "Once upon a time", "The capital of Germany is"]
 pytestmark = pytest.mark.real_model
@@ -34,6 +34,7 @@ def llm():
         "smollm2",
         classifier="sentiment",
         constraints={"no-e": f"python:{no_e.__module__}:no_e"},
+        critics={"short-words": f"python:{no_e.__module__}:short_words"},
         dtype="float32",
         enforce_eager=True,
         max_model_len=128,
@@ -131,6 +132,45 @@ def test_constraints_draw_and_weigh_as_they_do_on_transformers(llm, reference, c
     assert ours.constraint_calls > 0
 
 
+PATTERN = Regex(r" (red|blue|[a-z]{2,8})( [a-z]+){0,2}\.", engine="xgrammar")
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        [AWRS(PATTERN, particles=4, ess_threshold=0.9)],
+        [CFG(1.5), AWRS(PATTERN, particles=3, ess_threshold=1.0, resampling="systematic")],
+        [CFG(3.0, "A recipe:", schedule="linear", stop=0.5), AWRS(PATTERN, particles=3, ess_threshold=1.0)],
+        [AWRS(Predicate(no_e), particles=3, ess_threshold=0.9, critic=short_words)],
+        [CFG(1.5), FeynmanKac(particles=3, ess_threshold=0.9)],
+        [CAIF("sentiment", "positive", 5.0), AWRS(PATTERN, particles=2, ess_threshold=1.0)],
+        [AWRS(PATTERN, critic=short_words)],
+    ],
+    ids=["pattern", "CFG", "a window", "function and critic", "Feynman-Kac", "classifier", "a single critic"],
+)
+def test_particles_are_resampled_as_they_are_on_transformers(llm, reference, guidance):
+    options = {"max_new_tokens": 12, "temperature": 0.9}
+    size = guidance[-1].particles
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoParticleLeftWarning)
+        ours = textguide.generate(llm, None, PROMPTS, guidance, seed=11, **options)
+        assert len(ours.texts) == len(PROMPTS) * size
+        for number, prompt in enumerate(PROMPTS):
+            theirs = textguide.generate(*reference, [prompt], guidance, seed=11 + number * size, **options)
+            rows = slice(number * size, number * size + size)
+            assert ours.new_tokens[rows] == theirs.new_tokens
+            assert ours.texts[rows] == theirs.texts
+            torch.testing.assert_close(ours.log_weights[rows], theirs.log_weights, atol=2e-3, rtol=0)
+            torch.testing.assert_close(ours.log_evidence[number], theirs.log_evidence[0], atol=2e-3, rtol=0)
+            torch.testing.assert_close(ours.ess[number], theirs.ess[0], atol=2e-3, rtol=0)
+            assert ours.deaths[rows] == theirs.deaths
+            longest = max(map(len, theirs.new_tokens))
+            assert not ours.log_probs[rows, longest:].any()
+            torch.testing.assert_close(ours.log_probs[rows, :longest], theirs.log_probs[:, :longest], atol=2e-3, rtol=0)
+            if number == 0:
+                assert ours.finish_reasons[rows] == theirs.finish_reasons
+
+
 @pytest.mark.parametrize("cfg", [CFG(1.5), APG(3.0, stop=0.6), Formula("cond")])
 def test_texts_are_weighed_as_they_are_on_transformers(llm, reference, cfg):
     guidance = [cfg, FeynmanKac(particles=1)]
@@ -152,8 +192,12 @@ def test_texts_are_weighed_as_they_are_on_transformers(llm, reference, cfg):
 def test_constraints_that_cannot_travel_are_refused(llm):
     with pytest.raises(ValueError, match="does not travel with a request"):
         textguide.generate(llm, None, PROMPTS, AWRS(Predicate(str.isascii)))
-    with pytest.raises(ValueError, match="weighs whole texts"):
-        textguide.generate(llm, None, PROMPTS, AWRS("regex:a", particles=2))
+    with pytest.raises(ValueError, match=r"critic=.*does not travel with a request; name it when the engine starts"):
+        textguide.generate(llm, None, PROMPTS, AWRS("regex:a", critic=len))
+    with pytest.raises(ValueError, match=r"awrs_particles=7 does not fit this engine.*max_num_seqs is 6"):
+        textguide.generate(llm, None, PROMPTS, AWRS("regex:a", particles=7))
+    with pytest.raises(ValueError, match=r"n=3 does not work with awrs_particles=2: each particle is a choice"):
+        textguide.generate(llm, None, PROMPTS, AWRS("regex:a", particles=2), num_return_sequences=3)
     with pytest.raises(ValueError, match=r"pattern=.* cannot be used"):
         textguide.generate(llm, None, PROMPTS, AWRS(Regex("[^\x00-\U0010ffff]", engine="xgrammar")))
 

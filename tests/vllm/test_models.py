@@ -18,9 +18,11 @@ from textguide.guidance import (
     ContextAware,
     ContrastiveDecoding,
     DExperts,
+    FeynmanKac,
     Formula,
     GenARM,
     Guidance,
+    PowerSampling,
     ProxyTuning,
     catalogue,
 )
@@ -119,9 +121,14 @@ def test_every_method_of_the_matrix(llm, transformers_path, method):
     if method == "awrs":
         sent, guidance = AWRS("regex: [a-z]{2,6}"), AWRS(textguide.constraints.Regex(" [a-z]{2,6}", engine="xgrammar"))
         options |= {"temperature": 1.0, "seed": 1}
+    if method in ("feynman-kac", "power-sampling"):  # 12 places, and 8 blocks of cache
+        sent = guidance = PowerSampling(2.0, 4) if method == "power-sampling" else [CFG(1.5), FeynmanKac(3)]
+        options |= {"temperature": 1.0, "seed": 1}
     ours = textguide.generate(llm, None, PROMPTS[:1], sent, **options)
     theirs = textguide.generate(model, tokenizer, PROMPTS[:1], guidance, models=models, **options)
-    assert ours.new_tokens[0][: len(theirs.new_tokens[0])] == theirs.new_tokens[0]
+    for mine, other in zip(ours.new_tokens, theirs.new_tokens, strict=True):
+        assert mine[: len(other)] == other
+    assert ours.particles == theirs.particles
     with pytest.raises(ValueError, match=r"asks the model 'nobody', and of further models this engine has amateur, "):
         textguide.generate(llm, None, PROMPTS, ContrastiveDecoding(amateur="nobody"))
 

@@ -88,8 +88,6 @@ PLACES = (
             Need.PART: "vLLM runs the layers of its model whole and as they are, with one cache for each",
             Need.REWARD: "the engine asks the one classifier that it was started with",
             Need.VALUE: "the engine asks the one classifier that it was started with",
-            Need.WEIGHTS: "vLLM writes each request by itself and copies none into another (with particles=1 each of n "
-            "answers carries its weight)",
             Need.FORK: "vLLM writes each request by itself and forks none",
             Need.OPINIONS: "the engine asks its classifier about candidates alone",
             Need.LIKELIHOODS: "a request that was preempted is read again without what each model gave to its text",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -186,6 +186,11 @@ class Constrained(Weighed):
             self.deaths,
             self._root.calls - self._calls,
         )
+
+    def _unshare(self) -> None:
+        self._rows = [replace(row.copy(), known=None) for row in self._rows]
+        self._memory = Memory(self.vocabulary, max(64, 4 * len(self._rows)))
+        self._masks = {}
 
     def _move(self, ancestors: list[int]) -> None:
         self._rows = [self._rows[a] if a == i else self._rows[a].copy() for i, a in enumerate(ancestors)]

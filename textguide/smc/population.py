@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,6 +168,20 @@ class Weighed(Population):
         self.ess_threshold, self.resampling, self.corrects = ess_threshold, resampling, corrects
         self._twin = twin(generator)
 
+    def fork(self) -> Weighed:
+        """The same rows at the same place, to go on from once more: both draw their tokens from one generator, and what
+        was learned about a constraint stays with the first."""
+        other = copy.copy(self)
+        other.log_weights = self.log_weights.clone()
+        other._twin = torch.Generator()
+        other._twin.set_state(self._twin.get_state())
+        other._unshare()
+        return other
+
+    @abstractmethod
+    def _unshare(self) -> None:
+        """Copy the rows, which are another population's."""
+
     @abstractmethod
     def _move(self, ancestors: list[int]) -> None:
         """Let every row go on from the one that is named in its place."""
@@ -262,6 +277,9 @@ class Corrected(Rows, Weighed):
         """What came of the run."""
         rows = len(self._open)
         return self._outcome([True] * rows, list(self._lengths), [None] * rows, 0)
+
+    def _unshare(self) -> None:
+        self._open, self._lengths = list(self._open), list(self._lengths)
 
     def _move(self, ancestors: list[int]) -> None:
         self._open = [self._open[a] for a in ancestors]

@@ -285,9 +285,13 @@ def arrived(guidance: AWRS, named: dict[str, str]) -> dict[str, Any]:
 def test_guidance_objects_travel_as_json() -> None:
     assert arrived(AWRS(Predicate(vowels)), NAMES) == {
         "awrs_constraint": "vowels",
+        "awrs_particles": 1,
+        "awrs_ess_threshold": 0.5,
+        "awrs_resampling": "stratified",
         "awrs_estimator": "auto",
         "awrs_accepts": 2,
     }
+    assert arrived(AWRS("regex:a+", particles=4), {})["awrs_particles"] == 4
     assert arrived(AWRS("regex:a+", max_rejects=9), {})["awrs_regex"] == "a+"
     assert arrived(AWRS("regex:a+", max_rejects=9), {})["awrs_max_rejects"] == 9
     assert arrived(AWRS("regex:x:y"), {})["awrs_regex"] == "x:y"
@@ -295,8 +299,7 @@ def test_guidance_objects_travel_as_json() -> None:
     assert json.loads(schema) == {"type": "null"}
     assert arrived(AWRS(Grammar('start: "a"\n', engine=ours.ENGINE)), {})["awrs_grammar"].startswith("start:")
     for constraint, message in (
-        (AWRS("regex:a", particles=2), "single particles"),
-        (AWRS("regex:a", method="mask"), "single particles"),
+        (AWRS("regex:a", method="mask"), "requests draw their tokens"),
         (AWRS(Predicate(str.isascii)), "does not travel with a request"),
     ):
         with pytest.raises(ValueError, match=message):

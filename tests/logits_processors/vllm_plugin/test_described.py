@@ -179,6 +179,7 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
             max_num_active_seqs=None, max_num_seqs=2, max_num_scheduled_tokens=None, max_num_batched_tokens=32,
             watermark=0.0,
         ),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
         cache_config=SimpleNamespace(num_gpu_blocks=32, block_size=4),
         additional_config=None,
     )  # fmt: skip
@@ -273,7 +274,7 @@ def test_chat_requests_keep_their_messages() -> None:
         ({"method": "caif", "classifier": "sentiment", "target": "a"}, "guidance: target='a': 'a' is no class"),
         ({"method": "awrs", "constraint": "python:os:system"}, "guidance: constraint=.* does not travel"),
         ({"method": "awrs", "constraint": "regex:a"}, "guidance: constraint='a' needs the engine's tokenizer"),
-        ({"method": "awrs", "constraint": "regex:a", "particles": 3}, "guidance 'awrs' weighs whole texts"),
+        ({"method": "awrs", "constraint": "regex:a", "particles": 0}, "guidance: particles=0"),
     ],
 )
 def test_what_is_wrong_is_named(guidance: Any, named: str) -> None:
@@ -323,7 +324,7 @@ def test_two_ways_at_once_are_refused(other: dict[str, Any]) -> None:
         (DExperts(), "'dexperts' asks the model 'expert'"),
         (EAGer(), "'eager' forks texts"),
         (ACFG(), "'acfg' masks tokens of a text again.*textguide.diffusion.generate"),
-        ([CFG(1.5), FeynmanKac(4)], "'feynman-kac' .*use textguide.generate"),
+        ([CFG(1.5, skip_threshold=0.1), FeynmanKac(4)], "skip_threshold leaves out what feynman-kac weighs texts by"),
     ],
 )
 def test_what_cannot_run_here_is_refused(guidance: Any, reason: str) -> None:
