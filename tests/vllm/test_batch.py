@@ -54,7 +54,7 @@ def test_rows_of_an_engine(reference: Any, tmp_path: Path, monkeypatch: pytest.M
     replica = Replica(settings)
     found = replica.results(10, ROWS)
     model, tokenizer = textguide.load(folder, device="cpu", dtype="float32")
-    wrong = {2: "must be a text", 5: "max_model_len", 6: "dola", 8: "the engine ended"}
+    wrong = {2: "must be a text", 5: "maximum context length", 6: "dola", 8: "the engine ended"}
     for number, (row, got) in enumerate(zip(ROWS, found, strict=True)):
         assert got["row"] == 10 + number
         if number in wrong:
