@@ -134,7 +134,7 @@ class DataRanks:
         Raises:
             Exception: a request ended with it.
         """
-        outputs = [self.arrived.get(timeout=120)]
+        outputs = [self.arrived.get(timeout=600)]
         while not self.arrived.empty():
             outputs.append(self.arrived.get())
         for output in outputs:
@@ -153,4 +153,4 @@ class DataRanks:
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=300)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=900)
