@@ -113,6 +113,7 @@ class DataRanks:
             return AsyncLLM.from_engine_args(arguments)
 
         self.engine = self._call(make())
+        self.logger_manager = self.engine.logger_manager
         self.tasks: dict[str, Any] = {}
 
     def add_request(self, name: str, prompt: Any, params: Any) -> str:
