@@ -137,7 +137,9 @@ def test_critics_weigh_as_they_do_in_generate(size: int) -> None:
         population = write(LAW, toys, dataclasses.replace(guidance, critic=None), seed, "polite")
         assert [tuple(text) for text in population.texts] == texts
         assert population.log_weights == pytest.approx(outcome.log_weights.tolist(), abs=1e-9)
-        assert ("log_weight" in population.summary()) == (size == 1)
+        part = population.part(0)
+        assert (part["log_weight"] is None) == (population.deaths[0] is not None)
+        assert part["death"] == population.deaths[0]
 
 
 def sampled(guidance: AWRS, count: int, masks: bool, chance: bool) -> tuple[list[Any], list[float]]:
@@ -232,7 +234,7 @@ def test_requests_name_particles() -> None:
     request = asked({"awrs_critic": "polite", "guidance_scale": 1.5})
     assert (request.population.constraint, request.critic, request.particles) == (None, "polite", 1)
     request = asked({"guidance": '[{"method": "cfg", "scale": 2}, {"method": "feynman-kac", "particles": 3}]'})
-    assert (request.population.particles, request.answers, request.guidance) == (3, 3, CFG(2.0, renormalize=False))
+    assert (request.population.particles, request.weighs, request.guidance) == (3, True, CFG(2.0, renormalize=False))
 
 
 @pytest.mark.parametrize(
