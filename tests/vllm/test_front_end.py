@@ -92,6 +92,8 @@ def asked(tmp_path_factory):
     patch.setattr(EngineCoreClient, "make_async_mp_client", lambda **_: core)
     patch.setattr(admission, "hears_refusals", [])
     options = ("--max-model-len", "128", "--api-key", "key", "--dtype", "float32", "--enable-log-requests")
+    adapter = tmp_path_factory.mktemp("adapter")
+    options += ("--enable-lora", "--lora-modules", f"tuned={adapter}")
     arguments = server.parse("smollm2-small", options)
     loop = asyncio.new_event_loop()
 
@@ -212,11 +214,43 @@ def test_figures_and_refusals(asked):
         answer = await http.post("/v1/completions", json=body(vllm_xargs={"guidance_scale": "high"}), headers=KEY)
         assert (answer.status_code, "guidance_scale='high'" in answer.text) == (400, True)
         answer = await http.post("/v1/completions", json=body(vllm_xargs={"negative_lora": "nobody"}), headers=KEY)
-        assert (answer.status_code, "this engine serves no adapters" in answer.text) == (400, True)
+        assert (answer.status_code, "is no adapter of this engine; those are base, tuned" in answer.text) == (400, True)
         after = await figures()
         assert after["textguide:guided_steps_total"] - before["textguide:guided_steps_total"] == 6
         assert after["textguide:refused_requests_total"] - before["textguide:refused_requests_total"] == 2
         assert after["textguide:groups_running"] == 0
+
+    asked(ask)
+
+
+def test_adapters_reach_the_engine(asked):
+    async def ask(http, core, client):
+        tuned, sent = core.adapters[0], []
+        add = core.add_request_async
+
+        async def note(request):
+            sent.append((request.lora_request, (request.sampling_params.extra_args or {}).get(OURS)))
+            await add(request)
+
+        core.add_request_async = note
+        for model, xargs in (
+            ("tuned", GUIDED),
+            ("tuned", {"negative_lora": "base"}),
+            ("smollm2-small", {"guidance": "formula:2*M('tuned') - cond"}),
+        ):
+            answer = await http.post("/v1/completions", json=body(model=model, vllm_xargs=xargs), headers=KEY)
+            assert answer.status_code == 200, answer.text
+        core.add_request_async = add
+        (one, same), (other, against), (none, named) = sent
+        assert one.lora_name == other.lora_name == "tuned"
+        assert none is None
+        assert same["adapters"] == []
+        assert [adapter["number"] for adapter in against["adapters"]] == [0]
+        assert named["adapters"] == [
+            {"name": "tuned", "number": tuned.lora_int_id, "path": tuned.lora_path, "is_3d": False}
+        ]
+        answer = await http.post("/v1/completions", json=body(model="nobody", vllm_xargs=GUIDED), headers=KEY)
+        assert answer.status_code == 404
 
     asked(ask)
 
