@@ -16,6 +16,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
 from .adapters import remember_adapters
+from .adapters_on_cpu import mend
 from .admission import remember_chats, validate
 from .channel import outbox_of
 from .further_models import TWIN, TWIN_CLASS
@@ -26,6 +27,7 @@ from .reports import carry
 remember_chats(ChatCompletionRequest)
 remember_adapters(OpenAIServingModels)
 carry(OutputProcessor)
+mend()
 ModelRegistry.register_model(TWIN, TWIN_CLASS)
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("peft", reason="PEFT is not installed; scripts/install_vllm_
 
 import torch
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 
 import textguide
 from textguide import AWRS, CFG
@@ -48,7 +49,7 @@ def llm(folders):
         max_num_seqs=8,
         max_num_batched_tokens=24,  # prompts are read in parts
         block_size=32,
-        num_gpu_blocks_override=9,  # and requests preempted
+        num_gpu_blocks_override=13,  # and requests preempted
     )
     yield llm
     llm.llm_engine.engine_core.shutdown()
@@ -172,7 +173,7 @@ def test_adapters_that_are_not_there_are_named_and_the_engine_goes_on(llm, folde
             "its requests run with 3 adapters, and max_loras is 2",
         ),
     ):
-        with pytest.raises(ValueError, match=named):
+        with pytest.raises(VLLMValidationError, match=named):
             asked(llm, PROMPTS[0], "tuned", **extra)
     with pytest.raises(ValueError, match="adapter='nobody' is no adapter of this engine"):
         textguide.generate(llm, None, PROMPTS, CFG(1.5), adapter="nobody")

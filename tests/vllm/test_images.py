@@ -13,6 +13,7 @@ pytest.importorskip("torchvision", reason="vLLM's models that see images import 
 import torch
 import transformers as tf
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 
 import textguide
 from textguide import AWRS, CFG
@@ -152,10 +153,10 @@ def test_what_cannot_see_is_refused_and_the_engine_goes_on(llm):
         ({"guidance_scale": 2.0, "negative_image": "noise"}, "negative_image='noise' must be one of blank, text"),
     ):
         prompt, params = request(llm, PICTURES[0], extra)
-        with pytest.raises(ValueError, match=named):
+        with pytest.raises(VLLMValidationError, match=named):
             llm.generate([prompt], params, use_tqdm=False)
     params = SamplingParams(extra_args={"guidance_scale": 2.0, "negative_image": "text"})
-    with pytest.raises(ValueError, match="this request has no image"):
+    with pytest.raises(VLLMValidationError, match="this request has no image"):
         llm.generate(["<s> red dog"], params, use_tqdm=False)
     prompt, params = request(llm, PICTURES[0], {"guidance_scale": 2.0})
     assert len(llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids) == 10

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.real_model
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    return low_rank(str(bundled.folder()), tmp_path_factory.mktemp("adapter"), 1, strength=0.2)
+    return low_rank(str(bundled.folder()), tmp_path_factory.mktemp("adapter"), 1, strength=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,7 @@ def test_adapters_are_named_by_the_model_and_by_the_negative_branch(client, serv
         decoded = models["tuned"] if name == "tuned" else model
         out = textguide.generate(decoded, tokenizer, PROMPTS[:1], guidance, max_new_tokens=16, models=models)
         assert answer.choices[0].text == out.texts[0], (name, xargs)
+    assert len({answer.choices[0].text for answer in answers}) == len(answers)
     with pytest.raises(openai.NotFoundError):
         complete(client, PROMPTS[0], {"guidance_scale": 1.5}, model="nobody")
     assert server.healthy()

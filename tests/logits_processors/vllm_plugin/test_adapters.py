@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from textguide.guidance import CFG, ContrastiveDecoding, Formula, InstructionContrastive
-from textguide.logits_processors.vllm_plugin import adapters, images
+from textguide.logits_processors.vllm_plugin import adapters, adapters_on_cpu, images
 from textguide.logits_processors.vllm_plugin.adapters import BASE, Adapter
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.described import Given
@@ -233,3 +233,27 @@ def test_blank_images_are_one_image_a_size() -> None:
     for without in (Feature(None, "a"), Feature({"image_embeds": Part(torch.ones(3))}, "a")):
         assert not images.can_be_shown([without], ["same", "blank"])
         assert images.can_be_shown([without], ["same", ""])
+
+
+def test_rows_without_an_adapter_have_none_on_a_cpu() -> None:
+    def shrink(inputs: Any, weights: Any, output: Any, slots: Any, scaling: float = 1.0) -> None:
+        output[:] = scaling * torch.einsum(
+            "bi,bri->br", inputs, weights[slots]
+        )  # as vLLM's, which takes the last of −1
+
+    def of_sequences(inputs: Any, weights: Any, output: Any, starts: Any, lengths: Any, slots: Any, *rest: Any) -> None:
+        shrink(inputs, weights, output, torch.repeat_interleave(slots, lengths), rest[-1])
+
+    inputs, weights = torch.randn(5, 4), torch.randn(2, 3, 4)
+    slots, lengths = torch.tensor([1, -1, 0]), torch.tensor([2, 2, 1])
+    every = torch.repeat_interleave(slots, lengths)
+    expected = torch.stack(
+        [torch.zeros(3) if s < 0 else 2.0 * weights[s] @ x for x, s in zip(inputs, every, strict=True)]
+    )
+    for kind, given in (
+        (adapters_on_cpu.by_token(shrink), (every, 2.0)),
+        (adapters_on_cpu.by_sequence(of_sequences), (None, lengths, slots, 3, 2, 5, 2.0)),
+    ):
+        output = torch.ones(5, 3)
+        kind(inputs, weights, output, *given)
+        torch.testing.assert_close(output, expected)
