@@ -111,6 +111,7 @@ class Drawing:
         constraint: the one under which tokens are drawn.
         seat: the particle that it is; None where a text is drawn by itself.
         began: how many tokens of the text were written when the engine's request was made.
+        ends: tokens that end its text.
     """
 
     request: Request
@@ -121,6 +122,7 @@ class Drawing:
     constraint: ConstrainedRow | None = None
     seat: Seat | None = None
     began: int = 0
+    ends: frozenset[int] = frozenset()
     noise: Noise | None = field(default=None, repr=False)
     is_plain: bool = field(init=False)
 

@@ -33,6 +33,7 @@ from .further_models import TWIN, check_models, engine_options, models_of
 from .refusals import check_options
 from .reports import reports_of
 from .reweighting import classifier_of, named
+from .speculation import KEY, check_beside, settings_of
 from .starting import starting
 
 SCHEDULER = "textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler"
@@ -89,6 +90,8 @@ def vllm_engine(
     from vllm.lora.request import LoRARequest
 
     found = resolve(model)
+    if models and options.get("speculative_config") is not None:
+        check_beside({"models": tuple(models)})
     options = switched_on(options, classifier, constraints, critics)
     if adapters:
         options = with_adapters(options, adapters)
@@ -149,6 +152,9 @@ def switched_on(
         for name, path in critics.items():
             engines_critic(name, path)
         ours["critics"] = dict(critics)
+    if options.get("speculative_config") is not None:  # ours, and not vLLM's, which excludes logits processors
+        ours[KEY] = settings_of(options.pop("speculative_config"))
+        check_beside(options)
     if ours:
         options["additional_config"] = {**(options.get("additional_config") or {}), OURS: ours}
     check_options(options)

@@ -23,6 +23,8 @@ from .further_models import TWIN, TWIN_CLASS
 from .processor_v1 import FirstRunnerProcessor
 from .processor_v2 import SecondRunnerProcessor
 from .reports import carry
+from .speculation import speculation_of
+from .verification import read_guesses
 
 remember_chats(ChatCompletionRequest)
 remember_adapters(OpenAIServingModels)
@@ -40,6 +42,8 @@ class First(FirstRunnerProcessor, FirstInterface):
 
         super().__init__(*args)
         self.outbox = outbox_of(GPUModelRunner)
+        if speculation_of(args[0]) is not None:
+            read_guesses(GPUModelRunner)
 
 
 class Second(SecondRunnerProcessor, SecondInterface):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from .combination import Drawing, guide, messages
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of, critics_of
 from .further_models import logits_of
-from .groups import MAIN, Member, Rows
+from .groups import MAIN, Member, Rows, Standing
 from .particles import KEPT, Populations, Seat
 from .requests import Request
 from .reweighting import Reweighting, classifier_of
@@ -33,6 +33,7 @@ class FirstRunnerProcessor:
         self.outbox = Outbox()
         self.aids = Aids.of(vllm_config)
         self.models = logits_of(vllm_config)
+        self.judged: Set[int] = frozenset()  # rows whose tokens were taken in this step already
 
     def is_argmax_invariant(self) -> bool:
         """It is not: guidance changes the most likely token."""
@@ -53,11 +54,58 @@ class FirstRunnerProcessor:
         """Guided distributions in the rows of groups, in place."""
         if not self.rows.members:
             return logits
-        groups = self.rows.groups()
+        groups = [group for group in self.rows.groups() if group.row not in self.judged]
         positions = [len(group.member.payload.written()) for group in groups]
         seen = guide(logits, groups, positions, self.models)
         self.outbox.put(messages(groups, positions, seen))
         return logits
+
+    def judge(
+        self,
+        logits: Tensor,
+        starts: Sequence[int],
+        guesses: Sequence[Sequence[int]],
+        greedy: Callable[[Tensor], Tensor],
+    ) -> dict[int, list[int]]:
+        """The tokens of the groups that have guesses: those that were guessed right, and the one behind them.
+
+        Args:
+            logits: of the newest token and the guesses of each request, (T, V); changed in place.
+            starts: where those of each request begin.
+            guesses: of each request.
+            greedy: the most likely tokens, (R, V) → (R,).
+
+        Returns:
+            Tokens by the row of the request, those of branch requests too.
+        """
+        going = [group for group in self.rows.groups() if guesses[group.row]]
+        taken: dict[int, list[int]] = {row: [] for group in going for row in (group.row, *group.branches)}
+        drawings = {group.row: group.member.payload for group in going}
+        before = {row: drawing.written for row, drawing in drawings.items()}
+        for row, drawing in drawings.items():
+            drawing.written = _with(before[row], taken[row])
+        depth = 0
+        while going:
+            here = [
+                Standing(starts[group.row] + depth, tuple(starts[row] + depth for row in group.branches), group.member)
+                for group in going
+            ]
+            positions = [len(group.member.payload.written()) for group in going]
+            seen = guide(logits, here, positions)
+            self.outbox.put(messages(here, positions, seen))
+            tokens = greedy(logits[[one.row for one in here]]).tolist()
+            later = []
+            for group, token in zip(going, tokens, strict=True):
+                rows = (group.row, *group.branches)
+                for row in rows:
+                    taken[row].append(token)
+                guessed = all(guesses[row][depth : depth + 1] == [token] for row in rows)
+                if guessed and token not in drawings[group.row].ends:
+                    later.append(group)
+            going, depth = later, depth + 1
+        for row, drawing in drawings.items():
+            drawing.written = before[row]
+        return taken
 
     def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing | None] | None:
         # The list is vLLM's own and grows with the text.
@@ -130,8 +178,13 @@ def member_of(
     if request.population is not None:
         name, number = ours["seat"]
         seat = Seat(name, number, tuple(ours["ends"]), aids.populations)
-    payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained, seat, began)
+    ends = frozenset(ours.get("ends", ()))
+    payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained, seat, began, ends)
     return Member(ours["group"], MAIN, payload)
+
+
+def _with(written: Callable[[], list[int]], more: list[int]) -> Callable[[], list[int]]:
+    return lambda: [*written(), *more]
 
 
 def _parted(

@@ -10,7 +10,11 @@ from .admission import TESTED
 from .further_models import models_of
 
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "speculative_config": (None, "drafts are made without guidance; leave speculative decoding off"),
+    "speculative_config": (
+        None,
+        "vLLM's own drafts are made without guidance; give it to textguide serve or textguide.vllm_engine, which guess "
+        "by n-grams",
+    ),
     "diffusion_config": (
         None,
         "a masked diffusion model fills positions in its own sampler, which asks no processor; guide it with "

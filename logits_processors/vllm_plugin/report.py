@@ -48,6 +48,8 @@ class Report:
         skip: how many tokens are skipped next.
         resume_at: position at which the present skip ends.
         stops: whether a text may end the request, which the front end finds out.
+        guessed: tokens that were guessed, and read before they were written.
+        guessed_right: of these, the ones that were written.
     """
 
     request: Request
@@ -69,6 +71,8 @@ class Report:
     skip: int = FIRST_SKIP
     resume_at: int | None = None
     stops: bool = False
+    guessed: int = 0
+    guessed_right: int = 0
 
     @property
     def measures(self) -> bool:
@@ -145,6 +149,8 @@ class Report:
             "preemptions": self.preemptions,
             "branch_tokens": self.branch_tokens,
         }
+        if self.guessed:
+            values |= {"draft_tokens": self.guessed, "accepted_draft_tokens": self.guessed_right}
         if self.measures and self.guided:
             values |= {
                 "mean_kl": self.kl_sum / self.guided,
@@ -195,8 +201,11 @@ class Report:
         return None if guidance is None or not self.request.prompts else guidance.skip_threshold
 
 
-def with_guided(logprobs: Any, row: int, seen: Mapping[str, Any]) -> Any:
-    """vLLM's log-probabilities of a step with those of the guided distribution in one row."""
+def with_guided(logprobs: Any, row: int, seen: Mapping[str, Any], number: int = 0) -> Any:
+    """vLLM's log-probabilities of a step with those of the guided distribution in one row, at its ``number``-th
+    token."""
+    starts = getattr(logprobs, "cu_num_generated_tokens", None)
+    row = (row if starts is None else starts[row]) + number
     count = len(seen["ids"])
     ids, values, ranks = (array.copy() for array in logprobs[:3])
     ids[row, :count], values[row, :count], ranks[row] = seen["ids"], seen["logprobs"], seen["rank"]

@@ -13,14 +13,14 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
 from .channel import messages_of
+from .drafted import Drafted
 from .extras import OURS
 from .groups import Group
-from .populated import Populated
 from .populations import Population
 from .report import Report, with_guided
 
 
-class GuidedScheduler(Populated):
+class GuidedScheduler(Drafted):
     """vLLM's scheduler with branch requests beside every guided request.
 
     Plain requests are scheduled as vLLM schedules them. A group of n requests holds n of the engine's ``max_num_seqs``
@@ -81,19 +81,31 @@ class GuidedScheduler(Populated):
         state.preemptions = main.num_preemptions
         position = main.num_output_tokens
         together = len(wrote) == len(group.members) and (bool(group.branches) or not state.wants_branches(position))
-        seen = messages.get(position)
-        broken = seen["broken"] if seen is not None else state.awaits(position) and together
+        places = range(position, position + len(tokens[wrote[0]]))  # several where guesses were right
+        told = [messages.get(place) for place in places]
+        broken = any(
+            seen["broken"] if seen is not None else state.awaits(place) and together
+            for place, seen in zip(places, told, strict=True)
+        )
         if broken or not together or any(tokens[name] != tokens[wrote[0]] for name in wrote):
             if broken or together:  # never a wrong answer
                 self._fail(group.main)
             state.discarded += 1
             for name in wrote:
                 tokens[name].clear()
-            self._take_back([self.requests[name] for name in wrote], counts)
+            guesses = scheduled.scheduled_spec_decode_tokens
+            self._take_back([self.requests[name] for name in wrote], counts, guesses)
             return
-        state.observe(position, state.guides(position), seen)
-        if seen is not None and seen["ids"] is not None and output.logprobs is not None:
-            output.logprobs = with_guided(output.logprobs, output.req_id_to_index[group.main], seen)
+        guessed = scheduled.scheduled_spec_decode_tokens.get(group.main)
+        if guessed:
+            state.guessed += len(guessed)
+            state.guessed_right += len(places) - 1
+            self._judge(group.main, len(places) - 1)
+        row = output.req_id_to_index[group.main]
+        for number, (place, seen) in enumerate(zip(places, told, strict=True)):
+            state.observe(place, state.guides(place), seen)
+            if seen is not None and seen["ids"] is not None and output.logprobs is not None:
+                output.logprobs = with_guided(output.logprobs, row, seen, number)
 
     def _follow(self, group: Group) -> None:
         """What became of a group: its branch requests end with it, are dropped for a while, or are made again."""

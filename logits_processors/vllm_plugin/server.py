@@ -16,6 +16,7 @@ from .engine import resolve, switched_on, with_models
 from .further_models import REFUSED as REFUSED_WITH_MODELS
 from .metrics import GuidanceMetrics
 from .refusals import OPTIONS
+from .speculation import BESIDE, check_beside
 from .starting import starting
 
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
@@ -77,6 +78,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
     arguments.model = arguments.model_tag
     if arguments.served_model_name is None:
         arguments.served_model_name = None if found == model else [model]
+    speculation, arguments.speculative_config = arguments.speculative_config, None  # ours, and not vLLM's
     for name, (only, reason) in REFUSED.items():
         value = getattr(arguments, name, only)
         if value not in (only, None) and not (name == "api_server_count" and value == 1):
@@ -86,13 +88,17 @@ def parse(model: str, options: Sequence[str]) -> Any:
             "--max-num-seqs 1 does not work with guidance: a guided request takes two places or more; give 2 or more"
         )
     names = ("scheduler_cls", "logits_processors", "additional_config", "async_scheduling")
+    models = _named("--with", arguments.models, "amateur=PATH")
+    given = {name: getattr(arguments, name) for name in names}
+    if speculation is not None:
+        check_beside({**{name: getattr(arguments, name, None) for name in BESIDE}, "models": tuple(models)})
+        given["speculative_config"] = speculation
     guided = switched_on(
-        {name: getattr(arguments, name) for name in names},
+        given,
         arguments.classifier,
         _named("--constraint", arguments.constraint, "date=regex:[0-9-]+"),
         _named("--critic", arguments.critic, "polite=python:MODULE:NAME"),
     )
-    models = _named("--with", arguments.models, "amateur=PATH")
     if models:
         given = {name: getattr(arguments, name) for name in (*REFUSED_WITH_MODELS, "max_model_len")}
         given["enforce_eager"] = given["enforce_eager"] or None  # a switch cannot be given as False

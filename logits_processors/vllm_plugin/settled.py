@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
@@ -166,7 +166,9 @@ class Settled(Grouped):
         is_ours = self.groups.of(request.request_id) is not None
         super()._preempt_request(request, timestamp, drop_stale_output or is_ours)
 
-    def _take_back(self, wrote: list[Request], counts: Mapping[str, int]) -> None:
+    def _take_back(
+        self, wrote: list[Request], counts: Mapping[str, int], guesses: Mapping[str, Sized] | None = None
+    ) -> None:
         """Let requests be as they were in front of the token that they wrote in a step that has come back.
 
         Where steps in flight build on that token, the requests are preempted, and what those steps write is dropped.
@@ -179,5 +181,5 @@ class Settled(Grouped):
                 self._preempt_request(request, now)
             return
         for request in wrote:
-            request.num_computed_tokens -= 1
+            request.num_computed_tokens -= 1 + len((guesses or {}).get(request.request_id, ()))
             request.num_output_placeholders = max(0, request.num_output_placeholders - 1)

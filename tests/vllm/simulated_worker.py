@@ -29,7 +29,9 @@ def _number(*parts: Any) -> int:
 
 
 def word(name: str, written: tuple[int, ...], guided: bool) -> int:
-    """The token behind ``written`` of the user's request ``name``."""
+    """The token behind ``written`` of the user's request ``name``; one whose name ends with a tilde repeats itself."""
+    if name.endswith("~"):
+        return _number(name, written[-1:], len(written) % 7 == 0, guided) % 9
     return _number(name, written, guided) % ALONE
 
 
@@ -108,18 +110,19 @@ class Worker:
     def __init__(self, ahead: bool, stages: int) -> None:
         self.ahead, self.stages = ahead, stages
         self.states: dict[str, State] = {}
-        self.wasted = 0
+        self.wasted = self.guessed = self.guessed_right = 0
         self.populations: dict[str, dict[int, tuple[list[list[int]], list[bool]]]] = {}  # by position
         self._last: set[str] = set()  # in the batch of the step before
 
     def run(self, scheduled: Any) -> ModelRunnerOutput:
         """A step, as ``execute_model`` and ``sample_tokens``."""
         counts: Mapping[str, int] = scheduled.num_scheduled_tokens
+        guesses: Mapping[str, list[int]] = scheduled.scheduled_spec_decode_tokens
         self._update(scheduled)
         writing = {}
         for name, count in counts.items():
             state = self.states[name]
-            start, text = len(state.cache), state.text
+            start, text = len(state.cache), state.text + list(guesses.get(name, ()))
             assert start + count <= len(text), f"{name} would read what nobody has written"
             state.cache += text[start : start + count]
             if self.stages > 1:
@@ -131,19 +134,25 @@ class Worker:
                 writing[name] = state
         self._last = set(counts)
         order = list(counts)
-        tokens, messages = self._draw(order, writing)
+        first, messages = self._draw(order, writing)
+        tokens = {name: [token] for name, token in first.items()}
+        self._judge(guesses, tokens, messages)
+        starts = [0]
+        for name in order:
+            starts.append(starts[-1] + len(tokens.get(name, [0])))
         output = ModelRunnerOutput(
             req_ids=order,
             req_id_to_index={name: row for row, name in enumerate(order)},
-            sampled_token_ids=[[tokens[name]] if name in tokens else [] for name in order],
+            sampled_token_ids=[list(tokens.get(name, ())) for name in order],
             logprobs=LogprobsLists(
-                np.array([[tokens.get(name, 0)] for name in order], dtype=np.int32).reshape(-1, 1),
-                np.full((len(order), 1), np.nan, dtype=np.float32),
-                np.zeros(len(order), dtype=np.int32),
+                np.array([token for name in order for token in tokens.get(name, [0])], dtype=np.int32).reshape(-1, 1),
+                np.full((starts[-1], 1), np.nan, dtype=np.float32),
+                np.zeros(starts[-1], dtype=np.int32),
+                starts if guesses else None,
             ),
         )
-        for name, token in tokens.items():
-            self.states[name].written.append(token)
+        for name, written in tokens.items():
+            self.states[name].written += written
         if messages:
             setattr(output, OURS, messages)
         return output
@@ -222,6 +231,35 @@ class Worker:
         for name in writing:  # branch requests whose main request is not in the step
             tokens.setdefault(name, ALONE)
         return tokens, messages
+
+    def _judge(
+        self, guesses: Mapping[str, list[int]], tokens: dict[str, list[int]], messages: dict[str, dict[int, Any]]
+    ) -> None:
+        """Add what main requests write behind guesses that were right, and of what comes behind them."""
+        for name in guesses:
+            state = self.states[name]
+            if state.asked is None or name not in tokens or tokens[name] == [ALONE]:
+                continue
+            rows = [one for one in tokens if self.states[one].group == name and self.states[one].place != MAIN]
+            assert all(guesses.get(one) == guesses[name] for one in rows), "requests of a group read other guesses"
+            position = len(state.written)
+            for guess in guesses[name]:
+                if tokens[name][-1] != guess:
+                    break
+                place = position + len(tokens[name])
+                assert len(rows) == len(state.asked.prompts) or not rows
+                guided = len(rows) == len(state.asked.prompts) and state.asked.acts(place)
+                written = (*state.written, *tokens[name])
+                for one in (name, *rows):
+                    tokens[one].append(word(name, written, guided))
+                if position in messages.get(name, {}):
+                    kl = divergence(name, place) if guided else 0.0
+                    seen = {**messages[name][position], "kl": kl, "changed": kl > 0.1}
+                    if seen["ids"] is not None:
+                        seen |= {"ids": [tokens[name][-1]], "logprobs": [log_prob(name, place)]}
+                    messages[name][place] = seen
+            self.guessed += len(guesses[name])
+            self.guessed_right += len(tokens[name]) - 1
 
     def _draw_populations(
         self, order: list[str], writing: dict[str, State], tokens: dict[str, int], messages: dict[str, Any]

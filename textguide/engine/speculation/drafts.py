@@ -152,6 +152,10 @@ class Drafter:
             self._records[guesses[0][1]].fade()
         return guesses[:paying]
 
+    def forget(self, row: int) -> None:
+        """A row has ended."""
+        self._texts.pop(row, None)
+
     def observe(self, row: int, tokens: Sequence[int], guesses: Sequence[int], preferred: Sequence[int]) -> None:
         """Learn from a pass over the newest of ``tokens`` and guesses behind it; see :meth:`Text.observe`."""
         if self.speculation.draft != "prompt-lookup":
