@@ -48,7 +48,7 @@ def can_go_on(text: str, begin: Any) -> bool:
 TRIGGERS = ["!", "b!", "!!", "ab!a", "regex:b+!?b", "regex:[ab]!", lambda text: text.count("!") == 2]
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS, ids=str)
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda one: one if isinstance(one, str) else "function")
 @pytest.mark.parametrize("inner", [Regex(FORM), ASKED], ids=["engine", "function"])
 def test_every_text_and_every_step(trigger: Any, inner: Any) -> None:
     begin = by_hand(trigger)
