@@ -69,9 +69,12 @@ class JSONDocuments(ConstrainedTask):
 
 
 def usable(constraint: JSONSchema) -> bool:
-    """Whether the engine can hold to the schema."""
+    """Whether the engine's mask holds to the whole schema, so that the items stay the same."""
     from textguide.constraints import Vocabulary
+    from textguide.constraints.llguidance_engine import complaint_about_schema
 
+    if complaint_about_schema(constraint.schema):
+        return False
     try:
         constraint.start(Vocabulary((b"", *(bytes([byte]) for byte in range(256))), frozenset([0])))
     except ValueError:

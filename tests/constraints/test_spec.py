@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from textguide.constraints import (
+    After,
     AllOf,
     AnyOf,
     Constraint,
@@ -31,6 +32,7 @@ EVERY: list[Constraint] = [
     Grammar('start: "a"\n'),
     AnyOf(Regex("a"), Grammar('start: "b"')),
     AllOf(Regex("a"), Not(Regex("b"))),
+    After("</think>", Regex("a")),
 ]
 
 
@@ -43,7 +45,7 @@ def test_to_json_and_back(constraint: Constraint) -> None:
 
 
 def test_every_kind_is_registered() -> None:
-    kinds = {"regex", "json-schema", "grammar", "predicate", "any-of", "all-of", "not"}
+    kinds = {"regex", "json-schema", "grammar", "predicate", "any-of", "all-of", "not", "after"}
     ours = {kind for kind, made in Constraint.registry.items() if made.__module__.startswith("textguide.constraints")}
     assert ours == kinds
     assert {constraint.kind for constraint in EVERY} == kinds - {"predicate"} - {"not"}
@@ -57,7 +59,7 @@ def test_functions_are_not_loaded() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "regexp", "pattern": "a"}, "kind='regexp' is no constraint; use one of all-of"),
+        ({"kind": "regexp", "pattern": "a"}, "kind='regexp' is no constraint; use one of after, all-of"),
         ({"pattern": "a"}, "kind=None"),
         ({"kind": ["regex"]}, "is no constraint"),
         ({"kind": "regex"}, "'pattern' is missing"),

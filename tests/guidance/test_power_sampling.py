@@ -134,7 +134,7 @@ def test_identity_and_composition() -> None:
     assert parts.constraint == FeynmanKac(4, resampling="systematic")
     assert as_guidance([guidance]) is guidance
     assert Composed((guidance,)).parts == guidance.parts
-    for name, possible in (("generate", True), ("score", False), ("dropin", False), ("vllm", False)):
+    for name, possible in (("generate", True), ("score", False), ("dropin", False), ("vllm", True)):
         assert (place(name).reason(guidance) is None) == possible
     with pytest.raises(ValueError, match="two guidances with branches"):
         as_guidance([CFG(1.5), guidance])
