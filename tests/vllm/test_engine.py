@@ -236,7 +236,7 @@ def test_what_vllm_cannot_do_is_refused(llm):
 
 
 def test_what_an_engine_cannot_do_is_refused():
-    with pytest.raises(ValueError, match=r"speculative_config=.* does not work with guidance: drafts are made without"):
-        textguide.vllm_engine("smollm2", speculative_config={"method": "ngram", "num_speculative_tokens": 3})
+    with pytest.raises(ValueError, match=r"speculative_config: method='eagle' does not work with guidance"):
+        textguide.vllm_engine("smollm2", speculative_config={"method": "eagle", "num_speculative_tokens": 3})
     with pytest.raises(ValueError, match="scheduler_cls='other' does not work with guidance"):
         textguide.vllm_engine("smollm2", scheduler_cls="other")
