@@ -71,7 +71,7 @@ def run_on(held):
     return is_held
 
 
-def still_ahead(self, wrote, counts):
+def still_ahead(self, wrote, counts, guesses):
     for request in wrote:
         request.num_computed_tokens -= 1
 
