@@ -47,7 +47,7 @@ def late(messages_of):
     return wrong
 
 
-def rewind(self, wrote, counts):
+def rewind(self, wrote, counts, guesses):
     for request in wrote:
         request.num_computed_tokens -= 1
         request.num_output_placeholders = max(0, request.num_output_placeholders - 1)
