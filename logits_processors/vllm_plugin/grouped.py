@@ -176,6 +176,16 @@ class Grouped(Scheduler):
         """Tokens that a running request reads before it writes one; those count that steps in flight will write."""
         return int(request.num_tokens + request.num_output_placeholders - request.num_computed_tokens)
 
+    def _sampled(self, names: Iterable[str], scheduled: Any, output: Any) -> dict[str, list[int]]:
+        """What requests wrote in a step that they had a part in; the lists are the engine's own."""
+        counts, sampled = scheduled.num_scheduled_tokens, output.sampled_token_ids
+        tokens: dict[str, list[int]] = {}
+        for name in names:
+            request = self.requests.get(name)
+            if name in counts and request is not None and sampled and not request.num_stale_output_tokens:
+                tokens[name] = sampled[output.req_id_to_index[name]]
+        return tokens
+
     def _units(self) -> list[list[Request]]:
         """Running requests by groups, in the order in which they were admitted."""
         units: dict[str, list[Request]] = {}

@@ -134,12 +134,7 @@ class Populated(Admitted):
     ) -> None:
         """Take in what the particles wrote, all or none of it."""
         state: Report = population.state
-        counts, sampled = scheduled.num_scheduled_tokens, output.sampled_token_ids
-        tokens: dict[str, list[int]] = {}
-        for name in population.members:
-            request = self.requests.get(name)
-            if name in counts and request is not None and sampled and not request.num_stale_output_tokens:
-                tokens[name] = sampled[output.req_id_to_index[name]]
+        counts, tokens = scheduled.num_scheduled_tokens, self._sampled(population.members, scheduled, output)
         state.branch_tokens += sum(counts.get(name, 0) for own in population.own for name in own[1:])
         wrote = [name for name, written in tokens.items() if written]
         if not wrote:

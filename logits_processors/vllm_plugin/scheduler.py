@@ -67,12 +67,7 @@ class GuidedScheduler(Drafted):
             messages: what the worker saw of the group at this step, by position.
         """
         state: Report = group.state
-        counts, sampled = scheduled.num_scheduled_tokens, output.sampled_token_ids
-        tokens: dict[str, list[int]] = {}
-        for name in group.members:
-            request = self.requests.get(name)
-            if name in counts and request is not None and sampled and not request.num_stale_output_tokens:
-                tokens[name] = sampled[output.req_id_to_index[name]]
+        counts, tokens = scheduled.num_scheduled_tokens, self._sampled(group.members, scheduled, output)
         state.branch_tokens += sum(counts.get(name, 0) for name in group.branches)
         wrote = [name for name, written in tokens.items() if written]
         main = self.requests.get(group.main)

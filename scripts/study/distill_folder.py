@@ -125,10 +125,15 @@ class Study:
     def lambada(
         self, key: str, model: Callable[[], Any], settings: Sequence[Any], limit: int | None
     ) -> list[dict[str, Any]]:
-        """For each setting ``right`` (0 or 1 a row) and ``nll`` (nats a row)."""
+        """:meth:`scored` of the rows of LAMBADA."""
+        return self.scored(key, model, settings, self.rows(limit))
+
+    def scored(
+        self, key: str, model: Callable[[], Any], settings: Sequence[Any], rows: Sequence[tuple[str, str]]
+    ) -> list[dict[str, Any]]:
+        """For each setting ``right`` (0 or 1 a row) and ``nll`` (nats a row) of contexts with what follows them."""
 
         def make() -> list[dict[str, Any]]:
-            rows = self.rows(limit)
             tokenizer = self.load(self.larger if key.startswith("larger") and self.larger else "smollm2")[1]
             out = textguide.score(
                 model(), tokenizer, [row[0] for row in rows], [row[1] for row in rows], settings=list(settings)

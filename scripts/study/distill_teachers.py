@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,18 +89,9 @@ def _context_aware(study: Study) -> dict[str, Any]:
     rows = rows[:FEW]
     documents = [document for document, _, _ in rows]
 
-    def of(model: Callable[[], Any], settings: list[Any], key: str) -> Any:
-        def make() -> list[dict[str, Any]]:
-            contexts, words = [context for _, context, _ in rows], [word for _, _, word in rows]
-            out = textguide.score(model(), study.load()[1], contexts, words, settings=settings)
-            return [
-                {"right": right.int().tolist(), "nll": (-nll).tolist()}
-                for right, nll in zip(out.is_greedy, out.log_likelihood, strict=True)
-            ]
-
-        return study.measured(key, make)
-
-    plain, guided = of(lambda: study.load()[0], [None, ContextAware(1.5, context=documents)], "context-aware-base")
+    pairs = [(context, word) for _, context, word in rows]
+    ways = [None, ContextAware(1.5, context=documents)]
+    plain, guided = study.scored("context-aware-base", lambda: study.load()[0], ways, pairs)
     passages = [text[:400].rsplit(" ", 1)[0] for text in study.passages()[: COUNT // 2]]
     prompts, given = [], []
     for text in passages:
@@ -118,7 +108,7 @@ def _context_aware(study: Study) -> dict[str, Any]:
         "teacher-context-aware", ContextAware(1.5, context=prompts), given=given, source="given", steps=SHORT,
         texts=len(given), tokens=110,
     )  # fmt: skip
-    (own,) = of(lambda: study.student(folder), [None], "context-aware-distilled")
+    (own,) = study.scored("context-aware-distilled", lambda: study.student(folder), [None], pairs)
     gain = (np.mean(own["right"]) - np.mean(plain["right"])) / (np.mean(guided["right"]) - np.mean(plain["right"]))
     return {
         "plain": told(plain), "guided": told(guided), "distilled": told(own), "against guided": against(own, guided),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -85,7 +84,7 @@ def spoilt(value: Any, draw: random.Random) -> Any:
 
 def in_order(value: Any, checks: Checks, pointers: tuple[str, ...] = ("",)) -> Any:
     """The value with its properties in the order in which the schemas at ``pointers`` name them."""
-    closure = tuple(_same_value(checks, pointers))
+    closure = tuple(dict.fromkeys(one for at in pointers for one in checks.of_same_value(at, SAME_VALUE)))
     if isinstance(value, dict):
         names = [name for one in closure for name in _names(checks.at(one))]
         rank = {name: number for number, name in reversed(list(enumerate(names)))}
@@ -109,25 +108,6 @@ def written(value: Any) -> bytes:
 
 def _names(node: Any) -> list[str]:
     return list(node.get("properties") or {}) if isinstance(node, dict) else []
-
-
-def _same_value(checks: Checks, pointers: tuple[str, ...]) -> Iterator[str]:
-    waiting, seen = list(pointers), set()
-    while waiting:
-        one = waiting.pop(0)
-        if one in seen:
-            continue
-        seen.add(one)
-        yield one
-        node = checks.at(one)
-        waiting += checks._referred(node)
-        if isinstance(node, dict):
-            for key in SAME_VALUE:
-                part = node.get(key)
-                if isinstance(part, list):
-                    waiting += [f"{one}/{key}/{number}" for number in range(len(part))]
-                elif isinstance(part, dict):
-                    waiting.append(f"{one}/{key}")
 
 
 def ways(schema: Any) -> Checks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -91,12 +91,7 @@ class Checks:
     def is_marked(self, pointer: str) -> bool:
         """Whether the mask leaves something out of what a schema asks of a value itself."""
         if pointer not in self._marked:
-            self._marked[pointer] = False  # where schemas refer to one another in a circle
-            node = self.at(pointer)
-            inner = self._referred(node)
-            if isinstance(node, dict):
-                inner += [f"{pointer}/{key}{place}" for key, place, _ in children(node) if key in SAME_VALUE]
-            self._marked[pointer] = pointer in self.left_out or any(map(self.is_marked, inner))
+            self._marked[pointer] = any(one in self.left_out for one in self.of_same_value(pointer, SAME_VALUE))
         return self._marked[pointer]
 
     def at(self, pointer: str) -> Any:
@@ -107,11 +102,12 @@ class Checks:
             node = node[int(part)] if isinstance(node, list) else node[part]
         return node
 
-    def all_of(self, pointer: str) -> Iterator[str]:
-        """A schema and those that every value of it satisfies too."""
+    def of_same_value(self, pointer: str, keywords: Collection[str] = ("allOf",)) -> Iterator[str]:
+        """A schema and those that it applies to the same value by reference and by ``keywords``; by ``allOf`` alone
+        they are those that every value of it satisfies too."""
         seen, waiting = set(), [pointer]
         while waiting:
-            one = waiting.pop()
+            one = waiting.pop(0)
             if one in seen:
                 continue
             seen.add(one)
@@ -119,7 +115,7 @@ class Checks:
             node = self.at(one)
             waiting += self._referred(node)
             if isinstance(node, dict) and not (self._is_old and "$ref" in node):
-                waiting += [f"{one}/allOf/{number}" for number in range(len(node.get("allOf") or ()))]
+                waiting += [f"{one}/{key}{place}" for key, place, _ in children(node) if key in keywords]
 
     def _referred(self, node: Any) -> list[str]:
         """Pointers of the schema that ``node`` refers to."""
@@ -142,7 +138,7 @@ class Checks:
                 found += (
                     one
                     for child in (self._of_key(node, key) if isinstance(key, str) else self._of_item(node, key))
-                    for one in self.all_of(pointer + child)
+                    for one in self.of_same_value(pointer + child)
                 )
         return tuple(dict.fromkeys(found))
 
@@ -213,7 +209,7 @@ def read(text: bytes, place: Place, begin: int, checks: Checks) -> tuple[Place, 
     ended: list[tuple[tuple[str, ...], int, int]] = []
 
     def schemas() -> tuple[str, ...]:
-        return checks.inside(frames[-1].schemas, frames[-1].key) if frames else tuple(checks.all_of(""))
+        return checks.inside(frames[-1].schemas, frames[-1].key) if frames else tuple(checks.of_same_value(""))
 
     for at in range(begin, len(text)):
         byte = text[at : at + 1]
