@@ -13,6 +13,7 @@ from transformers import LogitsProcessor
 from textguide.constraints import Vocabulary
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
+from textguide.smc.lookahead import lookahead_of
 from textguide.smc.population import Outcome
 from textguide.smc.starting import constraint_of
 
@@ -111,8 +112,12 @@ class AWRSLogitsProcessor(LogitsProcessor):
     def _start(self, ids: Tensor, scores: Tensor) -> _Run:
         if self.vocabulary is None:
             self.vocabulary = Vocabulary.of(self.tokenizer, scores.shape[-1], self.eos_token_id)
-        session = constraint_of(self.guidance).start(self.vocabulary)
-        rows = Constrained(self.guidance, session, self.vocabulary, ids.shape[0], self.generator, scores.device)
+        constraint = constraint_of(self.guidance)
+        rows = Constrained(
+            self.guidance, constraint.start(self.vocabulary), self.vocabulary, ids.shape[0], self.generator,
+            scores.device, limit=self.horizon, prompts=ids.tolist(),
+            lookahead=lookahead_of(self.guidance.lookahead, constraint, self.vocabulary),
+        )  # fmt: skip
         return _Run(rows, self.vocabulary, self.horizon)
 
 

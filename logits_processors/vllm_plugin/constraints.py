@@ -207,6 +207,11 @@ def _check_drawn(guidance: AWRS) -> None:
             f"guidance={guidance!r}: requests draw their tokens; give AWRS(constraint) with method='awrs', or "
             "structured_outputs, which are vLLM's own masks"
         )
+    if guidance.lookahead not in (None, "auto"):
+        raise ValueError(
+            f"lookahead={guidance.lookahead!r} is not known inside vLLM, where no text is foreseen; leave it "
+            "out, or use textguide.generate"
+        )
 
 
 def travelling(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from textguide.constraints import Constraint, Vocabulary
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
+from textguide.smc.lookahead import lookahead_of
 from textguide.smc.population import Outcome
 
 from .toys import PIECES, VOCABULARY
@@ -48,7 +49,9 @@ def run(
     """The texts (end tokens included) of every particle, and what came of them."""
     rows = populations * guidance.particles
     generator = torch.Generator().manual_seed(seed)
-    state = Constrained(guidance, constraint.start(vocabulary), vocabulary, rows, generator)
+    lookahead = lookahead_of(guidance.lookahead, constraint, vocabulary)
+    session = constraint.start(vocabulary)
+    state = Constrained(guidance, session, vocabulary, rows, generator, limit=length, lookahead=lookahead)
     texts: list[Text] = [()] * rows
     uniform = torch.zeros(vocabulary.size)
     for index in range(length):

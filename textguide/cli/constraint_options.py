@@ -25,6 +25,12 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
         metavar="TEXT",
         help="free text comes first, up to this one, such as '</think>', or to a match of regex:PATTERN",
     )
+    group.add_argument(
+        "--lookahead",
+        metavar="NAME",
+        help="what is foreseen of a text: automaton (the tokens that it needs against those left), or none [auto: the "
+        "first, where the constraint has one]",
+    )
     return group
 
 

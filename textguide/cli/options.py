@@ -190,17 +190,19 @@ def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
 
     constraint = constraint_options.constraint(arguments)
     if constraint is None:
-        for name in ("particles", "constraint_method", "all_particles", "form_after"):
+        for name in ("particles", "constraint_method", "all_particles", "form_after", "lookahead"):
             if getattr(arguments, name, None):
                 option = "--after" if name == "form_after" else "--" + name.replace("_", "-")
                 raise ValueError(f"{option} needs a constraint; add --regex, --json-schema or --grammar")
         return guidance
+    lookahead = arguments.lookahead or "auto"
     try:
         awrs = AWRS(
             constraint,
             particles=1 if arguments.particles is None else arguments.particles,
             method=arguments.constraint_method or "awrs",
             after=arguments.form_after,
+            lookahead={"none": None}.get(lookahead, lookahead),
         )
     except ValueError as error:
         raise ValueError(f"--{error}" if str(error).startswith("particles") else str(error)) from None

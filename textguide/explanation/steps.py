@@ -14,6 +14,7 @@ from ..constraints import Vocabulary
 from ..engine.loop import StepView
 from ..guidance import AWRS, FeynmanKac
 from ..smc.constrained import Constrained
+from ..smc.lookahead import lookahead_of
 from ..smc.starting import constraint_of, vocabulary_of
 from .token_texts import token_text
 from .values import ExplainedStep, TokenMove
@@ -50,7 +51,12 @@ class Allowed:
         # A critic weighs texts, and no step of them.
         awrs = replace(awrs, particles=1, critic=None)
         vocabulary = vocabulary if vocabulary is not None else vocabulary_of(model, config, tokenizer)
-        self._rows = Constrained(awrs, constraint_of(awrs).start(vocabulary), vocabulary, 1)
+        constraint = constraint_of(awrs)
+        # Of texts that are weighed, what is foreseen moves draws and weights, and no distribution.
+        ahead = None if awrs.method == "awrs" else lookahead_of(awrs.lookahead, constraint, vocabulary)
+        self._rows = Constrained(
+            awrs, constraint.start(vocabulary), vocabulary, 1, limit=horizon, lookahead=ahead
+        )  # fmt: skip
         self._last = horizon - 1 if awrs.method == "awrs" else None
         self._ends = sorted(vocabulary.ends)
 

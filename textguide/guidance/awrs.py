@@ -12,6 +12,7 @@ from .validation import finite, whole
 
 METHODS = ("awrs", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")
+LOOKAHEADS = ("auto", "automaton")
 RESAMPLING = ("stratified", "systematic")
 
 
@@ -46,6 +47,11 @@ class AWRS(TokenConstraint):
         after: free text comes first, and the constraint holds behind this: a text such as ``"</think>"``,
             ``"regex:PATTERN"``, or a function from the text so far to whether the form begins behind it. None: the
             constraint holds from the first token on.
+        lookahead: what is foreseen of a text: how likely it still ends as a member within the limit of tokens. Tokens
+            are drawn, and particles resampled, with that in view, and it leaves no trace in the final weights: these
+            stay unbiased, however rough it is. ``automaton``: the fewest tokens that complete a text against those
+            left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton;
+            None: nothing. Or a :class:`textguide.smc.lookahead.Lookahead`.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
@@ -61,6 +67,7 @@ class AWRS(TokenConstraint):
     accepts: int = 2
     resampling: str = "stratified"
     after: str | Callable[[str], bool] | None = None
+    lookahead: Any = "auto"
 
     name = "awrs"
     json_names: ClassVar[Mapping[str, str]] = {"method": "constraint_method"}
@@ -86,6 +93,9 @@ class AWRS(TokenConstraint):
             raise ValueError(f"after={self.after!r} must be a text, 'regex:PATTERN', a function of the text, or None")
         if self.after is not None and self.constraint is None:
             raise ValueError(f"after={self.after!r} needs a constraint, which holds behind it; give one")
+        foreseen = self.lookahead is None or self.lookahead in LOOKAHEADS or hasattr(self.lookahead, "begin")
+        if not foreseen:
+            raise ValueError(f"lookahead={self.lookahead!r} must be one of {', '.join(LOOKAHEADS)}, or None")
         if self.critic is not None and not callable(self.critic):
             raise ValueError(f"critic={self.critic!r} must be a function from a text to a log potential, or None")
         if self.method == "mask" and (self.particles > 1 or self.critic is not None):
@@ -106,6 +116,10 @@ class AWRS(TokenConstraint):
             del values["after"]  # a setting that says nothing leaves the fingerprint as it was
         elif callable(self.after):
             values["after"] = {"function": getattr(self.after, "__qualname__", repr(self.after))}
+        if self.lookahead == "auto":
+            del values["lookahead"]
+        elif hasattr(self.lookahead, "begin"):
+            values["lookahead"] = {"class": type(self.lookahead).__qualname__}
         if self.critic is not None:
             module = getattr(self.critic, "__module__", "")
             values["critic"] = f"{module}:{getattr(self.critic, '__qualname__', type(self.critic).__qualname__)}"

@@ -12,11 +12,13 @@ from torch import Tensor
 from ..constraints import Session, UnsatisfiableError, Vocabulary
 from ..guidance import AWRS
 from . import awrs
+from .lookahead import Ahead, Lookahead
 from .population import Outcome, Weighed, twin
 from .trie import Memory, TrieKnowledge
 
 NO_TOKEN = "no token is allowed"
 CAP = "max_rejects was reached"
+LENGTH = "no text that may follow ends within the limit of tokens"
 LIMIT = "the limit of tokens was reached before the text was complete"
 ENDLESS = "the end token has no probability where the limit of tokens forces it (top_k or top_p may have cut it off)"
 CRITIC = "the critic ruled the text out"
@@ -34,9 +36,11 @@ class _Row:
     finished: bool = False
     death: str | None = None
     potential: float = 0.0
+    ahead: Ahead | None = None  # what is foreseen behind the text
+    foreseen: float = 0.0  # its log ψ, which the weight holds
 
     def copy(self) -> _Row:
-        return _Row(self.session.fork(), self.known, self.length, self.open, self.finished, self.death, self.potential)
+        return replace(self, session=self.session.fork())
 
 
 class Constrained(Weighed):
@@ -52,6 +56,9 @@ class Constrained(Weighed):
             that a step can be drawn again.
         device: of the scores.
         corrects: see :class:`Weighed`.
+        limit: most tokens of a text; None: not known, and nothing is foreseen.
+        lookahead: what is foreseen.
+        prompts: token ids in front of each row, for what is foreseen.
 
     Raises:
         ValueError: nothing satisfies the constraint.
@@ -66,6 +73,10 @@ class Constrained(Weighed):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
         corrects: bool = False,
+        *,
+        limit: int | None = None,
+        lookahead: Lookahead | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(rows, guidance.particles, guidance.ess_threshold, guidance.resampling, generator, corrects)
         self.guidance, self.vocabulary = guidance, vocabulary
@@ -81,7 +92,11 @@ class Constrained(Weighed):
             raise UnsatisfiableError(
                 f"constraint={guidance.constraint!r} matches no text at all, so nothing is written"
             )
+        self._limit, self._foresees = limit, lookahead is not None and limit is not None
         self._rows = [_Row(session.fork()) for _ in range(rows)]
+        if lookahead is not None and limit is not None:
+            for number, row in enumerate(self._rows):
+                row.ahead = lookahead.begin(() if prompts is None else prompts[number])
 
     @property
     def weighs(self) -> bool:
@@ -117,7 +132,11 @@ class Constrained(Weighed):
                 known.everything()
                 row.known = known
                 allowed = self._masks[row.session.text] = known.mask().to(self._device)
-            if bool((scores[number] != -math.inf)[allowed].any()):
+            possible = scores[number] != -math.inf
+            ahead = self._following(row, 1)  # at the limit no end token is asked for here
+            if ahead is not None and bool((possible & allowed & (ahead > -math.inf)).any()):
+                allowed = allowed & (ahead > -math.inf)
+            if bool(possible[allowed].any()):
                 masked[number].masked_fill_(~allowed, -math.inf)
             else:
                 self._die(number, NO_TOKEN)
@@ -133,6 +152,8 @@ class Constrained(Weighed):
         Returns:
             Tokens (B,); what stands at rows that do not go on means nothing.
         """
+        ahead = self._foresee(last) if self._foresees else {}
+        scores = self._twist(scores, ahead)
         masks = {number: self._mask_of(row, last) for number, row in enumerate(self._rows) if row.open}
         masked = scores
         exact = [number for number, mask in masks.items() if mask is not None]
@@ -143,8 +164,9 @@ class Constrained(Weighed):
             log_z = (kept.logsumexp(-1) - scores[rows].float().logsumexp(-1)).tolist()
             for number, value in zip(list(exact), log_z, strict=True):
                 if value == -math.inf or math.isnan(value):
-                    complete = last and bool(masks[number].any())  # type: ignore[union-attr]
-                    self._die(number, ENDLESS if complete else LIMIT if last and self.vocabulary.ends else NO_TOKEN)
+                    possible = bool(masks[number].any())  # type: ignore[union-attr]
+                    reason = LENGTH if number in ahead and possible else NO_TOKEN
+                    self._die(number, reason if not (last and self.vocabulary.ends) else ENDLESS if possible else LIMIT)
                 else:
                     self.log_weights[number] += min(value, 0.0)
             alive = torch.tensor([self._rows[number].open for number in exact], device=scores.device)
@@ -155,6 +177,9 @@ class Constrained(Weighed):
         tokens = torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
         if uniforms is not None:
             tokens = self._ask(asked, scores, probs, tokens, uniforms)
+        for number, values in ahead.items():
+            if self._rows[number].open:
+                self._rows[number].foreseen = float(values[tokens[number]])
         return tokens
 
     def advance(self, tokens: Tensor, last: bool) -> None:
@@ -164,9 +189,14 @@ class Constrained(Weighed):
                 continue
             row.length += 1
             if token in self.vocabulary.ends:
+                self.log_weights[number] -= row.foreseen  # behind the end ψ is 1
+                row.foreseen = 0.0
                 row.open, row.finished = False, True
                 continue
             row.session.advance(token)
+            if row.ahead is not None:
+                row.ahead = row.ahead.after(token)
+                self._expect(number, row)
             if self.guidance.critic is not None:
                 self._criticise(number, row)
             if last and row.open:
@@ -194,6 +224,52 @@ class Constrained(Weighed):
 
     def _move(self, ancestors: list[int]) -> None:
         self._rows = [self._rows[a] if a == i else self._rows[a].copy() for i, a in enumerate(ancestors)]
+
+    # -- looking ahead ---------------------------------------------------------------------------------------------
+
+    def _following(self, row: _Row, more: int = 0) -> Tensor | None:
+        """Log ψ of what each token makes of the text, (V,), where ``more`` tokens may follow than the limit leaves."""
+        if row.ahead is None or self._limit is None:
+            return None
+        values = row.ahead.following(self._limit - row.length - 1 + more)
+        return None if values is None else values.to(self._device)
+
+    def _foresee(self, last: bool) -> dict[int, Tensor]:
+        """The same for the rows of which it is known, at a step of :meth:`choose`; at the last one ψ is 1. Takes ψ of
+        the texts so far out of the weights."""
+        found = {}
+        for number, row in enumerate(self._rows):
+            if not row.open:
+                continue
+            self.log_weights[number] -= row.foreseen
+            row.foreseen = 0.0
+            values = None if last else self._following(row)
+            if values is not None:
+                found[number] = values
+        return found
+
+    def _twist(self, scores: Tensor, ahead: dict[int, Tensor]) -> Tensor:
+        """Scores times ψ, and what that makes of their sum in the weights."""
+        if not ahead:
+            return scores
+        rows = torch.tensor(list(ahead), device=scores.device)
+        plain = scores[rows].float()
+        twisted = plain + torch.stack(list(ahead.values()))
+        gains = (twisted.logsumexp(-1) - plain.logsumexp(-1)).tolist()
+        for number, gain in zip(list(ahead), gains, strict=True):
+            if gain == -math.inf or math.isnan(gain):
+                self._die(number, LENGTH)
+                del ahead[number]
+            else:
+                self.log_weights[number] += gain
+        alive = torch.tensor([self._rows[number].open for number in rows.tolist()], device=scores.device)
+        return scores.index_copy(0, rows[alive], twisted[alive].to(scores.dtype))
+
+    def _expect(self, number: int, row: _Row) -> None:
+        """Put ψ of the text into the weight, where it was not known before the text was written."""
+        if row.foreseen == 0.0 and self.weighs and self._limit is not None and row.ahead is not None:
+            row.foreseen = row.ahead.potential(self._limit - row.length)
+            self.log_weights[number] += row.foreseen
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -262,6 +338,8 @@ class Constrained(Weighed):
     def _close(self, number: int, reason: str) -> None:
         row = self._rows[number]
         if self._is_complete(row):
+            self.log_weights[number] -= row.foreseen
+            row.foreseen = 0.0
             row.open, row.finished = False, True
         else:
             self._die(number, reason)

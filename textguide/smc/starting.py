@@ -16,6 +16,7 @@ from ..guidance import AWRS, BranchGuidance, EAGer, FeynmanKac
 from ..support.errors import NoParticleLeftWarning
 from .branching import Branching
 from .constrained import Constrained
+from .lookahead import lookahead_of
 from .population import Corrected, Outcome, Population
 
 
@@ -160,8 +161,20 @@ def start(
     awrs = guidance.constrained if corrects else guidance
     if vocabulary is None:
         vocabulary = vocabulary_of(model, config, tokenizer)
-    session = constraint_of(awrs).start(vocabulary)
-    return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects)
+    constraint = constraint_of(awrs)
+    session = constraint.start(vocabulary)
+    return Constrained(
+        awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects,
+        limit=None if config.max_length is None else config.max_length - ids.shape[1],
+        lookahead=lookahead_of(awrs.lookahead, constraint, vocabulary),
+        prompts=_without_padding(ids, config.pad_token_id),
+    )  # fmt: skip
+
+
+def _without_padding(ids: Tensor, padding: int | None) -> list[list[int]]:
+    rows: list[list[int]] = ids.tolist()
+    begins = [next((at for at, token in enumerate(row) if token != padding), len(row)) for row in rows]
+    return [row[begin:] for row, begin in zip(rows, begins, strict=True)]
 
 
 def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:

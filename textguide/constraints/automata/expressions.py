@@ -1,0 +1,229 @@
+"""Regular expressions over bytes, with intersection and complement, and their automata by derivatives.
+
+The derivative of a set of texts by a byte holds the rests of its texts that begin with that byte (Brzozowski 1964). The
+derivatives of an expression are finitely many once unions are sorted, and they are the states of its automaton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+EMPTY, NOTHING_MORE = 0, 1
+"""The expression without any text, and the one of the empty text."""
+Node = int
+_Key = tuple[Any, ...]
+
+
+class TooLargeError(ValueError):
+    """An automaton would have more states than are worth making."""
+
+
+@dataclass(frozen=True)
+class ByteAutomaton:
+    """A deterministic automaton.
+
+    Args:
+        moves: the state behind each state and byte, int32 (S + 1, 256); S is the dead one, which nothing leaves.
+        accepting: states in which a text is complete, bool (S + 1,).
+        start: the first state.
+    """
+
+    moves: NDArray[np.int32]
+    accepting: NDArray[np.bool_]
+    start: int
+
+    @property
+    def dead(self) -> int:
+        """The state from which nothing is complete."""
+        return len(self.accepting) - 1
+
+    def run(self, state: int, text: bytes) -> int:
+        """The state behind ``text``."""
+        for byte in text:
+            state = int(self.moves[state, byte])
+        return state
+
+
+class Expressions:
+    """Makes expressions; equal ones are made once and are a number."""
+
+    def __init__(self) -> None:
+        self._keys: list[_Key] = [("empty",), ("nothing more",)]
+        self._index: dict[_Key, Node] = {key: number for number, key in enumerate(self._keys)}
+        self._nullable: list[bool] = [False, True]
+        self._derivatives: dict[tuple[Node, int], Node] = {}
+        self._cuts: dict[Node, frozenset[int]] = {}
+
+    # -- making ----------------------------------------------------------------------------------------------------
+
+    def branch(self, ranges: Iterable[tuple[int, int, Node]]) -> Node:
+        """The next byte decides: ``(low, high, rest)``, which do not overlap."""
+        kept = tuple(sorted(item for item in ranges if item[2] != EMPTY))
+        return self._make(("branch", kept), False) if kept else EMPTY
+
+    def join(self, parts: Sequence[Node]) -> Node:
+        """One behind the other."""
+        whole = NOTHING_MORE
+        for part in reversed(parts):
+            whole = self._pair(part, whole)
+        return whole
+
+    def either(self, parts: Iterable[Node]) -> Node:
+        """One of them."""
+        kept: set[Node] = set()
+        for part in parts:
+            key = self._keys[part]
+            kept.update(key[1] if key[0] == "either" else (part,))
+        kept.discard(EMPTY)
+        if not kept or len(kept) == 1:
+            return kept.pop() if kept else EMPTY
+        everything = self.outside(EMPTY)
+        if everything in kept:
+            return everything
+        return self._make(("either", tuple(sorted(kept))), any(self._nullable[part] for part in kept))
+
+    def both(self, parts: Iterable[Node]) -> Node:
+        """All of them."""
+        kept: set[Node] = set()
+        for part in parts:
+            key = self._keys[part]
+            kept.update(key[1] if key[0] == "both" else (part,))
+        kept.discard(self.outside(EMPTY))
+        if EMPTY in kept:
+            return EMPTY
+        if not kept or len(kept) == 1:
+            return kept.pop() if kept else self.outside(EMPTY)
+        return self._make(("both", tuple(sorted(kept))), all(self._nullable[part] for part in kept))
+
+    def outside(self, part: Node) -> Node:
+        """Every text of bytes but its."""
+        key = self._keys[part]
+        return key[1] if key[0] == "outside" else self._make(("outside", part), not self._nullable[part])
+
+    def repeat(self, part: Node, least: int, most: int | None) -> Node:
+        """``least`` to ``most`` times in a row; None: any number."""
+        if most == 0 or part == NOTHING_MORE:
+            return NOTHING_MORE
+        if part == EMPTY:
+            return EMPTY if least else NOTHING_MORE
+        if least == most == 1:
+            return part
+        least = 0 if self._nullable[part] else least
+        return self._make(("repeat", part, least, most), least == 0)
+
+    def _pair(self, first: Node, rest: Node) -> Node:
+        if EMPTY in (first, rest):
+            return EMPTY
+        if first == NOTHING_MORE or rest == NOTHING_MORE:
+            return rest if first == NOTHING_MORE else first
+        key = self._keys[first]
+        if key[0] == "join":  # brackets to the right, so that equal texts are equal expressions
+            return self._pair(key[1], self._pair(key[2], rest))
+        return self._make(("join", first, rest), self._nullable[first] and self._nullable[rest])
+
+    def _make(self, key: _Key, nullable: bool) -> Node:
+        node = self._index.get(key)
+        if node is None:
+            node = self._index[key] = len(self._keys)
+            self._keys.append(key)
+            self._nullable.append(nullable)
+        return node
+
+    # -- taking apart ----------------------------------------------------------------------------------------------
+
+    def automaton(self, node: Node, most: int) -> ByteAutomaton:
+        """The automaton of an expression, without states that lead nowhere.
+
+        Args:
+            most: states that it may have.
+
+        Raises:
+            TooLargeError: it has more.
+        """
+        states, rows, at = {node: 0}, [], 0
+        order = [node]
+        while at < len(order):
+            row = np.zeros(256, dtype=np.int32)
+            cuts = sorted(self._cuts_of(order[at]) | {0, 256})
+            for low, high in pairwise(cuts):
+                following = self.derivative(order[at], low)
+                if following not in states:
+                    if len(states) >= most:
+                        raise TooLargeError(f"it has more than {most} states")
+                    states[following] = len(order)
+                    order.append(following)
+                row[low:high] = states[following]
+            rows.append(row)
+            at += 1
+        moves = np.stack(rows)
+        return _trimmed(moves, np.array([self._nullable[state] for state in order]))
+
+    def derivative(self, node: Node, byte: int) -> Node:
+        """What may follow behind a byte."""
+        found = self._derivatives.get((node, byte))
+        if found is None:
+            found = self._derivatives[node, byte] = self._derive(node, byte)
+        return found
+
+    def _derive(self, node: Node, byte: int) -> Node:
+        kind, *parts = self._keys[node]
+        if kind == "branch":
+            return next((rest for low, high, rest in parts[0] if low <= byte <= high), EMPTY)
+        if kind == "join":
+            first, rest = parts
+            behind = self._pair(self.derivative(first, byte), rest)
+            if not self._nullable[first]:
+                return behind
+            return self.either((behind, self.derivative(rest, byte)))
+        if kind == "either":
+            return self.either(self.derivative(part, byte) for part in parts[0])
+        if kind == "both":
+            return self.both(self.derivative(part, byte) for part in parts[0])
+        if kind == "outside":
+            return self.outside(self.derivative(parts[0], byte))
+        if kind == "repeat":
+            part, least, most = parts
+            left = self.repeat(part, max(least - 1, 0), None if most is None else most - 1)
+            return self._pair(self.derivative(part, byte), left)
+        return EMPTY
+
+    def _cuts_of(self, node: Node) -> frozenset[int]:
+        """Bytes at which the derivative may change."""
+        found = self._cuts.get(node)
+        if found is None:
+            kind, *parts = self._keys[node]
+            if kind == "branch":
+                found = frozenset(cut for low, high, _ in parts[0] for cut in (low, high + 1))
+            elif kind == "join":
+                found = self._cuts_of(parts[0])
+                if self._nullable[parts[0]]:
+                    found |= self._cuts_of(parts[1])
+            elif kind in ("either", "both"):
+                found = frozenset().union(*(self._cuts_of(part) for part in parts[0]))
+            elif kind in ("outside", "repeat"):
+                found = self._cuts_of(parts[0])
+            else:
+                found = frozenset()
+            self._cuts[node] = found
+        return found
+
+
+def _trimmed(moves: NDArray[np.int32], accepting: NDArray[np.bool_]) -> ByteAutomaton:
+    """The same automaton, with one dead state, the last."""
+    alive = accepting.copy()
+    while True:
+        more = alive | alive[moves].any(axis=1)
+        if (more == alive).all():
+            break
+        alive = more
+    number = np.full(len(alive), int(alive.sum()), dtype=np.int32)
+    number[alive] = np.arange(int(alive.sum()), dtype=np.int32)
+    dead = np.full((1, 256), int(alive.sum()), dtype=np.int32)
+    kept = number[moves[alive]].reshape(-1, 256)
+    return ByteAutomaton(np.concatenate([kept, dead]), np.append(accepting[alive], False), int(number[0]))
