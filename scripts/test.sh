@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then lint, types and tests. Arguments go to pytest.
 source "$(dirname "$0")/lib.sh"
-prepare smollm2,eval,classifiers,profanity,sentiment,constraints,xgrammar,molecules,captioning,completion,playground,batch,notebook,docs,dev
+prepare smollm2,eval,classifiers,profanity,sentiment,constraints,xgrammar,molecules,sql,captioning,completion,playground,batch,notebook,docs,dev
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 if [ -z "${TEXTGUIDE_DATA:-}" ] && [ -d ../shared/data ]; then
   TEXTGUIDE_DATA="$(cd ../shared/data && pwd)"

@@ -12,11 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from textguide.constraints import Constraint, Grammar
+from textguide.constraints import SQL, Constraint, Grammar
 
 from ..loaders import local_file
 from .base import ConstrainedTask, Item, conversation
-from .sql_grammar import sql_grammar
 from .sql_questions import EXAMPLES, QUESTIONS
 
 FOLDER = "awrs/spider"
@@ -32,13 +31,22 @@ class TextToSQL(ConstrainedTask):
     """Spider's questions about ``concert_singer``, and further ones of our own about the same tables.
 
     The constraint is a grammar made from the database: SELECT over its tables and columns, joins, conditions, groups,
-    order, nested queries. The judge runs the answer and the reference on a read-only connection and compares their
-    rows, in any order unless the reference orders them. ``valid`` is 1 for a query that runs.
+    order, nested queries; with ``scoped``, columns are those of the tables that the query reads from, too. The judge
+    runs the answer and the reference on a read-only connection and compares their rows, in any order unless the
+    reference orders them. ``valid`` is 1 for a query that runs.
+
+    Args:
+        data: as for every task.
+        scoped: constrain by :class:`~textguide.constraints.SQL`, not by its grammar alone.
     """
 
     name = "sql"
     measures = ("right", "valid")
     max_new_tokens = 96
+
+    def __init__(self, data: str | os.PathLike[str] | None = None, scoped: bool = False) -> None:
+        super().__init__(data)
+        self.scoped = scoped
 
     def items(self) -> Sequence[Item]:
         path = local_file(f"{FOLDER}/dev.json", self.data)
@@ -58,7 +66,7 @@ class TextToSQL(ConstrainedTask):
         ]
 
     def constraint(self, item: Item) -> Constraint:
-        return self._grammar
+        return self._queries if self.scoped else self._grammar
 
     def check(self, item: Item, text: str) -> dict[str, float]:
         try:
@@ -83,7 +91,11 @@ class TextToSQL(ConstrainedTask):
 
     @cached_property
     def _grammar(self) -> Grammar:
-        return Grammar(sql_grammar(self.tables))
+        return Grammar(self._queries.grammar)
+
+    @cached_property
+    def _queries(self) -> SQL:
+        return SQL(self._path)
 
     @cached_property
     def _path(self) -> Path:

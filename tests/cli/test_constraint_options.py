@@ -39,6 +39,7 @@ def test_what_the_arguments_stand_for() -> None:
     assert parse("--json-schema", "schema.json") == JSONSchema({"type": "null"})
     assert parse("--json-schema", "schema.json", "--json-whitespace", "none").whitespace == "none"
     assert parse("--grammar", "rules.lark") == Grammar('start: "a"')
+    assert parse("--constraint", "regex:a") == Regex("a")
 
 
 @pytest.mark.usefixtures("folder")
@@ -50,6 +51,7 @@ def test_what_the_arguments_stand_for() -> None:
         (["--json-schema", "bad.json"], r"--json-schema bad.json: .* is no JSON"),
         (["--grammar", "none.lark"], r"--grammar none.lark: .* cannot be read"),
         (["--grammar", "endless.lark"], r"--grammar endless.lark: .* no text ends the rule start"),
+        (["--constraint", "sql:none"], "--constraint sql:none: database='none' is no file"),
         (["--regex", "a", "--json-whitespace", "none"], "--json-whitespace none needs --json-schema"),
     ],
 )

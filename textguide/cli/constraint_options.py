@@ -8,12 +8,17 @@ from typing import Any
 
 
 def add_constraint(parser: argparse.ArgumentParser) -> Any:
-    """``--regex``, ``--json-schema``, ``--grammar``, of which one may be given; the group, for further options."""
+    """``--regex`` and its like, of which one may be given; the group, for further options."""
     group = parser.add_argument_group("constraint")
     one = group.add_mutually_exclusive_group()
     one.add_argument("--regex", metavar="PATTERN", help="the continuation matches this regular expression as a whole")
     one.add_argument("--json-schema", metavar="FILE", help="the continuation is a JSON document of the schema in FILE")
     one.add_argument("--grammar", metavar="FILE", help="the continuation is a text of the Lark grammar in FILE")
+    one.add_argument(
+        "--constraint",
+        metavar="LINE",
+        help="the continuation is a text of this constraint: sql:DATABASE, python:MODULE:NAME, …",
+    )
     group.add_argument(
         "--json-whitespace",
         metavar="WHERE",
@@ -40,7 +45,7 @@ def constraint(arguments: argparse.Namespace) -> Any:
     Raises:
         ValueError: it cannot be used, or its file not be read; the message names the argument.
     """
-    from ..constraints import Grammar, JSONSchema, Regex
+    from ..constraints import Grammar, JSONSchema, Regex, resolve
 
     if arguments.json_whitespace is not None and arguments.json_schema is None:
         raise ValueError(
@@ -53,8 +58,11 @@ def constraint(arguments: argparse.Namespace) -> Any:
             return JSONSchema(Path(arguments.json_schema), whitespace=arguments.json_whitespace or "any")
         if arguments.grammar is not None:
             return Grammar(Path(arguments.grammar))
+        if arguments.constraint is not None:
+            return resolve(arguments.constraint)
     except ValueError as error:
-        names = {"--regex": arguments.regex, "--json-schema": arguments.json_schema, "--grammar": arguments.grammar}
+        given = ("regex", "json_schema", "grammar", "constraint")
+        names = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in given}
         name, value = next((name, value) for name, value in names.items() if value is not None)
         raise ValueError(f"{name} {value}: {error}") from None
     return None

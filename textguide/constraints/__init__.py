@@ -7,6 +7,7 @@ from .documents import Call, Grammar, JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
 from .spec import from_dict, resolve
+from .sql import SQL
 from .vocabulary import Vocabulary
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Not",
     "Predicate",
     "Regex",
+    "SQL",
     "Session",
     "UnsatisfiableError",
     "Vocabulary",

@@ -1,0 +1,255 @@
+"""Queries of a database: every random query is judged as SQLite judges it on the tables themselves."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from textguide.constraints import SQL, Session, Vocabulary, from_dict, resolve
+from textguide.constraints.sql_names import Reader
+
+from .walks import BYTES, compare
+
+pytest.importorskip("llguidance")
+
+TABLES = {"singer": ["Name", "Age", "ID"], "concert": ["Title", "Year", "ID"], "plays": ["ID", "singer", "Name"]}
+COLUMNS = sorted({column for columns in TABLES.values() for column in columns})
+
+
+def connected() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    for table, columns in TABLES.items():
+        connection.execute(f"CREATE TABLE {table} ({', '.join(columns)})")
+    return connection
+
+
+class Writer:
+    """Random queries, of which many name what is not at hand; ``parts`` are texts that must compile too."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.parts: list[str] = []
+        self.is_clear = True  # no name stands for two tables
+
+    def query(self) -> str:
+        text = self.select("", 0)
+        if self.draw.random() < 0.2:
+            text += self.draw.choice([" UNION ", " EXCEPT ", " INTERSECT "]) + self.select("", 0)
+        elif self.draw.random() < 0.3:
+            text += " ORDER BY " + self.column(self.last)
+        self.parts.append(text)
+        return text
+
+    def select(self, outer: str, depth: int) -> str:
+        draw, close = self.draw, ")" * depth
+        names: list[tuple[str, str]] = []  # what a table is called, and the table
+        source = ""
+        for number in range(draw.choice([1, 1, 2, 3])):
+            table = draw.choice(list(TABLES))
+            alias = draw.choice(["", f"T{number + 1}", f"T{number + 1}", "T1"])
+            names.append((alias or table, table))
+            place = f"{table} AS {alias}" if alias else table
+            if number:
+                join = draw.choice([" JOIN ", " LEFT JOIN "])
+                source += f"{join}{place} ON {self.column(names)} = {self.column(names)}"
+                self.parts.append(f"{outer}SELECT 1 FROM {source}{close}")
+            else:
+                source = place
+        self.is_clear &= len({name.lower() for name, _ in names}) == len(names)
+        count = 1 if depth else draw.choice([1, 1, 2])
+        items = ", ".join(
+            draw.choice(["{}", "{}", "count({})", "max(DISTINCT {})"]).format(self.column(names)) for _ in range(count)
+        )
+        text = f"SELECT {items} FROM {source}"
+        self.last = names
+        if draw.random() < 0.5:
+            text += f" WHERE {self.column(names)} "
+            kind = draw.choice(["= 1", "IS NOT NULL", "LIKE 'a%'", "BETWEEN 1 AND 2", "= ", "IN "])
+            text += kind
+            if kind == "= ":
+                text += self.column(names)
+            elif kind == "IN ":
+                text += f"({self.select(outer + text + '(', depth + 1)})" if depth < 2 else "(SELECT ID FROM concert)"
+        if draw.random() < 0.3:
+            text += f" GROUP BY {self.column(names)}"
+        self.last = names
+        return text
+
+    def column(self, names: list[tuple[str, str]]) -> str:
+        """Mostly a column of these tables, sometimes of none."""
+        draw = self.draw
+        name, table = draw.choice(names)
+        column = draw.choice(TABLES[table] if draw.random() < 0.9 else COLUMNS)
+        return draw.choice([column, f"{name}.{column}", f"{name}.{column}"] + ["T3." + column] * (draw.random() < 0.1))
+
+
+def compiles(connection: sqlite3.Connection, query: str) -> bool:
+    try:
+        connection.execute(f"EXPLAIN {query}")
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def compared(session: Session, count: int) -> Counter[bool]:
+    connection, verdicts = connected(), Counter[bool]()
+    for seed in range(count):
+        writer = Writer(seed)
+        text = writer.query()
+        valid = writer.is_clear and all(compiles(connection, part) for part in writer.parts)
+        verdicts[valid] += 1
+        assert session.is_complete(text.encode()) == valid, text
+        if valid:
+            for end in range(len(text) + 1):
+                assert session.is_prefix(text[:end].encode()), (text[:end], text[end:])
+    return verdicts
+
+
+def test_every_query_is_judged_as_sqlite_judges_it() -> None:
+    verdicts = compared(SQL(TABLES).start(BYTES), 200)
+    assert min(verdicts.values()) > 40
+
+
+@pytest.mark.parametrize("method", ["_stands", "_bind", "_has_items"])
+def test_what_is_not_asked_is_missed(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the questions decides something: without it a text goes on that must not, or ends that must not."""
+    texts = {
+        "_stands": "SELECT Name FROM concert W", "_bind": "SELECT ID FROM singer AS T1 JOIN plays AS T1 ON",
+        "_has_items": "SELECT Name FROM singer JOIN plays ON",
+    }  # fmt: skip
+    session = SQL(TABLES).start(BYTES)
+    assert not session.is_prefix(texts[method].encode())
+    monkeypatch.setattr(Reader, method, lambda *_: True)
+    assert SQL(TABLES).start(BYTES).is_prefix(texts[method].encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "is_prefix"),
+    [
+        ("SELECT Title FROM singer ", True), ("SELECT Title FROM singer J", True),
+        ("SELECT Title FROM singer W", False),
+        ("SELECT Name FROM singer JOIN pl", False), ("SELECT Name FROM singer JOIN co", True),
+        ("SELECT T1.Title FROM singer AS T2", True), ("SELECT T1.Title FROM singer AS T1", False),
+        ("SELECT Name FROM singer WHERE Ti", False), ("SELECT Name FROM singer WHERE Na", True),
+        ("SELECT Name FROM singer WHERE con", False), ("SELECT Name FROM singer WHERE co", False),
+        ("SELECT Name FROM singer AS T1 JOIN concert AS T2 ON T1.Y", False),
+        ("SELECT Name FROM singer AS T1 JOIN concert AS T2 ON T3", False),
+        ("SELECT Age FROM singer WHERE ID IN (SELECT Age", True),
+        ("SELECT Age FROM singer WHERE ID IN (SELECT Age FROM concert W", True),  # the outer one's
+        ("SELECT Age FROM singer WHERE ID IN (SELECT Age, ", False),
+        ("SELECT sum(*", False), ("SELECT Age FROM singer ORDER BY Age UNION", False), ("DELETE", False),
+        ("SELECT Age FROM singer WHERE Age = 1.5 AND T", False), ("SELECT ID FROM concert; ", False),
+        ('SELECT Age FROM singer WHERE Name = "no name', True), ("SELECT Age FROM singer WHERE max(Age) ", False),
+    ],
+)  # fmt: skip
+def test_beginnings(text: str, is_prefix: bool) -> None:
+    assert SQL(TABLES).start(BYTES).is_prefix(text.encode()) == is_prefix
+
+
+KEYWORDS = (
+    "SELECT", "DISTINCT", "FROM", "WHERE", "GROUP", "BY", "HAVING", "ORDER", "JOIN", "LEFT", "ON", "AS", "AND", "NOT",
+    "IS", "NULL", "LIKE", "count", "max", "IN", "TERSECT", "ASC", "LIMIT", "1", "'a'", "=", "(", ")", ".", ",", "*",
+    " ", *(f"T{number}" for number in range(1, 10)),
+)  # fmt: skip
+
+
+def words() -> Vocabulary:
+    parts = [*KEYWORDS, *TABLES, *COLUMNS]
+    return Vocabulary((b"", *(part.encode() for part in parts)), frozenset([0]))
+
+
+def test_beginnings_can_be_ended() -> None:
+    """Walks over random words that are allowed seldom come to a place where none is, and then among the tables."""
+    vocabulary, ended, stuck = words(), 0, []
+    for seed in range(25):
+        draw, session = random.Random(seed), SQL(TABLES).start(vocabulary)
+        for _ in range(70):
+            if session.is_complete(session.text) and draw.random() < 0.3:
+                ended += 1
+                break
+            ranks = {token: draw.random() + (vocabulary.tokens[token] in b",*") for token in range(1, vocabulary.size)}
+            tokens = sorted(ranks, key=ranks.__getitem__)
+            token = next((one for one in tokens if session.is_prefix(session.text + vocabulary.tokens[one])), None)
+            if token is None:
+                stuck += [] if session.is_complete(session.text) else [session.text]
+                break
+            session.advance(token)
+    assert ended > 2
+    # Then for a table that makes a column ambiguous, whichever it is.
+    assert all(b" JOIN " in text for text in stuck), stuck
+    assert len(stuck) < 7
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_masks(seed: int) -> None:
+    vocabulary, session = words(), SQL(TABLES).start(words())
+    judge = SQL(TABLES).start(vocabulary)
+    compare(session, vocabulary, judge.is_prefix, judge.is_complete, steps=6, seed=seed)
+    text = b"SELECT Name FROM singer WHERE Name = 'a"
+    session, judge = SQL(TABLES).start(BYTES), SQL(TABLES).start(BYTES)
+    session.write(text)
+    compare(session, BYTES, judge.is_prefix, judge.is_complete, steps=1, seed=seed)
+
+
+def test_names_between_quotation_marks() -> None:
+    tables = {"order": ["the date", "Über", 'a"b'], "Person": ["name"]}
+    session = SQL(tables).start(BYTES)
+    for text in (
+        'SELECT "the date" FROM "order"',
+        'SELECT T1."Über" FROM "order" AS T1 WHERE T1."a""b" = 1',
+        "SELECT name FROM person",
+    ):
+        assert session.is_complete(text.encode()), text
+        assert all(session.is_prefix(text.encode()[:end]) for end in range(len(text.encode()) + 1)), text
+    assert not session.is_prefix(b"SELECT order")
+    standard = SQL(tables, dialect="standard").start(BYTES)
+    assert standard.is_complete(b"SELECT name FROM \"Person\" WHERE name = 'a'")
+    assert not standard.is_prefix(b"SELECT name FROM person")
+    assert not standard.is_complete(b'SELECT name FROM "Person" WHERE name = "a"')
+
+
+def test_databases(tmp_path: Path) -> None:
+    path = tmp_path / "a b.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, x TEXT)")
+    connection.execute("CREATE VIEW v AS SELECT x AS y FROM t")
+    connection.execute("INSERT INTO t (x) VALUES ('secret')")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    constraint = SQL(path)
+    assert constraint.tables == {"t": ["id", "x"], "v": ["y"]}
+    assert constraint == SQL(str(path)) == SQL(constraint.tables) == SQL(constraint.database) == resolve(f"sql:{path}")
+    assert from_dict(constraint.to_dict()) == constraint
+    assert constraint.start(BYTES).is_complete(b"SELECT y FROM v JOIN t ON x = y")
+    assert path.read_bytes() == before
+    pytest.importorskip("sqlalchemy")
+    assert SQL(f"sqlite:///{path}") == constraint
+    with pytest.raises(ValueError, match=r"database=postgresql://… cannot be read") as caught:
+        SQL("postgresql://me:hidden@nowhere.invalid/x")
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("database", "message"),
+    [
+        ("nowhere.sqlite", "database='nowhere.sqlite' is no file"), (__file__, "cannot be read as SQLite"),
+        ({}, "no table"),
+        ({"t": []}, "must have the names of its columns"), ({"t": ["a", "A"]}, "two columns in t of one name"),
+        (3, "must be the path"), ("{", "is no JSON"), ({"t": ["a\n"]}, "must have the names"),
+    ],
+)  # fmt: skip
+def test_what_is_no_database(database: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SQL(database)
+
+
+def test_a_request_names_no_file() -> None:
+    with pytest.raises(ValueError, match="must be the tables"):
+        from_dict({"kind": "sql", "database": "/some/file"})
+    with pytest.raises(ValueError, match="dialect='oracle' must be one of auto"):
+        SQL(TABLES, dialect="oracle")
