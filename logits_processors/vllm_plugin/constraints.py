@@ -231,6 +231,8 @@ def travelling(guidance: AWRS, named: Mapping[str, str]) -> dict[str, Any]:
     if guidance.constraint is None:
         return {"method": guidance.name, **options}
     constraint = resolve(guidance.constraint, engine=ENGINE)
+    if isinstance(constraint, Regex):  # which has an engine of its own where nobody asked for one
+        constraint = constraint.on(ENGINE)
     for name, text in named.items():
         if engines_constraint(name, text) == constraint:
             return {"method": guidance.name, "constraint": {NAMED: name}, **options}

@@ -9,7 +9,7 @@ from vllm.v1.request import Request, RequestStatus
 from .groups import Group
 from .populated import Populated
 from .populations import Population
-from .speculation import Guesser, may_guess, refuse_with, speculation_of
+from .speculation import guesser_of, may_guess
 
 
 class Drafted(Populated):
@@ -17,11 +17,8 @@ class Drafted(Populated):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = speculation_of(self.vllm_config)
-        self.guesser = None if settings is None else Guesser(settings)
+        self.guesser = guesser_of(self.vllm_config)
         self._guessing: list[Request] = []
-        if settings is not None:
-            refuse_with(self.vllm_config)
 
     def _settle(self) -> None:
         for request in self._guessing:  # of a step that did not come to them
@@ -35,7 +32,7 @@ class Drafted(Populated):
             if not isinstance(group, Population) and group.state.request.awrs is None and not group.state.request.caif:
                 free -= self._guess(self.guesser, group, free)
 
-    def _guess(self, guesser: Guesser, group: Group, free: int) -> int:
+    def _guess(self, guesser: Any, group: Group, free: int) -> int:
         """Give a group guesses to read, where all of it writes in this step; the cache blocks that they take."""
         members, tokens, state = self._members(group), self._plan.tokens, group.state
         ready = len(members) == len(group.members) and all(

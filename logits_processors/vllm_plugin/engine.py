@@ -6,9 +6,8 @@ import functools
 import importlib.util
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,27 +16,24 @@ from textguide.engine import branch_inputs
 from textguide.engine.effect import Effect, join, warn_if_none
 from textguide.engine.results import Ending, GenerateResult
 from textguide.forward.prefill import pad_left
-from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, as_guidance, split
+from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, Guidance, as_guidance, split
 from textguide.guidance.composed import Parts
-from textguide.models import bundled, small
-from textguide.models.loading import locate
+from textguide.models import bundled
+from textguide.smc.constrained import STOPPED
 from textguide.smc.particles import effective_sample_size, log_evidence
 from textguide.support.errors import MissingExtraError
 
-from .adapters import adapters_of, find, with_adapters
+from .adapters import adapters_of, find
 from .arguments import EFFECT
-from .constraints import CRITIC, critic_name, engines_constraint, engines_critic, travelling
+from .constraints import CRITIC, critic_name, travelling
 from .described import BRANCH_IDS, GUIDANCE, check
-from .extras import OURS, constraints_of, critics_of, ours_of
-from .further_models import TWIN, check_models, engine_options, models_of
-from .refusals import check_options
+from .extras import constraints_of, critics_of, ours_of
+from .further_models import models_of
+from .options import prepared
 from .reports import reports_of
 from .reweighting import classifier_of, named
-from .speculation import KEY, check_beside, settings_of
 from .starting import starting
 
-SCHEDULER = "textguide.logits_processors.vllm_plugin.scheduler.GuidedScheduler"
-PROCESSOR = "textguide.logits_processors.vllm_plugin.processor:GuidedLogitsProcessor"
 # What of transformers' generation options has the same meaning in vLLM, and its name there.
 OPTIONS = {
     "temperature": "temperature",
@@ -89,19 +85,12 @@ def vllm_engine(
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    found = resolve(model)
-    if models and options.get("speculative_config") is not None:
-        check_beside({"models": tuple(models)})
-    options = switched_on(options, classifier, constraints, critics)
-    if adapters:
-        options = with_adapters(options, adapters)
-        extras = options.get("additional_config") or {}
-        ours = {**(extras.get(OURS) or {}), "adapters": dict(adapters)}
-        options["additional_config"] = {**extras, OURS: ours}
-    if models:
-        options = with_models(found, options, models)
+    options = prepared(
+        model, classifier=classifier, constraints=constraints, critics=critics, models=models, adapters=adapters,
+        **options,
+    )  # fmt: skip
     with starting():
-        llm = LLM(model=found, **options)
+        llm = LLM(**options)
     for adapter in adapters_of(llm.llm_engine.vllm_config).values():
         if adapter.number:
             llm.llm_engine.add_lora(adapter.request(LoRARequest))  # where one does not fit, it is told now
@@ -111,90 +100,29 @@ def vllm_engine(
     return llm
 
 
-def resolve(model: str) -> str:
-    """The folder of a bundled or small model or of a converted GGUF file, or ``model`` as it is.
-
-    Raises:
-        ModelUnavailableError: as for :func:`textguide.load`.
-    """
-    is_small = model in small.NAMES and not Path(model).is_dir()
-    return str(small.folder(model) if is_small else locate(model))
-
-
-def switched_on(
-    options: dict[str, Any],
-    classifier: str | None = None,
-    constraints: Mapping[str, str] | None = None,
-    critics: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Options of an engine with guidance switched on.
+def carried(
+    guidance: Guidance | None, models: Collection[str], constraints: Mapping[str, str], critics: Mapping[str, str]
+) -> tuple[Parts, dict[str, Any] | None, dict[str, Any]]:
+    """The parts of a guidance, its constraint as a request carries it, and the argument with its critic.
 
     Args:
-        options: those that were given.
-        classifier: the name of the engine's classifier.
-        constraints: the engine's constraints, by name.
-        critics: the engine's critics, by name.
+        models: names of the further models and of the adapters that the engine holds.
+        constraints: those that the engine was started with, by name.
+        critics: likewise.
 
     Raises:
-        ValueError: one of them is set to something else, nothing is called ``classifier``, or a constraint or critic
-            cannot be used.
+        ValueError: a part of it cannot run inside vLLM, or does not travel with a request; the message names it.
     """
-    options = dict(options)
-    ours: dict[str, Any] = {}
-    if classifier is not None:
-        named(classifier)
-        ours["classifier"] = classifier
-    if constraints:
-        for name, text in constraints.items():
-            engines_constraint(name, text)
-        ours["constraints"] = dict(constraints)
-    if critics:
-        for name, path in critics.items():
-            engines_critic(name, path)
-        ours["critics"] = dict(critics)
-    if options.get("speculative_config") is not None:  # ours, and not vLLM's, which excludes logits processors
-        ours[KEY] = settings_of(options.pop("speculative_config"))
-        check_beside(options)
-    if ours:
-        options["additional_config"] = {**(options.get("additional_config") or {}), OURS: ours}
-    check_options(options)
-    if options.get("scheduler_cls") not in (None, SCHEDULER):
-        raise ValueError(
-            f"scheduler_cls={options['scheduler_cls']!r} does not work with guidance, which needs {SCHEDULER!r}; "
-            "leave it out"
-        )
-    options["scheduler_cls"] = SCHEDULER
-    options["async_scheduling"] = bool(options.get("async_scheduling"))
-    others = list(options.get("logits_processors") or ())
-    if not any("GuidedLogitsProcessor" in str(one) for one in others):
-        others.insert(0, PROCESSOR)
-    options["logits_processors"] = others
-    return options
-
-
-def with_models(served: str, options: dict[str, Any], models: Mapping[str, str]) -> dict[str, Any]:
-    """Options of an engine with guidance switched on that holds further models.
-
-    Args:
-        served: folder or name of the served model.
-        options: as from :func:`switched_on`.
-        models: the further ones, by name.
-
-    Raises:
-        ValueError: a model, or an option beside it, does not work; the message names it.
-        ModelUnavailableError: as for :func:`textguide.load`.
-    """
-    from vllm.model_executor.models.registry import ModelRegistry
-
-    from .twin import Twin
-
-    paths = {name: resolve(path) for name, path in models.items()}
-    options = engine_options(options)
-    held = {"models": paths, "served": check_models(served, paths, options.get("max_model_len"))}
-    ModelRegistry.register_model(TWIN, Twin)
-    extras = options.get("additional_config") or {}
-    options["additional_config"] = {**extras, OURS: {**(extras.get(OURS) or {}), **held}}
-    return options
+    check(guidance, models)
+    parts = split(guidance)
+    if isinstance(parts.constraint, FeynmanKac):
+        return parts, parts.constraint.to_dict(), {}
+    if parts.constraint is None:
+        return parts, None, {}
+    assert isinstance(parts.constraint, AWRS)
+    constraint = travelling(parts.constraint, constraints)
+    critic = critic_name(parts.constraint, critics)
+    return parts, constraint, {} if critic is None else {CRITIC: critic}
 
 
 def arguments_of(
@@ -249,20 +177,11 @@ def generate(
     guidance = as_guidance(guidance)
     config = llm.llm_engine.vllm_config
     adapters = adapters_of(config)
-    check(guidance, (*models_of(config), *adapters))
-    parts = split(guidance)
+    held = (*models_of(config), *adapters)
+    parts, constraint, critic = carried(guidance, held, constraints_of(config), critics_of(config))
     asked = options.pop("adapter", None)
     served = {} if asked is None else {"lora_request": find("adapter", asked, adapters).request(llm.lora_request)}
     _check_classifier(config, parts.reweighting)
-    constraint: dict[str, Any] | None = None
-    critic: dict[str, Any] = {}
-    if isinstance(parts.constraint, FeynmanKac):
-        constraint = parts.constraint.to_dict()
-    elif parts.constraint is not None:
-        assert isinstance(parts.constraint, AWRS)
-        constraint = travelling(parts.constraint, constraints_of(config))
-        named_critic = critic_name(parts.constraint, critics_of(config))
-        critic = {} if named_critic is None else {CRITIC: named_critic}
     particles = getattr(parts.constraint, "particles", 1)
     tokenizer = tokenizer or llm.get_tokenizer()
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
@@ -349,7 +268,12 @@ def _result(
         together: whether the texts were written together.
     """
     rows = [(output, one) for output in outputs for one in output.outputs]
-    tokens = [list(one.token_ids) for _, one in rows]
+    deaths = weighed.get("deaths") or [None] * len(rows)
+    # A particle that was given up stays as it was; a text by itself gets an end token then, which is none of its own.
+    tokens = [
+        list(one.token_ids)[: None if together or death in (None, STOPPED) else -1]
+        for (_, one), death in zip(rows, deaths, strict=True)
+    ]
     longest = max(len(row) for row in tokens)
     named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
     pad = next((token for token in named if token is not None), 0)
@@ -357,12 +281,10 @@ def _result(
     written = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], dtype=torch.long)
     log_probs = torch.zeros(len(rows), longest)
     for n, (_, one) in enumerate(rows):
-        for k, token in enumerate(one.token_ids):
+        for k, token in enumerate(tokens[n]):
             log_probs[n, k] = one.logprobs[k][token].logprob
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     ended = [one.finish_reason == "stop" and getattr(one, "stop_reason", None) is None for _, one in rows]
-    # A particle that was given up stays as it was; a text by itself ends with an end token then.
-    deaths = weighed["deaths"] if together else [None] * len(rows)
     return GenerateResult(
         texts=[ending.shown(text) for text in texts],
         finish_reasons=[

@@ -7,11 +7,14 @@ the further ones say of each row for the processor in the same process.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from textguide.guidance.base import SELF
+from textguide.models import small
+from textguide.models.loading import locate
 
 from .extras import ours_of
 
@@ -19,6 +22,16 @@ TWIN = "TextguideTwin"
 """The architecture that vLLM is told to load."""
 TWIN_CLASS = "textguide.logits_processors.vllm_plugin.twin:Twin"
 _LOGITS: dict[str, dict[str, Tensor]] = {}
+
+
+def resolve(model: str) -> str:
+    """The folder of a bundled or small model or of a converted GGUF file, or ``model`` as it is.
+
+    Raises:
+        ModelUnavailableError: as for :func:`textguide.load`.
+    """
+    is_small = model in small.NAMES and not Path(model).is_dir()
+    return str(small.folder(model) if is_small else locate(model))
 
 
 def models_of(config: Any) -> dict[str, str]:

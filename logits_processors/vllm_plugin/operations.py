@@ -72,11 +72,6 @@ class Gate:
         await send({"type": "http.response.body", "body": body})
 
 
-def gate(app: Any, drains: Callable[[], bool]) -> None:
-    """Put a :class:`Gate` in front of vLLM's application, which takes no more middleware once it is made."""
-    app.middleware_stack = Gate(app.middleware_stack or app.build_middleware_stack(), drains)
-
-
 def log_ends(outputs: Any) -> None:
     """Write a line of log for each guided request that ended, with its report as fields where the log is JSON.
 

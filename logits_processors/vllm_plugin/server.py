@@ -12,13 +12,16 @@ from typing import Any
 from textguide.support.errors import MissingExtraError
 
 from . import admission, operations, reports
-from .engine import resolve, switched_on, with_models
+from .extras import OURS
 from .further_models import REFUSED as REFUSED_WITH_MODELS
+from .further_models import resolve
 from .metrics import GuidanceMetrics
+from .options import switched_on, with_models
 from .refusals import OPTIONS
-from .speculation import BESIDE, check_beside
+from .speculation import BESIDE, KEY, check_beside, check_draft
 from .starting import starting
 
+MIDDLEWARE = "textguide.logits_processors.vllm_plugin.middleware.Guided"
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
 REFUSED: dict[str, tuple[Any, str]] = {
     **OPTIONS,
@@ -99,12 +102,17 @@ def parse(model: str, options: Sequence[str]) -> Any:
         _named("--constraint", arguments.constraint, "date=regex:[0-9-]+"),
         _named("--critic", arguments.critic, "polite=python:MODULE:NAME"),
     )
+    check_draft(
+        found, guided["additional_config"][OURS][KEY] if speculation is not None else None, arguments.max_model_len
+    )
     if models:
         given = {name: getattr(arguments, name) for name in (*REFUSED_WITH_MODELS, "max_model_len")}
         given["enforce_eager"] = given["enforce_eager"] or None  # a switch cannot be given as False
         guided |= with_models(found, {**given, **guided}, models)
     for name, value in guided.items():
         setattr(arguments, name, value)
+    if MIDDLEWARE not in arguments.middleware:
+        arguments.middleware = [*arguments.middleware, MIDDLEWARE]
     validate_parsed_serve_args(arguments)
     return arguments
 
@@ -158,7 +166,6 @@ async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.launcher import setup_server
 
-    prepare()
     signal.signal(signal.SIGTERM, _interrupted)  # until the server has a handler of its own
     build = entry.build_app
     address, sock = setup_server(arguments, reuse_port=False)
@@ -166,14 +173,11 @@ async def _serve(arguments: Any, pages: Mapping[str, Any]) -> None:
         async with contextlib.AsyncExitStack() as stack:
             with starting():
                 client = await stack.enter_async_context(entry.build_async_engine_client(arguments))
-            watch(client, arguments.enable_log_requests)
-            drains = operations.draining(client)
 
             def built(*given: Any, **options: Any) -> Any:
                 app = build(*given, **options)
                 for path, page in pages.items():
                     app.mount(path, page)
-                operations.gate(app, drains)
                 return app
 
             entry.build_app = built

@@ -13,40 +13,53 @@ from typing import Any
 from textguide.engine.speculation.drafts import Drafter
 from textguide.engine.speculation.value import Speculation
 
+from .draft_model import ModelGuesser
 from .extras import ours_of
-from .further_models import models_of
+from .further_models import check_models, models_of, resolve
 
 KEY = "speculation"
 """Where the settings stand in our part of ``additional_config``."""
-FIELDS = ("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
+FIELDS: dict[str, dict[str, Any]] = {
+    "ngram": {"num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
+    "draft_model": {"num_speculative_tokens": 4, "model": None},
+}
+"""The fields of each method, beside ``method``, and their defaults; None: it has to be given."""
 
 
-def settings_of(given: Any) -> dict[str, int]:
+def settings_of(given: Any) -> dict[str, Any]:
     """What vLLM's words for speculation ask for.
 
     Args:
         given: vLLM's ``speculative_config``: ``{"method": "ngram", "num_speculative_tokens": 4}``, with the longest and
-            shortest run of tokens that is looked up, ``prompt_lookup_max`` (3) and ``prompt_lookup_min`` (1).
+            shortest run of tokens that is looked up, ``prompt_lookup_max`` (3) and ``prompt_lookup_min`` (1); or
+            ``{"method": "draft_model", "model": PATH, "num_speculative_tokens": 4}``.
 
     Raises:
         ValueError: it asks for something else; the message names it.
+        ModelUnavailableError: the draft model is not there.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"speculative_config={given!r} must be an object such as {{'method': 'ngram'}}")
-    if given.get("method") != "ngram":
+    method = given.get("method")
+    if method not in FIELDS:
         raise ValueError(
-            f"speculative_config: method={given.get('method')!r} does not work with guidance: vLLM's first runner lets "
-            "no logits processor judge the drafts of a model; use 'ngram', which looks guesses up in prompt and text"
+            f"speculative_config: method={method!r} does not work with guidance: vLLM's first runner lets no logits "
+            "processor judge what a head on the model drafts; use 'ngram', which looks guesses up in prompt and text, "
+            "or 'draft_model'"
         )
-    unknown = next((name for name in given if name not in FIELDS), None)
+    found = dict(FIELDS[method])
+    unknown = next((name for name in given if name not in ("method", *found)), None)
     if unknown is not None:
-        raise ValueError(f"speculative_config: {unknown!r} is no field here; those are {', '.join(FIELDS)}")
-    found = {"num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+        raise ValueError(f"speculative_config: {unknown!r} is no field here; those are method, {', '.join(found)}")
     found |= {name: given[name] for name in found if given.get(name) is not None}
     for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
+        if name == "model":
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"speculative_config: model={value!r} must name the draft model")
+            found[name] = resolve(value)
+        elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
             raise ValueError(f"speculative_config: {name}={value!r} must be a whole number from 1 to 64")
-    if found["prompt_lookup_min"] > found["prompt_lookup_max"]:
+    if found.get("prompt_lookup_min", 1) > found.get("prompt_lookup_max", 1):
         raise ValueError(
             f"speculative_config: prompt_lookup_min={found['prompt_lookup_min']} must be at most "
             f"prompt_lookup_max={found['prompt_lookup_max']}"
@@ -94,9 +107,9 @@ def refuse_with(config: Any) -> None:
     )
 
 
-def speculation_of(config: Any) -> dict[str, int] | None:
+def speculation_of(config: Any) -> dict[str, Any] | None:
     """The settings of an engine that guesses, as from :func:`settings_of`; None for others."""
-    found: dict[str, int] | None = ours_of(config).get(KEY)
+    found: dict[str, Any] | None = ours_of(config).get(KEY)
     return found
 
 
@@ -111,14 +124,46 @@ def may_guess(params: Any) -> bool:
     return not any(getattr(params, name, None) for name in names)
 
 
+def check_draft(served: str, settings: Mapping[str, Any] | None, longest: int | None) -> None:
+    """Refuse a draft model that cannot guess for another one.
+
+    Args:
+        served: folder or name of the served model.
+        settings: as from :func:`settings_of`; None where nothing is guessed.
+        longest: ``max_model_len``, where it is given.
+
+    Raises:
+        ValueError: it has another vocabulary or too few positions; the message names it.
+    """
+    if settings is not None and "model" in settings:
+        check_models(served, {"draft_model": settings["model"]}, longest)
+
+
+def guesser_of(config: Any) -> Guesser | ModelGuesser | None:
+    """What guesses for an engine; None where nothing does.
+
+    Args:
+        config: vLLM's ``VllmConfig``.
+
+    Raises:
+        ValueError: something beside it, or the draft model, does not work; the message names it.
+    """
+    settings = speculation_of(config)
+    if settings is None:
+        return None
+    refuse_with(config)
+    check_draft(config.model_config.model, settings, config.model_config.max_model_len)
+    return (ModelGuesser if "model" in settings else Guesser)(settings)
+
+
 class Guesser:
-    """Guesses for the requests of one engine.
+    """Guesses for the requests of one engine, looked up in prompt and text.
 
     Args:
         settings: as from :func:`settings_of`.
     """
 
-    def __init__(self, settings: Mapping[str, int]) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         self.most = settings["num_speculative_tokens"]
         self._shortest = settings["prompt_lookup_min"]
         speculation = Speculation("prompt-lookup", self.most, settings["prompt_lookup_max"])

@@ -28,6 +28,8 @@ PARALLEL: dict[str, dict[str, Any]] = {
     "steps ahead": {"async_scheduling": True},
 }
 """What differs from an engine of one device."""
+TINY = "textguide-tiny-llama"
+"""The folder of :func:`tiny_llama`, among temporary ones."""
 
 
 def tiny_llama(folder: Path, seed: int = 0) -> str:
@@ -46,6 +48,25 @@ def tiny_llama(folder: Path, seed: int = 0) -> str:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def low_rank(model: str, folder: Path, seed: int, rank: int = 4, strength: float = 0.5) -> str:
+    """A random adapter of ``model``, in ``folder``; ``strength`` scales its weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj", "o_proj", "down_proj"], init_lora_weights=False
+    )
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    with torch.no_grad():
+        for name, weights in adapted.named_parameters():
+            if "lora_B" in name:
+                weights.mul_(strength)
+    adapted.save_pretrained(folder)
     return str(folder)
 
 
@@ -100,11 +121,13 @@ class DataRanks:
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from textguide.logits_processors.vllm_plugin.engine import resolve, switched_on
+        from textguide.logits_processors.vllm_plugin.adapters import adapters_of
+        from textguide.logits_processors.vllm_plugin.options import prepared
 
-        arguments = AsyncEngineArgs(model=resolve(model), **switched_on(dict(options)))
+        arguments = AsyncEngineArgs(**prepared(model, **options))
         self.arrived: queue.Queue[Any] = queue.Queue()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -113,15 +136,18 @@ class DataRanks:
             return AsyncLLM.from_engine_args(arguments)
 
         self.engine = self._call(make())
-        self.logger_manager = self.engine.logger_manager
+        self.logger_manager, self.vllm_config = self.engine.logger_manager, self.engine.vllm_config
         self.tasks: dict[str, Any] = {}
+        for adapter in adapters_of(self.vllm_config).values():
+            if adapter.number:
+                self._call(self.engine.add_lora(adapter.request(LoRARequest)))
 
-    def add_request(self, name: str, prompt: Any, params: Any) -> str:
+    def add_request(self, name: str, prompt: Any, params: Any, lora_request: Any = None) -> str:
         """Hand a request over."""
 
         async def answer() -> None:
             try:
-                async for output in self.engine.generate(prompt, params, name):
+                async for output in self.engine.generate(prompt, params, name, lora_request=lora_request):
                     self.arrived.put(output)
             except Exception as error:
                 self.arrived.put(error)

@@ -94,7 +94,7 @@ eager=(--dtype "$dtype")
   if [ "$print" = 1 ] || has "$vllm" vllm; then
     distilled=()
     [ -z "$adapter" ] || distilled=(--adapter "$adapter")
-    part serving "$vllm" scripts/bench/serve.py speed --model "$model" $serving --server-args="$engine" ${distilled[@]+"${distilled[@]}"} --json "$out/serving.json"
+    part serving "$vllm" scripts/bench/serve.py speed --guesses --model "$model" $serving --server-args="$engine" ${distilled[@]+"${distilled[@]}"} --json "$out/serving.json"
     part branches "$vllm" scripts/bench/vllm_branches.py --model "$model" "${eager[@]}" $branches --json "$out/branches.json"
     part cost-model "$vllm" scripts/bench/cost_model.py --model "$model" "${eager[@]}" --time wall $cost --json "$out/cost-model.json"
   else

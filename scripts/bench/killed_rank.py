@@ -44,6 +44,7 @@ async def kill_a_rank(server: Server, calls: list[dict[str, Any]], expected: lis
         return {"killed": victim.name(), "after": round(time.monotonic() - begin, 1)}
 
     killed, *_ = await asyncio.gather(kill(), *(one(*pair) for pair in zip(calls, expected, strict=True)))
+    await client.close()
     answered = round(time.monotonic() - begin, 1)
     deadline = time.monotonic() + 60
     while server.healthy() and time.monotonic() < deadline:

@@ -4,9 +4,11 @@
 
     python scripts/bench/serve.py soak --requests 2000 --json docs/results/serving/soak.json
     python scripts/bench/serve.py speed --concurrency 1 8 32 --json docs/results/serving/speed.json
-    python scripts/bench/serve.py speed --concurrency 8 32 --adapter ADAPTER --json docs/results/serving/throughput.json
+    python scripts/bench/serve.py speed --concurrency 8 32 --guesses --adapter ADAPTER --json throughput.json
+    python scripts/bench/serve.py soak --model tiny --server-args '--tensor-parallel-size 2' --kill --json killed.json
 
-Runs on the loopback alone, and is bounded by ``--requests`` and ``--minutes``.
+Runs on the loopback alone, and is bounded by ``--requests`` and ``--minutes``. ``speed`` goes on behind the turns that
+its file has already.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--skip-threshold", type=float, default=0.1, help="speed: nats of the skipping row [%(default)g]"
     )
+    parser.add_argument("--guesses", action="store_true", help="speed: a server too that guesses tokens by n-grams")
     parser.add_argument("--adapter", help="speed: folder of a distilled adapter (PEFT), which vLLM's own server serves")
     parser.add_argument("--adapter-rank", type=int, default=16, help="speed: of the adapter, at most [%(default)s]")
     parser.add_argument("--server-args", default="", help="further options of the servers, such as '--dtype bfloat16'")
@@ -86,10 +89,14 @@ def main() -> None:
     report = (soak if arguments.mode == "soak" else speed)(arguments)
     print(json.dumps(report, indent=1))
     if arguments.json is not None:
-        from textguide.support.files import write_json
+        _write(arguments.json, report)
 
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.json, report)
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    from textguide.support.files import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, report)
 
 
 def about() -> dict[str, Any]:
@@ -278,6 +285,7 @@ async def _counted(stream: Any) -> Any:
 
 # -- speed -------------------------------------------------------------------------------------------------------------
 
+GUESSING = "textguide, guessing"
 DISTILLED = "vLLM with a distilled adapter"
 PROMPT = "The dragon flew over Paris, France, and landed on the roof of the old opera house. Number {} looked up, and"
 NEGATIVE = "The weather report for today:"
@@ -299,14 +307,25 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     options += shlex.split(arguments.server_args)
     contestants = [("vLLM", "plain"), *(("textguide", kind) for kind in kinds)]
-    measured: dict[tuple[int, str, str], list[dict[str, float]]] = {}
+    if arguments.guesses:
+        contestants += [(GUESSING, "guided, last token"), (GUESSING, "guided, negative prompt")]
+    measured_with: dict[str, Any] = {"model": arguments.model, "tokens": arguments.tokens, "rounds": arguments.rounds}
+    measured_with["skip_threshold"] = arguments.skip_threshold
+    if arguments.adapter:
+        measured_with["adapter"] = json.loads(Path(arguments.adapter, "distillation.json").read_text()).get("guidance")
+    if arguments.server_args:
+        measured_with |= {"dtype": "as of server_args", "server_args": arguments.server_args}
+    measured = _measured(arguments.json, measured_with)
     with contextlib.ExitStack() as stack:
         # All servers stay up, and those that are not asked idle: what else the machine does hits all alike.
-        logs = [None] * 3 if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in range(3)]
+        logs = [None] * 4 if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in range(4)]
         servers = {
             "vLLM": stack.enter_context(serving(arguments.model, *options, guided=False, log=logs[0])),
             "textguide": stack.enter_context(serving(arguments.model, *options, log=logs[1])),
         }
+        if arguments.guesses:
+            guesses = ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 4}']
+            servers[GUESSING] = stack.enter_context(serving(arguments.model, *options, *guesses, log=logs[3]))
         if arguments.adapter:
             lora = ["--enable-lora", "--max-lora-rank", str(arguments.adapter_rank)]
             lora += ["--lora-modules", f"distilled={arguments.adapter}"]
@@ -318,28 +337,50 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         skipped = asyncio.run(_skipped(servers["textguide"], kinds["guided, skipping"], arguments.tokens))
         print("ready", flush=True)
         time.sleep(arguments.settle)
-        for turn in range(arguments.repeats):
+        done = min((len(several) for several in measured.values()), default=0)
+        for turn in range(done, arguments.repeats):
             for concurrency in arguments.concurrency:
                 requests = max(2, arguments.rounds * concurrency)
                 for server, kind in contestants:
                     one = asyncio.run(_measure(servers[server], concurrency, requests, kinds[kind], arguments.tokens))
                     measured.setdefault((concurrency, server, kind), []).append(one)
             print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
+            if arguments.json is not None:  # what an interrupted run leaves
+                _write(arguments.json, _report(measured, measured_with, skipped))
         print("measured", flush=True)
+    return _report(measured, measured_with, skipped)
+
+
+Measured = dict[tuple[int, str, str], list[dict[str, float]]]
+"""Figures of each turn, by clients, server and kind of request."""
+
+
+def _measured(path: Path | None, measured_with: dict[str, Any]) -> Measured:
+    """The turns of an earlier run.
+
+    Raises:
+        SystemExit: the file holds a run with other settings.
+    """
+    if path is None or not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    for name, value in {**about(), **measured_with}.items():
+        if found.get(name) != value:
+            raise SystemExit(f"--json {path} has {name}: {found.get(name)}, and this run {value}; name another file")
+    return {(one["concurrency"], one["server"], one["requests"]): one.get("turns", []) for one in found["rows"]}
+
+
+def _report(measured: Measured, measured_with: dict[str, Any], skipped: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for (concurrency, server, kind), several in measured.items():
         middle = {name: round(statistics.median(one[name] for one in several), 4) for name in several[0]}
-        rows.append({"server": server, "requests": kind, "concurrency": concurrency, **middle})
-    measured_with = {"model": arguments.model, "tokens": arguments.tokens, "repeats": arguments.repeats}
-    if arguments.adapter:
-        measured_with["adapter"] = json.loads(Path(arguments.adapter, "distillation.json").read_text()).get("guidance")
-    if arguments.server_args:
-        measured_with |= {"dtype": "as of server_args", "server_args": arguments.server_args}
-    measured_with |= {"rounds": arguments.rounds, "skip_threshold": arguments.skip_threshold, "skipping": skipped}
+        rows.append({"server": server, "requests": kind, "concurrency": concurrency, **middle, "turns": several})
     ratios = {"ratios": "tokens_a_second", "ratios_of_processor_time": "tokens_a_processor_second"}
     return {
         **about(),
         **measured_with,
+        "repeats": max(map(len, measured.values()), default=0),
+        "skipping": skipped,
         "rows": rows,
         **{name: _ratios(measured, what) for name, what in ratios.items()},
     }
@@ -384,7 +425,12 @@ def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]], figure
             rates = [one[figure] for one in several]
             pairs = zip(base, rates, strict=True) if server == "vLLM" else zip(rates, base, strict=True)
             values = [top / bottom for top, bottom in pairs]
-            name = {"vLLM": "plain against vLLM", DISTILLED: "distilled adapter, unguided"}.get(server, kind)
+            named = {
+                "vLLM": "plain against vLLM",
+                DISTILLED: "distilled adapter, unguided",
+                GUESSING: f"{kind}, guesses",
+            }
+            name = named.get(server, kind)
             row[name] = [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
         ratios.append(row)
     return ratios

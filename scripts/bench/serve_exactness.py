@@ -6,9 +6,12 @@ each with the transformers path::
 
     python scripts/bench/serve_exactness.py --requests 200 --json docs/results/serving/exactness.json
 
-On several devices (here: processes that share the CPU), or with steps that are scheduled ahead, on a random model::
+On several devices (here: processes that share the CPU), or with steps that are scheduled ahead, on a random model;
+with ``--adapters`` requests run with LoRA adapters, and guide against them. Rows that ``--json`` has already are kept,
+so that a run goes on where it was::
 
-    python scripts/bench/serve_exactness.py --model tiny --ways 'two tensor ranks' 'two data ranks' --count 40
+    python scripts/bench/serve_exactness.py --model tiny --ways 'two tensor ranks' 'two data ranks' --json devices.json
+    python scripts/bench/serve_exactness.py --model tiny --adapters --json devices.json
 
 Where a pair of answers differs, the difference of the two tokens' log-probabilities at that place is printed: a
 near-tie is below ``--tie`` nats, and counted as such.
@@ -17,6 +20,7 @@ near-tie is below ``--tie`` nats, and counted as such.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import tempfile
@@ -24,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines import PARALLEL, close, start, tiny_llama
+from engines import PARALLEL, TINY, close, low_rank, start, tiny_llama
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=list(ARRIVALS))
     parser.add_argument("--methods", action="store_true", help="guided requests carry all methods in turn, as JSON")
     parser.add_argument("--with", dest="amateur", metavar="PATH", help="a second model, for the methods that ask one")
+    parser.add_argument("--adapters", action="store_true", help="requests run with two random LoRA adapters, or none")
     parser.add_argument("--tie", type=float, default=1e-4, help="nats below which a difference is a near-tie [1e-4]")
     parser.add_argument("--cache", type=Path, help="a file that keeps the reference answers")
     parser.add_argument("--json", type=Path)
@@ -75,26 +80,37 @@ def main() -> None:
     import textguide
 
     if arguments.model == "tiny":
-        arguments.model = tiny_llama(Path(tempfile.gettempdir()) / "textguide-tiny-llama")
+        arguments.model = tiny_llama(Path(tempfile.gettempdir()) / TINY)
     model, tokenizer = textguide.load(arguments.model, device="cpu", dtype=torch.float32)
     models = {}
     if arguments.amateur:
         models["amateur"] = textguide.load(arguments.amateur, device="cpu", dtype=torch.float32)[0]
     described = methods(bool(models)) if arguments.methods else None
-    specs = mix(arguments.requests, arguments.seed, described)
+    folders: dict[str, str] = {}
+    if arguments.adapters:
+        folder = Path(tempfile.gettempdir()) / "textguide-tiny-adapters"
+        folders = {name: low_rank(arguments.model, folder / name, n) for n, name in enumerate(("one", "two"))}
+        models |= {"base": model, **textguide.models.adapters(model, folders)}
+    specs = mix(arguments.requests, arguments.seed, described, list(folders))
     progress = lambda rows: track(rows, "transformers path")  # noqa: E731
-    expected = references(model, tokenizer, specs, arguments.cache, progress, models)
     console = Console()
-    rows = []
+    rows = [] if arguments.json is None else kept(arguments, machine(model))
+    done = {tuple(row.get(name) for name in KEYS) for row in rows}
+    of_run = {"requests": arguments.requests, "adapters": len(folders)}
     # What lets steps be scheduled ahead cannot be taken back in a process: they come last.
     ways = sorted(arguments.ways, key="steps ahead".__eq__)
+    expected = None
     for way, name in [(way, name) for way in ways for name in arguments.engines]:
-        one = engine(arguments, {**ENGINES[name], **PARALLEL[way]})
-        for arrival in arguments.arrivals:
+        arrivals = [one for one in arguments.arrivals if (way, name, one, *of_run.values()) not in done]
+        if not arrivals:
+            continue
+        expected = expected or references(model, tokenizer, specs, arguments.cache, progress, models)
+        one = engine(arguments, {**ENGINES[name], **PARALLEL[way]}, folders)
+        for arrival in arrivals:
             begin = time.perf_counter()
             answers, counted = run(one, specs, arrival)
             row = compare(model, tokenizer, specs, expected, answers, arguments.tie, models)
-            row |= {"way": way, "engine": name, "arrival": arrival}
+            row |= {"way": way, "engine": name, "arrival": arrival, **of_run}
             row |= {"seconds": round(time.perf_counter() - begin, 1), **counted}
             rows.append(row)
             console.print(row)
@@ -106,30 +122,63 @@ def main() -> None:
     raise SystemExit(bool(wrong))
 
 
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
+KEYS = ("way", "engine", "arrival", "requests", "adapters")
+"""What tells the rows of a file apart."""
+
+
+def about(arguments: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of a file share."""
     import vllm
 
+    model = "tiny" if Path(arguments.model).name == TINY else arguments.model
+    return {
+        "seed": arguments.seed, "tie": arguments.tie, "dtype": "float32", "methods": arguments.methods,
+        "further_model": arguments.amateur, "model": model, "vllm": vllm.__version__, "machine": machine,
+    }  # fmt: skip
+
+
+def kept(arguments: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run that stay.
+
+    Raises:
+        SystemExit: the file holds other requests, or those of another version.
+    """
+    if not arguments.json.is_file():
+        return []
+    found = json.loads(arguments.json.read_text())
+    for name, value in about(arguments, machine).items():
+        if found.get(name) != value:
+            raise SystemExit(
+                f"--json {arguments.json} has {name}: {found.get(name)}, and this run {value}; name another"
+            )
+    return list(found["rows"])
+
+
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     from textguide.support.files import write_json
 
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"requests": arguments.requests, "seed": arguments.seed, "tie": arguments.tie, "dtype": "float32"}
-    report |= {"methods": arguments.methods, "further_model": arguments.amateur}
-    report |= {"model": arguments.model, "vllm": vllm.__version__, "machine": machine, "rows": rows}
-    write_json(arguments.json, report)
+    write_json(arguments.json, {**about(arguments, machine), "rows": rows})
 
 
-def engine(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any:
+def engine(arguments: argparse.Namespace, settings: dict[str, Any], adapters: dict[str, str]) -> Any:
     given = {"classifier": "sentiment"} if arguments.methods else {}
     given |= {"models": {"amateur": arguments.amateur}} if arguments.amateur else {}
+    given |= {"adapters": adapters, "max_loras": 3} if adapters else {}
     return start(arguments.model, max_model_len=160, max_num_seqs=16, **given, **settings)
 
 
 def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[str, Any]]:
     """Answers in order, None for requests that were aborted, and what the engine says of itself."""
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from textguide.logits_processors.vllm_plugin.adapters import adapters_of
 
     draw = random.Random(1)
     before = counters(engine)
+    known = adapters_of(engine.vllm_config)
+    loras = {name: one.request(LoRARequest) for name, one in known.items()}
     params = [SamplingParams(**spec.sampling()) for spec in specs]
     answers: list[Any] = [None] * len(specs)
     discarded = preempted = branch_tokens = steps = 0
@@ -143,7 +192,8 @@ def run(engine: Any, specs: list[Any], arrival: str) -> tuple[list[Any], dict[st
         arrivals = arrivals if running else max(arrivals, 1)  # with nothing to do the engine would wait for ever
         for _ in range(min(arrivals, len(left))):
             number = left.pop(0)
-            name = engine.add_request(str(number), specs[number].prompt, params[number])
+            adapter = {} if specs[number].adapter is None else {"lora_request": loras[specs[number].adapter]}
+            name = engine.add_request(str(number), specs[number].prompt, params[number], **adapter)
             internal[number] = name if isinstance(name, str) else str(number)
             running.add(number)
         for output in engine.step():

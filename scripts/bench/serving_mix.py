@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
 from textguide.engine.branch_inputs import branch_rows
-from textguide.guidance import Contrast, Guidance, as_guidance, split
+from textguide.guidance import Contrast, Formula, Guidance, as_guidance, split
 from textguide.guidance.algebra import log_softmax
 from textguide.support.errors import NoParticleLeftWarning
 from textguide.support.files import write_json
@@ -74,6 +74,8 @@ class Spec:
     pattern: str | None = None
     described: str | None = None
     logprobs: int | None = None
+    adapter: str | None = None
+    negative_lora: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -85,6 +87,8 @@ class Spec:
         """The names of the methods of its guidance."""
         guidance = self.guidance
         parts = getattr(guidance, "parts", () if guidance is None else (guidance,))
+        if self.negative_lora is not None:
+            return "cfg of adapters" + ("" if self.pattern is None else " + awrs")
         return " + ".join([*(part.name for part in parts), *([] if self.pattern is None else ["awrs"])]) or "plain"
 
     @property
@@ -93,6 +97,9 @@ class Spec:
             return as_guidance(json.loads(self.described))
         if self.scale is None:
             return None
+        if self.negative_lora is not None:
+            read = self.negative_lora if self.negative is None else f"{self.negative_lora}', '{self.negative}"
+            return Formula(f"{self.scale}*cond - {self.scale - 1}*M('{read}')")
         return CFG(self.scale, self.negative, schedule=self.schedule, stop=self.stop_at)
 
     def extra(self) -> dict[str, Any] | None:
@@ -105,6 +112,8 @@ class Spec:
         if self.scale is None:
             return extra or None
         extra["guidance_scale"] = self.scale
+        if self.negative_lora is not None:
+            extra["negative_lora"] = self.negative_lora
         if self.negative is not None:
             extra["negative_prompt"] = self.negative
         if self.schedule != "constant":
@@ -197,11 +206,12 @@ def methods(models: bool = False) -> dict[str, Any]:
     return found
 
 
-def mix(count: int, seed: int = 0, described: dict[str, Any] | None = None) -> list[Spec]:
+def mix(count: int, seed: int = 0, described: dict[str, Any] | None = None, adapters: Sequence[str] = ()) -> list[Spec]:
     """A mixture in which nearly every request differs from every other.
 
     Args:
         described: of :func:`methods`: guided requests carry one of them, in turn.
+        adapters: names of adapters, which requests run with, and guide against.
     """
     draw = random.Random(seed)
     specs = []
@@ -233,6 +243,11 @@ def mix(count: int, seed: int = 0, described: dict[str, Any] | None = None) -> l
             values["repetition_penalty"] = 1.2
         elif guided and "pattern" not in values and number % 3 == 0:
             values["logprobs"] = 0
+        if adapters:
+            values["adapter"] = draw.choice((None, *adapters))
+            if "scale" in values and draw.random() < 0.6:
+                others = [name for name in ("base", *adapters) if name != (values["adapter"] or "base")]
+                values |= {"negative_lora": draw.choice(others), "schedule": "constant", "stop_at": 1.0}
         specs.append(Spec(**values))
     return specs
 
@@ -276,6 +291,7 @@ def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] 
             options["min_p"] = spec.min_p
     stops = {} if spec.stop is None else {"stop": spec.stop}
     guidance: Any = spec.guidance
+    model = model if spec.adapter is None else (models or {})[spec.adapter]
     if spec.pattern is not None:
         parts = () if guidance is None else getattr(guidance, "parts", (guidance,))
         guidance = [*parts, AWRS(Regex(spec.pattern, engine="xgrammar"))]
@@ -331,6 +347,7 @@ def margin(
     classifier, is not counted.
     """
     guidance = split(spec.guidance).branching
+    model = model if spec.adapter is None else (models or {})[spec.adapter]
     ids = tokenizer(spec.prompt).input_ids
     rows = [(model, ids)]
     if guidance is not None:

@@ -105,6 +105,14 @@ def test_constraints_and_weights(model_folder: str, loaded: Any) -> None:
         (one,) = expected.weighted_sample(7 + number)
         assert got["text"] == expected.texts[one]
         assert got["log_weight"] == pytest.approx(float(expected.log_evidence))
+    # Rows of an engine come together: each is drawn as if it were alone.
+    together = textguide.generate(*loaded, ["ab", "cad"], [CFG(1.5), date], seed=7, **DRAWN)
+    for place in range(2):
+        rows_of = slice(4 * place, 4 * place + 4)
+        alike = replace(
+            together, texts=together.texts[rows_of], log_weights=together.log_weights[rows_of]
+        ).weighted_sample(11)
+        assert [together.weighted_sample_of(place, 11) - 4 * place] == alike
     with pytest.warns(NoParticleLeftWarning):
         nothing = Replica(settings(model_folder, guidance=AWRS(Regex("[a-f]{40}"), particles=2))).results(0, rows)
     assert all("every particle" in row["error"] for row in nothing)
@@ -228,6 +236,10 @@ def test_a_folder_belongs_to_one_run(model_folder: str, tmp_path: Path) -> None:
         ({"guidance": "corrsynth"}, "depend on its neighbours"),
         ({"columns": Columns(keep=("text",))}, "keep=text is a column of the results too"),
         ({"model": object()}, "must be a name"),
+        ({"backend": "vllm", "guidance": "dola"}, "guidance: .*'dola'.*or backend='transformers'"),
+        ({"backend": "vllm", "guidance": AWRS(Regex("\\d"))}, "does not travel with a request.*or backend="),
+        ({"backend": "vllm", "guidance": AWRS(Regex("[0-9]"), critic=len)}, "critic=.*does not travel"),
+        ({"backend": "vllm", "guidance": "contrastive:amateur=tiny"}, "asks the model 'tiny'"),
     ],
 )
 def test_settings_that_cannot_work(given: Any, message: str) -> None:

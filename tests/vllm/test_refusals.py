@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 from transformers import GPT2Config
 
 from textguide.logits_processors.vllm_plugin import server
-from textguide.logits_processors.vllm_plugin.engine import PROCESSOR, SCHEDULER
 from textguide.logits_processors.vllm_plugin.further_models import TWIN
+from textguide.logits_processors.vllm_plugin.options import PROCESSOR, SCHEDULER
 from textguide.models import bundled
 
 from .simulation import Simulation
@@ -83,8 +84,10 @@ def test_a_server_is_vllms_with_guidance_on():
 
 def test_a_refusal_of_the_engines_own_process_is_one_line():
     options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--num-gpu-blocks-override", "3")
-    command = [sys.executable, "-W", "ignore", "-m", "textguide.cli", "serve", "smollm2-small", *options]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    forked = str(Path(__file__).parents[2] / "scripts" / "bench" / "forked.py")
+    command = [sys.executable, "-W", "ignore", forked, "-m", "textguide.cli", "serve", "smollm2-small", *options]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment["OMP_NUM_THREADS"] = "1"
     out = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert out.returncode == 2
     assert "Traceback" not in out.stderr

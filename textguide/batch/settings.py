@@ -144,12 +144,26 @@ class Settings:
                 f"{name}={guidance} holds texts of one batch against each other, so that a row would depend on its "
                 "neighbours; use textguide.generate"
             )
+        if self.backend == "vllm":
+            self._check_for_vllm(guidance, name)
         given = getattr(branching, "negative_prompt", None)
         if given is not None and per_row(given):
             raise ValueError(
                 f"{name}= has {len(given)} negative prompts; put them into a column and name it as the column of "
                 "negative prompts"
             )
+
+    def _check_for_vllm(self, guidance: Guidance | None, name: str) -> None:
+        """Refuse what no request can carry, before an engine starts."""
+        from textguide.logits_processors.vllm_plugin.adapters import BASE
+        from textguide.logits_processors.vllm_plugin.engine import carried
+
+        engine = {one: self.load.get(one) or {} for one in ("adapters", "constraints", "critics")}
+        adapters = [BASE.name, *engine["adapters"]] if engine["adapters"] else []
+        try:
+            carried(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; or backend='transformers'") from None
 
     def row(self, number: int, values: Values) -> Row:
         """What a row of a file says.

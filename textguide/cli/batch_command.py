@@ -58,13 +58,16 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the rows that are missing, or say how many these are."""
+    from textguide.logits_processors.vllm_plugin.constraints import ENGINE
+
     from .. import batch
     from ..guidance import as_guidance
 
-    guidance = as_guidance(options.constrained(arguments, options.guidance(arguments)))
+    backend = arguments.backend or batch.default_backend(arguments.task)
+    engine = None if backend == "transformers" else ENGINE
+    guidance = as_guidance(options.constrained(arguments, options.guidance(arguments), engine))
     decoding = options.decoding(arguments)
     seed = decoding.pop("seed") or 0
-    backend = arguments.backend or batch.default_backend(arguments.task)
     settings = batch.Settings(
         task=arguments.task,
         model=arguments.model,

@@ -39,8 +39,11 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def constraint(arguments: argparse.Namespace) -> Any:
+def constraint(arguments: argparse.Namespace, engine: str | None = None) -> Any:
     """The constraint that :func:`add_constraint`'s arguments describe; None where they describe none.
+
+    Args:
+        engine: what checks it; None: its own default.
 
     Raises:
         ValueError: it cannot be used, or its file not be read; the message names the argument.
@@ -51,15 +54,16 @@ def constraint(arguments: argparse.Namespace) -> Any:
         raise ValueError(
             f"--json-whitespace {arguments.json_whitespace} needs --json-schema; add it, or leave this out"
         )
+    options: dict[str, Any] = {} if engine is None else {"engine": engine}
     try:
         if arguments.regex is not None:
-            return Regex(arguments.regex)
+            return Regex(arguments.regex, **options)
         if arguments.json_schema is not None:
-            return JSONSchema(Path(arguments.json_schema), whitespace=arguments.json_whitespace or "any")
+            return JSONSchema(Path(arguments.json_schema), whitespace=arguments.json_whitespace or "any", **options)
         if arguments.grammar is not None:
-            return Grammar(Path(arguments.grammar))
+            return Grammar(Path(arguments.grammar), **options)
         if arguments.constraint is not None:
-            return resolve(arguments.constraint)
+            return resolve(arguments.constraint, engine)
     except ValueError as error:
         given = ("regex", "json_schema", "grammar", "constraint")
         names = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in given}

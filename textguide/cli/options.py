@@ -180,15 +180,18 @@ def add_constraint(parser: argparse.ArgumentParser, every_text: bool = True) -> 
         group.add_argument("--all-particles", action="store_true", help="print every particle with its weight")
 
 
-def constrained(arguments: argparse.Namespace, guidance: Any) -> Any:
+def constrained(arguments: argparse.Namespace, guidance: Any, engine: str | None = None) -> Any:
     """``guidance`` and the constraint that :func:`add_constraint`'s arguments describe.
+
+    Args:
+        engine: what checks the constraint; None: its own default.
 
     Raises:
         ValueError: an argument needs a constraint, or cannot be used.
     """
     from ..guidance import AWRS, as_guidance
 
-    constraint = constraint_options.constraint(arguments)
+    constraint = constraint_options.constraint(arguments, engine)
     if constraint is None:
         for name in ("particles", "constraint_method", "all_particles", "form_after", "lookahead"):
             if getattr(arguments, name, None):

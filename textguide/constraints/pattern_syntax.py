@@ -53,6 +53,7 @@ _BLANK = re.compile(r"(?:\s|#[^\n]*)+", re.ASCII)
 _BETWEEN_BLANKS = re.compile(r"\\[\s\S]|\(\?#[^)]*\)|[\s\S]")
 _BRACED = re.compile(r"\\(?:[pP]\^?|[xuU])\{[^}]*\}")
 
+_CLASS = re.compile(r"\\[dDwWsSpPvVN]")
 _POSIX = re.compile(r"\[:(\^?)(\w+):\]")
 _PROPERTIES = {"alpha": "Alphabetic", "digit": "Nd", "lower": "Lowercase", "upper": "Uppercase", "space": "White_Space"}
 
@@ -115,6 +116,11 @@ def for_xgrammar(pattern: str) -> str:
         if text in ("^", "$", r"\A", r"\z"):
             raise PatternError(f"an anchor at {at} is not supported inside the pattern")
     return "".join(r"[^\n]" if text == "." else text for _, text in parts)
+
+
+def has_classes(pattern: str) -> bool:
+    """Whether a pattern has classes, such as ``\\d``, that are all of Unicode for one engine and ASCII for another."""
+    return any(_CLASS.search(text) for _, text in atoms(pattern))
 
 
 def atoms(pattern: str) -> Iterator[tuple[int, str]]:

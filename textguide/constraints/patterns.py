@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import backtracking, engines, llguidance_engine, look_around, xgrammar_engine
 from .base import Constraint, Session
-from .pattern_syntax import PatternError, for_xgrammar
+from .pattern_syntax import PatternError, for_xgrammar, has_classes
 from .vocabulary import Vocabulary
 
 AUTO = "auto"
@@ -65,6 +65,13 @@ class Regex(Constraint):
             reason = _refusal(self.pattern, BACKTRACKING) or backtracking.ambiguity(self.pattern)
         if reason:
             raise ValueError(f"pattern={self.pattern!r} cannot be used: {reason}")
+
+    def on(self, engine: str) -> Regex:
+        """The same texts, checked by another engine; this constraint itself where that reads the pattern in another
+        way (``xgrammar``, whose classes are ASCII), or does not take it."""
+        if self.engine == engine or self.engine == BACKTRACKING or has_classes(self.pattern):
+            return self
+        return self if _refusal(self.pattern, engine) else replace(self, engine=engine)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "pattern": self.pattern, "engine": self.engine}

@@ -131,6 +131,9 @@ class GenerateResult(Shown):
     def weighted_sample(self, seed: int | None = None) -> list[int]:
         """One row of every population, drawn in proportion to the weights: indices into :attr:`texts`.
 
+        Args:
+            seed: of one generator for all populations, in their order.
+
         Raises:
             ValueError: nothing was weighed, or every particle of a population is dead.
         """
@@ -139,6 +142,12 @@ class GenerateResult(Shown):
             int(particles.weighted_sample(weights, rows, generator))
             for weights, rows in zip(self._populations(), self._indices(), strict=True)
         ]
+
+    def weighted_sample_of(self, population: int, seed: int | None = None) -> int:
+        """Likewise a row of one population alone, as if there were no other."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        rows = self._indices()[population]
+        return int(particles.weighted_sample(self._populations()[population], rows, generator))
 
     def expectation(self, function: Callable[[str], float]) -> list[float]:
         """The expectation of ``function(text)`` given the constraint, one a population, from the weights.

@@ -10,7 +10,7 @@ import torch
 
 import textguide
 from textguide import CFG
-from textguide.logits_processors.vllm_plugin import engine
+from textguide.logits_processors.vllm_plugin import engine, further_models, options
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 from textguide.logits_processors.vllm_plugin.reweighting import named
@@ -142,26 +142,26 @@ def test_what_has_no_counterpart_is_refused(guidance, options, named):
 
 
 def test_options_that_switch_guidance_off_are_refused():
-    assert engine.switched_on({"logits_processors": ["mine"]})["logits_processors"][-1] == "mine"
-    assert engine.switched_on({})["async_scheduling"] is False
-    assert engine.switched_on({"async_scheduling": True})["async_scheduling"] is True
+    assert options.switched_on({"logits_processors": ["mine"]})["logits_processors"][-1] == "mine"
+    assert options.switched_on({})["async_scheduling"] is False
+    assert options.switched_on({"async_scheduling": True})["async_scheduling"] is True
     with pytest.raises(ValueError, match="enable_dbo=True does not work with guidance: two half batches could part"):
-        engine.switched_on({"enable_dbo": True})
+        options.switched_on({"enable_dbo": True})
 
 
 def test_models_are_found_as_load_finds_them(tmp_path, monkeypatch):
-    assert engine.resolve("gpt2") == "gpt2"
-    assert engine.resolve("owner/name") == "owner/name"
+    assert further_models.resolve("gpt2") == "gpt2"
+    assert further_models.resolve("owner/name") == "owner/name"
     for name, part in (
         ("smollm", "did you mean 'smollm2'"),
         ("/no", "check the path"),
     ):
         with pytest.raises(ModelUnavailableError, match=part):
-            engine.resolve(name)
+            further_models.resolve(name)
     pytest.importorskip("gguf", reason="the extra gguf is not installed")
     from ...models.tiny_gguf import tiny, write
 
     monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path / "cache"))
-    found = Path(engine.resolve(str(write(tmp_path / "tiny.gguf", tiny()))))
+    found = Path(further_models.resolve(str(write(tmp_path / "tiny.gguf", tiny()))))
     assert found.parent == tmp_path / "cache"
     assert (found / "config.json").is_file()

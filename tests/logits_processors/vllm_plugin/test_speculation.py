@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from textguide.guidance import APG, CFG, Formula
+from textguide.logits_processors.vllm_plugin.draft_model import ModelGuesser
 from textguide.logits_processors.vllm_plugin.extras import OURS
 from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
@@ -24,6 +27,7 @@ from textguide.logits_processors.vllm_plugin.speculation import (
 from textguide.logits_processors.vllm_plugin.verification import judged, read_guesses
 
 from ...smc.table import table
+from ...tiny_folder import make_model, make_tokenizer
 
 WORDS, END, LENGTH = 6, 0, 12
 LAWS = [table(seed, WORDS, 1.5) for seed in range(4)]
@@ -185,9 +189,59 @@ def test_guesses_follow_what_stood_there_before() -> None:
     assert not guesser._drafter._texts
 
 
+def test_a_draft_model_guesses_what_it_would_write(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    guesser = ModelGuesser(settings_of({"method": "draft_model", "model": str(tmp_path), "num_speculative_tokens": 3}))
+    model = guesser.model.base  # in the precision that it is loaded with
+    chance = random.Random(0)
+    texts = {name: [chance.randrange(4, 90) for _ in range(5)] for name in "ab"}
+    for step in range(12):
+        name = chance.choice("ab")
+        most = chance.choice((1, 3, 3))
+        expected = list(texts[name])
+        for _ in range(most):
+            logits = model(torch.tensor([expected])).logits
+            expected.append(int(logits[0, -1].argmax()))
+        guesses = guesser.guess(name, texts[name], most)
+        assert guesses == expected[len(texts[name]) :], step
+        right = chance.randrange(len(guesses) + 1)  # another token follows behind those that are right
+        guesser.judge(name, right)
+        texts[name] += [*guesses[:right], chance.randrange(4, 90)]
+    assert guesser.guess("a", [5, 6], 1) == [int(model(torch.tensor([[5, 6]])).logits[0, -1].argmax())]
+    for _ in range(60):
+        guesser.judge("a", 0)
+        guesser.guess("a", [5, 6], 3)
+    assert guesser.guess("a", [5, 6], 3) == []  # they are never right
+    for name in "ab":
+        guesser.forget(name)
+    assert not guesser._rows
+    assert not guesser._guesses
+
+
+def test_a_draft_model_that_forgets_is_refused(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"speculative_config: model=.* forgets what it has read"):
+        ModelGuesser(settings_of({"method": "draft_model", "model": str(tmp_path)}))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"method": "draft_model"}, "model=None must name the draft model"),
+        ({"method": "draft_model", "model": 5}, "model=5 must name the draft model"),
+        (
+            {"method": "draft_model", "model": "smollm2-small", "prompt_lookup_max": 3},
+            "'prompt_lookup_max' is no field",
+        ),
         (5, "speculative_config=5 must be an object"),
         ({"method": "eagle"}, "method='eagle' does not work with guidance"),
         ({"num_speculative_tokens": 3}, "method=None does not work with guidance"),

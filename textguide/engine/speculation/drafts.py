@@ -145,12 +145,18 @@ class Drafter:
         guesses: list[Guess] = []
         if self.speculation.draft != "recycling":
             guesses = text.look_up(most)
-        if self.speculation.draft == "recycling" or (self.speculation.draft == "both" and not self._pays(guesses)):
+        if self.speculation.draft == "recycling" or (
+            self.speculation.draft == "both" and not self._pays([kind for _, kind in guesses])
+        ):
             guesses = text.recycle(most)
-        paying = self._pays(guesses)
-        if guesses and not paying:
-            self._records[guesses[0][1]].fade()
-        return guesses[:paying]
+        return guesses[: len(self.paying([kind for _, kind in guesses]))]
+
+    def paying(self, kinds: Sequence[str]) -> Sequence[str]:
+        """Of guesses of these kinds, one behind the other, those that are likely enough to pay."""
+        count = self._pays(kinds)
+        if kinds and not count:
+            self._records[kinds[0]].fade()
+        return kinds[:count]
 
     def forget(self, row: int) -> None:
         """A row has ended."""
@@ -172,16 +178,14 @@ class Drafter:
         for number, (_, kind) in enumerate(guesses[: right + 1]):
             self._records.setdefault(kind, Record()).add(number < right)
 
-    def _pays(self, guesses: Sequence[Guess]) -> int:
-        """How many of the guesses are likely enough; none where too few would be right to pay for the wider pass."""
+    def _pays(self, kinds: Sequence[str]) -> int:
+        """How many guesses are likely enough; none where too few would be right to pay for the wider pass."""
         chance, expected, number = 1.0, 0.0, 0
-        for _, kind in guesses:
+        for kind in kinds:
             chance *= self._records.setdefault(kind, Record()).rate
             if chance < self.speculation.least:
                 break
             expected += chance
             number += 1
-        worth = (
-            self.speculation.worth if len(guesses) > 1 else self.speculation.worth / 2
-        )  # one costs less than several
+        worth = self.speculation.worth if len(kinds) > 1 else self.speculation.worth / 2  # one costs less than several
         return number if expected >= worth else 0

@@ -1,0 +1,38 @@
+"""The middleware that ``--middleware`` names: with it vLLM's own front end reports in streams, counts, and ends gently.
+
+Opt in by class path: ``textguide.logits_processors.vllm_plugin.middleware.Guided``. ``textguide serve`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import operations
+from .server import prepare, watch
+
+prepare()
+
+
+class Guided:
+    """In front of vLLM's application; follows its engine from the first message on, with which a server starts.
+
+    Args:
+        app: an ASGI application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self._gate: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI has it."""
+        if self._gate is None:
+            self._gate = self._follow(scope["app"].state)
+        await self._gate(scope, receive, send)
+
+    def _follow(self, state: Any) -> Any:
+        client = getattr(state, "engine_client", None)
+        if client is None:  # a front end that has no engine
+            return self.app
+        watch(client, state.args.enable_log_requests)
+        return operations.Gate(self.app, operations.draining(client))
