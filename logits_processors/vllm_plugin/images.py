@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,11 +22,8 @@ NEGATIVE_IMAGE = "negative_image"
 KINDS = ("blank", "text")
 SAME, BLANK, NONE = "same", "blank", ""
 """What a branch request sees: the images, blank ones, or none."""
-WRITTEN_FOR = ("llava",)
-"""The kinds of models whose images this was written for."""
-VARIABLE = "TEXTGUIDE_VLLM_IMAGES"
-"""The environment variable that switches images on with the value 1: no engine with such a model has been held against
-transformers yet, since vLLM's models that see images import torchvision, which the environment for CPUs is without."""
+TESTED_WITH = ("llava",)
+"""The kinds of models that were held against transformers."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +84,10 @@ def images_of(prompt: Any, config: Any, tokenizer: Any) -> Images | None:
     if others:
         raise ValueError(f"guidance does not work with {others[0]} in the prompt: it was tested with images alone")
     kind = str(config.hf_config.model_type)
-    if kind not in WRITTEN_FOR:
+    if kind not in TESTED_WITH:
         raise ValueError(
-            f"guidance does not work with images of a model of kind {kind!r}: it was written for "
-            f"{', '.join(WRITTEN_FOR)}; use textguide.caption"
-        )
-    if os.environ.get(VARIABLE) != "1":
-        raise ValueError(
-            f"guidance does not work with images: it was not tested with an engine; use textguide.caption, or start "
-            f"the server with {VARIABLE}=1 to try it"
+            f"guidance does not work with images of a model of kind {kind!r}: it was tested with "
+            f"{', '.join(TESTED_WITH)}; use textguide.caption"
         )
     hidden = {place for one in found["image"] for place in range(one.offset, one.offset + one.length)}
 

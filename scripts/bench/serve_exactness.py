@@ -151,7 +151,7 @@ def kept(arguments: argparse.Namespace, machine: dict[str, Any]) -> list[dict[st
             raise SystemExit(
                 f"--json {arguments.json} has {name}: {found.get(name)}, and this run {value}; name another"
             )
-    return list(found["rows"])
+    return [{"requests": found.get("requests"), "adapters": 0, **row} for row in found["rows"]]
 
 
 def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:

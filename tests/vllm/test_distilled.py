@@ -25,6 +25,7 @@ pytestmark = pytest.mark.real_model
 def test_an_adapter_says_in_vllm_what_it_says_in_transformers(reference, tmp_path: Path, monkeypatch) -> None:
     """No plugin: whoever serves LoRA can serve distilled guidance."""
     monkeypatch.setenv("VLLM_PLUGINS", "")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # other tests have mended vLLM in this process
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     folder = small(tmp_path / "model", 0, reference[1], **shape)
     model, tokenizer = textguide.load(folder, device="cpu", dtype=torch.float32)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
-pytest.importorskip("torchvision", reason="vLLM's models that see images import torchvision, which is not installed")
 
 import torch
 import transformers as tf
@@ -20,7 +18,6 @@ from vllm.exceptions import VLLMValidationError
 import textguide
 from textguide import AWRS, CFG
 from textguide.guidance import APG, Formula, InstructionContrastive
-from textguide.logits_processors.vllm_plugin import images
 
 from ..captioning import models
 
@@ -56,7 +53,6 @@ def captioner():
 
 @pytest.fixture(scope="module")
 def llm(captioner, tmp_path_factory):
-    os.environ[images.VARIABLE] = "1"
     folder = tmp_path_factory.mktemp("llava")
     model, processor = captioner
     model.save_pretrained(folder)
@@ -75,7 +71,7 @@ def llm(captioner, tmp_path_factory):
         max_num_seqs=6,
         max_num_batched_tokens=32,  # prompts are read in parts
         block_size=32,
-        num_gpu_blocks_override=12,  # and requests preempted
+        num_gpu_blocks_override=8,  # and requests preempted
         limit_mm_per_prompt={"image": 1},
     )
     yield llm

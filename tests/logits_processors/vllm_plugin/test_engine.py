@@ -133,7 +133,7 @@ def test_guidance_that_did_nothing_warns():
         (CFG(2.0), {"num_beams": 3}, "num_beams= has no counterpart"),
         (CFG(2.0), {"batch_size": 3}, "batch_size= has no counterpart"),
         (textguide.CAIF("sentiment", "positive", 2.0), {}, "the engine has no classifier"),
-        (textguide.AWRS(textguide.constraints.Regex("a")), {}, "constraints"),
+        (textguide.AWRS(textguide.constraints.Regex(r"\d")), {}, "constraints"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(guidance, options, named):
