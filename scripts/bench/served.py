@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -123,3 +124,29 @@ def serving(
             for one in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    from textguide.support.files import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, report)
+
+
+def about() -> dict[str, Any]:
+    """What the figures depend on."""
+    import platform
+
+    import psutil
+    import torch
+    import vllm
+
+    cores = psutil.cpu_count()
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "dtype": "float32",
+        "processor": f"{cores} CPU cores, {platform.machine()}",
+        **gpu,
+    }
