@@ -64,8 +64,11 @@ class AWRSLogitsProcessor(LogitsProcessor):
                 f"particles={guidance.particles} move between rows, which a processor cannot do; use custom_generate="
                 "textguide.guided_decoding(AWRS(...)), or particles=1"
             )
-        if guidance.method != "awrs":
-            raise ValueError(f"method={guidance.method!r} draws nothing; use method='awrs'")
+        if guidance.sampler != "awrs":
+            raise ValueError(
+                f"sampler={guidance.sampler!r} is not what a processor does, which draws each token once; use "
+                "sampler='awrs', or custom_generate=textguide.guided_decoding(AWRS(...))"
+            )
         if tokenizer is None and vocabulary is None:
             raise ValueError("tokenizer=None: a constraint speaks of bytes; give the tokenizer, or vocabulary=")
         if horizon is not None and horizon < 1:

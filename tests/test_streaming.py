@@ -140,7 +140,7 @@ def test_a_row_that_its_constraint_gave_up_writes_nothing_more() -> None:
 
     texts = [letter.encode() for letter in Tokenizer.letters]
     letters = Vocabulary((b"", b"", b"", *texts, *[b""] * (VOCAB - 3 - len(texts))), frozenset({EOS}))
-    guidance = AWRS("regex:[ab]{2}", method="mask")
+    guidance = AWRS("regex:[ab]{2}", sampler="mask")
     options: dict[str, Any] = {"max_new_tokens": 6, "vocabulary": letters, "eos_token_id": EOS}
     out = textguide.generate(build("llama"), Tokenizer(), [[5, 9], [4, 8]], guidance, **options)
     rows: list[list[int]] = [[], []]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .logits_processors.vllm_plugin.engine import vllm_engine
     from .models import load
     from .scoring import Evidence, evidence, score
+    from .smc.lessons import Lessons
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "GuidanceLogitsProcessor": "logits_processors",
     "GuidedDecoding": "engine.custom_generate",
     "LMGuidance": "guidance",
+    "Lessons": "smc.lessons",
     "MaskedDiffusionCFGHook": "logits_processors",
     "PowerSampling": "guidance",
     "Reward": "guidance",

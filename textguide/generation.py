@@ -188,6 +188,10 @@ def stream(
     if request.particles > 1:
         what = "max_branches" if request.forks else "particles"
         raise ValueError(f"{what}={request.particles} may still change what is written; stream with {what}=1")
+    if getattr(split(request.guidance).constraint, "sampler", None) == "cars":
+        raise ValueError(
+            "sampler='cars' begins texts again, so that none can be streamed; use sampler='awrs' or 'asap'"
+        )
     run = Run.of(model, tokenizer, request)
     (batch,) = _batches(run, prompts, system)
     return _stream(run, batch)

@@ -262,9 +262,10 @@ def evidence(
     if isinstance(populations, bool) or not isinstance(populations, int) or populations < 2:
         raise ValueError(f"populations={populations!r} must be a whole number of 2 or more, for an interval")
     awrs = constraint if isinstance(constraint, AWRS) else AWRS(constraint)
-    if awrs.method != "awrs" or awrs.critic is not None:
+    if awrs.sampler not in ("awrs", "asap") or awrs.critic is not None:
         raise ValueError(
-            f"constraint={awrs!r}: method='mask' gives no weights, and a critic changes them; leave it out"
+            f"constraint={awrs!r}: sampler={awrs.sampler!r} gives no unbiased weights, or a critic changes them; use "
+            "sampler='awrs' without a critic"
         )
     awrs = replace(awrs, particles=particles)
     given = as_guidance(guidance)

@@ -202,10 +202,11 @@ def requested(guidance: AWRS) -> dict[str, Any]:
 
 
 def _check_drawn(guidance: AWRS) -> None:
-    if guidance.method != "awrs":
+    if guidance.sampler != "awrs":
         raise ValueError(
-            f"guidance={guidance!r}: requests draw their tokens; give AWRS(constraint) with method='awrs', or "
-            "structured_outputs, which are vLLM's own masks"
+            f"guidance={guidance!r}: requests draw their tokens once; give AWRS(constraint, particles=…) with "
+            "sampler='awrs', structured_outputs, which are vLLM's own masks, or textguide.generate for "
+            f"sampler={guidance.sampler!r}"
         )
     if guidance.lookahead not in (None, "auto"):
         raise ValueError(

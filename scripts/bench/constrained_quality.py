@@ -38,7 +38,7 @@ from textguide.tasks.constrained import TASKS, ConstrainedTask, Item
 
 METHODS: dict[str, Callable[[Constraint], AWRS | None]] = {
     "plain": lambda constraint: None,
-    "mask": lambda constraint: AWRS(constraint, method="mask"),
+    "mask": lambda constraint: AWRS(constraint, sampler="mask"),
     "AWRS 1": lambda constraint: AWRS(constraint, particles=1),
     "SMC 5": lambda constraint: AWRS(constraint, particles=5),
     "SMC 10": lambda constraint: AWRS(constraint, particles=10),

@@ -75,7 +75,7 @@ def test_a_schema_from_a_file(run: Run, tmp_path: Path) -> None:
         (["--particles", "3"], "--particles needs a constraint"),
         (["--after", "x"], "--after needs a constraint"),
         (["--regex", "a", "--after", "regex:(", "--max-new-tokens", "5"], "after='regex:(' is no pattern"),
-        (["--constraint-method", "mask"], "--constraint-method needs a constraint"),
+        (["--constraint-method", "mask"], "--sampler needs a constraint"),
         (["--regex", "a", "--particles", "0"], "--particles=0"),
         (["--regex", "a", "--particles", "2", "--constraint-method", "mask"], "particles=2 needs weights"),
         (["--regex", "a(", "--particles", "2"], "--regex"),

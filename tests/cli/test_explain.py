@@ -63,7 +63,7 @@ def test_rank(run: Run, loaded: Any) -> None:
 
 
 def test_a_constraint(run: Run) -> None:
-    outcome = run("explain", "hello", "--regex", "[0-9]{2,6}", "--constraint-method", "mask", *NEW)
+    outcome = run("explain", "hello", "--regex", "[0-9]{2,6}", "--sampler", "mask", *NEW)
     assert outcome.code == 0
     assert "forbidden" in outcome.out
     assert "constraint: KL" in outcome.out

@@ -48,7 +48,7 @@ def run(loaded: tuple[Any, Any], folder: Path, **arguments: Any) -> list[int]:
 
 @pytest.mark.parametrize(
     "guidance",
-    [CFG(2.0), CFG(3.0, negative_prompt='a "dog"\\'), [APG(2.0), AWRS(Regex("[a-f]{6}"), method="mask")]],
+    [CFG(2.0), CFG(3.0, negative_prompt='a "dog"\\'), [APG(2.0), AWRS(Regex("[a-f]{6}"), sampler="mask")]],
     ids=["cfg", "negative", "constraint"],
 )
 def test_it_writes_what_generate_writes(loaded: tuple[Any, Any], tmp_path: Path, guidance: Any) -> None:

@@ -257,7 +257,7 @@ def test_a_classifier_raises_what_it_likes(model: Any) -> None:
 
 
 CONSTRAINTS = {
-    "mask": AWRS(Regex("[aeiou ]{1,9}"), method="mask"),
+    "mask": AWRS(Regex("[aeiou ]{1,9}"), sampler="mask"),
     "awrs": AWRS(Regex("[aeiou ]{1,9}")),
     "particles": AWRS(Regex("[aeiou ]{1,9}"), particles=4),
     "function": AWRS(Predicate(lambda text: set(text) <= set("aeiou ") and len(text) < 10)),

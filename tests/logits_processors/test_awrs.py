@@ -87,8 +87,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         run(processor, 2, num_beams=3, do_sample=False)
     with pytest.raises(ValueError, match="particles=2 move between rows"):
         AWRSLogitsProcessor(AWRS(Strings(MEMBERS), particles=2), vocabulary=TOYS)
-    with pytest.raises(ValueError, match="method='mask'"):
-        AWRSLogitsProcessor(AWRS(Strings(MEMBERS), method="mask"), vocabulary=TOYS)
+    with pytest.raises(ValueError, match="sampler='mask'"):
+        AWRSLogitsProcessor(AWRS(Strings(MEMBERS), sampler="mask"), vocabulary=TOYS)
     with pytest.raises(ValueError, match="tokenizer=None"):
         AWRSLogitsProcessor(Strings(MEMBERS))
     with pytest.raises(ValueError, match="horizon=0"):

@@ -13,6 +13,8 @@ from torch import Tensor
 from textguide.constraints import Constraint, Vocabulary
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
+from textguide.smc.learning import Learning
+from textguide.smc.lessons import Lessons
 from textguide.smc.lookahead import lookahead_of
 from textguide.smc.population import Outcome
 
@@ -45,18 +47,45 @@ def run(
     length: int,
     seed: int = 0,
     vocabulary: Vocabulary = VOCABULARY,
+    lessons: Lessons | None = None,
 ) -> tuple[list[Text], Outcome]:
     """The texts (end tokens included) of every particle, and what came of them."""
     rows = populations * guidance.particles
     generator = torch.Generator().manual_seed(seed)
     lookahead = lookahead_of(guidance.lookahead, constraint, vocabulary)
     session = constraint.start(vocabulary)
-    state = Constrained(guidance, session, vocabulary, rows, generator, limit=length, lookahead=lookahead)
+    state: Constrained
+    if guidance.learns:
+        kept, keys = lessons or Lessons(), [0] * populations
+        state = Learning(
+            guidance, session, vocabulary, rows, generator, limit=length, lookahead=lookahead, lessons=kept, keys=keys
+        )
+    else:
+        state = Constrained(guidance, session, vocabulary, rows, generator, limit=length, lookahead=lookahead)
     texts: list[Text] = [()] * rows
-    uniform = torch.zeros(vocabulary.size)
+    again = list(range(rows))
+    while again:
+        for row in again:
+            texts[row] = ()
+        texts = _once(distribution, state, texts, length, vocabulary.size, generator)
+        again = state.again()
+    return texts, state.outcome()
+
+
+def _once(
+    distribution: Callable[[Text], Tensor],
+    state: Constrained,
+    texts: list[Text],
+    length: int,
+    size: int,
+    generator: torch.Generator,
+) -> list[Text]:
+    uniform = torch.zeros(size)
     for index in range(length):
         last = index == length - 1
         going = state.open
+        if not any(going):
+            break
         scores = torch.stack([distribution(text) if go else uniform for text, go in zip(texts, going, strict=True)])
         if state.weighs:
             tokens = state.choose(scores, last)
@@ -69,9 +98,7 @@ def run(
         ancestors = state.resample()
         if ancestors is not None:
             texts = [texts[a] for a in ancestors.tolist()]
-        if not any(state.open):
-            break
-    return texts, state.outcome()
+    return texts
 
 
 def exact_samples(texts: list[Text], outcome: Outcome, seed: int = 0) -> list[Text]:

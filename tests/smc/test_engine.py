@@ -192,16 +192,16 @@ def test_what_allows_everything_is_bit_equal_to_plain_decoding() -> None:
         session = opaque.start(every)
         session.prefixes = _Everything()  # type: ignore[attr-defined]
         constraint = _Given(session, masks)
-        for method in ("awrs", "mask"):
+        for sampler in ("awrs", "mask"):
             out = generate(
-                "llama", AWRS(constraint, method=method), temperature=1.1, vocabulary=every, eos_token_id=None,
+                "llama", AWRS(constraint, sampler=sampler), temperature=1.1, vocabulary=every, eos_token_id=None,
                 top_k=50, top_p=1.0,
             )  # fmt: skip
             expected = generate("llama", None, temperature=1.1, eos_token_id=None, top_k=50)
             assert torch.equal(out.sequences, expected.sequences)
             assert torch.equal(out.log_probs, expected.log_probs)
             assert bool(out.finished.all())
-            if method == "awrs":
+            if sampler == "awrs":
                 assert out.log_weights.abs().max() < 1e-6
 
 
@@ -263,7 +263,7 @@ def test_results_are_weighted() -> None:
 
 
 def test_mask_takes_the_most_likely_allowed_token_where_nothing_samples() -> None:
-    out = generate("llama", AWRS(VOWELS, method="mask"), ["the dragon"], eos_token_id=None, dies=True)
+    out = generate("llama", AWRS(VOWELS, sampler="mask"), ["the dragon"], eos_token_id=None, dies=True)
     ids = Tokenizer()("the dragon").input_ids
     for token in out.new_tokens[0]:
         distribution = plain_reference.next_log_probs(build("llama"), ids)
@@ -338,7 +338,7 @@ class _After(tf.StoppingCriteria):
         ({"accepts": 1}, "accepts=1"),
         ({"ess_threshold": 1.5}, "ess_threshold=1.5"),
         ({"ess_threshold": math.nan}, "ess_threshold=nan"),
-        ({"method": "masks"}, "method='masks'"),
+        ({"method": "masks"}, "sampler='masks'"),
         ({"estimator": "best"}, "estimator='best'"),
         ({"resampling": "multinomial"}, "resampling='multinomial'"),
         ({"critic": "good"}, "critic='good'"),
@@ -367,8 +367,7 @@ def test_as_a_value() -> None:
 
 
 def test_every_field_goes_to_json_and_back() -> None:
-    for guidance in (AWRS("regex:a", method="mask"), AWRS("regex:a", particles=3, accepts=4)):
+    for guidance in (AWRS("regex:a", sampler="mask"), AWRS("regex:a", particles=3, accepts=4)):
         values = guidance.to_dict()
         assert values["method"] == "awrs"
         assert Guidance.from_dict(values) == guidance
-    assert "constraint_method" not in AWRS("regex:a").to_dict()

@@ -110,7 +110,7 @@ def guidance_never_resamples(options: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("masks", [True, False])
 def test_locally_masked_sampling_is_another_distribution_and_the_test_sees_it(masks: bool) -> None:
     conditional, _ = oracle()
-    texts, outcome = run(LAW, Strings(MEMBERS, masks), AWRS(method="mask"), POPULATIONS, LENGTH, 1)
+    texts, outcome = run(LAW, Strings(MEMBERS, masks), AWRS(sampler="mask"), POPULATIONS, LENGTH, 1)
     drawn = [text for text, finished in zip(texts, outcome.finished.tolist(), strict=True) if finished]
     assert len(drawn) > 100
     assert chi_square(Counter(drawn), conditional, len(drawn)) < 1e-6

@@ -164,17 +164,18 @@ def add_constraint(parser: argparse.ArgumentParser, every_text: bool = True) -> 
     Args:
         every_text: whether the command can print all texts of a prompt.
     """
-    from ..guidance.awrs import METHODS
+    from ..guidance.awrs import SAMPLERS
 
     group = constraint_options.add_constraint(parser)
     group.add_argument(
         "--particles", type=int, help="texts a prompt that are weighed and resampled; one is drawn by weight [1]"
     )
     group.add_argument(
-        "--constraint-method",
-        choices=METHODS,
-        help="awrs keeps the model's own distribution among the texts that fit; mask rules tokens out one step at a "
-        "time [awrs]",
+        "--sampler",
+        "--constraint-method",  # its former name
+        choices=SAMPLERS,
+        help="awrs keeps the model's own distribution among the texts that fit, by weights; cars does so exactly, by "
+        "texts that begin again; asap learns from what failed; mask rules tokens out one step at a time [awrs]",
     )
     if every_text:
         group.add_argument("--all-particles", action="store_true", help="print every particle with its weight")
@@ -193,7 +194,7 @@ def constrained(arguments: argparse.Namespace, guidance: Any, engine: str | None
 
     constraint = constraint_options.constraint(arguments, engine)
     if constraint is None:
-        for name in ("particles", "constraint_method", "all_particles", "form_after", "lookahead"):
+        for name in ("particles", "sampler", "all_particles", "form_after", "lookahead"):
             if getattr(arguments, name, None):
                 option = "--after" if name == "form_after" else "--" + name.replace("_", "-")
                 raise ValueError(f"{option} needs a constraint; add --regex, --json-schema or --grammar")
@@ -203,7 +204,7 @@ def constrained(arguments: argparse.Namespace, guidance: Any, engine: str | None
         awrs = AWRS(
             constraint,
             particles=1 if arguments.particles is None else arguments.particles,
-            method=arguments.constraint_method or "awrs",
+            sampler=arguments.sampler or "awrs",
             after=arguments.form_after,
             lookahead={"none": None}.get(lookahead, lookahead),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ from ..smc.starting import check_run, start, warn_of_deaths
 from . import branch_inputs
 from .branch_passes import Source
 from .effect import Effect, warn_if_none
+from .lesson_keys import lesson_keys
 from .loop import Observer, Settings, decode
 from .opinions import opinions
 from .options import CallArguments, CallSignature, check_inputs, check_mode, check_speculation
@@ -159,11 +160,14 @@ class GuidedDecoding:
         parts = split(self.guidance)
         guidance = parts.branching
         reweighting = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
-        if reweighting is not None:
-            reweighting.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
         judged = opinions(guidance, self.tokenizer, model)
-        if judged is not None:
-            judged.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
+
+        def begin() -> None:
+            for one in (reweighting, judged):
+                if one is not None:
+                    one.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
+
+        begin()
         settings = Settings(
             guidance=guidance,
             reweighter=reweighting,
@@ -175,6 +179,7 @@ class GuidedDecoding:
             speculation=self.speculation,
             fast=self.fast,
             call=_compiled(model, generation_config, model_kwargs),
+            begin=begin,
         )
         if guidance is not None:
             horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
@@ -192,9 +197,22 @@ class GuidedDecoding:
             check_run(parts.constraint, guidance, generation_config, self.streamer or given.streamer)
             if isinstance(self.generator, tuple):
                 raise ValueError(f"generator= with one a row does not go with {parts.constraint}; give one")
+            keys: Sequence[Hashable] = ()
+            if getattr(parts.constraint, "learns", False):
+                alone = branch_inputs.sees_images(model, model_kwargs) or model.config.is_encoder_decoder
+                if not alone and all(isinstance(rows, list) for rows in settings.prompts):
+                    own = _unpadded(input_ids, self._mask(model, model_kwargs))
+                    reads: list[branch_inputs.Rows] | None = [own, *settings.prompts]  # type: ignore[list-item]
+                else:
+                    reads = None
+                horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
+                keys = lesson_keys(
+                    model, settings.models, parts, reads, len(input_ids), logits_processor, stopping_criteria, horizon
+                )
             settings.constraint = start(
-                parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator
-            )
+                parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator,
+                keys,
+            )  # fmt: skip
         return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
 
     def _prompts(

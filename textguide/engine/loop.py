@@ -7,20 +7,23 @@ exactly what transformers computes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import MaxTimeCriteria
 
+from ..forward import caches
 from ..guidance.algebra import kl_divergence, log_softmax
 from ..guidance.base import BranchGuidance, Step
 from ..smc.population import Population
 from .branch_passes import BranchPasses, Source, StepLogits
 from .effect import EffectMeter
 from .opinions import Opinions
-from .results import Decoded
+from .results import Decoded, joined
 from .reweighting import Reweighter
 from .skipping import Skipping
 from .speculation import Speculation
@@ -87,6 +90,7 @@ class Settings:
         speculation: guess tokens, and read the guesses in the same passes.
         fast: use this machine's faster matrix products in unguided runs too, which then differ by rounding.
         static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
+        begin: lets classifiers begin the batch once more, for rows that begin again.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
 
@@ -103,6 +107,7 @@ class Settings:
     fast: bool = False
     static: bool = False
     call: Any = None
+    begin: Callable[[], None] | None = None
 
 
 @torch.no_grad()
@@ -127,11 +132,33 @@ def decode(
         settings: guidance and everything else of ours.
         model_kwargs: what ``generate`` prepared for the model.
     """
-    loop = _Loop(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
-    yield loop.write(loop.prefill(model_kwargs)), loop.wrote
-    while not loop.finished():
-        yield loop.write(loop.read()), loop.wrote
-    yield loop.outcome()
+    constraint = settings.constraint
+    tries: list[Decoded] = []
+    newest = [0] * len(input_ids)  # the try that counts, for each row
+    again = list(range(len(input_ids)))
+    while again:
+        loop = _Loop(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
+        repeats = constraint is not None and constraint.repeats
+        yield loop.write(loop.prefill(_fresh(model_kwargs) if repeats else model_kwargs)), loop.wrote
+        while not loop.finished():
+            yield loop.write(loop.read()), loop.wrote
+        for row in again:
+            newest[row] = len(tries)
+        tries.append(loop.outcome())
+        again = constraint.again() if constraint is not None and not _is_over(stopping_criteria, loop.ids) else []
+        if again and settings.begin is not None:
+            settings.begin()
+    yield tries[0] if len(tries) == 1 else joined(tries, newest, int(loop.pad))
+
+
+def _fresh(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs with caches that can be written into."""
+    return {name: copy.deepcopy(value) if name in caches.ARGUMENTS else value for name, value in model_kwargs.items()}
+
+
+def _is_over(criteria: Any, ids: Tensor) -> bool:
+    """Whether the time for the whole run has passed."""
+    return any(isinstance(one, MaxTimeCriteria) and bool(one(ids, None).all()) for one in criteria)
 
 
 class _Loop:

@@ -17,6 +17,7 @@ from ..smc import particles
 from ..smc.population import Outcome
 from ..support.showing import Block, Facts, Line, Shown, figure, table
 from .effect import Effect
+from .effect import join as join_effects
 from .speculation import SpeculationReport
 from .speculation.value import join as join_speculation
 
@@ -83,6 +84,25 @@ class Decoded:
     speculation: SpeculationReport | None = None
 
 
+def joined(tries: Sequence[Decoded], newest: Sequence[int], pad: int) -> Decoded:
+    """Several tries of one batch as one: of each row the try that ``newest`` names, and what all of them did."""
+    longest = max(one.sequences.shape[1] for one in tries)
+    kept = [(tries[n].sequences[row], longest - tries[n].sequences.shape[1]) for row, n in enumerate(newest)]
+    sequences = [F.pad(ids, (0, missing), value=pad) for ids, missing in kept]
+    log_probs = None
+    if tries[0].log_probs is not None:
+        found = [tries[n].log_probs[row] for row, n in enumerate(newest)]  # type: ignore[index]
+        log_probs = torch.stack([F.pad(one, (0, missing)) for one, (_, missing) in zip(found, kept, strict=True)])
+    return Decoded(
+        sequences=torch.stack(sequences),
+        lengths=[tries[n].lengths[row] for row, n in enumerate(newest)],
+        effect=join_effects([one.effect for one in tries]),
+        log_probs=log_probs,
+        constraint=tries[-1].constraint,
+        speculation=tries[-1].speculation,
+    )
+
+
 @dataclass
 class GenerateResult(Shown):
     """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
@@ -105,6 +125,7 @@ class GenerateResult(Shown):
         finished: whether each row ended as a text that satisfies the constraint, bool (B,). None without a constraint.
         deaths: why a row did not finish, None where it did. None without a constraint.
         constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
+        tries: how often each row was begun, by ``sampler="cars"``; None elsewhere.
         particles: rows of one population, N; those of a prompt stand together.
         origins: the row that each row forked from, and how many new tokens they share; None for rows that began with
             the prompt. None where texts do not fork.
@@ -123,6 +144,7 @@ class GenerateResult(Shown):
     finished: Tensor | None = None
     deaths: list[str | None] | None = None
     constraint_calls: int | None = None
+    tries: list[int] | None = None
     particles: int = 1
     origins: list[tuple[int, int] | None] | None = None
     speculation: SpeculationReport | None = None
@@ -187,6 +209,8 @@ class GenerateResult(Shown):
             ]
         if self.constraint_calls is not None:
             facts.append(("constraint calls", str(self.constraint_calls)))
+        if self.tries is not None and self.finished is not None:
+            facts.append(("tries", f"{sum(self.tries)} for {int(self.finished.sum())} texts"))
         blocks += [Facts(tuple(facts))] if facts else []
         if self.effect.guided_steps or self.finished is None:
             blocks.append(Line(str(self.effect), quiet=True))
@@ -252,6 +276,8 @@ def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "deaths": [death for outcome in outcomes for death in outcome.deaths],
         "constraint_calls": sum(outcome.calls for outcome in outcomes),
     }
+    if outcomes[0].tries is not None:
+        fields["tries"] = [count for outcome in outcomes for count in outcome.tries or []]
     if outcomes[0].origins is not None:
         origins: list[tuple[int, int] | None] = []
         for outcome in outcomes:

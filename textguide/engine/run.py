@@ -11,6 +11,7 @@ import torch
 from ..constraints import Vocabulary
 from ..forward.model_adapter import adapter
 from ..guidance import EAGer, Guidance, as_guidance, split
+from ..smc.lessons import lessons
 from ..smc.starting import warn_of_deaths, weighs
 from ..support.arguments import check_model_and_tokenizer
 from .branch_inputs import Rows
@@ -201,11 +202,12 @@ class Run:
         request = self.request
         decoding = self.decoding()
         done: list[Decoded] = []
-        for batch in batches:
-            decoding = self._with(decoding, batch)
-            self._call(decoding, batch)
-            assert decoding.last is not None
-            done.append(decoding.last)
+        with lessons():
+            for batch in batches:
+                decoding = self._with(decoding, batch)
+                self._call(decoding, batch)
+                assert decoding.last is not None
+                done.append(decoding.last)
         effect = join([decoded.effect for decoded in done])
         warn_if_none(effect, request.guidance)
         warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])

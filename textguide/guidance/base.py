@@ -147,8 +147,8 @@ class Guidance(Shown, ABC):
     name: ClassVar[str]
     about: ClassVar[About]
     registry: ClassVar[dict[str, type[Guidance]]] = {}
-    json_names: ClassVar[Mapping[str, str]] = {}
-    """What JSON calls a field that cannot have its own name there, such as one named ``method``."""
+    former_names: ClassVar[Mapping[str, str]] = {}
+    """What JSON called a field before, which is still read."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -219,8 +219,7 @@ class Guidance(Shown, ABC):
         subclass = cls.registry.get(method) if isinstance(method, str) else None
         if subclass is None:
             raise ValueError(f"method={method!r} is no guidance; use one of {', '.join(sorted(cls.registry))}")
-        own = {shown: name for name, shown in subclass.json_names.items()}
-        values = {own.get(key, key): value for key, value in values.items()}
+        values = {subclass.former_names.get(key, key): value for key, value in values.items()}
         known = {field.name for field in fields(subclass)}  # type: ignore[arg-type]
         for key in values:
             if key not in known:

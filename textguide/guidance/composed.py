@@ -39,13 +39,13 @@ class Composed(Guidance):
             if len(group) > 1:
                 names = ", ".join(part.name for part in group)
                 raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")
-        moving = [part for part in found[2] if getattr(part, "particles", 1) > 1 or part.name == "feynman-kac"]
+        moving = [part for part in found[2] if _moves(part)]
         for part in found[0]:
             if moving and getattr(part, "across_rows", False) and not part.is_neutral:
                 raise ValueError(
                     f"guidance=[{part.name}, {moving[0].name}]: {part.name} holds every text against those of the "
                     "other rows, and particles or branches are weighed and moved without them; leave one of the two "
-                    "out, or use AWRS with particles=1"
+                    "out, or use AWRS with particles=1 and sampler='awrs'"
                 )
         self._put(parts=tuple(part for group in found for part in group))
 
@@ -62,6 +62,11 @@ class Composed(Guidance):
     def needs(self) -> frozenset[Need]:
         """Those of every part."""
         return frozenset().union(*(part.needs for part in self.parts))
+
+
+def _moves(part: Guidance) -> bool:
+    """Whether texts of a constraint are moved between rows, or begin again."""
+    return getattr(part, "particles", 1) > 1 or part.name == "feynman-kac" or getattr(part, "learns", False)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,58 @@ def global_conditional(
     return {text: p / total for text, p in kept.items()}, total
 
 
+def future(
+    distribution: StepDistribution,
+    may_follow: Callable[[Text, int, bool], bool],
+    visited: set[Text],
+    end: int | None,
+    length: int,
+    size: int,
+    text: Text = (),
+) -> float:
+    """The approximate expected future of ASAp (arXiv 2405.21047), and the mass that CARS leaves to a prefix: how
+    probable it is that ``text`` becomes a member, where every text that was not visited is sure to.
+
+    Args:
+        may_follow: whether a token may follow a text; its third argument says that it is the last one.
+        visited: texts behind which the model and the constraint were asked.
+    """
+    if text not in visited:
+        return 1.0
+    total = 0.0
+    for token, p in enumerate(distribution(text)):
+        if may_follow(text, token, len(text) + 1 == length):
+            longer = (*text, token)
+            ended = token == end or len(longer) == length
+            total += p * (1.0 if ended else future(distribution, may_follow, visited, end, length, size, longer))
+    return total
+
+
+def learned(
+    distribution: StepDistribution,
+    may_follow: Callable[[Text, int, bool], bool],
+    visited: set[Text],
+    end: int | None,
+    length: int,
+    size: int,
+) -> dict[Text, float]:
+    """What ASAp samples while it knows what was asked behind ``visited``, each token in proportion to
+    ``p(a|u) future(ua)``: the probability of every text, those that are cut off in a dead end left out."""
+
+    def local(text: Text) -> Sequence[float]:
+        p, last = distribution(text), len(text) + 1 == length
+        kept = []
+        for token in range(size):
+            longer = (*text, token)
+            ended = token == end or len(longer) == length
+            known = 1.0 if ended else future(distribution, may_follow, visited, end, length, size, longer)
+            kept.append(p[token] * known if may_follow(text, token, last) else 0.0)
+        total = sum(kept)
+        return [value / total if total else 0.0 for value in kept]
+
+    return texts(local, end, length, size)
+
+
 def locally_masked(
     distribution: StepDistribution,
     may_follow: Callable[[Text, int, bool], bool],

@@ -101,7 +101,7 @@ class Constrained(Weighed):
     @property
     def weighs(self) -> bool:
         """Whether texts get weights."""
-        return self.guidance.method == "awrs"
+        return self.guidance.draws
 
     @property
     def chooses(self) -> bool:
@@ -283,7 +283,7 @@ class Constrained(Weighed):
         tokens = tokens.clone()
         for place, number in enumerate(rows):
             row = self._rows[number]
-            row.known = self._memory.about(row.session, row.known)
+            row.known = self._know(number)
             done = awrs.draw(
                 distribution[place],
                 row.known,
@@ -300,6 +300,11 @@ class Constrained(Weighed):
                 self.log_weights[number] += min(done.log_weight, 0.0)
                 tokens[number] = int(trie.order[done.token])
         return tokens
+
+    def _know(self, number: int) -> TrieKnowledge:
+        """What is known behind the text of a row."""
+        row = self._rows[number]
+        return self._memory.about(row.session, row.known)
 
     def _mask_of(self, row: _Row, last: bool = False) -> Tensor | None:
         """The tokens that may follow (V,), where the constraint knows them; at the last step the end tokens."""

@@ -26,6 +26,7 @@ class Outcome:
         deaths: why a text did not finish, None for those that did, a list over rows.
         calls: how often the constraint was asked.
         resamplings: how often a population was resampled.
+        tries: how often each row was begun, (rows,); None where rows are written once.
         origins: the row that each row forked from and how many tokens they share; None for those that began with the
             prompt; None where rows do not fork.
     """
@@ -39,6 +40,7 @@ class Outcome:
     calls: int
     resamplings: int
     origins: list[tuple[int, int] | None] | None = None
+    tries: list[int] | None = None
 
 
 class Population(ABC):
@@ -63,6 +65,11 @@ class Population(ABC):
     def chooses(self) -> bool:
         """Whether :meth:`choose` picks the tokens; otherwise :meth:`mask` acts before processors and warpers."""
         return True
+
+    @property
+    def repeats(self) -> bool:
+        """Whether rows that fail begin again."""
+        return False
 
     @property
     @abstractmethod
@@ -114,6 +121,10 @@ class Population(ABC):
     def rewritten(self) -> dict[int, tuple[int, float]]:
         """Rows whose last token is not their ancestor's after :meth:`resample`: that token and its log-probability."""
         return {}
+
+    def again(self) -> list[int]:
+        """Rows that begin once more with the prompt, now that none goes on; they are open again."""
+        return []
 
     @abstractmethod
     def outcome(self) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from ..guidance import AWRS, BranchGuidance, EAGer, FeynmanKac
 from ..support.errors import NoParticleLeftWarning
 from .branching import Branching
 from .constrained import Constrained
+from .learning import Learning
+from .lessons import current_lessons
 from .lookahead import lookahead_of
 from .population import Corrected, Outcome, Population
 
@@ -76,7 +78,7 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
     many = f"{'max_branches' if isinstance(guidance, EAGer) else 'particles'}={guidance.particles}"
     copies = config.num_return_sequences or 1
     if weighs(guidance) and not config.do_sample:
-        mask = ", or AWRS(..., method='mask') to take the most likely token that the constraint allows"
+        mask = ", or AWRS(..., sampler='mask') to take the most likely token that the constraint allows"
         raise ValueError(
             f"do_sample=False: {name} draws its tokens; pass do_sample=True{mask if name == 'AWRS' else ''}"
         )
@@ -90,6 +92,8 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
             f"skip_threshold={branching.skip_threshold} leaves out what FeynmanKac weighs texts by; leave "
             "skip_threshold out"
         )
+    if isinstance(guidance, AWRS) and guidance.learns:
+        _check_learning(guidance, branching, config, streamer)
     if guidance.particles == 1:
         return
     if branching is not None and branching.skip_threshold is not None:
@@ -106,9 +110,30 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
         raise ValueError(f"a streamer writes texts that {many} may still drop, or fork; leave it out, or use one")
 
 
+def _check_learning(guidance: AWRS, branching: BranchGuidance | None, config: Any, streamer: Any) -> None:
+    sampler = f"sampler={guidance.sampler!r}"
+    if branching is not None and branching.skip_threshold is not None:
+        raise ValueError(
+            f"skip_threshold={branching.skip_threshold} lets the probability of a token depend on other rows, and "
+            f"{sampler} learns it by the text alone; leave skip_threshold out, or use sampler='awrs'"
+        )
+    if guidance.sampler == "asap":
+        return
+    if streamer is not None:
+        raise ValueError(f"a streamer writes texts that {sampler} may begin again; leave it out, or use sampler='asap'")
+    if config.return_dict_in_generate and (config.output_scores or config.output_logits):
+        raise ValueError(
+            f"output_scores= and output_logits= hold one try, and texts of {sampler} begin again; leave them out"
+        )
+    if config.cache_implementation == "static":
+        raise ValueError(
+            f"cache_implementation='static' is filled once, and texts of {sampler} begin again; leave it out"
+        )
+
+
 def weighs(guidance: Any) -> bool:
     """Whether texts are drawn with weights."""
-    return isinstance(guidance, FeynmanKac) or getattr(guidance, "method", None) == "awrs"
+    return isinstance(guidance, FeynmanKac) or getattr(guidance, "draws", False)
 
 
 def constraint_of(guidance: AWRS) -> Constraint:
@@ -129,6 +154,7 @@ def start(
     tokenizer: Any,
     vocabulary: Vocabulary | None,
     generator: torch.Generator | None,
+    keys: Sequence[Hashable] = (),
 ) -> Population:
     """The rows of a run in front of their first token.
 
@@ -140,6 +166,7 @@ def start(
         tokenizer: its tokenizer; not needed with ``vocabulary``.
         vocabulary: what each token adds to a text.
         generator: the randomness.
+        keys: of each row, what the next-token distributions behind it depend on; needed where the guidance learns.
 
     Raises:
         ValueError: the constraint cannot be built, or nothing satisfies it.
@@ -163,12 +190,17 @@ def start(
         vocabulary = vocabulary_of(model, config, tokenizer)
     constraint = constraint_of(awrs)
     session = constraint.start(vocabulary)
-    return Constrained(
-        awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects,
-        limit=None if config.max_length is None else config.max_length - ids.shape[1],
-        lookahead=lookahead_of(awrs.lookahead, constraint, vocabulary),
-        prompts=_without_padding(ids, config.pad_token_id),
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "limit": None if config.max_length is None else config.max_length - ids.shape[1],
+        "lookahead": lookahead_of(awrs.lookahead, constraint, vocabulary),
+        "prompts": _without_padding(ids, config.pad_token_id),
+    }
+    if awrs.learns:
+        given["keys"] = [(constraint, vocabulary, keys[row]) for row in range(0, len(ids), awrs.particles)]
+        return Learning(
+            awrs, session, vocabulary, ids.shape[0], generator, ids.device, lessons=current_lessons(), **given
+        )  # fmt: skip
+    return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects, **given)
 
 
 def _without_padding(ids: Tensor, padding: int | None) -> list[list[int]]:

@@ -73,7 +73,7 @@ def test_copies_of_a_prompt_never_meet() -> None:
 def test_rows_that_move_are_refused(beside: Guidance) -> None:
     with pytest.raises(ValueError, match=rf"\[corrsynth, {beside.name}\]: corrsynth holds every text"):
         Composed((CorrSynth(2.0), beside))
-    assert Composed((CorrSynth(2.0), AWRS("regex:a+", method="mask")))
+    assert Composed((CorrSynth(2.0), AWRS("regex:a+", sampler="mask")))
 
 
 def test_whole_groups_are_asked_for_before_the_window_opens() -> None:

@@ -299,7 +299,7 @@ def test_guidance_objects_travel_as_json() -> None:
     assert json.loads(schema) == {"type": "null"}
     assert arrived(AWRS(Grammar('start: "a"\n', engine=ours.ENGINE)), {})["awrs_grammar"].startswith("start:")
     for constraint, message in (
-        (AWRS("regex:a", method="mask"), "requests draw their tokens"),
+        (AWRS("regex:a", sampler="mask"), "requests draw their tokens"),
         (AWRS(Predicate(str.isascii)), "does not travel with a request"),
     ):
         with pytest.raises(ValueError, match=message):

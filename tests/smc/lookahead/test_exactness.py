@@ -220,12 +220,12 @@ def test_beside_a_function_tokens_are_asked_about() -> None:
 
 def test_masks_begin_nothing_that_cannot_end() -> None:
     pattern = Regex("(abc|cab){1,3}|a[abc]{9}")
-    texts, outcome = run(LAW, pattern, AWRS(method="mask"), 60, LENGTH, 1)
+    texts, outcome = run(LAW, pattern, AWRS(sampler="mask"), 60, LENGTH, 1)
     assert all(outcome.finished.tolist())
-    texts, outcome = run(LAW, pattern, AWRS(method="mask", lookahead=None), 60, LENGTH, 1)
+    texts, outcome = run(LAW, pattern, AWRS(sampler="mask", lookahead=None), 60, LENGTH, 1)
     assert not all(outcome.finished.tolist())
     # Where nothing can end, as much is written as before.
-    texts, outcome = run(LAW, Regex("[abc]{20}"), AWRS(method="mask"), 3, LENGTH, 1)
+    texts, outcome = run(LAW, Regex("[abc]{20}"), AWRS(sampler="mask"), 3, LENGTH, 1)
     assert set(outcome.deaths) == {LIMIT}
     assert all(len(text) == LENGTH for text in texts)
     texts, outcome = run(LAW, Regex("[abc]{20}"), AWRS(), 3, LENGTH, 1)
