@@ -48,7 +48,7 @@ def test_texts_that_learn_have_the_distribution_of_their_own_text(name: str, sam
         assert "tries" in str(out)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [2])
 def test_cars_in_the_loop_draws_the_conditional_and_learns_over_batches(batch_size: int) -> None:
     model = tiny()
     members = Strings(frozenset({b"ab", b"cab", b"abab", b"b", b"ca", b"ba"}))
@@ -67,7 +67,7 @@ def test_cars_in_the_loop_draws_the_conditional_and_learns_over_batches(batch_si
     prompts = [prompt] * 4
     texts, tries = [], []
     with textguide.Lessons() as lessons:
-        for seed in range(16):
+        for seed in range(12):
             out = textguide.generate(
                 model, Pieces(), prompts, [cfg, AWRS(members, sampler="cars", particles=4)], seed=seed, **options
             )
