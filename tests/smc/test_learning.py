@@ -4,6 +4,7 @@ is left; by enumeration."""
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from textguide import Lessons
+from textguide.constraints import Regex
 from textguide.guidance import AWRS
 from textguide.reference import smc as reference
 from textguide.smc.learning import HOPELESS, TRIES, Learning
@@ -223,3 +225,22 @@ def test_lessons_are_those_of_the_innermost_block_of_a_thread() -> None:
         thread.start()
         thread.join()
     assert seen[0] is not outer
+
+
+@pytest.mark.parametrize("sampler", ["cars", "asap"])
+@pytest.mark.parametrize("lookahead", [None, "auto"])
+def test_what_is_foreseen_changes_no_distribution(sampler: str, lookahead: str | None) -> None:
+    pattern = Regex("(ab|c)*a?b{0,2}")
+
+    def member(text: Text) -> bool:
+        return len(PIECES) - 1 not in text and re.fullmatch(pattern.pattern, spelled(text).decode()) is not None
+
+    conditional, evidence = reference.global_conditional(floats(LAW), member, END, LENGTH, len(PIECES))
+    guidance = AWRS(sampler=sampler, lookahead=lookahead, particles=2)
+    kept, evidences = [], []
+    for seed in range(60):
+        texts, outcome = run(LAW, pattern, guidance, 4, LENGTH, seed)
+        kept += texts if sampler == "cars" else exact_samples(texts, outcome, seed)
+        evidences.append(float(outcome.log_evidence.exp().mean()))
+    assert chi_square(Counter(kept), conditional, len(kept)) > 1e-3
+    assert sampler == "cars" or abs(z_score(evidences, evidence)) < 3.5

@@ -34,7 +34,7 @@ class AWRS(TokenConstraint):
       again with the prompt, up to ``max_tries`` times. Every text that is finished is an independent draw from
       ``p(x | constraint)``, exactly; weights are equal (``log_weights`` 0), nothing is resampled. ``log_evidence`` is
       accepted tries over ``Σ 1/bound``, where a try was accepted with probability ``p(constraint)/bound``: consistent,
-      not unbiased.
+      not unbiased. Of a lookahead it takes what this rules out.
     * ``asap`` (adaptive sampling with approximate expected futures, arXiv 2405.21047): every row is written once, and
       the distribution of the rows tends to ``p(x | constraint)`` as texts are learned from. Beyond the paper, a row has
       a weight, ``p`` over the probability with which it was drawn: weighed, rows are as unbiased as those of ``awrs``

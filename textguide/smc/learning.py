@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..constraints import Session, Vocabulary
 from ..guidance import AWRS
-from .constrained import LIMIT, NO_TOKEN, Constrained
+from .constrained import LIMIT, NO_TOKEN, Constrained, _Row
 from .lessons import Lessons, Prefix, merged
 from .lookahead import Lookahead
 from .population import Outcome, twin
@@ -189,6 +189,18 @@ class Learning(Constrained):
         follows = row.open and token not in self.vocabulary.ends
         probs = scores.double().softmax(-1).cpu()
         self._lessons.learn(place, self._roots[number], probs, allowed, token if follows else None)
+
+    def _following(self, row: _Row, more: int = 0) -> Tensor | None:
+        """As for all constraints; where texts begin again, of what is foreseen only what it rules out, since the
+        probability of going on needs a bound and no guess."""
+        values = super()._following(row, more)
+        if values is None or not self.repeats:
+            return values
+        return torch.where(values > -math.inf, 0.0, values)
+
+    def _expect(self, number: int, row: _Row) -> None:
+        if not self.repeats:
+            super()._expect(number, row)
 
     def _know(self, number: int) -> TrieKnowledge:
         known, place = super()._know(number), self._at[number]
