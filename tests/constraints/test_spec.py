@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from textguide.constraints import (
+    SMILES,
     SQL,
     After,
     AllOf,
@@ -34,6 +35,7 @@ EVERY: list[Constraint] = [
     AnyOf(Regex("a"), Grammar('start: "b"')),
     AllOf(Regex("a"), Not(Regex("b"))),
     After("</think>", Regex("a")),
+    SMILES(),
     SQL({"t": ["a", "b c"]}, dialect="standard"),
 ]
 
@@ -47,7 +49,7 @@ def test_to_json_and_back(constraint: Constraint) -> None:
 
 
 def test_every_kind_is_registered() -> None:
-    kinds = {"regex", "json-schema", "grammar", "predicate", "any-of", "all-of", "not", "after", "sql"}
+    kinds = {"regex", "json-schema", "grammar", "predicate", "any-of", "all-of", "not", "after", "sql", "smiles"}
     ours = {kind for kind, made in Constraint.registry.items() if made.__module__.startswith("textguide.constraints")}
     assert ours == kinds
     assert {constraint.kind for constraint in EVERY} == kinds - {"predicate"} - {"not"}

@@ -104,9 +104,9 @@ def test_queries_of_the_grammar_run() -> None:
 @needs_data
 def test_queries_whose_columns_are_scoped_run() -> None:
     task = constrained.TextToSQL(scoped=True)
-    texts = [wander(task.constraint(task.items()[0]), seed, steps=60) for seed in range(40)]
+    texts = [wander(task.constraint(task.items()[0]), seed, steps=150) for seed in range(12)]
     written = [text for text in texts if text is not None]
-    assert len(written) > 5
+    assert written
     for text in written:
         text_to_sql.run(task._path, text)
 

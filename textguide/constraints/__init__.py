@@ -6,6 +6,7 @@ from .combine import AllOf, AnyOf, Not
 from .documents import Call, Grammar, JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
+from .smiles import SMILES
 from .spec import from_dict, resolve
 from .sql import SQL
 from .vocabulary import Vocabulary
@@ -21,6 +22,7 @@ __all__ = [
     "Not",
     "Predicate",
     "Regex",
+    "SMILES",
     "SQL",
     "Session",
     "UnsatisfiableError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,6 +61,22 @@ class TokenTable:
         self.ends = torch.tensor(sorted(vocabulary.ends), dtype=torch.long)
 
 
+class KeptMasks:
+    """The masks of the last texts: particles often stand at the same place."""
+
+    def __init__(self) -> None:
+        self._masks: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __call__(self, text: bytes, making: Callable[[], Tensor]) -> Tensor:
+        """The mask behind ``text``, a copy."""
+        mask = self._masks.get(text)
+        if mask is None:
+            mask = self._masks[text] = making()
+            while len(self._masks) > MASKS_KEPT:
+                self._masks.popitem(last=False)
+        return mask.clone()
+
+
 class Engine:
     """A constraint compiled for a vocabulary.
 
@@ -73,7 +90,7 @@ class Engine:
         self.vocabulary = vocabulary
         self.table = table
         self.start = start
-        self._masks: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._masks = KeptMasks()
 
     def session(self) -> EngineSession:
         """A session in front of the first token."""
@@ -81,18 +98,16 @@ class Engine:
 
     def mask(self, text: bytes, state: State) -> Tensor:
         """The mask behind ``text``, where ``state`` stands; kept for particles that stand at the same place."""
-        mask = self._masks.get(text)
-        if mask is None:
-            table = self.table
-            allowed = torch.cat([state.allowed(), torch.zeros(1, dtype=torch.bool)])
-            mask = allowed[table.later if text else table.first]
-            if not text:
-                mask |= table.blank
-            mask[table.ends] = state.accepting()
-            self._masks[text] = mask
-            while len(self._masks) > MASKS_KEPT:
-                self._masks.popitem(last=False)
-        return mask.clone()
+        return self._masks(text, lambda: self._made(text, state))
+
+    def _made(self, text: bytes, state: State) -> Tensor:
+        table = self.table
+        allowed = torch.cat([state.allowed(), torch.zeros(1, dtype=torch.bool)])
+        mask = allowed[table.later if text else table.first]
+        if not text:
+            mask |= table.blank
+        mask[table.ends] = state.accepting()
+        return mask
 
 
 class EngineSession(Session):

@@ -14,6 +14,7 @@ from .base import Constraint
 from .documents import Grammar, JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
+from .smiles import SMILES
 from .sql import SQL
 
 
@@ -33,8 +34,8 @@ def from_dict(values: dict[str, Any]) -> Constraint:
     known = list(inspect.signature(constraint).parameters)
     for name in fields:
         if name not in known:
-            raise ValueError(f"{name!r} is no field of {kind}; its fields are {', '.join(known)}")
-    if known[0] not in fields:
+            raise ValueError(f"{name!r} is no field of {kind}; its fields are {', '.join(known) or 'none'}")
+    if known and known[0] not in fields:
         raise ValueError(f"{known[0]!r} is missing from the constraint {kind}")
     return constraint.build(fields)
 
@@ -45,8 +46,8 @@ def resolve(value: Any, engine: str | None = None) -> Constraint:
     Args:
         value: a constraint; a dict as :meth:`Constraint.to_dict` gives it, or that as JSON text; or
             ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the grammar itself,
-            with a newline or a ``start:``), ``sql:DATABASE`` (a file or a URL), ``python:MODULE:NAME`` (a constraint,
-            or a function for :class:`Predicate`).
+            with a newline or a ``start:``), ``sql:DATABASE`` (a file or a URL), ``smiles``, ``python:MODULE:NAME`` (a
+            constraint, or a function for :class:`Predicate`).
         engine: of a pattern, schema or grammar that is given as a line of text; None: their own default.
 
     Raises:
@@ -71,11 +72,13 @@ def resolve(value: Any, engine: str | None = None) -> Constraint:
         return JSONSchema(rest, **options)
     if kind == "grammar" and rest:
         return Grammar(rest if "\n" in rest or rest.lstrip().startswith("start") else Path(rest), **options)
+    if value == "smiles":
+        return SMILES()
     if kind == "sql" and rest:
         return SQL(rest)
     if kind == "python" and rest:
         return _from_python(rest)
-    forms = ["regex:PATTERN", "json-schema:FILE", "grammar:FILE", "sql:DATABASE", "python:MODULE:NAME"]
+    forms = ["regex:PATTERN", "json-schema:FILE", "grammar:FILE", "sql:DATABASE", "smiles", "python:MODULE:NAME"]
     near = difflib.get_close_matches(kind, [form.partition(":")[0] for form in forms], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}:…?" if near else f"use one of {', '.join(forms)}"
     raise ValueError(f"constraint={value!r} is unknown; {hint}")

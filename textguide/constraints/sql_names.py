@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from .base import Session
 from .combined_sessions import AllOfSession
-from .engine import MASKS_KEPT
+from .engine import KeptMasks
 from .predicate import AskedSession, whole_characters
 from .sql_grammar import spelled
 from .vocabulary import Vocabulary
@@ -295,29 +294,27 @@ def _plain(name: str) -> str:
 class QuerySession(AllOfSession):
     """One text under a grammar and under :class:`NamesSession`, whose mask is made from the grammar's."""
 
-    _masks: OrderedDict[bytes, Tensor]
+    _masks: KeptMasks
 
     @classmethod
     def begun(cls, grammar: Session, names: NamesSession, vocabulary: Vocabulary) -> QuerySession:
         """In front of the first token."""
         session = cls(b"", (grammar, names), vocabulary)
-        session._masks = OrderedDict()
+        session._masks = KeptMasks()
         return session
 
     def mask(self) -> Tensor | None:
-        mask = self._masks.get(self.text)
-        if mask is None:
-            grammar, names = self._parts
-            mask = grammar.mask()
-            assert mask is not None
-            assert isinstance(names, NamesSession)
-            mask = names.narrowed(mask)
-            for end in self._vocabulary.ends:
-                mask[end] = mask[end] and names.is_complete(self.text)
-            self._masks[self.text] = mask
-            while len(self._masks) > MASKS_KEPT:
-                self._masks.popitem(last=False)
-        return mask.clone()
+        return self._masks(self.text, self._made)
+
+    def _made(self) -> Tensor:
+        grammar, names = self._parts
+        mask = grammar.mask()
+        assert mask is not None
+        assert isinstance(names, NamesSession)
+        mask = names.narrowed(mask)
+        for end in self._vocabulary.ends:
+            mask[end] = mask[end] and names.is_complete(self.text)
+        return mask
 
     def fork(self) -> QuerySession:
         made = QuerySession(self.text, tuple(part.fork() for part in self._parts), self._vocabulary)
