@@ -104,7 +104,7 @@ def test_queries_of_the_grammar_run() -> None:
 @needs_data
 def test_queries_whose_columns_are_scoped_run() -> None:
     task = constrained.TextToSQL(scoped=True)
-    texts = [wander(task.constraint(task.items()[0]), seed, steps=150) for seed in range(12)]
+    texts = [wander(task.constraint(task.items()[0]), seed, steps=300) for seed in range(25)]
     written = [text for text in texts if text is not None]
     assert written
     for text in written:
