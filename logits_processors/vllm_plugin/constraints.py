@@ -163,6 +163,7 @@ def constraint_for(description: Mapping[str, Any] | None, named: Mapping[str, st
     return from_dict(dict(description))
 
 
+_DEFAULTS = {"engine": ENGINE, "whitespace": "flexible", "lenient": False, "longest_string": None}
 _KINDS = {kind.kind: names for kind, names in _TRAVELLERS.items()}
 _LINES = {"regex": "awrs_regex", "json-schema": "awrs_json_schema", "grammar": "awrs_grammar"}
 
@@ -184,7 +185,7 @@ def requested(guidance: AWRS) -> dict[str, Any]:
         if set(fields) == {NAMED}:
             return {**values, "awrs_constraint": fields[NAMED]}
         name, field = _KINDS.get(str(fields.pop("kind", None)), ("", ""))
-        text, options = fields.pop(field, None), {"engine": ENGINE, "whitespace": "any", "lenient": False}
+        text, options = fields.pop(field, None), dict(_DEFAULTS)
         if name == "awrs_json_schema" and not isinstance(text, str):
             text = json.dumps(text)
         if name and isinstance(text, str) and all(key in options and options[key] == fields[key] for key in fields):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from textguide.constraints import Call, Grammar, JSONSchema, UnsatisfiableError, Vocabulary, from_dict
 from textguide.constraints.lark_rules import unproductive
@@ -74,6 +77,11 @@ def test_masks_of_a_grammar_that_is_not_regular(seed: int, engine: str) -> None:
 @pytest.mark.parametrize(
     ("whitespace", "allowed", "refused"),
     [
+        (
+            "flexible",
+            ['{"a":true}', '{"a": true}', '{\n  "a": true\n}', '{\r\n\t"a": true\r\n}', '{ "a" : true }'],
+            ['{"a":  true}', '{\n\n"a":true}', '{\n                     "a":true}'],
+        ),
         ("any", ['{"a":true}', '{ "a" :\n true }'], ['{"a":true} ', ' {"a":true}']),
         ("none", ['{"a":true}'], ['{"a": true}']),
         (" ?", ['{"a":true}', '{"a": true}'], ['{"a":  true}', '{"a":\ntrue}']),
@@ -83,6 +91,45 @@ def test_whitespace(whitespace: str, allowed: list[str], refused: list[str]) -> 
     session = JSONSchema(KEYS, whitespace=whitespace).start(BYTES)
     assert [session.is_complete(text.encode()) for text in allowed] == [True] * len(allowed)
     assert [session.is_complete(text.encode()) for text in refused] == [False] * len(refused)
+
+
+def test_every_way_in_which_json_is_written_is_flexible() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "object"}}}}
+    session = JSONSchema(schema).start(BYTES)
+    for indent in (None, 0, 1, 2, 4, "\t"):
+        assert session.is_complete(json.dumps({"a": [{"b": [1, 2]}, {}]}, indent=indent).encode()), indent
+    assert JSONSchema(schema, "compact") == JSONSchema(schema, "none")
+
+
+def test_what_whitespace_costs() -> None:
+    """Against masks counted by hand: with every token as likely, the cost is the log of a ratio of counts."""
+    constraint = JSONSchema({"const": [1, 1]}, whitespace="none")
+    text = b"[1,1]"
+    log_probs = torch.full((len(text) + 1, BYTES.size), -math.log(BYTES.size))
+    costs = constraint.whitespace_cost(BYTES, [*(byte + 1 for byte in text), 0], log_probs)
+    # Behind a bracket, a comma and a number JSON allows four more bytes, behind the last bracket none.
+    wanted = [0.0, math.log(1 / 5), math.log(1 / 5), math.log(1 / 5), math.log(1 / 5), 0.0]
+    assert costs.tolist() == pytest.approx(wanted, abs=1e-6)
+    free = replace(constraint, whitespace="any").whitespace_cost(BYTES, [byte + 1 for byte in text], log_probs[:-1])
+    assert free.tolist() == [0.0] * len(text)
+    with pytest.raises(ValueError, match="log_probs has the shape"):
+        constraint.whitespace_cost(BYTES, [1], log_probs)
+
+
+def test_strings_are_bounded() -> None:
+    schema = {
+        "type": "object", "properties": {"a": {"type": "string"}, "b": {"type": ["string", "null"], "pattern": "^x*$"}},
+        "additionalProperties": False,
+    }  # fmt: skip
+    constraint = JSONSchema(schema, longest_string=3)
+    assert constraint.held.bounded == ("whitespace", "strings")
+    assert JSONSchema(schema, whitespace="any").held.bounded == ()
+    session = constraint.start(BYTES)
+    assert session.is_complete('{"a": "éé\\n"}'.encode())
+    assert not session.is_prefix(b'{"a": "abcd')
+    assert session.is_complete(b'{"b": "xxxxx"}')
+    with pytest.raises(ValueError, match="longest_string=0 must be"):
+        JSONSchema(schema, longest_string=0)
 
 
 def test_properties_come_in_the_order_of_the_schema() -> None:

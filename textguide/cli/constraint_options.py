@@ -22,7 +22,7 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--json-whitespace",
         metavar="WHERE",
-        help="with --json-schema: any, none, or a regular expression of what may stand between [any]",
+        help="with --json-schema: flexible, any, none, or a regular expression of what may stand between [flexible]",
     )
     group.add_argument(
         "--after",
@@ -59,7 +59,9 @@ def constraint(arguments: argparse.Namespace, engine: str | None = None) -> Any:
         if arguments.regex is not None:
             return Regex(arguments.regex, **options)
         if arguments.json_schema is not None:
-            return JSONSchema(Path(arguments.json_schema), whitespace=arguments.json_whitespace or "any", **options)
+            return JSONSchema(
+                Path(arguments.json_schema), whitespace=arguments.json_whitespace or "flexible", **options
+            )
         if arguments.grammar is not None:
             return Grammar(Path(arguments.grammar), **options)
         if arguments.constraint is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
+
+import torch
+from torch import Tensor
 
 from textguide.support.errors import MissingExtraError
 
@@ -15,12 +18,14 @@ from . import engines, llguidance_engine
 from .base import Constraint, Session
 from .combined_sessions import AllOfSession
 from .json_checks import Checks, ChecksSession
-from .json_relaxed import keywords, relaxed
+from .json_relaxed import keywords, relaxed, with_short_strings
 from .lark_rules import unproductive
 from .predicate import Asked
 from .vocabulary import Vocabulary
 
-WHITESPACE = ("any", "none")
+WHITESPACE = ("flexible", "any", "none")
+FLEXIBLE = r" ?|\r?\n([ ]{0,20}|\t{0,8})"
+"""One space, or one line break with the space in front of the next line."""
 
 
 class Held(NamedTuple):
@@ -30,10 +35,12 @@ class Held(NamedTuple):
         masked: keywords that the mask holds to: no token is written that breaks them.
         checked: keywords that no mask holds everywhere: each finished value is checked, and a token that would finish
             one that breaks them is refused.
+        bounded: what is shorter than JSON allows, so that documents end: ``whitespace``, ``strings``.
     """
 
     masked: tuple[str, ...]
     checked: tuple[str, ...]
+    bounded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,13 @@ class JSONSchema(Constraint):
     Args:
         schema: a dict, True or False, JSON text, the path of a file with it, or a type of Python's: a pydantic model, a
             dataclass, a TypedDict, ``list[int]``, as pydantic describes it.
-        whitespace: ``any`` allows spaces and newlines wherever JSON does, ``none`` only in strings; else a regular
-            expression of what may stand in such a place.
+        whitespace: what may stand between the parts of a document. ``flexible``, one space, or one line break with up
+            to 20 spaces or 8 tabs behind it: what people write, and nothing that goes on for ever, as small models
+            like to under ``any``, which allows as many spaces and newlines as they want; ``none`` (or ``compact``)
+            allows them in strings alone; else a regular expression. :meth:`whitespace_cost` says what was lost by it.
+        longest_string: most characters of a string, where the schema says nothing of its length and has no ``pattern``,
+            ``format``, ``enum`` or ``const`` for it; of values for which it gives no type, nothing is said. None: any
+            number.
         lenient: leave out what no mask holds to, in place of checking it; the documents may then break the schema.
         engine: ``llguidance`` or ``xgrammar``. The latter takes more schemas and leaves out what it cannot hold to,
             with a warning of its own on standard error.
@@ -61,9 +73,10 @@ class JSONSchema(Constraint):
     """
 
     schema: Any
-    whitespace: str = "any"
+    whitespace: str = "flexible"
     lenient: bool = False
     engine: str = engines.DEFAULT
+    longest_string: int | None = None
 
     kind = "json-schema"
 
@@ -71,11 +84,21 @@ class JSONSchema(Constraint):
         object.__setattr__(self, "schema", _canonical(self.schema))
         engines.check(self.engine)
         if not isinstance(self.whitespace, str):
-            raise ValueError(f"whitespace={self.whitespace!r} must be 'any', 'none' or a regular expression")
+            raise ValueError(
+                f"whitespace={self.whitespace!r} must be 'flexible', 'any', 'none' or a regular expression"
+            )
+        if self.whitespace == "compact":
+            object.__setattr__(self, "whitespace", "none")
+        longest = self.longest_string
+        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
+            raise ValueError(f"longest_string={longest!r} must be a whole number of characters, or None")
         if not isinstance(self.lenient, bool):
             raise ValueError(f"lenient={self.lenient!r} must be True or False")
-        if self.engine != engines.DEFAULT and (self.lenient or self.whitespace not in WHITESPACE):
-            raise ValueError(f"engine={self.engine!r} knows no lenient= and no whitespace= but 'any' and 'none'")
+        if self.engine != engines.DEFAULT and (self.lenient or longest or self.whitespace not in WHITESPACE):
+            names = ", ".join(map(repr, WHITESPACE))
+            raise ValueError(
+                f"engine={self.engine!r} knows no lenient=, longest_string= and no whitespace= but {names}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -84,6 +107,7 @@ class JSONSchema(Constraint):
             "whitespace": self.whitespace,
             "lenient": self.lenient,
             "engine": self.engine,
+            "longest_string": self.longest_string,
         }
 
     @classmethod
@@ -91,22 +115,62 @@ class JSONSchema(Constraint):
         return cls(**values)
 
     def start(self, vocabulary: Vocabulary) -> Session:
+        masked = self._masked(vocabulary)
+        parts = None if self.lenient or self.engine != engines.DEFAULT else relaxed(self.schema)
+        if parts is None or not parts.left_out:
+            return masked
+        return AllOfSession(b"", (masked, ChecksSession(Checks(parts), vocabulary, b"", Asked())), vocabulary)
+
+    def _masked(self, vocabulary: Vocabulary) -> Session:
+        """A session on the engine alone."""
         what = f"schema={_short(self.schema)}"
         options: dict[str, Any]
         if self.engine != engines.DEFAULT:
             compact = {"any_whitespace": False, "separators": (",", ":")}
-            options = {"any_whitespace": True} if self.whitespace == "any" else compact
+            options = {"any_whitespace": True} if self.whitespace != "none" else compact
+            if self.whitespace == "flexible":
+                options["max_whitespace_cnt"] = 21
             return engines.xgrammar_session(what, "json_schema", self.schema, vocabulary, **options)
         options = {"whitespace_flexible": self.whitespace != "none", "lenient": self.lenient}
-        if self.whitespace not in WHITESPACE:
-            options["whitespace_pattern"] = self.whitespace
-        if self.lenient:
-            return engines.session(what, llguidance_engine.json_schema(self.schema, **options), vocabulary)
-        parts = relaxed(self.schema)
-        masked = engines.session(what, llguidance_engine.json_schema(parts.mask, **options), vocabulary)
-        if not parts.left_out:
-            return masked
-        return AllOfSession(b"", (masked, ChecksSession(Checks(parts), vocabulary, b"", Asked())), vocabulary)
+        if self.whitespace not in ("any", "none"):
+            options["whitespace_pattern"] = FLEXIBLE if self.whitespace == "flexible" else self.whitespace
+        schema = self.schema if self.lenient else relaxed(self.schema).mask
+        if self.longest_string is not None:
+            schema = with_short_strings(schema, self.longest_string)
+        return engines.session(what, llguidance_engine.json_schema(schema, **options), vocabulary)
+
+    def whitespace_cost(self, vocabulary: Vocabulary, tokens: Sequence[int], log_probs: Tensor) -> Tensor:
+        """What ``whitespace`` has cost along a text, in the model's own probability.
+
+        Args:
+            vocabulary: whose tokens they are.
+            tokens: of a text that this constraint allows, T of them.
+            log_probs: log-probabilities of every next token in front of each of them, (T, V).
+
+        Returns:
+            (T,), at each step ``log P(allowed) − log P(allowed under whitespace="any")``: 0 where the bound removed
+            nothing, negative where it did. The sum is the log-probability that the bound took from this text's path;
+            samples of :class:`AWRS` have it in their weights already. A bound of strings is not counted. Of a schema
+            whose parts are checked, both masks are those of the rest.
+
+        Raises:
+            ValueError: the constraint does not allow the tokens, or the shapes do not fit.
+        """
+        if log_probs.shape != (len(tokens), vocabulary.size):
+            raise ValueError(
+                f"log_probs has the shape {tuple(log_probs.shape)}; {(len(tokens), vocabulary.size)} is asked"
+            )
+        narrow, wide = self._masked(vocabulary), replace(self, whitespace="any")._masked(vocabulary)
+        costs = []
+        for token, row in zip(tokens, log_probs, strict=True):
+            kept, there = narrow.mask(), wide.mask()
+            assert kept is not None
+            assert there is not None
+            costs.append(row[kept].logsumexp(0) - row[there].logsumexp(0))
+            if token not in vocabulary.ends:
+                narrow.advance(token)
+                wide.advance(token)
+        return torch.stack(costs) if costs else log_probs.new_zeros(0)
 
     @property
     def held(self) -> Held:
@@ -115,7 +179,9 @@ class JSONSchema(Constraint):
             raise ValueError("held is known for engine='llguidance' without lenient=True")
         parts = relaxed(self.schema)
         checked = sorted({name for names in parts.left_out.values() for name in names})
-        return Held(tuple(sorted(keywords(json.loads(parts.mask)))), tuple(checked))
+        bounded = {"whitespace": self.whitespace != "any", "strings": self.longest_string is not None}
+        names = tuple(name for name, is_bounded in bounded.items() if is_bounded)
+        return Held(tuple(sorted(keywords(json.loads(parts.mask)))), tuple(checked), names)
 
 
 @dataclass(frozen=True)
@@ -187,7 +253,7 @@ def _canonical(schema: Any) -> str:
         raise ValueError(f"schema={_short(repr(schema))} has a part with no JSON form: {error}") from None
 
 
-def Call(*functions: Callable[..., Any], whitespace: str = "any") -> JSONSchema:
+def Call(*functions: Callable[..., Any], whitespace: str = "flexible") -> JSONSchema:
     """Calls of Python functions: ``{"name": …, "arguments": {…}}``, the arguments such as the signatures take.
 
     Args:

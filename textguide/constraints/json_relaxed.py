@@ -118,6 +118,20 @@ def _without_refused_patterns(node: dict[str, Any]) -> tuple[dict[str, Any], set
     return _without(node, names) if names else (node, set())
 
 
+def with_short_strings(schema: str, longest: int) -> str:
+    """``schema``, JSON text, with strings of at most ``longest`` characters where nothing else says which they are."""
+    saying = ("maxLength", "pattern", "format", "enum", "const")
+
+    def bounded(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        kinds = node.get("type")
+        is_string = kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
+        if not is_string or any(name in node for name in saying) or node.get("minLength", 0) > longest:
+            return node, set()
+        return {**node, "maxLength": longest}, set()
+
+    return json.dumps(_mapped(json.loads(schema), bounded, {}), ensure_ascii=False)
+
+
 def _is_refused(pattern: str) -> bool:
     """Whether the engine refuses a pattern that Python takes."""
     try:
