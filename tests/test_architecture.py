@@ -42,6 +42,7 @@ ROOMS = {
     "eval/lm_eval_models": "eval.lm_eval_models",
     "eval/captions": "eval.captions",
     "eval/sweeps": "eval.sweeps",
+    "eval/replications": "eval.replications",
     "eval": "eval",
     "textguide/batch": "batch",
     "textguide/playground": "playground",
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eval.lm_eval_models": {*_LOOPS, "vllm_plugin", "tasks"},
     "eval.captions": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports"},
     "eval.sweeps": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports", "eval.lm_eval_models"},
+    "eval.replications": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.sweeps"},
     "eval": {
         "eval.statistics",
         "eval.results",
@@ -82,7 +84,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "eval.captions",
         "eval.sweeps",
     },
-    "cli": {*_LOOPS, "batch", "playground", "logits_processors", "vllm_plugin", "tasks", "eval", "eval.sweeps"},
+    "cli": {
+        *_LOOPS,
+        "batch",
+        "playground",
+        "logits_processors",
+        "vllm_plugin",
+        "tasks",
+        "eval",
+        "eval.sweeps",
+        "eval.replications",
+    },
 }
 """What each room imports beside itself; a room stands below all that import it."""
 ALLOWED: dict[str, set[str]] = {

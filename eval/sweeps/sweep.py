@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class SweepOptions:
     Args:
         data: folder with local data files; None: ``TEXTGUIDE_DATA``, else lm-eval's own tasks.
         limit: items a task; None: all.
+        first: number of the first item, counted from 0; needs ``limit``.
         num_fewshot: examples in front of each question; None: the task's own number.
         repeats: samples an item, for tasks that take several.
         apply_chat_template: put requests into the model's chat template.
@@ -55,6 +56,7 @@ class SweepOptions:
 
     data: str | None = None
     limit: int | None = None
+    first: int = field(default=0, kw_only=True)
     num_fewshot: int | None = None
     repeats: int | None = None
     apply_chat_template: bool = False
@@ -64,6 +66,12 @@ class SweepOptions:
     seed: int = 0
     confirm_run_unsafe_code: bool = False
     select_on: str | None = "first-half"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 0:
+            raise ValueError(f"first={self.first!r} must be a whole number of 0 or more")
+        if self.first and self.limit is None:
+            raise ValueError(f"first={self.first} needs limit=, the number of items from there on")
 
 
 def run_sweep(
@@ -164,6 +172,11 @@ def _model(settings: Sequence[Any], seed: int, arguments: dict[str, Any]) -> Any
 def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> dict[str, Any]:
     import lm_eval
 
+    some: dict[str, Any] = {"limit": options.limit}
+    if options.first:
+        assert options.limit is not None
+        rows = list(range(options.first, options.first + options.limit))
+        some = {"samples": dict.fromkeys(manager.load(specs)["tasks"], rows)}
     with _quiet():
         return lm_eval.simple_evaluate(
             model=lm,
@@ -171,7 +184,7 @@ def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> 
             task_manager=manager,
             num_fewshot=options.num_fewshot,
             gen_kwargs=options.gen_kwargs,
-            limit=options.limit,
+            **some,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=options.apply_chat_template,
@@ -302,6 +315,8 @@ def _identity(
     kept = {key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on")}
     if options.gen_kwargs is None:  # runs that were begun before there was such an option go on
         del kept["gen_kwargs"]
+    if not options.first:
+        del kept["first"]
     return {
         "tasks": sorted(tasks),
         "guidances": as_guidances(list(zip(_labels(settings), settings, strict=True))),

@@ -50,6 +50,7 @@ def build_parser() -> Parser:
         generate_command,
         methods_command,
         playground_command,
+        replicate_command,
         serve_command,
         steering_command,
         value_command,
@@ -65,7 +66,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     rooms = (
         generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
-        batch_command,
+        replicate_command, batch_command,
         steering_command, value_command, distill_command, methods_command, export_command, serve_command,
         doctor_command, completion_command,
     )  # fmt: skip

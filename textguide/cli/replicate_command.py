@@ -1,0 +1,92 @@
+"""``textguide replicate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "replicate",
+        help="test registered claims of papers, and give the verdict by rule",
+        description="Run claims that were registered before their run (FOLDER/NAME/claim.yaml), and judge them.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="claims to run")
+    parser.add_argument("--all", action="store_true", help="every claim that has not been run")
+    parser.add_argument("--folder", type=Path, default=Path("replications"), help="of the claims [%(default)s]")
+    parser.add_argument("--plan", action="store_true", help="print passes, tokens and hours, and start nothing")
+    parser.add_argument("--list", action="store_true", help="list the claims and their verdicts, and stop")
+    parser.add_argument("--draft", action="store_true", help="run a claim that is not committed, too")
+    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write a page a claim and the overview there")
+    parser.add_argument("--data", help="folder with local data files [$TEXTGUIDE_DATA]")
+    parser.add_argument("--json", action="store_true", help="print verdicts as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, run and judge."""
+    try:
+        from textguide.eval.replications import replicating
+        from textguide.eval.replications.claim import names
+    except ImportError as error:
+        from ..support.errors import MissingExtraError
+
+        raise MissingExtraError(str(error.name), "eval", "textguide replicate") from error
+    every = names(arguments.folder)
+    unknown = [name for name in arguments.names if name not in every]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no claim in {arguments.folder}; use one of {', '.join(every)}")
+    if arguments.all and arguments.names:
+        raise ValueError("--all excludes names; leave one out")
+    chosen = every if arguments.all else list(arguments.names)
+    if not chosen and not (arguments.list or arguments.pages or arguments.plan):
+        raise ValueError("name a claim, or add --all, --list or --pages FOLDER")
+    if arguments.plan:
+        _plan(replicating.estimates(arguments.folder, chosen or every))
+        return 0
+    for name in chosen:
+        replicating.replicate(
+            arguments.folder, name, data=arguments.data, draft=arguments.draft,
+            said=lambda line: print(line, flush=True),
+        )  # fmt: skip
+    verdicts = replicating.judge(arguments.folder)
+    if arguments.pages:
+        from textguide.eval.replications.pages import write_pages
+
+        write_pages(arguments.folder, arguments.pages)
+    if arguments.json:
+        print(json.dumps({name: verdicts[name] for name in chosen or verdicts}, ensure_ascii=False))
+    else:
+        _show(every if arguments.list else chosen, verdicts)
+    return 0
+
+
+def _plan(estimates: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("claim", "passes", "tokens", "hours", "", title="what it takes on one core, about")
+    for one in estimates:
+        table.add_row(
+            one.name, f"{one.passes:,}", f"{one.tokens:,}", f"{one.hours:.2f}", "has been run" if one.done else ""
+        )
+    left = [one for one in estimates if not one.done]
+    table.add_section()
+    totals = (sum(getattr(one, name) for one in left) for name in ("passes", "tokens", "hours"))
+    passes, tokens, hours = totals
+    table.add_row(f"{len(left)} to run", f"{passes:,}", f"{tokens:,}", f"{hours:.2f}", "")
+    Console().print(table)
+
+
+def _show(chosen: Any, verdicts: Any) -> None:
+    for name in chosen:
+        found = verdicts.get(name)
+        if found is None:
+            print(f"{name}: not run")
+        else:
+            ends = f"{found['difference']:+.4g} [{found['low']:+.4g}, {found['high']:+.4g}]"
+            print(f"{name}: {found['verdict']} ({ends}, n {found['n']}, p {found['p_holm']:.3g} after Holm)")
