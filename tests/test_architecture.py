@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eval.lm_eval_models": {*_LOOPS, "vllm_plugin", "tasks"},
     "eval.captions": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports"},
     "eval.sweeps": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports", "eval.lm_eval_models"},
-    "eval.replications": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.sweeps"},
+    "eval.replications": {*_LOOPS, "tasks", "eval.statistics", "eval.results", "eval.reports", "eval.sweeps"},
     "eval": {
         "eval.statistics",
         "eval.results",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import textguide
+from textguide.guidance import ContextAware
 
 from . import material
 from .base import SIDES, Plan, Work, check, guidance_of, load, resumed, rows_of, split_up
@@ -29,9 +30,8 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
 
     def prefer(side: str, part: list[tuple[str, str, str, str]], _: int) -> list[float]:
         guidance = guidance_of(test, side, document=DOCUMENT)
-        if getattr(guidance, "context", None) == DOCUMENT:
-            assert guidance is not None
-            guidance = replace(guidance, context=[document for document, *_ in part for _ in range(2)])  # type: ignore[call-arg]
+        if isinstance(guidance, ContextAware) and guidance.context == DOCUMENT:
+            guidance = replace(guidance, context=[document for document, *_ in part for _ in range(2)])
         contexts = [document + question for document, question, *_ in part for _ in range(2)]
         endings = [ending for *_, asked, usual in part for ending in (asked, usual)]
         scored = textguide.score(model, tokenizer, contexts, endings, guidance, models=models)

@@ -39,10 +39,14 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
     def run(number: int) -> list[Tensor]:
         if number not in seen:
             steps: list[Tensor] = []
+
+            def keep(view: Any) -> None:
+                steps.append(torch.stack([view.cond[0], view.extra[0, 0]]).float())
+
             textguide.generate(
                 model, tokenizer, [prompts[number]], guidance, models=models, max_new_tokens=int(test["tokens"]),
                 min_new_tokens=int(test["tokens"]), do_sample=True, top_k=0, seed=int(test.get("seed", 0)) + number,
-                observer=lambda view: steps.append(torch.stack([view.cond[0], view.extra[0, 0]]).float()),
+                observer=keep,
             )  # fmt: skip
             seen[number] = steps
         return seen[number]
