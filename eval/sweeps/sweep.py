@@ -43,6 +43,7 @@ class SweepOptions:
         data: folder with local data files; None: ``TEXTGUIDE_DATA``, else lm-eval's own tasks.
         limit: items a task; None: all.
         first: number of the first item, counted from 0; needs ``limit``.
+        plots: draw the pictures of a results folder; None: where matplotlib is installed.
         num_fewshot: examples in front of each question; None: the task's own number.
         repeats: samples an item, for tasks that take several.
         apply_chat_template: put requests into the model's chat template.
@@ -57,6 +58,7 @@ class SweepOptions:
     data: str | None = None
     limit: int | None = None
     first: int = field(default=0, kw_only=True)
+    plots: bool | None = field(default=None, kw_only=True)
     num_fewshot: int | None = None
     repeats: int | None = None
     apply_chat_template: bool = False
@@ -151,7 +153,7 @@ def run_sweep(
                 for name, rows in run["samples"].items()
                 for sample in rows
             ]
-        write_run(result, output, samples=samples)
+        write_run(result, output, samples=samples, plots=options.plots)
     return result
 
 
@@ -312,7 +314,9 @@ def _identity(
     """What has to be equal for two runs to be one and the same. The batch size is not part of it."""
     model = {key: _described(value) for key, value in model_args.items()
              if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
-    kept = {key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on")}
+    kept = {
+        key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on", "plots")
+    }
     if options.gen_kwargs is None:  # runs that were begun before there was such an option go on
         del kept["gen_kwargs"]
     if not options.first:

@@ -53,6 +53,7 @@ def build_parser() -> Parser:
         replicate_command,
         serve_command,
         steering_command,
+        tune_command,
         value_command,
     )
 
@@ -66,7 +67,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     rooms = (
         generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
-        replicate_command, batch_command,
+        tune_command, replicate_command, batch_command,
         steering_command, value_command, distill_command, methods_command, export_command, serve_command,
         doctor_command, completion_command,
     )  # fmt: skip
@@ -113,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
     if arguments.command == "batch":
         return f"; the same command goes on where it was, from {arguments.out}"
-    if arguments.command != "eval":
+    if arguments.command == "replicate":
+        return "; the same command goes on where it was"
+    if arguments.command not in ("eval", "tune"):
         return ""
     if getattr(arguments, "output", None) is None:
         return "; nothing was kept (with --output FOLDER, the same command goes on where it was)"

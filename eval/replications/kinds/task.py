@@ -40,6 +40,7 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
     options = SweepOptions(
         data=data, limit=int(test["items"]), first=int(test.get("first", 0)), num_fewshot=test.get("fewshot"),
         repeats=test.get("repeats"), gen_kwargs=test.get("gen"), seed=int(test.get("seed", 0)), select_on=None,
+        plots=False,
     )  # fmt: skip
     if together:
         runs = dict.fromkeys(SIDES, _sweep(test, distinct, options, sides["tested"], work, "sweep"))
