@@ -17,7 +17,7 @@ from ..results.folder import FORMAT
 from ..results.machine import environment
 from .claim import CLAIM, Claim, names, read_claim
 from .kinds import kind
-from .kinds.base import SIDES, Plan, Work
+from .kinds.base import SIDES, Plan, Work, check
 from .verdict import adjusted, effect, judged
 
 RUN = "run.json"
@@ -98,13 +98,16 @@ def replicate(
         return known
     if not draft:
         _committed(place / CLAIM)
+    module = kind(str(claim.test["kind"]))
+    check(claim.test, module.FIELDS)
+    module.plan(claim.test)  # a guidance that cannot be read is refused before anything has begun
     begun = place / WORK / "digest"
     if begun.exists():
         _unchanged(claim, begun.read_text(encoding="utf-8").strip())
     begun.parent.mkdir(exist_ok=True)
     write_bytes(begun, f"{claim.digest}\n".encode())
     work = Work(place / WORK, {"claim": name, "digest": claim.digest})
-    values = kind(str(claim.test["kind"])).values(claim.test, work, data)
+    values = module.values(claim.test, work, data)
     found = record(claim, values)
     write_bytes(place / RUN, json_bytes(plain(found), 1) + b"\n")
     return found
