@@ -1,7 +1,8 @@
 """The same constrained runs with genlm-control, for ``constrained.py``; it runs in an environment of its own.
 
-Reads one JSON object a line (``predicate``, ``prompt`` ids, ``particles``, ``limit``, ``seed``) and answers with one
-(``seconds``, ``steps``, ``tokens``, ``calls``…). The functions live here, so that both sides ask the same ones.
+Reads one JSON object a line (``predicate``, ``pattern``, ``schema``, ``lark`` or ``smiles``; ``prompt`` ids,
+``particles``, ``limit``, ``seed``) and answers with one (``seconds``, ``steps``, ``tokens``, ``calls``, ``texts``…).
+The functions live here, so that both sides ask the same ones.
 """
 
 from __future__ import annotations
@@ -47,6 +48,43 @@ def easy(text: str) -> bool:
 PREDICATES = {"date": (date_prefix, date_complete), "easy": (easy, easy)}
 
 
+def potential(llm: Any, asked: Any, request: dict[str, Any]) -> Any:
+    """The constraint of a request on the tokens of the model: a predicate by name or of the domain, or its own forms.
+
+    Args:
+        asked: makes a potential of two predicates on texts.
+    """
+    from genlm.control import BoolCFG, JsonSchema
+
+    limit = request["limit"]
+    if "pattern" in request:
+        import regex
+
+        pattern = regex.compile(request["pattern"])
+        return asked(
+            llm.vocab,
+            lambda text: pattern.fullmatch(text, partial=True) is not None,
+            lambda text: pattern.fullmatch(text) is not None,
+            limit,
+        )
+    if "smiles" in request:
+        import partialsmiles
+
+        def parses(text: str, partial: bool) -> bool:
+            try:
+                partialsmiles.ParseSmiles(text, partial=partial)
+            except (partialsmiles.Error, IndexError):
+                return False
+            return True
+
+        return asked(llm.vocab, lambda text: parses(text, True), lambda text: parses(text, False), limit)
+    if "schema" in request:
+        return JsonSchema(request["schema"]).coerce(llm, f=b"".join)
+    if "lark" in request:
+        return BoolCFG.from_lark(request["lark"]).coerce(llm, f=b"".join)
+    return asked(llm.vocab, *PREDICATES[request["predicate"]], limit)
+
+
 def serve(folder: str, threads: int) -> None:
     """Answer requests until the input ends."""
     import asyncio
@@ -55,7 +93,7 @@ def serve(folder: str, threads: int) -> None:
 
     import numpy as np
     import torch
-    from genlm.control import AWRS, Potential, PromptedLLM
+    from genlm.control import AWRS, EOS, Potential, PromptedLLM
 
     torch.set_num_threads(threads)
 
@@ -94,7 +132,11 @@ def serve(folder: str, threads: int) -> None:
         random.seed(request["seed"])
         np.random.seed(request["seed"])  # noqa: NPY002
         torch.manual_seed(request["seed"])
-        asked = Asked(llm.vocab, *PREDICATES[request["predicate"]], request["limit"])
+        try:
+            asked = potential(llm, Asked, request)
+        except Exception as error:  # whatever its packages raise for a form that they do not have
+            print(json.dumps({"refused": f"{type(error).__name__}: {error}"[:300]}), flush=True)
+            continue
         sampler = AWRS(llm, asked, seed=request["seed"])
         start = time.perf_counter()
         sequences = asyncio.run(
@@ -102,11 +144,13 @@ def serve(folder: str, threads: int) -> None:
         )
         seconds = time.perf_counter() - start
         lengths = [len(context) for context in sequences.contexts]
+        texts = [b"".join(bytes(t) for t in c if t is not EOS).decode(errors="replace") for c in sequences.contexts]
         weights = [float(weight) for weight in sequences.log_weights]
         print(
             json.dumps({
-                "seconds": seconds, "steps": max(lengths), "tokens": sum(lengths), "calls": asked.calls,
-                "calls_at_the_limit": asked.at_the_limit,
+                "seconds": seconds, "steps": max(lengths), "tokens": sum(lengths),
+                "calls": getattr(asked, "calls", None), "calls_at_the_limit": getattr(asked, "at_the_limit", None),
+                "texts": texts, "lengths": lengths, "log_weights": [w if w > -np.inf else None for w in weights],
                 "finished": sum(weight > -np.inf for weight in weights), "log_evidence": float(sequences.log_ml),
             }),
             flush=True,

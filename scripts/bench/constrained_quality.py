@@ -1,10 +1,16 @@
-"""How good constrained texts are: plain decoding, masks, AWRS with one particle, SMC with five and ten.
+"""How good constrained texts are, way by way: masks, ASAp, CARS, AWRS with each lookahead, genlm-control.
 
-Four tasks (patterns, JSON schemas, molecules, text-to-SQL) with a judge that shares no code with the constraint. Each
-item is decoded under each method from the same seed; with several particles its value is the expectation under their
-weights. Finished items are kept in a journal, so that a run that was stopped goes on where it was::
+Domains: the four tasks (patterns, JSON schemas, molecules, text-to-SQL; ``sql-scoped`` holds to tables and columns
+that are there), each with a judge that shares no code with the constraint, and ``date``: a date behind a prompt that
+makes it unlikely, where effective sample sizes are seen. Each item is decoded under each way from the same seed, as
+many rows for each. Finished items are kept in a journal, so that a run that was stopped goes on where it was::
 
-    python scripts/bench/constrained_quality.py --items 40 --output docs/results/constrained
+    python scripts/bench/constrained_quality.py --items 40 --output docs/results/constrained/smollm2
+    python scripts/bench/constrained_quality.py --model FILE.gguf --items 20 --output FOLDER
+    python scripts/bench/constrained_quality.py --peer-python peer/bin/python --output FOLDER
+
+``--peer-python`` names an environment with genlm-control==0.4.1, regex and partialsmiles (see ``constrained.py``).
+Model calls are counted a row: a pass over ten rows is ten.
 """
 
 from __future__ import annotations
@@ -12,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,64 +28,123 @@ from typing import Any
 
 import torch
 import transformers
+from constrained import Peer, encode
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import textguide
 from textguide import AWRS
-from textguide.constraints import Constraint
+from textguide.constraints import Constraint, Grammar, JSONSchema, Regex
 from textguide.eval.reports import drawing
 from textguide.eval.reports import markdown as report
 from textguide.eval.results import machine
 from textguide.eval.results.journal import Journal, read_journal
 from textguide.eval.statistics.intervals import Interval, mean_interval
 from textguide.eval.statistics.paired import Comparison, adjust, compare_items
-from textguide.support.errors import GuidanceHadNoEffectWarning
+from textguide.smc.particles import effective_sample_size
+from textguide.support.errors import GuidanceHadNoEffectWarning, NoParticleLeftWarning
 from textguide.support.files import write_json, write_text
 from textguide.tasks.constrained import TASKS, ConstrainedTask, Item
+from textguide.tasks.constrained.text_to_sql import TextToSQL
 
-METHODS: dict[str, Callable[[Constraint], AWRS | None]] = {
-    "plain": lambda constraint: None,
-    "mask": lambda constraint: AWRS(constraint, sampler="mask"),
-    "AWRS 1": lambda constraint: AWRS(constraint, particles=1),
-    "SMC 5": lambda constraint: AWRS(constraint, particles=5),
-    "SMC 10": lambda constraint: AWRS(constraint, particles=10),
+Make = Callable[[Constraint, argparse.Namespace], AWRS | None]
+
+
+def smc(**options: Any) -> Make:
+    """AWRS with the particles that were asked for."""
+    return lambda constraint, asked: AWRS(constraint, particles=asked.particles, **options)
+
+
+WAYS: dict[str, Make] = {
+    "plain": lambda constraint, asked: None,
+    "mask": lambda constraint, asked: AWRS(constraint, sampler="mask", lookahead=None),
+    "mask, length": lambda constraint, asked: AWRS(constraint, sampler="mask"),
+    "ASAp": smc(sampler="asap", ess_threshold=0.0, lookahead=None),
+    "CARS": lambda constraint, asked: AWRS(
+        constraint, particles=asked.particles, sampler="cars", max_tries=asked.tries, lookahead=None
+    ),
+    "AWRS": smc(lookahead=None),
+    "AWRS automaton": smc(lookahead="automaton"),
+    "AWRS hmm": lambda constraint, asked: AWRS(constraint, particles=asked.particles, lookahead=asked.hmm),
+    "AWRS value": lambda constraint, asked: AWRS(constraint, particles=asked.particles, lookahead=asked.value),
+    "CARS automaton": lambda constraint, asked: AWRS(
+        constraint, particles=asked.particles, sampler="cars", max_tries=asked.tries, lookahead="automaton"
+    ),
+    "ASAp automaton": smc(sampler="asap", ess_threshold=0.5, lookahead="automaton"),
 }
+PEER = "genlm-control"
 BASELINES = ("mask", "plain")
 """What the others are compared with: the first of these that was run."""
+SUCCESS = "valid"
+"""The measure that ways are compared by."""
+
+
+class Dates(ConstrainedTask):
+    """A date behind a prompt about something else: one seed an item."""
+
+    name = "date"
+    measures = ("valid",)
+    max_new_tokens = 16
+    prompt = "My favourite fruit is "
+    pattern = r"(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+
+    def items(self) -> Sequence[Item]:
+        return [Item(f"{number:03d}", ({"role": "user", "content": self.prompt},), number) for number in range(200)]
+
+    def constraint(self, item: Item) -> Constraint:
+        return Regex(self.pattern)
+
+    def check(self, item: Item, text: str) -> dict[str, float]:
+        return {"valid": float(re.fullmatch(self.pattern, text) is not None)}
+
+
+DOMAINS: dict[str, Callable[[Any], ConstrainedTask]] = {
+    **TASKS,
+    "sql-scoped": lambda data: TextToSQL(data, scoped=True),
+    "date": Dates,
+}
 Records = dict[str, dict[str, Any]]
 
 
 def main() -> None:
     arguments = parse()
     transformers.utils.logging.set_verbosity_error()
-    # What died is in the table.
-    warnings.filterwarnings("ignore", message="no text finished")
     warnings.filterwarnings("ignore", category=GuidanceHadNoEffectWarning)
     model, tokenizer = textguide.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    tasks = {name: TASKS[name](arguments.data) for name in arguments.tasks}
+    tasks = {name: DOMAINS[name](arguments.data) for name in arguments.tasks}
     items = {name: spread(task.items(), arguments.items) for name, task in tasks.items()}
     identity = {
         "benchmark": "constrained quality",
         "model": arguments.model,
         "temperature": arguments.temperature,
         "samples": arguments.samples,
+        "particles": arguments.particles,
+        "tries": arguments.tries,
+        "max_seconds": arguments.max_seconds,
         "seed": arguments.seed,
         "chat": not arguments.plain_prompts,
         "max_new_tokens": arguments.max_new_tokens,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "journal.jsonl"
-    work = [(task, item, method) for task in tasks for item in items[task] for method in arguments.methods]
+    ways = [*arguments.methods, *([PEER] if arguments.peer_python else [])]
+    peer = Peer(arguments.peer_python, model, torch.get_num_threads()) if arguments.peer_python else None
+    work = [(task, item, way) for task in tasks for item in items[task] for way in ways]
     with Journal.open(path, identity) as journal, progress() as bar:
         shown = bar.add_task("", total=len(work))
-        for task, item, method in work:
+        for task, item, method in work:  # one item under every way, so that a part of the run compares them too
             bar.update(shown, description=f"{task} {method}")
             if key(task, item, method) not in journal:
-                record = decode(model, tokenizer, tasks[task], item, method, arguments)
+                if method == PEER:
+                    assert peer is not None
+                    record = asked(peer, tokenizer, tasks[task], item, arguments)
+                else:
+                    record = decode(model, tokenizer, tasks[task], item, method, arguments)
                 journal.append(key(task, item, method), record)
             bar.advance(shown)
-    results = summarise(read_journal(path)[1], tasks, items, arguments.methods)
+    if peer is not None:
+        peer.close()
+    results = summarise(read_journal(path)[1], tasks, items, ways)
     versions, computer = machine.environment()
     write_json(
         arguments.output / "results.json",
@@ -95,8 +162,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument("--data", help="folder of the data files [$TEXTGUIDE_DATA]")
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--tasks", nargs="+", choices=sorted(DOMAINS),
+                        default=["date", "patterns", "json", "sql-scoped", "molecules"])  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=list(WAYS), default=list(WAYS)[1:7], help="[%(default)s]")
+    parser.add_argument("--particles", type=int, default=10, help="rows of each item [%(default)s]")
+    parser.add_argument("--tries", type=int, default=20, help="tries of a row of CARS [%(default)s]")
+    parser.add_argument("--max-seconds", type=float, default=180.0, help="longest for an item and a way [%(default)s]")
+    parser.add_argument("--hmm", default="hmm", help="lookahead of 'AWRS hmm' [%(default)s]")
+    parser.add_argument("--value", default="value", help="lookahead of 'AWRS value' [%(default)s]")
+    parser.add_argument("--peer-python", type=Path, help="python of an environment with genlm-control")
     parser.add_argument("--items", type=int, help="items of each task, evenly spread over it [all]")
     parser.add_argument("--samples", type=int, default=1, help="runs of an item, averaged [%(default)s]")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -105,7 +179,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder of the journal, table and plot")
     arguments = parser.parse_args()
-    for name in ("items", "samples", "max_new_tokens"):
+    for name in ("items", "samples", "max_new_tokens", "particles", "tries"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value} must be 1 or more")
@@ -123,44 +197,120 @@ def key(task: str, item: Item, method: str) -> str:
 
 
 def decode(
-    model: Any, tokenizer: Any, task: ConstrainedTask, item: Item, method: str, arguments: argparse.Namespace
+    model: Any, tokenizer: Any, task: ConstrainedTask, item: Item, way: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """What one method makes of one item: the judge's measures, expected under the weights, and what it took."""
-    guidance = METHODS[method](task.constraint(item))
-    prompt = item.text if arguments.plain_prompts else [dict(message) for message in item.messages]
+    """What one way makes of one item: the judge's measures, expected under the weights, and what it took."""
+    read = [0, 0]
+
+    def count(view: Any) -> None:
+        read[0] += 1
+        read[1] += len(view.samples)
+
     begun = time.perf_counter()
-    result = textguide.generate(
-        model,
-        tokenizer,
-        [prompt] * arguments.samples,
-        guidance=guidance,
-        max_new_tokens=arguments.max_new_tokens or task.max_new_tokens,
-        temperature=arguments.temperature,
-        do_sample=True,
-        seed=arguments.seed,
-    )
+    try:
+        guidance = WAYS[way](task.constraint(item), arguments)
+        copies = 1 if guidance is not None and guidance.particles > 1 else arguments.particles
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoParticleLeftWarning)
+            result = textguide.generate(
+                model,
+                tokenizer,
+                [prompt(task, item, arguments)] * arguments.samples,
+                guidance=guidance,
+                max_new_tokens=arguments.max_new_tokens or task.max_new_tokens,
+                temperature=arguments.temperature,
+                top_k=0,
+                do_sample=True,
+                num_return_sequences=copies,
+                max_time=arguments.max_seconds,
+                seed=arguments.seed + (item.answer if isinstance(task, Dates) else 0),
+                observer=count,
+            )
+    except ValueError as error:  # no such lookahead for this constraint, say
+        return {"refused": str(error)}
     seconds = time.perf_counter() - begun
-    rows = len(result.texts)
     weights = result.log_weights
     if weights is None:
-        weights = torch.zeros(rows, dtype=torch.float64)
-    shares = normalised(weights.view(arguments.samples, -1)).flatten().tolist()
-    measures = dict.fromkeys(task.measures, 0.0)
-    checks = {text: task.check(item, text) for text, share in zip(result.texts, shares, strict=True) if share > 0}
-    for text, share in zip(result.texts, shares, strict=True):
-        for name in task.measures if share > 0 else ():
-            measures[name] += share * checks[text][name] / arguments.samples
-    best = max(range(rows), key=shares.__getitem__)
-    return {
-        "measures": measures,
-        "text": result.texts[best],
-        "dead": sum(share == 0.0 for share in shares) / rows,
+        weights = torch.zeros(len(result.texts), dtype=torch.float64)
+    finished = [True] * len(weights) if result.finished is None else result.finished.tolist()
+    rows = list(zip(result.texts, map(len, result.new_tokens), weights.tolist(), finished, strict=True))
+    return judged(task, item, rows, arguments.samples) | {
         "log_evidence": None if result.log_evidence is None else result.log_evidence.tolist(),
-        "ess": None if result.ess is None else result.ess.tolist(),
         "calls": result.constraint_calls,
-        "tokens": sum(map(len, result.new_tokens)),
-        "steps": max(map(len, result.new_tokens)),
+        "passes": read[0],
+        "model_calls": read[1],
+        "tries": result.tries,
         "seconds": seconds,
+    }
+
+
+def judged(
+    task: ConstrainedTask, item: Item, rows: Sequence[tuple[str, int, float, bool]], samples: int
+) -> dict[str, Any]:
+    """What rows of text, tokens, log-weight and whether it finished come to, in ``samples`` populations."""
+    weights = torch.tensor([row[2] for row in rows], dtype=torch.float64).view(samples, -1)
+    shares = normalised(weights).flatten().tolist()
+    checks = {text: task.check(item, text) for text, _, _, _ in rows}
+    weighted = {
+        name: sum(share * checks[row[0]][name] for row, share in zip(rows, shares, strict=True)) / samples
+        for name in task.measures
+    }
+    alive = [row for row in rows if row[2] > -math.inf]
+    return {
+        "measures": weighted,
+        "rows": sum(checks[row[0]][SUCCESS] for row in alive) / len(rows),
+        "text": rows[max(range(len(rows)), key=shares.__getitem__)][0],
+        "dead": 1 - len(alive) / len(rows),
+        "ess": effective_sample_size(weights).tolist(),
+        "tokens": sum(row[1] for row in rows),
+        "kept_tokens": sum(row[1] for row in alive if row[3]),
+    }
+
+
+def prompt(task: ConstrainedTask, item: Item, arguments: argparse.Namespace) -> Any:
+    """What the model reads: running text for the dates, else a chat."""
+    if isinstance(task, Dates):
+        return task.prompt
+    return item.text if arguments.plain_prompts else [dict(message) for message in item.messages]
+
+
+def asked(
+    peer: Peer, tokenizer: Any, task: ConstrainedTask, item: Item, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The same by genlm-control; refused where it has no such constraint."""
+    constraint = task.constraint(item)
+    if isinstance(constraint, Regex):
+        form = {"pattern": constraint.pattern}
+    elif isinstance(constraint, JSONSchema):
+        form = {"schema": constraint.to_dict()["schema"]}
+    elif isinstance(constraint, Grammar):
+        form = {"lark": str(constraint.grammar)}
+    elif task.name == "molecules":
+        form = {"smiles": True}
+    else:
+        return {"refused": f"{PEER} has no {type(constraint).__name__}"}
+    begun = time.perf_counter()
+    answer = peer.run(
+        **form,
+        prompt=encode(tokenizer, prompt(task, item, arguments)),
+        particles=arguments.particles,
+        limit=arguments.max_new_tokens or task.max_new_tokens,
+        seed=arguments.seed + (item.answer if isinstance(task, Dates) else 0),
+        longest=arguments.max_seconds,
+    )
+    if "refused" in answer:
+        return {"refused": answer["refused"]}
+    rows = [
+        (text, length, -math.inf if weight is None else weight, weight is not None)
+        for text, length, weight in zip(answer["texts"], answer["lengths"], answer["log_weights"], strict=True)
+    ]
+    return judged(task, item, rows, 1) | {
+        "log_evidence": None,
+        "calls": answer["calls"],
+        "passes": max(answer["lengths"], default=0),
+        "model_calls": answer["tokens"],
+        "tries": None,
+        "seconds": answer.get("seconds", time.perf_counter() - begun),
     }
 
 
@@ -170,40 +320,52 @@ def normalised(log_weights: torch.Tensor) -> torch.Tensor:
 
 
 def summarise(
-    records: Records, tasks: dict[str, ConstrainedTask], items: dict[str, list[Item]], methods: Sequence[str]
+    records: Records, tasks: dict[str, ConstrainedTask], items: dict[str, list[Item]], ways: Sequence[str]
 ) -> dict[str, Any]:
-    """Intervals of every measure, and the paired comparison of the first one with a baseline."""
+    """Intervals of every measure, and the paired comparison of the success with a baseline."""
     results = {}
     for name, task in tasks.items():
-        rows = {
-            method: [records[key(name, item, method)] for item in items[name]]
-            for method in methods
-            if all(key(name, item, method) in records for item in items[name])
+        found = {
+            way: [records[key(name, item, way)] for item in items[name] if key(name, item, way) in records]
+            for way in ways
         }
-        base = next((method for method in BASELINES if method in rows), None)
+        refused = {way: next((one["refused"] for one in rows if "refused" in one), None) for way, rows in found.items()}
+        # A way that some items refuse is no way of the domain: means over other items would not compare.
+        rows = {way: one for way, one in found.items() if refused[way] is None and len(one) == len(items[name])}
+        base = next((way for way in BASELINES if way in rows), None)
         results[name] = {
             "items": len(items[name]),
             "reference": task.reference(),
             "baseline": base,
-            "methods": {method: figures(task, found) for method, found in rows.items()},
-            "differences": differences(task.measures[0], rows, base),
+            "refused": {way: why for way, why in refused.items() if why is not None},
+            "methods": {way: figures(task, one, rows.get("mask")) for way, one in rows.items()},
+            "differences": differences(SUCCESS, rows, base),
         }
     return results
 
 
-def figures(task: ConstrainedTask, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    evidence = [value for row in rows for value in row["log_evidence"] or [] if value > -math.inf]
-    tokens = sum(row["tokens"] for row in rows)
-    calls = [row["calls"] for row in rows if row["calls"] is not None]
+def figures(task: ConstrainedTask, rows: list[dict[str, Any]], masked: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Means over items with intervals; medians where a mean says little."""
+    tokens = [max(1, row["kept_tokens"]) for row in rows]
+    sizes = [sum(row["ess"]) / len(row["ess"]) for row in rows]
     return {
-        "measures": {
-            name: mean_interval(tidy([row["measures"][name] for row in rows]))._asdict() for name in task.measures
-        },
+        "measures": {name: spread_of([row["measures"][name] for row in rows]) for name in task.measures},
+        "rows": spread_of([row["rows"] for row in rows]),
+        "ess": spread_of(sizes),
+        "ess_median": statistics.median(sizes),
+        "model_calls": spread_of([float(row["model_calls"]) for row in rows]),
+        "seconds_a_token": spread_of([row["seconds"] / count for row, count in zip(rows, tokens, strict=True)]),
+        "seconds_a_pass": spread_of([row["seconds"] / max(1, row["passes"]) for row in rows]),
+        "time_of_mask": None
+        if masked is None
+        else statistics.median(a["seconds"] / b["seconds"] for a, b in zip(rows, masked, strict=True)),
         "dead": sum(row["dead"] for row in rows) / len(rows),
-        "log_evidence": sum(evidence) / len(evidence) if evidence else None,
-        "calls_per_token": sum(calls) / tokens if calls else None,
-        "ms_per_step": 1e3 * sum(row["seconds"] for row in rows) / sum(row["steps"] for row in rows),
+        "tries": statistics.mean(sum(row["tries"]) / len(row["tries"]) for row in rows) if rows[0]["tries"] else None,
     }
+
+
+def spread_of(values: list[float]) -> dict[str, float]:
+    return dict(mean_interval(tidy(values))._asdict())
 
 
 def tidy(values: list[float]) -> list[float]:
@@ -223,24 +385,32 @@ def differences(measure: str, rows: dict[str, list[dict[str, Any]]], base: str |
 def markdown(results: dict[str, Any], identity: dict[str, Any]) -> str:
     parts = ["# Constrained tasks", "![Quality of constrained texts](quality.png)"]
     for name, task in results.items():
+        if not task["methods"]:
+            continue
         measures = list(next(iter(task["methods"].values()))["measures"])
-        header = ["method", *measures, "difference (p)", "log evidence", "dead", "calls a token", "ms a step"]
+        header = ["way", *measures, "valid rows", "difference (p)", "ESS", "median ESS", "model calls",
+                  "s a kept token", "s a pass", "time of mask", "dead", "tries a row"]  # fmt: skip
         lines = []
-        for method, found in task["methods"].items():
+        for way, found in task["methods"].items():
             cells = [cell(Interval(**found["measures"][measure])) for measure in measures]
-            difference = task["differences"].get(method)
+            difference = task["differences"].get(way)
             against = "–" if difference is None else compared(difference)
-            rest = [report.number(found[k]) for k in ("log_evidence", "dead", "calls_per_token", "ms_per_step")]
-            lines.append([method, *cells, against, *rest])
-        parts += [f"## {name}", f"{task['items']} items; differences of {measures[0]} are from {task['baseline']}."]
+            wide = [cell(Interval(**found[k])) for k in ("ess", "model_calls", "seconds_a_token", "seconds_a_pass")]
+            wide.insert(1, report.number(found["ess_median"]))
+            rest = [report.number(found[k]) for k in ("time_of_mask", "dead", "tries")]
+            lines.append([way, *cells, cell(Interval(**found["rows"])), against, *wide, *rest])
+        parts += [f"## {name}", f"{task['items']} items; differences of {SUCCESS} are from {task['baseline']}."]
         parts.append(report.table(header, lines, "l"))
+        parts += [f"{way} is not in the table: {why}" for way, why in task["refused"].items()]
         if task["reference"]:
             known = ", ".join(f"{measure} {value:.3f}" for measure, value in task["reference"].items())
             parts.append(f"What the data has: {known}.")
     parts.append(
         "Means with intervals of 95 % over items (Wilson where all values are 0 or 1, else bootstrap); p by paired "
-        "tests, Holm-adjusted within a task. *dead*: the share of texts with weight 0, among them those of methods "
-        "whose population died out. Times have the pass over the prompt in them."
+        "tests, Holm-adjusted within a task. The measures are expectations under the weights; *valid rows* counts rows "
+        "without them, those of weight 0 (*dead*) as failures, which is how ASAp is read. *Model calls*: rows that "
+        "were read, over the whole item. Seconds hold the pass over the prompt; *s a kept token* divides by the tokens "
+        "of texts that finished."
     )
     parts.append(f"Settings: `{json.dumps(identity)}`.")
     return "\n\n".join(parts) + "\n"
@@ -259,7 +429,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """One panel a task: each method's first measure with its interval."""
     figure, panels = drawing.grid(len(results), 1.9)
     for axes, (name, task) in zip(panels, results.items(), strict=True):
-        measure = next(iter(next(iter(task["methods"].values()))["measures"]))
+        known = list(next(iter(task["methods"].values()))["measures"])
+        measure = SUCCESS if SUCCESS in known else known[0]
         found = {method: Interval(**one["measures"][measure]) for method, one in task["methods"].items()}
         rows = [(method, drawing.Point(0, one.mean, one.low, one.high)) for method, one in found.items()]
         reference = task["reference"].get(measure)
