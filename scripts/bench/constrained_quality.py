@@ -346,7 +346,7 @@ def summarise(
 
 def figures(task: ConstrainedTask, rows: list[dict[str, Any]], masked: list[dict[str, Any]] | None) -> dict[str, Any]:
     """Means over items with intervals; medians where a mean says little."""
-    tokens = [max(1, row["kept_tokens"]) for row in rows]
+    kept = [row for row in rows if row["kept_tokens"]]
     sizes = [sum(row["ess"]) / len(row["ess"]) for row in rows]
     return {
         "measures": {name: spread_of([row["measures"][name] for row in rows]) for name in task.measures},
@@ -354,7 +354,7 @@ def figures(task: ConstrainedTask, rows: list[dict[str, Any]], masked: list[dict
         "ess": spread_of(sizes),
         "ess_median": statistics.median(sizes),
         "model_calls": spread_of([float(row["model_calls"]) for row in rows]),
-        "seconds_a_token": spread_of([row["seconds"] / count for row, count in zip(rows, tokens, strict=True)]),
+        "seconds_a_token": spread_of([row["seconds"] / row["kept_tokens"] for row in kept]) if kept else None,
         "seconds_a_pass": spread_of([row["seconds"] / max(1, row["passes"]) for row in rows]),
         "time_of_mask": None
         if masked is None
@@ -395,7 +395,10 @@ def markdown(results: dict[str, Any], identity: dict[str, Any]) -> str:
             cells = [cell(Interval(**found["measures"][measure])) for measure in measures]
             difference = task["differences"].get(way)
             against = "–" if difference is None else compared(difference)
-            wide = [cell(Interval(**found[k])) for k in ("ess", "model_calls", "seconds_a_token", "seconds_a_pass")]
+            wide = [
+                cell(Interval(**found[k])) if found[k] else "–"
+                for k in ("ess", "model_calls", "seconds_a_token", "seconds_a_pass")
+            ]
             wide.insert(1, report.number(found["ess_median"]))
             rest = [report.number(found[k]) for k in ("time_of_mask", "dead", "tries")]
             lines.append([way, *cells, cell(Interval(**found["rows"])), against, *wide, *rest])
@@ -410,7 +413,7 @@ def markdown(results: dict[str, Any], identity: dict[str, Any]) -> str:
         "tests, Holm-adjusted within a task. The measures are expectations under the weights; *valid rows* counts rows "
         "without them, those of weight 0 (*dead*) as failures, which is how ASAp is read. *Model calls*: rows that "
         "were read, over the whole item. Seconds hold the pass over the prompt; *s a kept token* divides by the tokens "
-        "of texts that finished."
+        "of texts that finished, in items that have any."
     )
     parts.append(f"Settings: `{json.dumps(identity)}`.")
     return "\n\n".join(parts) + "\n"
