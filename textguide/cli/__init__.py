@@ -48,6 +48,7 @@ def build_parser() -> Parser:
         explain_command,
         export_command,
         generate_command,
+        lookahead_command,
         methods_command,
         playground_command,
         replicate_command,
@@ -68,8 +69,8 @@ def build_parser() -> Parser:
     rooms = (
         generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
         tune_command, replicate_command, batch_command,
-        steering_command, value_command, distill_command, methods_command, export_command, serve_command,
-        doctor_command, completion_command,
+        steering_command, value_command, lookahead_command, distill_command, methods_command, export_command,
+        serve_command, doctor_command, completion_command,
     )  # fmt: skip
     for module in rooms:
         module.add(commands)

@@ -33,8 +33,8 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--lookahead",
         metavar="NAME",
-        help="what is foreseen of a text: automaton (the tokens that it needs against those left), or none [auto: the "
-        "first, where the constraint has one]",
+        help="what is foreseen of a text: automaton (the tokens that it needs against those left), hmm, the file of "
+        "one, or none [auto: the first, where the constraint has one]",
     )
     return group
 

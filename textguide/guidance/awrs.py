@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from .validation import finite, whole
 
 SAMPLERS = ("awrs", "cars", "asap", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")
-LOOKAHEADS = ("auto", "automaton")
+LOOKAHEADS = ("auto", "automaton", "hmm")
 RESAMPLING = ("stratified", "systematic")
 
 
@@ -66,7 +67,9 @@ class AWRS(TokenConstraint):
             are drawn, and particles resampled, with that in view, and it leaves no trace in the final weights: these
             stay unbiased, however rough it is. ``automaton``: the fewest tokens that complete a text against those
             left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton;
-            None: nothing. Or a :class:`textguide.smc.lookahead.Lookahead`.
+            None: nothing. ``hmm``: a hidden Markov model of the bundled model's texts, multiplied with that automaton;
+            the path of a file: one that ``textguide lookahead train`` made for another model. Or an object, a
+            :class:`textguide.smc.lookahead.Lookahead`.
         max_tries: of ``sampler="cars"``: tries of a row. One that none of them finished has weight 0, and says so.
 
     Raises:
@@ -111,9 +114,14 @@ class AWRS(TokenConstraint):
             raise ValueError(f"after={self.after!r} must be a text, 'regex:PATTERN', a function of the text, or None")
         if self.after is not None and self.constraint is None:
             raise ValueError(f"after={self.after!r} needs a constraint, which holds behind it; give one")
-        foreseen = self.lookahead is None or self.lookahead in LOOKAHEADS or hasattr(self.lookahead, "begin")
-        if not foreseen:
-            raise ValueError(f"lookahead={self.lookahead!r} must be one of {', '.join(LOOKAHEADS)}, or None")
+        if isinstance(self.lookahead, os.PathLike):
+            self._put(lookahead=os.fspath(self.lookahead))
+        named = self.lookahead in LOOKAHEADS or (isinstance(self.lookahead, str) and os.path.exists(self.lookahead))
+        if self.lookahead is not None and not named and not hasattr(self.lookahead, "begin"):
+            raise ValueError(
+                f"lookahead={self.lookahead!r} must be one of {', '.join(LOOKAHEADS)}, a file of 'textguide lookahead "
+                "train', or None"
+            )
         if self.critic is not None and not callable(self.critic):
             raise ValueError(f"critic={self.critic!r} must be a function from a text to a log potential, or None")
         if self.sampler == "mask" and (self.particles > 1 or self.critic is not None):

@@ -133,7 +133,7 @@ class Constrained(Weighed):
                 row.known = known
                 allowed = self._masks[row.session.text] = known.mask().to(self._device)
             possible = scores[number] != -math.inf
-            ahead = self._following(row, 1)  # at the limit no end token is asked for here
+            ahead = self._following(row, more=1)  # at the limit no end token is asked for here
             if ahead is not None and bool((possible & allowed & (ahead > -math.inf)).any()):
                 allowed = allowed & (ahead > -math.inf)
             if bool(possible[allowed].any()):
@@ -152,7 +152,7 @@ class Constrained(Weighed):
         Returns:
             Tokens (B,); what stands at rows that do not go on means nothing.
         """
-        ahead = self._foresee(last) if self._foresees else {}
+        ahead = self._foresee(scores, last) if self._foresees else {}
         scores = self._twist(scores, ahead)
         masks = {number: self._mask_of(row, last) for number, row in enumerate(self._rows) if row.open}
         masked = scores
@@ -227,14 +227,14 @@ class Constrained(Weighed):
 
     # -- looking ahead ---------------------------------------------------------------------------------------------
 
-    def _following(self, row: _Row, more: int = 0) -> Tensor | None:
+    def _following(self, row: _Row, scores: Tensor | None = None, more: int = 0) -> Tensor | None:
         """Log ψ of what each token makes of the text, (V,), where ``more`` tokens may follow than the limit leaves."""
         if row.ahead is None or self._limit is None:
             return None
-        values = row.ahead.following(self._limit - row.length - 1 + more)
+        values = row.ahead.following(self._limit - row.length - 1 + more, scores)
         return None if values is None else values.to(self._device)
 
-    def _foresee(self, last: bool) -> dict[int, Tensor]:
+    def _foresee(self, scores: Tensor, last: bool) -> dict[int, Tensor]:
         """The same for the rows of which it is known, at a step of :meth:`choose`; at the last one ψ is 1. Takes ψ of
         the texts so far out of the weights."""
         found = {}
@@ -243,7 +243,7 @@ class Constrained(Weighed):
                 continue
             self.log_weights[number] -= row.foreseen
             row.foreseen = 0.0
-            values = None if last else self._following(row)
+            values = None if last else self._following(row, scores[number])
             if values is not None:
                 found[number] = values
         return found

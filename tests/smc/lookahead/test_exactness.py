@@ -65,7 +65,7 @@ class Here(Ahead):
     given: Foreseen
     text: Text
 
-    def following(self, left: int) -> Tensor | None:
+    def following(self, left: int, scores: Tensor | None = None) -> Tensor | None:
         assert left == LENGTH - len(self.text) - 1
         if not self.given.vector:
             return None
@@ -154,9 +154,9 @@ def test_the_perfect_lookahead_makes_all_weights_equal() -> None:
 def test_a_twist_that_stays_in_the_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     foresee = Constrained._foresee
 
-    def wrong(self: Constrained, last: bool) -> dict[int, Tensor]:
+    def wrong(self: Constrained, scores: Tensor, last: bool) -> dict[int, Tensor]:
         before = self.log_weights.clone()
-        found = foresee(self, last)
+        found = foresee(self, scores, last)
         self.log_weights = before
         return found
 
@@ -234,7 +234,7 @@ def test_masks_begin_nothing_that_cannot_end() -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(ValueError, match="lookahead='far' must be one of auto, automaton"):
+    with pytest.raises(ValueError, match="lookahead='far' must be one of auto, automaton, hmm, a file"):
         AWRS(Regex("a"), lookahead="far")
     with pytest.raises(
         ValueError, match="lookahead='automaton' needs the automaton of a regular constraint, and Strings"

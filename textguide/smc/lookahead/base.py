@@ -19,11 +19,13 @@ class Ahead(ABC):
     """What is foreseen behind one text; a value, which particles share."""
 
     @abstractmethod
-    def following(self, left: int) -> Tensor | None:
+    def following(self, left: int, scores: Tensor | None = None) -> Tensor | None:
         """Log ψ of the text followed by each token, float32 (V,); 0 for end tokens. None where all are 0.
 
         Args:
             left: tokens that may be written behind that one, an end token included.
+            scores: what the model gives the tokens (V,), if at hand: where ψ is costly, it may be rough for those that
+                are unlikely.
         """
 
     @abstractmethod

@@ -57,7 +57,7 @@ class _At(Ahead):
     def __init__(self, lookahead: LengthLookahead, state: int) -> None:
         self._lookahead, self._state = lookahead, state
 
-    def following(self, left: int) -> Tensor | None:
+    def following(self, left: int, scores: Tensor | None = None) -> Tensor | None:
         return self._lookahead.vector(self._state, left)
 
     def after(self, token: int) -> Ahead:

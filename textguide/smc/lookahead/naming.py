@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ...constraints import Constraint, Vocabulary
 from ...constraints.automata import TokenAutomaton, automaton_of
+from ...constraints.automata.expressions import TooLargeError
+from . import hidden_markov
 from .base import Lookahead
 from .length import LengthLookahead
+from .markov import MarkovLookahead
 
-AUTO, AUTOMATON = "auto", "automaton"
+AUTO, AUTOMATON, HMM = "auto", "automaton", "hmm"
+SHIPPED = Path(__file__).parent / "weights" / "smollm2.safetensors"
+"""Made by ``python scripts/train/lookahead.py``."""
 
 
 def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> Lookahead | None:
@@ -27,8 +34,13 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
     if value is None or isinstance(value, Lookahead):
         return value
     automaton = automaton_of(constraint, vocabulary)
-    if automaton is not None:
+    if automaton is not None and value in (AUTO, AUTOMATON):
         return _length(automaton)
+    if automaton is not None:
+        try:
+            return _markov(automaton, str(SHIPPED) if value == HMM else os.fspath(value))
+        except TooLargeError as error:
+            raise ValueError(f"lookahead={value!r}: the automaton is too large: {error}; use 'automaton'") from None
     if value == AUTO:
         return None
     raise ValueError(
@@ -40,3 +52,8 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
 @lru_cache(maxsize=32)
 def _length(automaton: TokenAutomaton) -> LengthLookahead:
     return LengthLookahead(automaton)
+
+
+@lru_cache(maxsize=4)
+def _markov(automaton: TokenAutomaton, path: str) -> MarkovLookahead:
+    return MarkovLookahead(automaton, hidden_markov.load(path))

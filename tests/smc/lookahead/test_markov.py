@@ -1,0 +1,141 @@
+"""A hidden Markov model times an automaton, against the sum over all texts; and its training."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from textguide.constraints import Regex, Vocabulary
+from textguide.constraints.automata import automaton_of
+from textguide.guidance import AWRS
+from textguide.reference import smc as reference
+from textguide.smc.lookahead import training
+from textguide.smc.lookahead.hidden_markov import HiddenMarkov, load
+from textguide.smc.lookahead.markov import MarkovLookahead
+
+from ..statistics import z_score
+from ..table import floats, run, table
+from ..toys import END, PIECES, VOCABULARY
+
+SIZE = len(PIECES)
+LENGTH = 4
+PATTERN = "(ab|ca)*b|c[ab]{2}"
+
+
+def random_model(seed: int, states: int = 3) -> HiddenMarkov:
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).softmax(-1)
+
+    return HiddenMarkov(rows(states), rows(states, states), rows(states, SIZE))
+
+
+def becomes(model: HiddenMarkov, text: tuple[int, ...], left: int) -> float:
+    """P(the text goes on to a member and an end token, within ``left`` tokens | its tokens), by enumeration."""
+
+    @cache
+    def likelihood(text: tuple[int, ...]) -> float:
+        return math.exp(model.log_likelihood(text))
+
+    def ways(text: tuple[int, ...], left: int) -> float:
+        if left == 0:
+            return 0.0
+        spelled = b"".join(PIECES[token] for token in text).decode()
+        total = likelihood((*text, END)) if SIZE - 1 not in text and re.fullmatch(PATTERN, spelled) else 0.0
+        return total + sum(ways((*text, token), left - 1) for token in range(1, SIZE - 1))
+
+    return ways(text, left) / likelihood(text)
+
+
+@pytest.mark.parametrize("text", [(), (1,), (4, 6), (3, 1)])
+def test_potentials_are_what_the_texts_sum_to(text: tuple[int, ...]) -> None:
+    model = random_model(1)
+    automaton = automaton_of(Regex(PATTERN), VOCABULARY)
+    assert automaton is not None
+    lookahead = MarkovLookahead(automaton, model)
+    ahead = lookahead.begin(())
+    for token in text:
+        ahead = ahead.after(token)
+    for left in (1, 2, 3):
+        found = ahead.following(left)
+        assert found is not None
+        assert found[END] == 0
+        for token in range(1, SIZE):
+            expected = becomes(model, (*text, token), left) if token < SIZE - 1 else 0.0
+            assert found[token].exp().item() == pytest.approx(expected, rel=1e-4, abs=1e-30), (token, left)
+
+
+def test_tiny_probabilities_keep_their_logarithms() -> None:
+    automaton = automaton_of(Regex("(ab){60}"), VOCABULARY)
+    assert automaton is not None
+    emission = torch.full((2, SIZE), 1e-4)
+    emission[:, END] = 1 - 1e-4 * (SIZE - 1)
+    model = HiddenMarkov(torch.tensor([0.5, 0.5]), torch.full((2, 2), 0.5), emission)
+    found = MarkovLookahead(automaton, model).begin(()).following(70)
+    assert found is not None
+    assert found[4] == pytest.approx(59 * math.log(1e-4), rel=0.02)
+
+
+def test_any_hidden_markov_model_leaves_the_evidence_unbiased() -> None:
+    law = table(3, temperature=1.5)
+
+    def member(text: tuple[int, ...]) -> bool:
+        return SIZE - 1 not in text and bool(re.fullmatch(PATTERN, b"".join(PIECES[t] for t in text).decode()))
+
+    _, evidence = reference.global_conditional(floats(law), member, END, LENGTH, SIZE)
+    automaton = automaton_of(Regex(PATTERN), VOCABULARY)
+    assert automaton is not None
+    for seed in range(3):
+        guidance = AWRS(particles=3, lookahead=MarkovLookahead(automaton, random_model(seed)))
+        _, outcome = run(law, Regex(PATTERN), guidance, 200, LENGTH, seed)
+        assert abs(z_score(outcome.log_evidence.exp().tolist(), evidence)) < 3.5
+
+
+def test_training_finds_a_chain(tmp_path: Path) -> None:
+    # A language model whose next token depends on the last one alone.
+    generator = torch.Generator().manual_seed(0)
+    rows = (2 * torch.randn(SIZE, SIZE, generator=generator)).log_softmax(-1)
+
+    def chain(tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor, Any]:
+        return rows[tokens], torch.nn.functional.one_hot(tokens, SIZE).float(), None
+
+    openings = [[1 + number % (SIZE - 1)] for number in range(400)] + [[1, 2]] * 100
+    samples = training.sample(chain, openings, 10, [END], seed=1)
+    assert samples.tokens.shape == samples.counts.shape == (500, 10)
+    behind = (samples.tokens == END).cumsum(1) - (samples.tokens == END).long() > 0
+    assert not bool((samples.counts & behind).any())
+    seen: list[float] = []
+    model = training.fit(samples, SIZE, rounds=6, progress=lambda _, value: seen.append(value))
+    assert seen[-1] >= seen[0] - 0.02
+    nats = -training.log_likelihood(model, samples)
+    held = samples.tokens[samples.counts]
+    before = samples.tokens[:, :-1][samples.counts[:, 1:]]
+    best = -float(rows[before, held].mean())
+    assert best - 0.05 < nats < best + 0.3 < training.unigram_nats(samples, samples)
+    model.save(tmp_path / "chain.safetensors", {"rounds": 6})
+    again = load(str(tmp_path / "chain.safetensors"))
+    assert again.emission.allclose(model.emission, rtol=0.06, atol=1e-6)
+    text = [3, 4, 1]
+    assert again.log_likelihood(text) == pytest.approx(model.log_likelihood(text), abs=0.2)
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nothing.safetensors"
+    path.write_bytes(b"nothing")
+    law = table(3)
+    with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
+        run(law, Regex("ab"), AWRS(lookahead=path), 1, LENGTH)
+    random_model(0).save(path)
+    load.cache_clear()
+    other = Vocabulary((*PIECES, b"z"), frozenset({END}))
+    with pytest.raises(ValueError, match="has 9 tokens, the language model 10"):
+        run(lambda text: torch.zeros(10), Regex("ab"), AWRS(lookahead=path), 1, LENGTH, 0, other)
+    run(law, Regex("ab"), AWRS(lookahead=path), 2, LENGTH)

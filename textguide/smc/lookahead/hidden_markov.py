@@ -1,0 +1,104 @@
+"""A hidden Markov model over tokens, small enough to be multiplied with an automaton."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...support import files
+
+STEP = 0.08
+"""Nats between two of the 256 values that a stored log-probability may have; the smallest is 20 below the largest."""
+KIND = "hidden-markov"
+READ = 256
+"""Tokens of a prompt that are read, the last ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenMarkov:
+    """``z_1 ~ initial``, ``z_{t+1} ~ transition[z_t]``, ``x_t ~ emission[z_t]``.
+
+    Args:
+        initial: (H,), float32.
+        transition: rows that sum to 1, (H, H).
+        emission: rows that sum to 1, (H, V).
+    """
+
+    initial: Tensor
+    transition: Tensor
+    emission: Tensor
+
+    @property
+    def states(self) -> int:
+        """H."""
+        return len(self.initial)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """The emission by token, (V, H)."""
+        return self.emission.T.contiguous()
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        """Of each state the probability that it emits the *next* token behind ``tokens``, (H,)."""
+        belief = self.initial
+        for token in tokens[-READ:]:
+            belief = self.next(belief, token)
+        return belief
+
+    def next(self, belief: Tensor, token: int) -> Tensor:
+        """The same one token later."""
+        seen = belief * self.columns[token]
+        total = seen.sum()
+        return (seen / total if total > 0 else belief) @ self.transition
+
+    def log_likelihood(self, tokens: Sequence[int]) -> float:
+        """log p(tokens)."""
+        belief, total = self.initial, 0.0
+        for token in tokens:
+            total += float(torch.log((belief * self.columns[token]).sum()))
+            belief = self.next(belief, token)
+        return total
+
+    def save(self, path: str | os.PathLike[str], about: dict[str, object] | None = None) -> None:
+        """Write a safetensors file: emissions in bytes, a byte each of ``H V``.
+
+        Args:
+            about: what else the file's header says.
+        """
+        from safetensors.torch import save
+
+        log = self.emission.clamp_min(1e-30).log()
+        top = log.amax(0)
+        codes = ((top - log) / STEP).round().clamp(0, 255).to(torch.uint8)
+        tensors = {"initial": self.initial, "transition": self.transition, "top": top, "codes": codes.contiguous()}
+        data = save(tensors, {"kind": KIND, "about": json.dumps(about or {})})
+        with files.replacing(path) as stream:
+            stream.write(data)
+
+
+@lru_cache(maxsize=4)
+def load(path: str) -> HiddenMarkov:
+    """What :meth:`HiddenMarkov.save` wrote.
+
+    Raises:
+        ValueError: there is none at this place.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as tensors_of
+
+    try:
+        found = tensors_of(Path(path).expanduser().read_bytes())
+        emission = (found["top"] - STEP * found["codes"].float()).exp()
+        emission = emission / emission.sum(-1, keepdim=True)
+        return HiddenMarkov(found["initial"], found["transition"], emission)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"lookahead={path!r} is no file of 'textguide lookahead train' ({type(error).__name__}: {error})"
+        ) from None
