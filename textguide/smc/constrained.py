@@ -22,6 +22,8 @@ LENGTH = "no text that may follow ends within the limit of tokens"
 LIMIT = "the limit of tokens was reached before the text was complete"
 ENDLESS = "the end token has no probability where the limit of tokens forces it (top_k or top_p may have cut it off)"
 CRITIC = "the critic ruled the text out"
+HOPELESS = -50.0
+"""Log ψ below which a mask rules a token out."""
 STOPPED = "a stopping criterion ended the text before it was complete"
 
 
@@ -133,9 +135,10 @@ class Constrained(Weighed):
                 row.known = known
                 allowed = self._masks[row.session.text] = known.mask().to(self._device)
             possible = scores[number] != -math.inf
-            ahead = self._following(row, more=1)  # at the limit no end token is asked for here
-            if ahead is not None and bool((possible & allowed & (ahead > -math.inf)).any()):
-                allowed = allowed & (ahead > -math.inf)
+            ahead = self._following(row, scores[number], more=1)  # at the limit no end token is asked for here
+            in_time = allowed if ahead is None else allowed & (ahead > HOPELESS)
+            if bool((possible & in_time).any()):
+                allowed = in_time
             if bool(possible[allowed].any()):
                 masked[number].masked_fill_(~allowed, -math.inf)
             else:

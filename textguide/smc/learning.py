@@ -190,10 +190,10 @@ class Learning(Constrained):
         probs = scores.double().softmax(-1).cpu()
         self._lessons.learn(place, self._roots[number], probs, allowed, token if follows else None)
 
-    def _following(self, row: _Row, more: int = 0) -> Tensor | None:
+    def _following(self, row: _Row, scores: Tensor | None = None, more: int = 0) -> Tensor | None:
         """As for all constraints; where texts begin again, of what is foreseen only what it rules out, since the
         probability of going on needs a bound and no guess."""
-        values = super()._following(row, more)
+        values = super()._following(row, scores, more)
         if values is None or not self.repeats:
             return values
         return torch.where(values > -math.inf, 0.0, values)

@@ -14,6 +14,7 @@ from . import hidden_markov
 from .base import Lookahead
 from .length import LengthLookahead
 from .markov import MarkovLookahead
+from .witness import WitnessLookahead
 
 AUTO, AUTOMATON, HMM = "auto", "automaton", "hmm"
 SHIPPED = Path(__file__).parent / "weights" / "smollm2.safetensors"
@@ -43,9 +44,11 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
             raise ValueError(f"lookahead={value!r}: the automaton is too large: {error}; use 'automaton'") from None
     if value == AUTO:
         return None
+    if value == AUTOMATON:
+        return WitnessLookahead(constraint.start(vocabulary), vocabulary)
     raise ValueError(
         f"lookahead={value!r} needs the automaton of a regular constraint, and {type(constraint).__name__} has "
-        "none, or one that is too large; leave lookahead out"
+        "none, or one that is too large; use 'automaton', which then goes by completions that were found"
     )
 
 

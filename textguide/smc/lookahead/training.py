@@ -48,8 +48,9 @@ class Samples:
     def part(self, every: int, rest: bool = False) -> Samples:
         """Each ``every``-th text, or all the others."""
         kept = (torch.arange(len(self.tokens)) % every == 0) != rest
-        parts = (self.tokens, self.counts, self.hidden, self.likeliest, self.shares)
-        return Samples(*(part[kept] for part in parts), self.mean)
+        return Samples(
+            self.tokens[kept], self.counts[kept], self.hidden[kept], self.likeliest[kept], self.shares[kept], self.mean
+        )
 
 
 Reader = Callable[[Tensor, Any], tuple[Tensor, Tensor, Any]]
@@ -111,9 +112,9 @@ def sample(
             tokens.cpu(), counts.cpu(), torch.cat(hidden, 1),
             torch.cat([first.int(), *likeliest], 1), torch.cat([first.half(), *shares], 1),
         ))  # fmt: skip
-    joined = [torch.cat(part) for part in zip(*parts, strict=True)]
+    tokens, counts, hiddens, tops, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
     assert mean is not None
-    return Samples(*joined, (mean / mean.sum()).float())
+    return Samples(tokens, counts, hiddens, tops, probabilities, (mean / mean.sum()).float())
 
 
 def _of_one_length(openings: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[list[int]]]:
