@@ -52,8 +52,9 @@ class Bench:
         guidance = AWRS(self.constraint, self.particles, threshold, lookahead=lookahead)
         rows = populations * self.particles
         state = Constrained(
-            guidance, self.constraint.start(self.vocabulary), self.vocabulary, rows, torch.Generator().manual_seed(seed),
-            limit=LIMIT, lookahead=lookahead_of(lookahead, self.constraint, self.vocabulary),
+            guidance, self.constraint.start(self.vocabulary), self.vocabulary, rows,
+            torch.Generator().manual_seed(seed), limit=LIMIT,
+            lookahead=lookahead_of(lookahead, self.constraint, self.vocabulary),
             prompts=[self.ids[0].tolist()] * rows,
         )  # fmt: skip
         cache, name = caches.new_cache(self.model), caches.cache_argument(self.model)
@@ -96,7 +97,8 @@ class Bench:
             kept = going & finished & ~torch.isin(tokens, ends)
             parts.append((place[kept], read[kept], tokens[kept], togo[kept]))
             togo = togo + torch.where(going & finished, gained, 0.0)
-        return ValueLookahead(automaton, self.features, *(torch.cat(part) for part in zip(*parts, strict=True)))
+        states, read, tokens, values = (torch.cat(part) for part in zip(*parts, strict=True))
+        return ValueLookahead(automaton, self.features, states, read, tokens, values)
 
 
 def main() -> None:
