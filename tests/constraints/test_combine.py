@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from textguide.constraints import (
     AllOf,
     AnyOf,
+    Call,
     Constraint,
     Grammar,
     JSONSchema,
@@ -18,11 +19,12 @@ from textguide.constraints import (
     Predicate,
     Regex,
     UnsatisfiableError,
+    from_dict,
 )
 
 from . import derivatives as d
 from .test_regex import Pair, pairs
-from .walks import SMALL, compare
+from .walks import BYTES, SMALL, compare
 
 pytest.importorskip("llguidance")
 
@@ -164,3 +166,27 @@ def test_not_of_what_is_not_regular_is_refused(constraint: Constraint) -> None:
 def test_wrong_fields(make: Any) -> None:
     with pytest.raises(ValueError, match="constraint"):
         make()
+
+
+def test_tools_are_a_union() -> None:
+    pytest.importorskip("pydantic")
+
+    def weather(city: str, days: int = 3) -> None: ...
+
+    def stop() -> None: ...
+
+    tools = AnyOf(Call(weather, whitespace="none"), Call(stop), Regex("no tool"), Grammar('start: "(" /[0-9]+/ ")"'))
+    session = tools.start(BYTES)
+    called = '{"name":"weather","arguments":{"city":"Graz"}}'
+    for text in (called, '{"name": "stop", "arguments": {}}', "no tool", "(12)"):
+        assert session.is_complete(text.encode()), text
+        assert all(session.is_prefix(text.encode()[:end]) for end in range(len(text))), text
+    for text in (called.replace(":", ": "), '{"name":"weather","arguments":{"days":3}}', "no tools", "(12"):
+        assert not session.is_complete(text.encode()), text
+    for byte in called.encode()[:-1]:
+        mask = session.mask()
+        assert mask is not None
+        assert mask[byte + 1]
+        assert not mask[0]
+        session.advance(byte + 1)
+    assert from_dict(tools.to_dict()) == tools

@@ -20,6 +20,7 @@ from .combined_sessions import AllOfSession
 from .json_checks import Checks, ChecksSession
 from .json_relaxed import keywords, relaxed, with_short_strings
 from .lark_rules import unproductive
+from .lark_templates import plain
 from .predicate import Asked
 from .vocabulary import Vocabulary
 
@@ -189,7 +190,9 @@ class Grammar(Constraint):
     """Texts of a context-free grammar in Lark's notation, whose first rule is ``start``.
 
     The engine reads terminals greedily, as lexers do: a terminal takes as much as it can, so that ``start: /a+/ "a"``
-    has no text. Join what may overlap into one terminal. What stands in capital letters is a terminal, and ``%ignore``
+    has no text. Join what may overlap into one terminal. Templates (``list{item, ","}``) are written out, and a grammar
+    may be ambiguous; priorities are read and left out, for they choose among derivations, and do not change which texts
+    ``lark``'s Earley parser takes. What stands in capital letters is a terminal, and ``%ignore``
     says what may stand between terminals.
 
     Args:
@@ -214,7 +217,10 @@ class Grammar(Constraint):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"grammar={_short(repr(text))} must be a text with rules, the first of them start")
         object.__setattr__(self, "grammar", text)
-        endless = unproductive(text)
+        try:
+            endless = unproductive(plain(text))
+        except ValueError as error:
+            raise ValueError(f"grammar={_short(text)} cannot be used: {error}") from None
         if endless:
             raise ValueError(
                 f"grammar={_short(text)} cannot be used: no text ends the rule {endless[0]}, which needs itself "
@@ -227,8 +233,8 @@ class Grammar(Constraint):
     def start(self, vocabulary: Vocabulary) -> Session:
         what = f"grammar={_short(self.grammar)}"
         if self.engine != engines.DEFAULT:
-            return engines.xgrammar_session(what, "lark", self.grammar, vocabulary)
-        return engines.session(what, llguidance_engine.lark(self.grammar), vocabulary)
+            return engines.xgrammar_session(what, "lark", plain(self.grammar), vocabulary)
+        return engines.session(what, llguidance_engine.lark(plain(self.grammar)), vocabulary)
 
 
 def _canonical(schema: Any) -> str:

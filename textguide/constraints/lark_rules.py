@@ -1,4 +1,4 @@
-"""Which rules of a Lark grammar have a text at all.
+"""Which rules of a Lark grammar have a text at all; for templates and priorities see :mod:`lark_templates`.
 
 The engine's masks hold every token behind which its parser can go on, and a rule that needs itself in every
 alternative goes on for ever: ``list: item list`` with no end. Such a rule is found here, before anything is compiled.
@@ -50,18 +50,24 @@ def _rules(grammar: str) -> dict[str, list[Token]]:
 
 
 def _tokens(grammar: str) -> list[Token]:
-    tokens: list[Token] = []
+    return [token for token in parts(grammar) if token[0] not in ("skip", "block")]
+
+
+def parts(grammar: str) -> list[Token]:
+    """All of a grammar in order: tokens, ``skip`` between them, and ``block``, the braces of ``%json`` and so on."""
+    found: list[Token] = []
     at = 0
     while at < len(grammar):
-        found = _TOKEN.match(grammar, at)
-        assert found is not None
-        assert found.lastgroup is not None
-        at = found.end()
-        if found.lastgroup != "skip":
-            tokens.append((found.lastgroup, found[0]))
-        if found[0] in ("%json", "%regex", "%lark"):
-            at = _behind_braces(grammar, at)
-    return tokens
+        match = _TOKEN.match(grammar, at)
+        assert match is not None
+        assert match.lastgroup is not None
+        at = match.end()
+        found.append((match.lastgroup, match[0]))
+        if match[0] in ("%json", "%regex", "%lark"):
+            end = _behind_braces(grammar, at)
+            found.append(("block", grammar[at:end]))
+            at = end
+    return found
 
 
 def _behind_braces(text: str, at: int) -> int:
