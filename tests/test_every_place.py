@@ -34,10 +34,12 @@ from textguide.guidance import (
     FeynmanKac,
     Guidance,
     Step,
+    TimeStepGuidance,
     TokenReweighting,
     ValueGuidance,
     catalogue,
 )
+from textguide.guidance.canvas_guidance import CanvasGuidance
 from textguide.reference import captioning, decoding
 
 from .guidance import oracles
@@ -57,6 +59,7 @@ def vowels(texts: Any) -> list[list[float]]:
 OTHERS: dict[str, Guidance] = {
     "cfg": CFG(1.5),
     "acfg": ACFG(2.0),
+    "tsg": TimeStepGuidance(2.0),
     "vcd": VCD(),
     "caif": CAIF(FunctionClassifier(vowels, labels=("none", "vowels")), "vowels", 4.0, top_k=20),
     "reward": Reward(lambda texts: [-abs(len(text) - 17) + text.count("e") for text in texts], 2.0),
@@ -66,6 +69,7 @@ OTHERS: dict[str, Guidance] = {
     "awrs": AWRS("regex:[ -~]{1,5}"),
     "feynman-kac": Composed((CFG(1.5), FeynmanKac(particles=3))),
     "eager": EAGer(0.5, max_branches=3),
+    **{name: catalogue.example(kind) for name, kind in Guidance.registry.items() if issubclass(kind, CanvasGuidance)},
 }
 """Settings of methods that the conformance tests hold in tests of their own."""
 
@@ -203,7 +207,7 @@ def in_score(guidance: Guidance) -> None:
 
 def in_lm_eval(guidance: Guidance) -> None:
     pytest.importorskip("lm_eval", reason="the extra eval is not installed")
-    if guidance.name == "acfg":
+    if guidance.name in ("acfg", "tsg") or isinstance(guidance, CanvasGuidance):
         from .diffusion import test_diffusion_lm
 
         test_diffusion_lm.test_likelihoods_are_those_of_score_for_every_setting()

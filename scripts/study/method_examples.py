@@ -33,7 +33,11 @@ FILM = "All in all, the film was"
 NEW = "--max-new-tokens 16"
 WITHOUT = {
     "acfg": "it fills canvases; docs/diffusion.md has its figures",
+    "discrete-classifier": "it fills canvases",
     "lm": "it captions; docs/captioning.md has its figures",
+    "particle-gibbs": "it fills canvases",
+    "tfg": "it fills canvases",
+    "tsg": "it fills canvases",
     "vcd": "it captions; docs/captioning.md has its figures",
     "reward": "no reward model is bundled",
     "value": "no value head is bundled",

@@ -18,6 +18,7 @@ from textguide.constraints import Regex
 from textguide.diffusion import Denoiser, denoiser
 from textguide.diffusion.likelihood import masked_log_likelihoods
 from textguide.guidance import AWRS, BranchGuidance, Guidance, Reward, as_guidance, catalogue, split
+from textguide.guidance.canvas_guidance import CanvasGuidance
 from textguide.guidance.formula import Formula
 from textguide.reference import diffusion as reference
 
@@ -280,6 +281,10 @@ def test_every_full_cell_of_the_matrix_is_run_and_every_empty_one_refused(row: d
     method, cell = row["method"], row["cells"]["diffusion"]
     if cell is True:
         parts = [part for one in SETTINGS.values() for part in getattr(as_guidance(one), "parts", (as_guidance(one),))]
+        if issubclass(Guidance.registry[method], CanvasGuidance):
+            return  # test_predictors, test_particles
+        if method == "tsg":
+            return  # test_repositories
         assert method in {part.name for part in parts} | {BRANCHES[name].name for name in RUN}
         return
     example = catalogue.example(Guidance.registry[method])

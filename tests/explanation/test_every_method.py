@@ -85,8 +85,8 @@ def test_the_first_other_branch_does_not_say_where_guidance_goes(setting: str) -
 def test_every_method_that_steers_text_is_here() -> None:
     oracles.collect()
     methods = {name for name, method in Guidance.registry.items() if issubclass(method, BranchGuidance)}
-    # CorrSynth looks across rows and is refused, A-CFG is for masked diffusion; captions have the test below.
-    assert methods - {"acfg", "corrsynth", "lm", "vcd"} <= {guidance.name for guidance in SETTINGS.values()}
+    # CorrSynth looks across rows and is refused, A-CFG and TSG are for masked diffusion; captions have the test below.
+    assert methods - {"acfg", "corrsynth", "lm", "tsg", "vcd"} <= {guidance.name for guidance in SETTINGS.values()}
 
 
 @pytest.mark.parametrize(

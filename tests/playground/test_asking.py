@@ -60,6 +60,8 @@ def guided(**fields: Any) -> dict[str, Any]:
         (guided(method="awrs", constraint="regex:a", particles=1000), "particles=1000 is more than the 16"),
         (guided(method="eager", max_branches=99), "99 is more than the 16"),
         (guided(method="acfg"), "no masks to fill"),
+        (guided(method="tfg", predictor="python:os:getcwd"), "predictor='python:os:getcwd' is not offered here"),
+        (guided(method="discrete-classifier", predictor="/etc/passwd"), "is not offered here"),
         (guided(method="formula", expression=" + ".join(f"P('{i}')" for i in range(12))), "leave some out"),
         ({"prompt": "a", "guidance": [{"method": "cfg"}, {"method": "apg"}]}, "branches of their own"),
         ({"prompt": "a", "guidance": [{"method": "cfg"}] * 9}, "compose eight at most"),
@@ -191,7 +193,17 @@ def test_choices_are_those_of_the_method() -> None:
 
 def test_every_example_of_the_forms_is_taken() -> None:
     for form in RULES_FORMS:
-        if form["name"] in ("reward", "value", "steering", "acfg", "vcd", "feynman-kac"):
+        if form["name"] in (
+            "reward",
+            "value",
+            "steering",
+            "acfg",
+            "vcd",
+            "feynman-kac",
+            "discrete-classifier",
+            "tfg",
+            "particle-gibbs",
+        ):
             continue
         assert RULES.guidance({**form["example"]}) is not None, form["name"]
 

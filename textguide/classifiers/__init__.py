@@ -1,6 +1,7 @@
 """Classifiers of text and rewards: anything that gives numbers for a text, and so can guide a language model."""
 
 from .base import CausalClassifier, CausalScorer, CausalState, Classifier, Scorer, checked
+from .canvases import CanvasPredictor, EncoderPredictor, FunctionPredictor
 from .causal import CausalSequenceClassifier
 from .causal_head import HeadClassifier, load_causal
 from .compression import GzipClassifier
@@ -17,6 +18,7 @@ from .zero_shot import ZeroShotClassifier
 
 __all__ = [
     "RESOLVERS",
+    "CanvasPredictor",
     "CausalClassifier",
     "CausalScorer",
     "CausalSequenceClassifier",
@@ -24,10 +26,12 @@ __all__ = [
     "Classifier",
     "EmbeddingClassifier",
     "Encoder",
+    "EncoderPredictor",
     "EstimatorClassifier",
     "Examples",
     "Features",
     "FunctionClassifier",
+    "FunctionPredictor",
     "FunctionReward",
     "GzipClassifier",
     "HeadClassifier",

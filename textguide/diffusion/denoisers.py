@@ -16,7 +16,13 @@ from torch import Tensor
 from ..forward.caches import accepts, cache_argument
 from ..guidance.prompts import as_prompt, is_chat
 
-KINDS = ("masked-lm", "llada", "dream")
+KINDS = ("masked-lm", "llada", "dream", "sdar", "llada2", "mdlm")
+BLOCKS = {"sdar": 4, "llada2": 32}
+"""Kinds whose attention is causal between blocks, with the length of a block that their authors' code takes."""
+
+
+CLEAN = 1e-3
+"""MDLM's ε: a canvas without masks has noise ``−log(1 − (1 − ε) t)`` of 0, one of masks alone ``−log ε``."""
 
 
 @dataclass
@@ -32,6 +38,13 @@ class Denoiser:
         shifted: the model's logits at ``j`` are the distribution of token ``j + 1`` (Dream), and are moved back here.
         square_mask: the model wants its mask as ``(B, 1, L, L)``, or the text ``"full"`` where nothing is padded
             (Dream).
+        block_size: attention is causal between blocks of so many positions, counted from the beginning of the row, and
+            the model is told so by its mask, (B, 1, L, L) (SDAR, LLaDA 2); canvases are filled in these blocks. None:
+            everything sees everything, or the model knows by itself.
+        additive: that mask is 0 and −inf in place of bool (LLaDA 2).
+        time: name of the argument of the forward that takes the noise of each row, ``σ = −log(1 − t)`` for the share
+            ``t`` of masks (MDLM); None: it reads none.
+        as_mask: whether the forward takes ``attention_mask``; without it rows of different lengths are refused.
         prefix_ids, suffix_ids: tokens that frame every text, such as ``[CLS]`` and ``[SEP]``; guidance leaves them
             alone.
         forbidden: ids that are never written: the mask token and, for models with such a frame, its special tokens.
@@ -49,6 +62,10 @@ class Denoiser:
     pad_id: int
     shifted: bool = False
     square_mask: bool = False
+    block_size: int | None = None
+    additive: bool = False
+    time: str | None = None
+    as_mask: bool = True
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     forbidden: tuple[int, ...] = ()
@@ -76,30 +93,58 @@ class Denoiser:
         encoder = not getattr(getattr(self.model, "config", None), "is_decoder", True)
         return not encoder and any(accepts(self.model, name) for name in ("past_key_values", "cache"))
 
-    def __call__(self, ids: Tensor, attention: Tensor, past: Any = None, keep: bool = False) -> tuple[Tensor, Any]:
+    def __call__(
+        self, ids: Tensor, attention: Tensor, past: Any = None, keep: bool = False, times: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """Logits (B, L, V) of ``ids`` (B, L), with forbidden tokens at −inf, and the cache where one was asked for.
 
         Args:
             attention: bool, 1 for real tokens; (B, L), or (B, past + L) behind a cache.
             past: keys and values of the tokens in front of ``ids``.
             keep: return keys and values of what was read.
+            times: noise level of each row in [0, 1], (B,), for models that read one; None: its share of masks.
         """
         self.passes += 1
         self.rows += len(ids)
         extra: dict[str, Any] = {}
         if past is not None or keep:
             extra = {cache_argument(self.model): past, "use_cache": True}
-        mask: Any = attention.long()
-        if self.square_mask:
-            whole = bool(attention.all())
-            mask = "full" if whole else (attention[:, None, -ids.shape[1] :, None] & attention[:, None, None, :])
-        with torch.no_grad():
-            out = self.model(input_ids=ids, attention_mask=mask, **extra)
+            if accepts(self.model, "store_kv"):
+                extra["store_kv"] = keep
+        if self.time is not None:
+            level = self.noise_level(ids, attention) if times is None else times
+            extra[self.time] = -torch.log1p(-(1 - CLEAN) * level)
+        out = self.forward(ids, attention, extra)
         logits = out.logits
         if self.shifted:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), float("-inf"))
         return logits, _cache_of(out) if keep else None
+
+    def noise_level(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """The share of masks in each row, float32 (B,)."""
+        return ((ids == self.mask_id) & attention).sum(-1) / attention.sum(-1).clamp(min=1)
+
+    def forward(self, ids: Tensor, attention: Tensor, extra: dict[str, Any]) -> Any:
+        """What the model itself returns, with its logits where it puts them; ``extra`` are arguments of its forward."""
+        mask: Any = attention.long()
+        if self.block_size is not None:
+            place = torch.arange(attention.shape[1], device=ids.device) // self.block_size
+            mask = (place[None, :] <= place[-ids.shape[1] :, None])[None, None] & attention[:, None, None, :]
+            if self.additive:
+                mask = torch.zeros(mask.shape, device=ids.device).masked_fill(~mask, float("-inf"))
+        elif self.square_mask:
+            whole = bool(attention.all())
+            mask = "full" if whole else (attention[:, None, -ids.shape[1] :, None] & attention[:, None, None, :])
+        if self.as_mask:
+            extra = {"attention_mask": mask, **extra}
+        elif not attention.all():
+            raise ValueError(
+                f"model {type(self.model).__name__} takes no attention_mask, so that rows cannot be padded; give "
+                "prompts of one length, and guidance whose branches are as long"
+            )
+        with torch.no_grad():
+            return self.model(input_ids=ids, **extra)
 
     def encode(self, prompt: Any) -> list[int]:
         """Token ids of a prompt without its frame: a text, ids, or chat messages (the template's generation prompt)."""
@@ -126,6 +171,7 @@ def denoiser(
     kind: str | None = None,
     mask_id: int | None = None,
     end_id: int | None = None,
+    block_size: int | None = None,
     probe: bool = True,
 ) -> Denoiser:
     """The adapter for a model, chosen by what the model is.
@@ -134,10 +180,12 @@ def denoiser(
         model: a transformers masked language model (BERT, ALBERT, ModernBERT…), a model with LLaDA's or Dream's
             interface, or a :class:`Denoiser`, which is returned as it is.
         tokenizer: its tokenizer.
-        kind: ``masked-lm``, ``llada`` (bidirectional decoder, logits in place) or ``dream`` (logits shifted by one,
-            square masks); None: by ``config.model_type`` and the names of the classes.
+        kind: ``masked-lm``, ``llada`` (bidirectional decoder, logits in place), ``dream`` (logits shifted by one,
+            square masks), ``sdar`` or ``llada2`` (causal between blocks) or ``mdlm`` (reads the noise level and no
+            mask); None: by ``config.model_type`` and the names of the classes.
         mask_id: the mask token; None: the configuration's ``mask_token_id``, else the tokenizer's.
         end_id: the end token; None: the tokenizer's, if it has one.
+        block_size: of ``sdar`` and ``llada2``; None: the configuration's ``block_size``, else 4 and 32.
         probe: run two short rows to see that later tokens change earlier logits.
 
     Raises:
@@ -153,7 +201,7 @@ def denoiser(
             "neither CFG nor A-CFG)"
         )
     if kind is None:
-        kind = "dream" if "dream" in names else "llada" if "llada" in names else "masked-lm"
+        kind = next((one for one in ("dream", "llada2", "llada", "sdar", "mdlm") if one in names), "masked-lm")
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
     config = getattr(model, "config", None)
@@ -165,6 +213,7 @@ def denoiser(
                     getattr(config, "mask_token_id", None),
                     getattr(tokenizer, "mask_token_id", None),
                     126336 if kind == "llada" and getattr(config, "vocab_size", 0) == 126464 else None,
+                    config.vocab_size - 1 if kind == "mdlm" else None,  # the last one stands for the mask
                 )
                 if value is not None
             ),
@@ -181,6 +230,12 @@ def denoiser(
         end_id = None  # a masked language model is given its length; [SEP] closes the row and is not written
     pad_id = getattr(tokenizer, "pad_token_id", None)
     special = set(getattr(tokenizer, "all_special_ids", None) or []) if kind == "masked-lm" else set()
+    if kind in BLOCKS:
+        block_size = block_size or getattr(config, "block_size", None) or BLOCKS[kind]
+    elif block_size is not None:
+        raise ValueError(
+            f"block_size={block_size} is for {' and '.join(BLOCKS)}, and this is kind={kind!r}; leave it out"
+        )
     made = Denoiser(
         model,
         tokenizer,
@@ -189,6 +244,10 @@ def denoiser(
         pad_id=int(pad_id if pad_id is not None else end_id if end_id is not None else mask_id),
         shifted=kind == "dream",
         square_mask=kind == "dream",
+        block_size=block_size,
+        additive=kind == "llada2",
+        time="timesteps" if kind == "mdlm" else None,
+        as_mask=kind != "mdlm",
         prefix_ids=prefix,
         suffix_ids=suffix,
         forbidden=tuple(sorted((special | {int(mask_id)}) - {end_id})),

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..engine.effect import Effect, warn_if_none
 from ..guidance import Guidance, split
+from ..guidance.particle_gibbs import ParticleGibbs
 from ..guidance.prompts import Prompt, as_prompt
 from ..guidance.scaled import Scaled
 from ..support.showing import Block, Folded, Line, Shown, table
@@ -17,8 +19,10 @@ from . import canvas as canvases
 from .branches import rows_of, texts_of
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
-from .guiding import Guide, candidates_of, checked_guidance, remasked_by
-from .sampling import CanvasStep, Sampler, checked_plan, finished, whole_number
+from .guiding import Guide, candidates_of, checked_guidance, judged_of, remasked_by
+from .particles import ParticleSampler, plan_for, repeated, side_by_side
+from .predictors import Predictor
+from .sampling import CanvasStep, Plan, Sampler, checked_plan, finished, whole_number
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class DiffusionResult(Shown):
         rows: rows read in them, those of all branches counted.
         effect: what guidance did.
         history: every step, where ``keep_history`` asked for it; else empty.
+        log_weights: under particle Gibbs, log of the estimate of ``E[f^weight]`` of each row, float64 (B,); else None.
     """
 
     texts: list[str]
@@ -44,6 +49,7 @@ class DiffusionResult(Shown):
     rows: int
     effect: Effect
     history: tuple[CanvasStep, ...] = ()
+    log_weights: Tensor | None = None
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         filled = self.targets.sum(-1).tolist()
@@ -102,7 +108,8 @@ def generate(
             :class:`Denoiser` each.
         gen_length: masks behind each prompt.
         steps: denoising steps; None: one a mask. Each fills an equal share of its block. Ignored with ``threshold``.
-        block_length: blocks are filled from left to right, each of this many masks; None: the whole canvas at once.
+        block_length: blocks are filled from left to right, each of this many masks; None: the whole canvas at once, or
+            the blocks of a model whose attention is causal between them (which count from the row's beginning).
         order: which positions come first: ``confidence`` (probability of the drawn token), ``margin`` (of the two most
             likely tokens), ``entropy`` or ``random``.
         temperature: 0 takes the most likely token; above 0 draws from ``p^(1/T)`` with Gumbel noise in float64.
@@ -129,7 +136,7 @@ def generate(
         >>> model, tokenizer = textguide.diffusion.load("sudoku4")
         >>> textguide.diffusion.generate(model, tokenizer, "0300124300000431", gen_length=16).texts
     """
-    wanted = checked_guidance(guidance)
+    wanted = checked_guidance(guidance, particles=True)
     options = {
         "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
         "corrector": corrector, "allowed": allowed, "early_end": early_end, "seed": seed,
@@ -201,7 +208,7 @@ def infill(
     Raises:
         ValueError: an argument has a value that cannot work; the message names it, its value and the remedy.
     """
-    made, wanted = denoiser(model, tokenizer), checked_guidance(guidance)
+    made, wanted = denoiser(model, tokenizer), checked_guidance(guidance, particles=True)
     given = canonical(texts, "texts")
     canvas = canvases.for_infilling(made, [made.encode(text) for text in given])
     steps = int(canvas.target.sum(-1).max()) if steps is None else steps
@@ -209,8 +216,8 @@ def infill(
         count=len(canvas), steps=steps, blocks=1, order=order, temperature=temperature, threshold=threshold,
         positions=positions, corrector=corrector, early_end=False, allowed=allowed, seed=seed,
     )  # fmt: skip
-    guide = _guide(made, wanted, canvas, given, models, corrector, infilling=True)
-    return _finish(Sampler(made, canvas, guide, plan), wanted, keep_history, warn, whole=True)
+    sampler = _sampler(made, wanted, canvas, given, models, plan, infilling=True)
+    return _finish(sampler, wanted, keep_history, warn, whole=True)
 
 
 def _for_generation(
@@ -219,30 +226,46 @@ def _for_generation(
 ) -> Sampler:  # fmt: skip
     made = denoiser(model, tokenizer)
     gen_length = whole_number("gen_length", gen_length)
-    block_length = gen_length if block_length is None else whole_number("block_length", block_length)
-    if gen_length % block_length:
+    own = made.block_size
+    block_length = (own or gen_length) if block_length is None else whole_number("block_length", block_length)
+    if own is not None and block_length != own:
+        raise ValueError(
+            f"block_length={block_length}: attention of this model is causal between blocks of {own}; leave "
+            f"block_length out, or pass a denoiser with block_size={block_length}"
+        )
+    if own is None and gen_length % block_length:
         raise ValueError(
             f"gen_length={gen_length} is not divisible by block_length={block_length}; "
             f"use gen_length={gen_length // block_length * block_length or block_length} or another block"
         )
-    steps = gen_length if steps is None else steps
     given = canonical(prompts, "prompts")
-    plan = checked_plan(count=len(given), steps=steps, blocks=gen_length // block_length, **options)
     canvas = canvases.for_generation(made, [made.encode(prompt) for prompt in given], gen_length, block_length)
-    guide = _guide(made, guidance, canvas, given, models, plan.corrector, cache=cache)
-    return Sampler(made, canvas, guide, plan)
+    blocks = int(canvas.block.max()) + 1
+    steps = (gen_length if own is None else blocks * own) if steps is None else steps
+    plan = checked_plan(count=len(given), steps=steps, blocks=blocks, **options)
+    return _sampler(made, guidance, canvas, given, models, plan, cache=cache)
 
 
-def _guide(
+def _sampler(
     model: Denoiser, guidance: Guidance | None, canvas: Canvas, prompts: Sequence[Prompt],
-    models: Mapping[str, Any] | None, corrector: int, *, infilling: bool = False, cache: bool = False,
-) -> Guide:  # fmt: skip
-    wanted = _scaled(guidance, corrector)
+    models: Mapping[str, Any] | None, plan: Plan, *, infilling: bool = False, cache: bool = False,
+) -> Sampler:  # fmt: skip
+    wanted = _scaled(guidance, plan.corrector)
     branching = split(wanted).branching
-    texts = None
-    if remasked_by(branching) is None:
+    texts, again = None, remasked_by(branching)
+    if again is None:
         texts = texts_of(model, branching, rows_of(canvas), prompts, infilling=infilling)
-    return Guide(model, wanted, canvas, texts, models, cache, candidates_of(model, wanted, whole=infilling))
+    weighed = candidates_of(model, wanted, infilling), judged_of(model, wanted, infilling)
+    if (moving := _particles(wanted)) is not None:
+        count = moving.particles
+        plan = plan_for(plan, count, cache, getattr(again, "one_pass", False))
+        canvas, texts = side_by_side(canvas, count), repeated(texts, count)
+    return Sampler(model, canvas, Guide(model, wanted, canvas, texts, models, cache, *weighed), plan)
+
+
+def _particles(guidance: Guidance | None) -> ParticleGibbs | None:
+    found = split(guidance).canvas
+    return found if isinstance(found, ParticleGibbs) else None
 
 
 def _finish(
@@ -251,22 +274,34 @@ def _finish(
     guide = sampler.guide
     passes, rows = guide.passes, guide.rows
     history = []
-    for step in sampler.run():
+    canvas, log_weights, steps = sampler.canvas, None, sampler.steps_taken
+    if (moving := _particles(guidance)) is not None:
         if keep_history:
-            history.append(step)
+            raise ValueError("keep_history=True shows one canvas a row, and particle-gibbs moves them; leave it off")
+        predictor = Predictor(sampler.model, moving, whole)
+        run = ParticleSampler(moving, predictor, sampler)
+        ids, steps = run.run()
+        first = torch.arange(0, len(canvas), moving.particles, device=canvas.ids.device)
+        canvas, log_weights = replace(canvas.pick(first), ids=ids), run.log_mean
+        guide.meter.classified += predictor.asked
+    else:
+        for step in sampler.run():
+            if keep_history:
+                history.append(step)
     effect = sampler.effect
-    if warn:
+    if warn and log_weights is None:
         warn_if_none(effect, guidance)
-    model, canvas = sampler.model, sampler.canvas
+    model = sampler.model
     return DiffusionResult(
         texts=[decode(model, canvas, row, whole) for row in range(len(canvas))],
         sequences=canvas.ids,
         targets=canvas.target,
-        steps=sampler.steps_taken,
+        steps=steps,
         passes=guide.passes - passes,
         rows=guide.rows - rows,
         effect=effect,
         history=tuple(history),
+        log_weights=log_weights,
     )
 
 

@@ -15,11 +15,16 @@ from ..guidance import Guidance, Step, as_guidance, split
 from ..guidance.acfg import Remasked
 from ..guidance.algebra import broken, log_softmax, refuse_broken
 from ..guidance.base import BranchGuidance
+from ..guidance.canvas_guidance import CanvasReweighting
+from ..guidance.experimental.time_step import Noisier
+from ..guidance.particle_gibbs import ParticleGibbs
 from ..guidance.places import check_place
 from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
 from .candidates import Candidates
 from .canvas import Canvas
 from .denoisers import Denoiser
+from .noising import Noising
+from .predictors import Judged
 from .remasking import Remasking
 
 
@@ -54,6 +59,7 @@ class Guide:
         cache: keep what is in front of the current block (see :class:`Prefix`).
         candidates: applies the token reweightings of the guidance; None: made from it, for texts that end at their
             first end token.
+        judged: applies its predictor of canvases; likewise.
 
     Attributes:
         denoisers: all that run, by name.
@@ -69,12 +75,14 @@ class Guide:
         models: Mapping[str, Any] | None = None,
         cache: bool = False,
         candidates: Candidates | None = None,
+        judged: Judged | None = None,
     ) -> None:
         self.model = model
         parts = split(guidance)
         self.guidance = branching = parts.branching
-        self.is_neutral = branching is None and not parts.reweighting
+        self.is_neutral = branching is None and not parts.reweighting and parts.canvas is None
         self._candidates = candidates or candidates_of(model, guidance)
+        self.judged = judged or judged_of(model, guidance)
         self.meter = EffectMeter(len(branching.branches) if branching is not None else 1, model.device)
         self.denoisers = denoisers_of(model, branching, models)
         self._total = canvas.target.sum(-1)
@@ -86,10 +94,17 @@ class Guide:
                     "cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, or "
                     "leave cache off"
                 )
-            self._reader = Remasking(model, edit, len(canvas))
+            noisier = isinstance(edit, Noisier)
+            self._reader = Noising(model, edit) if noisier else Remasking(model, edit, len(canvas))
         else:
             texts = texts_of(model, branching, rows_of(canvas)) if texts is None else texts
             self._reader = Laid(self.denoisers, canvas, branching, texts, cache)
+
+    def use(self, generator: torch.Generator | None) -> None:
+        """Draw what is drawn here from ``generator``."""
+        for part in (self.judged, self._reader):
+            if isinstance(part, (Judged, Noising)):
+                part.generator = generator
 
     @property
     def passes(self) -> int:
@@ -142,6 +157,12 @@ class Guide:
             at = progress.repeat_interleave(counts)[:, None]
             mixed, acted = self._candidates(mixed, canvas, rows, where, at)
             self.meter.classified = self._candidates.texts_scored
+        if self.judged is not None and guided:
+            mixed, judged = self.judged(mixed, canvas, where, progress.repeat_interleave(counts)[:, None])
+            acted = judged if acted is None else acted | judged
+            self.meter.classified = self.judged.predictor.asked + (
+                0 if self._candidates is None else self._candidates.texts_scored
+            )
         moved = chosen if acted is None else chosen | acted
         if moved.any():
             self.meter.add(
@@ -177,26 +198,40 @@ def candidates_of(model: Denoiser, guidance: Guidance | None, whole: bool = Fals
     return Candidates(model, reweighting, whole) if reweighting else None
 
 
+def judged_of(model: Denoiser, guidance: Guidance | None, whole: bool = False) -> Judged | None:
+    """What applies the predictor of canvases of ``guidance``, ``whole`` as above; None where there is none."""
+    canvas = split(guidance).canvas
+    return Judged(model, canvas, whole) if isinstance(canvas, CanvasReweighting) else None
+
+
 def set_of(denoisers: Mapping[str, Denoiser]) -> list[Denoiser]:
     """The denoisers, each once."""
     return list({id(model): model for model in denoisers.values()}.values())
 
 
-def remasked_by(guidance: BranchGuidance | None) -> Remasked | None:
+def remasked_by(guidance: BranchGuidance | None) -> Remasked | Noisier | None:
     """How a branch of ``guidance`` masks the canvas again; None where none does."""
     edits = [branch.edit for branch in (guidance.branches if guidance is not None else ())]
-    return next((edit for edit in edits if isinstance(edit, Remasked)), None)
+    return next((edit for edit in edits if isinstance(edit, (Remasked, Noisier))), None)
 
 
-def checked_guidance(guidance: Any) -> Guidance | None:
+def checked_guidance(guidance: Any, particles: bool = False) -> Guidance | None:
     """``guidance`` where masked diffusion can use it.
+
+    Args:
+        particles: canvases can be filled side by side.
 
     Raises:
         ValueError: it is no guidance, or one that needs what a canvas has not; the message names the place that has.
     """
     guidance = as_guidance(guidance)
     check_place(guidance, "diffusion")
-    branching = split(guidance).branching
+    branching, canvas = split(guidance).branching, split(guidance).canvas
+    if isinstance(canvas, ParticleGibbs) and not particles:
+        raise ValueError(
+            f"guidance {canvas.name!r} fills several canvases side by side and draws one of them at the end; use "
+            "textguide.diffusion.generate or infill"
+        )
     if branching is not None and branching.skip_threshold is not None:
         raise ValueError("skip_threshold re-reads text written from left to right; leave it None for diffusion")
     return guidance

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import Guidance, split
+from ..guidance.experimental.time_step import Noisier
 from ..support.showing import Block, Line, Shown, figure, table
 from .branches import Row, denoisers_of, texts_of
 from .candidates import Candidates
@@ -81,13 +82,23 @@ def score(
     wanted = checked_guidance(guidance)
     branching = split(wanted).branching
     edit = remasked_by(branching)
-    if edit is not None and edit.one_pass:
+    if getattr(edit, "one_pass", False):
         raise ValueError(
             "one_pass=True ranks positions by the step before, and a likelihood has no steps; leave it off"
         )
     for every in (getattr(part, "every", 1) for part in split(wanted).reweighting):
         if every > 1:
             raise ValueError(f"every={every} counts steps, and a likelihood has none; leave it 1")
+    if isinstance(edit, Noisier) and made.time is None:
+        raise ValueError(
+            "tsg masks positions at random for a denoiser that reads no time, and a likelihood has to be the same twice"
+        )
+    texts = getattr(split(wanted).canvas, "samples", None)
+    if texts:
+        raise ValueError(
+            f"samples={texts} draws texts, and a likelihood has to be the same twice; give samples=None, which asks "
+            "about every text"
+        )
     draws, batch_size = whole_number("draws", draws), whole_number("batch_size", batch_size)
     ends = [made.encode(target) for target in canonical(targets, "targets")]
     given = canonical(prompts, "prompts")

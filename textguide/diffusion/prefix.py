@@ -71,7 +71,9 @@ class Prefix:
         masked = self._canvas.target[rows] & (ids[: len(rows)] == self.model.mask_id)
         block = torch.where(masked, self._canvas.block[rows], 1 << 30).min()
         here = self._canvas.block[rows] == block
-        return int(here.any(0).nonzero()[0, 0])
+        start = int(here.any(0).nonzero()[0, 0])
+        # A prompt may end inside of a block, whose beginning then sees what is filled behind it.
+        return start - start % (self.model.block_size or 1)
 
 
 def _shorten(past: Any, tokens: int) -> None:

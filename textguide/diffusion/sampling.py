@@ -70,6 +70,7 @@ class Sampler:
     Attributes:
         canvas: the batch, filled in place.
         steps_taken: steps of each row.
+        guess: the canvas behind the last step with everything that it asked about filled by its draws, (B, L).
     """
 
     model: Denoiser
@@ -85,9 +86,11 @@ class Sampler:
             self.generator.seed()
         else:
             self.generator.manual_seed(self.plan.seed)
+        self.use(self.generator)
         self.steps_taken = [0] * len(self.canvas)
         self._quotas = [self._plan_row(row) for row in range(len(self.canvas))]
         self._confidence = torch.zeros(self.canvas.ids.shape, device=device)
+        self.guess = self.canvas.ids
 
     @property
     def effect(self) -> Effect:
@@ -113,6 +116,28 @@ class Sampler:
             )  # fmt: skip
             index += 1
 
+    @property
+    def confidence(self) -> Tensor:
+        """Probability of each token when it was filled, (B, L); 0 elsewhere."""
+        return self._confidence
+
+    def use(self, generator: torch.Generator) -> None:
+        """Take all random numbers from here on from ``generator``."""
+        self.generator = generator
+        self.guide.use(generator)
+
+    def put(self, rows: Sequence[int], ids: Tensor, confidence: Tensor) -> None:
+        """Write what rows hold, between two steps: (r, L) each."""
+        index = torch.tensor(list(rows), device=ids.device)
+        self.canvas.ids[index], self._confidence[index] = ids, confidence
+
+    def move(self, ancestors: Sequence[int]) -> None:
+        """Let row ``r`` go on from what row ``ancestors[r]`` has filled, between two steps."""
+        index = torch.tensor(ancestors, device=self.canvas.ids.device)
+        self.canvas.ids, self._confidence = self.canvas.ids[index], self._confidence[index]
+        self._quotas = [[list(block) for block in self._quotas[row]] for row in ancestors]
+        self.steps_taken = [self.steps_taken[row] for row in ancestors]
+
     def _plan_row(self, row: int) -> list[list[int]]:
         """For each block how many positions each of its steps fills."""
         blocks = self.canvas.block[row]
@@ -127,6 +152,8 @@ class Sampler:
         where = masked & (part.block == current)
         distributions = self._distributions(part, rows, where, guided=not self.plan.corrector)
         picked, sure = self._choose(distributions, where)
+        self.guess = self.canvas.ids.clone()
+        self.guess[rows] = part.ids.masked_scatter(where, picked)
         counts = self._counts(sure, rows, current[:, 0])
         committed = torch.zeros_like(self.canvas.attention)
         self._write(rows, where, picked, sure, counts, distributions.guided, committed)

@@ -20,6 +20,7 @@ from .context_aware import ContextAware
 from .contrastive import ContrastiveDecoding
 from .decore import DeCoRe
 from .dexperts import DExperts, ProxyTuning
+from .discrete_classifier import DiscreteClassifier
 from .dola import DoLa
 from .experimental.annealed import AnnealedCFG
 from .experimental.corrsynth import CorrSynth
@@ -28,6 +29,8 @@ from .experimental.eager import EAGer
 from .experimental.gradient_free_classifier import GradientFreeClassifier
 from .experimental.independent_condition import IndependentCondition
 from .experimental.s2 import S2Guidance
+from .experimental.tfg import TFG
+from .experimental.time_step import TimeStepGuidance
 from .experimental.token_perturbation import TokenPerturbation
 from .expert_ensemble import ExpertEnsemble
 from .feynman_kac import FeynmanKac
@@ -36,6 +39,7 @@ from .genarm import GenARM
 from .instruction_contrastive import InstructionContrastive
 from .language_model import LMGuidance
 from .nag import NAG
+from .particle_gibbs import ParticleGibbs
 from .power_sampling import PowerSampling
 from .prompts import Message
 from .reward import Reward
@@ -61,6 +65,7 @@ __all__ = [
     "CFG",
     "NAG",
     "SLED",
+    "TFG",
     "VCD",
     "About",
     "AnnealedCFG",
@@ -74,6 +79,7 @@ __all__ = [
     "CorrSynth",
     "DExperts",
     "DeCoRe",
+    "DiscreteClassifier",
     "DoLa",
     "DynamicCFG",
     "EAGer",
@@ -87,6 +93,7 @@ __all__ = [
     "InstructionContrastive",
     "LMGuidance",
     "Message",
+    "ParticleGibbs",
     "PowerSampling",
     "ProxyTuning",
     "Reward",
@@ -94,6 +101,7 @@ __all__ = [
     "Scaled",
     "Steering",
     "Step",
+    "TimeStepGuidance",
     "TokenConstraint",
     "TokenPerturbation",
     "TokenReweighting",

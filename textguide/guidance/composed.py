@@ -7,16 +7,18 @@ from dataclasses import dataclass, fields, replace
 
 from ..support.showing import Block, Line
 from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
+from .canvas_guidance import CanvasGuidance
 from .needs import Need
 
 
 @dataclass(frozen=True)
 class Composed(Guidance):
-    """Guidances that act together, each where its kind says: branches, then token reweighting, then a constraint.
+    """Guidances that act together, each where its kind says: branches, token reweighting, a predictor of canvases, then
+    a constraint.
 
     Args:
-        parts: at most one guidance with branches, any number of token reweightings, at most one constraint; in any
-            order, which is made canonical.
+        parts: at most one guidance with branches, any number of token reweightings, at most one predictor of canvases
+            and one constraint; in any order, which is made canonical.
 
     Raises:
         ValueError: two parts want the same place, one of them is of none of the kinds, or a rule that looks across
@@ -30,16 +32,16 @@ class Composed(Guidance):
     def __post_init__(self) -> None:
         given = [Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part for part in self.parts]
         parts = [part for one in given for part in getattr(one, "parts", (one,))]
-        kinds = (BranchGuidance, TokenReweighting, TokenConstraint)
+        kinds = (BranchGuidance, TokenReweighting, CanvasGuidance, TokenConstraint)
         found: list[list[Guidance]] = [[part for part in parts if isinstance(part, kind)] for kind in kinds]
         for part in parts:
             if not isinstance(part, kinds):
                 raise ValueError(_of_no_kind(part))
-        for group, what in ((found[0], "branches of their own"), (found[2], "a constraint")):
+        for group, what in ((found[0], "branches of their own"), (found[2], "a predictor of canvases"), (found[3], "a constraint")):
             if len(group) > 1:
                 names = ", ".join(part.name for part in group)
                 raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")
-        moving = [part for part in found[2] if _moves(part)]
+        moving = [part for part in found[3] if _moves(part)]
         for part in found[0]:
             if moving and getattr(part, "across_rows", False) and not part.is_neutral:
                 raise ValueError(
@@ -76,11 +78,13 @@ class Parts:
     Args:
         branching: passes to combine.
         reweighting: token reweightings.
+        canvas: what asks a predictor about canvases.
         constraint: what may be written.
     """
 
     branching: BranchGuidance | None = None
     reweighting: tuple[TokenReweighting, ...] = ()
+    canvas: CanvasGuidance | None = None
     constraint: TokenConstraint | None = None
 
 
@@ -102,17 +106,19 @@ def split(guidance: Guidance | None) -> Parts:
         ValueError: a part is of none of the kinds.
     """
     parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
-    branching, constraint, reweighting = None, None, []
+    branching, canvas, constraint, reweighting = None, None, None, []
     for part in parts:
         if isinstance(part, BranchGuidance):
             branching = None if part.is_neutral else part
         elif isinstance(part, TokenReweighting):
             reweighting += [] if part.is_neutral else [part]
+        elif isinstance(part, CanvasGuidance):
+            canvas = None if part.is_neutral else part
         elif isinstance(part, TokenConstraint):
             constraint = None if part.is_neutral else part
         else:
             raise ValueError(_of_no_kind(part))
-    return Parts(branching, tuple(reweighting), constraint)
+    return Parts(branching, tuple(reweighting), canvas, constraint)
 
 
 def with_scale(guidance: Guidance, scale: float) -> Guidance:

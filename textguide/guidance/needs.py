@@ -23,4 +23,5 @@ class Need(Enum):
     LIKELIHOODS = "weighs its branches by what they gave to the text so far"
     ROWS = "holds texts that are written together against each other"
     CANVAS = "masks tokens of a text again"
+    ESTIMATE = "asks about the whole text that a canvas of masks stands for"
     IMAGE = "changes the image"

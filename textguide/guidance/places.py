@@ -50,7 +50,7 @@ _NO_IMAGE = "only a model that sees images has one"
 PLACES = (
     Place(
         "generate", "textguide.generate and guided_decoding", "textguide.generate",
-        {Need.CANVAS: _NO_CANVAS, Need.IMAGE: _NO_IMAGE},
+        {Need.CANVAS: _NO_CANVAS, Need.ESTIMATE: _NO_CANVAS, Need.IMAGE: _NO_IMAGE},
     ),
     Place(
         "dropin", "a logits processor of model.generate", "GuidanceLogitsProcessor",
@@ -59,6 +59,7 @@ PLACES = (
             Need.FORK: "a logits processor is handed scores and cannot add rows",
             Need.OPINIONS: "this logits processor reads no texts",
             Need.CANVAS: _NO_CANVAS,
+            Need.ESTIMATE: _NO_CANVAS,
             Need.IMAGE: "a logits processor is handed no image",
         },
     ),
@@ -72,6 +73,7 @@ PLACES = (
             Need.FORK: "a text that is given forks nowhere",
             Need.ROWS: "each given text is scored by itself",
             Need.CANVAS: _NO_CANVAS,
+            Need.ESTIMATE: _NO_CANVAS,
             Need.IMAGE: _NO_IMAGE,
         },
     ),
@@ -93,6 +95,7 @@ PLACES = (
             Need.LIKELIHOODS: "a request that was preempted is read again without what each model gave to its text",
             Need.ROWS: "vLLM decides by itself which requests share a step",
             Need.CANVAS: _NO_CANVAS,
+            Need.ESTIMATE: _NO_CANVAS,
             Need.IMAGE: "the branch requests of a guided request read text alone",
         },
     ),
@@ -115,6 +118,7 @@ PLACES = (
         {
             Need.SYSTEM: "the chats of models that see images are made by their processors",
             Need.CANVAS: _NO_CANVAS,
+            Need.ESTIMATE: _NO_CANVAS,
         },
     ),
 )  # fmt: skip

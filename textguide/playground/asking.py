@@ -224,8 +224,8 @@ class Rules:
             self.text(text, name)
         if value is None:
             return
-        if name == "classifier":
-            self._check_classifier(value)
+        if name in ("classifier", "predictor"):
+            self._check_classifier(value, name)
         elif name == "vector":
             known = isinstance(value, str) and (value in BUNDLED or value in self.named)
             if not known and not isinstance(value, list):
@@ -237,10 +237,10 @@ class Rules:
         elif (method, name) in loading() and (not isinstance(value, str) or value not in self.named):
             raise RefusedError(self._unnamed(name, value, ()))
 
-    def _check_classifier(self, value: Any) -> None:
+    def _check_classifier(self, value: Any, name: str = "classifier") -> None:
         known = isinstance(value, str) and (value in self.named or value in CLASSIFIERS)
         if not known and not (isinstance(value, str) and value.startswith("zero-shot:")):
-            raise RefusedError(self._unnamed("classifier", value, [*CLASSIFIERS, "zero-shot:LABEL,LABEL"]))
+            raise RefusedError(self._unnamed(name, value, [*CLASSIFIERS, "zero-shot:LABEL,LABEL"]))
 
     def _unnamed(self, name: str, value: Any, known: Collection[str]) -> str:
         offered = ", ".join([*known, *self.named])
@@ -252,11 +252,19 @@ class Rules:
 
     def _check_cost(self, guidance: Guidance | None) -> None:
         limits, parts = self.limits, split(guidance)
-        for part in (parts.constraint, guidance):
-            for name in ("particles", "max_branches"):
+        for part in (parts.constraint, parts.canvas, guidance):
+            for name in ("particles", "max_branches", "iterations"):
                 number = getattr(part, name, 1)
                 if number > limits.particles:
                     raise RefusedError(f"{name}={number} is more than the {limits.particles} that this page takes")
+        if parts.canvas is not None:
+            self._check_classifier(parts.canvas.predictor, "predictor")
+            for name in ("samples", "top_k"):
+                number = getattr(parts.canvas, name, 0)
+                if number is None or number > limits.candidates:
+                    raise RefusedError(
+                        f"{name}={number} asks about too many texts for this page; give {limits.candidates} or fewer"
+                    )
         for one in parts.reweighting:
             assert isinstance(one, TokenReweighting)
             if one.top_k is None or one.top_k > limits.candidates:

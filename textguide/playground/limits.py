@@ -21,6 +21,7 @@ class Limits:
         scales: values of γ that a text is scored under.
         canvas: positions of a canvas.
         pixels: width and height of an image.
+        rows: texts of one request to a server of canvases.
         runs: runs at once, over all visitors; further ones are told to wait.
     """
 
@@ -35,4 +36,5 @@ class Limits:
     scales: int = 64
     canvas: int = 256
     pixels: int = 4_096
+    rows: int = 64
     runs: int = 6

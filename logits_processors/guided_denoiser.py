@@ -1,0 +1,157 @@
+"""A masked diffusion model whose logits are guided, for pipelines and loops that call ``model(ids, …).logits``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textguide.diffusion.canvas import Canvas
+from textguide.diffusion.denoisers import Denoiser, denoiser
+from textguide.diffusion.guiding import Guide, checked_guidance
+from textguide.engine.effect import Effect
+
+
+class GuidedDenoiser(torch.nn.Module):
+    """Stands for a masked diffusion model in the loop of somebody else, and returns guided log-probabilities.
+
+    The loop keeps its own schedule, order and temperature. It may show the canvas as a window that grows by blocks, as
+    diffusers' ``LLaDA2Pipeline`` does. What is not masked when a text begins is its prompt; a canvas that does not
+    go on from the last one begins a new batch. Filled positions are guided as masked ones are, so that a loop that
+    edits them edits under guidance.
+
+    Args:
+        model: the model that the loop runs.
+        tokenizer: its tokenizer.
+        guidance: as for :func:`textguide.diffusion.generate`, but for particles.
+        kind, mask_id, probe: as for :func:`textguide.diffusion.denoiser`. The model is called as the loop calls it,
+            with a two-dimensional attention mask, so that ``kind`` says at most that logits are shifted.
+        models: further denoisers by the name that branches use.
+
+    Raises:
+        ValueError: an argument has a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        guidance: Any,
+        *,
+        kind: str | None = None,
+        mask_id: int | None = None,
+        models: Mapping[str, Any] | None = None,
+        probe: bool = True,
+    ) -> None:
+        super().__init__()
+        made = denoiser(model, tokenizer, kind=kind, mask_id=mask_id, probe=probe)
+        self.model, self.config = model, getattr(model, "config", None)
+        made.block_size = None  # the loop's model knows its own blocks
+        self._reader: Denoiser = made
+        self._guidance, self._models = checked_guidance(guidance), dict(models or {})
+        self._guide: Guide | None = None
+        self._canvas: Canvas | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._reader.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights."""
+        return next(iter(self.model.parameters())).dtype
+
+    @property
+    def effect(self) -> Effect | None:
+        """What guidance did in the current batch; None before the first call."""
+        return None if self._guide is None else self._guide.meter.summary()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **other: Any
+    ) -> Any:
+        """An object with ``logits`` (B, L, V): guided at every position that was masked when it came into view.
+
+        Raises:
+            ValueError: the loop asks for something that guidance cannot follow.
+        """
+        extra = {name: value for name, value in other.items() if value is not None and value is not False}
+        if extra:
+            raise ValueError(
+                f"{next(iter(extra))}= cannot be followed by guidance, which reads whole canvases; leave it out"
+            )
+        attention = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention.dim() != 2:
+            raise ValueError(f"attention_mask has {attention.dim()} dimensions; give (B, L), 1 for real tokens")
+        attention = attention.bool()
+        canvas, guide = self._at(input_ids, attention)
+        given = {"attention_mask": attention_mask, "position_ids": position_ids}
+        with torch.no_grad():
+            out = self.model(input_ids, **{name: value for name, value in given.items() if value is not None})
+        if guide.is_neutral:
+            return out
+        rows = torch.arange(len(canvas), device=input_ids.device)
+        guided = guide.distributions(canvas, rows, canvas.target).guided
+        logits = out.logits.clone()
+        if self._reader.shifted:
+            raise ValueError("this model's logits are shifted by one; use MaskedDiffusionCFGHook in its own loop")
+        logits[canvas.target] = guided.to(logits.dtype)
+        return SimpleNamespace(logits=logits)
+
+    def _at(self, ids: Tensor, attention: Tensor) -> tuple[Canvas, Guide]:
+        """The canvas as it is now, and its guide."""
+        masked = (ids == self._reader.mask_id) & attention
+        old = self._canvas
+        if old is not None and self._continues(old, ids, masked):
+            if old.ids.shape == ids.shape:
+                old.ids = ids
+                assert self._guide is not None
+                return old, self._guide
+            width = old.ids.shape[1]
+            target = masked.clone()
+            target[:, :width] = old.target
+        else:
+            target = masked
+        start = ids.masked_fill(target, self._reader.mask_id)
+        canvas = Canvas(start, attention, attention & ~target, target, torch.where(target, 0, -1))
+        guide = Guide(self._reader, self._guidance, canvas, models=self._models)
+        canvas.ids = ids
+        self._canvas, self._guide = canvas, guide
+        return canvas, guide
+
+    def _continues(self, old: Canvas, ids: Tensor, masked: Tensor) -> bool:
+        width = old.ids.shape[1]
+        if len(ids) != len(old) or ids.shape[1] < width:
+            return False
+        same = (ids[:, :width] == old.ids) | old.target
+        emptied = masked[:, :width] & (old.ids != self._reader.mask_id)
+        return bool(same.all()) and not bool(emptied.any())
+
+
+@contextmanager
+def guided_pipeline(
+    pipeline: Any, guidance: Any, *, models: Mapping[str, Any] | None = None, probe: bool = True
+) -> Iterator[Any]:
+    """A text pipeline of diffusers (``LLaDA2Pipeline``) whose model is guided while the block is entered.
+
+    Raises:
+        ValueError: its canvas has no masks (``DiffusionGemmaPipeline``), or the guidance cannot be used.
+
+    Example:
+        >>> with textguide.logits_processors.guided_pipeline(pipe, "cfg:scale=1.5") as guided:
+        ...     guided("Why is the sky blue?", gen_length=64)
+    """
+    model, tokenizer = pipeline.model, getattr(pipeline, "tokenizer", None)
+    guided = GuidedDenoiser(
+        model, tokenizer, guidance, kind="llada", mask_id=getattr(pipeline, "mask_token_id", None), models=models,
+        probe=probe,
+    )  # fmt: skip
+    pipeline.model = guided
+    try:
+        yield pipeline
+    finally:
+        pipeline.model = model

@@ -1,0 +1,252 @@
+"""A server of a masked diffusion model: answers are those of offline runs, bad requests say why, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from textguide import diffusion
+from textguide.diffusion import denoiser
+from textguide.diffusion.pooling import PassPool
+
+from ..diffusion import tiny
+
+HAS_SERVER = all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "httpx"))
+NEEDS = pytest.mark.skipif(not HAS_SERVER, reason="the extra playground, or httpx, is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:starlette")
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def test_joint_passes_are_those_of_each_run_alone() -> None:
+    """Runs of several lengths in threads, with and without guidance: the same texts, in fewer passes."""
+    made = denoiser(*tiny.build("llada"))
+    pool = PassPool(made)
+    settings: list[Any] = [None, "cfg:scale=1.5", "acfg:scale=2", None, "cfg:scale=0.5", None]
+    found: dict[int, list[str]] = {}
+
+    def run(number: int) -> None:
+        with pool.run() as model:
+            out = diffusion.generate(
+                model, None, ["abce", "l"][: 1 + number % 2], gen_length=4 + number, guidance=settings[number],
+                temperature=0.7, seed=number, warn=False,
+            )  # fmt: skip
+            found[number] = out.texts
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pool.close()
+    for number in range(6):
+        expected = diffusion.generate(
+            made, None, ["abce", "l"][: 1 + number % 2], gen_length=4 + number, guidance=settings[number],
+            temperature=0.7, seed=number, warn=False,
+        )  # fmt: skip
+        assert found[number] == expected.texts
+    assert pool.passes < pool.joined
+    with pytest.raises(RuntimeError, match="closed"), pool.run():
+        pass
+
+
+def test_an_error_of_a_pass_reaches_its_run_and_no_other() -> None:
+    made = denoiser(*tiny.build("llada"))
+    pool = PassPool(made)
+    with pool.run() as model:
+        with pytest.raises(IndexError):
+            model(torch.tensor([[10**6]]), torch.ones(1, 1, dtype=torch.bool))
+        assert diffusion.generate(model, None, "ab", gen_length=2, warn=False).texts
+
+    def leave() -> None:
+        raise KeyError("gone")
+
+    with pool.run(leave) as model, pytest.raises(KeyError, match="gone"):
+        diffusion.generate(model, None, "ab", gen_length=2)
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def served() -> Any:
+    from textguide.playground.canvas_server import Served
+
+    model, words = tiny.build("llada")
+    words = copy.deepcopy(words)
+    words.chat_template = CHAT
+    return Served("tiny", model, words, {"amateur": tiny.build("llada", seed=1)}, runs=4, waiting=60)
+
+
+@pytest.fixture(scope="module")
+def client(served: Any) -> Iterator[Any]:
+    from fastapi.testclient import TestClient
+
+    from textguide.playground.asking import Rules
+    from textguide.playground.canvas_server import application
+    from textguide.playground.limits import Limits
+
+    with TestClient(application(served, Rules(Limits(canvas=12, prompt_tokens=8)))) as made:
+        yield made
+
+
+def complete(client: Any, path: str = "/v1/completions", **body: Any) -> Any:
+    return client.post(path, json={"prompt": "abce", "max_tokens": 6, **body} if path.endswith("/completions") and
+                       "chat" not in path else {"max_tokens": 6, **body})  # fmt: skip
+
+
+@NEEDS
+def test_answers_are_those_of_offline_runs(client: Any) -> None:
+    assert client.get("/health").status_code == 200
+    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    model, words = tiny.build("llada")
+    options: dict[str, Any] = {"temperature": 0.8, "seed": 3, "steps": 3, "order": "random"}
+    for guidance in (None, "cfg:scale=1.5", {"method": "acfg", "scale": 2.0}, [
+        {"method": "cfg", "scale": 1.5},
+        {"method": "particle-gibbs", "predictor": "sentiment", "target": "positive", "particles": 2},
+    ]):  # fmt: skip
+        found = complete(client, prompt=["abce", "l"], guidance=guidance, **options).json()
+        expected = diffusion.generate(
+            model, words, ["abce", "l"], gen_length=6, guidance=guidance, warn=False, **options
+        )
+        assert [choice["text"] for choice in found["choices"]] == expected.texts
+        assert found["usage"]["prompt_tokens"] == 5
+    further = complete(client, guidance="contrastive:alpha=0,beta=0.5").json()["choices"][0]["text"]
+    models = {"amateur": tiny.build("llada", seed=1)[0]}
+    alone = diffusion.generate(
+        model, words, "abce", gen_length=6, guidance="contrastive:alpha=0,beta=0.5", models=models, warn=False
+    )
+    assert further == alone.texts[0]
+    filled = client.post("/v1/completions", json={"prompt": "a[MASK]b[MASK]", "infill": True, "seed": 1}).json()
+    assert filled["choices"][0]["text"] == diffusion.infill(model, words, "a[MASK]b[MASK]", seed=1).texts[0]
+    chat = complete(client, "/v1/chat/completions", messages=[{"role": "user", "content": "abce"}], n=2).json()
+    assert [choice["message"]["content"] for choice in chat["choices"]] == [
+        diffusion.generate(model, words, "abce", gen_length=6, warn=False).texts[0]
+    ] * 2
+
+
+@NEEDS
+def test_a_stream_is_the_canvas_step_by_step(client: Any) -> None:
+    body = {"prompt": "abce", "max_tokens": 6, "seed": 1, "stream": True, "stream_options": {"include_usage": True}}
+    response = client.post("/v1/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [one[6:] for one in response.text.splitlines() if one.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    events = [json.loads(one) for one in lines[:-1]]
+    canvases = [event["canvas"] for event in events if "canvas" in event]
+    assert [canvas["step"] for canvas in canvases] == list(range(len(canvases)))
+    assert [sum(token is None for token in canvas["rows"][0]) for canvas in canvases][-1] == 0
+    whole = complete(client, seed=1).json()
+    assert [event["choices"][0]["text"] for event in events if event["choices"]] == [whole["choices"][0]["text"]]
+    assert events[-1]["usage"] == whole["usage"]
+    stop = whole["choices"][0]["text"][2]
+    cut = complete(client, seed=1, stop=[stop]).json()["choices"][0]
+    assert cut["text"] == whole["choices"][0]["text"].split(stop)[0]
+    assert cut["finish_reason"] == "stop"
+
+
+@NEEDS
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": "other"}, 404, "'other' does not exist"),
+        ({"prompt": None}, 400, "prompt is missing"),
+        ({"prompt": []}, 400, "prompt must be"),
+        ({"prompt": "abceabceabce"}, 400, "12 tokens; 8 at most"),
+        ({"prompt": [99]}, 400, "token id 99"),
+        ({"max_tokens": 13}, 400, "between 1 and 12"),
+        ({"temperature": "hot"}, 400, "temperature='hot'"),
+        ({"top_p": 0.9}, 400, "top_p=0.9 cannot be honoured"),
+        ({"logprobs": 3}, 400, "logprobs=3"),
+        ({"colour": "red"}, 400, "'colour' is no field"),
+        ({"order": "sideways"}, 400, "order='sideways' is unknown"),
+        ({"steps": 1, "block_length": 2}, 400, "steps=1 is fewer than the 3 blocks"),
+        ({"steps": 1, "block_length": 2, "stream": True}, 400, "steps=1 is fewer than the 3 blocks"),
+        ({"guidance": "cfg:scale=nan"}, 400, "scale=nan"),
+        ({"guidance": "dola"}, 400, "a denoiser is any module"),
+        ({"guidance": "tfg:predictor=hf:x,target=1"}, 400, "is not offered here"),
+        ({"guidance": "/etc/guidance.json"}, 400, "names a file"),
+        ({"guidance": {"method": "particle-gibbs", "predictor": "sentiment", "target": "positive"}}, 400,
+         "temperature=0 fills every canvas alike"),
+        ({"stream": True, "infill": True}, 400, "leave it out with infill"),
+        ({"n": 65}, 400, "n=65"),
+        ({"stop": [""]}, 400, "stop="),
+        ({"seed": 1.5}, 400, "seed=1.5"),
+    ],
+)  # fmt: skip
+def test_bad_requests_say_why(client: Any, body: dict[str, Any], status: int, said: str) -> None:
+    response = complete(client, **body)
+    assert response.status_code == status, response.text
+    assert said in response.json()["error"]["message"]
+    assert client.post("/v1/completions", content=b"{").status_code == 400
+
+
+@NEEDS
+def test_a_key_and_too_many_requests() -> None:
+    from fastapi.testclient import TestClient
+
+    from textguide.playground.asking import Rules
+    from textguide.playground.canvas_server import Served, application
+    from textguide.playground.runs import BusyError
+
+    own = Served("tiny", *tiny.build("llada"))
+    with TestClient(application(own, Rules(), api_key="secret")) as client:
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/health").status_code == 200
+
+    async def crowd() -> None:
+        full = Served("full", *tiny.build("llada"), runs=1, waiting=1)
+        hold = threading.Event()
+        futures = [full.start(lambda left: hold.wait(5))[0] for _ in range(2)]
+        with pytest.raises(BusyError, match="2 requests are being answered"):
+            full.start(lambda left: None)
+        hold.set()
+        await asyncio.gather(*futures)
+        full.close()
+
+    asyncio.run(crowd())
+
+
+@NEEDS
+def test_a_small_load_loses_nothing() -> None:
+    """The load of ``scripts/bench/diffusion_serve.py``, small: aborts, streams, bad requests, answers as offline."""
+    import uvicorn
+
+    from textguide.playground.asking import Rules
+    from textguide.playground.canvas_server import Served, application
+    from textguide.playground.serving import listen
+
+    folder = str(Path(__file__).parents[2] / "scripts" / "bench")
+    sys.path.insert(0, folder)
+    try:
+        import diffusion_serve
+    finally:
+        sys.path.remove(folder)
+    model, words = tiny.build("llada")
+    own = Served("tiny", model, words, runs=4, waiting=60)
+    sock = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(application(own, Rules()), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    asked = diffusion_serve.requests_of(["abce", "l"], 30, 6)
+    came = asyncio.run(diffusion_serve.load(f"http://127.0.0.1:{sock.getsockname()[1]}", asked, 6))
+    server.should_exit = True
+    thread.join()
+    expected = [
+        diffusion_serve.offline(model, words, one["body"]) if one["kind"] in ("plain", "stream") else None
+        for one in asked
+    ]
+    found = diffusion_serve.report(asked, came, expected)
+    assert found["wrong"] == []
+    assert found["compared"] == found["equal"] == 24

@@ -1,0 +1,144 @@
+"""What guidances share that ask a predictor about a canvas of masks as a whole."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from . import schedules
+from .base import Guidance, Step
+from .needs import Need
+from .validation import factor, window
+
+
+@dataclass(frozen=True)
+class CanvasGuidance(Guidance):
+    """A predictor ``f(y | text)`` and how much it counts; a run of masked diffusion takes one of this kind at most.
+
+    Args:
+        predictor: what gives ``log f``. With a ``target`` a classifier: an object of ``textguide.classifiers``, or its
+            name, such as ``"sentiment"``; it reads the text of a canvas with what is still masked left out. Without
+            one a reward, whose number stands for ``log f``: a function from texts to numbers, an object, or a name. Or
+            a :class:`textguide.classifiers.CanvasPredictor`, which reads the tokens and the masks themselves.
+        target: the class to steer towards, by name or number; None for a reward.
+        weight: the power of ``f``. 0 changes nothing.
+        include_prompt: whether a predictor of texts reads the prompt too, or only what is filled in.
+    """
+
+    predictor: Any
+    target: str | int | None = None
+    weight: float = 1.0
+    include_prompt: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.predictor, str) and bool(self.predictor.strip())
+        if not named and not any(hasattr(self.predictor, name) for name in ("log_prob", "reward", "__call__", "read")):
+            raise ValueError(
+                f"predictor={self.predictor!r} judges nothing; pass a classifier or a reward of textguide.classifiers, "
+                "a function from texts to numbers, a CanvasPredictor, or a name"
+            )
+        if self.target is not None and (isinstance(self.target, bool) or not isinstance(self.target, (str, int))):
+            raise ValueError(f"target={self.target!r} must be the name or the number of a class, or None for a reward")
+        if not isinstance(self.include_prompt, bool):
+            raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
+        self._put(weight=factor("weight", self.weight))
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """A canvas, and what judges the texts that it stands for."""
+        return frozenset({Need.ESTIMATE})
+
+    @property
+    def is_neutral(self) -> bool:
+        """The weight is 0."""
+        return self.weight == 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a function by the name by which it is found again, if it stands in a module."""
+        values = super().to_dict()
+        if not isinstance(self.predictor, str) and not hasattr(self.predictor, "to_dict"):
+            place = (
+                getattr(self.predictor, "__module__", ""),
+                getattr(self.predictor, "__qualname__", type(self.predictor).__name__),
+            )
+            values["predictor"] = "python:" + ":".join(place)
+        return values
+
+
+class Asked(Protocol):
+    """A predictor asked about the canvases of one step, N masked positions in all, in rows of the batch.
+
+    Attributes:
+        rows: the row of each position, (N,), from 0 without a gap; in order.
+    """
+
+    rows: Tensor
+
+    def with_token(self, candidates: Tensor, wanted: Tensor) -> Tensor:
+        """``log f`` (N, k) of each position's canvas with a candidate (N, k) in its place, the other masks as they are;
+        0 where it is not ``wanted``, bool (N, k)."""
+
+    def with_all(self, tokens: Tensor) -> Tensor:
+        """``log f`` (K, B) of the canvases with all positions filled: tokens (K, N)."""
+
+    def gradient(self, weights: Tensor | None = None) -> Tensor:
+        """``∂ log f / ∂ x`` (N, V) at the canvas as it is, or with each position a mixture of tokens, (N, V).
+
+        ``x`` is the canvas as one row of a table a position, which an embedding is linear in.
+
+        Raises:
+            ValueError: the predictor reads text, which has no derivative.
+        """
+
+    def mask_gradient(self) -> Tensor:
+        """``∂ log f / ∂ x`` (N, V) less its value for the mask: the first-order change when a token comes in."""
+
+    def uniform(self, draws: int) -> Tensor:
+        """Uniform numbers (draws, N) in float64, from the run's seed."""
+
+
+@dataclass(frozen=True)
+class CanvasReweighting(CanvasGuidance):
+    """Weighs the distributions of all masked positions, behind the branches and what is allowed.
+
+    Args:
+        schedule: how the weight moves with the share of the canvas that is filled.
+        start: progress, in [0, 1], before which the weight is 0.
+        stop: progress after which the weight is 0.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    schedule: str = field(default="constant", kw_only=True)
+    start: float = field(default=0.0, kw_only=True)
+    stop: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedules.parse(self.schedule)
+        start, stop = window(self.start, self.stop)
+        self._put(start=start, stop=stop)
+
+    @property
+    def is_timed(self) -> bool:
+        """A schedule or a window moves the weight."""
+        return self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0)
+
+    def share_at(self, step: Step) -> float | Tensor:
+        """What the fields are multiplied by: the schedule's share inside the window, 0 outside."""
+        progress: Any = step.progress
+        return schedules.weight_at(self.schedule, 1.0, progress, self.start, self.stop)
+
+    @abstractmethod
+    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
+        """The distributions that the predictor moved, (N, V).
+
+        Args:
+            logp: normalised log-probabilities at the masked positions, (N, V); −inf: not allowed.
+            share: :meth:`share_at`, (N, 1), not 0 anywhere.
+            asked: the predictor, and the canvases.
+        """

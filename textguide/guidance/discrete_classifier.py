@@ -1,0 +1,70 @@
+"""Discrete classifier guidance of masked diffusion (arXiv 2412.10193, D-CBG; arXiv 2406.01572)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import About
+from .canvas_guidance import Asked, CanvasReweighting
+from .text_reweighting import reweigh
+from .validation import whole
+
+
+@dataclass(frozen=True)
+class DiscreteClassifier(CanvasReweighting):
+    """Weigh a token at a masked position by what a classifier says of the canvas with the token in it.
+
+    ``p'(v at l | z) ∝ p(v at l | z) · p(y | z with v at l)^γ`` (D-CBG, arXiv 2412.10193, section 3.2): the other masks
+    stay masks, so that the classifier has to know canvases with masks. ``taylor=True`` replaces the classifier's
+    answers by ``log p(y|z) + (x_v − x_mask)ᵀ ∇ₓ log p(y|z)``, one call with a derivative for all positions and tokens
+    (both papers; TAG in arXiv 2406.01572).
+
+    **What is left to the sampler.** The papers weigh "stays masked" beside the tokens, and arXiv 2406.01572 the rates
+    at which positions are filled; here ``order=`` and ``steps=`` say which positions are filled, and the rule says with
+    what. For γ = 1, one position a step in a random order, a denoiser that knows ``p(x)`` and a classifier that knows
+    ``p(y|z)``, the total weights of all positions are equal, and texts are drawn from ``p(x|y)`` exactly. D-CFG of
+    arXiv 2412.10193, ``γ log p(x|y) + (1 − γ) log p(x)``, is :class:`textguide.CFG`.
+
+    Args:
+        predictor, target, weight: see :class:`CanvasGuidance`; weight is γ.
+        taylor: the first-order approximation; for a :class:`textguide.classifiers.CanvasPredictor`.
+        top_k: candidates a position; all other tokens get probability 0. None: every token. Ignored with ``taylor``.
+
+    Costs ``top_k`` calls of the classifier a masked position of the block, or with ``taylor`` one a row, and no pass of
+    the denoiser.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    taylor: bool = False
+    top_k: int | None = None
+
+    name = "discrete-classifier"
+    about = About(
+        "2412.10193", "lc + γ log p(y | canvas with the token), exact or to first order",
+        "the classifier on every candidate of a position; with `taylor` once a row", "γ = 0",
+        "a property that a classifier of canvases with masks knows",
+        "discrete-classifier:predictor=sentiment,target=positive,top_k=10",
+        compared="it fills canvases",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.taylor, bool):
+            raise ValueError(f"taylor={self.taylor!r} must be True or False")
+        if self.top_k is not None:
+            whole("top_k", self.top_k, 1)
+
+    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
+        """``p · p(y | …)^γ`` on the candidates, normalised."""
+        count = logp.shape[-1]
+        if self.taylor:
+            everything = torch.arange(count, device=logp.device).expand(len(logp), -1)
+            return reweigh(logp, everything, share * self.weight * asked.mask_gradient())
+        candidates = logp.topk(min(self.top_k or count, count), dim=-1).indices
+        bonus = asked.with_token(candidates, logp.gather(-1, candidates).isfinite()).to(logp)
+        return reweigh(logp, candidates, share * self.weight * bonus)

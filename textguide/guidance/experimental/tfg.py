@@ -1,0 +1,149 @@
+"""TFG: training-free guidance by a predictor of finished texts (arXiv 2409.15761; on tokens arXiv 2501.14216)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from .. import algebra
+from ..base import About
+from ..canvas_guidance import Asked, CanvasReweighting
+from ..validation import factor, whole
+
+MOST = 20_000
+"""Completions of a row that are asked about, where all of them are."""
+
+
+@dataclass(frozen=True)
+class TFG(CanvasReweighting):
+    """Weigh tokens by what a predictor of *finished* texts says of the texts that a canvas stands for.
+
+    The denoised estimate of a canvas is the product of the distributions of its masks. ``samples`` texts are drawn from
+    it, and a token counts by the texts that have it in its place (arXiv 2501.14216, the guided rates of its section 3):
+    ``p'(v at l) ∝ Σ_k f(y | x_k)^ρ [x_k has v at l]``, whose limit for many samples is
+    ``p(v at l) · E[f(y|x)^ρ | v at l]``. The predictor needs no training on masks and no derivative.
+
+    In front of it, where ``mean_strength`` μ is not 0, the estimate itself climbs for ``iterations`` steps (mean
+    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``, where
+    the predictor reads each mask as the mixture of its tokens. That needs a
+    :class:`textguide.classifiers.CanvasPredictor`.
+
+    Experimental: the papers guide continuous variables, or rates in continuous time. Here the distributions of one
+    step are guided and ``order=`` says which of them are used. Recurrence (going back a step) is left out. μ acts on
+    log-probabilities, where the paper's acts on coordinates; its smoothing of ``f`` by Gaussian noise has no
+    counterpart among tokens. A block's masks alone are estimated; later blocks are left out of the text.
+
+    Args:
+        predictor, target, weight: see :class:`CanvasGuidance`; weight is ρ, and a predictor such as a classifier of
+            whole texts is meant.
+        samples: texts drawn for each row, K. None: every text that is allowed, with its probability, which is exact and
+            for small canvases (up to 20,000 texts). 0: none, so that mean guidance acts alone.
+        mean_strength: μ; 0: no mean guidance.
+        iterations: steps of it.
+
+    Costs ``samples`` calls of the predictor a row and step, and ``iterations`` calls with a derivative.
+
+    Raises:
+        ValueError: a field has a value that cannot work; the message names it.
+    """
+
+    samples: int | None = 16
+    mean_strength: float = 0.0
+    iterations: int = 4
+
+    name = "tfg"
+    about = About(
+        "2409.15761", "Σ f(y|x)^ρ over texts x drawn from the denoised estimate that have the token",
+        "`samples` calls of the predictor a row", "ρ = 0, or no samples; and μ = 0",
+        "a property of finished texts that any function judges", "tfg:predictor=sentiment,target=positive",
+        experimental=True, compared="it fills canvases",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is not None:
+            whole("samples", self.samples, 0)
+        self._put(mean_strength=factor("mean_strength", self.mean_strength))
+        whole("iterations", self.iterations, 1)
+
+    @property
+    def is_neutral(self) -> bool:
+        """Neither texts nor the derivative count."""
+        return (self.weight == 0.0 or self.samples == 0) and self.mean_strength == 0.0
+
+    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
+        """Mean guidance, then the texts."""
+        if self.mean_strength != 0.0:
+            logp = self.climbed(logp, share, asked)
+        if self.weight == 0.0 or self.samples == 0:
+            return logp
+        if self.samples is None:
+            tokens, chances = every_text(logp, asked.rows)
+        else:
+            tokens = drawn_texts(logp, asked.uniform(self.samples))
+            chances = None
+        worth = asked.with_all(tokens).to(logp.device, torch.float64)[:, asked.rows] * (share * self.weight)[:, 0]
+        return counted(tokens, worth if chances is None else worth + chances[:, asked.rows], logp)
+
+    def climbed(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
+        """``θ ← θ + μ ∇_θ log f(y | softmax θ)``, ``iterations`` times, normalised; what is forbidden stays so."""
+        theta, allowed = logp, torch.isfinite(logp)
+        for _ in range(self.iterations):
+            weights = torch.softmax(theta, -1)
+            slope = asked.gradient(weights).to(theta)
+            # The derivative through the softmax: p ⊙ (g − p·g).
+            slope = weights * (slope - (weights * slope).sum(-1, keepdim=True))
+            theta = torch.where(allowed, theta + share * self.mean_strength * slope, theta)
+        return algebra.log_softmax(theta)
+
+
+def drawn_texts(logp: Tensor, uniform: Tensor) -> Tensor:
+    """A token for each position in each of K texts, (N, V) and (K, N) → (K, N), by inverting the distribution."""
+    mass = logp.double().exp().cumsum(-1)
+    found = torch.searchsorted(mass, (uniform.T * mass[:, -1:]).contiguous(), right=True).T
+    last = logp.isfinite().long().cumsum(-1).argmax(-1)  # rounding at the end must not leave what is allowed
+    return torch.minimum(found, last)
+
+
+def every_text(logp: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Every text that is allowed, tokens (K, N), with its log-probability in each row, (K, B) in float64.
+
+    Rows with fewer texts than others repeat some at −inf.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    count = int(rows.max()) + 1
+    each: list[list[tuple[int, ...]]] = []
+    for row in range(count):
+        allowed = [one.isfinite().nonzero()[:, 0].tolist() for one in logp[rows == row]]
+        size = 1
+        for tokens in allowed:
+            size *= len(tokens)
+        if size > MOST:
+            raise ValueError(
+                f"samples=None asks about every text, and {len(allowed)} masks of a row have {size:,} of them; "
+                f"{MOST:,} at most: give a number of samples"
+            )
+        each.append(list(product(*allowed)))
+    longest = max(map(len, each))
+    chances = torch.full((longest, count), -torch.inf, dtype=torch.float64, device=logp.device)
+    tokens = torch.zeros(longest, len(rows), dtype=torch.long, device=logp.device)
+    for row, texts in enumerate(each):
+        mine = (rows == row).nonzero()[:, 0]
+        filled = torch.tensor(texts, device=logp.device)
+        chances[: len(texts), row] = logp[mine].double()[torch.arange(len(mine)), filled].sum(-1)
+        tokens[:, mine] = filled[:1]
+        tokens[: len(texts), mine] = filled
+    return tokens, chances
+
+
+def counted(tokens: Tensor, worth: Tensor, like: Tensor) -> Tensor:
+    """``log Σ_k exp(worth) [token]`` of every token, normalised: (K, N) and (K, N) → (N, V)."""
+    weights = torch.softmax(worth, 0)
+    total = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+    total.scatter_add_(1, tokens.T, weights.T.contiguous())
+    return algebra.log_softmax(total.log().to(like.dtype))
