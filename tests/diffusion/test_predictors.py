@@ -311,12 +311,12 @@ def test_mean_guidance_climbs_the_estimate() -> None:
 def test_what_a_predictor_of_texts_reads() -> None:
     model, words = tiny.build("llada")
     spy = Spy()
-    diffusion.infill(model, words, "a[MASK]b[MASK]", guidance=DiscreteClassifier(spy, "high", top_k=2), steps=1)
+    options: dict[str, Any] = {"steps": 1, "allowed": torch.arange(tiny.VOCABULARY) >= 5}
+    diffusion.infill(model, words, "a[MASK]b[MASK]", guidance=DiscreteClassifier(spy, "high", top_k=2), **options)
     assert all(len(text) == 3 and text[0] == "a" and "b" in text[1:] for text in spy.texts)
     spy.texts.clear()
-    diffusion.infill(
-        model, words, "a[MASK]b[MASK]", guidance=TFG(spy, "high", samples=3, include_prompt=False), steps=1
-    )
+    guidance = TFG(spy, "high", samples=3, include_prompt=False)
+    diffusion.infill(model, words, "a[MASK]b[MASK]", guidance=guidance, **options)
     assert spy.texts
     assert all(len(text) <= 2 for text in spy.texts)
 

@@ -55,6 +55,7 @@ def shares(masks: int, steps: int) -> list[int]:
     return [masks // steps + (step < masks % steps) for step in range(steps)]
 
 
+@torch.no_grad()
 def llada(model: Any, prompt: list[int], length: int, steps: int, block: int, scale: float) -> list[int]:
     """LLaDA's loop: blocks, the surest tokens of each step, ``un + (scale + 1)(cond − un)`` on logits."""
     ids = [*prompt, *[tiny.MASK] * length]
@@ -89,6 +90,7 @@ def block_causal(length: int, block: int) -> Tensor:
     return place[None, :] <= place[:, None]
 
 
+@torch.no_grad()
 def blocks(
     model: Any, prompt: list[int], total: int, block: int, steps: int, threshold: float, additive: bool
 ) -> list[int]:
@@ -130,6 +132,7 @@ def test_blocks_from_the_beginning_of_the_row(kind: str, prompt: list[int], thre
         diffusion.generate(model, words, [prompt], gen_length=8, block_length=8)
 
 
+@torch.no_grad()
 def dream(model: Any, prompt: list[int], length: int, steps: int, hook: Any) -> list[int]:
     """Dream's loop (``maskgit_plus``): logits moved by one, shares of ``1 − s/t`` of what is left, rounded down."""
     ids = torch.tensor([[*prompt, *[tiny.MASK] * length]])

@@ -202,6 +202,7 @@ def test_every_example_of_the_forms_is_taken() -> None:
             "feynman-kac",
             "discrete-classifier",
             "tfg",
+            "tsg",
             "particle-gibbs",
         ):
             continue

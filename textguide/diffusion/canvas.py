@@ -97,10 +97,10 @@ def lay_out(model: Denoiser, rows: Sequence[Sequence[int | None]], block_length:
         wanted = torch.tensor([token is None for token in row], dtype=torch.bool)
         target[n, start : start + len(row)] = wanted
         given[n, start : start + len(row)] = ~wanted
-        number = (wanted.cumsum(0) - 1) // block_length
+        blocks = (wanted.cumsum(0) - 1) // block_length
         if model.block_size is not None and wanted.any():  # the blocks of the model, counted from the row's beginning
-            number = (start + torch.arange(len(row))) // model.block_size
-            number = number - number[wanted].min()
-        block[n, start : start + len(row)] = torch.where(wanted, number, -1)
+            blocks = (start + torch.arange(len(row))) // model.block_size
+            blocks = blocks - blocks[wanted].min()
+        block[n, start : start + len(row)] = torch.where(wanted, blocks, -1)
     device = model.device
     return Canvas(*(tensor.to(device) for tensor in (ids, attention, given, target, block)))

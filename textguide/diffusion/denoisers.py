@@ -213,7 +213,9 @@ def denoiser(
                     getattr(config, "mask_token_id", None),
                     getattr(tokenizer, "mask_token_id", None),
                     126336 if kind == "llada" and getattr(config, "vocab_size", 0) == 126464 else None,
-                    config.vocab_size - 1 if kind == "mdlm" else None,  # the last one stands for the mask
+                    getattr(config, "vocab_size", 0) - 1
+                    if kind == "mdlm"
+                    else None,  # the last one stands for the mask
                 )
                 if value is not None
             ),

@@ -94,8 +94,10 @@ class Guide:
                     "cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, or "
                     "leave cache off"
                 )
-            noisier = isinstance(edit, Noisier)
-            self._reader = Noising(model, edit) if noisier else Remasking(model, edit, len(canvas))
+            if isinstance(edit, Noisier):
+                self._reader = Noising(model, edit)
+            else:
+                self._reader = Remasking(model, edit, len(canvas))
         else:
             texts = texts_of(model, branching, rows_of(canvas)) if texts is None else texts
             self._reader = Laid(self.denoisers, canvas, branching, texts, cache)
@@ -105,6 +107,12 @@ class Guide:
         for part in (self.judged, self._reader):
             if isinstance(part, (Judged, Noising)):
                 part.generator = generator
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers of its own."""
+        texts = self.judged is not None and bool(getattr(self.judged.guidance, "samples", None))
+        return texts or isinstance(self._reader, Noising)
 
     @property
     def passes(self) -> int:

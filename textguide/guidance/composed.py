@@ -37,7 +37,11 @@ class Composed(Guidance):
         for part in parts:
             if not isinstance(part, kinds):
                 raise ValueError(_of_no_kind(part))
-        for group, what in ((found[0], "branches of their own"), (found[2], "a predictor of canvases"), (found[3], "a constraint")):
+        for group, what in (
+            (found[0], "branches of their own"),
+            (found[2], "a predictor of canvases"),
+            (found[3], "a constraint"),
+        ):
             if len(group) > 1:
                 names = ", ".join(part.name for part in group)
                 raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")

@@ -128,7 +128,7 @@ def prompts_of(given: Mapping[str, Any], rules: Rules, chat: bool) -> list[Any]:
         raise RefusedError("prompt must be a text, token ids, or a list of these")
     if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         value = [value]
-    rows = []
+    rows: list[Any] = []
     for one in value:
         if isinstance(one, str):
             rows.append(rules.text(one, "prompt"))
