@@ -32,6 +32,7 @@ class Blockwise(NoMask):
         return torch.device("cpu")
 
 
+@torch.no_grad()
 def window_loop(model: Any, prompt: list[int], total: int) -> list[int]:
     """Greedy, one token a step, a window that grows by blocks: a loop that knows nothing of guidance."""
     ids = [*prompt, *[tiny.MASK] * (total - len(prompt))]

@@ -46,8 +46,8 @@ class TimeStepGuidance(Scaled):
     Experimental: the paper perturbs the embedding of the time by Gaussian noise of scale ``s·t^α``. Here a denoiser
     that reads a time (:attr:`textguide.diffusion.Denoiser.time`) reads the same canvas at ``min(1, t + shift)``. One
     that reads none knows the noise by the share of masks alone: filled positions, drawn at random, are masked again
-    until their share is ``min(1, t + shift)``, as the forward process would. Then the two branches differ in the canvas too,
-    which is A-CFG with positions at random; the prompt stays.
+    until their share is ``min(1, t + shift)``, as the forward process would. Then the two branches differ in the canvas
+    too, which is A-CFG with positions at random; the prompt stays.
 
     Args:
         scale: γ; 1 changes nothing. The paper uses 1.5 to 5 for images.
