@@ -92,6 +92,22 @@ def test_what_is_left_out_would_be_missed(monkeypatch: pytest.MonkeyPatch) -> No
         test_every_list_is_judged_as_jsonschema_judges_it("unique")
 
 
+@pytest.mark.parametrize("draft", ["http://json-schema.org/draft-04/schema#", ""])
+def test_what_stands_beside_a_reference(draft: str) -> None:
+    schema = {
+        "$schema": draft,
+        "type": "object",
+        "properties": {"a": {"type": "string", "$ref": "#/x"}},
+        "x": {"enum": [1, "b"]},
+    }
+    if not draft:
+        schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    judge = jsonschema.validators.validator_for(schema)(schema)
+    session = JSONSchema(schema).start(BYTES)
+    for text in ('{"a": 1}', '{"a": "b"}', '{"a": 2}'):
+        assert session.is_complete(text.encode()) == judge.is_valid(json.loads(text)), text
+
+
 def test_patterns_that_python_alone_knows_are_checked() -> None:
     constraint = JSONSchema({"type": "string", "pattern": "^(?!no)[a-z]+$"})
     assert constraint.held.checked == ("pattern",)

@@ -51,7 +51,9 @@ class Relaxed(NamedTuple):
 def relaxed(schema: str) -> Relaxed:
     """``schema``, JSON text, as far as the engine can hold to it. What it refuses for another reason (its size, no
     document at all) is returned whole."""
-    whole = bundled(json.loads(schema))
+    given = json.loads(schema)
+    is_old = isinstance(given, dict) and re.search(r"draft-0[3-7]", str(given.get("$schema", "")))
+    whole = bundled(_references_alone(given) if is_old else given)
     mask = whole
     left_out: dict[str, set[str]] = {}
     for _ in range(32):
@@ -116,6 +118,21 @@ def _without_refused_patterns(node: dict[str, Any]) -> tuple[dict[str, Any], set
     if any(map(_is_refused, node.get("patternProperties") or {})):
         names = (*names, "patternProperties")
     return _without(node, names) if names else (node, set())
+
+
+def _references_alone(node: Any) -> Any:
+    """Up to draft 7 what is said beside a reference is not read; the engine would hold to it. What holds schemas stays,
+    for something may refer to them."""
+    if isinstance(node, list):
+        return [_references_alone(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    ignored = {*_SAYS, "const", "enum"} - {"$ref", "items", "dependencies"} if isinstance(node.get("$ref"), str) else ()
+    return {
+        key: value if key in ("enum", "const", "default", "examples") else _references_alone(value)
+        for key, value in node.items()
+        if key not in ignored
+    }
 
 
 def with_short_strings(schema: str, longest: int) -> str:
