@@ -69,11 +69,20 @@ def test_a_schema_from_a_file(run: Run, tmp_path: Path) -> None:
     assert outcome.out in ("a1\n", "a22\n")
 
 
+@pytest.mark.parametrize("lookahead", ["automaton", "none"])
+def test_looking_ahead(run: Run, lookahead: str) -> None:
+    outcome = run("generate", "a", "--regex", "b+", "--lookahead", lookahead, "--particles", "4", *NEW)
+    assert outcome.code == 0, outcome.err
+    assert re.fullmatch("ab+\n", outcome.out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--particles", "3"], "--particles needs a constraint"),
         (["--after", "x"], "--after needs a constraint"),
+        (["--lookahead", "automaton"], "--lookahead needs a constraint"),
+        (["--regex", "a", "--lookahead", "far"], "lookahead='far' must be one of auto, automaton"),
         (["--regex", "a", "--after", "regex:(", "--max-new-tokens", "5"], "after='regex:(' is no pattern"),
         (["--constraint-method", "mask"], "--sampler needs a constraint"),
         (["--regex", "a", "--particles", "0"], "--particles=0"),

@@ -300,6 +300,7 @@ def test_guidance_objects_travel_as_json() -> None:
     assert arrived(AWRS(Grammar('start: "a"\n', engine=ours.ENGINE)), {})["awrs_grammar"].startswith("start:")
     for constraint, message in (
         (AWRS("regex:a", sampler="mask"), "requests draw their tokens"),
+        (AWRS("regex:a", lookahead="automaton"), "lookahead='automaton' is not known inside vLLM"),
         (AWRS(Predicate(str.isascii)), "does not travel with a request"),
     ):
         with pytest.raises(ValueError, match=message):

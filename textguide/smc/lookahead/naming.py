@@ -37,6 +37,11 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
     automaton = automaton_of(constraint, vocabulary)
     if automaton is not None and value in (AUTO, AUTOMATON):
         return _length(automaton)
+    if value == HMM and not SHIPPED.is_file():
+        raise ValueError(
+            "lookahead='hmm': no hidden Markov model comes with this installation; make one with 'textguide lookahead "
+            "train --model MODEL --out FILE', and give the file"
+        )
     if automaton is not None:
         try:
             return _markov(automaton, str(SHIPPED) if value == HMM else os.fspath(value))
