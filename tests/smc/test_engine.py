@@ -338,12 +338,12 @@ class _After(tf.StoppingCriteria):
         ({"accepts": 1}, "accepts=1"),
         ({"ess_threshold": 1.5}, "ess_threshold=1.5"),
         ({"ess_threshold": math.nan}, "ess_threshold=nan"),
-        ({"method": "masks"}, "sampler='masks'"),
+        ({"sampler": "masks"}, "sampler='masks'"),
         ({"estimator": "best"}, "estimator='best'"),
         ({"resampling": "multinomial"}, "resampling='multinomial'"),
         ({"critic": "good"}, "critic='good'"),
-        ({"method": "mask", "particles": 3}, "particles=3 needs weights"),
-        ({"method": "mask", "critic": len}, "critic needs weights"),
+        ({"sampler": "mask", "particles": 3}, "particles=3 needs weights"),
+        ({"sampler": "mask", "critic": len}, "critic needs weights"),
     ],
 )
 def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:

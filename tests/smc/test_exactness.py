@@ -210,7 +210,7 @@ def test_a_thousand_pairs_give_valid_or_unfinished_texts() -> None:
         strings = random_strings(rng, masks=rng.random() < 0.5)
         options = {k: v for k, v in rng.choice(SETTINGS).items() if k != "masks"}
         if rng.random() < 0.2:
-            options = {"method": "mask"}
+            options = {"sampler": "mask"}
         length = rng.randint(1, 5)
         texts, outcome = run(table(seed % 20), strings, AWRS(**options), 1, length, seed)
         for row, text in enumerate(texts):
