@@ -426,11 +426,16 @@ def _drop_paths(lm_eval: dict[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's notices off the terminal; its warnings pass."""
+    """Keep lm-eval's notices off the terminal; its warnings pass. It would also ask pip for every package, for each
+    setting anew, which takes seconds and is not kept."""
+    from torch.utils import collect_env
+
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    before, described = logger.level, collect_env.get_pretty_env_info
     logger.setLevel(logging.ERROR)
+    collect_env.get_pretty_env_info = str
     try:
         yield
     finally:
         logger.setLevel(before)
+        collect_env.get_pretty_env_info = described
