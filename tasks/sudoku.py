@@ -1,7 +1,7 @@
-"""Sudoku of 4×4 and 6×6: grids, puzzles with one solution, and the check of an answer.
+"""Sudoku of 4×4, 6×6 and 9×9: grids, puzzles with one solution, and the check of an answer.
 
-A grid is a text of digits, row by row; in a puzzle ``0`` stands for an empty cell. Boxes are 2×2, and 2 rows by 3
-columns.
+A grid is a text of digits, row by row; in a puzzle ``0`` stands for an empty cell. Boxes are 2×2, 2 rows by 3
+columns, and 3×3.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ from functools import lru_cache
 from typing import Any
 
 EMPTY = "0"
-BOX_WIDTH = {4: 2, 6: 3}
+BOX_WIDTH = {4: 2, 6: 3, 9: 3}
 HELD_OUT = 6
 """One grid in so many is held out: no training puzzle has it as its solution."""
 
 
-TEST_CLUES = {4: (4, 8), 6: (10, 16)}
+TEST_CLUES = {4: (4, 8), 6: (10, 16), 9: (32, 42)}
 TEST_SEED = 1000
 
 
 def side_of(grid: str) -> int:
-    """4 or 6, by the number of cells.
+    """4, 6 or 9, by the number of cells.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of them.
     """
     side = {side * side: side for side in BOX_WIDTH}.get(len(grid))
     if side is None:
-        raise ValueError(f"puzzle={grid!r} has {len(grid)} cells; a puzzle has 16 or 36, with 0 for an empty one")
+        raise ValueError(f"puzzle={grid!r} has {len(grid)} cells; a puzzle has 16, 36 or 81, with 0 for an empty one")
     return side
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _peers(side: int) -> tuple[tuple[int, ...], ...]:
     """For every cell the others in its row, column and box."""
     width = BOX_WIDTH[side]
+    height = side // width
 
     def units(cell: int) -> tuple[int, int, tuple[int, int]]:
         row, column = divmod(cell, side)
-        return row, column, (row // 2, column // width)
+        return row, column, (row // height, column // width)
 
     cells = range(side * side)
     return tuple(
@@ -99,7 +100,7 @@ def puzzles(
     """Different puzzles with exactly one solution, each with its solution.
 
     Args:
-        side: 4 or 6.
+        side: 4, 6 or 9.
         clues: least and greatest number of clues, both included; every number is drawn equally often before puzzles
             with several solutions are thrown away.
         seed: the same seed gives the same puzzles.

@@ -36,7 +36,7 @@ class DiffusionLM(AnsweringLM):
             takes.
         draws: Monte Carlo draws a likelihood.
         gen_length: masks of a generation where the task names no length.
-        steps, block_length, order, temperature, threshold, positions, corrector: as for
+        steps, block_length, order, sampler, temperature, threshold, positions, corrector: as for
             :func:`textguide.diffusion.generate`. A block longer than a task's canvas is cut to it.
         memo: where answers are kept; default: memory alone.
         batch_size: rows at once.
@@ -62,7 +62,8 @@ class DiffusionLM(AnsweringLM):
         gen_length: int = 256,
         steps: int | None = None,
         block_length: int | None = None,
-        order: str = "confidence",
+        order: Any = "confidence",
+        sampler: Any = None,
         temperature: float = 0.0,
         threshold: float | None = None,
         positions: str = "guided",
@@ -92,8 +93,8 @@ class DiffusionLM(AnsweringLM):
         self.model, self.tokenizer = self.denoiser.model, self.denoiser.tokenizer
         self.draws, self.gen_length, self.steps, self.block_length = draws, gen_length, steps, block_length
         self.options: dict[str, Any] = {
-            "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
-            "corrector": corrector,
+            "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold,
+            "positions": positions, "corrector": corrector,
         }  # fmt: skip
         self.batch_size = 16 if batch_size == "auto" else int(batch_size)
 

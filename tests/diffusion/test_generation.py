@@ -247,6 +247,7 @@ def test_stream_and_seed() -> None:
         ({"allowed": torch.zeros(tiny.VOCABULARY, dtype=torch.bool)}, "allowed leaves no token"),
         ({"cache": True}, "cache=True needs a forward that takes past_key_values"),
         ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ({"seed": [1, 2]}, "seed has 2 numbers for 3 texts"),
     ],
 )
 def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:

@@ -53,7 +53,7 @@ def test_wrong_answers() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="has 3 cells; a puzzle has 16 or 36"):
+    with pytest.raises(ValueError, match="has 3 cells; a puzzle has 16, 36 or 81"):
         sudoku.solutions("000")
     with pytest.raises(ValueError, match="only 0 puzzles with 0 to 0 clues"):
         sudoku.puzzles(4, 1, (0, 0), seed=0)

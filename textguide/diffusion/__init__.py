@@ -7,6 +7,7 @@ Example::
     out = textguide.diffusion.generate(model, tokenizer, puzzles, gen_length=16, guidance=textguide.ACFG(1.5))
 """
 
+from . import samplers
 from .denoisers import Denoiser, denoiser
 from .generation import DiffusionResult, generate, infill, stream
 from .likelihood import DiffusionScore, score
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "picture_page",
     "picture_widget",
+    "samplers",
     "score",
     "stream",
 ]

@@ -19,6 +19,8 @@ from . import canvas as canvases
 from .branches import rows_of, texts_of
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
+from .forms.base import Form
+from .forms.resolving import form_of
 from .guiding import Guide, candidates_of, checked_guidance, judged_of, remasked_by
 from .particles import ParticleSampler, plan_for, repeated, side_by_side
 from .predictors import Predictor
@@ -81,12 +83,14 @@ def generate(
     gen_length: int = 256,
     steps: int | None = None,
     block_length: int | None = None,
-    order: str = "confidence",
+    order: Any = "confidence",
+    sampler: Any = None,
     temperature: float = 0.0,
     threshold: float | None = None,
     positions: str = "guided",
     corrector: int = 0,
     allowed: Any = None,
+    constraint: Any = None,
     early_end: bool = True,
     cache: bool = False,
     seed: int | None = None,
@@ -111,9 +115,15 @@ def generate(
         block_length: blocks are filled from left to right, each of this many masks; None: the whole canvas at once, or
             the blocks of a model whose attention is causal between them (which count from the row's beginning).
         order: which positions come first: ``confidence`` (probability of the drawn token), ``margin`` (of the two most
-            likely tokens), ``entropy`` or ``random``.
+            likely tokens), ``entropy``, ``random``, or an object of :mod:`textguide.diffusion.samplers` such as
+            ``PositionCalibrated(frequencies=counts)`` (``pc``).
+        sampler: how many a step fills, and whether it empties others: None for equal shares; or an object or its text:
+            ``EntropyBound(0.1)`` (``eb:gamma=0.1``), ``Stability()`` (``klass``), ``PathPlanning()`` (``p2``),
+            ``RemaskingPosterior()`` (``remdm``). The last two revise what is filled: each block takes all its steps,
+            of which there may be more than masks.
         temperature: 0 takes the most likely token; above 0 draws from ``p^(1/T)`` with Gumbel noise in float64.
-        threshold: fill every position whose certainty reaches this, one at least, in place of equal shares.
+        threshold: fill every position whose certainty reaches this, one at least, in place of equal shares; the sampler
+            ``threshold``.
         positions: the distribution that ranks positions: ``guided``, ``conditional`` or ``unconditional`` (CFG++, arXiv
             2406.08070: tokens from the guided distribution, positions by the other branch, the first of several).
         corrector: after each step empty this many of the least certain tokens of the block and draw them from the
@@ -122,10 +132,16 @@ def generate(
         allowed: bool mask of tokens that may be written: (V,), (G, V) for the G masks of each row, (B, G, V), or a
             function ``(row, tokens) -> (G, V)`` of the canvas as it is. Acts behind branches and in front of
             classifiers, whose candidates are allowed ones.
+        constraint: a :class:`~textguide.constraints.Constraint` (or what describes one, such as ``regex:[0-9]+``) that
+            every finished text satisfies: the new text up to its end token, or up to the end of the canvas. Acts behind
+            everything else: tokens are drawn from the guided distributions of all masked positions, given that the
+            whole text is in form. Exact for regular constraints; for others see
+            :class:`textguide.diffusion.forms.SearchedForm`. Orders and samplers rank by the distributions given the
+            form.
         early_end: a row is finished once everything in front of its end token is filled.
         cache: keep keys and values of finished blocks, for models whose forward takes ``past_key_values``. Exact where
             attention is causal between blocks, an approximation where it is bidirectional.
-        seed: makes sampling reproducible.
+        seed: makes sampling reproducible; a list has one a row, which then draws what it draws alone with that seed.
         keep_history: keep the canvas behind every step, for :func:`textguide.diffusion.picture_page`.
         warn: warn where guidance ran and changed nothing.
 
@@ -138,11 +154,11 @@ def generate(
     """
     wanted = checked_guidance(guidance, particles=True)
     options = {
-        "order": order, "temperature": temperature, "threshold": threshold, "positions": positions,
+        "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold, "positions": positions,
         "corrector": corrector, "allowed": allowed, "early_end": early_end, "seed": seed,
     }  # fmt: skip
     sampler = _for_generation(
-        model, tokenizer, prompts, wanted, models, gen_length, steps, block_length, cache, options
+        model, tokenizer, prompts, wanted, models, gen_length, steps, block_length, cache, options, constraint
     )
     return _finish(sampler, wanted, keep_history, warn, whole=False)
 
@@ -158,22 +174,23 @@ def stream(model: Any, tokenizer: Any, prompts: Any, **arguments: Any) -> Iterat
 
 def prepared(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
              models: Mapping[str, Any] | None = None, gen_length: int = 256, steps: int | None = None,
-             block_length: int | None = None, cache: bool = False, **options: Any) -> Sampler:  # fmt: skip
+             block_length: int | None = None, cache: bool = False, constraint: Any = None,
+             **options: Any) -> Sampler:  # fmt: skip
     """What runs behind :func:`stream`, in front of its first step: with the canvas, and the report behind the last one.
 
     Raises:
         ValueError: as :func:`generate`.
     """
     defaults: dict[str, Any] = {
-        "order": "confidence", "temperature": 0.0, "threshold": None, "positions": "guided", "corrector": 0,
-        "allowed": None, "early_end": True, "seed": None,
+        "order": "confidence", "sampler": None, "temperature": 0.0, "threshold": None, "positions": "guided",
+        "corrector": 0, "allowed": None, "early_end": True, "seed": None,
     }  # fmt: skip
     unknown = sorted(set(options) - set(defaults))
     if unknown:
         raise ValueError(f"{unknown[0]}= is no argument of stream; it takes those of generate that shape the canvas")
     return _for_generation(
         model, tokenizer, prompts, checked_guidance(guidance), models, gen_length, steps, block_length, cache,
-        {**defaults, **options},
+        {**defaults, **options}, constraint,
     )  # fmt: skip
 
 
@@ -185,12 +202,14 @@ def infill(
     guidance: Any = None,
     models: Mapping[str, Any] | None = None,
     steps: int | None = None,
-    order: str = "confidence",
+    order: Any = "confidence",
+    sampler: Any = None,
     temperature: float = 0.0,
     threshold: float | None = None,
     positions: str = "guided",
     corrector: int = 0,
     allowed: Any = None,
+    constraint: Any = None,
     seed: int | None = None,
     keep_history: bool = False,
     warn: bool = True,
@@ -203,6 +222,7 @@ def infill(
             another text (a negative prompt, say) holds as many masks as the text that it stands for, and an edit that
             keeps the number of tokens, such as shuffling, changes what is given around the masks.
         models: as for :func:`generate`.
+        constraint: of the whole text of a row, with what is given; an end token is no part of it.
         steps: None: as many as the row with the most masks has. The other arguments are those of :func:`generate`.
 
     Raises:
@@ -213,16 +233,17 @@ def infill(
     canvas = canvases.for_infilling(made, [made.encode(text) for text in given])
     steps = int(canvas.target.sum(-1).max()) if steps is None else steps
     plan = checked_plan(
-        count=len(canvas), steps=steps, blocks=1, order=order, temperature=temperature, threshold=threshold,
-        positions=positions, corrector=corrector, early_end=False, allowed=allowed, seed=seed,
+        count=len(canvas), steps=steps, blocks=1, order=order, sampler=sampler, temperature=temperature,
+        threshold=threshold, positions=positions, corrector=corrector, early_end=False, allowed=allowed, seed=seed,
     )  # fmt: skip
-    sampler = _sampler(made, wanted, canvas, given, models, plan, infilling=True)
-    return _finish(sampler, wanted, keep_history, warn, whole=True)
+    chosen = _sampler(made, wanted, canvas, given, models, plan, infilling=True, constraint=constraint)
+    return _finish(chosen, wanted, keep_history, warn, whole=True)
 
 
 def _for_generation(
     model: Any, tokenizer: Any, prompts: Any, guidance: Guidance | None, models: Mapping[str, Any] | None,
     gen_length: Any, steps: Any, block_length: Any, cache: bool, options: dict[str, Any],
+    constraint: Any = None,
 ) -> Sampler:  # fmt: skip
     made = denoiser(model, tokenizer)
     gen_length = whole_number("gen_length", gen_length)
@@ -243,12 +264,13 @@ def _for_generation(
     blocks = int(canvas.block.max()) + 1
     steps = (gen_length if own is None else blocks * own) if steps is None else steps
     plan = checked_plan(count=len(given), steps=steps, blocks=blocks, **options)
-    return _sampler(made, guidance, canvas, given, models, plan, cache=cache)
+    return _sampler(made, guidance, canvas, given, models, plan, cache=cache, constraint=constraint)
 
 
 def _sampler(
     model: Denoiser, guidance: Guidance | None, canvas: Canvas, prompts: Sequence[Prompt],
     models: Mapping[str, Any] | None, plan: Plan, *, infilling: bool = False, cache: bool = False,
+    constraint: Any = None,
 ) -> Sampler:  # fmt: skip
     wanted = _scaled(guidance, plan.corrector)
     branching = split(wanted).branching
@@ -258,14 +280,39 @@ def _sampler(
     weighed = candidates_of(model, wanted, infilling), judged_of(model, wanted, infilling)
     if (moving := _particles(wanted)) is not None:
         count = moving.particles
+        if constraint is not None:
+            raise ValueError(
+                "constraint= draws whole texts in form, and particle-gibbs weighs draws without; take other guidance"
+            )
         plan = plan_for(plan, count, cache, getattr(again, "one_pass", False))
         canvas, texts = side_by_side(canvas, count), repeated(texts, count)
-    return Sampler(model, canvas, Guide(model, wanted, canvas, texts, models, cache, *weighed), plan)
+    guide = Guide(model, wanted, canvas, texts, models, cache, *weighed)
+    if isinstance(plan.seed, Sequence) and guide.draws:
+        raise ValueError(f"seed={plan.seed!r}: {wanted} draws for all rows at once; give one number")
+    return Sampler(model, canvas, guide, plan, _form(model, constraint, canvas, wanted, infilling))
 
 
 def _particles(guidance: Guidance | None) -> ParticleGibbs | None:
     found = split(guidance).canvas
     return found if isinstance(found, ParticleGibbs) else None
+
+
+def _form(model: Denoiser, constraint: Any, canvas: Canvas, guidance: Guidance | None, whole: bool) -> Form | None:
+    """What keeps the texts of a canvas in form.
+
+    Raises:
+        ValueError: the guidance leaves only some tokens of each position, which may make no text together.
+    """
+    if constraint is None:
+        return None
+    for part in split(guidance).reweighting:
+        top_k = getattr(part, "top_k", None)
+        if not part.is_neutral and top_k is not None and top_k < model.size:
+            raise ValueError(
+                f"{part.name} leaves top_k={top_k} tokens of each position, which may make no text in form together; "
+                "take top_k=None beside constraint="
+            )
+    return form_of(model, constraint, canvas, whole)
 
 
 def _finish(

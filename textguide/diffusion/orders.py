@@ -1,15 +1,10 @@
-"""Which masked positions are filled next, and with what."""
+"""How many positions each step fills, and with what."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..guidance.algebra import entropy
-
-ORDERS = ("confidence", "margin", "entropy", "random")
 POSITIONS = ("guided", "conditional", "unconditional")
 
 
@@ -33,27 +28,9 @@ def draw(logp: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
     if temperature == 0.0:
         return logp.argmax(-1)
     assert noise is not None
-    gumbel = -torch.log(-torch.log(noise.clamp(min=torch.finfo(torch.float64).tiny)))
-    return (logp.double() / temperature + gumbel).argmax(-1)
+    return (logp.double() / temperature + gumbel(noise)).argmax(-1)
 
 
-def certainty(logp: Tensor, tokens: Tensor, order: str, noise: Tensor | None) -> Tensor:
-    """How sure a distribution is of a position, (N, V) → (N,), larger is surer.
-
-    ``confidence``: probability of the drawn token; ``margin``: difference of the two largest probabilities;
-    ``entropy``: minus the entropy; ``random``: ``noise`` (N,).
-    """
-    if order == "random":
-        assert noise is not None
-        return noise
-    if order == "entropy":
-        return -entropy(logp)
-    if order == "margin":
-        best = logp.topk(min(2, logp.shape[-1]), dim=-1).values.exp()
-        return best[:, 0] - best[:, 1] if best.shape[1] > 1 else best[:, 0]
-    return logp.gather(-1, tokens[:, None])[:, 0].exp()
-
-
-def surest(values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """For each row the indices of its ``count`` largest values, the first among equals."""
-    return [row.sort(descending=True, stable=True).indices[:n] for row, n in zip(values, counts, strict=True)]
+def gumbel(noise: Tensor) -> Tensor:
+    """Gumbel noise from uniform draws in float64."""
+    return -torch.log(-torch.log(noise.clamp(min=torch.finfo(torch.float64).tiny)))

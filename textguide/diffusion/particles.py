@@ -163,6 +163,13 @@ def plan_for(plan: Plan, count: int, cache: bool, one_pass: bool) -> Plan:
             f"corrector={plan.corrector} draws tokens again within a step, which is no part of what particle-gibbs "
             "weighs; leave it 0"
         )
+    if plan.sampler.revises or plan.sampler.remembers:
+        raise ValueError(
+            f"sampler={plan.sampler.name!r} remembers rows or fills them anew, and particle-gibbs moves canvases "
+            "between them; take shares, threshold or eb"
+        )
+    if isinstance(plan.seed, Sequence):
+        raise ValueError(f"seed={plan.seed!r} has one number a row, and particle-gibbs draws for all; give one number")
     if plan.temperature == 0.0:
         raise ValueError(
             "temperature=0 fills every canvas alike, so that there is nothing to weigh; give particle-gibbs a "

@@ -22,8 +22,9 @@ class NotReadError(ValueError):
     """A terminal holds what is not read here."""
 
 
-def read(terminal: str) -> tuple[Expressions, Node]:
-    """A terminal as an expression whose texts are those of the terminal, and maybe more with characters beyond ASCII.
+def read(terminal: str) -> tuple[Expressions, Node, bool]:
+    """A terminal as an expression whose texts are those of the terminal, and maybe more with characters beyond ASCII;
+    and whether there are none of these.
 
     Raises:
         NotReadError: it holds what is not read.
@@ -32,11 +33,12 @@ def read(terminal: str) -> tuple[Expressions, Node]:
     try:
         reader = _Terminal(expressions, terminal)
         node = reader.alternatives(True)
+        exact = node == _Terminal(expressions, terminal).alternatives(False)
     except (RecursionError, re.error) as error:
         raise NotReadError(str(error)) from None
     if reader.at != len(terminal):
         raise NotReadError(f"{terminal[reader.at : reader.at + 10]!r} is not read")
-    return expressions, node
+    return expressions, node, exact
 
 
 class _Terminal:

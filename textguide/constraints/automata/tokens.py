@@ -29,20 +29,21 @@ def automaton_of(constraint: Constraint, vocabulary: Vocabulary) -> TokenAutomat
     knows the characters of ASCII alone and takes all others, and where a part of :class:`AllOf` is not regular.
     """
     terminal = constraint.regular()
+    whole = terminal is not None
     if terminal is None and isinstance(constraint, AllOf):
         parts = [part for part in (each.regular() for each in constraint.constraints) if part is not None]
         terminal = " & ".join(f"({part})" for part in parts) or None
-    return None if terminal is None else _made(terminal, vocabulary)
+    return None if terminal is None else _made(terminal, vocabulary, whole)
 
 
 @lru_cache(maxsize=32)
-def _made(terminal: str, vocabulary: Vocabulary) -> TokenAutomaton | None:
+def _made(terminal: str, vocabulary: Vocabulary, whole: bool) -> TokenAutomaton | None:
     try:
-        expressions, node = read(terminal)
+        expressions, node, exact = read(terminal)
         automaton = expressions.automaton(node, STATES)
     except (NotReadError, TooLargeError, RecursionError):
         return None
-    return None if automaton.start == automaton.dead else TokenAutomaton(automaton, vocabulary)
+    return None if automaton.start == automaton.dead else TokenAutomaton(automaton, vocabulary, exact and whole)
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ class TokenAutomaton:
     Args:
         automaton: over bytes.
         vocabulary: the tokens.
+        exact: whether it takes the members of the constraint alone.
     """
 
-    def __init__(self, automaton: ByteAutomaton, vocabulary: Vocabulary) -> None:
-        self.bytes, self.vocabulary = automaton, vocabulary
+    def __init__(self, automaton: ByteAutomaton, vocabulary: Vocabulary, exact: bool = False) -> None:
+        self.bytes, self.vocabulary, self.exact = automaton, vocabulary, exact
         self.dead = automaton.dead
         self.begin = automaton.dead + 1
         self.size = automaton.dead + 2

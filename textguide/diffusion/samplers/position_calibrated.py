@@ -1,0 +1,63 @@
+"""PC-Sampler: confidence, less for tokens that are frequent anyway, and less for positions further right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Order, number
+
+
+@dataclass(frozen=True)
+class PositionCalibrated(Order):
+    """PC-Sampler (arXiv 2508.13021, eq. 5 to 7): ``exp(−λ i) · min(α, −p(x) log f(x))``.
+
+    ``p(x)`` is the probability of the drawn token, ``f(x)`` its frequency in texts at large: what is likely whatever
+    the text says (full stops, line breaks, end tokens) comes later. ``i`` counts the positions of the block from 0.
+
+    Args:
+        decay: λ ≥ 0, the weight of the position; 0 takes none. The paper: 0.25 for mathematics, 0 for Sudoku.
+        clip: α > 0, the largest value that a token may reach.
+        frequencies: how often each token of the vocabulary comes in a text corpus, (V,), as counts or shares; a token
+            that never comes counts as once (or as the least share). None: all are as frequent, which leaves the
+            position.
+
+    Raises:
+        ValueError: a field has a value that cannot work.
+    """
+
+    decay: float = 0.25
+    clip: float = 10.0
+    frequencies: Tensor | None = None
+
+    name = "pc"
+
+    def __post_init__(self) -> None:
+        number("decay", self.decay, 0.0)
+        number("clip", self.clip, 0.0)
+        if self.clip == 0.0:
+            raise ValueError("clip=0 makes all positions equal; take a larger one")
+        if self.frequencies is None:
+            return
+        frequencies = torch.as_tensor(self.frequencies, dtype=torch.float64)
+        if frequencies.dim() != 1 or not bool((frequencies >= 0).all()) or not bool(frequencies.sum() > 0):
+            raise ValueError("frequencies must be one number of 0 or more for each token of the vocabulary, (V,)")
+        object.__setattr__(self, "frequencies", frequencies)
+
+    def certainty(self, logp: Tensor, tokens: Tensor, places: Tensor, uniform: Tensor | None) -> Tensor:
+        chance = logp.gather(-1, tokens[:, None])[:, 0].exp()
+        rarity = self._rarity(logp.shape[-1]).to(chance)[tokens]
+        return torch.exp(-self.decay * places.to(chance)) * (chance * rarity).clamp(max=self.clip)
+
+    def _rarity(self, size: int) -> Tensor:
+        """−log f of every token."""
+        if self.frequencies is None:
+            return torch.full((size,), math.log(size))
+        if len(self.frequencies) != size:
+            raise ValueError(f"frequencies has {len(self.frequencies)} tokens, and the vocabulary {size}; give as many")
+        least = float(self.frequencies[self.frequencies > 0].min())
+        seen = self.frequencies.clamp(min=min(1.0, least))
+        return (seen.sum().log() - seen.log()).clamp(min=0.0)
