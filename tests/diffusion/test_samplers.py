@@ -162,8 +162,6 @@ def test_with_guidance_other_orders_and_more_steps() -> None:
         (Threshold(0.4), oracles.equal_shares, None),
         (PathPlanning(1.0), oracles.equal_shares, 3),
         (PathPlanning(2.5), oracles.path_planning(0.3), 3),
-        (RemaskingPosterior(0.5, "rescale"), oracles.remasking(0.0, "cap"), 3),
-        (RemaskingPosterior(0.3), oracles.remasking(0.3, "rescale"), 3),
         (RemaskingPosterior(1.0, "rescale", confident=True), oracles.remasking(1.0, "rescale"), 2),
     ],
     ids=str,
@@ -192,6 +190,29 @@ def test_neutral_is_bit_equal(neutral: Any, options: dict[str, Any]) -> None:
     order = PositionCalibrated(0.0, float("inf"))
     ranked = diffusion.generate(*tiny.build("llada"), PROMPTS, order=order, **options)
     assert torch.equal(plain.sequences, ranked.sequences)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "emptied"), [(RemaskingPosterior(0.3), [0.3, 0.3]), (RemaskingPosterior(0.5, "rescale"), [0.5, 0.25])],
+    ids=str,
+)  # fmt: skip
+def test_how_much_is_masked_again(sampler: Any, emptied: list[float]) -> None:
+    """Remasking leaves what is masked at any time distributed as without it, so that steps are compared, not canvases."""
+    model, words = tiny.small(3)
+    run = diffusion.stream(model, words, ["ab"] * 600, gen_length=4, temperature=1.0, seed=1, sampler=sampler)
+    before = torch.full((600, 4), tiny.MASK)
+    for step in run:
+        masked, now = before == tiny.MASK, step.ids[:, 2:] == tiny.MASK
+        if 1 <= step.index <= 2:
+            sigma, shown = emptied[step.index - 1], step.index / 4
+            for found, chance in (
+                (now[~masked], sigma),
+                (~now[masked], (shown + 0.25 - (1 - sigma) * shown) / (1 - shown)),
+            ):
+                error = (chance * (1 - chance) / found.numel()) ** 0.5
+                assert abs(float(found.float().mean()) - chance) < 4 * error
+        before = step.ids[:, 2:].clone()
+    assert not (before == tiny.MASK).any()
 
 
 def test_the_loop_of_remasking() -> None:
