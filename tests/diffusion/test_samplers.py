@@ -197,7 +197,7 @@ def test_neutral_is_bit_equal(neutral: Any, options: dict[str, Any]) -> None:
     ids=str,
 )  # fmt: skip
 def test_how_much_is_masked_again(sampler: Any, emptied: list[float]) -> None:
-    """Remasking leaves what is masked at any time distributed as without it, so that steps are compared, not canvases."""
+    """Remasking leaves what is masked at any time distributed as without it; so steps are compared, not canvases."""
     model, words = tiny.small(3)
     run = diffusion.stream(model, words, ["ab"] * 600, gen_length=4, temperature=1.0, seed=1, sampler=sampler)
     before = torch.full((600, 4), tiny.MASK)
