@@ -36,6 +36,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from textguide.models import bundled
     from textguide.support.files import write_json
 
     logging.disable(logging.CRITICAL)
@@ -45,8 +46,9 @@ def main() -> None:
         rows = found["rows"] if found["steps"] == arguments.steps else []
     known = {(row["way"], row["seed"]) for row in rows}
     pairs = [(way, seed) for seed in range(arguments.seeds) for way in arguments.ways if (way, seed) not in known]
+    folder = str(bundled.folder())  # whose files are read through each time
     for way, seed in pairs[: arguments.count]:
-        rows.append(row_of(way, seed, arguments.steps))
+        rows.append(row_of(folder, way, seed, arguments.steps))
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(arguments.json, {"steps": arguments.steps, "rows": rows})
@@ -59,15 +61,14 @@ def main() -> None:
     raise SystemExit(any(row["wrong"] for row in rows))
 
 
-def row_of(way: str, seed: int, steps: int) -> dict[str, Any]:
-    """All settings of the engine, with one seed."""
+def row_of(folder: str, way: str, seed: int, steps: int) -> dict[str, Any]:
+    """All settings of the engine, with one seed; ``folder`` has a model's configuration."""
     from tests.vllm.simulation import SETTINGS, WAYS, Simulation
-    from textguide.models import bundled
 
     row: dict[str, Any] = {"way": way, "seed": seed, **dict.fromkeys(COUNTED, 0), "wrong": []}
     begin = time.perf_counter()
     for name, settings in SETTINGS.items():
-        simulation = Simulation(str(bundled.folder()), **settings, **WAYS[way], seed=seed)
+        simulation = Simulation(folder, **settings, **WAYS[way], seed=seed)
         try:
             simulation.run(steps=steps // len(SETTINGS))
         except AssertionError as error:
