@@ -71,19 +71,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(
-    model: str, *options: str, guided: bool = True, log: Path | None = None, forked: bool = False
-) -> Iterator[Server]:
-    """A server until the block ends: ``textguide serve``, or vLLM's own where ``guided`` is False; with its processes
-    ``forked``, as tests have it (``forked.py``)."""
+def serving(model: str, *options: str, guided: bool = True, log: Path | None = None) -> Iterator[Server]:
+    """A server until the block ends: ``textguide serve``, or vLLM's own where ``guided`` is False."""
     from textguide.logits_processors.vllm_plugin.further_models import resolve
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     if guided:
-        runs = [str(Path(__file__).with_name("forked.py"))] if forked else []
-        command = [sys.executable, "-W", "ignore", *runs, "-m", "textguide.cli", "serve", model]
+        command = [sys.executable, "-W", "ignore", "-m", "textguide.cli", "serve", model]
     else:
         # `vllm serve` looks for a package called vllm, and the build for CPUs is called otherwise.
         entry = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
@@ -95,7 +91,6 @@ def serving(
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        **({"OMP_NUM_THREADS": "1"} if forked else {}),
     }
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open("wb")) if log is not None else subprocess.DEVNULL

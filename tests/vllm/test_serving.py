@@ -39,7 +39,7 @@ def server(tmp_path_factory):
     options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--playground")
     watched = ("--api-key", KEY, "--enable-log-requests", "--logging-config.formatter", "json")
     log = tmp_path_factory.mktemp("server") / "log"
-    with serving("smollm2", *options, *watched, log=log, forked=True) as server:
+    with serving("smollm2", *options, *watched, log=log) as server:
         server.log = log
         yield server
 
