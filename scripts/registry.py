@@ -150,11 +150,8 @@ def claim_row(file: Path) -> dict[str, Any]:
 
 def other_row(source: str, values: Any) -> dict[str, Any]:
     """One row for all figures of another file."""
-    found = dict(
-        leaves(
-            {key: value for key, value in values.items() if key not in ABOUT} if isinstance(values, dict) else values
-        )
-    )
+    inner = {key: value for key, value in values.items() if key not in ABOUT} if isinstance(values, dict) else values
+    found = dict(leaves(inner)) or dict(leaves(values))  # of some files "settings" are what was measured
     about = {key: values[key] for key in ABOUT if isinstance(values, dict) and key in values}
     listed = dict(list(found.items())[:MOST])
     row = {"source": source, "kind": "measurement", **about, "figures": listed}
