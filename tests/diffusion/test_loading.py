@@ -7,7 +7,9 @@ import torch
 
 import textguide
 from textguide import ACFG, CFG, diffusion
+from textguide.classifiers import FunctionReward
 from textguide.diffusion import packages
+from textguide.guidance import TFG, DiscreteClassifier, ParticleGibbs, TimeStepGuidance
 from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import sudoku
 
@@ -61,9 +63,18 @@ def packaged(name: str) -> tuple[object, object]:
 def test_rxnmapper_fills_in_a_reaction() -> None:
     model, tokenizer = packaged("rxnmapper")
     texts = ["CC(=O)Cl.Nc1ccccc1>>CC(=O)[MASK]c1cc[MASK]cc1", "CI.Oc1ccccc1>>[MASK][MASK]c1ccccc1"]
-    for guidance in (None, CFG(1.5), ACFG(1.5)):
-        out = diffusion.infill(model, tokenizer, texts, guidance=guidance)
+    judge = FunctionReward(lambda written: [-text.count("Br") for text in written], name="no bromine")
+    for guidance in (
+        None, CFG(1.5), ACFG(1.5), TimeStepGuidance(1.5), DiscreteClassifier(judge, top_k=5), TFG(judge, samples=4),
+    ):  # fmt: skip
+        out = diffusion.infill(model, tokenizer, texts, guidance=guidance, warn=False, seed=0)
         assert out.texts == ["CC(=O)Cl.Nc1ccccc1>>CC(=O)Nc1ccccc1", "CI.Oc1ccccc1>>COc1ccccc1"]
+    # Drawn and resampled: what the reward asks for comes out of what the model would write.
+    amines = FunctionReward(lambda written: [2.0 * text.split(">>")[1].startswith("CC(=O)N") for text in written])
+    out = diffusion.infill(
+        model, tokenizer, texts[:1], guidance=ParticleGibbs(amines, weight=5.0, particles=4), temperature=1.5, seed=0
+    )
+    assert out.texts[0].split(">>")[1].startswith("CC(=O)N")
 
 
 def test_antiberty_prefers_an_antibody() -> None:

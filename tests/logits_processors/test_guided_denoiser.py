@@ -100,7 +100,7 @@ def test_what_cannot_be_followed_is_named() -> None:
 @pytest.mark.parametrize("count", [4, 6])
 def test_the_pipeline_of_diffusers(count: int) -> None:
     """``LLaDA2Pipeline``, guided: the tokens of its own loop around CFG by hand."""
-    diffusers = pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     if not hasattr(diffusers, "LLaDA2Pipeline"):
         pytest.skip("this diffusers has no LLaDA2Pipeline")
     model, words = Blockwise(), tiny.tokenizer()
