@@ -128,8 +128,10 @@ def settings(study: Study) -> dict[str, Any]:
     found |= {f"discrete-classifier γ={g:g}": DiscreteClassifier(made, "yes", g, top_k=4) for g in (2.0, 4.0)}
     found |= {f"to first order γ={g:g}": DiscreteClassifier(made, "yes", g, taylor=True) for g in (1.0, 2.0, 4.0)}
     found |= {f"tfg ρ={r:g}": TFG(judge, weight=r, samples=32, include_prompt=False) for r in (1.0, 3.0)}
-    found["smc 8"] = ParticleGibbs(judge, weight=3.0, particles=8, include_prompt=False)
-    found["particle Gibbs 4 × 2"] = ParticleGibbs(judge, weight=3.0, particles=4, iterations=2, include_prompt=False)
+    found |= {f"smc 8, w={w:g}": ParticleGibbs(judge, weight=w, particles=8, include_prompt=False) for w in (3.0, 8.0)}
+    found["particle Gibbs 4 × 2, w=8"] = ParticleGibbs(
+        judge, weight=8.0, particles=4, iterations=2, include_prompt=False
+    )
     return found
 
 
