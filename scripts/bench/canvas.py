@@ -18,6 +18,7 @@ import platform
 import random
 import time
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from textguide import ACFG, CFG, diffusion
-from textguide.constraints import AllOf, Constraint, Regex
+from textguide.constraints import SMILES, AllOf, Constraint, Regex
+from textguide.constraints.vocabulary import Vocabulary
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.statistics.paired import compare_items
 from textguide.support.files import write_json
@@ -81,12 +83,12 @@ class Sudoku:
             self.masks = max(text.count("0") for text in self.texts)
             self.texts = [text.replace("0", self.tokenizer.mask_token) for text in self.texts]
 
-    def form(self) -> Constraint | None:
-        """Every row of 4×4 holds each digit once."""
+    def forms(self) -> dict[str, Constraint]:
+        """4×4: every row holds each digit once; 9×9: digits."""
         if self.side != 4:
-            return Regex(f"[1-{self.side}]{{{self.side**2}}}")
-        rows = "|".join(sorted(["".join(row) for row in _permutations("1234")]))
-        return Regex(f"(?:{rows}){{4}}")
+            return {"digits": Regex(f"[1-{self.side}]{{{self.side**2}}}")}
+        rows = "|".join(map("".join, permutations("1234")))
+        return {"rows": Regex(f"(?:{rows}){{4}}")}
 
     def write(self, texts: list[str], **options: Any) -> diffusion.DiffusionResult:
         if self.side == 9:
@@ -105,7 +107,7 @@ class Molecules:
 
     higher = "valid"
 
-    def __init__(self, items: int, model: str) -> None:
+    def __init__(self, items: int, model: str, searched: bool) -> None:
         self.model, self.tokenizer = diffusion.load(model)
         chance = random.Random(0)
         self.asked = [
@@ -114,10 +116,11 @@ class Molecules:
         self.texts = [molecules.prompt_of(bins) for bins in self.asked]
         self.masks = int(self.model.config.max_position_embeddings) - len(molecules.EDGES)
         self.options: dict[str, Any] = {"temperature": 0.7, "seed": 0}
+        self.searched = searched
 
-    def form(self) -> Constraint:
-        """The regular part of SMILES: brackets three deep, rings that close, halogens at ends."""
-        return smiles(3)
+    def forms(self) -> dict[str, Constraint]:
+        """The regular part of SMILES (brackets three deep, rings that close, halogens at ends); and molecules."""
+        return {"regular": smiles(3)} | ({"molecules": AllOf(smiles(3), SMILES())} if self.searched else {})
 
     def write(self, texts: list[str], **options: Any) -> diffusion.DiffusionResult:
         return diffusion.generate(self.model, self.tokenizer, texts, gen_length=self.masks, warn=False, **options)
@@ -127,26 +130,21 @@ class Molecules:
         return {"valid": found.valid, "hits": found.hits}
 
 
-def smiles(depth: int) -> Constraint:
+def smiles(depth: int, digits: str = "123") -> Constraint:
     """SMILES over the atoms of the bundled model, as far as it is regular.
 
     Args:
         depth: how deep branches nest.
+        digits: of rings.
     """
     bond, end = "[-=#]?", r"(?:F|Cl|Br|\[H\])"
-    atom = rf"(?:[CNOScnos]|\[nH\])(?:{bond}[1-5])*"
+    atom = rf"(?:[CNOScnos]|\[nH\])(?:{bond}[{digits}])*"
     chain = rf"{atom}(?:{bond}{atom})*(?:{bond}{end})?"
     for _ in range(depth):
         branch = rf"(?:\({bond}(?:{chain}|{end})\))*"
         chain = rf"{atom}{branch}(?:{bond}{atom}{branch})*(?:{bond}{end})?"
-    rings = [Regex(f"[^{ring}]*(?:{ring}[^{ring}]+{ring}[^{ring}]*)*") for ring in "12345"]
+    rings = [Regex(f"[^{ring}]*(?:{ring}[^{ring}]+{ring}[^{ring}]*)*") for ring in digits]
     return AllOf(Regex(rf"(?:{end}{bond})?{chain}"), *rings)
-
-
-def _permutations(letters: str) -> Iterator[tuple[str, ...]]:
-    import itertools
-
-    return itertools.permutations(letters)
 
 
 def main() -> None:
@@ -156,13 +154,16 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--curves", action="store_true", help="steps against quality, in place of the table")
+    parser.add_argument(
+        "--searched", action="store_true", help="molecules under SMILES() too, which is looked ahead at"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="stop behind so many; a later run goes on")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
     model = arguments.model or arguments.task
-    task: Any = Molecules(arguments.items, model)
+    task: Any = Molecules(arguments.items, model, arguments.searched)
     if arguments.task != "molecules":
         task = Sudoku(int(arguments.task[-1]), arguments.items, model)
     settings = list(_curve_settings(task) if arguments.curves else _table_settings(task))
@@ -187,11 +188,11 @@ def main() -> None:
 
 
 def _table_settings(task: Any) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
-    form = task.form()
+    forms: dict[str, Constraint | None] = {"none": None, **task.forms()}
     for sampler, options in SAMPLERS:
         for guided, guidance in GUIDANCE.items():
-            for constraint in (None, form):
-                labels = {"sampler": sampler, "guidance": guided, "constraint": "form" if constraint else "none"}
+            for name, constraint in forms.items():
+                labels = {"sampler": sampler, "guidance": guided, "constraint": name}
                 yield ", ".join(labels.values()), labels, {**options, "guidance": guidance, "constraint": constraint}
 
 
@@ -211,20 +212,16 @@ def run(task: Any, options: dict[str, Any], batch: int) -> dict[str, Any]:
         steps += out.steps
         passes, rows = passes + out.passes, rows + out.rows
     seconds = time.process_time() - begun
-    form = options.get("constraint")
+    form = options.get("constraint") or next(iter(task.forms().values()))
     return {
         "measures": task.measure(texts), "steps": sum(steps) / len(steps), "passes": passes, "rows": rows / len(texts),
-        "seconds": seconds / len(texts), "in form": _in_form(task.form() if form is None else form, texts),
+        "seconds": seconds / len(texts), "in form": _in_form(task, form, texts),
     }  # fmt: skip
 
 
-def _in_form(form: Constraint | None, texts: list[str]) -> float | None:
-    if form is None:
-        return None
-    import re
-
-    parts = [form] if isinstance(form, Regex) else list(getattr(form, "constraints", []))
-    return sum(all(re.fullmatch(part.pattern, text) for part in parts) for text in texts) / len(texts)
+def _in_form(task: Any, form: Constraint, texts: list[str]) -> float:
+    session = form.start(Vocabulary.of(task.tokenizer))
+    return sum(session.is_complete(text.encode()) for text in texts) / len(texts)
 
 
 def summary(rows: list[dict[str, Any]], higher: str, curve: bool) -> list[dict[str, Any]]:

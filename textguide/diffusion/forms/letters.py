@@ -1,4 +1,4 @@
-"""The tokens of a vocabulary by what they do in an automaton: a few letters stand for all of them."""
+"""The tokens of a vocabulary by what they do in an automaton: a few letters stand for all of them, in few states."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...constraints.automata import TokenAutomaton
@@ -88,6 +89,20 @@ def letters_of(automaton: TokenAutomaton, forbidden: Sequence[int], ends: Sequen
     table[over] = over
     accepting = np.append(automaton.accepting, True)
     accepting[automaton.dead] = False
+    same = _same_states(table, accepting)
+    first = np.unique(same, return_index=True)[1]
+    table, columns_of = np.unique(same[table[first]], axis=1, return_inverse=True)
     return Letters(
-        torch.from_numpy(letter), torch.from_numpy(table), torch.from_numpy(accepting), automaton.begin, automaton.dead
-    )
+        torch.from_numpy(columns_of.reshape(-1)[letter]), torch.from_numpy(np.ascontiguousarray(table)),
+        torch.from_numpy(accepting[first]), int(same[automaton.begin]), int(same[automaton.dead]),
+    )  # fmt: skip
+
+
+def _same_states(table: NDArray[np.int64], accepting: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """A number for each state, the same where the same texts lead on to an end (Moore 1956)."""
+    same, count = accepting.astype(np.int64), 0
+    while len(np.unique(same)) > count:
+        count = len(np.unique(same))
+        whole = np.concatenate([same[:, None], same[table]], axis=1)
+        same = np.unique(whole, axis=0, return_inverse=True)[1].reshape(-1)
+    return same
