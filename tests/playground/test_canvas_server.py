@@ -119,6 +119,10 @@ def test_answers_are_those_of_offline_runs(client: Any) -> None:
         )
         assert [choice["text"] for choice in found["choices"]] == expected.texts
         assert found["usage"]["prompt_tokens"] == 5
+    options |= {"constraint": "regex:[a-f]{2,6}", "sampler": "eb:gamma=0.5"}
+    formed = complete(client, guidance="cfg:scale=1.5", **options).json()["choices"][0]["text"]
+    alone = diffusion.generate(model, words, "abce", gen_length=6, guidance="cfg:scale=1.5", warn=False, **options)
+    assert formed == alone.texts[0]
     further = complete(client, guidance="contrastive:alpha=0,beta=0.5").json()["choices"][0]["text"]
     models = {"amateur": tiny.build("llada", seed=1)[0]}
     alone = diffusion.generate(
@@ -176,6 +180,9 @@ def test_a_stream_is_the_canvas_step_by_step(client: Any) -> None:
         ({"guidance": "/etc/guidance.json"}, 400, "names a file"),
         ({"guidance": {"method": "particle-gibbs", "predictor": "sentiment", "target": "positive"}}, 400,
          "temperature=0 fills every canvas alike"),
+        ({"constraint": "python:os:getcwd"}, 400, "write regex:PATTERN"),
+        ({"constraint": "regex:z{9}"}, 400, "has no text that fits"),
+        ({"sampler": "sideways"}, 400, "sampler="),
         ({"stream": True, "infill": True}, 400, "leave it out with infill"),
         ({"n": 65}, 400, "n=65"),
         ({"stop": [""]}, 400, "stop="),

@@ -305,7 +305,13 @@ def _form(model: Denoiser, constraint: Any, canvas: Canvas, guidance: Guidance |
     """
     if constraint is None:
         return None
-    for part in split(guidance).reweighting:
+    parts = split(guidance)
+    for part in (*parts.reweighting, *([] if parts.canvas is None else [parts.canvas])):
+        if (samples := getattr(part, "samples", None)) and not part.is_neutral:
+            raise ValueError(
+                f"{part.name} leaves the tokens of samples={samples} texts, which may make no text in form together; "
+                "take samples=None beside constraint="
+            )
         top_k = getattr(part, "top_k", None)
         if not part.is_neutral and top_k is not None and top_k < model.size:
             raise ValueError(

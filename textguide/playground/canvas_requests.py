@@ -19,7 +19,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """OpenAI's fields that a canvas cannot honour, with the values at which there is nothing to honour."""
 IGNORED = ("user", "store", "metadata", "stream_options")
-CANVAS = ("steps", "block_length", "order", "threshold", "positions", "corrector", "early_end")
+CANVAS = (
+    "steps", "block_length", "order", "sampler", "threshold", "positions", "corrector", "early_end", "constraint",
+)  # fmt: skip
 """Fields of :func:`textguide.diffusion.generate` that a request may set."""
 COMMON = ("model", "seed", "n", "stream", "stop", "temperature", "max_tokens", "guidance", *CANVAS)
 STOPS = 4
@@ -155,7 +157,9 @@ def options_of(given: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
         _whole(found, "steps", 1, 4 * most, 1)
     if "corrector" in found:
         _whole(found, "corrector", 0, most, 0)
-    for name in ("order", "positions"):
+    if "constraint" in found:
+        rules.constraint(found["constraint"])
+    for name in ("order", "sampler", "positions"):
         if not isinstance(found.get(name, ""), str):
             raise RefusedError(f"{name}={found[name]!r} must be a text")
     temperature = given.get("temperature", 0.0)
