@@ -260,6 +260,7 @@ CONSTRAINTS = {
     "mask": AWRS(Regex("[aeiou ]{1,9}"), sampler="mask"),
     "awrs": AWRS(Regex("[aeiou ]{1,9}")),
     "particles": AWRS(Regex("[aeiou ]{1,9}"), particles=4),
+    "cars": AWRS(Regex("[aeiou ]{1,9}"), sampler="cars"),
     "function": AWRS(Predicate(lambda text: set(text) <= set("aeiou ") and len(text) < 10)),
     "corrected": FeynmanKac(particles=3, constraint=Regex("[aeiou ]{1,9}")),
 }
@@ -308,7 +309,8 @@ def test_what_a_constraint_forbids(model: Any, name: str, guided: bool) -> None:
 def test_a_text_that_the_constraint_gives_up(model: Any) -> None:
     with pytest.warns(NoParticleLeftWarning):
         explanation = explain(
-            model, Tokenizer(), PROMPT, AWRS(Regex("a{9}"), particles=2), max_new_tokens=3, vocabulary=LETTERS,
+            model, Tokenizer(), PROMPT, AWRS(Regex("a{9}"), particles=2, lookahead=None), max_new_tokens=3,
+            vocabulary=LETTERS,
             eos_token_id=EOS, seed=0,
         )  # fmt: skip
     assert [step.allowed is None for step in explanation.steps[:2]] == [False, False]

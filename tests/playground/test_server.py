@@ -109,6 +109,7 @@ def test_other_hosts_by_their_address_where_the_page_listens_everywhere() -> Non
         ("write", guided(method="contrastive", amateur="nobody"), "--extra-model nobody=MODEL"),
         ("write", guided(method="caif", classifier="sentiment", target="purple"), "purple"),
         ("together", {"prompt": PROMPT, "guidance": [CFG]}, "nothing holds the texts together"),
+        ("together", guided(method="awrs", constraint="regex:a", sampler="cars"), "begins texts again"),
         ("together", constrained(kind="regex", pattern="("), "("),
         ("together", constrained(kind="json-schema", schema={"type": "colour"}), "colour"),
         ("together", constrained(kind="grammar", grammar="start: nothing\n"), "nothing"),

@@ -142,7 +142,7 @@ def explain(
             progress(steps[-1])
 
     given = {**options, "max_new_tokens": horizon}
-    if getattr(parts.constraint, "particles", 1) > 1:
+    if getattr(parts.constraint, "particles", 1) > 1 or getattr(parts.constraint, "sampler", None) == "cars":
         out, row = _one_of_several(model, tokenizer, prompt, chosen, given)
         text, effect = out.texts[row], out.effect
         if out.new_tokens[row]:

@@ -24,6 +24,8 @@ def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> No
     """
     if split(asked.guidance).constraint is None:
         raise RefusedError("nothing holds the texts together; give a constraint, feynman-kac, power-sampling or eager")
+    if getattr(split(asked.guidance).constraint, "sampler", None) == "cars":
+        raise RefusedError("sampler='cars' begins texts again, so that they do not stand side by side; take 'asap'")
     if asked.forced:
         raise RefusedError("texts that are written together cannot go on from a given one")
     check_lengths(models, asked, rules)
