@@ -186,22 +186,22 @@ class Sampler:
         self.guess = self.canvas.ids.clone()
         self.guess[rows] = part.ids.masked_scatter(where, tokens)
         committed, emptied, remasked, corrected = (torch.zeros_like(self.canvas.attention) for _ in range(4))
-        bounds = [0, *where.sum(-1).cumsum(0).tolist()]
-        for n, row in enumerate(rows.tolist()):
-            mine = slice(bounds[n], bounds[n + 1])
-            fill, empty = self._choose(
-                self._turn_of(row, int(current[n]), here[n], masked[n], where[n], sure[mine], ranking[mine])
-            )
-            open_ = masked[n][where[n]]  # which of the distributions are of masked positions
-            places = masked[n].nonzero()[:, 0][fill]
-            kept, logp = tokens[mine][open_][fill], distributions.guided[mine][open_][fill]
-            if empty is not None:
-                emptied[row, (here[n] & ~masked[n]).nonzero()[:, 0][empty]] = True
-                self.canvas.ids[row, emptied[row]] = self.model.mask_id
-                self._confidence[row, emptied[row]] = 0.0
-            self.canvas.ids[row, places] = kept
-            committed[row, places] = True
-            self._confidence[row, places] = logp.gather(-1, kept[:, None])[:, 0].exp()
+        quotas = [self._quota(row, int(block), int(left)) for row, block, left in zip(
+            rows.tolist(), current[:, 0].tolist(), masked.sum(-1).tolist(), strict=True)]  # fmt: skip
+        table = torch.full(where.shape, -torch.inf, dtype=sure.dtype, device=sure.device).masked_scatter(where, sure)
+        best = table.sort(dim=-1, descending=True, stable=True)
+        counts = self.plan.sampler.counts(best.values, torch.tensor(quotas, device=sure.device))
+        if counts is None:
+            self._fill_each(rows, current, here, masked, where, (distributions.guided, tokens, sure, ranking, quotas),
+                            committed, emptied)  # fmt: skip
+        else:
+            first = torch.arange(where.shape[1], device=sure.device) < counts[:, None]
+            fill = torch.zeros_like(where).scatter_(1, best.indices, first) & where
+            logp = distributions.guided.gather(-1, tokens[:, None])[:, 0].exp().to(self._confidence)
+            self.canvas.ids[rows] = torch.where(fill, part.ids.masked_scatter(where, tokens), part.ids)
+            before = self._confidence[rows]
+            self._confidence[rows] = torch.where(fill, before.masked_scatter(where, logp), before)
+            committed[rows] = fill
         remasked[rows[read]] = distributions.remasked
         certainty = None
         if distributions.certainty is not None:
@@ -214,16 +214,44 @@ class Sampler:
             emptied,
         )  # fmt: skip
 
+    def _fill_each(
+        self, rows: Tensor, current: Tensor, here: Tensor, masked: Tensor, where: Tensor, said: tuple[Any, ...],
+        committed: Tensor, emptied: Tensor,
+    ) -> None:  # fmt: skip
+        """Let the sampler choose row by row; writes ``committed`` and ``emptied``."""
+        guided, tokens, sure, ranking, quotas = said
+        bounds = [0, *where.sum(-1).cumsum(0).tolist()]
+        for n, row in enumerate(rows.tolist()):
+            mine = slice(bounds[n], bounds[n + 1])
+            fill, empty = self._choose(
+                self._turn_of(row, int(current[n]), here[n], masked[n], where[n], sure[mine], ranking[mine], quotas[n])
+            )
+            open_ = masked[n][where[n]]  # which of the distributions are of masked positions
+            places = masked[n].nonzero()[:, 0][fill]
+            kept, logp = tokens[mine][open_][fill], guided[mine][open_][fill]
+            if empty is not None:
+                emptied[row, (here[n] & ~masked[n]).nonzero()[:, 0][empty]] = True
+                self.canvas.ids[row, emptied[row]] = self.model.mask_id
+                self._confidence[row, emptied[row]] = 0.0
+            self.canvas.ids[row, places] = kept
+            committed[row, places] = True
+            self._confidence[row, places] = logp.gather(-1, kept[:, None])[:, 0].exp()
+
+    def _quota(self, row: int, block: int, left: int) -> int:
+        """How many an equal share fills now; all that is left behind the planned steps."""
+        quotas, turn = self._quotas[row][block], self._turn[row][block]
+        return quotas[turn] if turn < len(quotas) else left
+
     def _turn_of(
-        self, row: int, block: int, here: Tensor, masked: Tensor, where: Tensor, sure: Tensor, ranking: Tensor
-    ) -> Turn:
+        self, row: int, block: int, here: Tensor, masked: Tensor, where: Tensor, sure: Tensor, ranking: Tensor,
+        quota: int,
+    ) -> Turn:  # fmt: skip
         """What the sampler sees of a row: ``here`` are the positions of its block, (L,); ``sure`` (n,) and ``ranking``
         (n, V) belong to those of ``where``."""
-        quotas, turn = self._quotas[row][block], self._turn[row][block]
         open_, filled = masked[where], here & ~masked
         return Turn(
             row=row, certainty=sure[open_], logp=ranking[open_], places=masked.nonzero()[:, 0],
-            quota=quotas[turn] if turn < len(quotas) else int(masked.sum()), turn=turn,
+            quota=quota, turn=self._turn[row][block],
             turns=self._turns(row, block), uniform=lambda count: self._uniform([row], [count], 1)[:, 0],
             filled=filled.nonzero()[:, 0], confidence=self._confidence[row][filled], filled_certainty=sure[~open_],
         )  # fmt: skip

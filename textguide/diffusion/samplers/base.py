@@ -165,6 +165,15 @@ class Unmasking(Named, ABC):
         """The choice of a sampler that remembers nothing."""
         raise NotImplementedError
 
+    def counts(self, sure: Tensor, quotas: Tensor) -> Tensor | None:
+        """For samplers that fill the surest positions and ask for nothing else: how many in each row, (B,); else None.
+
+        Args:
+            sure: certainties, (B, L), the largest first; −inf behind those of the masked positions.
+            quotas: :attr:`Turn.quota` of each row, (B,).
+        """
+        return None
+
 
 def surest(values: Tensor, count: int) -> Tensor:
     """The ``count`` largest of (n,) values as bool (n,), the first among equals."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Chosen, Order, Turn, Unmasking, number, surest
+from torch import Tensor
+
+from .base import Order, Unmasking, number
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,8 @@ class EqualShares(Unmasking):
 
     name = "shares"
 
-    def choose(self, turn: Turn, order: Order) -> Chosen:
-        return surest(turn.certainty, turn.quota), None
+    def counts(self, sure: Tensor, quotas: Tensor) -> Tensor:
+        return quotas
 
 
 @dataclass(frozen=True)
@@ -44,5 +46,5 @@ class Threshold(Unmasking):
                 f"threshold={self.value} compares probabilities, and order={order.name!r} gives none; use confidence"
             )
 
-    def choose(self, turn: Turn, order: Order) -> Chosen:
-        return surest(turn.certainty, max(1, int((turn.certainty >= self.value).sum()))), None
+    def counts(self, sure: Tensor, quotas: Tensor) -> Tensor:
+        return (sure >= self.value).sum(-1).clamp(min=1)
