@@ -63,13 +63,16 @@ def test_cars_draws_the_global_conditional(options: dict[str, Any]) -> None:
     assert sum(outcome.tries) >= 20
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_draws_that_nothing_rejects_are_seen(masks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same test, on the proposal of CARS by itself, and on thinning by a bound that is always 1."""
-    texts = []
-    for seed in range(40):
-        drawn, outcome = run(LAW, Strings(MEMBERS, masks), AWRS(sampler="asap"), 20, LENGTH, seed)
-        texts += [text for text, finished in zip(drawn, outcome.finished.tolist(), strict=True) if finished]
+def finished(texts: list[Text], outcome: Any) -> list[Text]:
+    return [text for text, done in zip(texts, outcome.finished.tolist(), strict=True) if done]
+
+
+def test_draws_that_nothing_rejects_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same test, on the proposal of CARS by itself, and on thinning that forgets with which bound a place was
+    drawn."""
+    texts: list[Text] = []
+    for seed in range(30):
+        texts += finished(*run(LAW, Strings(MEMBERS, True), AWRS(sampler="asap"), 20, LENGTH, seed))
     assert chi_square(Counter(texts), CONDITIONAL, len(texts)) < 1e-6
     choose = Learning.choose
 
@@ -79,9 +82,9 @@ def test_draws_that_nothing_rejects_are_seen(masks: bool, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Learning, "choose", without_bounds)
     texts = []
-    for seed in range(40):
-        texts += run(LAW, Strings(MEMBERS, masks), AWRS(sampler="cars"), 20, LENGTH, seed)[0]
-    assert chi_square(Counter(texts), CONDITIONAL, len(texts)) < 1e-6
+    for seed in range(80):
+        texts += finished(*run(LAW, Strings(MEMBERS, True), AWRS(sampler="cars", max_tries=10), 20, LENGTH, seed))
+    assert chi_square(Counter(texts), CONDITIONAL, len(texts)) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,13 @@ def test_asap_comes_to_the_conditional(masks: bool) -> None:
     first = run(LAW, Strings(MEMBERS, masks), guidance, 50, LENGTH, 0, lessons=lessons)[1].log_weights
     for seed in range(1, 4):
         run(LAW, Strings(MEMBERS, masks), guidance, 150, LENGTH, seed, lessons=lessons)
-    texts, outcome = run(LAW, Strings(MEMBERS, masks), guidance, 500, LENGTH, 99, lessons=lessons)
+    drawn, outcome = run(LAW, Strings(MEMBERS, masks), guidance, 500, LENGTH, 99, lessons=lessons)
+    texts = finished(drawn, outcome)
+    assert len(texts) > 495  # an unlikely prefix may still be new
     assert chi_square(Counter(texts), CONDITIONAL, len(texts)) > 1e-3
-    assert outcome.log_weights.exp().std() < 0.05 * EVIDENCE < first.exp().std()
+    equal = ((outcome.log_weights.exp() / EVIDENCE - 1).abs() < 0.02).double().mean()
+    assert equal > 0.99
+    assert first.exp().std() > 0.05 * EVIDENCE
     assert outcome.log_evidence.exp().mean().item() == pytest.approx(EVIDENCE, rel=0.02)
 
 

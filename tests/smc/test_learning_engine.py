@@ -23,7 +23,7 @@ from .toys import END, PIECES, Strings
 
 @pytest.mark.parametrize("guided", [False, True], ids=["alone", "with CFG"])
 @pytest.mark.parametrize("sampler", ["cars", "asap"])
-@pytest.mark.parametrize("name", ["llama", "mamba", "t5"])
+@pytest.mark.parametrize("name", ["mamba", "t5"])
 def test_texts_that_learn_have_the_distribution_of_their_own_text(name: str, sampler: str, guided: bool) -> None:
     cfg = CFG(1.5, negative_prompt="zebra") if guided else None
     awrs = AWRS(VOWELS, particles=4, sampler=sampler, max_tries=3, ess_threshold=1.0)
@@ -48,8 +48,7 @@ def test_texts_that_learn_have_the_distribution_of_their_own_text(name: str, sam
         assert "tries" in str(out)
 
 
-@pytest.mark.parametrize("batch_size", [2])
-def test_cars_in_the_loop_draws_the_conditional_and_learns_over_batches(batch_size: int) -> None:
+def test_cars_in_the_loop_draws_the_conditional_and_learns_over_batches() -> None:
     model = tiny()
     members = Strings(frozenset({b"ab", b"cab", b"abab", b"b", b"ca", b"ba"}))
     prompt, cfg = [3, 5, 1], CFG(1.5, negative_prompt=[6, 2])
@@ -63,11 +62,11 @@ def test_cars_in_the_loop_draws_the_conditional_and_learns_over_batches(batch_si
     conditional, evidence = reference.global_conditional(
         law, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in members.members, END, 4, len(PIECES)
     )
-    options = {"max_new_tokens": 4, "vocabulary": TOYS, "batch_size": batch_size, "temperature": 1.3}
+    options = {"max_new_tokens": 4, "vocabulary": TOYS, "batch_size": 2, "temperature": 1.3}
     prompts = [prompt] * 4
     texts, tries = [], []
     with textguide.Lessons() as lessons:
-        for seed in range(12):
+        for seed in range(8):
             out = textguide.generate(
                 model, Pieces(), prompts, [cfg, AWRS(members, sampler="cars", particles=4)], seed=seed, **options
             )
