@@ -120,7 +120,7 @@ def test_the_greedy_text_is_the_enumerated_one(pattern: str, guidance: Any) -> N
 )
 def test_the_sampled_distribution_is_the_enumerated_one(pattern: str, guidance: Any) -> None:
     """Three letters and an end token, four positions: each step draws exactly, and keeps its surest token."""
-    draws = 700
+    draws = 450
     out = run(Regex(pattern), draws, temperature=1.0, guidance=guidance)
     found = Counter(tuple(written(out, row)) for row in range(draws))
     expected = oracles.generation(said(guidance), [5, 6, 1, 1, 1, 1], tiny.MASK, in_form(pattern))
@@ -131,7 +131,7 @@ def test_the_sampled_distribution_is_the_enumerated_one(pattern: str, guidance: 
 
 def test_the_comparison_sees_wrong_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws from left to right among what may come next, which is what masks alone do, are another distribution."""
-    draws = 700
+    draws = 450
     expected = oracles.generation(said(None), [5, 6, 1, 1, 1, 1], tiny.MASK, in_form("(ab|ba|c)*"))
     flat = {row[2:]: p for row, p in expected.items()}
     plain = lattice.backward
@@ -150,7 +150,7 @@ def test_the_comparison_sees_wrong_draws(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_one_draw_at_another_temperature() -> None:
     """A single step: the product of the tempered distributions, given the form."""
-    draws, tempered = 700, {}
+    draws, tempered = 450, {}
     for place, distribution in said(None)((5, 6, 1, 1, 1, 1)).items():
         tempered[place] = reference.normalized([lp / 0.6 for lp in distribution])
     expected = oracles.shares(oracles.texts([5, 6, 1, 1, 1, 1], tempered, in_form("a+b?c*")))

@@ -110,7 +110,7 @@ def test_greedy_is_the_oracle_and_batch_is_single(sampler: Any, order: Any) -> N
 
 
 def drawn(
-    sampler: Any, guidance: Any = None, order: Any = "confidence", draws: int = 800, steps: int = 4,
+    sampler: Any, guidance: Any = None, order: Any = "confidence", draws: int = 500, steps: int = 4,
     until: int | None = None,
 ) -> Counter[Any]:  # fmt: skip
     """What stands in the canvas at the end, or behind so many steps."""
@@ -172,7 +172,7 @@ def test_with_guidance_other_orders_and_more_steps() -> None:
 )  # fmt: skip
 def test_the_comparison_sees_a_wrong_sampler(sampler: Any, wrong: oracles.Rule, until: int | None) -> None:
     memory: dict[str, Any] = {"history": getattr(sampler, "history", 0), "revises": sampler.revises}
-    assert p_value(drawn(sampler, draws=1000, until=until), enumerated(wrong, until=until, **memory)) < 1e-3
+    assert p_value(drawn(sampler, draws=700, until=until), enumerated(wrong, until=until, **memory)) < 1e-3
 
 
 @pytest.mark.parametrize(
