@@ -168,8 +168,7 @@ def test_with_guidance_other_orders_and_more_steps() -> None:
         (PathPlanning(2.5), oracles.path_planning(0.3), 3),
         (RemaskingPosterior(1.0, "rescale", confident=True), oracles.remasking(1.0, "rescale"), 2),
     ],
-    ids=str,
-)  # fmt: skip
+)
 def test_the_comparison_sees_a_wrong_sampler(sampler: Any, wrong: oracles.Rule, until: int | None) -> None:
     memory: dict[str, Any] = {"history": getattr(sampler, "history", 0), "revises": sampler.revises}
     assert p_value(drawn(sampler, draws=700, until=until), enumerated(wrong, until=until, **memory)) < 1e-3
