@@ -67,9 +67,9 @@ class AWRS(TokenConstraint):
             are drawn, and particles resampled, with that in view, and it leaves no trace in the final weights: these
             stay unbiased, however rough it is. ``automaton``: the fewest tokens that complete a text against those
             left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton;
-            None: nothing. ``hmm``: a hidden Markov model of the bundled model's texts, multiplied with that automaton;
-            the path of a file: one that ``textguide lookahead train`` made for another model. Or an object, a
-            :class:`textguide.smc.lookahead.Lookahead`.
+            None: nothing. The path of a file that ``textguide lookahead train`` made: a hidden Markov model of the
+            model's texts, multiplied with that automaton. ``hmm``: the file that an installation holds; none comes
+            with textguide yet, and it is refused. Or an object, a :class:`textguide.smc.lookahead.Lookahead`.
         max_tries: of ``sampler="cars"``: tries of a row. One that none of them finished has weight 0, and says so.
 
     Raises:
