@@ -149,7 +149,9 @@ def watch(model: BertForMaskedLM, tokenizer: object, tests: list[tuple[str, str]
     model.eval()
     with torch.no_grad():
         while bool((ids == mask).any()):
-            top, token = model(input_ids=ids).logits.softmax(-1).max(-1)
+            logits = model(input_ids=ids).logits
+            logits[..., :FIRST] = -torch.inf  # an untrained model may write masks
+            top, token = logits.softmax(-1).max(-1)
             place = top.masked_fill(ids != mask, -1).topk(2).indices
             there = ids.gather(1, place)
             ids.scatter_(1, place, torch.where(there == mask, token.gather(1, place), there))
