@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import regex
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textguide.constraints import Regex
 from textguide.guidance import AWRS
 from textguide.reference import smc as reference
+from textguide.smc.awrs import Uniforms
+from textguide.smc.constrained import Constrained
+from textguide.smc.population import twin
 
 from .statistics import chi_square, z_score
 from .table import Text, exact_samples, floats, run, table
@@ -244,3 +248,13 @@ def test_a_model_without_an_end_token_writes_to_the_limit() -> None:
 def test_what_cannot_be_satisfied_ends_at_once() -> None:
     with pytest.raises(ValueError, match="matches no text at all"):
         run(LAW, Strings(frozenset()), AWRS(), 1, 3)
+
+
+def test_candidates_and_survivors_are_decided_by_different_numbers() -> None:
+    generator = torch.Generator().manual_seed(5)
+    state = Constrained(
+        AWRS(Strings(MEMBERS), particles=4), Strings(MEMBERS).start(VOCABULARY), VOCABULARY, 4, generator
+    )
+    candidates = Uniforms(twin(generator))
+    survivors = Uniforms(state._twin)
+    assert not {candidates.next() for _ in range(64)} & {survivors.next() for _ in range(64)}

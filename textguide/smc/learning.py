@@ -26,7 +26,7 @@ from ..guidance import AWRS
 from .constrained import LIMIT, NO_TOKEN, Constrained, _Row
 from .lessons import Lessons, Prefix, merged
 from .lookahead import Lookahead
-from .population import Outcome, twin
+from .population import Outcome
 from .trie import TrieKnowledge
 
 TRIES = "max_tries was reached"
@@ -60,8 +60,6 @@ class Learning(Constrained):
         super().__init__(guidance, session, vocabulary, rows, generator, device, limit=limit, lookahead=lookahead,
                          prompts=prompts)  # fmt: skip
         self._fresh = [row.ahead for row in self._rows]
-        # The first step seeds its candidates from the state that seeded the twin: the same numbers would decide both.
-        self._twin = twin(self._twin)
         self._lessons = lessons
         self._roots = [lessons.root(keys[number // self.size]) for number in range(rows)]
         self._tries = [0] * rows

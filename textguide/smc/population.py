@@ -177,7 +177,9 @@ class Weighed(Population):
     ) -> None:
         super().__init__(rows, size)
         self.ess_threshold, self.resampling, self.corrects = ess_threshold, resampling, corrects
-        self._twin = twin(generator)
+        # Not the twin of this state itself: the first step may seed its candidates from that, and the same numbers
+        # would then decide which tokens are drawn and which particles survive.
+        self._twin = twin(twin(generator))
 
     def fork(self) -> Weighed:
         """The same rows at the same place, to go on from once more: both draw their tokens from one generator, and what
