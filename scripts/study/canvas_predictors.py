@@ -22,6 +22,7 @@ import torch
 
 from textguide import diffusion
 from textguide.classifiers import EncoderPredictor
+from textguide.eval.results.journal import JOURNAL, Journal
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.statistics.paired import adjust, compare_items
 from textguide.guidance import TFG, DiscreteClassifier, ParticleGibbs
@@ -153,26 +154,24 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     study = Study(arguments)
     identity = {name: str(value) for name, value in vars(arguments).items() if name not in ("output", "work", "only")}
-    journal = arguments.output / "settings.jsonl"
-    done = {row["name"]: row for row in _read(journal) if row["identity"] == identity}
     conditions = molecules.prompt_of([study.wanted.get(name, 1) for name in NAMES])
-    for name, guidance in [*settings(study).items(), ("the condition as a prompt", "prompt")]:
-        if name in done or (arguments.only and not any(name.startswith(one) for one in arguments.only)):
-            continue
-        begun = time.perf_counter()
-        prompted = guidance == "prompt"
-        texts = study.write(arguments.items, 0, None if prompted else guidance, [conditions] if prompted else None)
-        valid = [float(molecules.bins_of(text) is not None) for text in texts]
-        report = molecules.report([(0,) * len(NAMES)] * len(texts), texts)
-        done[name] = {
-            "name": name, "identity": identity, "wanted": [has(text, study.wanted) for text in texts], "valid": valid,
-            "unique": report.unique, "diversity": report.diversity, "seconds": time.perf_counter() - begun,
-            "texts": texts[:20],
-        }  # fmt: skip
-        with journal.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(done[name], ensure_ascii=False) + "\n")
-        print(name, sum(done[name]["wanted"]) / len(texts), sum(valid) / len(valid), flush=True)
-    write_report(arguments, done)
+    with Journal.open(arguments.output / JOURNAL, identity) as journal:
+        for name, guidance in [*settings(study).items(), ("the condition as a prompt", "prompt")]:
+            if name in journal or (arguments.only and not any(name.startswith(one) for one in arguments.only)):
+                continue
+            begun = time.perf_counter()
+            prompted = guidance == "prompt"
+            texts = study.write(arguments.items, 0, None if prompted else guidance, [conditions] if prompted else None)
+            valid = [float(molecules.bins_of(text) is not None) for text in texts]
+            report = molecules.report([(0,) * len(NAMES)] * len(texts), texts)
+            wanted = [has(text, study.wanted) for text in texts]
+            row = {
+                "name": name, "wanted": wanted, "valid": valid, "unique": report.unique,
+                "diversity": report.diversity, "seconds": time.perf_counter() - begun, "texts": texts[:20],
+            }  # fmt: skip
+            journal.append(name, row)
+            print(name, sum(wanted) / len(texts), sum(valid) / len(valid), flush=True)
+    write_report(arguments, journal.done)
 
 
 def write_report(arguments: argparse.Namespace, done: dict[str, Any]) -> None:
@@ -214,18 +213,6 @@ def write_report(arguments: argparse.Namespace, done: dict[str, Any]) -> None:
     write_text(arguments.output / "report.md", text)
     write_json(arguments.output / "results.json", {"settings": summary})
     print(text)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the line that a killed run was writing
-            continue
-    return rows
 
 
 if __name__ == "__main__":

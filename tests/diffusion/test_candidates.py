@@ -154,9 +154,9 @@ def test_every_draw_of_a_likelihood_is_the_oracles(name: str) -> None:
         assert value == pytest.approx(expected, abs=1e-2, rel=1e-3)
 
 
-def drawn(setting: Any, draws: int = 2000) -> Counter[Any]:
+def drawn(setting: Any, draws: int = 2000, length: int = 3) -> Counter[Any]:
     out = diffusion.generate(
-        *tiny.small(3), ["ab"] * draws, gen_length=3, temperature=1.0, order="random", seed=5, guidance=setting,
+        *tiny.small(3), ["ab"] * draws, gen_length=length, temperature=1.0, order="random", seed=5, guidance=setting,
         early_end=False, allowed=allowed(3),
     )  # fmt: skip
     return Counter(tuple(written(out, row)) for row in range(draws))

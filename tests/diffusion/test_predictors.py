@@ -28,7 +28,7 @@ from textguide.reference import diffusion as reference
 from ..logits_processors.test_diffusion_hooks import foreign_loop
 from . import tiny
 from .test_branches import others_of
-from .test_candidates import TONE, Spy
+from .test_candidates import TONE, Spy, drawn
 from .test_denoisers import oracle_of
 from .test_generation import allowed, p_value, written
 
@@ -163,14 +163,6 @@ def test_the_hook_is_the_sampler(name: str) -> None:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def drawn(setting: Any, draws: int = 1200) -> Counter[Any]:
-    out = diffusion.generate(
-        *tiny.small(3), ["ab"] * draws, gen_length=NEW, temperature=1.0, order="random", seed=5, guidance=setting,
-        early_end=False, allowed=allowed(3),
-    )  # fmt: skip
-    return Counter(tuple(written(out, row)) for row in range(draws))
-
-
 def enumerated(setting: Any) -> dict[Any, float]:
     made = denoiser(*tiny.small(3))
     read = lru_cache(maxsize=None)(reference.reader(made.model, range(5)))
@@ -193,7 +185,7 @@ def enumerated(setting: Any) -> dict[Any, float]:
 
 @pytest.mark.parametrize("setting", [DiscreteClassifier(CANVAS, "high", 1.5), TFG(CANVAS, "high", 2.0, samples=None)])
 def test_sampled_distribution_is_the_enumerated_one(setting: Any) -> None:
-    found = drawn(setting)
+    found = drawn(setting, 1200, NEW)
     assert p_value(found, enumerated(setting)) > 1e-3
     # Seen to fail: another power, another class, and plain decoding.
     for other in (type(setting)(CANVAS, "high", 0.3), type(setting)(CANVAS, "low", setting.weight)):

@@ -18,6 +18,7 @@ from textguide.smc.lessons import Lessons
 from textguide.smc.lookahead import lookahead_of
 from textguide.smc.population import Outcome
 
+from .statistics import z_score
 from .toys import PIECES, VOCABULARY
 
 Text = tuple[int, ...]
@@ -115,3 +116,16 @@ def exact_samples(texts: list[Text], outcome: Outcome, seed: int = 0) -> list[Te
         rows = range(number * size, (number + 1) * size)
         kept.append(rng.choices([texts[r] for r in rows], [math.exp(outcome.log_weights[r]) for r in rows])[0])
     return kept
+
+
+def shares_hold(texts: list[Text], outcome: Outcome, conditional: dict[Text, float], evidence: float) -> None:
+    """Each text by itself: its share of the mean weight is its probability."""
+    size = len(texts) // len(outcome.log_evidence)
+    weights = outcome.log_weights.exp().tolist()
+    for text, probability in conditional.items():
+        masses = [
+            sum(weights[r] for r in range(start, start + size) if texts[r] == text) / size
+            for start in range(0, len(texts), size)
+        ]
+        if probability * len(masses) > 20:
+            assert abs(z_score(masses, probability * evidence)) < 4

@@ -63,6 +63,19 @@ class _nothing:
     def __exit__(self, *_: Any) -> None: ...
 
 
+def plainly(name: str, out: Any, row: int, particles: int, cfg: CFG | None) -> list[float]:
+    """The log-probabilities of a row's tokens by the plainest loop."""
+    tokenizer, tokens = Tokenizer(), out.new_tokens[row]
+    prompt = tokenizer(PROMPTS[row // particles]).input_ids
+    source = prompt if name in ENCODER_DECODER else None
+    start = [int(out.sequences[row, 0])] if source is not None else prompt
+    log_probs, _ = plain_reference.score(
+        build(name), start, [*tokens, 0, 0, 0, 0, 0][:5], cfg, [] if cfg is None else [tokenizer("zebra").input_ids],
+        source=source,
+    )  # fmt: skip
+    return list(log_probs[: len(tokens)])
+
+
 @pytest.mark.parametrize("guided", [False, True], ids=["alone", "with CFG"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_particle_has_the_distribution_of_its_own_text(name: str, guided: bool) -> None:
@@ -72,16 +85,8 @@ def test_every_particle_has_the_distribution_of_its_own_text(name: str, guided: 
     out = generate(name, [cfg, awrs] if guided else awrs, dies=True)
     assert len(out.texts) == 3 * 6
     moved = 0
-    tokenizer = Tokenizer()
     for row, tokens in enumerate(out.new_tokens):
-        prompt = tokenizer(PROMPTS[row // 6]).input_ids
-        source = prompt if name in ENCODER_DECODER else None
-        start = [int(out.sequences[row, 0])] if source is not None else prompt
-        log_probs, _ = plain_reference.score(
-            build(name), start, [*tokens, 0, 0, 0, 0, 0][:5], cfg, [tokenizer("zebra").input_ids] if guided else [],
-            source=source,
-        )  # fmt: skip
-        expected = log_probs[: len(tokens)]
+        expected = plainly(name, out, row, 6, cfg)
         assert out.log_probs[row, : len(tokens)].tolist() == pytest.approx(expected, abs=2e-4)
         assert out.log_likelihood[row].item() == pytest.approx(sum(expected), abs=1e-3)
         moved += row % 6 > 0 and tokens[:2] == out.new_tokens[row - 1][:2]

@@ -22,7 +22,7 @@ from textguide.smc.constrained import Constrained
 from textguide.smc.population import twin
 
 from .statistics import chi_square, z_score
-from .table import Text, exact_samples, floats, run, table
+from .table import Text, exact_samples, floats, run, shares_hold, table
 from .toys import END, PIECES, VOCABULARY, Strings, random_strings
 
 MEMBERS = frozenset({b"ab", b"cab", b"abab", b"b", b"ca", b"ba", b"bab", b"cc"})
@@ -75,16 +75,7 @@ def test_the_distribution_is_the_global_conditional(options: dict[str, Any]) -> 
     assert len(drawn) > 100
     assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
     assert abs(z_score(outcome.log_evidence.exp().tolist(), evidence)) < 3.5
-    # Each text by itself: its share of the mean weight is its probability.
-    size = len(texts) // len(outcome.log_evidence)
-    weights = outcome.log_weights.exp().tolist()
-    for text, probability in conditional.items():
-        masses = [
-            sum(weights[r] for r in range(start, start + size) if texts[r] == text) / size
-            for start in range(0, len(texts), size)
-        ]
-        if probability * len(masses) > 20:
-            assert abs(z_score(masses, probability * evidence)) < 4
+    shares_hold(texts, outcome, conditional, evidence)
     assert outcome.resamplings > 0 or guidance_never_resamples(options)
 
 

@@ -15,9 +15,9 @@ from textguide.guidance import Guidance
 from textguide.reference import decoding as plain_reference
 from textguide.reference import smc as reference
 
-from ..architectures import ENCODER_DECODER, Tokenizer, build
+from ..architectures import Tokenizer, build
 from .statistics import chi_square
-from .test_engine import LETTERS, PROMPTS, TOYS, VOWELS, Pieces, generate, tiny
+from .test_engine import LETTERS, TOYS, VOWELS, Pieces, generate, plainly, tiny
 from .toys import END, PIECES, Strings
 
 
@@ -28,16 +28,9 @@ def test_texts_that_learn_have_the_distribution_of_their_own_text(name: str, sam
     cfg = CFG(1.5, negative_prompt="zebra") if guided else None
     awrs = AWRS(VOWELS, particles=4, sampler=sampler, max_tries=3, ess_threshold=1.0)
     out = generate(name, [cfg, awrs] if guided else awrs, dies=True)
-    tokenizer = Tokenizer()
     for row, tokens in enumerate(out.new_tokens):
-        prompt = tokenizer(PROMPTS[row // 4]).input_ids
-        source = prompt if name in ENCODER_DECODER else None
-        start = [int(out.sequences[row, 0])] if source is not None else prompt
-        log_probs, _ = plain_reference.score(
-            build(name), start, [*tokens, 0, 0, 0, 0, 0][:5], cfg, [tokenizer("zebra").input_ids] if guided else [],
-            source=source,
-        )  # fmt: skip
-        assert out.log_probs[row, : len(tokens)].tolist() == pytest.approx(log_probs[: len(tokens)], abs=2e-4)
+        expected = plainly(name, out, row, 4, cfg)
+        assert out.log_probs[row, : len(tokens)].tolist() == pytest.approx(expected, abs=2e-4)
         assert out.log_probs[row, len(tokens) :].tolist() == [0.0] * (out.log_probs.shape[1] - len(tokens))
         assert out.sequences[row, -out.log_probs.shape[1] :].tolist()[: len(tokens)] == tokens
         assert out.finished[row] == (out.deaths[row] is None) == (out.log_weights[row] > -math.inf)

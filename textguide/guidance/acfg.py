@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,31 @@ from .validation import finite
 SCOPES = ("all", "generated", "prompt")
 
 
+class CanvasEdit(Edit):
+    """A change of the canvas of a masked diffusion model, which runs where canvases are filled.
+
+    Attributes:
+        guidance: the name of the guidance that it belongs to, for messages.
+    """
+
+    guidance: ClassVar[str]
+
+    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
+        """Not to be had: a text that is written from left to right has no canvas.
+
+        Raises:
+            ValueError: always.
+        """
+        from .places import place
+
+        missing = place("generate").lacks[Need.CANVAS]
+        raise ValueError(
+            f"guidance {self.guidance!r} {Need.CANVAS.value}, and {missing}; use {place('diffusion').call}"
+        )
+
+
 @dataclass(frozen=True)
-class Remasked(Edit):
+class Remasked(CanvasEdit):
     """The canvas of a masked diffusion model with the positions masked again of which the model is least sure.
 
     Args:
@@ -31,16 +55,7 @@ class Remasked(Edit):
     scope: str = "all"
     one_pass: bool = False
 
-    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """Not to be had: a text that is written from left to right has no canvas.
-
-        Raises:
-            ValueError: always.
-        """
-        from .places import place
-
-        missing = place("generate").lacks[Need.CANVAS]
-        raise ValueError(f"guidance 'acfg' {Need.CANVAS.value}, and {missing}; use {place('diffusion').call}")
+    guidance = "acfg"
 
 
 @dataclass(frozen=True)

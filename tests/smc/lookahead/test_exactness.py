@@ -22,7 +22,7 @@ from textguide.smc.constrained import LIMIT, Constrained
 from textguide.smc.lookahead import Ahead, Lookahead
 
 from ..statistics import chi_square, z_score
-from ..table import Text, exact_samples, floats, run, table
+from ..table import Text, exact_samples, floats, run, shares_hold, table
 from ..toys import END, PIECES, Strings
 
 MEMBERS = frozenset({b"ab", b"cab", b"abab", b"b", b"ca", b"ba", b"bab", b"cc"})
@@ -121,15 +121,7 @@ def check(texts: list[Text], outcome: Any) -> None:
     if abs(outcome.log_evidence.exp() / evidence - 1).max() < 1e-5:
         return  # the perfect lookahead: nothing is left to chance, and what remains is rounding
     assert abs(z_score(outcome.log_evidence.exp().tolist(), evidence)) < 3.5
-    size = len(texts) // len(outcome.log_evidence)
-    weights = outcome.log_weights.exp().tolist()
-    for text, probability in conditional.items():
-        masses = [
-            sum(weights[r] for r in range(start, start + size) if texts[r] == text) / size
-            for start in range(0, len(texts), size)
-        ]
-        if probability * len(masses) > 20:
-            assert abs(z_score(masses, probability * evidence)) < 4
+    shares_hold(texts, outcome, conditional, evidence)
 
 
 @pytest.mark.parametrize("vector", [True, False])
@@ -151,30 +143,17 @@ def test_the_perfect_lookahead_makes_all_weights_equal() -> None:
     assert foreseen.ess.mean() > 1.2 * plain.ess.mean()
 
 
-def test_a_twist_that_stays_in_the_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    foresee = Constrained._foresee
+@pytest.mark.parametrize("half", ["_foresee", "_twist"], ids=["stays in the weights", "only moves draws"])
+def test_a_twist_that_does_half_of_it_is_seen(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(Constrained, half)
 
-    def wrong(self: Constrained, scores: Tensor, last: bool) -> dict[int, Tensor]:
+    def wrong(self: Constrained, *values: Any) -> Any:
         before = self.log_weights.clone()
-        found = foresee(self, scores, last)
+        found = right(self, *values)
         self.log_weights = before
         return found
 
-    monkeypatch.setattr(Constrained, "_foresee", wrong)
-    with pytest.raises(AssertionError):
-        check(*sample(Foreseen(noise), masks=True))
-
-
-def test_one_that_only_moves_draws_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    twist = Constrained._twist
-
-    def wrong(self: Constrained, scores: Tensor, ahead: dict[int, Tensor]) -> Tensor:
-        before = self.log_weights.clone()
-        found = twist(self, scores, ahead)
-        self.log_weights = before
-        return found
-
-    monkeypatch.setattr(Constrained, "_twist", wrong)
+    monkeypatch.setattr(Constrained, half, wrong)
     with pytest.raises(AssertionError):
         check(*sample(Foreseen(noise), masks=True))
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..acfg import CanvasEdit
 from ..base import About, Branch
-from ..edits import Edit, Encode
 from ..needs import Need
-from ..prompts import Prompt
 from ..scaled import Scaled
 from ..validation import finite
 
 
 @dataclass(frozen=True)
-class Noisier(Edit):
+class Noisier(CanvasEdit):
     """The canvas of a masked diffusion model at a noise level that is higher by ``shift``.
 
     Args:
@@ -23,16 +22,7 @@ class Noisier(Edit):
 
     shift: float = 0.1
 
-    def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """Not to be had: a text that is written from left to right has no canvas.
-
-        Raises:
-            ValueError: always.
-        """
-        from ..places import place
-
-        missing = place("generate").lacks[Need.CANVAS]
-        raise ValueError(f"guidance 'tsg' {Need.CANVAS.value}, and {missing}; use {place('diffusion').call}")
+    guidance = "tsg"
 
 
 @dataclass(frozen=True)
