@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from textguide.cli import Parser
+from textguide.cli import Parser, options
 from textguide.cli.constraint_options import add_constraint, constraint
 from textguide.constraints import Grammar, JSONSchema, Regex
 
@@ -40,6 +40,15 @@ def test_what_the_arguments_stand_for() -> None:
     assert parse("--json-schema", "schema.json", "--json-whitespace", "none").whitespace == "none"
     assert parse("--grammar", "rules.lark") == Grammar('start: "a"')
     assert parse("--constraint", "regex:a") == Regex("a")
+
+
+@pytest.mark.parametrize("argv", [("--regex", "a"), ("--constraint", "regex:a")])
+def test_a_constraint_alone_leaves_guidance_out(argv: tuple[str, str]) -> None:
+    parser = Parser(prog="textguide")
+    options.add_guidance(parser)
+    add_constraint(parser)
+    assert options.guidance(parser.parse_args(argv)).is_neutral
+    assert not options.guidance(parser.parse_args(())).is_neutral
 
 
 @pytest.mark.usefixtures("folder")

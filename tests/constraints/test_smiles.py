@@ -47,6 +47,10 @@ def test_molecules_can_be_written(text: str) -> None:
     assert all(reader.is_prefix(text[:end]) for end in range(len(text) + 1))
 
 
+def test_a_long_molecule_is_read_at_once() -> None:
+    assert Reader().is_whole("C" * 1500)
+
+
 @pytest.mark.parametrize("text", NONE)
 def test_what_is_no_molecule(text: str) -> None:
     assert not SMILES().start(BYTES).is_complete(text.encode())

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+FORMS = ("regex", "json_schema", "grammar", "constraint")
+"""Arguments of which one says what the form is."""
+
 
 def add_constraint(parser: argparse.ArgumentParser) -> Any:
     """``--regex`` and its like, of which one may be given; the group, for further options."""
@@ -67,8 +70,7 @@ def constraint(arguments: argparse.Namespace, engine: str | None = None) -> Any:
         if arguments.constraint is not None:
             return resolve(arguments.constraint, engine)
     except ValueError as error:
-        given = ("regex", "json_schema", "grammar", "constraint")
-        names = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in given}
+        names = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in FORMS}
         name, value = next((name, value) for name, value in names.items() if value is not None)
         raise ValueError(f"{name} {value}: {error}") from None
     return None

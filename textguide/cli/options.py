@@ -142,7 +142,7 @@ def guidance(arguments: argparse.Namespace) -> Any:
         if classifiers:
             raise ValueError("--classifier excludes --guidance; write --guidance 'METHOD + caif:classifier=…,target=…'")
         return parse(arguments.guidance, imports=True)
-    constrained = any(getattr(arguments, name, None) is not None for name in ("regex", "json_schema", "grammar"))
+    constrained = any(getattr(arguments, name, None) is not None for name in constraint_options.FORMS)
     scale = arguments.scale if arguments.scale is not None else 1.0 if classifiers or constrained else 1.5
     cfg = CFG(
         scale=scale,
@@ -197,7 +197,7 @@ def constrained(arguments: argparse.Namespace, guidance: Any, engine: str | None
         for name in ("particles", "sampler", "all_particles", "form_after", "lookahead"):
             if getattr(arguments, name, None):
                 option = "--after" if name == "form_after" else "--" + name.replace("_", "-")
-                raise ValueError(f"{option} needs a constraint; add --regex, --json-schema or --grammar")
+                raise ValueError(f"{option} needs a constraint; add --regex, --json-schema, --grammar or --constraint")
         return guidance
     lookahead = arguments.lookahead or "auto"
     try:

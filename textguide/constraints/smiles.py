@@ -62,8 +62,12 @@ class Reader:
         if text not in self._read:
             if len(self._read) >= READINGS_KEPT:
                 self._read = {"": (State(), "")}
-            before = self.read(text[:-1])
-            self._read[text] = None if before is None else _step(*before, text[-1])
+            known = len(text) - 1
+            while text[:known] not in self._read:
+                known -= 1
+            for end in range(known, len(text)):
+                before = self._read[text[:end]]
+                self._read[text[: end + 1]] = None if before is None else _step(*before, text[end])
         return self._read[text]
 
     def is_prefix(self, text: str) -> bool:

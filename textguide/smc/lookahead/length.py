@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...constraints.automata import TokenAutomaton
 from ...constraints.automata.expressions import TooLargeError
+from ...constraints.automata.tokens import Moves
 from .base import Ahead, Lookahead
 
 AMPLE = 12
@@ -35,15 +36,22 @@ class LengthLookahead(Lookahead):
     def begin(self, prompt: Sequence[int]) -> Ahead:
         return _At(self, self.automaton.begin)
 
+    @cached_property
+    def _moves(self) -> Moves | None:
+        """Those of the automaton; None where there are too many, which takes long to find out."""
+        try:
+            return self.automaton.moves
+        except TooLargeError:
+            return None
+
     def _vector(self, state: int, left: int) -> Tensor | None:
         automaton, most = self.automaton, self.automaton.most_bytes
         end = 1 if automaton.vocabulary.ends else 0
         if most is not None and left >= most + end + AMPLE:  # the moves of tokens need not be listed yet
             return None
-        try:
-            tokens, targets = automaton.moves.of(state)
-        except TooLargeError:
+        if self._moves is None:
             return None
+        tokens, targets = self._moves.of(state)
         spare = left - automaton.distances[targets] - end
         values = np.where(spare < 0, -math.inf, np.log1p(-(0.5 ** (np.clip(spare, 0, AMPLE) + 1.0))))
         values[spare >= AMPLE] = 0.0
