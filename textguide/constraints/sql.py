@@ -69,7 +69,6 @@ class SQL(Constraint):
         tables, dialect = _read(self.database)
         object.__setattr__(self, "database", json.dumps(tables, ensure_ascii=False))
         object.__setattr__(self, "dialect", dialect if self.dialect == "auto" else self.dialect)
-        sql_grammar(tables, self.dialect)
 
     @property
     def tables(self) -> dict[str, list[str]]:

@@ -260,11 +260,8 @@ class Reader:
         word, start, _ = token
         last = read[-1][0].upper()
         if last in ("FROM", "JOIN"):
-            before = self.text[level.from_at : start]
             tables = [name for name in self.copy.tables if name.lower().startswith(word.lower())]
-            return not tables or any(
-                self._has_items(level, f"{before}{name} AS textguide", level.bound) for name in tables
-            )
+            return not tables or self._may_join(level, self.text[level.from_at : start], tables)
         if last == "AS":
             names = [name for name in _ALIASES if name.startswith(word.upper()) and _plain(name) not in level.bound]
             source = self.text[level.from_at : start]

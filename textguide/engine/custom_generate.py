@@ -162,6 +162,8 @@ class GuidedDecoding:
         reweighting = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
         judged = opinions(guidance, self.tokenizer, model)
 
+        horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
+
         def begin() -> None:
             for one in (reweighting, judged):
                 if one is not None:
@@ -182,7 +184,6 @@ class GuidedDecoding:
             begin=begin,
         )
         if guidance is not None:
-            horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
             settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs, generation_config, horizon)
             settings.static = generation_config.cache_implementation == "static"
         if isinstance(parts.constraint, FeynmanKac):
@@ -205,7 +206,6 @@ class GuidedDecoding:
                     reads: list[branch_inputs.Rows] | None = [own, *settings.prompts]  # type: ignore[list-item]
                 else:
                     reads = None
-                horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
                 keys = lesson_keys(
                     model, settings.models, parts, reads, len(input_ids), logits_processor, stopping_criteria, horizon
                 )

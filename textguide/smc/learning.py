@@ -59,6 +59,7 @@ class Learning(Constrained):
     ) -> None:
         super().__init__(guidance, session, vocabulary, rows, generator, device, limit=limit, lookahead=lookahead,
                          prompts=prompts)  # fmt: skip
+        self._foreseen: dict[int, Tensor] = {}  # log ψ of this step
         self._fresh = [row.ahead for row in self._rows]
         self._lessons = lessons
         self._roots = [lessons.root(keys[number // self.size]) for number in range(rows)]
@@ -92,6 +93,7 @@ class Learning(Constrained):
                 self._die(number, NO_TOKEN)
                 proposed[number] = scores[number]
         before = self.log_weights.clone()
+        self._foreseen = {}
         chosen = super().choose(proposed, last)
         for number, share in zip(going, shares, strict=True):
             if not self._rows[number].open:
@@ -181,12 +183,17 @@ class Learning(Constrained):
                 allowed[trie.order[low:high]] = False
         else:
             allowed = mask.cpu()
-        ahead = None if last else self._following(row)
+        ahead = self._foreseen.get(number)
         if ahead is not None:
             allowed = allowed & (ahead.cpu() > -math.inf)
         follows = row.open and token not in self.vocabulary.ends
         probs = scores.double().softmax(-1).cpu()
         self._lessons.learn(place, self._roots[number], probs, allowed, token if follows else None)
+
+    def _foresee(self, scores: Tensor, last: bool) -> dict[int, Tensor]:
+        found = super()._foresee(scores, last)
+        self._foreseen = dict(found)
+        return found
 
     def _following(self, row: _Row, scores: Tensor | None = None, more: int = 0) -> Tensor | None:
         """As for all constraints; where texts begin again, of what is foreseen only what it rules out, since the

@@ -161,12 +161,12 @@ class _Tree:
     """The tokens of a vocabulary by their bytes: nodes level by level.
 
     Args:
-        levels: of each level the byte and the parent (in the level above) of its nodes, ordered by parent, where the
-            children of each parent begin, and pairs of a node and a token that ends there.
+        levels: of each level the byte of its nodes, ordered by parent (in the level above), where the children of each
+            parent begin, and pairs of a node and a token that ends there, ordered by node.
         blank: tokens without bytes that leave the text as it is.
     """
 
-    levels: tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], ...]
+    levels: tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], ...]
     blank: tuple[int, ...] = ()
 
 
@@ -188,7 +188,7 @@ def _tree(vocabulary: Vocabulary, first: bool = False) -> _Tree:
         offsets = np.searchsorted(unique // 256, np.arange(parents + 1))
         ended = np.array([len(texts[number]) == depth + 1 for number in alive], dtype=bool)
         ends = np.stack([inverse[ended], tokens[alive[ended]]])
-        levels.append((unique % 256, unique // 256, offsets, ends))
+        levels.append((unique % 256, offsets, ends[:, np.argsort(ends[0], kind="stable")]))
         parents, alive, depth = len(unique), alive[~ended], depth + 1
     return _Tree(tuple(levels), blank)
 
@@ -201,7 +201,7 @@ def _walk(
     node = np.zeros(len(states), dtype=np.int64)
     empty = np.zeros(0, dtype=np.int32)
     found.append((empty, empty, empty))
-    for byte, _, offsets, ends in tree.levels:
+    for byte, offsets, (nodes, tokens) in tree.levels:
         counts = offsets[node + 1] - offsets[node]
         if int(counts.sum()) > MOVES:
             raise TooLargeError(f"its tokens make more than {MOVES} moves")
@@ -212,8 +212,6 @@ def _walk(
         kept = states != automaton.dead
         origins, states, node = origins[which][kept], states[kept], node[kept]
         # A node may end several tokens (equal bytes), so that pairs are matched by sorted search.
-        order = np.argsort(ends[0], kind="stable")
-        nodes, tokens = ends[0][order], ends[1][order]
         low, high = np.searchsorted(nodes, node), np.searchsorted(nodes, node, side="right")
         which = np.repeat(np.arange(len(node)), high - low)
         place = np.arange(len(which)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
