@@ -42,6 +42,8 @@ def run_train(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be {least} or more")
     if out.exists() and not arguments.overwrite:
         raise ValueError(f"--out {out} exists; name another file, or add --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
     lines = [] if arguments.openings is None else _lines(arguments.openings)
     model, tokenizer = options.load(arguments)
     vocabulary = Vocabulary.of(tokenizer, model.config.get_text_config(decoder=True).vocab_size)

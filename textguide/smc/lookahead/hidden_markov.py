@@ -90,11 +90,13 @@ def load(path: str) -> HiddenMarkov:
     Raises:
         ValueError: there is none at this place.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load as tensors_of
+    from safetensors import SafetensorError, safe_open
 
     try:
-        found = tensors_of(Path(path).expanduser().read_bytes())
+        with safe_open(Path(path).expanduser(), "pt") as file:
+            if (file.metadata() or {}).get("kind") != KIND:
+                raise KeyError(f"kind {KIND}")
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
         emission = (found["top"] - STEP * found["codes"].float()).exp()
         emission = emission / emission.sum(-1, keepdim=True)
         return HiddenMarkov(found["initial"], found["transition"], emission)
