@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from textguide.support.files import json_bytes, plain, write_bytes
+from textguide.support.files import json_bytes, plain, write_bytes, write_json
 
 from ..results.folder import FORMAT
 from ..results.machine import environment
@@ -109,7 +110,7 @@ def replicate(
     work = Work(place / WORK, {"claim": name, "digest": claim.digest})
     values = module.values(claim.test, work, data)
     found = record(claim, values)
-    write_bytes(place / RUN, json_bytes(plain(found), 1) + b"\n")
+    write_json(place / RUN, found)
     return found
 
 
@@ -161,8 +162,6 @@ def read_run(place: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: it was not written by this.
     """
-    import json
-
     file = place / RUN
     if not file.exists():
         return None
@@ -186,10 +185,12 @@ def _committed(file: Path) -> None:
     """A claim is registered when it is committed; outside a repository nothing can be said."""
     git = ["git", "-C", str(file.parent)]
     try:
-        inside = subprocess.run([*git, "rev-parse"], capture_output=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
-        if inside.returncode:
+        if subprocess.run([*git, "rev-parse"], capture_output=True).returncode:
             return
-        clean = subprocess.run([*git, "status", "--porcelain", "--ignored", "--", file.name], capture_output=True)
+        clean = subprocess.run(
+            [*git, "status", "--porcelain", "--ignored", "--", file.name], capture_output=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
     except OSError:  # no git
         return
     if clean.stdout.strip():

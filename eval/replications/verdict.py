@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from ..statistics.intervals import holm, paired_bootstrap
@@ -51,8 +52,6 @@ def effect(tested: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Effect:
     Raises:
         ValueError: the lengths differ, there are no values, or one is not finite.
     """
-    import numpy as np
-
     first, second = np.asarray(tested, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     found = paired_bootstrap(first, second, seed=seed)
     return Effect(float(first.mean()), float(second.mean()), *found, n=len(first))

@@ -160,6 +160,8 @@ def tune(
         raise ValueError(f"budget={budget} must be above 0 seconds")
     options = replace(options or SweepOptions(), select_on=None, limit=None, first=0, plots=False)
     tried = {label_of(one): one for one in candidates(guidance, scales, schedules, windows)}
+    if len(tried) < 2:
+        raise ValueError(f"{', '.join(tried) or 'nothing'} alone is tried; name more scales=, schedules= or windows=")
     identity = {
         "tune": task, "metric": metric, "limit": limit, "budget": budget, "candidates": list(tried),
         "fingerprints": {name: one.fingerprint for name, one in tried.items()}, "seed": options.seed,

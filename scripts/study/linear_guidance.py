@@ -21,12 +21,9 @@ from torch import Tensor
 
 import textguide
 from textguide import CFG
+from textguide.eval.replications.kinds.linear import KEPT, LAGS, distributions, fit, terms
 from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
 from textguide.support.files import write_json
-
-LAGS = 3
-KEPT = 2000
-"""Tokens of a step that are fitted: the most likely ones."""
 
 
 def main() -> None:
@@ -56,35 +53,6 @@ def main() -> None:
         write_json(arguments.json, report)
 
 
-def distributions(model: object, tokenizer: object, prompt: str, guidance: CFG, tokens: int, seed: int) -> list[Tensor]:
-    """Both branches' log-probabilities at every step of a sampled text, (2, V) each."""
-    seen: list[Tensor] = []
-    textguide.generate(
-        model, tokenizer, [prompt], guidance, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0,
-        seed=seed, observer=lambda view: seen.append(torch.stack([view.cond[0], view.extra[0, 0]])),
-    )  # fmt: skip
-    return seen
-
-
-def terms(run: list[Tensor], step: int, lags: int) -> Tensor:
-    """What a prediction may use at ``step``, (terms, V)."""
-    rows = [run[step][0], torch.ones_like(run[step][0])]
-    for lag in range(1, lags + 1):
-        rows += list(run[step - lag])
-    return torch.stack(rows)
-
-
-def fit(runs: list[list[Tensor]], lags: int) -> np.ndarray:
-    """Least squares over the likeliest tokens of every step."""
-    left, right = [], []
-    for run in runs:
-        for step in range(LAGS, len(run)):
-            kept = run[step][0].topk(KEPT).indices
-            left.append(terms(run, step, lags)[:, kept].T.double().numpy())
-            right.append(run[step][1][kept].double().numpy())
-    return np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0]
-
-
 def row(
     name: str, fitting: list[list[Tensor]], held_out: list[list[Tensor]], lags: int, scale: float
 ) -> dict[str, object]:
@@ -94,7 +62,7 @@ def row(
     for run in held_out:
         for step in range(LAGS, len(run)):
             cond, uncond = run[step]
-            predicted = (torch.tensor(weights, dtype=torch.float32) @ terms(run, step, lags))[None]
+            predicted = (weights @ terms(run, step, lags))[None]
             kept = cond.topk(KEPT).indices
             errors.append((predicted[0] - uncond)[kept])
             targets.append(uncond[kept])

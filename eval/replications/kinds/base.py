@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import textguide
-from textguide.guidance import Guidance
+from textguide.guidance import Guidance, split
 from textguide.guidance.spec import parse
 from textguide.models import bundled
 from textguide.models.adapters import load_further
@@ -88,8 +88,14 @@ def load(test: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     model, tokenizer = textguide.load(
         test.get("model", bundled.NAME), device="cpu", dtype=test.get("dtype", "bfloat16")
     )
-    models = {**test["tested"].get("models", {}), **test["baseline"].get("models", {}), **test.get("models", {})}
-    return model, tokenizer, load_further(model, models, device="cpu", dtype=model.dtype)
+    return model, tokenizer, load_further(model, models_of(test), device="cpu", dtype=model.dtype)
+
+
+def models_of(test: Mapping[str, Any]) -> dict[str, str]:
+    """The further models of a test and of both its sides, by name."""
+    return {
+        name: path for part in (test, *(test[side] for side in SIDES)) for name, path in part.get("models", {}).items()
+    }
 
 
 def resumed(work: Work, parts: Sequence[Any], do: Callable[[str, Any, int], Sequence[float]]) -> dict[str, list[float]]:
@@ -112,8 +118,6 @@ def split_up(items: Sequence[Any], size: int) -> list[list[Any]]:
 
 def rows_of(guidance: Guidance | None) -> int:
     """Rows that are read for one that is written: the branches and the model itself."""
-    from textguide.guidance import split
-
     if guidance is None:
         return 1
     parts = split(guidance)

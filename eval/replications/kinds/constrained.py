@@ -1,7 +1,7 @@
 """Texts under a constraint: what :mod:`textguide.tasks.constrained` says of them, expected under their weights.
 
 Fields: ``task``, ``measure``, ``items``, ``first``, ``tokens``, ``model``, ``dtype``, ``seed``; ``tested`` and
-``baseline`` have ``particles`` and ``method`` of :class:`textguide.AWRS`, or no ``method`` for plain decoding.
+``baseline`` have ``particles`` and ``method`` (the sampler) of :class:`textguide.AWRS`, or neither for plain decoding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 import textguide
 from textguide import AWRS
+from textguide.constraints import Constraint
 from textguide.support.errors import GuidanceHadNoEffectWarning
 from textguide.tasks.constrained import TASKS, Item
 
@@ -32,13 +33,12 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
     model, tokenizer, _ = load(test)
 
     def write(side: str, item: Item, _: int) -> list[float]:
-        options = {key: test[side][key] for key in ("particles", "method") if key in test[side]}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="no text finished")
             warnings.simplefilter("ignore", GuidanceHadNoEffectWarning)
             out = textguide.generate(
                 model, tokenizer, [[dict(message) for message in item.messages]],
-                AWRS(task.constraint(item), **options) if options else None,
+                _guidance(test, side, task.constraint(item)),
                 max_new_tokens=int(test.get("tokens", task.max_new_tokens)), temperature=1.0, do_sample=True,
                 seed=int(test.get("seed", 0)),
             )  # fmt: skip
@@ -56,6 +56,13 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
 def plan(test: Mapping[str, Any]) -> Plan:
     """Positions of prompts and texts."""
     items = int(test["items"])
-    rows = sum(int(test[side].get("particles", 1)) for side in SIDES)
+    guidances = [_guidance(test, side) for side in SIDES]
+    rows = sum(1 if guidance is None else guidance.particles for guidance in guidances)
     tokens = int(test.get("tokens", 96))
     return Plan(passes=len(SIDES) * items * tokens, tokens=items * rows * (tokens + 250))
+
+
+def _guidance(test: Mapping[str, Any], side: str, constraint: Constraint | None = None) -> AWRS | None:
+    names = {"particles": "particles", "method": "sampler"}  # by the word of the registered claims
+    options = {name: test[side][field] for field, name in names.items() if field in test[side]}
+    return AWRS(constraint, **options) if options else None

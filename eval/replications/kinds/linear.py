@@ -38,17 +38,10 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
 
     def run(number: int) -> list[Tensor]:
         if number not in seen:
-            steps: list[Tensor] = []
-
-            def keep(view: Any) -> None:
-                steps.append(torch.stack([view.cond[0], view.extra[0, 0]]).float())
-
-            textguide.generate(
-                model, tokenizer, [prompts[number]], guidance, models=models, max_new_tokens=int(test["tokens"]),
-                min_new_tokens=int(test["tokens"]), do_sample=True, top_k=0, seed=int(test.get("seed", 0)) + number,
-                observer=keep,
-            )  # fmt: skip
-            seen[number] = steps
+            seed = int(test.get("seed", 0)) + number
+            seen[number] = distributions(
+                model, tokenizer, prompts[number], guidance, int(test["tokens"]), seed, models=models
+            )
         return seen[number]
 
     def divergence(side: str, number: int, _: int) -> list[float]:
@@ -69,21 +62,37 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
     return resumed(work, range(half, len(prompts)), divergence)
 
 
-def terms(run: list[Tensor], step: int) -> Tensor:
+def distributions(
+    model: Any, tokenizer: Any, prompt: str, guidance: Any, tokens: int, seed: int, **options: Any
+) -> list[Tensor]:
+    """Both branches' log-probabilities at every step of a sampled text, (2, V) each."""
+    seen: list[Tensor] = []
+
+    def keep(view: Any) -> None:
+        seen.append(torch.stack([view.cond[0], view.extra[0, 0]]).float())
+
+    textguide.generate(
+        model, tokenizer, [prompt], guidance, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0,
+        seed=seed, observer=keep, **options,
+    )  # fmt: skip
+    return seen
+
+
+def terms(run: list[Tensor], step: int, lags: int = LAGS) -> Tensor:
     """What a prediction may use at ``step``, (terms, V)."""
     rows = [run[step][0], torch.ones_like(run[step][0])]
-    for lag in range(1, LAGS + 1):
+    for lag in range(1, lags + 1):
         rows += list(run[step - lag])
     return torch.stack(rows)
 
 
-def fit(runs: list[list[Tensor]]) -> Tensor:
+def fit(runs: list[list[Tensor]], lags: int = LAGS) -> Tensor:
     """Least squares over the likeliest tokens of every step, (terms,)."""
     left, right = [], []
     for run in runs:
         for step in range(LAGS, len(run)):
             kept = run[step][0].topk(min(KEPT, run[step].shape[-1])).indices
-            left.append(terms(run, step)[:, kept].T.double())
+            left.append(terms(run, step, lags)[:, kept].T.double())
             right.append(run[step][1][kept].double())
     return torch.linalg.lstsq(torch.cat(left), torch.cat(right)[:, None], driver="gelsd").solution[:, 0].float()
 

@@ -15,7 +15,7 @@ from textguide.models import bundled
 
 from ...results.run import RunResult
 from ...sweeps.sweep import SweepOptions, run_sweep
-from .base import SIDES, Plan, Work, check, field, guidance_of, rows_of
+from .base import SIDES, Plan, Work, check, field, guidance_of, models_of, rows_of
 
 FIELDS = (
     "task", "metric", "items", "first", "model", "dtype", "models", "fewshot", "gen", "repeats", "batch", "seed",
@@ -77,7 +77,7 @@ def _arguments(test: Mapping[str, Any], side: str) -> dict[str, Any]:
         "pretrained": test.get("model", bundled.NAME), "dtype": test.get("dtype", "bfloat16"), "device": "cpu",
         "batch_size": int(test.get("batch", 16)),
     }  # fmt: skip
-    if models := {**test.get("models", {}), **test["tested"].get("models", {}), **test["baseline"].get("models", {})}:
+    if models := models_of(test):
         arguments["models"] = models
     if "backend" in test:
         arguments["backend"] = test["backend"]

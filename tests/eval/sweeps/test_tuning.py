@@ -80,6 +80,16 @@ def test_the_choice_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sweep.calls[-1] == (200, 200, 2)  # the others: plain and the chosen one
     with pytest.raises(ValueError, match="holds another run"):
         tune(CFG(), "other", budget=1e9, limit=400, output=tmp_path / "whole")
+    with pytest.raises(ValueError, match="alone is tried"):
+        tune(
+            CFG(),
+            "any",
+            budget=1e9,
+            output=tmp_path / "one",
+            scales=[2.0],
+            schedules=["constant"],
+            windows=[(0.0, 1.0)],
+        )
 
 
 def test_the_interval_covers_where_there_is_nothing_to_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
