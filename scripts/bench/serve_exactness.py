@@ -20,7 +20,6 @@ near-tie is below ``--tie`` nats, and counted as such.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import tempfile
@@ -28,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import served
 from engines import PARALLEL, TINY, close, low_rank, start, tiny_llama
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -94,7 +94,7 @@ def main() -> None:
     specs = mix(arguments.requests, arguments.seed, described, list(folders))
     progress = lambda rows: track(rows, "transformers path")  # noqa: E731
     console = Console()
-    rows = [] if arguments.json is None else kept(arguments, machine(model))
+    rows = kept(arguments, machine(model))
     done = {tuple(row.get(name) for name in KEYS) for row in rows}
     of_run = {"requests": arguments.requests, "adapters": len(folders)}
     # What lets steps be scheduled ahead cannot be taken back in a process: they come last.
@@ -138,27 +138,13 @@ def about(arguments: argparse.Namespace, machine: dict[str, Any]) -> dict[str, A
 
 
 def kept(arguments: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an earlier run that stay.
-
-    Raises:
-        SystemExit: the file holds other requests, or those of another version.
-    """
-    if not arguments.json.is_file():
-        return []
-    found = json.loads(arguments.json.read_text())
-    for name, value in about(arguments, machine).items():
-        if found.get(name) != value:
-            raise SystemExit(
-                f"--json {arguments.json} has {name}: {found.get(name)}, and this run {value}; name another"
-            )
-    return [{"requests": found.get("requests"), "adapters": 0, **row} for row in found["rows"]]
+    """The rows of an earlier run that stay; see :func:`served.earlier`."""
+    found = served.earlier(arguments.json, about(arguments, machine))
+    return [] if found is None else [{"requests": found.get("requests"), "adapters": 0, **row} for row in found["rows"]]
 
 
 def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
-    from textguide.support.files import write_json
-
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.json, {**about(arguments, machine), "rows": rows})
+    served.write(arguments.json, {**about(arguments, machine), "rows": rows})
 
 
 def engine(arguments: argparse.Namespace, settings: dict[str, Any], adapters: dict[str, str]) -> Any:

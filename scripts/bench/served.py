@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -119,6 +120,21 @@ def serving(model: str, *options: str, guided: bool = True, log: Path | None = N
             for one in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
+
+
+def earlier(path: Path | None, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run left in a file, which this one goes on with; None where there is none.
+
+    Raises:
+        SystemExit: it had other settings.
+    """
+    if path is None or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise SystemExit(f"--json {path} has {name}: {found.get(name)}, and this run {value}; name another file")
+    return found
 
 
 def write(path: Path, report: dict[str, Any]) -> None:

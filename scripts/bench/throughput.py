@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from served import Server, about, serving, write
+from served import Server, about, earlier, serving, write
 
 GUESSING = "textguide, guessing"
 DISTILLED = "vLLM with a distilled adapter"
@@ -42,10 +42,12 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     measured_with: dict[str, Any] = {"model": arguments.model, "tokens": arguments.tokens, "rounds": arguments.rounds}
     measured_with["skip_threshold"] = arguments.skip_threshold
     if arguments.adapter:
+        contestants.append((DISTILLED, "plain"))
         measured_with["adapter"] = json.loads(Path(arguments.adapter, "distillation.json").read_text()).get("guidance")
     if arguments.server_args:
         measured_with |= {"dtype": "as of server_args", "server_args": arguments.server_args}
-    measured = _measured(arguments.json, measured_with)
+    asked = {(clients, *contestant) for clients in arguments.concurrency for contestant in contestants}
+    measured = _measured(arguments.json, measured_with, asked)
     with contextlib.ExitStack() as stack:
         # All servers stay up, and those that are not asked idle: what else the machine does hits all alike.
         logs = [None] * 4 if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in range(4)]
@@ -61,7 +63,6 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             lora += ["--lora-modules", f"distilled={arguments.adapter}"]
             own = stack.enter_context(serving(arguments.model, *options, *lora, guided=False, log=logs[2]))
             servers[DISTILLED] = dataclasses.replace(own, model="distilled")
-            contestants.append((DISTILLED, "plain"))
         for server, kind in contestants:
             asyncio.run(_measure(servers[server], 1, 1, kinds[kind], 8))  # warm
         skipped = asyncio.run(_skipped(servers["textguide"], kinds["guided, skipping"], arguments.tokens))
@@ -85,19 +86,18 @@ Measured = dict[tuple[int, str, str], list[dict[str, float]]]
 """Figures of each turn, by clients, server and kind of request."""
 
 
-def _measured(path: Path | None, measured_with: dict[str, Any]) -> Measured:
-    """The turns of an earlier run.
+def _measured(path: Path | None, measured_with: dict[str, Any], asked: set[tuple[int, str, str]]) -> Measured:
+    """The turns of an earlier run, which had what is ``asked``.
 
     Raises:
         SystemExit: the file holds a run with other settings.
     """
-    if path is None or not path.is_file():
-        return {}
-    found = json.loads(path.read_text())
-    for name, value in {**about(), **measured_with}.items():
-        if found.get(name) != value:
-            raise SystemExit(f"--json {path} has {name}: {found.get(name)}, and this run {value}; name another file")
-    return {(one["concurrency"], one["server"], one["requests"]): one.get("turns", []) for one in found["rows"]}
+    found = earlier(path, {**about(), **measured_with})
+    rows = [] if found is None else found["rows"]
+    measured = {(one["concurrency"], one["server"], one["requests"]): one.get("turns", []) for one in rows}
+    if measured and set(measured) != asked:
+        raise SystemExit(f"--json {path} has other clients or servers than this run; name another file")
+    return measured
 
 
 def _report(measured: Measured, measured_with: dict[str, Any], skipped: dict[str, Any]) -> dict[str, Any]:
