@@ -137,11 +137,11 @@ def test_the_tree_holds_the_mass_that_is_left(sampler: str, count: int) -> None:
     visited = {text for text, place in found.items() if place.rest is not None}
     assert len(visited) > 1
     for text, place in found.items():
-        expected = reference.future(floats(LAW), may_follow, visited, END, LENGTH, len(PIECES), text)
+        expected = reference.future(floats(LAW), may_follow, visited, END, LENGTH, text)
         assert place.mass == pytest.approx(expected, rel=1e-5, abs=1e-12)
     # What the next text is drawn from.
     proposal = reference.learned(floats(LAW), may_follow, visited, END, LENGTH, len(PIECES))
-    total = reference.future(floats(LAW), may_follow, visited, END, LENGTH, len(PIECES))
+    total = reference.future(floats(LAW), may_follow, visited, END, LENGTH)
     chances: dict[Text, float] = {}
     for text in proposal:
         place: Prefix | None = lessons.root(0)

@@ -93,17 +93,26 @@ class Classifier(Scorer):
         Raises:
             ValueError: there is no such class; the message lists those there are.
         """
-        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.labels):
-            return label
-        if isinstance(label, str):
-            if label in self.labels:
-                return self.labels.index(label)
-            folded = [name.casefold() for name in self.labels]
-            if folded.count(label.casefold()) == 1:
-                return folded.index(label.casefold())
-            if label.isdecimal() and int(label) < len(self.labels):
-                return int(label)
-        raise ValueError(f"{label!r} is no class of {self.name}; its classes are {', '.join(self.labels)}")
+        return column_of(label, self.labels, self.name)
+
+
+def column_of(label: str | int, labels: Sequence[str], name: str) -> int:
+    """The column of a class, as :meth:`Classifier.index` takes it; ``name`` is whose classes ``labels`` are.
+
+    Raises:
+        ValueError: there is no such class; the message lists those there are.
+    """
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(labels):
+        return label
+    if isinstance(label, str):
+        if label in labels:
+            return labels.index(label)
+        folded = [one.casefold() for one in labels]
+        if folded.count(label.casefold()) == 1:
+            return folded.index(label.casefold())
+        if label.isdecimal() and int(label) < len(labels):
+            return int(label)
+    raise ValueError(f"{label!r} is no class of {name}; its classes are {', '.join(labels)}")
 
 
 class CausalState(ABC):

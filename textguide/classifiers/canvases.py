@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import label_names
+from .base import column_of, label_names
 
 
 class CanvasPredictor(ABC):
@@ -36,16 +36,12 @@ class CanvasPredictor(ABC):
         """
 
     def index(self, label: str | int) -> int:
-        """The column of a class.
+        """The column of a class, as :meth:`textguide.classifiers.Classifier.index`.
 
         Raises:
             ValueError: there is no such class; the message lists those there are.
         """
-        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.labels):
-            return label
-        if label in self.labels:
-            return self.labels.index(str(label))
-        raise ValueError(f"{label!r} is no class of {self.name}; its classes are {', '.join(self.labels)}")
+        return column_of(label, self.labels, self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Its kind, name and classes, which is all that can be said of it."""

@@ -136,8 +136,8 @@ def generate(
             every finished text satisfies: the new text up to its end token, or up to the end of the canvas. Acts behind
             everything else: tokens are drawn from the guided distributions of all masked positions, given that the
             whole text is in form. Exact for regular constraints; for others see
-            :class:`textguide.diffusion.forms.SearchedForm`. Orders and samplers rank by the distributions given the
-            form.
+            :class:`textguide.diffusion.forms.searched.SearchedForm`. Orders and samplers rank by the distributions
+            given the form.
         early_end: a row is finished once everything in front of its end token is filled.
         cache: keep keys and values of finished blocks, for models whose forward takes ``past_key_values``. Exact where
             attention is causal between blocks, an approximation where it is bidirectional.

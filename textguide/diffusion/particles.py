@@ -13,7 +13,6 @@ from ..guidance.particle_gibbs import ParticleGibbs
 from ..smc.particles import effective_sample_size, log_evidence, normalized
 from .canvas import Canvas
 from .predictors import Predictor
-from .samplers.stability import Stability
 from .sampling import Plan, Sampler
 
 
@@ -159,10 +158,10 @@ def plan_for(plan: Plan, count: int, cache: bool, one_pass: bool) -> Plan:
     if cache or one_pass:
         name = "cache=True" if cache else "ACFG(one_pass=True)"
         raise ValueError(f"{name} remembers rows, and particle-gibbs moves canvases between them; leave it off")
-    if isinstance(plan.sampler, Stability):
-        raise ValueError("sampler='klass' remembers rows, and particle-gibbs moves canvases between them; take another")
     if isinstance(plan.seed, Sequence):
-        raise ValueError("seed: the canvases of particle-gibbs are drawn together; give one number, or None")
+        raise ValueError(
+            f"seed={plan.seed!r}: the canvases of particle-gibbs are drawn together; give one number, or None"
+        )
     if plan.corrector:
         raise ValueError(
             f"corrector={plan.corrector} draws tokens again within a step, which is no part of what particle-gibbs "
@@ -173,8 +172,6 @@ def plan_for(plan: Plan, count: int, cache: bool, one_pass: bool) -> Plan:
             f"sampler={plan.sampler.name!r} remembers rows or fills them anew, and particle-gibbs moves canvases "
             "between them; take shares, threshold or eb"
         )
-    if isinstance(plan.seed, Sequence):
-        raise ValueError(f"seed={plan.seed!r} has one number a row, and particle-gibbs draws for all; give one number")
     if plan.temperature == 0.0:
         raise ValueError(
             "temperature=0 fills every canvas alike, so that there is nothing to weigh; give particle-gibbs a "

@@ -88,13 +88,15 @@ class Sampler:
         device = self.model.device
         seed = self.plan.seed
         self._seeded = isinstance(seed, Sequence)
-        self._generators = [torch.Generator(device) for _ in (seed if isinstance(seed, Sequence) else [seed])]
-        for generator, value in zip(self._generators, seed if isinstance(seed, Sequence) else [seed], strict=True):
+        seeds = seed if isinstance(seed, Sequence) else [seed]
+        self._generators = [torch.Generator(device) for _ in seeds]
+        for generator, value in zip(self._generators, seeds, strict=True):
             generator.seed() if value is None else generator.manual_seed(value)
         self.generator = self._generators[0]
         self.guide.use(self.generator)
         self.steps_taken = [0] * len(self.canvas)
         self._revises = self.plan.sampler.revises
+        self._steps = orders.steps_of_blocks(self.plan.steps, self.plan.blocks)
         self._quotas = [self._plan_row(row) for row in range(len(self.canvas))]
         self._turn = [[0] * len(blocks) for blocks in self._quotas]
         self._choose = self.plan.sampler.start(self.plan.order)
@@ -153,15 +155,15 @@ class Sampler:
         """For each block how many positions each of its steps fills."""
         blocks = self.canvas.block[row]
         sizes = [int((blocks == block).sum()) for block in range(int(blocks.max()) + 1)]
-        steps = orders.steps_of_blocks(self.plan.steps, self.plan.blocks)
-        return [orders.quotas(size, steps[min(block, len(steps) - 1)]) for block, size in enumerate(sizes)]
+        return [orders.quotas(size, self._steps_of(block)) for block, size in enumerate(sizes)]
+
+    def _steps_of(self, block: int) -> int:
+        """The steps that are planned for a block."""
+        return self._steps[min(block, len(self._steps) - 1)]
 
     def _turns(self, row: int, block: int) -> int:
         """How many steps a block takes: as many as it has positions at most, unless it is revised."""
-        if not self._revises:
-            return len(self._quotas[row][block])
-        steps = orders.steps_of_blocks(self.plan.steps, self.plan.blocks)
-        return steps[min(block, len(steps) - 1)]
+        return self._steps_of(block) if self._revises else len(self._quotas[row][block])
 
     def _current(self) -> Tensor:
         """The block that each row is filling, (B,); −1 where it is finished."""

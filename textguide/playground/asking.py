@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -300,6 +300,24 @@ def only(values: Mapping[str, Any], known: Collection[str]) -> None:
     for name in values:
         if name not in known:
             raise RefusedError(f"{_brief(name)} means nothing here; known are {', '.join(known)}")
+
+
+async def from_stream(parts: AsyncIterable[bytes], most: int) -> dict[str, Any]:
+    """The object that the body of a request holds.
+
+    Args:
+        parts: the body as it comes in.
+        most: bytes that it may have.
+
+    Raises:
+        RefusedError: it is larger, or holds none.
+    """
+    data = b""
+    async for part in parts:
+        data += part
+        if len(data) > most:
+            raise RefusedError(f"the request is larger than {most:,} bytes; send less")
+    return from_json(data)
 
 
 def from_json(body: bytes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..diffusion import denoiser, generate, infill
 from ..diffusion.generation import decode, prepared
 from ..diffusion.pooling import PassPool
 from ..diffusion.sampling import finished
-from .asking import RefusedError, Rules, from_json
+from .asking import RefusedError, Rules, from_stream, names_of_models
 from .canvas_requests import CanvasRequest, cut, request_of
 from .runs import BusyError, message_of
 from .turns import VisitorLeftError
@@ -108,7 +108,11 @@ class Served:
                 self._attend(left)
 
             model = stack.enter_context(self.pool.run(attend))
-            models = {role: stack.enter_context(pool.run(attend)) for role, pool in self.further.items()}
+            used = names_of_models(request.guidance)  # a pool waits for every run that entered it
+            models = {
+                role: stack.enter_context(pool.run(attend)) if role in used else pool.model
+                for role, pool in self.further.items()
+            }
             prompts = list(request.prompts)
             arguments = {"guidance": request.guidance, "models": models, **request.options}
             if request.infill or send is None:
@@ -193,7 +197,7 @@ def application(served: Served, rules: Rules, api_key: str | None = None) -> Fas
             if stranger(request):
                 return failed("the API key is missing or wrong", 401)
             try:
-                values = from_json(await body_of(request, rules.limits.body))
+                values = await from_stream(request.stream(), rules.limits.body)
                 if values.get("model") not in (None, served.name):
                     return failed(f"The model {str(values['model'])[:80]!r} does not exist.", 404)
                 asked = request_of(values, rules, chat)
@@ -216,20 +220,6 @@ def application(served: Served, rules: Rules, api_key: str | None = None) -> Fas
     answering("/v1/completions", False)
     answering("/v1/chat/completions", True)
     return app
-
-
-async def body_of(request: Request, most: int) -> bytes:
-    """The body of a request.
-
-    Raises:
-        RefusedError: it is too large.
-    """
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise RefusedError(f"the request is larger than {most:,} bytes; send less")
-    return data
 
 
 def check_lengths(served: Served, asked: CanvasRequest, rules: Rules) -> None:

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from .. import __version__
 from ..support import viewer
-from .asking import CLASSIFIERS, Asked, RefusedError, Rules, from_json
+from .asking import CLASSIFIERS, Asked, Rules, from_stream
 from .canvas import canvases, fill
 from .examples import EXAMPLES
 from .forms import forms
@@ -71,12 +71,7 @@ def application(models: Models, rules: Rules | None = None, host: str = "127.0.0
         return response
 
     async def body_of(request: Request) -> dict[str, Any]:
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > rules.limits.body:
-                raise RefusedError(f"the request is larger than {rules.limits.body:,} bytes; send less")
-        return from_json(data)
+        return await from_stream(request.stream(), rules.limits.body)
 
     def refused(error: Exception) -> Response:
         return JSONResponse({"error": message_of(error)}, 429 if isinstance(error, BusyError) else 400)

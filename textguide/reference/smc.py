@@ -109,7 +109,6 @@ def future(
     visited: set[Text],
     end: int | None,
     length: int,
-    size: int,
     text: Text = (),
 ) -> float:
     """The approximate expected future of ASAp (arXiv 2405.21047), and the mass that CARS leaves to a prefix: how
@@ -126,7 +125,7 @@ def future(
         if may_follow(text, token, len(text) + 1 == length):
             longer = (*text, token)
             ended = token == end or len(longer) == length
-            total += p * (1.0 if ended else future(distribution, may_follow, visited, end, length, size, longer))
+            total += p * (1.0 if ended else future(distribution, may_follow, visited, end, length, longer))
     return total
 
 
@@ -147,7 +146,7 @@ def learned(
         for token in range(size):
             longer = (*text, token)
             ended = token == end or len(longer) == length
-            known = 1.0 if ended else future(distribution, may_follow, visited, end, length, size, longer)
+            known = 1.0 if ended else future(distribution, may_follow, visited, end, length, longer)
             kept.append(p[token] * known if may_follow(text, token, last) else 0.0)
         total = sum(kept)
         return [value / total if total else 0.0 for value in kept]

@@ -90,7 +90,7 @@ def around(letters: Letters, before: Tensor, behind: Tensor, wanted: Tensor, kin
     found = before.new_zeros(*wanted.shape, letters.count)
     for j in wanted.any(0).nonzero()[:, 0].tolist():
         ways = _times(before[j][origin], behind[j + 1][target], kind)
-        found[:, j] = _logarithm(_collect(ways, letter, letters.count, kind), kind).T
+        found[:, j] = logarithms(_collect(ways, letter, letters.count, kind), kind).T
     return found
 
 
@@ -137,7 +137,8 @@ def _times(one: Tensor, other: Tensor, kind: str) -> Tensor:
     return one * other if kind == SUM else one + other
 
 
-def _logarithm(values: Tensor, kind: str) -> Tensor:
+def logarithms(values: Tensor, kind: str) -> Tensor:
+    """Weights of any kind as logarithms."""
     return values.log() if kind == SUM else values
 
 
@@ -152,8 +153,3 @@ def _collect(ways: Tensor, into: Tensor, size: int, kind: str) -> Tensor:
         return best
     kept = torch.where(torch.isneginf(best), 0.0, best)
     return kept + torch.zeros_like(best).index_add_(0, into, torch.exp(ways - kept[into])).log()
-
-
-def logarithms(behind: Tensor, kind: str) -> Tensor:
-    """Weights of any kind as logarithms."""
-    return _logarithm(behind, kind)

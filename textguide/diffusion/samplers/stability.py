@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.algebra import kl_divergence
+from ...guidance.validation import whole
 from .base import Chosen, Order, Turn, Unmasking, number, surest
 
 
@@ -41,8 +42,7 @@ class Stability(Unmasking):
     def __post_init__(self) -> None:
         number("confidence", self.confidence, 0.0, 1.0)
         number("divergence", self.divergence, 0.0)
-        if isinstance(self.history, bool) or not isinstance(self.history, int) or self.history < 1:
-            raise ValueError(f"history={self.history!r} must be a number of steps, 1 or more")
+        whole("history", self.history, 1)
 
     def check(self, order: Order) -> None:
         if not order.is_probability:
