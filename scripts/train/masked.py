@@ -91,37 +91,44 @@ def train(
     batches: Callable[[int], Tensor],
     prompt: int,
     *,
-    steps: int,
+    steps: int | None = None,
+    minutes: float = math.inf,
     rate: float = 2e-3,
+    warmup: int = 200,
+    decay: float = 0.05,
     watch: Callable[[Any], str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """AdamW: a linear warm-up, then a cosine down to zero."""
+    """AdamW: a linear warm-up of so many steps, then a cosine down to zero at the last of ``steps``, or without them at
+    the end of so many minutes."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
     begun, losses = time.perf_counter(), []
+    step, tenth, done, took = 0, 1, 0.0, 0.0
     model.train()
     with Progress() as bar:
         task = bar.add_task("training", total=1.0)
-        for step in range(steps):
+        while done < 1.0:
             for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / 200) * (1 + math.cos(math.pi * step / steps)) / 2
+                group["lr"] = rate * min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * done)) / 2
             loss = loss_of(model, batches(step), prompt, generator)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             losses.append(float(loss.detach()))
-            bar.update(task, completed=(step + 1) / steps)
-            if (step + 1) % max(1, steps // 10) == 0:
+            step, took = step + 1, (time.perf_counter() - begun) / 60
+            done = step / steps if steps else took / minutes
+            bar.update(task, completed=done)
+            if done >= tenth / 10:
+                tenth += 1
                 text = watch(model.eval()) if watch else ""
                 model.train()
-                minutes = (time.perf_counter() - begun) / 60
                 recent = sum(losses[-100:]) / len(losses[-100:])
-                print(f"step {step + 1} {minutes:.1f} min loss {recent:.4f} {text}", flush=True)
+                print(f"step {step} {took:.1f} min loss {recent:.4f} {text}", flush=True)
     model.eval()
     return {
-        "steps": steps,
+        "steps": step,
         "minutes": round((time.perf_counter() - begun) / 60, 2),
         "final_loss": round(sum(losses[-200:]) / len(losses[-200:]), 4),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -11,13 +11,11 @@ and test puzzles have such solutions alone.
 from __future__ import annotations
 
 import argparse
-import math
 import random
-import time
 from pathlib import Path
 
 import torch
-from masked import EOS, PAD, loss_of, tokenizer_of, write
+from masked import EOS, PAD, tokenizer_of, train, write
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
@@ -65,14 +63,17 @@ def main() -> None:
     tests = sudoku.puzzles(SIDE, 64, sudoku.TEST_CLUES[SIDE], seed=2000)
     generator = torch.Generator().manual_seed(1)
 
-    def batch() -> Tensor:
+    def batches(step: int) -> Tensor:
         rows: list[Tensor] = []
         while len(rows) < arguments.batch:
             found = permuted(grids[torch.randint(len(grids), (arguments.batch,), generator=generator)], generator)
             rows += [grid for grid in found if not sudoku.held_out("".join(map(str, grid.tolist())))]
         return torch.stack(rows[: arguments.batch]) + FIRST - 1
 
-    facts = train(model, batch, arguments, lambda: watch(model, tokenizer, tests))
+    facts = train(
+        model, batches, 0, steps=arguments.steps, minutes=arguments.minutes, rate=arguments.rate, warmup=300,
+        decay=0.02, watch=lambda model: watch(model, tokenizer, tests),
+    )  # fmt: skip
     facts |= {"side": SIDE, "grids": arguments.grids, "batch": arguments.batch, "width": arguments.width}
     facts |= {"layers": arguments.layers, "budget": arguments.minutes}
     print(facts)
@@ -110,43 +111,10 @@ def permuted(grids: Tensor, generator: torch.Generator) -> Tensor:
     return (order(SIDE) + 1).gather(1, cells.reshape(count, CELLS) - 1)
 
 
-def train(model: BertForMaskedLM, batch: object, arguments: argparse.Namespace, shown: object) -> dict[str, object]:
-    """AdamW: a short warm-up, then a cosine down to zero at the end of the minutes (or steps)."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=0.02, betas=(0.9, 0.98))
-    generator = torch.Generator().manual_seed(0)
-    begun, losses, step, tenth, done = time.perf_counter(), [], 0, 1, 0.0
-    model.train()
-    while done < 1.0:
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * min(1.0, (step + 1) / 300) * (1 + math.cos(math.pi * done)) / 2
-        loss = loss_of(model, batch(), 0, generator)  # type: ignore[operator]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        step += 1
-        minutes = (time.perf_counter() - begun) / 60
-        done = step / arguments.steps if arguments.steps else minutes / arguments.minutes
-        if done >= tenth / 10:
-            tenth += 1
-            recent = sum(losses[-100:]) / len(losses[-100:])
-            print(f"step {step} {minutes:.1f} min loss {recent:.4f} {shown()}", flush=True)  # type: ignore[operator]
-            model.train()
-    model.eval()
-    return {
-        "steps": step, "minutes": round((time.perf_counter() - begun) / 60, 2),
-        "final_loss": round(sum(losses[-200:]) / len(losses[-200:]), 4),
-        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
 def watch(model: BertForMaskedLM, tokenizer: object, tests: list[tuple[str, str]]) -> str:
     """Greedy, two cells a step, the surest first."""
     mask = tokenizer.mask_token_id  # type: ignore[attr-defined]
     ids = torch.tensor([[int(c) + FIRST - 1 if c != "0" else mask for c in puzzle] for puzzle, _ in tests])
-    model.eval()
     with torch.no_grad():
         while bool((ids == mask).any()):
             logits = model(input_ids=ids).logits
