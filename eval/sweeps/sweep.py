@@ -312,8 +312,6 @@ def _identity(
     tasks: Sequence[str], settings: Sequence[Guidance | None], options: SweepOptions, model_args: dict[str, Any]
 ) -> dict[str, Any]:
     """What has to be equal for two runs to be one and the same. The batch size is not part of it."""
-    model = {key: _described(value) for key, value in model_args.items()
-             if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
     kept = {
         key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on", "plots")
     }
@@ -325,10 +323,16 @@ def _identity(
         "tasks": sorted(tasks),
         "guidances": as_guidances(list(zip(_labels(settings), settings, strict=True))),
         "fingerprints": {label_of(s): s.fingerprint for s in settings if s is not None},
-        "model": model,
+        "model": described_model(model_args),
         **_adapters(settings, model_args),
         **kept,
     }
+
+
+def described_model(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """What says of the model, in JSON values, whether two runs are of the same one."""
+    return {key: _described(value) for key, value in model_args.items()
+            if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
 
 
 def _adapters(settings: Sequence[Guidance | None], model_args: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,8 +27,9 @@ from textguide.models import bundled
 from textguide.support.files import write_json
 
 from ..results.journal import Journal
+from ..results.run import RunResult
 from ..statistics.intervals import mean_interval, paired_bootstrap
-from .sweep import SweepOptions, run_sweep
+from .sweep import SweepOptions, described_model, run_sweep
 
 SCALES = (1.1, 1.25, 1.5, 1.75, 2.0, 3.0)
 SCHEDULES = ("constant", "linear", "linear-decreasing")
@@ -165,20 +167,24 @@ def tune(
     identity = {
         "tune": task, "metric": metric, "limit": limit, "budget": budget, "candidates": list(tried),
         "fingerprints": {name: one.fingerprint for name, one in tried.items()}, "seed": options.seed,
-        "model": str((model_args or {}).get("pretrained", "smollm2")),
+        "model": described_model(model_args or {}), "num_fewshot": options.num_fewshot,
+        "gen_kwargs": options.gen_kwargs,
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     arguments = _loaded(dict(model_args or {}))
     with Journal.open(output / "tuning.jsonl", identity) as journal:
 
+        def swept(labels: Sequence[str], first: int, items: int, key: str) -> RunResult:
+            run = run_sweep(
+                [task], [None, *(tried[label] for label in labels)], options=replace(options, first=first, limit=items),
+                model_args=arguments, output=output / key,
+            )  # fmt: skip
+            assert run is not None
+            return run
+
         def values(labels: Sequence[str], first: int, items: int, key: str) -> tuple[Values, bool]:
             if key not in journal:
-                settings = [None, *(tried[label] for label in labels)]
-                run = run_sweep(
-                    [task], settings, options=replace(options, first=first, limit=items), model_args=arguments,
-                    output=output / key,
-                )  # fmt: skip
-                assert run is not None
+                run = swept(labels, first, items, key)
                 entries = {label: run.get(run.task_names[0], label) for label in (PLAIN, *labels)}
                 name = metric or next(iter(entries[PLAIN].items))  # type: ignore[union-attr]
                 if name not in entries[PLAIN].items:  # type: ignore[union-attr]
@@ -191,8 +197,10 @@ def tune(
             return {label: np.asarray(row) for label, row in record["values"].items()}, record["better"]
 
         if "plan" not in journal:
+            # From the start, if a run was killed here: what is left of it would look cheaper than it is.
+            shutil.rmtree(output / "probe", ignore_errors=True)
             begun = time.perf_counter()
-            values(list(tried), 0, PROBE, "probe")
+            swept(list(tried), 0, PROBE, "probe")
             seconds = (time.perf_counter() - begun) / PROBE
             items = int(budget / seconds)
             if limit is not None:

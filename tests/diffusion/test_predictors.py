@@ -160,6 +160,25 @@ def test_the_hook_is_the_sampler(name: str) -> None:
     assert torch.equal(foreign_loop(model, prompts, 3, hook, False), expected.sequences)
 
 
+@pytest.mark.parametrize("name", ["exact", "taylor", "tfg"])
+def test_what_is_filled_is_not_filled_otherwise_for_the_predictor(name: str) -> None:
+    """Samplers that revise (P2) read filled positions too."""
+    made = denoiser(*tiny.small(3))
+    canvas = for_generation(made, [made.encode("ab")], NEW, NEW)
+    canvas.ids[0, 3] = 6
+    masked, every = canvas.masked(1), canvas.target
+    assert masked.sum() == 2
+    assert every.sum() == 3
+
+    def at(setting: Any, where: Tensor) -> Tensor:
+        return Guide(made, setting, canvas).distributions(canvas, torch.arange(1), where).guided
+
+    filled = (~masked)[every]
+    found = at(as_guidance(SETTINGS[name]), every)
+    torch.testing.assert_close(found[~filled], at(as_guidance(SETTINGS[name]), masked))
+    torch.testing.assert_close(found[filled], at(None, every)[filled])
+
+
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 

@@ -181,7 +181,8 @@ class Judged:
         Args:
             logp: normalised log-probabilities at ``where``, (N, V).
             canvas: the rows as they are now.
-            where: masked positions, bool (B, L).
+            where: positions, bool (B, L). One that is filled keeps its distribution: the canvas that a predictor is
+                asked about holds what stands there.
             progress: of each position's row, (N, 1).
 
         Raises:
@@ -189,7 +190,7 @@ class Judged:
         """
         share: Any = self.guidance.share_at(Step(progress))
         share = share if isinstance(share, Tensor) else torch.full_like(progress, share)
-        acted = (share != 0)[:, 0]
+        acted = (share != 0)[:, 0] & (canvas.ids == self.predictor.model.mask_id)[where]
         if not acted.any():
             return logp, acted
         question = Question(self.predictor, canvas, where.nonzero()[acted], self.generator)
