@@ -5,29 +5,28 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from textguide import cli
 from textguide.cli import options
-from textguide.guidance import Guidance, catalogue
+from textguide.guidance import Guidance
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROOT = DOCS.parent
 
 
-def test_the_table_is_the_registry() -> None:
-    text = (DOCS / "guidance.md").read_text(encoding="utf-8")
-    table = text.split("<!-- made by `textguide methods --markdown` -->")[1].split("<!-- end -->")[0].strip()
-    assert table == catalogue.markdown().strip(), "run `textguide methods --markdown` and put its table into the page"
+TABLES = runpy.run_path(str(ROOT / "scripts" / "tables.py"))
 
 
-def test_the_matrix_is_computed() -> None:
-    text = (DOCS / "guidance.md").read_text(encoding="utf-8")
-    table = text.split("<!-- made by `textguide methods --matrix --markdown` -->")[1]
-    table = table.split("<!-- end of the matrix -->")[0].strip()
-    assert table == catalogue.matrix_markdown().strip(), "run `textguide methods --matrix --markdown`, and paste it"
+@pytest.mark.parametrize(
+    ("page", "head", "tail", "made"), TABLES["TABLES"], ids=("methods", "matrix", "what to try first")
+)
+def test_tables_are_made(page: str, head: str, tail: str, made: Callable[[], str]) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == TABLES["written"](text, head, tail, made()), "run `python scripts/tables.py`"
 
 
 @pytest.mark.parametrize("method", sorted(set(Guidance.registry) - {"composed"}))

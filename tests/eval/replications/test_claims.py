@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from textguide.eval.replications.advice import KINDS, advice, task_of
 from textguide.eval.replications.claim import CLAIM, names, read_claim
 from textguide.eval.replications.replicating import RUN, _unchanged, read_run
 from textguide.eval.replications.verdict import VERDICTS, Effect, adjusted, effect, verdict
@@ -117,3 +118,29 @@ def test_bad_claims_are_refused_by_field(tmp_path: Path) -> None:
     (folder / RUN).write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="was not written by"):
         read_run(folder)
+
+
+def test_every_claim_has_a_kind_of_task() -> None:
+    folder = ROOT / "replications"
+    assert {task_of(read_claim(folder / name)) for name in names(folder)} == set(KINDS)
+
+
+def test_what_to_try_first_follows_from_the_verdicts() -> None:
+    folder = ROOT / "replications"
+    claims = [
+        read_claim(folder / name) for name in ("apg-large-scale", "cfg-lambada", "independent-condition", "s2-guidance")
+    ]
+    judged = {
+        claim.name: {"difference": 2.0, "tested": 0.5, "baseline": 0.4, "verdict": "supported"} for claim in claims
+    }
+    judged["s2-guidance"]["verdict"] = "opposite"
+    judged["cfg-lambada"]["difference"] = 9.0
+    first = next(line for line in advice(claims, judged).splitlines() if KINDS[0] in line)
+    _, _, gained, lost, undecided, _ = first.split("|")
+    assert [part.split("`")[1] for part in gained.split(";")] == [
+        "cfg:scale=1.5", "apg:scale=3", "independent-condition:scale=1.5",
+    ]  # fmt: skip
+    assert "as good as `cfg:scale=1.5`" in gained
+    assert "`s2:scale=1.5` 0.500 against 0.400 (`cfg:scale=1.5`)" in lost
+    assert undecided.strip() == "–"
+    assert len(advice(claims, dict.fromkeys(judged)).splitlines()) == 2
