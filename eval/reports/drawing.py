@@ -211,7 +211,8 @@ def set_log_ticks(axes: Axes) -> None:
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    steps = (1, 1.5, 2, 3, 5, 7) if high / low > 2 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    wide: tuple[float, ...] = (1,) if high / low > 300 else (1, 3) if high / low > 20 else (1, 1.5, 2, 3, 5, 7)
+    steps = wide if high / low > 2 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
     round_numbers = [base * 10.0**power for power in range(-4, 7) for base in steps]
     axes.xaxis.set_major_locator(FixedLocator([number for number in round_numbers if low <= number <= high]))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -100,14 +100,15 @@ def twice(small: dict[str, Any], large: dict[str, Any], scale: float) -> dict[st
     difference, low, high, p = paired_bootstrap(guided, between)
     return {
         "model": small["model"], "scale": scale, "plain": float(np.mean(small["items"][1.0])),
-        "guided": float(np.mean(guided)), "twice": float(np.mean(between)), "difference": difference, "low": low, "high": high, "p": p,
+        "guided": float(np.mean(guided)), "twice": float(np.mean(between)),
+        "difference": difference, "low": low, "high": high, "p": p,
     }  # fmt: skip
 
 
 @styled
 def draw(report: dict[str, Any], path: Path) -> None:
     """Accuracy against operations and against seconds: plain, and the best scale of each model."""
-    figure, panels = grid(2, 3.6, 2)
+    figure, panels = grid(2, 3.6, 1)
     for axes, key, title in zip(
         panels,
         ("gigaflops a token", "seconds a token"),
