@@ -16,12 +16,13 @@ from textguide.guidance import catalogue
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = ROOT / "replications"
+PAGES = "docs/results/replications"
 
 
 def what_to_try_first() -> str:
     """The README's table."""
     claims = [read_claim(CLAIMS / name) for name in names(CLAIMS)]
-    return advice(claims, {claim.name: read_verdict(CLAIMS / claim.name) for claim in claims})
+    return advice(claims, {claim.name: read_verdict(CLAIMS / claim.name) for claim in claims}, PAGES)
 
 
 TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (

@@ -40,20 +40,21 @@ def task_of(claim: Claim) -> str:
     raise ValueError(f"{claim.name}: no kind of task is known for this test; add it to {__name__}")
 
 
-def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | None]) -> str:
+def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | None], pages: str = ".") -> str:
     """The table: for each kind of task what gained beyond chance, the largest gain in units of the smallest difference
     that counts first, then what did not gain, and what more items would have to decide.
 
     Args:
         claims: all.
         verdicts: by name; None where a claim has not been run.
+        pages: the folder of the claims' pages, for links.
     """
     rows = []
     for kind in KINDS:
         known = [(one, found) for one in claims if task_of(one) == kind and (found := verdicts[one.name]) is not None]
         known.sort(key=lambda pair: (-abs(pair[1]["difference"]) / pair[0].least, pair[0].name))
         cells = [
-            "; ".join(_shown(one, found) for one, found in known if found["verdict"] in names) or "–"
+            "; ".join(_shown(one, found, pages) for one, found in known if found["verdict"] in names) or "–"
             for names in (FOR, AGAINST, ("undecided",))
         ]
         if known:
@@ -61,13 +62,14 @@ def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | N
     return table(["for", "try first", "no gain here, or a loss", "undecided"], rows, "llll")
 
 
-def _shown(claim: Claim, found: Mapping[str, Any]) -> str:
+def _shown(claim: Claim, found: Mapping[str, Any], pages: str) -> str:
     """``setting 0.40 against 0.30``: what was tested, and what it was held against."""
     tested, baseline = _setting(claim.test["tested"]), _setting(claim.test["baseline"])
+    linked = f"[{tested}]({pages}/{claim.name}.md)"
     if claim.direction == "same":
-        return f"{tested} as good as {baseline}"
+        return f"{linked} as good as {baseline}"
     held = "" if baseline == PLAIN else f" ({baseline})"
-    return f"{tested} {number(found['tested'])} against {number(found['baseline'])}{held}"
+    return f"{linked} {number(found['tested'])} against {number(found['baseline'])}{held}"
 
 
 PLAIN = "plain"

@@ -141,6 +141,6 @@ def test_what_to_try_first_follows_from_the_verdicts() -> None:
         "cfg:scale=1.5", "apg:scale=3", "independent-condition:scale=1.5",
     ]  # fmt: skip
     assert "as good as `cfg:scale=1.5`" in gained
-    assert "`s2:scale=1.5` 0.500 against 0.400 (`cfg:scale=1.5`)" in lost
+    assert "[`s2:scale=1.5`](./s2-guidance.md) 0.500 against 0.400 (`cfg:scale=1.5`)" in lost
     assert undecided.strip() == "–"
     assert len(advice(claims, dict.fromkeys(judged)).splitlines()) == 2
