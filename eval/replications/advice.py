@@ -23,8 +23,12 @@ KINDS = (
 OF_TASK = {"lambada_openai": 0, "arc_easy": 1, "boolq": 1, "piqa": 1, "gpqa_diamond_zeroshot": 1, "sudoku4": 7}
 OF_KIND = {"conflict": 2, "scored": 4, "constrained": 6, "linear": 8}
 OF_MEASURE = {"positive": 3, "nll": 4, "repeated_4": 4, "overlap": 4, "right": 5}
-FOR = ("supported", "weaker")
-AGAINST = ("opposite", "not seen")
+COLUMNS = {
+    "try first": ("supported",),
+    "too small a gain, none, or a loss": ("weaker", "not seen", "opposite"),
+    "undecided": ("undecided",),
+}
+"""Columns of the table, and the verdicts that they show."""
 
 
 def task_of(claim: Claim) -> str:
@@ -41,8 +45,8 @@ def task_of(claim: Claim) -> str:
 
 
 def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | None], pages: str = ".") -> str:
-    """The table: for each kind of task what gained beyond chance, the largest gain in units of the smallest difference
-    that counts first, then what did not gain, and what more items would have to decide.
+    """The table: for each kind of task what was supported, with its values, the largest gain in units of the smallest
+    difference that counts first; then what did not gain enough, and what more items would have to decide.
 
     Args:
         claims: all.
@@ -54,27 +58,28 @@ def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | N
         known = [(one, found) for one in claims if task_of(one) == kind and (found := verdicts[one.name]) is not None]
         known.sort(key=lambda pair: (-abs(pair[1]["difference"]) / pair[0].least, pair[0].name))
         cells = [
-            "; ".join(_shown(one, found, pages) for one, found in known if found["verdict"] in names) or "–"
-            for names in (FOR, AGAINST, ("undecided",))
+            "; ".join(
+                f"[{_setting(one)}]({pages}/{one.name}.md){_values(one, found) if first else ''}"
+                for one, found in known
+                if found["verdict"] in names
+            )
+            for first, names in ((names == ("supported",), names) for names in COLUMNS.values())
         ]
         if known:
-            rows.append([kind, *cells])
-    return table(["for", "try first", "no gain here, or a loss", "undecided"], rows, "llll")
+            rows.append([kind, *(cell or "–" for cell in cells)])
+    return table(["for", *COLUMNS], rows, "l" * 4)
 
 
-def _shown(claim: Claim, found: Mapping[str, Any], pages: str) -> str:
-    """``setting 0.40 against 0.30``: what was tested, and what it was held against."""
-    tested, baseline = _setting(claim.test["tested"]), _setting(claim.test["baseline"])
-    linked = f"[{tested}]({pages}/{claim.name}.md)"
+def _setting(claim: Claim) -> str:
+    """The guidance that was tested; the claim's name where that alone does not tell it from the baseline."""
+    tested = claim.test["tested"].get("guidance")
+    return claim.name if tested is None or claim.test["kind"] == "linear" else f"`{tested}`"
+
+
+def _values(claim: Claim, found: Mapping[str, Any]) -> str:
+    """Of the tested setting and of its baseline, which is named where it is not plain decoding."""
+    held = claim.test["baseline"].get("guidance")
+    named = "" if held is None else f" (`{held}`)"
     if claim.direction == "same":
-        return f"{linked} as good as {baseline}"
-    held = "" if baseline == PLAIN else f" ({baseline})"
-    return f"{linked} {number(found['tested'])} against {number(found['baseline'])}{held}"
-
-
-PLAIN = "plain"
-
-
-def _setting(side: Mapping[str, Any]) -> str:
-    more = [f"`{key}={str(value).removesuffix(',none')}`" for key, value in side.items() if key != "guidance"]
-    return ", ".join(part for part in (f"`{side['guidance']}`" if side.get("guidance") else "", *more) if part) or PLAIN
+        return f" as good as `{held}`" if held else " as good as without"
+    return f" {number(found['tested'])} against {number(found['baseline'])}{named}"

@@ -141,6 +141,7 @@ def test_what_to_try_first_follows_from_the_verdicts() -> None:
         "cfg:scale=1.5", "apg:scale=3", "independent-condition:scale=1.5",
     ]  # fmt: skip
     assert "as good as `cfg:scale=1.5`" in gained
-    assert "[`s2:scale=1.5`](./s2-guidance.md) 0.500 against 0.400 (`cfg:scale=1.5`)" in lost
+    assert "[`apg:scale=3`](./apg-large-scale.md) 0.500 against 0.400 (`cfg:scale=3`)" in gained
+    assert lost.strip() == "[`s2:scale=1.5`](./s2-guidance.md)"
     assert undecided.strip() == "–"
     assert len(advice(claims, dict.fromkeys(judged)).splitlines()) == 2
