@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import transformers
 from constrained import Peer, encode
-from constrained_ways import DOMAINS, WAYS, Dates
+from constrained_ways import DOMAINS, WAYS, Dates, learned
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -116,7 +116,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tries", type=int, default=20, help="tries of a row of CARS [%(default)s]")
     parser.add_argument("--max-seconds", type=float, default=180.0, help="longest for an item and a way [%(default)s]")
     parser.add_argument("--hmm", default="hmm", help="lookahead of 'AWRS hmm' [%(default)s]")
-    parser.add_argument("--value", default="value", help="lookahead of 'AWRS value' [%(default)s]")
+    parser.add_argument("--value", help="lookahead of 'AWRS value', a file [learned for each item and prompt]")
+    parser.add_argument("--rollouts", type=int, default=200, help="texts that it is learned from [%(default)s]")
     parser.add_argument("--peer-python", type=Path, help="python of an environment with genlm-control")
     parser.add_argument("--items", type=int, help="items of each task, evenly spread over it [all]")
     parser.add_argument("--samples", type=int, default=1, help="runs of an item, averaged [%(default)s]")
@@ -126,7 +127,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder of the journal, table and plot")
     arguments = parser.parse_args()
-    for name in ("items", "samples", "max_new_tokens", "particles", "tries"):
+    for name in ("items", "samples", "max_new_tokens", "particles", "tries", "rollouts"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value} must be 1 or more")
@@ -153,9 +154,15 @@ def decode(
         read[0] += 1
         read[1] += len(view.samples)
 
-    begun = time.perf_counter()
+    constraint, limit = task.constraint(item), arguments.max_new_tokens or task.max_new_tokens
+    begun, learning = time.perf_counter(), 0.0
     try:
-        guidance = WAYS[way](task.constraint(item), arguments)
+        if way == "AWRS value" and arguments.value is None:
+            ids = tuple(encode(tokenizer, prompt(task, item, arguments)))
+            value = learned(model, tokenizer, constraint, ids, limit, arguments.rollouts, arguments.temperature)
+            arguments = argparse.Namespace(**{**vars(arguments), "value": value})
+            learning, begun = time.perf_counter() - begun, time.perf_counter()
+        guidance = WAYS[way](constraint, arguments)
         copies = 1 if guidance is not None and guidance.particles > 1 else arguments.particles
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoParticleLeftWarning)
@@ -164,7 +171,7 @@ def decode(
                 tokenizer,
                 [prompt(task, item, arguments)] * arguments.samples,
                 guidance=guidance,
-                max_new_tokens=arguments.max_new_tokens or task.max_new_tokens,
+                max_new_tokens=limit,
                 temperature=arguments.temperature,
                 top_k=0,
                 do_sample=True,
@@ -187,6 +194,7 @@ def decode(
         "passes": read[0],
         "model_calls": read[1],
         "tries": result.tries,
+        "learning_seconds": learning,
         "seconds": seconds,
     }
 
@@ -308,6 +316,7 @@ def figures(task: ConstrainedTask, rows: list[dict[str, Any]], masked: list[dict
         else statistics.median(a["seconds"] / b["seconds"] for a, b in zip(rows, masked, strict=True)),
         "dead": sum(row["dead"] for row in rows) / len(rows),
         "tries": statistics.mean(sum(row["tries"]) / len(row["tries"]) for row in rows) if rows[0]["tries"] else None,
+        "learning_seconds": statistics.mean(row.get("learning_seconds", 0.0) for row in rows),
     }
 
 
@@ -336,7 +345,7 @@ def markdown(results: dict[str, Any], identity: dict[str, Any]) -> str:
             continue
         measures = list(next(iter(task["methods"].values()))["measures"])
         header = ["way", *measures, "valid rows", "difference (p)", "ESS", "median ESS", "model calls",
-                  "s a kept token", "s a pass", "time of mask", "dead", "tries a row"]  # fmt: skip
+                  "s a kept token", "s a pass", "time of mask", "dead", "tries a row", "s of learning"]  # fmt: skip
         lines = []
         for way, found in task["methods"].items():
             cells = [cell(Interval(**found["measures"][measure])) for measure in measures]
@@ -347,7 +356,7 @@ def markdown(results: dict[str, Any], identity: dict[str, Any]) -> str:
                 for k in ("ess", "model_calls", "seconds_a_token", "seconds_a_pass")
             ]
             wide.insert(1, report.number(found["ess_median"]))
-            rest = [report.number(found[k]) for k in ("time_of_mask", "dead", "tries")]
+            rest = [report.number(found[k]) for k in ("time_of_mask", "dead", "tries", "learning_seconds")]
             lines.append([way, *cells, cell(Interval(**found["rows"])), against, *wide, *rest])
         parts += [f"## {name}", f"{task['items']} items; differences of {SUCCESS} are from {task['baseline']}."]
         parts.append(report.table(header, lines, "l"))

@@ -5,12 +5,38 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from textguide import AWRS
 from textguide.constraints import Constraint, Regex
+from textguide.constraints.automata import automaton_of
+from textguide.forward.reader import scores_reader
+from textguide.smc.lookahead.value import ValueLookahead, fit
+from textguide.smc.rollouts import rollouts as smc_rollouts
+from textguide.smc.starting import vocabulary_of
 from textguide.tasks.constrained import TASKS, ConstrainedTask, Item
 from textguide.tasks.constrained.text_to_sql import TextToSQL
+
+
+@lru_cache(maxsize=64)
+def learned(
+    model: Any,
+    tokenizer: Any,
+    constraint: Constraint,
+    ids: tuple[int, ...],
+    limit: int,
+    rollouts: int,
+    temperature: float,
+) -> ValueLookahead:
+    """A value of one constraint, learned from texts behind one prompt."""
+    vocabulary = vocabulary_of(model, model.generation_config, tokenizer)
+    found = smc_rollouts(
+        scores_reader(model), [ids], constraint, vocabulary, number=rollouts, limit=limit, temperature=heat,
+        seed=10**6, device=model.device,
+    )  # fmt: skip
+    return ValueLookahead(fit(found, constraint, vocabulary), vocabulary, automaton_of(constraint, vocabulary))
+
 
 Make = Callable[[Constraint, argparse.Namespace], AWRS | None]
 

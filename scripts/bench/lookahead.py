@@ -2,8 +2,8 @@
 
     python scripts/bench/lookahead.py [--populations 40] [--pilots 60] [--hmm FILE]
 
-``value`` is fitted to rollouts of the same pattern behind the same prompt: ``--pilots`` populations without resampling,
-which are its cost.
+``value`` is learned from rollouts of the same pattern behind the same prompt: as many texts as ``--pilots``
+populations have, which are its cost.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from constrained_ways import learned
 
 import textguide
-from textguide.constraints import Regex, Vocabulary
-from textguide.constraints.automata import automaton_of
+from textguide.constraints import Regex
 from textguide.forward import caches
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
 from textguide.smc.lookahead import lookahead_of
-from textguide.smc.lookahead.value import Features, ValueLookahead
+from textguide.smc.lookahead.value import ValueLookahead
+from textguide.smc.starting import vocabulary_of
 
 PATTERN = "(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 PROMPT = "My favourite fruit is "
@@ -36,17 +36,13 @@ class Bench:
     """One model, prompt and pattern."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.model, tokenizer = textguide.load(arguments.model)
-        size = self.model.config.vocab_size
-        self.vocabulary = Vocabulary.of(tokenizer, size, tokenizer.eos_token_id)
+        self.model, self.tokenizer = textguide.load(arguments.model)
+        self.vocabulary = vocabulary_of(self.model, self.model.generation_config, self.tokenizer)
         self.constraint, self.particles = Regex(arguments.pattern), arguments.particles
-        self.ids = tokenizer(arguments.prompt, return_tensors="pt").input_ids
-        self.features = Features(size)
+        self.ids = self.tokenizer(arguments.prompt, return_tensors="pt").input_ids
 
     @torch.no_grad()
-    def run(
-        self, lookahead: Any, populations: int, threshold: float, seed: int, record: list[Any] | None = None
-    ) -> Any:
+    def run(self, lookahead: Any, populations: int, threshold: float, seed: int) -> Any:
         """Populations that are written together, and the seconds that they took."""
         began = time.perf_counter()
         guidance = AWRS(self.constraint, self.particles, threshold, lookahead=lookahead)
@@ -61,11 +57,8 @@ class Bench:
         given = self.ids.expand(rows, -1)
         for index in range(LIMIT):
             scores = self.model(given, use_cache=True, logits_to_keep=1, **{name: cache}).logits[:, -1]
-            before, going = state.log_weights.clone(), torch.tensor(state.open)
             tokens = state.choose(scores, index == LIMIT - 1)
             state.advance(tokens, index == LIMIT - 1)
-            if record is not None:
-                record.append((going, self.features(scores), tokens, state.log_weights - before))
             ancestors = state.resample()
             given = tokens[:, None]
             if ancestors is not None:
@@ -75,30 +68,10 @@ class Bench:
                 break
         return state, time.perf_counter() - began
 
-    def value(self, populations: int, seed: int) -> ValueLookahead:
-        """Fitted to rollouts without resampling."""
-        record: list[Any] = []
-        state, _ = self.run(None, populations, 0.0, seed, record)
-        automaton = automaton_of(self.constraint, self.vocabulary)
-        assert automaton is not None
-        finished = state.outcome().finished
-        togo = torch.zeros(len(finished), dtype=torch.float64)
-        parts: list[tuple[Tensor, ...]] = []
-        at = torch.full((len(finished),), automaton.begin)
-        places = []
-        for going, _, tokens, _ in record:
-            places.append(at)
-            steps = zip(at.tolist(), tokens.tolist(), going.tolist(), strict=True)
-            at = torch.tensor(
-                [automaton.step(s, t) if go and s != automaton.dead else automaton.dead for s, t, go in steps]
-            )
-        ends = torch.tensor(sorted(self.vocabulary.ends))
-        for (going, read, tokens, gained), place in zip(reversed(record), reversed(places), strict=True):
-            kept = going & finished & ~torch.isin(tokens, ends)
-            parts.append((place[kept], read[kept], tokens[kept], togo[kept]))
-            togo = togo + torch.where(going & finished, gained, 0.0)
-        states, read, tokens, values = (torch.cat(part) for part in zip(*parts, strict=True))
-        return ValueLookahead(automaton, self.features, states, read, tokens, values)
+    def value(self, populations: int) -> ValueLookahead:
+        """Learned from rollouts."""
+        rows = populations * self.particles
+        return learned(self.model, self.tokenizer, self.constraint, tuple(self.ids[0].tolist()), LIMIT, rows, 1.0)
 
 
 def main() -> None:
@@ -119,7 +92,7 @@ def main() -> None:
     if arguments.hmm:
         contestants["hmm"] = arguments.hmm
     if arguments.pilots:
-        contestants["value"] = bench.value(arguments.pilots, 10**6)
+        contestants["value"] = bench.value(arguments.pilots)
     found = {}
     for name, lookahead in contestants.items():
         sizes, evidence, seconds, texts, moved = [], [], 0.0, [], 0

@@ -39,3 +39,35 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     save_file({"initial": torch.ones(1)}, path)
     with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
         load(str(path))
+
+
+VALUE = ("--kind", "value", "--rollouts", "12", "--max-new-tokens", "6", "--batch-size", "8")
+
+
+def test_a_value_is_trained_and_read(run: Run, tmp_path: Path) -> None:
+    out, prompts = tmp_path / "value.safetensors", tmp_path / "prompts.txt"
+    prompts.write_text("ab\ncdef\n", encoding="utf-8")
+    found = run("lookahead", "train", "--out", str(out), "--regex", "[a-c]{2,3}", "--prompts", str(prompts), *VALUE)
+    assert found.code == 0, found.err
+    assert "24 texts" in found.out
+    write = ("generate", "ab", "--particles", "3", "--max-new-tokens", "6", "--seed", "1", "--lookahead", str(out))
+    assert run(*write, "--regex", "[a-c]{2,3}").code == 0
+    other = run(*write, "--regex", "[a-c]{2}")
+    assert other.code != 0
+    assert "was learned for another constraint" in other.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kind", "value", "--regex", "a"], "--kind value needs --prompts"),
+        (["--kind", "value", "--prompts", "p"], "--kind value needs a constraint"),
+        (["--kind", "value", "--openings", "p"], "--openings means nothing to --kind value"),
+        (["--regex", "a"], "--regex means nothing to --kind hmm"),
+        (["--kind", "value", "--temperature", "0"], "--temperature 0.0 must be a number above 0"),
+    ],
+)
+def test_kinds_have_their_own_options(run: Run, tmp_path: Path, arguments: list[str], words: str) -> None:
+    found = run("lookahead", "train", "--out", str(tmp_path / "x.safetensors"), *arguments)
+    assert found.code != 0
+    assert words in found.err

@@ -11,6 +11,18 @@ FORMS = ("regex", "json_schema", "grammar", "constraint")
 
 
 def add_constraint(parser: argparse.ArgumentParser) -> Any:
+    """``--regex`` and its like, and ``--lookahead``; the group, for further options."""
+    group = add_form(parser)
+    group.add_argument(
+        "--lookahead",
+        metavar="NAME",
+        help="what is foreseen of a text: automaton (the tokens that it needs against those left), hmm, the file of "
+        "one or of a value, or none [auto: the first, where the constraint has one]",
+    )
+    return group
+
+
+def add_form(parser: argparse.ArgumentParser) -> Any:
     """``--regex`` and its like, of which one may be given; the group, for further options."""
     group = parser.add_argument_group("constraint")
     one = group.add_mutually_exclusive_group()
@@ -32,12 +44,6 @@ def add_constraint(parser: argparse.ArgumentParser) -> Any:
         dest="form_after",
         metavar="TEXT",
         help="free text comes first, up to this one, such as '</think>', or to a match of regex:PATTERN",
-    )
-    group.add_argument(
-        "--lookahead",
-        metavar="NAME",
-        help="what is foreseen of a text: automaton (the tokens that it needs against those left), hmm, the file of "
-        "one, or none [auto: the first, where the constraint has one]",
     )
     return group
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,6 +47,13 @@ class Vocabulary:
     def size(self) -> int:
         """V."""
         return len(self.tokens)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells it from other vocabularies, equal in every process."""
+        digest = hashlib.sha256(f"{self.size} {sorted(self.ends)} {self.drops_leading_space}".encode())
+        digest.update(b"".join(len(text).to_bytes(4, "little") + text for text in self.tokens))
+        return digest.hexdigest()
 
     def visible(self, text: bytes) -> bytes:
         """``text`` as ``decode`` shows it, which is what constraints speak of."""

@@ -13,7 +13,7 @@ from .validation import finite, whole
 
 SAMPLERS = ("awrs", "cars", "asap", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")
-LOOKAHEADS = ("auto", "automaton", "hmm")
+LOOKAHEADS = ("auto", "automaton", "hmm", "value")
 RESAMPLING = ("stratified", "systematic")
 
 

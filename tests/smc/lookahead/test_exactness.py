@@ -213,7 +213,7 @@ def test_masks_begin_nothing_that_cannot_end() -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(ValueError, match="lookahead='far' must be one of auto, automaton, hmm, a file"):
+    with pytest.raises(ValueError, match="lookahead='far' must be one of auto, automaton, hmm, value, a file"):
         AWRS(Regex("a"), lookahead="far")
     with pytest.raises(ValueError, match="lookahead='hmm'"):
         run(LAW, Strings(MEMBERS), AWRS(lookahead="hmm"), 1, LENGTH)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ...support import files
+from . import stored
 
 STEP = 0.08
 """Nats between two of the 256 values that a stored log-probability may have; the smallest is 20 below the largest."""
@@ -72,35 +70,28 @@ class HiddenMarkov:
         Args:
             about: what else the file's header says.
         """
-        from safetensors.torch import save
-
         log = self.emission.clamp_min(1e-30).log()
         top = log.amax(0)
         codes = ((top - log) / STEP).round().clamp(0, 255).to(torch.uint8)
-        tensors = {"initial": self.initial, "transition": self.transition, "top": top, "codes": codes.contiguous()}
-        data = save(tensors, {"kind": KIND, "about": json.dumps(about or {})})
-        with files.replacing(path) as stream:
-            stream.write(data)
+        tensors = {"initial": self.initial, "transition": self.transition, "top": top, "codes": codes}
+        stored.write(path, KIND, tensors, about or {})
+
+    @classmethod
+    def of(cls, file: stored.Stored) -> HiddenMarkov:
+        """What :meth:`save` wrote."""
+        found = file.tensors
+        emission = (found["top"] - STEP * found["codes"].float()).exp()
+        emission = emission / emission.sum(-1, keepdim=True)
+        return cls(found["initial"], found["transition"], emission)
 
 
-@lru_cache(maxsize=4)
-def load(path: str) -> HiddenMarkov:
+def load(path: str | os.PathLike[str]) -> HiddenMarkov:
     """What :meth:`HiddenMarkov.save` wrote.
 
     Raises:
         ValueError: there is none at this place.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(Path(path).expanduser(), "pt") as file:
-            if (file.metadata() or {}).get("kind") != KIND:
-                raise KeyError(f"kind {KIND}")
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-        emission = (found["top"] - STEP * found["codes"].float()).exp()
-        emission = emission / emission.sum(-1, keepdim=True)
-        return HiddenMarkov(found["initial"], found["transition"], emission)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"lookahead={path!r} is no file of 'textguide lookahead train' ({type(error).__name__}: {error})"
-        ) from None
+    file = stored.read(path)
+    if file.kind != KIND:
+        raise ValueError(f"lookahead={file.path!r} holds a {file.kind}, no {KIND}")
+    return HiddenMarkov.of(file)

@@ -10,13 +10,14 @@ from typing import Any
 from ...constraints import Constraint, Vocabulary
 from ...constraints.automata import TokenAutomaton, automaton_of
 from ...constraints.automata.expressions import TooLargeError
-from . import hidden_markov
+from . import hidden_markov, stored
+from . import value as learned
 from .base import Lookahead
 from .length import LengthLookahead
 from .markov import MarkovLookahead
 from .witness import WitnessLookahead
 
-AUTO, AUTOMATON, HMM = "auto", "automaton", "hmm"
+AUTO, AUTOMATON, HMM, VALUE = "auto", "automaton", "hmm", "value"
 SHIPPED = Path(__file__).parent / "weights" / "smollm2.safetensors"
 """Made by ``python scripts/train/lookahead.py``."""
 
@@ -37,24 +38,54 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
     automaton = automaton_of(constraint, vocabulary)
     if automaton is not None and value in (AUTO, AUTOMATON):
         return _length(automaton)
+    if value == AUTO:
+        return None
+    if value == AUTOMATON:
+        return WitnessLookahead(constraint.start(vocabulary), vocabulary)
+    if value == VALUE:
+        raise ValueError(
+            "lookahead='value': a value is learned for one constraint, and none comes with textguide; make one with "
+            "'textguide lookahead train --kind value --prompts FILE --out FILE' and the options of the constraint, and "
+            "give the file"
+        )
     if value == HMM and not SHIPPED.is_file():
         raise ValueError(
             "lookahead='hmm': no hidden Markov model comes with this installation; make one with 'textguide lookahead "
             "train --model MODEL --out FILE', and give the file"
         )
+    path = str(SHIPPED) if value == HMM else os.fspath(value)
+    file = stored.read(path)
+    if file.kind == learned.KIND:
+        return _value(file, constraint, vocabulary, automaton)
+    if file.kind != hidden_markov.KIND:
+        raise ValueError(
+            f"lookahead={path!r} holds a {file.kind}, which this version does not know; train it anew with 'textguide "
+            "lookahead train'"
+        )
     if automaton is not None:
         try:
-            return _markov(automaton, str(SHIPPED) if value == HMM else os.fspath(value))
+            return _markov(automaton, stored.stamp(path))
         except TooLargeError as error:
             raise ValueError(f"lookahead={value!r}: the automaton is too large: {error}; use 'automaton'") from None
-    if value == AUTO:
-        return None
-    if value == AUTOMATON:
-        return WitnessLookahead(constraint.start(vocabulary), vocabulary)
     raise ValueError(
         f"lookahead={value!r} needs the automaton of a regular constraint, and {type(constraint).__name__} has "
-        "none, or one that is too large; use 'automaton', which then goes by completions that were found"
+        "none, or one that is too large; use 'automaton', which then goes by completions that were found, or a file of "
+        "'textguide lookahead train --kind value'"
     )
+
+
+def _value(
+    file: stored.Stored, constraint: Constraint, vocabulary: Vocabulary, automaton: TokenAutomaton | None
+) -> Lookahead:
+    """A value, which belongs to one constraint: states of another's automaton would mean something else."""
+    for name, mine in (("constraint", learned.described(constraint)), ("vocabulary", vocabulary.digest)):
+        if file.about.get(name) != mine:
+            what = name if name == "constraint" else f"{name}, or other end tokens"
+            raise ValueError(
+                f"lookahead={file.path!r} was learned for another {what}; train it anew with 'textguide lookahead "
+                "train --kind value'"
+            )
+    return _valued(file, vocabulary, automaton)
 
 
 @lru_cache(maxsize=32)
@@ -63,5 +94,10 @@ def _length(automaton: TokenAutomaton) -> LengthLookahead:
 
 
 @lru_cache(maxsize=4)
-def _markov(automaton: TokenAutomaton, path: str) -> MarkovLookahead:
-    return MarkovLookahead(automaton, hidden_markov.load(path))
+def _markov(automaton: TokenAutomaton, file: stored.Stamp) -> MarkovLookahead:
+    return MarkovLookahead(automaton, hidden_markov.load(file[0]))
+
+
+@lru_cache(maxsize=4)
+def _valued(file: stored.Stored, vocabulary: Vocabulary, automaton: TokenAutomaton | None) -> learned.ValueLookahead:
+    return learned.ValueLookahead(learned.Value.of(file), vocabulary, automaton)

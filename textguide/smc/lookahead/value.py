@@ -1,109 +1,251 @@
-"""A value learned from rollouts under the constraint: the weight that a text will still get, by what the model says.
+"""A value learned from rollouts under the constraint: the probability that a text becomes a member, by what the model
+says behind it.
 
 Zhao et al. (arXiv 2404.17546) learn twists as heads of the language model. This one is a ridge regression of the log of
-the weight to go on the model's next-token log-probabilities, one a state of the automaton: these are linear in the last
-hidden state, and need no access to it.
+the probability to go on the model's next-token log-probabilities: these are linear in the last hidden state, and need
+no access to it. One head serves every place; where the constraint has an automaton, its states have heads of their own.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...constraints import Constraint, Vocabulary
 from ...constraints.automata import TokenAutomaton
+from . import stored
 from .base import Ahead, Lookahead
 from .length import LengthLookahead
 
+KIND = "value"
 WIDTH = 256
 """Random projections of the log-probabilities that are read."""
 LEAST = 24
-"""Rollouts through a state from which on it has a value of its own."""
-LOWEST = -30.0
+"""Examples at a state of the automaton from which on it has a head of its own."""
+BIASES = 512
+"""Tokens of a head that have a bias, the most frequent ones."""
+ANYWHERE = -1
+"""The place of the head of all states."""
+LOWEST, FLOOR = -30.0, -40.0
+"""The least log-probability that is read, and the least log ψ: nothing is ruled out by a guess."""
+DEAD = 2.0
+"""Nats below the values of nearly all members at which a text counts that became none."""
 
 
-class Features:
-    """What a value reads: random projections of next-token log-probabilities.
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What rollouts came to: one row a token that was written and does not end its text.
 
     Args:
-        size: V.
-        seed: of the projections.
+        states: of the automaton, in front of the token, (n,); :data:`ANYWHERE` where there is none.
+        read: features there, (n, WIDTH + 1).
+        tokens: the tokens, (n,).
+        values: log of an estimate, with the text's own weights, of the probability that the text up to the token
+            becomes a member, (n,); −inf where it became none.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._projection = torch.randn(size, WIDTH, generator=generator) / size**0.5
+    states: Tensor
+    read: Tensor
+    tokens: Tensor
+    values: Tensor
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """(…, WIDTH) from scores (…, V)."""
-        logs = scores.float().cpu().log_softmax(-1).clamp_min(LOWEST)
-        return (logs - logs.mean(-1, keepdim=True)) @ self._projection
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """``log ψ = clamp(mean + weight · features + bias[token], low, high)``, features in units of their deviation."""
+
+    weight: Tensor
+    mean: float
+    low: float
+    high: float
+    tokens: Tensor
+    biases: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What a file holds.
+
+    Args:
+        heads: by state, :data:`ANYWHERE` among them.
+        centre: of the features, (WIDTH + 1,).
+        scale: their standard deviation.
+        about: the constraint, the vocabulary, and what else is told of the training.
+    """
+
+    heads: dict[int, Head]
+    centre: Tensor
+    scale: Tensor
+    about: dict[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file."""
+        heads = list(self.heads.values())
+        tensors = {
+            "states": torch.tensor(list(self.heads)),
+            "weights": torch.stack([head.weight for head in heads]),
+            "ranges": torch.tensor([(head.mean, head.low, head.high) for head in heads], dtype=torch.float64),
+            "sizes": torch.tensor([len(head.tokens) for head in heads]),
+            "tokens": torch.cat([head.tokens for head in heads]),
+            "biases": torch.cat([head.biases for head in heads]),
+            "centre": self.centre,
+            "scale": self.scale,
+        }
+        stored.write(path, KIND, tensors, self.about)
+
+    @classmethod
+    def of(cls, file: stored.Stored) -> Value:
+        """What :meth:`save` wrote."""
+        found = file.tensors
+        sizes = found["sizes"].tolist()
+        numbers, tokens, biases = found["ranges"].tolist(), found["tokens"].split(sizes), found["biases"].split(sizes)
+        heads = {
+            state: Head(found["weights"][at], mean, low, high, tokens[at], biases[at])
+            for at, (state, (mean, low, high)) in enumerate(zip(found["states"].tolist(), numbers, strict=True))
+        }
+        return cls(heads, found["centre"], found["scale"], file.about)
+
+
+def described(constraint: Constraint) -> str:
+    """A constraint in one line, equal in every process; of functions it holds the names."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(constraint.to_dict(), sort_keys=True, default=repr))
+
+
+@lru_cache(maxsize=2)
+def _projection(size: int) -> Tensor:
+    """Random signs over √V, (V, WIDTH), the same everywhere and always."""
+    count = size * WIDTH // 64
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    bits = np.unpackbits(mixed.astype("<u8").view(np.uint8)).reshape(size, WIDTH)
+    return torch.from_numpy(bits).float().mul_(2).sub_(1).div_(size**0.5)
+
+
+def _centred(scores: Tensor) -> Tensor:
+    logs = scores.float().cpu().log_softmax(-1).clamp_min(LOWEST)
+    return logs - logs.mean(-1, keepdim=True)
+
+
+def features(scores: Tensor, left: int) -> Tensor:
+    """What a head reads, (…, WIDTH + 1).
+
+    Args:
+        scores: of the next token (…, V).
+        left: tokens that may be written behind that one.
+    """
+    read = _centred(scores) @ _projection(scores.shape[-1])
+    return torch.cat([read, torch.full((*read.shape[:-1], 1), float(np.log1p(left)))], -1)
+
+
+def fit(
+    examples: Examples,
+    constraint: Constraint,
+    vocabulary: Vocabulary,
+    about: dict[str, Any] | None = None,
+    penalty: float = 30.0,
+) -> Value:
+    """A value of what rollouts came to.
+
+    Experimental: the paper trains by a contrastive loss on the model's own layers. Texts that became no member count
+    with a low value, so that the heads foresee failures too.
+
+    Args:
+        examples: one or more of which became a member.
+        constraint: under which they were written.
+        vocabulary: of the model.
+        about: what else the file tells of the training.
+        penalty: of the ridge, of features in units of their standard deviation.
+
+    Raises:
+        ValueError: no text became a member.
+    """
+    alive = examples.values[examples.values.isfinite()]
+    if not len(alive):
+        raise ValueError(
+            "no text of the rollouts became a member, so that there is nothing to learn; raise --max-new-tokens or "
+            "--rollouts, or give prompts that the form follows"
+        )
+    values = torch.where(examples.values.isfinite(), examples.values, alive.quantile(0.05) - DEAD)
+    values = values.clamp(FLOOR, 0.0)
+    centre, scale = examples.read.mean(0), examples.read.std(0, correction=0)
+    scale = torch.where(scale > 1e-4 * scale.max(), scale, 1.0)  # what never changes says nothing
+    read = (examples.read - centre) / scale
+    heads = {ANYWHERE: _head(read, examples.tokens, values, penalty)}
+    for state, number in zip(*(part.tolist() for part in examples.states.unique(return_counts=True)), strict=True):
+        here = examples.states == state
+        if state != ANYWHERE and number >= LEAST:
+            heads[state] = _head(read[here], examples.tokens[here], values[here], penalty)
+    belongs = {"constraint": described(constraint), "vocabulary": vocabulary.digest}
+    return Value(heads, centre, scale, {**(about or {}), **belongs})
+
+
+def _head(read: Tensor, tokens: Tensor, values: Tensor, penalty: float) -> Head:
+    known, counts = tokens.unique(return_counts=True)
+    known = known[counts.topk(min(BIASES, len(known))).indices].sort().values
+    mean = values.double().mean()
+    size = read.shape[1] + len(known)
+    products, targets = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    for part, token, value in zip(read.split(4096), tokens.split(4096), values.split(4096), strict=True):
+        inputs = torch.cat([part.double(), (token[:, None] == known).double()], 1)
+        products += inputs.T @ inputs
+        targets += inputs.T @ (value.double() - mean)
+    ridge = torch.full((size,), penalty, dtype=torch.float64)
+    ridge[read.shape[1] :] = 2.0  # a token that was seen twice has half of what it showed
+    found = torch.linalg.solve(products + ridge.diag(), targets).float()
+    weight, biases = found.split([read.shape[1], len(known)])
+    return Head(weight, float(mean), float(values.min()), float(values.max()), known, biases)
 
 
 class ValueLookahead(Lookahead):
-    """``log ψ(text, token) = bias[state, token] + weight[state] · features``, and what cannot end in time is ruled out.
-
-    Experimental: the paper trains by a contrastive loss on the model's own layers.
+    """ψ by the heads of a :class:`Value`; what cannot end in time is ruled out, where an automaton knows it.
 
     Args:
-        automaton: of the constraint.
-        features: what is read.
-        states: the automaton's state in front of each token of the rollouts, (n,).
-        read: features there, (n, WIDTH).
-        tokens: the tokens, (n,).
-        values: log of what each token's text was multiplied by from there on, (n,).
-        penalty: of the ridge, of features in units of their standard deviation.
+        value: of this constraint and vocabulary.
+        vocabulary: of the model.
+        automaton: of the constraint, if it has one.
     """
 
-    def __init__(
-        self,
-        automaton: TokenAutomaton,
-        features: Features,
-        states: Tensor,
-        read: Tensor,
-        tokens: Tensor,
-        values: Tensor,
-        penalty: float = 30.0,
-    ) -> None:
-        self.automaton, self.features = automaton, features
-        self._length = LengthLookahead(automaton)
-        self._centre, self._scale = read.mean(0), read.std(0).clamp_min(1e-6)
-        self._heads: dict[int, tuple[Tensor, float, dict[int, float]]] = {}
-        for state in states.unique().tolist():
-            here = states == state
-            if int(here.sum()) >= LEAST:
-                self._heads[state] = self._fit(read[here], tokens[here], values[here], penalty)
-
-    def _fit(
-        self, read: Tensor, tokens: Tensor, values: Tensor, penalty: float
-    ) -> tuple[Tensor, float, dict[int, float]]:
-        known = tokens.unique()
-        each = (tokens[:, None] == known).double()
-        mean = values.double().mean()
-        inputs = torch.cat([((read - self._centre) / self._scale).double(), each], 1)
-        ridge = torch.full((inputs.shape[1],), penalty, dtype=torch.float64)
-        ridge[-len(known) :] = 2.0  # a token that was seen twice has half of what it showed
-        found = torch.linalg.solve(inputs.T @ inputs + ridge.diag(), inputs.T @ (values.double() - mean))
-        biases = dict(zip(known.tolist(), found[-len(known) :].tolist(), strict=True))
-        return found[: -len(known)].float(), float(mean), biases
+    def __init__(self, value: Value, vocabulary: Vocabulary, automaton: TokenAutomaton | None = None) -> None:
+        self.value, self.vocabulary, self.automaton = value, vocabulary, automaton
+        self._length = None if automaton is None else LengthLookahead(automaton)
+        self._ends = sorted(vocabulary.ends)
+        self._weights = lru_cache(maxsize=64)(self._folded)
 
     def begin(self, prompt: Sequence[int]) -> Ahead:
-        return _Valued(self, self.automaton.begin)
+        return _Valued(self, ANYWHERE if self.automaton is None else self.automaton.begin)
 
-    def values(self, state: int, left: int, scores: Tensor | None) -> Tensor | None:
+    def _folded(self, place: int) -> Tensor:
+        """The weight of each log-probability, (V,): projecting is linear."""
+        weight = self.value.heads[place].weight / self.value.scale
+        return _projection(self.vocabulary.size) @ weight[:WIDTH]
+
+    def potentials(self, state: int, left: int, scores: Tensor | None) -> Tensor | None:
         """Log ψ of the text followed by each token, (V,)."""
-        length = self._length.vector(state, left)
-        if state not in self._heads or scores is None:
+        length = None if self._length is None else self._length.vector(state, left)
+        if scores is None:
             return length
-        weight, mean, biases = self._heads[state]
-        read = (self.features(scores) - self._centre) / self._scale
-        found = torch.full((self.automaton.vocabulary.size,), mean + float(read @ weight))
-        for token, bias in biases.items():
-            found[token] += bias
-        ends = sorted(self.automaton.vocabulary.ends)
-        found = found if length is None else torch.where(length > -1e30, found, length)
-        found[ends] = 0.0
+        place = state if state in self.value.heads else ANYWHERE
+        head, value = self.value.heads[place], self.value
+        shift = float((head.weight / value.scale) @ value.centre) - float(
+            head.weight[WIDTH] / value.scale[WIDTH] * np.log1p(left)
+        )
+        common = head.mean + float(_centred(scores) @ self._weights(place)) - shift
+        found = torch.full((self.vocabulary.size,), common)
+        found[head.tokens] += head.biases
+        found.clamp_(head.low, head.high)
+        found = found if length is None else torch.where(length > -torch.inf, found, length)
+        found[self._ends] = 0.0
         return found
 
 
@@ -112,7 +254,8 @@ class _Valued(Ahead):
         self._lookahead, self._state = lookahead, state
 
     def following(self, left: int, scores: Tensor | None = None) -> Tensor | None:
-        return self._lookahead.values(self._state, left, scores)
+        return self._lookahead.potentials(self._state, left, scores)
 
     def after(self, token: int) -> Ahead:
-        return _Valued(self._lookahead, self._lookahead.automaton.step(self._state, token))
+        automaton = self._lookahead.automaton
+        return self if automaton is None else _Valued(self._lookahead, automaton.step(self._state, token))

@@ -1,0 +1,41 @@
+"""A model as a function from tokens to what it says behind them, for loops that write rows of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import caches
+
+
+def states_reader(model: Any) -> Callable[[Tensor, Any], tuple[Tensor, Tensor, Any]]:
+    """From new tokens (n, k) and the cache of what is before (None: nothing) to the logits (n, k, V) and the last
+    hidden states (n, k, D) behind them, and the cache with them."""
+    name = caches.cache_argument(model)
+
+    def read(tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor, Any]:
+        cache = caches.new_cache(model) if cache is None else cache
+        out = model(tokens, use_cache=True, output_hidden_states=True, **{name: cache})
+        return out.logits, out.hidden_states[-1], cache
+
+    return read
+
+
+def scores_reader(model: Any) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """The same to the logits behind the last of the tokens (n, V), and the cache; a prompt of all rows is read once."""
+    name = caches.cache_argument(model)
+    options: dict[str, Any] = {"logits_to_keep": 1} if caches.accepts(model, "logits_to_keep") else {}
+
+    def read(tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        rows = len(tokens)
+        alike = cache is None and bool((tokens == tokens[:1]).all())
+        cache = caches.new_cache(model) if cache is None else cache
+        out = model(tokens[:1] if alike else tokens, use_cache=True, **options, **{name: cache})
+        if alike:
+            caches.select_rows(cache, torch.zeros(rows, dtype=torch.long, device=tokens.device))
+        return out.logits[:, -1].expand(rows, -1), cache
+
+    return read
