@@ -32,7 +32,7 @@ def learned(
     """A value of one constraint, learned from texts behind one prompt."""
     vocabulary = vocabulary_of(model, model.generation_config, tokenizer)
     found = smc_rollouts(
-        scores_reader(model), [ids], constraint, vocabulary, number=rollouts, limit=limit, temperature=heat,
+        scores_reader(model), [ids], constraint, vocabulary, number=rollouts, limit=limit, temperature=temperature,
         seed=10**6, device=model.device,
     )  # fmt: skip
     return ValueLookahead(fit(found, constraint, vocabulary), vocabulary, automaton_of(constraint, vocabulary))

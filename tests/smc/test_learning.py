@@ -179,6 +179,31 @@ def test_rejected_prefixes_save_tries_and_what_is_kept_is_bounded() -> None:
         Lessons(0)
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "found out"])
+def test_what_is_dropped_makes_room(closed: bool) -> None:
+    lessons = Lessons(max_prefixes=4)
+    root, probs = lessons.root(0), torch.tensor([0.25, 0.75], dtype=torch.float64)
+    one, both = torch.tensor([False, True]), torch.tensor([True, True])
+    first = lessons.learn(root, root, probs, both, 1)
+    assert first is not None
+    second = lessons.learn(first, root, probs, one, 1)
+    assert second is not None
+    third = lessons.learn(second, root, probs, one, 1)
+    assert third is not None
+    assert (lessons.prefixes, root.size, first.size) == (4, 4, 3)
+    assert lessons.learn(third, root, probs, both, 1) is None
+    if closed:
+        first.close()
+    else:
+        lessons.learn(third, root, probs, ~both, None)  # and with it the two texts before
+    assert first.mass == 0.0
+    assert (lessons.prefixes, root.size) == (2, 2)
+    assert root.mass == pytest.approx(0.25)
+    assert lessons.learn(root, root, probs, both, 0) is not None
+    lessons.learn(third, root, probs, both, 0)  # a run that stands there still
+    assert lessons.prefixes == 3
+
+
 def test_tiny_masses_keep_their_digits() -> None:
     """A member of probability 1e-40 beside prefixes that take all the rest."""
     logp = torch.tensor([-93.0, -0.0, -93.5]).log_softmax(-1)

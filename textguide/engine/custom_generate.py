@@ -199,10 +199,10 @@ class GuidedDecoding:
             if isinstance(self.generator, tuple):
                 raise ValueError(f"generator= with one a row does not go with {parts.constraint}; give one")
             keys: Sequence[Hashable] = ()
+            own = _unpadded(input_ids, self._mask(model, model_kwargs))
             if getattr(parts.constraint, "learns", False):
                 alone = branch_inputs.sees_images(model, model_kwargs) or model.config.is_encoder_decoder
                 if not alone and all(isinstance(rows, list) for rows in settings.prompts):
-                    own = _unpadded(input_ids, self._mask(model, model_kwargs))
                     reads: list[branch_inputs.Rows] | None = [own, *settings.prompts]  # type: ignore[list-item]
                 else:
                     reads = None
@@ -211,7 +211,7 @@ class GuidedDecoding:
                 )
             settings.constraint = start(
                 parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator,
-                keys,
+                keys, own,
             )  # fmt: skip
         return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
 

@@ -31,9 +31,10 @@ class Prefix:
         rest: see above; None before the model was asked.
         mass: see above; 1 before the model was asked. It never grows.
         rejected: spans of :class:`textguide.smc.trie.Trie` that are known to be ruled out, where no mask is known.
+        size: texts that are kept of it and behind it.
     """
 
-    __slots__ = ("chances", "children", "mass", "parent", "rejected", "rest")
+    __slots__ = ("chances", "children", "mass", "parent", "rejected", "rest", "size")
 
     def __init__(self, parent: Prefix | None = None) -> None:
         self.parent = parent
@@ -42,12 +43,17 @@ class Prefix:
         self.rest: float | None = None
         self.mass = 1.0
         self.rejected: list[Span] = []
+        self.size = 1
 
     def close(self) -> None:
         """Nothing behind this text is a member."""
-        self.rest = 0.0
-        self.children, self.chances = {}, {}
+        self._drop()
         self.settle()
+
+    def follow(self, token: int) -> None:
+        """Keep the text with one token more."""
+        self.children[token] = Prefix(self)
+        self._grow(1)
 
     def settle(self) -> None:
         """Sum the mass of this text anew, and of all texts that it begins with."""
@@ -58,7 +64,20 @@ class Prefix:
                 return
             place.mass = mass
             if mass == 0.0:
-                place.children, place.chances, place.rest = {}, {}, 0.0
+                place._drop()
+            place = place.parent
+
+    def _drop(self) -> None:
+        """Forget the texts behind this one; those that a run still stands at are no part of the tree."""
+        for child in self.children.values():
+            child.parent = None
+        self._grow(1 - self.size)
+        self.children, self.chances, self.rest = {}, {}, 0.0
+
+    def _grow(self, number: int) -> None:
+        place: Prefix | None = self
+        while place is not None:
+            place.size += number
             place = place.parent
 
 
@@ -88,7 +107,6 @@ class Lessons:
         self.max_prefixes = max_prefixes
         self.lock = threading.RLock()
         self._roots: OrderedDict[Hashable, Prefix] = OrderedDict()
-        self._sizes: dict[int, int] = {}
 
     def __enter__(self) -> Lessons:
         _CURRENT.set((*_CURRENT.get(), self))
@@ -100,17 +118,15 @@ class Lessons:
     @property
     def prefixes(self) -> int:
         """Texts that are kept."""
-        return sum(self._sizes.values())
+        return sum(root.size for root in self._roots.values())
 
     def root(self, key: Hashable) -> Prefix:
         """The place in front of the first token, for all runs with one ``key``."""
         with self.lock:
             if key not in self._roots:
                 while self._roots and self.prefixes >= self.max_prefixes:
-                    _, oldest = self._roots.popitem(last=False)
-                    del self._sizes[id(oldest)]
+                    self._roots.popitem(last=False)
                 self._roots[key] = Prefix()
-                self._sizes[id(self._roots[key])] = 1
             self._roots.move_to_end(key)
             return self._roots[key]
 
@@ -133,8 +149,7 @@ class Lessons:
         """
         with self.lock:
             if place.mass > 0.0 and token is not None and token not in place.children and self._has_room(root):
-                place.children[token] = Prefix(place)
-                self._sizes[id(root)] += 1
+                place.follow(token)
             visited = list(place.children)
             kept = probs * allowed
             place.chances = dict(zip(visited, kept[visited].tolist(), strict=True))
@@ -145,7 +160,7 @@ class Lessons:
             return behind
 
     def _has_room(self, root: Prefix) -> bool:
-        return id(root) in self._sizes and self.prefixes < self.max_prefixes
+        return any(root is one for one in self._roots.values()) and self.prefixes < self.max_prefixes
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:

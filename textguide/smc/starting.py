@@ -155,6 +155,7 @@ def start(
     vocabulary: Vocabulary | None,
     generator: torch.Generator | None,
     keys: Sequence[Hashable] = (),
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> Population:
     """The rows of a run in front of their first token.
 
@@ -167,6 +168,7 @@ def start(
         vocabulary: what each token adds to a text.
         generator: the randomness.
         keys: of each row, what the next-token distributions behind it depend on; needed where the guidance learns.
+        prompts: token ids of each row without its padding; None: ``ids`` have none.
 
     Raises:
         ValueError: the constraint cannot be built, or nothing satisfies it.
@@ -193,7 +195,7 @@ def start(
     given: dict[str, Any] = {
         "limit": None if config.max_length is None else config.max_length - ids.shape[1],
         "lookahead": lookahead_of(awrs.lookahead, constraint, vocabulary),
-        "prompts": _without_padding(ids, config.pad_token_id),
+        "prompts": ids.tolist() if prompts is None else prompts,
     }
     if awrs.learns:
         given["keys"] = [(constraint, vocabulary, keys[row]) for row in range(0, len(ids), awrs.particles)]
@@ -201,12 +203,6 @@ def start(
             awrs, session, vocabulary, ids.shape[0], generator, ids.device, lessons=current_lessons(), **given
         )  # fmt: skip
     return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects, **given)
-
-
-def _without_padding(ids: Tensor, padding: int | None) -> list[list[int]]:
-    rows: list[list[int]] = ids.tolist()
-    begins = [next((at for at, token in enumerate(row) if token != padding), len(row)) for row in rows]
-    return [row[begin:] for row, begin in zip(rows, begins, strict=True)]
 
 
 def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:

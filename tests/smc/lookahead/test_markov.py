@@ -16,7 +16,7 @@ from textguide.constraints import Regex, Vocabulary
 from textguide.constraints.automata import automaton_of
 from textguide.guidance import AWRS
 from textguide.reference import smc as reference
-from textguide.smc.lookahead import training
+from textguide.smc.lookahead import lookahead_of, training
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov, load
 from textguide.smc.lookahead.markov import MarkovLookahead
 
@@ -71,6 +71,18 @@ def test_potentials_are_what_the_texts_sum_to(text: tuple[int, ...]) -> None:
         for token in range(1, SIZE):
             expected = becomes(model, (*text, token), left) if token < SIZE - 1 else 0.0
             assert found[token].exp().item() == pytest.approx(expected, rel=1e-4, abs=1e-30), (token, left)
+
+
+def test_particles_in_one_state_share_what_does_not_depend_on_their_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    automaton = automaton_of(Regex("[abc]{3,9}"), VOCABULARY)
+    assert automaton is not None
+    lookahead, asked = MarkovLookahead(automaton, random_model(1)), []
+    values = lookahead.values
+    monkeypatch.setattr(lookahead, "values", lambda left: asked.append(left) or values(left))
+    found = [lookahead.begin(prompt).after(1).following(2) for prompt in ([1], [2], [3], [3])]
+    assert asked == [2]
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
 
 
 def test_tiny_probabilities_keep_their_logarithms() -> None:
@@ -139,3 +151,13 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 9 tokens, the language model 10"):
         run(lambda text: torch.zeros(10), Regex("ab"), AWRS(lookahead=path), 1, LENGTH, 0, other)
     run(law, Regex("ab"), AWRS(lookahead=path), 2, LENGTH)
+
+
+def test_a_file_that_was_trained_anew_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "chain.safetensors"
+    for seed in (1, 2):
+        random_model(seed).save(path)
+        assert torch.allclose(load(path).initial, random_model(seed).initial)
+        found = lookahead_of(str(path), Regex(PATTERN), VOCABULARY)
+        assert isinstance(found, MarkovLookahead)
+        assert torch.allclose(found.model.initial, random_model(seed).initial)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ EXACT = 256
 """Likeliest tokens whose own emission counts; the others are weighed by the state that they lead to alone."""
 LARGEST = 4_000_000
 """Moves by tokens up to which emissions are summed."""
+PLACES = 32
+"""States of the automaton, each with the tokens left, of which it is kept what particles share."""
 LEAST = -1e4
 """Log of the least ψ of what may still end in time: nothing is ruled out by a guess."""
 
@@ -52,6 +55,7 @@ class MarkovLookahead(Lookahead):
         self.automaton, self.model = automaton, model
         # Of n tokens left: values up to a factor for each state, and the log of these factors.
         self._values: list[tuple[Tensor, Tensor]] = []
+        self._place = lru_cache(maxsize=PLACES)(self._placed)
 
     def begin(self, prompt: Sequence[int]) -> Ahead:
         return _Belief(self, self.automaton.begin, self.model.read(prompt))
@@ -104,28 +108,47 @@ class MarkovLookahead(Lookahead):
 
     def potentials(self, state: int, belief: Tensor, left: int, scores: Tensor | None) -> Tensor:
         """Log ψ of the text followed by each token, (V,)."""
-        vocabulary, distances = self.automaton.vocabulary, self.automaton.distances
-        moves, targets = (torch.from_numpy(part).long() for part in self.automaton.moves.of(state))
-        values, logs = self.values(left)
-        transition, columns = self.model.transition, self.model.columns
-        result = torch.full((vocabulary.size,), -math.inf)
-        result[sorted(vocabulary.ends)] = 0.0
+        here, columns = self._place(state, left), self.model.columns
+        result = torch.full((self.automaton.vocabulary.size,), -math.inf)
+        result[sorted(self.automaton.vocabulary.ends)] = 0.0
+        moves, index = here.moves, here.index
         if not len(moves):
             return result
-        # Behind a token: over the states that emit the one after it.
-        reached, index = targets.unique(return_inverse=True)
-        behind = values[reached] @ transition.T  # (U, H): by the state that emits the token
-        coarse = (behind @ belief).clamp_min(1e-38).log() + logs[reached]
-        found = coarse[index]
+        found = ((here.behind @ belief).clamp_min(1e-38).log() + here.logs)[index]
         chosen = torch.arange(len(moves))
         if scores is not None and len(moves) > EXACT:
             chosen = scores[moves.to(scores.device)].topk(EXACT).indices.cpu()
         emitted = columns[moves[chosen]] * belief
-        mean = (emitted * behind[index[chosen]]).sum(-1) / emitted.sum(-1).clamp_min(1e-38)
-        found[chosen] = mean.clamp_min(1e-38).log() + logs[targets[chosen]]
-        spare = left - torch.from_numpy(distances)[targets] - int(bool(vocabulary.ends))
-        result[moves] = torch.where(spare < 0, -math.inf, found.clamp(LEAST, 0.0))
+        mean = (emitted * here.behind[index[chosen]]).sum(-1) / emitted.sum(-1).clamp_min(1e-38)
+        found[chosen] = mean.clamp_min(1e-38).log() + here.logs[index[chosen]]
+        result[moves] = torch.where(here.late, -math.inf, found.clamp(LEAST, 0.0))
         return result
+
+    def _placed(self, state: int, left: int) -> _Place:
+        moves, targets = (torch.from_numpy(part).long() for part in self.automaton.moves.of(state))
+        values, logs = self.values(left)
+        reached, index = targets.unique(return_inverse=True)
+        needed = torch.from_numpy(self.automaton.distances)[targets] + int(bool(self.automaton.vocabulary.ends))
+        return _Place(moves, index, values[reached] @ self.model.transition.T, logs[reached], needed > left)
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """What particles in one state of the automaton share, where as many tokens are left.
+
+    Args:
+        moves: tokens that may come, (M,).
+        index: which of the states that are reached each leads to, (M,).
+        behind: values behind a token, by the state that emits it, (U, H).
+        logs: their factors, (U,).
+        late: tokens behind which no text ends in time, bool (M,).
+    """
+
+    moves: Tensor
+    index: Tensor
+    behind: Tensor
+    logs: Tensor
+    late: Tensor
 
 
 class _Belief(Ahead):

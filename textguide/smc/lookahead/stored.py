@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...support import files
 
-Stamp = tuple[str, int, int]
-"""A file as it is now: its path, its time of change and its size."""
+Stamp = tuple[str, int, int, int]
+"""A file as it is now: its path, its time of change, its size and its number on the disk, since another file that takes
+its place has another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def stamp(path: str | os.PathLike[str]) -> Stamp:
         about = place.stat()
     except OSError as error:
         raise _no_file(os.fspath(path), error) from None
-    return str(place), about.st_mtime_ns, about.st_size
+    return str(place), about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
