@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
+import textguide
 from textguide.constraints import Regex, Vocabulary
 from textguide.constraints.automata import automaton_of
 from textguide.guidance import AWRS
 from textguide.reference import smc as reference
-from textguide.smc.lookahead import lookahead_of, training
+from textguide.smc.lookahead import Ahead, Lookahead, lookahead_of, training
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov, load
 from textguide.smc.lookahead.markov import MarkovLookahead
 
+from ...architectures import EOS, Tokenizer, build
 from ..statistics import z_score
 from ..table import floats, run, table
+from ..test_engine import LETTERS
 from ..toys import END, PIECES, VOCABULARY
 
 SIZE = len(PIECES)
@@ -161,3 +165,29 @@ def test_a_file_that_was_trained_anew_is_read_anew(tmp_path: Path) -> None:
         found = lookahead_of(str(path), Regex(PATTERN), VOCABULARY)
         assert isinstance(found, MarkovLookahead)
         assert torch.allclose(found.model.initial, random_model(seed).initial)
+
+
+class Listening(Lookahead, Ahead):
+    """Foresees nothing, and keeps the prompts that it is told."""
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+
+    def begin(self, prompt: Sequence[int]) -> Ahead:
+        self.prompts.append(list(prompt))
+        return self
+
+    def following(self, left: int, scores: Tensor | None = None) -> None:
+        return None
+
+    def after(self, token: int) -> Ahead:
+        return self
+
+
+def test_prompts_lose_their_padding_and_nothing_else() -> None:
+    lookahead, model, tokenizer = Listening(), build("llama"), Tokenizer()
+    prompts = [[EOS, 5, 6], [7, 8, 9, 10]]  # the first begins with what stands for padding too
+    guidance = AWRS("regex:[a-z]*", lookahead=lookahead)
+    options = {"vocabulary": LETTERS, "eos_token_id": EOS, "pad_token_id": EOS}
+    textguide.generate(model, tokenizer, prompts, guidance, max_new_tokens=2, seed=0, **options)
+    assert lookahead.prompts == prompts
