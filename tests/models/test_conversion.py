@@ -18,6 +18,7 @@ import torch
 from textguide import load
 from textguide.models import bundled, conversion, dequantizing
 from textguide.models.quantized_file import BF16, F16, F32, Header, TensorEntry
+from textguide.support import files
 from textguide.support.errors import ModelUnavailableError
 
 from ..tiny_folder import make_model, make_tokenizer
@@ -244,12 +245,12 @@ def test_a_read_only_cache_that_is_complete_serves(source: Source, monkeypatch: 
 
 
 def test_cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert conversion.cache_root() == tmp_path / "cache"
+    assert files.cache_root() == tmp_path / "cache"
     monkeypatch.delenv("TEXTGUIDE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert conversion.cache_root().name == "textguide"
+    assert files.cache_root().name == "textguide"
     if sys.platform == "linux":
-        assert conversion.cache_root() == tmp_path / "xdg" / "textguide"
+        assert files.cache_root() == tmp_path / "xdg" / "textguide"
 
 
 def test_sums_agree_with_and_without_file_digest(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 import textguide
 from textguide.models import bundled, conversion, dequantizing, quantized_file
+from textguide.support import files
 from textguide.support.errors import MissingExtraError, ModelUnavailableError
 
 from ..marks import NEEDS_SMOLLM2
@@ -111,7 +112,7 @@ def refused(path: Path, **options: Any) -> str:
         textguide.load(str(path), device="cpu", **options)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert not [entry for entry in conversion.cache_root().iterdir() if entry.is_dir()]
+    assert not [entry for entry in files.cache_root().iterdir() if entry.is_dir()]
     return str(caught.value)
 
 
@@ -167,7 +168,7 @@ def test_a_missing_reader_is_named_unless_a_copy_exists(tmp_path: Path, monkeypa
         patched.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
         with pytest.raises(MissingExtraError, match=r"reading tiny.gguf needs gguf.*pip install 'textguide\[gguf\]'"):
             textguide.load(str(path), device="cpu")
-        assert not [entry for entry in conversion.cache_root().iterdir() if entry.is_dir()]
+        assert not [entry for entry in files.cache_root().iterdir() if entry.is_dir()]
     textguide.load(str(path), device="cpu")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
     textguide.load(str(path), device="cpu")

@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine() -> dict[str, Any]:
     """All of it as plain values: ``versions``, ``devices``, ``extras``, ``caches``, ``missing``."""
-    from ..models import bundled, conversion
+    from ..models import bundled
+    from ..support import files
 
     extras = _extras()
     missing = [f"{name}: pip install 'textguide[{name}]'" for name, one in extras.items() if one["missing"]]
@@ -58,7 +59,7 @@ def examine() -> dict[str, Any]:
         missing.append("TEXTGUIDE_DATA is not set: tasks load their data from the hub (textguide eval --list)")
     elif not Path(data).is_dir():
         missing.append(f"TEXTGUIDE_DATA={data} is no folder")
-    caches = {"converted models": _size(conversion.cache_root()), "hub": _size(_hub()), "TEXTGUIDE_DATA": data or "–"}
+    caches = {"converted models": _size(files.cache_root()), "hub": _size(_hub()), "TEXTGUIDE_DATA": data or "–"}
     return {"versions": _versions(), "devices": _devices(), "extras": extras, "caches": caches, "missing": missing}
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support.errors import ModelUnavailableError
+from ..support.files import cache_root
 from . import dequantizing, quantized_file
 
 MANIFEST = "textguide.json"
@@ -30,16 +31,6 @@ LARGE = 500_000_000
 """Weights from which on a quantised file is kept in bfloat16."""
 _OWN = {quantized_file.F32: "float32", quantized_file.F16: "float16", quantized_file.BF16: "bfloat16"}
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-
-
-def cache_root() -> Path:
-    """Where converted models are kept: ``$TEXTGUIDE_CACHE``, else the platform's user cache directory."""
-    override = os.environ.get("TEXTGUIDE_CACHE")
-    if override:
-        return Path(override)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("textguide", appauthor=False))
 
 
 def folder_of(path: Path, dtype: Any = None, refresh: bool = False) -> Path:

@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+def cache_root() -> Path:
+    """Where converted models and compiled constraints are kept: ``$TEXTGUIDE_CACHE``, else the platform's user cache
+    directory."""
+    override = os.environ.get("TEXTGUIDE_CACHE")
+    if override:
+        return Path(override)
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("textguide", appauthor=False))
+
+
 def folder(path: str | os.PathLike[str]) -> Path:
     """``path`` as the folder of what a command or a function is about to write; it need not exist.
 

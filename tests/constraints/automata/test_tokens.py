@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from textguide.constraints import AllOf, AnyOf, Grammar, Not, Predicate, Regex, Vocabulary
-from textguide.constraints.automata import automaton_of
-from textguide.constraints.automata.expressions import Expressions
+from textguide.constraints.automata import automaton_of, tokens
+from textguide.constraints.automata.expressions import Expressions, TooLargeError
+from textguide.support import kept
 
 LETTERS = [bytes([byte]) for byte in range(256)]
 PIECES = ["ab", "ba", "aa", "10", "-0", "19", " a", "é", "é€", "日本", "😀", "\n\n", "x/", "AB", ".5", '"', '",']
@@ -149,3 +152,33 @@ def test_random_expressions_are_what_re_says() -> None:
         for text in texts:
             accepted = bool(automaton.accepting[automaton.run(automaton.start, text.encode())])
             assert accepted == (re.fullmatch(pattern, text) is not None), (pattern, text)
+
+
+def test_automata_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kept, "WORTH", 0.0)
+    listing, lists = tokens.TokenAutomaton._list, []
+    monkeypatch.setattr(tokens.TokenAutomaton, "_list", lambda self: lists.append(0) or listing(self))
+
+    def made(pattern: str, vocabulary: Vocabulary = VOCABULARY) -> tokens.TokenAutomaton:
+        tokens._made.cache_clear()
+        automaton = automaton_of(Regex(pattern), vocabulary)
+        assert automaton is not None
+        return automaton
+
+    first, again = made(EXACT[0]), made(EXACT[0])
+    for name in ("offsets", "tokens", "targets"):
+        one, other = getattr(first.moves, name), getattr(again.moves, name)
+        assert one.dtype == other.dtype
+        assert (one == other).all()
+    assert (first.distances == again.distances).all()
+    assert len(lists) == 1
+    assert not torch.equal(made(EXACT[1]).allowed(0), first.allowed(0))
+    fewer = Vocabulary(tuple(b"" if text == b"19" else text for text in VOCABULARY.tokens), VOCABULARY.ends)
+    assert len(made(EXACT[0], fewer).moves.tokens) < len(first.moves.tokens)
+    assert len(lists) == 3
+    monkeypatch.setattr(tokens, "MOVES", 1)
+    for _ in range(2):
+        with pytest.raises(TooLargeError, match="more than 1 moves"):
+            _ = made(EXACT[0]).moves
+    assert len(lists) == 4

@@ -21,6 +21,7 @@ from textguide.reference import smc as reference
 from textguide.smc.lookahead import Ahead, Lookahead, lookahead_of, training
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov, load
 from textguide.smc.lookahead.markov import MarkovLookahead
+from textguide.support import kept
 
 from ...architectures import EOS, Tokenizer, build
 from ..statistics import z_score
@@ -150,7 +151,6 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
         run(law, Regex("ab"), AWRS(lookahead=path), 1, LENGTH)
     random_model(0).save(path)
-    load.cache_clear()
     other = Vocabulary((*PIECES, b"z"), frozenset({END}))
     with pytest.raises(ValueError, match="has 9 tokens, the language model 10"):
         run(lambda text: torch.zeros(10), Regex("ab"), AWRS(lookahead=path), 1, LENGTH, 0, other)
@@ -191,3 +191,15 @@ def test_prompts_lose_their_padding_and_nothing_else() -> None:
     options = {"vocabulary": LETTERS, "eos_token_id": EOS, "pad_token_id": EOS}
     textguide.generate(model, tokenizer, prompts, guidance, max_new_tokens=2, seed=0, **options)
     assert lookahead.prompts == prompts
+
+
+def test_sums_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kept, "WORTH", 0.0)
+    automaton = automaton_of(Regex(PATTERN), VOCABULARY)
+    assert automaton is not None
+    found = [MarkovLookahead(automaton, random_model(seed))._edges for seed in (1, 1, 2)]
+    assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
+    assert not torch.equal(found[0][2], found[2][2])
+    monkeypatch.setattr(MarkovLookahead, "_sum", None)
+    assert torch.equal(MarkovLookahead(automaton, random_model(1))._edges[2], found[0][2])

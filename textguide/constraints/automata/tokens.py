@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...support.kept import kept
 from ..base import Constraint
 from ..combine import AllOf
 from ..vocabulary import Vocabulary
@@ -99,6 +101,37 @@ class TokenAutomaton:
         Raises:
             TooLargeError: there are too many.
         """
+        return self._compiled[0]
+
+    @property
+    def distances(self) -> NDArray[np.int64]:
+        """Fewest tokens from each state to a complete text, int64 (S,); a very large number where there is none."""
+        return self._compiled[1]
+
+    @cached_property
+    def _compiled(self) -> tuple[Moves, NDArray[np.int64]]:
+        """Both; where that took long, later processes find them on disk."""
+        key = {"automaton": self.bytes.digest, "vocabulary": self.vocabulary.digest, "moves": MOVES}
+        found = kept("automaton", key, self._compile)
+        if not len(found["offsets"]):
+            raise TooLargeError(f"its tokens make more than {MOVES} moves")
+        tokens, targets = (found[name].astype(np.int32) for name in ("tokens", "targets"))
+        return Moves(found["offsets"], tokens, targets), found["distances"]
+
+    def _compile(self) -> dict[str, NDArray[Any]]:
+        try:
+            moves = self._list()
+        except TooLargeError:  # which takes long to find out, too
+            return {"offsets": np.zeros(0, dtype=np.int64)}
+        narrow = np.min_scalar_type(max(self.vocabulary.size, self.size))
+        return {
+            "offsets": moves.offsets,
+            "tokens": moves.tokens.astype(narrow),
+            "targets": moves.targets.astype(narrow),
+            "distances": self._measure(moves),
+        }
+
+    def _list(self) -> Moves:
         tree = _tree(self.vocabulary)
         states = np.arange(self.dead, dtype=np.int32)
         parts = _walk(self.bytes, tree, states, states)
@@ -113,22 +146,14 @@ class TokenAutomaton:
         offsets = np.searchsorted(origins[order], np.arange(self.size + 1))
         return Moves(offsets, tokens[order], targets[order])
 
-    @cached_property
-    def edges(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Pairs of states between which some token moves."""
-        origins = np.repeat(np.arange(self.size), np.diff(self.moves.offsets))
-        pairs = np.unique(origins * self.size + self.moves.targets)
-        return (pairs // self.size).astype(np.int32), (pairs % self.size).astype(np.int32)
-
-    @cached_property
-    def distances(self) -> NDArray[np.int64]:
-        """Fewest tokens from each state to a complete text, int64 (S,); a very large number where there is none."""
+    def _measure(self, moves: Moves) -> NDArray[np.int64]:
         far = np.iinfo(np.int64).max // 2
         found = np.where(self.accepting, 0, far)
-        origins, targets = self.edges
+        origins = np.repeat(np.arange(self.size), np.diff(moves.offsets))
+        pairs = np.unique(origins * self.size + moves.targets)  # of states between which some token moves
         while True:
             nearer = found.copy()
-            np.minimum.at(nearer, origins, found[targets] + 1)
+            np.minimum.at(nearer, pairs // self.size, found[pairs % self.size] + 1)
             if (nearer == found).all():
                 return found
             found = nearer

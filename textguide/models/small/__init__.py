@@ -14,8 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...support import files
 from ...support.errors import ModelUnavailableError
-from .. import bundled, conversion
+from .. import bundled
 
 HOME = Path(__file__).parent / "weights"
 NAMES = {
@@ -83,7 +84,7 @@ def folder(name: str) -> Path:
     if name not in NAMES:
         raise ValueError(f"name={name!r} is no small model; use one of {', '.join(NAMES)}")
     content = b"".join((HOME / file).read_bytes() for file in (f"{NAMES[name]}.safetensors", "sizes.json"))
-    target = conversion.cache_root() / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    target = files.cache_root() / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not target.is_dir():
         from transformers import AutoTokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class HiddenMarkov:
     def columns(self) -> Tensor:
         """The emission by token, (V, H)."""
         return self.emission.T.contiguous()
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells its emissions from those of other models."""
+        return hashlib.sha256(self.emission.contiguous().numpy().data).hexdigest()
 
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Of each state the probability that it emits the *next* token behind ``tokens``, (H,)."""

@@ -11,13 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...constraints.automata import TokenAutomaton
 from ...constraints.automata.expressions import TooLargeError
+from ...support.kept import kept
 from .base import Ahead, Lookahead
 from .hidden_markov import HiddenMarkov
 
@@ -62,7 +65,15 @@ class MarkovLookahead(Lookahead):
 
     @cached_property
     def _edges(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Origins, targets and summed emissions (E, H) of the pairs of states between which tokens move."""
+        """Origins, targets and summed emissions (E, H) of the pairs of states between which tokens move; where that
+        took long, later processes find them on disk."""
+        automaton = self.automaton
+        key = {"automaton": automaton.bytes.digest, "vocabulary": automaton.vocabulary.digest}
+        found = kept("emissions", {**key, "model": self.model.digest}, self._sum)
+        size, pairs = automaton.size, torch.from_numpy(found["pairs"])
+        return pairs // size, pairs % size, torch.from_numpy(found["mass"])
+
+    def _sum(self) -> dict[str, NDArray[Any]]:
         moves, size = self.automaton.moves, self.automaton.size
         origins = np.repeat(np.arange(size), np.diff(moves.offsets))
         pairs, inverse = np.unique(origins * size + moves.targets, return_inverse=True)
@@ -71,7 +82,7 @@ class MarkovLookahead(Lookahead):
             index = torch.from_numpy(inverse[at : at + (1 << 16)])
             tokens = torch.from_numpy(moves.tokens[at : at + (1 << 16)]).long()
             mass.index_add_(0, index, self.model.columns[tokens])
-        return torch.from_numpy(pairs // size), torch.from_numpy(pairs % size), mass
+        return {"pairs": pairs, "mass": mass.numpy()}
 
     @cached_property
     def _ends(self) -> Tensor:
