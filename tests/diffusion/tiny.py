@@ -61,8 +61,9 @@ class Opened(torch.nn.Module):
         self.block, self.start = block, start
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Any = None, past_key_values: Any = None, use_cache: bool = False
-    ) -> Any:
+        self, input_ids: Tensor, attention_mask: Any = None, past_key_values: Any = None, use_cache: bool = False,
+        position_ids: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         done = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = done + input_ids.shape[1]
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -72,13 +73,12 @@ class Opened(torch.nn.Module):
         else:
             seen = torch.ones(1, 1, 1, length, dtype=torch.bool)
         seen = seen.expand(len(input_ids), 1, input_ids.shape[1], length)
+        places = torch.arange(done, length)[None].expand(len(input_ids), -1) if position_ids is None else position_ids
         if self.block is not None:
-            number = torch.where(
-                torch.arange(length) < self.start, -1, (torch.arange(length) - self.start) // self.block
-            )
-            seen = seen & (number[None, :] <= number[done:, None])
+            every = torch.cat([torch.arange(done)[None].expand(len(input_ids), -1), places], dim=1)
+            number = torch.where(every < self.start, -1, (every - self.start) // self.block)
+            seen = seen & (number[:, None, :] <= number[:, done:, None])[:, None]
         bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-        places = torch.arange(done, length)[None].expand(len(input_ids), -1)
         cache = {caches.cache_argument(self.inner): past_key_values} if past_key_values is not None else {}
         out = self.inner(input_ids=input_ids, attention_mask=bias, position_ids=places, use_cache=use_cache, **cache)
         past = out["cache"] if "cache" in out else out.get("past_key_values")

@@ -8,6 +8,8 @@ Example::
 """
 
 from . import samplers
+from .caching import DelayedCache
+from .caching.agreement import CacheAgreement, cache_agreement
 from .denoisers import Denoiser, denoiser
 from .generation import DiffusionResult, generate, infill, stream
 from .likelihood import DiffusionScore, score
@@ -16,11 +18,14 @@ from .picture import picture_page, picture_widget
 from .sampling import CanvasStep
 
 __all__ = [
+    "CacheAgreement",
     "CanvasStep",
+    "DelayedCache",
     "Denoiser",
     "DiffusionResult",
     "DiffusionScore",
     "bundled",
+    "cache_agreement",
     "denoiser",
     "generate",
     "infill",

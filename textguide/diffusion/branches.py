@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +14,12 @@ from ..guidance.algebra import log_softmax
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.edits import Edit
 from ..guidance.prompts import Prompt, per_row
+from .caching import Caching, Kept, Reading
 from .canvas import Canvas, lay_out
 from .denoisers import Denoiser, denoiser
-from .prefix import Prefix
+
+_Asked = tuple[int, Tensor, Tensor, Tensor]
+"""Number of a branch, its token ids, its attention, and the positions that it is asked about, (B, L) each."""
 
 Row = list[int | None]
 """Token ids of a text; None where it is filled."""
@@ -66,7 +69,11 @@ class Laid:
         canvas: the batch as it was before anything was filled.
         guidance: whose branches these are.
         texts: what each branch reads, row by row; see :func:`texts_of`.
-        cache: keep what is in front of the current block (see :class:`Prefix`).
+        cache: what is kept between two passes; None: nothing.
+
+    Attributes:
+        watch: is told the logits of a pass that kept something, those of one that did not, and the positions that
+            were asked for; None: the second is not run.
 
     Raises:
         ValueError: a text is longer than its model reads, or the branches leave nothing to keep.
@@ -78,19 +85,21 @@ class Laid:
         canvas: Canvas,
         guidance: BranchGuidance | None,
         texts: Sequence[Sequence[Row]],
-        cache: bool = False,
+        cache: Caching | None = None,
     ) -> None:
         self.denoisers = denoisers
         branches = guidance.branches if guidance is not None else ()
         self._laid = [
             (branch.model, _lay(denoisers, branch.model, rows)) for branch, rows in zip(branches, texts, strict=True)
         ]
-        self._prefix = Prefix(denoisers[SELF], canvas, self._laid) if cache else None
+        self._kept: dict[str, Kept] = {} if cache is None else cache.start(denoisers, canvas, self._laid)
+        self.watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
     def read(self, canvas: Canvas, rows: Tensor, where: Tensor, active: Tensor) -> Passes:
         """One forward pass for each denoiser."""
         written, inside = canvas.ids[active][canvas.target[active]], where[active][canvas.target[active]]
-        passes: dict[str, list[tuple[int, Tensor, Tensor, Tensor]]] = {SELF: [(0, canvas.ids, canvas.attention, where)]}
+        passes: dict[str, list[_Asked]] = {SELF: [(0, canvas.ids, canvas.attention, where)]}
+        block = torch.where(where, canvas.block, 1 << 30).amin(-1)
         for number, (name, laid) in enumerate(self._laid if active.any() else (), start=1):
             there = laid.pick(rows[active].to(laid.ids.device))
             ids, asked = there.ids.clone(), torch.zeros_like(there.target)
@@ -99,7 +108,7 @@ class Laid:
             passes.setdefault(name, []).append((number, ids, there.attention, asked))
         found: dict[int, Tensor] = {}
         for name, several in passes.items():
-            parts = self._logits(name, several, rows, active).split([len(ids) for _, ids, _, _ in several])
+            parts = self._logits(name, several, (rows, block), active).split([len(ids) for _, ids, _, _ in several])
             for (number, _, _, asked), logits in zip(several, parts, strict=True):
                 found[number] = log_softmax(logits[:, : asked.shape[1]][asked]).to(canvas.ids.device)
         cond, *others = (found[number] for number in sorted(found))
@@ -108,14 +117,22 @@ class Laid:
         stacked = torch.stack(others) if others else cond.new_zeros(0, int(inside.sum()), cond.shape[-1])
         return Passes(cond, stacked, active, torch.zeros_like(where))
 
-    def _logits(
-        self, name: str, several: list[tuple[int, Tensor, Tensor, Tensor]], rows: Tensor, active: Tensor
-    ) -> Tensor:
+    def _logits(self, name: str, several: list[_Asked], every: tuple[Tensor, Tensor], active: Tensor) -> Tensor:
+        """Of one denoiser; ``every`` are the rows of the conditional branch and the blocks that they fill."""
         model = self.denoisers[name]
         ids, attention = _stack(model, [(ids, attention) for _, ids, attention, _ in several])
-        if self._prefix is not None:
-            return self._prefix.read(ids, attention, (rows, *[rows[active]] * (len(several) - 1)))
-        return model(ids, attention)[0]
+        if name not in self._kept:
+            return model(ids, attention)[0]
+        of = [torch.stack(every, -1) if number == 0 else torch.stack(every, -1)[active] for number, *_ in several]
+        slots = [(number, int(row)) for (number, *_), one in zip(several, of, strict=True) for row in one[:, 0]]
+        width, pad = ids.shape[1], torch.nn.functional.pad
+        asked = torch.cat([pad(asked, (0, width - asked.shape[1])) for *_, asked in several])
+        logits = self._kept[name].read(Reading(ids, attention, asked, slots, torch.cat(of)[:, 1].to(ids.device)))
+        if self.watch is not None:
+            before = model.passes, model.rows, model.tokens
+            self.watch(logits, model(ids, attention)[0], asked)
+            model.passes, model.rows, model.tokens = before
+        return logits
 
 
 def denoisers_of(

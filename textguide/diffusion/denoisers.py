@@ -53,6 +53,7 @@ class Denoiser:
     Attributes:
         passes: forward passes so far.
         rows: rows read so far, over all passes.
+        tokens: positions read so far, those of padding counted.
     """
 
     model: Any
@@ -72,6 +73,7 @@ class Denoiser:
     max_length: int | None = None
     passes: int = field(default=0, init=False)
     rows: int = field(default=0, init=False)
+    tokens: int = field(default=0, init=False)
 
     @property
     def device(self) -> torch.device:
@@ -93,9 +95,15 @@ class Denoiser:
         encoder = not getattr(getattr(self.model, "config", None), "is_decoder", True)
         return not encoder and any(accepts(self.model, name) for name in ("past_key_values", "cache"))
 
+    @property
+    def can_place(self) -> bool:
+        """Whether ``forward`` takes ``position_ids``, so that positions can be read again behind kept ones."""
+        return accepts(self.model, "position_ids")
+
     def __call__(
-        self, ids: Tensor, attention: Tensor, past: Any = None, keep: bool = False, times: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
+        self, ids: Tensor, attention: Tensor, past: Any = None, keep: bool = False, times: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
         """Logits (B, L, V) of ``ids`` (B, L), with forbidden tokens at −inf, and the cache where one was asked for.
 
         Args:
@@ -103,20 +111,25 @@ class Denoiser:
             past: keys and values of the tokens in front of ``ids``.
             keep: return keys and values of what was read.
             times: noise level of each row in [0, 1], (B,), for models that read one; None: its share of masks.
+            places: where ``ids`` stand in rows of which ``past`` holds all positions in order, (B, L); None: behind
+                them. The logits are then those that the model gave at these places: they are not moved.
         """
         self.passes += 1
         self.rows += len(ids)
+        self.tokens += ids.numel()
         extra: dict[str, Any] = {}
         if past is not None or keep:
             extra = {cache_argument(self.model): past, "use_cache": True}
             if accepts(self.model, "store_kv"):
                 extra["store_kv"] = keep
+        if places is not None:
+            extra["position_ids"] = places
         if self.time is not None:
             level = self.noise_level(ids, attention) if times is None else times
             extra[self.time] = -torch.log1p(-(1 - CLEAN) * level)
         out = self.forward(ids, attention, extra)
         logits = out.logits
-        if self.shifted:
+        if self.shifted and places is None:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), float("-inf"))
         return logits, _cache_of(out) if keep else None
@@ -128,14 +141,19 @@ class Denoiser:
     def forward(self, ids: Tensor, attention: Tensor, extra: dict[str, Any]) -> Any:
         """What the model itself returns, with its logits where it puts them; ``extra`` are arguments of its forward."""
         mask: Any = attention.long()
+        new, places = ids.shape[1], extra.get("position_ids")
         if self.block_size is not None:
-            place = torch.arange(attention.shape[1], device=ids.device) // self.block_size
-            mask = (place[None, :] <= place[-ids.shape[1] :, None])[None, None] & attention[:, None, None, :]
+            place = torch.arange(attention.shape[1], device=ids.device)[None]
+            if places is not None:
+                place = torch.cat([place[:, :-new].expand(len(ids), -1), places], dim=1)
+            block = place // self.block_size
+            mask = (block[:, None, :] <= block[:, -new:, None])[:, None] & attention[:, None, None, :]
             if self.additive:
                 mask = torch.zeros(mask.shape, device=ids.device).masked_fill(~mask, float("-inf"))
         elif self.square_mask:
-            whole = bool(attention.all())
-            mask = "full" if whole else (attention[:, None, -ids.shape[1] :, None] & attention[:, None, None, :])
+            asks = attention[:, None, -new:, None]
+            asks = asks if places is None else torch.ones_like(asks)  # what pads a row there is thrown away
+            mask = "full" if bool(attention.all()) else asks & attention[:, None, None, :]
         if self.as_mask:
             extra = {"attention_mask": mask, **extra}
         elif not attention.all():
@@ -297,7 +315,7 @@ def _check_bidirectional(made: Denoiser) -> None:
     made.model.eval()
     logits, _ = made(ids, torch.ones_like(ids, dtype=torch.bool))
     made.model.train(training)
-    made.passes, made.rows = 0, 0
+    made.passes, made.rows, made.tokens = 0, 0, 0
     distribution = torch.log_softmax(logits[:, :first].double(), -1)
     if torch.equal(distribution[0], distribution[1]):
         raise ValueError(

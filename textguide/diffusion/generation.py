@@ -17,6 +17,7 @@ from ..guidance.scaled import Scaled
 from ..support.showing import Block, Folded, Line, Shown, table
 from . import canvas as canvases
 from .branches import rows_of, texts_of
+from .caching import Caching, caching_of
 from .canvas import Canvas
 from .denoisers import Denoiser, denoiser
 from .forms.base import Form
@@ -38,6 +39,7 @@ class DiffusionResult(Shown):
         steps: denoising steps that each row took.
         passes: forward passes, over all models.
         rows: rows read in them, those of all branches counted.
+        tokens: positions read in them, those of padding counted.
         effect: what guidance did.
         history: every step, where ``keep_history`` asked for it; else empty.
         log_weights: under particle Gibbs, log of the estimate of ``E[f^weight]`` of each row, float64 (B,); else None.
@@ -49,6 +51,7 @@ class DiffusionResult(Shown):
     steps: list[int]
     passes: int
     rows: int
+    tokens: int
     effect: Effect
     history: tuple[CanvasStep, ...] = ()
     log_weights: Tensor | None = None
@@ -92,7 +95,7 @@ def generate(
     allowed: Any = None,
     constraint: Any = None,
     early_end: bool = True,
-    cache: bool = False,
+    cache: Any = False,
     seed: int | None = None,
     keep_history: bool = False,
     warn: bool = True,
@@ -140,7 +143,10 @@ def generate(
             given the form.
         early_end: a row is finished once everything in front of its end token is filled.
         cache: keep keys and values of finished blocks, for models whose forward takes ``past_key_values``. Exact where
-            attention is causal between blocks, an approximation where it is bidirectional.
+            attention is causal between blocks, an approximation where it is bidirectional. Or
+            :class:`textguide.diffusion.DelayedCache` (its text: ``delayed:refresh=8,delay=1``), which keeps filled
+            positions inside of a block too: an approximation whose error
+            :func:`textguide.diffusion.cache_agreement` measures.
         seed: makes sampling reproducible; a list has one a row, which then draws what it draws alone with that seed.
         keep_history: keep the canvas behind every step, for :func:`textguide.diffusion.picture_page`.
         warn: warn where guidance ran and changed nothing.
@@ -160,7 +166,7 @@ def generate(
     sampler = _for_generation(
         model, tokenizer, prompts, wanted, models, gen_length, steps, block_length, cache, options, constraint
     )
-    return _finish(sampler, wanted, keep_history, warn, whole=False)
+    return finish(sampler, wanted, keep_history, warn, whole=False)
 
 
 def stream(model: Any, tokenizer: Any, prompts: Any, **arguments: Any) -> Iterator[CanvasStep]:
@@ -174,7 +180,7 @@ def stream(model: Any, tokenizer: Any, prompts: Any, **arguments: Any) -> Iterat
 
 def prepared(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
              models: Mapping[str, Any] | None = None, gen_length: int = 256, steps: int | None = None,
-             block_length: int | None = None, cache: bool = False, constraint: Any = None,
+             block_length: int | None = None, cache: Any = False, constraint: Any = None,
              **options: Any) -> Sampler:  # fmt: skip
     """What runs behind :func:`stream`, in front of its first step: with the canvas, and the report behind the last one.
 
@@ -237,12 +243,12 @@ def infill(
         threshold=threshold, positions=positions, corrector=corrector, early_end=False, allowed=allowed, seed=seed,
     )  # fmt: skip
     chosen = _sampler(made, wanted, canvas, given, models, plan, infilling=True, constraint=constraint)
-    return _finish(chosen, wanted, keep_history, warn, whole=True)
+    return finish(chosen, wanted, keep_history, warn, whole=True)
 
 
 def _for_generation(
     model: Any, tokenizer: Any, prompts: Any, guidance: Guidance | None, models: Mapping[str, Any] | None,
-    gen_length: Any, steps: Any, block_length: Any, cache: bool, options: dict[str, Any],
+    gen_length: Any, steps: Any, block_length: Any, cache: Any, options: dict[str, Any],
     constraint: Any = None,
 ) -> Sampler:  # fmt: skip
     made = denoiser(model, tokenizer)
@@ -264,12 +270,12 @@ def _for_generation(
     blocks = int(canvas.block.max()) + 1
     steps = (gen_length if own is None else blocks * own) if steps is None else steps
     plan = checked_plan(count=len(given), steps=steps, blocks=blocks, **options)
-    return _sampler(made, guidance, canvas, given, models, plan, cache=cache, constraint=constraint)
+    return _sampler(made, guidance, canvas, given, models, plan, cache=caching_of(cache), constraint=constraint)
 
 
 def _sampler(
     model: Denoiser, guidance: Guidance | None, canvas: Canvas, prompts: Sequence[Prompt],
-    models: Mapping[str, Any] | None, plan: Plan, *, infilling: bool = False, cache: bool = False,
+    models: Mapping[str, Any] | None, plan: Plan, *, infilling: bool = False, cache: Caching | None = None,
     constraint: Any = None,
 ) -> Sampler:  # fmt: skip
     wanted = _scaled(guidance, plan.corrector)
@@ -321,11 +327,10 @@ def _form(model: Denoiser, constraint: Any, canvas: Canvas, guidance: Guidance |
     return form_of(model, constraint, canvas, whole)
 
 
-def _finish(
-    sampler: Sampler, guidance: Guidance | None, keep_history: bool, warn: bool, whole: bool
-) -> DiffusionResult:
+def finish(sampler: Sampler, guidance: Guidance | None, keep_history: bool, warn: bool, whole: bool) -> DiffusionResult:
+    """Run a sampler to its end: what it wrote."""
     guide = sampler.guide
-    passes, rows = guide.passes, guide.rows
+    passes, rows, tokens = guide.passes, guide.rows, guide.tokens
     history = []
     canvas, log_weights, steps = sampler.canvas, None, sampler.steps_taken
     if (moving := _particles(guidance)) is not None:
@@ -352,6 +357,7 @@ def _finish(
         steps=steps,
         passes=guide.passes - passes,
         rows=guide.rows - rows,
+        tokens=guide.tokens - tokens,
         effect=effect,
         history=tuple(history),
         log_weights=log_weights,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..guidance.experimental.time_step import Noisier
 from ..guidance.particle_gibbs import ParticleGibbs
 from ..guidance.places import check_place
 from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
+from .caching import Caching
 from .candidates import Candidates
 from .canvas import Canvas
 from .denoisers import Denoiser
@@ -56,7 +57,7 @@ class Guide:
         canvas: the batch as it was before anything was filled.
         texts: what each extra branch reads, row by row (see :func:`texts_of`); None: what follows from the canvas.
         models: further denoisers by the names that branches use.
-        cache: keep what is in front of the current block (see :class:`Prefix`).
+        cache: what is kept between two passes; None: nothing.
         candidates: applies the token reweightings of the guidance; None: made from it, for texts that end at their
             first end token.
         judged: applies its predictor of canvases; likewise.
@@ -73,7 +74,7 @@ class Guide:
         canvas: Canvas,
         texts: Sequence[Sequence[Row]] | None = None,
         models: Mapping[str, Any] | None = None,
-        cache: bool = False,
+        cache: Caching | None = None,
         candidates: Candidates | None = None,
         judged: Judged | None = None,
     ) -> None:
@@ -89,10 +90,10 @@ class Guide:
         edit = remasked_by(branching)
         self._reader: Reader
         if edit is not None:
-            if cache:
+            if cache is not None:
                 raise ValueError(
-                    "cache=True keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use CFG, or "
-                    "leave cache off"
+                    f"cache={cache.name} keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use "
+                    "CFG, or leave cache off"
                 )
             if isinstance(edit, Noisier):
                 self._reader = Noising(model, edit)
@@ -101,6 +102,11 @@ class Guide:
         else:
             texts = texts_of(model, branching, rows_of(canvas)) if texts is None else texts
             self._reader = Laid(self.denoisers, canvas, branching, texts, cache)
+
+    def watch(self, found: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        """Tell ``found`` of every pass that keeps something, as :attr:`Laid.watch`."""
+        if isinstance(self._reader, Laid):
+            self._reader.watch = found
 
     def use(self, generator: torch.Generator | None) -> None:
         """Draw what is drawn here from ``generator``."""
@@ -123,6 +129,11 @@ class Guide:
     def rows(self) -> int:
         """Rows read in them."""
         return sum(model.rows for model in set_of(self.denoisers))
+
+    @property
+    def tokens(self) -> int:
+        """Positions read in them."""
+        return sum(model.tokens for model in set_of(self.denoisers))
 
     def progress(self, canvas: Canvas, rows: Tensor) -> Tensor:
         """Share of each row's targets that are filled, (B,): 0 at first and 1 for the last position."""

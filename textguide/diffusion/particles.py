@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..guidance.particle_gibbs import ParticleGibbs
 from ..smc.particles import effective_sample_size, log_evidence, normalized
+from .caching import Caching
 from .canvas import Canvas
 from .predictors import Predictor
 from .sampling import Plan, Sampler
@@ -145,18 +146,18 @@ def repeated(texts: Sequence[Sequence[Any]] | None, count: int) -> list[list[Any
     return None if texts is None else [[row for row in rows for _ in range(count)] for rows in texts]
 
 
-def plan_for(plan: Plan, count: int, cache: bool, one_pass: bool) -> Plan:
+def plan_for(plan: Plan, count: int, cache: Caching | None, one_pass: bool) -> Plan:
     """A plan whose ``allowed`` knows rows that stand ``count`` times.
 
     Args:
-        cache: keys of finished blocks are kept.
+        cache: what is kept between two passes.
         one_pass: A-CFG ranks by the step before.
 
     Raises:
         ValueError: something does not go together with particles.
     """
-    if cache or one_pass:
-        name = "cache=True" if cache else "ACFG(one_pass=True)"
+    if cache is not None or one_pass:
+        name = f"cache={cache.name}" if cache is not None else "ACFG(one_pass=True)"
         raise ValueError(f"{name} remembers rows, and particle-gibbs moves canvases between them; leave it off")
     if isinstance(plan.seed, Sequence):
         raise ValueError(

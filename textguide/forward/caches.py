@@ -131,6 +131,26 @@ def crop(cache: Cache, tokens: int) -> bool:
     return True
 
 
+def write_back(cache: Cache, places: Tensor, real: Tensor) -> None:
+    """Put the newest positions in the place of older ones, and forget them behind, in place.
+
+    Args:
+        places: where each of the last n positions belongs, (rows, n).
+        real: which of them count, bool (rows, n); the others are dropped.
+
+    Raises:
+        ValueError: the cache does not hold every position in order.
+    """
+    if not can_crop(cache):
+        raise _unsupported(cache)
+    rows, new = real.nonzero(as_tuple=True)
+    for layer in _self_attention_layers(cache):
+        first = layer.keys.shape[-2] - places.shape[1]
+        for kept in (layer.keys, layer.values):
+            kept[rows, :, places[rows, new]] = kept[rows, :, first + new]
+    crop(cache, places.shape[1])
+
+
 def can_crop(cache: Cache) -> bool:
     """Whether :func:`crop` can forget positions: every layer still holds what came before them."""
     return all(
