@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ class GuidedDenoiser(torch.nn.Module):
     edits them edits under guidance.
 
     Args:
-        model: the model that the loop runs.
+        model: the model that the loop runs, or the :class:`~textguide.diffusion.Denoiser` of one, which stays as it is.
         tokenizer: its tokenizer.
         guidance: as for :func:`textguide.diffusion.generate`, but for particles.
         kind, mask_id, probe: as for :func:`textguide.diffusion.denoiser`. The model is called as the loop calls it,
@@ -48,10 +49,10 @@ class GuidedDenoiser(torch.nn.Module):
         probe: bool = True,
     ) -> None:
         super().__init__()
-        made = denoiser(model, tokenizer, kind=kind, mask_id=mask_id, probe=probe)
-        self.model, self.config = model, getattr(model, "config", None)
-        made.block_size = None  # the loop's model knows its own blocks
-        self._reader: Denoiser = made
+        self._reader: Denoiser = copy.copy(denoiser(model, tokenizer, kind=kind, mask_id=mask_id, probe=probe))
+        self._reader.block_size = None  # the loop's model knows its own blocks
+        self.model = self._reader.model
+        self.config = getattr(self.model, "config", None)
         self._guidance, self._models = checked_guidance(guidance), dict(models or {})
         self._guide: Guide | None = None
         self._canvas: Canvas | None = None
@@ -89,16 +90,17 @@ class GuidedDenoiser(torch.nn.Module):
             raise ValueError(f"attention_mask has {attention.dim()} dimensions; give (B, L), 1 for real tokens")
         attention = attention.bool()
         canvas, guide = self._at(input_ids, attention)
-        given = {"attention_mask": attention_mask, "position_ids": position_ids}
-        with torch.no_grad():
-            out = self.model(input_ids, **{name: value for name, value in given.items() if value is not None})
-        if guide.is_neutral:
-            return out
-        rows = torch.arange(len(canvas), device=input_ids.device)
-        guided = guide.distributions(canvas, rows, canvas.target).guided
-        logits = out.logits.clone()
+        if guide.is_neutral or not canvas.target.any():
+            given = {"attention_mask": attention_mask, "position_ids": position_ids}
+            with torch.no_grad():
+                return self.model(input_ids, **{name: value for name, value in given.items() if value is not None})
         if self._reader.shifted:
             raise ValueError("this model's logits are shifted by one; use MaskedDiffusionCFGHook in its own loop")
+        rows = torch.arange(len(canvas), device=input_ids.device)
+        with _heard(self.model) as outputs:
+            guided = guide.distributions(canvas, rows, canvas.target).guided
+        # The rows of the first pass begin with the canvas itself, whose prompt no guidance changes.
+        logits = outputs[0].logits[: len(canvas), : input_ids.shape[1]].clone()
         logits[canvas.target] = guided.to(logits.dtype)
         return SimpleNamespace(logits=logits)
 
@@ -130,6 +132,17 @@ class GuidedDenoiser(torch.nn.Module):
         same = (ids[:, :width] == old.ids) | old.target
         emptied = masked[:, :width] & (old.ids != self._reader.mask_id)
         return bool(same.all()) and not bool(emptied.any())
+
+
+@contextmanager
+def _heard(model: torch.nn.Module) -> Iterator[list[Any]]:
+    """What the model returns meanwhile, pass by pass."""
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda _, given, out: outputs.append(out))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 @contextmanager

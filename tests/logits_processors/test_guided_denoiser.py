@@ -79,6 +79,23 @@ def test_a_window_that_grows(prompt: list[int]) -> None:
     assert tiny.MASK not in window_loop(again, prompt, 12)
 
 
+@pytest.mark.parametrize(("guidance", "passes"), [(CFG(1.7), 1), (ACFG(2.0), 2)], ids=str)
+def test_nothing_is_read_twice(guidance: Any, passes: int) -> None:
+    """The logits of the prompt are those of the canvas as it is, from the pass that guidance reads anyway."""
+    model, words = Blockwise(), tiny.tokenizer()
+    made = diffusion.denoiser(model, words, kind="llada2", block_size=BLOCK)
+    guided = GuidedDenoiser(made, words, guidance, probe=False)
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda *given: read.append(1))
+    ids = torch.tensor([[5, 6, 9, 7, tiny.MASK, 8, tiny.MASK, tiny.MASK]])
+    guided(torch.where(ids == 8, tiny.MASK, ids))
+    read.clear()
+    found = guided(ids).logits
+    assert len(read) == passes
+    assert torch.equal(found[:, :4], model(ids).logits[:, :4])
+    assert made.block_size == BLOCK  # whose denoiser it is
+
+
 def test_what_cannot_be_followed_is_named() -> None:
     model, words = Blockwise(), tiny.tokenizer()
     guided = GuidedDenoiser(model, words, CFG(1.5))
