@@ -214,6 +214,24 @@ def test_every_sampler_ends_in_form(sampler: str, guidance: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(("temperature", "times"), [(1.0, 1), (0.7, 2), (0.0, 2)])
+def test_ways_to_the_end_are_counted_once(temperature: float, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws and marginals of one distribution share them; at another temperature they are of two."""
+    model, words = small()
+    canvas = for_generation(denoiser(model, words), [[5]], 4, 4)
+    form = form_of(denoiser(model, words), Regex("[ab]+c?"), canvas, False)
+    assert isinstance(form, RegularForm)
+    masked = canvas.masked(tiny.MASK)
+    logp = log_softmax(torch.randn(4, model.config.vocab_size))
+    asked = Asked(canvas, torch.arange(1), masked, masked, logp)
+    calls: list[str] = []
+    counted = lattice.backward
+    monkeypatch.setattr(lattice, "backward", lambda *given: (calls.append(given[-1]), counted(*given))[1])
+    form.draw(asked, temperature, lambda rows, counts, width: torch.rand(sum(counts), width, dtype=torch.float64))
+    form.posterior(asked)
+    assert len(calls) == times
+
+
 def test_batch_is_single() -> None:
     model, words = tiny.build("llada")
     options: dict[str, Any] = {"gen_length": 6, "steps": 3, "constraint": Regex("(ab|cd)*e?[f-l]{1,3}")}
