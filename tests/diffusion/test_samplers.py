@@ -297,3 +297,11 @@ def test_a_row_with_its_seed_draws_what_it_draws_alone(sampler: str) -> None:
                 assert written(diffusion.generate(model, words, prompt, seed=alone, **options), 0) == written(
                     together, row
                 )
+
+
+def test_frequencies_are_turned_into_logarithms_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = PositionCalibrated(0.5, 10.0, torch.tensor([1.0, 2.0, 5.0]))
+    logp, tokens, places = torch.randn(2, 3).log_softmax(-1), torch.tensor([0, 2]), torch.tensor([0, 1])
+    first = order.certainty(logp, tokens, places, None)
+    monkeypatch.setattr(torch.Tensor, "log", None)
+    assert torch.equal(order.certainty(logp, tokens, places, None), first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,15 +50,20 @@ class PositionCalibrated(Order):
 
     def certainty(self, logp: Tensor, tokens: Tensor, places: Tensor, uniform: Tensor | None) -> Tensor:
         chance = logp.gather(-1, tokens[:, None])[:, 0].exp()
-        rarity = self._rarity(logp.shape[-1]).to(chance)[tokens]
+        rarity = math.log(logp.shape[-1]) if self.frequencies is None else self._rarity(logp).to(chance)[tokens]
         return torch.exp(-self.decay * places.to(chance)) * (chance * rarity).clamp(max=self.clip)
 
-    def _rarity(self, size: int) -> Tensor:
-        """−log f of every token."""
-        if self.frequencies is None:
-            return torch.full((size,), math.log(size))
-        if len(self.frequencies) != size:
-            raise ValueError(f"frequencies has {len(self.frequencies)} tokens, and the vocabulary {size}; give as many")
+    def _rarity(self, logp: Tensor) -> Tensor:
+        """−log f of every token, where ``logp`` says."""
+        if len(self._surprise) != logp.shape[-1]:
+            have = len(self._surprise)
+            raise ValueError(f"frequencies has {have} tokens, and the vocabulary {logp.shape[-1]}; give as many")
+        return self._surprise
+
+    @cached_property
+    def _surprise(self) -> Tensor:
+        """−log f of every token, float64 (V,)."""
+        assert self.frequencies is not None
         least = float(self.frequencies[self.frequencies > 0].min())
         seen = self.frequencies.clamp(min=min(1.0, least))
         return (seen.sum().log() - seen.log()).clamp(min=0.0)
