@@ -12,7 +12,6 @@ Settings that differ in the constraint alone run one after the other; seconds ar
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -29,6 +28,7 @@ from rich.table import Table
 from textguide import ACFG, CFG, diffusion
 from textguide.constraints import SMILES, AllOf, Constraint, Regex
 from textguide.constraints.vocabulary import Vocabulary
+from textguide.eval.results.journal import Journal
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.statistics.paired import compare_items
 from textguide.support.files import write_json
@@ -168,17 +168,12 @@ def main() -> None:
         task = Sudoku(int(arguments.task[-1]), arguments.items, model)
     settings = list(_curve_settings(task) if arguments.curves else _table_settings(task))
     identity = {"task": arguments.task, "items": arguments.items, "batch": arguments.batch, **task.options}
-    journal = arguments.json.with_suffix(".jsonl")
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["name"]: row for row in _read(journal) if row["identity"] == identity}
     begun = time.monotonic()
-    for name, labels, options in settings:
-        if name in done or time.monotonic() - begun > 60 * arguments.minutes:
-            continue
-        done[name] = run(task, options, arguments.batch) | {"name": name, "labels": labels, "identity": identity}
-        with journal.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(done[name], ensure_ascii=False) + "\n")
-    rows = [done[name] for name, _, _ in settings if name in done]
+    with Journal.open(arguments.json.with_suffix(".jsonl"), identity) as journal:
+        for name, labels, options in settings:
+            if name not in journal and time.monotonic() - begun <= 60 * arguments.minutes:
+                journal.append(name, run(task, options, arguments.batch) | {"labels": labels})
+        rows = [journal.done[name] for name, _, _ in settings if name in journal]
     report = summary(rows, task.higher, arguments.curves)
     show(report)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
@@ -253,12 +248,6 @@ def show(report: list[dict[str, Any]]) -> None:
     for line in report:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line.values()))
     Console(width=220).print(table)
-
-
-def _read(journal: Path) -> list[dict[str, Any]]:
-    if not journal.exists():
-        return []
-    return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 if __name__ == "__main__":
