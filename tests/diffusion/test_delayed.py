@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from textguide import ACFG, CFG, CAIF, diffusion
+from textguide import ACFG, CFG, diffusion
 from textguide.constraints import Regex
 from textguide.diffusion import DelayedCache, cache_agreement, denoiser
 from textguide.forward import caches
 from textguide.guidance import Formula, ParticleGibbs
 
 from . import tiny
+
+GIBBS = ParticleGibbs(lambda texts: [1.0] * len(texts), weight=1.0)
 
 
 def model_of(kind: str, seed: int = 3) -> Any:
@@ -75,11 +77,9 @@ def plainest(
             elif turn % settings.refresh == 0:
                 places = list(range(first, min(first + size, total)))
             elif settings.reads == "block":
-                places = list(inside)
+                places = list(range(first, min(first + size, total))) if block else list(inside)
             else:
-                places = [
-                    j for j in inside if rows[0][j] == tiny.MASK or turn - filled.get(j, -99) <= settings.delay
-                ]
+                places = [j for j in inside if rows[0][j] == tiny.MASK or turn - filled.get(j, -99) <= settings.delay]
             cond, other = (one.read(row, places) for one, row in zip(kept, rows, strict=True))
             guided = (other + scale * (cond - other)).masked_fill(cond.isneginf(), -torch.inf).softmax(-1)
             best = max((j for j in inside if rows[0][j] == tiny.MASK), key=lambda j: float(guided[j].max()))
@@ -100,20 +100,19 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1.8])
 @pytest.mark.parametrize("kind", ["llada", "sdar"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_every_pass_against_the_plainest_loop(kind: str, settings: DelayedCache, scale: float) -> None:
+def test_every_pass_against_the_plainest_loop(kind: str, settings: DelayedCache) -> None:
     """Two prompts of unlike length in one batch: each row keeps its own."""
     model, words = model_of(kind), tiny.tokenizer()
     block = 4 if kind == "sdar" else None
     prompts = [[5, 6, 9], [8, 7, 7, 12, 6]]
     out = diffusion.generate(
-        model, words, prompts, gen_length=9, guidance=CFG(scale), cache=settings, early_end=False, keep_history=True,
+        model, words, prompts, gen_length=9, guidance=CFG(1.8), cache=settings, early_end=False, keep_history=True,
         warn=False, steps=None if block is None else 100,
     )  # fmt: skip
     for row, prompt in enumerate(prompts):
-        tokens, chances = plainest(model, prompt, 9, scale, settings, block)
+        tokens, chances = plainest(model, prompt, 9, 1.8, settings, block)
         assert out.sequences[row, len(prompt) : len(prompt) + 9].tolist() == tokens
         found = [
             float(step.confidence[row][step.committed[row]]) for step in out.history if bool(step.committed[row].any())
@@ -121,33 +120,33 @@ def test_every_pass_against_the_plainest_loop(kind: str, settings: DelayedCache,
         assert found == pytest.approx(chances, abs=2e-5)
 
 
-ALL = [
-    {},
+ALL: list[dict[str, Any]] = [
     {"guidance": CFG(1.7)},
     {"guidance": CFG(1.7, negative_prompt="kkkkkk"), "temperature": 1.0},
+    {"guidance": CFG(1.5), "corrector": 1},
     {"guidance": CFG(2.0, schedule="linear"), "sampler": "eb:gamma=0.5"},
     {"guidance": Formula("cond - 0.3*last + 0.2*M('m')")},
     {"sampler": "p2:eta=1", "temperature": 1.0},
-    {"guidance": CFG(1.5), "corrector": 1},
     {"constraint": Regex("[a-f]{2,12}"), "temperature": 1.0},
 ]
 
 
-@pytest.mark.parametrize("kind", ["llada", "dream", "sdar"])
-@pytest.mark.parametrize("options", ALL, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"), [(kind, one) for kind, few in (("llada", 7), ("dream", 3), ("sdar", 3)) for one in ALL[:few]]
+)
 def test_a_refresh_at_every_pass_is_exact(kind: str, options: dict[str, Any]) -> None:
     found = cache_agreement(
-        model_of(kind), tiny.tokenizer(), ["abc", "lkhga"], cache="delayed:refresh=1", gen_length=8,
-        block_length=None if kind == "sdar" else 4, models={"m": model_of(kind, 5)}, **options,
+        model_of(kind), tiny.tokenizer(), ["abc", "lkhga"], cache="delayed:refresh=1", gen_length=6,
+        block_length=None if kind == "sdar" else 3, models={"m": model_of(kind, 5)}, **options,
     )  # fmt: skip
     assert found.equal_tokens == found.equal_rows == 1.0
     assert found.largest_difference < 2e-4  # sums in another order
-    assert len(found.distances) > 8
+    assert len(found.distances) >= 8
 
 
 @pytest.mark.parametrize("kind", ["llada", "dream", "sdar"])
 def test_the_report_tells_the_error_and_the_gain(kind: str) -> None:
-    options: dict[str, Any] = {"gen_length": 16, "block_length": None if kind == "sdar" else 16, "early_end": False}
+    options: dict[str, Any] = {"gen_length": 12, "block_length": None if kind == "sdar" else 12, "early_end": False}
     found = cache_agreement(
         model_of(kind), tiny.tokenizer(), ["abc", "lkhga"], cache="delayed:refresh=16", guidance=CFG(1.5), **options
     )
@@ -161,9 +160,10 @@ def test_the_report_tells_the_error_and_the_gain(kind: str) -> None:
 def test_whole_blocks_are_exact_where_attention_is_causal_between_them() -> None:
     found = cache_agreement(
         model_of("sdar"), tiny.tokenizer(), ["abc", "lkhga"], cache="delayed:reads=block", guidance=CFG(1.5),
-        gen_length=16, early_end=False,
+        gen_length=12, early_end=False,
     )  # fmt: skip
-    assert found.equal_tokens == 1.0 and found.largest_difference < 2e-4
+    assert found.equal_tokens == 1.0
+    assert found.largest_difference < 2e-4
     assert found.kept.tokens < 0.5 * found.exact.tokens
 
 
@@ -201,9 +201,9 @@ def test_the_first_place_of_a_block_is_read_in_front_of_it_where_logits_are_shif
         ({"cache": "delayed:refresh=0"}, "refresh=0 must be a whole number of 1 or more"),
         ({"cache": "delayed:reads=all"}, "reads='all' is unknown; use one of masked, block"),
         ({"cache": "late"}, "cache='late' is unknown; use one of "),
-        ({"guidance": ParticleGibbs(lambda texts: [1.0] * len(texts), weight=1.0), "temperature": 1.0}, "cache=delayed remembers rows"),
+        ({"guidance": GIBBS, "temperature": 1.0}, "cache=delayed remembers rows"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_kept_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         diffusion.generate(model_of("llada"), tiny.tokenizer(), "abc", gen_length=4, **{"cache": "delayed", **options})
@@ -211,7 +211,9 @@ def test_what_cannot_be_kept_is_refused(options: dict[str, Any], message: str) -
 
 def test_models_that_keep_nothing_are_refused_by_name() -> None:
     model, words = tiny.build("bert")
-    with pytest.raises(ValueError, match="cache=delayed needs a forward that takes past_key_values, and BertForMaskedLM"):
+    with pytest.raises(
+        ValueError, match="cache=delayed needs a forward that takes past_key_values, and BertForMaskedLM"
+    ):
         diffusion.generate(model, words, "abc", gen_length=4, cache="delayed")
 
     class NoPlaces(tiny.LLaDAModelLM):

@@ -96,9 +96,12 @@ class DreamModel(Opened):
         super().__init__(vocabulary)
         self.config.model_type = "Dream"
 
-    def forward(self, input_ids: Tensor, attention_mask: Any = "full", **options: Any) -> Any:  # type: ignore[override]
+    def forward(
+        self, input_ids: Tensor, attention_mask: Any = "full", past_key_values: Any = None, use_cache: bool = False,
+        position_ids: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         assert attention_mask == "full" or attention_mask.dim() == 4
-        return super().forward(input_ids, attention_mask, **options)
+        return super().forward(input_ids, attention_mask, past_key_values, use_cache, position_ids)
 
 
 @lru_cache(maxsize=16)

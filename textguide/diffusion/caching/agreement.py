@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...support.showing import Block, Line, Shown, table
+from ...support.showing import Block, Shown, table
 from ..denoisers import denoiser
 from ..generation import DiffusionResult, finish, generate, prepared
 from ..guiding import checked_guidance
@@ -37,17 +37,17 @@ class CacheAgreement(Shown):
     exact: DiffusionResult
     kept: DiffusionResult
 
-    def _shown(self) -> tuple[str, Sequence[Block]]:
-        rows = [
-            [name, str(one.passes), str(one.tokens)] for name, one in (("no", self.exact), ("yes", self.kept))
-        ]  # fmt: skip
+    def __str__(self) -> str:
         mean = float(self.distances.mean()) if len(self.distances) else 0.0
-        said = (
-            f"largest difference {self.largest_difference:.3g} nats; total variation {mean:.3g} in the mean; "
-            f"{self.equal_rows:.1%} of the texts are equal"
+        return (
+            f"{self.equal_tokens:.1%} of the tokens and {self.equal_rows:.1%} of the texts are equal; largest "
+            f"difference {self.largest_difference:.3g} nats, total variation {mean:.3g} in the mean"
         )
-        blocks: list[Block] = [table(["cache", "passes", "positions read"], rows, "lrr"), Line(said)]
-        return f"{self.equal_tokens:.1%} of the tokens are equal", blocks
+
+    def _shown(self) -> tuple[str, Sequence[Block]]:
+        runs = (("no", self.exact), ("yes", self.kept))
+        rows = [[name, str(one.passes), str(one.tokens)] for name, one in runs]
+        return str(self), [table(["cache", "passes", "positions read"], rows, "lrr")]
 
 
 def cache_agreement(

@@ -37,8 +37,8 @@ class DelayedCache(Caching):
         delay: passes in which a token is still read after it was filled. The keys of the pass in which it was a mask
             are never kept; the paper reads it once more.
         reads: what is read in between: ``masked``, every position that is masked or was filled within ``delay``
-            passes (dKV-Cache); or ``block``, every position of the current block that was masked when the block began
-            (Fast-dLLM), whatever ``delay`` says. Masks behind the block are read under ``masked`` alone.
+            passes (dKV-Cache); or ``block``, every position of the current block (Fast-dLLM), whatever ``delay`` says,
+            which is exact for a model of blocks. Masks behind the block are read under ``masked`` alone.
 
     Raises:
         ValueError: a field has a value that cannot work.
@@ -159,6 +159,8 @@ class DelayedKeys:
             wanted |= due[:, None]
         else:
             first = reading.asked.int().argmax(-1) // size * size
+            if not in_masks:
+                wanted |= (here >= first[:, None]) & (here < first[:, None] + size)
             since = torch.where(begins, torch.minimum(rows.first, first), first)
             wanted |= due[:, None] & (here >= since[:, None]) & (here < first[:, None] + size)
             wanted |= new[:, None]
