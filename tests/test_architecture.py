@@ -30,6 +30,7 @@ ROOMS = {
     "textguide/classifiers": "classifiers",
     "textguide/engine": "engine",
     "textguide/diffusion": "diffusion",
+    "textguide/diffusion/serving": "diffusion.serving",
     "textguide/captioning": "captioning",
     "textguide/distillation": "distillation",
     "textguide": "functions",  # what users call: generate, score, explain, …
@@ -65,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distillation": {*_RUNS, "functions"},
     "functions": {*_RUNS, "captioning"},
     "playground": _LOOPS,
+    "diffusion.serving": {*_LOOPS, "playground"},
     "batch": {*_RUNS, "functions", "vllm_plugin"},
     "logits_processors": {*_RUNS, "diffusion"},
     "vllm_plugin": {*_RUNS, "captioning"},
@@ -88,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *_LOOPS,
         "batch",
         "playground",
+        "diffusion.serving",
         "logits_processors",
         "vllm_plugin",
         "tasks",

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _canvases(model: str, options: Sequence[str]) -> int:
-    from ..playground import serving
+    from ..diffusion.serving import starting
 
     parser = argparse.ArgumentParser(prog="textguide serve --diffusion MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
@@ -70,5 +70,5 @@ def _canvases(model: str, options: Sequence[str]) -> int:
     for name in ("max_runs", "max_canvas", "max_prompt", "max_particles"):
         if getattr(parsed, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name)}: give 1 or more")
-    serving.serve_canvases(model, further, parsed)
+    starting.serve_canvases(model, further, parsed)
     return 0

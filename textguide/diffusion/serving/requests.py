@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..guidance import Guidance
-from ..guidance.composed import split
-from ..guidance.particle_gibbs import ParticleGibbs
-from ..guidance.spec import as_guidance
-from .asking import RefusedError, Rules
+from ...guidance import Guidance
+from ...guidance.composed import split
+from ...guidance.particle_gibbs import ParticleGibbs
+from ...guidance.spec import as_guidance
+from ...playground.asking import RefusedError, Rules
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_p": (1, 1.0), "presence_penalty": (0, 0.0), "frequency_penalty": (0, 0.0), "logprobs": (False, 0),

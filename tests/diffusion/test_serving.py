@@ -20,7 +20,7 @@ from textguide import diffusion
 from textguide.diffusion import denoiser
 from textguide.diffusion.pooling import PassPool
 
-from ..diffusion import tiny
+from . import tiny
 
 HAS_SERVER = all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "httpx"))
 NEEDS = pytest.mark.skipif(not HAS_SERVER, reason="the extra playground, or httpx, is not installed")
@@ -78,7 +78,7 @@ def test_an_error_of_a_pass_reaches_its_run_and_no_other() -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Any:
-    from textguide.playground.canvas_server import Served
+    from textguide.diffusion.serving.server import Served
 
     model, words = tiny.build("llada")
     words = copy.deepcopy(words)
@@ -90,8 +90,8 @@ def served() -> Any:
 def client(served: Any) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
+    from textguide.diffusion.serving.server import application
     from textguide.playground.asking import Rules
-    from textguide.playground.canvas_server import application
     from textguide.playground.limits import Limits
 
     with TestClient(application(served, Rules(Limits(canvas=12, prompt_tokens=8)))) as made:
@@ -200,8 +200,8 @@ def test_bad_requests_say_why(client: Any, body: dict[str, Any], status: int, sa
 def test_a_key_and_too_many_requests() -> None:
     from fastapi.testclient import TestClient
 
+    from textguide.diffusion.serving.server import Served, application
     from textguide.playground.asking import Rules
-    from textguide.playground.canvas_server import Served, application
     from textguide.playground.runs import BusyError
 
     own = Served("tiny", *tiny.build("llada"))
@@ -228,8 +228,8 @@ def test_a_small_load_loses_nothing() -> None:
     """The load of ``scripts/bench/diffusion_serve.py``, small: aborts, streams, bad requests, answers as offline."""
     import uvicorn
 
+    from textguide.diffusion.serving.server import Served, application
     from textguide.playground.asking import Rules
-    from textguide.playground.canvas_server import Served, application
     from textguide.playground.serving import listen
 
     folder = str(Path(__file__).parents[2] / "scripts" / "bench")

@@ -17,15 +17,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from .. import __version__
-from ..diffusion import denoiser, generate, infill
-from ..diffusion.generation import decode, prepared
-from ..diffusion.pooling import PassPool
-from ..diffusion.sampling import finished
-from .asking import RefusedError, Rules, from_stream, names_of_models
-from .canvas_requests import CanvasRequest, cut, request_of
-from .runs import BusyError, message_of
-from .turns import VisitorLeftError
+from ... import __version__
+from ...playground.asking import RefusedError, Rules, from_stream, names_of_models
+from ...playground.runs import BusyError, message_of
+from ...playground.turns import VisitorLeftError
+from .. import denoiser, generate, infill
+from ..generation import decode, prepared
+from ..pooling import PassPool
+from ..sampling import finished
+from .requests import CanvasRequest, cut, request_of
 
 Send = Callable[[dict[str, Any]], None]
 HEARTBEAT = 0.25
