@@ -16,8 +16,8 @@ from torch import Tensor
 from ..forward.caches import accepts, cache_argument
 from ..guidance.prompts import as_prompt, is_chat
 
-KINDS = ("masked-lm", "llada", "dream", "sdar", "llada2", "mdlm")
-BLOCKS = {"sdar": 4, "llada2": 32}
+KINDS = ("masked-lm", "llada", "dream", "sdar", "llada2", "fast-dllm", "mdlm")
+BLOCKS = {"sdar": 4, "llada2": 32, "fast-dllm": 32}
 """Kinds whose attention is causal between blocks, with the length of a block that their authors' code takes."""
 
 
@@ -35,12 +35,13 @@ class Denoiser:
         mask_id: id of the mask token.
         end_id: id of the token that ends a text, or None.
         pad_id: id that fills rows up; never attended to.
-        shifted: the model's logits at ``j`` are the distribution of token ``j + 1`` (Dream), and are moved back here.
+        shifted: the model's logits at ``j`` are the distribution of token ``j + 1`` (Dream, Fast-dLLM v2), and are
+            moved back here.
         square_mask: the model wants its mask as ``(B, 1, L, L)``, or the text ``"full"`` where nothing is padded
             (Dream).
         block_size: attention is causal between blocks of so many positions, counted from the beginning of the row, and
-            the model is told so by its mask, (B, 1, L, L) (SDAR, LLaDA 2); canvases are filled in these blocks. None:
-            everything sees everything, or the model knows by itself.
+            the model is told so by its mask, (B, 1, L, L) (SDAR, LLaDA 2, Fast-dLLM v2); canvases are filled in these
+            blocks. None: everything sees everything, or the model knows by itself.
         additive: that mask is 0 and −inf in place of bool (LLaDA 2).
         time: name of the argument of the forward that takes the noise of each row, ``σ = −log(1 − t)`` for the share
             ``t`` of masks (MDLM); None: it reads none.
@@ -199,11 +200,12 @@ def denoiser(
             interface, or a :class:`Denoiser`, which is returned as it is.
         tokenizer: its tokenizer.
         kind: ``masked-lm``, ``llada`` (bidirectional decoder, logits in place), ``dream`` (logits shifted by one,
-            square masks), ``sdar`` or ``llada2`` (causal between blocks) or ``mdlm`` (reads the noise level and no
-            mask); None: by ``config.model_type`` and the names of the classes.
+            square masks), ``sdar`` or ``llada2`` (causal between blocks), ``fast-dllm`` (the same, logits shifted by
+            one; language models that were adapted) or ``mdlm`` (reads the noise level and no mask); None: by
+            ``config.model_type`` and the names of the classes.
         mask_id: the mask token; None: the configuration's ``mask_token_id``, else the tokenizer's.
         end_id: the end token; None: the tokenizer's, if it has one.
-        block_size: of ``sdar`` and ``llada2``; None: the configuration's ``block_size``, else 4 and 32.
+        block_size: of ``sdar``, ``llada2`` and ``fast-dllm``; None: the configuration's ``block_size``, else 4, 32, 32.
         probe: run two short rows to see that later tokens change earlier logits.
 
     Raises:
@@ -219,7 +221,8 @@ def denoiser(
             "neither CFG nor A-CFG)"
         )
     if kind is None:
-        kind = next((one for one in ("dream", "llada2", "llada", "sdar", "mdlm") if one in names), "masked-lm")
+        known = ("dream", "llada2", "llada", "sdar", "fast-dllm", "mdlm")
+        kind = next((one for one in known if one in names.replace("_", "-")), "masked-lm")
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
     config = getattr(model, "config", None)
@@ -262,7 +265,7 @@ def denoiser(
         mask_id=int(mask_id),
         end_id=end_id,
         pad_id=int(pad_id if pad_id is not None else end_id if end_id is not None else mask_id),
-        shifted=kind == "dream",
+        shifted=kind in ("dream", "fast-dllm"),
         square_mask=kind == "dream",
         block_size=block_size,
         additive=kind == "llada2",

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..models.loading import default_device, refuse_near_miss
 from ..support.errors import ModelUnavailableError
+from .adapted import is_adapted, load_adapted
 from .packages import PACKAGES, load_packaged
 
 BUNDLED = Path(__file__).parent / "models"
@@ -14,7 +15,7 @@ BUNDLED = Path(__file__).parent / "models"
 
 def bundled() -> list[str]:
     """Names of the models that come with textguide."""
-    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "config.json").is_file())
+    return sorted(one.name for one in BUNDLED.iterdir() if (one / "config.json").is_file() or is_adapted(one))
 
 
 def load(
@@ -24,7 +25,8 @@ def load(
 
     Args:
         name: a bundled model (:func:`bundled`: ``sudoku4``, ``molecules``…), ``rxnmapper`` or ``antiberty`` where the
-            package of that name is installed, a folder, or a name on a model hub.
+            package of that name is installed, a folder (of a model, or of an adapter that ``scripts/train/adapted.py``
+            wrote), or a name on a model hub.
         device: where the model goes; default: a GPU if there is one.
         dtype: default: float32 on a CPU, else the dtype of the checkpoint.
         trust_remote_code: allow code that comes with the checkpoint to run, which LLaDA and Dream need.
@@ -43,6 +45,9 @@ def load(
     if name in PACKAGES and not Path(name).is_dir():
         model, tokenizer = load_packaged(name)
         return model.to(device=device, dtype=dtype), tokenizer
+    adapter = next((one for one in (Path(name), BUNDLED / name) if is_adapted(one)), None)
+    if adapter is not None:
+        return load_adapted(adapter, device, dtype)
     if dtype is None:
         import torch
 
