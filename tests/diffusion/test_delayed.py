@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from textguide import ACFG, CFG, diffusion
 from textguide.constraints import Regex
-from textguide.diffusion import DelayedCache, cache_agreement, denoiser
+from textguide.diffusion import DelayedCache, cache_agreement
 from textguide.forward import caches
 from textguide.guidance import Formula, ParticleGibbs
 
@@ -23,7 +23,7 @@ def model_of(kind: str, seed: int = 3) -> Any:
     torch.manual_seed(seed)
     model = (tiny.DreamModel if kind == "dream" else tiny.Opened)(tiny.VOCABULARY).eval()
     model.config.model_type = kind
-    if kind == "sdar":
+    if kind in ("sdar", "fast-dllm"):
         model.config.block_size = 4
     return model
 
@@ -157,14 +157,17 @@ def test_the_report_tells_the_error_and_the_gain(kind: str) -> None:
     assert "tokens are equal" in str(found)
 
 
-def test_whole_blocks_are_exact_where_attention_is_causal_between_them() -> None:
+@pytest.mark.parametrize(("kind", "cache"), [("sdar", "delayed:reads=block"), ("fast-dllm", "delayed:reads=block"),
+                                             ("fast-dllm", True), ("fast-dllm", "delayed:refresh=1")])  # fmt: skip
+def test_whole_blocks_are_exact_where_attention_is_causal_between_them(kind: str, cache: Any) -> None:
+    """Also where logits are shifted, so that the first place of a block is read in front of it."""
+    prompts = ["abc", "lkh"] if cache is True else ["abc", "lkhga"]
     found = cache_agreement(
-        model_of("sdar"), tiny.tokenizer(), ["abc", "lkhga"], cache="delayed:reads=block", guidance=CFG(1.5),
-        gen_length=12, early_end=False,
-    )  # fmt: skip
+        model_of(kind), tiny.tokenizer(), prompts, cache=cache, guidance=CFG(1.5), gen_length=12, early_end=False
+    )
     assert found.equal_tokens == 1.0
     assert found.largest_difference < 2e-4
-    assert found.kept.tokens < 0.5 * found.exact.tokens
+    assert found.kept.tokens < 0.7 * found.exact.tokens
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
@@ -177,21 +180,6 @@ def test_rows_do_not_depend_on_each_other() -> None:
     prompts = ["abc", "lkhga", "f", "ed"]
     together = diffusion.generate(model, words, prompts, **options).texts
     assert together == [diffusion.generate(model, words, [prompt], **options).texts[0] for prompt in prompts]
-
-
-def test_the_first_place_of_a_block_is_read_in_front_of_it_where_logits_are_shifted() -> None:
-    """Under ``cache=True`` too: the first place of a block had what its own token says of the next."""
-    model, words = model_of("dream"), tiny.tokenizer()
-    made = denoiser(model, words)
-    worst = []
-    sampler = diffusion.generation.prepared(
-        made, words, ["abc"], gen_length=8, block_length=4, cache=True, early_end=False, order="random", seed=0
-    )
-    sampler.guide.watch(lambda kept, whole, asked: worst.append((kept - whole)[asked]))
-    list(sampler.run())
-    first = [one[0][one[0].isfinite()].abs().max() for one in worst[1:4]]
-    plain = [one[-1][one[-1].isfinite()].abs().max() for one in worst[1:4]]
-    assert max(map(float, first)) < 10 * max(map(float, plain)) + 1e-3
 
 
 @pytest.mark.parametrize(
