@@ -109,8 +109,9 @@ def main() -> None:
         "minutes": curve[-1][1] if curve else 0.0, "threads": arguments.threads,
     }  # fmt: skip
     write_adapter(wrapped, arguments.output, facts, found[1.0], language)
+    versions, machine = environment()
     report = {
-        "training": facts, "machine": environment(), "loss": curve,
+        "training": facts, "versions": versions, "machine": machine, "loss": curve,
         "held out": {"passages": len(tests), "given": PROMPT, "tokens": TARGET, "language model": language,
                      "bound before training": first[1.0],
                      "bound": [{"scale": s, "perplexity": v, "low": intervals[s][0], "high": intervals[s][1]}
@@ -312,7 +313,7 @@ def write_adapter(wrapped: Any, folder: Path, facts: dict[str, Any], bound: floa
         if value.requires_grad:
             value.data = value.data.to(torch.bfloat16)
     wrapped.peft_config["default"].base_model_name_or_path = facts["base"]
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
     (folder / "adapter_model.safetensors").chmod(0o644)
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > 10e6:
