@@ -80,7 +80,8 @@ class _Rows:
         ids: the tokens that were seen last, (S, L).
         age: for how many passes they have been there, (S, L).
         block: which block was filled, (S,); −1 where the row was never read.
-        first: where that block begins for a model of blocks, (S,).
+        first, stop: for a model of blocks, where those begin and end in which what is filled now stands, (S,) each;
+            a branch with another prompt may have them in two.
         turn: how many passes of that block there were before the last one, (S,).
     """
 
@@ -90,6 +91,7 @@ class _Rows:
     age: Tensor
     block: Tensor
     first: Tensor
+    stop: Tensor
     turn: Tensor
 
 
@@ -158,13 +160,15 @@ class DelayedKeys:
                 wanted |= targets & (reading.ids == self.model.mask_id)
             wanted |= due[:, None]
         else:
-            first = reading.asked.int().argmax(-1) // size * size
-            if not in_masks:
-                wanted |= (here >= first[:, None]) & (here < first[:, None] + size)
-            since = torch.where(begins, torch.minimum(rows.first, first), first)
-            wanted |= due[:, None] & (here >= since[:, None]) & (here < first[:, None] + size)
-            wanted |= new[:, None]
-            rows.first = first
+            first = torch.where(reading.asked, here, self._length).amin(-1) // size * size
+            stop = (torch.where(reading.asked, here, 0).amax(-1) // size + 1) * size
+            before = rows.first
+            rows.first = torch.where(begins, first, torch.minimum(rows.first, first))
+            rows.stop = torch.where(begins, stop, torch.maximum(rows.stop, stop))
+            inside = (here >= rows.first[:, None]) & (here < rows.stop[:, None])
+            wanted |= inside if not in_masks else inside & due[:, None]
+            left = begins[:, None] & (here >= before[:, None]) & (here < rows.stop[:, None])  # filled to the end since
+            wanted |= left | new[:, None]
         rows.ids, rows.block = reading.ids.clone(), reading.block.clone()
         return wanted & reading.attention
 
@@ -173,7 +177,7 @@ class DelayedKeys:
         old, slots = self._rows, reading.slots
         if old is None:
             number = torch.full((len(slots),), -1, device=reading.ids.device)
-            return _Rows(slots, None, reading.ids, torch.zeros_like(reading.ids), number, number, number)
+            return _Rows(slots, None, reading.ids, torch.zeros_like(reading.ids), *[number] * 4)
         if old.slots == slots:
             return old
         known = {slot: n for n, slot in enumerate(old.slots)}
@@ -181,7 +185,8 @@ class DelayedKeys:
         there = torch.tensor([slot in known for slot in slots], device=reading.ids.device)
         caches.select_rows(old.past, index)
         block = old.block[index].masked_fill(~there, -1)
-        return _Rows(slots, old.past, old.ids[index], old.age[index], block, old.first[index], old.turn[index])
+        kept = (one[index] for one in (old.first, old.stop, old.turn))
+        return _Rows(slots, old.past, old.ids[index], old.age[index], block, *kept)
 
     def _padded(self, rows: Tensor, value: Any) -> Tensor:
         return torch.nn.functional.pad(rows, (0, self._length - rows.shape[1]), value=value)
