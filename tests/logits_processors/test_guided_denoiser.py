@@ -83,7 +83,7 @@ def test_a_window_that_grows(prompt: list[int]) -> None:
 def test_nothing_is_read_twice(guidance: Any, passes: int) -> None:
     """The logits of the prompt are those of the canvas as it is, from the pass that guidance reads anyway."""
     model, words = Blockwise(), tiny.tokenizer()
-    made = diffusion.denoiser(model, words, kind="llada2", block_size=BLOCK)
+    made = diffusion.denoiser(model, words, kind="sdar", block_size=BLOCK)
     guided = GuidedDenoiser(made, words, guidance, probe=False)
     read: list[int] = []
     model.register_forward_pre_hook(lambda *given: read.append(1))
