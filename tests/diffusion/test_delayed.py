@@ -167,7 +167,7 @@ def test_whole_blocks_are_exact_where_attention_is_causal_between_them(kind: str
     )
     assert found.equal_tokens == 1.0
     assert found.largest_difference < 2e-4
-    assert found.kept.tokens < 0.7 * found.exact.tokens
+    assert found.kept.tokens < 0.75 * found.exact.tokens
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
