@@ -55,7 +55,9 @@ def main() -> None:
             table.add_row(pattern, *measured(pattern, vocabulary, markov, Path(folder) / "compiled"))
         tokens._tree.cache_clear()
         tree = seconds(lambda: tokens._tree(vocabulary))[0]
-    Console(width=160).print(table, f"the index of the vocabulary, once: {tree:.2f} s; kept from {kept.WORTH} s on")
+    Console(width=160).print(
+        table, f"the index of the vocabulary, once: {tree:.2f} s; kept from {kept.WORTH} s on", markup=False
+    )
 
 
 def measured(pattern: str, vocabulary: Vocabulary, markov: HiddenMarkov, folder: Path) -> list[str]:

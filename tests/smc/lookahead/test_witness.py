@@ -13,7 +13,7 @@ from textguide.constraints import Constraint, Grammar, JSONSchema, Predicate, Vo
 from textguide.guidance import AWRS
 from textguide.reference import smc as reference
 from textguide.smc.constrained import Constrained
-from textguide.smc.lookahead import lookahead_of
+from textguide.smc.lookahead import lookahead_of, witness
 from textguide.smc.lookahead.witness import WitnessLookahead
 
 from ..statistics import chi_square, z_score
@@ -105,3 +105,31 @@ def test_a_witness_is_a_completion() -> None:
         found = json.loads(text + node.witness)
         assert {"name", "size"} <= set(found)
         assert node.session.is_complete(text + node.witness)
+
+
+def test_searches_in_vain_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of which every completion is too long to be found; each such search asks for 512 masks."""
+    search, texts = witness._search, []
+    monkeypatch.setattr(witness, "_search", lambda session, *rest: texts.append(session.text) or search(session, *rest))
+    lookahead = lookahead_of("automaton", JSONSchema({"type": "string", "minLength": 2000}), DOCUMENTS)
+    assert isinstance(lookahead, WitnessLookahead)
+    ahead = lookahead.begin(())
+    for token in [1 + ord('"'), *[1 + ord("x")] * 50]:
+        assert ahead.following(300) is None
+        ahead = ahead.after(token)
+    lengths = [len(text) for text in texts]
+    assert lengths == [0, 2, 5, 10, 19, 36]
+
+
+def test_a_search_that_finds_something_ends_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookahead = lookahead_of("automaton", JSONSchema({"type": "string", "minLength": 2000}), DOCUMENTS)
+    assert isinstance(lookahead, WitnessLookahead)
+    ahead = lookahead.begin(())
+    ahead.following(300)
+    assert ahead.pause == (1, 1)  # type: ignore[attr-defined]
+    ahead = ahead.after(1 + ord('"'))
+    assert ahead.pause == (1, 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(witness, "_search", lambda *_: b"found")
+    ahead = ahead.after(1 + ord("x"))
+    assert ahead.witness == b"found"  # type: ignore[attr-defined]
+    assert ahead.pause == (0, 0)  # type: ignore[attr-defined]

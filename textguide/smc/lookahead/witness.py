@@ -28,6 +28,8 @@ CLOSING = 16
 LONGEST = 128
 """Tokens of a witness up to which it is searched for."""
 TRIES, KEPT = 4, 512
+PAUSE = 16
+"""Texts in a row that are not searched for at most."""
 _CLOSERS = {ord("("): b")", ord("["): b"]", ord("{"): b"}"}
 _CLOSING = frozenset(b"\"'])}>;")
 _SPACES = frozenset(b" \t\r\n")
@@ -61,7 +63,7 @@ class WitnessLookahead(Lookahead):
             session = (self._session if before is None else before.session).fork()
             if before is not None:
                 session.write(text[len(before.session.text) :])
-            found = self._nodes[text] = _Text(self, session, None if before is None else before.known)
+            found = self._nodes[text] = _Text(self, session, before)
             if len(self._nodes) > KEPT:
                 self._nodes.popitem(last=False)
         return found
@@ -77,12 +79,13 @@ class _Text(Ahead):
     Args:
         lookahead: whose it is.
         session: behind the text.
-        before: a witness of an earlier text, and that text.
+        before: the text that it goes on from.
     """
 
-    def __init__(self, lookahead: WitnessLookahead, session: Session, before: tuple[bytes, bytes] | None) -> None:
+    def __init__(self, lookahead: WitnessLookahead, session: Session, before: _Text | None) -> None:
         self.lookahead, self.session = lookahead, session
-        self._before = before
+        self._before = None if before is None else before.known
+        self._pause, self._rest = (0, 0) if before is None else before.pause
         self._found: bytes | None = None
 
     # -- witnesses -------------------------------------------------------------------------------------------------
@@ -95,8 +98,19 @@ class _Text(Ahead):
 
     @property
     def witness(self) -> bytes | None:
-        """The shortest one that is known; searched for where none is seen."""
-        return self.quick if self.quick is not None else self._searched
+        """The shortest one that is known; searched for where none is seen, and not too often in vain."""
+        return self.quick if self.quick is not None or self._rest else self._searched
+
+    @property
+    def pause(self) -> tuple[int, int]:
+        """How many texts behind a search in vain are not searched for, twice as many each time, and how many of these
+        are left behind this one. A search in vain asks for hundreds of masks."""
+        if "_searched" not in self.__dict__:
+            return self._pause, max(self._rest - 1, 0)
+        if self._searched is not None:
+            return 0, 0
+        pause = min(max(1, 2 * self._pause), PAUSE)
+        return pause, pause
 
     @property
     def known(self) -> tuple[bytes, bytes] | None:
