@@ -76,11 +76,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if arguments.backend == "vllm":
         command += ["--engine-args", ENGINE]
     begun = time.monotonic()
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = folder / "said"
+    with said.open("w") as stream:
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream)
     first = None
     while (there := len(list(out.glob("rows-*")))) < arguments.kill_at * shards:
         if running.poll() is not None:
-            raise RuntimeError(f"it ended with code {running.returncode} before it was killed")
+            tail = said.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise RuntimeError(f"it ended with code {running.returncode} before it was killed: {tail}")
         if there and first is None:
             first = time.monotonic() - begun
         time.sleep(0.05)

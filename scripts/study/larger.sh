@@ -4,7 +4,8 @@
 #
 #   bash scripts/study/larger.sh FOLDER [--plan]
 #
-# PROBLEMS, TEXTS and ITEMS set how many problems of HumanEval, programs for each and questions of GSM8K.
+# PROBLEMS, TEXTS, ITEMS and SHOTS set how many problems of HumanEval, programs for each, questions of GSM8K and worked
+# examples before each; PARTS, of humaneval and gsm8k, what is run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$1
@@ -18,9 +19,12 @@ run() {
   if [ "$model" = MODEL ]; then echo "${command[*]}"; else "${command[@]}"; fi
 }
 for temperature in 0.2 0.6; do
-  run "humaneval-$temperature" --tasks humaneval --limit "${PROBLEMS:-24}" --repeats "${TEXTS:-4}" --batch-size 32 \
+  [[ ${PARTS:-humaneval} == *humaneval* ]] || continue
+  run "humaneval-$temperature" --tasks humaneval --limit "${PROBLEMS:-40}" --repeats "${TEXTS:-1}" --batch-size 40 \
     --gen-kwargs "do_sample=true,temperature=$temperature,max_gen_toks=160" --confirm-run-unsafe-code
 done
-run gsm8k-0 --tasks gsm8k_cot --limit "${ITEMS:-48}" --batch-size 24 --gen-kwargs max_gen_toks=160
-run gsm8k-0.6 --tasks gsm8k_cot --limit "${ITEMS:-48}" --batch-size 24 \
-  --gen-kwargs do_sample=true,temperature=0.6,max_gen_toks=160
+for sampling in do_sample=false do_sample=true,temperature=0.6; do
+  [[ ${PARTS:-gsm8k} == *gsm8k* ]] || continue
+  run "gsm8k-$([[ $sampling == *=false ]] && echo 0 || echo "${sampling##*=}")" --tasks gsm8k_cot --batch-size 40 \
+    --limit "${ITEMS:-40}" --num-fewshot "${SHOTS:-4}" --gen-kwargs "$sampling,max_gen_toks=128"
+done

@@ -245,3 +245,12 @@ def test_a_folder_belongs_to_one_run(model_folder: str, tmp_path: Path) -> None:
 def test_settings_that_cannot_work(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**given)
+
+
+def test_engines_without_gpus_share_the_memory() -> None:
+    engine = Settings(model="smollm2", backend="vllm", options={"max_new_tokens": 4})
+    assert engine.sharing_memory(4).load == {"gpu_memory_utilization": 0.2}
+    assert engine.sharing_memory(1) is engine
+    told = replace(engine, load={"kv_cache_memory_bytes": 1 << 30})
+    assert told.sharing_memory(4) is told
+    assert replace(engine, backend="transformers").sharing_memory(4).load == {}

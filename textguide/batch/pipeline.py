@@ -68,7 +68,8 @@ def run(
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
         given = {
-            "settings": settings, "batch_size": batch_size, "folder": folder.resolve(), "fingerprint": fingerprint,
+            "settings": settings if gpus else settings.sharing_memory(size), "batch_size": batch_size,
+            "folder": folder.resolve(), "fingerprint": fingerprint,
         }  # fmt: skip
         # A block a span: what is written is decided by the spans, and not by how Ray cuts a data set.
         items = [asdict(span) for span in spans]

@@ -165,6 +165,14 @@ class Settings:
         except ValueError as error:
             raise ValueError(f"{name}: {error}; or backend='transformers'") from None
 
+    def sharing_memory(self, replicas: int) -> Settings:
+        """These settings for replicas on a machine without GPUs, where every engine of vLLM would take 92% of the
+        memory; one that says how much it takes keeps it."""
+        told = {"gpu_memory_utilization", "kv_cache_memory_bytes"} & {*self.load}
+        if self.backend != "vllm" or replicas == 1 or told:
+            return self
+        return replace(self, load={**self.load, "gpu_memory_utilization": round(0.8 / replicas, 3)})
+
     def row(self, number: int, values: Values) -> Row:
         """What a row of a file says.
 
