@@ -92,7 +92,7 @@ class Guide:
         if edit is not None:
             if cache is not None:
                 raise ValueError(
-                    f"cache={cache.name} keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use "
+                    f"cache={cache} keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use "
                     "CFG, or leave cache off"
                 )
             if isinstance(edit, Noisier):

@@ -157,7 +157,7 @@ def plan_for(plan: Plan, count: int, cache: Caching | None, one_pass: bool) -> P
         ValueError: something does not go together with particles.
     """
     if cache is not None or one_pass:
-        name = f"cache={cache.name}" if cache is not None else "ACFG(one_pass=True)"
+        name = f"cache={cache}" if cache is not None else "ACFG(one_pass=True)"
         raise ValueError(f"{name} remembers rows, and particle-gibbs moves canvases between them; leave it off")
     if isinstance(plan.seed, Sequence):
         raise ValueError(

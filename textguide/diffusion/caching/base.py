@@ -49,6 +49,10 @@ class Caching(Named, ABC):
     argument = "cache"
     registry: ClassVar[dict[str, type[Caching]]] = {}
 
+    def __str__(self) -> str:
+        """How a user writes it."""
+        return self.name
+
     @abstractmethod
     def start(
         self, denoisers: Mapping[str, Denoiser], canvas: Canvas, branches: Sequence[tuple[str, Canvas]]

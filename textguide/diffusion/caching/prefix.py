@@ -26,6 +26,9 @@ class PrefixCache(Caching):
 
     name = "prefix"
 
+    def __str__(self) -> str:
+        return "True"
+
     def start(
         self, denoisers: Mapping[str, Denoiser], canvas: Canvas, branches: Sequence[tuple[str, Canvas]]
     ) -> dict[str, Kept]:
