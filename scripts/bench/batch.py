@@ -144,7 +144,7 @@ def compared(arguments: argparse.Namespace, source: Path, out: Path) -> dict[str
     fingerprint = settings.fingerprint(inputs)
     anew = out.parent / "anew"
     anew.mkdir()
-    replica = Replica(settings, arguments.batch_size, anew, fingerprint)
+    replica = Replica(settings.sharing_memory(arguments.replicas), arguments.batch_size, anew, fingerprint)
     spans = random.Random(1).sample(inputs.spans, arguments.compared)
     for span in spans:
         replica.do(span)
