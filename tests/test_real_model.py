@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
 import textguide
-from textguide import CFG, CFGLogitsProcessor, guided_decoding
+from textguide import AWRS, CFG, CFGLogitsProcessor, guided_decoding
+from textguide.constraints import Regex
 from textguide.forward.model_views import copying_heads, part
 from textguide.guidance import Steering
 from textguide.guidance.views import MaskedHeads
 from textguide.reference import decoding
+from textguide.smc.lookahead import hidden_markov, naming
 
 from .marks import NEEDS_SMOLLM2
 
@@ -101,3 +104,17 @@ def test_the_heads_that_copy_are_those_without_which_nothing_is_copied(smollm2: 
     whole, without_most, without_fewest = copied(()), copied(most), copied(fewest)
     assert without_most < whole - 2
     assert without_fewest > without_most + 2
+
+
+def test_the_hidden_markov_model_that_comes_along_is_one_of_this_models_texts(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    date = Regex("(19|20)[0-9]{2}-[0-9]{2}")
+    out = textguide.generate(
+        model, tokenizer, "The war ended in ", AWRS(date, particles=4, lookahead="hmm"), seed=0, max_new_tokens=9
+    )
+    assert all(re.fullmatch(date.pattern, text) for text in out.texts)
+    known = hidden_markov.load(naming.SHIPPED)
+    likely, unlikely = (
+        known.log_likelihood(tokenizer(text)["input_ids"]) for text in ("On 1987-06-12 it was", "it 12 was-06 On-1987")
+    )
+    assert likely > unlikely + 2

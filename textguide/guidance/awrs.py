@@ -69,8 +69,8 @@ class AWRS(TokenConstraint):
             left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton;
             None: nothing. The path of a file that ``textguide lookahead train`` made: a hidden Markov model of the
             model's texts, multiplied with that automaton, or a value that was learned for this constraint. ``hmm``: the
-            file that an installation holds; none comes with textguide yet, and it is refused, as is ``value``, since
-            a value serves one constraint. Or an object, a :class:`textguide.smc.lookahead.Lookahead`.
+            hidden Markov model that comes with textguide, of the bundled model's tokens. ``value`` is refused, since a
+            value serves one constraint and comes in a file. Or an object, a :class:`textguide.smc.lookahead.Lookahead`.
         max_tries: of ``sampler="cars"``: tries of a row. One that none of them finished has weight 0, and says so.
 
     Raises:

@@ -19,7 +19,7 @@ from .witness import WitnessLookahead
 
 AUTO, AUTOMATON, HMM, VALUE = "auto", "automaton", "hmm", "value"
 SHIPPED = Path(__file__).parent / "weights" / "smollm2.safetensors"
-"""Made by ``python scripts/train/lookahead.py``."""
+"""The bundled model's, made by ``python scripts/train/lookahead.py``."""
 
 
 def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> Lookahead | None:
@@ -47,11 +47,6 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
             "lookahead='value': a value is learned for one constraint, and none comes with textguide; make one with "
             "'textguide lookahead train --kind value --prompts FILE --out FILE' and the options of the constraint, and "
             "give the file"
-        )
-    if value == HMM and not SHIPPED.is_file():
-        raise ValueError(
-            "lookahead='hmm': no hidden Markov model comes with this installation; make one with 'textguide lookahead "
-            "train --model MODEL --out FILE', and give the file"
         )
     path = str(SHIPPED) if value == HMM else os.fspath(value)
     file = stored.read(path)
