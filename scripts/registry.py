@@ -41,6 +41,10 @@ WEIGHTS = {
         "textguide/captioning/models/drawn-scenes/model.safetensors",
         "dddd4f2bee4d7fb18c3ccb1977341160813cc7db2ff8e7b76572ef2dde188775",
     ),
+    "qwen2.5-coder-1.5b-instruct.gguf": (
+        "qwen2.5-coder-1.5b-instruct.gguf",  # as scripts/bench/larger_model.py joins it
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
 }
 """The file of a model's weights by its name, and the file's SHA-256."""
 ABOUT = (
