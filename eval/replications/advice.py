@@ -23,8 +23,9 @@ KINDS = (
 OF_TASK = {"lambada_openai": 0, "arc_easy": 1, "boolq": 1, "piqa": 1, "gpqa_diamond_zeroshot": 1, "sudoku4": 7}
 OF_KIND = {"conflict": 2, "scored": 4, "constrained": 6, "linear": 8}
 OF_MEASURE = {"positive": 3, "nll": 4, "repeated_4": 4, "overlap": 4, "right": 5}
+FIRST = "try first"
 COLUMNS = {
-    "try first": ("supported",),
+    FIRST: ("supported",),
     "too small a gain, none, or a loss": ("weaker", "not seen", "opposite"),
     "undecided": ("undecided",),
 }
@@ -59,11 +60,11 @@ def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | N
         known.sort(key=lambda pair: (-abs(pair[1]["difference"]) / pair[0].least, pair[0].name))
         cells = [
             "; ".join(
-                f"[{_setting(one)}]({pages}/{one.name}.md){_values(one, found) if first else ''}"
+                f"[{_setting(one)}]({pages}/{one.name}.md){_values(one, found) if column == FIRST else ''}"
                 for one, found in known
                 if found["verdict"] in names
             )
-            for first, names in ((names == ("supported",), names) for names in COLUMNS.values())
+            for column, names in COLUMNS.items()
         ]
         if known:
             rows.append([kind, *(cell or "–" for cell in cells)])

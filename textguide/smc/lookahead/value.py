@@ -225,10 +225,13 @@ class ValueLookahead(Lookahead):
     def begin(self, prompt: Sequence[int]) -> Ahead:
         return _Valued(self, ANYWHERE if self.automaton is None else self.automaton.begin)
 
-    def _folded(self, place: int) -> Tensor:
-        """The weight of each log-probability, (V,): projecting is linear."""
-        weight = self.value.heads[place].weight / self.value.scale
-        return _projection(self.vocabulary.size) @ weight[:WIDTH]
+    def _folded(self, place: int) -> tuple[Tensor, float, float]:
+        """A head on log-probabilities, since projecting and centring are linear: the weight of each, (V,), what is
+        added, and the weight of the tokens left."""
+        head, value = self.value.heads[place], self.value
+        weight = head.weight / value.scale
+        constant = head.mean - float(weight @ value.centre)
+        return _projection(self.vocabulary.size) @ weight[:WIDTH], constant, float(weight[WIDTH])
 
     def potentials(self, state: int, left: int, scores: Tensor | None) -> Tensor | None:
         """Log ψ of the text followed by each token, (V,)."""
@@ -236,11 +239,8 @@ class ValueLookahead(Lookahead):
         if scores is None:
             return length
         place = state if state in self.value.heads else ANYWHERE
-        head, value = self.value.heads[place], self.value
-        shift = float((head.weight / value.scale) @ value.centre) - float(
-            head.weight[WIDTH] / value.scale[WIDTH] * np.log1p(left)
-        )
-        common = head.mean + float(_centred(scores) @ self._weights(place)) - shift
+        head, (weights, constant, slope) = self.value.heads[place], self._weights(place)
+        common = constant + float(_centred(scores) @ weights) + slope * float(np.log1p(left))
         found = torch.full((self.vocabulary.size,), common)
         found[head.tokens] += head.biases
         found.clamp_(head.low, head.high)
