@@ -281,6 +281,19 @@ class ModelAdapter:
         """Whether several tokens that end at position ``length`` may be read in one pass behind a cache."""
         return self.reads_chunks and (self.selects_tokens is None or length <= self.selects_tokens)
 
+    def goes_on_behind(self, shared: int, length: int) -> bool:
+        """Whether texts of up to ``length`` tokens may be read behind a cache of the ``shared`` that they begin with.
+
+        Where they are of unlike length, the cache has to forget some of these for the shorter ones.
+        """
+        return (
+            not self.is_encoder_decoder
+            and self.reads_at_once(length)
+            and self.is_causal
+            and caches.record_past(caches.new_cache(self.base))
+            and not self.reads_apart([shared, length])
+        )
+
     def adopt(self, other: ModelAdapter) -> None:
         """Take over what was found out about ``other``, of which this model is a part with fewer layers."""
         for name in ("padding", "reads_chunks", "has_recurrent_state"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from . import caches
-from .model_adapter import Padding, adapter
+from .model_adapter import ModelAdapter, Padding, adapter
 from .row_batch import RowBatch, Rows, SharedRows, merge
 
+_LOOKED_AT, _SAVED = 32, 256
+"""Prompts with this many tokens in common at their beginning read it once, where that saves so many tokens."""
 _EVERY_STEP = ("encoder_hidden_states", "encoder_attention_mask")
 """What decoders with cross-attention read with every pass; other inputs go with the first."""
 
@@ -60,7 +63,9 @@ def read_prepared(
     # may differ where its ids do not.
     if mask is not None and not with_images:
         apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
-        if apart or known.has_recurrent_state:
+        # Branches take the rows into a cache of their own, so that what generate gave may stay empty.
+        fills = fresh and mask.shape == ids.shape and (cache is None or cache.get_seq_length() == 0)
+        if apart or known.has_recurrent_state or fills:
             prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
             rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
             return rows, logits[:, -1].to(ids.device)
@@ -94,8 +99,9 @@ def read_prompts(
 ) -> tuple[Rows, Tensor]:
     """Read decoder-only ``prompts`` and return their rows and the last ``keep`` logits.
 
-    Equal prompts are read once; with ``sharing`` they stay one row until they go on differently. Rows of unlike length
-    are padded on the left where the model allows it, and read one length at a time where not.
+    Equal prompts are read once; with ``sharing`` they stay one row until they go on differently. A long beginning that
+    prompts have in common, such as instructions or worked examples, is read once, too. Rows of unlike length are padded
+    on the left where the model allows it, and read one length at a time where not.
 
     Returns:
         ``len(prompts)`` rows in order, and logits (R, keep, V).
@@ -110,13 +116,19 @@ def read_prompts(
         groups = [unique]
     else:
         groups = [[prompt for prompt in unique if len(prompt) == length] for length in sorted(set(lengths))]
-    parts, logits = [], []
-    for group in groups:
-        ids, mask = pad_left(group, device)
-        rows, last = read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), fast=fast)
+    parts: list[Rows] = []
+    logits, order = [], []
+    for shared, group in (part for group in groups for part in _by_beginning(known, group, keep)):
+        rows: Rows
+        if shared:
+            rows, last = _behind(known, group, shared, device, keep, fast)
+        else:
+            ids, mask = pad_left(group, device)
+            rows, last = read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), fast=fast)
         parts.append(rows)
         logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
-    place = {prompt: row for row, prompt in enumerate(prompt for group in groups for prompt in group)}
+        order += group
+    place = {prompt: row for row, prompt in enumerate(order)}
     index = [place[tuple(prompt)] for prompt in prompts]
     together, last = merge(parts), torch.cat(logits)
     picked = torch.tensor(index, device=device)
@@ -124,6 +136,58 @@ def read_prompts(
         return SharedRows(together, picked.to(together.device)), last[picked]
     together.select(picked)
     return together, last[picked]
+
+
+def _by_beginning(
+    known: ModelAdapter, prompts: list[tuple[int, ...]], keep: int
+) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+    """The prompts in groups, and for each the number of tokens that it begins with alike and reads once; 0 for none.
+
+    A group with such a beginning is in ascending order of length.
+    """
+    alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for prompt in prompts:
+        alike.setdefault(prompt[:_LOOKED_AT], []).append(prompt)
+    rest: list[tuple[int, ...]] = []
+    for group in alike.values():
+        group.sort(key=len)
+        longest = len(group[-1])
+        shared = min(_alike(group), longest - keep)
+        # Shorter prompts read the end of the beginning again, so that all have equally many tokens left to read.
+        own = [shared - (longest - len(prompt)) for prompt in group]
+        if own[0] > 0 and sum(own) - shared >= _SAVED and known.goes_on_behind(shared, longest):
+            yield shared, group
+        else:
+            rest += group
+    if rest:
+        yield 0, rest
+
+
+def _alike(prompts: list[tuple[int, ...]]) -> int:
+    """How many tokens all of them begin with."""
+    first, last = min(prompts), max(prompts)
+    return next((n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+
+
+def _behind(
+    known: ModelAdapter, prompts: list[tuple[int, ...]], shared: int, device: Any, keep: int, fast: bool
+) -> tuple[Rows, Tensor]:
+    """Rows of prompts in ascending order of length that begin with the same ``shared`` tokens, which are read once."""
+    longest, cache = len(prompts[-1]), caches.new_cache(known.base)
+    cuts = [longest - len(prompt) for prompt in prompts]
+    if cuts[0]:
+        caches.record_past(cache)  # windows forget what shorter prompts still need
+    ids = torch.tensor([prompts[0][:shared]], device=device)
+    beginning, _ = read_padded(known.base, ids, None, cache=cache, fast=fast)
+    parts: list[Rows] = []
+    for cut, several in groupby(cuts):
+        part = beginning.split(torch.zeros(len(list(several)), dtype=torch.long, device=beginning.device))
+        if cuts[0]:
+            part.crop(cut)
+        parts.append(part)
+    rows = merge(parts)
+    ends = torch.tensor([prompt[shared - longest :] for prompt in prompts], device=device)
+    return rows, rows.forward(ends, keep)
 
 
 def read_padded(

@@ -1,0 +1,84 @@
+"""A beginning that prompts have in common is read once, and answers are those of prompts that are read one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import textguide
+from textguide import CFG
+from textguide.forward import prefill
+from textguide.forward.model_adapter import adapter
+
+from ..architectures import ENCODER_DECODER, NAMES, RECURRENT, VOCAB, Tokenizer, build
+
+BEGINNING = [3 + (7 * n) % (VOCAB - 4) for n in range(24)]
+PROMPTS = {
+    "of unlike length": [[*BEGINNING, 5, 6, 7], [*BEGINNING, 8], [*BEGINNING, 9, 10, 11, 12, 5], [4, 5, 6], BEGINNING],
+    "of one length": [[*BEGINNING, token, 6] for token in range(5, 10)],
+}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "_LOOKED_AT", 8)
+    monkeypatch.setattr(prefill, "_SAVED", 8)
+
+
+def tokens_of(model: Any, call: Any) -> tuple[Any, int]:
+    """What ``call`` returns, and how many tokens the model read for it."""
+    adapter(model).padding  # noqa: B018 - tries the model out
+    read = [0]
+
+    def count(_: Any, args: Any, inputs: dict[str, Any]) -> None:
+        read[0] += inputs.get("input_ids", args[0] if args else None).numel()
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        return call(), read[0]
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("lengths", list(PROMPTS))
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ENCODER_DECODER])
+@torch.no_grad()
+def test_a_shared_beginning_is_read_once_and_changes_nothing(name: str, lengths: str) -> None:
+    model, prompts = build(name), PROMPTS[lengths]
+    adapter(model).goes_on_behind(len(BEGINNING), 30)
+    (rows, logits), read = tokens_of(model, lambda: prefill.read_prompts(model, prompts, "cpu", keep=2))
+    assert (read < sum(map(len, prompts))) == (name not in RECURRENT)
+    alone = [prefill.read_prompts(model, [prompt], "cpu", keep=2) for prompt in prompts]
+    torch.testing.assert_close(logits, torch.cat([last for _, last in alone]), atol=1e-4, rtol=0)
+    for step in range(4):
+        ids = torch.tensor([[5 + (row + step) % 9] for row in range(len(prompts))])
+        found = rows.forward(ids)
+        wanted = torch.cat([own.forward(ids[row : row + 1]) for row, (own, _) in enumerate(alone)])
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_guided_texts_are_those_of_prompts_one_by_one(samples: int) -> None:
+    model, tokenizer = build("llama"), Tokenizer()
+    prompts = PROMPTS["of unlike length"]
+
+    def texts(some: list[list[int]]) -> list[list[int]]:
+        out = textguide.generate(
+            model, tokenizer, some, CFG(1.5),
+            max_new_tokens=6, num_return_sequences=samples, do_sample=samples > 1, top_k=1,
+        )  # fmt: skip
+        return out.new_tokens
+
+    together, read = tokens_of(model, lambda: texts(prompts))
+    alone = [tokens_of(model, lambda prompt=prompt: texts([prompt])) for prompt in prompts]
+    assert together == [text for some, _ in alone for text in some]
+    assert read < sum(count for _, count in alone)
+
+
+def test_short_beginnings_are_read_with_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    prompts = PROMPTS["of one length"]
+    _, read = tokens_of(build("llama"), lambda: prefill.read_prompts(build("llama"), prompts, "cpu"))
+    assert read == sum(map(len, prompts))
