@@ -59,7 +59,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=GuidanceHadNoEffectWarning)
     model, tokenizer = textguide.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     tasks = {name: DOMAINS[name](arguments.data) for name in arguments.tasks}
-    items = {name: spread(task.items(), arguments.items) for name, task in tasks.items()}
+    counts = dict(zip(tasks, arguments.items * (1 if len(arguments.items) > 1 else len(tasks)), strict=True))
+    items = {name: spread(task.items(), counts[name]) for name, task in tasks.items()}
     identity = {
         "benchmark": "constrained quality",
         "model": arguments.model,
@@ -119,7 +120,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--value", help="lookahead of 'AWRS value', a file [learned for each item and prompt]")
     parser.add_argument("--rollouts", type=int, default=200, help="texts that it is learned from [%(default)s]")
     parser.add_argument("--peer-python", type=Path, help="python of an environment with genlm-control")
-    parser.add_argument("--items", type=int, help="items of each task, evenly spread over it [all]")
+    parser.add_argument("--items", type=int, nargs="+", default=[None],
+                        help="items of each task, evenly spread over it; one number, or one a task [all]")  # fmt: skip
     parser.add_argument("--samples", type=int, default=1, help="runs of an item, averaged [%(default)s]")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, help="longest answer [each task's own]")
@@ -127,10 +129,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder of the journal, table and plot")
     arguments = parser.parse_args()
+    if len(arguments.items) not in (1, len(arguments.tasks)):
+        parser.error(f"--items names {len(arguments.items)} numbers and --tasks {len(arguments.tasks)} tasks")
     for name in ("items", "samples", "max_new_tokens", "particles", "tries", "rollouts"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value} must be 1 or more")
+        given = getattr(arguments, name)
+        for value in given if name == "items" else [given]:
+            if value is not None and value < 1:
+                parser.error(f"--{name.replace('_', '-')} {value} must be 1 or more")
     return arguments
 
 
