@@ -115,7 +115,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(WAYS), default=list(WAYS)[1:7], help="[%(default)s]")
     parser.add_argument("--particles", type=int, default=10, help="rows of each item [%(default)s]")
     parser.add_argument("--tries", type=int, default=20, help="tries of a row of CARS [%(default)s]")
-    parser.add_argument("--max-seconds", type=float, default=180.0, help="longest for an item and a way [%(default)s]")
+    parser.add_argument("--max-seconds", type=float, default=180.0,
+                        help="longest for an item under CARS, which tries again [%(default)s]")  # fmt: skip
     parser.add_argument("--hmm", default="hmm", help="lookahead of 'AWRS hmm' [%(default)s]")
     parser.add_argument("--value", help="lookahead of 'AWRS value', a file [learned for each item and prompt]")
     parser.add_argument("--rollouts", type=int, default=200, help="texts that it is learned from [%(default)s]")
@@ -181,7 +182,7 @@ def decode(
                 top_k=0,
                 do_sample=True,
                 num_return_sequences=copies,
-                max_time=arguments.max_seconds,
+                max_time=arguments.max_seconds if way.startswith("CARS") else None,
                 seed=arguments.seed + (item.answer if isinstance(task, Dates) else 0),
                 observer=count,
             )
@@ -256,7 +257,6 @@ def asked(
         particles=arguments.particles,
         limit=arguments.max_new_tokens or task.max_new_tokens,
         seed=arguments.seed + (item.answer if isinstance(task, Dates) else 0),
-        longest=arguments.max_seconds,
     )
     if "refused" in answer:
         return {"refused": answer["refused"]}

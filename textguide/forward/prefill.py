@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -64,8 +64,8 @@ def read_prepared(
     if mask is not None and not with_images:
         apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
         # Branches take the rows into a cache of their own, so that what generate gave may stay empty.
-        fills = fresh and mask.shape == ids.shape and (cache is None or cache.get_seq_length() == 0)
-        if apart or known.has_recurrent_state or fills:
+        empty = fresh and mask.shape == ids.shape and (cache is None or cache.get_seq_length() == 0)
+        if apart or known.has_recurrent_state or (empty and _are_usual(positions, mask)):
             prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
             rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
             return rows, logits[:, -1].to(ids.device)
@@ -80,6 +80,13 @@ def read_prepared(
         row_of = torch.arange(len(ids), device=rows.device) // step
         rows, logits = SharedRows(rows, row_of), logits[row_of.to(logits.device)]
     return rows, logits[:, -1].to(ids.device)
+
+
+def _are_usual(positions: Tensor | None, mask: Tensor) -> bool:
+    """Whether positions count the unmasked tokens, as they do where nobody gave others."""
+    if positions is None:
+        return True
+    return positions.shape == mask.shape and bool(((positions == position_ids(mask)) | (mask == 0)).all())
 
 
 def _says_something(name: str, value: Any) -> bool:
@@ -118,7 +125,7 @@ def read_prompts(
         groups = [[prompt for prompt in unique if len(prompt) == length] for length in sorted(set(lengths))]
     parts: list[Rows] = []
     logits, order = [], []
-    for shared, group in (part for group in groups for part in _by_beginning(known, group, keep)):
+    for shared, group in chain.from_iterable(_by_beginning(known, group, keep) for group in groups):
         rows: Rows
         if shared:
             rows, last = _behind(known, group, shared, device, keep, fast)
