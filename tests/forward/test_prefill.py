@@ -33,7 +33,7 @@ def tokens_of(model: Any, call: Any) -> tuple[Any, int]:
     read = [0]
 
     def count(_: Any, args: Any, inputs: dict[str, Any]) -> None:
-        read[0] += inputs.get("input_ids", args[0] if args else None).numel()
+        read[0] += (inputs["input_ids"] if "input_ids" in inputs else args[0]).numel()
 
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     try:

@@ -43,6 +43,10 @@ class Constraint(ABC):
         exactly."""
         return None
 
+    def completion(self, text: bytes) -> bytes | None:
+        """A guess at a short way to complete ``text`` to a member, not always right; None where there is none."""
+        return None
+
     @abstractmethod
     def start(self, vocabulary: Vocabulary) -> Session:
         """A session in front of the first token. What is costly (compiling) is done once for a vocabulary.

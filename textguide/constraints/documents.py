@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
@@ -18,6 +19,7 @@ from . import engines, llguidance_engine
 from .base import Constraint, Session
 from .combined_sessions import AllOfSession
 from .json_checks import Checks, ChecksSession
+from .json_completion import Completer
 from .json_relaxed import keywords, relaxed, with_short_strings
 from .lark_rules import unproductive
 from .lark_templates import plain
@@ -114,6 +116,9 @@ class JSONSchema(Constraint):
     @classmethod
     def build(cls, values: dict[str, Any]) -> Constraint:
         return cls(**values)
+
+    def completion(self, text: bytes) -> bytes | None:
+        return _completer(self.schema).completed(text)
 
     def start(self, vocabulary: Vocabulary) -> Session:
         masked = self._masked(vocabulary)
@@ -235,6 +240,11 @@ class Grammar(Constraint):
         if self.engine != engines.DEFAULT:
             return engines.xgrammar_session(what, "lark", plain(self.grammar), vocabulary)
         return engines.session(what, llguidance_engine.lark(plain(self.grammar)), vocabulary)
+
+
+@lru_cache(maxsize=32)
+def _completer(schema: str) -> Completer:
+    return Completer(json.loads(schema))
 
 
 def _canonical(schema: Any) -> str:

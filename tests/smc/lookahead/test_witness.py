@@ -109,6 +109,7 @@ def test_a_witness_is_a_completion() -> None:
 
 def test_searches_in_vain_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of which every completion is too long to be found; each such search asks for 512 masks."""
+    monkeypatch.setattr(JSONSchema, "completion", Constraint.completion)
     search, texts = witness._search, []
     monkeypatch.setattr(witness, "_search", lambda session, *rest: texts.append(session.text) or search(session, *rest))
     lookahead = lookahead_of("automaton", JSONSchema({"type": "string", "minLength": 2000}), DOCUMENTS)
@@ -122,6 +123,7 @@ def test_searches_in_vain_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_that_finds_something_ends_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JSONSchema, "completion", Constraint.completion)
     lookahead = lookahead_of("automaton", JSONSchema({"type": "string", "minLength": 2000}), DOCUMENTS)
     assert isinstance(lookahead, WitnessLookahead)
     ahead = lookahead.begin(())

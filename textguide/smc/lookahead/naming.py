@@ -41,7 +41,7 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
     if value == AUTO:
         return None
     if value == AUTOMATON:
-        return WitnessLookahead(constraint.start(vocabulary), vocabulary)
+        return WitnessLookahead(constraint, vocabulary)
     if value == VALUE:
         raise ValueError(
             "lookahead='value': a value is learned for one constraint, and none comes with textguide; make one with "

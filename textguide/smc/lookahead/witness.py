@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from ...constraints import Session, Vocabulary
+from ...constraints import Constraint, Session, Vocabulary
 from .base import Ahead, Lookahead
 
 AMPLE = 8
@@ -39,18 +39,19 @@ class WitnessLookahead(Lookahead):
     """ψ from the tokens ``d`` of the shortest witness that was found and the ``n`` that are left: ``1 − 2^−(n − d)``,
     as :class:`LengthLookahead` has it, and next to nothing where ``d + 1 > n``.
 
-    Witnesses come from the text itself (what is open is closed), from the text before, and from walks through the
-    constraint that prefer what closes. Of tokens that are unlikely and close nothing, a few more than of the text are
-    supposed to be needed.
+    Witnesses come from the constraint, where it guesses some, from the text itself (what is open is closed), from the
+    text before, and from walks through the constraint that prefer what closes. Of tokens that are unlikely and close
+    nothing, a few more than of the text are supposed to be needed.
 
     Args:
-        session: the constraint in front of the first token.
+        constraint: what texts have to satisfy.
         vocabulary: of the model.
     """
 
-    def __init__(self, session: Session, vocabulary: Vocabulary) -> None:
+    def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
         self.vocabulary, self.ends = vocabulary, 1 if vocabulary.ends else 0
-        self._session = session
+        self.guess = constraint.completion
+        self._session = constraint.start(vocabulary)
         self._nodes: OrderedDict[bytes, _Text] = OrderedDict()
 
     def begin(self, prompt: Sequence[int]) -> Ahead:
@@ -123,8 +124,11 @@ class _Text(Ahead):
 
     def _guesses(self) -> Iterator[bytes]:
         text = self.session.text
-        closing, marks = _open(text)
         yield b""
+        guess = self.lookahead.guess(text)
+        if guess is not None:
+            yield guess
+        closing, marks = _open(text)
         yield closing
         if self._before is not None:
             earlier, witness = self._before
