@@ -14,6 +14,8 @@ from textguide.diffusion.adapted import CARD, noisy_and_clean, of_blocks
 from textguide.forward.steering_vectors import model_fingerprint
 from textguide.support.errors import ModelUnavailableError
 
+from ..marks import NEEDS_SMOLLM2
+
 MASK = "<empty_output>"
 
 
@@ -74,3 +76,16 @@ def test_an_adapter_is_loaded_and_belongs_to_its_model(tmp_path: Path) -> None:
         diffusion.load(str(tmp_path), device="cpu")
     with pytest.raises(ValueError, match="mask_token='<none>' is no token"):
         of_blocks(plain, tokenizer, 4, "<none>")
+
+
+class TestBundled:
+    pytestmark = NEEDS_SMOLLM2
+
+    def test_the_bundled_adapter_writes(self) -> None:
+        pytest.importorskip("peft")
+        model, tokenizer = diffusion.load("smollm2-adapted", device="cpu")
+        prompts = ["The capital of France is", "Two plus two is"]
+        plain = diffusion.generate(model, tokenizer, prompts, gen_length=8)
+        guided = diffusion.generate(model, tokenizer, prompts, gen_length=8, guidance=CFG(1.25))
+        assert "Paris" in guided.texts[0]
+        assert plain.texts != guided.texts

@@ -9,6 +9,7 @@ import textguide
 from textguide import ACFG, CFG, diffusion
 from textguide.classifiers import FunctionReward
 from textguide.diffusion import packages
+from textguide.diffusion.adapted import is_adapted
 from textguide.guidance import TFG, DiscreteClassifier, ParticleGibbs, TimeStepGuidance
 from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import sudoku
@@ -36,10 +37,11 @@ def test_bundled_sudoku_solves_puzzles() -> None:
 def test_every_bundled_model_loads_and_is_small() -> None:
     assert "sudoku4" in diffusion.bundled()
     for name in diffusion.bundled():
-        model, tokenizer = diffusion.load(name, device="cpu")
-        assert tokenizer.mask_token_id is not None
-        assert not model.training
         folder = diffusion.loading.BUNDLED / name
+        if not is_adapted(folder):  # they have a test of their own
+            model, tokenizer = diffusion.load(name, device="cpu")
+            assert tokenizer.mask_token_id is not None
+            assert not model.training
         assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
         assert "Licence" in (folder / "README.md").read_text()
 

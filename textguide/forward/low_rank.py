@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +79,9 @@ def _fitting(model: Any, folder: Any, called: str) -> Iterator[Callable[[Any], A
     path = Path(folder).expanduser()
     if not is_adapter(path):
         raise ModelUnavailableError(f"{called} has no {CONFIG}; name a folder that PEFT wrote")
-    with parameters_as_they_were(model):
+    with parameters_as_they_were(model), warnings.catch_warnings():
+        # PEFT asks transformers for an attribute by its older name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         try:
             yield lambda into: library.PeftModel.from_pretrained(into, str(path)).eval()
         except Exception as error:  # a file that is damaged, or layers that the model does not have
