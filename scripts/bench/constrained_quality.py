@@ -92,7 +92,10 @@ def main() -> None:
             bar.advance(shown)
     if peer is not None:
         peer.close()
-    results = summarise(read_journal(path)[1], tasks, items, ways)
+    records = read_journal(path)[1]
+    if peer is None and any(name.endswith(f"/{PEER}") for name in records):
+        ways.append(PEER)  # of an earlier run
+    results = summarise(records, tasks, items, ways)
     versions, computer = machine.environment()
     write_json(
         arguments.output / "results.json",

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from textguide.constraints import JSONSchema, Regex, Vocabulary
+from textguide.constraints import After, AnyOf, JSONSchema, Regex, Vocabulary
 from textguide.constraints.json_completion import Completer
 
 BYTES = Vocabulary((b"", *(bytes([byte]) for byte in range(256))), frozenset([0]))
@@ -130,6 +130,18 @@ def test_parts_that_need_each_other_take_no_time() -> None:
     jsonschema.validate(json.loads(b'{"e3":{"e5":' + (guess or b"")), schema)
     endless = {"$defs": {name: {"anyOf": parts} for name in names}, "$ref": "#/$defs/e0"}
     assert Completer(endless).completed(b"") is None
+
+
+def test_schemas_in_other_constraints() -> None:
+    thought = After("</think>", JSONSchema({"type": "boolean"}))
+    assert thought.completion(b"I think") == b"</think>true"
+    assert thought.completion(b"I think</think>f") == b"alse"
+    assert After("regex:x+", JSONSchema({"type": "boolean"})).completion(b"xf") is None
+    assert After("x", Regex("a")).completion(b"x") is None
+    either = AnyOf(JSONSchema({"type": "boolean"}), JSONSchema({"type": "string", "minLength": 1}), Regex("x"))
+    assert either.completion(b"") == b'"a"'
+    assert either.completion(b"t") == b"rue"
+    assert either.completion(b"x") is None
 
 
 def test_other_constraints_guess_nothing() -> None:

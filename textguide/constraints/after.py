@@ -61,6 +61,14 @@ class After(Constraint):
 
         return cls(values["trigger"], resolve(values["constraint"]))
 
+    def completion(self, text: bytes) -> bytes | None:
+        if not isinstance(self.trigger, str) or self.trigger.startswith(REGEX):
+            return None  # nobody knows what a function waits for
+        trigger = self.trigger.encode()
+        at = text.find(trigger)
+        behind = self.constraint.completion(text[at + len(trigger) :] if at >= 0 else b"")
+        return behind if behind is None or at >= 0 else trigger + behind
+
     def start(self, vocabulary: Vocabulary) -> Session:
         # Behind the trigger no space is left out.
         inner = self.constraint.start(replace(vocabulary, drops_leading_space=False))

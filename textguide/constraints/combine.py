@@ -67,6 +67,10 @@ class AnyOf(_Several):
     kind = "any-of"
     operator = " | "
 
+    def completion(self, text: bytes) -> bytes | None:
+        guesses = [guess for part in self.constraints if (guess := part.completion(text)) is not None]
+        return min(guesses, key=len, default=None)
+
     def start(self, vocabulary: Vocabulary) -> Session:
         session = self._regular_session(vocabulary)
         if session is not None:

@@ -216,12 +216,17 @@ def _searched(pattern: str) -> str:
 
 def _path(pattern: str, begun: str) -> str:
     """The shortest text behind ``begun`` with which a pattern matches all."""
-    automaton = _automaton(pattern)
-    if automaton is None:
+    machine = _automaton(pattern)
+    if machine is None:
         raise UnfitError
-    machine, distances = automaton
-    state = machine.run(machine.start, begun.encode())
-    if state == machine.dead:
+    return _rest(pattern, machine.run(machine.start, begun.encode()))
+
+
+@lru_cache(maxsize=4096)
+def _rest(pattern: str, state: int) -> str:
+    """The shortest text from a state of the pattern's automaton to its end; of several, one that is easy to read."""
+    machine, distances = _automaton(pattern), _distances(pattern)
+    if machine is None or state == machine.dead:
         raise UnfitError
     found = bytearray()
     while distances[state]:
@@ -236,20 +241,26 @@ def _path(pattern: str, begun: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _automaton(pattern: str) -> tuple[ByteAutomaton, NDArray[np.int64]] | None:
-    """A pattern's automaton, and from each state the fewest bytes that complete a text."""
+def _automaton(pattern: str) -> ByteAutomaton | None:
     try:
         terminal = Regex(pattern).regular()
         if terminal is None:
             return None
         expressions, node, _ = read(terminal)
-        machine = expressions.automaton(node, STATES)
+        return expressions.automaton(node, STATES)
     except (ValueError, NotReadError, TooLargeError, RecursionError, re.error):
         return None
+
+
+@lru_cache(maxsize=256)
+def _distances(pattern: str) -> NDArray[np.int64]:
+    """The fewest bytes that complete a text from each state of the pattern's automaton."""
+    machine = _automaton(pattern)
+    assert machine is not None
     far = np.iinfo(np.int64).max // 2
     distances = np.where(machine.accepting, 0, far)
     while True:
         nearer = np.minimum(distances, distances[machine.moves].min(axis=1) + 1)
         if (nearer == distances).all():
-            return machine, distances
+            return distances
         distances = nearer

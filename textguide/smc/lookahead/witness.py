@@ -28,6 +28,8 @@ CLOSING = 16
 LONGEST = 128
 """Tokens of a witness up to which it is searched for."""
 TRIES, KEPT = 4, 512
+COUNTED = 100_000
+"""Texts whose tokens stay counted."""
 PAUSE = 16
 """Texts in a row that are not searched for at most."""
 _CLOSERS = {ord("("): b")", ord("["): b"]", ord("{"): b"}"}
@@ -51,6 +53,7 @@ class WitnessLookahead(Lookahead):
     def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
         self.vocabulary, self.ends = vocabulary, 1 if vocabulary.ends else 0
         self.guess = constraint.completion
+        self.guesses = constraint.completion(b"") is not None
         self._session = constraint.start(vocabulary)
         self._nodes: OrderedDict[bytes, _Text] = OrderedDict()
 
@@ -99,8 +102,11 @@ class _Text(Ahead):
 
     @property
     def witness(self) -> bytes | None:
-        """The shortest one that is known; searched for where none is seen, and not too often in vain."""
-        return self.quick if self.quick is not None or self._rest else self._searched
+        """The shortest one that is known; searched for where none is seen, not too often in vain, and not at all where
+        the constraint guesses: behind half a character it does not, and one token later it does."""
+        if self.quick is not None or self._rest or (self.lookahead.guesses and self._before is not None):
+            return self.quick
+        return self._searched
 
     @property
     def pause(self) -> tuple[int, int]:
@@ -125,7 +131,7 @@ class _Text(Ahead):
     def _guesses(self) -> Iterator[bytes]:
         text = self.session.text
         yield b""
-        guess = self.lookahead.guess(text)
+        guess = self.lookahead.guess(text) if self.lookahead.guesses else None
         if guess is not None:
             yield guess
         closing, marks = _open(text)
@@ -137,7 +143,8 @@ class _Text(Ahead):
                 yield witness[len(written) :]
             yield witness
             yield witness[1:]
-        yield from dict.fromkeys((marks + closing, closing + marks, b"0" + closing, b"C" + marks + closing))
+        if not self.lookahead.guesses:
+            yield from dict.fromkeys((marks + closing, closing + marks, b"0" + closing, b"C" + marks + closing))
 
     # -- looking ahead ---------------------------------------------------------------------------------------------
 
@@ -182,7 +189,8 @@ class _Text(Ahead):
                 for token, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
                 if score > -math.inf
             ]
-        close = [token for token in _closing(vocabulary) if mask is None or bool(mask[token])][:CLOSING]
+        some_close = () if self.lookahead.guesses else _closing(vocabulary)  # a guess closes what is open
+        close = [token for token in some_close if mask is None or bool(mask[token])][:CLOSING]
         witness = self._found or b""
         own = [index[witness[:size]] for size in range(1, len(witness) + 1) if witness[:size] in index]
         return [token for token in dict.fromkeys((*likely, *close, *own)) if vocabulary.tokens[token]]
@@ -267,10 +275,21 @@ def _taste(vocabulary: Vocabulary) -> Tensor:
     return torch.tensor([liked(text) for text in vocabulary.tokens])
 
 
-@lru_cache(maxsize=4096)
 def _spelled(vocabulary: Vocabulary, text: bytes) -> int:
-    index, at, count = _tokens(vocabulary), 0, 0
-    while at < len(text):
-        at = next((end for end in range(min(len(text), at + 24), at, -1) if text[at:end] in index), at + 1)
+    """How many tokens write ``text``, the longest first; texts that end alike share what was counted."""
+    index, known, before = _tokens(vocabulary), _counts(vocabulary), []
+    if len(known) > COUNTED:
+        known.clear()
+    while text and text not in known:
+        before.append(text)
+        text = text[next((size for size in range(min(len(text), 24), 1, -1) if text[:size] in index), 1) :]
+    count = known.get(text, 0)
+    for earlier in reversed(before):
         count += 1
+        known[earlier] = count
     return count
+
+
+@lru_cache(maxsize=4)
+def _counts(vocabulary: Vocabulary) -> dict[bytes, int]:
+    return {}
