@@ -66,11 +66,12 @@ class AWRS(TokenConstraint):
         lookahead: what is foreseen of a text: how likely it still ends as a member within the limit of tokens. Tokens
             are drawn, and particles resampled, with that in view, and it leaves no trace in the final weights: these
             stay unbiased, however rough it is. ``automaton``: the fewest tokens that complete a text against those
-            left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton;
-            None: nothing. The path of a file that ``textguide lookahead train`` made: a hidden Markov model of the
-            model's texts, multiplied with that automaton, or a value that was learned for this constraint. ``hmm``: the
-            hidden Markov model that comes with textguide, of the bundled model's tokens. ``value`` is refused, since a
-            value serves one constraint and comes in a file. Or an object, a :class:`textguide.smc.lookahead.Lookahead`.
+            left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton
+            or is a JSON schema; None: nothing. The path of a file that ``textguide lookahead train`` made: a hidden
+            Markov model of the model's texts, multiplied with that automaton, or a value that was learned for this
+            constraint. ``hmm``: the hidden Markov model that comes with textguide, of the bundled model's tokens.
+            ``value`` is refused, since a value serves one constraint and comes in a file. Or an object, a
+            :class:`textguide.smc.lookahead.Lookahead`.
         max_tries: of ``sampler="cars"``: tries of a row. One that none of them finished has weight 0, and says so.
 
     Raises:

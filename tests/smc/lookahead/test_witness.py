@@ -94,6 +94,7 @@ def test_documents_end_in_time(options: dict[str, Any]) -> None:
     for text in texts:
         assert {"name", "size"} <= set(json.loads(text.decode(errors="replace"), strict=False))
     assert written({"lookahead": None, **options}, 30, 6)[0] < 4
+    assert written(options, 30, 6)[0] == 6  # as it is by default
 
 
 def test_a_witness_is_a_completion() -> None:

@@ -38,10 +38,10 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
     automaton = automaton_of(constraint, vocabulary)
     if automaton is not None and value in (AUTO, AUTOMATON):
         return _length(automaton)
+    if value == AUTOMATON or (value == AUTO and constraint.completion(b"") is not None):
+        return WitnessLookahead(constraint, vocabulary)
     if value == AUTO:
         return None
-    if value == AUTOMATON:
-        return WitnessLookahead(constraint, vocabulary)
     if value == VALUE:
         raise ValueError(
             "lookahead='value': a value is learned for one constraint, and none comes with textguide; make one with "
