@@ -77,7 +77,7 @@ def main() -> None:
     path = arguments.output / "journal.jsonl"
     ways = [*arguments.methods, *([PEER] if arguments.peer_python else [])]
     peer = Peer(arguments.peer_python, model, torch.get_num_threads()) if arguments.peer_python else None
-    work = [(task, item, way) for task in tasks for item in items[task] for way in ways]
+    work = [(task, item, way) for task in tasks for item in items[task] for way in ways if not arguments.report]
     with Journal.open(path, identity) as journal, progress() as bar:
         shown = bar.add_task("", total=len(work))
         for task, item, method in work:  # one item under every way, so that a part of the run compares them too
@@ -97,6 +97,7 @@ def main() -> None:
         ways.append(PEER)  # of an earlier run
     results = summarise(records, tasks, items, ways)
     versions, computer = machine.environment()
+    identity["model"] = Path(arguments.model).stem if Path(arguments.model).exists() else arguments.model
     write_json(
         arguments.output / "results.json",
         {"identity": identity, "versions": versions, "machine": computer, "tasks": results},
@@ -131,6 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, help="longest answer [each task's own]")
     parser.add_argument("--plain-prompts", action="store_true", help="leave the model's chat template out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="decode nothing: tell of what the journal holds")
     parser.add_argument("--output", type=Path, required=True, help="folder of the journal, table and plot")
     arguments = parser.parse_args()
     if len(arguments.items) not in (1, len(arguments.tasks)):
