@@ -64,8 +64,8 @@ def read_prepared(
     if mask is not None and not with_images:
         apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
         # Branches take the rows into a cache of their own, so that what generate gave may stay empty.
-        empty = fresh and mask.shape == ids.shape and (cache is None or cache.get_seq_length() == 0)
-        if apart or known.has_recurrent_state or (empty and _are_usual(positions, mask)):
+        usual = fresh and mask.shape == ids.shape and _are_usual(positions, mask)
+        if apart or known.has_recurrent_state or (usual and (cache is None or cache.get_seq_length() == 0)):
             prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
             rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
             return rows, logits[:, -1].to(ids.device)
