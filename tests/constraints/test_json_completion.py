@@ -114,6 +114,9 @@ def test_every_beginning_of_a_document_is_completed() -> None:
         ({"type": "object", "additionalProperties": False}, b'{"a'),
         ({"type": "object"}, b"{x"),
         ({}, b"\xc3"),
+        ({"type": "string", "pattern": "a"}, b'"\\ud800'),
+        ({"type": "string", "pattern": "a"}, b'"\\q"'),
+        ({"allOf": [True], "$ref": "#/allOf/7"}, b""),
     ],
 )
 def test_no_guess(schema: Any, text: bytes) -> None:
@@ -130,6 +133,14 @@ def test_parts_that_need_each_other_take_no_time() -> None:
     jsonschema.validate(json.loads(b'{"e3":{"e5":' + (guess or b"")), schema)
     endless = {"$defs": {name: {"anyOf": parts} for name in names}, "$ref": "#/$defs/e0"}
     assert Completer(endless).completed(b"") is None
+
+
+def test_a_pattern_that_would_be_searched_for_ever_takes_no_time() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}, "required": ["a"]}
+    completer = Completer({**schema, "patternProperties": {"^(b+)+$": {"type": "null"}}})
+    assert completer.completed(b'{"a":"' + b"a" * 5000 + b'"') == b"}"
+    assert completer.completed(b'{"a":"' + b"a" * 5000 + b'!"') is None
+    assert completer.completed(b'{"' + b"b" * 5000 + b'":') == b'null,"a":"a"}'
 
 
 def test_schemas_in_other_constraints() -> None:

@@ -45,7 +45,7 @@ class Completer:
         try:
             self.text = text.decode("utf-8")
             _, rest = self._value(self.root, 0, DEEPEST)
-        except (UnfitError, UnicodeDecodeError, RecursionError):
+        except (ValueError, LookupError, RecursionError):  # half a character, an escape that is none…
             return None
         return b"" if rest is None else rest.encode()
 
