@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import jsonschema
@@ -117,6 +118,7 @@ def test_every_beginning_of_a_document_is_completed() -> None:
         ({"type": "string", "pattern": "a"}, b'"\\ud800'),
         ({"type": "string", "pattern": "a"}, b'"\\q"'),
         ({"allOf": [True], "$ref": "#/allOf/7"}, b""),
+        ({}, b"[}"),
     ],
 )
 def test_no_guess(schema: Any, text: bytes) -> None:
@@ -141,6 +143,16 @@ def test_a_pattern_that_would_be_searched_for_ever_takes_no_time() -> None:
     assert completer.completed(b'{"a":"' + b"a" * 5000 + b'"') == b"}"
     assert completer.completed(b'{"a":"' + b"a" * 5000 + b'!"') is None
     assert completer.completed(b'{"' + b"b" * 5000 + b'":') == b'null,"a":"a"}'
+
+
+def test_no_text_breaks_a_guess() -> None:
+    completer, draw = Completer(PERSON), random.Random(0)
+    for _ in range(400):
+        text = list(SHORTEST[: draw.randrange(len(SHORTEST))].decode())
+        for _ in range(draw.randrange(6)):
+            text.insert(draw.randrange(len(text) + 1), draw.choice('{}[]",:\\u019-+.eE \té'))
+        guess = completer.completed("".join(text).encode())
+        assert guess is None or isinstance(guess, bytes)
 
 
 def test_schemas_in_other_constraints() -> None:

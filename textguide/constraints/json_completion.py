@@ -176,6 +176,8 @@ class Completer:
         found = _PLAIN.match(self.text, at)
         assert found is not None
         begun, listed = found.group(), keywords.given(schema)
+        if not begun:
+            raise UnfitError
         if found.end() < len(self.text):
             if listed is not None and begun not in map(json.dumps, listed):
                 raise UnfitError
