@@ -119,7 +119,7 @@ def test_classifiers_weigh_as_they_do_on_transformers(llm, reference, guidance):
     ids=["pattern", "schema", "function"],
 )
 def test_constraints_draw_and_weigh_as_they_do_on_transformers(llm, reference, constraint, cfg):
-    guidance = [AWRS(constraint)] if cfg is None else [cfg, AWRS(constraint)]
+    guidance = [AWRS(constraint, lookahead=None)] if cfg is None else [cfg, AWRS(constraint, lookahead=None)]
     options = {"max_new_tokens": 12, "temperature": 0.9}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)
