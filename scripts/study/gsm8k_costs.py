@@ -81,7 +81,7 @@ def main() -> None:
                     journal.append(key, answered(model, tokenizer, prompts, way, arguments.tokens))
                     print(key, f"{journal.done[key]['seconds']:.0f} s", flush=True)
                 records[way].append(journal.done[key])
-    found = summary(records, [right(one["answer"].split("####")[-1]) for one in questions])
+    found = summary(records, [compared(one["answer"].split("####")[-1]) for one in questions])
     for row in found["ways"]:
         print(f"{row['way']:24} {row['rows']} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
     for row in found["against"]:
@@ -107,7 +107,7 @@ def answered(model: Any, tokenizer: Any, prompts: list[str], way: str, tokens: i
     # Of forks, those that were used.
     groups = [[n for n in group if out.new_tokens[n]] for group in groups]  # type: ignore[misc]
     return {
-        "answers": [[right(said(out.texts[n])) for n in group] for group in groups],
+        "answers": [[compared(said(out.texts[n])) for n in group] for group in groups],
         "log_weights": [[float(weights[n]) for n in group] for group in groups],
         "tokens": sum(len(out.new_tokens[n]) for group in groups for n in group),
         "seconds": seconds,
@@ -120,7 +120,7 @@ def said(text: str) -> str:
     return found.group(1) if found else ""
 
 
-def right(answer: str) -> str:
+def compared(answer: str) -> str:
     """An answer as lm-eval compares it."""
     return answer.strip().replace(",", "").replace("$", "").removesuffix(".")
 

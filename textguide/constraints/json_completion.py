@@ -71,22 +71,18 @@ class Completer:
 
     def _object(self, schema: Mapping[str, Any], at: int, deep: int) -> tuple[int, str | None]:
         there: list[str] = []
-        comma = False
         while True:
-            at = self._space(at)
+            at, comma = self._part(at)
             if at == len(self.text):
                 return at, self._members(schema, there, deep, "" if comma or not there else ",", must=comma)
             if self.text[at] == "}":
                 return at + 1, None
-            if self.text[at] == ",":
-                at, comma = at + 1, True
-                continue
             found = _STRING.match(self.text, at)
             if found is None:
                 raise UnfitError
-            at, comma = found.end(), False
+            at = found.end()
             if found.group(3) is None:
-                name, ending = self._name(schema, there, found.group(1), deep)
+                name, ending = self._name(schema, there, found.group(1))
                 there.append(name)
                 rest = ending + '":' + self._shortest(keywords.of_property(schema, name), deep)
                 return at, rest + self._members(schema, there, deep, ",")
@@ -102,7 +98,7 @@ class Completer:
             if rest_of_it is not None:
                 return at, rest_of_it + self._members(schema, there, deep, ",")
 
-    def _name(self, schema: Mapping[str, Any], there: Sequence[str], begun: str, deep: int) -> tuple[str, str]:
+    def _name(self, schema: Mapping[str, Any], there: Sequence[str], begun: str) -> tuple[str, str]:
         """A property whose name begins so and that is not there yet, and the rest of its name."""
         for name in (*keywords.required(schema), *keywords.properties(schema)):
             spelled = json.dumps(name, ensure_ascii=False)[1:-1]
@@ -133,17 +129,13 @@ class Completer:
         return "".join(parts) + "}"
 
     def _array(self, schema: Mapping[str, Any], at: int, deep: int) -> tuple[int, str | None]:
-        count, comma = 0, False
+        count = 0
         while True:
-            at = self._space(at)
+            at, comma = self._part(at)
             if at == len(self.text):
                 return at, self._items(schema, count, deep, "" if comma or not count else ",", must=comma)
             if self.text[at] == "]":
                 return at + 1, None
-            if self.text[at] == ",":
-                at, comma = at + 1, True
-                continue
-            comma = False
             at, rest = self._value(keywords.of_item(schema, count), at, deep)
             count += 1
             if rest is not None:
@@ -269,6 +261,13 @@ class Completer:
             if here is None:
                 raise UnfitError
         return here
+
+    def _part(self, at: int) -> tuple[int, bool]:
+        """Where the next property or item begins, or the end, and whether a comma stands in front of it."""
+        at, comma = self._space(at), False
+        while self.text[at : at + 1] == ",":
+            at, comma = self._space(at + 1), True
+        return at, comma
 
     def _space(self, at: int) -> int:
         found = _SPACE.match(self.text, at)

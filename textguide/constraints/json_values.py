@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .automata.expressions import ByteAutomaton, TooLargeError
 from .automata.reading import NotReadError, read
 from .patterns import Regex
@@ -225,18 +222,12 @@ def _path(pattern: str, begun: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _rest(pattern: str, state: int) -> str:
-    """The shortest text from a state of the pattern's automaton to its end; of several, one that is easy to read."""
-    machine, distances = _automaton(pattern), _distances(pattern)
+    """The shortest text from a state of the pattern's automaton to its end."""
+    machine = _automaton(pattern)
     if machine is None or state == machine.dead:
         raise UnfitError
-    found = bytearray()
-    while distances[state]:
-        nearer = np.flatnonzero(distances[machine.moves[state]] == distances[state] - 1)
-        byte = min(nearer.tolist(), key=lambda one: (not chr(one).isalnum(), not 32 < one < 127, one))
-        found.append(byte)
-        state = int(machine.moves[state, byte])
     try:
-        return found.decode("utf-8")
+        return machine.shortest(state).decode("utf-8")
     except UnicodeDecodeError:
         raise UnfitError from None
 
@@ -251,17 +242,3 @@ def _automaton(pattern: str) -> ByteAutomaton | None:
         return expressions.automaton(node, STATES)
     except (ValueError, NotReadError, TooLargeError, RecursionError, re.error):
         return None
-
-
-@lru_cache(maxsize=256)
-def _distances(pattern: str) -> NDArray[np.int64]:
-    """The fewest bytes that complete a text from each state of the pattern's automaton."""
-    machine = _automaton(pattern)
-    assert machine is not None
-    far = np.iinfo(np.int64).max // 2
-    distances = np.where(machine.accepting, 0, far)
-    while True:
-        nearer = np.minimum(distances, distances[machine.moves].min(axis=1) + 1)
-        if (nearer == distances).all():
-            return distances
-        distances = nearer

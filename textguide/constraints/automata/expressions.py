@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -57,6 +58,26 @@ class ByteAutomaton:
         for byte in text:
             state = int(self.moves[state, byte])
         return state
+
+    @cached_property
+    def distances(self) -> NDArray[np.int64]:
+        """The fewest bytes that complete a text from each state, (S + 1,); very many from the dead one."""
+        distances = np.where(self.accepting, 0, np.iinfo(np.int64).max // 2)
+        while True:
+            nearer = np.minimum(distances, distances[self.moves].min(axis=1) + 1)
+            if (nearer == distances).all():
+                return distances
+            distances = nearer
+
+    def shortest(self, state: int) -> bytes:
+        """The fewest bytes that complete a text from a state that is not dead; of several ways one that reads well."""
+        found = bytearray()
+        while self.distances[state]:
+            nearer = np.flatnonzero(self.distances[self.moves[state]] == self.distances[state] - 1)
+            byte = min(nearer.tolist(), key=lambda one: (not chr(one).isalnum(), not 32 < one < 127, one))
+            found.append(byte)
+            state = int(self.moves[state, byte])
+        return bytes(found)
 
 
 class Expressions:
