@@ -71,7 +71,7 @@ def main() -> None:
         return torch.stack(rows[: arguments.batch]) + FIRST - 1
 
     facts = train(
-        model, batches, 0, steps=arguments.steps, minutes=arguments.minutes, rate=arguments.rate, warmup=300,
+        model, batches, 0, steps=arguments.steps, minutes=arguments.minutes, rate=arguments.rate, warmup=150,
         decay=0.02, watch=lambda model: watch(model, tokenizer, tests),
     )  # fmt: skip
     facts |= {"side": SIDE, "grids": arguments.grids, "batch": arguments.batch, "width": arguments.width}
@@ -81,15 +81,24 @@ def main() -> None:
 
 
 def encoder(vocabulary: int, width: int, layers: int) -> BertForMaskedLM:
-    """A bidirectional encoder with a learned position for each cell, and without dropout."""
-    return BertForMaskedLM(
+    """A bidirectional encoder without dropout, whose learned positions begin as row plus column plus box.
+
+    Attention is the plain one here: on a CPU its backward pass is three times as fast at this size as the fused one's.
+    """
+    model = BertForMaskedLM(
         BertConfig(
             vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 32,
             intermediate_size=3 * width, max_position_embeddings=CELLS, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0, pad_token_id=PAD, bos_token_id=None, eos_token_id=EOS, type_vocab_size=1,
-            attn_implementation="sdpa",
+            attn_implementation="eager",
         )
     )  # fmt: skip
+    cell = torch.arange(CELLS)
+    row, column = cell // SIDE, cell % SIDE
+    codes = torch.randn(3, SIDE, width) * model.config.initializer_range
+    box = row // 3 * 3 + column // 3
+    model.bert.embeddings.position_embeddings.weight.data.copy_(codes[0, row] + codes[1, column] + codes[2, box])
+    return model
 
 
 def permuted(grids: Tensor, generator: torch.Generator) -> Tensor:

@@ -318,6 +318,8 @@ def test_figures_ask_for_the_key(server):
 
 
 def test_the_log_has_a_line_of_json_for_each_request(client, server):
+    with pytest.raises(openai.BadRequestError):
+        complete(client, PROMPTS[0], {"guidance_scale": "high"})
     complete(client, PROMPTS[0], {"guidance_scale": 1.5}, max_tokens=3)
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     told = [line["textguide"] for line in lines if "textguide" in line]
