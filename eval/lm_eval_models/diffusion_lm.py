@@ -36,8 +36,9 @@ class DiffusionLM(AnsweringLM):
             takes.
         draws: Monte Carlo draws a likelihood.
         gen_length: masks of a generation where the task names no length.
-        steps, block_length, order, sampler, temperature, threshold, positions, corrector: as for
-            :func:`textguide.diffusion.generate`. A block longer than a task's canvas is cut to it.
+        steps, block_length, order, sampler, temperature, threshold, positions, corrector, cache: as for
+            :func:`textguide.diffusion.generate`, where texts are written. A block longer than a task's canvas is cut
+            to it; likelihoods keep no keys.
         memo: where answers are kept; default: memory alone.
         batch_size: rows at once.
         seed: of masks and samples.
@@ -68,6 +69,7 @@ class DiffusionLM(AnsweringLM):
         threshold: float | None = None,
         positions: str = "guided",
         corrector: int = 0,
+        cache: Any = False,
         memo: Any = None,
         batch_size: int | str = 16,
         seed: int = 0,
@@ -94,7 +96,7 @@ class DiffusionLM(AnsweringLM):
         self.draws, self.gen_length, self.steps, self.block_length = draws, gen_length, steps, block_length
         self.options: dict[str, Any] = {
             "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold,
-            "positions": positions, "corrector": corrector,
+            "positions": positions, "corrector": corrector, "cache": cache,
         }  # fmt: skip
         self.batch_size = 16 if batch_size == "auto" else int(batch_size)
 
@@ -124,12 +126,16 @@ class DiffusionLM(AnsweringLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Denoise a canvas behind each context and cut the text at the first stop text."""
-        shape = (self.steps, self.block_length, self.gen_length, self.options)
+        options = {k: v if v is None or isinstance(v, str | float | int) else repr(v) for k, v in self.options.items()}
+        shape = (self.steps, self.block_length, self.gen_length, options)
         names = [answer_key("gen", self.fingerprint, self.seed, *r.args, *shape) for r in requests]
         answers = Generations(requests, names, self._memo)
         lengths = [self._length(r.args[1]) for r in requests]
+        # The blocks that a cache keeps line up where prompts are of one length.
+        prompts = [len(self.denoiser.encode(r.args[0])) if self.options["cache"] else 0 for r in requests]
         bar = tqdm(total=len(answers.missing), desc="generations", disable=disable_tqdm or not answers.missing)
-        for length, numbers in _grouped(answers.missing, lengths).items():
+        shapes = list(zip(lengths, prompts, strict=True))
+        for (length, _), numbers in _grouped(answers.missing, shapes).items():
             for start in range(0, len(numbers), self.batch_size):
                 chunk = numbers[start : start + self.batch_size]
                 out = diffusion.generate(
@@ -177,8 +183,8 @@ class DiffusionLM(AnsweringLM):
         return {"steps": None if self.steps is None else max(self.steps, length // block), "block_length": block}
 
 
-def _grouped(numbers: Sequence[int], lengths: Sequence[int]) -> dict[int, list[int]]:
-    groups: dict[int, list[int]] = {}
+def _grouped(numbers: Sequence[int], shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    groups: dict[tuple[int, int], list[int]] = {}
     for number in numbers:
-        groups.setdefault(lengths[number], []).append(number)
+        groups.setdefault(shapes[number], []).append(number)
     return groups

@@ -12,6 +12,7 @@ from lm_eval.api.registry import get_model
 
 from textguide import ACFG, CFG, diffusion
 from textguide.cli import main
+from textguide.diffusion.samplers import EntropyBound
 from textguide.eval import DiffusionLM, SweepOptions, run_sweep
 from textguide.guidance import ContrastiveDecoding
 
@@ -87,6 +88,26 @@ def test_generation_and_stops() -> None:
     effect = guided.effect(0)
     assert effect is not None
     assert effect.guided_steps > 0
+
+
+@pytest.mark.parametrize("cache", [True, "delayed:refresh=1", diffusion.DelayedCache(refresh=2)], ids=str)
+def test_keys_are_kept_while_texts_are_written(cache: Any) -> None:
+    words = tiny.tokenizer()
+    model = tiny.LLaDAModelLM(tiny.VOCABULARY).eval()
+    options: dict[str, Any] = {"gen_length": 6, "block_length": 3, "guidance": CFG(2.0), "cache": cache}
+    options["sampler"] = EntropyBound(0.1)
+    asked = ["ab", "kl", "abc"]  # two lengths, which True cannot have in one batch
+    found = DiffusionLM(model, tokenizer=words, **options).generate_until(
+        [request(text, {"until": []}, doc=n) for n, text in enumerate(asked)], disable_tqdm=True
+    )
+    alone = diffusion.denoiser(model, words)
+    assert found == [diffusion.generate(alone, words, text, **options).texts[0] for text in asked]
+    plain = DiffusionLM(model, tokenizer=words, **{**options, "cache": False})
+    plain.generate_until([request("ab", {"until": []})], disable_tqdm=True)
+    with pytest.raises(ValueError, match="unknown"):
+        DiffusionLM(model, tokenizer=words, **{**options, "cache": "yes"}).generate_until(
+            [request("ab", {"until": []})], disable_tqdm=True
+        )
 
 
 def test_rolling() -> None:
