@@ -139,6 +139,7 @@ def serve(folder: str, threads: int) -> None:
             continue
         sampler = AWRS(llm, asked, seed=request["seed"])
         start = time.perf_counter()
+        llm.model.cache_kv(request["prompt"])  # without it every step reads the whole text again
         sequences = asyncio.run(
             sampler.smc(n_particles=request["particles"], ess_threshold=0.5, max_tokens=request["limit"])
         )

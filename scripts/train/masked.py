@@ -55,18 +55,22 @@ def small_encoder(vocabulary: int, width: int, layers: int, length: int) -> Mode
     )
 
 
-def corrupt(ids: Tensor, prompt: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def corrupt(ids: Tensor, prompt: int, generator: torch.Generator, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Masked copies of ``ids`` (B, L) and which positions count in the loss.
 
-    Of the targets behind the first ``prompt`` tokens a number that is uniform on 1…n is masked, spread evenly over the
-    batch. Of the prompts a tenth is masked whole, a tenth in part (a share that is uniform), so that the model also
-    knows texts without their condition and with a part of it.
+    Of the n targets behind the first ``prompt`` tokens a number that is uniform on 1…n is masked, spread evenly over
+    the batch; with ``most`` it is uniform on 1…``most`` in seven rows of eight. Of the prompts a tenth is masked whole,
+    a tenth in part (a share that is uniform), so that the model also knows texts without their condition and with a
+    part of it.
     """
     batch, length = ids.shape
     targets = length - prompt
     offset = torch.rand(1, generator=generator)
     share = ((torch.arange(batch) + offset) / batch)[torch.randperm(batch, generator=generator)]
-    count = 1 + (share * targets).long().clamp(max=targets - 1)
+    bound = torch.full((batch,), targets)
+    if most is not None:
+        bound[torch.arange(batch) % 8 > 0] = most
+    count = 1 + torch.minimum((share * bound).long(), bound - 1)
     rank = torch.rand(batch, targets, generator=generator).argsort(1).argsort(1)
     lost = torch.rand(batch, generator=generator)
     rate = torch.where(lost < 0.1, 1.0, torch.where(lost < 0.2, torch.rand(batch, generator=generator), 0.0))
@@ -76,9 +80,10 @@ def corrupt(ids: Tensor, prompt: int, generator: torch.Generator) -> tuple[Tenso
     return ids.masked_fill(masked, MASK), counted
 
 
-def loss_of(model: Any, ids: Tensor, prompt: int, generator: torch.Generator) -> Tensor:
-    """Mean over rows of the mean cross-entropy of the masked targets: an upper bound on −log p(target|prompt)/n."""
-    noisy, counted = corrupt(ids, prompt, generator)
+def loss_of(model: Any, ids: Tensor, prompt: int, generator: torch.Generator, most: int | None = None) -> Tensor:
+    """Mean over rows of the mean cross-entropy of the masked targets: an upper bound on −log p(target|prompt)/n, where
+    any number of them is masked."""
+    noisy, counted = corrupt(ids, prompt, generator, most)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=noisy, attention_mask=torch.ones_like(noisy)).logits
     row = counted.nonzero()[:, 0]
@@ -98,9 +103,11 @@ def train(
     decay: float = 0.05,
     watch: Callable[[Any], str] | None = None,
     seed: int = 0,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """AdamW: a linear warm-up of so many steps, then a cosine down to zero at the last of ``steps``, or without them at
-    the end of so many minutes."""
+    the end of so many minutes. ``most``: as for
+    :func:`corrupt`."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
     begun, losses = time.perf_counter(), []
@@ -111,7 +118,7 @@ def train(
         while done < 1.0:
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * done)) / 2
-            loss = loss_of(model, batches(step), prompt, generator)
+            loss = loss_of(model, batches(step), prompt, generator, most)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

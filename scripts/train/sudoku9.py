@@ -33,7 +33,8 @@ weights by `scripts/train/sudoku9.py --minutes {budget}` for {minutes} minutes (
 * Text: the 81 digits of a grid; a puzzle has masks where cells are empty, and `textguide.diffusion.infill` fills it in.
 * Training grids: permutations of {grids} grids. A sixth of all grids, by a hash, is held out as solutions of test
   puzzles.
-* Objective: masked diffusion, the number of masked cells uniform.
+* Objective: masked diffusion; the number of masked cells is uniform on 1…{masks} in seven grids of eight, for puzzles
+  have no more and what stands in a grid that is nearly empty is chance, and on 1…81 in the eighth.
 * It is small and was trained briefly: it makes mistakes, so that samplers can be told apart.
 * Licence: Apache-2.0, as the rest of the project.
 """
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--grids", type=int, default=4000)
+    parser.add_argument("--masks", type=int, default=54, help="of seven grids of eight, at most; puzzles have up to 49")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("textguide/diffusion/models/sudoku9"))
@@ -72,10 +74,10 @@ def main() -> None:
 
     facts = train(
         model, batches, 0, steps=arguments.steps, minutes=arguments.minutes, rate=arguments.rate, warmup=150,
-        decay=0.02, watch=lambda model: watch(model, tokenizer, tests),
+        decay=0.02, most=arguments.masks, watch=lambda model: watch(model, tokenizer, tests),
     )  # fmt: skip
     facts |= {"side": SIDE, "grids": arguments.grids, "batch": arguments.batch, "width": arguments.width}
-    facts |= {"layers": arguments.layers, "budget": arguments.minutes}
+    facts |= {"layers": arguments.layers, "masks": arguments.masks, "budget": arguments.minutes}
     print(facts)
     write(model, tokenizer, arguments.output, facts, CARD.format(**facts))
 
