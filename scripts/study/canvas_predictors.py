@@ -186,29 +186,36 @@ def write_report(arguments: argparse.Namespace, done: dict[str, Any]) -> None:
         ])
     }  # fmt: skip
     lines = [
-        "| setting | wanted | × plain | − plain | p (Holm) | valid | unique | diversity | seconds |", "|" + "---|" * 9,
+        "| setting | wanted | × plain | − plain | p (Holm) | valid | wanted, of valid | unique | diversity | seconds |",
+        "|" + "---|" * 10,
     ]  # fmt: skip
     base = sum(plain["wanted"]) / len(plain["wanted"])
     summary = []
     for row in done.values():
         wanted, valid, one = mean_interval(row["wanted"]), mean_interval(row["valid"]), compared.get(row["name"])
+        of_valid = [w for w, v in zip(row["wanted"], row["valid"], strict=True) if v]
+        share = mean_interval(of_valid) if of_valid else None
+        told = "" if share is None else f"{share.mean:.3f} [{share.low:.3f}, {share.high:.3f}]"
         ratio = wanted.mean / base if base else float("nan")
         difference = "" if one is None else f"{one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
         probability = "" if one is None or one.p_holm is None else f"{one.p_holm:.3g}"
         lines.append(
             f"| {row['name']} | {wanted.mean:.3f} [{wanted.low:.3f}, {wanted.high:.3f}] | {ratio:.2f} | {difference} "
-            f"| {probability} | {valid.mean:.3f} [{valid.low:.3f}, {valid.high:.3f}] | {row['unique']:.3f} "
+            f"| {probability} | {valid.mean:.3f} [{valid.low:.3f}, {valid.high:.3f}] | {told} | {row['unique']:.3f} "
             f"| {row['diversity']:.3f} | {row['seconds']:.0f} |"
         )
         summary.append({
             "name": row["name"], "wanted": wanted.mean, "low": wanted.low, "high": wanted.high, "ratio": ratio,
-            "valid": valid.mean, "unique": row["unique"], "diversity": row["diversity"],
+            "valid": valid.mean, "of_valid": None if share is None else share.mean, "unique": row["unique"],
+            "diversity": row["diversity"],
             "seconds": round(row["seconds"], 1), "against_plain": None if one is None else one.to_dict(),
         })  # fmt: skip
     command = (
-        f"python scripts/study/canvas_predictors.py --wanted {' '.join(arguments.wanted)} --items {arguments.items}"
+        f"python scripts/study/canvas_predictors.py --wanted {' '.join(arguments.wanted)} --items {arguments.items} "
+        f"--order {arguments.order}"
     )
-    text = f"# Predictors of canvases: molecules with {', '.join(arguments.wanted)}\n\n`{command}`\n\n"
+    title = f"Predictors of canvases: molecules with {', '.join(arguments.wanted)}, order {arguments.order}"
+    text = f"# {title}\n\n`{command}`\n\n"
     text += "95% intervals, paired differences; wanted and valid are shares of all texts.\n\n" + "\n".join(lines) + "\n"
     write_text(arguments.output / "report.md", text)
     write_json(arguments.output / "results.json", {"settings": summary})
