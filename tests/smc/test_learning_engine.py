@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
+from transformers import LogitsProcessor
 
 import textguide
 from textguide import AWRS, CFG
@@ -75,6 +77,28 @@ def test_cars_in_the_loop_draws_the_conditional_and_learns_over_batches() -> Non
     )
     assert one.texts == other.texts
     assert one.tries == other.tries
+
+
+def test_what_a_try_leaves_in_a_processor_does_not_reach_the_next() -> None:
+    class Counting(LogitsProcessor):  # as watermarks remember what was written
+        def __init__(self, model: Any) -> None:
+            self.model, self.seen, self.chance = model, {"steps": 0}, torch.Generator().manual_seed(0)
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self.seen["steps"] += 1
+            assert self.seen["steps"] == input_ids.shape[1]
+            assert self.model is model
+            return scores
+
+    model, processor = tiny(), Counting(None)
+    processor.model = model
+    out = textguide.generate(
+        model, Pieces(), [[3]], AWRS(Strings(frozenset({b"abab"})), sampler="cars"), max_new_tokens=5, seed=0,
+        vocabulary=TOYS, logits_processor=[processor],
+    )  # fmt: skip
+    assert out.tries is not None
+    assert max(out.tries) > 1
+    assert processor.seen == {"steps": 0}
 
 
 def test_what_differs_learns_apart() -> None:

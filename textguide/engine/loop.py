@@ -136,9 +136,10 @@ def decode(
     tries: list[Decoded] = []
     newest = [0] * len(input_ids)  # the try that counts, for each row
     again = list(range(len(input_ids)))
+    repeats = constraint is not None and constraint.repeats
     while again:
-        loop = _Loop(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
-        repeats = constraint is not None and constraint.repeats
+        processors = _as_new(logits_processor) if repeats else logits_processor
+        loop = _Loop(model, input_ids, processors, stopping_criteria, generation_config, settings)
         yield loop.write(loop.prefill(_fresh(model_kwargs) if repeats else model_kwargs)), loop.wrote
         while not loop.finished():
             yield loop.write(loop.read()), loop.wrote
@@ -154,6 +155,13 @@ def decode(
 def _fresh(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs with caches that can be written into."""
     return {name: copy.deepcopy(value) if name in caches.ARGUMENTS else value for name, value in model_kwargs.items()}
+
+
+def _as_new(processors: Any) -> Any:
+    """Copies that what one try leaves in a processor does not reach; models and generators stay the same ones."""
+    shared = (torch.nn.Module, torch.Generator)
+    values = (value for one in processors for value in getattr(one, "__dict__", {}).values())
+    return copy.deepcopy(processors, {id(value): value for value in values if isinstance(value, shared)})
 
 
 def _is_over(criteria: Any, ids: Tensor) -> bool:
