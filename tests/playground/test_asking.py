@@ -28,7 +28,7 @@ def guided(**fields: Any) -> dict[str, Any]:
     [
         ({"prompt": 5}, "prompt=5 must be a text"),
         ({"prompt": ""}, "the prompt is empty"),
-        ({"prompt": "a" * 9000}, "9,000 characters, and this page takes 8,000"),
+        ({"prompt": "a" * 9000}, "9,000 characters, and this server takes 8,000"),
         ({"prompt": []}, "the chat is empty"),
         ({"prompt": [{"role": "king", "content": "a"}]}, "message 1 must have a role"),
         ({"prompt": [{"role": "user", "content": 3}]}, "message 1=3 must be a text"),

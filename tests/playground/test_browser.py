@@ -305,7 +305,7 @@ def test_what_goes_wrong_is_said(open_page: Any) -> None:
     alert = panel.locator(".go [role=alert]")
     panel.get_by_label("text to continue", exact=True).last.fill("word " * 1500)
     panel.locator("button.primary").click()
-    alert.filter(has_text="tokens, and this page takes 1,024").wait_for()
+    alert.filter(has_text="tokens, and this server takes 1,024").wait_for()
     panel.get_by_label("text to continue", exact=True).last.fill("The dragon")
     more = panel.locator("fieldset.part details")
     more.locator("summary").click()

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from textguide.playground.canvas import canvases
+
 from .conftest import CFG, NEEDS, PROMPT, Visitor
 
 pytestmark = NEEDS
@@ -103,7 +105,7 @@ def test_other_hosts_by_their_address_where_the_page_listens_everywhere() -> Non
     ("name", "values", "said"),
     [
         ("write", {"prompt": PROMPT, "guidance": [{"method": "no-such"}]}, "no guidance"),
-        ("write", {"prompt": "word " * 1500, "options": NEW}, "tokens, and this page takes 1,024"),
+        ("write", {"prompt": "word " * 1500, "options": NEW}, "tokens, and this server takes 1,024"),
         ("write", {"prompt": PROMPT, "options": NEW, "forced": [10**9]}, "forced has token"),
         ("write", {"prompt": PROMPT, "options": {"top_p": 7}}, "top_p"),
         ("write", guided(method="contrastive", amateur="nobody"), "--extra-model nobody=MODEL"),
@@ -276,6 +278,17 @@ def test_a_file_to_take_away(visitor: Visitor) -> None:
 def test_python_to_take_away_writes_the_same_text(visitor: Visitor, request_: Any, capsys: Any) -> None:
     end = visitor.end("write", **request_)
     made = visitor.client.post("/api/take-away", json={"task": "write", "request": request_}).json()
+    exec(compile(made["python"], "taken away", "exec"), {})
+    assert capsys.readouterr().out == end["text"] + "\n"
+
+
+@pytest.mark.parametrize("name", ["sudoku4", "sudoku9"])
+def test_python_to_take_away_fills_the_same_canvas(visitor: Visitor, name: str, capsys: Any) -> None:
+    about = next(one for one in canvases() if one["name"] == name)
+    options = {"gen_length": about["gen_length"], "threshold": 0.9}
+    request = {"model": name, "prompt": about["prompt"], "guidance": [CFG], "options": options}
+    end = visitor.end("diffuse", **request)
+    made = visitor.client.post("/api/take-away", json={"task": "diffuse", "request": request}).json()
     exec(compile(made["python"], "taken away", "exec"), {})
     assert capsys.readouterr().out == end["text"] + "\n"
 

@@ -9,6 +9,7 @@ import torch
 
 import textguide
 from textguide.guidance import as_guidance
+from textguide.playground.canvas import canvases
 from textguide.playground.examples import EXAMPLES
 
 from .conftest import CFG, NEEDS, PROMPT, Visitor
@@ -151,6 +152,21 @@ def test_the_steps_lead_to_the_texts(visitor: Visitor, guidance: Any, options: A
     made = replayed(end["steps"])
     for row, text in enumerate(end["texts"]):
         assert made[row].replace("<|im_end|>", "").replace("<|endoftext|>", "") == text, row
+
+
+def test_a_canvas_whose_text_has_its_masks_in_it(visitor: Visitor) -> None:
+    example = next(one for one in canvases() if one["name"] == "sudoku9")
+    prompt, guidance = example["prompt"], [{"method": "cfg", "scale": 1.25}]
+    request = {"model": "sudoku9", "prompt": prompt, "guidance": guidance, "options": {"threshold": 0.9}}
+    kind, end = visitor.run("diffuse", **request)[-1]
+    model, tokenizer = textguide.diffusion.load("sudoku9", device="cpu")
+    text = prompt.replace("0", tokenizer.mask_token)
+    out = textguide.diffusion.infill(model, tokenizer, text, guidance=textguide.CFG(1.25), threshold=0.9)
+    assert (kind, end["text"], end["columns"]) == ("end", out.texts[0], 9)
+    assert [cell["given"] for cell in end["cells"]] == [digit != "0" for digit in prompt]
+    assert len(end["steps"]) == out.steps[0] < 51
+    refused = visitor.refusal("diffuse", **{**request, "options": {"block_length": 9}})
+    assert "block_length is for canvases behind a prompt" in refused
 
 
 def test_a_canvas(visitor: Visitor) -> None:

@@ -27,6 +27,12 @@ from .particles import ParticleSampler, plan_for, repeated, side_by_side
 from .predictors import Predictor
 from .sampling import CanvasStep, Plan, Sampler, checked_plan, finished, whole_number
 
+DEFAULTS: dict[str, Any] = {
+    "order": "confidence", "sampler": None, "temperature": 0.0, "threshold": None, "positions": "guided",
+    "corrector": 0, "allowed": None, "early_end": True, "seed": None,
+}  # fmt: skip
+"""What shapes a canvas beside its size."""
+
 
 @dataclass(frozen=True)
 class DiffusionResult(Shown):
@@ -187,16 +193,9 @@ def prepared(model: Any, tokenizer: Any, prompts: Any, *, guidance: Any = None,
     Raises:
         ValueError: as :func:`generate`.
     """
-    defaults: dict[str, Any] = {
-        "order": "confidence", "sampler": None, "temperature": 0.0, "threshold": None, "positions": "guided",
-        "corrector": 0, "allowed": None, "early_end": True, "seed": None,
-    }  # fmt: skip
-    unknown = sorted(set(options) - set(defaults))
-    if unknown:
-        raise ValueError(f"{unknown[0]}= is no argument of stream; it takes those of generate that shape the canvas")
     return _for_generation(
         model, tokenizer, prompts, checked_guidance(guidance), models, gen_length, steps, block_length, cache,
-        {**defaults, **options}, constraint,
+        _shaping(options, "stream"), constraint,
     )  # fmt: skip
 
 
@@ -234,16 +233,48 @@ def infill(
     Raises:
         ValueError: an argument has a value that cannot work; the message names it, its value and the remedy.
     """
-    made, wanted = denoiser(model, tokenizer), checked_guidance(guidance, particles=True)
-    given = canonical(texts, "texts")
+    wanted = checked_guidance(guidance, particles=True)
+    options = {
+        "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold, "positions": positions,
+        "corrector": corrector, "allowed": allowed, "seed": seed,
+    }  # fmt: skip
+    chosen = _for_infilling(model, tokenizer, texts, wanted, models, steps, {**DEFAULTS, **options}, constraint)
+    return finish(chosen, wanted, keep_history, warn, whole=True)
+
+
+def prepared_infill(model: Any, tokenizer: Any, texts: Any, *, guidance: Any = None,
+                    models: Mapping[str, Any] | None = None, steps: int | None = None, constraint: Any = None,
+                    **options: Any) -> Sampler:  # fmt: skip
+    """What runs behind :func:`infill`, in front of its first step.
+
+    Raises:
+        ValueError: as :func:`infill`.
+    """
+    wanted = checked_guidance(guidance)
+    return _for_infilling(model, tokenizer, texts, wanted, models, steps, _shaping(options, "infill"), constraint)
+
+
+def _shaping(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """All options that shape a canvas, with their defaults.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    unknown = sorted(set(options) - set(DEFAULTS))
+    if unknown:
+        raise ValueError(f"{unknown[0]}= is no argument of {name}; it takes those that shape the canvas")
+    return {**DEFAULTS, **options}
+
+
+def _for_infilling(
+    model: Any, tokenizer: Any, texts: Any, guidance: Guidance | None, models: Mapping[str, Any] | None,
+    steps: int | None, options: dict[str, Any], constraint: Any,
+) -> Sampler:  # fmt: skip
+    made, given = denoiser(model, tokenizer), canonical(texts, "texts")
     canvas = canvases.for_infilling(made, [made.encode(text) for text in given])
     steps = int(canvas.target.sum(-1).max()) if steps is None else steps
-    plan = checked_plan(
-        count=len(canvas), steps=steps, blocks=1, order=order, sampler=sampler, temperature=temperature,
-        threshold=threshold, positions=positions, corrector=corrector, early_end=False, allowed=allowed, seed=seed,
-    )  # fmt: skip
-    chosen = _sampler(made, wanted, canvas, given, models, plan, infilling=True, constraint=constraint)
-    return finish(chosen, wanted, keep_history, warn, whole=True)
+    plan = checked_plan(count=len(canvas), steps=steps, blocks=1, **{**options, "early_end": False})
+    return _sampler(made, guidance, canvas, given, models, plan, infilling=True, constraint=constraint)
 
 
 def _for_generation(

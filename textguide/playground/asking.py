@@ -1,4 +1,4 @@
-"""From what a page sends to checked values: nothing in it may name a file, a folder or code of this machine."""
+"""From what a page or a client sends to checked values: nothing in it may name a file, a folder or code of ours."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Rules:
 
     Args:
         limits: how much.
-        named: names of classifiers, rewards, values, vectors and constraints that were given when the page was started.
+        named: names of classifiers, rewards, values, vectors and constraints that the server was started with.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -82,7 +82,7 @@ class Rules:
             raise RefusedError(f"{name}={_brief(value)} must be a text")
         if len(value) > self.limits.characters:
             raise RefusedError(
-                f"{name} has {len(value):,} characters, and this page takes {self.limits.characters:,}; shorten it"
+                f"{name} has {len(value):,} characters, and this server takes {self.limits.characters:,}; shorten it"
             )
         return value
 
@@ -114,7 +114,7 @@ class Rules:
                 raise RefusedError(f"{name}={_brief(value)} must be a {kind}")
         new = found.setdefault("max_new_tokens", min(48, self.limits.new_tokens))
         if not 1 <= new <= self.limits.new_tokens:
-            raise RefusedError(f"max_new_tokens={new} must lie between 1 and {self.limits.new_tokens} on this page")
+            raise RefusedError(f"max_new_tokens={new} must lie between 1 and {self.limits.new_tokens} on this server")
         if abs(found.get("seed", 0)) >= 2**63:
             raise RefusedError(f"seed={found['seed']} must be smaller than 2⁶³")
         if not 0 <= found.get("temperature", 1) <= 100:
@@ -182,13 +182,14 @@ class Rules:
                 raise RefusedError(f"engine={BACKTRACKING!r} may take any time, and hold up others; leave it out")
             self._check_pattern(value.get("pattern"))
         if kind == "json-schema" and not isinstance(value.get("schema"), (Mapping, bool)):
-            raise RefusedError(f"schema={_brief(value.get('schema'))} must be a JSON object; this page reads no files")
+            schema = _brief(value.get("schema"))
+            raise RefusedError(f"schema={schema} must be a JSON object; this server reads no files")
         if kind == "grammar":
             text = self.text(value.get("grammar"), "grammar")
             if "\n" not in text and "start" not in text:
-                raise RefusedError(f"grammar={_brief(text)} has no rule start; this page reads no files")
+                raise RefusedError(f"grammar={_brief(text)} has no rule start; this server reads no files")
             if text.strip().endswith(".lark") and "\n" not in text.strip():
-                raise RefusedError(f"grammar={_brief(text)} names a file; this page reads no files")
+                raise RefusedError(f"grammar={_brief(text)} names a file; this server reads no files")
         inner = value.get("constraints", [value["constraint"]] if "constraint" in value else [])
         if not isinstance(inner, list):
             raise RefusedError(f"constraints={_brief(inner)} must be a list")
@@ -202,7 +203,7 @@ class Rules:
         except RefusedError:
             raise
         except ValueError as error:
-            remedy = "name it when the page is started: --allow regex:PATTERN"
+            remedy = "name it when the server is started: --allow regex:PATTERN"
             raise RefusedError(str(error).replace(f"engine={BACKTRACKING!r} takes it", remedy)) from None
 
     def _check(self, part: Any) -> None:
@@ -246,8 +247,8 @@ class Rules:
         offered = ", ".join([*known, *self.named])
         use = f"use one of {offered}; " if offered else ""
         return (
-            f"{name}={_brief(value)} is not offered here: {use}others are named when the page is started, "
-            "by textguide playground --allow NAME"
+            f"{name}={_brief(value)} is not offered here: {use}others are named when the server is started, "
+            "with --allow NAME"
         )
 
     def _check_cost(self, guidance: Guidance | None) -> None:
@@ -256,20 +257,21 @@ class Rules:
             for name in ("particles", "max_branches", "iterations"):
                 number = getattr(part, name, 1)
                 if number > limits.particles:
-                    raise RefusedError(f"{name}={number} is more than the {limits.particles} that this page takes")
+                    raise RefusedError(f"{name}={number} is more than the {limits.particles} that this server takes")
         if parts.canvas is not None:
             self._check_classifier(parts.canvas.predictor, "predictor")
             for name in ("samples", "top_k"):
                 number = getattr(parts.canvas, name, 0)
                 if number is None or number > limits.candidates:
                     raise RefusedError(
-                        f"{name}={number} asks about too many texts for this page; give {limits.candidates} or fewer"
+                        f"{name}={number} asks about too many texts for this server; give {limits.candidates} or fewer"
                     )
         for one in parts.reweighting:
             assert isinstance(one, TokenReweighting)
             if one.top_k is None or one.top_k > limits.candidates:
                 raise RefusedError(
-                    f"top_k={one.top_k} asks about too many candidates for this page; give {limits.candidates} or fewer"
+                    f"top_k={one.top_k} asks about too many candidates for this server; give {limits.candidates} or "
+                    "fewer"
                 )
             scorer = getattr(one, "classifier", None)
             if scorer is not None:  # whatever form of a guidance led to it
@@ -278,11 +280,11 @@ class Rules:
             if labels * one.top_k > limits.questions:
                 raise RefusedError(
                     f"top_k={one.top_k} with {labels} labels asks the model {labels * one.top_k:,} questions a step, "
-                    f"and this page {limits.questions}; lower top_k"
+                    f"and this server {limits.questions}; lower top_k"
                 )
         count = 0 if parts.branching is None else len(parts.branching.branches)
         if count > limits.branches:
-            raise RefusedError(f"the guidance runs {count} branches, and this page {limits.branches}; leave some out")
+            raise RefusedError(f"the guidance runs {count} branches, and this server {limits.branches}; leave some out")
 
 
 def names_of_models(guidance: Guidance | None) -> set[str]:

@@ -99,6 +99,13 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "options": {"gen_length": 16, "steps": 16},
         },
         {
+            "title": "A whole sudoku, sure cells first",
+            "model": "sudoku9",
+            "prompt": "530070000600195000098000060800060003400803001700020006060000280000419005000080079",
+            "guidance": [],
+            "options": {"threshold": 0.95},
+        },
+        {
             "title": "A molecule",
             "model": "molecules",
             "prompt": "",

@@ -53,7 +53,7 @@ class Models:
             if name not in self.sources:
                 known = ", ".join(sorted(self.sources)) or "none"
                 raise RefusedError(
-                    f"the guidance asks the model {name!r}, and this page has {known}; start it with "
+                    f"the guidance asks the model {name!r}, and this server has {known}; start it with "
                     f"textguide playground --extra-model {name}=MODEL"
                 )
         return {name: self._once(("further", name), self.sources[name]) for name in wanted} or None

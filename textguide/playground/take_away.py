@@ -11,6 +11,7 @@ from typing import Any
 from ..guidance import Guidance
 from ..guidance.prompts import to_json
 from .asking import RefusedError, Rules
+from .canvas import empty_of, infilling
 from .models import SMALL, Models, names_of_models
 
 TASKS = {"write": "generate", "together": "generate", "diffuse": "diffusion", "caption": "caption"}
@@ -41,11 +42,11 @@ def take_away(models: Models, values: Mapping[str, Any], rules: Rules) -> dict[s
         made["python"] = _python(models, prompt, guidance, options, task == "together")
         made["cli"] = _cli(models, prompt, guidance, options, task == "together")
     elif task == "diffuse":
-        made["python"] = _lines(
-            guidance,
-            f"model, tokenizer = textguide.diffusion.load({request.get('model')!r})",
-            "textguide.diffusion.generate", ["model", "tokenizer", repr(request.get("prompt", ""))], given,
-        )  # fmt: skip
+        name, prompt = str(request.get("model")), repr(request.get("prompt", ""))
+        load, call = f"model, tokenizer = textguide.diffusion.load({name!r})", "generate"
+        if (empty := empty_of(name)) is not None:
+            prompt, call, given = f"{prompt}.replace({empty!r}, tokenizer.mask_token)", "infill", infilling(given)
+        made["python"] = _lines(guidance, load, f"textguide.diffusion.{call}", ["model", "tokenizer", prompt], given)
     else:
         image = f"{request.get('scene') or 'image'}.png"
         made["python"] = _lines(

@@ -127,14 +127,14 @@ def check_lengths(models: Models, asked: Asked, rules: Rules) -> None:
     prompts = branch_inputs.canonical_prompts(asked.prompt, None, models.tokenizer)
     ids = branch_inputs.encode(prompts[0], models.tokenizer, "prompt")
     if len(ids) > limit:
-        raise RefusedError(f"the prompt has {len(ids):,} tokens, and this page takes {limit:,}; shorten it")
+        raise RefusedError(f"the prompt has {len(ids):,} tokens, and this server takes {limit:,}; shorten it")
     branching = split(asked.guidance).branching
     if branching is None or models.model.config.is_encoder_decoder:
         return
     rows = branch_inputs.branch_rows(branching, cond=[ids], tokenizer=models.tokenizer, prompts=prompts)
     longest = max((len(row) for branch in rows for row in branch), default=0)
     if longest > limit:
-        raise RefusedError(f"a branch reads {longest:,} tokens, and this page takes {limit:,}; shorten its prompt")
+        raise RefusedError(f"a branch reads {longest:,} tokens, and this server takes {limit:,}; shorten its prompt")
 
 
 def _scales(values: Any, most: int) -> list[float]:

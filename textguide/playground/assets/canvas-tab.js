@@ -33,7 +33,7 @@ export function CanvasTab({ info, first }) {
     const chosen = info.canvases.find((one) => one.name === name);
     setModel(name);
     setPrompt(chosen.prompt);
-    setOptions({ gen_length: chosen.gen_length });
+    setOptions(chosen.gen_length ? { gen_length: chosen.gen_length } : {});
   };
   return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write}>
       <${Examples} examples=${info.examples.diffuse} onChoose=${load} />
