@@ -33,6 +33,10 @@ WEIGHTS = {
         "textguide/diffusion/models/sudoku4/model.safetensors",
         "4e6de3969fa9581981a406ad81e64033d84cb1631360f2abbb8606c7f516f82e",
     ),
+    "sudoku9": (
+        "textguide/diffusion/models/sudoku9/model.safetensors",
+        "385328976e42dc42a86c28d69b0ee8a40186656a7141bc606f0a57c1582e18c7",
+    ),
     "molecules": (
         "textguide/diffusion/models/molecules/model.safetensors",
         "a8047a14a8c9adc66633f786715a8c57718df5d50ba2a41eb481c1c57c44fb23",

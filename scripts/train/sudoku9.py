@@ -35,7 +35,6 @@ weights by `scripts/train/sudoku9.py --minutes {budget}` for {minutes} minutes (
   puzzles.
 * Objective: masked diffusion; the number of masked cells is uniform on 1…{masks} in seven grids of eight, for puzzles
   have no more and what stands in a grid that is nearly empty is chance, and on 1…81 in the eighth.
-* It is small and was trained briefly: it makes mistakes, so that samplers can be told apart.
 * Licence: Apache-2.0, as the rest of the project.
 """
 
