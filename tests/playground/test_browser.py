@@ -246,6 +246,11 @@ def test_diffuse(open_page: Any) -> None:
     assert "masked again for the second pass" in panel.locator(".why").inner_text()
     assert panel.locator(".cell.masked").count() == 12
     assert panel.locator(".cell.fresh").count() == 1
+    assert panel.locator(".cells .group").count() == 2  # the prompt, and the canvas behind it
+    panel.get_by_label("model").select_option("sudoku9")
+    seen.go()
+    assert panel.locator(".cell").count() == 81
+    assert panel.locator(".cells .group").count() == 1  # masks stand between what is given
 
 
 def test_caption(open_page: Any, tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ function why(cell, place) {
   return parts.join(" · ");
 }
 
+/** What is given and what is filled, side by side; all in one where masks stand between what is given. */
+export function parts(cells, columns) {
+  const runs = [];
+  cells.forEach((cell, i) => (i && cells[i - 1].given === cell.given ? runs.at(-1).push(cell) : runs.push([cell])));
+  const filled = runs.filter((run) => !run[0].given).length;
+  return filled > 1 || cells.length === columns * columns ? [cells] : runs;
+}
+
 export function Canvas({ data, live }) {
   const steps = useMemo(() => canvases(data.cells, data.steps), [data.cells, data.steps]);
   const player = usePlayer(steps.length, live);
@@ -33,7 +41,7 @@ export function Canvas({ data, live }) {
   const cells = steps.length ? steps[player.shown] : data.cells.map((cell) => ({ ...cell, filled: null }));
   const at = Math.min(place, cells.length - 1);
   const columns = data.columns;
-  const groups = [cells.filter((cell) => cell.given), cells.filter((cell) => !cell.given)].filter((group) => group.length);
+  const groups = parts(cells, columns);
   function move(event) {
     const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns ?? 1, ArrowUp: -(columns ?? 1) }[event.key];
     if (!by || at + by < 0 || at + by >= cells.length) return;
