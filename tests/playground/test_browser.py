@@ -247,8 +247,9 @@ def test_diffuse(open_page: Any) -> None:
     assert panel.locator(".cell.masked").count() == 12
     assert panel.locator(".cell.fresh").count() == 1
     assert panel.locator(".cells .group").count() == 2  # the prompt, and the canvas behind it
-    panel.get_by_label("model").select_option("sudoku9")
+    panel.get_by_label("model", exact=True).select_option("sudoku9")
     seen.go()
+    panel.locator(".cell").nth(80).wait_for()
     assert panel.locator(".cell").count() == 81
     assert panel.locator(".cells .group").count() == 1  # masks stand between what is given
 
