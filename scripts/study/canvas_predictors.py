@@ -5,7 +5,7 @@ judges: a copy of the denoiser's encoder with a head reads them with a random sh
 the molecule is valid and has the property. ``DiscreteClassifier`` asks it; ``TFG`` and ``ParticleGibbs`` ask RDKit
 about whole texts. A run that was stopped goes on where it was::
 
-    python scripts/study/canvas_predictors.py --output docs/results/diffusion/predictors --work /tmp/predictors
+    python scripts/study/canvas_predictors.py --output docs/results/diffusion/predictors/confidence --work FOLDER
 """
 
 from __future__ import annotations
