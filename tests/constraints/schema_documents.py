@@ -17,7 +17,35 @@ from textguide.constraints.json_relaxed import relaxed
 
 
 def documents(schema: str, count: int, seed: int) -> list[Any]:
-    """``count`` values of a schema, as many as can be made; the same ones for the same seed."""
+    """``count`` values of a schema, as many as can be made; the same ones for the same seed. Where it refers to itself,
+    values of it that nest a few levels deep."""
+    from hypothesis_jsonschema._canonicalise import HypothesisRefResolutionError
+
+    try:
+        return _documents(json.loads(schema), count, seed)
+    except HypothesisRefResolutionError:
+        whole = json.loads(schema)
+        return _documents(unrolled(whole, whole), count, seed)
+
+
+def unrolled(node: Any, root: Any, left: int = 3) -> Any:
+    """``node`` with references written out, ``left`` within each other; further ones admit nothing."""
+    if isinstance(node, list):
+        return [unrolled(one, root, left) for one in node]
+    if not isinstance(node, dict):
+        return node
+    reference = node.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        if not left:
+            return False
+        target = root
+        for part in filter(None, reference[1:].split("/")):
+            target = target[part.replace("~1", "/").replace("~0", "~")]
+        return unrolled(target, root, left - 1)
+    return {key: unrolled(one, root, left) for key, one in node.items() if key not in ("$defs", "definitions")}
+
+
+def _documents(schema: Any, count: int, seed: int) -> list[Any]:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
     from hypothesis.errors import HypothesisException
@@ -35,9 +63,7 @@ def documents(schema: str, count: int, seed: int) -> list[Any]:
 
     @seeded(seed)
     @quiet
-    @given(
-        from_schema(json.loads(schema), codec="ascii")
-    )  # patterns are read as ECMAScript reads them: \\d is a digit of ASCII
+    @given(from_schema(schema, codec="ascii"))  # patterns are read as ECMAScript reads them: \\d is a digit of ASCII
     def collect(value: Any) -> None:
         found.append(value)
 
