@@ -28,6 +28,7 @@ from rich.table import Table
 from textguide import ACFG, CFG, diffusion
 from textguide.constraints import SMILES, AllOf, Constraint, Regex
 from textguide.constraints.vocabulary import Vocabulary
+from textguide.eval.reports import drawing
 from textguide.eval.results.journal import Journal
 from textguide.eval.statistics.intervals import mean_interval
 from textguide.eval.statistics.paired import compare_items
@@ -180,6 +181,8 @@ def main() -> None:
     machine |= {"threads": torch.get_num_threads()}
     left = len(settings) - len(rows)
     write_json(arguments.json, {"machine": machine, "settings": identity, "not done": left, "rows": report})
+    if arguments.curves and drawing.available():
+        drawing.save(picture(report, task.higher), arguments.json.with_suffix(".png"))
 
 
 def _table_settings(task: Any) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
@@ -238,6 +241,31 @@ def summary(rows: list[dict[str, Any]], higher: str, curve: bool) -> list[dict[s
             line["time against none"] = row["seconds"] / plain["seconds"]
         report.append(line)
     return report
+
+
+@drawing.styled
+def picture(report: list[dict[str, Any]], higher: str) -> Any:
+    """Steps against quality: orders with so many steps, and samplers that choose how many positions they fill."""
+    figure, panels = drawing.grid(2, 3.2, columns=1)
+    orders = ("confidence", "margin", "random", "PC")
+    samplers = list(dict.fromkeys(line["sampler"] for line in report))
+    lowest = min(line[f"{higher} low"] for line in report)
+    halves = [s for s in samplers if s in orders], [s for s in samplers if s not in orders]
+    for axes, chosen in zip(panels, halves, strict=True):
+        for index, sampler in enumerate(chosen):
+            found = sorted((line for line in report if line["sampler"] == sampler), key=lambda line: line["steps"])
+            points = [
+                drawing.Point(line["steps"], line[higher], line[f"{higher} low"], line[f"{higher} high"])
+                for line in found
+            ]
+            drawing.draw_curve(axes, points, index, 0.08)
+        axes.set_ylim(max(0.0, lowest - 0.05), None)
+        axes.set_xlabel("steps a text")
+        axes.set_ylabel(higher)
+        drawing.set_log_ticks(axes)
+        axes.legend(axes.get_lines(), chosen, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=5, fontsize=9.5)
+    figure.supxlabel("bands: 95% intervals", fontsize=8.5, color=drawing.GREY, x=0.99, ha="right")
+    return figure
 
 
 def show(report: list[dict[str, Any]]) -> None:
