@@ -3,10 +3,11 @@
 Every setting runs all items in batches. What is done is written to a journal at once, and a later run goes on there.
 Settings that differ in the constraint alone run one after the other; seconds are the processor's::
 
-    python scripts/bench/canvas.py sudoku4 --items 300 --json docs/results/diffusion/canvas-sudoku4.json
-    python scripts/bench/canvas.py sudoku9 --items 200 --json docs/results/diffusion/canvas-sudoku9.json
-    python scripts/bench/canvas.py molecules --items 200 --json docs/results/diffusion/canvas-molecules.json
-    python scripts/bench/canvas.py sudoku9 --curves --items 200 --json docs/results/diffusion/curves-sudoku9.json
+    python scripts/bench/canvas.py sudoku4 --items 300 --json docs/results/diffusion/sampling-sudoku4.json
+    python scripts/bench/canvas.py sudoku9 --items 100 --json docs/results/diffusion/sampling-sudoku9.json
+    python scripts/bench/canvas.py molecules --items 100 --json docs/results/diffusion/sampling-molecules.json
+    python scripts/bench/canvas.py sudoku9 --curves --items 100 --json docs/results/diffusion/curves-sudoku9.json
+    python scripts/bench/canvas.py smollm2-adapted --items 16 --samplers 'one a step' 'threshold 0.9' --json FILE
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import os
 import platform
 import random
+import re
 import time
 from collections.abc import Iterator
 from itertools import permutations
@@ -131,6 +133,34 @@ class Molecules:
         return {"valid": found.valid, "hits": found.hits}
 
 
+class Sentences:
+    """A sentence behind a beginning, by the adapted language model: what a form costs where a pass costs more."""
+
+    higher = "sentence"
+    beginnings = (
+        "The old man said:", "She opened the door and saw", "A dragon is", "My favourite food:", "The sea was",
+        "In the morning", "He told her:", "The capital of France:", "It was late, and", "Nobody knew that",
+        "The letter began:", "At last", "The children", "Her answer:", "A good book", "On the table",
+    )  # fmt: skip
+
+    def __init__(self, items: int, model: str) -> None:
+        self.model, self.tokenizer = diffusion.load(model)
+        self.texts = [self.beginnings[number % len(self.beginnings)] for number in range(items)]
+        self.masks = 16
+        self.options: dict[str, Any] = {"temperature": 0.7, "seed": 0}
+
+    def forms(self) -> dict[str, Constraint]:
+        """Words of small letters that end in a stop."""
+        return {"sentence": Regex(r" [A-Za-z][a-z ,']*[.!?]")}
+
+    def write(self, texts: list[str], **options: Any) -> diffusion.DiffusionResult:
+        return diffusion.generate(self.model, self.tokenizer, texts, gen_length=self.masks, warn=False, **options)
+
+    def measure(self, written: list[str]) -> dict[str, list[float]]:
+        pattern = re.compile(r" [A-Za-z][a-z ,']*[.!?]")
+        return {"sentence": [float(pattern.fullmatch(text) is not None) for text in written]}
+
+
 def smiles(depth: int, digits: str = "123") -> Constraint:
     """SMILES over the atoms of the bundled model, as far as it is regular.
 
@@ -150,7 +180,7 @@ def smiles(depth: int, digits: str = "123") -> Constraint:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=("sudoku4", "sudoku9", "molecules"))
+    parser.add_argument("task", choices=("sudoku4", "sudoku9", "molecules", "smollm2-adapted"))
     parser.add_argument("--model", help="a folder [the bundled model]")
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--batch", type=int, default=50)
@@ -158,16 +188,21 @@ def main() -> None:
     parser.add_argument(
         "--searched", action="store_true", help="molecules under SMILES() too, which is looked ahead at"
     )
+    parser.add_argument("--samplers", nargs="+", choices=[name for name, _ in SAMPLERS], help="of the table [all]")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop behind so many; a later run goes on")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
     model = arguments.model or arguments.task
-    task: Any = Molecules(arguments.items, model, arguments.searched)
-    if arguments.task != "molecules":
+    task: Any
+    if arguments.task == "molecules":
+        task = Molecules(arguments.items, model, arguments.searched)
+    elif arguments.task == "smollm2-adapted":
+        task = Sentences(arguments.items, model)
+    else:
         task = Sudoku(int(arguments.task[-1]), arguments.items, model)
-    settings = list(_curve_settings(task) if arguments.curves else _table_settings(task))
+    settings = list(_curve_settings(task) if arguments.curves else _table_settings(task, arguments.samplers))
     identity = {"task": arguments.task, "items": arguments.items, "batch": arguments.batch, **task.options}
     begun = time.monotonic()
     with Journal.open(arguments.json.with_suffix(".jsonl"), identity) as journal:
@@ -185,9 +220,11 @@ def main() -> None:
         drawing.save(picture(report, task.higher), arguments.json.with_suffix(".png"))
 
 
-def _table_settings(task: Any) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
+def _table_settings(task: Any, chosen: list[str] | None) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
     forms: dict[str, Constraint | None] = {"none": None, **task.forms()}
     for sampler, options in SAMPLERS:
+        if chosen and sampler not in chosen:
+            continue
         for guided, guidance in GUIDANCE.items():
             for name, constraint in forms.items():
                 labels = {"sampler": sampler, "guidance": guided, "constraint": name}

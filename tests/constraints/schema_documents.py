@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from contextlib import suppress
 from decimal import Decimal
@@ -65,13 +66,22 @@ def _documents(schema: Any, count: int, seed: int) -> list[Any]:
     @quiet
     @given(from_schema(schema, codec="ascii"))  # patterns are read as ECMAScript reads them: \\d is a digit of ASCII
     def collect(value: Any) -> None:
-        found.append(value)
+        found.append(plain(value))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(HypothesisException):  # it knows no such schema
             collect()
     return found
+
+
+def plain(value: Any) -> Any:
+    """The value with blanks in place of what Python alone, or ECMAScript alone, takes for a blank in a pattern."""
+    if isinstance(value, dict):
+        return {plain(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return re.sub("[\x1c-\x1f\x85\ufeff]", " ", value) if isinstance(value, str) else value
 
 
 class _Many(cu.many):
@@ -133,7 +143,11 @@ def written(value: Any) -> bytes:
 
 
 def _names(node: Any) -> list[str]:
-    return list(node.get("properties") or {}) if isinstance(node, dict) else []
+    """Of the properties, then of what is required beyond them."""
+    if not isinstance(node, dict):
+        return []
+    required = node.get("required")
+    return [*(node.get("properties") or {}), *(required if isinstance(required, list) else ())]
 
 
 def ways(schema: Any) -> Checks:

@@ -140,7 +140,7 @@ def test_documents_of_the_benchmarks_schemas_are_judged_as_jsonschema_judges_the
         pytest.skip("TEXTGUIDE_DATA is not set: the schemas are not there")
     lines = (Path(data) / "jsonschemabench" / "sample.jsonl").read_text(encoding="utf-8").splitlines()
     count = int(os.environ.get("TEXTGUIDE_DOCUMENTS", "0"))
-    formats = jsonschema.FormatChecker(["email", "ipv4", "ipv6", "date"])
+    formats = jsonschema.FormatChecker(["email", "ipv4", "ipv6", "date", "uuid"])
     draw = random.Random(0)
     tried, refused, accepted = 0, [], []
     for number in range(len(lines)) if count else SAMPLED:
