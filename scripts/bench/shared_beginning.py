@@ -15,7 +15,6 @@ import statistics
 from pathlib import Path
 from unittest import mock
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from timing import machine, seconds
@@ -62,8 +61,8 @@ def main() -> None:
         rows.append({"examples": shots, "tokens in common": common, "seconds": found})
     Console().print(shown)
     if arguments.json:
-        about = {"model": Path(arguments.model).stem, "dtype": str(model.dtype), "prompts": arguments.prompts}
-        write_json(arguments.json, {**about, **machine(), "torch": torch.__version__, "rows": rows})
+        about = {"model": Path(arguments.model).stem, "prompts": arguments.prompts}
+        write_json(arguments.json, {**about, **machine(model), "rows": rows})
 
 
 if __name__ == "__main__":
