@@ -62,7 +62,7 @@ def main() -> None:
     Console().print(shown)
     if arguments.json:
         about = {"model": Path(arguments.model).stem, "prompts": arguments.prompts}
-        write_json(arguments.json, {**about, **machine(model), "rows": rows})
+        write_json(arguments.json, {**about, "machine": machine(model), "rows": rows})
 
 
 if __name__ == "__main__":
