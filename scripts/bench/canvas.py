@@ -149,16 +149,17 @@ class Sentences:
         self.masks = 16
         self.options: dict[str, Any] = {"temperature": 0.7, "seed": 0}
 
+    pattern = r" [A-Za-z][a-z ,']*[.!?]"
+
     def forms(self) -> dict[str, Constraint]:
         """Words of small letters that end in a stop."""
-        return {"sentence": Regex(r" [A-Za-z][a-z ,']*[.!?]")}
+        return {"sentence": Regex(self.pattern)}
 
     def write(self, texts: list[str], **options: Any) -> diffusion.DiffusionResult:
         return diffusion.generate(self.model, self.tokenizer, texts, gen_length=self.masks, warn=False, **options)
 
     def measure(self, written: list[str]) -> dict[str, list[float]]:
-        pattern = re.compile(r" [A-Za-z][a-z ,']*[.!?]")
-        return {"sentence": [float(pattern.fullmatch(text) is not None) for text in written]}
+        return {"sentence": [float(re.fullmatch(self.pattern, text) is not None) for text in written]}
 
 
 def smiles(depth: int, digits: str = "123") -> Constraint:

@@ -238,7 +238,7 @@ def infill(
         "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold, "positions": positions,
         "corrector": corrector, "allowed": allowed, "seed": seed,
     }  # fmt: skip
-    chosen = _for_infilling(model, tokenizer, texts, wanted, models, steps, {**DEFAULTS, **options}, constraint)
+    chosen = _for_infilling(model, tokenizer, texts, wanted, models, steps, options, constraint)
     return finish(chosen, wanted, keep_history, warn, whole=True)
 
 

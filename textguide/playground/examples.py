@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .canvas import ABOUT
+
 DATE = {"kind": "regex", "pattern": "(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"}
 PERSON = {
     "kind": "json-schema",
@@ -94,14 +96,14 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {
             "title": "A sudoku under A-CFG",
             "model": "sudoku4",
-            "prompt": "0300124300000431",
+            "prompt": ABOUT["sudoku4"]["prompt"],
             "guidance": [{"method": "acfg", "scale": 2.0, "remask_ratio": 0.5}],
             "options": {"gen_length": 16, "steps": 16},
         },
         {
             "title": "A whole sudoku, sure cells first",
             "model": "sudoku9",
-            "prompt": "530070000600195000098000060800060003400803001700020006060000280000419005000080079",
+            "prompt": ABOUT["sudoku9"]["prompt"],
             "guidance": [],
             "options": {"threshold": 0.95},
         },
