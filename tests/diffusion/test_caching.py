@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from textguide import ACFG, CFG, diffusion
+from textguide.diffusion.samplers import EntropyBound
 from textguide.guidance import Formula
 
 from . import tiny
@@ -73,6 +74,20 @@ def test_bidirectional_models_are_approximated() -> None:
     assert 1e-3 < float(error) < 10
     out = diffusion.generate(made, words, PROMPTS, gen_length=8, block_length=4, cache=True, guidance=CFG(1.5))
     assert not (out.sequences == tiny.MASK).any()
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(2.0), CFG(2.0, start=0.5), CFG(2.0, schedule="linear")], ids=str)
+@pytest.mark.parametrize("seed", [7, 8, 13])
+def test_a_row_is_what_it_is_alone(guidance: Any, seed: int) -> None:
+    """Rows that finish their blocks in different steps, where kept values depend on when they were read."""
+    torch.manual_seed(seed)
+    model, words = tiny.LLaDAModelLM(tiny.VOCABULARY).eval(), tiny.tokenizer()
+    options: dict[str, Any] = {"gen_length": 6, "block_length": 3, "guidance": guidance, "cache": True}
+    options["sampler"] = EntropyBound(0.1)
+    prompts = ["ab", "kl", "cd", "ef"]
+    together = diffusion.generate(model, words, prompts, **options)
+    alone = [diffusion.generate(model, words, prompt, **options) for prompt in prompts]
+    assert together.texts == [one.texts[0] for one in alone]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lm_eval.api.registry import get_model
 
 from textguide import ACFG, CFG, diffusion
@@ -90,9 +91,11 @@ def test_generation_and_stops() -> None:
     assert effect.guided_steps > 0
 
 
+@pytest.mark.parametrize("seed", [0, 7, 13])
 @pytest.mark.parametrize("cache", [True, "delayed:refresh=1", diffusion.DelayedCache(refresh=2)], ids=str)
-def test_keys_are_kept_while_texts_are_written(cache: Any) -> None:
+def test_keys_are_kept_while_texts_are_written(cache: Any, seed: int) -> None:
     words = tiny.tokenizer()
+    torch.manual_seed(seed)
     model = tiny.LLaDAModelLM(tiny.VOCABULARY).eval()
     options: dict[str, Any] = {"gen_length": 6, "block_length": 3, "guidance": CFG(2.0), "cache": cache}
     options["sampler"] = EntropyBound(0.1)

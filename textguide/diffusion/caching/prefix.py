@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...forward import caches
 from ...guidance.base import SELF
 from ..canvas import Canvas
 from ..denoisers import Denoiser
@@ -21,7 +23,8 @@ class PrefixCache(Caching):
 
     When a block begins, one pass reads the whole rows and keeps the keys and values in front of the block; its further
     steps read from the block on. Where attention is causal between blocks this is exact; where it is bidirectional the
-    kept values are those of a canvas whose current block was still masked, which is an approximation.
+    kept values are those of a canvas whose current block was still masked, which is an approximation: the same for a
+    row in a batch as for the row alone, so that rows which are at different blocks are read in passes of their own.
     """
 
     name = "prefix"
@@ -56,39 +59,86 @@ class PrefixCache(Caching):
         return {SELF: PrefixKeys(model, canvas)}
 
 
+State = tuple[int, frozenset[int]]
+"""Where the block begins that a row is filling, and the branches that are read of it."""
+
+
+@dataclass
+class _Group:
+    """Rows whose keys and values in front of their block are kept."""
+
+    slots: list[Slot]
+    state: State
+    past: Any = None
+
+
 class PrefixKeys:
     """What :class:`PrefixCache` keeps in one run."""
 
     def __init__(self, model: Denoiser, canvas: Canvas) -> None:
         self.model = model
         self._canvas = canvas
-        self._kept: tuple[Any, int, list[Slot]] | None = None
+        self._groups: list[_Group] = []
 
     def read(self, reading: Reading) -> Tensor:
-        ids, attention = reading.ids, reading.attention
-        start = self._start(torch.tensor([row for branch, row in reading.slots if branch == 0]).to(ids.device), ids)
-        if self._kept is None or self._kept[1:] != (start, reading.slots):
-            logits, past = self.model(ids, attention, keep=True)
-            _shorten(past, ids.shape[1] - start)
-            self._kept = (past, start, reading.slots)
-            return logits
-        past = self._kept[0]
-        tail, past = self.model(ids[:, start:], attention, past=past, keep=True)
-        _shorten(past, ids.shape[1] - start)
-        self._kept = (past, start, reading.slots)
-        logits = tail.new_zeros(len(ids), ids.shape[1], tail.shape[-1])
-        logits[:, start:] = tail
+        states = self._states(reading)
+        groups = [group for group in map(partial(_narrowed, states=states), self._groups) if group.slots]
+        if self.model.block_size is not None and sum(len(group.slots) for group in groups) < len(states):
+            groups = []  # one pass over whole rows for all, which leaves the kept values as they are
+        known = {slot for group in groups for slot in group.slots}
+        every = list(dict.fromkeys(states.values()))
+        for state in every:
+            new = [slot for slot in states if states[slot] == state and slot not in known]
+            groups += [_Group(new, state)] if new else []
+        place = {slot: number for number, slot in enumerate(reading.slots)}
+        logits: Tensor | None = None
+        for group in groups:
+            index = torch.tensor([place[slot] for slot in group.slots], device=reading.ids.device)
+            ids, attention = reading.ids[index], reading.attention[index]
+            start = group.state[0]
+            begin = 0 if group.past is None else start
+            found, group.past = self.model(ids[:, begin:], attention, past=group.past, keep=True)
+            _shorten(group.past, ids.shape[1] - start)
+            if logits is None:
+                logits = found.new_zeros(*reading.ids.shape, found.shape[-1])
+            logits[index, begin:] = found
+        self._groups = [_joined([one for one in groups if one.state == state]) for state in every]
+        assert logits is not None
         return logits
 
-    def _start(self, rows: Tensor, ids: Tensor) -> int:
-        """Where the first block that is not finished begins, over all rows."""
-        masked = self._canvas.target[rows] & (ids[: len(rows)] == self.model.mask_id)
-        block = torch.where(masked, self._canvas.block[rows], 1 << 30).min()
-        here = self._canvas.block[rows] == block
-        start = int(here.any(0).nonzero()[0, 0])
+    def _states(self, reading: Reading) -> dict[Slot, State]:
+        rows = torch.tensor([row for _, row in reading.slots], device=reading.ids.device)
+        start = (self._canvas.block[rows] == reading.block[:, None]).int().argmax(-1)
         # A prompt may end inside of a block, whose beginning then sees what is filled behind it.
         start -= start % (self.model.block_size or 1)
-        return max(0, start - 1) if self.model.shifted else start  # which says what stands at the block's first place
+        if self.model.shifted:  # what is said of a position is read in front of it
+            start = (start - 1).clamp(min=0)
+        branches: dict[int, frozenset[int]] = {}
+        if self.model.block_size is not None:
+            # Kept values are exact wherever they were read, so that one pass does for all rows. Elsewhere a row is read
+            # anew when its own block begins or its branches change, so that it is what it would be alone.
+            start = start.amin().expand(len(rows))
+        else:
+            for branch, row in reading.slots:
+                branches[row] = branches.get(row, frozenset()) | {branch}
+        firsts = zip(reading.slots, start.tolist(), strict=True)
+        return {slot: (first, branches.get(slot[1], frozenset())) for slot, first in firsts}
+
+
+def _narrowed(group: _Group, states: Mapping[Slot, State]) -> _Group:
+    """The group without the rows that are not read now, or are in another state."""
+    left = [number for number, slot in enumerate(group.slots) if states.get(slot) == group.state]
+    if 0 < len(left) < len(group.slots):
+        caches.select_rows(group.past, torch.tensor(left))
+    return _Group([group.slots[number] for number in left], group.state, group.past)
+
+
+def _joined(groups: Sequence[_Group]) -> _Group:
+    """One group of rows in one state."""
+    if len(groups) == 1:
+        return groups[0]
+    slots = [slot for group in groups for slot in group.slots]
+    return _Group(slots, groups[0].state, caches.merge([group.past for group in groups]))
 
 
 def _shorten(past: Any, tokens: int) -> None:
