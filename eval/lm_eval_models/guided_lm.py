@@ -204,7 +204,7 @@ class GuidedLM(Answering, HFLM):
             generation_kwargs |= {"num_return_sequences": several, "top_k": generation_kwargs.get("top_k", 0)}
         decoding = GuidedDecoding(
             self.setting, tokenizer=self.tokenizer, models=self.models, generator=self._generator, branch_prompts=rows,
-            warn=False,
+            warn=False, fast=True,
         )  # fmt: skip
         call = own_criteria(decoding, self.tokenizer, stop)
         out = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import textguide
-from textguide import CFG
+from textguide import CFG, guided_decoding
 from textguide.forward import prefill
 from textguide.forward.model_adapter import adapter
 
@@ -75,6 +75,28 @@ def test_guided_texts_are_those_of_prompts_one_by_one(samples: int) -> None:
     alone = [tokens_of(model, lambda prompt=prompt: texts([prompt])) for prompt in prompts]
     assert together == [text for some, _ in alone for text in some]
     assert read < sum(count for _, count in alone)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_plain_texts_share_it_where_bits_are_not_asked_for(samples: int) -> None:
+    model, prompts = build("llama"), PROMPTS["of unlike length"]
+    ids, mask = prefill.pad_left(prompts, "cpu")
+    options: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "num_return_sequences": samples,
+        "do_sample": samples > 1,
+        "top_k": 1,
+    }
+
+    def texts(**how: Any) -> Any:
+        call = guided_decoding(None, warn=False, **how)
+        return model.generate(ids, attention_mask=mask, custom_generate=call, pad_token_id=0, **options)
+
+    exact, every = tokens_of(model, texts)
+    fast, read = tokens_of(model, lambda: texts(fast=True))
+    assert torch.equal(exact, model.generate(ids, attention_mask=mask, pad_token_id=0, **options))
+    assert torch.equal(fast, exact)
+    assert read < every
 
 
 def test_short_beginnings_are_read_with_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

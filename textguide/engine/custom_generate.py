@@ -70,8 +70,8 @@ class GuidedDecoding:
         branch_prompts: token ids of every branch and row, in place of those that the guidance names.
         speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. What is written stays the same.
-        fast: let runs without guidance use this machine's faster matrix products too, as guided ones do; they then
-            equal transformers' to rounding, not bit for bit.
+        fast: let runs without guidance use this machine's faster matrix products too, and read what prompts begin with
+            alike once, as guided ones do; they then equal transformers' to rounding, not bit for bit.
         captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
             Default of :func:`textguide.guided_decoding`: the branch without a condition sees a blank image.
 

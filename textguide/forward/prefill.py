@@ -63,9 +63,10 @@ def read_prepared(
     # may differ where its ids do not.
     if mask is not None and not with_images:
         apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
-        # Branches take the rows into a cache of their own, so that what generate gave may stay empty.
-        usual = fresh and mask.shape == ids.shape and _are_usual(positions, mask)
-        if apart or known.has_recurrent_state or (usual and (cache is None or cache.get_seq_length() == 0)):
+        # The rows come into a cache of their own, so that what generate gave may stay empty; a static one may not.
+        usual = (fresh or fast) and mask.shape == ids.shape and _are_usual(positions, mask)
+        empty = cache is None or (not isinstance(cache, StaticCache) and cache.get_seq_length() == 0)
+        if apart or known.has_recurrent_state or (usual and empty):
             prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
             rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
             return rows, logits[:, -1].to(ids.device)
