@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     )
     from .statistics.measures import MetricValue, measure
     from .statistics.paired import Comparison, compare_items
-    from .sweeps.sweep import SweepOptions, run_sweep
+    from .sweeps.options import SweepOptions
+    from .sweeps.planning import PlannedWork, plan_sweep
+    from .sweeps.sweep import run_sweep
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
 # fast.
@@ -51,10 +53,11 @@ _HOMES = {
     "McNemar": "statistics.intervals",
     "MetricValue": "statistics.measures",
     "PairedDifference": "statistics.intervals",
+    "PlannedWork": "sweeps.planning",
     "RunComparison": "reports.compare",
     "RunResult": "results.run",
     "Selection": "statistics.intervals",
-    "SweepOptions": "sweeps.sweep",
+    "SweepOptions": "sweeps.options",
     "TaskResult": "results.run",
     "VLLMGuidedLM": "lm_eval_models.vllm_lm",
     "as_guidances": "results.run",
@@ -71,6 +74,7 @@ _HOMES = {
     "measure": "statistics.measures",
     "paired_bootstrap": "statistics.intervals",
     "perplexity_interval": "statistics.intervals",
+    "plan_sweep": "sweeps.planning",
     "read_run": "reports.run_folder",
     "run_captioning": "captions.captioning",
     "run_sweep": "sweeps.sweep",

@@ -138,17 +138,7 @@ class GuidedLM(Answering, HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        items, keys = [], []
-        for number, (texts, context, continuation) in enumerate(requests):
-            item = self._item(number, texts, list(context), list(continuation))
-            items.append(item)
-            keys.append(answer_key("ll", item.context, item.continuation, item.negatives, item.sources))
-            if len(item.sources[0] if item.sources else item.context) < len(context):
-                self._cut.add(keys[-1])
-        first: dict[str, Item] = {}
-        for key, item in zip(keys, items, strict=True):
-            if key not in self._memo:
-                first.setdefault(key, item)
+        keys, first = self.missing_scores(requests)
         missing = {id(item): key for key, item in first.items()}
         bar = tqdm(total=len(first), desc="log-likelihoods", disable=disable_tqdm or self.rank != 0 or not first)
         for item, values, greedy in self._score(list(first.values()), override_bs):
@@ -164,17 +154,40 @@ class GuidedLM(Answering, HFLM):
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
+    def missing_scores(self, requests: list[Any]) -> tuple[list[str], dict[str, Item]]:
+        """The key of every request of :meth:`_loglikelihood_tokens`, and what has to be scored, by key."""
+        keys: list[str] = []
+        first: dict[str, Item] = {}
+        for number, (texts, context, continuation) in enumerate(requests):
+            item = self._item(number, texts, list(context), list(continuation))
+            keys.append(answer_key("ll", item.context, item.continuation, item.negatives, item.sources))
+            if len(item.sources[0] if item.sources else item.context) < len(context):
+                self._cut.add(keys[-1])
+            if keys[-1] not in self._memo:
+                first.setdefault(keys[-1], item)
+        return keys, first
+
+    def answers(self, requests: Sequence[Any]) -> Generations:
+        """The answers to generation requests under the current setting that are kept, and which are missing."""
+        names = [answer_key("gen", self.fingerprint, self.seed, *request.args) for request in requests]
+        return Generations(requests, names, self._memo)
+
+    def at_once(self) -> tuple[int, int]:
+        """Rows of a batch, and generation requests that a killed run may lose: some full batches."""
+        size = self.batch_size
+        rows = int(size) if size != "auto" else AUTO_BATCH_ON_CPU if self.device.type == "cpu" else AUTO_BATCH
+        return rows, max(1, GENERATIONS_AT_ONCE // rows) * rows
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As lm-eval defines it, under the current setting; answers are kept chunk by chunk."""
         if self.uncond != UNCONDITIONAL[0]:
             for request in requests:
                 self._contexts[request.args[0]] = unconditional_context(self.tasks, request, self.uncond)
-        names = [answer_key("gen", self.fingerprint, self.seed, *request.args) for request in requests]
-        answers = Generations(requests, names, self._memo)
-        missing = answers.missing
+        answers = self.answers(requests)
+        missing, chunk_size = answers.missing, self.at_once()[1]
         bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or self.rank != 0 or not missing)
-        for start in range(0, len(missing), GENERATIONS_AT_ONCE):
-            chunk = missing[start : start + GENERATIONS_AT_ONCE]
+        for start in range(0, len(missing), chunk_size):
+            chunk = missing[start : start + chunk_size]
             self._generator = torch.Generator(self.model.device).manual_seed(answers.seed(self.seed, chunk[0]))
             texts = super().generate_until([requests[n] for n in chunk], disable_tqdm=True)
             for n, text in zip(chunk, texts, strict=True):
@@ -222,9 +235,7 @@ class GuidedLM(Answering, HFLM):
 
     def _score(self, items: list[Item], override_bs: int | None) -> Iterator[tuple[Item, list[float], list[bool]]]:
         """All settings for all items; a batch that does not fit the device is halved."""
-        size = override_bs or self.batch_size
-        if size == "auto":
-            size = AUTO_BATCH_ON_CPU if self.device.type == "cpu" else AUTO_BATCH
+        size = override_bs or self.at_once()[0]
         remaining = {item.number: item for item in items}
         while remaining:
             try:

@@ -50,7 +50,8 @@ from ..results.run import RunResult, TaskResult
 from ..statistics.intervals import Interval, select_scale
 from ..statistics.paired import Comparison, adjust, compare_items
 from .costs import Cost, token_costs
-from .sweep import SweepOptions, run_sweep
+from .options import SweepOptions
+from .sweep import run_sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from textguide import tasks as task_room
-from textguide.guidance import Guidance, as_guidance, split
-from textguide.guidance.spec import label as label_of
+from textguide.guidance import Guidance, as_guidance
 
 from ..lm_eval_models.guided_lm import GuidedLM
 from ..reports.run_folder import write_run
@@ -24,6 +21,7 @@ from ..results.journal import Journal
 from ..results.machine import environment
 from ..results.run import RunResult, TaskResult, as_guidances
 from ..statistics.measures import MetricValue, measure
+from .options import SweepOptions, described, identity_of, labels_of
 from .priors import METRIC, prior_matched
 
 # Metrics whose value is no mean over items, and how it is made from them.
@@ -33,47 +31,6 @@ KINDS = {
     "byte_perplexity": "perplexity",
     "bits_per_byte": "bits",
 }
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """How a sweep is run; each field is lm-eval's of that name where there is one.
-
-    Args:
-        data: folder with local data files; None: ``TEXTGUIDE_DATA``, else lm-eval's own tasks.
-        limit: items a task; None: all.
-        first: number of the first item, counted from 0; needs ``limit``.
-        plots: draw the pictures of a results folder; None: where matplotlib is installed.
-        num_fewshot: examples in front of each question; None: the task's own number.
-        repeats: samples an item, for tasks that take several.
-        apply_chat_template: put requests into the model's chat template.
-        system_instruction: a system prompt.
-        log_samples: keep every request and answer in ``samples.jsonl``.
-        gen_kwargs: generation options in place of the tasks' own, such as ``{"max_gen_toks": 32}``.
-        seed: of few-shot examples, sampling and the bootstrap.
-        confirm_run_unsafe_code: allow HumanEval to run what the model wrote.
-        select_on: which items choose the best setting: ``first-half``, ``second-half``, ``all``, or None.
-    """
-
-    data: str | None = None
-    limit: int | None = None
-    first: int = field(default=0, kw_only=True)
-    plots: bool | None = field(default=None, kw_only=True)
-    num_fewshot: int | None = None
-    repeats: int | None = None
-    apply_chat_template: bool = False
-    system_instruction: str | None = None
-    log_samples: bool = False
-    gen_kwargs: dict[str, Any] | None = None
-    seed: int = 0
-    confirm_run_unsafe_code: bool = False
-    select_on: str | None = "first-half"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 0:
-            raise ValueError(f"first={self.first!r} must be a whole number of 0 or more")
-        if self.first and self.limit is None:
-            raise ValueError(f"first={self.first} needs limit=, the number of items from there on")
 
 
 def run_sweep(
@@ -107,21 +64,21 @@ def run_sweep(
     """
     options = options or SweepOptions()
     settings = [as_guidance(setting) for setting in settings]
-    labels = _labels(settings)
+    labels = labels_of(settings)
     specs, manager = task_room.resolve(list(tasks), options.data, options.repeats)
     task_room.check_run_options(list(tasks))
     arguments = dict(model_args or {})
-    identity = _identity(tasks, settings, options, arguments)
+    identity = identity_of(tasks, settings, options, arguments)
     if output is not None:
         claim(output, identity)
-    lm = _model(settings, options.seed, arguments)
+    lm = model_for(settings, options.seed, arguments)
     with _memo(lm, output, identity):
         if lm.uncond != "last-token":
             lm.tasks = dict(manager.load(specs)["tasks"])
         runs = []
         for number in range(len(settings)):
             lm.current = number
-            runs.append(_evaluate(lm, specs, manager, options))
+            runs.append(evaluate(lm, specs, manager, options))
     if any(run is None for run in runs):
         return None
     results = [
@@ -157,7 +114,7 @@ def run_sweep(
     return result
 
 
-def _model(settings: Sequence[Any], seed: int, arguments: dict[str, Any]) -> Any:
+def model_for(settings: Sequence[Any], seed: int, arguments: Mapping[str, Any]) -> Any:
     """lm-eval's model: ``backend="diffusion"`` for a masked diffusion model, ``"vllm"`` for an engine, else one that
     reads left to right."""
     if arguments.get("backend") == "diffusion":
@@ -171,7 +128,10 @@ def _model(settings: Sequence[Any], seed: int, arguments: dict[str, Any]) -> Any
     return GuidedLM(settings=settings, seed=seed, **arguments)
 
 
-def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> dict[str, Any]:
+def evaluate(
+    lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions, predict_only: bool = False
+) -> dict[str, Any]:
+    """lm-eval's results under the current setting; with ``predict_only`` answers are not judged."""
     import lm_eval
 
     some: dict[str, Any] = {"limit": options.limit}
@@ -196,7 +156,8 @@ def _evaluate(lm: GuidedLM, specs: Any, manager: Any, options: SweepOptions) -> 
             numpy_random_seed=options.seed,
             torch_random_seed=options.seed,
             fewshot_random_seed=options.seed,
-            confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+            confirm_run_unsafe_code=options.confirm_run_unsafe_code or predict_only,
+            predict_only=predict_only,
         )
 
 
@@ -300,57 +261,6 @@ def _confidences(samples: list[dict[str, Any]]) -> Any:
     return np.asarray(confidences)
 
 
-def _labels(settings: Sequence[Guidance | None]) -> list[str]:
-    labels = [label_of(setting) for setting in settings]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(f"the setting {twice[0]!r} is given twice; leave one out")
-    return labels
-
-
-def _identity(
-    tasks: Sequence[str], settings: Sequence[Guidance | None], options: SweepOptions, model_args: dict[str, Any]
-) -> dict[str, Any]:
-    """What has to be equal for two runs to be one and the same. The batch size is not part of it."""
-    kept = {
-        key: value for key, value in vars(options).items() if key not in ("data", "log_samples", "select_on", "plots")
-    }
-    if options.gen_kwargs is None:  # runs that were begun before there was such an option go on
-        del kept["gen_kwargs"]
-    if not options.first:
-        del kept["first"]
-    return {
-        "tasks": sorted(tasks),
-        "guidances": as_guidances(list(zip(_labels(settings), settings, strict=True))),
-        "fingerprints": {label_of(s): s.fingerprint for s in settings if s is not None},
-        "model": described_model(model_args),
-        **_adapters(settings, model_args),
-        **kept,
-    }
-
-
-def described_model(model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """What says of the model, in JSON values, whether two runs are of the same one."""
-    return {key: _described(value) for key, value in model_args.items()
-            if key not in ("batch_size", "device", "tokenizer")}  # fmt: skip
-
-
-def _adapters(settings: Sequence[Guidance | None], model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the adapters' folders hold, where there are some: they may be trained anew under the same name."""
-    folders = {getattr(split(setting).branching, "distilled", None) for setting in settings} | {model_args.get("peft")}
-    found = {}
-    for folder in sorted(folder for folder in folders if folder):
-        files = [path for path in sorted(Path(folder).glob("adapter_*")) if path.is_file()]
-        found[folder] = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    return {"adapters": found} if found else {}
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _described(one) for key, one in sorted(value.items())}
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(type(value).__name__)
-
-
 @contextmanager
 def _memo(lm: GuidedLM, output: Path | None, identity: dict[str, Any]) -> Iterator[None]:
     if output is None:
@@ -401,10 +311,10 @@ def _theirs(run: Mapping[str, Any], arguments: Mapping[str, Any], options: Sweep
     seed = options.seed
     config = {
         "model": f"textguide{'-' + arguments['backend'] if 'backend' in arguments else ''}",
-        "model_args": {k: _described(value) for k, value in arguments.items() if k not in ("batch_size", "device")},
-        "batch_size": _described(arguments.get("batch_size", 1)),
+        "model_args": {k: described(value) for k, value in arguments.items() if k not in ("batch_size", "device")},
+        "batch_size": described(arguments.get("batch_size", 1)),
         "batch_sizes": [],
-        "device": _described(arguments.get("device")),
+        "device": described(arguments.get("device")),
         "use_cache": None,
         "limit": options.limit,
         "num_fewshot": options.num_fewshot,

@@ -29,7 +29,8 @@ from textguide.support.files import write_json
 from ..results.journal import Journal
 from ..results.run import RunResult
 from ..statistics.intervals import mean_interval, paired_bootstrap
-from .sweep import SweepOptions, described_model, run_sweep
+from .options import SweepOptions, described_model
+from .sweep import run_sweep
 
 SCALES = (1.1, 1.25, 1.5, 1.75, 2.0, 3.0)
 SCHEDULES = ("constant", "linear", "linear-decreasing")

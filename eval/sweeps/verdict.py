@@ -17,7 +17,8 @@ from textguide.tasks import selection
 
 from ..statistics.intervals import mean_interval, paired_bootstrap
 from .costs import token_costs
-from .sweep import SweepOptions, run_sweep
+from .options import SweepOptions
+from .sweep import run_sweep
 
 WAYS = ("plain", "guided", "distilled")
 NEW = 40

@@ -73,6 +73,8 @@ def add(commands: Any) -> None:
         metavar="NAME=VALUE,…",
         help="of a diffusion model: steps, block_length, draws, order, threshold, temperature…; of vLLM: its LLM's",
     )
+    group.add_argument("--plan", action="store_true", help="print passes, tokens and hours, as one batch of each task "
+                       "tells, and write nothing")  # fmt: skip
     group.add_argument("--json", action="store_true", help="print results as JSON")
     captioning_options.add(parser)
     options.add_model(parser)
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _compare(arguments)
     if arguments.list:
         return _list()
+    if arguments.plan and (arguments.suite or captioning_options.TASK in (arguments.tasks or "").split(",")):
+        raise ValueError("--plan works with lm-eval's tasks; try a few items of the others with --limit")
     if arguments.suite:
         return _suite(arguments)
     if not arguments.tasks:
@@ -100,20 +104,37 @@ def run(arguments: argparse.Namespace) -> int:
     if captioning_options.TASK in arguments.tasks.split(","):
         return _report(captioning_options.run(arguments, settings), arguments)
     try:
-        from textguide.eval import SweepOptions, run_sweep
+        from textguide.eval import SweepOptions, plan_sweep, run_sweep
     except ImportError as error:
         from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
-    result = run_sweep(
-        [name.strip() for name in arguments.tasks.split(",") if name.strip()],
-        settings,
-        output=arguments.output,
-        options=SweepOptions(**_sweep_options(arguments)),
-        model_args=_model_args(arguments),
-        command=shlex.join(["textguide", *sys.argv[1:]]),
-    )
-    return _report(result, arguments)
+    tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    given: dict[str, Any] = {
+        "output": arguments.output,
+        "options": SweepOptions(**_sweep_options(arguments)),
+        "model_args": _model_args(arguments),
+    }
+    if arguments.plan:
+        return _plan(plan_sweep(tasks, settings, **given, said=lambda line: print(line, file=sys.stderr)), arguments)
+    return _report(run_sweep(tasks, settings, **given, command=shlex.join(["textguide", *sys.argv[1:]])), arguments)
+
+
+def _plan(plan: Any, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(json.dumps({"work": [vars(one) for one in plan], "hours": sum(one.hours for one in plan)}))
+        return 0
+    from rich.console import Console
+
+    from ..support.tables import of_plan
+
+    rows = [
+        ([one.task, one.label, f"{one.requests:,}", f"{one.kept:,}"], (one.passes, one.tokens, one.hours))
+        for one in plan
+    ]
+    names = ["task", "guidance", "to do", "done"]
+    Console().print(of_plan("what it takes here, texts as long as they may be", names, rows, "all"))
+    return 0
 
 
 def _report(result: Any, arguments: argparse.Namespace) -> int:

@@ -67,19 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(estimates: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("claim", "passes", "tokens", "hours", "", title="what it takes on one core, about")
-    for one in estimates:
-        table.add_row(
-            one.name, f"{one.passes:,}", f"{one.tokens:,}", f"{one.hours:.2f}", "has been run" if one.done else ""
-        )
-    left = [one for one in estimates if not one.done]
-    table.add_section()
-    totals = (sum(getattr(one, name) for one in left) for name in ("passes", "tokens", "hours"))
-    passes, tokens, hours = totals
-    table.add_row(f"{len(left)} to run", f"{passes:,}", f"{tokens:,}", f"{hours:.2f}", "")
-    Console().print(table)
+    from ..support.tables import of_plan
+
+    rows = [([one.name, "has been run"], ()) if one.done else ([one.name, ""], (one.passes, one.tokens, one.hours))
+            for one in estimates]  # fmt: skip
+    left = sum(not one.done for one in estimates)
+    Console().print(of_plan("what it takes on one core, about", ["claim", ""], rows, f"{left} to run"))
 
 
 def _show(chosen: Any, verdicts: Any) -> None:

@@ -59,3 +59,35 @@ def in_blocks(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], 
             shown.add_row(*(row[column].replace("[", "\\[") for column in (*range(names), *block)))
         tables.append(shown)
     return tables
+
+
+def of_plan(
+    title: str, names: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[float]]], total: str
+) -> Table:
+    """What work takes, and the sum over all of it.
+
+    Args:
+        title: of the table.
+        names: of the first columns.
+        rows: for each piece of work what it is, and its passes, tokens and hours; none where it is done.
+        total: what the last line is called.
+    """
+    from rich.table import Table
+
+    table = Table(*names, title=title)
+    for name in ("passes", "tokens", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for said, numbers in rows:
+        table.add_row(*said, *_numbers(numbers))
+    left = [numbers for _, numbers in rows if numbers]
+    table.add_section()
+    table.add_row(total, *[""] * (len(names) - 1), *_numbers([sum(column) for column in zip(*left, strict=True)]))
+    return table
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    """Passes, tokens and hours as they are printed."""
+    if not values:
+        return ["–", "–", "–"]
+    passes, tokens, hours = values
+    return [f"{passes:,.0f}", f"{tokens:,.0f}", f"{hours:.2f}" if hours >= 0.1 else f"{hours:.1g}"]

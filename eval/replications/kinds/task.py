@@ -14,7 +14,8 @@ from textguide.guidance.spec import label
 from textguide.models import bundled
 
 from ...results.run import RunResult
-from ...sweeps.sweep import SweepOptions, run_sweep
+from ...sweeps.options import SweepOptions
+from ...sweeps.sweep import run_sweep
 from .base import SIDES, Plan, Work, check, field, guidance_of, models_of, rows_of
 
 FIELDS = (

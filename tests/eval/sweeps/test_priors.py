@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from textguide.eval import run_sweep
+from textguide.eval.sweeps.options import SweepOptions
 from textguide.eval.sweeps.priors import prior_matched
-from textguide.eval.sweeps.sweep import SweepOptions
 from textguide.guidance import CFG
 
 
