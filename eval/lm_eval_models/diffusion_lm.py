@@ -131,11 +131,8 @@ class DiffusionLM(AnsweringLM):
         names = [answer_key("gen", self.fingerprint, self.seed, *r.args, *shape) for r in requests]
         answers = Generations(requests, names, self._memo)
         lengths = [self._length(r.args[1]) for r in requests]
-        # The blocks that a cache keeps line up where prompts are of one length.
-        prompts = [len(self.denoiser.encode(r.args[0])) if self.options["cache"] else 0 for r in requests]
         bar = tqdm(total=len(answers.missing), desc="generations", disable=disable_tqdm or not answers.missing)
-        shapes = list(zip(lengths, prompts, strict=True))
-        for (length, _), numbers in _grouped(answers.missing, shapes).items():
+        for length, numbers in _grouped(answers.missing, lengths).items():
             for start in range(0, len(numbers), self.batch_size):
                 chunk = numbers[start : start + self.batch_size]
                 out = diffusion.generate(
@@ -183,8 +180,8 @@ class DiffusionLM(AnsweringLM):
         return {"steps": None if self.steps is None else max(self.steps, length // block), "block_length": block}
 
 
-def _grouped(numbers: Sequence[int], shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-    groups: dict[tuple[int, int], list[int]] = {}
+def _grouped(numbers: Sequence[int], lengths: Sequence[int]) -> dict[int, list[int]]:
+    groups: dict[int, list[int]] = {}
     for number in numbers:
-        groups.setdefault(shapes[number], []).append(number)
+        groups.setdefault(lengths[number], []).append(number)
     return groups

@@ -25,6 +25,13 @@ def _block(block: int, start: int) -> Any:
     return model.eval()
 
 
+def of_blocks(kind: str, seed: int = 3) -> Any:
+    torch.manual_seed(seed)
+    model = tiny.Opened(tiny.VOCABULARY).eval()
+    model.config.model_type, model.config.block_size = kind, 4
+    return model
+
+
 PROMPTS = ["abc", "lkh"]
 
 
@@ -44,6 +51,45 @@ def test_exact_where_attention_is_causal_between_blocks(guidance: Any) -> None:
     options: dict[str, Any] = {"gen_length": 12, "block_length": 4, "guidance": guidance, "temperature": 1.0, "seed": 0}
     plain = diffusion.generate(model, words, PROMPTS, **options)
     cached = diffusion.generate(model, words, PROMPTS, cache=True, **options)
+    assert torch.equal(plain.sequences, cached.sequences)
+    assert cached.passes == plain.passes
+
+
+UNLIKE = ["abc", "ab", "lkhgfe", "d"]
+
+
+@pytest.mark.parametrize("sampler", [None, EntropyBound(0.2)], ids=["quota", "eb"])
+@pytest.mark.parametrize("kind", ["sdar", "fast-dllm"])
+@pytest.mark.parametrize(
+    "guidance",
+    [None, CFG(2.0, negative_prompt="kkkkk"), CFG(2.0, start=0.5), Formula("cond - 0.2*last + 0.5*M('m')")],
+    ids=["plain", "negative", "window", "two models"],
+)
+def test_exact_for_models_of_blocks_behind_prompts_of_any_length(guidance: Any, kind: str, sampler: Any) -> None:
+    model, other, words = of_blocks(kind), of_blocks(kind, seed=4), tiny.tokenizer()
+    options: dict[str, Any] = {"gen_length": 12, "guidance": guidance, "sampler": sampler, "models": {"m": other}}
+    plain = diffusion.generate(model, words, UNLIKE, **options)
+    read = [0]
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.__setitem__(0, read[0] + kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    cached = diffusion.generate(model, words, UNLIKE, cache=True, **options)
+    hook.remove()
+    assert torch.equal(plain.sequences, cached.sequences)
+    assert read[0] < plain.tokens
+
+
+GAPS = ["ab[MASK]c[MASK][MASK]def", "a[MASK]b", "abcdefgh[MASK]i[MASK]"]
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(2.0), CFG(2.0, negative_prompt="k[MASK]")], ids=str)
+@pytest.mark.parametrize("kind", ["sdar", "fast-dllm"])
+@pytest.mark.parametrize("cache", [True, "delayed:refresh=1", "delayed:reads=block"])
+def test_gaps_are_filled_as_without_it(cache: Any, kind: str, guidance: Any) -> None:
+    model, words = of_blocks(kind), tiny.tokenizer()
+    texts = [GAPS[1]] if guidance is not None and guidance.negative_prompt else GAPS
+    plain = diffusion.infill(model, words, texts, guidance=guidance)
+    cached = diffusion.infill(model, words, texts, guidance=guidance, cache=cache)
     assert torch.equal(plain.sequences, cached.sequences)
     assert cached.passes == plain.passes
 
@@ -76,30 +122,20 @@ def test_bidirectional_models_are_approximated() -> None:
     assert not (out.sequences == tiny.MASK).any()
 
 
-@pytest.mark.parametrize("guidance", [None, CFG(2.0), CFG(2.0, start=0.5), CFG(2.0, schedule="linear")], ids=str)
+@pytest.mark.parametrize("guidance", [None, CFG(2.0), CFG(2.0, start=0.5), CFG(2.0, negative_prompt="kkk")], ids=str)
 @pytest.mark.parametrize("seed", [7, 8, 13])
 def test_a_row_is_what_it_is_alone(guidance: Any, seed: int) -> None:
     """Rows that finish their blocks in different steps, where kept values depend on when they were read."""
     torch.manual_seed(seed)
     model, words = tiny.LLaDAModelLM(tiny.VOCABULARY).eval(), tiny.tokenizer()
     options: dict[str, Any] = {"gen_length": 6, "block_length": 3, "guidance": guidance, "cache": True}
-    options["sampler"] = EntropyBound(0.1)
-    prompts = ["ab", "kl", "cd", "ef"]
+    options |= {"sampler": EntropyBound(0.1), "warn": False}
+    prompts = ["ab", "kl", "cdefg", "e"]
     together = diffusion.generate(model, words, prompts, **options)
     alone = [diffusion.generate(model, words, prompt, **options) for prompt in prompts]
     assert together.texts == [one.texts[0] for one in alone]
 
 
-@pytest.mark.parametrize(
-    ("prompts", "guidance", "message"),
-    [
-        (["abc", "ab"], None, "cache=True needs prompts of one length"),
-        (PROMPTS, ACFG(2.0), "A-CFG masks parts of it anew"),
-        (PROMPTS, CFG(2.0, negative_prompt="a"), "leaving negative_prompt out"),
-        (PROMPTS, Formula("cond + M('m')"), "cache=True keeps the keys of one model, and a branch runs 'm'"),
-    ],
-)
-def test_what_leaves_nothing_to_keep_is_refused(prompts: Any, guidance: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        diffusion.generate(opened(None), tiny.tokenizer(), prompts, gen_length=8, cache=True, guidance=guidance,
-                           models={"m": opened(None)})  # fmt: skip
+def test_what_leaves_nothing_to_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match="A-CFG masks parts of it anew"):
+        diffusion.generate(opened(None), tiny.tokenizer(), PROMPTS, gen_length=8, cache=True, guidance=ACFG(2.0))

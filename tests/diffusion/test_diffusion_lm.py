@@ -99,7 +99,7 @@ def test_keys_are_kept_while_texts_are_written(cache: Any, seed: int) -> None:
     model = tiny.LLaDAModelLM(tiny.VOCABULARY).eval()
     options: dict[str, Any] = {"gen_length": 6, "block_length": 3, "guidance": CFG(2.0), "cache": cache}
     options["sampler"] = EntropyBound(0.1)
-    asked = ["ab", "kl", "abc"]  # two lengths, which True cannot have in one batch
+    asked = ["ab", "kl", "abc"]
     found = DiffusionLM(model, tokenizer=words, **options).generate_until(
         [request(text, {"until": []}, doc=n) for n, text in enumerate(asked)], disable_tqdm=True
     )

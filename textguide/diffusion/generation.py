@@ -215,6 +215,7 @@ def infill(
     corrector: int = 0,
     allowed: Any = None,
     constraint: Any = None,
+    cache: Any = False,
     seed: int | None = None,
     keep_history: bool = False,
     warn: bool = True,
@@ -229,6 +230,8 @@ def infill(
         models: as for :func:`generate`.
         constraint: of the whole text of a row, with what is given; an end token is no part of it.
         steps: None: as many as the row with the most masks has. The other arguments are those of :func:`generate`.
+        cache: as for :func:`generate`; the masks of a text are one block, so that True keeps what stands in front of
+            the first of them.
 
     Raises:
         ValueError: an argument has a value that cannot work; the message names it, its value and the remedy.
@@ -238,7 +241,7 @@ def infill(
         "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold, "positions": positions,
         "corrector": corrector, "allowed": allowed, "seed": seed,
     }  # fmt: skip
-    chosen = _for_infilling(model, tokenizer, texts, wanted, models, steps, options, constraint)
+    chosen = _for_infilling(model, tokenizer, texts, wanted, models, steps, options, constraint, caching_of(cache))
     return finish(chosen, wanted, keep_history, warn, whole=True)
 
 
@@ -268,13 +271,13 @@ def _shaping(options: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _for_infilling(
     model: Any, tokenizer: Any, texts: Any, guidance: Guidance | None, models: Mapping[str, Any] | None,
-    steps: int | None, options: dict[str, Any], constraint: Any,
+    steps: int | None, options: dict[str, Any], constraint: Any, cache: Caching | None = None,
 ) -> Sampler:  # fmt: skip
     made, given = denoiser(model, tokenizer), canonical(texts, "texts")
     canvas = canvases.for_infilling(made, [made.encode(text) for text in given])
     steps = int(canvas.target.sum(-1).max()) if steps is None else steps
     plan = checked_plan(count=len(canvas), steps=steps, blocks=1, **{**options, "early_end": False})
-    return _sampler(made, guidance, canvas, given, models, plan, infilling=True, constraint=constraint)
+    return _sampler(made, guidance, canvas, given, models, plan, infilling=True, cache=cache, constraint=constraint)
 
 
 def _for_generation(

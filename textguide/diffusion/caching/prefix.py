@@ -35,28 +35,15 @@ class PrefixCache(Caching):
     def start(
         self, denoisers: Mapping[str, Denoiser], canvas: Canvas, branches: Sequence[tuple[str, Canvas]]
     ) -> dict[str, Kept]:
-        model = denoisers[SELF]
-        refuse_without_cache(model, "True")
-        for name, laid in branches:
-            if name != SELF:
-                raise ValueError(
-                    f"cache=True keeps the keys of one model, and a branch runs {name!r}; use cache='delayed', or "
-                    "leave cache off"
-                )
-            if not torch.equal(laid.target, canvas.target):
-                raise ValueError(
-                    "cache=True needs all branches at the same positions; give every branch as many tokens as the "
-                    "prompt has, such as by leaving negative_prompt out, use cache='delayed', or leave cache off"
-                )
-        starts = {int(row.nonzero()[0, 0]) for row in canvas.target}
-        if len(starts) > 1:
-            raise ValueError(
-                "cache=True needs prompts of one length in a batch, so that the blocks line up; group them by length, "
-                "or use cache='delayed'"
-            )
-        if model.suffix_ids:
-            raise ValueError("cache=True does not work behind a closing frame such as [SEP]; leave cache off")
-        return {SELF: PrefixKeys(model, canvas)}
+        laid = [(SELF, canvas), *branches]
+        for name in dict(laid):
+            refuse_without_cache(denoisers[name], "True")
+            if denoisers[name].suffix_ids:
+                raise ValueError("cache=True does not work behind a closing frame such as [SEP]; leave cache off")
+        return {
+            name: PrefixKeys(denoisers[name], canvas, {n: one for n, (whose, one) in enumerate(laid) if whose == name})
+            for name in dict(laid)
+        }
 
 
 State = tuple[int, frozenset[int]]
@@ -73,11 +60,17 @@ class _Group:
 
 
 class PrefixKeys:
-    """What :class:`PrefixCache` keeps in one run."""
+    """What :class:`PrefixCache` keeps in one run of one denoiser.
 
-    def __init__(self, model: Denoiser, canvas: Canvas) -> None:
+    Args:
+        canvas: that of the conditional branch, which has the blocks.
+        laid: the canvases of the branches that it reads, by their numbers.
+    """
+
+    def __init__(self, model: Denoiser, canvas: Canvas, laid: Mapping[int, Canvas]) -> None:
         self.model = model
-        self._canvas = canvas
+        self._blocks = [block[target] for block, target in zip(canvas.block, canvas.target, strict=True)]
+        self._targets = {n: [row.nonzero()[:, 0] for row in one.target] for n, one in laid.items()}
         self._groups: list[_Group] = []
 
     def read(self, reading: Reading) -> Tensor:
@@ -107,22 +100,21 @@ class PrefixKeys:
         return logits
 
     def _states(self, reading: Reading) -> dict[Slot, State]:
-        rows = torch.tensor([row for _, row in reading.slots], device=reading.ids.device)
-        start = (self._canvas.block[rows] == reading.block[:, None]).int().argmax(-1)
-        # A prompt may end inside of a block, whose beginning then sees what is filled behind it.
-        start -= start % (self.model.block_size or 1)
-        if self.model.shifted:  # what is said of a position is read in front of it
-            start = (start - 1).clamp(min=0)
+        starts: list[int] = []
         branches: dict[int, frozenset[int]] = {}
+        for (branch, row), block in zip(reading.slots, reading.block.tolist(), strict=True):
+            first = int((self._blocks[row] == block).int().argmax())  # of the positions that are written, in order
+            start = int(self._targets[branch][row][first])
+            # A prompt may end inside of a block, whose beginning then sees what is filled behind it.
+            start -= start % (self.model.block_size or 1)
+            # What is said of a position is read in front of it where logits are shifted.
+            starts.append(max(0, start - int(self.model.shifted)))
+            branches[row] = branches.get(row, frozenset()) | {branch}
         if self.model.block_size is not None:
             # Kept values are exact wherever they were read, so that one pass does for all rows. Elsewhere a row is read
             # anew when its own block begins or its branches change, so that it is what it would be alone.
-            start = start.amin().expand(len(rows))
-        else:
-            for branch, row in reading.slots:
-                branches[row] = branches.get(row, frozenset()) | {branch}
-        firsts = zip(reading.slots, start.tolist(), strict=True)
-        return {slot: (first, branches.get(slot[1], frozenset())) for slot, first in firsts}
+            return dict.fromkeys(reading.slots, (min(starts), frozenset()))
+        return {slot: (start, branches[slot[1]]) for slot, start in zip(reading.slots, starts, strict=True)}
 
 
 def _narrowed(group: _Group, states: Mapping[Slot, State]) -> _Group:
