@@ -207,10 +207,12 @@ def test_what_is_dropped_makes_room(closed: bool) -> None:
 def test_tiny_masses_keep_their_digits() -> None:
     """A member of probability 1e-40 beside prefixes that take all the rest."""
     logp = torch.tensor([-93.0, -0.0, -93.5]).log_softmax(-1)
-    root = Prefix()
-    lessons = Lessons()
+    lessons, others = Lessons(), Lessons()
     lessons.root(0)
-    assert lessons.learn(root, root, logp.double().exp(), torch.tensor([True, True, False]), 1) is None  # in no tree
+    root = others.root(0)
+    assert (
+        lessons.learn(root, root, logp.double().exp(), torch.tensor([True, True, False]), 1) is None
+    )  # of no tree here
     root = lessons.root(0)
     behind = lessons.learn(root, root, logp.double().exp(), torch.tensor([True, True, False]), 1)
     assert behind is not None

@@ -65,8 +65,7 @@ def read_prepared(
         apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
         # The rows come into a cache of their own, so that what generate gave may stay empty; a static one may not.
         usual = (fresh or fast) and mask.shape == ids.shape and _are_usual(positions, mask)
-        empty = cache is None or (not isinstance(cache, StaticCache) and cache.get_seq_length() == 0)
-        if apart or known.has_recurrent_state or (usual and empty):
+        if apart or known.has_recurrent_state or (usual and _may_be_left(cache)):
             prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
             rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
             return rows, logits[:, -1].to(ids.device)
@@ -81,6 +80,11 @@ def read_prepared(
         row_of = torch.arange(len(ids), device=rows.device) // step
         rows, logits = SharedRows(rows, row_of), logits[row_of.to(logits.device)]
     return rows, logits[:, -1].to(ids.device)
+
+
+def _may_be_left(cache: Any) -> bool:
+    """Whether nothing is lost where the rows are read into another cache: there is none, or an empty one that grows."""
+    return cache is None or (not isinstance(cache, StaticCache) and cache.get_seq_length() == 0)
 
 
 def _are_usual(positions: Tensor | None, mask: Tensor) -> bool:

@@ -75,10 +75,34 @@ class Prefix:
         self.children, self.chances, self.rest = {}, {}, 0.0
 
     def _grow(self, number: int) -> None:
-        place: Prefix | None = self
-        while place is not None:
-            place.size += number
+        place: Prefix = self
+        place.size += number
+        while place.parent is not None:
             place = place.parent
+            place.size += number
+        if isinstance(place, Root) and place.lessons is not None:
+            place.lessons.prefixes += number
+
+
+class Root(Prefix):
+    """The text in front of the first token.
+
+    Attributes:
+        lessons: those that keep it and count its size; None once they have dropped it.
+    """
+
+    __slots__ = ("lessons",)
+
+    def __init__(self, lessons: Lessons) -> None:
+        super().__init__()
+        self.lessons: Lessons | None = lessons
+        lessons.prefixes += self.size
+
+    def leave(self) -> None:
+        """Be kept no longer."""
+        if self.lessons is not None:
+            self.lessons.prefixes -= self.size
+            self.lessons = None
 
 
 class Lessons:
@@ -95,6 +119,9 @@ class Lessons:
     Raises:
         ValueError: ``max_prefixes`` is no whole number of 1 or more.
 
+    Attributes:
+        prefixes: texts that are kept.
+
     Example:
         >>> with textguide.Lessons():
         ...     for seed in range(10):
@@ -104,9 +131,9 @@ class Lessons:
     def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
         if isinstance(max_prefixes, bool) or not isinstance(max_prefixes, int) or max_prefixes < 1:
             raise ValueError(f"max_prefixes={max_prefixes!r} must be a whole number of 1 or more")
-        self.max_prefixes = max_prefixes
+        self.max_prefixes, self.prefixes = max_prefixes, 0
         self.lock = threading.RLock()
-        self._roots: OrderedDict[Hashable, Prefix] = OrderedDict()
+        self._roots: OrderedDict[Hashable, Root] = OrderedDict()
 
     def __enter__(self) -> Lessons:
         _CURRENT.set((*_CURRENT.get(), self))
@@ -115,18 +142,13 @@ class Lessons:
     def __exit__(self, *_: object) -> None:
         _CURRENT.set(_CURRENT.get()[:-1])
 
-    @property
-    def prefixes(self) -> int:
-        """Texts that are kept."""
-        return sum(root.size for root in self._roots.values())
-
-    def root(self, key: Hashable) -> Prefix:
+    def root(self, key: Hashable) -> Root:
         """The place in front of the first token, for all runs with one ``key``."""
         with self.lock:
             if key not in self._roots:
                 while self._roots and self.prefixes >= self.max_prefixes:
-                    self._roots.popitem(last=False)
-                self._roots[key] = Prefix()
+                    self._roots.popitem(last=False)[1].leave()
+                self._roots[key] = Root(self)
             self._roots.move_to_end(key)
             return self._roots[key]
 
@@ -135,7 +157,7 @@ class Lessons:
         with self.lock:
             return list(place.children), [child.mass for child in place.children.values()]
 
-    def learn(self, place: Prefix, root: Prefix, probs: Tensor, allowed: Tensor, token: int | None) -> Prefix | None:
+    def learn(self, place: Prefix, root: Root, probs: Tensor, allowed: Tensor, token: int | None) -> Prefix | None:
         """Note what the model and the constraint say behind ``place``.
 
         Args:
@@ -148,7 +170,8 @@ class Lessons:
             The place behind ``token``, None where there is none or no room for it.
         """
         with self.lock:
-            if place.mass > 0.0 and token is not None and token not in place.children and self._has_room(root):
+            room = root.lessons is self and self.prefixes < self.max_prefixes
+            if place.mass > 0.0 and token is not None and token not in place.children and room:
                 place.follow(token)
             visited = list(place.children)
             kept = probs * allowed
@@ -158,9 +181,6 @@ class Lessons:
             behind = None if token is None else place.children.get(token)
             place.settle()
             return behind
-
-    def _has_room(self, root: Prefix) -> bool:
-        return any(root is one for one in self._roots.values()) and self.prefixes < self.max_prefixes
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:
