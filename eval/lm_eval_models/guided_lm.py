@@ -170,7 +170,10 @@ class GuidedLM(Answering, HFLM):
     def answers(self, requests: Sequence[Any]) -> Generations:
         """The answers to generation requests under the current setting that are kept, and which are missing."""
         names = [answer_key("gen", self.fingerprint, self.seed, *request.args) for request in requests]
-        return Generations(requests, names, self._memo)
+        found = Generations(requests, names, self._memo)
+        # Long prompts first, so that those of a batch are of about one length, and memory runs out at once or never.
+        found.missing.sort(key=lambda number: -len(requests[number].args[0]))
+        return found
 
     def at_once(self) -> tuple[int, int]:
         """Rows of a batch, and generation requests that a killed run may lose: some full batches."""

@@ -218,18 +218,20 @@ def _texts(lm: Any, task: str, label: str, requests: list[Any], kept: int) -> Pl
     if not requests:
         return PlannedWork(task, label, 0, kept, 0, 0, 0.0)
     rows, chunk = lm.at_once()
+    middle = max(0, len(requests) - rows) // 2  # of the order of length, in which they are written
+    sample = requests[middle : middle + rows]
     found = []
     # Two texts try the model out; then a batch up to its first tokens, and again with some tokens behind them.
     for size, tokens in ((2, 2), (rows, 1), (rows, 1 + STEPS)):
         lm.use_memo(Memory())
         with _watched(lm) as passes:
-            lm.generate_until([_begun(request, tokens) for request in requests[:size]], disable_tqdm=True)
+            lm.generate_until([_begun(request, tokens) for request in sample[:size]], disable_tqdm=True)
         found.append(passes)
     first = len(found[1].tokens)
     reading, steps = found[2].over(0, first), found[2].over(first)
     lengths = [_most(lm, request) for request in requests]
     batches = sum(-(-len(requests[start : start + chunk]) // rows) for start in range(0, len(requests), chunk))
-    share = len(requests) / min(rows, len(requests))
+    share = len(requests) / len(sample)
     longest = sum(lengths) / len(lengths)
     calls = batches * (reading[0] + steps[0] / STEPS * longest)
     positions, seconds = (share * (reading[n] + steps[n] / STEPS * longest) for n in (1, 2))
