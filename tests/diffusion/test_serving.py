@@ -129,6 +129,13 @@ def test_answers_are_those_of_offline_runs(client: Any) -> None:
         model, words, "abce", gen_length=6, guidance="contrastive:alpha=0,beta=0.5", models=models, warn=False
     )
     assert further == alone.texts[0]
+    for cache in (True, "delayed:refresh=2"):
+        for stream in (False, True):
+            kept = complete(client, guidance="cfg:scale=1.5", block_length=3, cache=cache, stream=stream)
+            alone = diffusion.generate(
+                model, words, "abce", gen_length=6, block_length=3, guidance="cfg:scale=1.5", cache=cache, warn=False
+            )
+            assert json.dumps(alone.texts[0]) in kept.text
     filled = client.post("/v1/completions", json={"prompt": "a[MASK]b[MASK]", "infill": True, "seed": 1}).json()
     assert filled["choices"][0]["text"] == diffusion.infill(model, words, "a[MASK]b[MASK]", seed=1).texts[0]
     chat = complete(client, "/v1/chat/completions", messages=[{"role": "user", "content": "abce"}], n=2).json()
@@ -172,6 +179,9 @@ def test_a_stream_is_the_canvas_step_by_step(client: Any) -> None:
         ({"logprobs": 3}, 400, "logprobs=3"),
         ({"colour": "red"}, 400, "'colour' is no field"),
         ({"order": "sideways"}, 400, "order='sideways' is unknown"),
+        ({"cache": 3}, 400, "cache=3 must be true, false or a text"),
+        ({"cache": "always"}, 400, "cache='always' is unknown"),
+        ({"cache": True, "guidance": "acfg:scale=2"}, 400, "A-CFG masks parts of it anew"),
         ({"steps": 1, "block_length": 2}, 400, "steps=1 is fewer than the 3 blocks"),
         ({"steps": 1, "block_length": 2, "stream": True}, 400, "steps=1 is fewer than the 3 blocks"),
         ({"guidance": "cfg:scale=nan"}, 400, "must be a finite number"),

@@ -21,6 +21,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 IGNORED = ("user", "store", "metadata", "stream_options")
 CANVAS = (
     "steps", "block_length", "order", "sampler", "threshold", "positions", "corrector", "early_end", "constraint",
+    "cache",
 )  # fmt: skip
 """Fields of :func:`textguide.diffusion.generate` that a request may set."""
 COMMON = ("model", "seed", "n", "stream", "stop", "temperature", "max_tokens", "guidance", *CANVAS)
@@ -162,6 +163,8 @@ def options_of(given: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
     for name in ("order", "sampler", "positions"):
         if not isinstance(found.get(name, ""), str):
             raise RefusedError(f"{name}={found[name]!r} must be a text")
+    if not isinstance(found.get("cache", False), (bool, str)):
+        raise RefusedError(f"cache={found['cache']!r} must be true, false or a text such as delayed:refresh=4")
     temperature = given.get("temperature", 0.0)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature <= 100:
         raise RefusedError(f"temperature={temperature!r} must be a number between 0 and 100")
