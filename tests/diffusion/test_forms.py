@@ -20,6 +20,7 @@ from textguide.diffusion.forms import lattice
 from textguide.diffusion.forms.base import Asked
 from textguide.diffusion.forms.checked import CheckedForm
 from textguide.diffusion.forms.exact import RegularForm
+from textguide.diffusion.forms.letters import Letters
 from textguide.diffusion.forms.resolving import form_of
 from textguide.diffusion.forms.searched import SearchedForm
 from textguide.guidance.algebra import log_softmax
@@ -146,6 +147,27 @@ def test_the_comparison_sees_wrong_draws(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.undo()
     out = run(Regex("(ab|ba|c)*"), draws, temperature=1.5)
     assert p_value(Counter(tuple(written(out, row)) for row in range(draws)), flat) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_of_a_letter_are_drawn_by_their_shares(dtype: torch.dtype) -> None:
+    letters = Letters(
+        torch.tensor([1, 0, 1, 2, 1, 1, 0]), torch.zeros(2, 3, dtype=torch.long), torch.ones(2).bool(), 0, 1
+    )
+    probs = torch.tensor([0.1, 0.2, 0.3, 0.05, 0.05, 0.0, 0.3], dtype=dtype)
+    logp = probs.log()
+    found = lattice.masses(letters, logp[None])
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.5, 0.45, 0.05]], dtype=torch.float64), atol=1e-7, rtol=0)
+    assert lattice.masses(letters, logp[None], lattice.BEST).exp().tolist()[0] == pytest.approx([0.3, 0.3, 0.05])
+    count = 9000
+    grid = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    for letter, shares in enumerate(({1: 0.4, 6: 0.6}, {0: 2 / 9, 2: 6 / 9, 4: 1 / 9}, {3: 1.0})):
+        chosen = torch.full((count,), letter)
+        drawn = Counter(lattice.tokens_of(letters, logp.expand(count, -1), chosen, grid).tolist())
+        assert drawn == Counter({token: pytest.approx(share * count, abs=1) for token, share in shares.items()})
+        assert lattice.tokens_of(letters, logp.expand(2, -1), chosen[:2], ends).tolist() == [min(shares), max(shares)]
+        assert lattice.tokens_of(letters, logp[None], chosen[:1], None).item() == max(shares, key=lambda t: shares[t])
 
 
 def test_one_draw_at_another_temperature() -> None:

@@ -37,7 +37,7 @@ class RegularForm(Form):
     ) -> None:
         super().__init__(model, canvas, whole, name)
         self.letters = letters
-        self._known: tuple[Tensor, Tensor, Tensor, str] | None = None
+        self._known: tuple[Tensor, Tensor, Tensor, Tensor, str] | None = None
         masked = canvas.masked(model.mask_id)
         everything = torch.zeros(int(masked.sum()), letters.count, dtype=torch.float64, device=masked.device)
         asked = Asked(canvas, torch.arange(len(canvas), device=masked.device), masked, masked, everything)
@@ -50,33 +50,37 @@ class RegularForm(Form):
     def posterior(self, asked: Asked) -> Tensor:
         lines = self._lines(asked)
         wanted = asked.where.gather(1, lines.places) & lines.there
-        weights, behind, kind = self._table(asked, lines)
+        _, weights, behind, kind = self._table(asked, lines)
         before = lattice.forward(self.letters, lines.there, weights.exp() if kind == SUM else weights, kind)
         ahead = lattice.around(self.letters, before, behind, wanted, kind)[wanted]
-        return log_softmax((asked.logp + ahead[:, self.letters.of.to(ahead.device)]).to(asked.logp.dtype))
+        ahead = (ahead - ahead.amax(-1, keepdim=True)).to(asked.logp.dtype)
+        return log_softmax(asked.logp + ahead.index_select(1, self.letters.of.to(ahead.device)))
 
     def draw(self, asked: Asked, temperature: float, uniform: Uniform) -> Tensor:
-        scores = self._open(asked).double()
-        if temperature:
-            scores = scores / temperature
+        logp = self._open(asked)
+        logp = logp / temperature if temperature else logp
         lines = self._lines(asked)
         if temperature == 1.0:
-            _, behind, kind = self._table(asked, lines)
+            masses, _, behind, kind = self._table(asked, lines)
         else:
-            weights = self._weights(asked, lattice.masses(self.letters, scores, LOG if temperature else BEST))
-            behind, kind = self._behind(asked, lines, weights, None if temperature else BEST)
+            masses = lattice.masses(self.letters, logp, LOG if temperature else BEST)
+            behind, kind = self._behind(asked, lines, self._weights(asked, masses), None if temperature else BEST)
+        within = None
         if temperature:
-            counts = asked.masked.sum(-1).tolist()
-            scores = scores + gumbel(uniform(asked.rows.tolist(), counts, scores.shape[1]))
+            noise = uniform(asked.rows.tolist(), asked.masked.sum(-1).tolist(), self.letters.count + 1)
+            masses, within = masses + gumbel(noise[:, :-1]), noise[:, -1]
         open_ = asked.masked.gather(1, lines.places) & lines.there
         logarithms = lattice.logarithms(behind, kind)
-        return lattice.walk(self.letters, lines.there, logarithms, scores, self._fixed(asked, lines), open_)
+        chosen = lattice.walk(self.letters, lines.there, logarithms, masses, self._fixed(asked, lines), open_)
+        return lattice.tokens_of(self.letters, logp, chosen, within)
 
-    def _table(self, asked: Asked, lines: Lines) -> tuple[Tensor, Tensor, str]:
-        """The weights of the distributions as they are, and what :meth:`_behind` makes of them: once for each step."""
+    def _table(self, asked: Asked, lines: Lines) -> tuple[Tensor, Tensor, Tensor, str]:
+        """The masses and weights of the distributions as they are, and what :meth:`_behind` makes of them: once for
+        each step."""
         if self._known is None or self._known[0] is not asked.logp:
-            weights = self._weights(asked, lattice.masses(self.letters, self._open(asked).double()))
-            self._known = (asked.logp, weights, *self._behind(asked, lines, weights))
+            masses = lattice.masses(self.letters, self._open(asked))
+            weights = self._weights(asked, masses)
+            self._known = (asked.logp, masses, weights, *self._behind(asked, lines, weights))
         return self._known[1:]
 
     def _behind(self, asked: Asked, lines: Lines, weights: Tensor, kind: str | None = None) -> tuple[Tensor, str]:

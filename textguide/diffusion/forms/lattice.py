@@ -36,15 +36,34 @@ class Lines:
 
 
 def masses(letters: Letters, logp: Tensor, kind: str = LOG) -> Tensor:
-    """The log-probability of each letter, (N, V) → (N, C); as ``BEST``, of its most likely token."""
+    """The log-probability of each letter, (N, V) → float64 (N, C); as ``BEST``, of its most likely token."""
     of = letters.of.to(logp.device)
     best = logp.new_full((len(logp), letters.count), -math.inf)
     best.scatter_reduce_(1, of.expand(len(logp), -1), logp, "amax")
     if kind == BEST:
-        return best
+        return best.double()
     kept = torch.where(torch.isneginf(best), 0.0, best)
-    total = torch.zeros_like(best).index_add_(1, of, torch.exp(logp - kept[:, of]))
-    return kept + total.log()
+    # Vocabularies are large: each term in the dtype of the distributions, which says no more, and the sum in float64.
+    terms = torch.exp(logp - kept.index_select(1, of)).double()
+    total = torch.zeros(best.shape, dtype=torch.float64, device=logp.device).index_add_(1, of, terms)
+    return kept.double() + total.log()
+
+
+def tokens_of(letters: Letters, logp: Tensor, chosen: Tensor, uniform: Tensor | None) -> Tensor:
+    """A token of each letter, (N,).
+
+    Args:
+        logp: (N, V).
+        chosen: the letters, (N,).
+        uniform: float64 numbers from [0, 1) that draw from the tokens of the letter, (N,); None: the likeliest of them.
+    """
+    within = torch.where(letters.of.to(logp.device) == chosen[:, None], logp, -math.inf)
+    if uniform is None:
+        return within.argmax(-1)
+    sums = torch.exp(within - within.amax(-1, keepdim=True)).double().cumsum(-1)
+    # A product that is rounded up to the sum itself would be behind the last token.
+    places = torch.minimum(uniform * sums[:, -1], torch.nextafter(sums[:, -1], torch.zeros_like(sums[:, -1])))
+    return torch.searchsorted(sums, places[:, None], right=True)[:, 0]
 
 
 def backward(letters: Letters, there: Tensor, weights: Tensor, kind: str) -> Tensor:
@@ -95,34 +114,33 @@ def around(letters: Letters, before: Tensor, behind: Tensor, wanted: Tensor, kin
 
 
 def walk(letters: Letters, there: Tensor, behind: Tensor, scores: Tensor, fixed: Tensor, open_: Tensor) -> Tensor:
-    """One text a row: at each position the token with the largest score, in the state that those before lead to.
+    """One text a row: at each position the letter with the largest score, in the state that those before lead to.
 
     With Gumbel noise in ``scores`` this is an exact draw (``behind`` sums over all ways); without it, the most likely
     text (``behind`` of the best way).
 
     Args:
         behind: as logarithms, (J + 1, S, B).
-        scores: of the tokens at open positions in row-major order, (N, V).
+        scores: of the letters at open positions in row-major order, (N, C).
         fixed: the letter that stands at each position, (B, J).
         open_: positions to choose for, bool (B, J).
 
     Returns:
-        the tokens of the open positions, (N,).
+        the letters of the open positions, (N,).
     """
-    of, table = letters.of.to(scores.device), letters.table.to(scores.device)
+    table = letters.table.to(scores.device)
     state = torch.full((len(fixed),), letters.start, device=scores.device)
     number = (open_.flatten().cumsum(0) - 1).view(open_.shape)
-    tokens = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    chosen = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
     for j in range(open_.shape[1]):
         letter = fixed[:, j].clone()
         rows = open_[:, j].nonzero()[:, 0]
         if len(rows):
-            ahead = behind[j + 1][table[state[rows]], rows[:, None]]
             index = number[rows, j]
-            chosen = (scores[index] + ahead[:, of]).argmax(-1)
-            tokens[index], letter[rows] = chosen, of[chosen]
+            ahead = behind[j + 1][table[state[rows]], rows[:, None]]
+            chosen[index] = letter[rows] = (scores[index] + ahead).argmax(-1)
         state = torch.where(there[:, j], table[state, letter], state)
-    return tokens
+    return chosen
 
 
 def _one(kind: str) -> float:
