@@ -47,6 +47,7 @@ ROOMS = {
     "eval": "eval",
     "textguide/batch": "batch",
     "textguide/playground": "playground",
+    "textguide/__main__": "cli",
     "textguide/cli": "cli",
 }
 _RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "engine"}
@@ -298,7 +299,7 @@ def test_circles_are_seen() -> None:
 
 
 def test_the_package_is_seen_at_a_glance() -> None:
-    entries = [path.name for path in (ROOT / "textguide").iterdir() if path.name != "__pycache__"]
+    entries = [path.name for path in (ROOT / "textguide").iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert len(entries) <= 22, sorted(entries)
 
 

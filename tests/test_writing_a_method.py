@@ -50,16 +50,16 @@ class TestOnTheBundledModel:
     def test_the_command_knows_it(self, folder: Path) -> None:
         spelled = "top-cfg:scale=2,k=20"
         options = ["--max-new-tokens", "4", "--json", "--guidance", spelled]
-        out = run(folder, "-m", "textguide.cli", "generate", "The dragon opened one eye", *options)
+        out = run(folder, "-m", "textguide", "generate", "The dragon opened one eye", *options)
         assert json.loads(out)
 
 
 def test_it_is_in_the_matrix(folder: Path) -> None:
-    (row,) = json.loads(run(folder, "-m", "textguide.cli", "methods", "top-cfg", "--matrix", "--json"))
+    (row,) = json.loads(run(folder, "-m", "textguide", "methods", "top-cfg", "--matrix", "--json"))
     assert set(row["cells"].values()) == {True}
 
 
 def test_a_module_that_is_not_there_is_named(folder: Path) -> None:
     (folder / "top_cfg.py").unlink()
-    out = run(folder, "-m", "textguide.cli", "methods", expected=1)
+    out = run(folder, "-m", "textguide", "methods", expected=1)
     assert "TEXTGUIDE_METHODS=top_cfg: the module cannot be imported" in out

@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     source.write_text("".join(json.dumps(row) + "\n" for row in rows(arguments.rows)))
     shards = -(-arguments.rows // arguments.rows_per_shard)
     command = [
-        sys.executable, "-W", "ignore", "-m", "textguide.cli", "batch", str(source), "--out", str(out),
+        sys.executable, "-W", "ignore", "-m", "textguide", "batch", str(source), "--out", str(out),
         "--model", arguments.model, "--backend", arguments.backend, "--negative-prompt-column", "away",
         "--rows-per-shard", str(arguments.rows_per_shard), "--replicas", str(arguments.replicas),
         "--batch-size", str(arguments.batch_size), "--max-new-tokens", str(arguments.tokens), "--temperature", "1",

@@ -167,7 +167,7 @@ def main() -> None:
     server = None
     url = arguments.url
     if url is None:
-        command = ["-m", "textguide.cli", "serve", "--diffusion", arguments.model, "--port", "0", "--device", "cpu"]
+        command = ["-m", "textguide", "serve", "--diffusion", arguments.model, "--port", "0", "--device", "cpu"]
         server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         found = re.search(r"http://\S+?:\d+", server.stdout.readline())

@@ -1,7 +1,7 @@
 """Runs a module or a script with vLLM's processes forked, which start at once: on a CPU vLLM spawns them, and each
 imports everything again. For tests, whose processes have one thread of OpenMP (it does not survive a fork)::
 
-    OMP_NUM_THREADS=1 python scripts/bench/forked.py -m textguide.cli serve smollm2
+    OMP_NUM_THREADS=1 python scripts/bench/forked.py -m textguide serve smollm2
 """
 
 from __future__ import annotations

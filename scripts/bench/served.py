@@ -80,7 +80,7 @@ def serving(model: str, *options: str, guided: bool = True, log: Path | None = N
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     if guided:
-        command = [sys.executable, "-W", "ignore", "-m", "textguide.cli", "serve", model]
+        command = [sys.executable, "-W", "ignore", "-m", "textguide", "serve", model]
     else:
         # `vllm serve` looks for a package called vllm, and the build for CPUs is called otherwise.
         entry = "from vllm.entrypoints.launchers.api_server.entry import main; main()"

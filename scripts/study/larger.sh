@@ -15,7 +15,7 @@ model=$("$python" scripts/bench/larger_model.py)
 run() {
   local name=$1
   shift
-  "$python" -m textguide.cli eval --model "$model" --dtype bfloat16 --scales 1,1.25,1.5,2 --select-on none \
+  "$python" -m textguide eval --model "$model" --dtype bfloat16 --scales 1,1.25,1.5,2 --select-on none \
     --output "$folder/$name" $plan "$@"
 }
 for temperature in 0.2 0.6; do

@@ -47,7 +47,7 @@ def main() -> None:
         arguments.out.parent.mkdir(exist_ok=True)
         command = ["lookahead", "train", "--model", "smollm2", "--openings", str(openings), "--out", str(arguments.out)]
         command += ["--tokens", arguments.tokens, "--states", arguments.states, "--overwrite"]
-        subprocess.run([sys.executable, "-m", "textguide.cli", *command], check=True)
+        subprocess.run([sys.executable, "-m", "textguide", *command], check=True)
 
 
 if __name__ == "__main__":

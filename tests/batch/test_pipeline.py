@@ -27,7 +27,7 @@ def test_killed_and_gone_on_with(model_folder: str, tmp_path: Path) -> None:
     path, out = write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
     options = {"max_new_tokens": 40, "temperature": 1.0}
     command = [
-        sys.executable, "-m", "textguide.cli", "batch", str(path), "--out", str(out), "--model", model_folder,
+        sys.executable, "-m", "textguide", "batch", str(path), "--out", str(out), "--model", model_folder,
         "--device", "cpu", "--scale", "2", "--negative-prompt-column", "away", "--backend", "transformers",
         "--rows-per-shard", "2", "--replicas", "2", "--cpus", "0.5", "--seed", "3", "--max-new-tokens", "40",
         "--temperature", "1", "--batch-size", "2", "--json",

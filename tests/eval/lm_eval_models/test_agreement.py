@@ -47,7 +47,7 @@ def test_scale_one_equals_lm_eval_on_the_bundled_model() -> None:
 
 def test_two_processes_give_the_result_of_one(tiny_model: str, tmp_path: Path) -> None:
     common = [
-        "-m", "textguide.cli", "eval", "--tasks", "lambada_mini", "--scales", "1,1.5", "--limit", "7", "--model",
+        "-m", "textguide", "eval", "--tasks", "lambada_mini", "--scales", "1,1.5", "--limit", "7", "--model",
         tiny_model, "--device", "cpu", "--dtype", "float32", "--batch-size", "1",
     ]  # fmt: skip
     environment = {

@@ -70,7 +70,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path) -> None:
     register(whole, "one")
     place = register(killed, "one")
     assert main(["replicate", "one", "--folder", str(whole)]) == 0
-    command = [sys.executable, "-m", "textguide.cli", "replicate", "--all", "--folder", str(killed)]
+    command = [sys.executable, "-m", "textguide", "replicate", "--all", "--folder", str(killed)]
     run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     journal = place / ".work" / "journal.jsonl"
     until = time.monotonic() + 240
