@@ -150,8 +150,8 @@ def draw_flips(run: RunResult, labels: Sequence[str] | None = None) -> Figure | 
             if pair is not None and is_binary(pair[0]) and is_binary(pair[1]):
                 matrix = flip_matrix(*pair)
                 gained, lost = int(matrix[0, 1]), int(matrix[1, 0])
-                if gained or lost:
-                    found.setdefault(task, []).append((label, gained, lost, int(matrix.sum())))
+                if guided and (gained or lost):
+                    found.setdefault(task + _which(guided), []).append((label, gained, lost, int(matrix.sum())))
     if not found:
         return None
     most = max(len(rows) for rows in found.values())
@@ -173,7 +173,7 @@ def draw_flips(run: RunResult, labels: Sequence[str] | None = None) -> Figure | 
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_title(f"{short(task, 22)}, {rows[0][3]:,} items", fontsize=9.5)
+        axes.set_title(f"{short(task, 22 if len(found) > 1 else 40)}, {rows[0][3]:,} items", fontsize=9.5)
     figure.supxlabel("items that guidance made wrong (left) and right (right)", fontsize=9)
     return figure
 
@@ -241,8 +241,15 @@ def _title(entry: TaskResult) -> str:
 def _axis(entry: TaskResult) -> str:
     """The metric in words, with an arrow towards the better."""
     metric = entry.primary.partition(",")[0]
-    shown = TITLES.get(metric, metric.replace("_", " "))
+    shown = TITLES.get(metric, metric.replace("_", " ")) + _which(entry)
     return f"{shown} {'↑' if entry.metrics[entry.primary].higher_is_better else '↓'}"
+
+
+def _which(entry: TaskResult) -> str:
+    """How the answers of the primary metric were read, where others of its name read them otherwise."""
+    metric, _, read = entry.primary.partition(",")
+    several = sum(key.partition(",")[0] == metric for key in entry.metrics) > 1
+    return f" ({read})" if several else ""
 
 
 def _families(run: RunResult) -> dict[str, list[str]]:

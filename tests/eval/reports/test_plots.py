@@ -63,6 +63,17 @@ def test_values_are_drawn_with_intervals() -> None:
         assert axes.get_ylabel() == "accuracy ↑"
 
 
+def test_one_of_several_ways_to_read_answers_is_named() -> None:
+    run = run_of({"plain": None, **cfg(1.5, 2)})
+    for result in run.tasks:
+        for kept in (result.metrics, result.items):
+            kept["acc,strict"] = kept["acc,loose"] = kept.pop("acc,none")
+    (axes, *_) = plots.draw_values(run).figure.axes  # type: ignore[union-attr]
+    assert axes.get_ylabel() == "accuracy (strict) ↑"
+    (axes, *_) = plots.draw_flips(run).figure.axes  # type: ignore[union-attr]
+    assert axes.get_title(loc="left") == "a (strict), 60 items"
+
+
 def test_curves_carry_their_names() -> None:
     run = run_of({"plain": None, **cfg(1.5, 2), **cfg(1.5, 2, negative_prompt="bad")})
     figure = plots.draw_values(run)
