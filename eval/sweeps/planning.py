@@ -36,7 +36,7 @@ class PlannedWork:
         kept: those that it has.
         passes: times that a model is called; for texts at most, as if each were as long as it may be.
         tokens: positions that are read or written, over all rows, branches and models; for texts at most.
-        hours: on this machine, from one batch that was run; for texts at most.
+        hours: on this machine, about: from one batch that was run, whose first tokens stand for all.
     """
 
     task: str
