@@ -19,6 +19,7 @@ from textguide.diffusion.guiding import Guide, checked_guidance
 from textguide.diffusion.likelihood import masked_log_likelihoods
 from textguide.guidance import (
     AWRS,
+    BetaCFG,
     BranchGuidance,
     ContextAware,
     ContrastiveDecoding,
@@ -53,6 +54,9 @@ KINDS = ("bert", "llada", "dream")
 
 def setting(name: str) -> Any:
     found = SETTINGS[name]
+    if isinstance(found, BetaCFG) and found.a > 1:
+        # At the first step a density of 0 leaves a canvas of masks alone, whose positions are all equally sure.
+        found = dataclasses.replace(found, a=1.0)
     return dataclasses.replace(found, context=PASSAGES) if isinstance(found, ContextAware) else found
 
 

@@ -92,7 +92,8 @@ def test_nothing_is_read_twice(guidance: Any, passes: int) -> None:
     read.clear()
     found = guided(ids).logits
     assert len(read) == passes
-    assert torch.equal(found[:, :4], model(ids).logits[:, :4])
+    # A batch of another size may be rounded otherwise.
+    torch.testing.assert_close(found[:, :4], model(ids).logits[:, :4], atol=1e-5, rtol=1e-5)
     assert made.block_size == BLOCK  # whose denoiser it is
 
 
