@@ -54,9 +54,6 @@ KINDS = ("bert", "llada", "dream")
 
 def setting(name: str) -> Any:
     found = SETTINGS[name]
-    if isinstance(found, BetaCFG) and found.a > 1:
-        # At the first step a density of 0 leaves a canvas of masks alone, whose positions are all equally sure.
-        found = dataclasses.replace(found, a=1.0)
     return dataclasses.replace(found, context=PASSAGES) if isinstance(found, ContextAware) else found
 
 
@@ -135,6 +132,10 @@ def test_one_step_is_the_oracle(kind: str, name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_is_the_oracle_and_batch_is_single(kind: str, name: str) -> None:
     guidance, made = setting(name), denoiser(*tiny.build(kind))
+    if isinstance(guidance, BetaCFG):
+        # A density of 0 at the first step leaves a canvas of masks alone, whose positions are all equally sure, and at
+        # power 1 a step between two distributions that hardly differ has the direction of a rounding error.
+        guidance = dataclasses.replace(guidance, a=1.0, power=0.5)
     options: dict[str, Any] = {"gen_length": 6, "steps": 4, "block_length": 3, "early_end": False, "warn": False}
     models = models_of(kind, guidance)
     out = diffusion.generate(made, None, list(PROMPTS), guidance=guidance, models=models, **options)
