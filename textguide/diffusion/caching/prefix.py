@@ -69,8 +69,12 @@ class PrefixKeys:
 
     def __init__(self, model: Denoiser, canvas: Canvas, laid: Mapping[int, Canvas]) -> None:
         self.model = model
-        self._blocks = [block[target] for block, target in zip(canvas.block, canvas.target, strict=True)]
-        self._targets = {n: [row.nonzero()[:, 0] for row in one.target] for n, one in laid.items()}
+        blocks = [block[target].tolist() for block, target in zip(canvas.block, canvas.target, strict=True)]
+        # Where each block begins: the last of a block's positions in reverse order stays in the dictionary.
+        self._starts = {
+            (branch, row): dict(zip(blocks[row][::-1], target.nonzero()[:, 0].flip(0).tolist(), strict=True))
+            for branch, one in laid.items() for row, target in enumerate(one.target)
+        }  # fmt: skip
         self._groups: list[_Group] = []
 
     def read(self, reading: Reading) -> Tensor:
@@ -103,8 +107,7 @@ class PrefixKeys:
         starts: list[int] = []
         branches: dict[int, frozenset[int]] = {}
         for (branch, row), block in zip(reading.slots, reading.block.tolist(), strict=True):
-            first = int((self._blocks[row] == block).int().argmax())  # of the positions that are written, in order
-            start = int(self._targets[branch][row][first])
+            start = self._starts[branch, row][block]
             # A prompt may end inside of a block, whose beginning then sees what is filled behind it.
             start -= start % (self.model.block_size or 1)
             # What is said of a position is read in front of it where logits are shifted.
