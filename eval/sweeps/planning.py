@@ -79,9 +79,7 @@ def plan_sweep(
     labels = labels_of(settings)
     specs, manager = task_room.resolve(list(tasks), options.data, options.repeats)
     kept = _kept(output, identity_of(tasks, settings, options, arguments))
-    lm = model_for(settings, options.seed, arguments)
-    if lm.uncond != "last-token":
-        lm.tasks = dict(manager.load(specs)["tasks"])
+    lm = model_for(settings, options.seed, arguments, specs, manager)
     asked = _Requests(lm)
     with asked.collected():
         evaluate(lm, specs, manager, options, predict_only=True)

@@ -71,10 +71,8 @@ def run_sweep(
     identity = identity_of(tasks, settings, options, arguments)
     if output is not None:
         claim(output, identity)
-    lm = model_for(settings, options.seed, arguments)
+    lm = model_for(settings, options.seed, arguments, specs, manager)
     with _memo(lm, output, identity):
-        if lm.uncond != "last-token":
-            lm.tasks = dict(manager.load(specs)["tasks"])
         runs = []
         for number in range(len(settings)):
             lm.current = number
@@ -114,18 +112,26 @@ def run_sweep(
     return result
 
 
-def model_for(settings: Sequence[Any], seed: int, arguments: Mapping[str, Any]) -> Any:
+def model_for(settings: Sequence[Any], seed: int, arguments: Mapping[str, Any], specs: Any, manager: Any) -> Any:
     """lm-eval's model: ``backend="diffusion"`` for a masked diffusion model, ``"vllm"`` for an engine, else one that
-    reads left to right."""
-    if arguments.get("backend") == "diffusion":
+    reads left to right. It knows the tasks where an unconditional context leaves out what they say."""
+    options = {name: value for name, value in arguments.items() if name != "backend"}
+    lm = _class_of(arguments.get("backend"))(settings=settings, seed=seed, **options)
+    if lm.uncond != "last-token":
+        lm.tasks = dict(manager.load(specs)["tasks"])
+    return lm
+
+
+def _class_of(backend: str | None) -> Any:
+    if backend == "diffusion":
         from ..lm_eval_models.diffusion_lm import DiffusionLM
 
-        return DiffusionLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
-    if arguments.get("backend") == "vllm":
+        return DiffusionLM
+    if backend == "vllm":
         from ..lm_eval_models.vllm_lm import VLLMGuidedLM
 
-        return VLLMGuidedLM(settings=settings, seed=seed, **{k: v for k, v in arguments.items() if k != "backend"})
-    return GuidedLM(settings=settings, seed=seed, **arguments)
+        return VLLMGuidedLM
+    return GuidedLM
 
 
 def evaluate(
