@@ -69,7 +69,7 @@ class CAIFLogitsProcessor(LogitsProcessor):
                 raise ValueError(f"{' and '.join(missing)} must be given, or a guidance= that holds them")
             guidance = CAIF(**given)
         parts = split(as_guidance(guidance))
-        if parts.branching is not None or parts.constraint is not None:
+        if parts.branching is not None or parts.sampling is not None:
             raise ValueError(f"guidance={guidance!r} must be textguide.CAIF or Reward, or a sequence of them")
         if horizon is None and any(part.is_timed for part in parts.reweighting):
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")

@@ -92,8 +92,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self.constraint: AWRSLogitsProcessor | None = None
         if parts.reweighting:
             self.reweighting = CAIFLogitsProcessor(model, tokenizer, guidance=parts.reweighting, horizon=horizon)
-        if isinstance(parts.constraint, AWRS):
-            self.constraint = AWRSLogitsProcessor(parts.constraint, tokenizer, horizon=horizon, generator=generator)
+        if isinstance(parts.sampling, AWRS):
+            self.constraint = AWRSLogitsProcessor(parts.sampling, tokenizer, horizon=horizon, generator=generator)
 
     @property
     def effect(self) -> Effect:

@@ -53,7 +53,7 @@ ROOMS = {
 _RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "engine"}
 _LOOPS = {*_RUNS, "diffusion", "captioning", "distillation", "functions"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "guidance": set(),
+    "guidance": {"support"},
     "support": set(),
     "constraints": {"support"},
     "models": {"support", "forward"},
@@ -104,11 +104,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALLOWED: dict[str, set[str]] = {
     # Views are values of the rules; how a model is seen in parts belongs to how it is run.
     "textguide.forward.model_views": {"guidance"},
-    # Classes that users name by their place.
-    "textguide.guidance.plugins": {"support"},
-    # Guidances show themselves in notebooks, as results do.
-    "textguide.guidance.base": {"support"},
-    "textguide.guidance.composed": {"support"},
 }
 """Single files that import more than their room."""
 BARE = {"eval", "tasks", "logits_processors"}

@@ -18,7 +18,7 @@ from .engine.run import Batch, Request, Run, stop_texts
 from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
 from .forward.prefill import pad_left
-from .guidance import EAGer, as_guidance, split
+from .guidance import EAGer, as_guidance, parts_of, split
 from .support.showing import Block, Line, Shown, figure, table
 
 LONGEST = 128
@@ -185,10 +185,11 @@ def stream(
         guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, models=models,
         include_stop=include_stop, observer=observer, stopping_criteria=stopping_criteria, vocabulary=vocabulary,
     )  # fmt: skip
-    if request.particles > 1:
-        what = "max_branches" if request.forks else "particles"
-        raise ValueError(f"{what}={request.particles} may still change what is written; stream with {what}=1")
-    if getattr(split(request.guidance).constraint, "sampler", None) == "cars":
+    sampling = split(request.guidance).sampling
+    if sampling is not None and sampling.particles > 1:
+        what = sampling.rows_field
+        raise ValueError(f"{what}={sampling.particles} may still change what is written; stream with {what}=1")
+    if split(request.guidance).restarts:
         raise ValueError(
             "sampler='cars' begins texts again, so that none can be streamed; use sampler='awrs' or 'asap'"
         )
@@ -263,9 +264,8 @@ def eager(
         >>> out.texts[0]  # doctest: +SKIP
     """
     given = as_guidance(guidance)
-    parts = [] if given is None else list(getattr(given, "parts", (given,)))
     branches = EAGer(entropy_threshold, max_branches)
-    result = generate(model, tokenizer, prompts, [*parts, branches], **options)
+    result = generate(model, tokenizer, prompts, [*parts_of(given), branches], **options)
     if result.origins is None:  # one branch a prompt is plain decoding
         result.origins = [None] * len(result.texts)
     used = result.finished.tolist() if result.finished is not None else [True] * len(result.texts)

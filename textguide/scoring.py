@@ -22,7 +22,7 @@ from .generation import generate
 from .guidance import AWRS, CFG, Guidance, as_guidance, split, with_scale
 from .guidance.places import check_place
 from .guidance.views import View
-from .support.arguments import check_model_and_tokenizer
+from .support.checks import check_model_and_tokenizer
 from .support.errors import NoParticleLeftWarning
 from .support.showing import Block, Line, Shown, Table
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import GuidedDecoding, empty_source
 from textguide.engine.given_texts import Item, decoder_start, leading
-from textguide.guidance import EAGer, Guidance, split
+from textguide.guidance import Guidance, split
 from textguide.models import bundled, load, small
 from textguide.models.adapters import load_further
 from textguide.models.loading import checked_device, checked_dtype, explained, locate
@@ -211,8 +211,8 @@ class GuidedLM(Answering, HFLM):
             texts = [self._contexts[text] for text in self._batch_contexts]
             room = self.max_length - (max_length - context.shape[1])
             rows = [[self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in texts]]
-        several = getattr(parts.constraint, "particles", 1)
-        if isinstance(parts.constraint, EAGer):  # a row for every branch, which transformers makes for samples alone
+        several = parts.particles
+        if parts.forks:  # a row for every branch, which transformers makes for samples alone
             context = context.repeat_interleave(several, 0)
             generation_kwargs["attention_mask"] = generation_kwargs["attention_mask"].repeat_interleave(several, 0)
             rows = None if rows is None else [[row for row in branch for _ in range(several)] for branch in rows]

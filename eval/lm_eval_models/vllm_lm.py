@@ -73,7 +73,7 @@ class VLLMGuidedLM(AnsweringLM):
         for setting in self.settings:
             check_place(setting, "vllm")
             parts = split(setting)
-            if parts.constraint is not None:
+            if parts.sampling is not None:
                 raise ValueError(
                     f"guidance={setting!r} draws texts with weights, which an answer has no room for here; use "
                     "textguide.generate"

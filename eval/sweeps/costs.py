@@ -59,7 +59,7 @@ def token_costs(
 
             hooks = [one.register_forward_pre_hook(add, with_kwargs=True) for one in (model, *further.values())]
             # A constraint says itself where a text may end, and here it may be cut off before.
-            whole: dict[str, Any] = {"min_new_tokens": new} if split(as_guidance(guidance)).constraint is None else {}
+            whole: dict[str, Any] = {"min_new_tokens": new} if split(as_guidance(guidance)).sampling is None else {}
             begun = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoParticleLeftWarning)

@@ -135,7 +135,7 @@ def _divergences(
         items = as_items(model, tokenizer, list(prompts), list(tokens), None, leading([guide]))
         distributions(model, items[:1], guide, tokenizer=tokenizer, models=models)
     except ValueError:
-        if split(guide).constraint is None:
+        if split(guide).sampling is None:
             raise
         return None
     for start in range(0, len(items), AT_ONCE):

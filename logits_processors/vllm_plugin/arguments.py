@@ -118,13 +118,13 @@ def _described(params: Any, extra: Mapping[str, Any], limits: Limits, given: Giv
     drawn: dict[str, Any] = {}
     branching, weighs = parts.branching, False
     try:
-        if isinstance(parts.constraint, FeynmanKac):
-            branching, weighs = _weighed(params, parts.constraint, branching), True
-            if parts.constraint.particles > 1:
-                drawn = {"population": parts.constraint.constrained}
+        if isinstance(parts.sampling, FeynmanKac):
+            branching, weighs = _weighed(params, parts.sampling, branching), True
+            if parts.sampling.particles > 1:
+                drawn = {"population": parts.sampling.constrained}
         caif = tuple(_engines(one, limits) for one in parts.reweighting)
-        if isinstance(parts.constraint, AWRS):
-            drawn = _awrs(params, {**requested(parts.constraint), CRITIC: extra.get(CRITIC)}, limits)
+        if isinstance(parts.sampling, AWRS):
+            drawn = _awrs(params, {**requested(parts.sampling), CRITIC: extra.get(CRITIC)}, limits)
         elif extra.get(CRITIC) is not None:
             raise ValueError(f"{CRITIC}={_brief(extra[CRITIC])} weighs texts of awrs; name it in guidance")
     except ValueError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from textguide.engine import branch_inputs
-from textguide.guidance import BranchGuidance, Guidance, as_guidance, split
+from textguide.guidance import BranchGuidance, Guidance, as_guidance, parts_of, split
 from textguide.guidance.base import SELF
 from textguide.guidance.composed import Parts
 from textguide.guidance.places import check_place
@@ -98,7 +98,7 @@ def check(guidance: Guidance | None, models: Collection[str] = ()) -> None:
     Raises:
         ValueError: the message names the method, the reason and the place that can.
     """
-    for part in () if guidance is None else getattr(guidance, "parts", (guidance,)):
+    for part in parts_of(guidance):
         if part.is_neutral:
             continue
         check_place(part, "vllm")

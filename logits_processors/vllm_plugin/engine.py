@@ -115,13 +115,13 @@ def carried(
     """
     check(guidance, models)
     parts = split(guidance)
-    if isinstance(parts.constraint, FeynmanKac):
-        return parts, parts.constraint.to_dict(), {}
-    if parts.constraint is None:
+    if isinstance(parts.sampling, FeynmanKac):
+        return parts, parts.sampling.to_dict(), {}
+    if parts.sampling is None:
         return parts, None, {}
-    assert isinstance(parts.constraint, AWRS)
-    constraint = travelling(parts.constraint, constraints)
-    critic = critic_name(parts.constraint, critics)
+    assert isinstance(parts.sampling, AWRS)
+    constraint = travelling(parts.sampling, constraints)
+    critic = critic_name(parts.sampling, critics)
     return parts, constraint, {} if critic is None else {CRITIC: critic}
 
 
@@ -182,7 +182,7 @@ def generate(
     asked = options.pop("adapter", None)
     served = {} if asked is None else {"lora_request": find("adapter", asked, adapters).request(llm.lora_request)}
     _check_classifier(config, parts.reweighting)
-    particles = getattr(parts.constraint, "particles", 1)
+    particles = parts.particles
     tokenizer = tokenizer or llm.get_tokenizer()
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
     ids = [branch_inputs.encode(prompt, tokenizer, f"prompts[{n}]") for n, prompt in enumerate(canonical)]

@@ -18,7 +18,7 @@ import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
 from textguide.engine.branch_inputs import branch_rows
-from textguide.guidance import Contrast, Formula, Guidance, as_guidance, split
+from textguide.guidance import Contrast, Formula, Guidance, as_guidance, parts_of, split
 from textguide.guidance.algebra import log_softmax
 from textguide.support.errors import NoParticleLeftWarning
 from textguide.support.files import write_json
@@ -86,7 +86,7 @@ class Spec:
     def method(self) -> str:
         """The names of the methods of its guidance."""
         guidance = self.guidance
-        parts = getattr(guidance, "parts", () if guidance is None else (guidance,))
+        parts = parts_of(guidance)
         if self.negative_lora is not None:
             return "cfg of adapters" + ("" if self.pattern is None else " + awrs")
         return " + ".join([*(part.name for part in parts), *([] if self.pattern is None else ["awrs"])]) or "plain"
@@ -293,7 +293,7 @@ def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] 
     guidance: Any = spec.guidance
     model = model if spec.adapter is None else (models or {})[spec.adapter]
     if spec.pattern is not None:
-        parts = () if guidance is None else getattr(guidance, "parts", (guidance,))
+        parts = parts_of(guidance)
         guidance = [*parts, AWRS(Regex(spec.pattern, engine="xgrammar"))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)

@@ -252,7 +252,7 @@ def test_broken_rows_are_those_without_a_distribution() -> None:
     ],
 )
 def test_factors_that_leave_float32_are_refused(make: Callable[[], Guidance]) -> None:
-    with pytest.raises(ValueError, match=r"lies outside ±1e\+06|must hold pairs|1000 at most"):
+    with pytest.raises(ValueError, match=r"is outside ±1e\+06|must hold pairs|1000 at most"):
         make()
 
 

@@ -98,7 +98,7 @@ def test_composition() -> None:
     assert both.parts == (CFG(2.0), caif, other)
     assert Guidance.from_json(both.to_json()) == both
     parts = split(both)
-    assert (parts.branching, parts.reweighting, parts.constraint) == (CFG(2.0), (caif, other), None)
+    assert (parts.branching, parts.reweighting, parts.sampling) == (CFG(2.0), (caif, other), None)
     assert split(as_guidance([CFG(1.0), CAIF("sentiment", "positive", 0)])) == split(None)
     assert as_guidance([caif]) is caif
     assert as_guidance([]) is None

@@ -131,7 +131,7 @@ def test_identity_and_composition() -> None:
     assert parse("power-sampling:alpha=2,particles=4,resampling=systematic") == guidance
     parts = split(guidance)
     assert parts.branching == Formula("2.0*cond")
-    assert parts.constraint == FeynmanKac(4, resampling="systematic")
+    assert parts.sampling == FeynmanKac(4, resampling="systematic")
     assert as_guidance([guidance]) is guidance
     assert Composed((guidance,)).parts == guidance.parts
     for name, possible in (("generate", True), ("score", False), ("dropin", False), ("vllm", True)):

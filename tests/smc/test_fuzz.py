@@ -97,7 +97,7 @@ def check(seed: int) -> tuple[str, float, float]:
     for text, finished in zip(drawn, outcome.finished.tolist(), strict=True):
         written = text[:-1] if text[-1:] == (0,) else text  # masks force no end at the limit
         assert not finished or form.judge(spelled(form, written)), (seed, form, text)
-    if not guidance.draws:
+    if not guidance.weighs:
         return form.kind, 0.0, 0.0
     if options.get("sampler") == "cars":
         assert bool(outcome.finished.all()) or evidence < 0.3, (seed, form, evidence)

@@ -108,7 +108,7 @@ class Replica:
                 yield group, run
                 continue
             # Rows under a constraint share their numbers with others of the batch.
-            alone = self.settings.task == "generate" and split(group[0].guidance).constraint is not None
+            alone = self.settings.task == "generate" and split(group[0].guidance).sampling is not None
             size = 1 if alone else self.batch_size
             group.sort(key=lambda row: len(row.prompt) + len(row.continuation or ""))
             yield from ((group[begin : begin + size], run) for begin in range(0, len(group), size))
@@ -116,7 +116,7 @@ class Replica:
     def _generate(self, rows: list[Row]) -> list[Result]:
         seeds = [self.settings.seed + row.number for row in rows]
         seed: Any = seeds
-        if self.tokenizer is not None and split(rows[0].guidance).constraint is not None:  # it is alone
+        if self.tokenizer is not None and split(rows[0].guidance).sampling is not None:  # it is alone
             (seed,) = seeds
         options = dict(self.settings.options)
         if self.models:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ..guidance import EAGer, Guidance, as_guidance, split
+from ..guidance import Guidance, as_guidance, split
 from ..guidance.composed import Composed
 from ..guidance.prompts import as_prompt, per_row
 from .inputs import Inputs, Values
@@ -137,9 +137,9 @@ class Settings:
     def _check(self, guidance: Guidance | None, name: str) -> None:
         parts = split(guidance)
         branching = parts.branching
-        if isinstance(parts.constraint, EAGer):
+        if parts.forks:
             raise ValueError(f"{name}={guidance} writes several texts a prompt, and a row has one; use textguide.eager")
-        if getattr(branching, "across_rows", False):
+        if branching is not None and branching.across_rows:
             raise ValueError(
                 f"{name}={guidance} holds texts of one batch against each other, so that a row would depend on its "
                 "neighbours; use textguide.generate"

@@ -23,7 +23,7 @@ def at_all_positions(guidance: Guidance) -> bool:
     return (
         one is not None
         and not kinds.reweighting
-        and kinds.constraint is None
+        and kinds.sampling is None
         and bool(one.branches)
         and all(branch == Branch(model=branch.model) for branch in one.branches)
         and one.view is None

@@ -135,9 +135,7 @@ class DistillSettings:
         taught = self.taught(guidance)
         if all(one.is_neutral for _, one in taught):
             raise ValueError(f"guidance={guidance.name!r} changes nothing as it is set; there is nothing to distil")
-        if split(guidance).constraint is not None and (
-            self.objective != "likelihood" or set(self.shares) != {"guided"}
-        ):
+        if split(guidance).sampling is not None and (self.objective != "likelihood" or set(self.shares) != {"guided"}):
             raise ValueError(
                 f"guidance={guidance.name!r} weighs whole texts, which no single step tells; use "
                 "objective='likelihood' and source='guided'"

@@ -19,7 +19,7 @@ from ..forward.model_adapter import adapter
 from ..forward.steering_vectors import model_fingerprint
 from ..guidance import Guidance, as_guidance
 from ..support import files
-from ..support.arguments import check_model_and_tokenizer
+from ..support.checks import check_model_and_tokenizer
 from ..support.showing import Block, Line, Shown
 from . import card, checkpoint, texts
 from .reading import BatchReading, at_all_positions

@@ -186,21 +186,21 @@ class GuidedDecoding:
         if guidance is not None:
             settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs, generation_config, horizon)
             settings.static = generation_config.cache_implementation == "static"
-        if isinstance(parts.constraint, FeynmanKac):
+        if isinstance(parts.sampling, FeynmanKac):
             if reweighting is not None:
                 raise ValueError(
                     "FeynmanKac cannot be combined with classifiers: the distribution of weighed candidates has a "
                     "normaliser of "
                     "its own, which is not part of the product; leave one of them out"
                 )
-            settings.guidance = None if guidance is None else parts.constraint.product(guidance)
-        if parts.constraint is not None:
-            check_run(parts.constraint, guidance, generation_config, self.streamer or given.streamer)
+            settings.guidance = None if guidance is None else parts.sampling.product(guidance)
+        if parts.sampling is not None:
+            check_run(parts.sampling, guidance, generation_config, self.streamer or given.streamer)
             if isinstance(self.generator, tuple):
-                raise ValueError(f"generator= with one a row does not go with {parts.constraint}; give one")
+                raise ValueError(f"generator= with one a row does not go with {parts.sampling}; give one")
             keys: Sequence[Hashable] = ()
             own = _unpadded(input_ids, self._mask(model, model_kwargs))
-            if getattr(parts.constraint, "learns", False):
+            if parts.learns:
                 alone = branch_inputs.sees_images(model, model_kwargs) or model.config.is_encoder_decoder
                 if not alone and all(isinstance(rows, list) for rows in settings.prompts):
                     reads: list[branch_inputs.Rows] | None = [own, *settings.prompts]  # type: ignore[list-item]
@@ -210,7 +210,7 @@ class GuidedDecoding:
                     model, settings.models, parts, reads, len(input_ids), logits_processor, stopping_criteria, horizon
                 )
             settings.constraint = start(
-                parts.constraint, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator,
+                parts.sampling, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator,
                 keys, own,
             )  # fmt: skip
         return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)

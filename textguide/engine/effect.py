@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.algebra import kl_divergence
-from ..guidance.base import TokenConstraint
+from ..guidance.base import BranchGuidance, Sampling, parts_of
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.showing import Block, Line, Shown
 
@@ -169,11 +169,11 @@ def join(effects: list[Effect]) -> Effect:
 
 def warn_if_none(effect: Effect, guidance: Any) -> None:
     """Warn where guidance ran and moved nothing: the branches said the same, or it was never active."""
-    parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
+    parts = parts_of(guidance)
     # A constraint moves no distribution that is measured here, and neither does what acts inside the model.
-    if all(part.is_neutral or isinstance(part, TokenConstraint) for part in parts):
+    if all(part.is_neutral or isinstance(part, Sampling) for part in parts):
         return
-    if any(getattr(part, "view", None) is not None for part in parts):
+    if any(isinstance(part, BranchGuidance) and part.view is not None for part in parts):
         return
     if effect.guided_steps == 0:
         reason = "no step fell into its window of activity, or above its entropy threshold"

@@ -145,7 +145,7 @@ def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
     Raises:
         ValueError: it names what that is.
     """
-    for part in getattr(guidance, "parts", (guidance,)):
+    for part in guidance.parts:
         module = type(part).__module__
         if not module.startswith("textguide."):
             raise ValueError(
@@ -162,7 +162,7 @@ def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
                 )
     try:
         again = Guidance.from_json(guidance.to_json())
-        for part in getattr(again, "parts", (again,)):
+        for part in again.parts:
             constraint = getattr(part, "constraint", None)
             if constraint is not None:
                 constraint_spec.resolve(constraint)
@@ -197,7 +197,7 @@ def _code(guidance: Guidance, models: Mapping[str, str]) -> str:
 
 
 def _card(guidance: Guidance, models: Mapping[str, str]) -> str:
-    parts = getattr(guidance, "parts", (guidance,))
+    parts = guidance.parts
     papers = [part.about.paper for part in parts if part.about.paper]
     links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers)
     helps = "; ".join(part.about.helps for part in parts)

@@ -10,10 +10,10 @@ import torch
 
 from ..constraints import Vocabulary
 from ..forward.model_adapter import adapter
-from ..guidance import EAGer, Guidance, as_guidance, split
+from ..guidance import Guidance, as_guidance, split
 from ..smc.lessons import lessons
-from ..smc.starting import warn_of_deaths, weighs
-from ..support.arguments import check_model_and_tokenizer
+from ..smc.starting import warn_of_deaths
+from ..support.checks import check_model_and_tokenizer
 from .branch_inputs import Rows
 from .custom_generate import BranchReader, GuidedDecoding
 from .effect import join, warn_if_none
@@ -71,10 +71,12 @@ class Request:
                 raise ValueError(f"{name}={value!r} must be {meaning}")
         check_values(self.options)
         if isinstance(self.seed, tuple):
-            constraint = split(self.guidance).constraint
-            if constraint is not None:
-                raise ValueError(f"seed= with one a row does not go with {constraint}, whose rows share their numbers; "
-                                 "give one seed, or one prompt at a time")  # fmt: skip
+            sampling = split(self.guidance).sampling
+            if sampling is not None:
+                raise ValueError(
+                    f"seed= with one per row does not work with {sampling}, whose rows share their random numbers; "
+                    "pass one seed, or one prompt at a time"
+                )
             if (self.options.get("num_return_sequences") or 1) > 1:
                 raise ValueError("seed= with one a row does not go with num_return_sequences; repeat the prompts")
 
@@ -114,12 +116,12 @@ class Request:
     @property
     def particles(self) -> int:
         """Rows that one text needs."""
-        return getattr(split(self.guidance).constraint, "particles", 1)
+        return split(self.guidance).particles
 
     @property
     def forks(self) -> bool:
         """Whether texts fork, into rows that have to be there from the start."""
-        return isinstance(split(self.guidance).constraint, EAGer)
+        return split(self.guidance).forks
 
     @property
     def samples(self) -> bool:
@@ -127,7 +129,7 @@ class Request:
         if self.do_sample is not None:
             return self.do_sample
         given = any(self.options.get(name) is not None for name in SAMPLING_OPTIONS)
-        return given or weighs(split(self.guidance).constraint)
+        return given or split(self.guidance).weighs
 
     def size(self, rows: int) -> int:
         """Rows of one batch, of ``rows`` in all."""
@@ -261,10 +263,9 @@ class Run:
             options["stop_strings"] = None
         if self.stop:
             criteria.append(StopStringCriteria(self.tokenizer, list(self.stop)))
-        constraint = split(request.guidance).constraint
         if request.particles > 1 and not request.forks:  # every particle is a row
             options["num_return_sequences"] = options.get("num_return_sequences", 1) * request.particles
-        if weighs(constraint):
+        if split(request.guidance).weighs:
             # transformers cuts distributions off at 50 tokens unless told otherwise, and a constraint may need any.
             options = {"top_k": 0, "top_p": 1.0, **options}
         if self.pads and getattr(self.model.generation_config, "pad_token_id", None) is None:

@@ -133,8 +133,8 @@ def explain(
         nonlocal allowed
         if len(view.samples) != 1:
             raise ValueError(f"prompt has {len(view.samples)} rows; explain one prompt at a time")
-        if allowed is None and isinstance(parts.constraint, (AWRS, FeynmanKac)):
-            allowed = _allowed(parts.constraint, model, decoder, horizon, options)
+        if allowed is None and isinstance(parts.sampling, (AWRS, FeynmanKac)):
+            allowed = _allowed(parts.sampling, model, decoder, horizon, options)
         seen = against_unchanged(view) if inside else view
         scale = _scale(parts.branching, view.index, horizon)
         steps.append(explain_step(seen, decoder, top, min_prob, rank, allowed, scale))
@@ -142,7 +142,7 @@ def explain(
             progress(steps[-1])
 
     given = {**options, "max_new_tokens": horizon}
-    if getattr(parts.constraint, "particles", 1) > 1 or getattr(parts.constraint, "sampler", None) == "cars":
+    if parts.particles > 1 or parts.restarts:
         out, row = _one_of_several(model, tokenizer, prompt, chosen, given)
         text, effect = out.texts[row], out.effect
         if out.new_tokens[row]:
@@ -151,7 +151,7 @@ def explain(
         written = chosen
         if inside:
             written = as_guidance(
-                [part for part in (run.branching, *run.reweighting, run.constraint) if part is not None]
+                [part for part in (run.branching, *run.reweighting, run.sampling) if part is not None]
             )
         out = generation.generate(model, tokenizer, prompt, written, observer=observe, **given)
         if len(out.texts) != 1:
@@ -178,7 +178,7 @@ def _one_of_several(
     model: Any, tokenizer: Any, prompt: Any, guidance: Guidance | None, given: dict[str, Any]
 ) -> tuple[GenerateResult, int]:
     """A run that writes several texts, and the row of one of them."""
-    particles = getattr(split(guidance).constraint, "particles", 1)
+    particles = split(guidance).particles
     out = generation.generate(model, tokenizer, prompt, guidance, **given)
     if len(out.texts) != particles:
         raise ValueError(f"prompt has {len(out.texts) // particles} rows; explain one prompt at a time")

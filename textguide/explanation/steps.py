@@ -53,11 +53,11 @@ class Allowed:
         vocabulary = vocabulary if vocabulary is not None else vocabulary_of(model, config, tokenizer)
         constraint = constraint_of(awrs)
         # Of texts that are weighed, what is foreseen moves draws and weights, and no distribution.
-        ahead = None if awrs.draws else lookahead_of(awrs.lookahead, constraint, vocabulary)
+        ahead = None if awrs.weighs else lookahead_of(awrs.lookahead, constraint, vocabulary)
         self._rows = Constrained(
             awrs, constraint.start(vocabulary), vocabulary, 1, limit=horizon, lookahead=ahead
         )  # fmt: skip
-        self._last = horizon - 1 if awrs.draws else None
+        self._last = horizon - 1 if awrs.weighs else None
         self._ends = sorted(vocabulary.ends)
 
     def mask(self, guided: Tensor, index: int) -> Tensor | None:

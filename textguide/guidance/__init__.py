@@ -11,7 +11,7 @@ from . import plugins
 from .acfg import ACFG
 from .apg import APG
 from .awrs import AWRS
-from .base import About, Branch, BranchGuidance, Guidance, Step, TokenConstraint, TokenReweighting
+from .base import About, Branch, BranchGuidance, Guidance, Sampling, Step, TokenConstraint, TokenReweighting, parts_of
 from .beta_cfg import BetaCFG
 from .caif import CAIF
 from .cfg import CFG, scale_from_weight, weight_from_scale
@@ -102,7 +102,9 @@ __all__ = [
     "Steering",
     "Step",
     "TimeStepGuidance",
+    "Sampling",
     "TokenConstraint",
+    "parts_of",
     "TokenPerturbation",
     "TokenReweighting",
     "ValueGuidance",

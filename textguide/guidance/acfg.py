@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..support.checks import finite_number
 from .base import About, Branch
 from .edits import Edit, Encode
 from .needs import Need
 from .prompts import Prompt
 from .scaled import Scaled
-from .validation import finite
 
 SCOPES = ("all", "generated", "prompt")
 
@@ -92,7 +92,7 @@ class ACFG(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put(remask_ratio=finite("remask_ratio", self.remask_ratio))
+        self._put(remask_ratio=finite_number("remask_ratio", self.remask_ratio))
         if not 0.0 <= self.remask_ratio <= 1.0:
             raise ValueError(f"remask_ratio={self.remask_ratio} must lie in [0, 1]; the paper uses 0.7")
         if self.remask_scope not in SCOPES:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..support.checks import factor, finite_number
 from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
-from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class APG(Contrast):
         super().__post_init__()
         self._put(parallel=factor("parallel", self.parallel))
         if self.max_norm is not None:
-            self._put(max_norm=finite("max_norm", self.max_norm))
+            self._put(max_norm=finite_number("max_norm", self.max_norm))
             if self.max_norm <= 0:
                 raise ValueError(f"max_norm={self.max_norm} must be above 0 nats, or None")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..support.checks import finite_number, whole_number
 from .base import About, TokenConstraint
-from .validation import finite, whole
 
 SAMPLERS = ("awrs", "cars", "asap", "mask")
 ESTIMATORS = ("auto", "recursive", "geometric")
@@ -101,12 +101,12 @@ class AWRS(TokenConstraint):
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Mapping):
             self._put(constraint=_Described(self.constraint))
-        whole("particles", self.particles, 1)
-        whole("accepts", self.accepts, 2)
-        whole("max_tries", self.max_tries, 1)
+        whole_number("particles", self.particles, 1)
+        whole_number("accepts", self.accepts, 2)
+        whole_number("max_tries", self.max_tries, 1)
         if self.max_rejects is not None:
-            whole("max_rejects", self.max_rejects, 1)
-        self._put(ess_threshold=finite("ess_threshold", self.ess_threshold))
+            whole_number("max_rejects", self.max_rejects, 1)
+        self._put(ess_threshold=finite_number("ess_threshold", self.ess_threshold))
         if not 0.0 <= self.ess_threshold <= 1.0:
             raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1], a share of the particles")
         for name, known in (("sampler", SAMPLERS), ("estimator", ESTIMATORS), ("resampling", RESAMPLING)):
@@ -138,14 +138,19 @@ class AWRS(TokenConstraint):
         return self.critic is None and (self.constraint is None or bool(getattr(self.constraint, "is_neutral", False)))
 
     @property
-    def draws(self) -> bool:
-        """Whether it draws tokens, with weights; a mask leaves that to others."""
+    def weighs(self) -> bool:
+        """Whether it draws tokens, with weights; ``sampler="mask"`` leaves the draw to ``generate``."""
         return self.sampler != "mask"
 
     @property
     def learns(self) -> bool:
         """Whether texts are proposed by what failed before."""
         return self.sampler in ("cars", "asap")
+
+    @property
+    def restarts(self) -> bool:
+        """Whether a text that reaches a dead end starts again from its prompt."""
+        return self.sampler == "cars"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a critic by its name, from which it cannot be made again."""

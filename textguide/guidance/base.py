@@ -3,7 +3,8 @@
 A guidance is a frozen dataclass: comparable, hashable, printable, to and from JSON, with a fingerprint that goes into
 results files and cache keys. It holds no model, no tokenizer and no state. Its kind says where in a step it acts:
 a :class:`BranchGuidance` declares passes and combines their log-probabilities, a :class:`TokenReweighting` weighs
-the candidates that came out of that, a :class:`TokenConstraint` rules out what may not be written.
+the candidates that came out of that, a :class:`Sampling` chooses the tokens: under a constraint, with weights, or by
+forking texts.
 """
 
 from __future__ import annotations
@@ -161,6 +162,11 @@ class Guidance(Shown, ABC):
         return False
 
     @property
+    def parts(self) -> tuple[Guidance, ...]:
+        """The guidances that act: this one, or those that it is made of."""
+        return (self,)
+
+    @property
     def needs(self) -> frozenset[Need]:
         """What the place where it runs has to offer; see :mod:`textguide.guidance.places`."""
         return frozenset()
@@ -232,6 +238,11 @@ class Guidance(Shown, ABC):
         return cls.from_dict(json.loads(text))
 
 
+def parts_of(guidance: Guidance | None) -> tuple[Guidance, ...]:
+    """The guidances that act: those that ``guidance`` is made of; none for None."""
+    return () if guidance is None else guidance.parts
+
+
 class BranchGuidance(Guidance):
     """What to run beside the conditional pass, and how to combine what the passes say."""
 
@@ -295,11 +306,55 @@ class TokenReweighting(Guidance):
         return frozenset({Need.CANDIDATES})
 
 
-class TokenConstraint(Guidance):
-    """Rules out tokens, after everything else has weighed them; a run takes one of them at most."""
+class Sampling(Guidance):
+    """Chooses the tokens of each prompt's rows, after everything else has moved their distribution.
+
+    Rows of one prompt form a population: they may carry weights, be resampled, fork, or start again. A run uses one
+    sampling guidance at most.
+    """
+
+    particles: int = 1
+    """Rows per prompt."""
+    constraint: Any = None
+    """What every text has to satisfy; None: nothing."""
+    rows_field: ClassVar[str] = "particles"
+    """The field that sets the number of rows per prompt, for messages."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it draws the tokens itself and gives every text a weight."""
+        return False
+
+    @property
+    def forks(self) -> bool:
+        """Whether a text may fork into another row of its prompt."""
+        return False
+
+    @property
+    def learns(self) -> bool:
+        """Whether texts that failed change what later ones are drawn from."""
+        return False
+
+    @property
+    def restarts(self) -> bool:
+        """Whether a text that fails starts again from its prompt."""
+        return False
+
+    @property
+    def corrects(self) -> bool:
+        """Whether texts are weighted by the normalisers of the guided scores, so that they follow their product."""
+        return False
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether a row may continue another row's text, or start again."""
+        return self.particles > 1 or self.learns or self.corrects
+
+
+class TokenConstraint(Sampling):
+    """Rules out tokens that no text that satisfies a constraint can continue with."""
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Draws, and rows that move where there are several for a prompt."""
-        several = getattr(self, "particles", 1) > 1
-        return frozenset({Need.CONSTRAINT, Need.WEIGHTS} if several else {Need.CONSTRAINT})
+        """Draws, and rows that move if a prompt has several."""
+        return frozenset({Need.CONSTRAINT, Need.WEIGHTS} if self.particles > 1 else {Need.CONSTRAINT})

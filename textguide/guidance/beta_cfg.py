@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import finite_number
 from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
-from .validation import finite
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BetaCFG(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("a", "b", "power"):
-            self._put(**{name: finite(name, getattr(self, name))})
+            self._put(**{name: finite_number(name, getattr(self, name))})
         if self.a < 1 or self.b < 1:
             raise ValueError(f"a={self.a} and b={self.b} must be 1 or more; below that the density has no bound")
         if not 0.0 <= self.power <= 1.0:

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..support.checks import factor, window
 from . import schedules
 from .base import Guidance, Step
 from .needs import Need
-from .validation import factor, window
 
 
 @dataclass(frozen=True)

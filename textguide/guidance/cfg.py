@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..support.checks import finite_number
 from .base import ROW, About, Branch
 from .scaled import Contrast
-from .validation import finite
 from .views import Adapted, View
 
 
@@ -87,9 +87,9 @@ class CFG(Contrast):
 def scale_from_weight(weight: float) -> float:
     """γ for a paper whose formula is ``lu + (w + 1)(lc − lu)`` and off at 0: LLaDA's ``cfg_scale``, A-CFG's ``w``,
     the α of context-aware decoding, the k of token perturbation guidance."""
-    return finite("weight", weight) + 1.0
+    return finite_number("weight", weight) + 1.0
 
 
 def weight_from_scale(scale: float) -> float:
     """The inverse of :func:`scale_from_weight`."""
-    return finite("scale", scale) - 1.0
+    return finite_number("scale", scale) - 1.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ..support.showing import Block, Line
-from .base import BranchGuidance, Guidance, TokenConstraint, TokenReweighting
+from .base import BranchGuidance, Guidance, Sampling, TokenReweighting, parts_of
 from .canvas_guidance import CanvasGuidance
 from .needs import Need
 
@@ -25,14 +26,14 @@ class Composed(Guidance):
             rows meets particles, which move between rows.
     """
 
-    parts: tuple[Guidance, ...]
+    parts: tuple[Guidance, ...] = ()
 
     name = "composed"
 
     def __post_init__(self) -> None:
         given = [Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part for part in self.parts]
-        parts = [part for one in given for part in getattr(one, "parts", (one,))]
-        kinds = (BranchGuidance, TokenReweighting, CanvasGuidance, TokenConstraint)
+        parts = [part for one in given for part in one.parts]
+        kinds = (BranchGuidance, TokenReweighting, CanvasGuidance, Sampling)
         found: list[list[Guidance]] = [[part for part in parts if isinstance(part, kind)] for kind in kinds]
         for part in parts:
             if not isinstance(part, kinds):
@@ -40,14 +41,14 @@ class Composed(Guidance):
         for group, what in (
             (found[0], "branches of their own"),
             (found[2], "a predictor of canvases"),
-            (found[3], "a constraint"),
+            (found[3], "a constraint or a population"),
         ):
             if len(group) > 1:
                 names = ", ".join(part.name for part in group)
                 raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")
-        moving = [part for part in found[3] if _moves(part)]
+        moving = [part for part in found[3] if isinstance(part, Sampling) and part.moves_rows]
         for part in found[0]:
-            if moving and getattr(part, "across_rows", False) and not part.is_neutral:
+            if moving and isinstance(part, BranchGuidance) and part.across_rows and not part.is_neutral:
                 raise ValueError(
                     f"guidance=[{part.name}, {moving[0].name}]: {part.name} holds every text against those of the "
                     "other rows, and particles or branches are weighed and moved without them; leave one of the two "
@@ -70,11 +71,6 @@ class Composed(Guidance):
         return frozenset().union(*(part.needs for part in self.parts))
 
 
-def _moves(part: Guidance) -> bool:
-    """Whether texts of a constraint are moved between rows, or begin again."""
-    return getattr(part, "particles", 1) > 1 or part.name == "feynman-kac" or getattr(part, "learns", False)
-
-
 @dataclass(frozen=True)
 class Parts:
     """What a run has to do: the parts of a guidance that are not neutral.
@@ -83,13 +79,38 @@ class Parts:
         branching: passes to combine.
         reweighting: token reweightings.
         canvas: what asks a predictor about canvases.
-        constraint: what may be written.
+        sampling: how tokens are chosen.
     """
 
     branching: BranchGuidance | None = None
     reweighting: tuple[TokenReweighting, ...] = ()
     canvas: CanvasGuidance | None = None
-    constraint: TokenConstraint | None = None
+    sampling: Sampling | None = None
+
+    @property
+    def particles(self) -> int:
+        """Rows per prompt."""
+        return 1 if self.sampling is None else self.sampling.particles
+
+    @property
+    def weighs(self) -> bool:
+        """Whether texts get weights."""
+        return self.sampling is not None and self.sampling.weighs
+
+    @property
+    def forks(self) -> bool:
+        """Whether texts fork."""
+        return self.sampling is not None and self.sampling.forks
+
+    @property
+    def learns(self) -> bool:
+        """Whether texts that failed change what later ones are drawn from."""
+        return self.sampling is not None and self.sampling.learns
+
+    @property
+    def restarts(self) -> bool:
+        """Whether texts that fail start again."""
+        return self.sampling is not None and self.sampling.restarts
 
 
 def together(guidances: Sequence[Guidance]) -> Guidance | None:
@@ -99,7 +120,7 @@ def together(guidances: Sequence[Guidance]) -> Guidance | None:
         ValueError: they cannot be combined.
     """
     if len(guidances) > 1:
-        return Composed(tuple(part for one in guidances for part in getattr(one, "parts", (one,))))
+        return Composed(tuple(part for one in guidances for part in one.parts))
     return guidances[0] if guidances else None
 
 
@@ -109,20 +130,23 @@ def split(guidance: Guidance | None) -> Parts:
     Raises:
         ValueError: a part is of none of the kinds.
     """
-    parts = [] if guidance is None else getattr(guidance, "parts", (guidance,))
-    branching, canvas, constraint, reweighting = None, None, None, []
-    for part in parts:
+    branching: BranchGuidance | None = None
+    reweighting: list[TokenReweighting] = []
+    canvas: CanvasGuidance | None = None
+    sampling: Sampling | None = None
+    for part in parts_of(guidance):
         if isinstance(part, BranchGuidance):
             branching = None if part.is_neutral else part
         elif isinstance(part, TokenReweighting):
-            reweighting += [] if part.is_neutral else [part]
+            if not part.is_neutral:
+                reweighting.append(part)
         elif isinstance(part, CanvasGuidance):
             canvas = None if part.is_neutral else part
-        elif isinstance(part, TokenConstraint):
-            constraint = None if part.is_neutral else part
+        elif isinstance(part, Sampling):
+            sampling = None if part.is_neutral else part
         else:
             raise ValueError(_of_no_kind(part))
-    return Parts(branching, tuple(reweighting), canvas, constraint)
+    return Parts(branching, tuple(reweighting), canvas, sampling)
 
 
 def with_scale(guidance: Guidance, scale: float) -> Guidance:
@@ -131,7 +155,7 @@ def with_scale(guidance: Guidance, scale: float) -> Guidance:
     Raises:
         ValueError: none has.
     """
-    parts = list(getattr(guidance, "parts", (guidance,)))
+    parts: list[Any] = list(guidance.parts)
     for number, part in enumerate(parts):
         if "scale" in {field.name for field in fields(part)}:
             parts[number] = replace(part, scale=float(scale))
@@ -140,4 +164,4 @@ def with_scale(guidance: Guidance, scale: float) -> Guidance:
 
 
 def _of_no_kind(part: Guidance) -> str:
-    return f"guidance={part!r} acts nowhere; derive it from BranchGuidance, TokenReweighting or TokenConstraint"
+    return f"guidance={part!r} acts nowhere; derive it from BranchGuidance, TokenReweighting or Sampling"

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..support.checks import factor, finite_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plausible(BranchGuidance):
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        self._put(alpha=finite("alpha", self.alpha))
+        self._put(alpha=finite_number("alpha", self.alpha))
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha={self.alpha} must lie in [0, 1]; 0.1 is the paper's")
         if self.beta is not None:

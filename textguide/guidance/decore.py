@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..support.checks import factor, finite_number, whole_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import factor, finite, whole
 from .views import MaskedHeads
 
 AUTO = "auto"
@@ -51,11 +51,11 @@ class DeCoRe(BranchGuidance):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        whole("count", self.count, 1)
+        whole_number("count", self.count, 1)
         if self.alpha is not None:
             self._put(alpha=factor("alpha", self.alpha))
         if self.cap is not None:
-            self._put(cap=finite("cap", self.cap))
+            self._put(cap=finite_number("cap", self.cap))
             if self.cap < 0 or self.alpha is not None:
                 raise ValueError(f"cap={self.cap} must be 0 or more nats, and goes with alpha=None")
         if self.heads != AUTO:
@@ -87,4 +87,4 @@ def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
     given = list(value) if isinstance(value, (list, tuple)) else []
     if not given or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in given):
         raise ValueError(f"heads={value!r} must be 'auto', or pairs of a layer and a head such as [[12, 3], [14, 0]]")
-    return tuple(sorted({(whole("heads", layer, 0), whole("heads", head, 0)) for layer, head in given}))
+    return tuple(sorted({(whole_number("heads", layer, 0), whole_number("heads", head, 0)) for layer, head in given}))

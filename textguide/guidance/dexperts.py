@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..support.checks import factor, finite_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DExperts(BranchGuidance):
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha))
-        self._put(top_p=finite("top_p", self.top_p))
+        self._put(top_p=finite_number("top_p", self.top_p))
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
         if not self.expert or self.expert == self.anti_expert:

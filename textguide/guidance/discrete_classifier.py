@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..support.checks import whole_number
 from .base import About
 from .canvas_guidance import Asked, CanvasReweighting
 from .text_reweighting import reweigh
-from .validation import whole
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DiscreteClassifier(CanvasReweighting):
         if not isinstance(self.taylor, bool):
             raise ValueError(f"taylor={self.taylor!r} must be True or False")
         if self.top_k is not None:
-            whole("top_k", self.top_k, 1)
+            whole_number("top_k", self.top_k, 1)
 
     def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
         """``p · p(y | …)^γ`` on the candidates, normalised."""

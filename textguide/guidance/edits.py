@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from ..support.checks import whole_number
 from .needs import Need
 from .prompts import Message, Prompt, TokenIds, to_json
-from .validation import whole
 
 Encode = Callable[[Prompt], list[int]]
 """From a text or a chat to token ids; raises where there is no tokenizer."""
@@ -140,7 +140,7 @@ class NoisedImage(Edit):
     need: ClassVar[Need] = Need.IMAGE
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 0)
+        whole_number("steps", self.steps, 0)
         if self.steps > 999:
             raise ValueError(f"steps={self.steps} must lie between 0 and 999")
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import finite_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import finite
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ExpertEnsemble(BranchGuidance):
 
 
 def _prior(value: Any, experts: int) -> tuple[float, ...]:
-    shares = tuple(finite("prior", share) for share in value) if isinstance(value, Sequence) else ()
+    shares = tuple(finite_number("prior", share) for share in value) if isinstance(value, Sequence) else ()
     if len(shares) != experts or min(shares) < 0 or not any(shares):
         raise ValueError(
             f"prior={value!r} must be {experts} numbers of 0 or more, not all 0: one for the model that is decoded and "

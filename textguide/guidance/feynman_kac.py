@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .awrs import AWRS
-from .base import About, BranchGuidance, TokenConstraint
+from .base import About, BranchGuidance, Sampling
 from .needs import Need
 
 
 @dataclass(frozen=True)
-class FeynmanKac(TokenConstraint):
+class FeynmanKac(Sampling):
     """Sample whole texts from the guided *product*, which guided sampling token by token does not.
 
     Guidance names a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it a token at a time
@@ -62,6 +62,16 @@ class FeynmanKac(TokenConstraint):
     def needs(self) -> frozenset[Need]:
         """Weights of whole texts, and draws where there is a constraint."""
         return frozenset({Need.WEIGHTS} if self.constraint is None else {Need.WEIGHTS, Need.CONSTRAINT})
+
+    @property
+    def weighs(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def corrects(self) -> bool:
+        """Always: that is the correction."""
+        return True
 
     @property
     def constrained(self) -> AWRS:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import LARGEST_FACTOR, factor
 from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
 from .caif import CAIF
 from .composed import together
-from .validation import LARGEST, factor
 
 _OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -267,7 +267,7 @@ def _constant(part: Term, text: str) -> float | None:
     if not part.parts or part.kind in ("P", "M", "C"):
         return None
     values = [_constant(inner, text) for inner in part.parts]
-    if part.kind == "/" and values[1] is not None and abs(values[1]) < 1 / LARGEST:
+    if part.kind == "/" and values[1] is not None and abs(values[1]) < 1 / LARGEST_FACTOR:
         raise ValueError(f"formula {text!r}: {part} divides by {values[1]:g}; divide by another number")
     if any(value is None for value in values):
         return None

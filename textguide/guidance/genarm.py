@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..support.checks import LARGEST_FACTOR, finite_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import LARGEST, finite
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class GenARM(BranchGuidance):
         if not isinstance(self.reward_model, str) or not self.reward_model:
             raise ValueError(f"reward_model={self.reward_model!r} must be the name of a model in models=")
         if self.beta is not None:
-            self._put(beta=finite("beta", self.beta))
-            if self.beta < 1 / LARGEST:
+            self._put(beta=finite_number("beta", self.beta))
+            if self.beta < 1 / LARGEST_FACTOR:
                 raise ValueError(
-                    f"beta={self.beta} must be at least {1 / LARGEST:g}; the larger it is the less the reward counts"
+                    f"beta={self.beta} must be {1 / LARGEST_FACTOR:g} or more; the larger, the less the reward counts"
                 )
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize={self.renormalize!r} must be True or False")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import factor
 from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Step
 from .prompts import as_prompts
-from .validation import factor
 
 LANGUAGE_MODEL = "language_model"
 """The name of the text-only model, in :attr:`Branch.model`."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..support.checks import finite_number
 from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
-from .validation import finite
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class NAG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put(tau=finite("tau", self.tau))
-        self._put(blend=finite("blend", self.blend))
+        self._put(tau=finite_number("tau", self.tau))
+        self._put(blend=finite_number("blend", self.blend))
         if self.tau < 1:
             raise ValueError(f"tau={self.tau} must be 1 or more")
         if not 0.0 < self.blend <= 1.0:

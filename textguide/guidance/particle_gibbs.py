@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..support.checks import finite_number, whole_number
 from .base import About
 from .canvas_guidance import CanvasGuidance
-from .validation import finite, whole
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class ParticleGibbs(CanvasGuidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("particles", self.particles, 2)
-        whole("iterations", self.iterations, 1)
-        self._put(ess_threshold=finite("ess_threshold", self.ess_threshold))
+        whole_number("particles", self.particles, 2)
+        whole_number("iterations", self.iterations, 1)
+        self._put(ess_threshold=finite_number("ess_threshold", self.ess_threshold))
         if not 0.0 <= self.ess_threshold <= 1.0:
             raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1]; 1 resamples at every step")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .base import Guidance
+from .base import Guidance, parts_of
 from .needs import Need
 
 
@@ -136,7 +136,7 @@ def check_place(guidance: Guidance | None, name: str) -> None:
     Raises:
         ValueError: the sentence says what it needs, why that is not there, and the place that can.
     """
-    for part in () if guidance is None else getattr(guidance, "parts", (guidance,)):
+    for part in parts_of(guidance):
         refusal = None if part.is_neutral else place(name).refusal(part)
         if refusal is not None:
             raise ValueError(refusal)

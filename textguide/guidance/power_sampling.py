@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..support.checks import factor
 from .awrs import AWRS
 from .base import About, Guidance
 from .feynman_kac import FeynmanKac
 from .formula import Formula
 from .needs import Need
-from .validation import factor
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import factor, finite_number, window
 from . import algebra, schedules
 from .base import Branch, BranchGuidance, Step
 from .prompts import as_prompts
-from .validation import factor, finite, window
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scaled(BranchGuidance):
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
         schedules.parse(self.schedule)
-        for name, check in (("min_scale", factor), ("max_scale", factor), ("skip_threshold", finite)):
+        for name, check in (("min_scale", factor), ("max_scale", factor), ("skip_threshold", finite_number)):
             if getattr(self, name) is not None:
                 self._put(**{name: check(name, getattr(self, name))})
         if self.min_scale is not None and self.max_scale is not None and self.min_scale > self.max_scale:

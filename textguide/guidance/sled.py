@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import factor, whole_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
-from .validation import factor, whole
 from .views import EarlyExit, as_exits
 
 STEPS = 10
@@ -56,7 +56,7 @@ class SLED(BranchGuidance):
     def __post_init__(self) -> None:
         self._put(rate=factor("rate", self.rate), exits=as_exits(self.exits))
         if self.top_k is not None:
-            whole("top_k", self.top_k, 1)
+            whole_number("top_k", self.top_k, 1)
 
     @property
     def is_neutral(self) -> bool:

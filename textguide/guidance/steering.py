@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..support.checks import factor, finite_number
 from .base import About, Branch
 from .scaled import Scaled
-from .validation import factor, finite
 from .views import Steered, VectorFile, View
 
 
@@ -87,7 +87,7 @@ def _vector(value: Any) -> Any:
         raise ValueError(
             f"vector={value!r} must be a folder that 'textguide steering train' wrote, a SteeringVector, or numbers"
         )
-    return tuple(finite("vector", number) for number in numbers)
+    return tuple(finite_number("vector", number) for number in numbers)
 
 
 def _layers(value: Any) -> tuple[int | float, ...]:
@@ -100,7 +100,7 @@ def _layers(value: Any) -> tuple[int | float, ...]:
     if not several:
         raise ValueError(f"layers={value!r} names no layer; give at least one")
     for layer in several:
-        number = finite("layers", layer)
+        number = finite_number("layers", layer)
         if number < 0 or (not isinstance(layer, int) and not 0.0 < number < 1.0):
             raise ValueError(f"layers={layer!r} must be a number from 0, or a share of the depth between 0 and 1")
     return tuple(several)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..support.checks import factor, finite_number, whole_number, window
 from . import algebra, schedules
 from .base import Step, TokenReweighting
 from .needs import Need
-from .validation import factor, finite, whole, window
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class TextReweighting(TokenReweighting):
 
     def __post_init__(self) -> None:
         self._put(weight=factor("weight", self.weight))
-        self._put(entropy_threshold=finite("entropy_threshold", self.entropy_threshold))
+        self._put(entropy_threshold=finite_number("entropy_threshold", self.entropy_threshold))
         if self.entropy_threshold < 0:
             raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
-        whole("every", self.every, 1)
+        whole_number("every", self.every, 1)
         if self.top_k is not None:
-            whole("top_k", self.top_k, 1)
+            whole_number("top_k", self.top_k, 1)
         if not isinstance(self.include_prompt, bool):
             raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
         schedules.parse(self.schedule)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..support.checks import factor, finite_number
 from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Step
 from .edits import NoisedImage
-from .validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class VCD(BranchGuidance):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        self._put(alpha=factor("alpha", self.alpha), beta=finite("beta", self.beta))
+        self._put(alpha=factor("alpha", self.alpha), beta=finite_number("beta", self.beta))
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"beta={self.beta} must lie in [0, 1]; 0.1 is the paper's")
         NoisedImage(self.steps)

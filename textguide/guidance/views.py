@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from .validation import finite
+from ..support.checks import finite_number
 
 
 class View:
@@ -33,7 +33,7 @@ class EarlyExit(View):
     depth: int | float
 
     def __post_init__(self) -> None:
-        value = finite("exit", self.depth)
+        value = finite_number("exit", self.depth)
         if value <= 0 or (value >= 1 and value != int(value)):
             raise ValueError(f"exit={self.depth} must be a number of layers, or a share of them between 0 and 1")
         object.__setattr__(self, "depth", value if value < 1 else int(value))
@@ -72,7 +72,7 @@ class WithoutBlocks(View):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 < finite("drop", self.share) < 1.0:
+        if not 0.0 < finite_number("drop", self.share) < 1.0:
             raise ValueError(f"drop={self.share} must be a share of the blocks between 0 and 1")
 
     def layers(self, count: int) -> list[int]:

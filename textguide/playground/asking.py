@@ -253,7 +253,7 @@ class Rules:
 
     def _check_cost(self, guidance: Guidance | None) -> None:
         limits, parts = self.limits, split(guidance)
-        for part in (parts.constraint, parts.canvas, guidance):
+        for part in (parts.sampling, parts.canvas, guidance):
             for name in ("particles", "max_branches", "iterations"):
                 number = getattr(part, name, 1)
                 if number > limits.particles:

@@ -42,7 +42,7 @@ def _form(name: str) -> dict[str, Any]:
     method = Guidance.registry[name]
     document = inspect.getdoc(method) or ""
     whole = catalogue.example(method)
-    example = next((part for part in getattr(whole, "parts", (whole,)) if isinstance(part, method)), None) or method()
+    example = next((part for part in whole.parts if isinstance(part, method)), None) or method()
     texts: dict[str, str] = {}
     for ancestor in reversed(method.__mro__):  # what a method says of a field counts before what it inherits
         if issubclass(ancestor, Guidance):
@@ -57,7 +57,7 @@ def _form(name: str) -> dict[str, Any]:
         "example": to_json(example.to_dict()),
         "fields": [_field(field, example, texts.get(field.name, "")) for field in given],
         "places": {place.name: place.reason(whole) or True for place in PLACES},
-        "kind": "constraint" if split(example).constraint is not None else "branches",
+        "kind": "constraint" if split(example).sampling is not None else "branches",
     }
 
 

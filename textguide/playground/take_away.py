@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..guidance import Guidance
+from ..guidance import Guidance, parts_of
 from ..guidance.prompts import to_json
 from .asking import RefusedError, Rules
 from .canvas import empty_of, infilling
@@ -84,7 +84,7 @@ def _lines(
     guidance: Guidance | None, load: str, call: str, arguments: list[str], options: Mapping[str, Any],
     extra: Mapping[str, str] | None = None, together: bool = False,
 ) -> str:  # fmt: skip
-    parts = [] if guidance is None else list(getattr(guidance, "parts", (guidance,)))
+    parts = list(parts_of(guidance))
     classes = ", ".join(sorted({type(part).__name__ for part in parts}))
     imports = "import textguide" + (f"\nfrom textguide.guidance import {classes}" if parts else "")
     given = [*arguments, *([f"guidance={as_python(guidance)}"] if guidance is not None else [])]

@@ -22,9 +22,9 @@ def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> No
     Raises:
         ValueError: something in the request does not work; the message names it.
     """
-    if split(asked.guidance).constraint is None:
+    if split(asked.guidance).sampling is None:
         raise RefusedError("nothing holds the texts together; give a constraint, feynman-kac, power-sampling or eager")
-    if getattr(split(asked.guidance).constraint, "sampler", None) == "cars":
+    if split(asked.guidance).restarts:
         raise RefusedError("sampler='cars' begins texts again, so that they do not stand side by side; take 'asap'")
     if asked.forced:
         raise RefusedError("texts that are written together cannot go on from a given one")
@@ -63,7 +63,8 @@ def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> No
 
 def is_constrained(guidance: Guidance | None) -> bool:
     """Whether something says which texts may be written."""
-    return getattr(split(guidance).constraint, "constraint", None) is not None
+    sampling = split(guidance).sampling
+    return sampling is not None and sampling.constraint is not None
 
 
 def _finite(value: Any) -> float | None:

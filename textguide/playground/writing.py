@@ -9,7 +9,7 @@ from typing import Any
 from ..engine import branch_inputs
 from ..explanation.explaining import explain
 from ..explanation.following import Follow
-from ..guidance import CFG, Guidance, split, with_scale
+from ..guidance import CFG, Guidance, parts_of, split, with_scale
 from ..guidance.places import check_place
 from ..guidance.scaled import Scaled
 from ..guidance.spec import label
@@ -31,7 +31,7 @@ def write(models: Models, asked: Asked, rules: Rules, send: Send) -> None:
         ValueError: something in the request does not work; the message names it.
     """
     check_lengths(models, asked, rules)
-    particles = getattr(split(asked.guidance).constraint, "particles", 1)
+    particles = split(asked.guidance).particles
     options: dict[str, Any] = dict(asked.options)
     if asked.forced:
         if particles > 1:
@@ -63,7 +63,7 @@ def write(models: Models, asked: Asked, rules: Rules, send: Send) -> None:
 
 def scorable(guidance: Guidance | None) -> str | None:
     """Why a text cannot be scored under other scales of ``guidance``; None where it can."""
-    parts = [] if guidance is None else list(getattr(guidance, "parts", (guidance,)))
+    parts = list(parts_of(guidance))
     if not any(isinstance(part, Scaled) for part in parts):
         return "this guidance has no scale γ"
     if len(parts) > 1:

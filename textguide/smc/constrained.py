@@ -103,7 +103,7 @@ class Constrained(Weighed):
     @property
     def weighs(self) -> bool:
         """Whether texts get weights."""
-        return self.guidance.draws
+        return self.guidance.weighs
 
     @property
     def chooses(self) -> bool:

@@ -75,14 +75,14 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
     if not isinstance(guidance, (AWRS, EAGer, FeynmanKac)):
         raise ValueError(f"guidance={guidance!r} is no constraint that this loop knows; pass textguide.AWRS(...)")
     name = type(guidance).__name__
-    many = f"{'max_branches' if isinstance(guidance, EAGer) else 'particles'}={guidance.particles}"
+    many = f"{guidance.rows_field}={guidance.particles}"
     copies = config.num_return_sequences or 1
-    if weighs(guidance) and not config.do_sample:
+    if guidance.weighs and not config.do_sample:
         mask = ", or AWRS(..., sampler='mask') to take the most likely token that the constraint allows"
         raise ValueError(
             f"do_sample=False: {name} draws its tokens; pass do_sample=True{mask if name == 'AWRS' else ''}"
         )
-    if copies % guidance.particles and not isinstance(guidance, EAGer):
+    if copies % guidance.particles and not guidance.forks:
         raise ValueError(
             f"num_return_sequences={copies} must be a multiple of {many}, since each is a row of the output; pass "
             f"num_return_sequences={guidance.particles}"
@@ -129,11 +129,6 @@ def _check_learning(guidance: AWRS, branching: BranchGuidance | None, config: An
         raise ValueError(
             f"cache_implementation='static' is filled once, and texts of {sampler} begin again; leave it out"
         )
-
-
-def weighs(guidance: Any) -> bool:
-    """Whether texts are drawn with weights."""
-    return isinstance(guidance, FeynmanKac) or getattr(guidance, "draws", False)
 
 
 def constraint_of(guidance: AWRS) -> Constraint:

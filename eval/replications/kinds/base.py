@@ -122,4 +122,4 @@ def rows_of(guidance: Guidance | None) -> int:
         return 1
     parts = split(guidance)
     branches = len(parts.branching.branches) if parts.branching is not None else 0
-    return (1 + branches) * max(1, getattr(parts.constraint, "particles", 1) or 1)
+    return (1 + branches) * parts.particles

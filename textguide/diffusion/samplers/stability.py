@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.algebra import kl_divergence
-from ...guidance.validation import whole
+from ...support.checks import whole_number
 from .base import Chosen, Order, Turn, Unmasking, number, surest
 
 
@@ -42,7 +42,7 @@ class Stability(Unmasking):
     def __post_init__(self) -> None:
         number("confidence", self.confidence, 0.0, 1.0)
         number("divergence", self.divergence, 0.0)
-        whole("history", self.history, 1)
+        whole_number("history", self.history, 1)
 
     def check(self, order: Order) -> None:
         if not order.is_probability:

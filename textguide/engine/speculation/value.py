@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...guidance.validation import finite
+from ...support.checks import finite_number
 from ...support.showing import Block, Line, Shown
 
 DRAFTS = ("prompt-lookup", "recycling", "both")
@@ -52,10 +52,10 @@ class Speculation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
-        object.__setattr__(self, "least", finite("least", self.least))
+        object.__setattr__(self, "least", finite_number("least", self.least))
         if not 0.0 <= self.least <= 1.0:
             raise ValueError(f"least={self.least} must lie in [0, 1], a probability")
-        object.__setattr__(self, "worth", finite("worth", self.worth))
+        object.__setattr__(self, "worth", finite_number("worth", self.worth))
         if self.worth < 0.0:
             raise ValueError(f"worth={self.worth} must be 0 or more, a number of guesses")
 

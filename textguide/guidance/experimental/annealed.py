@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...support.checks import factor, finite_number
 from .. import algebra
 from ..base import ROW, About, Step
 from ..scaled import Contrast
-from ..validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AnnealedCFG(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            line = tuple((finite("line", d), factor("line", m)) for d, m in self.line)
+            line = tuple((finite_number("line", d), factor("line", m)) for d, m in self.line)
         except (TypeError, ValueError) as error:
             raise ValueError(f"line={self.line!r} must hold pairs of numbers (d, m)") from error
         if not line or any(a[0] >= b[0] for a, b in pairwise(line)):

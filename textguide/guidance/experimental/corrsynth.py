@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...support.checks import whole_number
 from .. import algebra
 from ..base import About, Branch, Step
 from ..scaled import Scaled
-from ..validation import whole
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CorrSynth(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("group", self.group, 2)
+        whole_number("group", self.group, 2)
         if self.skip_threshold is not None:
             raise ValueError("skip_threshold leaves extra branches out, and corrsynth has none; leave it None")
 

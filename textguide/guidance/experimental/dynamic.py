@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...support.checks import factor, finite_number
 from .. import algebra
 from ..base import ROW, About, Step
 from ..scaled import Contrast
-from ..validation import factor, finite
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DynamicCFG(Contrast):
         if values[0] < 1.0:
             raise ValueError(f"scales={self.scales!r} must hold numbers of 1 or more")
         self._put(scales=tuple(values))
-        self._put(budget=finite("budget", self.budget))
+        self._put(budget=finite_number("budget", self.budget))
         if self.budget < 0:
             raise ValueError(f"budget={self.budget} must be 0 or more nats")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base import About, TokenConstraint
+from ...support.checks import finite_number, whole_number
+from ..base import About, Sampling
 from ..needs import Need
-from ..validation import finite, whole
 
 
 @dataclass(frozen=True)
-class EAGer(TokenConstraint):
+class EAGer(Sampling):
     """Spend further samples where the model hesitates: a text forks where its next-token distribution has much entropy.
 
     Each prompt starts as one text. Where the entropy of the guided distribution, before processors and warpers, exceeds
@@ -47,15 +47,22 @@ class EAGer(TokenConstraint):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        self._put(entropy_threshold=finite("entropy_threshold", self.entropy_threshold))
+        self._put(entropy_threshold=finite_number("entropy_threshold", self.entropy_threshold))
         if self.entropy_threshold < 0:
             raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
-        whole("max_branches", self.max_branches, 1)
+        whole_number("max_branches", self.max_branches, 1)
+
+    rows_field: ClassVar[str] = "max_branches"
 
     @property
-    def particles(self) -> int:
-        """Rows of a prompt."""
+    def particles(self) -> int:  # type: ignore[override]
+        """Rows per prompt."""
         return self.max_branches
+
+    @property
+    def forks(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...support.checks import factor, whole_number
 from .. import algebra
 from ..base import ROW, About, Branch, Step
 from ..scaled import Contrast
-from ..validation import factor, whole
 from ..views import WithoutBlocks
 
 
@@ -43,7 +43,7 @@ class S2Guidance(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._put(weight=factor("weight", self.weight))
-        WithoutBlocks(self.drop, whole("seed", self.seed))
+        WithoutBlocks(self.drop, whole_number("seed", self.seed))
 
     @property
     def off_at_one(self) -> bool:

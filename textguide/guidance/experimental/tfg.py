@@ -8,10 +8,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from ...support.checks import factor, whole_number
 from .. import algebra
 from ..base import About
 from ..canvas_guidance import Asked, CanvasReweighting
-from ..validation import factor, whole
 
 MOST = 20_000
 """Completions of a row that are asked about, where all of them are."""
@@ -65,9 +65,9 @@ class TFG(CanvasReweighting):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples is not None:
-            whole("samples", self.samples, 0)
+            whole_number("samples", self.samples, 0)
         self._put(mean_strength=factor("mean_strength", self.mean_strength))
-        whole("iterations", self.iterations, 1)
+        whole_number("iterations", self.iterations, 1)
 
     @property
     def is_neutral(self) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...support.checks import finite_number
 from ..acfg import CanvasEdit
 from ..base import About, Branch
 from ..needs import Need
 from ..scaled import Scaled
-from ..validation import finite
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TimeStepGuidance(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put(shift=finite("shift", self.shift))
+        self._put(shift=finite_number("shift", self.shift))
         if not 0.0 < self.shift <= 1.0:
             raise ValueError(f"shift={self.shift} must lie in (0, 1]; it is a share of the canvas")
 

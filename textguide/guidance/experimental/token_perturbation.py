@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...support.checks import whole_number
 from ..base import ROW, About, Branch
 from ..edits import Shuffled
 from ..scaled import Scaled
-from ..validation import whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TokenPerturbation(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("seed", self.seed)
+        whole_number("seed", self.seed)
 
     @property
     def branches(self) -> tuple[Branch, ...]:

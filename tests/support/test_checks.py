@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import textguide
+from textguide.support import checks
 
 from ..architectures import Tokenizer, build
 
@@ -48,7 +50,7 @@ CALLS = {
         ("model", "smollm2", ["tokenizer='smollm2'"]),
         ("smollm2", Tokenizer(), ["model='smollm2' is a name", "textguide.load('smollm2')"]),
         (None, Tokenizer(), ["model=None"]),
-        (Tokenizer(), Tokenizer(), ["model=Tokenizer is no language model"]),
+        (Tokenizer(), Tokenizer(), ["model=Tokenizer is not a language model"]),
     ],
 )
 def test_wrong_models_and_tokenizers(call: Any, model: Any, tokenizer: Any, parts: list[str]) -> None:
@@ -63,3 +65,44 @@ def test_wrong_models_and_tokenizers(call: Any, model: Any, tokenizer: Any, part
     for part in parts:
         assert part in str(caught.value)
     assert calls == []
+
+
+@pytest.mark.parametrize("value", [np.float32(1.5), np.float64(1.5), 1.5, np.float16(1.5)])
+def test_numbers_of_numpy_are_numbers(value: Any) -> None:
+    found = checks.finite_number("scale", value)
+    assert (found, type(found)) == (1.5, float)
+    assert textguide.CFG(value) == textguide.CFG(1.5)
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.int8(3), 3])
+def test_integers_of_numpy_are_whole_numbers(value: Any) -> None:
+    found = checks.whole_number("particles", value, 1)
+    assert (found, type(found)) == (3, int)
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), "3", 3.0, None, [3], float("nan")])
+def test_what_is_not_a_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"particles=.* must be a whole number of 1 or more"):
+        checks.whole_number("particles", value, 1)
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), "1.5", float("inf"), float("nan"), None, 10**400, 1j])
+def test_what_is_not_a_finite_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"scale=.* must be a finite number"):
+        checks.finite_number("scale", value)
+
+
+def test_other_checks_name_the_argument() -> None:
+    assert checks.flag("renormalize", False) is False
+    assert checks.one_of("order", "random", ("random", "margin")) == "random"
+    assert checks.share("alpha", 1) == 1.0
+    assert checks.number_from("temperature", 0, 0.0) == 0.0
+    for call, message in (
+        (lambda: checks.flag("renormalize", 1), "renormalize=1 must be True or False"),
+        (lambda: checks.one_of("order", ["x"], ("random", "margin")), "must be one of random, margin"),
+        (lambda: checks.share("alpha", 1.1), r"alpha=1.1 must be a number in \[0, 1\]"),
+        (lambda: checks.number_from("temperature", -1, 0.0, "0 is greedy"), "must be a number of 0 or more; 0 is"),
+        (lambda: checks.number_from("temperature", float("inf"), 0.0), "temperature=inf must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
