@@ -58,7 +58,7 @@ def take_away(models: Models, values: Mapping[str, Any], rules: Rules) -> dict[s
 
 def as_python(guidance: Guidance) -> str:
     """The call that makes a guidance, with the fields that are not at their defaults."""
-    if hasattr(guidance, "parts"):
+    if len(guidance.parts) > 1:
         return f"[{', '.join(as_python(part) for part in guidance.parts)}]"
     values, shown = guidance.to_dict(), []
     for field in fields(guidance):  # type: ignore[arg-type]
