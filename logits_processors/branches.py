@@ -11,7 +11,6 @@ from torch import Tensor
 
 from textguide.engine import branch_inputs
 from textguide.engine.custom_generate import empty_source
-from textguide.engine.effect import EffectMeter
 from textguide.engine.options import CallArguments
 from textguide.forward import model_views, prefill
 from textguide.forward.model_adapter import adapter
@@ -19,6 +18,7 @@ from textguide.forward.row_batch import Rows
 from textguide.guidance import Branch, BranchGuidance, Step
 from textguide.guidance.needs import Need
 from textguide.guidance.prompts import per_row
+from textguide.step.effect import EffectMeter
 
 TAKEN_BACK = 32
 """How many tokens speculation may take back under a guidance that adds up what its branches gave to a text."""

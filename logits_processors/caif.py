@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from textguide.engine.reweighting import Reweighter, reweighter
 from textguide.guidance import CAIF, Step, TokenReweighting, as_guidance, split
-from textguide.guidance.algebra import log_softmax
+from textguide.step.guided_step import guided_step
+from textguide.step.reweighting import Reweighter, reweighter
 
 from .runs import Runs, calling_list
 
@@ -96,9 +97,8 @@ class CAIFLogitsProcessor(LogitsProcessor):
         step = Step.at(index, self.horizon) if self.horizon else Step()
         with _ONE_AT_A_TIME:
             self._reweighter.begin(prompts, [row[prompt:] for row in rows])
-            changed, acted = self._reweighter(log_softmax(scores), step, index, range(len(rows)))
-        total = scores.float().logsumexp(-1, keepdim=True)
-        return (changed + total).to(scores.dtype).where(acted[:, None], scores)
+            reweight = partial(self._reweighter, step=step, index=index, rows=range(len(rows)))
+            return guided_step(scores, None, None, step, reweight=reweight, measure=False).scores.to(scores.dtype)
 
 
 def _without_padding(row: list[int], pad: int | None) -> list[int]:

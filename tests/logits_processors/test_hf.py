@@ -340,7 +340,6 @@ def test_lists_of_processors_are_recognised() -> None:
         ({"scale": float("nan")}, "scale=nan"),
         ({"scale": 1.5, "guidance": CFG(1.5)}, "give one or the other"),
         ({"guidance": CFG(1.5, schedule="linear")}, "horizon="),
-        ({"guidance": CFG(1.5, skip_threshold=0.1)}, "skip_threshold"),
         ({"guidance": CFG(1.5, negative_system="x")}, "negative_system needs the prompts"),
         ({"guidance": "eager"}, "forks texts, and a logits processor is handed scores and cannot add rows; use"),
         ({"guidance": "beta-cfg"}, "horizon="),

@@ -6,10 +6,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
-
 from ..forward.model_adapter import adapter
-from ..guidance.base import SELF, Branch, BranchGuidance, Step
+from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
 from ..support.errors import GuidanceHadNoEffectWarning
 
@@ -311,7 +309,7 @@ def warn_of_same(
     # Another model, or a part of the model, differs by itself.
     if any(branch.same_prompt or branch.model != SELF or branch.view is not None for branch in guidance.branches):
         return
-    if not _follows_its_branches(guidance):
+    if not guidance.keeps_equal_branches():
         return
     same = [number for number, row in enumerate(cond) if all(branch[number] == row for branch in branches)]
     if not same or (len(same) == len(cond) and not whole):
@@ -327,13 +325,6 @@ def warn_of_same(
         GuidanceHadNoEffectWarning,
         stacklevel=4,
     )
-
-
-def _follows_its_branches(guidance: BranchGuidance) -> bool:
-    """Whether the combination of equal branches is what they are; a plausibility cut, say, acts on them too."""
-    logp = torch.linspace(-3.0, 3.0, 9).log_softmax(-1).repeat(len(guidance.branches) + 1, 1, 1)
-    step = Step(likelihoods=logp.new_zeros(logp.shape[:2]), opinions=logp.new_zeros(logp.shape[:2]))
-    return torch.allclose(guidance.combine(logp, step).log_softmax(-1), logp[0], atol=1e-5)
 
 
 def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:

@@ -12,15 +12,15 @@ from torch import Tensor
 from ..constraints import Vocabulary
 from ..guidance import BranchGuidance, FeynmanKac, as_guidance, split
 from ..smc.starting import check_run, start, warn_of_deaths
+from ..step.class_log_probs import class_log_probs
+from ..step.effect import Effect, warn_if_none
+from ..step.reweighting import reweighter
 from . import branch_inputs
 from .branch_passes import Source
-from .effect import Effect, warn_if_none
 from .lesson_keys import lesson_keys
 from .loop import Observer, Settings, decode
-from .opinions import opinions
 from .options import CallArguments, CallSignature, check_inputs, check_mode, check_speculation
 from .results import Decoded
-from .reweighting import reweighter
 from .speculation import as_speculation
 
 
@@ -128,8 +128,8 @@ class GuidedDecoding:
         self.effect, self.last = decoded.effect, decoded
         if self.warn:
             warn_if_none(decoded.effect, self.guidance)
-            if decoded.constraint is not None:
-                warn_of_deaths([decoded.constraint])
+            if decoded.population is not None:
+                warn_of_deaths([decoded.population])
         if not generation_config.return_dict_in_generate:
             return decoded.sequences
         return _as_output(decoded, model)
@@ -160,7 +160,7 @@ class GuidedDecoding:
         parts = split(self.guidance)
         guidance = parts.branching
         reweighting = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
-        judged = opinions(guidance, self.tokenizer, model)
+        judged = class_log_probs(guidance, self.tokenizer, model)
 
         horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
 
@@ -173,7 +173,7 @@ class GuidedDecoding:
         settings = Settings(
             guidance=guidance,
             reweighter=reweighting,
-            opinions=judged,
+            class_log_probs=judged,
             models={**(self.models or {}), **(self.captioning.models if self.captioning is not None else {})},
             generator=self.generator,
             observer=self.observer,
@@ -181,7 +181,7 @@ class GuidedDecoding:
             speculation=self.speculation,
             fast=self.fast,
             call=_compiled(model, generation_config, model_kwargs),
-            begin=begin,
+            restart_classifiers=begin,
         )
         if guidance is not None:
             settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs, generation_config, horizon)
@@ -195,7 +195,7 @@ class GuidedDecoding:
                 )
             settings.guidance = None if guidance is None else parts.sampling.product(guidance)
         if parts.sampling is not None:
-            check_run(parts.sampling, guidance, generation_config, self.streamer or given.streamer)
+            check_run(parts.sampling, generation_config, self.streamer or given.streamer)
             if isinstance(self.generator, tuple):
                 raise ValueError(f"generator= with one a row does not go with {parts.sampling}; give one")
             keys: Sequence[Hashable] = ()
@@ -209,7 +209,7 @@ class GuidedDecoding:
                 keys = lesson_keys(
                     model, settings.models, parts, reads, len(input_ids), logits_processor, stopping_criteria, horizon
                 )
-            settings.constraint = start(
+            settings.population = start(
                 parts.sampling, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator,
                 keys, own,
             )  # fmt: skip
@@ -303,6 +303,6 @@ def _as_output(decoded: Decoded, model: Any) -> Any:
     kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
     output = kind(sequences=decoded.sequences, scores=decoded.scores, logits=decoded.logits)
     output.effect = decoded.effect
-    output.constraint = decoded.constraint
+    output.constraint = decoded.population
     output.speculation = decoded.speculation
     return output

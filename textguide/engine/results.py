@@ -15,9 +15,9 @@ from ..guidance import Guidance
 from ..guidance.spec import label
 from ..smc import particles
 from ..smc.population import Outcome
+from ..step.effect import Effect
+from ..step.effect import join as join_effects
 from ..support.showing import Block, Facts, Line, Shown, figure, table
-from .effect import Effect
-from .effect import join as join_effects
 from .speculation import SpeculationReport
 from .speculation.value import join as join_speculation
 
@@ -70,7 +70,7 @@ class Decoded:
         log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
         scores: processed scores a step, (B, V) each, None unless ``output_scores``.
         logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
-        constraint: what the constraint made of the rows; None where there was none.
+        population: what came of a constrained or weighted run; None for others.
         speculation: what speculation did; None where there was none.
     """
 
@@ -80,7 +80,7 @@ class Decoded:
     log_probs: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
-    constraint: Outcome | None = None
+    population: Outcome | None = None
     speculation: SpeculationReport | None = None
 
 
@@ -98,7 +98,7 @@ def joined(tries: Sequence[Decoded], newest: Sequence[int], pad: int) -> Decoded
         lengths=[tries[n].lengths[row] for row, n in enumerate(newest)],
         effect=join_effects([one.effect for one in tries]),
         log_probs=log_probs,
-        constraint=tries[-1].constraint,
+        population=tries[-1].population,
         speculation=tries[-1].speculation,
     )
 
@@ -313,7 +313,7 @@ def collect(
         written = run.sequences[:, start:].tolist()
         tokens += [row[:length] for row, length in zip(written, run.lengths, strict=True)]
     log_prob = torch.cat(log_probs)
-    outcomes = [run.constraint for run in done if run.constraint is not None]
+    outcomes = [run.population for run in done if run.population is not None]
     reports = [run.speculation for run in done if run.speculation is not None]
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     deaths = [death for outcome in outcomes for death in outcome.deaths] or [None] * len(tokens)

@@ -13,10 +13,10 @@ from ..forward.model_adapter import adapter
 from ..guidance import Guidance, as_guidance, split
 from ..smc.lessons import lessons
 from ..smc.starting import warn_of_deaths
+from ..step.effect import join, warn_if_none
 from ..support.checks import check_model_and_tokenizer
 from .branch_inputs import Rows
 from .custom_generate import BranchReader, GuidedDecoding
-from .effect import join, warn_if_none
 from .loop import Observer
 from .options import SAMPLING_OPTIONS, check_values, with_config
 from .results import Decoded, Ending, GenerateResult, collect
@@ -212,7 +212,7 @@ class Run:
                 done.append(decoding.last)
         effect = join([decoded.effect for decoded in done])
         warn_if_none(effect, request.guidance)
-        warn_of_deaths([decoded.constraint for decoded in done if decoded.constraint is not None])
+        warn_of_deaths([decoded.population for decoded in done if decoded.population is not None])
         return collect(done, effect, self.tokenizer, self.pad, self.ending)
 
     def steps(self, batch: Batch) -> Iterator[tuple[list[int], list[bool]]]:
