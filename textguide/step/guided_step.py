@@ -212,13 +212,13 @@ def guided_groups(
     """
     groups: dict[Hashable, list[int]] = {}
     for row, (guidance, step) in enumerate(zip(guidances, steps, strict=True)):
-        rule = (guidance.rule, len(extra[row])) if guidance.active(step) else None
+        rule: Hashable = (guidance.rule, len(extra[row])) if guidance.active(step) else None
         groups.setdefault(rule, []).append(row)
-    for rule, members in groups.items():
+    for shared, members in groups.items():
         own = cond if len(members) == len(cond) else cond[torch.tensor(members, device=cond.device)]
         first = guidances[members[0]]
         step = steps[members[0]]
-        if rule is None:
+        if shared is None:
             yield members, guided_step(own, None, None, step, **options)
             continue
         if len(members) > 1:
