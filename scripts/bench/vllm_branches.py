@@ -1,4 +1,4 @@
-"""How many tokens a second a guided vLLM engine writes, by the number of branch requests beside each request.
+"""Tokens per second of a guided vLLM engine, by the number of branch requests for each request.
 
 The same requests, plain and with formulas over one to four prompts, take turns in one engine::
 
@@ -7,14 +7,19 @@ The same requests, plain and with formulas over one to four prompts, take turns 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-import time
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
+import timing
+import torch
+from serving_mix import STARTS
+
+import textguide
+from textguide.guidance import CFG, Formula
+
+# vLLM reads its environment when it is imported, so main() imports it.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -22,10 +27,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 NEGATIVES = ("A list:", "The weather report for today:", "Dear Sir or Madam,", "def main():")
 
 
-def formula(branches: int) -> str | None:
+def guidance(branches: int) -> str | None:
     """A guidance with so many branch requests, as JSON; None for none."""
-    from textguide.guidance import CFG, Formula
-
     if branches == 0:
         return None
     if branches == 1:
@@ -35,59 +38,50 @@ def formula(branches: int) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.parser(__doc__, model=None, repeats=5)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--requests", type=int, default=8)
-    parser.add_argument("--places", type=int, default=40, help="max_num_seqs: all requests run at once [40]")
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--places", type=int, default=40, help="max_num_seqs: all requests run together [%(default)s]")
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--graphs", action="store_true", help="let vLLM compile and capture its passes")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-
-    import torch
     import vllm
-    from rich.console import Console
-    from rich.table import Table
-    from serving_mix import STARTS
-    from timing import machine
-
-    import textguide
-    from textguide.support.files import write_json
 
     llm = textguide.vllm_engine(
-        arguments.model, dtype=arguments.dtype, enforce_eager=not arguments.graphs, max_model_len=128,
-        max_num_seqs=arguments.places, seed=0,
-    )  # fmt: skip
+        arguments.model,
+        dtype=arguments.dtype,
+        enforce_eager=not arguments.graphs,
+        max_model_len=128,
+        max_num_seqs=arguments.places,
+        seed=0,
+    )
     prompts = [STARTS[n % len(STARTS)] for n in range(arguments.requests)]
-    counts = range(len(NEGATIVES) + 1)
-    speeds: dict[int, list[float]] = {count: [] for count in counts}
-    for round_ in range(arguments.rounds + 1):  # the first one warms up
-        for count in counts:
-            extra = {"guidance": formula(count)} if count else None
-            params: Any = llm.sampling_params(
-                max_tokens=arguments.tokens, temperature=0.0, ignore_eos=True, extra_args=extra
-            )
-            start = time.perf_counter()
-            llm.generate(prompts, params, use_tqdm=False)
-            if round_:
-                speeds[count].append(arguments.requests * arguments.tokens / (time.perf_counter() - start))
+    contestants = {}
+    for branches in range(len(NEGATIVES) + 1):
+        extra = {"guidance": guidance(branches)} if branches else None
+        params = llm.sampling_params(max_tokens=arguments.tokens, temperature=0.0, ignore_eos=True, extra_args=extra)
+        contestants[branches] = partial(llm.generate, prompts, params, use_tqdm=False)
+    times = timing.compare(contestants, arguments.repeats)
     llm.llm_engine.engine_core.shutdown()
     rows = []
-    table = Table("branch requests", "tokens a second, median", "smallest", "largest", "of plain in the same round")
-    for count, values in speeds.items():
-        row = {"branches": count, "median": statistics.median(values), "smallest": min(values), "largest": max(values)}
-        ratio = statistics.median(one / plain for one, plain in zip(values, speeds[0], strict=True))
-        rows.append({**row, "of_plain": ratio})
-        cells = [f"{row[name]:.0f}" for name in ("median", "smallest", "largest")]
-        table.add_row(str(count), *cells, f"{ratio:.2f}")
-    Console().print(table)
-    if arguments.json:
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-        here = SimpleNamespace(device=SimpleNamespace(type=kind), dtype=arguments.dtype)
-        settings = {name: getattr(arguments, name) for name in ("model", "requests", "tokens", "rounds")}
-        write_json(arguments.json, {**settings, "vllm": vllm.__version__, "machine": machine(here), "rows": rows})
+    for branches, one in times.items():
+        speeds = [arguments.requests * arguments.tokens / seconds for seconds in one.seconds]
+        row = {"branches": branches, "median": statistics.median(speeds), "smallest": min(speeds)}
+        rows.append({**row, "largest": max(speeds), "of_plain": times[0].ratio(one)})
+    columns = {
+        "branch requests": "{branches}",
+        "tokens per second, median": "{median:.0f}",
+        "smallest": "{smallest:.0f}",
+        "largest": "{largest:.0f}",
+        "of plain in the same round": "{of_plain:.2f}",
+    }
+    timing.show(rows, columns)
+    settings = {name: getattr(arguments, name) for name in ("model", "requests", "tokens")}
+    settings |= {"rounds": arguments.repeats, "vllm": vllm.__version__}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = timing.machine(SimpleNamespace(device=device, dtype=arguments.dtype))
+    timing.write(arguments.json, {**settings, "machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":
