@@ -111,7 +111,7 @@ def measure(
     }
 
 
-Draw = Callable[[Session, Vocabulary, torch.Generator, list[float]], "int | None"]
+Draw = Callable[[Session, Vocabulary, torch.Generator, list[float]], int | None]
 """Chooses a token that may follow and notes the time of each look; None if none may follow."""
 
 
