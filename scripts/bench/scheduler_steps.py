@@ -1,7 +1,8 @@
 """Does the guided scheduler ever let a wrong token through? Random steps without a model, in every way of stepping.
 
-Requests of random kinds come, are aborted and preempted; every answer is compared with the plainest loop, token for
-token, with its log-probabilities and its report (``tests/vllm/simulation.py``). A run goes on where the file ends::
+Requests of random kinds arrive, are aborted and preempted. Every answer is compared with the plainest loop, token for
+token, with its log-probabilities and its report (``tests/vllm/simulation.py``). A run continues after the rows that its
+file has::
 
     python scripts/bench/scheduler_steps.py --seeds 20 --steps 10000 --json docs/results/serving/scheduler-steps.json
 """
@@ -17,6 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timing
+
+from textguide.models import bundled
+
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 COUNTED = ("steps", "requests", "answered", "tokens", "preempted", "discarded")
@@ -28,45 +33,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000, help="of each seed, over all settings of the engine")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--count", type=int, default=10_000, help="of pairs of way and seed, in this run")
+    parser.add_argument("--count", type=int, default=10_000, help="pairs of way and seed, in this run")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", "--out", type=Path)
     arguments = parser.parse_args()
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from textguide.models import bundled
-    from textguide.support.files import write_json
-
     logging.disable(logging.CRITICAL)
-    rows: list[dict[str, Any]] = []
-    if arguments.json and arguments.json.is_file():
-        found = json.loads(arguments.json.read_text())
-        rows = found["rows"] if found["steps"] == arguments.steps else []
+    rows = earlier_rows(arguments.json, arguments.steps)
     known = {(row["way"], row["seed"]) for row in rows}
     pairs = [(way, seed) for seed in range(arguments.seeds) for way in arguments.ways if (way, seed) not in known]
-    folder = str(bundled.folder())  # whose files are read through each time
+    folder = str(bundled.folder())  # looked up once, because that reads the model's file
     for way, seed in pairs[: arguments.count]:
         rows.append(row_of(folder, way, seed, arguments.steps))
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.json, {"steps": arguments.steps, "rows": rows})
-    table = Table("way", "seeds", "steps", "requests", "answers", "tokens", "preempted", "thrown away", "wrong")
-    for way in dict.fromkeys(row["way"] for row in rows):
-        same = [row for row in rows if row["way"] == way]
-        sums = [str(sum(row[key] for row in same)) for key in COUNTED]
-        table.add_row(way, str(len(same)), *sums, str(sum(len(row["wrong"]) for row in same)))
-    Console(width=120).print(table)
+        timing.write(arguments.json, {"steps": arguments.steps, "rows": rows})
+    timing.show(summary(rows), {name: f"{{{name}}}" for name in ("way", "seeds", *COUNTED, "wrong")})
     raise SystemExit(any(row["wrong"] for row in rows))
 
 
+def earlier_rows(path: Path | None, steps: int) -> list[dict[str, Any]]:
+    """The rows of an earlier run with as many steps."""
+    if path is None or not path.is_file():
+        return []
+    report = json.loads(path.read_text())
+    return report["rows"] if report["steps"] == steps else []
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sums of all seeds for each way of stepping."""
+    sums = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        same = [row for row in rows if row["way"] == way]
+        counts = {name: sum(row[name] for row in same) for name in COUNTED}
+        sums.append({"way": way, "seeds": len(same), **counts, "wrong": sum(len(row["wrong"]) for row in same)})
+    return sums
+
+
 def row_of(folder: str, way: str, seed: int, steps: int) -> dict[str, Any]:
-    """All settings of the engine, with one seed; ``folder`` has a model's configuration."""
+    """All settings of the engine with one seed; ``folder`` has a model's configuration."""
     from tests.vllm.simulation import SETTINGS, WAYS, Simulation
 
     row: dict[str, Any] = {"way": way, "seed": seed, **dict.fromkeys(COUNTED, 0), "wrong": []}
-    begin = time.perf_counter()
+    start = time.perf_counter()
     for name, settings in SETTINGS.items():
         simulation = Simulation(folder, **settings, **WAYS[way], seed=seed)
         try:
@@ -76,7 +82,7 @@ def row_of(folder: str, way: str, seed: int, steps: int) -> dict[str, Any]:
         for key in COUNTED:
             row[key] += getattr(simulation, key)
         simulation.scheduler.shutdown()
-    return {**row, "seconds": round(time.perf_counter() - begin, 1)}
+    return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
 if __name__ == "__main__":
