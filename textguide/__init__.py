@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .captioning import caption
     from .distillation import DistillResult, DistillSettings, distill
     from .engine.custom_generate import GuidedDecoding
-    from .engine.effect import Effect
     from .engine.results import GenerateResult, ScoreResult
     from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from .models import load
     from .scoring import Evidence, evidence, score
     from .smc.lessons import Lessons
+    from .step.effect import Effect
 
 # Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
 _HOMES = {
@@ -42,7 +42,7 @@ _HOMES = {
     "DistillResult": "distillation",
     "DistillSettings": "distillation",
     "EAGer": "guidance",
-    "Effect": "engine.effect",
+    "Effect": "step.effect",
     "Evidence": "scoring",
     "Explanation": "explanation",
     "FeynmanKac": "guidance",
