@@ -16,7 +16,7 @@ from .marks import NEEDS_SMOLLM2
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "bench" / "gpu.sh"
-PARTS = {"decode", "speculation", "sweep", "serving", "branches", "cost-model", "batch"}
+PARTS = {"decode", "speculation", "sweep", "serving", "cost-model", "batch"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--prompts", type=int, nargs="+", default=[16, 512], help="prompt lengths in tokens")
     parser.add_argument("--new", type=int, default=32, help="tokens generated")
-    parser.add_argument("--skip", type=float, default=0.01, help="skip threshold in nats")
     parser.add_argument("--static", action="store_true", help="also with a static cache (compiled on a GPU)")
     arguments = parser.parse_args()
     model, tokenizer = timing.load(arguments)
@@ -60,9 +59,8 @@ def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: argp
     tokens = (tokenizer(TEXT).input_ids * (length // 40 + 2))[: length + batch]
     # Each row starts a token later than the previous one, so that no two rows are the same.
     ids = torch.tensor([tokens[row : row + length] for row in range(batch)], device=model.device)
-    skipping = guided_decoding(CFG(1.5, skip_threshold=arguments.skip), fast=True)
     calls: dict[tuple[str, int], Callable[[], None]] = {}
-    for name, (rows, options) in contestants(model, ids, skipping, arguments).items():
+    for name, (rows, options) in contestants(model, ids, arguments.static).items():
         for new in (1, 1 + arguments.new):
             calls[name, new] = partial(generate, model, rows, new, **options)
     times = timing.compare(calls, arguments.repeats, model.device, memory=True, title=f"batch {batch}, prompt {length}")
@@ -85,16 +83,12 @@ def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: argp
             "prefill_ratio": timing.ratio(prefill[name], prefill[plain]),
             "memory_mb": times[name, 1 + arguments.new].megabytes,
         }
-        if "skip" in name and skipping.effect is not None:
-            row["effect"] = skipping.effect.to_dict()
         result.append(row)
     return result
 
 
-def contestants(
-    model: Any, ids: torch.Tensor, skipping: Any, arguments: argparse.Namespace
-) -> dict[str, tuple[torch.Tensor, dict[str, Any]]]:
-    """By name: the prompts and the options of ``model.generate``."""
+def contestants(model: Any, ids: torch.Tensor, static: bool) -> dict[str, tuple[torch.Tensor, dict[str, Any]]]:
+    """By name: the prompts and the options of ``model.generate``; ``static`` adds static caches."""
     double = torch.cat([ids, ids])
     ours = guided_decoding(None, fast=True)
     one_pass = guided_decoding(CFG(1.5), fast=True)
@@ -107,13 +101,12 @@ def contestants(
         "transformers' guidance_scale": (ids, {"guidance_scale": 1.5}),
         "CFGLogitsProcessor": (ids, {"logits_processor": [CFGLogitsProcessor(model, 1.5)]}),
         "one pass": (ids, {"custom_generate": one_pass}),
-        f"one pass, skip {arguments.skip:g}": (ids, {"custom_generate": skipping}),
         "one pass, prompt-lookup": (ids, {"custom_generate": guessing}),
     }
-    if arguments.static:
-        static = {"cache_implementation": "static"}
-        ways["plain, static"] = (ids, static)
-        ways["one pass, static"] = (ids, {"custom_generate": guided_decoding(CFG(1.5)), **static})
+    if static:
+        cache = {"cache_implementation": "static"}
+        ways["plain, static"] = (ids, cache)
+        ways["one pass, static"] = (ids, {"custom_generate": guided_decoding(CFG(1.5)), **cache})
     return ways
 
 

@@ -5,7 +5,6 @@
     python scripts/bench/serve.py soak --requests 2000 --json docs/results/serving/soak.json
     python scripts/bench/serve.py speed --concurrency 1 8 32 --json docs/results/serving/speed.json
     python scripts/bench/serve.py speed --concurrency 8 32 --guesses --adapter ADAPTER --json throughput.json
-    python scripts/bench/serve.py soak --model tiny --server-args '--tensor-parallel-size 2' --kill --json killed.json
 
 It only uses the loopback, and is bounded by ``--requests`` and ``--minutes``. ``speed`` continues after the turns that
 its file already has.
@@ -23,7 +22,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import timing
 from engines import tiny_llama
 from served import Server, about, serving
@@ -77,7 +75,6 @@ def main() -> None:
     soaking.add_argument("--with", dest="amateur", metavar="PATH", help="a second model, for methods that need one")
     soaking.add_argument("--requests", type=int, default=2000, help="in all [%(default)s]")
     soaking.add_argument("--minutes", type=float, default=60, help="the longest that they may take [%(default)g]")
-    soaking.add_argument("--kill", action="store_true", help="kill a worker at the end, under load")
     soaking.add_argument("--cache", type=Path, help="a file that stores the reference answers")
     soaking.add_argument("--seed", type=int, default=0)
     speeding = parser.add_argument_group("speed")
@@ -86,7 +83,6 @@ def main() -> None:
     speeding.add_argument("--repeats", type=int, default=5, help="measurements per row [%(default)s]")
     speeding.add_argument("--tokens", type=int, default=32, help="tokens of an answer [%(default)s]")
     speeding.add_argument("--settle", type=float, default=0, help="idle seconds before measuring [0]")
-    speeding.add_argument("--skip-threshold", type=float, default=0.1, help="nats, of the skipping row [%(default)g]")
     speeding.add_argument("--guesses", action="store_true", help="another server, which guesses tokens by n-grams")
     speeding.add_argument("--adapter", help="folder of a distilled adapter (PEFT), which vLLM's own server serves")
     speeding.add_argument("--adapter-rank", type=int, default=16, help="the largest of the adapter [%(default)s]")
@@ -119,11 +115,7 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     options += ["--with", f"amateur={arguments.amateur}"] if arguments.amateur else []
     options += shlex.split(arguments.server_args)
     with serving(arguments.model, *options, log=arguments.log) as server:
-        report = asyncio.run(Soak(server, specs, expected, arguments).run())
-        if arguments.kill:
-            texts = [text for text, _ in expected]
-            report["killed"] = asyncio.run(kill_a_worker(server, specs, texts, seconds=1.0))
-        return report
+        return asyncio.run(Soak(server, specs, expected, arguments).run())
 
 
 class Soak:
@@ -291,72 +283,6 @@ def call_of(model: str, spec: Spec) -> dict[str, Any]:
     call = {name: sampling[name] for name in OF_CLIENT}
     extra = {name: value for name, value in sampling.items() if name not in (*OF_CLIENT, "extra_args")}
     return {**call, "model": model, "prompt": spec.prompt, "extra_body": {**extra, "vllm_xargs": spec.extra()}}
-
-
-# -- a worker that dies ------------------------------------------------------------------------------------------------
-
-
-async def kill_a_worker(server: Server, specs: list[Spec], expected: list[str], seconds: float) -> dict[str, Any]:
-    """Send all requests together, kill a worker, and count what the clients get.
-
-    Args:
-        server: with several workers.
-        specs: the requests.
-        expected: the text of each.
-        seconds: to wait before the worker is killed.
-    """
-    client = client_of(server, timeout=120)
-    counts: Counter[str] = Counter()
-    start = time.monotonic()
-
-    async def one(spec: Spec, text: str) -> None:
-        counts[await outcome(client, call_of(server.model, spec), text)] += 1
-
-    async def kill() -> dict[str, Any]:
-        await asyncio.sleep(seconds)
-        victim = workers(server)[-1]
-        victim.kill()
-        return {"killed": victim.name(), "after": round(time.monotonic() - start, 1)}
-
-    requests = [one(*pair) for pair in zip(specs, expected, strict=True)]
-    killed, *_ = await asyncio.gather(kill(), *requests)
-    await client.close()
-    answered = round(time.monotonic() - start, 1)
-    deadline = time.monotonic() + 60
-    while (server.healthy() or server.process.poll() is None) and time.monotonic() < deadline:
-        await asyncio.sleep(0.5)
-    return {
-        **killed,
-        "requests": len(specs),
-        "counts": dict(counts),
-        "all_answered_after": answered,
-        "healthy_afterwards": server.healthy(),
-        "server_ended_with": server.process.poll(),
-    }
-
-
-async def outcome(client: Any, call: dict[str, Any], text: str) -> str:
-    """What became of a request whose server may die, in words."""
-    import openai
-
-    try:
-        answer = (await client.completions.create(**call)).choices[0]
-    except openai.APIStatusError as error:
-        return f"HTTP {error.status_code}"
-    except openai.APITimeoutError:
-        return "timed out"
-    except openai.APIConnectionError:
-        return "connection lost"
-    if answer.text == text:
-        return "right"
-    return "ended with an error" if answer.finish_reason in (None, "error") else "wrong"
-
-
-def workers(server: Server) -> list[psutil.Process]:
-    """The processes that run the model: those without children of their own that use the most memory."""
-    leaves = [process for process in server.processes() if not process.children()]
-    largest = max(process.memory_info().rss for process in leaves)
-    return [process for process in leaves if process.memory_info().rss > largest / 2]
 
 
 if __name__ == "__main__":

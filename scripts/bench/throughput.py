@@ -22,7 +22,12 @@ GUIDED = "textguide"
 GUESSING = "textguide, guessing"
 DISTILLED = "vLLM with a distilled adapter"
 PROMPT = "The dragon flew over Paris, France, and landed on the roof of the old opera house. Number {} looked up, and"
-NEGATIVE = "The weather report for today:"
+KINDS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "guided, last token": {"guidance_scale": 1.5},
+    "guided, negative prompt": {"guidance_scale": 1.5, "negative_prompt": "The weather report for today:"},
+}
+"""vLLM's extra arguments of each kind of request."""
 RATIOS = {"ratios": "tokens_a_second", "ratios_of_processor_time": "tokens_a_processor_second"}
 Contestant = tuple[str, str]
 """A server and a kind of request."""
@@ -32,14 +37,12 @@ Turns = dict[tuple[int, str, str], list[dict[str, float]]]
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Throughput, time to the first token and between tokens; the contestants alternate."""
-    kinds = request_kinds(arguments.skip_threshold)
-    contestants = contestants_of(arguments, list(kinds))
+    contestants = contestants_of(arguments)
     settings = settings_of(arguments)
     turns = earlier_turns(arguments, settings, contestants)
     with servers_of(arguments) as servers:
         for server, kind in contestants:
-            asyncio.run(measure(servers[server], 1, 1, kinds[kind], 8))  # warm-up
-        skipping = asyncio.run(skipped(servers[GUIDED], kinds["guided, skipping"], arguments.tokens))
+            asyncio.run(measure(servers[server], 1, 1, KINDS[kind], 8))  # warm-up
         print("ready", flush=True)
         time.sleep(arguments.settle)
         done = min((len(figures) for figures in turns.values()), default=0)
@@ -47,32 +50,21 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             for concurrency in arguments.concurrency:
                 requests = max(2, arguments.rounds * concurrency)
                 for server, kind in contestants:
-                    figures = measure(servers[server], concurrency, requests, kinds[kind], arguments.tokens)
+                    figures = measure(servers[server], concurrency, requests, KINDS[kind], arguments.tokens)
                     turns.setdefault((concurrency, server, kind), []).append(asyncio.run(figures))
             print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
             # After every turn, so that an interrupted run can be continued.
-            timing.write(arguments.json, report(turns, settings, skipping))
+            timing.write(arguments.json, report(turns, settings))
         print("measured", flush=True)
-    return report(turns, settings, skipping)
+    return report(turns, settings)
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
 
 
-def request_kinds(skip_threshold: float) -> dict[str, dict[str, Any] | None]:
-    """vLLM's extra arguments of each kind of request."""
-    negative = {"guidance_scale": 1.5, "negative_prompt": NEGATIVE}
-    return {
-        "plain": None,
-        "guided, last token": {"guidance_scale": 1.5},
-        "guided, negative prompt": negative,
-        "guided, skipping": {**negative, "guidance_skip_threshold": skip_threshold},
-    }
-
-
-def contestants_of(arguments: argparse.Namespace, kinds: list[str]) -> list[Contestant]:
+def contestants_of(arguments: argparse.Namespace) -> list[Contestant]:
     """Servers and kinds of requests, in the order in which they take turns."""
-    contestants = [(VLLM, "plain"), *((GUIDED, kind) for kind in kinds)]
+    contestants = [(VLLM, "plain"), *((GUIDED, kind) for kind in KINDS)]
     if arguments.guesses:
         contestants += [(GUESSING, "guided, last token"), (GUESSING, "guided, negative prompt")]
     if arguments.adapter:
@@ -86,7 +78,6 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model,
         "tokens": arguments.tokens,
         "rounds": arguments.rounds,
-        "skip_threshold": arguments.skip_threshold,
     }
     if arguments.adapter:
         card = json.loads(Path(arguments.adapter, "distillation.json").read_text())
@@ -144,20 +135,6 @@ def client_of(server: Server, timeout: float = 600) -> Any:
     return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=timeout)
 
 
-async def skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
-    """How often the skipping setting skips, over eight of the prompts."""
-    client = client_of(server)
-    options = {"max_tokens": tokens, "temperature": 0, "extra_body": {"ignore_eos": True, "vllm_xargs": extra}}
-    calls = [client.completions.create(model=server.model, prompt=PROMPT.format(n), **options) for n in range(8)]
-    answers = await asyncio.gather(*calls)
-    await client.close()
-    reports = [answer.model_extra["kv_transfer_params"]["textguide"] for answer in answers]
-    return {
-        "share_of_steps_skipped": sum(one["skipped_steps"] for one in reports) / (8 * tokens),
-        "mean_kl": sum(one.get("mean_kl", 0.0) for one in reports) / 8,
-    }
-
-
 async def measure(server: Server, concurrency: int, requests: int, extra: Any, tokens: int) -> dict[str, float]:
     """Figures of streamed requests, of which ``concurrency`` are under way at any time."""
     client = client_of(server)
@@ -202,7 +179,7 @@ def percentile(values: list[float], share: float) -> float:
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
-def report(turns: Turns, settings: dict[str, Any], skipping: dict[str, Any]) -> dict[str, Any]:
+def report(turns: Turns, settings: dict[str, Any]) -> dict[str, Any]:
     """Medians over turns, and ratios of throughput."""
     rows = []
     for (concurrency, server, kind), figures in turns.items():
@@ -212,7 +189,6 @@ def report(turns: Turns, settings: dict[str, Any], skipping: dict[str, Any]) -> 
         **about(),
         **settings,
         "repeats": max(map(len, turns.values()), default=0),
-        "skipping": skipping,
         "rows": rows,
         **{name: ratios(turns, figure) for name, figure in RATIOS.items()},
     }

@@ -10,11 +10,11 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files, InclusionLevel
+from roles import as_markdown, reference_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = {
@@ -29,14 +29,6 @@ _FENCE = re.compile(r"^(```|~~~)", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
 
-@lru_cache(maxsize=1)
-def reference_names() -> tuple[str, ...]:
-    """The public names, each of which has a page."""
-    import textguide
-
-    return tuple(name for name in textguide.__all__ if not name.startswith("__"))
-
-
 def reference_page(name: str) -> str:
     """The page of one public name: where it is imported from, and its docstring."""
     import textguide
@@ -48,8 +40,6 @@ def reference_page(name: str) -> str:
 
 def reference_index() -> str:
     """A line for each public name, with the first sentence of its docstring."""
-    from roles import as_markdown
-
     import textguide
 
     lines = []
