@@ -10,7 +10,6 @@ server that is already running.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,10 +21,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
+import timing
 
 GUIDANCES: tuple[Any, ...] = (
     None,
@@ -58,16 +57,15 @@ PATH = "/v1/completions"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.parser(__doc__, model=None)
     parser.add_argument("--model", default="molecules")
     parser.add_argument("--url", help="of a server that is already running, without /v1")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--length", type=int, default=16)
-    parser.add_argument("--json", "--out", type=Path)
     arguments = parser.parse_args()
+    timing.quiet(arguments)
     from textguide import diffusion
-    from textguide.support.files import write_json
 
     model, tokenizer = diffusion.load(arguments.model, device="cpu")
     requests = requests_of(PROMPTS.get(arguments.model, ["A", "The"]), arguments.requests, arguments.length)
@@ -89,8 +87,7 @@ def main() -> None:
         **report(requests, answers, expected),
     }
     print(json.dumps(result, indent=1))
-    if arguments.json:
-        write_json(arguments.json, result)
+    timing.write(arguments.json, result)
     if result["wrong"] or result["equal"] != result["compared"] or not alive:
         raise SystemExit(1)
 

@@ -64,12 +64,11 @@ OF_CLIENT = ("max_tokens", "temperature", "top_p", "seed", "stop")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.parser(__doc__, model=None)
     parser.add_argument("mode", choices=("soak", "speed"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--server-args", default="", help="more options of the servers, such as '--dtype bfloat16'")
     parser.add_argument("--log", type=Path, help="a file for the server's output")
-    parser.add_argument("--json", "--out", type=Path)
     soaking = parser.add_argument_group("soak")
     soaking.add_argument("--methods", action="store_true", help="guided requests carry all methods, as JSON")
     soaking.add_argument("--with", dest="amateur", metavar="PATH", help="a second model, for methods that need one")
@@ -87,6 +86,7 @@ def main() -> None:
     speeding.add_argument("--adapter", help="folder of a distilled adapter (PEFT), which vLLM's own server serves")
     speeding.add_argument("--adapter-rank", type=int, default=16, help="the largest of the adapter [%(default)s]")
     arguments = parser.parse_args()
+    timing.quiet(arguments)
     report = soak(arguments) if arguments.mode == "soak" else speed(arguments)
     print(json.dumps(report, indent=1))
     timing.write(arguments.json, report)

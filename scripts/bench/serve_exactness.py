@@ -65,7 +65,7 @@ KEYS = ("way", "engine", "arrival", "requests", "adapters")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.parser(__doc__, model=None)
     parser.add_argument("--model", default="smollm2", help="tiny: a random Llama of 4 layers and 4 heads")
     parser.add_argument("--requests", "--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--adapters", action="store_true", help="requests run with two random LoRA adapters, or none")
     parser.add_argument("--tie", type=float, default=1e-4, help="nats below which a difference is a near-tie [1e-4]")
     parser.add_argument("--cache", type=Path, help="a file that stores the reference answers")
-    parser.add_argument("--json", "--out", type=Path)
     arguments = parser.parse_args()
+    timing.quiet(arguments)
     if arguments.model == "tiny":
         arguments.model = tiny_llama()
     expected = References(arguments)

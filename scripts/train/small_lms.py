@@ -9,7 +9,6 @@ sentences.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 import json
@@ -83,14 +82,8 @@ class SmallLM(torch.nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=700)
+    parser = vision.parser(__doc__, steps=700, batch=48, rate=3e-3, name="small_lms", output=small.HOME)
     parser.add_argument("--tuning", type=int, default=150, help="steps of each expert [%(default)s]")
-    parser.add_argument("--batch", type=int, default=48, help="rows of 64 tokens [%(default)s]")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("small_lms.checkpoint"))
-    parser.add_argument("--output", type=Path, default=small.HOME)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import time
@@ -20,6 +21,23 @@ PAD, BEGIN, END = range(3)
 """Tokens and their spelling are those of SmolLM2, of which this vocabulary is a part; padding is its unknown token."""
 LEADING = ("a", "an", "there", "two", "three", "some", "something", "shapes")
 """Words that begin a caption, and so occur without a space in front."""
+
+
+def parser(doc: str | None, *, steps: int, batch: int, rate: float, name: str, output: Path) -> argparse.ArgumentParser:
+    """An argument parser with the options that these trainings share, and their defaults.
+
+    Args:
+        name: of the file with the checkpoint of an interrupted run.
+        output: the folder of the model.
+    """
+    options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=steps)
+    options.add_argument("--batch", type=int, default=batch)
+    options.add_argument("--rate", type=float, default=rate)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--checkpoint", type=Path, default=Path(f"{name}.checkpoint"))
+    options.add_argument("--output", type=Path, default=output)
+    return options
 
 
 def tokenizer(ends: bool = False) -> PreTrainedTokenizerFast:
@@ -107,18 +125,21 @@ def train(
     checkpoint: Path,
     watch: Callable[[], str],
 ) -> dict[str, Any]:
-    """AdamW: a linear warm-up, then a cosine down to zero. Goes on from ``checkpoint`` where there is one."""
+    """Train by AdamW with a linear warm-up and a cosine decay to zero; continues from ``checkpoint`` if it exists."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    start, spent, losses = 0, 0.0, []
+    start = 0
+    spent = 0.0
+    losses = []
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        start, spent = saved["step"], saved["spent"]
-        print(f"going on from step {start}", flush=True)
+        start = saved["step"]
+        spent = saved["spent"]
+        print(f"continues from step {start}", flush=True)
     begun = time.process_time()
     model.train()
     for step in range(start, steps):
