@@ -11,11 +11,9 @@ in bfloat16). Only its path is printed on standard output, so that any benchmark
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -38,10 +36,7 @@ def main() -> None:
     path = (arguments.folder or files.cache_root() / "gguf") / FILE
     if not path.is_file() or path.stat().st_size != BYTES:
         join(path)
-    started = time.perf_counter()
     model, tokenizer = textguide.load(str(path), device="cpu", dtype=arguments.dtype)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    note(f"loaded in {time.perf_counter() - started:.0f} s, {model.dtype}, peak memory {peak:.1f} GB")
     note(f"converted copy: {conversion.folder_of(path, arguments.dtype)}")
     chat = [[{"role": "user", "content": "Write a Python function that adds two numbers."}]]
     note(repr(textguide.generate(model, tokenizer, chat, "cfg:scale=1.5", max_new_tokens=16).texts[0]))
