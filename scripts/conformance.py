@@ -120,16 +120,30 @@ def main() -> int:
     options = parser.parse_args()
 
     classes = all_classes()
-    chosen = [
-        one
-        for one in classes
-        if (not options.only or one.name in options.only or one.title in options.only)
-        and (not options.family or one.family in options.family)
-    ]
+    chosen = [one for one in classes if is_chosen(one, options)]
     if not chosen:
         parser.error("no class has that name; see --only and --family")
     whole = len(chosen) == len(classes) and len(options.check) == len(CHECKS)
     path = options.json or (ROOT / "docs" / "results" / "models.json" if whole else None)
+    rows = examine_all(chosen, path, options)
+    if whole and path is not None:
+        page = ROOT / "docs" / "models.md"
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
+        write_text(page, table.page(json.loads(path.read_text()), before))
+    counts = table.counts(list(rows.values()))
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    return 1 if counts["wrong cells"] else 0
+
+
+def is_chosen(entry: ModelClass, options: argparse.Namespace) -> bool:
+    """Whether ``--only`` and ``--family`` leave a class in."""
+    if options.only and entry.name not in options.only and entry.title not in options.only:
+        return False
+    return not options.family or entry.family in options.family
+
+
+def examine_all(chosen: list[ModelClass], path: Path | None, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The rows of all classes by title, ``--jobs`` of them at a time; saved in ``path`` after each class."""
     rows: dict[str, dict[str, Any]] = {}
     if options.resume and path is not None and path.exists():
         rows = {row["title"]: row for row in json.loads(path.read_text())["models"]}
@@ -148,13 +162,7 @@ def main() -> int:
             print(table.line(row), flush=True)
             if path is not None:
                 save(path, rows, options.seed)
-    if whole and path is not None:
-        page = ROOT / "docs" / "models.md"
-        before = page.read_text(encoding="utf-8") if page.exists() else ""
-        write_text(page, table.page(json.loads(path.read_text()), before))
-    counts = table.counts(list(rows.values()))
-    print(", ".join(f"{count} {what}" for what, count in counts.items()))
-    return 1 if counts["wrong cells"] else 0
+    return rows
 
 
 def save(path: Path, rows: dict[str, dict[str, Any]], seed: int) -> None:

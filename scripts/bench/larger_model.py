@@ -38,8 +38,7 @@ def main() -> None:
         join(path)
     model, tokenizer = textguide.load(str(path), device="cpu", dtype=arguments.dtype)
     note(f"converted copy: {conversion.folder_of(path, arguments.dtype)}")
-    chat = [[{"role": "user", "content": "Write a Python function that adds two numbers."}]]
-    note(repr(textguide.generate(model, tokenizer, chat, "cfg:scale=1.5", max_new_tokens=16).texts[0]))
+    note(repr(textguide.generate(model, tokenizer, "def add(", "cfg:scale=1.5", max_new_tokens=16).texts[0]))
     print(path)
 
 

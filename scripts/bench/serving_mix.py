@@ -250,11 +250,9 @@ def mix(count: int, seed: int = 0, makers: dict[str, Make] | None = None, adapte
         if draw.random() < 0.4 and (is_guided or not is_drawn):
             prompt = FILLER[: draw.randrange(40, len(FILLER))].rsplit(" ", 1)[0] + ". " + prompt
         values: dict[str, Any] = {"prompt": prompt, "tokens": draw.choice((1, 5, 12, 20, 28))}
-        if is_guided and makers:
-            make = list(makers.values())[number % len(makers)]
-            values["guidance_json"] = json.dumps(make(draw, prompt))
-        elif is_guided:
-            values |= _guided(draw)
+        if is_guided:
+            make = list(makers.values())[number % len(makers)] if makers else None
+            values |= _guided(draw, prompt, make)
         if is_drawn:
             values |= _drawn(draw, number, is_guided)
         if draw.random() < 0.15 and "pattern" not in values:
@@ -263,14 +261,15 @@ def mix(count: int, seed: int = 0, makers: dict[str, Make] | None = None, adapte
             values["repetition_penalty"] = 1.2
         elif is_guided and "pattern" not in values and number % 3 == 0:
             values["logprobs"] = 0
-        if adapters:
-            values |= _adapted(draw, adapters, "scale" in values)
+        values |= _adapted(draw, adapters, "scale" in values)
         specs.append(Spec(**values))
     return specs
 
 
-def _guided(draw: random.Random) -> dict[str, Any]:
-    """Classifier-free guidance by vLLM's own names."""
+def _guided(draw: random.Random, prompt: str, make: Make | None) -> dict[str, Any]:
+    """A guidance as JSON by ``make``, or classifier-free guidance by vLLM's own names."""
+    if make is not None:
+        return {"guidance_json": json.dumps(make(draw, prompt))}
     values = {"scale": draw.choice((1.2, 1.5, 2.0, 3.0)), "negative": draw.choice(NEGATIVES)}
     if draw.random() < 0.2:
         values["schedule"] = draw.choice(SCHEDULES)
@@ -290,7 +289,9 @@ def _drawn(draw: random.Random, number: int, is_guided: bool) -> dict[str, Any]:
 
 
 def _adapted(draw: random.Random, adapters: Sequence[str], has_scale: bool) -> dict[str, Any]:
-    """An adapter to run with, and another one to guide against."""
+    """An adapter to run with, and another one to guide against; nothing if there are no adapters."""
+    if not adapters:
+        return {}
     adapter = draw.choice((None, *adapters))
     if not has_scale or draw.random() >= 0.6:
         return {"adapter": adapter}

@@ -111,8 +111,7 @@ def main() -> None:
         mine = packed(tokenizer, [text for text in texts if text.count(" ") >= 4])
         tuned = vision.train(
             expert, feed(expert, mine, arguments.batch, seed=1), steps=arguments.tuning, rate=arguments.rate / 5,
-            checkpoint=arguments.checkpoint.with_suffix(f".{mood}"),
-            watch=lambda: "",
+            checkpoint=arguments.checkpoint.with_suffix(f".{mood}"), watch=lambda: "",
         )  # fmt: skip
         minutes += tuned["cpu_minutes"]
         save(expert, arguments.output / f"{mood}.safetensors")

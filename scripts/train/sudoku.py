@@ -73,16 +73,15 @@ def main() -> None:
                 place = top.masked_fill(ids != tokenizer.mask_token_id, -1).topk(2).indices
                 ids.scatter_(1, place, token.gather(1, place))
         answers = tokenizer.batch_decode(ids[:, cells:])
-        return (
-            f"solved {sum(sudoku.is_solution(p, a) for (p, _), a in zip(tests, answers, strict=True)) / len(tests):.3f}"
-        )
+        right = [sudoku.is_solution(puzzle, text) for (puzzle, _), text in zip(tests, answers, strict=True)]
+        return f"solved {sum(right) / len(tests):.3f}"
 
     facts = train(model, batches, cells, steps=arguments.steps, watch=watch)
     seen = {puzzle for puzzle, _ in pairs}
     shown = sudoku.puzzles(side, 400, sudoku.TEST_CLUES[side], sudoku.TEST_SEED)
     assert not any(puzzle in seen for puzzle, _ in shown), "a test puzzle was trained on"
-    facts |= {"side": side, "puzzles": len(pairs), "batch": arguments.batch, "width": arguments.width}
-    facts |= {"layers": arguments.layers}
+    facts |= {"side": side, "puzzles": len(pairs)}
+    facts |= {name: getattr(arguments, name) for name in ("batch", "width", "layers")}
     print(facts, watch(model))
     folder = arguments.output or Path(f"textguide/diffusion/models/sudoku{side}")
     write(model, tokenizer, folder, facts, CARD.format(low=CLUES[side][0], high=CLUES[side][1], **facts))
