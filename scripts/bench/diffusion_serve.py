@@ -45,8 +45,6 @@ BAD: tuple[tuple[dict[str, Any], int], ...] = (
     ({"colour": "red"}, 400),
     ({"model": "another"}, 404),
 )
-
-
 KINDS = {"plain": ("answered",), "stream": ("answered",), "abort": ("aborted", "answered"), "bad": ("refused",)}
 """Kinds of requests, and the outcomes that are right for each."""
 PROMPTS = {

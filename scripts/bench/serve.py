@@ -55,8 +55,6 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": '{"method": "dola"}'}, "dola"),
     ({"guidance": "cfg", "guidance_scale": 2}, "exclude"),
 ]
-
-
 STAGES = (1, 4, 12, 24, 48)
 """Requests under way at any time, one stage after the other."""
 OF_CLIENT = ("max_tokens", "temperature", "top_p", "seed", "stop")

@@ -65,14 +65,7 @@ def main() -> None:
     held = torch.tensor([tokenizer(puzzle).input_ids + [tokenizer.mask_token_id] * cells for puzzle, _ in tests])
 
     def watch(model: torch.nn.Module) -> str:
-        """Greedy, two cells a step, the most confident first."""
-        ids = held.clone()
-        with torch.no_grad():
-            for _ in range(cells // 2):
-                top, token = model(input_ids=ids).logits.softmax(-1).max(-1)
-                place = top.masked_fill(ids != tokenizer.mask_token_id, -1).topk(2).indices
-                ids.scatter_(1, place, token.gather(1, place))
-        answers = tokenizer.batch_decode(ids[:, cells:])
+        answers = tokenizer.batch_decode(filled(model, held, tokenizer.mask_token_id)[:, cells:])
         right = [sudoku.is_solution(puzzle, text) for (puzzle, _), text in zip(tests, answers, strict=True)]
         return f"solved {sum(right) / len(tests):.3f}"
 
@@ -85,6 +78,17 @@ def main() -> None:
     print(facts, watch(model))
     folder = arguments.output or Path(f"textguide/diffusion/models/sudoku{side}")
     write(model, tokenizer, folder, facts, CARD.format(low=CLUES[side][0], high=CLUES[side][1], **facts))
+
+
+@torch.no_grad()
+def filled(model: torch.nn.Module, puzzles: torch.Tensor, mask: int) -> torch.Tensor:
+    """Puzzles with their solutions: greedily, two cells per step, the most confident first."""
+    ids = puzzles.clone()
+    for _ in range(ids.shape[1] // 4):  # half of a row are the cells of the solution
+        top, token = model(input_ids=ids).logits.softmax(-1).max(-1)
+        place = top.masked_fill(ids != mask, -1).topk(2).indices
+        ids.scatter_(1, place, token.gather(1, place))
+    return ids
 
 
 def training_puzzles(job: tuple[int, int, int]) -> list[tuple[str, str]]:
