@@ -1,7 +1,7 @@
-"""What mkdocs is told of this repository: pages that are made, and links that leave docs/.
+"""How mkdocs reads this repository: generated pages, and links that leave docs/.
 
 The pages read well on GitHub, where links lead to any file. On the site, a file outside docs/ that a page names becomes
-a page of its own: Markdown as it is, code in a block. The reference has a page for each name of ``textguide.__all__``.
+its own page: Markdown as it is, code in a block. The reference has a page for each name of ``textguide.__all__``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMED = {
     "CHANGELOG.md": "changelog.md",
     "examples/README.md": "examples.md",
 }
-"""Pages that stand outside docs/, and where they stand on the site."""
+"""Pages outside docs/, and their paths on the site."""
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 _FENCE = re.compile(r"^(```|~~~)", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
@@ -48,7 +48,7 @@ def reference_index() -> str:
         lines.append(f"| [`{name}`]({name}.md) | {_plain(as_markdown(text))} |")
     version = f"`textguide.__version__` is the version, `{textguide.__version__}` here."
     table = "\n".join(["| name | |", "|---|---|", *lines])
-    rooms = "All other methods stand in `textguide.guidance`, which [the table of methods](../guidance.md) lists."
+    rooms = "All other methods are in `textguide.guidance`, which [the table of methods](../guidance.md) lists."
     return f"# Reference\n\nEvery name that `textguide` exports, from its docstring. {rooms} {version}\n\n{table}\n"
 
 
@@ -96,7 +96,7 @@ def _named(pages: list[str]) -> list[dict[str, str]]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made, and those that pages name outside docs/."""
+    """Add generated pages, and the files outside docs/ that pages link to."""
     made = {f"reference/{name}.md": reference_page(name) for name in reference_names()}
     made["reference/index.md"] = reference_index()
     waiting = {source: (ROOT / source).read_text(encoding="utf-8") for source in NAMED}
@@ -112,14 +112,14 @@ def on_files(files: Files, config: Any) -> Files:
             if target not in seen and target not in waiting:
                 waiting[target] = (ROOT / target).read_text(encoding="utf-8")
     for place, text in made.items():
-        beside = place.startswith("source/") or place == "changelog.md"
-        level = InclusionLevel.NOT_IN_NAV if beside else InclusionLevel.INCLUDED
+        is_hidden = place.startswith("source/") or place == "changelog.md"
+        level = InclusionLevel.NOT_IN_NAV if is_hidden else InclusionLevel.INCLUDED
         files.append(File.generated(config, place, content=text, inclusion=level))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them; comments about tests are left out."""
+    """Rewrite links to paths of the site."""
     here = page.file.src_uri
     source = next((name for name, place in NAMED.items() if place == here), None)
     if source is None:
@@ -130,7 +130,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def place_of(source: str) -> str:
-    """Where a file of the repository stands on the site, as a path under docs/."""
+    """The path of a file of the repository on the site, under docs/."""
     if source.startswith("docs/"):
         return source.removeprefix("docs/")
     return NAMED.get(source, f"source/{source}.md")
@@ -142,7 +142,7 @@ def _rewritten(markdown: str, source: str, here: str) -> str:
         if target is None:
             return found[0]
         place = place_of(target)
-        if (ROOT / target).is_dir():  # a folder: its page, or the page that stands for it
+        if (ROOT / target).is_dir():  # a folder: its page, or the page about results
             names = [f"{target}/README.md", f"{target}/index.md"]
             page = next((name for name in names if (ROOT / name).is_file()), None)
             if page is None:

@@ -3,7 +3,7 @@
     pip install 'textguide[captioning]'
     python scripts/train/captioner.py
 
-Half of the captions are learned without their image (zeros in place of the pixels), so that guidance has an
+Half of the captions are learned without their image (zeros instead of the pixels), so that guidance has an
 unconditional branch that the model knows (arXiv 2307.16686, section 3).
 """
 
@@ -117,7 +117,7 @@ def main() -> None:
 
     @torch.no_grad()
     def watch() -> str:
-        """How many shapes and colours of single things are right behind "a"."""
+        """The share of shapes and colours of single things that are right after "a"."""
         states = model.encoder(pixel_values=vision.pixels([image for _, image in single])).last_hidden_state
         start = torch.tensor([[vision.BEGIN, tokenizer.convert_tokens_to_ids("a")]]).expand(len(single), -1)
         logits = model(

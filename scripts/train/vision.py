@@ -41,7 +41,7 @@ def parser(doc: str | None, *, steps: int, batch: int, rate: float, name: str, o
 
 
 def tokenizer(ends: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word, spelled as in SmolLM2's vocabulary (byte level, a space belongs to the word behind it).
+    """One token per word, spelled as in SmolLM2's vocabulary (byte level, a space belongs to the word after it).
 
     Args:
         ends: put begin and end tokens around a text.
@@ -77,7 +77,7 @@ def pixels(images: list[Any]) -> Tensor:
 def batch(
     split: str, step: int, size: int, captions: int, levels: tuple[float, ...] | None = None
 ) -> tuple[Tensor, list[str], Tensor]:
-    """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and what stands in
+    """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and the content of
     each of the four cells, (B, 3, 4): numbers of shape (0: nothing), colour and size (−100: nothing). Captions are as
     people's where ``levels`` is None, else correct in form and at these levels of detail."""
     images, texts = [], []
@@ -95,7 +95,7 @@ def batch(
 
 
 class Cells(torch.nn.Module):
-    """Reads from an encoder's patches what stands in each cell. Only for training: it teaches the encoder to see, as
+    """Reads the content of each cell from an encoder's patches. Only for training: it teaches the encoder to see, as
     large captioners begin with an encoder that was trained to recognise things, and is thrown away afterwards."""
 
     def __init__(self, width: int) -> None:
