@@ -41,23 +41,14 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 # Differences from the common settings. 64 and 48 tokens per step split most prompts into chunks; 20 blocks of 32 tokens
 # hold a few of the groups that may run together. Without block_size, blocks have 128 tokens.
+SMALL_CACHE = {"block_size": 32, "num_gpu_blocks_override": 20}
 ENGINES: dict[str, dict[str, Any]] = {
     "unchunked": {"max_num_batched_tokens": 2048, "enable_prefix_caching": False},
     "budget 64": {"max_num_batched_tokens": 64, "enable_prefix_caching": False},
     "budget 48, prefix caching": {"max_num_batched_tokens": 48, "enable_prefix_caching": True, "block_size": 32},
     "prefix caching": {"max_num_batched_tokens": 2048, "enable_prefix_caching": True, "block_size": 32},
-    "small cache": {
-        "max_num_batched_tokens": 64,
-        "enable_prefix_caching": False,
-        "block_size": 32,
-        "num_gpu_blocks_override": 20,
-    },
-    "small cache, prefix caching": {
-        "max_num_batched_tokens": 96,
-        "enable_prefix_caching": True,
-        "block_size": 32,
-        "num_gpu_blocks_override": 20,
-    },
+    "small cache": {"max_num_batched_tokens": 64, "enable_prefix_caching": False, **SMALL_CACHE},
+    "small cache, prefix caching": {"max_num_batched_tokens": 96, "enable_prefix_caching": True, **SMALL_CACHE},
 }
 ARRIVALS = ("at once", "staggered", "aborts")
 KEYS = ("way", "engine", "arrival", "requests", "adapters")

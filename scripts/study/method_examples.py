@@ -7,13 +7,13 @@ runs the commands on the bundled model, one after another in one process, and re
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import io
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,11 @@ def shown(text: str) -> str:
 
 def main() -> None:
     """Write the sections of the methods that are named, or of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="methods [all that have an example]")
+    names = parser.parse_args().names
     textguide.load = loading.load = functools.lru_cache(maxsize=8)(loading.load)
-    for name in sys.argv[1:] or [method["name"] for method in catalogue.methods() if method["name"] not in WITHOUT]:
+    for name in names or [method["name"] for method in catalogue.methods() if method["name"] not in WITHOUT]:
         page = PAGES / f"{name}.md"
         text = page.read_text(encoding="utf-8")
         text = re.sub(f"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n", "\n", text, flags=re.DOTALL)
