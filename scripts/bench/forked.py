@@ -15,7 +15,8 @@ from pathlib import Path
 
 def main() -> None:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
-        raise SystemExit(print(__doc__))
+        print(__doc__)
+        return
     import vllm.utils.system_utils as system
 
     if os.environ.get("OMP_NUM_THREADS") != "1":
