@@ -62,16 +62,15 @@ def _arguments(document: str) -> dict[str, str]:
 def markdown() -> str:
     """The table of the documentation, each name a link to its page."""
     lines = [
-        "| name | paper | rule | beside the conditional pass | neutral at | worth a try for |",
-        "|---|---|---|---|---|---|",
+        "| name and class | rule | extra cost | when to use: for … |",
+        "|---|---|---|---|",
     ]
     for method in methods():
-        name = f"[`{method['name']}`](methods/{method['name']}.md) — `{method['class']}`"
+        name = f"[`{method['name']}`](methods/{method['name']}.md) `{method['class']}`"
         if method["experimental"]:
             name += " *(experimental)*"
-        paper = f"[{method['paper']}](https://arxiv.org/abs/{method['paper']})" if method["paper"] else "–"
         rule = method["rule"].replace("|", "\\|")
-        lines.append(f"| {name} | {paper} | {rule} | {method['passes']} | {method['neutral']} | {method['helps']} |")
+        lines.append(f"| {name} | {rule} | {method['passes']} | {method['helps']} |")
     return "\n".join(lines) + "\n"
 
 
