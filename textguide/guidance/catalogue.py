@@ -62,13 +62,15 @@ def _arguments(document: str) -> dict[str, str]:
 def markdown() -> str:
     """The table of the documentation, each name a link to its page."""
     lines = [
-        "| name and class | rule | extra cost | when to use: for … |",
+        "| name, class, paper | rule | extra cost | when to use: for … |",
         "|---|---|---|---|",
     ]
     for method in methods():
         name = f"[`{method['name']}`](methods/{method['name']}.md) `{method['class']}`"
         if method["experimental"]:
             name += " *(experimental)*"
+        if method["paper"]:
+            name += f" [{method['paper']}](https://arxiv.org/abs/{method['paper']})"
         rule = method["rule"].replace("|", "\\|")
         lines.append(f"| {name} | {rule} | {method['passes']} | {method['helps']} |")
     return "\n".join(lines) + "\n"
