@@ -71,7 +71,7 @@ def tables(report: dict[str, Any]) -> str:
     parts = [
         f"{count['classes tried']} classes of transformers {versions['transformers']} tried, with torch "
         f"{versions['torch']} in float32: {count['exact cells']} cells exact, {count['refused cells']} refused, "
-        f"{count['wrong cells']} wrong; {count['cells that need an image']} were not to be tried without an image.",
+        f"{count['wrong cells']} wrong; {count['cells that need an image']} could not be tried without an image.",
         "\n".join(
             [
                 f"| family | class | {' | '.join(TITLES[check] for check in CHECKS)} |",
@@ -84,7 +84,7 @@ def tables(report: dict[str, Any]) -> str:
         parts.append("Refused, with these messages:")
         parts.append("\n".join(f"{number}. {reason}" for reason, number in reasons.items()))
     if notes:
-        parts.append("Where the oracle is transformers' own cached decoding of one row:")
+        parts.append("For these classes, the reference is transformers' own cached decoding of one row:")
         parts.append("\n".join(f"* [{chr(96 + number)}] {note}" for note, number in notes.items()))
     for key, title in (("not_run", "Built, but not run:"), ("not_built", "Not built:")):
         left = [row for row in rows if key in row]
