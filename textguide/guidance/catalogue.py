@@ -62,7 +62,7 @@ def _arguments(document: str) -> dict[str, str]:
 def markdown() -> str:
     """The table of the documentation, each name a link to its page."""
     lines = [
-        "| name, class, paper | rule | extra cost | when to use: for … |",
+        "| name, class, paper | rule | extra cost | use it for |",
         "|---|---|---|---|",
     ]
     for method in methods():
