@@ -13,7 +13,7 @@ BEGIN = "<!-- made by `python scripts/conformance.py` -->"
 END = "<!-- end -->"
 TITLES = {
     "batch": "batch", "padding": "left padding", "one pass": "one pass", "drop-in": "drop-in", "score": "score",
-    "schedule": "schedule", "skipping": "skipping", "speculation": "speculation",
+    "schedule": "schedule", "speculation": "speculation",
 }  # fmt: skip
 
 
