@@ -30,8 +30,8 @@ def line(row: dict[str, Any]) -> str:
 
 
 def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many classes and cells there are of each kind."""
-    cells = [cell["result"] for row in rows for cell in row["cells"].values()]
+    """How many classes and cells there are of each kind. Cells of former checks do not count."""
+    cells = [cell["result"] for row in rows for check, cell in row["cells"].items() if check in CHECKS]
     return {
         "classes tried": sum(bool(row["cells"]) for row in rows),
         "exact cells": cells.count("exact"),
@@ -44,7 +44,7 @@ def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def page(report: dict[str, Any], before: str = "") -> str:
-    """The page with its table made anew; ``before`` is the page as it is."""
+    """The page with a new table; ``before`` is the current page."""
     made = f"{BEGIN}\n\n{tables(report)}\n\n{END}"
     if BEGIN not in before:
         return f"{before}{made}\n"
