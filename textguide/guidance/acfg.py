@@ -87,10 +87,12 @@ class ACFG(Scaled):
 
     name = "acfg"
     about = About(
-        "2505.20199", "lu + γ (lc − lu), u the canvas with its least confident tokens masked again",
-        "a second pass per step; with `one_pass`, one row in the same pass",
-        "γ = 1, or ρ = 0", "masked diffusion models",
-    )  # fmt: skip
+        paper="2505.20199",
+        rule="lu + γ (lc − lu), u the canvas with its least confident tokens masked again",
+        passes="a second pass per step; with `one_pass`, one row in the same pass",
+        neutral="γ = 1, or ρ = 0",
+        helps="masked diffusion models",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,9 +38,12 @@ class APG(Contrast):
 
     name = "apg"
     about = About(
-        "2410.02416", "lc + (γ − 1)(g⊥ + η g∥), g = lc − lu capped at r", ROW, "γ = 1",
-        "a large γ that would oversharpen the distribution",
-    )  # fmt: skip
+        paper="2410.02416",
+        rule="lc + (γ − 1)(g⊥ + η g∥), g = lc − lu capped at r",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="a large γ that would oversharpen the distribution",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

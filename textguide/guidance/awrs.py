@@ -99,9 +99,13 @@ class AWRS(TokenConstraint):
     name = "awrs"
     former_names: ClassVar[Mapping[str, str]] = {"constraint_method": "sampler"}
     about = About(
-        "2504.05410", "lc given a constraint, with weights", "`particles` rows per prompt", "no constraint",
-        "texts that must satisfy a constraint", "awrs:constraint=regex:[0-9]+",
-    )  # fmt: skip
+        paper="2504.05410",
+        rule="lc given a constraint, with weights",
+        passes="`particles` rows per prompt",
+        neutral="no constraint",
+        helps="texts that must satisfy a constraint",
+        example="awrs:constraint=regex:[0-9]+",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Mapping):

@@ -35,9 +35,12 @@ class BetaCFG(Contrast):
 
     name = "beta-cfg"
     about = About(
-        "2502.10574", "lu + γ Beta(s; a, b) g / ‖g‖^p", ROW, "a = b = 1, p = 0, γ = 1",
-        "guidance that is strongest in the middle of a text",
-    )  # fmt: skip
+        paper="2502.10574",
+        rule="lu + γ Beta(s; a, b) g / ‖g‖^p",
+        passes=ROW,
+        neutral="a = b = 1, p = 0, γ = 1",
+        helps="guidance that is strongest in the middle of a text",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

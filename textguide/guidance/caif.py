@@ -50,10 +50,13 @@ class CAIF(TextReweighting):
     name = "caif"
     asks = "classifier"
     about = About(
-        "2205.07276", "lc + α log p(class | text), on the top candidates",
-        "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier recognises",
-        "caif:classifier=sentiment,target=positive",
-    )  # fmt: skip
+        paper="2205.07276",
+        rule="lc + α log p(class | text), on the top candidates",
+        passes="one classifier call on `top_k` texts",
+        neutral="α = 0",
+        helps="a style or a topic that a classifier recognises",
+        example="caif:classifier=sentiment,target=positive",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.classifier, str) and not hasattr(self.classifier, "log_prob"):

@@ -31,9 +31,13 @@ class ContextAware(Scaled):
 
     name = "context-aware"
     about = About(
-        "2305.14739", "lu + γ (lc − lu), u the prompt without the document", ROW, "γ = 1",
-        "answers and summaries that should come from a given text", "context-aware:context=THE DOCUMENT",
-    )  # fmt: skip
+        paper="2305.14739",
+        rule="lu + γ (lc − lu), u the prompt without the document",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="answers and summaries that should come from a given text",
+        example="context-aware:context=THE DOCUMENT",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

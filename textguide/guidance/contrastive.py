@@ -70,9 +70,12 @@ class ContrastiveDecoding(Plausible):
 
     name: ClassVar[str] = "contrastive"
     about: ClassVar[About] = About(
-        "2210.15097", "lc − la, where p ≥ 0.1 max p; a an amateur model",
-        "one pass of the amateur", "β = 0 and α = 0", "long texts, if the model has a smaller sibling",
-    )  # fmt: skip
+        paper="2210.15097",
+        rule="lc − la, where p ≥ 0.1 max p; a an amateur model",
+        passes="one pass of the amateur",
+        neutral="β = 0 and α = 0",
+        helps="long texts, if the model has a smaller sibling",
+    )
 
     @classmethod
     def reward_free(cls, weight: float, reference: str = "reference") -> ContrastiveDecoding:

@@ -47,9 +47,12 @@ class DeCoRe(BranchGuidance):
 
     name = "decore"
     about = About(
-        "2410.18860", "(1 + α) lc − α lm, m with the retrieval heads masked, α the entropy of lc",
-        "one extra pass", "α = 0", "answers that should follow a given text",
-    )  # fmt: skip
+        paper="2410.18860",
+        rule="(1 + α) lc − α lm, m with the retrieval heads masked, α the entropy of lc",
+        passes="one extra pass",
+        neutral="α = 0",
+        helps="answers that should follow a given text",
+    )
 
     def __post_init__(self) -> None:
         whole_number("count", self.count, 1)

@@ -46,12 +46,14 @@ class DiscreteClassifier(CanvasReweighting):
 
     name = "discrete-classifier"
     about = About(
-        "2412.10193", "lc + γ log p(y | canvas with the token), exact or to first order",
-        "the classifier on every candidate of a position; with `taylor`, once per row", "γ = 0",
-        "a property that a classifier can judge on canvases with masks",
-        "discrete-classifier:predictor=sentiment,target=positive,top_k=10",
+        paper="2412.10193",
+        rule="lc + γ log p(y | canvas with the token), exact or to first order",
+        passes="the classifier on every candidate of a position; with `taylor`, once per row",
+        neutral="γ = 0",
+        helps="a property that a classifier can judge on canvases with masks",
+        example="discrete-classifier:predictor=sentiment,target=positive,top_k=10",
         compared="it fills canvases",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,9 +37,12 @@ class DoLa(Plausible):
 
     name = "dola"
     about = About(
-        "2309.03883", "lc − le, where p ≥ 0.1 max p; e the most different of some early layers",
-        "the early layers once more for every exit", "β = 0 and α = 0", "factual answers",
-    )  # fmt: skip
+        paper="2309.03883",
+        rule="lc − le, where p ≥ 0.1 max p; e the most different of some early layers",
+        passes="the early layers once more for every exit",
+        neutral="β = 0 and α = 0",
+        helps="factual answers",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

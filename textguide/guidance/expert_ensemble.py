@@ -49,9 +49,12 @@ class ExpertEnsemble(BranchGuidance):
     name = "expert-ensemble"
     reads_likelihoods = True
     about = About(
-        "2208.03306", "log Σ P(j | text so far) p_j, j over several models", "one pass of each additional model",
-        "the prior of the model itself is 1", "texts of several domains, each with its own model or adapter",
-    )  # fmt: skip
+        paper="2208.03306",
+        rule="log Σ P(j | text so far) p_j, j over several models",
+        passes="one pass of each additional model",
+        neutral="the prior of the model itself is 1",
+        helps="texts of several domains, each with its own model or adapter",
+    )
 
     def __post_init__(self) -> None:
         given = (self.models,) if isinstance(self.models, str) else self.models

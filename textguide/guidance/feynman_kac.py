@@ -48,10 +48,13 @@ class FeynmanKac(Sampling):
 
     name: ClassVar[str] = "feynman-kac"
     about: ClassVar[About] = About(
-        "2503.02819", "lu + γ(lc − lu), each text weighted by Π Z_t, Z = Σ exp of it",
-        "`particles` rows per prompt", "γ = 1", "samples from the guided product over whole texts",
-        "cfg:scale=1.5 + feynman-kac:particles=8",
-    )  # fmt: skip
+        paper="2503.02819",
+        rule="lu + γ(lc − lu), each text weighted by Π Z_t, Z = Σ exp of it",
+        passes="`particles` rows per prompt",
+        neutral="γ = 1",
+        helps="samples from the guided product over whole texts",
+        example="cfg:scale=1.5 + feynman-kac:particles=8",
+    )
 
     def __post_init__(self) -> None:
         checked = AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)

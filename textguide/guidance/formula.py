@@ -161,9 +161,13 @@ class Formula(BranchGuidance):
 
     name = "formula"
     about = About(
-        "2311.14479", "any sum, maximum or minimum of log-probabilities", f"{ROW} per prompt, one pass per model",
-        "`cond`", "several goals at the same time", "formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
-    )  # fmt: skip
+        paper="2311.14479",
+        rule="any sum, maximum or minimum of log-probabilities",
+        passes=f"{ROW} per prompt, one pass per model",
+        neutral="`cond`",
+        helps="several goals at the same time",
+        example="formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.expression, Term):

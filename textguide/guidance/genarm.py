@@ -44,9 +44,12 @@ class GenARM(BranchGuidance):
 
     name = "genarm"
     about = About(
-        "2410.08193", "lc + (1/β) lr, r an autoregressive reward model", "one pass of the reward model", "β = ∞ (None)",
-        "preferences for which a small model was trained",
-    )  # fmt: skip
+        paper="2410.08193",
+        rule="lc + (1/β) lr, r an autoregressive reward model",
+        passes="one pass of the reward model",
+        neutral="β = ∞ (None)",
+        helps="preferences for which a small model was trained",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.reward_model, str) or not self.reward_model:

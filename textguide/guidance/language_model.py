@@ -40,9 +40,12 @@ class LMGuidance(BranchGuidance):
 
     name = "lm"
     about = About(
-        "2307.16686", "lm + α lc − β lu, lm a text-only model after captions",
-        f"{ROW}, and one of the text-only model", "no setting", "captions that describe what only this image shows",
-    )  # fmt: skip
+        paper="2307.16686",
+        rule="lm + α lc − β lu, lm a text-only model after captions",
+        passes=f"{ROW}, and one of the text-only model",
+        neutral="no setting",
+        helps="captions that describe what only this image shows",
+    )
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha))

@@ -31,9 +31,12 @@ class NAG(Contrast):
 
     name = "nag"
     about = About(
-        "2505.21179", "α Z̃ + (1 − α) Z⁺, Z̃ = γ Z⁺ − (γ − 1) Z⁻ capped at τ ‖Z⁺‖₁", ROW, "γ = 1",
-        "a large γ that would otherwise diverge",
-    )  # fmt: skip
+        paper="2505.21179",
+        rule="α Z̃ + (1 − α) Z⁺, Z̃ = γ Z⁺ − (γ − 1) Z⁻ capped at τ ‖Z⁺‖₁",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="a large γ that would otherwise diverge",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,12 +45,14 @@ class ParticleGibbs(CanvasGuidance):
 
     name = "particle-gibbs"
     about = About(
-        "2507.08390", "texts in proportion to p(x) f(y|x)^w, by resampling canvases",
-        "`particles` rows per prompt, `iterations` times", "w = 0",
-        "weighted samples from a model that is tilted by a reward",
-        "particle-gibbs:predictor=sentiment,target=positive,particles=4",
+        paper="2507.08390",
+        rule="texts in proportion to p(x) f(y|x)^w, by resampling canvases",
+        passes="`particles` rows per prompt, `iterations` times",
+        neutral="w = 0",
+        helps="weighted samples from a model that is tilted by a reward",
+        example="particle-gibbs:predictor=sentiment,target=positive,particles=4",
         compared="it fills canvases",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

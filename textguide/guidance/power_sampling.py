@@ -49,9 +49,12 @@ class PowerSampling(Guidance):
 
     name = "power-sampling"
     about = About(
-        "2510.14901", "α lc, each text weighted by Π Z_t, Z = Σ exp of it", "`particles` rows per prompt", "α = 1",
-        "answers that must be consistent as a whole: reasoning, code",
-    )  # fmt: skip
+        paper="2510.14901",
+        rule="α lc, each text weighted by Π Z_t, Z = Σ exp of it",
+        passes="`particles` rows per prompt",
+        neutral="α = 1",
+        helps="answers that must be consistent as a whole: reasoning, code",
+    )
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha))

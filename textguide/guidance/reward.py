@@ -49,9 +49,13 @@ class Reward(TextReweighting):
     name = "reward"
     asks = "reward"
     about = About(
-        "2402.01694", "lc + w r(text), on the top candidates", "one call of the reward on `top_k` texts", "w = 0",
-        "answers that a reward model prefers", "reward:model=FOLDER",
-    )  # fmt: skip
+        paper="2402.01694",
+        rule="lc + w r(text), on the top candidates",
+        passes="one call of the reward on `top_k` texts",
+        neutral="w = 0",
+        helps="answers that a reward model prefers",
+        example="reward:model=FOLDER",
+    )
 
     def __post_init__(self) -> None:
         is_named = isinstance(self.model, str) and bool(self.model.strip())

@@ -51,9 +51,12 @@ class SLED(BranchGuidance):
 
     name = "sled"
     about = About(
-        "2411.02433", "ten steps from lc towards P̂, estimated from how the logits moved since early layers",
-        "the early layers once more for every exit", "rate = 0 and top_k = None", "factual answers",
-    )  # fmt: skip
+        paper="2411.02433",
+        rule="ten steps from lc towards P̂, estimated from how the logits moved since early layers",
+        passes="the early layers once more for every exit",
+        neutral="rate = 0 and top_k = None",
+        helps="factual answers",
+    )
 
     def __post_init__(self) -> None:
         self._put(rate=factor("rate", self.rate), exits=as_exits(self.exits))

@@ -45,10 +45,13 @@ class Steering(Scaled):
 
     name = "steering"
     about = About(
-        "2312.06681", "lu + γ (ls − lu), s with h_l + strength · v_l after chosen layers",
-        "nothing; with γ ≠ 1, one extra pass", "strength = 0", "a style or an attitude that pairs of texts can show",
+        paper="2312.06681",
+        rule="lu + γ (ls − lu), s with h_l + strength · v_l after chosen layers",
+        passes="nothing; with γ ≠ 1, one extra pass",
+        neutral="strength = 0",
+        helps="a style or an attitude that pairs of texts can show",
         example="steering:vector=FOLDER",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

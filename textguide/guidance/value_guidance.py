@@ -53,9 +53,13 @@ class ValueGuidance(TextReweighting):
     name = "value"
     asks = "value"
     about = About(
-        "2310.17022", "lc + λ V(text), V the expected reward of its continuations, on the top candidates",
-        "one pass over `top_k` tokens", "λ = 0", "rewards and attributes of whole texts", "value:value=FOLDER",
-    )  # fmt: skip
+        paper="2310.17022",
+        rule="lc + λ V(text), V the expected reward of its continuations, on the top candidates",
+        passes="one pass over `top_k` tokens",
+        neutral="λ = 0",
+        helps="rewards and attributes of whole texts",
+        example="value:value=FOLDER",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.value, os.PathLike):

@@ -40,9 +40,12 @@ class VCD(BranchGuidance):
 
     name = "vcd"
     about = About(
-        "2311.16922", "(1 + α) lc − α ln, where p ≥ 0.1 max p; n the image with noise", ROW, "α = 0 and β = 0",
-        "captions and answers that mention objects that are not in the image",
-    )  # fmt: skip
+        paper="2311.16922",
+        rule="(1 + α) lc − α ln, where p ≥ 0.1 max p; n the image with noise",
+        passes=ROW,
+        neutral="α = 0 and β = 0",
+        helps="captions and answers that mention objects that are not in the image",
+    )
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha), beta=finite_number("beta", self.beta))

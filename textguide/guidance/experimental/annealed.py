@@ -36,9 +36,13 @@ class AnnealedCFG(Contrast):
 
     name = "annealed"
     about = About(
-        "2506.24108", "lu + (1 + (γ(s) − 1) m(‖g‖))(lc − lu)", ROW, "γ = 1",
-        "branches that are far apart at some steps", experimental=True,
-    )  # fmt: skip
+        paper="2506.24108",
+        rule="lu + (1 + (γ(s) − 1) m(‖g‖))(lc − lu)",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="branches that are far apart at some steps",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

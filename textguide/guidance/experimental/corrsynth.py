@@ -37,9 +37,13 @@ class CorrSynth(Scaled):
 
     name = "corrsynth"
     about = About(
-        "2411.08553", "lᵢ + (γ − 1)(lᵢ − mean of the other rows' l)", "nothing", "γ = 1",
-        "sets of texts with one prompt per class", experimental=True,
-    )  # fmt: skip
+        paper="2411.08553",
+        rule="lᵢ + (γ − 1)(lᵢ − mean of the other rows' l)",
+        passes="nothing",
+        neutral="γ = 1",
+        helps="sets of texts with one prompt per class",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,9 +37,13 @@ class DynamicCFG(Contrast):
 
     name = "dynamic"
     about = About(
-        "2509.16131", "lu + γ (lc − lu), the largest γ of a grid with KL(guided‖lc) ≤ budget", ROW, "γ = 1",
-        "guidance without choosing a scale", experimental=True,
-    )  # fmt: skip
+        paper="2509.16131",
+        rule="lu + γ (lc − lu), the largest γ of a grid with KL(guided‖lc) ≤ budget",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="guidance without choosing a scale",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,10 +40,13 @@ class EAGer(Sampling):
 
     name: ClassVar[str] = "eager"
     about: ClassVar[About] = About(
-        "2510.11170", "lc; a text forks, with another token, if its entropy exceeds a threshold",
-        "one row in the same pass for every text", "one branch",
-        "several answers at a lower cost than independent samples", experimental=True,
-    )  # fmt: skip
+        paper="2510.11170",
+        rule="lc; a text forks, with another token, if its entropy exceeds a threshold",
+        passes="one row in the same pass for every text",
+        neutral="one branch",
+        helps="several answers at a lower cost than independent samples",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         self._put(entropy_threshold=finite_number("entropy_threshold", self.entropy_threshold))

@@ -56,13 +56,15 @@ class GradientFreeClassifier(Scaled):
     name = "gradient-free-classifier"
     reads_class_log_probs = True
     about = About(
-        "2411.15393", "lr + γ (lc − lr), r the class that the text is confused with, γ by how much it is",
-        f"{ROW} for each other class, and a classifier call on one text", "γ = 1",
-        "texts that should not be mistaken for another class",
-        '{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
+        paper="2411.15393",
+        rule="lr + γ (lc − lr), r the class that the text is confused with, γ by how much it is",
+        passes=f"{ROW} for each other class, and a classifier call on one text",
+        neutral="γ = 1",
+        helps="texts that should not be mistaken for another class",
+        example='{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
         '"prompts": {"negative": "A sad text:"}}',
         experimental=True,
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

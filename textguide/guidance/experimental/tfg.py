@@ -57,11 +57,15 @@ class TFG(CanvasReweighting):
 
     name = "tfg"
     about = About(
-        "2409.15761", "Σ f(y|x)^ρ over texts x that have the token, drawn from the denoised estimate",
-        "`samples` predictor calls per row", "ρ = 0, or no samples; and μ = 0",
-        "a property of finished texts that any function can judge", "tfg:predictor=sentiment,target=positive",
-        experimental=True, compared="it fills canvases",
-    )  # fmt: skip
+        paper="2409.15761",
+        rule="Σ f(y|x)^ρ over texts x that have the token, drawn from the denoised estimate",
+        passes="`samples` predictor calls per row",
+        neutral="ρ = 0, or no samples; and μ = 0",
+        helps="a property of finished texts that any function can judge",
+        example="tfg:predictor=sentiment,target=positive",
+        experimental=True,
+        compared="it fills canvases",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
