@@ -118,7 +118,7 @@ class Predictor:
 
 
 class Question:
-    """A predictor asked about some masked positions of a canvas; see :class:`textguide.guidance.canvas_guidance.Asked`.
+    """Predictions at some masked positions; see :class:`textguide.guidance.canvas_guidance.CanvasPredictions`.
 
     Args:
         predictor: who is asked.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..support.checks import whole_number
 from .base import About
-from .canvas_guidance import Asked, CanvasReweighting
+from .canvas_guidance import CanvasPredictions, CanvasReweighting
 from .text_reweighting import reweigh
 
 
@@ -62,12 +62,12 @@ class DiscreteClassifier(CanvasReweighting):
         if self.top_k is not None:
             whole_number("top_k", self.top_k, 1)
 
-    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
+    def weigh(self, logp: Tensor, share: Tensor, predictions: CanvasPredictions) -> Tensor:
         """``p · p(y | …)^γ`` on the candidates, normalised."""
         count = logp.shape[-1]
         if self.taylor:
             everything = torch.arange(count, device=logp.device).expand(len(logp), -1)
-            return reweigh(logp, everything, share * self.weight * asked.mask_gradient())
+            return reweigh(logp, everything, share * self.weight * predictions.mask_gradient())
         candidates = logp.topk(min(self.top_k or count, count), dim=-1).indices
-        bonus = asked.with_token(candidates, logp.gather(-1, candidates).isfinite()).to(logp)
+        bonus = predictions.with_token(candidates, logp.gather(-1, candidates).isfinite()).to(logp)
         return reweigh(logp, candidates, share * self.weight * bonus)

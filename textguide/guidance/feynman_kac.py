@@ -13,7 +13,7 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class FeynmanKac(Sampling):
-    """Sample whole texts from the guided *product*, which guided sampling token by token does not.
+    """Sample whole texts from the guided *product*. Guided sampling token by token does not do that.
 
     Guidance defines a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it one token at a time
     normalises every step by ``Z_t = Σ_w p(w|c)^γ p(w|u)^(1−γ)``, which draws from ``π(x) / Π Z_t``: texts whose
@@ -64,7 +64,7 @@ class FeynmanKac(Sampling):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Weights of whole texts, and draws where there is a constraint."""
+        """Weights of whole texts, and constrained draws if there is a constraint."""
         return frozenset({Need.WEIGHTS} if self.constraint is None else {Need.WEIGHTS, Need.CONSTRAINT})
 
     @property
@@ -74,23 +74,23 @@ class FeynmanKac(Sampling):
 
     @property
     def corrects(self) -> bool:
-        """Always: that is the correction."""
+        """Always: this is the correction."""
         return True
 
     @property
     def constrained(self) -> AWRS:
-        """The constraint as a guidance of its own."""
+        """The constraint as a separate guidance."""
         return AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
 
     def product(self, branching: BranchGuidance) -> BranchGuidance:
-        """``branching`` with its scores left un-normalised, whose normalisers are the weights.
+        """``branching`` without normalisation: the normalisers of its scores are the weights.
 
         Raises:
-            ValueError: it gives no un-normalised scores.
+            ValueError: it does not have un-normalised scores.
         """
         if "renormalize" not in getattr(branching, "__dataclass_fields__", {}):
             raise ValueError(
-                f"FeynmanKac weighs texts by what normalising a guidance divides by, and {branching.name} names no "
+                f"FeynmanKac weights texts by the normalisers of a guidance, and {branching.name} does not have an "
                 "un-normalised product; use CFG or another guidance with renormalize"
             )
         return replace(branching, renormalize=False)  # type: ignore[type-var]

@@ -14,7 +14,7 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class PowerSampling(Guidance):
-    """Sample whole texts from ``π(x) ∝ p(x)^α``, which a low temperature does not.
+    """Sample whole texts from ``π(x) ∝ p(x)^α``. A low temperature does not do that.
 
     A temperature of 1/α sharpens every token on its own, ``Π p(x_t)^α / Z_t`` with ``Z_t = Σ_w p(w)^α``: it prefers
     tokens that are likely now to tokens that lead to likely texts. The power of the whole text's probability is that

@@ -1,4 +1,4 @@
-"""Controlled decoding: candidates weighed by what they lead to (arXiv 2310.17022; FUDGE, arXiv 2104.05218)."""
+"""Controlled decoding: reweighting by the value of prefixes (arXiv 2310.17022; FUDGE, arXiv 2104.05218)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ValueGuidance(TextReweighting):
     top_k: int | None = 100
 
     name = "value"
-    asks = "value"
+    scorer_kind = "value"
     about = About(
         paper="2310.17022",
         rule="lc + λ V(text), V the expected reward of its continuations, on the top candidates",
@@ -74,7 +74,7 @@ class ValueGuidance(TextReweighting):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Beginnings of texts, which are written from left to right."""
+        """The candidates, and the value of prefixes of texts."""
         return frozenset({Need.CANDIDATES, Need.VALUE})
 
     @property
