@@ -41,9 +41,10 @@ class ContextAware(Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = (self.context,) if isinstance(self.context, str) else self.context
-        if not isinstance(given, (list, tuple)) or not given or not all(isinstance(c, str) and c for c in given):
-            raise ValueError(f"context={self.context!r} must be the passage of the prompt to be followed")
+        passages = (self.context,) if isinstance(self.context, str) else self.context
+        is_list = isinstance(passages, (list, tuple)) and len(passages) > 0
+        if not is_list or not all(isinstance(passage, str) and passage for passage in passages):
+            raise ValueError(f"context={self.context!r} must be the passage of the prompt to follow")
         if not isinstance(self.context, str):
             self._put(context=tuple(self.context))
 

@@ -48,13 +48,13 @@ class DExperts(BranchGuidance):
         self._put(alpha=factor("alpha", self.alpha))
         self._put(top_p=finite_number("top_p", self.top_p))
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+            raise ValueError(f"top_p={self.top_p} must be a number in (0, 1]; 1 keeps all tokens")
         if not self.expert or self.expert == self.anti_expert:
-            raise ValueError(f"expert={self.expert!r} must name another model than anti_expert")
+            raise ValueError(f"expert={self.expert!r} must be the name of another model than anti_expert")
 
     @property
     def is_neutral(self) -> bool:
-        """α = 0 on all tokens."""
+        """Whether α = 0 and all tokens are kept."""
         return self.alpha == 0.0 and self.top_p == 1.0
 
     @property

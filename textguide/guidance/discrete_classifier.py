@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..support.checks import whole_number
+from ..support.checks import flag, whole_number
 from .base import About
 from .canvas_guidance import CanvasPredictions, CanvasReweighting
 from .text_reweighting import reweigh
@@ -57,8 +57,7 @@ class DiscreteClassifier(CanvasReweighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.taylor, bool):
-            raise ValueError(f"taylor={self.taylor!r} must be True or False")
+        flag("taylor", self.taylor)
         if self.top_k is not None:
             whole_number("top_k", self.top_k, 1)
 

@@ -59,6 +59,7 @@ class DoLa(Plausible):
         if len(early) == 1:
             return self.contrast(cond, early[0])
         middle = torch.logaddexp(early, cond.expand_as(early)) - torch.log(torch.tensor(2.0))
-        apart = algebra.kl_divergence(early, middle) + algebra.kl_divergence(cond.expand_as(early), middle)
-        premature = apart.argmax(0)
+        # Twice the Jensen–Shannon divergence, which is enough to find the largest.
+        divergence = algebra.kl_divergence(early, middle) + algebra.kl_divergence(cond.expand_as(early), middle)
+        premature = divergence.argmax(0)
         return self.contrast(cond, early[premature, torch.arange(early.shape[1], device=early.device)])

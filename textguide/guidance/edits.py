@@ -162,4 +162,4 @@ class NoisedImage(Edit):
 
 def _absent(passage: str) -> str:
     short = passage if len(passage) <= 40 else passage[:39] + "…"
-    return f"context={short!r} is not in the prompt, so it cannot be left out; copy it from the prompt character by character"
+    return f"context={short!r} is not in the prompt, so it cannot be left out; copy it character by character"

@@ -26,7 +26,7 @@ class FeynmanKac(Sampling):
     Use it together with a guidance with branches that has ``renormalize``:
     ``guidance=[CFG(1.5), FeynmanKac(particles=8)]``. Texts that the token limit cuts off count as texts. With
     processors or warpers, tokens are drawn from the warped distribution ``q_t`` and the product is ``Π q_t(x_t) Z_t``.
-    Useful if the product itself is needed, for example for unbiased estimates or for samples of a target without a
+    Useful when the product itself is needed, for example for unbiased estimates or for samples of a target without a
     schedule. Weights spread with length, so long texts need many particles. Costs ``particles`` rows per prompt in the
     same pass.
 

@@ -41,5 +41,5 @@ class InstructionContrastive(Scaled):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The prompt behind the instruction."""
+        """The prompt after the instruction."""
         return (Branch(edit=Prefixed(self.instruction)),)

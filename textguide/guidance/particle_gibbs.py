@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..support.checks import finite_number, whole_number
+from ..support.checks import share, whole_number
 from .base import About
 from .canvas_guidance import CanvasGuidance
 
@@ -58,6 +58,4 @@ class ParticleGibbs(CanvasGuidance):
         super().__post_init__()
         whole_number("particles", self.particles, 2)
         whole_number("iterations", self.iterations, 1)
-        self._put(ess_threshold=finite_number("ess_threshold", self.ess_threshold))
-        if not 0.0 <= self.ess_threshold <= 1.0:
-            raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1]; 1 resamples at every step")
+        self._put(ess_threshold=share("ess_threshold", self.ess_threshold, "1 resamples at every step"))

@@ -1,8 +1,8 @@
 """The places in which guidance runs, and what each of them lacks: together with the methods' needs, a support matrix.
 
 A guidance lists its requirements in :attr:`~textguide.guidance.base.Guidance.needs`, most of which follow from its
-branches. A :class:`Place` lists the needs that it cannot meet, each with the reason. If a method has one of these needs,
-its cell of the matrix is empty, and the error message of that place gives the same reason.
+branches. A :class:`Place` lists the needs that it cannot meet, each with the reason. If a method has one of these
+needs, its cell of the matrix is empty, and the error message of that place gives the same reason.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Place:
         return next((self.lacks[need] for need in Need if need in guidance.needs and need in self.lacks), None)
 
     def refusal(self, guidance: Guidance) -> str | None:
-        """The error message if ``guidance`` cannot run here: the reason, and other places that can. None if it can run."""
+        """The error message if ``guidance`` cannot run here: the reason, and places that can. None if it can run."""
         need = next((need for need in Need if need in guidance.needs and need in self.lacks), None)
         if need is None:
             return None
@@ -92,7 +92,7 @@ PLACES = (
             Need.VALUE: "the engine only calls the classifier that it was started with",
             Need.FORK: "vLLM generates each request on its own and cannot fork it",
             Need.CLASS_LOG_PROBS: "the engine only calls its classifier on candidates",
-            Need.LIKELIHOODS: "a preempted request is read again without the probabilities that each model gave to its text",
+            Need.LIKELIHOODS: "a preempted request is read again without the probabilities of its text",
             Need.ROWS: "vLLM decides which requests share a step",
             Need.CANVAS: _NO_CANVAS,
             Need.ESTIMATE: _NO_CANVAS,
@@ -127,7 +127,7 @@ PLACES = (
 
 def place(name: str) -> Place:
     """The place named ``name``."""
-    return next(one for one in PLACES if one.name == name)
+    return next(place for place in PLACES if place.name == name)
 
 
 def check_place(guidance: Guidance | None, name: str) -> None:

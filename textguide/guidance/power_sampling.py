@@ -37,7 +37,7 @@ class PowerSampling(Guidance):
         resampling: ``stratified`` or ``systematic``.
 
     Raises:
-        ValueError: a field has an invalid value; the message names it. Also in combination with a guidance with
+        ValueError: a field has an invalid value; the message names it. Also when it is combined with a guidance with
             branches: for a power of its product, write a formula such as
             ``[Formula("6*cond - 2*last"), FeynmanKac()]``.
     """

@@ -46,11 +46,11 @@ class S2Guidance(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._put(weight=factor("weight", self.weight))
-        WithoutBlocks(self.drop, whole_number("seed", self.seed))
+        WithoutBlocks(self.drop, whole_number("seed", self.seed))  # checks the share
 
     @property
     def off_at_one(self) -> bool:
-        """Without the weakened branch."""
+        """Only if there is no weakened branch."""
         return self.weight == 0.0
 
     @property

@@ -65,7 +65,7 @@ class TimeStepGuidance(Scaled):
         super().__post_init__()
         self._put(shift=finite_number("shift", self.shift))
         if not 0.0 < self.shift <= 1.0:
-            raise ValueError(f"shift={self.shift} must lie in (0, 1]; it is a share of the canvas")
+            raise ValueError(f"shift={self.shift} must be a number in (0, 1]; it is a share of the canvas")
 
     @property
     def branches(self) -> tuple[Branch, ...]:
