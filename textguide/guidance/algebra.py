@@ -53,7 +53,7 @@ def plausibility_mask(logp: Tensor, alpha: float) -> Tensor:
         alpha: share of the largest probability, in (0, 1].
 
     Returns:
-        Boolean tensor, (..., V), True where the token is plausible.
+        Boolean tensor, (..., V), True for plausible tokens.
     """
     threshold = logp.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(alpha, dtype=logp.dtype))
     return logp >= threshold

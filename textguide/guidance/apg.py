@@ -18,8 +18,8 @@ class APG(Contrast):
 
     Let ``g = lc − lu``, centred. Its length is capped at ``r``, and it is split into ``g∥``, parallel to the centred
     ``lc``, and ``g⊥``, orthogonal to it. The result is ``lc + (γ − 1)(g⊥ + η g∥)`` (Algorithm 1). γ = 1 changes
-    nothing, and η = 1 without a cap is classifier-free guidance. Useful when a large γ would oversharpen. Costs the same
-    as classifier-free guidance.
+    nothing, and η = 1 without a cap is classifier-free guidance. Useful when a large γ would oversharpen. Costs the
+    same as classifier-free guidance.
 
     The mean of ``g``, which no probability depends on, is kept and capped along with it. So ``renormalize=False`` and
     the weights of :class:`textguide.FeynmanKac` also agree with classifier-free guidance.

@@ -60,8 +60,8 @@ class CFG(Contrast):
             raise ValueError(f"distilled={self.distilled!r} must be the folder of an adapter, or None")
         if self.is_timed or self.skip_threshold is not None:
             raise ValueError(
-                "distilled= has one strength for a whole text and runs no second pass; leave out schedule=, start=, stop="
-                " and skip_threshold=, or distilled="
+                "distilled= has one strength for a whole text and runs no second pass; leave out schedule=, start=, "
+                "stop= and skip_threshold=, or distilled="
             )
         self._put(distilled=os.fspath(self.distilled))
 

@@ -133,7 +133,7 @@ class Scaled(BranchGuidance):
         return float(self._bounded(schedules.scale_at(self.schedule, self.scale, 0.0)))
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch in rows where the scale does not act."""
+        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch for rows that are not guided."""
         acts = self.acts(step)
         if isinstance(acts, Tensor):
             return torch.where(acts, self.mix(logp, self.scale_at(step), step), logp[0])

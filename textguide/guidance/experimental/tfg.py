@@ -27,8 +27,8 @@ class TFG(CanvasReweighting):
     ``p(v at l) · E[f(y|x)^ρ | v at l]``. The predictor needs no training on masks and no gradient.
 
     Before that, if ``mean_strength`` μ is not 0, the estimate itself is optimised for ``iterations`` steps (mean
-    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``,
-    where the predictor reads each mask as the mixture of its tokens. This needs a
+    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``.
+    The predictor then reads each mask as the mixture of its tokens. This needs a
     :class:`textguide.classifiers.CanvasPredictor`.
 
     Experimental: the papers guide continuous variables, or rates in continuous time. Here the distributions of one
