@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from textguide.support.errors import FolderInUseError
 from textguide.support.files import json_bytes, sync_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"
@@ -30,9 +33,53 @@ _FLOAT = "$float"
 """Key of an object that represents a number that JSON does not have: inf, -inf or nan."""
 
 
-class Journal:
-    """The records of a run by key, in memory and on disk. Open one with :meth:`open`; close it, or use
-    ``with``.
+class Memory:
+    """Records by key, in memory only, with the interface of a :class:`Journal`.
+
+    Attributes:
+        done: record by key, for everything that was appended.
+    """
+
+    def __init__(self, done: dict[str, Any] | None = None) -> None:
+        self.done = {} if done is None else done
+
+    def append(self, key: str, record: Any) -> None:
+        """Keep the record of ``key``; a later record of the same key replaces it."""
+        self.done[key] = record
+
+    def record(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The record of ``key``, which is computed and appended unless it is known.
+
+        Args:
+            key: names the piece of work.
+            compute: called without arguments; returns the record, see :meth:`Journal.append`.
+        """
+        if key not in self.done:
+            self.append(key, compute())
+        return self.done[key]
+
+    def close(self) -> None:
+        """Release what the records are kept in."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.done
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Journal(Memory):
+    """The records of a run by key, in memory and on disk.
+
+    Open a journal with :meth:`open`; close it, or use ``with``.
 
     Attributes:
         done: record by key, for everything that this process or an earlier one appended. Records are as JSON returns
@@ -44,9 +91,9 @@ class Journal:
     def __init__(
         self, path: Path, identity: dict[str, Any], done: dict[str, Any], lock: FileLock, sync_seconds: float
     ) -> None:
+        super().__init__(done)
         self.path = path
         self.identity = identity
-        self.done = done
         self.resumed = len(done)
         self._lock = lock
         self._sync_seconds = sync_seconds
@@ -107,17 +154,6 @@ class Journal:
             self.sync()
         self.done[key] = _loads(line)["record"]
 
-    def record(self, key: str, compute: Callable[[], Any]) -> Any:
-        """The record of ``key``, which is computed and appended unless the journal has it.
-
-        Args:
-            key: names the piece of work.
-            compute: called without arguments; returns the record, see :meth:`append`.
-        """
-        if key not in self.done:
-            self.append(key, compute())
-        return self.done[key]
-
     def sync(self) -> None:
         """Synchronise the disk, so that everything appended so far survives a power cut."""
         os.fsync(self._stream.fileno())
@@ -131,20 +167,6 @@ class Journal:
             finally:
                 self._stream.close()
                 self._lock.release()
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.done
-
-    def __len__(self) -> int:
-        return len(self.done)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write(self, line: bytes) -> None:
         size = os.fstat(self._stream.fileno()).st_size

@@ -16,6 +16,7 @@ from textguide.support.showing import Block, Line, Shown, figure, table
 from ..statistics.intervals import Selection, select_scale
 from ..statistics.measures import MetricValue
 from ..statistics.paired import Comparison, adjust, compare_items, shared_items
+from .machine import environment
 
 if TYPE_CHECKING:
     from textguide.guidance import Guidance
@@ -151,6 +152,38 @@ class RunResult(Shown):
                 "seed": self.seed,
             }
 
+    @classmethod
+    def of(
+        cls,
+        tasks: list[TaskResult],
+        settings: Sequence[Guidance | None],
+        identity: dict[str, Any],
+        *,
+        device: Any,
+        dtype: Any,
+        **fields: Any,
+    ) -> RunResult:
+        """A run that this process has just measured, with its package versions and machine.
+
+        Args:
+            tasks: see the class.
+            settings: the guidances, in the order of the sweep.
+            identity: see the class; its ``fingerprints`` become those of the run.
+            device: where the model is.
+            dtype: of its weights.
+            **fields: the other fields of the class.
+        """
+        versions, machine = environment()
+        return cls(
+            tasks,
+            as_guidances(list(zip(labels_of(settings), settings, strict=True))),
+            identity,
+            identity["fingerprints"],
+            versions=versions,
+            machine={**machine, "device": str(device), "dtype": str(dtype)},
+            **fields,
+        )
+
     def _shown(self) -> tuple[str, Sequence[Block]]:
         columns = list(dict.fromkeys((result.task, name) for result in self.tasks for name in result.metrics))
         significant = set()
@@ -280,6 +313,22 @@ def aligned(
         return a, b
     positions = shared_items(first.item_ids, second.item_ids)
     return None if positions is None else (a[positions[0]], b[positions[1]])
+
+
+def labels_of(settings: Sequence[Guidance | None]) -> list[str]:
+    """A name for each setting.
+
+    Raises:
+        ValueError: a setting occurs twice.
+    """
+    # Guidance imports torch, which reading a run does not need.
+    from textguide.guidance.spec import label
+
+    labels = [label(setting) for setting in settings]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"the setting {twice[0]!r} occurs twice; leave one out")
+    return labels
 
 
 def as_guidances(
