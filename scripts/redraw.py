@@ -9,14 +9,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from textguide.eval import read_run
-from textguide.eval.captions.plots import save_trade
-from textguide.eval.reports import drawing, plots
-from textguide.eval.statistics.intervals import Interval
-from textguide.eval.statistics.paired import Comparison
-from textguide.eval.sweeps import method_comparison
+from textguide.eval.reports import drawing
 
 for _folder in ("bench", "study"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
@@ -29,29 +24,13 @@ import diffusion  # noqa: E402
 def run_folder(folder: Path) -> list[str]:
     """The pictures of a sweep, or of a captioning run."""
     run = read_run(folder)
-    return save_trade(run, folder) if (folder / "trade.png").exists() else plots.save_all(run, folder)
+    return drawing.save_trade(run, folder) if (folder / "trade.png").exists() else drawing.save_run(run, folder)
 
 
 def methods(file: Path) -> list[str]:
     """The comparison of all methods."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-
-    def cell(task: str, metric: str, name: str, values: dict[str, Any]) -> method_comparison.Cell:
-        against = Comparison(
-            task=task, metric=metric, label=name, baseline="plain", n=found["items"][task] // 2,
-            difference=values["difference"], low=values["low"], high=values["high"], p=1.0, p_holm=values["p_holm"],
-        )  # fmt: skip
-        return method_comparison.Cell(values["setting"], Interval(**values["value"]), against)
-
-    table = {
-        column: {
-            name: cell(*column, name, cells["/".join(column)])
-            for name, cells in found["methods"].items()
-            if "/".join(column) in cells
-        }
-        for column in method_comparison.COLUMNS
-    }
-    drawing.save(method_comparison.draw(table, list(found["methods"])), file.with_suffix(".png"))
+    comparison = json.loads(file.read_text(encoding="utf-8"))
+    drawing.save(drawing.draw_differences(comparison), file.with_suffix(".png"))
     return [file.with_suffix(".png").name]
 
 

@@ -171,7 +171,7 @@ def _selections(run: RunResult) -> list[str]:
 
 def _truncations(run: RunResult) -> list[str]:
     return [
-        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model's limit and were cut."
+        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model's context window and were cut."
         for result in run.tasks
         if result.truncated
     ]

@@ -185,7 +185,7 @@ def test_the_command_line(
     values = json.loads(capsys.readouterr().out)
     assert [entry["label"] for entry in values["textguide"]["guidances"]] == ["cfg 1", "cfg 3"]
     for wrong, message in (
-        (["eval", "--tasks", "captioning,lambada_mini", "--data", str(folder)], "runs by itself"),
+        (["eval", "--tasks", "captioning,lambada_mini", "--data", str(folder)], "does not run with other tasks"),
         (["eval", "--tasks", "captioning"], "needs --data"),
         ([*arguments, "--judge", "drawn-scenes"], "is not a dual encoder"),
         (["eval", "--tasks", "captioning", "--data", str(folder), "--guidance", "lm"], "needs a text-only model"),
