@@ -160,16 +160,10 @@ def compare_runs(runs: Sequence[RunResult], names: Sequence[str]) -> RunComparis
         runs: two or more.
         names: the names of the runs.
     """
-    single = all(len(run.labels) == 1 for run in runs)
-    keys: dict[tuple[str, str, str], None] = {}  # a set in order of insertion
-    for run in runs:
-        for result in run.tasks:
-            for metric in result.metrics:
-                keys[result.task, "" if single else result.label, metric] = None
     rows = []
     comparisons: list[Comparison] = []
     notes: list[str] = []
-    for task, label, metric in keys:
+    for task, label, metric in _keys(runs):
         entries = [run.get(task, label or run.labels[0]) for run in runs]
         values = [None if entry is None else entry.metrics.get(metric) for entry in entries]
         rows.append(Row(task, metric, label, tuple(values)))
@@ -185,6 +179,17 @@ def compare_runs(runs: Sequence[RunResult], names: Sequence[str]) -> RunComparis
     return RunComparison(
         tuple(names), tuple(rows), tuple(adjust(comparisons)), tuple(dict.fromkeys(notes)), runs[0].confidence
     )
+
+
+def _keys(runs: Sequence[RunResult]) -> list[tuple[str, str, str]]:
+    """Task, label and metric of every row; labels are empty if every run has only one guidance."""
+    single = all(len(run.labels) == 1 for run in runs)
+    keys: dict[tuple[str, str, str], None] = {}  # a set in order of insertion
+    for run in runs:
+        for result in run.tasks:
+            for metric in result.metrics:
+                keys[result.task, "" if single else result.label, metric] = None
+    return list(keys)
 
 
 def _compare(

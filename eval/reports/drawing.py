@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from textguide.support.checks import is_number
 from textguide.support.errors import MissingExtraError
 from textguide.support.files import replacing
 
@@ -486,22 +487,7 @@ def _draw_scales(run: RunResult, tasks: Sequence[str]) -> Figure:
     figure, panels = grid(len(tasks), 3.3 if single else 2.5)
     for task, axes in zip(tasks, panels, strict=True):
         entries = {result.label: result for result in run.tasks if result.task == task}
-        base = entries.get(run.plain_label or "")
-        names = []
-        level = None if base is None else _point(base)
-        if level is not None:
-            draw_level(axes, level.value, level.low, level.high)
-            names.append(("plain", level.value, GREY))
-        # At γ = 1 every guided curve passes through the plain setting.
-        shared = [base] if base is not None and base.scale == 1.0 else []
-        ticks = {1.0} if shared else set()
-        for index, (family, labels) in enumerate(families.items()):
-            members = [entries[label] for label in labels if label in entries] + shared
-            points = sorted(filter(None, map(_point, members)), key=lambda point: point.x)
-            if points:
-                draw_curve(axes, points, index)
-                names.append((short(family, 22), points[-1].value, COLOURS[index % len(COLOURS)]))
-                ticks |= {point.x for point in points}
+        names, ticks = _draw_curves(axes, entries, families, entries.get(run.plain_label or ""))
         set_ticks(axes, ticks, 4.6 if single else 1.9)
         axes.locator_params(axis="y", nbins=5)
         first = next(iter(entries.values()))
@@ -511,6 +497,28 @@ def _draw_scales(run: RunResult, tasks: Sequence[str]) -> Figure:
         name_lines(axes, names)
     _footnote(figure, f"bands: {run.confidence:.0%} intervals")
     return figure
+
+
+def _draw_curves(
+    axes: Axes, entries: Mapping[str, TaskResult], families: Mapping[str, Sequence[str]], base: TaskResult | None
+) -> tuple[list[tuple[str, float, str]], set[float]]:
+    """One task's curves and the level of plain decoding; returns the names of the lines, and the values of γ."""
+    names = []
+    level = None if base is None else _point(base)
+    if level is not None:
+        draw_level(axes, level.value, level.low, level.high)
+        names.append(("plain", level.value, GREY))
+    # At γ = 1 every guided curve passes through the plain setting.
+    shared = [base] if base is not None and base.scale == 1.0 else []
+    ticks = {1.0} if shared else set()
+    for index, (family, labels) in enumerate(families.items()):
+        members = [entries[label] for label in labels if label in entries] + shared
+        points = sorted(filter(None, map(_point, members)), key=lambda point: point.x)
+        if points:
+            draw_curve(axes, points, index)
+            names.append((short(family, 22), points[-1].value, COLOURS[index % len(COLOURS)]))
+            ticks |= {point.x for point in points}
+    return names, ticks
 
 
 def _draw_named(run: RunResult, tasks: Sequence[str]) -> Figure:
@@ -634,7 +642,7 @@ def draw_calibration(run: RunResult, bins: int = 10) -> Figure | None:
         axes.set_title(short(task, 26))
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
-    note = f"dashed: as right as it is sure; marker area: share of the items; bins below {FEWEST} items left out"
+    note = f"dashed: perfect calibration; marker area: share of the items; bins below {FEWEST} items left out"
     figure.supxlabel(note, fontsize=8, color=GREY)
     return figure
 
@@ -702,17 +710,17 @@ def _families(run: RunResult) -> dict[str, list[str]]:
             rest = {key: value for key, value in (guidance or {}).items() if key != "scale"}
             curves.setdefault(json.dumps(rest, sort_keys=True), []).append(label)
     settings = [json.loads(text) for text in curves]
-    families: dict[str, list[str]] = {}
-    for values, labels in zip(settings, curves.values(), strict=True):
-        siblings = [other for other in settings if other.get("method") == values.get("method")]
-        parts = [str(values.get("method", "guided"))]
-        for key, value in values.items():
-            if key == "method" or value is None or all(other.get(key) == value for other in siblings):
-                continue
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            parts.append(f"{key}={value:g}" if is_number else f"{key}={value}")
-        families[" ".join(parts)] = labels
-    return families
+    return {_family_name(values, settings): labels for values, labels in zip(settings, curves.values(), strict=True)}
+
+
+def _family_name(values: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> str:
+    siblings = [other for other in settings if other.get("method") == values.get("method")]
+    parts = [str(values.get("method", "guided"))]
+    for key, value in values.items():
+        if key == "method" or value is None or all(other.get(key) == value for other in siblings):
+            continue
+        parts.append(f"{key}={value:g}" if is_number(value) else f"{key}={value}")
+    return " ".join(parts)
 
 
 def _across(labels: Sequence[str], most: int) -> list[str]:

@@ -170,21 +170,24 @@ def _selections(run: RunResult) -> list[str]:
 
 
 def _truncations(run: RunResult) -> list[str]:
-    return [
-        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model's context window and were cut."
-        for result in run.tasks
-        if result.truncated
-    ]
+    notes = []
+    for result in run.tasks:
+        if result.truncated:
+            contexts = f"{result.truncated} contexts were longer than the model's context window"
+            notes.append(f"{result.task}, {result.label}: {contexts} and were cut.")
+    return notes
 
 
 def _infinite(run: RunResult) -> list[str]:
-    return [
-        f"{result.task}, {result.label}: {metric_name(name)} is infinite, because an item has likelihood 0; "
-        "it is left out of comparisons."
-        for result in run.tasks
-        for name, value in result.metrics.items()
-        if value.value is None and value.kind in ("perplexity", "bits")
-    ]
+    notes = []
+    for result in run.tasks:
+        for name, value in result.metrics.items():
+            if value.value is None and value.kind in ("perplexity", "bits"):
+                notes.append(
+                    f"{result.task}, {result.label}: {metric_name(name)} is infinite, because an item has likelihood "
+                    "0; it is left out of comparisons."
+                )
+    return notes
 
 
 def _missing(run: RunResult) -> list[str]:
