@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 from textguide.diffusion.canvas import Canvas
 from textguide.diffusion.denoisers import Denoiser, denoiser
 from textguide.diffusion.guiding import Guide, checked_guidance
-from textguide.engine.effect import Effect
+from textguide.step.effect import Effect
 
 
 class MaskedDiffusionCFGHook:

@@ -14,7 +14,7 @@ from torch import Tensor
 from textguide.diffusion.canvas import Canvas
 from textguide.diffusion.denoisers import Denoiser, denoiser
 from textguide.diffusion.guiding import Guide, checked_guidance
-from textguide.engine.effect import Effect
+from textguide.step.effect import Effect
 
 
 class GuidedDenoiser(torch.nn.Module):

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from textguide.engine.effect import Effect
+from textguide.engine.caller import running_generate_call
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import AWRS, CFG, BranchGuidance, as_guidance, split
-from textguide.guidance.algebra import log_softmax
 from textguide.guidance.places import check_place
+from textguide.step.effect import Effect
+from textguide.step.guided_step import compare, guided_step
 
 from .awrs import AWRSLogitsProcessor
 from .branches import BranchRun
 from .caif import CAIFLogitsProcessor
-from .runs import Runs, calling_list
+from .runs import Runs
 
 _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
 """Classes of transformers whose own ``generate`` leaves the processors out."""
@@ -75,8 +76,6 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         check_place(given, "dropin")
         parts = split(given)
         self.guidance = branching = parts.branching
-        if branching is not None and branching.skip_threshold is not None:
-            raise ValueError("skip_threshold works with textguide.guided_decoding alone; leave it None here")
         if branching is not None and horizon is None and branching.is_timed:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.model = adapter(model).base
@@ -118,24 +117,29 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         return scores
 
     def _combine(self, guidance: BranchGuidance, input_ids: Tensor, scores: Tensor) -> Tensor:
-        owner = calling_list()
+        call = running_generate_call()
         input_ids = input_ids.to(adapter(self.model).device)
         run = self._runs.of(
-            owner,
-            continues=lambda run: run.continues(input_ids, one_by_one=owner is None),
-            new=lambda: BranchRun(self, guidance, input_ids, scores.device),
+            call,
+            continues=lambda run: run.continues(input_ids, one_by_one=call is None),
+            new=lambda: BranchRun(self, guidance, input_ids, scores.device, call),
         )
         self._last = run
         step = run.step(input_ids, self.horizon)
         if not run.rereads and not guidance.active(step):
             return scores
-        cond = scores.float()[None]
-        extra = run.read(input_ids, scores.shape[-1]).to(scores.device, torch.float32)
-        logp = log_softmax(extra if run.rereads else torch.cat([cond, extra]))
-        run.keep(input_ids, logp, step)
-        guided = guidance.combine(logp, step)
-        run.meter.add(guided, log_softmax(cond[0]) if run.rereads else logp[0])
-        return guided.to(scores.dtype)
+        branches = run.read(input_ids, scores.shape[-1]).to(scores.device)
+        # A guidance that changes the model inside reads the conditional branch again, with the change.
+        cond, extra = (branches[0], branches[1:]) if run.rereads else (scores, branches)
+        outcome = guided_step(cond, extra, guidance, step, measure=not run.rereads)
+        assert outcome.log_probs is not None
+        assert outcome.branches is not None
+        run.keep(input_ids, outcome.branches, step)
+        if run.rereads:
+            outcome = compare(outcome, scores)
+        run.meter.add(outcome)
+        assert outcome.log_probs is not None
+        return outcome.log_probs.to(scores.dtype)
 
 
 class CFGLogitsProcessor(GuidanceLogitsProcessor):

@@ -144,7 +144,6 @@ def test_as_a_guidance() -> None:
         ({"entropy_threshold": -1}, "entropy_threshold=-1"),
         ({"max_branches": 0}, "max_branches=0"),
         ({"guidance": AWRS("regex:a+")}, "two guidances with a constraint"),
-        ({"guidance": CFG(1.5, skip_threshold=0.1)}, r"skip_threshold=0\.1.*max_branches=8"),
     ],
     ids=str,
 )

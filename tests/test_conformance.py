@@ -14,8 +14,7 @@ import torch
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, Guidance, GuidanceLogitsProcessor, guided_decoding
-from textguide.engine.branch_inputs import branch_rows
-from textguide.engine.custom_generate import empty_source
+from textguide.engine.branch_inputs import branch_rows, empty_source
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import BranchGuidance
 from textguide.guidance.places import place
@@ -299,35 +298,6 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(case: Case) -> No
     assert rows[-1] <= staying * (1 + len(case.guidance.branches))  # type: ignore[attr-defined]
 
 
-def test_skipping_follows_the_measured_distribution(name: str) -> None:
-    model = build(name)
-    prompts = [list(p) for p in PROMPTS]
-    never = CFG(1.5, skip_threshold=0.0)
-    plain = CFG(1.5)
-    exact = textguide.generate(model, Tokenizer(), prompts, plain, max_new_tokens=24)
-    same = textguide.generate(model, Tokenizer(), prompts, never, max_new_tokens=24)
-    assert same.new_tokens == exact.new_tokens
-    assert same.effect.skipped_passes == 0
-    # Everything counts as harmless: as many steps as may be are skipped, and what that did is measured by re-reading.
-    always = textguide.generate(model, Tokenizer(), prompts, CFG(1.5, skip_threshold=1e9), max_new_tokens=24)
-    effect = always.effect
-    assert effect.skipped_passes > 0
-    assert effect.guided_steps + effect.skipped_passes == 3 * 24
-    # The text was written with some steps unguided; its steps under full guidance are known from scoring.
-    worst = 0.0
-    scored: dict[int, list[float]] = {}
-    for row, tokens in enumerate(always.new_tokens):
-        negative = [empty_source(model.config)] if name in ENCODER_DECODER else [prompts[row][-1:]]
-        scored[row] = _kls(model, name, prompts[row], tokens, negative, plain)
-    for row, kls in scored.items():
-        guided = always.log_probs[row]
-        assert len(guided) == len(kls)
-        worst = max(worst, max(kls))
-    assert effect.max_skipped_kl is not None
-    assert 0 < effect.max_skipped_kl <= worst + 1e-3
-    assert max(effect.max_kl, effect.max_skipped_kl) == pytest.approx(worst, abs=1e-3)
-
-
 def test_sampling_is_reproducible_and_equal_across_ways_in(name: str) -> None:
     case = Case(build(name), name, CFG(1.5))
     # transformers itself reads padding into recurrent states: its loop can be compared on one row alone.
@@ -356,22 +326,6 @@ def test_guidance_without_effect_warns(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         textguide.generate(model, Tokenizer(), [prompt], CFG(1.5), max_new_tokens=3)
-
-
-def _kls(model: Any, name: str, prompt: list[int], tokens: list[int], negative: Any, guidance: CFG) -> list[float]:
-    """KL(guided‖unguided) at every step of a given text, by the oracle."""
-    import math
-
-    values = []
-    start = [model.config.decoder_start_token_id] if name in ENCODER_DECODER else prompt
-    for i in range(len(tokens)):
-        if name in ENCODER_DECODER:
-            logps = [decoding.next_log_probs(model, start + tokens[:i], source) for source in (prompt, negative[0])]
-        else:
-            logps = [decoding.next_log_probs(model, read + tokens[:i]) for read in (prompt, negative[0])]
-        guided = decoding.cfg(guidance, logps, 0.0)
-        values.append(sum(math.exp(g) * (g - c) for g, c in zip(guided, logps[0], strict=True)))
-    return values
 
 
 def _cut_short(texts: list[list[int]]) -> tuple[int, list[list[int]]]:

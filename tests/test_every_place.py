@@ -41,6 +41,7 @@ from textguide.guidance import (
 )
 from textguide.guidance.canvas_guidance import CanvasGuidance
 from textguide.reference import captioning, decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .guidance import oracles
 from .tiny_folder import make_model, make_tokenizer
@@ -283,8 +284,8 @@ def in_captions(guidance: Guidance) -> None:
             reader = named.get(branch.model, model)
             reader = reader if branch.view is None else part(reader, branch.view)
             logps.append(captioning.next_log_probs(reader, inputs, written))
-        at = Step.at(step, NEW, likelihoods=told[:, None], opinions=opinions(guidance, processor, seen, written))
-        combined = guidance.combine(torch.tensor(logps)[:, None], at)
+        at = Step.at(step, NEW, likelihoods=told[:, None], class_log_probs=opinions(guidance, processor, seen, written))
+        combined = guided_log_probs(guidance, torch.tensor(logps)[:, None], at)
         written.append(int(combined[0].argmax()))
         told = told + torch.tensor([logp[written[-1]] for logp in logps])
     assert out.sequences[0, -NEW:].tolist() == written
@@ -292,7 +293,7 @@ def in_captions(guidance: Guidance) -> None:
 
 def opinions(guidance: Any, processor: Any, seen: Any, written: list[int]) -> torch.Tensor | None:
     """What the classifier of a guidance that has one says of a caption so far."""
-    if not guidance.reads_opinions:
+    if not guidance.reads_class_log_probs:
         return None
     ids = [*seen["input_ids"][0].tolist(), *written]
     said = guidance.classifier.log_prob([processor.tokenizer.decode(ids, skip_special_tokens=True)])[0]

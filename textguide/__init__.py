@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .captioning import caption
     from .distillation import DistillResult, DistillSettings, distill
     from .engine.custom_generate import GuidedDecoding
-    from .engine.effect import Effect
     from .engine.results import GenerateResult, ScoreResult
     from .engine.speculation import Speculation, SpeculationReport
     from .explanation import Explanation, explain
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .models import load
     from .scoring import Evidence, evidence, score
     from .smc.lessons import Lessons
+    from .step.effect import Effect
 
 # The same names and the modules that define them, for __getattr__: imported on first use, so that `import textguide`
 # does not load torch.
@@ -55,7 +55,7 @@ _HOMES = {
     "DistillResult": "distillation",
     "DistillSettings": "distillation",
     "EAGer": "guidance",
-    "Effect": "engine.effect",
+    "Effect": "step.effect",
     "Evidence": "scoring",
     "Explanation": "explanation",
     "FeynmanKac": "guidance",

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .engine.given_texts import Item, along_texts, as_items, branch_logits, leading
-from .engine.opinions import Opinions, opinions
 from .engine.results import ScoreResult
-from .engine.reweighting import Reweighter, reweighter
 from .forward.model_adapter import adapter
 from .generation import generate
 from .guidance import AWRS, CFG, Guidance, as_guidance, split, with_scale
 from .guidance.places import check_place
 from .guidance.views import View
+from .step.class_log_probs import ClassLogProbs, class_log_probs
+from .step.reweighting import Reweighter, reweighter
 from .support.checks import check_model_and_tokenizer
 from .support.errors import NoParticleLeftWarning
 from .support.showing import Block, Line, Shown, Table
@@ -144,7 +144,7 @@ def score_groups(
         for item in items if not adapter(model).is_encoder_decoder else ():
             adapter(model).check_lengths([len(item.context)], len(item.continuation))
     reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
-    judged = [[opinions(split(one).branching, tokenizer, model) for one in group] for group, _ in groups]
+    judged = [[class_log_probs(split(one).branching, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):
         own: dict[View | None, Tensor] = {}
         found = [
@@ -315,7 +315,7 @@ def _score_batch(
     own: dict[View | None, Tensor],
     settings: list[Guidance | None],
     reweightings: list[Reweighter | None],
-    judged: list[Opinions | None],
+    judged: list[ClassLogProbs | None],
     horizon: int | None,
     models: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:

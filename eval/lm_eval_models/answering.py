@@ -10,9 +10,9 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from textguide.engine.effect import Effect, join
 from textguide.guidance import CFG, Guidance, as_guidance, split
 from textguide.guidance.spec import parse
+from textguide.step.effect import Effect, join
 from textguide.tasks import is_protected
 
 from ..results.journal import Memory

@@ -27,7 +27,7 @@ def one_each(decoded: Decoded, size: int, prompt_length: int, tokenizer: Any, ge
         tokenizer: that of the model.
         generator: randomness of the draws; None: torch's global generator.
     """
-    outcome = decoded.constraint
+    outcome = decoded.population
     assert outcome is not None
     chosen = []
     for start in range(0, len(decoded.sequences), size):

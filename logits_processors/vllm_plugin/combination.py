@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from textguide.guidance import CFG, Step
-from textguide.guidance.algebra import broken, extrapolate, kl_divergence, log_softmax
+from textguide.guidance import Step
+from textguide.guidance.algebra import kl_divergence, log_softmax
 from textguide.guidance.base import SELF
+from textguide.step.guided_step import StepOutcome, guided_groups
 
 from .channel import Messages
 from .constraints import ConstrainedRow
@@ -135,11 +136,6 @@ class Drawing:
             and self.request.draw == Draw(seed=self.request.draw.seed)
         )
 
-    @property
-    def is_cfg(self) -> bool:
-        """Whether its branches are combined as classifier-free guidance combines them."""
-        return type(self.request.guidance) is CFG
-
     def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
         """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
         those of the main request alone."""
@@ -228,22 +224,11 @@ def guide(
     """
     seen = [Seen() for _ in groups]
     drawings: list[Drawing] = [group.member.payload for group in groups]
-    steps = [Step.at(at, one.request.horizon) for one, at in zip(drawings, positions, strict=True)]
     for one, group, drawing, at in zip(seen, groups, drawings, positions, strict=True):
         one.guided = len(group.branches) == len(drawing.request.prompts) and drawing.request.acts(at)
-    acting = [n for n, one in enumerate(seen) if one.guided]
-    # Where the most likely token is all that is wanted, normalisers change nothing.
-    simple = [n for n in acting if drawings[n].is_cfg and drawings[n].is_plain and not drawings[n].measures]
-    done = set(simple if _guide_unnormalised(logits, groups, steps, simple) else [])
-    rest = [n for n in acting if n not in done]
-    scores = _guide_by_scale(logits, groups, steps, [n for n in rest if drawings[n].is_cfg], seen)
-    for n in rest:
-        if not drawings[n].is_cfg:
-            scores[n] = _combined(logits, groups[n], steps[n], models or {}, seen[n])
+    scores = _combine(logits, groups, positions, models or {}, seen)
     drawn = _draw_together(logits, groups, positions, scores, seen)
     for n, (row, branches, _) in enumerate(groups):
-        if n in done:
-            continue
         if drawings[n].seat is not None:
             scores.pop(n, None)
             scores |= {n: drawn[n]} if n in drawn else {}
@@ -295,87 +280,61 @@ def _draw_together(
     return result
 
 
-def _combined(logits: Tensor, group: Standing, step: Step, models: Mapping[str, Tensor], seen: Seen) -> Tensor:
-    """The guided scores (V,) of one group, by whatever rule, as ``textguide.engine.loop`` computes them."""
-    drawing: Drawing = group.member.payload
-    guidance = drawing.request.guidance
-    assert guidance is not None
-    rows = (group.row, *group.branches)
-    cond = logits[group.row].float()
-    others = [
-        (logits if name == SELF else models[name])[rows[place]].float() for place, name in drawing.request.readings
-    ]
-    logp = log_softmax(torch.stack([cond, *others]))[:, None]
-    guided = guidance.combine(logp, step)
-    if bool(broken(guided)):
-        seen.broken = True
-        return cond
-    if drawing.measures:
-        normal = log_softmax(guided)
-        seen.kl = float(kl_divergence(normal, logp[0]))
-        seen.changed = bool(normal.argmax() != logp[0].argmax())
-    # Moved back to where the conditional logits lie, for penalties.
-    return _kept(drawing, guided[0], seen) + cond.logsumexp(-1)
-
-
-def _kept(drawing: Drawing, guided: Tensor, seen: Seen) -> Tensor:
-    """What goes on of guided scores (V,): normalised, and weighed, where texts are weighed by their normalisers."""
-    if not drawing.request.weighs:
-        return guided
-    normaliser = guided.double().logsumexp(-1)
-    seen.log_weight = float(normaliser)
-    return guided - normaliser.to(guided.dtype)
-
-
-def _rows(logits: Tensor, groups: Groups, chosen: Sequence[int]) -> tuple[Tensor, ...]:
-    """Rows of main requests and of their single branch requests, for indexing."""
-    both = torch.tensor([(groups[n].row, groups[n].branches[0]) for n in chosen], device=logits.device)
-    return both[:, 0], both[:, 1]
-
-
-def _scales(logits: Tensor, groups: Groups, steps: Sequence[Step], chosen: Sequence[int]) -> Tensor:
-    scales = [[float(groups[n].member.payload.request.guidance.scale_at(steps[n]))] for n in chosen]
-    return torch.tensor(scales, device=logits.device)
-
-
-def _guide_unnormalised(logits: Tensor, groups: Groups, steps: Sequence[Step], chosen: Sequence[int]) -> bool:
-    """Combine logits as they are, in place; False, and nothing done, where one of them is −inf or not a number."""
-    if not chosen:
-        return True
-    rows, branches = _rows(logits, groups, chosen)
-    scale = _scales(logits, groups, steps, chosen)
-    mixed = torch.lerp(logits[branches].float(), logits[rows].float(), scale)
-    if not bool(mixed.sum().isfinite()):
-        return False
-    logits[rows] = mixed.to(logits.dtype)
-    logits[branches] = mixed.to(logits.dtype)
-    return True
-
-
-def _guide_by_scale(
-    logits: Tensor, groups: Groups, steps: Sequence[Step], chosen: Sequence[int], seen: Sequence[Seen]
+def _combine(
+    logits: Tensor, groups: Groups, positions: Sequence[int], models: Mapping[str, Tensor], seen: Sequence[Seen]
 ) -> dict[int, Tensor]:
-    """The guided scores (V,) of each of ``chosen`` under classifier-free guidance, all at once."""
-    if not chosen:
-        return {}
-    rows, branches = _rows(logits, groups, chosen)
-    cond = logits[rows].float()
-    logp = log_softmax(torch.stack([cond, logits[branches].float()]))
-    guided = extrapolate(logp[0], logp[1], _scales(logits, groups, steps, chosen))
-    normal = log_softmax(guided)
-    if any(groups[n].member.payload.measures for n in chosen):
-        kls = kl_divergence(normal, logp[0]).tolist()
-        changed = (normal.argmax(-1) != logp[0].argmax(-1)).tolist()
-        for n, kl, moved in zip(chosen, kls, changed, strict=True):
-            seen[n].kl, seen[n].changed = kl, moved
-    scores = {}
-    for k, n in enumerate(chosen):
-        drawing: Drawing = groups[n].member.payload
-        assert drawing.request.guidance is not None
-        kept = normal[k] if drawing.request.guidance.renormalize else _kept(drawing, guided[k], seen[n])
-        # Moved back to where the conditional logits lie, for penalties.
-        scores[n] = kept + cond[k].logsumexp(-1)
+    """The guided scores (V,) of the groups that are guided at this step; what was measured goes into ``seen``."""
+    # Requests that need different things of a step: whether only its most likely token is needed, whether what guidance
+    # did is measured, and whether a text is weighted by its normalisers.
+    needed: dict[tuple[bool, bool, bool], list[int]] = {}
+    for n, group in enumerate(groups):
+        drawing: Drawing = group.member.payload
+        if seen[n].guided:
+            greedy = drawing.is_plain and not drawing.measures
+            needed.setdefault((greedy, drawing.measures, drawing.request.weighs), []).append(n)
+    scores: dict[int, Tensor] = {}
+    for (greedy, measures, weighs), chosen in needed.items():
+        requests = [groups[n].member.payload.request for n in chosen]
+        steps = guided_groups(
+            logits[torch.tensor([groups[n].row for n in chosen], device=logits.device)],
+            [_branch_logits(logits, groups[n], models) for n in chosen],
+            [request.guidance for request in requests],
+            [Step.at(positions[n], request.horizon) for n, request in zip(chosen, requests, strict=True)],
+            greedy=greedy,
+            measure=measures,
+            weigh=weighs,
+        )
+        for members, outcome in steps:
+            numbers = [chosen[member] for member in members]
+            scores.update(zip(numbers, outcome.scores, strict=True))
+            _note(seen, numbers, outcome)
+    for n, one in enumerate(seen):
+        if one.broken:  # the request ends with an error; until then it has the model's own distribution
+            scores[n] = logits[groups[n].row].float()
     return scores
+
+
+def _branch_logits(logits: Tensor, group: Standing, models: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a group's extra branches, (n, V), each of the model that reads it."""
+    rows = (group.row, *group.branches)
+    readings = group.member.payload.request.readings
+    if not readings:
+        return logits[:0]
+    return torch.stack([(logits if name == SELF else models[name])[rows[place]] for place, name in readings])
+
+
+def _note(seen: Sequence[Seen], numbers: Sequence[int], outcome: StepOutcome) -> None:
+    """What a step of some groups computed besides scores."""
+    if outcome.valid is not None:
+        for n, valid in zip(numbers, outcome.valid.tolist(), strict=True):
+            seen[n].broken = not valid
+    if outcome.kl is not None and outcome.changed is not None:
+        for n, kl, changed in zip(numbers, outcome.kl.tolist(), outcome.changed.tolist(), strict=True):
+            if not seen[n].broken:
+                seen[n].kl, seen[n].changed = kl, changed
+    if outcome.normaliser is not None:
+        for n, normaliser in zip(numbers, outcome.normaliser.tolist(), strict=True):
+            seen[n].log_weight = normaliser
 
 
 def messages(groups: Groups, positions: Sequence[int], seen: Sequence[Seen]) -> Messages:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from textguide.engine import branch_inputs
-from textguide.engine.effect import Effect, join, warn_if_none
 from textguide.engine.results import Ending, GenerateResult
 from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, Guidance, as_guidance, split
@@ -21,6 +20,7 @@ from textguide.guidance.composed import Parts
 from textguide.models import bundled
 from textguide.smc.constrained import STOPPED
 from textguide.smc.particles import effective_sample_size, log_evidence
+from textguide.step.effect import Effect, join, warn_if_none
 from textguide.support.errors import MissingExtraError
 
 from .adapters import adapters_of, find
@@ -344,5 +344,4 @@ def _effect(report: Mapping[str, Any], branches: int) -> Effect:
         guided_steps=report.get("guided_steps", 0),
         unguided_steps=report.get("unguided_steps", 0),
         extra_passes=report.get("branched_steps", 0) * branches,
-        skipped_passes=report.get("skipped_steps", 0) * branches,
     )

@@ -26,6 +26,7 @@ from textguide.guidance import (
     TokenPerturbation,
 )
 from textguide.reference import captioning
+from textguide.step.guided_step import guided_log_probs
 
 from ..guidance import oracles
 from . import models
@@ -204,13 +205,6 @@ def test_caption_and_generate_give_the_same(name: str) -> None:
     assert len(several.texts) == 6
 
 
-def test_skipping_sleeps_and_wakes_with_images(name: str) -> None:
-    exact = decode(name, CFG(1.5), new=16)
-    same = decode(name, CFG(1.5, skip_threshold=0.0), new=16)
-    assert same.sequences.tolist() == exact.sequences.tolist()
-    assert decode(name, CFG(1.5, skip_threshold=1e9), new=16).effect.skipped_passes > 0
-
-
 def test_language_model_guidance_equals_the_oracle(name: str) -> None:
     model, _ = models.build(name)
     words = models.tokenizer()
@@ -262,7 +256,7 @@ def test_other_guidances_act_on_what_is_seen(name: str, method: Any) -> None:
             for branch in guidance.branches:
                 owner, inputs = (other, seen) if branch.model else (model, blank)
                 distributions.append(captioning.next_log_probs(owner, inputs, written))
-            distribution = guidance.combine(torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
+            distribution = guided_log_probs(guidance, torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
             written.append(int(distribution.argmax()))
         assert out.sequences[row, -NEW:].tolist() == written
 
@@ -331,7 +325,7 @@ def test_parts_of_the_model_see_the_image(name: str, method: Any) -> None:
                 reader = model if branch.view is None else part(model, branch.view)
                 inputs = seen if branch.same_prompt else blank
                 distributions.append(captioning.next_log_probs(reader, inputs, written))
-            distribution = method.combine(torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
+            distribution = guided_log_probs(method, torch.tensor(distributions)[:, None], Step.at(step, NEW))[0]
             written.append(int(distribution.argmax()))
         assert out.sequences[row, -NEW:].tolist() == written
 
@@ -353,9 +347,9 @@ def test_particles_of_the_product_move_with_their_images(name: str, ess_threshol
     model.generate(**inputs, max_new_tokens=NEW, do_sample=True, custom_generate=decoding, **options)
     last = decoding.last
     assert last is not None
-    assert last.constraint is not None
+    assert last.population is not None
     assert last.log_probs is not None
-    assert last.constraint.log_weights is not None
+    assert last.population.log_weights is not None
     for row in range(12):
         tokens = last.sequences[row, -NEW:].tolist()[: last.lengths[row]]
         weight = 0.0
@@ -366,7 +360,7 @@ def test_particles_of_the_product_move_with_their_images(name: str, ess_threshol
             weight += float(scores.logsumexp(-1))
             assert float(last.log_probs[row, step]) == pytest.approx(float(scores.log_softmax(-1)[token]), abs=1e-4)
         if not ess_threshold:
-            assert float(last.constraint.log_weights[row]) == pytest.approx(weight, abs=1e-4)
+            assert float(last.population.log_weights[row]) == pytest.approx(weight, abs=1e-4)
 
 
 def test_captions_fork_as_texts_do() -> None:

@@ -15,6 +15,7 @@ from textguide.captioning.images import noised
 from textguide.guidance import VCD, Formula, Steering, Step
 from textguide.guidance.edits import NoisedImage
 from textguide.reference import captioning
+from textguide.step.guided_step import guided_log_probs
 
 from ..guidance import oracles
 from . import models
@@ -62,7 +63,7 @@ def test_steering_equals_the_oracle(name: str, guidance: Steering) -> None:
         for step in range(NEW):
             plain = distribution(seen, written, ())
             logps = [distribution(seen, written, guidance.layers), plain][: 1 + len(guidance.branches)]
-            guided = guidance.combine(torch.tensor(logps)[:, None], Step.at(step, NEW))[0]
+            guided = guided_log_probs(guidance, torch.tensor(logps)[:, None], Step.at(step, NEW))[0]
             changed = changed or int(guided.argmax()) != max(range(len(plain)), key=plain.__getitem__)
             written.append(int(guided.argmax()))
         assert out.sequences[row, -NEW:].tolist() == written
@@ -103,7 +104,7 @@ def test_two_branches_of_the_text_model_keep_their_tokens(monkeypatch: pytest.Mo
                 logps.append(
                     captioning.text_log_probs(text_model, ids, found, tokens.index.tolist(), models.EOS, tokens.ends)
                 )
-            combined = guidance.combine(torch.tensor(logps)[:, None], Step.at(step, NEW))[0]
+            combined = guided_log_probs(guidance, torch.tensor(logps)[:, None], Step.at(step, NEW))[0]
             combined[unknown] = -torch.inf
             found.append(int(combined.argmax()))
         assert written[row, -NEW:].tolist() == found

@@ -25,7 +25,6 @@ from .conftest import Run
         (["x", "--schedule", "sudden"], ["schedule='sudden'", "cosine"]),
         (["x", "--guidance-start", "0.9", "--guidance-stop", "0.1"], ["start=0.9", "stop=0.1"]),
         (["x", "--min-scale", "3", "--max-scale", "2"], ["min_scale=3.0", "max_scale=2.0"]),
-        (["x", "--skip-threshold", "-1"], ["skip_threshold=-1.0"]),
         (["x", "--negative-prompt", "a", "--negative-system", "b"], ["negative_prompt", "negative_system"]),
         (["x" * 95], ["prompts[0]", "95", "96"]),
         (["x", "--negative-prompt", "y" * 200, "--max-new-tokens", "9"], ["negative_prompt[0]", "200", "96"]),

@@ -68,13 +68,13 @@ def test_every_guidance_option_arrives(run: Run) -> None:
     outcome = run(
         "generate", "ab", "--json", *NEW, "--scale", "3", "--negative-system", "dull", "--chat",
         "--schedule", "clamp-linear:0.5", "--guidance-start", "0.1", "--guidance-stop", "0.9",
-        "--min-scale", "0.5", "--max-scale", "4", "--skip-threshold", "0.25",
+        "--min-scale", "0.5", "--max-scale", "4",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     guidance = Guidance.from_dict(records(outcome.out)[0]["guidance"])
     assert guidance == CFG(
         3.0, negative_system="dull", schedule="clamp-linear:0.5", start=0.1, stop=0.9, min_scale=0.5,
-        max_scale=4.0, skip_threshold=0.25,
+        max_scale=4.0,
     )  # fmt: skip
 
 

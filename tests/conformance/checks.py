@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, guided_decoding
-from textguide.engine.custom_generate import empty_source
+from textguide.engine.branch_inputs import empty_source
 from textguide.reference import decoding
 
 from ..architectures import Tokenizer
@@ -24,7 +24,6 @@ NEGATIVES = ((17, 18, 19), (9, 9, 25, 7, 7, 13, 40, 21, 3, 6), (50,))
 REPEATING = ((5, 6, 7, 8, 21, 5, 6, 7, 8, 30, 5, 6), (11, 4, 52, 11, 4, 52, 11))
 """Prompts in which prompt lookup finds guesses."""
 NEW = 8
-SKIPPING = 20
 """New tokens, and those of the run in which steps are skipped."""
 TOLERANCE = 1e-4
 """Of log-probabilities and of near ties, in units of the largest logit."""
@@ -307,28 +306,6 @@ def check_schedule(oracle: Reference) -> None:
         oracle.compare(TIMED, row, tokens, out.log_probs[row], "schedule")
 
 
-def check_skipping(oracle: Reference) -> None:
-    """Every step of a run that skips is the guided or the plain distribution, and none skips at threshold 0."""
-    never = _generate(oracle, CFG(1.5, skip_threshold=0.0))
-    for row, tokens in enumerate(never.new_tokens):
-        oracle.compare(LAST_TOKEN, row, tokens, never.log_probs[row], "skip_threshold=0")
-    rows = (1, 2)
-    out = _generate(oracle, CFG(1.5, skip_threshold=1e9), rows, steps=SKIPPING)
-    plain = 0
-    for row, tokens, log_probs in zip(rows, out.new_tokens, out.log_probs, strict=True):
-        for step, token in enumerate(tokens):
-            distributions = [oracle.distribution(one, row, PROMPTS[row], tokens[:step]) for one in (LAST_TOKEN, None)]
-            fits = [
-                abs(float(log_probs[step]) - distribution[token]) <= TOLERANCE * oracle.scale
-                for distribution in distributions
-            ]
-            if not any(fits):
-                raise Wrong(f"skipping, row {row}, token {step}: neither the guided nor the plain distribution")
-            plain += fits[1]
-    if not out.effect.skipped_passes or plain == 0:
-        raise Wrong("skip_threshold=1e9 skipped nothing")
-
-
 def check_speculation(oracle: Reference) -> None:
     """Guessed tokens, read in the same pass, change nothing."""
     prompts = [list(p) for p in (*REPEATING, PROMPTS[1])]
@@ -352,7 +329,6 @@ CHECKS: dict[str, Callable[[Reference], None]] = {
     "drop-in": check_drop_in,
     "score": check_score,
     "schedule": check_schedule,
-    "skipping": check_skipping,
     "speculation": check_speculation,
 }
 

@@ -242,7 +242,6 @@ def test_stream_and_seed() -> None:
         ({"positions": "x"}, "positions='x' is unknown"),
         ({"corrector": -1}, "corrector=-1 must be"),
         ({"guidance": 2.0}, "guidance=2.0 is no guidance"),
-        ({"guidance": CFG(2.0, skip_threshold=0.1)}, "skip_threshold re-reads"),
         ({"guidance": CFG(2.0, negative_prompt=["a", "b"])}, "negative_prompt has 2 rows and the batch has 3"),
         ({"allowed": torch.ones(3)}, "allowed has shape"),
         ({"allowed": torch.zeros(tiny.VOCABULARY, dtype=torch.bool)}, "allowed leaves no token"),

@@ -21,6 +21,7 @@ from textguide.engine.given_texts import as_items, leading
 from textguide.forward.low_rank import merged
 from textguide.guidance import APG, AWRS, ContextAware, DExperts, Formula, Steering
 from textguide.guidance.base import Guidance
+from textguide.step.guided_step import guided_log_probs
 
 from ..architectures import VOCAB, Tokenizer, build
 
@@ -59,7 +60,7 @@ def test_every_position_is_taught_what_guidance_says_at_the_end_of_a_prompt(name
         row = [*text.prompt, *text.continuation]
         for end in range(1, len(row)):
             both = torch.stack([logp(model, row[:end]), logp(model, row[end - 1 : end])])[:, None]
-            expected.append(guidance.combine(both, textguide.guidance.Step(0.0))[0])
+            expected.append(guided_log_probs(guidance, both, textguide.guidance.Step(0.0))[0])
     torch.testing.assert_close(found.target, torch.stack(expected), atol=2e-5, rtol=0)
     tokens = [token for text in texts for token in [*text.prompt, *text.continuation][1:]]
     assert found.tokens.tolist() == tokens

@@ -215,29 +215,14 @@ class Run:
             for row, sample in enumerate(self.alive):
                 torch.testing.assert_close(self.logits.extra[branch - 1, row], self.expect(branch, sample), **CLOSE)
 
-    def step(self) -> None:
+    def step(self, with_branches: bool = True) -> None:
         self.new += 1
-        self.logits = self.passes.step(self.ids, self.new)
+        self.logits = self.passes.step(self.ids, self.new, with_branches)
         self.check()
 
-    def rest(self) -> None:
-        self.passes.rest()
-        self.read = self.new
-
-    def resume(self, keep_all: bool = True) -> None:
-        self.new += 1
-        self.logits, missed = self.passes.resume(self.ids, self.new, keep_all)
+    def resume(self) -> None:
+        self.step()
         assert not self.passes.resting
-        self.check()
-        self.check_missed(missed, self.new - self.read if keep_all else 1)
-
-    def check_missed(self, missed: Tensor, length: int) -> None:
-        assert missed.shape[:3] == (len(self.readers) - 1, len(self.alive), length)
-        for branch in range(1, len(self.readers)):
-            for row, sample in enumerate(self.alive):
-                for k in range(length):
-                    expected = self.expect(branch, sample, self.new - length + 1 + k)
-                    torch.testing.assert_close(missed[branch - 1, row, k], expected, **CLOSE)
 
     def drop(self, *samples: int) -> None:
         self.passes.drop(samples)
@@ -264,25 +249,23 @@ def test_nobody_may_go_on(name: str) -> None:
     assert run.passes.running == run.passes.resting == {}
 
 
-@pytest.mark.parametrize("keep_all", [True, False])
-def test_branches_rest_and_resume(name: str, keep_all: bool) -> None:
+def test_branches_rest_and_resume(name: str) -> None:
     run = Run(name)
     run.step()
-    run.rest()
+    run.step(with_branches=False)
+    run.step(with_branches=False)
+    run.resume()
     run.step()
-    run.step()
-    run.resume(keep_all)
-    run.step()
-    run.rest()
-    run.resume(keep_all)
+    run.step(with_branches=False)
+    run.resume()
     run.step()
 
 
 def test_branches_may_rest_from_the_first_step_on(name: str) -> None:
     run = Run(name)
-    run.rest()
-    run.step()
-    run.step()
+    run.passes.rest()
+    run.step(with_branches=False)
+    run.step(with_branches=False)
     run.resume()
     run.step()
 
@@ -292,28 +275,19 @@ def test_finished_rows_leave(name: str) -> None:
     run.step()
     run.drop(0)
     run.step()
-    run.rest()
-    run.step()
+    run.step(with_branches=False)
     run.drop(1)
-    run.step()
+    run.step(with_branches=False)
     run.resume()
     run.step()
     run.drop(2)
     assert run.passes.running == {}
 
 
-def test_what_was_missed_can_be_read_without_coming_back(name: str) -> None:
-    run = Run(name)
-    run.rest()
-    run.step()
-    run.step()
-    run.check_missed(run.passes.missed(run.ids, run.new), 2)
-
-
 def test_rows_go_on_from_others_while_branches_rest() -> None:
     run = Run("llama")
     run.step()
-    run.rest()
+    run.passes.rest()
     run.passes.reindex({0: 2, 2: 2})
     run.alive = [0, 2]
     run.prompts = [[prompts[2], prompts[1], prompts[2]] for prompts in run.prompts]
@@ -321,7 +295,7 @@ def test_rows_go_on_from_others_while_branches_rest() -> None:
     TEXT_OF_TWO[0] = TEXT[2]
     run.new += 1
     ids = torch.cat([run.start, TEXT_OF_TWO[:, : run.new]], dim=1)
-    logits, _ = run.passes.resume(ids, run.new)
+    logits = run.passes.step(ids, run.new)
     assert logits.extra is not None
     torch.testing.assert_close(logits.extra[0, 0], logits.extra[0, 1], **CLOSE)
     torch.testing.assert_close(logits.extra[0, 1], run.expect(1, 2), **CLOSE)
@@ -336,13 +310,11 @@ def test_several_branches_and_models() -> None:
     prompts = [[list(row) for row in NEGATIVES], [list(row) for row in PROMPTS], [[9]] * 3]
     run = Run("llama", branches, {"amateur": build("gpt_neox")}, prompts)
     run.step()
-    run.rest()
-    run.step()
+    run.step(with_branches=False)
     run.resume()
     run.drop(1)
     run.step()
-    run.rest()
-    run.step()
+    run.step(with_branches=False)
     run.resume()
 
 

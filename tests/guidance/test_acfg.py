@@ -17,6 +17,7 @@ from textguide.guidance.acfg import Remasked, remask, remask_count
 from textguide.guidance.places import PLACES
 from textguide.guidance.spec import parse
 from textguide.reference import diffusion
+from textguide.step.guided_step import guided_log_probs
 
 
 @settings(deadline=None)
@@ -39,7 +40,7 @@ def test_selection_is_the_oracles(cells: list[tuple[float, bool]], data: Any) ->
 
 def test_combine_is_the_paper_with_w_plus_one() -> None:
     logp = torch.log_softmax(torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), -1)
-    found = ACFG(scale_from_weight(0.5)).combine(logp, Step())
+    found = guided_log_probs(ACFG(scale_from_weight(0.5)), logp, Step())
     expected = torch.log_softmax(logp[1] + 1.5 * (logp[0] - logp[1]), -1)
     assert torch.allclose(found, expected, atol=1e-6)
 

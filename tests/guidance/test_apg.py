@@ -7,6 +7,7 @@ import torch
 
 from textguide.guidance import APG, CFG, Step, algebra
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 
@@ -43,25 +44,25 @@ def test_with_the_whole_parallel_part_it_is_cfg(scale: float, renormalize: bool)
     logp = logp.log_softmax(-1)
     for step in (Step(0.3), Step(torch.tensor([[0.0], [0.4], [1.0]]))):
         apg, cfg = (
-            guidance.combine(logp, step)
+            guided_log_probs(guidance, logp, step)
             for guidance in (
                 APG(scale, parallel=1.0, renormalize=renormalize, schedule="linear"),
                 CFG(scale, renormalize=renormalize, schedule="linear"),
             )
         )
         torch.testing.assert_close(apg, cfg)
-    capped = APG(scale, parallel=1.0, max_norm=0.5, renormalize=renormalize).combine(logp, Step())
-    both = algebra.allowed(*logp)
-    length = algebra.rms(algebra.centered(logp[0] - logp[1], both), both)
+    capped = guided_log_probs(APG(scale, parallel=1.0, max_norm=0.5, renormalize=renormalize), logp, Step())
+    both = (logp > algebra.FORBIDDEN).all(0).all(0)
+    length = algebra.rms(algebra.centered((logp[0] - logp[1])[:, both]))
     shorter = 1 + (scale - 1) * (0.5 / length).clamp(max=1.0)
-    product = algebra.extrapolate(logp[0], logp[1], shorter)
+    product = torch.where(both, algebra.extrapolate(logp[0], logp[1], shorter), logp[0])
     torch.testing.assert_close(capped, algebra.log_softmax(product) if renormalize else product)
 
 
 def test_what_one_branch_forbids_is_left_alone() -> None:
     cond = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log()
     uncond = torch.tensor([[0.4, 0.6, 0.0, 0.0]]).log()
-    guided = APG(2.0).combine(torch.stack([cond, uncond]), Step())
+    guided = guided_log_probs(APG(2.0), torch.stack([cond, uncond]), Step())
     assert torch.isfinite(guided).tolist() == [[True, True, True, False]]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from textguide.guidance import CFG, BetaCFG, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 
@@ -35,8 +36,8 @@ settings(BetaCFG(1.0, a=1, b=1, power=0), BetaCFG(1.2), BetaCFG(1.5, a=3, b=1.5,
 def test_flat_and_without_length_it_is_cfg_bit_for_bit() -> None:
     logp = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     for step in (Step(0.3), Step(torch.tensor([[0.1], [0.5], [1.0]]))):
-        flat = BetaCFG(1.7, a=1, b=1, power=0, schedule="linear").combine(logp, step)
-        assert torch.equal(flat, CFG(1.7, schedule="linear").combine(logp, step))
+        flat = guided_log_probs(BetaCFG(1.7, a=1, b=1, power=0, schedule="linear"), logp, step)
+        assert torch.equal(flat, guided_log_probs(CFG(1.7, schedule="linear"), logp, step))
 
 
 def test_the_density_integrates_to_one() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from textguide import CFG, Guidance
 from textguide.guidance import Branch, Message, Step, scale_from_weight, weight_from_scale
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 CHAT = [{"role": "system", "content": "be dull"}, {"role": "user", "content": "hi"}]
 
@@ -79,7 +80,7 @@ def test_errors_name_argument_and_value(fields: dict[str, Any], parts: list[str]
 
 
 def test_edges_of_the_allowed_ranges() -> None:
-    edge = CFG(scale=-1.0, skip_threshold=0, start=0.5, stop=0.5, min_scale=2, max_scale=2, negative_prompt="")
+    edge = CFG(scale=-1.0, start=0.5, stop=0.5, min_scale=2, max_scale=2, negative_prompt="")
     assert edge.scale_at(Step(0.5)) == 2.0
     assert edge.scale_at(Step(0.4)) == 1.0
     assert CFG(start=0, stop=0).active(Step(0.0))
@@ -120,7 +121,7 @@ def test_equality_and_hash() -> None:
     ],
 )
 def test_json_round_trip(negative: Any) -> None:
-    guidance = CFG(2.5, negative, schedule="clamp-linear:0.5", skip_threshold=0.25, start=0.1, max_scale=4)
+    guidance = CFG(2.5, negative, schedule="clamp-linear:0.5", start=0.1, max_scale=4)
     text = guidance.to_json()
     again = Guidance.from_json(text)
     assert again == guidance
@@ -131,6 +132,7 @@ def test_json_round_trip(negative: Any) -> None:
     assert guidance.to_dict()["method"] == "cfg"
 
 
+@pytest.mark.filterwarnings("ignore:skip_threshold")
 def test_round_trip_of_every_field() -> None:
     for name, value in OTHER.items():
         guidance = CFG(**{name: value})
@@ -159,6 +161,7 @@ def test_unknown_and_missing_fields() -> None:
     assert Guidance.from_dict({"method": "cfg"}) == CFG()
 
 
+@pytest.mark.filterwarnings("ignore:skip_threshold")
 def test_fingerprint_differs_with_every_field() -> None:
     prints = {CFG().fingerprint} | {CFG(**{name: value}).fingerprint for name, value in OTHER.items()}
     assert len(prints) == 1 + len(OTHER)
@@ -170,10 +173,11 @@ def test_fingerprint_differs_with_every_field() -> None:
 def test_fingerprint_is_the_one_in_files_already_written() -> None:
     # A change here invalidates every cache and results file of every user: make it on purpose or not at all.
     assert CFG().fingerprint == "3ea1d05b563a95e9"
-    every = CFG(
-        2.5, ["ä", [4, 5], CHAT], schedule="clamp-linear:0.5", renormalize=False, skip_threshold=0.25, min_scale=0.5,
-        max_scale=4.0, start=0.1, stop=0.9,
-    )  # fmt: skip
+    with pytest.warns(DeprecationWarning, match=r"skip_threshold=0\.25 is ignored"):  # read from old files, and kept
+        every = CFG(
+            2.5, ["ä", [4, 5], CHAT], schedule="clamp-linear:0.5", renormalize=False, skip_threshold=0.25,
+            min_scale=0.5, max_scale=4.0, start=0.1, stop=0.9,
+        )  # fmt: skip
     assert every.fingerprint == "f4586c076a56f210"
 
 
@@ -260,7 +264,7 @@ def test_combine_equals_the_oracle(guidance: CFG, renormalize: bool) -> None:
     logp = _distributions(1)
     before = logp.clone()
     for progress in (0.0, 0.4, 1.0):
-        guided = guidance.combine(logp, Step(progress))
+        guided = guided_log_probs(guidance, logp, Step(progress))
         assert guided.shape == logp.shape[1:]
         assert guided.dtype == torch.float32
         for row in range(logp.shape[1]):
@@ -275,20 +279,20 @@ def test_combine_equals_the_oracle(guidance: CFG, renormalize: bool) -> None:
 def test_combine_with_progress_a_row(guidance: CFG) -> None:
     logp = _distributions(2)
     progress = torch.tensor([[0.0], [0.5], [1.0]])
-    together = guidance.combine(logp, Step(progress))
+    together = guided_log_probs(guidance, logp, Step(progress))
     for row in range(3):
-        alone = guidance.combine(logp[:, row : row + 1], Step(float(progress[row])))
+        alone = guided_log_probs(guidance, logp[:, row : row + 1], Step(float(progress[row])))
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_scale_one_gives_the_very_bits() -> None:
     logp = _distributions(3)
-    assert torch.equal(CFG(1.0, renormalize=False).combine(logp, Step()), logp[0])
+    assert torch.equal(guided_log_probs(CFG(1.0, renormalize=False), logp, Step()), logp[0])
 
 
 def test_forbidden_tokens_stay_forbidden_and_nothing_becomes_nan() -> None:
     for scale in (-2.0, 0.0, 0.5, 1.0, 1.5, 20.0):
-        guided = CFG(scale).combine(_distributions(4), Step())
+        guided = guided_log_probs(CFG(scale), _distributions(4), Step())
         assert not guided.isnan().any()
         assert guided[:, [1, 3]].isneginf().all()
         assert guided[:, [0, 2, 4, 5, 6]].isfinite().all()

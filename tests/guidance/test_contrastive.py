@@ -9,6 +9,7 @@ import torch
 
 from textguide.guidance import ContrastiveDecoding, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, mixed, oracle, settings
 
@@ -39,7 +40,7 @@ settings(
 def test_implausible_tokens_are_ruled_out_and_forbidden_ones_stay() -> None:
     cond = torch.tensor([[0.6, 0.3, 0.05, 0.05, 0.0]]).log()
     other = torch.tensor([[0.2, 0.0, 0.2, 0.3, 0.3]]).log()
-    guided = ContrastiveDecoding().combine(torch.stack([cond, other]), Step())
+    guided = guided_log_probs(ContrastiveDecoding(), torch.stack([cond, other]), Step())
     assert torch.isneginf(guided).tolist() == [[False, False, True, True, True]]
     assert not guided.isnan().any()
     # The token that the amateur alone forbids keeps its probability as a score: .3, beside the ratio .6/.2.

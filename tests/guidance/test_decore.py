@@ -15,6 +15,7 @@ from textguide.forward.model_views import copying_heads
 from textguide.guidance import DeCoRe, Guidance, Step
 from textguide.guidance.spec import as_guidance
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from ..architectures import VOCAB, Tokenizer, build
 from .oracles import INF, mixed, oracle, settings
@@ -37,7 +38,7 @@ settings(DeCoRe(0.0), DeCoRe(heads=HEADS), DeCoRe(1.5, heads=((0, 0),)), DeCoRe(
 def test_the_entropy_is_that_of_every_row() -> None:
     sure, unsure = torch.tensor([0.98, 0.01, 0.01]).log(), torch.tensor([0.4, 0.3, 0.3]).log()
     cond, masked = torch.stack([sure, unsure]), torch.tensor([0.2, 0.4, 0.4]).log().expand(2, 3)
-    guided = DeCoRe().combine(torch.stack([cond, masked]), Step())
+    guided = guided_log_probs(DeCoRe(), torch.stack([cond, masked]), Step())
     for row, logp in enumerate((sure, unsure)):
         alpha = -(logp.exp() * logp).sum()
         torch.testing.assert_close(guided[row], ((1 + alpha) * logp - alpha * masked[row]).log_softmax(-1))

@@ -10,6 +10,7 @@ import torch
 from textguide.guidance import DExperts, ProxyTuning, Step
 from textguide.guidance.dexperts import nucleus
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 
@@ -55,7 +56,7 @@ def test_only_the_base_forbids() -> None:
     base = torch.tensor([[0.5, 0.5, 0.0]]).log()
     expert = torch.tensor([[0.0, 0.5, 0.5]]).log()
     anti = torch.tensor([[0.5, 0.0, 0.5]]).log()
-    guided = DExperts(2.0, top_p=1.0).combine(torch.stack([base, expert, anti]), Step())
+    guided = guided_log_probs(DExperts(2.0, top_p=1.0), torch.stack([base, expert, anti]), Step())
     torch.testing.assert_close(guided.exp(), torch.tensor([[0.5, 0.5, 0.0]]))
 
 

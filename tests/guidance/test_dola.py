@@ -9,6 +9,7 @@ import torch
 
 from textguide.guidance import DoLa, Step
 from textguide.guidance.views import EarlyExit
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 from .test_contrastive import contrast
@@ -36,7 +37,7 @@ def test_the_farthest_exit_is_taken_row_by_row() -> None:
     cond = torch.tensor([[0.7, 0.3], [0.7, 0.3]]).log()
     near, far = torch.tensor([0.6, 0.4]).log(), torch.tensor([0.2, 0.8]).log()
     logp = torch.stack([cond, torch.stack([near, far]), torch.stack([far, near])])
-    guided = DoLa(0.0, exits=(1, 2)).combine(logp, Step())
+    guided = guided_log_probs(DoLa(0.0, exits=(1, 2)), logp, Step())
     expected = torch.tensor([0.7 / 0.2, 0.3 / 0.8])
     torch.testing.assert_close(guided.exp(), (expected / expected.sum()).expand(2, 2))
 

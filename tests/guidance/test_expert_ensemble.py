@@ -19,6 +19,7 @@ from textguide.guidance.spec import parse
 from textguide.models import adapters
 from textguide.models.adapters import load_further
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 from textguide.support.errors import ModelUnavailableError
 
 from ..architectures import Tokenizer, build
@@ -58,15 +59,15 @@ def test_weights_are_bayes_rule() -> None:
     weights = ensemble.log_weights(logp, Step(likelihoods=told)).exp()[:, 0]
     torch.testing.assert_close(weights, posterior)
     mixed = (posterior[:, None] * logp[:, 0].exp()).sum(0)
-    torch.testing.assert_close(ensemble.combine(logp, Step(likelihoods=told)).exp()[0], mixed)
+    torch.testing.assert_close(guided_log_probs(ensemble, logp, Step(likelihoods=told)).exp()[0], mixed)
     # A text that all experts hold for impossible says nothing about them.
     nothing = ensemble.log_weights(logp, Step(likelihoods=torch.full((3, 1), -INF))).exp()[:, 0]
     torch.testing.assert_close(nothing, torch.tensor([0.5, 0.25, 0.25]))
     forbidden = logp.clone()
     forbidden[0, 0] = torch.tensor([0.0, -INF])
-    assert torch.isneginf(ensemble.combine(forbidden, Step(likelihoods=told))[0, 1])
+    assert torch.isneginf(guided_log_probs(ensemble, forbidden, Step(likelihoods=told))[0, 1])
     with pytest.raises(ValueError, match=r"step\.likelihoods=None"):
-        ensemble.combine(logp, Step())
+        guided_log_probs(ensemble, logp, Step())
 
 
 def models() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from textguide.guidance.base import Branch
 from textguide.guidance.formula import C, Formula, M, P, Term, cond, largest, last, parse, smallest, term
 from textguide.guidance.spec import parse as parse_spec
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 
@@ -65,7 +66,9 @@ def test_what_is_written_is_read_back_with_the_same_value(tree: Term) -> None:
     logps = torch.randn(5, 1, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     one, other = Formula(text), Formula(str(parse(text)))
     terms = len(one.branches)
-    assert torch.equal(one.combine(logps[: terms + 1], Step()), other.combine(logps[: terms + 1], Step()))
+    assert torch.equal(
+        guided_log_probs(one, logps[: terms + 1], Step()), guided_log_probs(other, logps[: terms + 1], Step())
+    )
 
 
 def test_cfg_is_a_formula() -> None:
@@ -73,7 +76,7 @@ def test_cfg_is_a_formula() -> None:
     logp[0, 0, 3] = -INF
     logp[1, 1, 4] = -INF
     same = Formula("2.5*cond - 1.5*last")
-    torch.testing.assert_close(same.combine(logp, Step()), CFG(2.5).combine(logp, Step()))
+    torch.testing.assert_close(guided_log_probs(same, logp, Step()), guided_log_probs(CFG(2.5), logp, Step()))
     assert same.branches == CFG().branches
 
 

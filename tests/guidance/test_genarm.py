@@ -9,6 +9,7 @@ import textguide
 from textguide import FeynmanKac
 from textguide.guidance import Formula, GenARM, Guidance, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from ..architectures import Tokenizer, build
 from .oracles import INF, oracle, settings
@@ -28,8 +29,8 @@ settings(GenARM(beta=None), GenARM(), GenARM("weak", 0.4), GenARM(beta=2.5, reno
 def test_it_is_the_formula() -> None:
     logp = torch.randn(2, 3, 7).log_softmax(-1)
     logp[0, 0, 2] = logp[1, 1, 3] = -INF
-    guided = GenARM(beta=0.5).combine(logp, Step())
-    torch.testing.assert_close(guided, Formula("cond + 2*M('reward')").combine(logp, Step()))
+    guided = guided_log_probs(GenARM(beta=0.5), logp, Step())
+    torch.testing.assert_close(guided, guided_log_probs(Formula("cond + 2*M('reward')"), logp, Step()))
     assert torch.isneginf(guided[0, 2])
     assert not torch.isneginf(guided[1, 3])
 

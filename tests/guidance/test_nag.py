@@ -7,6 +7,7 @@ import torch
 
 from textguide.guidance import NAG, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 
@@ -35,7 +36,7 @@ settings(NAG(1.0), NAG(4.0), NAG(12.0, tau=1.2, blend=0.6, schedule="cosine"))
 
 def test_the_cap_holds() -> None:
     logp = torch.randn(2, 2, 30, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    wild = NAG(50.0, tau=1.0, blend=1.0).combine(logp, Step())
+    wild = guided_log_probs(NAG(50.0, tau=1.0, blend=1.0), logp, Step())
     centred = wild - wild.mean(-1, keepdim=True)
     cond = logp[0] - logp[0].mean(-1, keepdim=True)
     torch.testing.assert_close(centred.abs().sum(-1), cond.abs().sum(-1))

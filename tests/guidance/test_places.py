@@ -12,6 +12,7 @@ from textguide.cli import main
 from textguide.guidance import Composed, DoLa, FeynmanKac, Formula, Guidance, Step, catalogue
 from textguide.guidance.needs import Need
 from textguide.guidance.places import PLACES, check_place, place
+from textguide.step.guided_step import guided_log_probs
 
 from . import oracles
 
@@ -65,9 +66,9 @@ def test_what_depends_on_progress_says_so(name: str) -> None:
     logp = torch.randn(1 + len(guidance.branches), 2, 11).log_softmax(-1)  # type: ignore[attr-defined]
     told = torch.zeros(logp.shape[:2])
     said = -torch.rand(len(getattr(guidance, "classes", ())), 2)
-    steps = [Step(progress, likelihoods=told, opinions=said) for progress in (0.0, 0.3, 0.6, 1.0)]
+    steps = [Step(progress, likelihoods=told, class_log_probs=said) for progress in (0.0, 0.3, 0.6, 1.0)]
     actives = {guidance.active(step) for step in steps}  # type: ignore[attr-defined]
-    outcomes = [guidance.combine(logp, step) for step in steps]  # type: ignore[attr-defined]
+    outcomes = [guided_log_probs(guidance, logp, step) for step in steps]  # type: ignore[attr-defined]
     moves = len(actives) > 1 or any(not torch.equal(outcomes[0], one) for one in outcomes)
     assert guidance.is_timed == moves  # type: ignore[attr-defined]
 

@@ -17,6 +17,7 @@ from textguide.guidance.spec import parse
 from textguide.reference import decoding
 from textguide.reference import smc as oracle
 from textguide.smc.population import Corrected
+from textguide.step.guided_step import guided_log_probs
 
 from ..architectures import Tokenizer, build
 from ..smc.statistics import chi_square, z_score
@@ -31,7 +32,7 @@ POWER, EVIDENCE = oracle.tempered(floats(P), lambda text: [1.0] * SIZE, ALPHA, E
 
 def scores(text: Text) -> torch.Tensor:
     branching, weighing = PowerSampling(ALPHA).parts
-    return weighing.product(branching).combine(P(text)[None, None], Step())[0]
+    return guided_log_probs(weighing.product(branching), P(text)[None, None], Step())[0]
 
 
 BOUND = float(scores(()).logsumexp(-1).exp())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from textguide.guidance import CFG, BranchGuidance, Contrast, CorrSynth, DynamicCFG, Scaled, Step, algebra
+from textguide.step.guided_step import guided_log_probs
 
 from . import oracles
 
@@ -58,8 +59,8 @@ def told(guidance: Any, progress: Any, rows: slice = slice(None)) -> Step:
     generator = torch.Generator().manual_seed(2)
     size = (1 + len(guidance.branches), len(PROGRESS))
     likelihoods = -torch.rand(*size, generator=generator).double()
-    opinions = -torch.rand(len(getattr(guidance, "classes", ())), len(PROGRESS), generator=generator)
-    return Step(progress, likelihoods=likelihoods[:, rows], opinions=opinions[:, rows])
+    class_log_probs = -torch.rand(len(getattr(guidance, "classes", ())), len(PROGRESS), generator=generator)
+    return Step(progress, likelihoods=likelihoods[:, rows], class_log_probs=class_log_probs[:, rows])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,10 +68,10 @@ def test_a_step_means_the_same_alone_and_among_others(case: str) -> None:
     """Generation asks at one progress, scoring at many; where ``active`` says no, the rule leaves no trace."""
     guidance = CASES[case]
     logp = log_probs(len(guidance.branches))
-    together = guidance.combine(logp, told(guidance, torch.tensor(PROGRESS)[:, None]))
+    together = guided_log_probs(guidance, logp, told(guidance, torch.tensor(PROGRESS)[:, None]))
     for row, progress in enumerate(PROGRESS):
         step = told(guidance, progress, slice(row, row + 1))
-        alone = guidance.combine(logp[:, row : row + 1], step)[0]
+        alone = guided_log_probs(guidance, logp[:, row : row + 1], step)[0]
         torch.testing.assert_close(together[row], alone, atol=2e-5, rtol=2e-5)
         if not guidance.active(step):
             plain = algebra.log_softmax(logp[0, row]) if guidance.renormalize else logp[0, row]
@@ -87,8 +88,8 @@ def test_the_lowest_number_stands_for_a_token_that_cannot_come(case: str) -> Non
     lowest[:, :, 9:13], forbidden[:, :, 9:13] = torch.finfo(torch.float32).min, float("-inf")
     lowest[-1, :, 5:8], forbidden[-1, :, 5:8] = torch.finfo(torch.float32).min, float("-inf")
     step = told(guidance, 0.4)
-    expected = guidance.combine(forbidden.log_softmax(-1), step).softmax(-1)
-    torch.testing.assert_close(guidance.combine(lowest.log_softmax(-1), step).softmax(-1), expected)
+    expected = guided_log_probs(guidance, forbidden.log_softmax(-1), step).softmax(-1)
+    torch.testing.assert_close(guided_log_probs(guidance, lowest.log_softmax(-1), step).softmax(-1), expected)
     assert not expected.isnan().any()
 
 
@@ -97,9 +98,10 @@ def test_a_second_knob_is_not_off_at_scale_one() -> None:
     assert not guidance.is_neutral
     assert guidance.active(Step(0.5))
     logp = log_probs(1)
-    expected = algebra.log_softmax(1.5 * logp[0])
-    torch.testing.assert_close(guidance.combine(logp, Step(0.5)), expected)
-    torch.testing.assert_close(guidance.combine(logp, Step(torch.full((len(PROGRESS), 1), 0.5))), expected)
+    both = (logp > algebra.FORBIDDEN).all(0)  # what one branch forbids keeps its conditional log-probability
+    expected = algebra.log_softmax(torch.where(both, 1.5 * logp[0], logp[0]))
+    torch.testing.assert_close(guided_log_probs(guidance, logp, Step(0.5)), expected)
+    torch.testing.assert_close(guided_log_probs(guidance, logp, Step(torch.full((len(PROGRESS), 1), 0.5))), expected)
     assert not replace(guidance, start=0.6).active(Step(0.5))
 
 
@@ -108,8 +110,8 @@ def test_a_window_closes_at_the_same_token_in_both(stop: float) -> None:
     """Progress 1/3 is another number in float32; what lies within a millionth of a corner is inside."""
     logp = log_probs(1)[:, :1]
     guidance = CFG(2.0, stop=stop)
-    alone = guidance.combine(logp, Step.at(3, 10))
-    assert torch.equal(guidance.combine(logp, Step(torch.tensor([[3 / 9]]))), alone)
+    alone = guided_log_probs(guidance, logp, Step.at(3, 10))
+    assert torch.equal(guided_log_probs(guidance, logp, Step(torch.tensor([[3 / 9]]))), alone)
     assert not torch.equal(alone, logp[0])
 
 
@@ -117,15 +119,15 @@ def test_the_grid_is_cut_at_the_same_value_in_both() -> None:
     # γ(1/3) of a cosine is 2 up to rounding, and 2 is a value of the grid.
     guidance = DynamicCFG(3.0, scales=[2.0], budget=1e9, schedule="cosine")
     logp = log_probs(1)[:, :1]
-    alone = guidance.combine(logp, Step(1 / 3))
-    torch.testing.assert_close(guidance.combine(logp, Step(torch.tensor([[1 / 3]]))), alone)
-    torch.testing.assert_close(alone, CFG(2.0).combine(logp, Step()))
+    alone = guided_log_probs(guidance, logp, Step(1 / 3))
+    torch.testing.assert_close(guided_log_probs(guidance, logp, Step(torch.tensor([[1 / 3]]))), alone)
+    torch.testing.assert_close(alone, guided_log_probs(CFG(2.0), logp, Step()))
 
 
 def test_rows_at_different_places_of_a_group() -> None:
     guidance: Any = CorrSynth(1.7, schedule="linear")
     logp = log_probs(0)[:, :2]
     step = Step(torch.tensor([[0.25], [0.75]]), (0, 1), 2)
-    together = guidance.combine(logp, step)
+    together = guided_log_probs(guidance, logp, step)
     for row, progress in enumerate((0.25, 0.75)):
-        torch.testing.assert_close(together[row], guidance.combine(logp, Step(progress, (0, 1), 2))[row])
+        torch.testing.assert_close(together[row], guided_log_probs(guidance, logp, Step(progress, (0, 1), 2))[row])

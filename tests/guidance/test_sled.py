@@ -10,6 +10,7 @@ import torch
 
 from textguide.guidance import SLED, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from .oracles import INF, oracle, settings
 
@@ -47,19 +48,19 @@ def test_a_layer_that_is_on_its_way_to_a_token_names_it() -> None:
     # The early logits lack what the last ones give token 2.
     last = torch.tensor([[1.0, 1.2, 1.1, 0.0]]).log_softmax(-1)
     early = torch.tensor([[1.0, 1.2, -2.0, 0.0]]).log_softmax(-1)
-    guided = SLED(top_k=None).combine(torch.stack([last, early]), Step())
+    guided = guided_log_probs(SLED(top_k=None), torch.stack([last, early]), Step())
     assert last.argmax() == 1
     assert guided.argmax() == 2
     # Backwards, the same layer names the others.
-    guided = SLED(top_k=None).combine(torch.stack([early, last]), Step())
+    guided = guided_log_probs(SLED(top_k=None), torch.stack([early, last]), Step())
     assert guided[0, 2] < early[0, 2]
 
 
 def test_the_constant_of_a_layer_does_not_count() -> None:
     logits = 2 * torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0))
     moved = logits + torch.tensor([0.0, 3.0, -5.0])[:, None, None]
-    expected = SLED().combine(logits.log_softmax(-1), Step())
-    torch.testing.assert_close(SLED().combine(moved.log_softmax(-1), Step()), expected)
+    expected = guided_log_probs(SLED(), logits.log_softmax(-1), Step())
+    torch.testing.assert_close(guided_log_probs(SLED(), moved.log_softmax(-1), Step()), expected)
     assert (expected > -INF).sum(-1).tolist() == [10] * 4
 
 

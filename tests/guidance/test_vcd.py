@@ -13,6 +13,7 @@ from textguide.guidance import VCD, Guidance, Step
 from textguide.guidance.edits import NoisedImage
 from textguide.guidance.needs import Need
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from ..architectures import Tokenizer, build
 from .oracles import INF, mixed, oracle, settings
@@ -33,7 +34,7 @@ settings(VCD(0.0, 0.0))
 def test_the_rule_is_the_oracle(guidance: VCD) -> None:
     logits = 2 * torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
     logp = logits.log_softmax(-1)
-    guided = guidance.combine(logp, Step())
+    guided = guided_log_probs(guidance, logp, Step())
     for row in range(3):
         expected = vcd(guidance, logp[:, row].tolist(), 0.0)
         torch.testing.assert_close(guided[row], torch.tensor(expected))

@@ -282,7 +282,6 @@ def test_mask_takes_the_most_likely_allowed_token_where_nothing_samples() -> Non
     ("guidance", "options", "message"),
     [
         (AWRS(VOWELS), {"do_sample": False}, "do_sample=False"),
-        ([CFG(1.5, skip_threshold=0.1), AWRS(VOWELS, particles=2)], {}, "skip_threshold"),
         (AWRS(VOWELS, particles=2), {"cache_implementation": "static"}, "cache_implementation='static'"),
         (AWRS(VOWELS), {"num_beams": 2}, "num_beams=2"),
         (AWRS(VOWELS), {"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),

@@ -132,7 +132,6 @@ def test_what_differs_learns_apart() -> None:
         ({"streamer": Tokenizer()}, "streamer"),
         ({"do_sample": False}, "do_sample=False"),
         ({"cache_implementation": "static"}, "static"),
-        ({"guidance": CFG(1.5, negative_prompt="zebra", skip_threshold=0.1)}, "skip_threshold"),
     ],
 )
 def test_what_texts_that_begin_again_refuse(options: dict[str, Any], complaint: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textguide.guidance import CFG, Step
+from textguide.step.guided_step import guided_log_probs
 from textguide.tasks import selection
 
 
@@ -62,7 +63,7 @@ def test_the_null_prompt_is_the_direction_of_guidance() -> None:
     reweighed = selection.reweigh(cond, selection.null_prior(null[0]))
     torch.testing.assert_close(reweighed.exp(), (cond - null).double().softmax(-1), atol=1e-6, rtol=1e-6)
     # Guidance adds that direction γ − 1 times to what the model says.
-    guided = CFG(2.5).combine(torch.stack([cond, null]), Step()).double()
+    guided = guided_log_probs(CFG(2.5), torch.stack([cond, null]), Step()).double()
     torch.testing.assert_close(guided, torch.log_softmax(cond + 1.5 * reweighed, -1), atol=1e-5, rtol=1e-5)
 
 

@@ -69,9 +69,6 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance-stop", type=float, default=1.0, help="progress at which guidance ends")
     group.add_argument("--min-scale", type=float, help="lower bound on γ")
     group.add_argument("--max-scale", type=float, help="upper bound on γ")
-    group.add_argument(
-        "--skip-threshold", type=float, help="leave the extra pass out where it moves the distribution less (nats)"
-    )
     group = parser.add_argument_group("guidance by a classifier (CAIF); the first three may be repeated together")
     group.add_argument(
         "--classifier",
@@ -91,7 +88,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
 
 _CFG_OPTIONS: dict[str, Any] = {
     "scale": None, "negative_prompt": None, "negative_system": None, "schedule": "constant", "guidance_start": 0.0,
-    "guidance_stop": 1.0, "min_scale": None, "max_scale": None, "skip_threshold": None,
+    "guidance_stop": 1.0, "min_scale": None, "max_scale": None,
 }  # fmt: skip
 """The options of classifier-free guidance with their defaults."""
 
@@ -153,7 +150,6 @@ def guidance(arguments: argparse.Namespace) -> Any:
         stop=arguments.guidance_stop,
         min_scale=arguments.min_scale,
         max_scale=arguments.max_scale,
-        skip_threshold=arguments.skip_threshold,
     )
     return as_guidance([*([] if classifiers and cfg.is_neutral else [cfg]), *classifiers])
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..engine.reweighting import Reweighter
 from ..guidance.base import Step, TokenReweighting
+from ..step.reweighting import Reweighter
 from .canvas import Canvas
 from .denoisers import Denoiser
 

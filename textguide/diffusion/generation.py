@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.effect import Effect, warn_if_none
 from ..guidance import Guidance, split
 from ..guidance.particle_gibbs import ParticleGibbs
 from ..guidance.prompts import Prompt, as_prompt
 from ..guidance.scaled import Scaled
+from ..step.effect import Effect, warn_if_none
 from ..support.showing import Block, Folded, Line, Shown, table
 from . import canvas as canvases
 from .branches import rows_of, texts_of

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.effect import EffectMeter
 from ..guidance import Guidance, Step, as_guidance, split
 from ..guidance.acfg import Remasked
-from ..guidance.algebra import broken, log_softmax, refuse_broken
+from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance
 from ..guidance.canvas_guidance import CanvasReweighting
 from ..guidance.experimental.time_step import Noisier
 from ..guidance.particle_gibbs import ParticleGibbs
 from ..guidance.places import check_place
+from ..step.effect import EffectMeter
+from ..step.guided_step import guided_step, refuse_invalid
 from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
 from .caching import Caching
 from .candidates import Candidates
@@ -161,33 +162,48 @@ class Guide:
         active = self._active(progress) if guided else torch.zeros_like(rows, dtype=torch.bool)
         passes = self._reader.read(canvas, rows, where, active)
         counts = where.sum(-1)
+        each = progress.repeat_interleave(counts)[:, None]  # of every position
         chosen = passes.ran.repeat_interleave(counts)
-        cond = passes.cond
-        mixed, uncond = cond.clone(), cond.clone()
-        if chosen.any():
-            at = progress.repeat_interleave(counts)[chosen, None]
-            mixed[chosen] = self._combine(torch.cat([cond[None, chosen], passes.others]), at, rows, where, chosen)
-            if len(passes.others):
-                uncond[chosen] = passes.others[0]
+        combines = self.guidance is not None and bool(chosen.any())
+
+        def reweight(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+            acted = torch.zeros_like(chosen)
+            if self._candidates is not None:
+                log_probs, acted = self._candidates(log_probs, canvas, rows, where, each)
+            if self.judged is not None:
+                log_probs, judged = self.judged(log_probs, canvas, where, each)
+                acted = acted | judged
+            return log_probs, acted
+
+        reweights = guided and (self._candidates is not None or self.judged is not None)
+        outcome = guided_step(
+            passes.cond,
+            passes.others,
+            self.guidance if combines else None,
+            Step(each[chosen]),
+            rows=chosen,
+            allowed=allowed,
+            reweight=reweight if reweights else None,
+            normalised=True,
+        )
+        if reweights:
+            self.meter.classified = sum(
+                (
+                    0 if self._candidates is None else self._candidates.texts_scored,
+                    0 if self.judged is None else self.judged.predictor.asked,
+                )
+            )
+        if outcome.valid is not None and not bool(outcome.valid.all()):
+            places = where.nonzero()[:, 0][~outcome.valid]
+            refuse_invalid(self.guidance, sorted(set(rows[places].tolist())))
+        self.meter.add(outcome, torch.ones_like(chosen))
+        uncond = passes.cond.clone()
+        if combines and len(passes.others):
+            uncond[chosen] = passes.others[0]
         if allowed is not None:
-            cond, mixed, uncond = (log_softmax(logp.masked_fill(~allowed, -math.inf)) for logp in (cond, mixed, uncond))
-        acted = None
-        if self._candidates is not None and guided:
-            at = progress.repeat_interleave(counts)[:, None]
-            mixed, acted = self._candidates(mixed, canvas, rows, where, at)
-            self.meter.classified = self._candidates.texts_scored
-        if self.judged is not None and guided:
-            mixed, judged = self.judged(mixed, canvas, where, progress.repeat_interleave(counts)[:, None])
-            acted = judged if acted is None else acted | judged
-            self.meter.classified = self.judged.predictor.asked + (
-                0 if self._candidates is None else self._candidates.texts_scored
-            )
-        moved = chosen if acted is None else chosen | acted
-        if moved.any():
-            self.meter.add(
-                mixed[moved], cond[moved], branched=chosen[moved], reweighed=None if acted is None else acted[moved]
-            )
-        self.meter.add_unguided(~moved)
+            uncond = log_softmax(uncond.masked_fill(~allowed, -math.inf))
+        cond = passes.cond if outcome.cond is None else outcome.cond
+        mixed = cond.clone() if outcome.log_probs is None else outcome.log_probs
         return Distributions(mixed, cond, uncond, passes.remasked, passes.certainty)
 
     def _active(self, progress: Tensor) -> Tensor:
@@ -196,15 +212,6 @@ class Guide:
             return torch.zeros_like(progress, dtype=torch.bool)
         acts = {at: guidance.active(Step(at)) for at in set(progress.tolist())}
         return torch.tensor([acts[at] for at in progress.tolist()], device=progress.device)
-
-    def _combine(self, logp: Tensor, progress: Tensor, rows: Tensor, where: Tensor, chosen: Tensor) -> Tensor:
-        assert self.guidance is not None
-        guided = self.guidance.combine(logp, Step(progress))
-        wrong = broken(guided)
-        if bool(wrong.any()):
-            places = where.nonzero()[:, 0][chosen][wrong]
-            refuse_broken(self.guidance, sorted(set(rows[places].tolist())))
-        return guided if self.guidance.renormalize else log_softmax(guided)
 
 
 def candidates_of(model: Denoiser, guidance: Guidance | None, whole: bool = False) -> Candidates | None:
@@ -245,12 +252,10 @@ def checked_guidance(guidance: Any, particles: bool = False) -> Guidance | None:
     """
     guidance = as_guidance(guidance)
     check_place(guidance, "diffusion")
-    branching, canvas = split(guidance).branching, split(guidance).canvas
+    canvas = split(guidance).canvas
     if isinstance(canvas, ParticleGibbs) and not particles:
         raise ValueError(
             f"guidance {canvas.name!r} fills several canvases side by side and draws one of them at the end; use "
             "textguide.diffusion.generate or infill"
         )
-    if branching is not None and branching.skip_threshold is not None:
-        raise ValueError("skip_threshold re-reads text written from left to right; leave it None for diffusion")
     return guidance

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.effect import Effect
+from ..step.effect import Effect
 from . import orders
 from .canvas import Canvas
 from .denoisers import Denoiser

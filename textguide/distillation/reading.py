@@ -12,6 +12,7 @@ from torch import Tensor
 from ..engine.given_texts import Item, branch_logits, distributions
 from ..guidance import Branch, Guidance, Step, split
 from ..guidance.algebra import log_softmax
+from ..step.guided_step import guided_step
 from .texts import Text
 
 
@@ -27,7 +28,7 @@ def at_all_positions(guidance: Guidance) -> bool:
         and bool(one.branches)
         and all(branch == Branch(model=branch.model) for branch in one.branches)
         and one.view is None
-        and not (one.is_timed or one.across_rows or one.reads_likelihoods or one.reads_opinions)
+        and not (one.is_timed or one.across_rows or one.reads_likelihoods or one.reads_class_log_probs)
     )
 
 
@@ -98,8 +99,11 @@ class BatchReading:
                 return log_softmax(distributions(self._teacher, self._items, self._guidance, **given)).to(self._device)
             lead = split(self._guidance).branching
             assert lead is not None
-            # Single positions at a time would not change it, and the whole is what the student is held against.
-            return log_softmax(lead.combine(self.branches, Step(0.0)))
+            branches = self.branches
+            # All positions at once: the student is compared with the whole.
+            outcome = guided_step(branches[0], branches[1:], lead, Step(0.0), measure=False, normalised=True)
+            assert outcome.log_probs is not None
+            return outcome.log_probs if lead.renormalize else log_softmax(outcome.log_probs)
 
     @cached_property
     def before(self) -> Tensor:

@@ -182,18 +182,23 @@ class BranchPasses:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def step(self, ids: Tensor, new: int) -> StepLogits:
-        """Read the newest token of every row that is not left out.
+    def step(self, ids: Tensor, new: int, with_branches: bool = True) -> StepLogits:
+        """Read the newest token of every row.
 
         Args:
             ids: all ids so far, (rows at the start, T); the last ``new`` columns were generated.
             new: number of generated tokens.
+            with_branches: run the extra branches; if they were left out before, they first read what they missed.
         """
+        if with_branches and self.resting:
+            return self._resume(ids, new)
+        if not with_branches and not self.resting:
+            self.rest()
         self.read = new
         return step_logits(self._forward(self.running, self.pick(ids[:, -1:])))
 
     def rest(self) -> None:
-        """Leave the extra branches out from the next step on."""
+        """Leave the extra branches out from the next pass on."""
         self.rested = self.read
         for name, group in list(self.running.items()):
             if COND not in group.branches:
@@ -204,30 +209,16 @@ class BranchPasses:
                 group.rows.select(rows[: len(self.alive)])
                 group.branches = [COND]
 
-    def resume(self, ids: Tensor, new: int, keep_all: bool = False) -> tuple[StepLogits, Tensor]:
-        """The step with which the extra branches come back, reading what they missed.
-
-        Args:
-            ids: as for :meth:`step`.
-            new: as for :meth:`step`.
-            keep_all: return the logits behind every token that they missed, not of the last one alone.
-
-        Returns:
-            The logits of the step, and those of the extra branches behind each token that they missed, (n, B, k, V).
-        """
+    def _resume(self, ids: Tensor, new: int) -> StepLogits:
+        """The step in which the extra branches return: they read what they missed in one chunk."""
         self.read = new
         cond = self._forward(self.running, self.pick(ids[:, -1:]))[COND][:, -1]
-        missed = self.missed(ids, new, keep_all)
+        found = self._forward(self.resting, self.pick(ids[:, self.rested - new :]))
+        extra = torch.stack([found[branch][:, -1] for branch in sorted(found)])
         for name, group in self.resting.items():
             self.running[name] = _Group.join([self.running[name], group] if name in self.running else [group])
         self.resting = {}
-        return StepLogits(cond, missed[:, :, -1]), missed
-
-    def missed(self, ids: Tensor, new: int, keep_all: bool = True) -> Tensor:
-        """Let the branches that were left out read what they missed: logits behind each token, (n, B, k, V)."""
-        tokens = self.pick(ids[:, self.rested - new :])
-        found = self._forward(self.resting, tokens, tokens.shape[1] if keep_all else 1)
-        return torch.stack([found[branch] for branch in sorted(found)])
+        return StepLogits(cond, extra)
 
     def _forward(self, groups: Mapping[ModelPart, _Group], tokens: Tensor, keep: int = 1) -> dict[int, Tensor]:
         """Let ``groups`` read new ``tokens`` (B, k): the last ``keep`` logits of each branch, (B, keep, V)."""

@@ -202,7 +202,15 @@ def _card(guidance: Guidance, models: Mapping[str, str]) -> str:
     links = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers)
     helps = "; ".join(part.about.helps for part in parts)
     needs = {need for part in parts for need in part.needs}
-    texts = needs & {Need.CANDIDATES, Need.REWARD, Need.VALUE, Need.CONSTRAINT, Need.OPINIONS, Need.PROMPT, Need.SYSTEM}
+    texts = needs & {
+        Need.CANDIDATES,
+        Need.REWARD,
+        Need.VALUE,
+        Need.CONSTRAINT,
+        Need.CLASS_LOG_PROBS,
+        Need.PROMPT,
+        Need.SYSTEM,
+    }
     return _CARD.substitute(
         title=label(guidance),
         rule="\n".join(f"`{part.about.rule}`" for part in parts),

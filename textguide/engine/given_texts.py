@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor
 
 from ..forward import model_views, prefill
 from ..forward.model_adapter import adapter
-from ..guidance import BranchGuidance, Guidance, Step, algebra, split
+from ..guidance import BranchGuidance, Guidance, Step, split
 from ..guidance.algebra import log_softmax
 from ..guidance.base import SELF
 from ..guidance.places import check_place
 from ..guidance.views import View
+from ..step.class_log_probs import ClassLogProbs, class_log_probs
+from ..step.guided_step import guided_step, refuse_invalid
+from ..step.likelihoods import along
+from ..step.reweighting import Reweighter, reweighter
 from . import branch_inputs
-from .custom_generate import empty_source
-from .likelihoods import along
-from .opinions import Opinions, opinions
-from .reweighting import Reweighter, reweighter
+from .branch_inputs import empty_source
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
@@ -126,7 +128,10 @@ def distributions(
     logits = branch_logits(model, batch, own, [guidance], models or {})
     targets = torch.tensor([token for item in batch for token in item.continuation], device=logits[0].device)
     kinds = split(guidance)
-    weighing, asked = reweighter(kinds.reweighting, tokenizer, model), opinions(kinds.branching, tokenizer, model)
+    weighing, asked = (
+        reweighter(kinds.reweighting, tokenizer, model),
+        class_log_probs(kinds.branching, tokenizer, model),
+    )
     parts = along_texts(logits, own, batch, targets, [guidance], [weighing], [asked], None)
     return torch.cat([guided for _, _, guided in parts])
 
@@ -167,7 +172,7 @@ def along_texts(
     targets: Tensor,
     settings: list[Guidance | None],
     reweightings: list[Reweighter | None],
-    judged: list[Opinions | None],
+    classifiers: list[ClassLogProbs | None],
     horizon: int | None,
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """The number of a setting, some positions, and its log-probabilities (P, V) there; a few positions at a time."""
@@ -178,7 +183,7 @@ def along_texts(
     device = logits[0].device
     places = torch.tensor([_progress(i, horizon or length) for length in lengths for i in range(length)], device=device)
     places_read = [(item, i) for item in batch for i in range(len(item.continuation))]
-    broken = torch.zeros(len(settings), len(targets), dtype=torch.bool, device=device)
+    valid = torch.ones(len(settings), len(targets), dtype=torch.bool, device=device)
     so_far = None
     if any(part.reads_likelihoods for part in branching if part is not None):
         so_far = along(torch.stack([_of_targets(one, targets) for one in logits]), lengths)
@@ -187,26 +192,32 @@ def along_texts(
         logp = torch.stack([log_softmax(one[part]) for one in logits])
         step = Step(places[part, None])
         for number, guidance in enumerate(branching):
-            guided = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
+            cond = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
+            extra: Tensor | None = None
             if guidance is not None:
-                count, asked = 1 + len(guidance.branches), judged[number]
-                told = None if so_far is None else so_far[:count, part]
-                said = None if asked is None else _said(asked, places_read[part]).to(logp.device)
-                guided = guidance.combine(logp[:count], replace(step, likelihoods=told, opinions=said))
-                broken[number, part] = algebra.broken(guided)
+                branches = 1 + len(guidance.branches)
+                extra = logp[1:branches] if branches > 1 else None
+                classes = classifiers[number]
+                step = replace(
+                    step,
+                    likelihoods=None if so_far is None else so_far[:branches, part],
+                    class_log_probs=None if classes is None else _classes(classes, places_read[part]).to(logp.device),
+                )
             reweighting = reweightings[number]
-            if reweighting is not None:
-                guided = _reweighed(reweighting, guided, step, places_read[part])
-            yield number, part, guided
-    if bool(broken.any()):
-        number, place = broken.nonzero()[0].tolist()
-        algebra.refuse_broken(settings[number], [places_read[place][0].number])
+            weigh = None if reweighting is None else partial(_reweigh, reweighting, step, places_read[part])
+            outcome = guided_step(cond, extra, guidance, step, reweight=weigh, measure=False, normalised=True)
+            if outcome.valid is not None:
+                valid[number, part] = outcome.valid
+            yield number, part, cond if outcome.log_probs is None else outcome.log_probs
+    if not bool(valid.all()):
+        number, place = (~valid).nonzero()[0].tolist()
+        refuse_invalid(settings[number], [places_read[place][0].number])
 
 
-def _said(asked: Opinions, places: Sequence[tuple[Item, int]]) -> Tensor:
-    """What a classifier says of the texts in front of each place, (n, P)."""
-    asked.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
-    return asked.of(range(len(places)))
+def _classes(classifier: ClassLogProbs, places: Sequence[tuple[Item, int]]) -> Tensor:
+    """The class log-probabilities of the text before each place, (n, P)."""
+    classifier.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
+    return classifier.of(range(len(places)))
 
 
 def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
@@ -215,12 +226,12 @@ def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([log_softmax(some).gather(-1, token[:, None])[:, 0] for some, token in parts])
 
 
-def _reweighed(reweighting: Reweighter, guided: Tensor, step: Step, places: Sequence[tuple[Item, int]]) -> Tensor:
-    """The distributions (P, V) with the candidates at each place weighed; a place is an item and a number of its
-    tokens."""
-    reweighting.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
-    changed, acted = reweighting(log_softmax(guided), step, [i for _, i in places], range(len(places)))
-    return torch.where(acted[:, None], changed, guided)
+def _reweigh(
+    reweighter: Reweighter, step: Step, places: Sequence[tuple[Item, int]], log_probs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reweight the distributions (P, V) at some places, each of which is an item and a number of its tokens."""
+    reweighter.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
+    return reweighter(log_probs, step, [i for _, i in places], range(len(places)))
 
 
 def _progress(index: int, horizon: int) -> float:

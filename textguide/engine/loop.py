@@ -1,7 +1,7 @@
-"""The decoding loop: one forward pass a step for every row of every branch.
+"""The decoding loop: one forward pass per step for every row of every branch.
 
-The loop stands in for transformers' own sampling loop behind ``generate(custom_generate=…)``: transformers prepares
-inputs, processors and stopping criteria, this loop runs the branches and combines them. Without guidance it computes
+The loop replaces transformers' own sampling loop through ``generate(custom_generate=…)``: transformers prepares inputs,
+processors and stopping criteria, this loop runs the branches, combines them and draws. Without guidance it computes
 exactly what transformers computes.
 """
 
@@ -17,29 +17,29 @@ from torch import Tensor
 from transformers import MaxTimeCriteria
 
 from ..forward import caches
-from ..guidance.algebra import kl_divergence, log_softmax
+from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance, Step
 from ..smc.population import Population
+from ..step.class_log_probs import ClassLogProbs
+from ..step.effect import EffectMeter
+from ..step.guided_step import StepOutcome, guided_step, refuse_invalid
+from ..step.reweighting import Reweighter
 from .branch_passes import BranchPasses, Source, StepLogits
-from .effect import EffectMeter
-from .opinions import Opinions
 from .results import Decoded, joined
-from .reweighting import Reweighter
-from .skipping import Skipping
 from .speculation import Speculation
 from .speculation.passes import SpeculativePasses
-from .steps import Steps
+from .step_inputs import StepInputs
 
 Observer = Callable[["StepView"], None]
 
 
 @dataclass(frozen=True)
 class Moves:
-    """How rows went on from others in front of a step.
+    """Rows that continued another row's text before a step.
 
     Args:
-        ancestors: the row that each row goes on from.
-        rewritten: rows whose last token is another one than that of the row that they go on from, and that token.
+        ancestors: the row whose text each row continues.
+        rewritten: rows whose last token differs from that of the row that they continue, and that token.
     """
 
     ancestors: tuple[int, ...]
@@ -48,18 +48,18 @@ class Moves:
 
 @dataclass(frozen=True)
 class StepView:
-    """What an observer sees of one step.
+    """What an observer gets of one step.
 
     Args:
-        index: number of the token, from 0.
+        index: the number of the token, from 0.
         samples: the rows that are in the batch, in the order of the tensors.
         cond: conditional log-probabilities, (B, V).
-        extra: log-probabilities of the extra branches, (n, B, V); None where no row was guided.
+        extra: log-probabilities of the extra branches, (n, B, V); None if no row was guided.
         guided: the distribution that was sampled from, before processors and warpers, as log-probabilities (B, V).
-        reweighed: rows whose candidates were weighed by a classifier, bool (B,); None where there is no classifier.
+        reweighed: rows whose candidates were reweighted by a classifier, bool (B,); None without a classifier.
         tokens: the tokens that were chosen, (B,).
-        population: rows that choose their tokens together, as they stand behind this step; None where they do not.
-        moves: how rows moved in front of this step; None where all stayed.
+        population: rows that choose their tokens together, after this step; None if they do not.
+        moves: how rows moved before this step; None if they all stayed.
     """
 
     index: int
@@ -75,30 +75,30 @@ class StepView:
 
 @dataclass
 class Settings:
-    """What :func:`decode` needs beside the inputs that transformers prepared.
+    """What :func:`decode` needs besides the inputs that transformers prepared.
 
     Args:
         guidance: None, or a guidance with branches that is not neutral.
         prompts: for each extra branch, the token ids of every row, or a :class:`textguide.engine.branch_passes.Source`.
-        reweighter: weighs the candidates of the combined distribution; it has begun the batch.
-        opinions: what the guidance's classifier says of the text so far; it has begun the batch.
-        constraint: chooses the tokens, or rules some out, for the rows of this batch.
+        reweighter: reweights the candidates of the combined distribution; its batch has started.
+        class_log_probs: the classifier that the guidance reads; its batch has started.
+        population: chooses the tokens of the rows, or rules some out.
         models: further models by name.
-        generator: randomness for sampling, or one a row; None: torch's global generator.
+        generator: randomness for sampling, or one per row; None: torch's global generator.
         observer: called after every step.
         log_probs: record the log-probability of every token.
-        speculation: guess tokens, and read the guesses in the same passes.
+        speculation: guess tokens, and verify the guesses in the same passes.
         fast: use this machine's faster matrix products in unguided runs too, which then differ by rounding.
         static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
-        begin: lets classifiers begin the batch once more, for rows that begin again.
+        restart_classifiers: starts the batch of the classifiers again, for rows that start again.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
 
     guidance: BranchGuidance | None = None
     prompts: Sequence[Sequence[Sequence[int]] | Source] = ()
     reweighter: Reweighter | None = None
-    opinions: Opinions | None = None
-    constraint: Population | None = None
+    class_log_probs: ClassLogProbs | None = None
+    population: Population | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | tuple[torch.Generator, ...] | None = None
     observer: Observer | None = None
@@ -107,7 +107,12 @@ class Settings:
     fast: bool = False
     static: bool = False
     call: Any = None
-    begin: Callable[[], None] | None = None
+    restart_classifiers: Callable[[], None] | None = None
+
+    @property
+    def steers(self) -> bool:
+        """Whether anything changes what transformers would compute or the rows that take part in it."""
+        return (self.guidance, self.reweighter, self.population, self.speculation) != (None,) * 4
 
 
 @torch.no_grad()
@@ -120,7 +125,7 @@ def decode(
     settings: Settings,
     model_kwargs: dict[str, Any],
 ) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
-    """Decode, yielding the next tokens (B,) of every step with the rows that wrote them, bool (B,), and at last the
+    """Decode; yield the next tokens (B,) of every step with the rows that wrote them, bool (B,), and at the end the
     :class:`Decoded`.
 
     Args:
@@ -132,72 +137,92 @@ def decode(
         settings: guidance and everything else of ours.
         model_kwargs: what ``generate`` prepared for the model.
     """
-    constraint = settings.constraint
+    population = settings.population
+    restarts = population is not None and population.repeats
     tries: list[Decoded] = []
     newest = [0] * len(input_ids)  # the try that counts, for each row
     again = list(range(len(input_ids)))
-    repeats = constraint is not None and constraint.repeats
     while again:
-        processors = _as_new(logits_processor) if repeats else logits_processor
+        processors = logits_processor
+        inputs = model_kwargs
+        if restarts:  # what one try leaves in processors and caches must not reach the next
+            processors = _copied_processors(logits_processor)
+            inputs = _copied_caches(model_kwargs)
         loop = _Loop(model, input_ids, processors, stopping_criteria, generation_config, settings)
-        yield loop.write(loop.prefill(_fresh(model_kwargs) if repeats else model_kwargs)), loop.wrote
+        yield loop.write(loop.prefill(inputs)), loop.wrote
         while not loop.finished():
             yield loop.write(loop.read()), loop.wrote
         for row in again:
             newest[row] = len(tries)
         tries.append(loop.outcome())
-        again = constraint.again() if constraint is not None and not _is_over(stopping_criteria, loop.ids) else []
-        if again and settings.begin is not None:
-            settings.begin()
+        again = []
+        if population is not None and not _is_out_of_time(stopping_criteria, loop.ids):
+            again = population.again()
+        if again and settings.restart_classifiers is not None:
+            settings.restart_classifiers()
     yield tries[0] if len(tries) == 1 else joined(tries, newest, int(loop.pad))
 
 
-def _fresh(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+def _is_out_of_time(criteria: Any, ids: Tensor) -> bool:
+    """Whether the time for the whole run has passed."""
+    return any(isinstance(one, MaxTimeCriteria) and bool(one(ids, None).all()) for one in criteria)
+
+
+def _copied_caches(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs with caches that can be written into."""
     return {name: copy.deepcopy(value) if name in caches.ARGUMENTS else value for name, value in model_kwargs.items()}
 
 
-def _as_new(processors: Any) -> Any:
-    """Copies that what one try leaves in a processor does not reach; models and generators stay the same ones."""
+def _copied_processors(processors: Any) -> Any:
+    """Copies of processors; models and generators in them stay the same objects."""
     shared = (torch.nn.Module, torch.Generator)
     values = (value for one in processors for value in getattr(one, "__dict__", {}).values())
     return copy.deepcopy(processors, {id(value): value for value in values if isinstance(value, shared)})
 
 
-def _is_over(criteria: Any, ids: Tensor) -> bool:
-    """Whether the time for the whole run has passed."""
-    return any(isinstance(one, MaxTimeCriteria) and bool(one(ids, None).all()) for one in criteria)
-
-
 class _Loop:
+    """One try of one batch, step by step."""
+
     def __init__(
         self, model: Any, ids: Tensor, processors: Any, criteria: Any, config: Any, settings: Settings
     ) -> None:
-        self.ids, self.processors, self.criteria = ids, processors, criteria
-        self.config, self.settings = config, settings
-        self.guidance, self.reweighter, self.constraint = settings.guidance, settings.reweighter, settings.constraint
-        branches = self.guidance.branches if self.guidance is not None else ()
-        copies = 1 if self.constraint is None else self.constraint.size
+        self.ids = ids
+        self.processors = processors
+        self.criteria = criteria
+        self.config = config
+        self.settings = settings
+        self.guidance = settings.guidance
+        self.population = settings.population
         self.horizon = (criteria.max_length or ids.shape[1] + 1) - ids.shape[1]
+        self.index = 0
+        branches = self.guidance.branches if self.guidance is not None else ()
+        copies = 1 if self.population is None else self.population.size
         view = self.guidance.view if self.guidance is not None else None
         run = (model, branches, settings.prompts, settings.models, copies, settings.fast, view)
-        guess = settings.speculation
-        self.passes = (
-            SpeculativePasses(guess, self.guidance, self.horizon, *run) if guess is not None else BranchPasses(*run)
+        self.passes: BranchPasses
+        if settings.speculation is None:
+            self.passes = BranchPasses(*run)
+        else:
+            self.passes = SpeculativePasses(settings.speculation, self.guidance, self.horizon, *run)
+        self.inputs = StepInputs(
+            self.guidance,
+            settings.class_log_probs,
+            self.passes,
+            len(ids),
+            self.horizon,
+            config.num_return_sequences or 1,
+            ids.device,
         )
         self.meter = EffectMeter(len(branches), ids.device)
-        self.skipping = Skipping(self.guidance, self.horizon, self.meter, self.passes, settings.static)
         pad = config._pad_token_tensor
         self.pad = pad.to(ids.device) if pad is not None else torch.zeros((), dtype=torch.long, device=ids.device)
-        self.index = 0
-        # Whether a row still writes is known here alone; rows that do not may stay in the batch for a while.
+        # Which rows still write. Finished rows may stay in the batch for a while, so that `passes` does not know.
         self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
-        self.wrote = self.writing.bool()  # the same before this step's end
+        self.wrote = self.writing.bool()  # the rows that wrote in the newest step
         self.lengths = torch.zeros_like(self.writing)
-        asked, each = settings.opinions, config.num_return_sequences or 1
-        self.steps = Steps(self.guidance, asked, self.passes, len(ids), self.horizon, each, ids.device)
-        self.kl: Tensor | None = None  # the largest of this step
-        self.moves: Moves | None = None  # of rows, in front of this step
+        self.valid: Tensor | None = None  # of the newest step, for the rows of the batch
+        self.moves: Moves | None = None  # of rows, before this step
+        # What was recorded at every step.
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -205,88 +230,62 @@ class _Loop:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def prefill(self, model_kwargs: dict[str, Any]) -> StepLogits:
+        """Read the prompts of all branches."""
         logits = self.passes.prefill(self.ids, model_kwargs, self.horizon)
         if self.settings.static:
             self.passes.make_static(self.horizon)
         self.passes.replace_call(self.settings.call)
-        return self.skipping.begin(logits)
+        if not self._runs_branches():
+            self.passes.rest()
+            logits.extra = None
+        return logits
 
     def read(self) -> StepLogits:
         """Run the forward pass of the next step."""
         self.index += 1
-        return self.skipping.read(self.ids, self.index)
+        return self.passes.step(self.ids, self.index, self._runs_branches())
 
     def write(self, logits: StepLogits) -> Tensor:
         """Choose the next token of every row from the distribution of this step."""
-        cond, guided, extra = self._combine(logits)
-        constraint = self.constraint
-        if constraint is not None:
-            guided = constraint.see(guided, self.passes.alive, cond is not None)
-        scores, reweighed = guided, None
-        if self.reweighter is not None:
-            guided, reweighed = self._reweigh(logits, guided, cond is not None)
-        if cond is not None or reweighed is not None:
-            # Processors such as the repetition penalty depend on where logits lie, not on their differences alone: with
-            # the conditional branch's normaliser put back, γ → 1 tends to plain decoding under them too.
-            scores = guided + logits.cond.float().logsumexp(-1, keepdim=True)
-            if cond is None and reweighed is not None:  # the rows that were left alone keep their bits
-                scores = torch.where(reweighed[:, None], scores, guided)
-        full = self.passes.spread(scores)
+        outcome = self._guided(logits)
         last = self.index == self.horizon - 1
-        if constraint is not None and not constraint.chooses:
-            full = constraint.mask(full)
-        processed = self.processors(self.ids, full)
-        if constraint is not None and constraint.chooses:
-            tokens = constraint.choose(processed, last)
-        elif self.config.do_sample:
-            probs = torch.softmax(processed, dim=-1)
-            tokens = _drawn(probs, self.settings.generator)
-        else:
-            tokens = torch.argmax(processed, dim=-1)
-        if constraint is not None:  # rows that the constraint gave up write padding and end
-            self.writing = self.writing * torch.tensor(constraint.open, device=tokens.device)
-        tokens = torch.where(self.writing.bool(), tokens, self.pad)
-        if constraint is not None:
-            constraint.advance(tokens, last)
-        self.steps.add(cond, extra, tokens)
-        self._record(logits, guided, processed, tokens, cond is not None)
+        tokens, processed = self._chosen(outcome, last)
+        self.inputs.add(outcome.branches, tokens)
+        self._record(logits, outcome, processed, tokens)
         if self.settings.observer is not None:
-            shown = guided if cond is not None else log_softmax(guided)
-            cond = cond if cond is not None else log_softmax(logits.cond)
-            chosen = self.passes.pick(tokens)
-            alive = tuple(self.passes.alive)
-            view = StepView(self.index, alive, cond, extra, shown, chosen, reweighed, constraint, self.moves)
-            self.settings.observer(view)
+            self.settings.observer(self._view(logits, outcome, tokens))
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
         self.wrote = self.writing.bool()
         self.lengths = self.lengths + self.writing
         self.writing = self.writing & ~self.criteria(self.ids, processed)
-        if constraint is not None:  # rows that ended for a reason of their own are closed, and the other way round
-            constraint.stop(self.writing.tolist())
-            self.writing = self.writing * torch.tensor(constraint.open, device=self.ids.device)
+        if self.population is not None:  # each side learns which rows the other one ended
+            self.population.stop(self.writing.tolist())
+            self.writing = self.writing * torch.tensor(self.population.open, device=self.ids.device)
         return tokens
 
     def finished(self) -> bool:
-        """The one place of a step where the host waits for the device; finished rows leave here."""
-        if self.constraint is not None:
-            self._resample(self.constraint)
-        kls = [] if self.kl is None else [kl.float()[None] for kl in (self.kl, self.skipping.kl) if kl is not None]
-        values = torch.cat([self.writing.float(), *kls]).tolist()
-        if kls:
-            self.skipping.observe(self.index, *values[len(self.writing) :])
-        alive = self.passes.alive
-        ended = [sample for sample in alive if not values[sample]]
-        if len(ended) == len(alive):
-            self.skipping.close(self.ids[:, :-1], self.index)
+        """Whether all rows have ended; finished rows leave the batch. The one place of a step that waits for the
+        device."""
+        if self.population is not None:
+            self._resample(self.population)
+        checks = self.writing.bool()
+        if self.valid is not None:
+            checks = torch.cat([checks, self.valid])
+        flags = checks.tolist()
+        if not all(flags[len(self.writing) :]):
+            wrong = [row for row, valid in zip(self._rows, flags[len(self.writing) :], strict=True) if not valid]
+            refuse_invalid(self.guidance or self.settings.reweighter, wrong)
+        ended = [row for row in self.passes.alive if not flags[row]]
+        if len(ended) == len(self.passes.alive):
             return True
-        steers = (self.guidance, self.reweighter, self.constraint, self.settings.speculation) != (None,) * 4
-        if ended and steers and not self.settings.static and not self.skipping.end(self.index + 1):
+        if ended and self.settings.steers and not self.settings.static:
             self.passes.drop(ended)
         return False
 
     def outcome(self) -> Decoded:
-        if self.reweighter is not None:
-            self.meter.classified = self.reweighter.texts_scored
+        """What came of the try."""
+        if self.settings.reweighter is not None:
+            self.meter.classified = self.settings.reweighter.texts_scored
         returns = self.config.return_dict_in_generate
         return Decoded(
             sequences=self.ids,
@@ -295,87 +294,125 @@ class _Loop:
             log_probs=torch.stack(self.log_probs, dim=1) if self.log_probs else None,
             scores=tuple(self.scores) if returns and self.config.output_scores else None,
             logits=tuple(self.logits) if returns and self.config.output_logits else None,
-            constraint=self.constraint.outcome() if self.constraint is not None else None,
+            population=self.population.outcome() if self.population is not None else None,
             speculation=self.passes.report() if isinstance(self.passes, SpeculativePasses) else None,
         )
 
-    # -- parts -----------------------------------------------------------------------------------------------------
+    # -- parts of a step -------------------------------------------------------------------------------------------
 
-    def _combine(self, logits: StepLogits) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Conditional log-probabilities, the scores to sample from, and the extra branches' log-probabilities."""
-        self.kl = None
-        # A copy, since the processors of transformers may write into what they get.
-        cond = logits.cond.to(torch.float32, copy=True)
-        if self.guidance is None:
-            return None, cond, None
-        step = self.steps.at(self.index, self.ids)
-        writing = self.passes.pick(self.writing)
-        if not self.guidance.active(step) or (logits.extra is None and self.guidance.branches):
-            self.skipping.record(self.index, cond, writing)
-            return None, cond, None
-        parts = [cond[None]] if logits.extra is None else [cond[None], logits.extra.float()]
-        logp = log_softmax(torch.cat(parts))
-        guided = self.guidance.combine(logp, step)
-        if self.reweighter is None:
-            self.kl = self.meter.add(guided, logp[0], writing).max()
-        else:  # measured when the candidates have been weighed too
-            self.kl = torch.where(writing.bool(), kl_divergence(log_softmax(guided), logp[0]), 0.0).max()
-        return logp[0], guided, logp[1:]
+    def _runs_branches(self) -> bool:
+        """Whether the extra branches take part in this step."""
+        if self.guidance is None or not self.guidance.branches or self.settings.static:
+            return True
+        return self.guidance.active(Step.at(self.index, self.horizon))
 
-    def _reweigh(self, logits: StepLogits, guided: Tensor, combined: bool) -> tuple[Tensor, Tensor]:
-        """The distribution with the candidates weighed, and the rows where they were; others keep their bits."""
-        assert self.reweighter is not None
-        if self.index:
-            self.reweighter.append(self.ids[:, -1].tolist())
-        before = log_softmax(guided)
+    def _guided(self, logits: StepLogits) -> StepOutcome:
+        """The guided distribution of the rows in the batch."""
+        reweighter = self.settings.reweighter
+        guidance = self.guidance
+        step = Step()
+        if guidance is not None:
+            step = self.inputs.step(self.index, self.ids)
+            # With a cache of fixed shape the branches run at every step, also outside of the window.
+            if not guidance.active(step) or (logits.extra is None and guidance.branches):
+                guidance = None
+        if reweighter is not None and self.index:
+            reweighter.append(self.ids[:, -1].tolist())
+        outcome = guided_step(
+            logits.cond,
+            logits.extra if guidance is not None else None,
+            guidance,
+            step,
+            reweight=None if reweighter is None else self._reweight,
+            weigh=guidance is not None and self.population is not None and self.population.corrects,
+        )
+        self.valid = outcome.valid
+        self._rows = tuple(self.passes.alive)
+        if self.guidance is not None or reweighter is not None:
+            self.meter.add(outcome, self.passes.pick(self.writing).bool())
+        if self.population is not None:
+            if outcome.normaliser is not None:
+                self.population.weigh(outcome.normaliser, self._rows)
+            self.population.observe(outcome.scores if outcome.log_probs is None else outcome.log_probs, self._rows)
+        return outcome
+
+    def _reweight(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.settings.reweighter is not None
         step = Step.at(self.index, self.horizon)
-        changed, acted = self.reweighter(before, step, self.index, self.passes.alive)
-        writing = self.passes.pick(self.writing).bool()
-        branched = writing & combined
-        counts = (acted & writing) | branched
-        self.meter.add(changed, log_softmax(logits.cond) if combined else before, counts, branched, acted & counts)
-        if self.guidance is None:
-            self.meter.add_unguided(writing & ~counts)
-        elif not combined:  # all rows were counted as unguided when the branches were left out
-            self.meter.add_unguided(counts, taken_back=True)
-        return torch.where(acted[:, None], changed, guided), acted
+        return self.settings.reweighter(log_probs, step, self.index, self.passes.alive)
 
-    def _resample(self, constraint: Population) -> None:
-        """Let rows go on from others, where a population needs it: ids, caches, and what was recorded of them."""
-        ancestors, self.moves = constraint.resample(), None
-        if ancestors is None:
-            return
-        sources = ancestors.tolist()
-        index = ancestors.to(self.ids.device)
-        self.ids, self.writing, self.lengths = self.ids[index], self.writing[index], self.lengths[index]
-        for record in (self.log_probs, self.scores, self.logits):
-            record[:] = [values[index] for values in record]
-        rewritten = constraint.rewritten()
-        self.moves = Moves(tuple(sources), {row: token for row, (token, _) in rewritten.items()})
-        self.steps.move(sources, rewritten)
-        for row, (token, log_prob) in rewritten.items():
-            self.ids[row, -1], self.writing[row] = token, int(constraint.open[row])
-            if self.log_probs:
-                self.log_probs[-1][row] = log_prob
-        if self.reweighter is not None:
-            self.reweighter.select(sources)
-        going = [row for row, opened in enumerate(constraint.open) if opened]
-        self.passes.reindex({row: sources[row] for row in going})
+    def _chosen(self, outcome: StepOutcome, last: bool) -> tuple[Tensor, Tensor]:
+        """The token of every row, and the processed scores; rows that do not write get padding."""
+        population = self.population
+        scores = self.passes.spread(outcome.scores)
+        if population is not None and not population.chooses:
+            scores = population.mask(scores)
+        processed = self.processors(self.ids, scores)
+        if population is not None and population.chooses:
+            tokens = population.choose(processed, last)
+        elif self.config.do_sample:
+            tokens = _drawn(torch.softmax(processed, dim=-1), self.settings.generator)
+        else:
+            tokens = torch.argmax(processed, dim=-1)
+        if population is not None:  # rows that the population gave up write padding and end
+            self.writing = self.writing * torch.tensor(population.open, device=tokens.device)
+        tokens = torch.where(self.writing.bool(), tokens, self.pad)
+        if population is not None:
+            population.advance(tokens, last)
+        return tokens, processed
 
-    def _record(self, logits: StepLogits, guided: Tensor, processed: Tensor, tokens: Tensor, combined: bool) -> None:
+    def _record(self, logits: StepLogits, outcome: StepOutcome, processed: Tensor, tokens: Tensor) -> None:
         if self.settings.log_probs:
-            is_normal = combined and self.guidance is not None and not self.guidance.renormalize
-            normal = guided if is_normal else log_softmax(guided)
-            picked = self.passes.spread(normal.gather(-1, self.passes.pick(tokens)[:, None]).squeeze(-1))
-            self.log_probs.append(torch.where(self.writing.bool(), picked, 0.0))
+            log_probs = log_softmax(outcome.scores) if outcome.log_probs is None else outcome.log_probs
+            picked = log_probs.gather(-1, self.passes.pick(tokens)[:, None]).squeeze(-1)
+            self.log_probs.append(torch.where(self.writing.bool(), self.passes.spread(picked), 0.0))
         if self.config.return_dict_in_generate and self.config.output_scores:
             self.scores.append(processed)
         if self.config.return_dict_in_generate and self.config.output_logits:
             self.logits.append(self.passes.spread(logits.cond.float()))
 
+    def _view(self, logits: StepLogits, outcome: StepOutcome, tokens: Tensor) -> StepView:
+        return StepView(
+            index=self.index,
+            samples=self._rows,
+            cond=log_softmax(logits.cond) if outcome.cond is None else outcome.cond,
+            extra=None if outcome.branches is None else outcome.branches[1:],
+            guided=log_softmax(outcome.scores) if outcome.log_probs is None else outcome.log_probs,
+            tokens=self.passes.pick(tokens),
+            reweighed=outcome.reweighted,
+            population=self.population,
+            moves=self.moves,
+        )
+
+    def _resample(self, population: Population) -> None:
+        """Let rows continue the texts of others, if the population needs that: ids, caches, and what was recorded."""
+        ancestors = population.resample()
+        self.moves = None
+        if ancestors is None:
+            return
+        sources = ancestors.tolist()
+        index = ancestors.to(self.ids.device)
+        self.ids = self.ids[index]
+        self.writing = self.writing[index]
+        self.lengths = self.lengths[index]
+        for record in (self.log_probs, self.scores, self.logits):
+            record[:] = [values[index] for values in record]
+        rewritten = population.rewritten()
+        self.moves = Moves(tuple(sources), {row: token for row, (token, _) in rewritten.items()})
+        self.inputs.move(sources, rewritten)
+        for row, (token, log_prob) in rewritten.items():
+            self.ids[row, -1] = token
+            self.writing[row] = int(population.open[row])
+            if self.log_probs:
+                self.log_probs[-1][row] = log_prob
+        if self.settings.reweighter is not None:
+            self.settings.reweighter.select(sources)
+        going = [row for row, is_open in enumerate(population.open) if is_open]
+        self.passes.reindex({row: sources[row] for row in going})
+
 
 def _drawn(probs: Tensor, generator: torch.Generator | tuple[torch.Generator, ...] | None) -> Tensor:
-    """A token of every row, (B,); with a generator a row what each row draws where it stands alone."""
+    """A token of every row, (B,); with a generator per row, what each row draws on its own."""
     if not isinstance(generator, tuple):
         return torch.multinomial(probs, num_samples=1, generator=generator).squeeze(1)
     rows = zip(probs.split(1), generator, strict=True)

@@ -11,22 +11,22 @@ from typing import Any
 
 from .. import generation
 from ..engine import branch_inputs
-from ..engine.custom_generate import empty_source
+from ..engine.branch_inputs import empty_source
 from ..engine.loop import StepView
-from ..engine.options import SAMPLING_OPTIONS, with_config
+from ..engine.request import SAMPLING_OPTIONS, with_config
 from ..engine.results import GenerateResult
 from ..guidance import AWRS, CFG, BranchGuidance, FeynmanKac, Guidance, Step, as_guidance, split
 from ..guidance.base import SELF
 from ..guidance.composed import Parts
 from ..guidance.scaled import Scaled
 from ..guidance.spec import label
+from ..guidance.unchanged import WithUnchanged
 from ..support import viewer
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
 from .branch_names import branch_names
 from .following import Follow
 from .steps import NOTHING, RANKS, Allowed, explain_step
-from .unchanged import BesideUnchanged, against_unchanged
 from .values import ExplainedStep, ExplainedText
 
 LONGEST = 32
@@ -135,7 +135,7 @@ def explain(
             raise ValueError(f"prompt has {len(view.samples)} rows; explain one prompt at a time")
         if allowed is None and isinstance(parts.sampling, (AWRS, FeynmanKac)):
             allowed = _allowed(parts.sampling, model, decoder, horizon, options)
-        seen = against_unchanged(view) if inside else view
+        seen = _against_unchanged(view) if inside else view
         scale = _scale(parts.branching, view.index, horizon)
         steps.append(explain_step(seen, decoder, top, min_prob, rank, allowed, scale))
         if progress is not None:
@@ -169,9 +169,15 @@ def _scale(branching: BranchGuidance | None, index: int, horizon: int) -> float 
     return float(branching.scale_at(Step.at(index, horizon)))
 
 
+def _against_unchanged(view: StepView) -> StepView:
+    """A step of :class:`WithUnchanged`, with the unchanged model as the conditional branch."""
+    assert view.extra is not None
+    return replace(view, cond=view.extra[-1], extra=view.extra[:-1])
+
+
 def _beside_unchanged(parts: Parts) -> Parts:
     assert parts.branching is not None
-    return replace(parts, branching=BesideUnchanged(parts.branching))
+    return replace(parts, branching=WithUnchanged(parts.branching))
 
 
 def _one_of_several(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.effect import Effect
 from ..guidance import Guidance
 from ..guidance.spec import label
+from ..step.effect import Effect
 from ..support.showing import Block, Folded, Line, Shown, Token, Tokens, figure, table
 from .token_texts import percent, readable, visible
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..support.checks import factor, finite_number
@@ -58,14 +57,13 @@ class APG(Contrast):
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Algorithm 1 on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        both = algebra.allowed(cond, uncond)
         step_taken = cond - uncond
-        gap = algebra.centered(step_taken, both)
+        gap = algebra.centered(step_taken)
         if self.max_norm is not None:
-            short = (self.max_norm / algebra.rms(gap, both).clamp(min=1e-12)).clamp(max=1.0)
+            short = (self.max_norm / algebra.rms(gap).clamp(min=1e-12)).clamp(max=1.0)
             gap, step_taken = gap * short, step_taken * short
-        along = algebra.centered(cond, both)
+        along = algebra.centered(cond)
         share = (gap * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-12)
         if self.parallel != 1.0:
             step_taken = step_taken - (1.0 - self.parallel) * share * along
-        return torch.where(both, cond + (scale - 1.0) * step_taken, cond)
+        return cond + (scale - 1.0) * step_taken

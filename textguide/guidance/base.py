@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..support.showing import Block, Facts, Folded, Line, Shown
@@ -81,8 +82,9 @@ class Step:
         copies: how many rows each prompt has, side by side (``num_return_sequences``).
         likelihoods: for guidances that ask for it (:attr:`BranchGuidance.reads_likelihoods`): log-probability that each
             branch, the conditional one first, has given to the tokens that the row has written so far, in nats, (n, B).
-        opinions: for guidances that ask for it (:attr:`BranchGuidance.reads_opinions`): log-probability, by their
-            classifier, of the class of each branch given the text so far, in nats, (n, B).
+        class_log_probs: for guidances that read it (:attr:`BranchGuidance.reads_class_log_probs`): log-probability, by
+            their classifier, of the class of each branch given the text so far, in nats, (n, B).
+        scales: γ(s) of each row, (B, 1), if rows whose guidances differ in that alone are computed together.
     """
 
     progress: float | Tensor = 0.0
@@ -90,7 +92,8 @@ class Step:
     batch: int = 0
     copies: int = 1
     likelihoods: Tensor | None = None
-    opinions: Tensor | None = None
+    class_log_probs: Tensor | None = None
+    scales: Tensor | None = None
 
     @classmethod
     def at(
@@ -101,11 +104,29 @@ class Step:
         batch: int = 0,
         copies: int = 1,
         likelihoods: Tensor | None = None,
-        opinions: Tensor | None = None,
+        class_log_probs: Tensor | None = None,
     ) -> Step:
         """The step that writes token ``index`` (from 0) of at most ``horizon`` tokens."""
         progress = min(1.0, index / (horizon - 1)) if horizon > 1 else 0.0
-        return cls(progress, None if rows is None else tuple(rows), batch, copies, likelihoods, opinions)
+        return cls(progress, None if rows is None else tuple(rows), batch, copies, likelihoods, class_log_probs)
+
+    def pick(self, rows: Tensor) -> Step:
+        """The same step for some rows, by their numbers (b,)."""
+        return replace(
+            self,
+            progress=self.progress[rows] if isinstance(self.progress, Tensor) else self.progress,
+            rows=None if self.rows is None else tuple(self.rows[row] for row in rows.tolist()),
+            likelihoods=None if self.likelihoods is None else self.likelihoods[:, rows],
+            class_log_probs=None if self.class_log_probs is None else self.class_log_probs[:, rows],
+            scales=None if self.scales is None else self.scales[rows],
+        )
+
+    def to(self, device: Any) -> Step:
+        """The same step with its tensors on ``device``."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved) if moved else self
 
 
 @dataclass(frozen=True)
@@ -244,16 +265,16 @@ def parts_of(guidance: Guidance | None) -> tuple[Guidance, ...]:
 
 
 class BranchGuidance(Guidance):
-    """What to run beside the conditional pass, and how to combine what the passes say."""
+    """Which passes to run besides the conditional one, and the rule that combines their log-probabilities."""
 
     renormalize: bool = True
     skip_threshold: float | None = None
     across_rows: ClassVar[bool] = False
-    """Whether what a row is given depends on the other rows, so that rows have to keep their places."""
+    """Whether the result of a row depends on the other rows, so that rows have to keep their places."""
     reads_likelihoods: ClassVar[bool] = False
     """Whether it needs :attr:`Step.likelihoods`; its branches are then run at every step."""
-    reads_opinions: ClassVar[bool] = False
-    """Whether it needs :attr:`Step.opinions`; it then has a ``classifier``, ``include_prompt`` and ``classes``."""
+    reads_class_log_probs: ClassVar[bool] = False
+    """Whether it needs :attr:`Step.class_log_probs`, from its ``classifier``, ``include_prompt`` and ``classes``."""
 
     @property
     @abstractmethod
@@ -272,23 +293,55 @@ class BranchGuidance(Guidance):
         found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
         found |= {Need.PART for view in (self.view, *(branch.view for branch in self.branches)) if view is not None}
         found |= {Need.LIKELIHOODS} if self.reads_likelihoods else set()
-        found |= {Need.OPINIONS} if self.reads_opinions else set()
+        found |= {Need.CLASS_LOG_PROBS} if self.reads_class_log_probs else set()
         return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
 
     @abstractmethod
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """The guided log-probabilities (B, V) from those of the branches.
+        """The rule: guided scores (B, V), from the log-probabilities of the branches.
+
+        A pure function: the same input gives the same output. The scores need not be normalised; the step does that
+        unless ``renormalize`` is off. Call :func:`textguide.step.guided_step.combine_branches` instead if a branch may
+        hold −inf.
 
         Args:
-            logp: normalised float32 log-probabilities (n, B, V); ``logp[0]`` is the conditional branch.
+            logp: normalised float32 log-probabilities (n, B, V), all finite; ``logp[0]`` is the conditional branch. V
+                is the number of tokens that no branch forbids.
             step: where in the text this is.
-
-        A pure function: the same input gives the same output. Normalised unless ``renormalize`` is off.
         """
 
     def active(self, step: Step) -> bool:
-        """Whether the extra branches count at this step; where not, they are not run. ``step.progress`` is a float."""
+        """Whether the extra branches count at this step; if not, they are not run. ``step.progress`` is a float."""
         return True
+
+    def factors(self, branches: int) -> tuple[int, ...]:
+        """Branches (by their place in ``logp``, of ``branches`` in all) that the rule adds or multiplies probabilities
+        of: a token that one of them forbids has probability 0 there. All others enter by their ratio to the conditional
+        branch, which a token that they forbid does not have; such a token keeps its conditional log-probability."""
+        return ()
+
+    @property
+    def ignores_shifts(self) -> bool:
+        """Whether adding a constant to a branch adds a constant to the scores, so that logits need no normalising."""
+        return False
+
+    @property
+    def rule(self) -> Hashable:
+        """What rows that are computed together have in common: guidances with the same rule only differ in their
+        branches and in what :meth:`step_of_rows` puts into the step."""
+        return self
+
+    def step_of_rows(self, guidances: Sequence[BranchGuidance], steps: Sequence[Step]) -> Step:
+        """One step for several rows, each with its own guidance of the same :attr:`rule` and its own step."""
+        progress = [[float(step.progress)] for step in steps]
+        return Step(torch.tensor(progress))
+
+    def keeps_equal_branches(self) -> bool:
+        """Whether a row whose branches all agree keeps its distribution; a plausibility cut, for one, acts on it."""
+        logp = torch.linspace(-3.0, 3.0, 9).log_softmax(-1).repeat(len(self.branches) + 1, 1, 1)
+        zeros = logp.new_zeros(logp.shape[:2])
+        step = Step(likelihoods=zeros, class_log_probs=zeros)
+        return torch.allclose(self.combine(logp, step).log_softmax(-1), logp[0], atol=1e-5)
 
 
 class TokenReweighting(Guidance):
@@ -344,6 +397,10 @@ class Sampling(Guidance):
     def corrects(self) -> bool:
         """Whether texts are weighted by the normalisers of the guided scores, so that they follow their product."""
         return False
+
+    def product(self, branching: BranchGuidance) -> BranchGuidance:
+        """The guidance with branches that a run combines; one that :attr:`corrects` leaves its scores un-normalised."""
+        return branching
 
     @property
     def moves_rows(self) -> bool:

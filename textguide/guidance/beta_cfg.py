@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..support.checks import finite_number
@@ -69,7 +68,6 @@ class BetaCFG(Contrast):
         if self.off_at_one:
             return super().mix(logp, scale, step)
         cond, uncond = logp
-        both = algebra.allowed(cond, uncond)
-        gap = torch.where(both, cond - uncond, 0.0)
-        length = algebra.rms(gap, both).clamp(min=1e-12) ** self.power
-        return torch.where(both, uncond + scale * self.density(step.progress) * gap / length, cond)
+        gap = cond - uncond
+        length = algebra.rms(gap).clamp(min=1e-12) ** self.power
+        return uncond + scale * self.density(step.progress) * gap / length

@@ -33,9 +33,7 @@ class CFG(Contrast):
         schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
         renormalize: return normalised log-probabilities. False gives the published evaluation's sums of
             ``γ·lc + (1 − γ)·lu``; the sampled distribution is the same either way.
-        skip_threshold: None runs the extra branch at every step. Otherwise it is left out for some steps once the
-            guided distribution of every row has stood within this many nats of the unguided one, KL(guided‖unguided).
-            The skipped steps are re-read later, and the largest KL among them is reported.
+        skip_threshold: deprecated and ignored; every step runs the extra branch.
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).
         start: progress, in [0, 1], before which guidance is off.

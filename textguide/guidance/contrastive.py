@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..support.checks import factor, finite_number
@@ -39,15 +38,11 @@ class Plausible(BranchGuidance):
         return self.beta == 0.0 and self.alpha == 0.0
 
     def contrast(self, cond: Tensor, other: Tensor) -> Tensor:
-        """The scores (B, V), normalised."""
-        if self.beta is None:
-            # What one branch forbids has no ratio: it keeps the conditional log-probability.
-            score = torch.where(algebra.allowed(cond, other), cond - other, cond)
-        else:
-            score = algebra.extrapolate(cond, other, 1.0 + self.beta)
+        """The scores (B, V); −inf for tokens that are not plausible."""
+        score = cond - other if self.beta is None else algebra.extrapolate(cond, other, 1.0 + self.beta)
         if self.alpha > 0.0:
             score = score.masked_fill(~algebra.plausibility_mask(cond, self.alpha), float("-inf"))
-        return algebra.log_softmax(score)
+        return score
 
 
 @dataclass(frozen=True)

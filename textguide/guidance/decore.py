@@ -80,7 +80,7 @@ class DeCoRe(BranchGuidance):
             alpha = self.alpha
         else:
             alpha = algebra.entropy(cond)[..., None].clamp(min=0.0, max=self.cap)
-        return algebra.log_softmax(algebra.extrapolate(cond, masked, 1.0 + alpha))
+        return algebra.extrapolate(cond, masked, 1.0 + alpha)
 
 
 def _pairs(value: Any) -> tuple[tuple[int, int], ...]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..support.checks import factor, finite_number
-from . import algebra
 from .base import About, Branch, BranchGuidance, Step
 
 
@@ -66,10 +65,9 @@ class DExperts(BranchGuidance):
         base = logp[0]
         against = logp[2] if len(logp) == 3 else torch.zeros_like(base)
         moved = base + self.alpha * (logp[1] - against)
-        moved = torch.where(algebra.allowed(*logp), moved, base)
         if self.top_p < 1.0:
             moved = moved.masked_fill(~nucleus(base, self.top_p), float("-inf"))
-        return algebra.log_softmax(moved)
+        return moved
 
 
 @dataclass(frozen=True)

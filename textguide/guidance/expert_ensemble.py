@@ -76,8 +76,11 @@ class ExpertEnsemble(BranchGuidance):
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """The mixture of ``logp`` (1 + models, B, V)."""
-        mixed = (self.log_weights(logp, step)[..., None] + logp).logsumexp(0)
-        return algebra.log_softmax(torch.where(algebra.allowed(logp[0]), mixed, logp[0]))
+        return (self.log_weights(logp, step)[..., None] + logp).logsumexp(0)
+
+    def factors(self, branches: int) -> tuple[int, ...]:
+        """A mixture adds probabilities: an expert that forbids a token adds 0."""
+        return tuple(range(1, branches))
 
     def log_weights(self, logp: Tensor, step: Step) -> Tensor:
         """``log P(j | text so far)``, (n, B), in the dtype of ``logp`` (n, B, V).

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..support.checks import LARGEST_FACTOR, factor
-from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
 from .caif import CAIF
 from .composed import together
@@ -226,12 +225,9 @@ class Formula(BranchGuidance):
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """The formula on ``logp`` (1 + terms, B, V)."""
-        finite = algebra.allowed(*logp)
         leaves = {cond: logp[0], **dict(zip(self._terms, logp[1:], strict=True))}
-        safe = {leaf: values.masked_fill(~finite, 0.0) for leaf, values in leaves.items()}
-        value = torch.as_tensor(_evaluate(self._tree, safe), device=logp.device)
-        value = torch.where(finite, value, logp[0])
-        return algebra.log_softmax(value) if self.renormalize else value
+        value = torch.as_tensor(_evaluate(self._tree, leaves), device=logp.device)
+        return value.expand_as(logp[0])
 
 
 def _branch(leaf: Term) -> Branch:

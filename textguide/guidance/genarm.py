@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..support.checks import LARGEST_FACTOR, finite_number
-from . import algebra
 from .base import About, Branch, BranchGuidance, Step
 
 
@@ -73,5 +71,4 @@ class GenARM(BranchGuidance):
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """The product on ``logp`` (2, B, V): model, reward model."""
         weight = 0.0 if self.beta is None else 1.0 / self.beta
-        guided = torch.where(algebra.allowed(*logp), logp[0] + weight * logp[1], logp[0])
-        return algebra.log_softmax(guided) if self.renormalize else guided
+        return logp[0] + weight * logp[1]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..support.checks import factor
-from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Step
 from .prompts import as_prompts
 
@@ -60,12 +58,11 @@ class LMGuidance(BranchGuidance):
         return (Branch(), Branch(prompt=self.prompt, model=LANGUAGE_MODEL))
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """The formula above on ``logp`` (3, B, V): with image, without, and the text-only model.
-
-        A token that the captioner or the text-only model forbids stays forbidden; one that only the captioner without
-        image forbids is weighed as if β were 0 for it.
-        """
+        """The formula above on ``logp`` (3, B, V): with image, without, and the text-only model."""
         beta = self.alpha / 2 if self.beta is None else self.beta
         cond, uncond, text = logp
-        away = torch.where(algebra.allowed(uncond), uncond, 0.0)
-        return algebra.log_softmax(torch.where(algebra.allowed(cond), text + self.alpha * cond - beta * away, cond))
+        return text + self.alpha * cond - beta * uncond
+
+    def factors(self, branches: int) -> tuple[int, ...]:
+        """The text-only model: what it forbids is forbidden."""
+        return (2,)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..support.checks import finite_number
@@ -52,10 +51,10 @@ class NAG(Contrast):
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Equations 7 to 10 on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        both = algebra.allowed(cond, uncond)
-        here, there = algebra.centered(cond, both), algebra.centered(uncond, both)
+        here = algebra.centered(cond)
+        there = algebra.centered(uncond)
         moved = scale * here - (scale - 1.0) * there
         longer = moved.abs().sum(-1, keepdim=True) / here.abs().sum(-1, keepdim=True).clamp(min=1e-12)
         moved = moved * (self.tau / longer.clamp(min=1e-12)).clamp(max=1.0)
-        # The mean comes back, so that tokens that one branch forbids stay comparable.
-        return torch.where(both, algebra.mean(cond, both) + self.blend * moved + (1.0 - self.blend) * here, cond)
+        # With the mean added again the scores are comparable to those of tokens that a branch forbids.
+        return cond.mean(-1, keepdim=True) + self.blend * moved + (1.0 - self.blend) * here

@@ -19,7 +19,7 @@ class Need(Enum):
     CONSTRAINT = "draws tokens under a constraint"
     WEIGHTS = "weighs whole texts against each other and moves them between rows"
     FORK = "forks texts"
-    OPINIONS = "asks a classifier about the text so far"
+    CLASS_LOG_PROBS = "asks a classifier about the text so far"
     LIKELIHOODS = "weighs its branches by what they gave to the text so far"
     ROWS = "holds texts that are written together against each other"
     CANVAS = "masks tokens of a text again"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,16 +21,15 @@ from .prompts import as_prompts
 class Scaled(BranchGuidance):
     """A branch to move away from, by a scale γ that may move with progress.
 
-    Subclasses say what the branch is; :meth:`mix` is ``lu + γ (lc − lu)`` unless they say otherwise. One that brings a
-    :meth:`mix` of its own says by :attr:`off_at_one` whether γ = 1 changes nothing. Whether a step is guided is decided
-    in one place, :meth:`acts`, for single steps and for many, while texts are written and when they are scored.
+    Subclasses define the branch; :meth:`mix` is ``lu + γ (lc − lu)`` unless they override it. A subclass with its own
+    :meth:`mix` states by :attr:`off_at_one` whether γ = 1 changes nothing. Whether a step is guided is decided in one
+    place, :meth:`acts`, for single steps and for many, during generation and scoring.
 
     Args:
         scale: γ. 1 changes nothing, above 1 moves away from the other branch, 0 samples from it.
         schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
         renormalize: return normalised log-probabilities.
-        skip_threshold: None runs the extra branch at every step. Otherwise it is left out for some steps once the
-            guided distribution of every row has stood within this many nats of the unguided one, KL(guided‖unguided).
+        skip_threshold: deprecated and ignored; every step runs the extra branch.
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).
         start: progress, in [0, 1], before which guidance is off.
@@ -52,13 +53,21 @@ class Scaled(BranchGuidance):
         if not isinstance(self.renormalize, bool):
             raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
         schedules.parse(self.schedule)
-        for name, check in (("min_scale", factor), ("max_scale", factor), ("skip_threshold", finite_number)):
+        for name in ("min_scale", "max_scale"):
             if getattr(self, name) is not None:
-                self._put(**{name: check(name, getattr(self, name))})
+                self._put(**{name: factor(name, getattr(self, name))})
         if self.min_scale is not None and self.max_scale is not None and self.min_scale > self.max_scale:
             raise ValueError(f"min_scale={self.min_scale} lies above max_scale={self.max_scale}; swap them")
-        if self.skip_threshold is not None and self.skip_threshold < 0:
-            raise ValueError(f"skip_threshold={self.skip_threshold} must be 0 or more nats, or None")
+        if self.skip_threshold is not None:
+            self._put(skip_threshold=finite_number("skip_threshold", self.skip_threshold))
+            if self.skip_threshold < 0:
+                raise ValueError(f"skip_threshold={self.skip_threshold} must be 0 or more nats, or None")
+            warnings.warn(
+                f"skip_threshold={self.skip_threshold} is ignored: leaving branches out saved no time on any machine; "
+                "leave it out",
+                DeprecationWarning,
+                stacklevel=4,
+            )
         start, stop = window(self.start, self.stop)
         self._put(start=start, stop=stop)
 
@@ -80,21 +89,27 @@ class Scaled(BranchGuidance):
     def acts(self, step: Step) -> bool | Tensor:
         """Whether the guided log-probabilities are those of :meth:`mix`: inside the window, at a scale that counts.
 
-        Bool, or a bool tensor (B, 1) where the rows stand at different places.
+        Bool, or a bool tensor (B, 1) if the rows have different progress.
         """
         inside = self.inside(step)
-        return inside & (self.scale_at(step) != 1.0) if self.off_at_one else inside
+        if not self.off_at_one:
+            return inside
+        return (self.scale_at(step) != 1.0) & inside
 
     def active(self, step: Step) -> bool:
         """:meth:`acts` at one step."""
         return bool(self.acts(step))
 
     def inside(self, step: Step) -> bool | Tensor:
-        """Whether the window is open: bool, or a bool tensor (B, 1) where the rows stand at different places."""
+        """Whether the window is open: bool, or a bool tensor (B, 1) if the rows have different progress."""
+        if step.scales is not None:  # rows with windows of their own, all of them open
+            return True
         return schedules.inside(step.progress, self.start, self.stop)
 
     def scale_at(self, step: Step) -> float | Tensor:
         """γ(s): the schedule's value within the bounds, 1 outside the window."""
+        if step.scales is not None:
+            return step.scales
         progress: Any = step.progress
         inside = self.inside(step)
         if isinstance(inside, Tensor):
@@ -105,17 +120,14 @@ class Scaled(BranchGuidance):
         return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch where nothing :meth:`acts`."""
+        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch in rows where the scale does not act."""
         acts = self.acts(step)
-        guided = self.mix(logp, self.scale_at(step), step)
         if isinstance(acts, Tensor):
-            guided = torch.where(acts, guided, logp[0])
-        elif not acts:
-            guided = logp[0]
-        return algebra.log_softmax(guided) if self.renormalize else guided
+            return torch.where(acts, self.mix(logp, self.scale_at(step), step), logp[0])
+        return self.mix(logp, self.scale_at(step), step) if acts else logp[0]
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
-        """Scores (B, V) from the branches (n, B, V), not normalised; those of the conditional one where it is alone.
+        """Scores (B, V) from the branches (n, B, V), not normalised; ``logp[0]`` if it is the only branch.
 
         Args:
             scale: γ(s), a number or (B, 1).
@@ -126,6 +138,28 @@ class Scaled(BranchGuidance):
     @abstractmethod
     def branches(self) -> tuple[Branch, ...]:
         """The branch to move away from, and others."""
+
+    @property
+    def ignores_shifts(self) -> bool:
+        """``lu + γ (lc − lu)`` does."""
+        return type(self).mix is Scaled.mix and type(self).combine is Scaled.combine
+
+    @property
+    def rule(self) -> Hashable:
+        """The class, and the fields that :meth:`mix` may read; the scale and its movement differ from row to row."""
+        if (type(self).combine, type(self).scale_at, type(self).acts) != (Scaled.combine, Scaled.scale_at, Scaled.acts):
+            return self
+        if type(self).mix is Scaled.mix:
+            return type(self), self.renormalize
+        moving = {field.name for field in fields(Contrast)} - {"renormalize"}
+        own = [getattr(self, field.name) for field in fields(self) if field.name not in moving]
+        return type(self), *own, len(self.branches)
+
+    def step_of_rows(self, guidances: Sequence[BranchGuidance], steps: Sequence[Step]) -> Step:
+        """One step with the scale of every row; every row is active."""
+        together = super().step_of_rows(guidances, steps)
+        scales = [[float(one.scale_at(step))] for one, step in zip(guidances, steps, strict=True)]  # type: ignore[attr-defined]
+        return replace(together, scales=torch.tensor(scales))
 
     def _bounded(self, scale: Any) -> Any:
         if isinstance(scale, Tensor):

@@ -71,12 +71,10 @@ class SLED(BranchGuidance):
     def combine(self, logp: Tensor, step: Step) -> Tensor:
         """Algorithm 1 on ``logp`` (1 + exits, B, V)."""
         cond, early = logp[0], logp[1:]
-        candidates = algebra.allowed(cond)
+        candidates = torch.ones_like(cond, dtype=torch.bool)
         if self.top_k is not None and self.top_k < cond.shape[-1]:
-            candidates = candidates & (cond >= cond.topk(self.top_k).values[..., -1:])
-        both = algebra.allowed(cond.expand_as(early), early)
-        moved = torch.where(both, early - cond, 0.0)
-        moved = torch.where(both, moved - moved.sum(-1, keepdim=True) / both.sum(-1, keepdim=True).clamp(min=1), 0.0)
+            candidates = cond >= cond.topk(self.top_k).values[..., -1:]
+        moved = algebra.centered(early - cond)
         probs = early.exp()
         dot = (probs * moved).sum(-1, keepdim=True) - moved
         length = (probs.square().sum(-1, keepdim=True) - 2.0 * probs + 1.0).clamp(min=0.0).sqrt()
@@ -86,4 +84,4 @@ class SLED(BranchGuidance):
         scores = cond
         for t in range(STEPS):
             scores = scores - self.rate * (1.0 - t / STEPS) * (scores.softmax(-1) - latent)
-        return algebra.log_softmax(scores.masked_fill(~candidates, float("-inf")))
+        return scores.masked_fill(~candidates, float("-inf"))

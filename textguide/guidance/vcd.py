@@ -64,4 +64,4 @@ class VCD(BranchGuidance):
         score = algebra.extrapolate(logp[0], logp[1], 1.0 + self.alpha)
         if self.beta > 0.0:
             score = score.masked_fill(~algebra.plausibility_mask(logp[0], self.beta), float("-inf"))
-        return algebra.log_softmax(score)
+        return score

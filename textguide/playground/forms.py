@@ -13,11 +13,11 @@ from ..guidance.places import PLACES
 from ..guidance.prompts import to_json
 from ..guidance.schedules import SCHEDULES
 
-COMMON = ("schedule", "renormalize", "skip_threshold", "min_scale", "max_scale", "start", "stop", "entropy_threshold",
+COMMON = ("schedule", "renormalize", "min_scale", "max_scale", "start", "stop", "entropy_threshold",
           "every", "include_prompt", "resampling", "ess_threshold")  # fmt: skip
 """Fields that many methods share and few visitors change."""
-HIDDEN = ("critic",)
-"""Fields that hold what JSON does not."""
+HIDDEN = ("critic", "skip_threshold")
+"""Fields whose values are not JSON, and deprecated ones."""
 TEXTS = ("negative_prompt", "negative_system", "context", "prompt", "instruction", "expression")
 """Fields of any type that are mostly given as text."""
 _LOADS = re.compile(r"\b(folder|file|path)s?\b|python:", re.IGNORECASE)

@@ -220,7 +220,7 @@ def guided_distribution(
     if guidance is None:
         return distributions[0]
     rule: Any = COMBINE[guidance.name]
-    known = [*([told] if guidance.reads_likelihoods else []), *([text] if guidance.reads_opinions else [])]
+    known = [*([told] if guidance.reads_likelihoods else []), *([text] if guidance.reads_class_log_probs else [])]
     found: Distribution = rule(guidance, distributions, s, *known)
     return found
 

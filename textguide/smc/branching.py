@@ -48,12 +48,11 @@ class Branching(Rows):
         """Rows that hold a text; the others wait until one forks into them."""
         return list(self._used)
 
-    def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
+    def observe(self, guided: Tensor, rows: Sequence[int]) -> None:
         """Note the entropy of the guided distribution of every row."""
         distribution = log_softmax(guided)
         self._entropy = dict(zip(rows, entropy(distribution).tolist(), strict=True))
         self._distributions = dict(zip(rows, distribution, strict=True))
-        return guided
 
     def choose(self, scores: Tensor, last: bool) -> Tensor:
         """A token for every open row, and another one for the row that it forks into."""

@@ -86,13 +86,17 @@ class Population(ABC):
         """Why each row was given up, None for those that were not."""
         return [None] * len(self.open)
 
-    def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
-        """Look at the guided scores (b, V) of ``rows``, before processors, and return what goes on in their place.
+    @property
+    def corrects(self) -> bool:
+        """Whether texts are weighted by the normalisers of their guided scores."""
+        return False
 
-        Args:
-            combined: branches were combined at this step.
-        """
-        return guided
+    def weigh(self, normaliser: Tensor, rows: Sequence[int]) -> None:
+        """Multiply the weights of ``rows`` by what normalising their guided scores divided by, a logarithm (b,)."""
+        raise NotImplementedError
+
+    def observe(self, guided: Tensor, rows: Sequence[int]) -> None:  # noqa: B027 — most populations need nothing of it
+        """Note the guided distribution (b, V) of ``rows``, before processors."""
 
     def mask(self, scores: Tensor) -> Tensor:
         """``scores`` (B, V) with −inf where a token may not follow."""
@@ -176,7 +180,7 @@ class Weighed(Population):
         corrects: bool = False,
     ) -> None:
         super().__init__(rows, size)
-        self.ess_threshold, self.resampling, self.corrects = ess_threshold, resampling, corrects
+        self.ess_threshold, self.resampling, self._corrects = ess_threshold, resampling, corrects
         # Not the twin of this state itself: the first step may seed its candidates from that, and the same numbers
         # would then decide which tokens are drawn and which particles survive.
         self._twin = twin(twin(generator))
@@ -199,14 +203,15 @@ class Weighed(Population):
     def _move(self, ancestors: list[int]) -> None:
         """Let every row go on from the one that is named in its place."""
 
-    def see(self, guided: Tensor, rows: Sequence[int], combined: bool) -> Tensor:
-        """Where the run corrects: weigh ``rows`` by the normalisers of their scores, and return these normalised."""
-        if not (self.corrects and combined):
-            return guided
-        normaliser = guided.double().logsumexp(-1)
+    @property
+    def corrects(self) -> bool:
+        """Whether texts are weighted by the normalisers of their guided scores."""
+        return self._corrects
+
+    def weigh(self, normaliser: Tensor, rows: Sequence[int]) -> None:
+        """Multiply the weights of the ``rows`` that continue by the normalisers of their scores."""
         going = torch.tensor(self.open)[list(rows)]
         self.log_weights[list(rows)] += torch.where(going, normaliser.cpu(), 0.0)
-        return guided - normaliser[:, None].to(guided.dtype)
 
     def resample(self) -> Tensor | None:
         """Resample the populations whose effective sample size fell below the threshold.

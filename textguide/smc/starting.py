@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..constraints import After, Constraint, Session, Vocabulary, resolve
-from ..guidance import AWRS, BranchGuidance, EAGer, FeynmanKac
+from ..guidance import AWRS, EAGer, FeynmanKac
 from ..support.errors import NoParticleLeftWarning
 from .branching import Branching
 from .constrained import Constrained
@@ -60,12 +60,11 @@ class _Anything(Session):
         return _Anything(self._vocabulary, self.allowed, self.text)
 
 
-def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, streamer: Any = None) -> None:
+def check_run(guidance: Any, config: Any, streamer: Any = None) -> None:
     """Refuse what a run under ``guidance`` cannot do.
 
     Args:
         guidance: the constraint of the run.
-        branching: the guidance with branches beside it.
         config: transformers' generation configuration.
         streamer: a transformers streamer.
 
@@ -87,20 +86,10 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
             f"num_return_sequences={copies} must be a multiple of {many}, since each is a row of the output; pass "
             f"num_return_sequences={guidance.particles}"
         )
-    if isinstance(guidance, FeynmanKac) and branching is not None and branching.skip_threshold is not None:
-        raise ValueError(
-            f"skip_threshold={branching.skip_threshold} leaves out what FeynmanKac weighs texts by; leave "
-            "skip_threshold out"
-        )
     if isinstance(guidance, AWRS) and guidance.learns:
-        _check_learning(guidance, branching, config, streamer)
+        _check_learning(guidance, config, streamer)
     if guidance.particles == 1:
         return
-    if branching is not None and branching.skip_threshold is not None:
-        raise ValueError(
-            f"skip_threshold={branching.skip_threshold} rests rows by their own history, and {many} move between rows; "
-            "leave skip_threshold out, or use one"
-        )
     if config.cache_implementation == "static":
         raise ValueError(
             f"cache_implementation='static' keeps every row in its place, and {many} move between rows; leave "
@@ -110,13 +99,8 @@ def check_run(guidance: Any, branching: BranchGuidance | None, config: Any, stre
         raise ValueError(f"a streamer writes texts that {many} may still drop, or fork; leave it out, or use one")
 
 
-def _check_learning(guidance: AWRS, branching: BranchGuidance | None, config: Any, streamer: Any) -> None:
+def _check_learning(guidance: AWRS, config: Any, streamer: Any) -> None:
     sampler = f"sampler={guidance.sampler!r}"
-    if branching is not None and branching.skip_threshold is not None:
-        raise ValueError(
-            f"skip_threshold={branching.skip_threshold} lets the probability of a token depend on other rows, and "
-            f"{sampler} learns it by the text alone; leave skip_threshold out, or use sampler='awrs'"
-        )
     if guidance.sampler == "asap":
         return
     if streamer is not None:

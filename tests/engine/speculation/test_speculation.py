@@ -118,9 +118,9 @@ def test_rows_that_end_and_options_of_transformers() -> None:
     same("gpt_neox", CFG(1.5), max_new_tokens=2)
 
 
-def test_steps_are_skipped_and_resumed_under_speculation() -> None:
-    out = same("gpt_neox", CFG(1.01, skip_threshold=0.05))
-    assert out.effect.skipped_passes > 0
+def test_branches_leave_and_return_under_speculation() -> None:
+    out = same("gpt_neox", CFG(1.01, start=0.3, stop=0.6))
+    assert out.effect.unguided_steps > 0
     assert out.speculation.accepted > 0
 
 
@@ -228,7 +228,7 @@ def test_the_sampled_distribution_is_the_guided_distribution(monkeypatch: pytest
     assert chi_square(seen, distribution, draws) > 1e-3
 
     # Distributions that are handed out without a look at what was drawn: the test sees it.
-    def blind(self: SpeculativePasses, ids: Any, new: int) -> Any:
+    def blind(self: SpeculativePasses, ids: Any, new: int, with_branches: bool = True) -> Any:
         ahead = self._ahead
         if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
             ahead.given += 1

@@ -20,12 +20,12 @@ from scipy import stats
 import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Predicate
-from textguide.engine.effect import Effect
 from textguide.engine.results import Decoded
 from textguide.eval import GuidedLM
 from textguide.eval.lm_eval_models.several import one_each
 from textguide.guidance import EAGer, FeynmanKac, as_guidance
 from textguide.smc.population import Outcome
+from textguide.step.effect import Effect
 from textguide.support.errors import NoParticleLeftWarning
 from textguide.tasks.selection import most_consistent
 

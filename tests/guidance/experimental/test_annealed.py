@@ -9,6 +9,7 @@ import torch
 
 from textguide.guidance import CFG, AnnealedCFG, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from ..oracles import INF, mixed, oracle, settings
 
@@ -37,8 +38,8 @@ settings(
 
 def test_a_level_line_is_cfg() -> None:
     logp = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    level = AnnealedCFG(2.0, line=[(0, 1)]).combine(logp, Step())
-    torch.testing.assert_close(level, CFG(2.0).combine(logp, Step()))
+    level = guided_log_probs(AnnealedCFG(2.0, line=[(0, 1)]), logp, Step())
+    torch.testing.assert_close(level, guided_log_probs(CFG(2.0), logp, Step()))
 
 
 def test_lines_are_checked() -> None:

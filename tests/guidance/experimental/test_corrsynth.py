@@ -11,6 +11,7 @@ import textguide
 from tests.architectures import Tokenizer, build
 from textguide.guidance import AWRS, CFG, Composed, CorrSynth, EAGer, FeynmanKac, Guidance, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from ..oracles import mixed
 
@@ -95,9 +96,9 @@ def test_no_extra_row_is_run() -> None:
 def test_two_rows_are_each_others_negatives() -> None:
     logp = torch.randn(1, 2, 30, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     logp[0, 0, 3] = logp[0, 1, 4] = -float("inf")
-    guided = CorrSynth(1.7).combine(logp, Step(rows=(0, 1), batch=2))
+    guided = guided_log_probs(CorrSynth(1.7), logp, Step(rows=(0, 1), batch=2))
     pairs = torch.stack([logp[0], logp[0].flip(0)])
-    torch.testing.assert_close(guided, CFG(1.7).combine(pairs, Step()))
+    torch.testing.assert_close(guided, guided_log_probs(CFG(1.7), pairs, Step()))
 
 
 def test_gamma_one_is_plain() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from textguide.guidance import CFG, DynamicCFG, Step
 from textguide.reference import decoding
+from textguide.step.guided_step import guided_log_probs
 
 from ..oracles import INF, mixed, oracle, settings
 
@@ -32,14 +33,14 @@ def test_the_budget_is_kept_row_by_row() -> None:
     logp = torch.randn(2, 200, 40, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2, 200)[:, None]
     logp = logp.log_softmax(-1)
     guidance = DynamicCFG(budget=0.2)
-    guided = guidance.combine(logp, Step())
+    guided = guided_log_probs(guidance, logp, Step())
     kl = (guided.exp() * (guided - logp[0])).sum(-1)
     assert float(kl.max()) <= 0.2 + 1e-5
     chosen = {
         scale
         for row in range(200)
         for scale in guidance.scales
-        if torch.allclose(CFG(scale).combine(logp[:, row : row + 1], Step()), guided[row])
+        if torch.allclose(guided_log_probs(CFG(scale), logp[:, row : row + 1], Step()), guided[row])
     }
     assert len(chosen) > 2
 

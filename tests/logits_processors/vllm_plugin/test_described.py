@@ -294,7 +294,6 @@ def test_texts_that_are_weighed() -> None:
     for wrong, named in (
         ([FeynmanKac(1)], "feynman-kac weighs texts by what normalising"),
         ([CFG(2.0), FeynmanKac(1, constraint="regex:a")], "constraint='regex:a' does not travel with feynman-kac"),
-        ([CFG(2.0, skip_threshold=0.1), FeynmanKac(1)], "skip_threshold leaves out"),
         ([ContrastiveDecoding(), FeynmanKac(1)], "use CFG or another guidance with renormalize"),
     ):
         with pytest.raises(ValueError, match=named):
@@ -324,7 +323,6 @@ def test_two_ways_at_once_are_refused(other: dict[str, Any]) -> None:
         (DExperts(), "'dexperts' asks the model 'expert'"),
         (EAGer(), "'eager' forks texts"),
         (ACFG(), "'acfg' masks tokens of a text again.*textguide.diffusion.generate"),
-        ([CFG(1.5, skip_threshold=0.1), FeynmanKac(4)], "skip_threshold leaves out what feynman-kac weighs texts by"),
     ],
 )
 def test_what_cannot_run_here_is_refused(guidance: Any, reason: str) -> None:

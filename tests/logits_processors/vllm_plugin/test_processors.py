@@ -17,6 +17,7 @@ from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
 from textguide.logits_processors.vllm_plugin.processor_v2 import SecondRunnerProcessor
 from textguide.logits_processors.vllm_plugin.requests import Draw, Request
+from textguide.step.guided_step import guided_log_probs
 
 STEPS = 3_000
 WORDS = 6
@@ -98,7 +99,7 @@ def expected(request: FakeRequest, cond: torch.Tensor, others: list[torch.Tensor
     step = Step.at(position, asked.horizon)
     scores = cond
     if None not in others and asked.guidance.active(step):
-        guided = asked.guidance.combine(log_softmax(torch.stack([cond, *others]))[:, None], step)[0]
+        guided = guided_log_probs(asked.guidance, log_softmax(torch.stack([cond, *others]))[:, None], step)[0]
         scores = guided + cond.logsumexp(-1)
     draw = asked.draw
     seen = set(request.prompt + request.written)

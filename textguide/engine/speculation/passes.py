@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...forward import caches
-from ...guidance.algebra import log_softmax
 from ...guidance.base import BranchGuidance, Step
+from ...step.guided_step import guided_step
 from ..branch_passes import BranchPasses, StepLogits, step_logits
 from .drafts import Drafter, Guess
 from .value import Speculation, SpeculationReport
@@ -73,10 +73,17 @@ class SpeculativePasses(BranchPasses):
             caches.record_past(batch.cache)
         return logits
 
-    def step(self, ids: Tensor, new: int) -> StepLogits:
-        """The logits behind the newest token of every row; see :meth:`BranchPasses.step`."""
+    def step(self, ids: Tensor, new: int, with_branches: bool = True) -> StepLogits:
+        """The logits after the newest token of every row; see :meth:`BranchPasses.step`."""
         self._steps += 1
-        self.read, ahead = new, self._ahead
+        if with_branches and self.resting:
+            self._go_back(ids)
+            self._runs += 1
+            return super().step(ids, new)
+        if not with_branches and not self.resting:
+            self.rest()
+        self.read = new
+        ahead = self._ahead
         if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
             column = ahead.given - 1
             right = (self.pick(ids[:, -1]) == ahead.tokens[:, column]).tolist()
@@ -88,7 +95,7 @@ class SpeculativePasses(BranchPasses):
         self._runs += 1
         guesses = self._guess(ids, min(self.horizon - new - 1, self._drafter.speculation.tokens))
         if not guesses or not guesses[0]:
-            logits = super().step(ids, new)
+            logits = super().step(ids, new, with_branches)
             self._observe(ids, torch.empty(len(self.alive), 0, dtype=torch.long), [logits], new)
             return logits
         drafted = torch.tensor([[token for token, _ in row] for row in guesses], device=ids.device)
@@ -102,13 +109,6 @@ class SpeculativePasses(BranchPasses):
         """Leave the extra branches out; see :meth:`BranchPasses.rest`."""
         self._go_back()
         super().rest()
-
-    def resume(self, ids: Tensor, new: int, keep_all: bool = False) -> tuple[StepLogits, Tensor]:
-        """Let the extra branches come back; see :meth:`BranchPasses.resume`."""
-        self._go_back(ids)
-        self._steps += 1
-        self._runs += 1
-        return super().resume(ids, new, keep_all)
 
     def reindex(self, sources: Mapping[int, int]) -> None:
         """Let rows go on from others; see :meth:`BranchPasses.reindex`."""
@@ -149,11 +149,10 @@ class SpeculativePasses(BranchPasses):
         """The most likely token of every row, (B,)."""
         if self.guidance is None or logits.extra is None:
             return logits.cond.argmax(-1)
-        logp = log_softmax(torch.cat([logits.cond[None], logits.extra]))
         # A guess may be wrong: it is made as if nothing were known of the text.
-        zeros = logp.new_zeros(logp.shape[:2])
-        step = Step.at(min(index, self.horizon - 1), self.horizon, likelihoods=zeros, opinions=zeros)
-        return self.guidance.combine(logp, step).argmax(-1)
+        zeros = torch.zeros(1 + len(logits.extra), len(logits.cond), device=logits.cond.device)
+        step = Step.at(min(index, self.horizon - 1), self.horizon, likelihoods=zeros, class_log_probs=zeros)
+        return guided_step(logits.cond, logits.extra, self.guidance, step, measure=False, greedy=True).scores.argmax(-1)
 
     def _go_back(self, ids: Tensor | None = None) -> None:
         """Forget the guesses that were not written, and learn from the first of them where ``ids`` are given."""

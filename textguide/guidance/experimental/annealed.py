@@ -66,6 +66,5 @@ class AnnealedCFG(Contrast):
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """The formula above on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        both = algebra.allowed(cond, uncond)
-        multiplier = self.multiplier(algebra.rms(algebra.centered(cond - uncond, both), both))
+        multiplier = self.multiplier(algebra.rms(algebra.centered(cond - uncond)))
         return algebra.extrapolate(cond, uncond, 1.0 + (scale - 1.0) * multiplier)

@@ -44,8 +44,6 @@ class CorrSynth(Scaled):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole_number("group", self.group, 2)
-        if self.skip_threshold is not None:
-            raise ValueError("skip_threshold leaves extra branches out, and corrsynth has none; leave it None")
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -90,9 +88,6 @@ class CorrSynth(Scaled):
             members = torch.tensor(places, device=cond.device)
             logps = cond[members]
             others = (logps.sum(0) - logps) / (len(places) - 1)
-            if not bool(algebra.allowed(logps).all()):  # −∞ − −∞
-                keep = ~torch.eye(len(places), dtype=torch.bool, device=cond.device)
-                others = torch.stack([logps[row].mean(0) for row in keep])
             at = scale[members] if isinstance(scale, Tensor) else scale
             guided[members] = algebra.extrapolate(logps, others, at)
         return guided

@@ -54,7 +54,7 @@ class GradientFreeClassifier(Scaled):
     include_prompt: bool = field(default=True, kw_only=True)
 
     name = "gradient-free-classifier"
-    reads_opinions = True
+    reads_class_log_probs = True
     about = About(
         "2411.15393", "lr + γ (lc − lr), r the class that the text is taken for, γ by how much it is",
         f"{ROW} for each other class, and a classifier call on one text", "γ = 1",
@@ -76,11 +76,6 @@ class GradientFreeClassifier(Scaled):
         for name in ("system", "include_prompt"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
-        if self.skip_threshold is not None:
-            raise ValueError(
-                f"skip_threshold={self.skip_threshold}: the other branch changes with the text, so that no step says "
-                "whether the next may be skipped; leave it None"
-            )
         self._put(prompts=self._checked(self.prompts))
 
     @property
@@ -106,11 +101,13 @@ class GradientFreeClassifier(Scaled):
         Raises:
             ValueError: the step does not say what the classifier says of the text.
         """
-        if step.opinions is None:
-            raise ValueError("step.opinions=None: GradientFreeClassifier asks its classifier about the text so far")
-        confused, which = step.opinions[1:].max(dim=0)
+        if step.class_log_probs is None:
+            raise ValueError(
+                "step.class_log_probs=None: GradientFreeClassifier needs what its classifier says of the text"
+            )
+        confused, which = step.class_log_probs[1:].max(dim=0)
         reference = logp[1:].gather(0, which[None, :, None].expand(1, -1, logp.shape[-1]))[0]
-        confusion = torch.sigmoid(confused - step.opinions[0])[:, None].to(logp.dtype)
+        confusion = torch.sigmoid(confused - step.class_log_probs[0])[:, None].to(logp.dtype)
         return algebra.extrapolate(logp[0], reference, 1.0 + (scale - 1.0) * confusion)
 
     def _checked(self, value: Any) -> tuple[tuple[str | int, Prompt | tuple[Prompt, ...]], ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ...support.checks import factor, whole_number
@@ -62,5 +61,4 @@ class S2Guidance(Contrast):
         guided = algebra.extrapolate(logp[0], logp[1], scale)
         if self.weight == 0.0:
             return guided
-        moved = guided + self.weight * (logp[0] - logp[2])
-        return torch.where(algebra.allowed(logp[0], logp[2]), moved, guided)
+        return guided + self.weight * (logp[0] - logp[2])

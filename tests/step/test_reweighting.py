@@ -89,7 +89,7 @@ def oracle(name: str, row: int, guidances: list[Any], new: int = NEW) -> tuple[l
             weighing, distribution, prompt, written, index, s, text_of=TOKENIZER.decode, score=said
         )
 
-    negative = [textguide.engine.custom_generate.empty_source(model.config)] if is_encoder_decoder else [prompt[-1:]]
+    negative = [textguide.engine.branch_inputs.empty_source(model.config)] if is_encoder_decoder else [prompt[-1:]]
     source = list(PROMPTS[row]) if is_encoder_decoder else None
     return decoding.generate(model, prompt, cfg, negative if cfg else [], new, source=source, reweigh=reweigh)
 
@@ -240,7 +240,7 @@ def test_an_end_token_stands_for_the_finished_text_and_finished_rows_are_not_ask
     assert min(lengths) <= 2
     assert out.effect.classified_texts == sum(lengths) * VOCAB
     model = build("llama")
-    from textguide.engine.reweighting import Reweighter
+    from textguide.step.reweighting import Reweighter
 
     reweighting = Reweighter([CAIF(TONE, "high", 1.0, top_k=None)], TOKENIZER, model, [2])
     reweighting.begin([[5, 6, 7]])

@@ -13,7 +13,7 @@ from .reweighting import Reading
 from .texts import Alphabet
 
 
-class Opinions:
+class ClassLogProbs:
     """The classifier of one guidance, and the texts of the rows that it reads.
 
     Args:
@@ -51,6 +51,8 @@ class Opinions:
         return self._reading.values(rows)[:, self._columns].T
 
 
-def opinions(guidance: BranchGuidance | None, tokenizer: Any, model: Any) -> Opinions | None:
-    """The :class:`Opinions` of a run under ``guidance``; None where it asks for none."""
-    return Opinions(guidance, tokenizer, model) if guidance is not None and guidance.reads_opinions else None
+def class_log_probs(guidance: BranchGuidance | None, tokenizer: Any, model: Any) -> ClassLogProbs | None:
+    """The :class:`ClassLogProbs` of a run under ``guidance``; None where it asks for none."""
+    return (
+        ClassLogProbs(guidance, tokenizer, model) if guidance is not None and guidance.reads_class_log_probs else None
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from textguide import CFG
-from textguide.engine.effect import Effect, EffectMeter, join, warn_if_none
+from textguide.guidance import Branch, BranchGuidance, Step
+from textguide.step.effect import Effect, EffectMeter, join, warn_if_none
+from textguide.step.guided_step import StepOutcome, guided_step
 from textguide.support.errors import GuidanceHadNoEffectWarning
 
 
@@ -41,15 +44,35 @@ def loop(pairs: list[tuple[Tensor, Tensor]], keep: list[list[int]]) -> tuple[lis
     return kls, changed
 
 
+@dataclass(frozen=True)
+class Given(BranchGuidance):
+    """A rule whose scores are the log-probabilities of its branch."""
+
+    renormalize = False
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        return (Branch(same_prompt=True),)
+
+    def combine(self, logp: torch.Tensor, step: Step) -> torch.Tensor:
+        return logp[1]
+
+    def factors(self, branches: int) -> tuple[int, ...]:
+        return (1,)
+
+
+def measured(guided: torch.Tensor, cond: torch.Tensor) -> StepOutcome:
+    """A step that moved ``cond`` to ``guided``."""
+    return guided_step(cond, guided[None], Given(), Step(), normalised=True)
+
+
 def test_meter_equals_a_loop() -> None:
     pairs = steps()
     meter = EffectMeter(2, "cpu")
     for guided, cond in pairs:
-        returned = meter.add(guided, cond)
-        expected = [kl(g, c) for g, c in zip(guided.tolist(), cond.tolist(), strict=True)]
-        assert returned.tolist() == pytest.approx(expected, abs=1e-5)
-    meter.add_unguided(torch.ones(2))
-    meter.add_unguided(torch.tensor([1, 0, 1, 1, 0]), skipped=True)
+        meter.add(measured(guided, cond))
+    for unguided in (torch.ones(2), torch.tensor([1, 0, 1, 1, 0])):
+        meter.add(guided_step(torch.zeros(len(unguided), 4), None, None, Step()), unguided.bool())
     kls, changed = loop(pairs, [[0, 1, 2]] * 4)
     assert changed > 0
     effect = meter.summary()
@@ -59,8 +82,6 @@ def test_meter_equals_a_loop() -> None:
     assert effect.guided_steps == 12
     assert effect.unguided_steps == 5
     assert effect.extra_passes == 24
-    assert effect.skipped_passes == 6
-    assert effect.max_skipped_kl is None
 
 
 def test_weights_leave_rows_out() -> None:
@@ -68,9 +89,7 @@ def test_weights_leave_rows_out() -> None:
     keep = [[0, 2], [1], [], [0, 1, 2]]
     meter = EffectMeter(1, "cpu")
     for (guided, cond), rows in zip(pairs, keep, strict=True):
-        weights = torch.tensor([float(row in rows) for row in range(3)])
-        returned = meter.add(guided, cond, weights)
-        assert [float(x) == 0 for x in returned] == [row not in rows for row in range(3)]
+        meter.add(measured(guided, cond), torch.tensor([row in rows for row in range(3)]))
     kls, changed = loop(pairs, keep)
     effect = meter.summary()
     assert effect.guided_steps == effect.extra_passes == 6
@@ -83,7 +102,7 @@ def test_a_row_left_out_may_hold_anything() -> None:
     guided = torch.log_softmax(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), -1)
     cond = torch.tensor([[math.log(0.5)] * 2, [0.0, -math.inf]])
     meter = EffectMeter(1, "cpu")
-    meter.add(guided, cond, torch.tensor([1.0, 0.0]))
+    meter.add(measured(guided, cond), torch.tensor([True, False]))
     effect = meter.summary()
     assert effect.mean_kl == pytest.approx(kl(guided[0].tolist(), cond[0].tolist()), abs=1e-5)
     assert math.isfinite(effect.max_kl)
@@ -92,32 +111,19 @@ def test_a_row_left_out_may_hold_anything() -> None:
 def test_unnormalised_distributions_are_measured_as_what_is_sampled() -> None:
     ((guided, cond),) = steps(1)
     exact, shifted = EffectMeter(1, "cpu"), EffectMeter(1, "cpu")
-    exact.add(guided, cond)
-    shifted.add(guided + 7.0, cond)
+    exact.add(measured(guided, cond))
+    shifted.add(measured(guided + 7.0, cond))
     assert shifted.summary().mean_kl == pytest.approx(exact.summary().mean_kl, abs=1e-5)
-
-
-def test_skipped_steps_are_measured_apart() -> None:
-    pairs = steps(2)
-    meter = EffectMeter(1, "cpu")
-    for guided, cond in pairs:
-        meter.add_skipped(guided, cond, torch.tensor([True] * 3))
-    effect = meter.summary()
-    kls, _ = loop(pairs, [[0, 1, 2]] * 2)
-    assert effect.max_skipped_kl == pytest.approx(max(kls), abs=1e-5)
-    assert not meter.add_skipped(*pairs[0], torch.tensor([False] * 3)).any()
-    assert effect.guided_steps == 0
-    assert effect.mean_kl == effect.max_kl == 0.0
 
 
 def test_summary_may_be_asked_for_at_any_time() -> None:
     (first, second) = steps(2)
     meter = EffectMeter(1, "cpu")
     assert meter.summary() == Effect()
-    meter.add(*first)
+    meter.add(measured(*first))
     before = meter.summary()
     assert meter.summary() == before
-    meter.add(*second)
+    meter.add(measured(*second))
     assert meter.summary().guided_steps == 6
 
 
@@ -126,14 +132,11 @@ def test_join_equals_one_meter_over_all() -> None:
     whole, parts = EffectMeter(2, "cpu"), [EffectMeter(2, "cpu") for _ in range(3)]
     for number, (guided, cond) in enumerate(pairs):
         rows = slice(0, 1 + number % 3)
-        whole.add(guided[rows], cond[rows])
-        parts[number // 2].add(guided[rows], cond[rows])
-    for meter in (parts[1], whole):
-        meter.add_skipped(*pairs[0], torch.tensor([True, False, True]))
-    for part, (unguided, skipped) in zip(parts, [(1, 0), (2, 4), (0, 1)], strict=True):
+        for meter in (whole, parts[number // 2]):
+            meter.add(measured(guided[rows], cond[rows]))
+    for part, unguided in zip(parts, (1, 2, 3), strict=True):
         for meter in (part, whole):
-            meter.add_unguided(torch.ones(unguided))
-            meter.add_unguided(torch.ones(skipped), skipped=True)
+            meter.add(guided_step(torch.zeros(unguided, 4), None, None, Step()), torch.ones(unguided).bool())
     joined, expected = join([part.summary() for part in parts]), whole.summary()
     for name, value in expected.to_dict().items():
         assert getattr(joined, name) == pytest.approx(value, rel=1e-6), name
@@ -142,7 +145,6 @@ def test_join_equals_one_meter_over_all() -> None:
 def test_join_of_nothing() -> None:
     assert join([]) == Effect()
     assert join([Effect(), Effect()]) == Effect()
-    assert join([Effect(max_skipped_kl=0.5), Effect()]).max_skipped_kl == 0.5
 
 
 def test_prints_one_line() -> None:
@@ -152,9 +154,6 @@ def test_prints_one_line() -> None:
     assert str(effect) == (
         "KL 0.123 nats a token (largest 2.50), top token changed at 25% of 40 steps, 40 extra passes"
     )
-    skipping = Effect(0.1234, 2.5, 0.25, 40, 10, 40, 8, 0.00123)
-    assert str(skipping) == f"{effect}, 8 skipped (largest KL skipped 0.0012)"
-    assert str(Effect(0.1234, 2.5, 0.25, 40, 10, 40, 8)) == f"{effect}, 8 skipped"
 
 
 def test_goes_to_json() -> None:

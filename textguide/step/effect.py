@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.algebra import kl_divergence
 from ..guidance.base import BranchGuidance, Sampling, parts_of
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.showing import Block, Line, Shown
+from .guided_step import StepOutcome
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,6 @@ class Effect(Shown):
         guided_steps: steps that combined all branches.
         unguided_steps: steps decoded from the conditional branch alone: outside the window, at γ(s) = 1, or skipped.
         extra_passes: rows of extra branches that were run to give a next-token distribution.
-        skipped_passes: rows of extra branches that ``skip_threshold`` left out.
-        max_skipped_kl: the largest KL that guidance would have caused at a skipped step, measured by re-reading
-            those steps; None where nothing was skipped.
         reweighed_steps: steps at which a classifier weighed the candidates.
         classified_texts: candidates that classifiers were asked about.
     """
@@ -40,8 +37,6 @@ class Effect(Shown):
     guided_steps: int = 0
     unguided_steps: int = 0
     extra_passes: int = 0
-    skipped_passes: int = 0
-    max_skipped_kl: float | None = None
     reweighed_steps: int = 0
     classified_texts: int = 0
 
@@ -60,10 +55,6 @@ class Effect(Shown):
             f"top token changed at {self.top_changed:.0%} of {self.guided_steps} steps, "
             f"{self.extra_passes} extra passes"
         )
-        if self.skipped_passes:
-            text += f", {self.skipped_passes} skipped"
-            if self.max_skipped_kl is not None:
-                text += f" (largest KL skipped {self.max_skipped_kl:.4f})"
         if self.reweighed_steps:
             text += f", {self.classified_texts} texts classified at {self.reweighed_steps} steps"
         return text
@@ -77,59 +68,37 @@ class EffectMeter:
         self._sum = torch.zeros((), device=device, dtype=torch.float64)
         self._max = torch.zeros((), device=device)
         self._changed = torch.zeros((), device=device, dtype=torch.long)
-        self._skipped_max = torch.zeros((), device=device)
-        self._measured_skips = False
         self._guided = torch.zeros((), device=device, dtype=torch.long)
         self._branched = torch.zeros((), device=device, dtype=torch.long)
         self._reweighed = torch.zeros((), device=device, dtype=torch.long)
         self._unguided = torch.zeros((), device=device, dtype=torch.long)
-        self._skipped = torch.zeros((), device=device, dtype=torch.long)
         self.classified = 0
 
-    def add(
-        self,
-        guided: Tensor,
-        cond: Tensor,
-        weights: Tensor | None = None,
-        branched: Tensor | None = None,
-        reweighed: Tensor | None = None,
-    ) -> Tensor:
-        """Record one step of rows (B, V) and return their KL(guided‖cond), (B,).
+    def add(self, outcome: StepOutcome, writing: Tensor | None = None) -> None:
+        """Record one step of ``B`` rows.
 
         Args:
-            weights: 1 for rows that count and 0 for rows that do not, (B,); None: all count.
-            branched: those of them whose extra branches ran, bool (B,); None: all.
-            reweighed: those of them whose candidates were weighed, bool (B,); None: none.
+            outcome: the step, measured.
+            writing: rows that wrote a token, bool (B,); None: all. A row that is neither guided nor reweighted counts
+                as unguided.
         """
-        if reweighed is None:  # reweighed distributions are normalised
-            guided = torch.log_softmax(guided, dim=-1)
-        kl = kl_divergence(guided, cond)
-        changed = guided.argmax(-1) != cond.argmax(-1)
-        if weights is not None:
-            counts = weights.bool()
-            kl, changed = torch.where(counts, kl, 0.0), changed & counts
+        kl, changed, reweighted = outcome.kl, outcome.changed, outcome.reweighted
+        if kl is None or changed is None:
+            assert writing is not None
+            self._unguided += writing.sum()
+            return
+        writing = torch.ones_like(changed) if writing is None else writing
+        guided = outcome.guided_rows(writing)
+        acted = guided if reweighted is None else guided | (reweighted & writing)
+        kl = torch.where(acted, kl, 0.0)
         self._sum += kl.sum()
         self._max = torch.maximum(self._max, kl.max())
-        self._changed += changed.sum()
-        count = guided.shape[0] if weights is None else weights.sum().long()
-        self._guided += count
-        self._branched += count if branched is None else branched.sum()
-        if reweighed is not None:
-            self._reweighed += reweighed.sum()
-        return kl
-
-    def add_unguided(self, rows: Tensor, skipped: bool = False, taken_back: bool = False) -> None:
-        """Count the steps of ``rows``, 0 or 1 each (B,), as unguided, and as skipped; or take such a count back."""
-        self._unguided += -rows.sum().long() if taken_back else rows.sum().long()
-        if skipped:
-            self._skipped += rows.sum().long()
-
-    def add_skipped(self, guided: Tensor, cond: Tensor, writing: Tensor) -> Tensor:
-        """Record what guidance would have done at a skipped step; the KL of the rows that it wrote, else 0, (B,)."""
-        kl = torch.where(writing, kl_divergence(torch.log_softmax(guided, dim=-1), cond), 0.0)
-        self._skipped_max = torch.maximum(self._skipped_max, kl.max())
-        self._measured_skips = True
-        return kl
+        self._changed += (changed & acted).sum()
+        self._guided += acted.sum()
+        self._branched += guided.sum()
+        self._unguided += (writing & ~acted).sum()
+        if reweighted is not None:
+            self._reweighed += (reweighted & writing).sum()
 
     def summary(self) -> Effect:
         """The report so far (synchronises with the device)."""
@@ -142,8 +111,6 @@ class EffectMeter:
             guided_steps=guided,
             unguided_steps=int(self._unguided),
             extra_passes=int(self._branched) * self.branches,
-            skipped_passes=int(self._skipped) * self.branches,
-            max_skipped_kl=float(self._skipped_max) if self._measured_skips else None,
             reweighed_steps=int(self._reweighed),
             classified_texts=self.classified,
         )
@@ -152,7 +119,6 @@ class EffectMeter:
 def join(effects: list[Effect]) -> Effect:
     """The report on several runs together."""
     steps = max(sum(e.guided_steps for e in effects), 1)
-    skipped = [e.max_skipped_kl for e in effects if e.max_skipped_kl is not None]
     return Effect(
         mean_kl=sum(e.mean_kl * e.guided_steps for e in effects) / steps,
         max_kl=max((e.max_kl for e in effects), default=0.0),
@@ -160,8 +126,6 @@ def join(effects: list[Effect]) -> Effect:
         guided_steps=sum(e.guided_steps for e in effects),
         unguided_steps=sum(e.unguided_steps for e in effects),
         extra_passes=sum(e.extra_passes for e in effects),
-        skipped_passes=sum(e.skipped_passes for e in effects),
-        max_skipped_kl=max(skipped) if skipped else None,
         reweighed_steps=sum(e.reweighed_steps for e in effects),
         classified_texts=sum(e.classified_texts for e in effects),
     )

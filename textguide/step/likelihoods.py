@@ -1,26 +1,37 @@
-"""What every branch gave to the tokens that each row has written: for guidances that weigh branches by it."""
+"""The log-probability of each row's text so far under every branch, for guidances that weight branches by it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .branch_passes import BranchPasses
+
+class BatchRows(Protocol):
+    """The rows of a run that are still in its batch."""
+
+    alive: list[int]
+
+    def pick(self, values: Tensor) -> Tensor:
+        """Of values for all rows those of the batch."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of the batch for all rows, with zeros for those that left."""
 
 
 class Likelihoods:
-    """Sums of log-probabilities of the written tokens, a row and branch.
+    """Sums of the log-probabilities of written tokens, per row and branch.
 
     Args:
-        branches: their number, the conditional one included.
-        rows: all rows of the run.
-        passes: tells the rows of the batch from those that left it.
-        device: where the sums are kept; in float64 where there is one, since sums over long texts are compared.
+        branches: the number of branches, including the conditional one.
+        rows: the number of rows of the run.
+        passes: knows which rows are still in the batch.
+        device: where the sums are. They are float64 if the device has that, since sums over long texts are compared.
     """
 
-    def __init__(self, branches: int, rows: int, passes: BranchPasses, device: torch.device) -> None:
+    def __init__(self, branches: int, rows: int, passes: BatchRows, device: torch.device) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(rows, branches, dtype=dtype, device=device)
         self._passes = passes
@@ -29,18 +40,18 @@ class Likelihoods:
         self._alive: tuple[int, ...] = ()
 
     def of_batch(self) -> Tensor:
-        """Those of the rows in the batch, (n, B)."""
+        """The sums of the rows in the batch, (n, B)."""
         return self._passes.pick(self.sums).T
 
     def add(self, logp: Tensor, tokens: Tensor) -> None:
-        """Take in the tokens (rows,) of a step, from the log-probabilities (n, B, V) of the branches."""
+        """Add the tokens (rows,) of a step, given the log-probabilities (n, B, V) of the branches."""
         chosen = self._passes.pick(tokens)[None, :, None].expand(len(logp), -1, 1)
         added = logp.gather(-1, chosen).squeeze(-1).T.to(self.sums.dtype)
         self._before, self._logp, self._alive = self.sums, logp, tuple(self._passes.alive)
         self.sums = self.sums + self._passes.spread(added)
 
     def move(self, sources: Sequence[int], rewritten: Mapping[int, tuple[int, float]]) -> None:
-        """Let row ``r`` go on from what row ``sources[r]`` has written; ``rewritten`` rows have another last token."""
+        """Let row ``r`` continue the text of row ``sources[r]``; ``rewritten`` rows have another last token."""
         moved = self.sums[torch.tensor(sources, device=self.sums.device)]
         for row, (token, _) in rewritten.items():
             assert self._logp is not None
@@ -50,14 +61,14 @@ class Likelihoods:
 
 
 def along(logp: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same sums in front of every token of given texts that stand one behind the other.
+    """The same sums before every token of given texts, which are concatenated.
 
     Args:
         logp: log-probability of every token under every branch, (n, T).
-        lengths: tokens of each text.
+        lengths: the number of tokens of each text.
 
     Returns:
-        float64 (n, T); 0 in front of the first token of a text.
+        float64 (n, T); 0 before the first token of a text.
     """
     parts = logp.to(torch.float64).split(list(lengths), dim=1)
     return torch.cat([torch.cat([torch.zeros_like(one[:, :1]), one[:, :-1].cumsum(1)], dim=1) for one in parts], dim=1)

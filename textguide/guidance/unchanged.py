@@ -1,0 +1,42 @@
+"""A guidance that changes the model inside, run together with the model as it is, so that its effect can be seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Branch, BranchGuidance, Step
+from .views import View
+
+
+@dataclass(frozen=True)
+class WithUnchanged(BranchGuidance):
+    """``guidance``, whose conditional pass runs a changed model, with the unchanged model as one more branch.
+
+    Args:
+        guidance: what is combined, as if the last branch were not there.
+    """
+
+    guidance: BranchGuidance
+
+    def __post_init__(self) -> None:
+        self._put(name=self.guidance.name, renormalize=self.guidance.renormalize)
+
+    @property
+    def view(self) -> View | None:
+        """The view of the guidance."""
+        return self.guidance.view
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches of the guidance, and the unchanged model."""
+        return (*self.guidance.branches, Branch(same_prompt=True))
+
+    def combine(self, logp: Tensor, step: Step) -> Tensor:
+        """The rule of the guidance, on its own branches."""
+        return self.guidance.combine(logp[:-1], step)
+
+    def factors(self, branches: int) -> tuple[int, ...]:
+        """Those of the guidance; what the unchanged model forbids changes nothing."""
+        return (*self.guidance.factors(branches - 1), branches - 1)
