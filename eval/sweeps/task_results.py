@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textguide.engine.effect import Effect
+from textguide.step.effect import Effect
 from textguide.guidance import Guidance
 
 from ..results.run import TaskResult

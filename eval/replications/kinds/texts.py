@@ -97,15 +97,21 @@ def _write(
         batch_size=len(prompts) * samples,
         **options,
     )
-    forks = result.finished is not None and result.log_weights is None
     each = len(result.texts) // len(prompts)
     texts: list[list[Text]] = [[] for _ in prompts]
     for row, (text, tokens) in enumerate(zip(result.texts, result.new_tokens, strict=True)):
-        if forks and not result.finished[row] and not tokens:
-            continue  # no text forked into this row
+        if _is_unused(result, row):
+            continue
         log_weight = None if result.log_weights is None else float(result.log_weights[row])
         texts[row // each].append(Text(prompts[row // each], text, tokens, log_weight))
     return texts
+
+
+def _is_unused(result: textguide.GenerateResult, row: int) -> bool:
+    """Whether a row belongs to a method that forks texts, and no text forked into it."""
+    if result.finished is None or result.log_weights is not None:
+        return False
+    return not result.finished[row] and not result.new_tokens[row]
 
 
 def measured(name: str, model: Any, tokenizer: Any, texts: Sequence[Text]) -> list[float]:
