@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textguide.step.effect import Effect
 from textguide.guidance import Guidance
+from textguide.step.effect import Effect
 
 from ..results.run import TaskResult
 from ..statistics.measures import MetricValue, measure
