@@ -27,9 +27,9 @@ def prompts(name: str, data: str | None = None) -> list[str]:
     if name == "reviews":
         return [f'A review by somebody who {mood} the {thing}: "' for thing in THINGS for mood in ("loved", "hated")]
     groups = json.loads(local_file("prompts/unique_prompts.json", data).read_text(encoding="utf-8"))
-    found = [text for group, texts in groups.items() if name in group for text in texts.values()]
-    if found:
-        return found
+    texts = [text for group, members in groups.items() if name in group for text in members.values()]
+    if texts:
+        return texts
     raise ValueError(f"prompts={name!r} is unknown; use sums, reviews or a part of {', '.join(groups)}")
 
 
