@@ -63,7 +63,7 @@ def guided(**fields: Any) -> dict[str, Any]:
         (guided(method="tfg", predictor="python:os:getcwd"), "predictor='python:os:getcwd' is not offered here"),
         (guided(method="discrete-classifier", predictor="/etc/passwd"), "is not offered here"),
         (guided(method="formula", expression=" + ".join(f"P('{i}')" for i in range(12))), "leave some out"),
-        ({"prompt": "a", "guidance": [{"method": "cfg"}, {"method": "apg"}]}, "branches of their own"),
+        ({"prompt": "a", "guidance": [{"method": "cfg"}, {"method": "apg"}]}, "their own branches"),
         ({"prompt": "a", "guidance": [{"method": "cfg"}] * 9}, "compose eight at most"),
         (guided(method="awrs", constraint={"kind": "predicate", "prefix_fn": "os:system"}), "object with a kind"),
         (guided(method="awrs", constraint={"kind": "any-of", "constraints": ["python:os:system"]}), "reads no files"),

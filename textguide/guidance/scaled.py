@@ -64,14 +64,14 @@ class Scaled(BranchGuidance):
                 f"skip_threshold={self.skip_threshold} is ignored: leaving branches out saved no time on any machine; "
                 "leave it out",
                 DeprecationWarning,
-                stacklevel=4,  # the caller of the class: below it are __init__, and __post_init__ of Contrast
+                stacklevel=4,
             )
         start, stop = window(self.start, self.stop)
         self._put(start=start, stop=stop)
 
     @property
     def off_at_one(self) -> bool:
-        """Whether γ = 1 changes nothing. A subclass that overrides :meth:`mix` has to override this too if it does."""
+        """Whether γ = 1 changes nothing. False for an overridden :meth:`mix`, unless this is overridden as well."""
         return type(self).mix is Scaled.mix
 
     @property

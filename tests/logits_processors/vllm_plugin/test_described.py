@@ -315,7 +315,7 @@ def test_two_ways_at_once_are_refused(other: dict[str, Any]) -> None:
     ("guidance", "reason"),
     [
         (DoLa(), "'dola' .*all layers of its model without changes.*; use textguide.generate"),
-        (CorrSynth(), "'corrsynth' .*decides by itself which requests share a step; use textguide.generate"),
+        (CorrSynth(), "'corrsynth' .*decides which requests share a step; use textguide.generate"),
         (
             ContrastiveDecoding(),
             "'contrastive' asks the model 'amateur', .* has none; .*serve MODEL --with amateur=PATH",
