@@ -20,9 +20,9 @@ from textguide.guidance.prompts import as_prompt
 
 from .adapters import find, too_many
 from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, CRITIC, asked, requested
-from .described import BRANCH_IDS, GUIDANCE, Given, Reading, branches_of, described
 from .images import NEGATIVE_IMAGE, NONE, SAME, kind_of
 from .plan import too_large
+from .request_guidance import BRANCH_IDS, GUIDANCE, Given, Reading, branches_of, described
 from .requests import Limits, Request
 
 # What a client writes → the field of CFG.

@@ -19,9 +19,9 @@ from textguide.guidance.algebra import kl_divergence, log_softmax
 from textguide.guidance.base import SELF
 from textguide.step.guided_step import StepOutcome, guided_groups
 
+from .batch_rows import Standing
 from .channel import Messages
 from .constraints import ConstrainedRow
-from .groups import Standing
 from .particles import Seat, Turn
 from .requests import Draw, Request
 from .reweighting import ReweightedRow

@@ -8,7 +8,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from .groups import Group
 from .populated import Populated
-from .populations import Population
+from .population import Population
 from .speculation import guesser_of, may_guess
 
 

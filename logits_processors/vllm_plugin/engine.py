@@ -26,13 +26,13 @@ from textguide.support.errors import MissingExtraError
 from .adapters import adapters_of, find
 from .arguments import EFFECT
 from .constraints import CRITIC, critic_name, travelling
-from .described import BRANCH_IDS, GUIDANCE, check
 from .extras import constraints_of, critics_of, ours_of
 from .further_models import models_of
 from .options import prepared
 from .reports import reports_of
+from .request_guidance import BRANCH_IDS, GUIDANCE, check
 from .reweighting import classifier_of, named
-from .starting import starting
+from .startup import starting
 
 # What of transformers' generation options has the same meaning in vLLM, and its name there.
 OPTIONS = {

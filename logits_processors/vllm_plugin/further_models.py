@@ -20,7 +20,7 @@ from .extras import ours_of
 
 TWIN = "TextguideTwin"
 """The architecture that vLLM is told to load."""
-TWIN_CLASS = "textguide.logits_processors.vllm_plugin.twin:Twin"
+TWIN_CLASS = "textguide.logits_processors.vllm_plugin.combined_model:Twin"
 _LOGITS: dict[str, dict[str, Tensor]] = {}
 
 

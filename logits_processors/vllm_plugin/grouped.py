@@ -12,12 +12,14 @@ from vllm.v1.request import Request, RequestStatus
 
 from . import images, requests
 from .extras import OURS
-from .groups import MAIN, Group, Groups
+from .groups import Group, Groups
 from .plan import Plan, too_large
 from .refusals import refuse
-from .report import Report
-from .starting import refusing
+from .request_state import Report
+from .startup import refusing
 from .totals import Totals
+
+MAIN = requests.MAIN
 
 
 class Grouped(Scheduler):

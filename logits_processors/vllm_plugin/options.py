@@ -107,7 +107,7 @@ def with_models(served: str, options: dict[str, Any], models: Mapping[str, str])
     """
     from vllm.model_executor.models.registry import ModelRegistry
 
-    from .twin import Twin
+    from .combined_model import Twin
 
     paths = {name: resolve(path) for name, path in models.items()}
     options = engine_options(options)

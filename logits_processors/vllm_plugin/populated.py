@@ -13,9 +13,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from .admitted import Admitted
 from .extras import OURS
-from .groups import MAIN
-from .populations import Population, front_of
-from .report import Report
+from .population import Population, front_of
+from .request_state import Report
+from .requests import MAIN
 
 
 class Populated(Admitted):

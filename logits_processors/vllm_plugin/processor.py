@@ -17,13 +17,13 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Second
 
 from .adapters import remember_adapters
 from .adapters_on_cpu import mend
-from .admission import remember_chats, validate
 from .channel import outbox_of
 from .further_models import TWIN, TWIN_CLASS
 from .processor_v1 import FirstRunnerProcessor
 from .processor_v2 import SecondRunnerProcessor
 from .reports import carry
 from .speculation import speculation_of
+from .validation import remember_chats, validate
 from .verification import read_guesses
 
 remember_chats(ChatCompletionRequest)

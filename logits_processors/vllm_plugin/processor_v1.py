@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from .batch_rows import Member, Rows, Standing
 from .channel import Outbox
 from .combination import Drawing, guide, messages
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of, critics_of
 from .further_models import logits_of
-from .groups import MAIN, Member, Rows, Standing
 from .particles import KEPT, Populations, Seat
-from .requests import Request
+from .requests import MAIN, Request
 from .reweighting import Reweighting, classifier_of
 
 

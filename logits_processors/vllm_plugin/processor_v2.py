@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .batch_rows import Indices
 from .channel import Outbox
 from .combination import Drawing, guide, messages
-from .groups import Indices
 from .processor_v1 import Aids, member_of
 
 

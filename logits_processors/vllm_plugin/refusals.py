@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .admission import TESTED
 from .further_models import models_of
+from .validation import TESTED
 
 OPTIONS: dict[str, tuple[Any, str]] = {
     "speculative_config": (

@@ -14,6 +14,8 @@ from .adapters import Adapter
 from .constraints import EngineConstraints
 
 ENGINES = "the engine's"
+MAIN = 0
+"""The place of the main request in its group; branch requests have the places 1, 2, …"""
 
 
 @dataclass(frozen=True)

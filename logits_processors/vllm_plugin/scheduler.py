@@ -16,8 +16,8 @@ from .channel import messages_of
 from .drafted import Drafted
 from .extras import OURS
 from .groups import Group
-from .populations import Population
-from .report import Report, with_guided
+from .population import Population
+from .request_state import Report, with_guided
 
 
 class GuidedScheduler(Drafted):

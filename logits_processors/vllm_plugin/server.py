@@ -11,7 +11,7 @@ from typing import Any
 
 from textguide.support.errors import MissingExtraError
 
-from . import admission, operations, reports
+from . import operations, reports, validation
 from .extras import OURS
 from .further_models import REFUSED as REFUSED_WITH_MODELS
 from .further_models import resolve
@@ -19,7 +19,7 @@ from .metrics import GuidanceMetrics
 from .options import switched_on, with_models
 from .refusals import OPTIONS
 from .speculation import BESIDE, KEY, check_beside, check_draft
-from .starting import starting
+from .startup import starting
 
 MIDDLEWARE = "textguide.logits_processors.vllm_plugin.middleware.Guided"
 # Options that the engine would refuse too, in a process of its own and behind a traceback.
@@ -201,7 +201,7 @@ def watch(client: Any, logs: bool = False) -> None:
     if client.logger_manager is not None:  # else no statistics are made
         figures = GuidanceMetrics(client.logger_manager.engine_indexes)
         client.logger_manager.stat_loggers.insert(0, figures)
-        admission.hears_refusals.append(lambda error: figures.refuse())
+        validation.hears_refusals.append(lambda error: figures.refuse())
     if logs:
         operations.log_ends(client.output_processor)
-        admission.hears_refusals.append(operations.log_refusal)
+        validation.hears_refusals.append(operations.log_refusal)

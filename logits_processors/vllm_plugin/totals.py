@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .report import Report
+from .request_state import Report
 
 PREFIX = "textguide:"
 """In front of the names under which the numbers travel, and which they have in Prometheus."""

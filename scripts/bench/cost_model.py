@@ -128,9 +128,9 @@ def rule_seconds(load: Any, vocabulary: int, clock: Any) -> float:
     """Seconds a step that the logits processor takes for each group of ``load``, on tensors alone."""
     import torch
 
+    from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
     from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-    from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
-    from textguide.logits_processors.vllm_plugin.requests import Request
+    from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
     if not load.branches:
         return 0.0

@@ -14,9 +14,8 @@ import numpy as np
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.groups import MAIN
-from textguide.logits_processors.vllm_plugin.report import Report
-from textguide.logits_processors.vllm_plugin.requests import Request
+from textguide.logits_processors.vllm_plugin.request_state import Report
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
 from . import simulated_populations
 

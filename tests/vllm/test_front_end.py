@@ -16,7 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.metrics.stats import SchedulerStats
 
-from textguide.logits_processors.vllm_plugin import admission, server
+from textguide.logits_processors.vllm_plugin import server, validation
 from textguide.logits_processors.vllm_plugin.extras import OURS
 
 KEY = {"Authorization": "Bearer key"}
@@ -90,7 +90,7 @@ def asked(tmp_path_factory):
     core = Core()
     patch = pytest.MonkeyPatch()
     patch.setattr(EngineCoreClient, "make_async_mp_client", lambda **_: core)
-    patch.setattr(admission, "hears_refusals", [])
+    patch.setattr(validation, "hears_refusals", [])
     options = ("--max-model-len", "128", "--api-key", "key", "--dtype", "float32", "--enable-log-requests")
     adapter = tmp_path_factory.mktemp("adapter")
     options += ("--enable-lora", "--lora-modules", f"tuned={adapter}")

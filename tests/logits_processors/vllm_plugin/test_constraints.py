@@ -16,11 +16,11 @@ from textguide.constraints import Grammar, Predicate, Regex, Vocabulary
 from textguide.guidance import AWRS, CFG, Guidance
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
+from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-from textguide.logits_processors.vllm_plugin.described import Given
-from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
-from textguide.logits_processors.vllm_plugin.report import Report
-from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
+from textguide.logits_processors.vllm_plugin.request_guidance import Given
+from textguide.logits_processors.vllm_plugin.request_state import Report
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.constrained import Constrained
 

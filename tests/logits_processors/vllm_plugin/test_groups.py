@@ -2,7 +2,9 @@
 
 import random
 
-from textguide.logits_processors.vllm_plugin.groups import MAIN, Groups, Indices, Member, Rows
+from textguide.logits_processors.vllm_plugin.batch_rows import Indices, Member, Rows
+from textguide.logits_processors.vllm_plugin.groups import Groups
+from textguide.logits_processors.vllm_plugin.requests import MAIN
 
 STEPS = 10_000
 

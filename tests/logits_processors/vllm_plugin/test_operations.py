@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from textguide.guidance import CFG
-from textguide.logits_processors.vllm_plugin import admission, operations, starting
-from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin import operations, startup, validation
+from textguide.logits_processors.vllm_plugin.request_state import Report
 from textguide.logits_processors.vllm_plugin.requests import Request
 from textguide.logits_processors.vllm_plugin.totals import COUNTED, PREFIX, STANDING, Totals
 
@@ -85,10 +85,10 @@ def test_the_dashboard_shows_what_is_counted() -> None:
 
 def test_refusals_of_requests_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    monkeypatch.setattr(admission, "hears_refusals", [lambda error: heard.append(str(error))])
+    monkeypatch.setattr(validation, "hears_refusals", [lambda error: heard.append(str(error))])
     with pytest.raises(ValueError, match="guidance_scale='high'"):
-        admission.validate(SimpleNamespace(extra_args={"guidance_scale": "high"}, logprobs=None))
-    admission.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
+        validation.validate(SimpleNamespace(extra_args={"guidance_scale": "high"}, logprobs=None))
+    validation.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
     assert len(heard) == 1
 
 
@@ -130,7 +130,7 @@ def test_a_server_that_drains_takes_nothing_more() -> None:
 
 
 def refuse(reason: str) -> None:
-    with starting.refusing():
+    with startup.refusing():
         raise ValueError(reason)
 
 
@@ -142,17 +142,17 @@ def test_what_an_engines_process_refuses_is_told_where_it_was_started(capfd: pyt
         assert process.exitcode == 1
         raise RuntimeError("Engine core initialization failed.")
 
-    with pytest.raises(ValueError, match=r"^max_model_len=9: ü\.$"), starting.starting():
+    with pytest.raises(ValueError, match=r"^max_model_len=9: ü\.$"), startup.starting():
         start()
     assert "Traceback" not in capfd.readouterr().err
-    assert starting.VARIABLE not in os.environ
+    assert startup.VARIABLE not in os.environ
 
 
 def test_what_is_no_refusal_stays_as_it_is() -> None:
-    with pytest.raises(ValueError, match="here"), starting.starting():  # in this very process
+    with pytest.raises(ValueError, match="here"), startup.starting():  # in this very process
         refuse("here")
-    with pytest.raises(RuntimeError, match="out of memory"), starting.starting():
+    with pytest.raises(RuntimeError, match="out of memory"), startup.starting():
         raise RuntimeError("out of memory")
-    with starting.starting(), starting.starting():
+    with startup.starting(), startup.starting():
         pass
-    assert starting.VARIABLE not in os.environ
+    assert startup.VARIABLE not in os.environ

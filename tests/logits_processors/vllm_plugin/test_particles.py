@@ -16,12 +16,12 @@ from textguide.constraints import Predicate
 from textguide.guidance import AWRS, CFG
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
+from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide, messages
-from textguide.logits_processors.vllm_plugin.described import Given
-from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
 from textguide.logits_processors.vllm_plugin.particles import Populations, Seat
-from textguide.logits_processors.vllm_plugin.populations import Population, front_of
-from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
+from textguide.logits_processors.vllm_plugin.population import Population, front_of
+from textguide.logits_processors.vllm_plugin.request_guidance import Given
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.population import Outcome
 

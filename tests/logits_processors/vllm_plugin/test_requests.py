@@ -12,9 +12,9 @@ import torch
 from textguide.guidance import CFG
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.combination import Noise
-from textguide.logits_processors.vllm_plugin.described import Given
 from textguide.logits_processors.vllm_plugin.plan import Load, share, too_large
-from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.request_guidance import Given
+from textguide.logits_processors.vllm_plugin.request_state import Report
 from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
 
 

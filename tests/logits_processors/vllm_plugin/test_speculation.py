@@ -14,9 +14,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from textguide.guidance import APG, CFG, Formula
 from textguide.logits_processors.vllm_plugin.draft_model import ModelGuesser
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
-from textguide.logits_processors.vllm_plugin.requests import Draw, Request
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Request
 from textguide.logits_processors.vllm_plugin.speculation import (
     Guesser,
     check_beside,

@@ -14,8 +14,7 @@ from typing import Any
 from textguide.smc.constrained import STOPPED
 
 from .extras import OURS
-from .groups import MAIN
-from .requests import Request
+from .requests import MAIN, Request
 
 PATIENCE = 4
 """Tokens in a row that guidance has to leave nearly as they are before some are skipped."""

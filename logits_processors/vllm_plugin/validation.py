@@ -13,10 +13,10 @@ from textguide.guidance.prompts import as_chat, as_prompt
 from .adapters import Adapter, adapters_of, most_of
 from .arguments import asks, parse
 from .constraints import EngineConstraints
-from .described import Given
 from .extras import OURS, constraints_of, critics_of, ours_of
 from .further_models import models_of
 from .images import images_of
+from .request_guidance import Given
 from .requests import Limits
 from .reweighting import classifier_of
 

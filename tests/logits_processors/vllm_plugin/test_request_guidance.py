@@ -34,10 +34,10 @@ from textguide.guidance import (
 from textguide.guidance.base import BranchGuidance
 from textguide.guidance.catalogue import example
 from textguide.guidance.places import place
-from textguide.logits_processors.vllm_plugin import admission
+from textguide.logits_processors.vllm_plugin import validation
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.described import BRANCH_IDS, Given, Reading, branches_of, described
-from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.request_guidance import BRANCH_IDS, Given, Reading, branches_of, described
+from textguide.logits_processors.vllm_plugin.request_state import Report
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of dragons."}]
@@ -192,7 +192,7 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
             return (params.extra_args or {}).get("textguide")
 
         def _validate_params(self, params: Any) -> None:
-            admission.validate(params)
+            validation.validate(params)
 
     class LLM:
         def chat(self, prompt: Any, params: Any) -> Any:
@@ -208,11 +208,11 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked["prompts"] == [list(map(ord, "Err. The dragon"))]
     ids = Tokenizer().apply_chat_template(MESSAGES)["input_ids"]
     sent = params(edit)
-    sent.extra_args[admission.CHAT] = MESSAGES
+    sent.extra_args[validation.CHAT] = MESSAGES
     asked = InputProcessor().process_inputs({"type": "token", "prompt_token_ids": ids, "prompt": "rendered"}, sent)
     assert bytes(asked["prompts"][0]).decode() == "\x02Be brief.\x02Err. Tell me of dragons."
-    assert admission.CHAT not in sent.extra_args  # it goes no further
-    sent.extra_args[admission.CHAT] = [{"role": "user", "content": [{"type": "text", "text": "parts"}]}]
+    assert validation.CHAT not in sent.extra_args  # it goes no further
+    sent.extra_args[validation.CHAT] = [{"role": "user", "content": [{"type": "text", "text": "parts"}]}]
     with pytest.raises(ValueError, match="of which only the tokens are known"):
         InputProcessor().process_inputs({"type": "token", "prompt_token_ids": ids, "prompt": "rendered"}, sent)
     with pytest.raises(ValueError, match="of which only the tokens are known"):
@@ -237,10 +237,10 @@ def test_chat_requests_keep_their_messages() -> None:
         def to_sampling_params(self, longest: int) -> Any:
             return SimpleNamespace(extra_args=self.extra, max_tokens=longest)
 
-    admission.remember_chats(Protocol)
-    admission.remember_chats(Protocol)  # a second time changes nothing
+    validation.remember_chats(Protocol)
+    validation.remember_chats(Protocol)  # a second time changes nothing
     asked = Protocol({"guidance": "cfg"}).to_sampling_params(3)
-    assert (asked.extra_args, asked.max_tokens) == ({"guidance": "cfg", admission.CHAT: MESSAGES}, 3)
+    assert (asked.extra_args, asked.max_tokens) == ({"guidance": "cfg", validation.CHAT: MESSAGES}, 3)
     for extra in (None, {}, {"other": 1}):
         assert Protocol(extra).to_sampling_params(3).extra_args == extra
 

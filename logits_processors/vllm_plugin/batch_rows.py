@@ -1,0 +1,111 @@
+"""Rows of a worker's batch that belong to guided requests, by group. Knows no vLLM.
+
+vLLM's first model runner reports to its processors which rows are removed, added and moved (:class:`Rows`), and the
+second one which request indices are taken (:class:`Indices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from .requests import MAIN
+
+Payload = TypeVar("Payload")
+
+
+@dataclass
+class Member(Generic[Payload]):
+    """One request in a worker's batch.
+
+    Args:
+        group: id of the group that it belongs to.
+        place: ``MAIN``, or the number of the branch request.
+        payload: what its processor keeps for it.
+    """
+
+    group: str
+    place: int
+    payload: Payload
+
+
+class Standing(NamedTuple):
+    """The rows of a group whose main request is in the batch.
+
+    Args:
+        row: of the main request.
+        branches: of the branch requests that are there, by their places.
+        member: the main request.
+    """
+
+    row: int
+    branches: tuple[int, ...]
+    member: Member[Any]
+
+
+class Rows(Generic[Payload]):
+    """The rows of a persistent batch: what vLLM's first model runner reports, as a map from row to member."""
+
+    def __init__(self) -> None:
+        self.members: dict[int, Member[Payload]] = {}
+
+    def remove(self, row: int) -> None:
+        """The request in ``row`` left the batch."""
+        self.members.pop(row, None)
+
+    def add(self, row: int, member: Member[Payload] | None) -> None:
+        """A request entered ``row``, in place of whatever stood there; None for one that is not guided."""
+        if member is None:
+            self.members.pop(row, None)
+        else:
+            self.members[row] = member
+
+    def move(self, source: int, target: int, swap: bool) -> None:
+        """The request in ``source`` moved to ``target``; with ``swap`` the one there moved to ``source``."""
+        moved, met = self.members.pop(source, None), self.members.pop(target, None)
+        if moved is not None:
+            self.members[target] = moved
+        if swap and met is not None:
+            self.members[source] = met
+
+    def groups(self) -> list[Standing]:
+        """Where every group stands whose main request is there, by its row."""
+        return gather((row, self.members[row]) for row in sorted(self.members))
+
+
+class Indices(Generic[Payload]):
+    """The request indices of vLLM's second model runner: each belongs to one request until another takes it."""
+
+    def __init__(self) -> None:
+        self.members: dict[int, Member[Payload]] = {}
+
+    def add(self, index: int, member: Member[Payload] | None) -> None:
+        """A request took ``index``; None for one that is not guided."""
+        if member is None:
+            self.members.pop(index, None)
+        else:
+            self.members[index] = member
+
+    def groups(self, indices: Sequence[int]) -> list[Standing]:
+        """Like :meth:`Rows.groups` for a batch whose row ``i`` belongs to the request index ``indices[i]``.
+
+        Indices that are not in the batch hold whichever request had them last, and count for nothing.
+        """
+        return gather((row, self.members[index]) for row, index in enumerate(indices) if index in self.members)
+
+
+def gather(members: Iterable[tuple[int, Member[Any]]]) -> list[Standing]:
+    """Groups by their main requests, from (row, member) in ascending order of rows."""
+    mains: list[tuple[int, Member[Any]]] = []
+    branches: dict[str, dict[int, int]] = {}
+    for row, member in members:
+        if member.place == MAIN:
+            mains.append((row, member))
+        else:
+            branches.setdefault(member.group, {})[member.place] = row
+    found = []
+    for row, member in mains:
+        rows = branches.get(member.group, {})
+        found.append(Standing(row, tuple(rows[place] for place in sorted(rows)), member))
+    return found
