@@ -163,7 +163,7 @@ def member_of(
         return None
     if ours["place"] != MAIN:
         return Member(ours["group"], ours["place"], None)
-    began = ours.get("began", 0)
+    began = ours.get("n_written", 0)
     if began:  # the request was made when its text had begun, which is the end of its prompt
         prompt, written = _parted(prompt, written, began)
     reweighting, constraints = aids.reweighting, aids.constraints
@@ -176,7 +176,7 @@ def member_of(
         constrained = constraints.row(request.awrs, ours["ends"], request.limit)
     seat = None
     if request.population is not None:
-        name, number = ours["seat"]
+        name, number = ours["particle"]
         seat = Seat(name, number, tuple(ours["ends"]), aids.populations)
     ends = frozenset(ours.get("ends", ()))
     payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained, seat, began, ends)

@@ -1,6 +1,6 @@
-"""One guided request as the scheduler follows it: when it needs its branch requests, and what guidance did.
+"""What the scheduler knows about one guided request: when it needs branch requests, and what guidance did so far.
 
-Knows no vLLM.
+Knows no vLLM but the names of its sampling parameters.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from .extras import OURS
 from .requests import MAIN, Request
 
 PATIENCE = 4
-"""Tokens in a row that guidance has to leave nearly as they are before some are skipped."""
-# Skips begin at multiples of this many tokens, and are that long at first: a branch request that is made again reads
-# all that was written since, in a step of its own.
+"""Number of consecutive tokens that guidance has to leave nearly unchanged before some are skipped."""
+# Skips begin at multiples of this many tokens, and are that long at first. They cannot be short: a branch request that
+# is added again reads all that was written since, in a step of its own.
 FIRST_SKIP = 8
 LONGEST_SKIP = 64
 
 
 @dataclass
-class Report:
+class RequestState:
     """State of one guided request.
 
     Args:
-        request: what is asked for.
+        request: the guided request.
         branch_tokens: tokens that branch requests have read.
         guided: tokens drawn from a distribution that guidance changed, by its branches or a classifier.
         branched: of these, the ones that combined branches.
-        unguided: tokens drawn without: outside the window, at γ(s) = 1, or skipped.
+        unguided: tokens drawn without guidance: outside its window, at γ(s) = 1, or skipped.
         skipped: tokens that ``skip_threshold`` left without branch requests.
-        discarded: tokens that a part of the group wrote alone, and that were thrown away.
+        discarded: tokens that a part of the group wrote alone, and that were discarded.
         preemptions: how often the group was sent back to the queue.
-        kl_sum, kl_max: of KL(guided‖unguided) over guided tokens, in nats.
-        changed: guided tokens whose most likely value was another one without guidance.
+        kl_sum: sum of KL(guided‖unguided) over guided tokens, in nats.
+        kl_max: the largest of these.
+        changed: guided tokens for which guidance changed the most likely token.
         log_weight: of the text so far, under its constraint or by the normalisers of its guidance.
-        constraint_calls: questions to the constraint.
+        constraint_calls: how often the constraint was evaluated.
         ended: whether the text is complete.
-        death: why nothing more may be written; None where something may.
-        calm: guided tokens in a row that stayed within ``skip_threshold``.
-        skip: how many tokens are skipped next.
+        death: why the text was given up; None if it was not.
+        calm: consecutive guided tokens that stayed within ``skip_threshold``.
+        skip: number of tokens that the next skip leaves out.
         resume_at: position at which the present skip ends.
         stops: whether a text may end the request, which the front end finds out.
         guessed: tokens that were guessed, and read before they were written.
@@ -79,66 +80,83 @@ class Report:
         return self.request.effect or self._threshold is not None
 
     def guides(self, position: int) -> bool:
-        """Whether the token at ``position`` is drawn from what the branches make together."""
+        """Whether the token at ``position`` is drawn from the combination of the branches."""
         return self.request.acts(position) and not self.skips(position)
 
-    def awaits(self, position: int) -> bool:
-        """Whether the worker has something to say of the token at ``position``, without which it must not be used."""
+    def needs_message(self, position: int) -> bool:
+        """Whether the worker has to send a message about the token at ``position``, which is not used without it."""
         request = self.request
-        asked = request.draw.logprobs is not None or request.awrs is not None or request.population is not None
-        return asked or (self.measures and self.guides(position))
+        if request.draw.logprobs is not None or request.awrs is not None or request.population is not None:
+            return True
+        return self.measures and self.guides(position)
 
-    def wants_branches(self, position: int) -> bool:
-        """Whether branch requests have to stand beside the main request when it writes the token at ``position``."""
+    def needs_branches(self, position: int) -> bool:
+        """Whether the main request needs its branch requests to write the token at ``position``."""
         return bool(self.request.prompts) and self.guides(position)
 
-    def idles(self, position: int) -> bool:
-        """Whether branch requests are of no use for a while, from ``position`` on."""
+    def can_drop_branches(self, position: int) -> bool:
+        """Whether branch requests are not needed for a while, from ``position`` on."""
         return self.skips(position) or not any(map(self.request.acts, range(position, position + FIRST_SKIP)))
 
-    def decides(self, position: int) -> bool:
-        """Whether the token at ``position`` may be the first that is skipped, by what was seen before it."""
+    def may_start_skip(self, position: int) -> bool:
+        """Whether the token at ``position`` may be the first that is skipped, depending on those before it."""
         return self._threshold is not None and position % FIRST_SKIP == 0
 
     def skips(self, position: int) -> bool:
         """Whether ``skip_threshold`` leaves the token at ``position`` unguided."""
         return self.resume_at is not None and position < self.resume_at
 
-    def observe(self, position: int, guided: bool, seen: Mapping[str, Any] | None) -> None:
-        """Learn what happened at ``position``: tokens are skipped where guidance has changed little for a while."""
-        drawn = (seen or {}).get("drawn")
-        if drawn is not None:
-            self.log_weight += drawn["log_weight"] or 0.0
-            self.constraint_calls += drawn["calls"]
-            self.ended, self.death = drawn["ended"], drawn["death"]
-        self.log_weight += (seen or {}).get("log_weight") or 0.0
+    def observe(self, position: int, guided: bool, message: Mapping[str, Any] | None) -> None:
+        """Record what happened at a position.
+
+        Args:
+            position: number of tokens before it.
+            guided: whether branches were combined.
+            message: the fields of the worker's report; None if there is none.
+        """
+        if message is not None:
+            self._record_weights(message)
         self.skipped += self.skips(position)
         self.branched += guided
         if not guided and not self.request.caif:
             self.unguided += 1
             return
         self.guided += 1
-        if seen is None:
+        if message is None:
             return
-        kl = float(seen["kl"])
+        kl = float(message["kl"])
         self.kl_sum += kl
         self.kl_max = max(self.kl_max, kl)
-        self.changed += bool(seen["changed"])
-        threshold = self._threshold
-        if threshold is None or not guided:
-            return
-        if kl > threshold:
-            self.calm, self.skip = 0, FIRST_SKIP
-        elif self.resume_at is not None:  # just resumed, and the skip did no harm
-            self.calm, self.skip = PATIENCE, min(2 * self.skip, LONGEST_SKIP)
+        self.changed += bool(message["changed"])
+        if guided and self._threshold is not None:
+            self._plan_skip(position, calm=kl <= self._threshold)
+
+    def _record_weights(self, message: Mapping[str, Any]) -> None:
+        drawn = message.get("drawn")
+        if drawn is not None:
+            self.log_weight += drawn["log_weight"] or 0.0
+            self.constraint_calls += drawn["calls"]
+            self.ended = drawn["ended"]
+            self.death = drawn["death"]
+        self.log_weight += message.get("log_weight") or 0.0
+
+    def _plan_skip(self, position: int, calm: bool) -> None:
+        """Skip tokens if guidance has changed little for a while; ``calm`` if it did at ``position``."""
+        if not calm:
+            self.calm = 0
+            self.skip = FIRST_SKIP
+        elif self.resume_at is not None:
+            # The first token after a skip: the skip did no harm, so the next one may be longer.
+            self.calm = PATIENCE
+            self.skip = min(2 * self.skip, LONGEST_SKIP)
         else:
             self.calm += 1
         self.resume_at = None
-        if self.calm >= PATIENCE and self.decides(position + 1):
+        if self.calm >= PATIENCE and self.may_start_skip(position + 1):
             self.resume_at = position + self.skip
 
     def summary(self) -> dict[str, Any]:
-        """What is reported to the client at the end, as plain values."""
+        """The report that the client receives at the end, as plain values."""
         values: dict[str, Any] = {
             "guided_steps": self.guided,
             "branched_steps": self.branched,
@@ -167,32 +185,53 @@ class Report:
         return {name: _finite(value) for name, value in values.items()}
 
     def parameters(
-        self, params: Any, group: str, place: int, seat: tuple[str, int] | None = None, began: int = 0
+        self, params: Any, group: str, place: int, particle: tuple[str, int] | None = None, n_written: int = 0
     ) -> Any:
-        """Sampling parameters for the engine: greedy, since the processor draws; the group is named in them.
+        """Sampling parameters of one request of the group, which name the group.
+
+        They are greedy, since the processor draws the token and vLLM's sampler then takes the only one that is left.
 
         Args:
-            params: the user's.
-            group: the name.
-            place: in the group.
-            seat: of a particle: its population and its number.
-            began: tokens at the end of the request's prompt that are its text.
+            params: the client's.
+            group: id under which the requests of the text belong together.
+            place: ``MAIN``, or the number of the branch request.
+            particle: the population and the number of the particle, for a particle request.
+            n_written: number of tokens at the end of the request's prompt that belong to its text.
         """
         params = copy.copy(params)
-        params.temperature, params.top_p, params.top_k, params.min_p, params.seed = 0.0, 1.0, 0, 0.0, None
-        params.repetition_penalty, params.presence_penalty, params.frequency_penalty = 1.0, 0.0, 0.0
-        # cached_property of vLLM, read before
+        params.temperature = 0.0
+        params.top_p = 1.0
+        params.top_k = 0
+        params.min_p = 0.0
+        params.seed = None
+        params.repetition_penalty = 1.0
+        params.presence_penalty = 0.0
+        params.frequency_penalty = 0.0
+        # A cached_property of vLLM, which may hold the kind of sampling of the client's parameters.
         getattr(params, "__dict__", {}).pop("sampling_type", None)
         ours: dict[str, Any] = {"group": group, "place": place}
         if place == MAIN:
-            ours |= {"measures": self.measures, "request": self.request.to_dict(), "seat": seat, "began": began}
-            ours["ends"] = sorted({params.eos_token_id, *(params.stop_token_ids or ())} - {None})
+            ours |= {
+                "measures": self.measures,
+                "request": self.request.to_dict(),
+                "particle": particle,
+                "n_written": n_written,
+                "ends": sorted({params.eos_token_id, *(params.stop_token_ids or ())} - {None}),
+            }
         params.extra_args = {**(params.extra_args or {}), OURS: ours}
-        if place != MAIN or seat is not None:  # what ends a particle is seen where it is drawn
-            params.structured_outputs, params.logprobs, params.repetition_detection = None, None, None
-            params.min_tokens = 0
-            params.stop_token_ids, params._eos_token_id, params._all_stop_token_ids = None, None, set()
+        if place != MAIN or particle is not None:
+            self._never_stop(params)
         return params
+
+    def _never_stop(self, params: Any) -> None:
+        """Leave where the text ends to the scheduler, and its log-probabilities to the processor."""
+        params.structured_outputs = None
+        params.logprobs = None
+        params.repetition_detection = None
+        params.min_tokens = 0
+        params.stop_token_ids = None
+        params._eos_token_id = None
+        params._all_stop_token_ids = set()
 
     @property
     def _threshold(self) -> float | None:
@@ -200,17 +239,6 @@ class Report:
         return None if guidance is None or not self.request.prompts else guidance.skip_threshold
 
 
-def with_guided(logprobs: Any, row: int, seen: Mapping[str, Any], number: int = 0) -> Any:
-    """vLLM's log-probabilities of a step with those of the guided distribution in one row, at its ``number``-th
-    token."""
-    starts = getattr(logprobs, "cu_num_generated_tokens", None)
-    row = (row if starts is None else starts[row]) + number
-    count = len(seen["ids"])
-    ids, values, ranks = (array.copy() for array in logprobs[:3])
-    ids[row, :count], values[row, :count], ranks[row] = seen["ids"], seen["logprobs"], seen["rank"]
-    return logprobs._replace(logprob_token_ids=ids, logprobs=values, sampled_token_ranks=ranks)
-
-
 def _finite(value: Any) -> Any:
-    """JSON has no infinite numbers: null."""
+    """JSON has no infinite numbers: None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -139,7 +139,7 @@ def check_draft(served: str, settings: Mapping[str, Any] | None, longest: int | 
         check_models(served, {"draft_model": settings["model"]}, longest)
 
 
-def guesser_of(config: Any) -> Guesser | ModelGuesser | None:
+def guesser_of(config: Any) -> AnyGuesser | None:
     """What guesses for an engine; None where nothing does.
 
     Args:
@@ -192,3 +192,6 @@ class Guesser:
         row = self._rows.pop(request, None)
         if row is not None:
             self._drafter.forget(row)
+
+
+AnyGuesser = Guesser | ModelGuesser

@@ -14,7 +14,7 @@ import numpy as np
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.request_state import Report
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
 from . import simulated_populations
@@ -44,9 +44,9 @@ def log_prob(name: str, position: int) -> float:
     return -(_number(name, position, "log") % 1000) / 7
 
 
-def oracle(name: str, asked: Request | None, count: int, stops: Set[int]) -> tuple[list[int], Report | None]:
+def oracle(name: str, asked: Request | None, count: int, stops: Set[int]) -> tuple[list[int], RequestState | None]:
     """The plainest loop: at most ``count`` tokens of a request, up to one of ``stops``, and what guidance did."""
-    report = None if asked is None else Report(asked)
+    report = None if asked is None else RequestState(asked)
     written: list[int] = []
     for position in range(count):
         guided = report is not None and report.guides(position)
@@ -168,7 +168,7 @@ class Worker:
             state.first = list(state.prompt)
             if state.place == MAIN:
                 state.asked, state.measures = Request.from_dict(ours["request"]), ours["measures"]
-                state.seat, state.began = ours["seat"], ours["began"]
+                state.seat, state.began = ours["particle"], ours["n_written"]
             state.cache = state.prompt[: new.num_computed_tokens]
             self.states[new.req_id] = state
         cached = scheduled.scheduled_cached_reqs

@@ -194,7 +194,7 @@ class Simulation:
         self.answers[name], self.log_probs[name] = [], []
         self.requests += 1
         self.scheduler.add_request(Request(name, ids, params, None, block_hasher=self.hasher, **more))
-        group, request = self.scheduler.groups.by_main.get(name), self.scheduler.requests[name]
+        group, request = self.scheduler.groups.by_client.get(name), self.scheduler.requests[name]
         count = min(request.max_tokens, self.settings["longest"] - prompt)
         self.asked[name] = (None if group is None else group.state.request, count, frozenset(stops))
 
@@ -212,7 +212,7 @@ class Simulation:
             self.answers[front], self.log_probs[front] = [], []
             self.asked[front] = (None, tokens, frozenset())
             self.scheduler.add_request(Request(front, ids, params, None, block_hasher=self.hasher))
-        self.populations[name] = self.scheduler.groups.by_main[name].state.request
+        self.populations[name] = self.scheduler.groups.by_name[name].state.request
 
     def abort(self, name: str) -> None:
         """The client went away."""
@@ -265,7 +265,7 @@ class Simulation:
             busy = self.steps < steps if requests is None else born < requests
             if busy and draw.random() < 0.5:
                 for _ in range(draw.choice((1, 1, 2, 6))):
-                    born += self._arrive(f"r{born}{'~' if self.scheduler.guesser else ''}", draw)
+                    born += self._arrive(f"r{born}{'~' if self.scheduler.drafts else ''}", draw)
             if busy and draw.random() < 0.05:
                 alive = [one for one in self.asked if one not in self.finished]
                 if alive:
@@ -364,10 +364,10 @@ class Simulation:
         scheduler = self.scheduler
         assert not scheduler.requests
         assert not len(scheduler.groups)
-        assert not scheduler.groups.by_branch
+        assert not scheduler.groups.by_client
+        assert not scheduler.groups.by_internal
         assert not self.queue
-        assert not scheduler._broken
-        assert not scheduler._fronts
+        assert not scheduler.engine.incomplete
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one stands for no block
 
@@ -378,7 +378,7 @@ class Simulation:
         def one(request: Request) -> str:
             group = scheduler.groups.of(request.request_id)
             others = [] if group is None else [other for other in group.members if other != request.request_id]
-            seeded = " seeded" if scheduler._is_seeded(request) else ""
+            seeded = " seeded" if scheduler.admission._must_read_at_once(request) else ""
             read = f"{request.num_computed_tokens}/{request.num_tokens}"
             return f"{request.request_id}({read}{seeded}{', with ' + ', '.join(others) if others else ''})"
 

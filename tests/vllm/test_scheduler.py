@@ -9,7 +9,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from textguide.guidance import CFG
-from textguide.logits_processors.vllm_plugin import scheduler as scheduling
+from textguide.logits_processors.vllm_plugin import step_result
+from textguide.logits_processors.vllm_plugin.admission import Admission
+from textguide.logits_processors.vllm_plugin.engine_requests import EngineRequests
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedAsyncScheduler, GuidedScheduler
 from textguide.models import bundled
 
@@ -47,8 +49,8 @@ def late(messages_of):
     return wrong
 
 
-def rewind(self, wrote, counts, guesses):
-    for request in wrote:
+def rewind(self, names, step):
+    for request in self.present(names):
         request.num_computed_tokens -= 1
         request.num_output_placeholders = max(0, request.num_output_placeholders - 1)
 
@@ -57,34 +59,34 @@ def deliver(self, request, timestamp, drop_stale_output=False):
     group = self.groups.of(request.request_id)
     AsyncScheduler._preempt_request(self, request, timestamp, drop_stale_output)
     if group is not None:
-        self._broken.add(group.main)
+        self.engine.incomplete.add(group.name)
 
 
-def run_on(held):
+def run_on(must_wait):
     """A part of a group that wrote alone is scheduled again before it is known."""
 
-    def is_held(self, request):
-        group = self.groups.of(request.request_id)
-        apart = group is not None and len({one.num_output_placeholders for one in self._members(group)}) > 1
-        return held(self, request) and not apart
+    def wrong(self, request):
+        members = [request, *self._engine.others(request)]
+        apart = len({one.num_output_placeholders for one in members}) > 1
+        return must_wait(self, request) and not apart
 
-    return is_held
+    return wrong
 
 
-def still_ahead(self, wrote, counts, guesses):
-    for request in wrote:
+def still_ahead(self, names, step):
+    for request in self.present(names):
         request.num_computed_tokens -= 1
 
 
-RUN_ON = (GuidedScheduler, "_is_held", run_on(GuidedScheduler._is_held))
+RUN_ON = (Admission, "must_wait", run_on(Admission.must_wait))
 FAULTS = {
-    "nothing waits for steps in flight": ("ahead", (GuidedScheduler, "_is_held", lambda self, request: False)),
-    "messages come late": ("in turn", (scheduling, "messages_of", late(scheduling.messages_of))),
-    "what is thrown away stays in flight": ("ahead, unlucky", (GuidedScheduler, "_take_back", still_ahead)),
-    "steps in flight are not cancelled": ("ahead, unlucky", RUN_ON, (GuidedScheduler, "_take_back", rewind)),
+    "nothing waits for steps in flight": ("ahead", (Admission, "must_wait", lambda self, request: False)),
+    "messages come late": ("in turn", (step_result, "messages_of", late(step_result.messages_of))),
+    "what is thrown away stays in flight": ("ahead, unlucky", (EngineRequests, "take_back", still_ahead)),
+    "steps in flight are not cancelled": ("ahead, unlucky", RUN_ON, (EngineRequests, "take_back", rewind)),
     "steps in flight write after a preemption": ("ahead, unlucky", (GuidedScheduler, "_preempt_request", deliver)),
-    "places are given to more adapters than fit": ("adapters", (GuidedScheduler, "_adapters", lambda *_: set())),
-    "no token is thrown away": ("two stages, unlucky", (GuidedScheduler, "_take_back", lambda *_: None)),
+    "places are given to more adapters than fit": ("adapters", (Admission, "adapters", lambda *_: set())),
+    "no token is thrown away": ("two stages, unlucky", (EngineRequests, "take_back", lambda *_: None)),
 }
 
 

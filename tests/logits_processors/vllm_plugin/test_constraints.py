@@ -19,7 +19,7 @@ from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
 from textguide.logits_processors.vllm_plugin.request_guidance import Given
-from textguide.logits_processors.vllm_plugin.request_state import Report
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.constrained import Constrained
@@ -47,10 +47,11 @@ def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[D
 
 def write(
     logits_behind: Any, constraint: Strings, seed: int, interrupted: random.Random | None = None
-) -> tuple[Any, Report]:
+) -> tuple[Any, RequestState]:
     """A text and what the scheduler knows of it; tokens are thrown away, and rows made anew, now and then."""
     asked = request(seed)
-    report, written = Report(asked), list[int]()
+    state = RequestState(asked)
+    written: list[int] = []
     member = drawing(asked, written, constraint)
     while len(written) < LENGTH:
         logits = logits_behind(tuple(written))[None].clone()
@@ -60,11 +61,11 @@ def write(
             if interrupted.random() < 0.5:  # preempted
                 member = drawing(asked, written, constraint)
             continue
-        report.observe(len(written), False, json.loads(json.dumps(vars(seen))))
+        state.observe(len(written), False, json.loads(json.dumps(vars(seen))))
         written.append(int(seen.token))
         if seen.token == END:
             break
-    return tuple(written), report
+    return tuple(written), state
 
 
 def uninterrupted(logits_behind: Any, constraint: Strings, seed: int) -> tuple[Any, float, list[str | None]]:
@@ -132,13 +133,13 @@ def test_weights_make_the_global_conditional(masks: bool, interrupted: bool) -> 
 
 
 def test_a_text_that_was_stopped_has_no_weight() -> None:
-    report = Report(request(0))
-    report.observe(0, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
-    assert report.summary()["log_weight"] is None
-    assert "stopping" in report.summary()["death"]
-    report.observe(1, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(END, -0.25, 1, True))})
-    assert report.summary()["log_weight"] == -0.75
-    assert report.summary()["constraint_calls"] == 3
+    state = RequestState(request(0))
+    state.observe(0, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
+    assert state.summary()["log_weight"] is None
+    assert "stopping" in state.summary()["death"]
+    state.observe(1, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(END, -0.25, 1, True))})
+    assert state.summary()["log_weight"] == -0.75
+    assert state.summary()["constraint_calls"] == 3
 
 
 def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

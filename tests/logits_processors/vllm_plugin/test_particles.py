@@ -19,8 +19,9 @@ from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide, messages
 from textguide.logits_processors.vllm_plugin.particles import Populations, Seat
-from textguide.logits_processors.vllm_plugin.population import Population, front_of
+from textguide.logits_processors.vllm_plugin.population import Population, population_of
 from textguide.logits_processors.vllm_plugin.request_guidance import Given
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.population import Outcome
@@ -58,7 +59,7 @@ def write(
     asked = Request(draw=Draw(1.0, seed=seed, logprobs=0), horizon=LENGTH, limit=LENGTH, population=awrs, critic=critic)
     asked = Request.from_dict(asked.to_dict())
     populations = Populations(toys, 4)
-    known = Population.of("group", size)
+    known = Population.of_size("group", RequestState(asked), size)
     while any(known.open):
         rows = [number for number in range(size) if known.open[number]]
         if chance is not None:
@@ -275,5 +276,5 @@ def test_engine_critics_are_found_by_their_place() -> None:
 
 
 def test_answers_know_their_population() -> None:
-    assert front_of("2_cmpl-1_x", 4) == ("cmpl-1_x", 2)
-    assert front_of("cmpl-1_x", 1) == ("cmpl-1_x", 0)
+    assert population_of("2_cmpl-1_x", 4) == ("cmpl-1_x", 2)
+    assert population_of("cmpl-1_x", 1) == ("cmpl-1_x", 0)

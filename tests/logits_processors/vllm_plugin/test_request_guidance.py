@@ -37,7 +37,7 @@ from textguide.guidance.places import place
 from textguide.logits_processors.vllm_plugin import validation
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.request_guidance import BRANCH_IDS, Given, Reading, branches_of, described
-from textguide.logits_processors.vllm_plugin.request_state import Report
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of dragons."}]
@@ -287,10 +287,10 @@ def test_texts_that_are_weighed() -> None:
     asked = parse(params([part.to_dict() for part in sent]), LIMITS, GIVEN)
     assert asked is not None
     assert (asked.guidance, asked.weighs) == (CFG(2.0, renormalize=False), True)
-    report = Report(asked)
+    state = RequestState(asked)
     for log_weight, told in ((-2.0, -2.0), (-0.5, -2.5), (float("-inf"), None)):
-        report.observe(0, True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
-        assert report.summary()["log_weight"] == told
+        state.observe(0, True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
+        assert state.summary()["log_weight"] == told
     for wrong, named in (
         ([FeynmanKac(1)], "feynman-kac weighs texts by what normalising"),
         ([CFG(2.0), FeynmanKac(1, constraint="regex:a")], "constraint='regex:a' does not travel with feynman-kac"),

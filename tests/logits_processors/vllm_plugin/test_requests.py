@@ -14,7 +14,7 @@ from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.combination import Noise
 from textguide.logits_processors.vllm_plugin.plan import Load, share, too_large
 from textguide.logits_processors.vllm_plugin.request_guidance import Given
-from textguide.logits_processors.vllm_plugin.request_state import Report
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
 
 
@@ -171,27 +171,27 @@ def test_what_can_never_stand_together_is_told():
 
 
 def test_branches_rest_where_guidance_changes_nothing():
-    report = Report(Request(CFG(2.0, skip_threshold=0.01), ((1,),), ((1, ""),), Draw(), horizon=200))
+    state = RequestState(Request(CFG(2.0, skip_threshold=0.01), ((1,),), ((1, ""),), Draw(), horizon=200))
     guided = []
     for position in range(200):
-        wants = report.wants_branches(position)
+        wants = state.needs_branches(position)
         guided.append(wants)
         kl = 0.5 if 60 <= position < 80 else 0.001
-        report.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
+        state.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
     assert all(guided[:8])
     assert not any(guided[8:15])
     assert sum(guided[80:]) < 60
-    assert report.summary()["guided_steps"] == sum(guided)
-    assert report.summary()["skipped_steps"] == 200 - sum(guided)
-    never = Report(Request(CFG(2.0), ((1,),), ((1, ""),), Draw(), horizon=200))
+    assert state.summary()["guided_steps"] == sum(guided)
+    assert state.summary()["skipped_steps"] == 200 - sum(guided)
+    never = RequestState(Request(CFG(2.0), ((1,),), ((1, ""),), Draw(), horizon=200))
     for position in range(200):
-        assert never.wants_branches(position)
+        assert never.needs_branches(position)
         never.observe(position, True, {"kl": 0.0, "changed": False})
 
 
 def test_branches_rest_outside_of_their_window():
-    report = Report(Request(CFG(2.0, start=0.25, stop=0.5), ((1,),), ((1, ""),), Draw(), horizon=101))
-    assert [n for n in range(101) if report.wants_branches(n)] == list(range(25, 51))
-    assert not report.idles(24)
-    assert report.idles(51)
-    assert report.idles(10)
+    state = RequestState(Request(CFG(2.0, start=0.25, stop=0.5), ((1,),), ((1, ""),), Draw(), horizon=101))
+    assert [n for n in range(101) if state.needs_branches(n)] == list(range(25, 51))
+    assert not state.can_drop_branches(24)
+    assert state.can_drop_branches(51)
+    assert state.can_drop_branches(10)
