@@ -1,7 +1,7 @@
 """Rows of a worker's batch that belong to guided requests, by group. Knows no vLLM.
 
 vLLM's first model runner reports to its processors which rows are removed, added and moved (:class:`Rows`), and the
-second one which request indices are taken (:class:`Indices`).
+second one which request indices are in use (:class:`Indices`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Standing(NamedTuple):
 
     Args:
         row: of the main request.
-        branches: of the branch requests that are there, by their places.
+        branches: rows of the branch requests that are in the batch, by their places.
         member: the main request.
     """
 
@@ -45,7 +45,7 @@ class Standing(NamedTuple):
 
 
 class Rows(Generic[Payload]):
-    """The rows of a persistent batch: what vLLM's first model runner reports, as a map from row to member."""
+    """The rows of a persistent batch, as vLLM's first model runner reports their changes."""
 
     def __init__(self) -> None:
         self.members: dict[int, Member[Payload]] = {}
@@ -55,7 +55,7 @@ class Rows(Generic[Payload]):
         self.members.pop(row, None)
 
     def add(self, row: int, member: Member[Payload] | None) -> None:
-        """A request entered ``row``, in place of whatever stood there; None for one that is not guided."""
+        """A request entered ``row`` and replaced the one that was there; None for one that is not guided."""
         if member is None:
             self.members.pop(row, None)
         else:
@@ -63,34 +63,35 @@ class Rows(Generic[Payload]):
 
     def move(self, source: int, target: int, swap: bool) -> None:
         """The request in ``source`` moved to ``target``; with ``swap`` the one there moved to ``source``."""
-        moved, met = self.members.pop(source, None), self.members.pop(target, None)
+        moved = self.members.pop(source, None)
+        replaced = self.members.pop(target, None)
         if moved is not None:
             self.members[target] = moved
-        if swap and met is not None:
-            self.members[source] = met
+        if swap and replaced is not None:
+            self.members[source] = replaced
 
     def groups(self) -> list[Standing]:
-        """Where every group stands whose main request is there, by its row."""
+        """The groups whose main requests are in the batch, by the rows of these."""
         return gather((row, self.members[row]) for row in sorted(self.members))
 
 
 class Indices(Generic[Payload]):
-    """The request indices of vLLM's second model runner: each belongs to one request until another takes it."""
+    """The request indices of vLLM's second model runner: each belongs to a request until another one gets it."""
 
     def __init__(self) -> None:
         self.members: dict[int, Member[Payload]] = {}
 
     def add(self, index: int, member: Member[Payload] | None) -> None:
-        """A request took ``index``; None for one that is not guided."""
+        """A request got ``index``; None for one that is not guided."""
         if member is None:
             self.members.pop(index, None)
         else:
             self.members[index] = member
 
     def groups(self, indices: Sequence[int]) -> list[Standing]:
-        """Like :meth:`Rows.groups` for a batch whose row ``i`` belongs to the request index ``indices[i]``.
+        """The groups of a batch whose row ``i`` belongs to the request index ``indices[i]``.
 
-        Indices that are not in the batch hold whichever request had them last, and count for nothing.
+        Indices that are not in the batch hold whichever request had them last, and are ignored.
         """
         return gather((row, self.members[index]) for row, index in enumerate(indices) if index in self.members)
 
@@ -104,8 +105,8 @@ def gather(members: Iterable[tuple[int, Member[Any]]]) -> list[Standing]:
             mains.append((row, member))
         else:
             branches.setdefault(member.group, {})[member.place] = row
-    found = []
+    groups = []
     for row, member in mains:
         rows = branches.get(member.group, {})
-        found.append(Standing(row, tuple(rows[place] for place in sorted(rows)), member))
-    return found
+        groups.append(Standing(row, tuple(rows[place] for place in sorted(rows)), member))
+    return groups

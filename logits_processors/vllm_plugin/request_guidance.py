@@ -1,4 +1,4 @@
-"""A guidance in a request: its JSON, and what its branches read there. Knows no vLLM."""
+"""The guidance of a request: its JSON, and what the branch requests that it needs have to read. Knows no vLLM."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .images import NONE, Images
 GUIDANCE = "guidance"
 """The argument with a guidance: JSON, or a line of text."""
 BRANCH_IDS = "guidance_branch_token_ids"
-"""The argument with what its branches read, in place of what it says itself."""
+"""The argument with the token ids of its branches, instead of the prompts that the guidance itself defines."""
 
 
 @dataclass(frozen=True)
-class Given:
+class RequestPrompt:
     """The prompt of a request.
 
     Args:
         ids: its token ids.
-        prompt: the same as it was given, a text or a chat; None where that is not known.
-        is_chat: whether it was a chat, known or not.
+        prompt: the text or chat that they encode; None if it is not known.
+        is_chat: whether it was a chat, even if its messages are not known.
         adapter: the one that the request names.
-        images: those of the prompt; None: it has none.
+        images: those of the prompt; None without images.
     """
 
     ids: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
     Args:
         ids: its token ids.
         adapter: the one that it runs with.
-        sees: which images, as :mod:`~.images` has it.
+        sees: which images it sees, one of the values of :mod:`~.images`.
     """
 
     ids: tuple[int, ...]
@@ -56,26 +56,33 @@ class Reading(NamedTuple):
     sees: str = NONE
 
 
-def described(value: Any, models: Collection[str] = ()) -> Parts:
+def brief(value: Any, limit: int = 60) -> str:
+    """``value`` as code, cut off for messages."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def parse_guidance(value: Any, models: Collection[str] = ()) -> Parts:
     """The parts of the guidance that a request describes.
 
     Args:
-        value: JSON of an object or of a list of them, as text or not, or a line such as ``cfg:scale=1.5``.
-        models: names of the further models and of the adapters that the engine holds.
+        value: an object or a list of them, its JSON, or a line such as ``cfg:scale=1.5``.
+        models: names of the further models and of the adapters that the engine has.
 
     Raises:
-        ValueError: it is no guidance, or cannot run inside vLLM; the message names the field or the method.
+        ValueError: it is not a guidance, or it cannot run inside vLLM; the message names the field or the method.
     """
     try:
-        guidance = as_guidance(_read(value))
+        guidance = as_guidance(_without_json(value))
     except (ValueError, TypeError, OverflowError, AttributeError, KeyError, RecursionError) as error:
         reason = str(error)
         raise ValueError(reason if reason.startswith(GUIDANCE) else f"{GUIDANCE}: {reason}") from None
-    check(guidance, models)
+    check_guidance(guidance, models)
     return split(guidance)
 
 
-def _read(value: Any) -> Any:
+def _without_json(value: Any) -> Any:
+    """``value``, decoded if it is JSON text."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -83,20 +90,22 @@ def _read(value: Any) -> Any:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise ValueError(f"guidance={_brief(text)} is no JSON ({error})") from None
+            raise ValueError(f"guidance={brief(text)} is not JSON ({error})") from None
     if any(part.strip().endswith(".json") for part in text.split(" + ")):
-        raise ValueError(f"guidance={_brief(text)}: files are not read for a request; send what is in it")
+        # A client must not make the server read its files.
+        raise ValueError(f"guidance={brief(text)}: files are not read for a request; send the content of the file")
     return text
 
 
-def check(guidance: Guidance | None, models: Collection[str] = ()) -> None:
+def check_guidance(guidance: Guidance | None, models: Collection[str] = ()) -> None:
     """Refuse a guidance that cannot run inside vLLM.
 
     Args:
-        models: names of the further models and of the adapters that the engine holds.
+        guidance: the guidance; None: nothing to check.
+        models: names of the further models and of the adapters that the engine has.
 
     Raises:
-        ValueError: the message names the method, the reason and the place that can.
+        ValueError: the message names the method, the reason and where it can run.
     """
     for part in parts_of(guidance):
         if part.is_neutral:
@@ -104,107 +113,119 @@ def check(guidance: Guidance | None, models: Collection[str] = ()) -> None:
         check_place(part, "vllm")
         for branch in getattr(part, "branches", ()):
             if branch.model not in (SELF, *models):
-                held = f"{', '.join(models)} alone" if models else "none"
+                available = f"only {', '.join(models)}" if models else "none"
                 raise ValueError(
-                    f"guidance {part.name!r} asks the model {branch.model!r}, and of further models this engine has "
-                    f"{held}; name it when the engine starts, textguide serve MODEL --with {branch.model}=PATH, or "
-                    f"--enable-lora --lora-modules {branch.model}=FOLDER where it is an adapter"
+                    f"guidance {part.name!r} needs the model {branch.model!r}, and this engine has {available} besides "
+                    f"the served one; name it when the engine starts, textguide serve MODEL --with {branch.model}=PATH,"
+                    f" or --enable-lora --lora-modules {branch.model}=FOLDER if it is an adapter"
                 )
 
 
 def branches_of(
     guidance: BranchGuidance | None,
-    given: Given,
+    prompt: RequestPrompt,
     tokenizer: Any,
     ids: Any = None,
     adapters: Mapping[str, Adapter] | None = None,
-    unconditional: str = "blank",
+    without_images: str = "blank",
 ) -> tuple[tuple[Reading, ...], tuple[tuple[int, str], ...]]:
-    """What the branch requests of a request read, and which request and model each branch of ``guidance`` is.
+    """What branch requests read, and where the logits of each branch of ``guidance`` come from.
 
-    Branches that read the same share a request, whichever further model counts; those that read the prompt itself with
-    the request's own adapter share the main request.
+    Branches that read the same share a request, even if different further models count for them. Branches that read the
+    prompt itself with the request's own adapter share the main request.
 
     Args:
-        given: the prompt.
+        guidance: the guidance; None needs no branch requests.
+        prompt: of the request.
         tokenizer: for branches that name texts or chats.
-        ids: token ids of every branch, in place of what the guidance says.
+        ids: token ids of every branch, instead of the prompts that the guidance defines.
         adapters: those of the engine, which a branch may name as a model.
-        unconditional: what a branch without a condition sees where the prompt has images.
+        without_images: what a branch without a condition sees if the prompt has images.
+
+    Returns:
+        What each branch request reads; and for each branch the place of its request (0: the main one) with the name of
+        the model whose logits count.
 
     Raises:
         ValueError: a branch cannot be read; the message names the argument.
     """
     if guidance is None or not guidance.branches:
         return (), ()
-    branches = guidance.branches
     if ids is not None:
-        rows = _own(ids, len(branches))
+        rows = _given_rows(ids, len(guidance.branches))
     else:
-        if given.images is not None:
-            given.images.check(guidance)
-        rows = _rows(guidance, given, tokenizer)
+        if prompt.images is not None:
+            prompt.images.check(guidance)
+        rows = _rows(guidance, prompt, tokenizer)
     places: dict[Reading, int] = {}
-    readings = []
-    for branch, row in zip(branches, rows, strict=True):
-        named = (adapters or {}).get(branch.model)
+    sources = []
+    for branch, row in zip(guidance.branches, rows, strict=True):
+        adapter = (adapters or {}).get(branch.model)
         sees = NONE
-        if given.images is not None and (ids is None or branch.same_prompt):
-            row, sees = given.images.reading(branch, row, given.ids, unconditional)
-        reading = Reading(row, given.adapter if named is None else named, sees)
-        is_main = branch.same_prompt and reading.adapter == given.adapter
+        if prompt.images is not None and (ids is None or branch.same_prompt):
+            row, sees = prompt.images.reading(branch, row, prompt.ids, without_images)
+        reading = Reading(row, prompt.adapter if adapter is None else adapter, sees)
+        is_main = branch.same_prompt and reading.adapter == prompt.adapter
         place = 0 if is_main else places.setdefault(reading, len(places) + 1)
-        readings.append((place, branch.model if named is None else SELF))
-    return tuple(places), tuple(readings)
+        sources.append((place, branch.model if adapter is None else SELF))
+    return tuple(places), tuple(sources)
 
 
-def _rows(guidance: BranchGuidance, given: Given, tokenizer: Any) -> list[tuple[int, ...]]:
-    branches = guidance.branches
-    if not given.ids:
+def _rows(guidance: BranchGuidance, prompt: RequestPrompt, tokenizer: Any) -> list[tuple[int, ...]]:
+    """Token ids of every branch, as the guidance defines them."""
+    if not prompt.ids:
         raise ValueError("guidance needs the token ids of the prompt; a prompt of embeddings has none")
-    prompt = given.prompt
-    if any(branch.edit is not None or branch.system is not None for branch in branches):
-        if prompt is not None and not _is_encoding(prompt, given.ids, tokenizer):
-            if is_chat(prompt):
-                raise ValueError(
-                    f"guidance {guidance.name!r} changes the chat, and the tokenizer's own template makes other tokens "
-                    "of it than this request has; leave out options of the template, or send the prompt as text"
-                )
-            prompt = None
-        if prompt is None and given.is_chat:
-            raise ValueError(
-                f"guidance {guidance.name!r} changes the chat, of which only the tokens are known here; use "
-                "textguide serve or textguide.generate, or give the prompt as text"
-            )
-    prompts = None if prompt is None else [prompt]
+    text = prompt.prompt
+    if any(branch.edit is not None or branch.system is not None for branch in guidance.branches):
+        text = _editable(guidance, prompt, tokenizer)
+    prompts = None if text is None else [text]
     try:
-        rows = branch_inputs.branch_rows(guidance, cond=[list(given.ids)], tokenizer=tokenizer, prompts=prompts)
+        rows = branch_inputs.branch_rows(guidance, cond=[list(prompt.ids)], tokenizer=tokenizer, prompts=prompts)
     except ValueError as error:
         raise ValueError(f"guidance: {error}") from None
     return [tuple(row) for (row,) in rows]
 
 
-def _is_encoding(prompt: Prompt, ids: Sequence[int], tokenizer: Any) -> bool:
+def _editable(guidance: BranchGuidance, prompt: RequestPrompt, tokenizer: Any) -> Prompt | None:
+    """The prompt as a branch may edit it; None leaves the text that the token ids decode to.
+
+    Raises:
+        ValueError: it was a chat whose messages are not known, or that was rendered in another way.
+    """
+    text = prompt.prompt
+    if text is not None:
+        if _encodes_to(text, prompt.ids, tokenizer):
+            return text
+        if is_chat(text):
+            raise ValueError(
+                f"guidance {guidance.name!r} changes the chat, and the tokenizer's own template makes other tokens of "
+                "it than this request has; leave out options of the template, or send the prompt as text"
+            )
+    if prompt.is_chat:
+        raise ValueError(
+            f"guidance {guidance.name!r} changes the chat, of which only the tokens are known here; use textguide "
+            "serve or textguide.generate, or give the prompt as text"
+        )
+    return None
+
+
+def _encodes_to(prompt: Prompt, ids: Sequence[int], tokenizer: Any) -> bool:
     try:
         return tokenizer is not None and tuple(branch_inputs.encode(prompt, tokenizer, "the prompt")) == tuple(ids)
     except ValueError:
         return False
 
 
-def _own(ids: Any, count: int) -> list[tuple[int, ...]]:
+def _given_rows(ids: Any, count: int) -> list[tuple[int, ...]]:
+    """Token ids of every branch, as the client sent them."""
     if isinstance(ids, str):  # HTTP carries no lists of lists
         try:
             ids = json.loads(ids)
         except ValueError as error:
-            raise ValueError(f"{BRANCH_IDS}={_brief(ids)} is no JSON ({error})") from None
+            raise ValueError(f"{BRANCH_IDS}={brief(ids)} is not JSON ({error})") from None
     rows = [as_prompt(row) for row in ids] if isinstance(ids, (list, tuple)) else []
     if len(rows) != count or not all(isinstance(row, tuple) and row and isinstance(row[0], int) for row in rows):
         raise ValueError(
-            f"{BRANCH_IDS}={_brief(ids)} must hold a list of token ids for each of the {count} branches of guidance"
+            f"{BRANCH_IDS}={brief(ids)} must be a list with the token ids of each of the {count} branches of guidance"
         )
     return rows  # type: ignore[return-value]
-
-
-def _brief(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

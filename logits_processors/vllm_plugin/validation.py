@@ -1,109 +1,124 @@
-"""Checks a guided request where vLLM takes it in, so that a wrong argument is answered there."""
+"""Checks of guided requests in the front end, so that the client receives an error for a wrong argument.
+
+vLLM passes nothing but the sampling parameters to ``validate_params`` of a logits processor, and the prompt, the
+adapter and the engine's configuration are needed as well. ``InputProcessor.process_inputs`` has them while it calls the
+check, so it is wrapped to leave them in a context variable. Whether the prompt was a chat is known even earlier:
+requests of chats get a mark in their sampling parameters, and ``LLM.chat`` sets a context variable. Knows no vLLM but
+the names of what it reads.
+"""
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from textguide.engine import branch_inputs
 from textguide.guidance.prompts import as_chat, as_prompt
 
 from .adapters import Adapter, adapters_of, most_of
-from .arguments import asks, parse
+from .arguments import has_guidance, parse
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of, critics_of, ours_of
 from .further_models import models_of
 from .images import images_of
-from .request_guidance import Given
+from .request_guidance import RequestPrompt
 from .requests import Limits
 from .reweighting import classifier_of
+from .wrapping import wrap_once
 
-TESTED = ("0.32.0",)
-"""The vLLM versions that the tests ran with."""
 CHAT = "textguide_chat"
-"""The key of ``extra_args`` under which a chat travels to the check of its request."""
-hears_refusals: list[Callable[[ValueError], None]] = []
-"""What is called with each refusal of a request."""
+"""The key of ``extra_args`` that marks the request of a chat: its messages, or :data:`UNKNOWN_MESSAGES`."""
+UNKNOWN_MESSAGES = "unknown"
+"""The mark of a chat whose messages cannot be written as those of a chat template."""
+refusal_listeners: list[Callable[[ValueError], None]] = []
+"""Called with each refusal of a request."""
+
+
+class EngineInput(NamedTuple):
+    """What ``InputProcessor.process_inputs`` is called with.
+
+    Args:
+        config: vLLM's ``VllmConfig``.
+        tokenizer: of the engine; None if it has none.
+        prompt: as vLLM holds it: text, token ids, or a mapping with these.
+        lora_request: the adapter of the request; None without one.
+    """
+
+    config: Any
+    tokenizer: Any
+    prompt: Any
+    lora_request: Any = None
+
+
+current_input: ContextVar[EngineInput | None] = ContextVar("current_input", default=None)
+_is_offline_chat: ContextVar[bool] = ContextVar("is_offline_chat", default=False)
 
 
 def validate(params: Any) -> None:
-    """Refuse arguments that cannot work; leave what the engine is asked for in ``extra_args``.
+    """Check the arguments of a request, and leave the guided request in its ``extra_args``.
 
     Raises:
         ValueError: an argument cannot work; the message names it.
     """
-    # vLLM checks one object once a prompt, and a client has no business with our key; the chat has arrived here.
     sent = params.extra_args or {}
+    chat = sent.get(CHAT)
+    # vLLM checks the same object once for each prompt, and a client must not set our keys.
     extra = {key: value for key, value in sent.items() if key not in (OURS, CHAT)}
     if len(extra) != len(sent):
         params.extra_args = extra
-    if asks(extra):
-        try:
-            limits, given = _engine(sent.get(CHAT))
-            asked = parse(params, limits, given)
-        except ValueError as error:
-            for hear in hears_refusals:
-                hear(error)
-            raise
-        if asked is not None:
-            params.extra_args = {**extra, OURS: asked.to_dict()}
-            if asked.population is not None:
-                params.n = asked.particles  # vLLM makes a request of each answer
+    if not has_guidance(extra):
+        return
+    try:
+        limits, prompt = _limits_and_prompt(chat)
+        request = parse(params, limits, prompt)
+    except ValueError as error:
+        for listener in refusal_listeners:
+            listener(error)
+        raise
+    if request is None:
+        return
+    params.extra_args = {**extra, OURS: request.to_dict()}
+    if chat == UNKNOWN_MESSAGES:
+        # A response that calls tools sends the same object again, with its next turn.
+        params.extra_args[CHAT] = chat
+    if request.population is not None:
+        params.n = request.particles  # vLLM makes a request of each answer
 
 
-def remember_chats(protocol: Any) -> None:
-    """Let guided requests keep their chat: of one that was made into tokens, no branch can be made any more.
+def _limits_and_prompt(chat: Any) -> tuple[Limits, RequestPrompt]:
+    """What the engine can take, and the prompt of the request that is being checked.
 
     Args:
-        protocol: the class of vLLM's chat requests, whose ``to_sampling_params`` makes sampling parameters.
+        chat: the mark of a chat; None for other requests.
     """
-    make = protocol.to_sampling_params
-    if getattr(make, "remembers", False):
-        return
-
-    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        params = make(self, *args, **kwargs)
-        if asks(params.extra_args):
-            params.extra_args = {**params.extra_args, CHAT: list(self.messages)}
-        return params
-
-    to_sampling_params.remembers = True  # type: ignore[attr-defined]
-    protocol.to_sampling_params = to_sampling_params
-
-
-def _engine(chat: Any) -> tuple[Limits, Given]:
-    """What the engine can take whose input is being checked, and the prompt: vLLM hands a processor's check nothing but
-    the parameters."""
-    frame = sys._getframe(1)
-    offline_chat = False
-    while frame is not None:
-        checker: Any = frame.f_locals.get("self")
-        if type(checker).__name__ == "InputProcessor" and "prompt" in frame.f_locals:
-            limits = _limits_of(checker.vllm_config, checker.tokenizer)
-            given = _given(frame.f_locals["prompt"], chat, checker.tokenizer)
-            images = images_of(frame.f_locals["prompt"], checker.vllm_config.model_config, checker.tokenizer)
-            given = replace(given, adapter=Adapter.of(frame.f_locals.get("lora_request")), images=images)
-            # OpenAI's responses hand over no chat; their prompts are chats that were made into text.
-            offline_chat = str(frame.f_locals.get("request_id")).startswith("resp")
-            while frame is not None and not offline_chat:
-                owner = type(frame.f_locals.get("self")).__name__
-                offline_chat = (owner, frame.f_code.co_name) == ("LLM", "chat")
-                frame = frame.f_back  # type: ignore[assignment]
-            return limits, replace(given, prompt=None, is_chat=True) if offline_chat and chat is None else given
-        frame = frame.f_back  # type: ignore[assignment]
-    return Limits(), Given()
+    inputs = current_input.get()
+    if inputs is None:
+        # vLLM loads logits processors with the first request, which may be this one.
+        raise ValueError(
+            "this request arrived before textguide was loaded, and its prompt is not known; send it again, or import "
+            "textguide.logits_processors.vllm_plugin.processor before the engine starts"
+        )
+    prompt = replace(
+        _prompt_of(inputs.prompt, chat, inputs.tokenizer),
+        adapter=Adapter.of(inputs.lora_request),
+        images=images_of(inputs.prompt, inputs.config.model_config, inputs.tokenizer),
+    )
+    if chat is None and _is_offline_chat.get():
+        prompt = replace(prompt, prompt=None, is_chat=True)
+    return _limits_of(inputs.config, inputs.tokenizer), prompt
 
 
 def _limits_of(config: Any, tokenizer: Any) -> Limits:
-    model, scheduling, cache = config.model_config, config.scheduler_config, config.cache_config
+    model = config.model_config
+    scheduling = config.scheduler_config
+    cache = config.cache_config
     size = model.get_vocab_size()
-    constraints = (
-        None
-        if tokenizer is None
-        else EngineConstraints(constraints_of(config), lambda: tokenizer, size, critics_of(config))
-    )
+    constraints = None
+    if tokenizer is not None:
+        constraints = EngineConstraints(constraints_of(config), lambda: tokenizer, size, critics_of(config))
     blocks = cache.num_gpu_blocks
     return Limits(
         tokenizer=tokenizer,
@@ -117,33 +132,107 @@ def _limits_of(config: Any, tokenizer: Any) -> Limits:
         most_adapters=most_of(config),
         places=scheduling.max_num_active_seqs or scheduling.max_num_seqs,
         budget=scheduling.max_num_scheduled_tokens or scheduling.max_num_batched_tokens,
+        # As the scheduler counts them: one block is a placeholder, and the watermark stays free.
         blocks=blocks - 1 - int(scheduling.watermark * blocks) if blocks else None,
         block_size=cache.block_size,
-        lone=_lone(config),
+        why_no_populations=_why_no_populations(config),
     )
 
 
-def _lone(config: Any) -> str | None:
-    """Why an engine cannot resample texts together; None where it can."""
+def _why_no_populations(config: Any) -> str | None:
+    """Why an engine cannot resample texts together; None if it can."""
     ranks = config.parallel_config.data_parallel_size
     if ranks > 1:
         return f"data_parallel_size={ranks}, whose ranks share out the answers of a request"
     return None
 
 
-def _given(prompt: Any, chat: Any, tokenizer: Any) -> Given:
-    """The prompt of a request as vLLM holds it: text, token ids, or a mapping with these."""
+def _prompt_of(prompt: Any, chat: Any, tokenizer: Any) -> RequestPrompt:
+    """The prompt of a request, from what vLLM holds and the mark of a chat."""
+    text = prompt if isinstance(prompt, str) else None
     if isinstance(prompt, Mapping):
-        given, text = prompt.get("prompt_token_ids"), prompt.get("prompt")
-        if given is None and text is None:
-            return Given()
-        prompt = given if given is not None else text
+        ids = prompt.get("prompt_token_ids")
+        text = prompt.get("prompt")
+        prompt = text if ids is None else ids
+        if prompt is None:  # embeddings
+            return RequestPrompt()
+    if isinstance(prompt, str):
+        token_ids = tuple(branch_inputs.encode(prompt, tokenizer, "prompt"))
     else:
-        text = prompt if isinstance(prompt, str) else None
-    ids: Any = branch_inputs.encode(prompt, tokenizer, "prompt") if isinstance(prompt, str) else as_prompt(prompt) or ()
+        token_ids = tuple(as_prompt(prompt) or ())  # type: ignore[arg-type]
     if chat is None:
-        return Given(tuple(ids), text)
+        return RequestPrompt(token_ids, text)
+    if chat == UNKNOWN_MESSAGES:
+        return RequestPrompt(token_ids, None, is_chat=True)
     try:
-        return Given(tuple(ids), as_chat(chat), True)
+        return RequestPrompt(token_ids, as_chat(chat), is_chat=True)
     except (ValueError, KeyError, TypeError):
-        return Given(tuple(ids), None, True)
+        return RequestPrompt(token_ids, None, is_chat=True)
+
+
+# -- what vLLM does not pass to a check ------------------------------------------------------------------------------
+
+
+def remember_inputs(input_processor: Any) -> None:
+    """Keep what a request arrives with while its sampling parameters are checked.
+
+    Args:
+        input_processor: vLLM's class ``InputProcessor``.
+    """
+
+    def wrapper(process: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(process)
+
+        def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+            arguments = signature.bind(self, *args, **kwargs).arguments
+            inputs = EngineInput(self.vllm_config, self.tokenizer, arguments["prompt"], arguments.get("lora_request"))
+            token = current_input.set(inputs)
+            try:
+                return process(self, *args, **kwargs)
+            finally:
+                current_input.reset(token)
+
+        return process_inputs
+
+    wrap_once(input_processor, "process_inputs", wrapper)
+
+
+def remember_chats(protocol: Any, messages_of: Callable[[Any], Any]) -> None:
+    """Mark the sampling parameters of guided chats: once a chat was rendered, no branch can change its messages.
+
+    Args:
+        protocol: vLLM's class of requests, whose ``to_sampling_params`` makes sampling parameters.
+        messages_of: the messages of such a request, or :data:`UNKNOWN_MESSAGES`.
+    """
+
+    def wrapper(make: Callable[..., Any]) -> Callable[..., Any]:
+        def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+            params = make(self, *args, **kwargs)
+            if has_guidance(params.extra_args):
+                params.extra_args = {**params.extra_args, CHAT: messages_of(self)}
+            return params
+
+        return to_sampling_params
+
+    wrap_once(protocol, "to_sampling_params", wrapper)
+
+
+def remember_offline_chats(llm: Any) -> None:
+    """Know, while prompts of ``LLM.chat`` are checked, that they are chats.
+
+    Args:
+        llm: vLLM's class ``LLM``.
+    """
+
+    def wrapper(chat: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(self: Any, *args: Any, **kwargs: Any) -> Any:
+            token = _is_offline_chat.set(True)
+            try:
+                return chat(self, *args, **kwargs)
+            finally:
+                _is_offline_chat.reset(token)
+
+        return marked
+
+    for name in ("chat", "enqueue_chat"):
+        wrap_once(llm, name, wrapper)

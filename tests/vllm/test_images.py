@@ -155,7 +155,7 @@ def test_draws_and_weights_are_those_of_transformers(llm, captioner):
 
 def test_what_cannot_see_is_refused_and_the_engine_goes_on(llm):
     for extra, named in (
-        ({"guidance": InstructionContrastive(2.0).to_json()}, "in which an image stands"),
+        ({"guidance": InstructionContrastive(2.0).to_json()}, "which has an image"),
         ({"guidance_scale": 2.0, "negative_image": "noise"}, "negative_image='noise' must be one of blank, text"),
     ):
         prompt, params = request(llm, PICTURES[0], extra)

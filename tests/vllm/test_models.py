@@ -125,7 +125,7 @@ def test_every_method_of_the_matrix(llm, transformers_path, method):
     for mine, other in zip(ours.new_tokens, theirs.new_tokens, strict=True):
         assert mine[: len(other)] == other
     assert ours.particles == theirs.particles
-    with pytest.raises(ValueError, match=r"asks the model 'nobody', and of further models this engine has amateur, "):
+    with pytest.raises(ValueError, match=r"needs the model 'nobody', and this engine has only amateur"):
         textguide.generate(llm, None, PROMPTS, ContrastiveDecoding(amateur="nobody"))
 
 

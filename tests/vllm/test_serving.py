@@ -266,7 +266,7 @@ def test_skipping_runs_fewer_branch_requests(client):
         ({"guidance_scale": 1.5, "negative_prompt_token_ids": [10**9]}, "the vocabulary has"),
         ({"guidance_scale": 1.5, "negative_messages": "{"}, "negative_messages"),
         ({"awrs_regex": "("}, "awrs_regex"),
-        ({"guidance": "{"}, "guidance='{' is no JSON"),
+        ({"guidance": "{"}, "guidance='{' is not JSON"),
         ({"guidance": '{"method": "apg", "scale": "high"}'}, "guidance: scale='high'"),
         ({"guidance": '{"method": "apg", "sclae": 2}'}, "guidance: 'sclae' is no field of apg"),
         ({"guidance": "agp:scale=2"}, "guidance 'agp' is unknown; did you mean"),

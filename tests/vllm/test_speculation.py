@@ -130,7 +130,7 @@ def test_what_is_not_guessed_is_the_same_beside_it(llm, transformers_path):
             r"speculative_config: method='eagle' does not work with guidance",
         ),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 0}}, r"num_speculative_tokens=0 must be"),
-        ({"speculative_config": {"method": "ngram", "model": "x"}}, r"'model' is no field here"),
+        ({"speculative_config": {"method": "ngram", "model": "x"}}, r"'model' is not a field of 'ngram'"),
         (
             {"speculative_config": {"method": "draft_model", "model": "smollm2-small"}},
             r"model draft_model=.* has 49152 tokens in its vocabulary and the served model",

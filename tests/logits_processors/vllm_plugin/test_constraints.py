@@ -18,7 +18,7 @@ from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-from textguide.logits_processors.vllm_plugin.request_guidance import Given
+from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
 from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
@@ -196,7 +196,7 @@ LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20, constraints=ToyConstrai
 
 
 def test_requests_that_are_understood() -> None:
-    asked = parse(params(awrs_constraint="vowels", awrs_accepts=3, guidance_scale=2), LIMITS, Given((4, 5)))
+    asked = parse(params(awrs_constraint="vowels", awrs_accepts=3, guidance_scale=2), LIMITS, RequestPrompt((4, 5)))
     assert asked is not None
     assert asked.guidance == CFG(2.0)
     assert asked.awrs == AWRS({ours.NAMED: "vowels"}, accepts=3)
@@ -211,7 +211,7 @@ def test_requests_that_are_understood() -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"awrs_regexp": "a"}, "'awrs_regexp' is no argument of guidance; use awrs_regex"),
+        ({"awrs_regexp": "a"}, "'awrs_regexp' is not an argument of guidance; use awrs_regex"),
         ({"awrs_regex": 5}, "awrs_regex=5 must be a text"),
         ({"awrs_regex": r"(a)\1"}, "awrs_regex: pattern=.* a backreference at 3 .*; name it when the engine starts"),
         ({"awrs_regex": "("}, "awrs_regex: pattern=.* cannot be used"),

@@ -142,11 +142,11 @@ def test_what_has_no_counterpart_is_refused(guidance, options, named):
 
 
 def test_options_that_switch_guidance_off_are_refused():
-    assert options.switched_on({"logits_processors": ["mine"]})["logits_processors"][-1] == "mine"
-    assert options.switched_on({})["async_scheduling"] is False
-    assert options.switched_on({"async_scheduling": True})["async_scheduling"] is True
-    with pytest.raises(ValueError, match="enable_dbo=True does not work with guidance: two half batches could part"):
-        options.switched_on({"enable_dbo": True})
+    assert options.with_guidance({"logits_processors": ["mine"]})["logits_processors"][-1] == "mine"
+    assert options.with_guidance({})["async_scheduling"] is False
+    assert options.with_guidance({"async_scheduling": True})["async_scheduling"] is True
+    with pytest.raises(ValueError, match="enable_dbo=True does not work with guidance: two half batches could"):
+        options.with_guidance({"enable_dbo": True})
 
 
 def test_models_are_found_as_load_finds_them(tmp_path, monkeypatch):

@@ -88,9 +88,9 @@ def test_the_dashboard_shows_what_is_counted() -> None:
 
 def test_refusals_of_requests_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    monkeypatch.setattr(validation, "hears_refusals", [lambda error: heard.append(str(error))])
-    with pytest.raises(ValueError, match="guidance_scale='high'"):
-        validation.validate(SimpleNamespace(extra_args={"guidance_scale": "high"}, logprobs=None))
+    monkeypatch.setattr(validation, "refusal_listeners", [lambda error: heard.append(str(error))])
+    with pytest.raises(ValueError, match="arrived before textguide was loaded"):
+        validation.validate(SimpleNamespace(extra_args={"guidance_scale": 2.0}, logprobs=None))
     validation.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
     assert len(heard) == 1
 

@@ -20,7 +20,7 @@ from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
 from textguide.logits_processors.vllm_plugin.combination import Drawing, guide, messages
 from textguide.logits_processors.vllm_plugin.particles import Populations, Seat
 from textguide.logits_processors.vllm_plugin.population import Population, population_of
-from textguide.logits_processors.vllm_plugin.request_guidance import Given
+from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
 from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
@@ -221,7 +221,7 @@ def asked(extra: dict[str, Any], limits: Limits | None = None, **fields: Any) ->
     params = SimpleNamespace(**{"extra_args": extra, "temperature": 1.0, "max_tokens": 8, "n": 1, **fields})
     toys = Toys(Strings(MEMBERS), {"polite": polite})
     limits = limits or Limits(constraints=toys, tokenizer=Tokenizer(), places=8, budget=64, blocks=64, block_size=4)
-    return parse(params, limits, Given((1, 2, 3)))
+    return parse(params, limits, RequestPrompt((1, 2, 3)))
 
 
 def test_requests_name_particles() -> None:
@@ -258,7 +258,11 @@ def test_what_does_not_work_is_refused_by_name(extra: dict[str, Any], fields: di
 
 
 def test_engines_that_share_out_answers_are_refused() -> None:
-    limits = Limits(constraints=Toys(Strings(MEMBERS)), tokenizer=Tokenizer(), lone="data_parallel_size=2, whose ranks")
+    limits = Limits(
+        constraints=Toys(Strings(MEMBERS)),
+        tokenizer=Tokenizer(),
+        why_no_populations="data_parallel_size=2, whose ranks",
+    )
     with pytest.raises(ValueError, match=r"awrs_particles=2 does not work with data_parallel_size=2"):
         asked({"awrs_regex": "[a-z]+", "awrs_particles": 2}, limits)
 
