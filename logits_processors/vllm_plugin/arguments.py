@@ -19,12 +19,14 @@ from textguide.engine import branch_inputs
 from textguide.guidance import AWRS, CAIF, CFG, BranchGuidance, FeynmanKac
 from textguide.guidance.base import SELF
 from textguide.guidance.prompts import as_prompt
+from textguide.support.checks import brief
 
 from .adapters import find, too_many
-from .constraints import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, CRITIC, asked, requested
+from .constraint_arguments import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, awrs_of, short_arguments
+from .constraints import CRITIC
 from .images import NEGATIVE_IMAGE, NONE, SAME, kind_of
 from .plan import too_large
-from .request_guidance import BRANCH_IDS, GUIDANCE, Reading, RequestPrompt, branches_of, brief, parse_guidance
+from .request_guidance import BRANCH_IDS, GUIDANCE, Reading, RequestPrompt, branches_of, parse_guidance
 from .requests import Limits, Request
 
 # The short arguments, and the fields of CFG and CAIF that they set.
@@ -157,7 +159,7 @@ def _from_guidance(params: Any, extra: Mapping[str, Any], limits: Limits, prompt
                 sampling = {"population": parts.sampling.constrained}
         caif = tuple(_with_classifier(part, limits) for part in parts.reweighting)
         if isinstance(parts.sampling, AWRS):
-            sampling = _awrs(params, {**requested(parts.sampling), CRITIC: extra.get(CRITIC)}, limits)
+            sampling = _awrs(params, {**short_arguments(parts.sampling), CRITIC: extra.get(CRITIC)}, limits)
         elif extra.get(CRITIC) is not None:
             raise ValueError(f"{CRITIC}={brief(extra[CRITIC])} weighs texts of awrs; name it in guidance")
     except ValueError as error:
@@ -304,7 +306,7 @@ def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
 
 def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """The fields of a request that describe how its tokens are drawn under a constraint; empty without one."""
-    awrs = asked(extra, {} if limits.constraints is None else limits.constraints.named)
+    awrs = awrs_of(extra, {} if limits.constraints is None else limits.constraints.named)
     if awrs is None:
         return {}
     name = next(name for name in (*CONSTRAINT_ARGUMENTS, CRITIC) if extra.get(name) is not None)

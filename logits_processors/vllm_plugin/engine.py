@@ -26,7 +26,8 @@ from textguide.support.errors import MissingExtraError
 
 from .adapters import adapters_of, find
 from .arguments import EFFECT
-from .constraints import CRITIC, critic_name, travelling
+from .constraint_arguments import awrs_as_json, critic_name
+from .constraints import CRITIC
 from .extras import constraints_of, critics_of, ours_of
 from .further_models import models_of
 from .options import prepared
@@ -146,7 +147,7 @@ def portable(
     if isinstance(parts.sampling, FeynmanKac):
         return Portable(parts, parts.sampling.to_dict())
     assert isinstance(parts.sampling, AWRS)
-    return Portable(parts, travelling(parts.sampling, constraints), critic_name(parts.sampling, critics))
+    return Portable(parts, awrs_as_json(parts.sampling, constraints), critic_name(parts.sampling, critics))
 
 
 def extra_args_of(guidance: Portable, ids: Sequence[Sequence[int]], classifier: str | None) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapters import with_adapters
-from .constraints import engines_constraint, engines_critic
+from .constraints import engine_constraint, engine_critic
 from .extras import OURS
 from .further_models import COMBINED_MODEL, check_models, engine_options, resolve
 from .refusals import check_options
@@ -65,11 +65,11 @@ def with_guidance(
         ours["classifier"] = classifier
     if constraints:
         for name, text in constraints.items():
-            engines_constraint(name, text)
+            engine_constraint(name, text)
         ours["constraints"] = dict(constraints)
     if critics:
         for name, path in critics.items():
-            engines_critic(name, path)
+            engine_critic(name, path)
         ours["critics"] = dict(critics)
     if options.get("speculative_config") is not None:
         # Textguide speculates itself; vLLM's own speculation excludes logits processors.

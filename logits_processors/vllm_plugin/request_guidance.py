@@ -13,6 +13,7 @@ from textguide.guidance.base import SELF
 from textguide.guidance.composed import Parts
 from textguide.guidance.places import check_place
 from textguide.guidance.prompts import Prompt, as_prompt, is_chat
+from textguide.support.checks import brief
 
 from .adapters import BASE, Adapter
 from .images import NONE, Images
@@ -54,12 +55,6 @@ class Reading(NamedTuple):
     ids: tuple[int, ...]
     adapter: Adapter = BASE
     sees: str = NONE
-
-
-def brief(value: Any, limit: int = 60) -> str:
-    """``value`` as code, cut off for messages."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def parse_guidance(value: Any, models: Collection[str] = ()) -> Parts:

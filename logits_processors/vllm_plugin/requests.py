@@ -77,7 +77,7 @@ class Request:
         horizon: the longest continuation, which defines progress.
         effect: whether the effect of guidance is measured and reported with the answer.
         caif: how a classifier reweights the distribution; the classifier is the engine's, and does not travel.
-        awrs: how tokens are drawn under a constraint, which is described as :func:`~.constraints.asked` returns it.
+        awrs: how tokens are drawn under a constraint, described as :func:`~.constraint_arguments.awrs_of` returns it.
         limit: most tokens of the text.
         weighs: whether each text is weighed by what normalising the guidance divides by.
         adapters: the adapter that each branch request runs with; empty: all have the main request's.

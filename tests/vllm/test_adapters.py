@@ -175,7 +175,7 @@ def test_adapters_that_are_not_there_are_named_and_the_engine_goes_on(llm, folde
     with pytest.raises(ValueError, match="adapter='nobody' is not an adapter of this engine"):
         textguide.generate(llm, None, PROMPTS, CFG(1.5), adapter="nobody")
     assert len(asked(llm, PROMPTS[0], "tuned", **BESIDE)) == 12
-    with pytest.raises(ValueError, match=r"adapters: tuned=.*: has no LoRA adapter"):
+    with pytest.raises(ValueError, match=r"adapters: tuned=.*: the folder has no LoRA adapter"):
         textguide.vllm_engine(folders[0], adapters={"tuned": str(tmp_path)})
     with pytest.raises(ValueError, match="adapters: 'base' cannot be the name of an adapter"):
         textguide.vllm_engine(folders[0], adapters={"base": folders[1]["tuned"]})

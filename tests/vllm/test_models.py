@@ -172,7 +172,7 @@ def test_what_an_engine_with_further_models_refuses(folders):
         textguide.vllm_engine(folders[0], models={"amateur": folders[1]}, quantization="fp8")
     with pytest.raises(ValueError, match="set max_model_len to 256 or less"):
         textguide.vllm_engine(folders[0], models={"amateur": folders[1]}, max_model_len=300)
-    with pytest.raises(ValueError, match="models: '' is no name"):
+    with pytest.raises(ValueError, match="models: '' cannot be the name"):
         textguide.vllm_engine(folders[0], models={"": folders[1]})
 
 

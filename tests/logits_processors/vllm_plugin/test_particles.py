@@ -14,6 +14,7 @@ import torch
 
 from textguide.constraints import Predicate
 from textguide.guidance import AWRS, CFG
+from textguide.logits_processors.vllm_plugin import constraint_arguments
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
@@ -271,12 +272,12 @@ def test_engine_critics_are_found_by_their_place() -> None:
     constraints = ours.EngineConstraints({}, lambda: None, 9, {"count": f"python:{__name__}:polite"})
     constraints.load()
     assert constraints.critic("count") is not None
-    with pytest.raises(ValueError, match=r"awrs_critic='rude' is no critic of this engine; those are count"):
+    with pytest.raises(ValueError, match=r"awrs_critic='rude' is not a critic of this engine; those are count"):
         constraints.critic("rude")
     with pytest.raises(ValueError, match=r"has no 'nothing'"):
-        ours.engines_critic("x", f"python:{__name__}:nothing")
+        ours.engine_critic("x", f"python:{__name__}:nothing")
     with pytest.raises(ValueError, match="does not travel with a request; name it when the engine starts"):
-        ours.critic_name(AWRS(critic=len), {"count": f"python:{__name__}:polite"})
+        constraint_arguments.critic_name(AWRS(critic=len), {"count": f"python:{__name__}:polite"})
 
 
 def test_answers_know_their_population() -> None:
