@@ -177,8 +177,6 @@ def _product(params: Any, weighing: FeynmanKac, branching: BranchGuidance | None
         )
     if weighing.constraint is not None:
         raise ValueError(f"constraint={brief(weighing.constraint)} does not travel with feynman-kac; use awrs")
-    if branching.skip_threshold is not None:
-        raise ValueError("skip_threshold leaves out what feynman-kac weighs texts by; leave it out")
     _check_parameters(params, "feynman-kac", WEIGHTS_EXCLUDE)
     return weighing.product(branching)
 
@@ -423,11 +421,6 @@ def _check_population(params: Any, request: Request, limits: Limits) -> None:
     if getattr(getattr(params, "output_kind", None), "name", "") == "DELTA":
         raise ValueError(
             f"stream=True does not work with {what}: a text may be dropped until all have ended; leave it out"
-        )
-    if request.guidance is not None and request.guidance.skip_threshold is not None:
-        raise ValueError(
-            f"guidance_skip_threshold={request.guidance.skip_threshold} does not work with {what}: which tokens are "
-            "skipped depends on the history of a text, and particles continue other texts; leave it out"
         )
     if limits.why_no_populations is not None:
         raise ValueError(

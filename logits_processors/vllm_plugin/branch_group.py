@@ -58,8 +58,7 @@ class BranchGroup(Group):
         """Whether the next step depends on tokens in flight.
 
         It does at the last token, since vLLM stops a main request there but not its branch requests; when branch
-        requests are about to be added, since they read all that was written; when guidance may begin to skip tokens;
-        and when a part of the group wrote alone.
+        requests are about to be added, since they read all that was written; and when a part of the group wrote alone.
         """
         in_flight = {request.num_output_placeholders for request in engine.present(self.members)}
         if len(in_flight) > 1:
@@ -70,7 +69,7 @@ class BranchGroup(Group):
         position = main.num_output_tokens + main.num_output_placeholders
         if position >= min(main.max_tokens, engine.max_model_len - main.num_prompt_tokens):
             return True
-        return self.state.may_start_skip(position) or (not self.branches and self.state.needs_branches(position))
+        return not self.branches and self.state.needs_branches(position)
 
     def reconcile(self, step: StepResult, engine: EngineRequests) -> None:
         """Accept the tokens of a step if all of the group wrote the same ones."""
@@ -118,7 +117,7 @@ class BranchGroup(Group):
             self.state.guessed_right += n_right
             engine.guesser.judge(self.name, n_right)
         for number, (position, message) in enumerate(messages.items()):
-            self.state.observe(position, self.state.guides(position), message)
+            self.state.observe(self.state.guides(position), message)
             if message is not None and message["ids"] is not None:
                 step.replace_logprobs(self.name, message, number)
 

@@ -92,15 +92,11 @@ class Drafts:
             self._admission.tokens_left // len(members),
             (self._admission.longest_read() or self._guesser.most + 1) - 1,
         )
-        has_branches = len(members) > 1
-        for count in range(1, most + 1):
-            # A step has to end before a token that needs other branch requests, or that may be the first of a skip.
-            ahead = position + count
-            if state.needs_branches(ahead) and not has_branches:
-                return count - 1
-            if state.may_start_skip(ahead) or state.skips(ahead) != state.skips(position):
-                return count - 1
-        return most
+        if len(members) > 1:
+            return most
+        # A step has to end before a token that needs branch requests, which are not there yet.
+        ahead = (count for count in range(1, most + 1) if state.needs_branches(position + count))
+        return next(ahead, most + 1) - 1
 
     def _blocks_for(self, request: Any, n_guesses: int) -> int:
         """New cache blocks that the guesses of one request take, besides those of its token."""

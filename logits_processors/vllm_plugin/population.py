@@ -202,10 +202,10 @@ class Population(Group):
         return True
 
     def _observe(self, message: Mapping[str, Any]) -> None:
-        position = self.position
+        guided = self.state.guides(self.position)
         for particle, names in enumerate(self.requests):
             if names and message["turn"]["tokens"][particle] is not None:
-                self.state.observe(position, self.state.guides(position), message["rows"][particle])
+                self.state.observe(guided, message["rows"][particle])
 
     def write(self, turn: Mapping[str, Any], rows: Mapping[int, Mapping[str, Any]]) -> None:
         """Append the tokens of a step, then move texts between particles as they were resampled.

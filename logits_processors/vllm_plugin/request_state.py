@@ -16,12 +16,9 @@ from textguide.smc.constrained import STOPPED
 from .extras import OURS
 from .requests import MAIN, Request
 
-PATIENCE = 4
-"""Number of consecutive tokens that guidance has to leave nearly unchanged before some are skipped."""
-# Skips begin at multiples of this many tokens, and are that long at first. They cannot be short: a branch request that
-# is added again reads all that was written since, in a step of its own.
-FIRST_SKIP = 8
-LONGEST_SKIP = 64
+SHORTEST_REST = 8
+"""Branch requests are kept if they are needed within this many tokens: one that is added again reads all that was
+written since, in a step of its own."""
 
 
 @dataclass
@@ -33,8 +30,7 @@ class RequestState:
         branch_tokens: tokens that branch requests have read.
         guided: tokens drawn from a distribution that guidance changed, by its branches or a classifier.
         branched: of these, the ones that combined branches.
-        unguided: tokens drawn without guidance: outside its window, at γ(s) = 1, or skipped.
-        skipped: tokens that ``skip_threshold`` left without branch requests.
+        unguided: tokens drawn without guidance: outside its window, or at γ(s) = 1.
         discarded: tokens that a part of the group wrote alone, and that were discarded.
         preemptions: how often the group was sent back to the queue.
         kl_sum: sum of KL(guided‖unguided) over guided tokens, in nats.
@@ -44,9 +40,6 @@ class RequestState:
         constraint_calls: how often the constraint was evaluated.
         ended: whether the text is complete.
         death: why the text was given up; None if it was not.
-        calm: consecutive guided tokens that stayed within ``skip_threshold``.
-        skip: number of tokens that the next skip leaves out.
-        resume_at: position at which the present skip ends.
         stops: whether a text may end the request, which the front end finds out.
         guessed: tokens that were guessed, and read before they were written.
         guessed_right: of these, the ones that were written.
@@ -57,7 +50,6 @@ class RequestState:
     guided: int = 0
     branched: int = 0
     unguided: int = 0
-    skipped: int = 0
     discarded: int = 0
     preemptions: int = 0
     kl_sum: float = 0.0
@@ -67,9 +59,6 @@ class RequestState:
     constraint_calls: int = 0
     ended: bool = False
     death: str | None = None
-    calm: int = 0
-    skip: int = FIRST_SKIP
-    resume_at: int | None = None
     stops: bool = False
     guessed: int = 0
     guessed_right: int = 0
@@ -77,11 +66,11 @@ class RequestState:
     @property
     def measures(self) -> bool:
         """Whether the worker has to report the KL of every step."""
-        return self.request.effect or self._threshold is not None
+        return self.request.effect
 
     def guides(self, position: int) -> bool:
         """Whether the token at ``position`` is drawn from the combination of the branches."""
-        return self.request.acts(position) and not self.skips(position)
+        return self.request.acts(position)
 
     def needs_message(self, position: int) -> bool:
         """Whether the worker has to send a message about the token at ``position``, which is not used without it."""
@@ -96,27 +85,17 @@ class RequestState:
 
     def can_drop_branches(self, position: int) -> bool:
         """Whether branch requests are not needed for a while, from ``position`` on."""
-        return self.skips(position) or not any(map(self.request.acts, range(position, position + FIRST_SKIP)))
+        return not any(map(self.request.acts, range(position, position + SHORTEST_REST)))
 
-    def may_start_skip(self, position: int) -> bool:
-        """Whether the token at ``position`` may be the first that is skipped, depending on those before it."""
-        return self._threshold is not None and position % FIRST_SKIP == 0
-
-    def skips(self, position: int) -> bool:
-        """Whether ``skip_threshold`` leaves the token at ``position`` unguided."""
-        return self.resume_at is not None and position < self.resume_at
-
-    def observe(self, position: int, guided: bool, message: Mapping[str, Any] | None) -> None:
+    def observe(self, guided: bool, message: Mapping[str, Any] | None) -> None:
         """Record what happened at a position.
 
         Args:
-            position: number of tokens before it.
             guided: whether branches were combined.
             message: the fields of the worker's report; None if there is none.
         """
         if message is not None:
             self._record_weights(message)
-        self.skipped += self.skips(position)
         self.branched += guided
         if not guided and not self.request.caif:
             self.unguided += 1
@@ -128,8 +107,6 @@ class RequestState:
         self.kl_sum += kl
         self.kl_max = max(self.kl_max, kl)
         self.changed += bool(message["changed"])
-        if guided and self._threshold is not None:
-            self._plan_skip(position, calm=kl <= self._threshold)
 
     def _record_weights(self, message: Mapping[str, Any]) -> None:
         drawn = message.get("drawn")
@@ -140,28 +117,13 @@ class RequestState:
             self.death = drawn["death"]
         self.log_weight += message.get("log_weight") or 0.0
 
-    def _plan_skip(self, position: int, calm: bool) -> None:
-        """Skip tokens if guidance has changed little for a while; ``calm`` if it did at ``position``."""
-        if not calm:
-            self.calm = 0
-            self.skip = FIRST_SKIP
-        elif self.resume_at is not None:
-            # The first token after a skip: the skip did no harm, so the next one may be longer.
-            self.calm = PATIENCE
-            self.skip = min(2 * self.skip, LONGEST_SKIP)
-        else:
-            self.calm += 1
-        self.resume_at = None
-        if self.calm >= PATIENCE and self.may_start_skip(position + 1):
-            self.resume_at = position + self.skip
-
     def summary(self) -> dict[str, Any]:
         """The report that the client receives at the end, as plain values."""
         values: dict[str, Any] = {
             "guided_steps": self.guided,
             "branched_steps": self.branched,
             "unguided_steps": self.unguided,
-            "skipped_steps": self.skipped,
+            "skipped_steps": 0,  # as `skip_threshold`, which is ignored; clients may read it
             "discarded_steps": self.discarded,
             "preemptions": self.preemptions,
             "branch_tokens": self.branch_tokens,
@@ -232,11 +194,6 @@ class RequestState:
         params.stop_token_ids = None
         params._eos_token_id = None
         params._all_stop_token_ids = set()
-
-    @property
-    def _threshold(self) -> float | None:
-        guidance = self.request.guidance
-        return None if guidance is None or not self.request.prompts else guidance.skip_threshold
 
 
 def _finite(value: Any) -> Any:

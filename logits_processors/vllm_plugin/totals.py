@@ -13,7 +13,6 @@ from .request_state import RequestState
 SUMMED = {
     "guided_steps": "guided",
     "unguided_steps": "unguided",
-    "skipped_steps": "skipped",
     "discarded_steps": "discarded",
     "branch_tokens": "branch_tokens",
     "group_preemptions": "preemptions",
@@ -23,8 +22,7 @@ COUNTERS = {
     "guided_requests": "Guided requests that the engine received.",
     "failed_requests": "Guided requests that the engine ended with an error.",
     "guided_steps": "Tokens drawn from a distribution that guidance changed.",
-    "unguided_steps": "Tokens of guided requests drawn without guidance: outside its window, at scale 1, or skipped.",
-    "skipped_steps": "Tokens that guidance_skip_threshold left without branch requests.",
+    "unguided_steps": "Tokens of guided requests drawn without guidance: outside its window, or at scale 1.",
     "discarded_steps": "Tokens that a part of a group wrote alone, and that were discarded.",
     "branch_tokens": "Tokens that branch requests read.",
     "group_preemptions": "How often guided requests were sent back to the queue.",

@@ -53,7 +53,7 @@ def oracle(name: str, asked: Request | None, count: int, stops: Set[int]) -> tup
         written.append(word(name, tuple(written), guided))
         if report is not None:
             kl = divergence(name, position) if guided else 0.0
-            report.observe(position, guided, {"kl": kl, "changed": kl > 0.1} if report.measures else None)
+            report.observe(guided, {"kl": kl, "changed": kl > 0.1} if report.measures else None)
         if written[-1] in stops:
             break
     return written, report

@@ -249,12 +249,12 @@ def test_chats_and_several_prompts_and_texts_that_end_them(client, reference):
     assert not any(report_of(part) for part in plain)
 
 
-def test_skipping_runs_fewer_branch_requests(client):
+def test_a_threshold_for_skipping_is_ignored(client):
     xargs = {"guidance_scale": 1.5, "negative_prompt": NEGATIVE, "guidance_skip_threshold": 100.0}
-    answer = complete(client, PROMPTS[0], xargs, max_tokens=64, extra_body={"ignore_eos": True})
+    answer = complete(client, PROMPTS[0], xargs, max_tokens=24, extra_body={"ignore_eos": True})
     report = answer.model_extra["kv_transfer_params"]["textguide"]
-    assert report["guided_steps"] + report["skipped_steps"] == 64
-    assert report["skipped_steps"] > 40
+    assert report["guided_steps"] == 24
+    assert report["skipped_steps"] == 0
 
 
 @pytest.mark.parametrize(
@@ -296,15 +296,15 @@ def test_branches_are_counted_apart_and_nothing_stays_behind(client, server):
     complete(client, PROMPTS[0], None, max_tokens=2)
     with pytest.raises(openai.BadRequestError):
         complete(client, PROMPTS[0], {"guidance_scale": "high"})
-    skipping = {"guidance_scale": 1.5, "guidance_skip_threshold": 100.0}
-    complete(client, PROMPTS[0], skipping, max_tokens=32, extra_body={"ignore_eos": True})
+    halfway = {"guidance_scale": 1.5, "guidance_stop": 0.5}
+    complete(client, PROMPTS[0], halfway, max_tokens=32, extra_body={"ignore_eos": True})
     after = server.metrics()
     grown = {name: value - before[name] for name, value in after.items() if name.startswith("textguide:")}
     assert grown["textguide:guided_requests_total"] == 2
     assert grown["textguide:refused_requests_total"] == 1
     assert grown["textguide:failed_requests_total"] == grown["textguide:discarded_steps_total"] == 0
-    assert grown["textguide:skipped_steps_total"] > 10
-    assert grown["textguide:guided_steps_total"] + grown["textguide:skipped_steps_total"] == 42
+    assert grown["textguide:unguided_steps_total"] > 10
+    assert grown["textguide:guided_steps_total"] + grown["textguide:unguided_steps_total"] == 42
     assert grown["textguide:branch_tokens_total"] >= 10
     assert after["textguide:groups_running"] == after["textguide:groups_waiting"] == 0
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0

@@ -62,7 +62,7 @@ def write(
             if interrupted.random() < 0.5:  # preempted
                 member = drawing(asked, written, constraint)
             continue
-        state.observe(len(written), False, json.loads(json.dumps(vars(seen))))
+        state.observe(False, json.loads(json.dumps(vars(seen))))
         written.append(int(seen.token))
         if seen.token == END:
             break
@@ -135,10 +135,10 @@ def test_weights_make_the_global_conditional(masks: bool, interrupted: bool) -> 
 
 def test_a_text_that_was_stopped_has_no_weight() -> None:
     state = RequestState(request(0))
-    state.observe(0, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
+    state.observe(False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
     assert state.summary()["log_weight"] is None
     assert "stopping" in state.summary()["death"]
-    state.observe(1, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(END, -0.25, 1, True))})
+    state.observe(False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(END, -0.25, 1, True))})
     assert state.summary()["log_weight"] == -0.75
     assert state.summary()["constraint_calls"] == 3
 

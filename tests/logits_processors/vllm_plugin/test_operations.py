@@ -31,7 +31,7 @@ def test_what_ended_stays_counted() -> None:
     totals = Totals()
     totals.received = 3
     totals.failed = 1
-    one = state(guided=5, skipped=2, branch_tokens=9)
+    one = state(guided=5, branch_tokens=9)
     other = state(guided=1, discarded=4, preemptions=1)
     both = totals.changes([one, other], 1, 1)
     assert both["guided_requests"] == 3
@@ -81,7 +81,7 @@ def test_the_dashboard_shows_what_is_counted() -> None:
     named = set(re.findall(r"textguide:(\w+)", queries))
     counted = {f"{name}_total" for name in (*COUNTERS, "refused_requests")} | set(GAUGES)
     assert named <= counted
-    assert named >= {f"{name}_total" for name in ("guided_steps", "skipped_steps", "discarded_steps")}
+    assert named >= {f"{name}_total" for name in ("guided_steps", "unguided_steps", "discarded_steps")}
     assert named >= {"refused_requests_total", "groups_waiting"}
     assert all(panel["gridPos"]["w"] for panel in panels)
 

@@ -248,7 +248,6 @@ def test_requests_name_particles() -> None:
         ({"awrs_particles": 4}, {"output_kind": SimpleNamespace(name="DELTA")}, r"stream=True does not work with"),
         ({"awrs_particles": 9}, {}, r"awrs_particles=9 does not fit this engine.*max_num_seqs is 8"),
         ({"awrs_particles": 5, "guidance_scale": 2.0}, {}, r"awrs_particles=5 under guidance 'cfg' does not fit"),
-        ({"awrs_particles": 4, "guidance_scale": 2.0, "guidance_skip_threshold": 0.1}, {}, r"skip_threshold=0.1 does"),
         ({"awrs_particles": 4}, {"max_tokens": 200}, r"awrs_particles=4 does not fit this engine.*tokens of cache"),
         ({"awrs_particles": 2, "awrs_critic": "rude"}, {}, r"awrs_critic='rude'"),
     ],

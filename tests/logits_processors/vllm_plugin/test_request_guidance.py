@@ -309,7 +309,7 @@ def test_texts_that_are_weighed() -> None:
     assert (asked.guidance, asked.weighs) == (CFG(2.0, renormalize=False), True)
     state = RequestState(asked)
     for log_weight, told in ((-2.0, -2.0), (-0.5, -2.5), (float("-inf"), None)):
-        state.observe(0, True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
+        state.observe(True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
         assert state.summary()["log_weight"] == told
     for wrong, named in (
         ([FeynmanKac(1)], "feynman-kac weighs texts by what normalising"),

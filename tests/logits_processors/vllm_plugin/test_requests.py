@@ -170,25 +170,6 @@ def test_what_can_never_stand_together_is_told():
     assert "may need 80 tokens of cache, and there is room for 64" in too_large((33, 30), 2, 2, 4, 16)
 
 
-def test_branches_rest_where_guidance_changes_nothing():
-    state = RequestState(Request(CFG(2.0, skip_threshold=0.01), ((1,),), ((1, ""),), Draw(), horizon=200))
-    guided = []
-    for position in range(200):
-        wants = state.needs_branches(position)
-        guided.append(wants)
-        kl = 0.5 if 60 <= position < 80 else 0.001
-        state.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
-    assert all(guided[:8])
-    assert not any(guided[8:15])
-    assert sum(guided[80:]) < 60
-    assert state.summary()["guided_steps"] == sum(guided)
-    assert state.summary()["skipped_steps"] == 200 - sum(guided)
-    never = RequestState(Request(CFG(2.0), ((1,),), ((1, ""),), Draw(), horizon=200))
-    for position in range(200):
-        assert never.needs_branches(position)
-        never.observe(position, True, {"kl": 0.0, "changed": False})
-
-
 def test_branches_rest_outside_of_their_window():
     state = RequestState(Request(CFG(2.0, start=0.25, stop=0.5), ((1,),), ((1, ""),), Draw(), horizon=101))
     assert [n for n in range(101) if state.needs_branches(n)] == list(range(25, 51))
