@@ -48,9 +48,7 @@ def log_prob(name: str, position: int) -> float:
     return -(_number(name, position, "log") % 1000) / 7
 
 
-def oracle(
-    name: str, request: Request | None, count: int, stops: Set[int]
-) -> tuple[list[int], RequestState | None]:
+def oracle(name: str, request: Request | None, count: int, stops: Set[int]) -> tuple[list[int], RequestState | None]:
     """The plainest loop: at most ``count`` tokens of a request, up to one of ``stops``, and what guidance did."""
     state = None if request is None else RequestState(request)
     written: list[int] = []
@@ -247,9 +245,7 @@ class Worker:
         if message["ids"] is not None or (state.measures and guided):
             messages[name] = {position: message}
 
-    def _verify(
-        self, guesses: Mapping[str, list[int]], tokens: dict[str, list[int]], messages: Messages
-    ) -> None:
+    def _verify(self, guesses: Mapping[str, list[int]], tokens: dict[str, list[int]], messages: Messages) -> None:
         """Add what main requests write after guesses that were right, and the messages about these tokens."""
         for name in guesses:
             state = self.states[name]
