@@ -37,7 +37,7 @@ CFG_ARGUMENTS = {
     "guidance_max_scale": "max_scale",
     "guidance_start": "start",
     "guidance_stop": "stop",
-    "guidance_skip_threshold": "skip_threshold",
+    "guidance_skip_threshold": "skip_threshold",  # deprecated and ignored, as in `generate`
 }
 CAIF_ARGUMENTS = {
     "caif_target": "target",

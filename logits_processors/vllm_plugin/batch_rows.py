@@ -30,7 +30,7 @@ class Member(Generic[Payload]):
     payload: Payload
 
 
-class Standing(NamedTuple):
+class GroupRows(NamedTuple):
     """The rows of a group whose main request is in the batch.
 
     Args:
@@ -70,7 +70,7 @@ class Rows(Generic[Payload]):
         if swap and replaced is not None:
             self.members[source] = replaced
 
-    def groups(self) -> list[Standing]:
+    def groups(self) -> list[GroupRows]:
         """The groups whose main requests are in the batch, by the rows of these."""
         return gather((row, self.members[row]) for row in sorted(self.members))
 
@@ -88,7 +88,7 @@ class Indices(Generic[Payload]):
         else:
             self.members[index] = member
 
-    def groups(self, indices: Sequence[int]) -> list[Standing]:
+    def groups(self, indices: Sequence[int]) -> list[GroupRows]:
         """The groups of a batch whose row ``i`` belongs to the request index ``indices[i]``.
 
         Indices that are not in the batch hold whichever request had them last, and are ignored.
@@ -96,7 +96,7 @@ class Indices(Generic[Payload]):
         return gather((row, self.members[index]) for row, index in enumerate(indices) if index in self.members)
 
 
-def gather(members: Iterable[tuple[int, Member[Any]]]) -> list[Standing]:
+def gather(members: Iterable[tuple[int, Member[Any]]]) -> list[GroupRows]:
     """Groups by their main requests, from (row, member) in ascending order of rows."""
     mains: list[tuple[int, Member[Any]]] = []
     branches: dict[str, dict[int, int]] = {}
@@ -108,5 +108,5 @@ def gather(members: Iterable[tuple[int, Member[Any]]]) -> list[Standing]:
     groups = []
     for row, member in mains:
         rows = branches.get(member.group, {})
-        groups.append(Standing(row, tuple(rows[place] for place in sorted(rows)), member))
+        groups.append(GroupRows(row, tuple(rows[place] for place in sorted(rows)), member))
     return groups

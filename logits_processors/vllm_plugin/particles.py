@@ -209,21 +209,21 @@ class Populations:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Particle:
     """A particle of a request in a worker's batch.
 
     Args:
-        name: of the population.
+        population: its name.
         number: of the particle.
         ends: tokens that end a text.
         populations: of the worker.
     """
 
-    name: str
+    population: str
     number: int
     ends: tuple[int, ...]
     populations: Populations
 
     def particles(self, request: Request, device: Any) -> Particles:
-        """The population."""
-        return self.populations.of(self.name, request, self.ends, device)
+        """All particles of the population."""
+        return self.populations.of(self.population, request, self.ends, device)

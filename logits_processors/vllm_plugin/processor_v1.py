@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .batch_rows import Member, Rows, Standing
+from .batch_rows import GroupRows, Member, Rows
 from .channel import Outbox
-from .combination import Drawing, guide, messages
+from .combination import GuidedRow, guide, messages
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of, critics_of
 from .further_models import logits_of
-from .particles import LEAST_KEPT, Populations, Seat
+from .particles import LEAST_KEPT, Particle, Populations
 from .requests import MAIN, Request
 from .reweighting import Reweighting, classifier_of
 
@@ -31,9 +31,9 @@ class FirstRunnerProcessor:
     """
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-        self.rows: Rows[Drawing | None] = Rows()
+        self.rows: Rows[GuidedRow | None] = Rows()
         self.outbox = Outbox()
-        self.aids = Aids.of(vllm_config)
+        self.resources = EngineResources.of(vllm_config)
         self.models = logits_of(vllm_config)
         self.verified: Set[int] = frozenset()  # rows whose tokens were drawn in this step already
 
@@ -110,7 +110,7 @@ class FirstRunnerProcessor:
     def _draw(
         self,
         logits: Tensor,
-        groups: Sequence[Standing],
+        groups: Sequence[GroupRows],
         starts: Sequence[int],
         depth: int,
         greedy: Callable[[Tensor], Tensor],
@@ -119,20 +119,20 @@ class FirstRunnerProcessor:
         here = []
         for group in groups:
             branches = tuple(starts[row] + depth for row in group.branches)
-            here.append(Standing(starts[group.row] + depth, branches, group.member))
+            here.append(GroupRows(starts[group.row] + depth, branches, group.member))
         positions = [len(group.member.payload.written()) for group in groups]
         reports = guide(logits, here, positions)
         self.outbox.put(messages(here, positions, reports))
         drawn: list[int] = greedy(logits[[group.row for group in here]]).tolist()
         return drawn
 
-    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing | None] | None:
+    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[GuidedRow | None] | None:
         # The list is vLLM's own and grows with the text.
-        return member_of(params, lambda: list(prompt or ()), lambda: written, self.aids)
+        return member_of(params, lambda: list(prompt or ()), lambda: written, self.resources)
 
 
 @dataclass(frozen=True)
-class Aids:
+class EngineResources:
     """What reweights or rules out tokens of one engine's requests.
 
     Args:
@@ -146,7 +146,7 @@ class Aids:
     populations: Populations = field(default_factory=lambda: Populations(None, LEAST_KEPT))
 
     @classmethod
-    def of(cls, config: Any) -> Aids:
+    def of(cls, config: Any) -> EngineResources:
         """Those of vLLM's ``VllmConfig``; the classifier is loaded, and the tokenizer only when it is needed."""
         model = getattr(config, "model_config", None)
         if model is None or getattr(model, "skip_tokenizer_init", False):
@@ -166,14 +166,16 @@ class Aids:
         return cls(reweighting, constraints, Populations(constraints, max(LEAST_KEPT, places)))
 
 
-def member_of(params: Any, prompt: Tokens, written: Tokens, aids: Aids) -> Member[Drawing | None] | None:
+def member_of(
+    params: Any, prompt: Tokens, written: Tokens, resources: EngineResources
+) -> Member[GuidedRow | None] | None:
     """The member that sampling parameters describe; None for those of a plain request.
 
     Args:
         params: vLLM's ``SamplingParams``; None in pooling models.
         prompt: returns the token ids of the prompt.
         written: returns the token ids written so far.
-        aids: of the engine.
+        resources: of the engine.
     """
     described = (params.extra_args or {}).get(OURS) if params is not None else None
     if not isinstance(described, dict) or "group" not in described:
@@ -184,20 +186,20 @@ def member_of(params: Any, prompt: Tokens, written: Tokens, aids: Aids) -> Membe
     if n_written:
         # The request was made when its text had begun, so its prompt ends with the first part of the text.
         prompt, written = _split(prompt, written, n_written)
-    reweighting = aids.reweighting
+    reweighting = resources.reweighting
     request = Request.from_dict(described["request"], None if reweighting is None else reweighting.classifier)
     reweighted = constrained = particle = None
     if request.caif and reweighting is not None:
         reweighted = reweighting.row(request.caif, request.horizon)
     if request.awrs is not None:
-        assert aids.constraints is not None, "requests with a constraint are refused if there is no tokenizer"
-        constrained = aids.constraints.row(request.awrs, described["ends"], request.limit)
+        assert resources.constraints is not None, "requests with a constraint are refused if there is no tokenizer"
+        constrained = resources.constraints.row(request.awrs, described["ends"], request.limit)
     if request.population is not None:
         name, number = described["particle"]
-        particle = Seat(name, number, tuple(described["ends"]), aids.populations)
+        particle = Particle(name, number, tuple(described["ends"]), resources.populations)
     ends = frozenset(described.get("ends", ()))
     measures = described["measures"]
-    payload = Drawing(request, prompt, written, measures, reweighted, constrained, particle, n_written, ends)
+    payload = GuidedRow(request, prompt, written, measures, reweighted, constrained, particle, n_written, ends)
     return Member(described["group"], MAIN, payload)
 
 

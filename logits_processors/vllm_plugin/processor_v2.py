@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .batch_rows import Indices
 from .channel import Outbox
-from .combination import Drawing, guide, messages
-from .processor_v1 import Aids, member_of
+from .combination import GuidedRow, guide, messages
+from .processor_v1 import EngineResources, member_of
 
 
 class SecondRunnerProcessor:
@@ -27,13 +27,15 @@ class SecondRunnerProcessor:
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
-        self.indices: Indices[Drawing | None] = Indices()
+        self.indices: Indices[GuidedRow | None] = Indices()
         self.outbox = Outbox()
-        self.aids = Aids.of(vllm_config)
+        self.resources = EngineResources.of(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Note that a request got the index ``req_idx``; whether it belongs to a group."""
-        member = member_of(sampling_params, lambda: self._prompt(req_idx), lambda: self._written(req_idx), self.aids)
+        member = member_of(
+            sampling_params, lambda: self._prompt(req_idx), lambda: self._written(req_idx), self.resources
+        )
         self.indices.add(req_idx, member)
         return member is not None
 
@@ -53,7 +55,7 @@ class SecondRunnerProcessor:
             # The token that is drawn now comes after `seq_lens` tokens.
             length = int(ctx.seq_lens_upper_bound_np[group.row])
             n_prompt = int(self.states.prompt_len.np[indices[group.row]])
-            positions.append(group.member.payload.began + length - n_prompt)
+            positions.append(group.member.payload.n_written + length - n_prompt)
         self.outbox.put(messages(groups, positions, guide(logits, groups, positions)))
         return logits
 

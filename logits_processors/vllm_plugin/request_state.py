@@ -123,7 +123,6 @@ class RequestState:
             "guided_steps": self.guided,
             "branched_steps": self.branched,
             "unguided_steps": self.unguided,
-            "skipped_steps": 0,  # as `skip_threshold`, which is ignored; clients may read it
             "discarded_steps": self.discarded,
             "preemptions": self.preemptions,
             "branch_tokens": self.branch_tokens,

@@ -128,8 +128,8 @@ def rule_seconds(load: Any, vocabulary: int, clock: Any) -> float:
     """Seconds a step that the logits processor takes for each group of ``load``, on tensors alone."""
     import torch
 
-    from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
-    from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
+    from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+    from textguide.logits_processors.vllm_plugin.combination import GuidedRow, guide
     from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
     if not load.branches:
@@ -137,9 +137,9 @@ def rule_seconds(load: Any, vocabulary: int, clock: Any) -> float:
     readings = tuple((place, "") for place in range(1, load.rows))
     asked = Request(guidance(len(load.branches)), ((1,),) * len(load.branches), readings, horizon=load.new)
     groups = [
-        Standing(n * load.rows, tuple(range(n * load.rows + 1, (n + 1) * load.rows)), Member(str(n), MAIN, drawing))
+        GroupRows(n * load.rows, tuple(range(n * load.rows + 1, (n + 1) * load.rows)), Member(str(n), MAIN, drawing))
         for n in range(load.clients)
-        for drawing in [Drawing(asked, list, list)]
+        for drawing in [GuidedRow(asked, list, list)]
     ]
     logits = torch.randn(load.clients * load.rows, vocabulary)
     times = []

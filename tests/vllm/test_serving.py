@@ -254,7 +254,7 @@ def test_a_threshold_for_skipping_is_ignored(client):
     answer = complete(client, PROMPTS[0], xargs, max_tokens=24, extra_body={"ignore_eos": True})
     report = answer.model_extra["kv_transfer_params"]["textguide"]
     assert report["guided_steps"] == 24
-    assert report["skipped_steps"] == 0
+    assert "skipped_steps" not in report
 
 
 @pytest.mark.parametrize(

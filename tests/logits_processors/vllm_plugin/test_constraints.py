@@ -17,8 +17,8 @@ from textguide.guidance import AWRS, CFG, Guidance
 from textguide.logits_processors.vllm_plugin import constraint_arguments
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
-from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
+from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+from textguide.logits_processors.vllm_plugin.combination import GuidedRow, guide
 from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
 from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
@@ -40,10 +40,10 @@ def request(seed: int, **fields: Any) -> Request:
     return Request(draw=draw, horizon=LENGTH, awrs=FORM, limit=LENGTH, **fields)
 
 
-def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[Drawing]:
+def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[GuidedRow]:
     assert asked.awrs is not None
     row = ours.ConstrainedRow(asked.awrs, constraint.start(VOCABULARY), VOCABULARY, asked.limit)
-    return Member("group", MAIN, Drawing(asked, list, lambda: written, constraint=row))
+    return Member("group", MAIN, GuidedRow(asked, list, lambda: written, constraint=row))
 
 
 def write(
@@ -56,7 +56,7 @@ def write(
     member = drawing(asked, written, constraint)
     while len(written) < LENGTH:
         logits = logits_behind(tuple(written))[None].clone()
-        (seen,) = guide(logits, [Standing(0, (), member)], [len(written)])
+        (seen,) = guide(logits, [GroupRows(0, (), member)], [len(written)])
         assert int(logits[0].argmax()) == seen.token
         if interrupted is not None and interrupted.random() < 0.3:  # nobody takes the token
             if interrupted.random() < 0.5:  # preempted

@@ -17,9 +17,9 @@ from textguide.guidance import AWRS, CFG
 from textguide.logits_processors.vllm_plugin import constraint_arguments
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.batch_rows import Member, Standing
-from textguide.logits_processors.vllm_plugin.combination import Drawing, guide, messages
-from textguide.logits_processors.vllm_plugin.particles import Populations, Seat
+from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+from textguide.logits_processors.vllm_plugin.combination import GuidedRow, guide, messages
+from textguide.logits_processors.vllm_plugin.particles import Particle, Populations
 from textguide.logits_processors.vllm_plugin.population import Population, population_of
 from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
 from textguide.logits_processors.vllm_plugin.request_state import RequestState
@@ -67,10 +67,13 @@ def write(
             chance.shuffle(rows)
         groups = []
         for place, number in enumerate(rows):
-            drawing = Drawing(
-                asked, list, lambda number=number: known.texts[number], seat=Seat("group", number, ENDS, populations)
+            drawing = GuidedRow(
+                asked,
+                list,
+                lambda number=number: known.texts[number],
+                particle=Particle("group", number, ENDS, populations),
             )
-            groups.append(Standing(place, (), Member(f"particle {number}", MAIN, drawing)))
+            groups.append(GroupRows(place, (), Member(f"particle {number}", MAIN, drawing)))
         at = known.position
         if chance is not None and len(rows) > 1 and chance.random() < 0.3:  # one is missing: nothing is drawn
             part = groups[:-1]
