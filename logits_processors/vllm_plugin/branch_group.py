@@ -112,6 +112,7 @@ class BranchGroup(Group):
         """Keep the tokens at the positions of ``messages``, with what the worker reported about them."""
         n_guesses = step.n_guesses(self.name)
         if n_guesses:
+            assert engine.guesser is not None
             n_right = len(messages) - 1
             self.state.guessed += n_guesses
             self.state.guessed_right += n_right

@@ -191,11 +191,9 @@ class Populations:
         generator = torch.Generator(device).manual_seed(request.draw.seed)
         size = guidance.particles
 
-        def unconstrained() -> Corrected:
-            return Corrected(size, size, guidance.ess_threshold, guidance.resampling, generator, frozenset(ends))
-
+        unconstrained = Corrected(size, size, guidance.ess_threshold, guidance.resampling, generator, frozenset(ends))
         if request.weighs and guidance.constraint is None:
-            return Particles(unconstrained(), generator, request.limit)
+            return Particles(unconstrained, generator, request.limit)
         assert self._constraints is not None, "requests with a constraint are refused if there is no tokenizer"
         try:
             session, vocabulary = self._constraints.start(guidance, ends)
@@ -205,7 +203,7 @@ class Populations:
         except ValueError as error:
             # The front end compiled it, so this should not happen. But an exception here would end the engine.
             logger.exception("a constraint cannot be used")
-            return Particles(unconstrained(), generator, request.limit, failure=str(error))
+            return Particles(unconstrained, generator, request.limit, failure=str(error))
 
 
 @dataclass(frozen=True)

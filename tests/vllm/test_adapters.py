@@ -106,9 +106,12 @@ def test_the_negative_branch_names_an_adapter(llm, transformers_path):
         ("tuned", {"negative_lora": "base"}, "1.5*cond - 0.5*M('base')"),
         ("tuned", {"negative_lora": "other", "guidance_scale": 2.0}, "2*cond - M('other')"),
         (None, {"negative_lora": "tuned", "guidance_scale": 0.3}, "0.3*cond + 0.7*M('tuned')"),
-        ("other", {"negative_lora": "base", "negative_prompt": "The weather:", "guidance_scale": 2.0},
-         "2*cond - M('base', 'The weather:')"),
-    ):  # fmt: skip
+        (
+            "other",
+            {"negative_lora": "base", "negative_prompt": "The weather:", "guidance_scale": 2.0},
+            "2*cond - M('base', 'The weather:')",
+        ),
+    ):
         written = asked(llm, PROMPTS[0], adapter, **extra)
         model = base if adapter is None else models[adapter]
         theirs = textguide.generate(model, tokenizer, PROMPTS[:1], Formula(formula), max_new_tokens=12, models=models)

@@ -36,9 +36,17 @@ def small(folder, seed, tokenizer, **sizes):
     """A random model with the bundled model's tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), intermediate_size=64, max_position_embeddings=256, head_dim=32,
-        tie_word_embeddings=True, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=2, **sizes,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        max_position_embeddings=256,
+        head_dim=32,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        **sizes,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -230,9 +230,12 @@ def test_streams_end_with_the_report(client):
 
 def test_chats_and_several_prompts_and_texts_that_end_them(client, reference):
     stream = client.chat.completions.create(
-        model="smollm2", messages=[{"role": "user", "content": "Describe Paris."}], max_tokens=7, stream=True,
+        model="smollm2",
+        messages=[{"role": "user", "content": "Describe Paris."}],
+        max_tokens=7,
+        stream=True,
         extra_body={"vllm_xargs": {"guidance_scale": 1.5}},
-    )  # fmt: skip
+    )
     told = [report_of(part) for part in stream]
     assert [report["guided_steps"] for report in told if report] == [7]
     options = {"max_tokens": 5, "n": 2, "temperature": 0.7, "extra_body": {"ignore_eos": True}}  # drawn without a seed

@@ -84,7 +84,7 @@ def test_branches_name_adapters_as_models() -> None:
         ({"guidance": "contrastive"}, LIMITS, "--lora-modules amateur=FOLDER"),
         ({"guidance": "formula:cond + M('other') - M('third')"}, LIMITS, "run with 3 adapters, and max_loras is 2"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_named(extra: dict[str, Any], limits: Limits, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         asked(limits=limits, **extra)
@@ -92,9 +92,10 @@ def test_what_cannot_run_is_named(extra: dict[str, Any], limits: Limits, named: 
 
 def test_adapters_are_those_that_the_server_has_now() -> None:
     config = SimpleNamespace(
-        lora_config=SimpleNamespace(max_loras=3), instance_id="here",
+        lora_config=SimpleNamespace(max_loras=3),
+        instance_id="here",
         additional_config={"textguide": {"adapters": {"started": "/s"}}},
-    )  # fmt: skip
+    )
 
     class Served:
         def __init__(self, config: Any) -> None:
@@ -184,7 +185,7 @@ def test_requests_without_images_see_none() -> None:
         (SEEN, {"guidance": InstructionContrastive(2.0).to_json()}, "which has an image"),
         (SEEN, {"guidance": CFG(2.0, negative_system="Be long.").to_json()}, "which has an image"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_see_is_named(given: RequestPrompt, extra: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         asked(given, **extra)

@@ -165,9 +165,12 @@ def sampled(guidance: AWRS, count: int, masks: bool, chance: bool) -> tuple[list
 @pytest.mark.parametrize(("masks", "chance"), [(True, False), (False, True)])
 def test_texts_by_their_weights_follow_the_global_conditional(masks: bool, chance: bool) -> None:
     conditional, evidence = reference.global_conditional(
-        floats(LAW), lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH,
+        floats(LAW),
+        lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS,
+        END,
+        LENGTH,
         len(PIECES),
-    )  # fmt: skip
+    )
     drawn, means = sampled(AWRS(particles=4, ess_threshold=0.9), 600 if masks else 450, masks, chance)
     assert len(drawn) > 60
     assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
@@ -176,9 +179,12 @@ def test_texts_by_their_weights_follow_the_global_conditional(masks: bool, chanc
 
 def test_texts_without_their_weights_follow_another_distribution() -> None:
     conditional, _ = reference.global_conditional(
-        floats(LAW), lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH,
+        floats(LAW),
+        lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS,
+        END,
+        LENGTH,
         len(PIECES),
-    )  # fmt: skip
+    )
     alive: Counter[Any] = Counter()
     for seed in range(300):
         population = write(LAW, Toys(Strings(MEMBERS, True)), AWRS(particles=2, ess_threshold=0.0), seed)
@@ -254,7 +260,7 @@ def test_requests_name_particles() -> None:
         ({"awrs_particles": 4}, {"max_tokens": 200}, r"awrs_particles=4 does not fit this engine.*tokens of cache"),
         ({"awrs_particles": 2, "awrs_critic": "rude"}, {}, r"awrs_critic='rude'"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_work_is_refused_by_name(extra: dict[str, Any], fields: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, KeyError), match=message if "rude" not in message else "rude"):
         asked({"awrs_regex": "[a-z]+", **extra}, **fields)

@@ -182,13 +182,16 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(
         model_config=SimpleNamespace(get_vocab_size=lambda: 200, max_model_len=64),
         scheduler_config=SimpleNamespace(
-            max_num_active_seqs=None, max_num_seqs=2, max_num_scheduled_tokens=None, max_num_batched_tokens=32,
+            max_num_active_seqs=None,
+            max_num_seqs=2,
+            max_num_scheduled_tokens=None,
+            max_num_batched_tokens=32,
             watermark=0.0,
         ),
         parallel_config=SimpleNamespace(data_parallel_size=1),
         cache_config=SimpleNamespace(num_gpu_blocks=32, block_size=4),
         additional_config=None,
-    )  # fmt: skip
+    )
 
     class InputProcessor:
         vllm_config = config

@@ -227,9 +227,14 @@ def test_a_draft_model_guesses_what_it_would_write(tmp_path: Path) -> None:
 def test_a_draft_model_that_forgets_is_refused(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, sliding_window=4,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=4,
+    )
     MistralForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"speculative_config: model=.* forgets what it has read"):
