@@ -36,9 +36,17 @@ def small(folder, seed, tokenizer, **sizes):
     """A random model with the bundled model's tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), intermediate_size=64, max_position_embeddings=256, head_dim=32,
-        tie_word_embeddings=True, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=2, **sizes,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        max_position_embeddings=256,
+        head_dim=32,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        **sizes,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -125,7 +133,7 @@ def test_every_method_of_the_matrix(llm, transformers_path, method):
     for mine, other in zip(ours.new_tokens, theirs.new_tokens, strict=True):
         assert mine[: len(other)] == other
     assert ours.particles == theirs.particles
-    with pytest.raises(ValueError, match=r"asks the model 'nobody', and of further models this engine has amateur, "):
+    with pytest.raises(ValueError, match=r"needs the model 'nobody', and this engine has only amateur"):
         textguide.generate(llm, None, PROMPTS, ContrastiveDecoding(amateur="nobody"))
 
 
@@ -172,7 +180,7 @@ def test_what_an_engine_with_further_models_refuses(folders):
         textguide.vllm_engine(folders[0], models={"amateur": folders[1]}, quantization="fp8")
     with pytest.raises(ValueError, match="set max_model_len to 256 or less"):
         textguide.vllm_engine(folders[0], models={"amateur": folders[1]}, max_model_len=300)
-    with pytest.raises(ValueError, match="models: '' is no name"):
+    with pytest.raises(ValueError, match="models: '' cannot be the name"):
         textguide.vllm_engine(folders[0], models={"": folders[1]})
 
 

@@ -1,7 +1,7 @@
-"""One model of vLLM's that is several: the served one and further ones, which read the same tokens in the same pass.
+"""A model of vLLM's that combines several, the served one and further ones.
 
-Their attention layers share block tables and slots, so that prompts in parts, preemption and cached prefixes are right
-for all of them as they are for one.
+They read the same tokens in the same pass, and their attention layers share block tables and slots. So prompts in
+parts, preemption and cached prefixes work for all of them as they do for one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .extras import ours_of
 from .further_models import logits_of, models_of
 
 MARK = "textguide further model "
-"""In front of the names of a further model's weights, before its number."""
+"""Starts the names of a further model's weights, followed by its number and a space."""
 
 
-class Twin(nn.Module):
-    """The served model, and those of ``models_of(vllm_config)`` behind it.
+class CombinedModel(nn.Module):
+    """The served model, followed by those of ``models_of(vllm_config)``.
 
-    Hidden states of all stand side by side; logits are those of the served model.
+    Hidden states of all models are concatenated; logits are those of the served model.
     """
 
     models: Any
@@ -36,24 +36,25 @@ class Twin(nn.Module):
         served = ours_of(vllm_config)["served"]["architectures"]
         paths = models_of(vllm_config)
         self.names = list(paths)
-        self.said = logits_of(vllm_config)
+        self.further_logits = logits_of(vllm_config)
         main = init_vllm_registered_model(
             vllm_config, prefix="served", hf_config=vllm_config.model_config.hf_config, architectures=served
         )
-        others = []
+        further = []
         for number, path in enumerate(paths.values()):
             config = get_config(path, trust_remote_code=False)
-            # A number between dots would be taken for that of a layer.
-            others.append(init_vllm_registered_model(vllm_config, prefix=f"further_{number}", hf_config=config))
-        self.models = nn.ModuleList([main, *others])
+            # vLLM would take a number between dots for that of a layer.
+            further.append(init_vllm_registered_model(vllm_config, prefix=f"further_{number}", hf_config=config))
+        self.models = nn.ModuleList([main, *further])
         self.sizes = [model.config.hidden_size for model in self.models]
+        # vLLM's loader reads these after the weights of the served model.
         self.secondary_weights = [
             DefaultModelLoader.Source(path, revision=None, prefix=f"{MARK}{number} ")
             for number, path in enumerate(paths.values(), start=1)
         ]
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """The served model's embeddings, which vLLM asks of every model."""
+        """The served model's embeddings, which vLLM requires of every model."""
         embedded: Tensor = self.models[0].embed_input_ids(input_ids)
         return embedded
 
@@ -64,31 +65,33 @@ class Twin(nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of all models side by side, (tokens, sum of their sizes)."""
+        """Hidden states of all models, (tokens, sum of their sizes)."""
         assert inputs_embeds is None, "prompts of embeddings are refused"
         return torch.cat([model(input_ids, positions) for model in self.models], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """The served model's logits; those of the others are kept for the processor."""
-        main, *others = hidden_states.split(self.sizes, dim=-1)
-        for name, model, states in zip(self.names, self.models[1:], others, strict=True):
-            self.said[name] = model.compute_logits(states)
+        main, *further = hidden_states.split(self.sizes, dim=-1)
+        for name, model, states in zip(self.names, self.models[1:], further, strict=True):
+            self.further_logits[name] = model.compute_logits(states)
         logits: Tensor | None = self.models[0].compute_logits(main)
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Weights of the served model, and behind them those of the others; names of what was loaded."""
+        """Load the weights of the served model, followed by those of the others; the names of what was loaded."""
         loaded: set[str] = set()
-
-        def owner(weight: tuple[str, Tensor]) -> int:
-            name = weight[0]
-            return int(name.removeprefix(MARK).split(" ", 1)[0]) if name.startswith(MARK) else 0
-
-        def plain(group: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in group:
-                yield (name.removeprefix(MARK).split(" ", 1)[1] if name.startswith(MARK) else name), tensor
-
-        for number, group in groupby(weights, owner):
-            found = self.models[number].load_weights(plain(group)) or ()
-            loaded |= {f"models.{number}.{name}" for name in found}
+        for number, group in groupby(weights, _owner):
+            names = self.models[number].load_weights(_without_mark(group)) or ()
+            loaded |= {f"models.{number}.{name}" for name in names}
         return loaded
+
+
+def _owner(weight: tuple[str, Tensor]) -> int:
+    """The number of the model that a weight belongs to; 0: the served one."""
+    name = weight[0]
+    return int(name.removeprefix(MARK).split(" ", 1)[0]) if name.startswith(MARK) else 0
+
+
+def _without_mark(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights:
+        yield (name.removeprefix(MARK).split(" ", 1)[1] if name.startswith(MARK) else name), tensor

@@ -1,6 +1,6 @@
-"""A refusal in an engine's own process as one line where the engine was started, in place of two tracebacks.
+"""One line, instead of two tracebacks, if an engine's own process refuses to start.
 
-Knows no vLLM but that its engine's process lets a ``SystemExit`` pass without a word.
+Knows no vLLM, except that its engine process lets a ``SystemExit`` pass silently.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "TEXTGUIDE_REFUSAL"
-"""The environment variable with the file into which an engine's process writes why it does not start."""
+"""The environment variable with the path of the file into which an engine's process writes why it does not start."""
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Around the start of an engine.
+    """Use it around the start of an engine.
 
     Raises:
-        ValueError: what :func:`refusing` found in a process of the engine's.
+        ValueError: the one that :func:`refusing` met in a process of the engine.
     """
     with tempfile.TemporaryDirectory(prefix="textguide-") as folder:
-        path, before = Path(folder) / "refusal", os.environ.get(VARIABLE)
+        path = Path(folder) / "refusal"
+        before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = str(path)
         try:
             yield
@@ -41,7 +42,7 @@ def starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Around what may refuse to start, wherever it runs: a ``ValueError`` in a process of its own is told elsewhere."""
+    """Use it around checks at start: in another process, a ``ValueError`` reaches :func:`starting` by a file."""
     try:
         yield
     except ValueError as error:

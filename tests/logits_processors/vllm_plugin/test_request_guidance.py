@@ -34,10 +34,16 @@ from textguide.guidance import (
 from textguide.guidance.base import BranchGuidance
 from textguide.guidance.catalogue import example
 from textguide.guidance.places import place
-from textguide.logits_processors.vllm_plugin import admission
+from textguide.logits_processors.vllm_plugin import validation
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.described import BRANCH_IDS, Given, Reading, branches_of, described
-from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.request_guidance import (
+    BRANCH_IDS,
+    Reading,
+    RequestPrompt,
+    branches_of,
+    parse_guidance,
+)
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of dragons."}]
@@ -69,7 +75,7 @@ class Sentiment:
 LIMITS = Limits(Tokenizer(), 200, 64, Sentiment(), "sentiment", places=8, budget=64, blocks=64, block_size=4)
 TEXT = "The dragon"
 IDS = tuple(map(ord, TEXT))
-GIVEN = Given(IDS, TEXT)
+GIVEN = RequestPrompt(IDS, TEXT)
 
 
 def params(guidance: Any, **more: Any) -> Any:
@@ -142,12 +148,12 @@ def test_branches_that_read_the_same_share_a_request() -> None:
 def test_what_branches_read_can_be_given() -> None:
     formula = Formula("2*cond - 0.5*last - 0.5*P('x')")
     for ids in ([[5], [6, 7]], "[[5], [6, 7]]"):
-        asked = parse(params(formula, **{BRANCH_IDS: ids}), LIMITS, Given(IDS))
+        asked = parse(params(formula, **{BRANCH_IDS: ids}), LIMITS, RequestPrompt(IDS))
         assert asked is not None
         assert asked.prompts == ((5,), (6, 7))
     for wrong in ([[5]], [5, 6], [[5], []], "[[5]", "x", [[5], ["a"]], [[5], [900]]):
         with pytest.raises(ValueError, match=f"{BRANCH_IDS}=|token id 900"):
-            parse(params(formula, **{BRANCH_IDS: wrong}), LIMITS, Given(IDS))
+            parse(params(formula, **{BRANCH_IDS: wrong}), LIMITS, RequestPrompt(IDS))
     with pytest.raises(ValueError, match=f"{BRANCH_IDS} needs guidance"):
         parse(SimpleNamespace(extra_args={BRANCH_IDS: [[5]]}, logprobs=None), LIMITS, GIVEN)
 
@@ -155,7 +161,7 @@ def test_what_branches_read_can_be_given() -> None:
 def test_chats_are_changed_as_chats() -> None:
     chat = [textguide.guidance.Message(**turn) for turn in MESSAGES]
     ids = tuple(Tokenizer().apply_chat_template(MESSAGES)["input_ids"])
-    given = Given(ids, tuple(chat), True)
+    given = RequestPrompt(ids, tuple(chat), True)
     for guidance in (
         CFG(2.0, negative_system="Be long."),
         InstructionContrastive(2.0, instruction="Err. "),
@@ -166,9 +172,9 @@ def test_chats_are_changed_as_chats() -> None:
         assert asked is not None
         assert asked.prompts == (tuple(rows[0][0]),)
         with pytest.raises(ValueError, match="of which only the tokens are known"):
-            parse(params(guidance), LIMITS, Given(ids, None, True))
+            parse(params(guidance), LIMITS, RequestPrompt(ids, None, True))
         with pytest.raises(ValueError, match="makes other tokens of it"):
-            parse(params(guidance), LIMITS, Given(ids[1:], tuple(chat), True))
+            parse(params(guidance), LIMITS, RequestPrompt(ids[1:], tuple(chat), True))
     assert parse(params(TokenPerturbation(2.0)), LIMITS, given) is not None
 
 
@@ -176,27 +182,33 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(
         model_config=SimpleNamespace(get_vocab_size=lambda: 200, max_model_len=64),
         scheduler_config=SimpleNamespace(
-            max_num_active_seqs=None, max_num_seqs=2, max_num_scheduled_tokens=None, max_num_batched_tokens=32,
+            max_num_active_seqs=None,
+            max_num_seqs=2,
+            max_num_scheduled_tokens=None,
+            max_num_batched_tokens=32,
             watermark=0.0,
         ),
         parallel_config=SimpleNamespace(data_parallel_size=1),
         cache_config=SimpleNamespace(num_gpu_blocks=32, block_size=4),
         additional_config=None,
-    )  # fmt: skip
+    )
 
     class InputProcessor:
-        vllm_config, tokenizer = config, Tokenizer()
+        vllm_config = config
+        tokenizer = Tokenizer()
 
-        def process_inputs(self, prompt: Any, params: Any, request_id: str = "cmpl-1") -> Any:
-            self._validate_params(params)
+        def process_inputs(self, prompt: Any, params: Any, lora_request: Any = None) -> Any:
+            validation.validate(params)
             return (params.extra_args or {}).get("textguide")
-
-        def _validate_params(self, params: Any) -> None:
-            admission.validate(params)
 
     class LLM:
         def chat(self, prompt: Any, params: Any) -> Any:
             return InputProcessor().process_inputs(prompt, params)
+
+        enqueue_chat = chat
+
+    validation.remember_inputs(InputProcessor)
+    validation.remember_offline_chats(LLM)
 
     held = {"type": "token", "prompt_token_ids": list(IDS), "prompt": TEXT}
     edit = InstructionContrastive(2.0, instruction="Err. ")
@@ -208,17 +220,28 @@ def test_what_vllm_holds_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked["prompts"] == [list(map(ord, "Err. The dragon"))]
     ids = Tokenizer().apply_chat_template(MESSAGES)["input_ids"]
     sent = params(edit)
-    sent.extra_args[admission.CHAT] = MESSAGES
+    sent.extra_args[validation.CHAT] = MESSAGES
     asked = InputProcessor().process_inputs({"type": "token", "prompt_token_ids": ids, "prompt": "rendered"}, sent)
     assert bytes(asked["prompts"][0]).decode() == "\x02Be brief.\x02Err. Tell me of dragons."
-    assert admission.CHAT not in sent.extra_args  # it goes no further
-    sent.extra_args[admission.CHAT] = [{"role": "user", "content": [{"type": "text", "text": "parts"}]}]
+    assert validation.CHAT not in sent.extra_args  # it goes no further
+    sent.extra_args[validation.CHAT] = [{"role": "user", "content": [{"type": "text", "text": "parts"}]}]
     with pytest.raises(ValueError, match="of which only the tokens are known"):
         InputProcessor().process_inputs({"type": "token", "prompt_token_ids": ids, "prompt": "rendered"}, sent)
+    for chat in (LLM().chat, LLM().enqueue_chat):
+        with pytest.raises(ValueError, match="of which only the tokens are known"):
+            chat(held, params(edit))
+    assert InputProcessor().process_inputs(held, params(edit))["prompts"] == [list(map(ord, "Err. The dragon"))]
+    sent = params(edit)
+    sent.extra_args[validation.CHAT] = validation.UNKNOWN_MESSAGES
     with pytest.raises(ValueError, match="of which only the tokens are known"):
-        LLM().chat(held, params(edit))
-    with pytest.raises(ValueError, match="of which only the tokens are known"):
-        InputProcessor().process_inputs(held, params(edit), "resp_1")
+        InputProcessor().process_inputs(held, sent)
+    sent = params(CFG(2.0))
+    sent.extra_args[validation.CHAT] = validation.UNKNOWN_MESSAGES
+    for _ in range(2):  # the next turn of a response comes with the same object
+        InputProcessor().process_inputs(prompt=held, params=sent)
+        assert sent.extra_args[validation.CHAT] == validation.UNKNOWN_MESSAGES
+    with pytest.raises(ValueError, match="arrived before textguide was loaded"):
+        validation.validate(params(edit))
     with pytest.raises(ValueError, match="a prompt of embeddings has none"):
         InputProcessor().process_inputs({"type": "embeds", "prompt_embeds": None}, params(edit))
     with pytest.raises(ValueError, match="takes 3 places, and max_num_seqs is 2"):
@@ -237,10 +260,10 @@ def test_chat_requests_keep_their_messages() -> None:
         def to_sampling_params(self, longest: int) -> Any:
             return SimpleNamespace(extra_args=self.extra, max_tokens=longest)
 
-    admission.remember_chats(Protocol)
-    admission.remember_chats(Protocol)  # a second time changes nothing
+    for _ in range(2):  # a second time changes nothing
+        validation.remember_chats(Protocol, messages_of=lambda request: request.messages)
     asked = Protocol({"guidance": "cfg"}).to_sampling_params(3)
-    assert (asked.extra_args, asked.max_tokens) == ({"guidance": "cfg", admission.CHAT: MESSAGES}, 3)
+    assert (asked.extra_args, asked.max_tokens) == ({"guidance": "cfg", validation.CHAT: MESSAGES}, 3)
     for extra in (None, {}, {"other": 1}):
         assert Protocol(extra).to_sampling_params(3).extra_args == extra
 
@@ -248,7 +271,7 @@ def test_chat_requests_keep_their_messages() -> None:
 @pytest.mark.parametrize(
     ("guidance", "named"),
     [
-        ("{", "guidance='{' is no JSON"),
+        ("{", "guidance='{' is not JSON"),
         ("", "guidance '' is unknown"),
         ("cgf:scale=2", "guidance 'cgf' is unknown; did you mean cfg"),
         ("cfg:sclae=2", "guidance 'cfg:sclae=2': 'sclae' is no field of cfg; did you mean scale"),
@@ -287,10 +310,10 @@ def test_texts_that_are_weighed() -> None:
     asked = parse(params([part.to_dict() for part in sent]), LIMITS, GIVEN)
     assert asked is not None
     assert (asked.guidance, asked.weighs) == (CFG(2.0, renormalize=False), True)
-    report = Report(asked)
+    state = RequestState(asked)
     for log_weight, told in ((-2.0, -2.0), (-0.5, -2.5), (float("-inf"), None)):
-        report.observe(0, True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
-        assert report.summary()["log_weight"] == told
+        state.observe(True, {"kl": 0.0, "changed": False, "log_weight": log_weight})
+        assert state.summary()["log_weight"] == told
     for wrong, named in (
         ([FeynmanKac(1)], "feynman-kac weighs texts by what normalising"),
         ([CFG(2.0), FeynmanKac(1, constraint="regex:a")], "constraint='regex:a' does not travel with feynman-kac"),
@@ -318,9 +341,9 @@ def test_two_ways_at_once_are_refused(other: dict[str, Any]) -> None:
         (CorrSynth(), "'corrsynth' .*decides by itself which requests share a step; use textguide.generate"),
         (
             ContrastiveDecoding(),
-            "'contrastive' asks the model 'amateur', .* has none; .*serve MODEL --with amateur=PATH",
+            "'contrastive' needs the model 'amateur', .* has none besides .*serve MODEL --with amateur=PATH",
         ),
-        (DExperts(), "'dexperts' asks the model 'expert'"),
+        (DExperts(), "'dexperts' needs the model 'expert'"),
         (EAGer(), "'eager' forks texts"),
         (ACFG(), "'acfg' masks tokens of a text again.*textguide.diffusion.generate"),
     ],
@@ -347,7 +370,7 @@ def test_every_field_with_every_kind_of_value_is_taken_or_refused_by_name() -> N
     assert min(taken, refused) > 100
     for junk in ("[" * 5000, "[" * 100000, '{"method": ' * 3000, "\ud800", "cfg:scale=\ud800"):
         with pytest.raises(ValueError, match="guidance"):
-            described(junk)
+            parse_guidance(junk)
 
 
 def test_short_arguments_and_json_ask_for_the_same() -> None:
