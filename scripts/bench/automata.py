@@ -26,7 +26,7 @@ from textguide.constraints.automata import automaton_of, tokens
 from textguide.constraints.automata.expressions import TooLargeError
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov
 from textguide.smc.lookahead.markov import MarkovLookahead
-from textguide.support import kept
+from textguide.support import array_cache
 
 PATTERNS = (
     "(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
@@ -56,7 +56,7 @@ def main() -> None:
         tokens._tree.cache_clear()
         tree = seconds(lambda: tokens._tree(vocabulary))[0]
     Console(width=160).print(
-        table, f"the index of the vocabulary, once: {tree:.2f} s; kept from {kept.WORTH} s on", markup=False
+        table, f"the index of the vocabulary, once: {tree:.2f} s; kept from {array_cache.MIN_SECONDS} s on", markup=False
     )
 
 
