@@ -156,7 +156,8 @@ def _keywords(field: dataclasses.Field[Any], described: _Option, hint: Any) -> d
     if described.choices is not None:
         keywords["choices"] = tuple(described.choices)
     if typing.get_origin(kind) in (tuple, list):
-        return {**keywords, "action": "append", "default": list(default or ())}
+        values: Any = () if required or default is None else default
+        return {**keywords, "action": "append", "default": list(values)}
     if described.parse is None and kind is not str:
         keywords["type"] = kind
     return {**keywords, "default": default}
