@@ -9,16 +9,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from .parser import Formatter, Parser, in_options
+from .parser import COMMANDS, Formatter, Parser, in_options
 
-COMMANDS = (
-    "generate", "explain", "caption", "playground", "eval", "classifier", "tune", "replicate", "batch", "steering",
-    "value", "lookahead", "distill", "methods", "export", "serve", "doctor", "completion",
-)  # fmt: skip
-"""Each is a module ``NAME_command`` of this folder, in the order of the help page."""
 WITHOUT_MODEL = ("doctor", "methods", "completion")
 """Commands that need no model, and start without importing transformers."""
 EXAMPLES = """\
@@ -36,8 +31,13 @@ examples:
 """
 
 
-def build_parser() -> Parser:
-    """The parser of all commands; each command adds its own arguments."""
+def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> Parser:
+    """Build the parser of all commands.
+
+    Args:
+        chosen: commands whose arguments are added. The others are only listed, since the modules of some commands
+            import torch, which takes seconds.
+    """
     from .. import __version__
 
     parser = Parser(
@@ -49,8 +49,11 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"textguide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        importlib.import_module(f".{name}_command", __name__).add(commands)
-    commands.choices["completion"].set_defaults(whole=parser)
+        if name in chosen:
+            module = name.partition("-")[0]
+            importlib.import_module(f".{module}_command", __name__).add(commands)
+        else:
+            commands.add_parser(name, help=COMMANDS[name])
     return parser
 
 
@@ -64,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from ..support.errors import MissingExtraError, ModelUnavailableError
 
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    command = [word for word in words if not word.startswith("-")][:1]
+    arguments = build_parser(command).parse_args(words)
     quiet(loads_models=arguments.command not in WITHOUT_MODEL)
     try:
         run: Any = arguments.run

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from . import options
+from . import constraint_options, options
 
 EPILOG = """\
 A run that was killed goes on where it was when the same command is given again. `pandas.read_parquet(FOLDER)` reads the
@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
     group.add_argument("--json", action="store_true", help="print the outcome as JSON")
     options.add_model(parser)
     options.add_guidance(parser)
-    options.add_constraint(parser, every_text=False)
+    constraint_options.add_sampling(parser, every_text=False)
     options.add_decoding(parser, 128)
     parser.set_defaults(run=run)
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     backend = arguments.backend or batch.default_backend(arguments.task)
     engine = None if backend == "transformers" else ENGINE
-    guidance = as_guidance(options.constrained(arguments, options.guidance(arguments), engine))
+    guidance = as_guidance(constraint_options.constrained(arguments, options.guidance(arguments), engine))
     decoding = options.decoding(arguments)
     seed = decoding.pop("seed") or 0
     settings = batch.Settings(

@@ -17,7 +17,6 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "caption",
-        help="caption images under guidance",
         description="Caption images under guidance that moves the caption away from what the model writes without the "
         "image.",
         examples=(

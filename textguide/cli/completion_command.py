@@ -14,7 +14,7 @@ tcsh:  textguide completion tcsh | sudo tee /etc/profile.d/textguide.completion.
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser; ``whole`` of its arguments is to be the parser of all commands."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "completion", help="print a script for shell completion", description=__doc__, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -31,5 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ..support.errors import MissingExtraError
 
         raise MissingExtraError("shtab", "completion", "textguide completion") from error
-    print(shtab.complete(arguments.whole, arguments.shell))
+    from . import build_parser
+
+    print(shtab.complete(build_parser(), arguments.shell))
     return 0

@@ -31,7 +31,6 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "explain",
-        help="show which tokens guidance raised and lowered at each step",
         description="Continue one prompt under guidance, and show for each token how guidance changed the distribution "
         "that it was taken from.",
         examples=(

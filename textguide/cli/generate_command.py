@@ -19,7 +19,6 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "generate",
-        help="continue prompts under guidance",
         description="Continue prompts with a language model under guidance, a classifier or a constraint. A summary of "
         "what guidance changed is printed to standard error.",
         examples=(

@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     group.add_argument("--rollouts", type=int, default=200, help="texts behind each prompt [%(default)s]")
     group.add_argument("--max-new-tokens", type=int, default=64, help="longest text [%(default)s]")
     group.add_argument("--temperature", type=float, default=1.0, help="of the draws [%(default)s]")
-    constraint_options.add_form(train)
+    constraint_options.add_constraint(train)
     options.add_model(train)
     train.set_defaults(run=run_train)
 
@@ -48,10 +48,10 @@ def run_train(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be {value} or more")
     if not 0 < arguments.temperature < float("inf"):
         raise ValueError(f"--temperature {arguments.temperature} must be a number above 0")
-    other = {HMM: ("prompts", *constraint_options.FORMS, "form_after"), VALUE: ("openings",)}[arguments.kind]
+    other = {HMM: ("prompts", *constraint_options.CONSTRAINTS, "after"), VALUE: ("openings",)}[arguments.kind]
     for name in other:
         if getattr(arguments, name) is not None:
-            option = "--after" if name == "form_after" else "--" + name.replace("_", "-")
+            option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} means nothing to --kind {arguments.kind}; leave it out, or name the other kind")
     if out.exists() and not arguments.overwrite:
         raise ValueError(f"--out {out} exists; name another file, or add --overwrite to replace it")
@@ -114,7 +114,7 @@ def _value(arguments: argparse.Namespace, out: Path) -> int:
     if arguments.prompts is None:
         raise ValueError("--kind value needs --prompts, a file with one on each line, like those of later runs")
     given = options.read_prompts(argparse.Namespace(prompt=None, file=arguments.prompts))
-    constraint = constraint_of(AWRS(form, after=arguments.form_after))
+    constraint = constraint_of(AWRS(form, after=arguments.after))
     model, tokenizer = options.load(arguments)
     vocabulary = vocabulary_of(model, model.generation_config, tokenizer)
     prompts = [encode(prompt, tokenizer, "--prompts") for prompt in canonical_prompts(given, None, tokenizer)]

@@ -179,9 +179,7 @@ def _classifiers(arguments: argparse.Namespace) -> list[Any]:
         "top_k": arguments.candidates or None,
         "include_prompt": not arguments.classify_continuation,
     }
-    return [
-        CAIF(name, target, weight, **fields) for name, target, weight in zip(names, targets, weights, strict=True)
-    ]
+    return [CAIF(name, target, weight, **fields) for name, target, weight in zip(names, targets, weights, strict=True)]
 
 
 def add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:

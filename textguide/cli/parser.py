@@ -9,6 +9,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+COMMANDS = {
+    "generate": "continue prompts under guidance",
+    "explain": "show which tokens guidance raised and lowered at each step",
+    "caption": "caption images under guidance",
+    "playground": "try guidance in a browser",
+    "eval": "score guided models on tasks, or compare finished runs",
+    "classifier": "train a classifier of texts, or classify texts",
+    "tune": "choose scale, schedule and window on one half of a task, and report on the other half",
+    "replicate": "test registered claims of papers, with a verdict by rule",
+    "batch": "continue or score the rows of files, with many replicas of a model",
+    "steering": "train a steering vector",
+    "value": "train a value head on texts that a model writes",
+    "lookahead": "train a lookahead for constraints",
+    "distill": "train an adapter that replaces a guidance",
+    "methods": "list the guidance methods, or describe one",
+    "export-generate": "write a method as a folder that transformers' generate loads",
+    "serve": "serve a model over HTTP, with guidance",
+    "doctor": "show versions, devices, extras and caches, and what is missing",
+    "completion": "print a script for shell completion",
+}
+"""The commands and what they do, in the order of the help page. Each has a module ``NAME_command`` in this folder."""
+
 
 class Formatter(argparse.HelpFormatter):
     """Wraps paragraphs of one line; paragraphs of several lines, such as examples, are printed as they are."""
@@ -26,6 +48,11 @@ class Parser(argparse.ArgumentParser):
 
     _words: Sequence[str] = ()
     """The arguments that are being parsed, for suggestions."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        # The parser of the innermost command wins; its options name the arguments in error messages.
+        self.set_defaults(parser=self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse ``args``; unknown arguments are an error of this parser.
@@ -72,26 +99,24 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {', '.join(suggestions)}?" if suggestions else ""
 
 
-def add_command(commands: Any, name: str, help: str, description: str, examples: Sequence[str]) -> Parser:
+def add_command(commands: Any, name: str, description: str, examples: Sequence[str]) -> Parser:
     """Add the parser of a command.
 
     Args:
         commands: the object that ``add_subparsers`` returned.
         name: name of the command.
-        help: what it does, in one line of the list of commands.
         description: paragraphs at the top of its help page.
         examples: command lines at the end of its help page, after the word ``textguide``.
     """
     lines = "\n".join(f"  textguide {example}" for example in examples)
     parser: Parser = commands.add_parser(
-        name, help=help, description=description, epilog=f"examples:\n{lines}", formatter_class=Formatter
+        name, help=COMMANDS[name], description=description, epilog=f"examples:\n{lines}", formatter_class=Formatter
     )
-    parser.set_defaults(parser=parser)
     return parser
 
 
 def in_options(message: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """``message`` with options of the command line for the arguments of functions: ``batch_size=0`` → ``--batch-size=0``.
+    """``message`` with the options of the command line instead of argument names: ``--batch-size=0`` for ``batch_size=0``.
 
     Only options that were given are named, since other values come from the code and not from the user.
 
