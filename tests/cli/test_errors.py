@@ -115,7 +115,7 @@ def test_prompt_files(run: Run, tmp_path: Path, command: str) -> None:
     assert f"--file {tmp_path}" in outcome.error
     outcome = run(command, stdin="")
     assert outcome.code == 2
-    assert "standard input holds no prompt" in outcome.error
+    assert "standard input has no prompt" in outcome.error
 
 
 @pytest.mark.parametrize("line", ['{"text": "x"}', "[]", '{"prompt": 5}', '{"prompt": ""}', '[1, "a"]', "[[1]]"])

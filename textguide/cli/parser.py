@@ -116,7 +116,7 @@ def add_command(commands: Any, name: str, description: str, examples: Sequence[s
 
 
 def in_options(message: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """``message`` with the options of the command line instead of argument names: ``--batch-size=0`` for ``batch_size=0``.
+    """``message`` with options instead of argument names: ``--batch-size=0`` for ``batch_size=0``.
 
     Only options that were given are named, since other values come from the code and not from the user.
 
