@@ -1,4 +1,4 @@
-"""What a run is going to be like, before any model is loaded."""
+"""How much work a run is, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .inputs import sample, scan
 from .settings import Settings, with_negative_prompts
 
 SAMPLE = 200
-"""Rows that are looked at."""
+"""Size of the sample of rows."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is going to be like.
+    """How much work a run is.
 
     Args:
         rows: of all files.
         left: rows that are not written yet.
         shards: files that are going to be written in all.
-        wrong: share of the rows looked at that have an error.
+        wrong: share of the rows in the sample that have an error.
         prompt: mean tokens of a prompt.
-        branches: mean number of extra branches a row.
+        branches: mean number of extra branches per row.
         branch_tokens: mean tokens that all extra branches of a row read.
-        new: tokens that are written, or scored, a row: at most, or in the mean.
+        new: tokens that are generated (at most) or scored (on average) per row.
         passes: rows that the model reads, once for every token of every branch, over all rows that are left; at most.
-        seconds: how long it takes at most; None where nothing was said of the engine.
+        seconds: how long it takes at most; None without measured rates.
     """
 
     rows: int
@@ -59,7 +59,7 @@ def estimate(
     places: int | None = None,
     replicas: int = 1,
 ) -> Estimate:
-    """Count the rows, look at some of them, and say how much a run has to do.
+    """Count the rows, and estimate the work from a sample of them.
 
     Args:
         settings: of the run.
@@ -104,9 +104,11 @@ def estimate(
         return found
     whole = round(branches)
     load = Load(
-        clients=max(plain) if places is None else places, prompt=max(1, round(prompt)), new=max(1, round(new)),
+        clients=max(plain) if places is None else places,
+        prompt=max(1, round(prompt)),
+        new=max(1, round(new)),
         branches=(round(branch_tokens / whole),) * whole if whole else (),
-    )  # fmt: skip
+    )
     measured = [Measured(replace(load, clients=clients, branches=()), rate) for clients, rate in plain.items()]
     engine = Engine.of(measured, places=places or max(plain))
     rate = predict(engine, load).tokens_a_second * replicas

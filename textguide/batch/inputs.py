@@ -265,11 +265,15 @@ def parquet() -> Any:
 
 
 _PLACES: Mapping[str, Callable[[Path, int, Callable[[bytes], Any]], Places]] = {
-    "jsonl": _lines, "csv": _cells, "parquet": _groups,
-}  # fmt: skip
+    "jsonl": _lines,
+    "csv": _cells,
+    "parquet": _groups,
+}
 _READ: Mapping[str, Callable[[Span], Iterator[Values]]] = {
-    "jsonl": _read_lines, "csv": _read_cells, "parquet": _read_groups,
-}  # fmt: skip
+    "jsonl": _read_lines,
+    "csv": _read_cells,
+    "parquet": _read_groups,
+}
 
 
 def sample(inputs: Inputs, most: int) -> Sequence[Values]:

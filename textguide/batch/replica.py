@@ -122,9 +122,14 @@ class Replica:
         if self.models:
             options["models"] = self.models
         out = generate(
-            self.model, self.tokenizer, [row.prompt for row in rows], _guidance(rows), seed=seed,
-            system=self.settings.system, **options,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            [row.prompt for row in rows],
+            _guidance(rows),
+            seed=seed,
+            system=self.settings.system,
+            **options,
+        )
         weights = out.log_weights if out.particles == 1 else out.log_evidence
         found: list[Result] = []
         for place, own in enumerate(seeds):
@@ -149,9 +154,15 @@ class Replica:
 
     def _score(self, rows: list[Row]) -> list[Result]:
         out = score(
-            self.model, self.tokenizer, [row.prompt for row in rows], [row.continuation for row in rows],
-            _guidance(rows), system=self.settings.system, batch_size=len(rows), models=self.models or None,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            [row.prompt for row in rows],
+            [row.continuation for row in rows],
+            _guidance(rows),
+            system=self.settings.system,
+            batch_size=len(rows),
+            models=self.models or None,
+        )
         values = zip(out.log_likelihood[0].tolist(), out.is_greedy[0].tolist(), out.tokens.tolist(), strict=True)
         return [
             {"log_likelihood": finite(likelihood), "is_greedy": greedy, "tokens": tokens}

@@ -1,4 +1,4 @@
-"""What a run is asked for, which of it its results depend on, and what one row of a file says."""
+"""The settings of a run, the part that its results depend on, and the rows of a file, checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from ..guidance import Guidance, as_guidance, split
 from ..guidance.composed import Composed
 from ..guidance.prompts import as_prompt, per_row
+from ..support.checks import whole_number
 from .inputs import Inputs, Values
 
 FORMAT = 1
@@ -26,17 +27,17 @@ RESULTS = {
     },
     "score": {"log_likelihood": "float64", "is_greedy": "bool_", "tokens": "int32", "error": "string"},
 }  # fmt: skip
-"""The columns of a result and their types in pyarrow; ``row`` stands in front, then the columns that are kept."""
+"""The columns of a result and their types in pyarrow; ``row`` comes before them, then the columns of ``keep``."""
 PLACE_ALONE = {
     "device", "device_map", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs",
     "num_gpu_blocks_override", "pipeline_parallel_size", "tensor_parallel_size",
 }  # fmt: skip
-"""Options of a model or an engine that say where and how fast it runs, and not what it says."""
+"""Options of a model or an engine that change where and how fast it runs, and not its results."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the files mean what.
+    """Names of the columns of the files.
 
     Args:
         prompt: what is continued, or the context of what is scored: a text, a chat (a list of ``{"role", "content"}``)
@@ -112,11 +113,8 @@ class Settings:
         for name, known in (("task", TASKS), ("backend", BACKENDS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
-        whole = ("rows_per_shard", 1), ("seed", 0)
-        for name, least in whole:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of {least} or more")
+        whole_number("rows_per_shard", self.rows_per_shard, 1)
+        whole_number("seed", self.seed, 0)
         if self.task == "score" and self.backend == "vllm":
             raise ValueError(
                 "backend='vllm' does not score: vLLM computes the log-probabilities of a given text without guidance; "
