@@ -67,8 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace, prompts: list[Any]) -> None:
     whole_number("batch_size", arguments.batch_size, 1)
     whole_number("num_return_sequences", arguments.num_return_sequences, 1)
-    if "" in prompts:
-        raise ValueError("the prompt is empty; write some text to continue")
     if not arguments.stream:
         return
     if len(prompts) > 1:
