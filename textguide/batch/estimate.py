@@ -65,13 +65,13 @@ def estimate(
         settings: of the run.
         source: as for :func:`textguide.batch.generate`.
         output: the folder, of which what is there already is left out.
-        plain: tokens a second that one replica writes without guidance, by the number of requests at once, two of
+        plain: tokens per second of one replica without guidance, by the number of concurrent requests, two of
             them or more: the cost model predicts the time of the run from it (generation alone).
         places: ``max_num_seqs``, or ``batch_size``; default: the largest of ``plain``.
-        replicas: that work at once.
+        replicas: copies of the model that run in parallel.
 
     Raises:
-        ValueError: an argument cannot work, or ``output`` holds another run.
+        ValueError: an argument is invalid, or ``output`` has another run.
     """
     inputs = scan(source, settings.rows_per_shard)
     left = inputs.spans

@@ -42,11 +42,11 @@ class Columns:
     Args:
         prompt: what is continued, or the context of what is scored: a text, a chat (a list of ``{"role", "content"}``)
             or token ids.
-        continuation: what is scored behind it, a text or token ids.
+        continuation: the scored text after it, a text or token ids.
         negative_prompt: of the row, in place of the guidance's; a row that has none keeps the guidance's.
         guidance: of the row, in place of the run's: a line such as ``cfg:scale=2``, a JSON object as text or as it is,
             a list of objects that act together, or ``plain``; a row that has none keeps the run's.
-        keep: columns that are written beside the results, as text (what is no text as JSON).
+        keep: columns that are copied to the results, as text (other values as JSON).
     """
 
     prompt: str = "prompt"
@@ -182,7 +182,7 @@ class Settings:
         columns = self.columns
         prompt = as_prompt(values.get(columns.prompt))
         if prompt is None:
-            raise ValueError(f"{_said(values, columns.prompt)} and must be a text, a chat or token ids")
+            raise ValueError(f"{_content(values, columns.prompt)} and must be a text, a chat or token ids")
         guidance, negative, continuation = self.guidance, None, None
         own = values.get(columns.guidance) if columns.guidance is not None else None
         if own is not None:
@@ -191,12 +191,12 @@ class Settings:
         if columns.negative_prompt is not None and values.get(columns.negative_prompt) is not None:
             negative = as_prompt(values[columns.negative_prompt])
             if negative is None:
-                raise ValueError(f"{_said(values, columns.negative_prompt)} and must be a text, a chat or token ids")
+                raise ValueError(f"{_content(values, columns.negative_prompt)} and must be a text, a chat or token ids")
             with_negative_prompts(guidance, [negative])
         if self.task == "score":
             continuation = as_prompt(values.get(columns.continuation))
             if not continuation or not isinstance(continuation[0], (str, int)):
-                raise ValueError(f"{_said(values, columns.continuation)} and must be a text or token ids")
+                raise ValueError(f"{_content(values, columns.continuation)} and must be a text or token ids")
         return Row(number, prompt, guidance, negative, continuation)
 
     def identity(self, inputs: Inputs) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def with_negative_prompts(guidance: Guidance | None, prompts: list[Any]) -> Guid
 
 
 def default_backend(task: str) -> str:
-    """``vllm`` where it is installed and can do the task, else ``transformers``."""
+    """``vllm`` if it is installed and supports the task, otherwise ``transformers``."""
     return "vllm" if task == "generate" and importlib.util.find_spec("vllm") is not None else "transformers"
 
 
@@ -260,7 +260,7 @@ def _guidance(value: Any, column: str) -> Guidance | None:
         raise ValueError(f"column {column!r}: {error}") from None
 
 
-def _said(values: Mapping[str, Any], column: str) -> str:
+def _content(values: Mapping[str, Any], column: str) -> str:
     if values.get(column) is None:
         return f"column {column!r} is empty (the row has {', '.join(map(repr, values)) or 'nothing'})"
     text = repr(values[column])
@@ -277,5 +277,5 @@ def _version(package: str) -> str | None:
 
 
 def finite(value: float) -> float | None:
-    """``value`` where it is a number, else None."""
+    """``value`` if it is finite, otherwise None."""
     return value if math.isfinite(value) else None

@@ -125,14 +125,14 @@ def in_options(message: str, parser: argparse.ArgumentParser, arguments: argpars
         parser: the parser of the command.
         arguments: the parsed arguments; ``flags`` has options whose name is not the argument's.
     """
-    given = {}
+    given: dict[str, str] = {}
     for action in parser._actions:
         if action.option_strings and getattr(arguments, action.dest, action.default) != action.default:
             given.setdefault(action.dest, action.option_strings[0])
     renamed = getattr(arguments, "flags", {})
     flags = {name: flag for name, flag in renamed.items() if flag in given.values()} | given
     # Not after a colon, comma or quote: there it is a field of a guidance that the message quotes.
-    return re.sub(r"(?<![\w.:,'\"-])([a-z_]\w*)=", lambda match: flags.get(match[1], match[1]) + "=", message)
+    return re.sub(r"(?<![\w.:,'\"-])([a-z_]\w*)=", lambda match: f"{flags.get(match[1], match[1])}=", message)
 
 
 def _nearest(name: str, known: Any) -> str | None:

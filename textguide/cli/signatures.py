@@ -70,11 +70,11 @@ def flags_of(settings: type) -> dict[str, str]:
 def names_in(file: str, constant: str) -> tuple[str, ...]:
     """The names that a constant of a module lists: the texts of a tuple, or the keys of a dictionary."""
     for node in _parsed(file).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.Assign):
-            target = node.targets[0]
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id == constant:
-            value: Any = node.value  # type: ignore[attr-defined]
+            value: Any = node.value
             items = value.keys if isinstance(value, ast.Dict) else value.elts
             return tuple(item.value for item in items)
     raise KeyError(constant)
