@@ -74,10 +74,15 @@ def names_in(file: str, constant: str) -> tuple[str, ...]:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id == constant:
-            value: Any = node.value
-            items = value.keys if isinstance(value, ast.Dict) else value.elts
-            return tuple(item.value for item in items)
+            items = node.value.keys if isinstance(node.value, ast.Dict) else _elements(node.value)
+            return tuple(str(item.value) for item in items if isinstance(item, ast.Constant))
     raise KeyError(constant)
+
+
+def _elements(value: ast.expr | None) -> list[ast.expr]:
+    if not isinstance(value, (ast.Tuple, ast.List)):
+        raise TypeError("the constant must be a tuple, a list or a dictionary")
+    return value.elts
 
 
 @lru_cache(maxsize=32)

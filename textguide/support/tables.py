@@ -31,7 +31,7 @@ def in_blocks(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], 
         header, *rows = [["\n".join(row[:names]), *row[names:]] for row in (header, *rows)]
         return in_blocks(title, header, rows, 1, width)
     name_width = min(natural, room)
-    tables: list[Any] = []
+    tables: list[Table] = []
     for columns in _blocks(sizes, names, name_width, width):
         table = _table(header, rows, names, columns, name_width)
         table.title = None if tables else title
