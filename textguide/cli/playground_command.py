@@ -1,4 +1,4 @@
-"""``textguide playground``: a page on which guidance can be tried and looked at."""
+"""``textguide playground``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import webbrowser
 from typing import Any
 
 from . import options
+from .parser import add_command
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("playground", help="try guidance in a browser", description=__doc__)
+    parser = add_command(
+        commands,
+        "playground",
+        description="Start a web page on which guidance can be tried, explained and compared.",
+        examples=("playground --open", "playground --model FOLDER --host 0.0.0.0 --port 8080"),
+    )
     options.add_model(parser)
     options.add_extra_model(parser)
     group = parser.add_argument_group("server")
-    group.add_argument("--port", type=int, default=7860, help="0 takes any that is free [%(default)s]")
+    group.add_argument("--port", type=int, default=7860, help="0: a free one [%(default)s]")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; others may then use it [%(default)s]")
     group.add_argument("--open", action="store_true", help="open the page in a browser")
     group.add_argument(

@@ -12,7 +12,7 @@ import torch
 from textguide.constraints import AllOf, AnyOf, Grammar, Not, Predicate, Regex, Vocabulary
 from textguide.constraints.automata import automaton_of, tokens
 from textguide.constraints.automata.expressions import Expressions, TooLargeError
-from textguide.support import kept
+from textguide.support import array_cache
 
 LETTERS = [bytes([byte]) for byte in range(256)]
 PIECES = ["ab", "ba", "aa", "10", "-0", "19", " a", "é", "é€", "日本", "😀", "\n\n", "x/", "AB", ".5", '"', '",']
@@ -156,7 +156,7 @@ def test_random_expressions_are_what_re_says() -> None:
 
 def test_automata_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
-    monkeypatch.setattr(kept, "WORTH", 0.0)
+    monkeypatch.setattr(array_cache, "MIN_SECONDS", 0.0)
     listing, lists = tokens.TokenAutomaton._list, []
     monkeypatch.setattr(tokens.TokenAutomaton, "_list", lambda self: lists.append(0) or listing(self))
 

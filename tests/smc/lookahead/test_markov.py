@@ -21,7 +21,7 @@ from textguide.reference import smc as reference
 from textguide.smc.lookahead import Ahead, Lookahead, lookahead_of, training
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov, load
 from textguide.smc.lookahead.markov import MarkovLookahead
-from textguide.support import kept
+from textguide.support import array_cache
 
 from ...architectures import EOS, Tokenizer, build
 from ..statistics import z_score
@@ -195,7 +195,7 @@ def test_prompts_lose_their_padding_and_nothing_else() -> None:
 
 def test_sums_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
-    monkeypatch.setattr(kept, "WORTH", 0.0)
+    monkeypatch.setattr(array_cache, "MIN_SECONDS", 0.0)
     automaton = automaton_of(Regex(PATTERN), VOCABULARY)
     assert automaton is not None
     found = [MarkovLookahead(automaton, random_model(seed))._edges for seed in (1, 1, 2)]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...support.kept import kept
+from ...support.array_cache import cached
 from ..base import Constraint
 from ..combine import AllOf
 from ..vocabulary import Vocabulary
@@ -112,7 +112,7 @@ class TokenAutomaton:
     def _compiled(self) -> tuple[Moves, NDArray[np.int64]]:
         """Both; where that took long, later processes find them on disk."""
         key = {"automaton": self.bytes.digest, "vocabulary": self.vocabulary.digest, "moves": MOVES}
-        found = kept("automaton", key, self._compile)
+        found = cached("automaton", key, self._compile)
         if not len(found["offsets"]):
             raise TooLargeError(f"its tokens make more than {MOVES} moves")
         tokens, targets = (found[name].astype(np.int32) for name in ("tokens", "targets"))

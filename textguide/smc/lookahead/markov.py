@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...constraints.automata import TokenAutomaton
 from ...constraints.automata.expressions import TooLargeError
-from ...support.kept import kept
+from ...support.array_cache import cached
 from .base import Ahead, Lookahead
 from .hidden_markov import HiddenMarkov
 
@@ -69,7 +69,7 @@ class MarkovLookahead(Lookahead):
         took long, later processes find them on disk."""
         automaton = self.automaton
         key = {"automaton": automaton.bytes.digest, "vocabulary": automaton.vocabulary.digest}
-        found = kept("emissions", {**key, "model": self.model.digest}, self._sum)
+        found = cached("emissions", {**key, "model": self.model.digest}, self._sum)
         size, pairs = automaton.size, torch.from_numpy(found["pairs"])
         return pairs // size, pairs % size, torch.from_numpy(found["mass"])
 
