@@ -23,8 +23,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import textguide
-from textguide.playground import serving
+from textguide.playground import launch
 from textguide.playground.server import HOME, application
+from textguide.serving.sockets import address as address_of
+from textguide.serving.sockets import listen
 from textguide.support.viewer import page as viewer_page
 
 OPEN = "[role=tabpanel]:not([hidden])"
@@ -38,12 +40,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
-    models = serving.loaded(arguments.model, textguide.load(arguments.model, device="cpu"))
-    sock = serving.listen("127.0.0.1", 0)
+    models = launch.loaded(arguments.model, textguide.load(arguments.model, device="cpu"))
+    sock = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(application(models), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    address = serving.address("127.0.0.1", sock)
+    address = address_of("127.0.0.1", sock)
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         waits = [first_token(browser, address) for _ in range(arguments.times)]

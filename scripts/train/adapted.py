@@ -27,7 +27,7 @@ from torch import Tensor
 
 import textguide
 from textguide import ACFG, CFG, diffusion
-from textguide.diffusion.adapted import CARD, noisy_and_clean, of_blocks
+from textguide.diffusion.block_adapters import CARD, noisy_and_clean, of_blocks
 from textguide.distillation import checkpoint, texts
 from textguide.eval.reports import drawing
 from textguide.eval.results.machine import environment

@@ -9,7 +9,7 @@ import textguide
 from textguide import ACFG, CFG, diffusion
 from textguide.classifiers import FunctionReward
 from textguide.diffusion import packages
-from textguide.diffusion.adapted import is_adapted
+from textguide.diffusion.block_adapters import is_adapted
 from textguide.guidance import TFG, DiscreteClassifier, ParticleGibbs, TimeStepGuidance
 from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import sudoku

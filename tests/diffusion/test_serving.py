@@ -18,7 +18,7 @@ import torch
 
 from textguide import diffusion
 from textguide.diffusion import denoiser
-from textguide.diffusion.pooling import PassPool
+from textguide.diffusion.pass_pool import PassPool
 
 from . import tiny
 
@@ -91,8 +91,8 @@ def client(served: Any) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
     from textguide.diffusion.serving.server import application
-    from textguide.playground.asking import Rules
-    from textguide.playground.limits import Limits
+    from textguide.serving.limits import Limits
+    from textguide.serving.rules import Rules
 
     with TestClient(application(served, Rules(Limits(canvas=12, prompt_tokens=8)))) as made:
         yield made
@@ -211,8 +211,8 @@ def test_a_key_and_too_many_requests() -> None:
     from fastapi.testclient import TestClient
 
     from textguide.diffusion.serving.server import Served, application
-    from textguide.playground.asking import Rules
-    from textguide.playground.runs import BusyError
+    from textguide.serving.messages import BusyError
+    from textguide.serving.rules import Rules
 
     own = Served("tiny", *tiny.build("llada"))
     with TestClient(application(own, Rules(), api_key="secret")) as client:
@@ -239,8 +239,8 @@ def test_a_small_load_loses_nothing() -> None:
     import uvicorn
 
     from textguide.diffusion.serving.server import Served, application
-    from textguide.playground.asking import Rules
-    from textguide.playground.serving import listen
+    from textguide.serving.rules import Rules
+    from textguide.serving.sockets import listen
 
     folder = str(Path(__file__).parents[2] / "scripts" / "bench")
     sys.path.insert(0, folder)

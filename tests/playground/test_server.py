@@ -143,9 +143,9 @@ def test_too_large_a_request(client: Any) -> None:
 
 def test_a_run_stops_when_its_visitor_leaves_and_others_have_their_turn(models: Any) -> None:
     """Runs by themselves: a visitor who stops listening, beside one who stays."""
-    from textguide.playground.asking import Rules
     from textguide.playground.runs import Runs
-    from textguide.playground.writing import write
+    from textguide.playground.write import write
+    from textguide.serving.rules import Rules
 
     rules, steps = Rules(), {"gone": 0, "stays": 0}
     order: list[str] = []
@@ -213,7 +213,8 @@ def test_runs_end_with_the_server() -> None:
 
 
 def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
-    from textguide.playground.runs import BusyError, Runs
+    from textguide.playground.runs import Runs
+    from textguide.serving.messages import BusyError
 
     async def main() -> None:
         runs, let_go = Runs(2), threading.Event()
@@ -240,7 +241,7 @@ def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
 
 
 def test_an_error_nobody_expected_is_logged_and_not_shown(models: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from textguide.playground.runs import message_of
+    from textguide.serving.messages import message_of
 
     message = message_of(KeyError("/home/someone/secret"))
     assert "secret" not in message
@@ -322,14 +323,14 @@ def test_the_line_and_the_call_to_take_away(visitor: Visitor, models: Any, capsy
 
 
 def test_a_port_that_is_taken() -> None:
-    from textguide.playground import serving
+    from textguide.serving.sockets import address, listen
 
-    sock = serving.listen("127.0.0.1", 0)
+    sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    assert serving.address("127.0.0.1", sock) == f"http://127.0.0.1:{port}/"
+    assert address("127.0.0.1", sock) == f"http://127.0.0.1:{port}/"
     sock.listen(1)
     with pytest.raises(ValueError, match=rf"--port {port}.*--port 0"):
-        serving.listen("127.0.0.1", port)
+        listen("127.0.0.1", port)
     sock.close()
     with pytest.raises(ValueError, match=r"--host 203\.0\.113\.9"):
-        serving.listen("203.0.113.9", 0)
+        listen("203.0.113.9", 0)

@@ -19,9 +19,9 @@ from . import canvas as canvases
 from .branches import rows_of, texts_of
 from .caching import Caching, caching_of
 from .canvas import Canvas
+from .constraints.base import Form
+from .constraints.resolve import form_of
 from .denoisers import Denoiser, denoiser
-from .forms.base import Form
-from .forms.resolving import form_of
 from .guiding import Guide, candidates_of, checked_guidance, judged_of, remasked_by
 from .particles import ParticleSampler, plan_for, repeated, side_by_side
 from .predictors import Predictor
@@ -145,8 +145,8 @@ def generate(
             every finished text satisfies: the new text up to its end token, or up to the end of the canvas. Acts behind
             everything else: tokens are drawn from the guided distributions of all masked positions, given that the
             whole text is in form. Exact for regular constraints; for others see
-            :class:`textguide.diffusion.forms.searched.SearchedForm`. Orders and samplers rank by the distributions
-            given the form.
+            :class:`textguide.diffusion.constraints.lookahead.SearchedForm`. Orders and samplers rank by the
+            distributions given the form.
         early_end: a row is finished once everything in front of its end token is filled.
         cache: keep keys and values of finished blocks, for models whose forward takes ``past_key_values``. Exact where
             attention is causal between blocks, an approximation where it is bidirectional. Or

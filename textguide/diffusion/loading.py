@@ -7,7 +7,7 @@ from typing import Any
 
 from ..models.loading import default_device, refuse_near_miss
 from ..support.errors import ModelUnavailableError
-from .adapted import is_adapted, load_adapted
+from .block_adapters import is_adapted, load_adapted
 from .packages import PACKAGES, load_packaged
 
 BUNDLED = Path(__file__).parent / "models"

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..step.effect import Effect
 from . import orders
 from .canvas import Canvas
+from .constraints.base import Asked, Form
 from .denoisers import Denoiser
-from .forms.base import Asked, Form
 from .guiding import Distributions, Guide
 from .samplers import Confidence, EqualShares, Order, Threshold, Turn, Unmasking
 

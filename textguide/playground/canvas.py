@@ -9,9 +9,9 @@ from ..diffusion import bundled
 from ..diffusion.generation import decode, prepared, prepared_infill
 from ..diffusion.picture import Picture
 from ..guidance.spec import label
-from .asking import RefusedError, Rules, only
+from ..serving.rules import RefusedError, Rules, only
 from .models import Models
-from .writing import Send
+from .write import Send
 
 ABOUT: dict[str, dict[str, Any]] = {
     "sudoku4": {

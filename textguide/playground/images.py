@@ -13,11 +13,11 @@ from typing import Any
 from ..captioning.images import read_image
 from ..explanation.explaining import explain
 from ..guidance.spec import label
+from ..serving.rules import RefusedError, Rules, only
+from ..serving.turns import Attention
 from ..support.errors import MissingExtraError
-from .asking import RefusedError, Rules, only
 from .models import Models
-from .turns import Attention
-from .writing import PLAIN, Send
+from .write import PLAIN, Send
 
 HOME = Path(__file__).parent / "assets" / "scenes"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..guidance import Guidance
-from .asking import RefusedError, names_of_models
+from ..serving.rules import RefusedError, names_of_models
 
 SMALL = {
     "amateur": "smollm2-small",

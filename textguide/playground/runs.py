@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..support.errors import MissingExtraError, ModelUnavailableError
-from .turns import Turns, VisitorLeftError
+from ..serving.messages import BusyError, message_of
+from ..serving.turns import Turns, VisitorLeftError
 
-LOG = logging.getLogger("textguide.playground")
 HEARTBEAT = 0.5
 """Seconds after which a silent run sends a comment, by which the server sees whether its visitor is there."""
-
-
-class BusyError(Exception):
-    """Too many runs at once."""
 
 
 class Runs:
@@ -125,13 +119,3 @@ class Runs:
         """Take no more runs."""
         self.end()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def message_of(error: BaseException) -> str:
-    """What the visitor is told; what nobody expected goes to the log as well."""
-    if isinstance(error, (ValueError, MissingExtraError, ModelUnavailableError)):
-        return " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return "the machine ran out of memory; ask for fewer tokens or particles"
-    LOG.exception("a run failed", exc_info=error)
-    return f"something went wrong in the server ({type(error).__name__}); its log has more"

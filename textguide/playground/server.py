@@ -18,17 +18,18 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from .. import __version__
+from ..serving.messages import BusyError, message_of
+from ..serving.method_schema import forms
+from ..serving.rules import CLASSIFIERS, Asked, Rules, from_stream
 from ..support import viewer
-from .asking import CLASSIFIERS, Asked, Rules, from_stream
 from .canvas import canvases, fill
 from .examples import EXAMPLES
-from .forms import forms
 from .images import caption, scenes
 from .models import Models
-from .runs import BusyError, Runs, message_of
+from .runs import Runs
 from .take_away import take_away
 from .together import write_together
-from .writing import Send, rescore, write
+from .write import Send, rescore, write
 
 HOME = Path(__file__).parent / "assets"
 TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css", ".html": "text/html",

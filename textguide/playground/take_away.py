@@ -10,7 +10,7 @@ from typing import Any
 
 from ..guidance import Guidance, parts_of
 from ..guidance.prompts import to_json
-from .asking import RefusedError, Rules
+from ..serving.rules import RefusedError, Rules
 from .canvas import empty_of, infilling
 from .models import SMALL, Models, names_of_models
 

@@ -10,10 +10,10 @@ from ..explanation.rows import RowsStep
 from ..generation import generate
 from ..guidance import Guidance, split
 from ..guidance.spec import label
-from .asking import Asked, RefusedError, Rules
+from ..serving.rules import Asked, RefusedError, Rules
+from ..serving.turns import Attention
 from .models import Models
-from .turns import Attention
-from .writing import Send, check_lengths
+from .write import Send, check_lengths
 
 
 def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> None:

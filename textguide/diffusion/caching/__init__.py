@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Caching, Kept, Reading
-from .delayed import DelayedCache
-from .prefix import PrefixCache
+from .delayed_cache import DelayedCache
+from .prefix_cache import PrefixCache
 
 __all__ = ["Caching", "DelayedCache", "Kept", "PrefixCache", "Reading", "caching_of"]
 

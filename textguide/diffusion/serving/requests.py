@@ -10,7 +10,7 @@ from ...guidance import Guidance
 from ...guidance.composed import split
 from ...guidance.particle_gibbs import ParticleGibbs
 from ...guidance.spec import as_guidance
-from ...playground.asking import RefusedError, Rules
+from ...serving.rules import RefusedError, Rules
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_p": (1, 1.0), "presence_penalty": (0, 0.0), "frequency_penalty": (0, 0.0), "logprobs": (False, 0),

@@ -18,12 +18,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ... import __version__
-from ...playground.asking import RefusedError, Rules, from_stream, names_of_models
-from ...playground.runs import BusyError, message_of
-from ...playground.turns import VisitorLeftError
+from ...serving.messages import BusyError, message_of
+from ...serving.rules import RefusedError, Rules, from_stream, names_of_models
+from ...serving.turns import VisitorLeftError
 from .. import denoiser, generate, infill
 from ..generation import decode, prepared
-from ..pooling import PassPool
+from ..pass_pool import PassPool
 from ..sampling import finished
 from .requests import CanvasRequest, cut, request_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...playground.asking import Rules
-from ...playground.limits import Limits
-from ...playground.serving import address, listen
+from ...serving.limits import Limits
+from ...serving.rules import Rules
+from ...serving.sockets import address, listen
 from .. import load
 
 

@@ -10,7 +10,7 @@ import torch
 
 import textguide
 from textguide import CFG, diffusion
-from textguide.diffusion.adapted import CARD, noisy_and_clean, of_blocks
+from textguide.diffusion.block_adapters import CARD, noisy_and_clean, of_blocks
 from textguide.forward.steering_vectors import model_fingerprint
 from textguide.support.errors import ModelUnavailableError
 

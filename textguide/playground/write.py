@@ -14,9 +14,9 @@ from ..guidance.places import check_place
 from ..guidance.scaled import Scaled
 from ..guidance.spec import label
 from ..scoring import score
-from .asking import Asked, RefusedError, Rules, only
+from ..serving.rules import Asked, RefusedError, Rules, only
+from ..serving.turns import Attention
 from .models import Models
-from .turns import Attention
 
 Send = Callable[[str, Any], None]
 """Sends an event (a name and JSON values) to the visitor; raises VisitorLeftError when nobody listens."""

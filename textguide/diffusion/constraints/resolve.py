@@ -13,10 +13,10 @@ from ...constraints.vocabulary import Vocabulary
 from ..canvas import Canvas
 from ..denoisers import Denoiser
 from .base import Form
-from .checked import CheckedForm
-from .exact import RegularForm
-from .letters import Letters, letters_of
-from .searched import SearchedForm
+from .lookahead import SearchedForm
+from .regular import RegularForm
+from .rejection import CheckedForm
+from .token_classes import Letters, letters_of
 
 
 def form_of(model: Denoiser, constraint: Any, canvas: Canvas, whole: bool) -> Form:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from textguide.guidance import Guidance
-from textguide.playground.asking import RefusedError, Rules, from_json
-from textguide.playground.forms import forms, loading
-from textguide.playground.limits import Limits
+from textguide.serving.limits import Limits
+from textguide.serving.method_schema import forms, loading
+from textguide.serving.rules import RefusedError, Rules, from_json
 
 RULES = Rules()
 RULES_FORMS = forms()

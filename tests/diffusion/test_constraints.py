@@ -16,13 +16,13 @@ from textguide import ACFG, CAIF, CFG, diffusion
 from textguide.constraints import AllOf, Grammar, JSONSchema, Not, Predicate, Regex
 from textguide.diffusion import denoiser
 from textguide.diffusion.canvas import for_generation, for_infilling
-from textguide.diffusion.forms import lattice
-from textguide.diffusion.forms.base import Asked
-from textguide.diffusion.forms.checked import CheckedForm
-from textguide.diffusion.forms.exact import RegularForm
-from textguide.diffusion.forms.letters import Letters
-from textguide.diffusion.forms.resolving import form_of
-from textguide.diffusion.forms.searched import SearchedForm
+from textguide.diffusion.constraints import lattice
+from textguide.diffusion.constraints.base import Asked
+from textguide.diffusion.constraints.lookahead import SearchedForm
+from textguide.diffusion.constraints.regular import RegularForm
+from textguide.diffusion.constraints.rejection import CheckedForm
+from textguide.diffusion.constraints.resolve import form_of
+from textguide.diffusion.constraints.token_classes import Letters
 from textguide.guidance.algebra import log_softmax
 from textguide.reference import diffusion as reference
 from textguide.reference import forms as oracles

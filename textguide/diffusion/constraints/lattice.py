@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .letters import Letters
+from .token_classes import Letters
 
 SUM, LOG, BEST = "sum", "log", "best"
 """How ways are counted: the sum of their weights, scaled at every position so that the largest is 1; the logarithm of

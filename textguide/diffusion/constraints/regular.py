@@ -14,7 +14,7 @@ from ..orders import gumbel
 from . import lattice
 from .base import Asked, Form, Uniform
 from .lattice import BEST, LOG, SUM, Lines
-from .letters import Letters
+from .token_classes import Letters
 
 
 class RegularForm(Form):

@@ -14,8 +14,8 @@ from ..forward.steering_vectors import BUNDLED
 from ..guidance import Guidance, TokenReweighting, as_guidance, split
 from ..guidance.base import SELF
 from ..guidance.places import check_place
-from .forms import loading
 from .limits import Limits
+from .method_schema import loading
 
 CLASSIFIERS = ("sentiment", "sentiment-minilm", "sentiment-smollm2", "profanity")
 """Classifiers that come with textguide or with one of its extras."""

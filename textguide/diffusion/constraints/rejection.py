@@ -9,9 +9,9 @@ from ...constraints.base import Constraint
 from ..canvas import Canvas
 from ..denoisers import Denoiser
 from .base import Asked, Uniform
-from .exact import RegularForm
-from .letters import Letters
-from .searched import SearchedForm
+from .lookahead import SearchedForm
+from .regular import RegularForm
+from .token_classes import Letters
 
 TRIES = 16
 
