@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
-    models = launch.loaded(arguments.model, textguide.load(arguments.model, device="cpu"))
+    models = launch.load_models(arguments.model, textguide.load(arguments.model, device="cpu"))
     sock = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(application(models), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

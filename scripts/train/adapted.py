@@ -27,7 +27,7 @@ from torch import Tensor
 
 import textguide
 from textguide import ACFG, CFG, diffusion
-from textguide.diffusion.block_adapters import CARD, noisy_and_clean, of_blocks
+from textguide.diffusion.block_adapters import CARD, as_block_model, noisy_and_clean
 from textguide.distillation import checkpoint, texts
 from textguide.eval.reports import drawing
 from textguide.eval.results.machine import environment
@@ -90,7 +90,7 @@ def main() -> None:
     held = [ids for text in passages[-HELD_OUT:] if len(ids := tokenizer(text).input_ids) >= PROMPT + TARGET]
     tests = torch.tensor([ids[: PROMPT + TARGET] for ids in held[: arguments.items]])
     language = own_perplexity(model, tests)
-    of_blocks(model, tokenizer, arguments.block, MASK)
+    as_block_model(model, tokenizer, arguments.block, MASK)
     config = peft("training").LoraConfig(
         r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules=LAYERS, lora_dropout=0.0, task_type="CAUSAL_LM"
     )

@@ -10,7 +10,7 @@ import torch
 
 import textguide
 from textguide import CFG, diffusion
-from textguide.diffusion.block_adapters import CARD, noisy_and_clean, of_blocks
+from textguide.diffusion.block_adapters import CARD, as_block_model, noisy_and_clean
 from textguide.forward.steering_vectors import model_fingerprint
 from textguide.support.errors import ModelUnavailableError
 
@@ -21,7 +21,7 @@ MASK = "<empty_output>"
 
 @torch.no_grad()
 def test_one_pass_says_what_filling_block_by_block_says() -> None:
-    model, tokenizer = of_blocks(*textguide.load("smollm2-small"), 4, MASK)
+    model, tokenizer = as_block_model(*textguide.load("smollm2-small"), 4, MASK)
     made = diffusion.denoiser(model, tokenizer)
     assert made.shifted
     assert (made.block_size, made.mask_id) == (4, tokenizer.convert_tokens_to_ids(MASK))
@@ -74,8 +74,8 @@ def test_an_adapter_is_loaded_and_belongs_to_its_model(tmp_path: Path) -> None:
     (tmp_path / CARD).write_text("{}")
     with pytest.raises(ModelUnavailableError, match="is damaged"):
         diffusion.load(str(tmp_path), device="cpu")
-    with pytest.raises(ValueError, match="mask_token='<none>' is no token"):
-        of_blocks(plain, tokenizer, 4, "<none>")
+    with pytest.raises(ValueError, match="mask_token='<none>' is not a token"):
+        as_block_model(plain, tokenizer, 4, "<none>")
 
 
 class TestBundled:

@@ -17,12 +17,12 @@ from textguide.constraints import AllOf, Grammar, JSONSchema, Not, Predicate, Re
 from textguide.diffusion import denoiser
 from textguide.diffusion.canvas import for_generation, for_infilling
 from textguide.diffusion.constraints import lattice
-from textguide.diffusion.constraints.base import Asked
-from textguide.diffusion.constraints.lookahead import SearchedForm
-from textguide.diffusion.constraints.regular import RegularForm
-from textguide.diffusion.constraints.rejection import CheckedForm
-from textguide.diffusion.constraints.resolve import form_of
-from textguide.diffusion.constraints.token_classes import Letters
+from textguide.diffusion.constraints.base import StepDistributions
+from textguide.diffusion.constraints.lookahead import LookaheadConstraint
+from textguide.diffusion.constraints.regular import RegularConstraint
+from textguide.diffusion.constraints.rejection import RejectionConstraint
+from textguide.diffusion.constraints.resolve import canvas_constraint
+from textguide.diffusion.constraints.token_classes import ClassAutomaton
 from textguide.guidance.algebra import log_softmax
 from textguide.reference import diffusion as reference
 from textguide.reference import forms as oracles
@@ -87,22 +87,22 @@ def test_marginals_are_the_enumerated_ones(pattern: str) -> None:
     made = denoiser(*small())
     canvas = for_generation(made, [[5, 6]], 4, 4)
     canvas.ids[0, 3] = 6 if pattern != "b" else tiny.EOS  # a position that is filled, between masked ones
-    form = form_of(made, Regex(pattern), canvas, whole=False)
-    assert isinstance(form, RegularForm)
+    form = canvas_constraint(made, Regex(pattern), canvas, whole=False)
+    assert isinstance(form, RegularConstraint)
     row = canvas.ids[0].tolist()
     expected = oracles.shares(oracles.texts(row, said(None)(tuple(row)), in_form(pattern)))
     masked = canvas.masked(tiny.MASK)
     logits, _ = made(canvas.ids, canvas.attention)
     allowed = torch.tensor([token in (tiny.EOS, 5, 6, 7) for token in range(8)])
     logp = log_softmax(logits[masked].masked_fill(~allowed, float("-inf")))
-    found = form.posterior(Asked(canvas, torch.arange(1), masked, masked, logp)).exp()
+    found = form.posterior(StepDistributions(canvas, torch.arange(1), masked, masked, logp)).exp()
     for place, distribution in zip((2, 4, 5), found.tolist(), strict=True):
         exact = oracles.marginals(expected, place)
         assert distribution == pytest.approx([exact.get(token, 0.0) for token in range(8)], abs=1e-5)
     # A filled position gets what it would get if it alone were masked.
     everywhere = canvas.target.clone()
     logp = log_softmax(logits[everywhere].masked_fill(~allowed, float("-inf")))
-    again = form.posterior(Asked(canvas, torch.arange(1), everywhere, masked, logp)).exp()
+    again = form.posterior(StepDistributions(canvas, torch.arange(1), everywhere, masked, logp)).exp()
     assert torch.allclose(again[[0, 2, 3]], found, atol=1e-6)
     assert bool((again.sum(-1) - 1).abs().max() < 1e-5)
 
@@ -151,7 +151,7 @@ def test_the_comparison_sees_wrong_draws(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tokens_of_a_letter_are_drawn_by_their_shares(dtype: torch.dtype) -> None:
-    letters = Letters(
+    letters = ClassAutomaton(
         torch.tensor([1, 0, 1, 2, 1, 1, 0]), torch.zeros(2, 3, dtype=torch.long), torch.ones(2).bool(), 0, 1
     )
     probs = torch.tensor([0.1, 0.2, 0.3, 0.05, 0.05, 0.0, 0.3], dtype=dtype)
@@ -192,11 +192,11 @@ def test_searching_draws_by_weights() -> None:
         lambda text: re.fullmatch("(ab|ba|c)*", text) is not None,
     )
     canvas = for_generation(made, [[5, 6]], 4, 4)
-    form = form_of(made, constraint, canvas, whole=False)
-    assert isinstance(form, SearchedForm)
+    form = canvas_constraint(made, constraint, canvas, whole=False)
+    assert isinstance(form, LookaheadConstraint)
     masked = canvas.masked(tiny.MASK)
     logp = torch.tensor([said(None)((5, 6, 1, 1, 1, 1))[j] for j in range(2, 6)])
-    asked = Asked(canvas, torch.arange(1), masked, masked, logp)
+    asked = StepDistributions(canvas, torch.arange(1), masked, masked, logp)
     chance = torch.Generator().manual_seed(0)
 
     def uniform(rows: Sequence[int], counts: Sequence[int], width: int) -> torch.Tensor:
@@ -241,11 +241,11 @@ def test_ways_to_the_end_are_counted_once(temperature: float, times: int, monkey
     """Draws and marginals of one distribution share them; at another temperature they are of two."""
     model, words = small()
     canvas = for_generation(denoiser(model, words), [[5]], 4, 4)
-    form = form_of(denoiser(model, words), Regex("[ab]+c?"), canvas, False)
-    assert isinstance(form, RegularForm)
+    form = canvas_constraint(denoiser(model, words), Regex("[ab]+c?"), canvas, False)
+    assert isinstance(form, RegularConstraint)
     masked = canvas.masked(tiny.MASK)
     logp = log_softmax(torch.randn(4, model.config.vocab_size))
-    asked = Asked(canvas, torch.arange(1), masked, masked, logp)
+    asked = StepDistributions(canvas, torch.arange(1), masked, masked, logp)
     calls: list[str] = []
     counted = lattice.backward
     monkeypatch.setattr(lattice, "backward", lambda *given: (calls.append(given[-1]), counted(*given))[1])
@@ -277,7 +277,9 @@ def test_other_regular_constraints_and_classes_beyond_ascii() -> None:
     out = diffusion.generate(model, words, ["aaa", "b"], gen_length=6, constraint=both, temperature=1.0, seed=1)
     assert all(set(text) <= set("abcdef") and "aa" not in text for text in out.texts)
     canvas = for_generation(denoiser(model, words), [[5]], 4, 4)
-    assert isinstance(form_of(denoiser(model, words), Regex(r"\w+"), canvas, whole=False), CheckedForm)
+    assert isinstance(
+        canvas_constraint(denoiser(model, words), Regex(r"\w+"), canvas, whole=False), RejectionConstraint
+    )
     for temperature in (0.0, 1.0):
         out = diffusion.generate(
             model, words, ["a", "b"], gen_length=4, constraint="regex:\\w{2}[kl]", temperature=temperature, seed=1
@@ -324,5 +326,5 @@ def test_what_is_given_must_fit() -> None:
     with pytest.raises(ValueError, match="row 1 has 1 masks to fill around what is given"):
         diffusion.infill(*tiny.build("llada"), ["a[MASK]", "b[MASK]"], constraint=Regex("a."))
     canvas = for_infilling(denoiser(*tiny.build("llada")), [[5, 1, 7]])
-    form = form_of(denoiser(*tiny.build("llada")), Regex("ab?c"), canvas, whole=True)
-    assert isinstance(form, RegularForm)
+    form = canvas_constraint(denoiser(*tiny.build("llada")), Regex("ab?c"), canvas, whole=True)
+    assert isinstance(form, RegularConstraint)

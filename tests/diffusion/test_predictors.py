@@ -280,8 +280,8 @@ def test_drawn_texts_come_to_every_text() -> None:
     def step(setting: Any) -> Tensor:
         canvas = for_generation(made, [made.encode("ab")], NEW, NEW)
         guide = Guide(made, setting, canvas)
-        assert guide.judged is not None
-        guide.judged.generator = torch.Generator().manual_seed(0)
+        assert guide.predictor is not None
+        guide.predictor.generator = torch.Generator().manual_seed(0)
         ok = allowed(3).expand(3, -1)
         return guide.distributions(canvas, torch.arange(1), canvas.masked(1), ok).guided.exp()
 

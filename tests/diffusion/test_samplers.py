@@ -22,7 +22,7 @@ from textguide.diffusion.samplers import (
     Stability,
     Threshold,
 )
-from textguide.diffusion.samplers.path_planning import kept
+from textguide.diffusion.samplers.path_planning import filled_after
 from textguide.reference import diffusion as reference
 from textguide.reference import samplers as oracles
 from textguide.reference.decoding import Distribution
@@ -241,7 +241,7 @@ def test_what_is_emptied_is_told_and_filled_again() -> None:
     assert emptied.any()
     assert not (emptied & torch.stack([step.committed for step in steps])).any()
     assert not (steps[-1].ids == tiny.MASK).any()
-    assert [kept(4, n, 6) for n in range(7)] == [0, 1, 2, 2, 3, 4, 4]
+    assert [filled_after(4, n, 6) for n in range(7)] == [0, 1, 2, 2, 3, 4, 4]
 
 
 def test_a_revised_row_ends_at_its_end_token() -> None:

@@ -28,7 +28,7 @@ def models() -> Any:
     import textguide
     from textguide.playground import launch
 
-    return launch.loaded("smollm2-small", textguide.load("smollm2-small", device="cpu"))
+    return launch.load_models("smollm2-small", textguide.load("smollm2-small", device="cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_who_may_ask(client: Any, headers: dict[str, str], status: int) -> None:
 
 
 def test_other_hosts_by_their_address_where_the_page_listens_everywhere() -> None:
-    from textguide.playground.server import allowed_names, refusal
+    from textguide.serving.access import allowed_names, refusal
 
     everywhere = allowed_names("0.0.0.0")
     assert refusal({"host": "192.168.1.5:7860"}, "GET", everywhere) is None
@@ -151,7 +151,7 @@ def test_a_run_stops_when_its_visitor_leaves_and_others_have_their_turn(models: 
     order: list[str] = []
 
     def counted(name: str) -> Any:
-        asked = rules.asked({"prompt": PROMPT, "guidance": [CFG], "options": {"max_new_tokens": 40}})
+        request = rules.text_request({"prompt": PROMPT, "guidance": [CFG], "options": {"max_new_tokens": 40}})
 
         def run(send: Any) -> None:
             def counting(kind: str, data: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_run_stops_when_its_visitor_leaves_and_others_have_their_turn(models: 
                     order.append(name)
                 send(kind, data)
 
-            write(models, asked, rules, counting)
+            write(models, request, rules, counting)
 
         return run
 
@@ -214,7 +214,7 @@ def test_runs_end_with_the_server() -> None:
 
 def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
     from textguide.playground.runs import Runs
-    from textguide.serving.messages import BusyError
+    from textguide.serving.errors import BusyError
 
     async def main() -> None:
         runs, let_go = Runs(2), threading.Event()
@@ -225,7 +225,7 @@ def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
                 send("", None)
 
         first, second = runs.stream(wait), runs.stream(wait)
-        with pytest.raises(BusyError, match="2 runs are going already"):
+        with pytest.raises(BusyError, match="2 runs are in progress"):
             runs.stream(wait)
         with pytest.raises(BusyError):
             await runs.once(lambda: 1)
@@ -241,9 +241,9 @@ def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
 
 
 def test_an_error_nobody_expected_is_logged_and_not_shown(models: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from textguide.serving.messages import message_of
+    from textguide.serving.errors import error_message
 
-    message = message_of(KeyError("/home/someone/secret"))
+    message = error_message(KeyError("/home/someone/secret"))
     assert "secret" not in message
     assert "KeyError" in message
     assert "secret" in caplog.text

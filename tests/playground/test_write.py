@@ -166,7 +166,7 @@ def test_a_canvas_whose_text_has_its_masks_in_it(visitor: Visitor) -> None:
     assert [cell["given"] for cell in end["cells"]] == [digit != "0" for digit in prompt]
     assert len(end["steps"]) == out.steps[0] < 51
     refused = visitor.refusal("diffuse", **{**request, "options": {"block_length": 9}})
-    assert "block_length is for canvases behind a prompt" in refused
+    assert "block_length is for canvases after a prompt" in refused
 
 
 def test_a_canvas(visitor: Visitor) -> None:
@@ -197,12 +197,12 @@ def test_a_canvas(visitor: Visitor) -> None:
 
 
 def test_a_caption(visitor: Visitor) -> None:
-    from textguide.playground.images import opened, scenes
+    from textguide.playground.images import open_image, scenes
 
     scene = scenes()[0]
     end = visitor.end("caption", scene=scene["name"], guidance=[CFG], options={"max_new_tokens": 10})
     model, processor = textguide.captioning.load("drawn-scenes", device="cpu")
-    image = opened(scene["data"], 4096)
+    image = open_image(scene["data"], 4096)
     out = textguide.caption(model, processor, image, textguide.CFG(2.0), max_new_tokens=10)
     assert end["text"] == out.texts[0]
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from textguide.guidance import Guidance
+from textguide.serving.errors import RefusedError
 from textguide.serving.limits import Limits
-from textguide.serving.method_schema import forms, loading
-from textguide.serving.rules import RefusedError, Rules, from_json
+from textguide.serving.method_schema import loading_fields, method_forms
+from textguide.serving.requests import parse_json
+from textguide.serving.rules import Rules
 
 RULES = Rules()
-RULES_FORMS = forms()
+RULES_FORMS = method_forms()
 
 
 def guided(**fields: Any) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def guided(**fields: Any) -> dict[str, Any]:
         ({"prompt": "a", "options": {"temperature": "hot"}}, "temperature='hot' must be a number"),
         ({"prompt": "a", "options": {"temperature": -1}}, "temperature=-1"),
         ({"prompt": "a", "options": {"logits_processor": []}}, "'logits_processor' means nothing here"),
-        ({"prompt": "a", "options": {"seed": 2**70}}, "must be smaller"),
+        ({"prompt": "a", "options": {"seed": 2**70}}, "must lie between"),
         ({"prompt": "a", "options": []}, None),
         ({"prompt": "a", "options": [1]}, "must be an object"),
         ({"prompt": "a", "forced": ["x"]}, "must be a list of token ids"),
@@ -78,10 +80,10 @@ def guided(**fields: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_what_is_refused_says_why(values: dict[str, Any], said: str | None) -> None:
     if said is None:
-        RULES.asked(values)
+        RULES.text_request(values)
         return
     with pytest.raises(RefusedError) as caught:
-        RULES.asked(values)
+        RULES.text_request(values)
     assert said in str(caught.value)
     assert len(str(caught.value)) < 700
 
@@ -93,7 +95,7 @@ def test_what_is_refused_says_why(values: dict[str, Any], said: str | None) -> N
 )
 def test_what_is_no_request(body: bytes) -> None:
     with pytest.raises(RefusedError, match="JSON"):
-        from_json(body)
+        parse_json(body)
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_what_loads_by_name_is_offered_by_name_alone() -> None:
     """Fields whose texts are loaded when a run begins."""
     known = {("caif", "classifier"), ("gradient-free-classifier", "classifier"), ("reward", "model"),
              ("value", "value"), ("steering", "vector"), ("cfg", "distilled")}  # fmt: skip
-    assert {("reward", "model"), ("value", "value"), ("cfg", "distilled")} <= loading()
+    assert {("reward", "model"), ("value", "value"), ("cfg", "distilled")} <= loading_fields()
     for name, field in known:
         example = next(form["example"] for form in RULES_FORMS if form["name"] == name)
         with pytest.raises(RefusedError, match="--allow NAME"):
@@ -212,6 +214,6 @@ def test_every_example_of_the_forms_is_taken() -> None:
 def test_limits_can_be_changed() -> None:
     small = Rules(Limits(characters=3, new_tokens=2))
     with pytest.raises(RefusedError, match="takes 3"):
-        small.asked({"prompt": "four"})
+        small.text_request({"prompt": "four"})
     with pytest.raises(RefusedError, match="between 1 and 2"):
-        small.asked({"prompt": "a", "options": {"max_new_tokens": 3}})
+        small.text_request({"prompt": "a", "options": {"max_new_tokens": 3}})

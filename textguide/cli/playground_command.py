@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         page = address(arguments.host, sock)
         print(f"loading {arguments.model}", flush=True)
         model, tokenizer = options.load(arguments)
-        models = launch.loaded(arguments.model, (model, tokenizer), options.extra_models(arguments, model))
+        models = launch.load_models(arguments.model, (model, tokenizer), options.extra_models(arguments, model))
         sock.listen(128)  # a browser that comes before the server is up waits, and is not turned away
         rules = Rules(replace(Limits(), runs=arguments.runs), tuple(arguments.allow))
         print(f"the playground is at {page} (Ctrl-C ends it)", flush=True)

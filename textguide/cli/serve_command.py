@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if parsed.playground:
         from ..playground import launch
 
-        pages["/playground"] = launch.beside(arguments.model, parsed.host or "")
+        pages["/playground"] = launch.mounted_page(arguments.model, parsed.host or "")
     server.serve(parsed, pages)
     return 0
 

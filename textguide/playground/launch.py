@@ -1,4 +1,4 @@
-"""The page on a port of this machine."""
+"""Starting the page on a port of this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ..support.errors import GuidanceHadNoEffectWarning
 from .models import Models, small_models
 
 
-def loaded(name: str, pair: tuple[Any, Any], further: Mapping[str, Any] | None = None) -> Models:
-    """The models of a page, with the bundled small ones where they fit; the model has read a few tokens.
+def load_models(name: str, pair: tuple[Any, Any], further: Mapping[str, Any] | None = None) -> Models:
+    """The models of a page, with the small bundled ones if they share the model's tokens. The model has generated a few
+    tokens, so that the first visitor does not wait for its first use.
 
     Args:
-        name: what the model is called.
+        name: name of the model.
         pair: the model and its tokenizer.
         further: further models by name.
     """
@@ -31,16 +32,16 @@ def loaded(name: str, pair: tuple[Any, Any], further: Mapping[str, Any] | None =
     return models
 
 
-def beside(name: str, host: str) -> Any:
+def mounted_page(name: str, host: str) -> Any:
     """The page as an application that another server mounts, with the model ``name`` on the CPU.
 
     Args:
-        host: the address that the other server listens on; empty: all of them.
+        host: the address that the other server listens on; empty: all addresses.
     """
     from ..models.loading import load
     from .server import application
 
-    return application(loaded(name, load(name, device="cpu")), Rules(), host)
+    return application(load_models(name, load(name, device="cpu")), Rules(), host)
 
 
 def serve(models: Models, rules: Rules, host: str, sock: socket.socket) -> None:
@@ -50,12 +51,12 @@ def serve(models: Models, rules: Rules, host: str, sock: socket.socket) -> None:
     from .server import application
 
     app = application(models, rules, host)
-    warnings.simplefilter("ignore", GuidanceHadNoEffectWarning)  # the page says it
+    warnings.simplefilter("ignore", GuidanceHadNoEffectWarning)  # the page shows it
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            app.state.runs.end()  # before the connections that wait for them are closed
+            app.state.runs.end()  # before uvicorn waits for the connections of running runs
             super().handle_exit(sig, frame)
 
     Server(config).run(sockets=[sock])

@@ -1,4 +1,4 @@
-"""How much a visitor of the page may ask for."""
+"""How much one request may ask for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on one request, and on all of them together.
+    """Upper bounds on one request, and on all of them together.
 
     Args:
-        body: bytes of a request.
-        characters: of each text in it.
-        prompt_tokens: tokens of the prompt, and of what each branch reads.
-        new_tokens: tokens that are written.
-        particles: texts that are written together.
-        candidates: tokens that a classifier scores at a step.
-        questions: of a zero-shot classifier to the model at a step: candidates times labels.
-        branches: passes beside the conditional one.
+        body: size of a request, in bytes.
+        characters: length of each text in a request.
+        prompt_tokens: tokens of the prompt, and of the prompt of each branch.
+        new_tokens: tokens that are generated.
+        particles: texts that are generated together.
+        candidates: tokens that a classifier scores per step.
+        questions: questions that a zero-shot classifier asks the model per step: candidates times labels.
+        branches: forward passes besides the conditional one.
         scales: values of γ that a text is scored under.
         canvas: positions of a canvas.
         pixels: width and height of an image.
         rows: texts of one request to a server of canvases.
-        runs: runs at once, over all visitors; further ones are told to wait.
+        runs: runs at the same time, over all clients; further ones are refused.
     """
 
     body: int = 4_000_000

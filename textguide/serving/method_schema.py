@@ -1,4 +1,4 @@
-"""The registered methods as forms: every field with its kind, default, range, choices and what its docstring says."""
+"""The registered methods as forms of a page: every field with its kind, default, range, choices and documentation."""
 
 from __future__ import annotations
 
@@ -12,30 +12,44 @@ from ..guidance import Guidance, catalogue, split
 from ..guidance.places import PLACES
 from ..guidance.prompts import to_json
 from ..guidance.schedules import SCHEDULES
+from ..support.checks import is_number
 
-COMMON = ("schedule", "renormalize", "min_scale", "max_scale", "start", "stop", "entropy_threshold",
-          "every", "include_prompt", "resampling", "ess_threshold")  # fmt: skip
-"""Fields that many methods share and few visitors change."""
+COMMON = (
+    "schedule",
+    "renormalize",
+    "min_scale",
+    "max_scale",
+    "start",
+    "stop",
+    "entropy_threshold",
+    "every",
+    "include_prompt",
+    "resampling",
+    "ess_threshold",
+)
+"""Fields that many methods share and that few visitors change."""
 HIDDEN = ("critic", "skip_threshold")
 """Fields whose values are not JSON, and deprecated ones."""
-TEXTS = ("negative_prompt", "negative_system", "context", "prompt", "instruction", "expression")
+TEXT_FIELDS = ("negative_prompt", "negative_system", "context", "prompt", "instruction", "expression")
 """Fields of any type that are mostly given as text."""
 _LOADS = re.compile(r"\b(folder|file|path)s?\b|python:", re.IGNORECASE)
-"""What a docstring says of fields that may name something of the machine."""
+"""Words in the documentation of fields that may name something on the server's machine."""
 _FAR = 1_000_000
-"""Where the search for a bound ends: there is none."""
+"""A field that accepts this number has no bound."""
 
 
 @lru_cache(maxsize=1)
-def forms() -> tuple[dict[str, Any], ...]:
-    """All methods: what the tables say of them, ``summary``, ``fields``, ``places`` and an ``example`` as JSON."""
+def method_forms() -> tuple[dict[str, Any], ...]:
+    """All methods as JSON: their entry in the catalogue, ``summary``, ``fields``, ``places`` and an ``example``."""
     return tuple(_form(method["name"]) for method in catalogue.methods())
 
 
 @lru_cache(maxsize=1)
-def loading() -> frozenset[tuple[str, str]]:
-    """Methods with those of their fields that may name something of the machine: files, folders, code."""
-    return frozenset((form["name"], field["name"]) for form in forms() for field in form["fields"] if field["loads"])
+def loading_fields() -> frozenset[tuple[str, str]]:
+    """Pairs of a method and one of its fields that may name a file, a folder or code."""
+    return frozenset(
+        (form["name"], field["name"]) for form in method_forms() for field in form["fields"] if field["loads"]
+    )
 
 
 def _form(name: str) -> dict[str, Any]:
@@ -43,11 +57,8 @@ def _form(name: str) -> dict[str, Any]:
     document = inspect.getdoc(method) or ""
     whole = catalogue.example(method)
     example = next((part for part in whole.parts if isinstance(part, method)), None) or method()
-    texts: dict[str, str] = {}
-    for ancestor in reversed(method.__mro__):  # what a method says of a field counts before what it inherits
-        if issubclass(ancestor, Guidance):
-            texts |= arguments_of(inspect.cleandoc(ancestor.__doc__ or ""))
-    given = [field for field in fields(method) if field.name not in HIDDEN]  # type: ignore[arg-type]
+    documented = _documented_fields(method)
+    shown = [field for field in fields(method) if field.name not in HIDDEN]  # type: ignore[arg-type]
     return {
         "name": name,
         "class": method.__name__,
@@ -55,71 +66,85 @@ def _form(name: str) -> dict[str, Any]:
         "passes": method.about.passes.replace("`", ""),
         "summary": _plain(document.split("\n\n")[0]),
         "example": to_json(example.to_dict()),
-        "fields": [_field(field, example, texts.get(field.name, "")) for field in given],
+        "fields": [_field(field, example, documented.get(field.name, "")) for field in shown],
         "places": {place.name: place.reason(whole) or True for place in PLACES},
         "kind": "constraint" if split(example).sampling is not None else "branches",
     }
 
 
+def _documented_fields(method: type[Guidance]) -> dict[str, str]:
+    """The documentation of each field; a method's own docstring takes precedence over those of its base classes."""
+    documented: dict[str, str] = {}
+    for ancestor in reversed(method.__mro__):
+        if issubclass(ancestor, Guidance):
+            documented |= documented_arguments(inspect.cleandoc(ancestor.__doc__ or ""))
+    return documented
+
+
 def _field(field: Field[Any], example: Guidance, text: str) -> dict[str, Any]:
     annotation = str(field.type)
-    optional = "None" in annotation or field.name in TEXTS
-    base = next((kind for kind in ("bool", "int", "float", "str") if re.match(rf"{kind}\b", annotation)), "any")
-    if field.name in TEXTS:
-        base = "text"
-    made: dict[str, Any] = {
+    kind = next((one for one in ("bool", "int", "float", "str") if re.match(rf"{one}\b", annotation)), "any")
+    if field.name in TEXT_FIELDS:
+        kind = "text"
+    values: dict[str, Any] = {
         "name": field.name,
-        "kind": base,
-        "optional": optional,
+        "kind": kind,
+        "optional": "None" in annotation or field.name in TEXT_FIELDS,
         "required": field.default is MISSING and field.default_factory is MISSING,
         "default": None if field.default is MISSING else to_json(field.default),
         "help": _plain(text),
         "common": field.name in COMMON,
         "loads": bool(_LOADS.search(text)),
     }
-    if base in ("int", "float"):
-        made |= _range(field.name, base, example)
+    if kind in ("int", "float"):
+        values |= _range(field.name, kind, example)
     if field.name == "schedule":
-        made["suggestions"] = list(SCHEDULES)
-    elif base == "str":
-        made["choices"] = _choices(field.name, example, text)
-    return made
+        values["suggestions"] = list(SCHEDULES)
+    elif kind == "str":
+        values["choices"] = _choices(field.name, example, text)
+    return values
 
 
 def _range(name: str, kind: str, example: Guidance) -> dict[str, Any]:
-    """What the method itself takes: bounds that were found by asking it, None where there are none."""
+    """The smallest and the largest number that the method accepts, found by trying; None if there is no bound.
+
+    A method states its bounds in code only, so its own check is asked instead of keeping a second list here.
+    """
     start = getattr(example, name)
-    if isinstance(start, bool) or not isinstance(start, (int, float)) or not _takes(example, name, start):
-        start = next((value for value in (1, 0.5, 2) if _takes(example, name, value)), None)
+    if not is_number(start) or not _accepts(example, name, start):
+        start = next((value for value in (1, 0.5, 2) if _accepts(example, name, value)), None)
     if start is None:
         return {"minimum": None, "maximum": None}
-    low, high = (_edge(name, kind, example, start, far) for far in (-_FAR, _FAR))
-    return {"minimum": low, "maximum": high}
+    return {"minimum": _bound(name, kind, example, start, -_FAR), "maximum": _bound(name, kind, example, start, _FAR)}
 
 
-def _edge(name: str, kind: str, example: Guidance, taken: float, far: float) -> float | None:
-    """The last value between ``taken`` and ``far`` that the method takes, to a thousandth; None where that is far."""
-    if _takes(example, name, far if kind == "float" else int(far)):
+def _bound(name: str, kind: str, example: Guidance, accepted: float, far: float) -> float | None:
+    """The last number between ``accepted`` and ``far`` that the method accepts, to a thousandth, by bisection; None if
+    it accepts ``far``."""
+    if _accepts(example, name, far if kind == "float" else int(far)):
         return None
     refused, step = far, 1 if kind == "int" else 1e-4
-    while abs(refused - taken) > step:
-        middle = (taken + refused) / 2 if kind == "float" else (int(taken) + int(refused)) // 2
-        if middle == taken:  # whole numbers below 0 are halved downwards
+    while abs(refused - accepted) > step:
+        middle = (accepted + refused) / 2 if kind == "float" else (int(accepted) + int(refused)) // 2
+        if middle == accepted:  # below 0, // rounds away from 0, so that the middle may not move
             break
-        taken, refused = (middle, refused) if _takes(example, name, middle) else (taken, middle)
-    return int(taken) if kind == "int" else round(taken, 3)
+        if _accepts(example, name, middle):
+            accepted = middle
+        else:
+            refused = middle
+    return int(accepted) if kind == "int" else round(accepted, 3)
 
 
 def _choices(name: str, example: Guidance, text: str) -> list[str] | None:
-    """Texts that the docstring quotes and the method takes; None where it takes any."""
-    if _takes(example, name, "no such choice"):
+    """The quoted words of the documentation that the method accepts; None if it accepts any text."""
+    if _accepts(example, name, "no such choice"):
         return None
     quoted = [one.strip("\"'") for one in re.findall(r"``([^`]+)``", text)]
-    found = [one for one in dict.fromkeys(quoted) if _takes(example, name, one)]
-    return found or None
+    choices = [one for one in dict.fromkeys(quoted) if _accepts(example, name, one)]
+    return choices or None
 
 
-def _takes(example: Guidance, name: str, value: Any) -> bool:
+def _accepts(example: Guidance, name: str, value: Any) -> bool:
     try:
         replace(example, **{name: value})  # type: ignore[type-var]
     except (ValueError, TypeError):
@@ -127,9 +152,9 @@ def _takes(example: Guidance, name: str, value: Any) -> bool:
     return True
 
 
-def arguments_of(document: str) -> dict[str, str]:
+def documented_arguments(document: str) -> dict[str, str]:
     """The part ``Args:`` of a docstring, by argument."""
-    found: dict[str, str] = {}
+    arguments: dict[str, str] = {}
     inside = False
     names: list[str] = []
     for line in document.split("\n"):
@@ -141,10 +166,10 @@ def arguments_of(document: str) -> dict[str, str]:
             started = re.match(r" {4}(\w+(?:, \w+)*): ?(.*)", line)
             if started:
                 names = started[1].split(", ")
-                found |= dict.fromkeys(names, started[2].strip())
+                arguments |= dict.fromkeys(names, started[2].strip())
             else:
-                found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
-    return found
+                arguments |= {name: f"{arguments[name]} {line.strip()}".strip() for name in names}
+    return arguments
 
 
 def _plain(text: str) -> str:

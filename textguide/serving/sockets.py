@@ -9,11 +9,11 @@ from ..support.errors import MissingExtraError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket for the server, so that a port that is taken is found before a model is loaded.
+    """Bind the socket of a server. Do this before the model is loaded, so that an address in use is reported early.
 
     Raises:
         MissingExtraError: FastAPI or uvicorn is not installed.
-        ValueError: the address is not this machine's, or the port is taken; the message says which to try.
+        ValueError: the host is not an address of this machine, or the port is in use; the message names a remedy.
     """
     for package in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
@@ -32,6 +32,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, sock: socket.socket) -> str:
-    """Where a browser finds the page."""
-    name = "127.0.0.1" if host in ("0.0.0.0", "") else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
+    """The URL of the server for a browser on this machine."""
+    if host in ("0.0.0.0", ""):
+        name = "127.0.0.1"
+    elif host == "::":
+        name = "[::1]"
+    else:
+        name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{sock.getsockname()[1]}/"

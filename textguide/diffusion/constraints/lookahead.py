@@ -1,8 +1,9 @@
-"""Any constraint on a canvas: whole texts that are checked from left to right before one of their tokens is kept."""
+"""Any constraint on a canvas: whole texts are checked from left to right before one of their tokens is filled in."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,193 +13,234 @@ from ...constraints.base import Constraint, Session
 from ...constraints.vocabulary import Vocabulary
 from ..canvas import Canvas
 from ..denoisers import Denoiser
-from ..orders import gumbel
-from .base import Asked, Form, Uniform
+from ..draws import gumbel
+from .base import CanvasConstraint, StepDistributions, Uniform
 
-SMALL = 1024
-"""Tokens of a vocabulary up to which a constraint without a mask is asked about all of them."""
-TRIED = 64
-"""Short tokens that a search tries beside the likely ones, for they close what is open."""
+SMALL_VOCABULARY = 1024
+"""A constraint without a mask is asked about every single token in vocabularies up to this size."""
+SHORT_TOKENS = 64
+"""Short tokens that a second search tries besides the likely ones, since they close what is open."""
+LARGEST_MASK_CACHE = 4096
+Line = Sequence[int | None]
+"""The tokens of a text; None at masked positions."""
 
 
 @dataclass
-class _Text:
-    """A beginning: its tokens at open positions, its session (None behind an end token), and its log-weight."""
+class _Prefix:
+    """A beginning of a text.
+
+    Attributes:
+        tokens: those at masked positions.
+        session: of the constraint; None after an end token.
+        weight: its log-weight.
+    """
 
     tokens: list[int]
     session: Session | None
     weight: float
 
 
-class SearchedForm(Form):
-    """Lookahead for constraints that are no automaton, such as grammars (LAVE, arXiv 2602.00612).
+class LookaheadConstraint(CanvasConstraint):
+    """Lookahead for constraints that have no automaton, such as grammars (LAVE, arXiv 2602.00612).
 
-    A step's tokens are those of one whole text in form. Texts are written from left to right around what is there, each
-    token from its position's distribution among those that the constraint allows next; a text weighs the product of
-    what was allowed (sequential importance sampling), and one of ``particles`` is drawn by these weights. With many
-    particles that is the product of the distributions given the form; with few it is an approximation of it. At
-    temperature 0 a beam looks for the most likely text instead.
+    The tokens of a step are those of one whole text that satisfies the constraint. Texts are written from left to right
+    around the filled positions, each token drawn from its position's distribution among the tokens that the constraint
+    allows next. The weight of a text is the product of the probabilities of what was allowed (sequential importance
+    sampling), and one of ``particles`` texts is drawn by these weights. With many particles this is the product of the
+    distributions given the constraint; with few it is an approximation. At temperature 0 a beam search looks for the
+    most likely text instead.
 
-    A text in form is kept for every row, so that there always is one: where none of the new ones is in form, its
-    tokens are taken. What orders rank by are the distributions themselves.
+    A satisfying text is kept for every row: if none of the new texts satisfies the constraint, the tokens of the kept
+    one are used. Orders rank by the distributions without the constraint.
 
     Args:
-        particles: texts that are written for each row and step.
+        particles: texts that are written per row and step.
         beam: beginnings that are kept at temperature 0.
 
     Raises:
-        ValueError: no text in form was found for a row, or the constraint says too little.
+        ValueError: no satisfying text was found for a row, or the constraint cannot state which tokens may come next.
     """
 
     def __init__(
-        self, model: Denoiser, canvas: Canvas, whole: bool, name: str, constraint: Constraint, vocabulary: Vocabulary,
-        particles: int = 8, beam: int = 4,
-    ) -> None:  # fmt: skip
+        self,
+        model: Denoiser,
+        canvas: Canvas,
+        whole: bool,
+        name: str,
+        constraint: Constraint,
+        vocabulary: Vocabulary,
+        particles: int = 8,
+        beam: int = 4,
+    ) -> None:
         super().__init__(model, canvas, whole, name)
         self.vocabulary, self.particles, self.beam = vocabulary, particles, beam
         self._start = constraint.start(vocabulary)
         self._masks: dict[bytes, Tensor] = {}
-        if self._start.mask() is None and vocabulary.size > SMALL:
+        if self._start.mask() is None and vocabulary.size > SMALL_VOCABULARY:
             raise ValueError(
-                f"constraint={name} says of one text after the other whether it may go on, and the canvas wants to "
-                f"know of {vocabulary.size} tokens at once; take a Regex without backtracking, a schema or a grammar"
+                f"constraint={name} judges one text at a time, and a canvas asks about {vocabulary.size} tokens at "
+                "once; use a Regex without backtracking, a schema or a grammar"
             )
         self._ends = torch.zeros(vocabulary.size, dtype=torch.bool)
         self._ends[sorted(vocabulary.ends)] = True
         self._writable = torch.ones(vocabulary.size, dtype=torch.bool)
         self._writable[list(model.forbidden)] = False
-        by_size = sorted((len(text), token) for token, text in enumerate(vocabulary.tokens) if text)
-        self._short = [token for _, token in by_size if self._writable[token]][:TRIED]
-        self._kept: dict[int, list[int]] = {}
+        by_length = sorted((len(text), token) for token, text in enumerate(vocabulary.tokens) if text)
+        self._short = [token for _, token in by_length if self._writable[token]][:SHORT_TOKENS]
+        self._satisfying: dict[int, list[int]] = {}  # by row, the tokens of all positions
 
-    def posterior(self, asked: Asked) -> Tensor:
-        return asked.logp
+    def posterior(self, step: StepDistributions) -> Tensor:
+        return step.logp
 
-    def draw(self, asked: Asked, temperature: float, uniform: Uniform) -> Tensor:
-        logp = asked.logp[asked.masked[asked.where]].double().cpu()
+    def draw(self, step: StepDistributions, temperature: float, uniform: Uniform) -> Tensor:
+        logp = step.masked_logp().double().cpu()
         scores = logp / temperature if temperature else logp
-        found, begin = [], 0
-        for n, row in enumerate(asked.rows.tolist()):
-            places = self.places[row][self.there[row]].cpu()
-            open_ = asked.masked[n].cpu()[places]
-            mine = scores[begin : begin + int(open_.sum())]
-            begin += len(mine)
-            line = [
-                None if is_open else int(t) for t, is_open in zip(asked.canvas.ids[n].cpu()[places], open_, strict=True)
-            ]
-            found.append(self._text(row, line, mine, bool(temperature), uniform))
-        return torch.tensor([token for tokens in found for token in tokens], device=asked.logp.device)
+        found: list[int] = []
+        begin = 0
+        for n, row in enumerate(step.rows.tolist()):
+            positions = self.text_positions[row][self.is_text[row]].cpu()
+            masked = step.masked[n].cpu()[positions].tolist()
+            tokens = step.canvas.ids[n].cpu()[positions].tolist()
+            line = [None if is_masked else token for token, is_masked in zip(tokens, masked, strict=True)]
+            own = scores[begin : begin + sum(masked)]
+            begin += len(own)
+            found += self._tokens_for(row, line, own, bool(temperature), uniform)
+        return torch.tensor(found, device=step.logp.device)
 
-    def _text(self, row: int, line: list[int | None], scores: Tensor, random: bool, uniform: Uniform) -> list[int]:
-        """The tokens of the open positions of a row."""
-        texts = self._sampled(row, line, scores, uniform) if random else self._searched(line, scores, self.beam, 4, [])
-        if not texts and row not in self._kept:
-            texts = self._searched(line, scores, 8 * self.beam, 4, self._short)
+    def keep(self, row: int, line: list[int]) -> None:
+        """Remember the tokens of all positions of a row, which satisfy the constraint."""
+        self._satisfying[row] = line
+
+    def _tokens_for(self, row: int, line: Line, scores: Tensor, sampling: bool, uniform: Uniform) -> list[int]:
+        """The tokens of the masked positions of a row."""
+        if sampling:
+            texts = self._sample_texts(row, line, scores, uniform)
+        else:
+            texts = self._beam_search(line, scores, self.beam, 4, [])
+        before = self._kept_tokens(row, line)
+        if not texts and before is None:
+            texts = self._beam_search(line, scores, 8 * self.beam, 4, self._short)
             if not texts:
                 masks = sum(token is None for token in line)
                 raise ValueError(
                     f"constraint={self.name}: no text was found that fits the {masks} masks of row {row}; give it "
-                    "more, or another form"
+                    "more masks, or another constraint"
                 )
-        kept = self._kept.get(row)
-        before = None if kept is None else [token for token, now in zip(kept, line, strict=True) if now is None]
-        if texts and random:
-            weights = torch.tensor([text.weight for text in texts], dtype=torch.float64)
-            chosen = texts[int((weights + gumbel(uniform([row], [1], len(texts))[0].cpu())).argmax())].tokens
-        elif texts:
-            best = max(texts, key=lambda text: text.weight)
-            chosen = best.tokens
-            if before is not None and _score(scores, before) > best.weight:
-                chosen = before
-        else:
+        if not texts:
             assert before is not None
             chosen = before
+        elif sampling:
+            weights = torch.tensor([text.weight for text in texts], dtype=torch.float64)
+            noise = gumbel(uniform([row], [1], len(texts))[0].cpu())
+            chosen = texts[int((weights + noise).argmax())].tokens
+        else:
+            best = max(texts, key=lambda text: text.weight)
+            is_better = before is not None and _score(scores, before) > best.weight
+            chosen = before if is_better and before is not None else best.tokens
         rest = iter(chosen)
         self.keep(row, [next(rest) if token is None else token for token in line])
         return chosen
 
-    def keep(self, row: int, line: list[int]) -> None:
-        """A text in form of a row: the tokens of all its positions."""
-        self._kept[row] = line
+    def _kept_tokens(self, row: int, line: Line) -> list[int] | None:
+        """The tokens of the kept text at the positions that are masked now; None if no text was found so far."""
+        kept = self._satisfying.get(row)
+        if kept is None:
+            return None
+        return [token for token, now in zip(kept, line, strict=True) if now is None]
 
-    def _sampled(self, row: int, line: list[int | None], scores: Tensor, uniform: Uniform) -> list[_Text]:
-        """Texts in form, each from its own draws, weighed by what was allowed."""
-        found = []
+    def _sample_texts(self, row: int, line: Line, scores: Tensor, uniform: Uniform) -> list[_Prefix]:
+        """Satisfying texts, each from its own draws, weighted by the probability of what was allowed."""
         totals = torch.logsumexp(scores, -1).tolist()
+        found = []
         for _ in range(self.particles):
             noise = gumbel(uniform([row], [len(scores)], scores.shape[1])).cpu()
-            text: _Text | None = _Text([], self._start.fork(), 0.0)
-            for token in line:
-                assert text is not None
-                if token is None:
-                    number = len(text.tokens)
-                    allowed = scores[number]
-                    if text.session is not None:
-                        allowed = allowed.masked_fill(~self._mask(text.session), -math.inf)
-                    total = float(torch.logsumexp(allowed, -1))
-                    if total == -math.inf:
-                        text = None
-                        break
-                    token = int((allowed + noise[number]).argmax())
-                    text = self._behind(
-                        _Text(text.tokens, text.session, text.weight + total - totals[number]), token, True
-                    )
-                else:
-                    text = self._behind(text, token, False)
-                if text is None:
-                    break
-            if text is not None and self._complete(text):
+            text = self._sample(line, scores, totals, noise)
+            if text is not None and self._is_complete(text):
                 found.append(text)
         return found
 
-    def _searched(
-        self, line: list[int | None], scores: Tensor, beam: int, likely: int, further: list[int]
-    ) -> list[_Text]:
-        """Texts in form by a beam. The best beginning for each set of tokens that may come next has precedence, so that
-        what can still end is not crowded out by what is likely."""
-        texts = [_Text([], self._start.fork(), 0.0)]
-        for token in line:
-            behind: list[_Text] = []
-            for text in texts:
-                for candidate in self._candidates(text, scores, likely, further) if token is None else [token]:
-                    longer = self._behind(text, candidate, token is None)
-                    if longer is not None:
-                        if token is None:
-                            longer.weight += float(scores[len(text.tokens), candidate])
-                        behind.append(longer)
-            behind.sort(key=lambda text: -text.weight)
-            first: dict[bytes, _Text] = {}
-            for text in behind:
-                first.setdefault(b"" if text.session is None else self._mask(text.session).numpy().tobytes(), text)
-            leading = {id(text) for text in first.values()}
-            texts = [*first.values(), *(text for text in behind if id(text) not in leading)][:beam]
-        return [text for text in texts if self._complete(text)]
+    def _sample(self, line: Line, scores: Tensor, totals: Sequence[float], noise: Tensor) -> _Prefix | None:
+        """One text from left to right; None if the constraint left no token at some position."""
+        text: _Prefix | None = _Prefix([], self._start.fork(), 0.0)
+        for given in line:
+            assert text is not None
+            if given is not None:
+                text = self._extend(text, given, is_masked=False)
+            else:
+                number = len(text.tokens)
+                allowed = self._allowed_scores(text, scores)
+                total = float(torch.logsumexp(allowed, -1))
+                if total == -math.inf:
+                    return None
+                token = int((allowed + noise[number]).argmax())
+                weighted = _Prefix(text.tokens, text.session, text.weight + total - totals[number])
+                text = self._extend(weighted, token, is_masked=True)
+            if text is None:
+                return None
+        return text
 
-    def _candidates(self, text: _Text, scores: Tensor, likely: int, further: list[int]) -> list[int]:
-        allowed = scores[len(text.tokens)]
-        if text.session is not None:
-            allowed = allowed.masked_fill(~self._mask(text.session), -math.inf)
+    def _beam_search(self, line: Line, scores: Tensor, beam: int, likely: int, further: list[int]) -> list[_Prefix]:
+        """Satisfying texts by a beam search. The best beginning for each set of tokens that may come next takes
+        precedence, so that likely beginnings do not crowd out those that can still end.
+
+        Args:
+            likely: how many of the most likely tokens are tried at each position.
+            further: tokens that are tried besides these.
+        """
+        texts = [_Prefix([], self._start.fork(), 0.0)]
+        for given in line:
+            longer = []
+            for text in texts:
+                candidates = [given] if given is not None else self._candidates(text, scores, likely, further)
+                for token in candidates:
+                    extended = self._extend(text, token, is_masked=given is None)
+                    if extended is None:
+                        continue
+                    if given is None:
+                        extended.weight += float(scores[len(text.tokens), token])
+                    longer.append(extended)
+            longer.sort(key=lambda text: -text.weight)
+            texts = self._with_precedence(longer)[:beam]
+        return [text for text in texts if self._is_complete(text)]
+
+    def _with_precedence(self, texts: list[_Prefix]) -> list[_Prefix]:
+        """Sorted texts with the first of each set of next tokens before all others."""
+        first: dict[bytes, _Prefix] = {}
+        for text in texts:
+            next_tokens = b"" if text.session is None else self._mask(text.session).numpy().tobytes()
+            first.setdefault(next_tokens, text)
+        leading = {id(text) for text in first.values()}
+        return [*first.values(), *(text for text in texts if id(text) not in leading)]
+
+    def _candidates(self, text: _Prefix, scores: Tensor, likely: int, further: list[int]) -> list[int]:
+        allowed = self._allowed_scores(text, scores)
         best = allowed.topk(min(likely, len(allowed))).indices.tolist()
         more = [*further, *torch.nonzero(self._ends)[:, 0].tolist()] if text.session is not None else []
         return [token for token in dict.fromkeys([*best, *more]) if allowed[token] > -math.inf]
 
-    def _behind(self, text: _Text, token: int, is_open: bool) -> _Text | None:
-        """The text with a token behind it; None where it is not allowed."""
-        tokens, session = [*text.tokens, token] if is_open else text.tokens, text.session
+    def _allowed_scores(self, text: _Prefix, scores: Tensor) -> Tensor:
+        """The scores of the next masked position, with −inf for tokens that the constraint does not allow."""
+        own = scores[len(text.tokens)]
+        return own if text.session is None else own.masked_fill(~self._mask(text.session), -math.inf)
+
+    def _extend(self, text: _Prefix, token: int, *, is_masked: bool) -> _Prefix | None:
+        """The text with one more token; None if it is not allowed."""
+        tokens = [*text.tokens, token] if is_masked else text.tokens
+        session = text.session
         if session is None:
-            return _Text(tokens, None, text.weight)
+            return _Prefix(tokens, None, text.weight)
         if not self._mask(session)[token]:
             return None
         if self._ends[token]:
-            return _Text(tokens, None, text.weight)
+            return _Prefix(tokens, None, text.weight)
         session = session.fork()
         try:
             session.advance(token)
-        except ValueError:  # a mask may hold more than the constraint takes
+        except ValueError:  # a mask may allow more than the constraint accepts
             return None
-        return _Text(tokens, session, text.weight)
+        return _Prefix(tokens, session, text.weight)
 
-    def _complete(self, text: _Text) -> bool:
+    def _is_complete(self, text: _Prefix) -> bool:
         return text.session is None or text.session.is_complete(text.session.text)
 
     def _mask(self, session: Session) -> Tensor:
@@ -212,12 +254,12 @@ class SearchedForm(Form):
                 )
                 mask[self._ends] = session.is_complete(session.text)
             mask = mask.cpu() & self._writable
-            if len(self._masks) > 4096:
+            if len(self._masks) > LARGEST_MASK_CACHE:
                 self._masks.clear()
             self._masks[session.text] = mask
         return mask
 
 
 def _score(scores: Tensor, tokens: list[int]) -> float:
-    """The log-weight of tokens at the open positions."""
+    """The log-weight of tokens at the masked positions."""
     return float(scores.gather(1, torch.tensor(tokens)[:, None]).sum())

@@ -1,8 +1,9 @@
-"""Regular constraints on a canvas: exact marginals, draws and most likely texts of a step's distribution."""
+"""Regular constraints on a canvas: exact marginals, draws and most likely texts of a step's distributions."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,103 +11,143 @@ from torch import Tensor
 from ...guidance.algebra import log_softmax
 from ..canvas import Canvas
 from ..denoisers import Denoiser
-from ..orders import gumbel
+from ..draws import gumbel
 from . import lattice
-from .base import Asked, Form, Uniform
+from .base import CanvasConstraint, StepDistributions, Uniform
 from .lattice import BEST, LOG, SUM, Lines
-from .token_classes import Letters
+from .token_classes import ClassAutomaton
 
 
-class RegularForm(Form):
+@dataclass(frozen=True)
+class _Table:
+    """What a step's distributions give in the automaton.
+
+    Attributes:
+        masses: log-probability of each class at each masked position, (M, C).
+        weights: the same for all positions of the texts, (J, C, B).
+        after: weight of all paths to the end, (J + 1, S, B).
+        kind: how ``after`` counts paths.
+    """
+
+    masses: Tensor
+    weights: Tensor
+    after: Tensor
+    kind: str
+
+
+class RegularConstraint(CanvasConstraint):
     """Dynamic programming over the positions of a row and the states of an automaton.
 
     At temperature 0 this is DINGO (arXiv 2505.23061, algorithm 1) with no position left masked: the most likely text
-    that the automaton takes. Above, an exact draw from the product of the positions' distributions, given that the
-    automaton takes the text: weights are summed from the end, and tokens drawn from the front.
+    that the automaton accepts. Above 0 it is an exact draw from the product of the positions' distributions, given that
+    the automaton accepts the text: weights are summed from the end, and tokens are drawn from the beginning.
 
     Args:
-        letters: the automaton.
-        fewest: tokens of its shortest text, where that is known.
+        automaton: accepts the texts that satisfy the constraint.
+        fewest: tokens of its shortest text, if that is known.
 
     Raises:
-        ValueError: a row has no text in form of its length.
+        ValueError: no text of a row's length satisfies the constraint.
     """
 
     def __init__(
-        self, model: Denoiser, canvas: Canvas, whole: bool, name: str, letters: Letters, fewest: int | None = None
+        self,
+        model: Denoiser,
+        canvas: Canvas,
+        whole: bool,
+        name: str,
+        automaton: ClassAutomaton,
+        fewest: int | None = None,
     ) -> None:
         super().__init__(model, canvas, whole, name)
-        self.letters = letters
-        self._known: tuple[Tensor, Tensor, Tensor, Tensor, str] | None = None
-        masked = canvas.masked(model.mask_id)
-        everything = torch.zeros(int(masked.sum()), letters.count, dtype=torch.float64, device=masked.device)
-        asked = Asked(canvas, torch.arange(len(canvas), device=masked.device), masked, masked, everything)
-        ahead = lattice.backward(letters, self.there, self._weights(asked, everything), BEST)
-        for row in ahead[0, letters.start].isneginf().nonzero()[:, 0].tolist():
+        self.automaton = automaton
+        self._computed: tuple[Tensor, _Table] | None = None  # the table of these log-probabilities
+        self._check_feasible(canvas, fewest)
+
+    def _check_feasible(self, canvas: Canvas, fewest: int | None) -> None:
+        """Refuse rows of which no text of their length is accepted, whatever the model's distributions are."""
+        masked = canvas.masked(self.model.mask_id)
+        device = masked.device
+        anything = torch.zeros(int(masked.sum()), self.automaton.classes, dtype=torch.float64, device=device)
+        step = StepDistributions(canvas, torch.arange(len(canvas), device=device), masked, masked, anything)
+        paths = lattice.backward(self.automaton, self.is_text, self._weights(step, anything), BEST)
+        for row in paths[0, self.automaton.start].isneginf().nonzero()[:, 0].tolist():
             have = f"row {row} has {int(masked[row].sum())} masks to fill"
-            what = "around what is given" if whole else f"and it takes {fewest} tokens at least" if fewest else ""
-            raise ValueError(f"constraint={name} has no text that fits: {have} {what}; give it more, or another form")
+            if self.whole:
+                have += " around what is given"
+            elif fewest:
+                have += f" and it takes {fewest} tokens at least"
+            raise ValueError(
+                f"constraint={self.name} has no text that fits: {have}; give it more masks, or another constraint"
+            )
 
-    def posterior(self, asked: Asked) -> Tensor:
-        lines = self._lines(asked)
-        wanted = asked.where.gather(1, lines.places) & lines.there
-        _, weights, behind, kind = self._table(asked, lines)
-        before = lattice.forward(self.letters, lines.there, weights.exp() if kind == SUM else weights, kind)
-        ahead = lattice.around(self.letters, before, behind, wanted, kind)[wanted]
-        ahead = (ahead - ahead.amax(-1, keepdim=True)).to(asked.logp.dtype)
-        return log_softmax(asked.logp + ahead.index_select(1, self.letters.of.to(ahead.device)))
+    def posterior(self, step: StepDistributions) -> Tensor:
+        lines = self._lines(step)
+        needed = step.positions.gather(1, lines.positions) & lines.is_text
+        table = self._table(step, lines)
+        weights = table.weights.exp() if table.kind == SUM else table.weights
+        before = lattice.forward(self.automaton, lines.is_text, weights, table.kind)
+        around = lattice.around(self.automaton, before, table.after, needed, table.kind)[needed]
+        around = (around - around.amax(-1, keepdim=True)).to(step.logp.dtype)
+        return log_softmax(step.logp + around.index_select(1, self.automaton.class_of.to(around.device)))
 
-    def draw(self, asked: Asked, temperature: float, uniform: Uniform) -> Tensor:
-        logp = self._open(asked)
+    def draw(self, step: StepDistributions, temperature: float, uniform: Uniform) -> Tensor:
+        logp = step.masked_logp()
         logp = logp / temperature if temperature else logp
-        lines = self._lines(asked)
+        lines = self._lines(step)
         if temperature == 1.0:
-            masses, _, behind, kind = self._table(asked, lines)
+            table = self._table(step, lines)
+            masses, after, kind = table.masses, table.after, table.kind
         else:
-            masses = lattice.masses(self.letters, logp, LOG if temperature else BEST)
-            behind, kind = self._behind(asked, lines, self._weights(asked, masses), None if temperature else BEST)
+            masses = lattice.masses(self.automaton, logp, LOG if temperature else BEST)
+            weights = self._weights(step, masses)
+            after, kind = self._paths_to_end(step, lines, weights, None if temperature else BEST)
         within = None
         if temperature:
-            noise = uniform(asked.rows.tolist(), asked.masked.sum(-1).tolist(), self.letters.count + 1)
-            masses, within = masses + gumbel(noise[:, :-1]), noise[:, -1]
-        open_ = asked.masked.gather(1, lines.places) & lines.there
-        logarithms = lattice.logarithms(behind, kind)
-        chosen = lattice.walk(self.letters, lines.there, logarithms, masses, self._fixed(asked, lines), open_)
-        return lattice.tokens_of(self.letters, logp, chosen, within)
+            noise = uniform(step.rows.tolist(), step.masked.sum(-1).tolist(), self.automaton.classes + 1)
+            masses = masses + gumbel(noise[:, :-1])
+            within = noise[:, -1]
+        masked = step.masked.gather(1, lines.positions) & lines.is_text
+        after = lattice.logarithms(after, kind)
+        chosen = lattice.walk(self.automaton, lines.is_text, after, masses, self._fixed(step, lines), masked)
+        return lattice.tokens_of(self.automaton, logp, chosen, within)
 
-    def _table(self, asked: Asked, lines: Lines) -> tuple[Tensor, Tensor, Tensor, str]:
-        """The masses and weights of the distributions as they are, and what :meth:`_behind` makes of them: once for
-        each step."""
-        if self._known is None or self._known[0] is not asked.logp:
-            masses = lattice.masses(self.letters, self._open(asked))
-            weights = self._weights(asked, masses)
-            self._known = (asked.logp, masses, weights, *self._behind(asked, lines, weights))
-        return self._known[1:]
+    def _table(self, step: StepDistributions, lines: Lines) -> _Table:
+        """The table of a step's distributions, computed once: a draw and the marginals of one step share it."""
+        if self._computed is not None and self._computed[0] is step.logp:
+            return self._computed[1]
+        masses = lattice.masses(self.automaton, step.masked_logp())
+        weights = self._weights(step, masses)
+        table = _Table(masses, weights, *self._paths_to_end(step, lines, weights))
+        self._computed = (step.logp, table)
+        return table
 
-    def _behind(self, asked: Asked, lines: Lines, weights: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
-        """Ways to the end, summed, and how they are counted: as logarithms where a sum of some row is too small."""
+    def _paths_to_end(
+        self, step: StepDistributions, lines: Lines, weights: Tensor, kind: str | None = None
+    ) -> tuple[Tensor, str]:
+        """The weight of all paths to the end, and how they are counted: as sums, or as logarithms if a sum of some row
+        underflows."""
         for way in (SUM, LOG) if kind is None else (kind,):
-            behind = lattice.backward(self.letters, lines.there, weights.exp() if way == SUM else weights, way)
-            none = behind[0, self.letters.start] == (0.0 if way == SUM else -math.inf)
-            if not none.any():
-                return behind, way
-        raise self.nothing(int(asked.rows[none][0]))
+            after = lattice.backward(self.automaton, lines.is_text, weights.exp() if way == SUM else weights, way)
+            impossible = after[0, self.automaton.start] == (0.0 if way == SUM else -math.inf)
+            if not impossible.any():
+                return after, way
+        raise self.impossible(int(step.rows[impossible][0]))
 
-    def _open(self, asked: Asked) -> Tensor:
-        return asked.logp[asked.masked[asked.where]]
+    def _lines(self, step: StepDistributions) -> Lines:
+        return Lines(self.text_positions[step.rows], self.is_text[step.rows])
 
-    def _lines(self, asked: Asked) -> Lines:
-        return Lines(self.places[asked.rows], self.there[asked.rows])
+    def _fixed(self, step: StepDistributions, lines: Lines) -> Tensor:
+        """The class of the token at each position of the texts, (B, J)."""
+        class_of = self.automaton.class_of.to(lines.positions.device)
+        return class_of[step.canvas.ids.gather(1, lines.positions)]
 
-    def _fixed(self, asked: Asked, lines: Lines) -> Tensor:
-        """The letter of the token at each position, (B, J)."""
-        return self.letters.of.to(lines.places.device)[asked.canvas.ids.gather(1, lines.places)]
-
-    def _weights(self, asked: Asked, open_: Tensor) -> Tensor:
-        """The log-weights of letters, (J, C, B), from those of the open positions, (M, C), whose largest are made 0: a
-        filled position has its own letter."""
-        lines = self._lines(asked)
-        weights = open_.new_full((*lines.places.shape, self.letters.count), -math.inf)
-        weights.scatter_(2, self._fixed(asked, lines)[..., None], 0.0)
-        weights[asked.masked.gather(1, lines.places) & lines.there] = open_ - open_.amax(-1, keepdim=True)
+    def _weights(self, step: StepDistributions, masses: Tensor) -> Tensor:
+        """Log-weights of the classes at all positions, (J, C, B), from those at the masked positions, (M, C), which are
+        scaled so that the largest is 0. A filled position has weight 0 for its own class only."""
+        lines = self._lines(step)
+        weights = masses.new_full((*lines.positions.shape, self.automaton.classes), -math.inf)
+        weights.scatter_(2, self._fixed(step, lines)[..., None], 0.0)
+        masked = step.masked.gather(1, lines.positions) & lines.is_text
+        weights[masked] = masses - masses.amax(-1, keepdim=True)
         return weights.permute(1, 2, 0).contiguous()

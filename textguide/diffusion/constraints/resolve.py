@@ -1,4 +1,4 @@
-"""A constraint as a form: by an automaton where there is one, by looking ahead where there is none."""
+"""The way in which a constraint is applied to a canvas: by an automaton if it has one, by looking ahead if not."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from ...constraints.spec import resolve
 from ...constraints.vocabulary import Vocabulary
 from ..canvas import Canvas
 from ..denoisers import Denoiser
-from .base import Form
-from .lookahead import SearchedForm
-from .regular import RegularForm
-from .rejection import CheckedForm
-from .token_classes import Letters, letters_of
+from .base import CanvasConstraint
+from .lookahead import LookaheadConstraint
+from .regular import RegularConstraint
+from .rejection import RejectionConstraint
+from .token_classes import ClassAutomaton, class_automaton
 
 
-def form_of(model: Denoiser, constraint: Any, canvas: Canvas, whole: bool) -> Form:
+def canvas_constraint(model: Denoiser, constraint: Any, canvas: Canvas, whole: bool) -> CanvasConstraint:
     """A constraint on the texts of a canvas.
 
     Args:
-        constraint: a :class:`~textguide.constraints.Constraint`, or what describes one.
-        whole: the text of a row is all of it, with what is given.
+        constraint: a :class:`~textguide.constraints.Constraint`, or a description of one.
+        whole: the text of a row is the whole row, with what is given.
 
     Raises:
-        ValueError: it is none, or no text in form fits a row.
+        ValueError: it is not a constraint, or no text that satisfies it fits into a row.
     """
     constraint = resolve(constraint)
     name = f"{constraint!r}"[:200]
     ends = () if whole or model.end_id is None else (model.end_id,)
     vocabulary = Vocabulary.of(model.tokenizer, model.size, ends)
-    letters, fewest, exact = _letters(constraint, vocabulary, model.forbidden)
-    if letters is not None and exact:
-        return RegularForm(model, canvas, whole, name, letters, fewest)
-    search = SearchedForm(model, canvas, whole, name, constraint, vocabulary)
-    if letters is None:
+    automaton, fewest, is_exact = _automaton(constraint, vocabulary, model.forbidden)
+    if automaton is not None and is_exact:
+        return RegularConstraint(model, canvas, whole, name, automaton, fewest)
+    search = LookaheadConstraint(model, canvas, whole, name, constraint, vocabulary)
+    if automaton is None:
         return search
-    return CheckedForm(model, canvas, whole, name, letters, fewest, constraint, search)
+    return RejectionConstraint(model, canvas, whole, name, automaton, fewest, constraint, search)
 
 
 @lru_cache(maxsize=16)
-def _letters(
+def _automaton(
     constraint: Constraint, vocabulary: Vocabulary, forbidden: tuple[int, ...]
-) -> tuple[Letters | None, int | None, bool]:
-    """The automaton of a constraint, the tokens of its shortest text, and whether it takes no other text."""
+) -> tuple[ClassAutomaton | None, int | None, bool]:
+    """The automaton of a constraint, the tokens of its shortest text, and whether it accepts no other texts."""
     automaton = automaton_of(constraint, vocabulary)
     if automaton is None:
         return None, None, False
     try:
-        letters = letters_of(automaton, forbidden, sorted(vocabulary.ends))
+        classes = class_automaton(automaton, forbidden, sorted(vocabulary.ends))
     except TooLargeError:
         return None, None, False
     fewest = int(automaton.distances[automaton.begin])
-    return letters, fewest if fewest < 1 << 30 else None, automaton.exact
+    return classes, fewest if fewest < 1 << 30 else None, automaton.exact
