@@ -286,7 +286,7 @@ def test_python_to_take_away_writes_the_same_text(visitor: Visitor, request_: An
 @pytest.mark.parametrize("name", ["sudoku4", "sudoku9"])
 def test_python_to_take_away_fills_the_same_canvas(visitor: Visitor, name: str, capsys: Any) -> None:
     about = next(one for one in canvases() if one["name"] == name)
-    options = {"gen_length": about["gen_length"], "threshold": 0.9}
+    options = {"max_new_tokens": about["max_new_tokens"], "threshold": 0.9}
     request = {"model": name, "prompt": about["prompt"], "guidance": [CFG], "options": options}
     end = visitor.end("diffuse", **request)
     made = visitor.client.post("/api/take-away", json={"task": "diffuse", "request": request}).json()

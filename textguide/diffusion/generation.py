@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..engine.run import stop_texts
+from ..engine.request import stop_texts
 from ..support.checks import flag
 from .caching import Caching
 from .denoisers import denoiser

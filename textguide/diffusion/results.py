@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,19 +124,27 @@ def join_results(results: Sequence[DiffusionResult], pad_id: int) -> DiffusionRe
     if len(results) == 1:
         return results[0]
     width = max(one.sequences.shape[1] for one in results)
-    sequences = [F.pad(one.sequences, (0, width - one.sequences.shape[1]), value=pad_id) for one in results]
-    targets = [F.pad(one.targets, (0, width - one.targets.shape[1])) for one in results]
     log_weights = [one.log_weights for one in results if one.log_weights is not None]
     return DiffusionResult(
-        texts=[text for one in results for text in one.texts],
-        sequences=torch.cat(sequences),
-        targets=torch.cat(targets),
-        steps=[steps for one in results for steps in one.steps],
+        texts=_rows_of_all(results, "texts"),
+        sequences=torch.cat([_widen(one.sequences, width, pad_id) for one in results]),
+        targets=torch.cat([_widen(one.targets, width, False) for one in results]),
+        steps=_rows_of_all(results, "steps"),
         passes=sum(one.passes for one in results),
         rows=sum(one.rows for one in results),
         tokens=sum(one.tokens for one in results),
         effect=join_effects([one.effect for one in results]),
         log_weights=torch.cat(log_weights) if log_weights else None,
-        new_tokens=[tokens for one in results for tokens in one.new_tokens],
-        finish_reasons=[reason for one in results for reason in one.finish_reasons],
+        new_tokens=_rows_of_all(results, "new_tokens"),
+        finish_reasons=_rows_of_all(results, "finish_reasons"),
     )
+
+
+def _rows_of_all(results: Sequence[DiffusionResult], name: str) -> list[Any]:
+    """The field ``name``, which has one entry per row, over all batches."""
+    return [entry for one in results for entry in getattr(one, name)]
+
+
+def _widen(rows: Tensor, width: int, value: float) -> Tensor:
+    """``rows``, padded on the right to ``width`` positions."""
+    return F.pad(rows, (0, width - rows.shape[1]), value=value)

@@ -23,14 +23,14 @@ ABOUT: dict[str, dict[str, Any]] = {
     "sudoku4": {
         "title": "4×4 sudoku",
         "prompt": "0300124300000431",
-        "gen_length": 16,
+        "max_new_tokens": 16,
         "columns": 4,
         "hint": "sixteen digits, row by row; 0 is an empty cell",
     },
     "sudoku9": {
         "title": "9×9 sudoku",
         "prompt": "530070000600195000098000060800060003400803001700020006060000280000419005000080079",
-        "gen_length": None,
+        "max_new_tokens": None,
         "columns": 9,
         "empty": "0",
         "hint": "81 digits, row by row; 0 is an empty cell",
@@ -38,7 +38,7 @@ ABOUT: dict[str, dict[str, Any]] = {
     "molecules": {
         "title": "molecules as SMILES",
         "prompt": "CC(=O)O",
-        "gen_length": 24,
+        "max_new_tokens": 24,
         "columns": None,
         "hint": "a beginning in SMILES, or nothing",
     },
@@ -48,7 +48,7 @@ ABOUT: dict[str, dict[str, Any]] = {
 
 def canvases() -> list[dict[str, Any]]:
     """The bundled models with an example each."""
-    default = {"prompt": "", "gen_length": LENGTH, "columns": None, "hint": "a text before the canvas"}
+    default = {"prompt": "", "max_new_tokens": LENGTH, "columns": None, "hint": "a text before the canvas"}
     return [{"name": name, "title": name, **default, **ABOUT.get(name, {})} for name in bundled()]
 
 
