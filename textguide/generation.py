@@ -20,7 +20,7 @@ from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
 from .forward.prefill import pad_left
 from .guidance import EAGer, as_guidance, parts_of, split
-from .support.checks import flag
+from .support.checks import check_model_and_tokenizer, flag
 from .support.showing import Block, Line, Shown, figure, table
 
 LONGEST = 128
@@ -317,6 +317,8 @@ def eager(
         >>> out = textguide.eager(model, tokenizer, "The dragon", max_new_tokens=32, temperature=0.6)  # doctest: +SKIP
         >>> out.texts[0]  # doctest: +SKIP
     """
+    if not hasattr(model, "textguide_generate"):
+        check_model_and_tokenizer(model, tokenizer)
     branches = EAGer(entropy_threshold, max_branches)
     result = generate(model, tokenizer, prompts, [*parts_of(as_guidance(guidance)), branches], **options)
     if result.origins is None:  # one branch per prompt is plain decoding
