@@ -185,9 +185,9 @@ def test_rows_do_not_depend_on_each_other() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": ACFG(2.0)}, "cache=delayed keeps the prompt's keys, and A-CFG masks parts of it anew"),
+        ({"guidance": ACFG(2.0)}, "cache=delayed keeps the prompt's keys, and A-CFG masks parts of the prompt again"),
         ({"cache": "delayed:refresh=0"}, "refresh=0 must be a whole number of 1 or more"),
-        ({"cache": "delayed:reads=all"}, "reads='all' is unknown; use one of masked, block"),
+        ({"cache": "delayed:reads=all"}, "reads='all' must be one of masked, block"),
         ({"cache": "late"}, "cache='late' is unknown; use one of "),
         ({"guidance": GIBBS, "temperature": 1.0}, "cache=delayed remembers rows"),
     ],
