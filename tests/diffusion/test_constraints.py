@@ -314,7 +314,7 @@ def test_json_on_a_canvas() -> None:
         ),
         ({"constraint": 3}, "constraint=3 must be a constraint"),
         ({"constraint": Regex("a+"), "allowed": torch.arange(17) == 6}, "leaves no text for row 0"),
-        ({"constraint": Regex("a+"), "guidance": CAIF("sentiment", "positive", top_k=4)}, "take top_k=None beside"),
+        ({"constraint": Regex("a+"), "guidance": CAIF("sentiment", "positive", top_k=4)}, "use top_k=None with"),
     ],
 )
 def test_what_cannot_be_is_named(options: dict[str, Any], message: str) -> None:

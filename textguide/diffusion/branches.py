@@ -175,7 +175,8 @@ class BranchCanvases:
         for branch in branches:
             numbers, own_blocks = conditional
             if branch.number != 0:
-                numbers, own_blocks = numbers[active], own_blocks[active]
+                numbers = numbers[active]
+                own_blocks = own_blocks[active]
             slots += [(branch.number, int(row)) for row in numbers]
             blocks.append(own_blocks)
         width = ids.shape[1]
@@ -183,7 +184,9 @@ class BranchCanvases:
         reading = Reading(ids, attention, positions, slots, torch.cat(blocks).to(ids.device))
         logits = self._cached[name].read(reading)
         if self.watch is not None:
-            passes, rows, tokens = model.passes, model.rows, model.tokens
+            passes = model.passes
+            rows = model.rows
+            tokens = model.tokens
             self.watch(logits, model(ids, attention)[0], positions)
             model.passes, model.rows, model.tokens = passes, rows, tokens  # the comparison is not counted
         return logits
@@ -306,7 +309,8 @@ def _with_masks(model: Denoiser, number: int, text: list[int], row: Row) -> Row:
 
 
 def _branch_canvas(denoisers: Mapping[str, Denoiser], name: str, rows: Sequence[Row]) -> Canvas:
-    own_mask, model = denoisers[SELF].mask_id, denoisers[name]
+    own_mask = denoisers[SELF].mask_id
+    model = denoisers[name]
     translated: list[Row] = [[model.mask_id if token == own_mask else token for token in row] for row in rows]
     return lay_out(model, translated, 1, "what a branch reads")
 

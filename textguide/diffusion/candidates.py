@@ -73,7 +73,8 @@ class CandidateReweighting:
     """
 
     def __init__(self, model: Denoiser, guidances: Sequence[TokenReweighting], whole: bool = False) -> None:
-        self.model, self.whole = model, whole
+        self.model = model
+        self.whole = whole
         self._reweighter = Reweighter(guidances, model.tokenizer, model.model, size=model.size)
         self._reweighter.show(lambda _: [])
         self._steps: Counter[int] = Counter()  # by row of the batch

@@ -18,7 +18,8 @@ from ..guidance.prompts import as_prompt, is_chat
 
 CLEAN = 1e-3
 """MDLM's ε: a canvas without masks has noise ``−log(1 − (1 − ε) t)`` of 0, and one that is fully masked ``−log ε``."""
-LLADA_VOCABULARY, LLADA_MASK = 126464, 126336
+LLADA_VOCABULARY = 126464
+LLADA_MASK = 126336
 """LLaDA's checkpoints name no mask token; it is recognised by the size of the vocabulary."""
 
 

@@ -202,7 +202,8 @@ class Guide:
 
     def _reweight(self, canvas: Canvas, rows: Tensor, positions: Tensor, progress: Tensor) -> Reweight | None:
         """Classifiers of candidates first, then the predictor of canvases; None if there is neither."""
-        candidates, predictor = self._candidates, self.predictor
+        candidates = self._candidates
+        predictor = self.predictor
         if candidates is None and predictor is None:
             return None
 

@@ -83,7 +83,8 @@ def score(
     reader = denoiser(model, tokenizer)
     guidance = checked_guidance(guidance)
     _check_guidance(reader, guidance)
-    draws, batch_size = whole_number("draws", draws, 1), whole_number("batch_size", batch_size, 1)
+    draws = whole_number("draws", draws, 1)
+    batch_size = whole_number("batch_size", batch_size, 1)
     target_ids = [reader.encode(target) for target in canonical_prompts(targets, "targets")]
     given = canonical_prompts(prompts, "prompts")
     given = given * len(target_ids) if len(given) == 1 else given

@@ -25,7 +25,8 @@ class NoisingReader:
     """
 
     def __init__(self, model: Denoiser, edit: Noisier) -> None:
-        self.model, self.edit = model, edit
+        self.model = model
+        self.edit = edit
         self.generator: torch.Generator | None = None
 
     def read(self, canvas: Canvas, rows: Tensor, positions: Tensor, active: Tensor) -> BranchLogProbs:
@@ -50,7 +51,8 @@ class NoisingReader:
     def _draw_positions(self, canvas: Canvas, higher: Tensor) -> Tensor:
         """Random filled positions, as many as raise the share of masks to ``higher``, bool (B, L)."""
         filled = canvas.target & (canvas.ids != self.model.mask_id)
-        total, masks = canvas.target.sum(-1), canvas.masked(self.model.mask_id).sum(-1)
+        total = canvas.target.sum(-1)
+        masks = canvas.masked(self.model.mask_id).sum(-1)
         count = torch.ceil(higher.double() * total - 1e-6).long() - masks
         device = canvas.ids.device
         chance = torch.rand(canvas.ids.shape, generator=self.generator, device=device, dtype=torch.float64)

@@ -100,7 +100,8 @@ def load_packaged(name: str) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    package, folder = PACKAGES[name], folder_of(name)
+    package = PACKAGES[name]
+    folder = folder_of(name)
     stated = json.loads((folder / "config.json").read_text())
     values = {key: stated[key] for key in ARCHITECTURE if key in stated}
     config = getattr(transformers, f"{package.kind}Config")(**values)

@@ -48,7 +48,8 @@ class ParticleSampler:
     """
 
     def __init__(self, guidance: ParticleGibbs, predictor: Predictor, sampler: Sampler) -> None:
-        self.guidance, self.predictor = guidance, predictor
+        self.guidance = guidance
+        self.predictor = predictor
         self._first = sampler
         self._empty = sampler.canvas.ids.clone()
         self.log_mean = torch.zeros(0, dtype=torch.float64)
@@ -67,7 +68,8 @@ class ParticleSampler:
         Args:
             reference: the trajectory of the iteration before, which the first canvas of each prompt follows.
         """
-        sampler, count = self._first, self.guidance.particles
+        sampler = self._first
+        count = self.guidance.particles
         if iteration:
             sampler = sampler.restart(replace(sampler.canvas, ids=self._empty.clone()))
         prompts = len(self._empty) // count

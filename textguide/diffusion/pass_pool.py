@@ -51,7 +51,8 @@ class PassPool:
     """
 
     def __init__(self, model: Denoiser, most_rows: int = 256) -> None:
-        self.model, self.most_rows = model, most_rows
+        self.model = model
+        self.most_rows = most_rows
         self.passes = 0
         self.joined = 0
         self._changed = threading.Condition()
@@ -136,7 +137,8 @@ class PassPool:
                 for job in self._jobs:
                     job.fail(RuntimeError("the server stops"))
                 return None
-            rows, count = 0, 0
+            rows = 0
+            count = 0
             for job in self._jobs:
                 rows += len(job.ids)
                 if count and rows > self.most_rows:

@@ -34,7 +34,9 @@ class Predictor:
     """
 
     def __init__(self, model: Denoiser, guidance: CanvasGuidance, whole: bool = False) -> None:
-        self.model, self.guidance, self.whole = model, guidance, whole
+        self.model = model
+        self.guidance = guidance
+        self.whole = whole
         self.queries = 0
         predictor = guidance.predictor
         self._scorer: Scorer | None = None
@@ -133,9 +135,11 @@ class CanvasQueries:
     """
 
     def __init__(self, predictor: Predictor, canvas: Canvas, places: Tensor, generator: torch.Generator | None) -> None:
-        self.predictor, self.generator = predictor, generator
+        self.predictor = predictor
+        self.generator = generator
         used, self.rows = places[:, 0].unique(return_inverse=True)
-        self.canvas, self.columns = canvas.pick(used), places[:, 1]
+        self.canvas = canvas.pick(used)
+        self.columns = places[:, 1]
 
     def with_token(self, candidates: Tensor, wanted: Tensor) -> Tensor:
         """``log f`` (N, k) with one token at a time written into the canvas."""
@@ -148,7 +152,8 @@ class CanvasQueries:
 
     def with_all(self, tokens: Tensor) -> Tensor:
         """``log f`` (K, B) with all positions written."""
-        count, size = len(tokens), len(self.canvas)
+        count = len(tokens)
+        size = len(self.canvas)
         ids = self.canvas.ids.expand(count, -1, -1).clone()
         ids[:, self.rows, self.columns] = tokens
         rows = torch.arange(size, device=ids.device).repeat(count)
@@ -168,7 +173,8 @@ class CanvasQueries:
 
     def uniform(self, draws: int) -> Tensor:
         """Uniform numbers (draws, N) in float64."""
-        shape, device = (draws, len(self.rows)), self.canvas.ids.device
+        shape = (draws, len(self.rows))
+        device = self.canvas.ids.device
         return torch.rand(shape, generator=self.generator, device=device, dtype=torch.float64)
 
 

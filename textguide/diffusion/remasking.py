@@ -23,7 +23,8 @@ class RemaskingReader:
     """
 
     def __init__(self, model: Denoiser, edit: Remasked, count: int) -> None:
-        self.model, self.edit = model, edit
+        self.model = model
+        self.edit = edit
         self._confidence: Tensor | None = None
         self._known = torch.zeros(count, dtype=torch.bool, device=model.device)
 

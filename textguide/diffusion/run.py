@@ -172,7 +172,8 @@ class CanvasRun:
         for part in (*parts.reweighting, *([] if parts.canvas is None else [parts.canvas])):
             if part.is_neutral:
                 continue
-            samples, top_k = getattr(part, "samples", None), getattr(part, "top_k", None)
+            samples = getattr(part, "samples", None)
+            top_k = getattr(part, "top_k", None)
             if samples:
                 raise ValueError(
                     f"{part.name} leaves the tokens of samples={samples} texts, of which none may satisfy the "
@@ -236,9 +237,12 @@ class CanvasRun:
     ) -> DiffusionResult:
         """Run a sampler of this run to its end."""
         guide = sampler.guide
-        passes, rows, tokens = guide.passes, guide.rows, guide.tokens
+        passes = guide.passes
+        rows = guide.rows
+        tokens = guide.tokens
         history: list[CanvasStep] = []
-        canvas, steps = sampler.canvas, sampler.steps_taken
+        canvas = sampler.canvas
+        steps = sampler.steps_taken
         log_weights: Tensor | None = None
         if self.particles is None:
             for step in sampler.run():
@@ -275,7 +279,8 @@ class CanvasRun:
 
 def _block_length(model: Denoiser, options: CanvasOptions) -> int:
     """Masks per block."""
-    length, own = options.max_new_tokens, model.block_size
+    length = options.max_new_tokens
+    own = model.block_size
     if own is not None:
         if options.block_length not in (None, own):
             raise ValueError(

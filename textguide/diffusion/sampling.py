@@ -130,7 +130,10 @@ class Sampler:
         constraint: CanvasConstraint | None = None,
     ) -> None:
         assert options.steps is not None
-        self.model, self.canvas, self.guide, self.options = model, canvas, guide, options
+        self.model = model
+        self.canvas = canvas
+        self.guide = guide
+        self.options = options
         self.constraint = constraint
         self._blocks = blocks
         device = model.device
@@ -282,21 +285,24 @@ class Sampler:
         fill = torch.zeros_like(step.positions).scatter_(1, best.indices, first) & step.positions
         tokens = step.draws.tokens
         chance = step.draws.distributions.guided.gather(-1, tokens[:, None])[:, 0].exp().to(self._confidence)
-        part, rows = step.part, step.rows
+        part = step.part
+        rows = step.rows
         self.canvas.ids[rows] = torch.where(fill, part.ids.masked_scatter(step.positions, tokens), part.ids)
         before = self._confidence[rows]
         self._confidence[rows] = torch.where(fill, before.masked_scatter(step.positions, chance), before)
         changes.committed[rows] = fill
 
     def _fill_row_by_row(self, step: _BlockStep, changes: _Changes) -> None:
-        guided, tokens = step.draws.distributions.guided, step.draws.tokens
+        guided = step.draws.distributions.guided
+        tokens = step.draws.tokens
         bounds = [0, *step.positions.sum(-1).cumsum(0).tolist()]
         for n, row in enumerate(step.rows.tolist()):
             own = slice(bounds[n], bounds[n + 1])
             fill, empty = self._choose(self._turn_of(step, n, own))
             masked = step.masked[n][step.positions[n]]  # which of the row's distributions are of masked positions
             places = step.masked[n].nonzero()[:, 0][fill]
-            chosen, logp = tokens[own][masked][fill], guided[own][masked][fill]
+            chosen = tokens[own][masked][fill]
+            logp = guided[own][masked][fill]
             if empty is not None:
                 filled = step.in_block[n] & ~step.masked[n]
                 changes.emptied[row, filled.nonzero()[:, 0][empty]] = True
@@ -308,12 +314,14 @@ class Sampler:
 
     def _quota(self, row: int, block: int, left: int) -> int:
         """How many positions an equal share fills now; all that are left after the planned steps."""
-        quotas, turn = self._quotas[row][block], self._turns_taken[row][block]
+        quotas = self._quotas[row][block]
+        turn = self._turns_taken[row][block]
         return quotas[turn] if turn < len(quotas) else left
 
     def _turn_of(self, step: _BlockStep, n: int, own: slice) -> Turn:
         """What the sampler sees of the ``n``-th row, whose distributions are at ``own``."""
-        row, block = int(step.rows[n]), int(step.blocks[n])
+        row = int(step.rows[n])
+        block = int(step.blocks[n])
         masked = step.masked[n][step.positions[n]]
         filled = step.in_block[n] & ~step.masked[n]
         certainty = step.draws.certainty[own]
@@ -403,7 +411,9 @@ class Sampler:
             if not read.any():
                 none = torch.zeros(0, self.model.size, device=positions.device)
                 return Distributions(none, none, none, positions[:0])
-            part, rows, positions = part.pick(read), rows[read], positions[read]
+            part = part.pick(read)
+            rows = rows[read]
+            positions = positions[read]
         allowed = None
         if self.options.allowed is not None:
             allowed = self._allowed(part, rows, positions)

@@ -85,7 +85,8 @@ def fill(models: Models, values: Mapping[str, Any], rules: Rules) -> Callable[[S
         RefusedError: something in the request does not work; the message names it.
     """
     refuse_unknown(values, ("model", "prompt", "guidance", "options"))
-    name, prompt = str(values.get("model")), rules.text(values.get("prompt", ""), "prompt")
+    name = str(values.get("model"))
+    prompt = rules.text(values.get("prompt", ""), "prompt")
     guidance = rules.guidance(values.get("guidance"), "diffusion")
     options = canvas_options(name, values.get("options") or {}, rules)
     empty = empty_character(name)

@@ -74,7 +74,8 @@ def image_of(values: Mapping[str, Any], rules: Rules) -> Any:
     Raises:
         RefusedError: there is none, or it cannot be read.
     """
-    scene, image = values.get("scene"), values.get("image")
+    scene = values.get("scene")
+    image = values.get("image")
     if image is None:
         data = next((one["data"] for one in scenes() if one["name"] == scene), None)
         if data is None:

@@ -32,7 +32,8 @@ def take_away(models: Models, values: Mapping[str, Any], rules: Rules) -> dict[s
     Raises:
         RefusedError: the task is unknown, or its request does not work.
     """
-    task, request = str(values.get("task")), values.get("request")
+    task = str(values.get("task"))
+    request = values.get("request")
     if task not in TASKS or not isinstance(request, Mapping):
         raise RefusedError(f"task={task!r} must be one of {', '.join(TASKS)}, with its request")
     address = rules.text(values.get("address") or "http://localhost:7860/", "address")
@@ -54,7 +55,8 @@ def as_python(guidance: Guidance) -> str:
     """The call that creates a guidance, with the fields that are not at their defaults."""
     if len(guidance.parts) > 1:
         return f"[{', '.join(as_python(part) for part in guidance.parts)}]"
-    values, shown = guidance.to_dict(), []
+    values = guidance.to_dict()
+    shown = []
     for field in fields(guidance):  # type: ignore[arg-type]
         if field.name not in values:  # to_dict leaves out fields that have no meaning for this value
             continue
@@ -79,7 +81,8 @@ def _python(models: Models, prompt: Any, guidance: Guidance | None, options: dic
 
 
 def _python_of_canvas(request: Mapping[str, Any], guidance: Guidance | None, rules: Rules) -> str:
-    name, prompt = str(request.get("model")), repr(request.get("prompt", ""))
+    name = str(request.get("model"))
+    prompt = repr(request.get("prompt", ""))
     options = canvas_options(name, request.get("options") or {}, rules)
     function = "generate"
     empty = empty_character(name)

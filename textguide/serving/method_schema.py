@@ -123,7 +123,8 @@ def _bound(name: str, kind: str, example: Guidance, accepted: float, far: float)
     it accepts ``far``."""
     if _accepts(example, name, far if kind == "float" else int(far)):
         return None
-    refused, step = far, 1 if kind == "int" else 1e-4
+    refused = far
+    step = 1 if kind == "int" else 1e-4
     while abs(refused - accepted) > step:
         middle = (accepted + refused) / 2 if kind == "float" else (int(accepted) + int(refused)) // 2
         if middle == accepted:  # below 0, // rounds away from 0, so that the middle may not move

@@ -239,7 +239,8 @@ class Rules:
 
     def _check_cost(self, guidance: Guidance | None) -> None:
         """Refuse guidance that would run too many passes or ask too many questions."""
-        limits, parts = self.limits, split(guidance)
+        limits = self.limits
+        parts = split(guidance)
         for part in (parts.sampling, parts.canvas, guidance):
             for name in ("particles", "max_branches", "iterations"):
                 number = getattr(part, name, 1)
@@ -263,7 +264,8 @@ class Rules:
                 )
 
     def _check_cost_of_candidates(self, guidance: TokenReweighting) -> None:
-        limits, top_k = self.limits, guidance.top_k
+        limits = self.limits
+        top_k = guidance.top_k
         if top_k is None or top_k > limits.candidates:
             raise RefusedError(
                 f"top_k={top_k} asks about too many candidates for this server; give {limits.candidates} or fewer"

@@ -72,7 +72,8 @@ def cache_agreement(
     Example:
         >>> textguide.diffusion.cache_agreement(model, tokenizer, prompts, cache="delayed:refresh=4", max_new_tokens=64)
     """
-    reader, guidance = denoiser(model, tokenizer), checked_guidance(guidance)
+    reader = denoiser(model, tokenizer)
+    guidance = checked_guidance(guidance)
     models = options.pop("models", None)
     name = "textguide.diffusion.cache_agreement"
     runs = []

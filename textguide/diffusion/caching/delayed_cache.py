@@ -109,7 +109,8 @@ class DelayedKeys:
                 f"cache={settings.name} reads single positions again, and the forward of "
                 f"{type(model.model).__name__} takes no position_ids; use cache=True, or leave cache off"
             )
-        self.settings, self.model = settings, model
+        self.settings = settings
+        self.model = model
         self._length = max(one.ids.shape[1] for one in canvases.values())
         self._targets = {number: self._pad(one.target, False) for number, one in canvases.items()}
         self._rows: _Rows | None = None
@@ -160,7 +161,8 @@ class DelayedKeys:
             read |= due[:, None]
         else:
             read |= self._block_positions(rows, reading, begins, due) | new[:, None]
-        rows.ids, rows.block = reading.ids.clone(), reading.block.clone()
+        rows.ids = reading.ids.clone()
+        rows.block = reading.block.clone()
         return read & reading.attention
 
     def _block_positions(self, rows: _Rows, reading: Reading, begins: Tensor, due: Tensor) -> Tensor:
@@ -182,7 +184,8 @@ class DelayedKeys:
 
     def _select_rows(self, reading: Reading) -> _Rows:
         """What is known of these rows; nothing of a row that the last pass did not read."""
-        old, slots = self._rows, reading.slots
+        old = self._rows
+        slots = reading.slots
         if old is None:
             unknown = torch.full((len(slots),), -1, device=reading.ids.device)
             age = torch.zeros_like(reading.ids)

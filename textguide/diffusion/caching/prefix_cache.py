@@ -76,7 +76,8 @@ class PrefixKeys:
         logits: Tensor | None = None
         for group in groups:
             index = torch.tensor([index_of[slot] for slot in group.slots], device=reading.ids.device)
-            ids, attention = reading.ids[index], reading.attention[index]
+            ids = reading.ids[index]
+            attention = reading.attention[index]
             start = group.state[0]
             begin = 0 if group.past is None else start
             found, group.past = self.model(ids[:, begin:], attention, past=group.past, keep=True)

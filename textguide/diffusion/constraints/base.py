@@ -60,7 +60,9 @@ class CanvasConstraint(ABC):
     """
 
     def __init__(self, model: Denoiser, canvas: Canvas, whole: bool, name: str) -> None:
-        self.model, self.whole, self.name = model, whole, name
+        self.model = model
+        self.whole = whole
+        self.name = name
         text = canvas.target | canvas.given if whole else canvas.target
         lengths = text.sum(-1, keepdim=True)
         self.is_text = torch.arange(int(lengths.max()), device=text.device) < lengths

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .token_classes import ClassAutomaton
 
-SUM, LOG, BEST = "sum", "log", "best"
+SUM = "sum"
+LOG = "log"
+BEST = "best"
 """How paths are counted: the sum of their weights, scaled at every position so that the largest is 1; the logarithm of
 the sum, which is slower and never underflows; the logarithm of the best."""
 

@@ -73,7 +73,9 @@ class LookaheadConstraint(CanvasConstraint):
         beam: int = 4,
     ) -> None:
         super().__init__(model, canvas, whole, name)
-        self.vocabulary, self.particles, self.beam = vocabulary, particles, beam
+        self.vocabulary = vocabulary
+        self.particles = particles
+        self.beam = beam
         self._start = constraint.start(vocabulary)
         self._masks: dict[bytes, Tensor] = {}
         if self._start.mask() is None and vocabulary.size > SMALL_VOCABULARY:

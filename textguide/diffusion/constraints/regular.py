@@ -97,7 +97,9 @@ class RegularConstraint(CanvasConstraint):
         lines = self._lines(step)
         if temperature == 1.0:
             table = self._table(step, lines)
-            masses, after, kind = table.masses, table.after, table.kind
+            masses = table.masses
+            after = table.after
+            kind = table.kind
         else:
             masses = lattice.masses(self.automaton, logp, LOG if temperature else BEST)
             weights = self._weights(step, masses)

@@ -88,14 +88,19 @@ def _classes_of_tokens(
     automaton: TokenAutomaton, forbidden: Sequence[int]
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """The class of each token, (V,), and for each class its transitions as pairs of states, (T, 2)."""
-    size, moves = automaton.vocabulary.size, automaton.moves
+    size = automaton.vocabulary.size
+    moves = automaton.moves
     origins = np.repeat(np.arange(automaton.size), np.diff(moves.offsets))
-    tokens, targets = moves.tokens.astype(np.int64), moves.targets.astype(np.int64)
+    tokens = moves.tokens.astype(np.int64)
+    targets = moves.targets.astype(np.int64)
     possible = ~np.isin(tokens, list(forbidden))
-    origins, tokens, targets = origins[possible], tokens[possible], targets[possible]
+    origins = origins[possible]
+    tokens = tokens[possible]
+    targets = targets[possible]
     # The transitions of a token, ordered by state, are its column; tokens with equal columns are one class.
     order = np.lexsort((origins, tokens))
-    tokens, pairs = tokens[order], np.stack([origins[order], targets[order]], axis=1)
+    tokens = tokens[order]
+    pairs = np.stack([origins[order], targets[order]], axis=1)
     begins = np.searchsorted(tokens, np.arange(size + 1))
     class_of_column: dict[bytes, int] = {b"": 0}
     token_class = np.zeros(size, dtype=np.int64)
@@ -112,7 +117,8 @@ def _classes_of_tokens(
 
 def _equivalent_states(table: NDArray[np.int64], accepting: NDArray[np.bool_]) -> NDArray[np.int64]:
     """A number for each state, equal for states from which the same texts lead to acceptance (Moore 1956)."""
-    number, count = accepting.astype(np.int64), 0
+    number = accepting.astype(np.int64)
+    count = 0
     while len(np.unique(number)) > count:
         count = len(np.unique(number))
         refined = np.concatenate([number[:, None], number[table]], axis=1)

@@ -45,7 +45,8 @@ class PathPlanning(Unmasking):
     def choose(self, turn: Turn, order: Order) -> Chosen:
         if not self.eta:
             return surest(turn.certainty, turn.quota), None
-        masked, size = len(turn.places), len(turn.places) + len(turn.filled)
+        masked = len(turn.places)
+        size = len(turn.places) + len(turn.filled)
         drawn = order.log_certainty(turn.certainty)
         filled = self.eta * order.log_certainty(turn.filled_certainty)
         keep = surest(torch.cat([filled, drawn]), filled_after(size, turn.turn + 1, turn.turns))

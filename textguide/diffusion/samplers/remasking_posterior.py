@@ -71,8 +71,10 @@ class RemaskingPosterior(Unmasking):
 
     def rates(self, turn: int, turns: int) -> tuple[float, float, float]:
         """σ, α_t and α_s of a step."""
-        start, end = 1.0 - turn / turns, 1.0 - (turn + 1) / turns
-        before, after = self.shown(start), self.shown(end)
+        start = 1.0 - turn / turns
+        end = 1.0 - (turn + 1) / turns
+        before = self.shown(start)
+        after = self.shown(end)
         largest = min(1.0, (1.0 - after) / before) if before > 0 else 1.0
         sigma = min(self.eta, largest)
         if self.strategy == "rescale":
@@ -88,6 +90,7 @@ class RemaskingPosterior(Unmasking):
         fill = (after - (1.0 - sigma_of_masks) * before) / (1.0 - before)
         if turn.turn == turn.turns - 1:
             # Exactly 1 and 0, which rounding may miss: nothing may be left masked.
-            fill, sigma = 1.0, 0.0
+            fill = 1.0
+            sigma = 0.0
         chosen = turn.uniform(len(turn.places)) < fill
         return chosen, turn.uniform(len(turn.filled)) < sigma * share.to(turn.confidence.device)

@@ -84,7 +84,8 @@ def request_of(values: Mapping[str, Any], rules: Rules, chat: bool) -> CanvasReq
     schema = _canvas_fields(chat)
     _refuse_other_fields(values, schema, chat)
     given = {name: value for name, value in values.items() if value is not None}
-    stream, infill = _flag(given, "stream"), _flag(given, "infill")
+    stream = _flag(given, "stream")
+    infill = _flag(given, "infill")
     guidance = guidance_of(given.get("guidance"), rules)
     if stream and infill:
         raise RefusedError("stream=true is for text after a prompt; leave it out with infill")

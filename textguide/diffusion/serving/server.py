@@ -270,7 +270,8 @@ async def start_stream(service: CanvasService, canvas_request: CanvasRequest, re
         BusyError: too many requests wait already.
         ClientLeftError: the client has left.
     """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+    loop = asyncio.get_running_loop()
+    queue = asyncio.Queue[Any]()
 
     def put(value: Any) -> None:
         if not loop.is_closed():
@@ -353,7 +354,8 @@ def choice(request: CanvasRequest, row: int, answer: Answer, stream: bool = Fals
 
 def usage_of(service: CanvasService, request: CanvasRequest, answers: Sequence[Answer]) -> dict[str, int]:
     """Numbers of tokens."""
-    prompt, written = service.prompt_tokens(request), sum(answer.tokens for answer in answers)
+    prompt = service.prompt_tokens(request)
+    written = sum(answer.tokens for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
