@@ -277,6 +277,14 @@ def test_no_imports_run_in_a_circle() -> None:
     assert circles(import_graph(files)) == []
 
 
+@pytest.mark.parametrize("folder", ["bench", "site", "study", "train"])
+def test_no_imports_of_scripts_run_in_a_circle(folder: str) -> None:
+    # A script imports its neighbours by their bare names.
+    files = {path.stem: (path.read_text(), "") for path in (ROOT / "scripts" / folder).glob("*.py")}
+    assert files
+    assert circles(import_graph(files)) == []
+
+
 def test_circles_are_seen() -> None:
     files = {
         "p": ("from .a import f", "p"),

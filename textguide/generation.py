@@ -399,7 +399,7 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
     if request.forks:  # a row for every branch, which transformers only makes for samples
         rows = _repeated(rows, request.particles)
         branches = [_repeated(branch, request.particles) for branch in branches]
-    branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens)
+    branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens, plain=branching is None)
     if branching is not None:
         branch_inputs.check_branches(run.model, branching, branches, request.max_new_tokens, request.models)
         branch_inputs.warn_of_same(branching, rows, branches)
