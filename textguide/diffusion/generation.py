@@ -86,7 +86,7 @@ def generate(
             satisfies the constraint. Exact for regular constraints; for others see
             :class:`textguide.diffusion.constraints.lookahead.LookaheadConstraint`. Orders and samplers rank positions
             by the distributions given the constraint.
-        early_end: finish a row as soon as everything before its end token is filled.
+        early_end: finish a row when everything before its end token is filled.
         cache: True keeps keys and values of finished blocks, for models whose forward accepts ``past_key_values``. This
             is exact if attention is causal between blocks, and an approximation if it is bidirectional. Or
             :class:`textguide.diffusion.DelayedCache` (its text: ``delayed:refresh=8,delay=1``), which keeps filled

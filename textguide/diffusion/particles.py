@@ -23,7 +23,7 @@ class Trajectory:
 
     Attributes:
         ids: token ids after each step, S tensors (P, L).
-        confidence: probability of each token at the time it was filled, S tensors (P, L).
+        confidence: probability of each token when it was filled, S tensors (P, L).
         potentials: ``weight · log f`` of the canvas with its masks filled, S tensors (P,).
         steps: how many steps each canvas took, P numbers.
     """

@@ -22,7 +22,7 @@ LONGEST_WAIT = 0.05
 
 @dataclass
 class _Job:
-    """One pass of one run: its input, and its logits or error once it is done."""
+    """One pass of one run: its input, and its logits or error when it is done."""
 
     ids: Tensor
     attention: Tensor

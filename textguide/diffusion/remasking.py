@@ -29,7 +29,7 @@ class RemaskingReader:
         self._known = torch.zeros(count, dtype=torch.bool, device=model.device)
 
     def read(self, canvas: Canvas, rows: Tensor, positions: Tensor, active: Tensor) -> BranchLogProbs:
-        """Two passes, or one with ``one_pass``; the second is left out if it would mask nothing."""
+        """Two passes, or one with ``one_pass``; the second is left out when it would mask nothing."""
         candidates = self._candidates(canvas) & active[:, None]
         other = None
         if self.edit.one_pass and active.any() and bool(self._known[rows].all()):

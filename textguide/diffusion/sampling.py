@@ -32,7 +32,7 @@ class CanvasStep:
         remasked: positions that A-CFG's second pass read as masks, bool (B, L).
         corrected: positions that the corrector emptied and filled again, bool (B, L).
         emptied: positions that the sampler masked again, bool (B, L).
-        confidence: probability of each token at the time it was filled, (B, L); 0 elsewhere.
+        confidence: probability of each token when it was filled, (B, L); 0 elsewhere.
         forwards: forward passes of this step.
         certainty: probability of the most likely token at each position, (B, L), by which A-CFG chose the positions
             that its second pass read as masks: those with the lowest. None without A-CFG.
@@ -195,7 +195,7 @@ class Sampler:
 
     @property
     def confidence(self) -> Tensor:
-        """Probability of each token at the time it was filled, (B, L); 0 elsewhere."""
+        """Probability of each token when it was filled, (B, L); 0 elsewhere."""
         return self._confidence
 
     def use(self, generator: torch.Generator) -> None:

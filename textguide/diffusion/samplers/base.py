@@ -110,7 +110,7 @@ class Turn:
         turns: steps of the block.
         uniform: returns the requested number of float64 draws from [0, 1).
         filled: the filled positions of the row, (m,).
-        confidence: probability of each filled token at the time it was filled, (m,).
+        confidence: probability of each filled token when it was filled, (m,).
         filled_certainty: certainty of the token at each filled position by its current distribution, (m,); only set
             if the sampler reads filled positions.
     """

@@ -26,7 +26,7 @@ class RemaskingPosterior(Unmasking):
         strategy: ``cap``: ``σ_t = min(η, σ_max)``; ``rescale``: ``σ_t = η σ_max``; ``loop``: plain until ``α`` is
             ``level``, then ``σ_t = η`` at that level, then plain to the end.
         confident: distribute σ over the filled positions by the softmax of ``−ψ``, where ψ is the probability of a
-            token at the time it was filled; masked positions have σ = 0 (ReMDM-conf).
+            token when it was filled; masked positions have σ = 0 (ReMDM-conf).
         level: α of the loop, in (0, 1).
         on, off: times at which the loop starts and ends, ``1 > on > off > 0``; time runs from 1 to 0.
 
