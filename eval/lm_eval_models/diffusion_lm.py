@@ -85,7 +85,7 @@ class DiffusionLM(AnsweringLM):
             )
         self.options = _canvas_options(options)
         checked = [checked_guidance(setting) for setting in settings_of(guidance, settings)]
-        self._settle(checked, uncond, seed, memo)
+        self._set_up(checked, uncond, seed, memo)
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
             pretrained, tokenizer = diffusion.load(pretrained, **loading)
