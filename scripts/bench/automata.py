@@ -22,7 +22,7 @@ from rich.table import Table
 
 import textguide
 from textguide.constraints import Regex, Vocabulary
-from textguide.constraints.automata import automaton_of, tokens
+from textguide.constraints.automata import automaton_of, token_automaton
 from textguide.constraints.automata.expressions import TooLargeError
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov
 from textguide.smc.lookahead.markov import MarkovLookahead
@@ -53,8 +53,8 @@ def main() -> None:
         os.environ["TEXTGUIDE_CACHE"] = folder
         for pattern in arguments.patterns:
             table.add_row(pattern, *measured(pattern, vocabulary, markov, Path(folder) / "compiled"))
-        tokens._tree.cache_clear()
-        tree = seconds(lambda: tokens._tree(vocabulary))[0]
+        token_automaton._tree.cache_clear()
+        tree = seconds(lambda: token_automaton._tree(vocabulary))[0]
     Console(width=160).print(
         table, f"the index of the vocabulary, once: {tree:.2f} s; kept from {kept.WORTH} s on", markup=False
     )
@@ -65,7 +65,7 @@ def measured(pattern: str, vocabulary: Vocabulary, markov: HiddenMarkov, folder:
     found: list[list[float | None]] = []
     states, moves = 0, "too many"
     for _ in range(2):
-        tokens._made.cache_clear()
+        token_automaton._made.cache_clear()
         automaton = automaton_of(Regex(pattern), vocabulary)
         assert automaton is not None
         states = automaton.size

@@ -29,7 +29,8 @@ from rich.progress import track
 from rich.table import Table
 
 import textguide
-from textguide.constraints import Constraint, JSONSchema, Regex, Session, Vocabulary, backtracking
+from textguide.constraints import Constraint, JSONSchema, Regex, Session, Vocabulary
+from textguide.constraints.patterns import backtracking
 
 STEPS = 32
 QUESTIONS = 200

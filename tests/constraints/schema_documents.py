@@ -13,8 +13,8 @@ from typing import Any
 
 from hypothesis.internal.conjecture import utils as cu
 
-from textguide.constraints.json_checks import SAME_VALUE, Checks
-from textguide.constraints.json_relaxed import relaxed
+from textguide.constraints.json_schema.checks import SAME_VALUE, Checks
+from textguide.constraints.json_schema.relaxation import relaxed
 
 
 def documents(schema: str, count: int, seed: int) -> list[Any]:

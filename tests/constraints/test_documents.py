@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from textguide.constraints import Call, Grammar, JSONSchema, UnsatisfiableError, Vocabulary, from_dict
-from textguide.constraints.lark_rules import unproductive
+from textguide.constraints.grammars.rules import unproductive
 
 from .walks import BYTES, SMALL, compare
 

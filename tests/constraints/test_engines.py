@@ -10,7 +10,9 @@ import time
 import pytest
 import rich.console
 
-from textguide.constraints import AllOf, Regex, Vocabulary, engine, llguidance_engine, progress
+from textguide.constraints import AllOf, Regex, Vocabulary
+from textguide.constraints.engines import llguidance_engine, progress
+from textguide.constraints.engines import session as engine_session
 from textguide.support.errors import MissingExtraError
 
 from . import derivatives as d
@@ -106,7 +108,7 @@ def test_masks_are_kept_for_texts_that_come_again(monkeypatch: pytest.MonkeyPatc
     asked = []
     allowed = llguidance_engine.MatcherState.allowed
     monkeypatch.setattr(llguidance_engine.MatcherState, "allowed", lambda self: asked.append(1) or allowed(self))
-    monkeypatch.setattr(engine, "MASKS_KEPT", 2)
+    monkeypatch.setattr(engine_session, "MASKS_KEPT", 2)
     session = Regex("(a|b|kept)*").start(SMALL)
     asked.clear()
     twins = [session.fork() for _ in range(5)]

@@ -14,7 +14,7 @@ import pytest
 import textguide
 from textguide import AWRS
 from textguide.constraints import JSONSchema
-from textguide.constraints.json_checks import Checks
+from textguide.constraints.json_schema.checks import Checks
 
 from .schema_documents import documents, in_order, spoilt, ways, written
 from .walks import BYTES

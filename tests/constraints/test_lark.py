@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from textguide.constraints import Grammar
-from textguide.constraints.lark_templates import plain
+from textguide.constraints.grammars.templates import plain
 
 from .walks import BYTES
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from textguide.constraints import AllOf, AnyOf, Not, Regex, UnsatisfiableError, Vocabulary, from_dict, resolve
-from textguide.constraints.backtracking import Checker, checker
-from textguide.constraints.unfinished import completions
+from textguide.constraints.patterns.backtracking import Checker, checker
+from textguide.constraints.patterns.representatives import completions
 from textguide.support.errors import MissingExtraError
 
 from .members import Writer, changed
@@ -345,7 +345,7 @@ def test_a_text_is_asked_once_and_forks_share_the_answers() -> None:
 
 
 def test_a_pattern_that_goes_through_too_many_ways_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from textguide.constraints import backtracking
+    from textguide.constraints.patterns import backtracking
 
     monkeypatch.setattr(backtracking, "SECONDS", 0.05)
     session = Regex(r"(?:(a+)(?:\1)*)+c\b").start(SMALL)

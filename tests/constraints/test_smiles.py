@@ -8,7 +8,7 @@ import pytest
 
 from textguide.constraints import SMILES, Vocabulary, from_dict, resolve
 from textguide.constraints.smiles import Reader
-from textguide.constraints.smiles_state import State
+from textguide.constraints.smiles.state import State
 
 from .walks import BYTES, SMALL, compare
 

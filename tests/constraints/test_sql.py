@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from textguide.constraints import SQL, Session, Vocabulary, from_dict, resolve
-from textguide.constraints.sql_names import Reader
+from textguide.constraints.sql.names import Reader
 
 from .walks import BYTES, compare
 

@@ -16,7 +16,7 @@ from textguide.constraints import Constraint, Session, Vocabulary
 pytest.importorskip("llguidance")
 pytest.importorskip("datasets")
 
-from textguide.constraints.sql_grammar import sql_grammar
+from textguide.constraints.sql.grammar import sql_grammar
 from textguide.tasks import constrained
 from textguide.tasks.constrained import json_documents, pattern_matching, text_to_sql
 

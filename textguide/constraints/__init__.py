@@ -3,12 +3,12 @@
 from .after import After
 from .base import Constraint, Session, UnsatisfiableError
 from .combine import AllOf, AnyOf, Not
-from .documents import Call, Grammar, JSONSchema
-from .patterns import Regex
+from .json_schema.constraint import Call, Grammar, JSONSchema
+from .patterns.constraint import Regex
 from .predicate import Predicate
-from .smiles import SMILES
+from .smiles.constraint import SMILES
 from .spec import from_dict, resolve
-from .sql import SQL
+from .sql.constraint import SQL
 from .vocabulary import Vocabulary
 
 __all__ = [

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import engines, llguidance_engine
+from . import engines
 from .base import Constraint, Session, UnsatisfiableError
 from .combined_sessions import AllOfSession, AnyOfSession
+from .engines import llguidance_engine
 from .vocabulary import Vocabulary
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from textguide.support.importing import named_object
 
 from .base import Constraint
-from .documents import Grammar, JSONSchema
-from .patterns import Regex
+from .json_schema.constraint import Grammar, JSONSchema
+from .patterns.constraint import Regex
 from .predicate import Predicate
-from .smiles import SMILES
-from .sql import SQL
+from .smiles.constraint import SMILES
+from .sql.constraint import SQL
 
 
 def from_dict(values: dict[str, Any]) -> Constraint:

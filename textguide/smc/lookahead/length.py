@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...constraints.automata import TokenAutomaton
 from ...constraints.automata.expressions import TooLargeError
-from ...constraints.automata.tokens import Moves
+from ...constraints.automata.token_automaton import Moves
 from .base import Ahead, Lookahead
 
 AMPLE = 12

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Constraint, Session
-from .engine import KeptMasks
-from .predicate import Asked, AskedSession
-from .smiles_state import State, atoms, beginning
-from .vocabulary import Vocabulary
+from ..base import Constraint, Session
+from ..engines.session import KeptMasks
+from ..predicate import Asked, AskedSession
+from ..vocabulary import Vocabulary
+from .state import State, atoms, beginning
 
 SIGNS = frozenset("()-=#/\\")
 ALPHABET = frozenset("".join(atoms())) | SIGNS | frozenset("%0123456789")

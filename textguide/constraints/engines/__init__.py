@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..base import Session, UnsatisfiableError
+from ..vocabulary import Vocabulary
 from . import llguidance_engine
-from .base import Session, UnsatisfiableError
 from .llguidance_engine import CompileError, NothingError
-from .vocabulary import Vocabulary
 
 DEFAULT = "llguidance"
 NAMES = (DEFAULT, "xgrammar")

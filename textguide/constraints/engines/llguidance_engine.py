@@ -14,9 +14,9 @@ from torch import Tensor
 
 from textguide.support.errors import MissingExtraError
 
-from .engine import Engine, State, TokenTable
+from ..vocabulary import Vocabulary
 from .progress import slow
-from .vocabulary import Vocabulary
+from .session import Engine, State, TokenTable
 
 _EXACT = '%llguidance { "no_forcing": true }\n'
 """The engine would force the tokens that a tokenizer gives to a text that is certain; every token that may come is

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .pattern_syntax import OPERATORS, PatternError, end_of_set, without_blanks
+from .syntax import OPERATORS, PatternError, end_of_set, without_blanks
 
 _ESCAPE = re.compile(
     r"\\(?:[pPN]\{[^}]*\}|[pP][CLMNPSZ]|x[\da-fA-F]{2}|u[\da-fA-F]{4}|U[\da-fA-F]{8}|0[0-7]{0,2}|[1-7][0-7]{2}|.)",

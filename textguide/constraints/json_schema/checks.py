@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from textguide.support.errors import MissingExtraError
 
-from .json_relaxed import Relaxed, children, escaped
-from .predicate import AskedSession
+from ..predicate import AskedSession
+from .relaxation import Relaxed, children, escaped
 
 SAME_VALUE = ("allOf", "anyOf", "oneOf", "then", "else")
 """Keywords whose schemas speak of the same value."""

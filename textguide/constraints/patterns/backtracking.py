@@ -9,13 +9,13 @@ from typing import Any
 
 from textguide.support.errors import MissingExtraError
 
-from .base import Session, UnsatisfiableError
-from .pattern_syntax import PatternError
-from .pattern_tokens import has_operators, names_version, tokens
-from .predicate import Asked, AskedSession, whole_characters
-from .prefix_pattern import for_prefixes
-from .unfinished import Representatives
-from .vocabulary import Vocabulary
+from ..base import Session, UnsatisfiableError
+from ..predicate import Asked, AskedSession, whole_characters
+from ..vocabulary import Vocabulary
+from .prefixes import for_prefixes
+from .representatives import Representatives
+from .syntax import PatternError
+from .tokens import has_operators, names_version, tokens
 
 SECONDS = 2.0
 """Longest that the engine may think about one text."""

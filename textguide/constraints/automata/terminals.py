@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from ..pattern_syntax import end_of_set
+from ..patterns.syntax import end_of_set
 from .characters import expression, ranges_of
 from .expressions import EMPTY, NOTHING_MORE, Expressions, Node
 

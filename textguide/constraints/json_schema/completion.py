@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
-from . import json_values as keywords
-from .json_values import UnfitError
+from . import keywords
+from .keywords import UnfitError
 
 DEEPEST = 24
 """References and parts of parts that are followed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .lark_rules import Token, parts
+from .rules import Token, parts
 
 MOST_RULES = 1000
 Parts = list[Token]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urldefrag, urljoin
 
-from . import llguidance_engine
+from ..engines import llguidance_engine
 
 ONE, MANY, NAMED = "one", "many", "named"
 SUBSCHEMAS = {

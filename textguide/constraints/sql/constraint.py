@@ -13,12 +13,13 @@ from typing import Any
 
 from textguide.support.errors import MissingExtraError
 
-from . import engines, llguidance_engine
-from .base import Constraint, Session
-from .predicate import Asked
-from .sql_grammar import DIALECTS, STANDARD, sql_grammar
-from .sql_names import Copy, NamesSession, QuerySession
-from .vocabulary import Vocabulary
+from .. import engines
+from ..base import Constraint, Session
+from ..engines import llguidance_engine
+from ..predicate import Asked
+from ..vocabulary import Vocabulary
+from .grammar import DIALECTS, STANDARD, sql_grammar
+from .names import Copy, NamesSession, QuerySession
 
 NAMES_KEPT = 8
 

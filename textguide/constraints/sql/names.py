@@ -16,12 +16,12 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from .base import Session
-from .combined_sessions import AllOfSession
-from .engine import KeptMasks
-from .predicate import AskedSession, whole_characters
-from .sql_grammar import spelled
-from .vocabulary import Vocabulary
+from ..base import Session
+from ..combined_sessions import AllOfSession
+from ..engines.session import KeptMasks
+from ..predicate import AskedSession, whole_characters
+from ..vocabulary import Vocabulary
+from .grammar import spelled
 
 _TOKEN = re.compile(r"""'[^']*'?|"(?:[^"]|"")*"?|\w+|\s+|<>|[<>!]=|.""", re.DOTALL)
 _NAMES = re.compile(r"no such column|ambiguous column name|no such table")

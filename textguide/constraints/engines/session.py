@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import Session
-from .vocabulary import Vocabulary
+from ..base import Session
+from ..vocabulary import Vocabulary
 
 MASKS_KEPT = 64
 

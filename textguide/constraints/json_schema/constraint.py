@@ -15,16 +15,17 @@ from torch import Tensor
 
 from textguide.support.errors import MissingExtraError
 
-from . import engines, llguidance_engine
-from .base import Constraint, Session
-from .combined_sessions import AllOfSession
-from .json_checks import Checks, ChecksSession
-from .json_completion import Completer
-from .json_relaxed import keywords, relaxed, with_short_strings
-from .lark_rules import unproductive
-from .lark_templates import plain
-from .predicate import Asked
-from .vocabulary import Vocabulary
+from .. import engines
+from ..base import Constraint, Session
+from ..combined_sessions import AllOfSession
+from ..engines import llguidance_engine
+from ..grammars.rules import unproductive
+from ..grammars.templates import plain
+from ..predicate import Asked
+from ..vocabulary import Vocabulary
+from .checks import Checks, ChecksSession
+from .completion import Completer
+from .relaxation import keywords, relaxed, with_short_strings
 
 WHITESPACE = ("flexible", "any", "none")
 FLEXIBLE = r" ?|\r?\n([ ]{0,20}|\t{0,8})"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .pattern_syntax import LOOKS, PatternError, atoms, translate, without_blanks
+from .syntax import LOOKS, PatternError, atoms, translate, without_blanks
 
 Literal = Callable[[str], str]
 _ALL = "(?s:.*)"

@@ -16,7 +16,7 @@ from ..base import Constraint
 from ..combine import AllOf
 from ..vocabulary import Vocabulary
 from .expressions import ByteAutomaton, TooLargeError
-from .reading import NotReadError, read
+from .terminals import NotReadError, read
 
 STATES = 2000
 """States of bytes up to which an automaton is made."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .automata.expressions import ByteAutomaton, TooLargeError
-from .automata.reading import NotReadError, read
-from .patterns import Regex
+from ..automata.expressions import ByteAutomaton, TooLargeError
+from ..automata.terminals import NotReadError, read
+from ..patterns.constraint import Regex
 
 STATES = 500
 """States of a pattern's automaton up to which it is followed."""

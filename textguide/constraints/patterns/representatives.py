@@ -7,8 +7,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from .pattern_syntax import PatternError
-from .pattern_tokens import Token, flags_of, folds_fully
+from .syntax import PatternError
+from .tokens import Token, flags_of, folds_fully
 
 _LINE_ENDS = r"[\n-\r\x1C-\x1E\x85\u2028\u2029]"
 

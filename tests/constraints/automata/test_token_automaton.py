@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from textguide.constraints import AllOf, AnyOf, Grammar, Not, Predicate, Regex, Vocabulary
-from textguide.constraints.automata import automaton_of, tokens
+from textguide.constraints.automata import automaton_of, token_automaton
 from textguide.constraints.automata.expressions import Expressions, TooLargeError
 from textguide.support import kept
 
@@ -157,11 +157,11 @@ def test_random_expressions_are_what_re_says() -> None:
 def test_automata_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
     monkeypatch.setattr(kept, "WORTH", 0.0)
-    listing, lists = tokens.TokenAutomaton._list, []
-    monkeypatch.setattr(tokens.TokenAutomaton, "_list", lambda self: lists.append(0) or listing(self))
+    listing, lists = token_automaton.TokenAutomaton._list, []
+    monkeypatch.setattr(token_automaton.TokenAutomaton, "_list", lambda self: lists.append(0) or listing(self))
 
-    def made(pattern: str, vocabulary: Vocabulary = VOCABULARY) -> tokens.TokenAutomaton:
-        tokens._made.cache_clear()
+    def made(pattern: str, vocabulary: Vocabulary = VOCABULARY) -> token_automaton.TokenAutomaton:
+        token_automaton._made.cache_clear()
         automaton = automaton_of(Regex(pattern), vocabulary)
         assert automaton is not None
         return automaton
@@ -177,7 +177,7 @@ def test_automata_that_were_kept_are_those_that_were_made(tmp_path: Path, monkey
     fewer = Vocabulary(tuple(b"" if text == b"19" else text for text in VOCABULARY.tokens), VOCABULARY.ends)
     assert len(made(EXACT[0], fewer).moves.tokens) < len(first.moves.tokens)
     assert len(lists) == 3
-    monkeypatch.setattr(tokens, "MOVES", 1)
+    monkeypatch.setattr(token_automaton, "MOVES", 1)
     for _ in range(2):
         with pytest.raises(TooLargeError, match="more than 1 moves"):
             _ = made(EXACT[0]).moves

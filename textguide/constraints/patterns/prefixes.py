@@ -9,7 +9,7 @@ decided by what is there.
 
 from __future__ import annotations
 
-from .pattern_tokens import Token, flags_of, folds_fully
+from .tokens import Token, flags_of, folds_fully
 
 _MORE = r"(?=(?s:.))"
 """Wants a character: at the end of the text, the partial match is found here."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from textguide.support.errors import MissingExtraError
 
-from .engine import Engine, State, TokenTable
+from ..vocabulary import Vocabulary
 from .llguidance_engine import CompileError, NothingError
 from .progress import slow
-from .vocabulary import Vocabulary
+from .session import Engine, State, TokenTable
 
 _PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
 """Where in its own source the engine complains."""

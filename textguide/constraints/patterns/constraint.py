@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import backtracking, engines, llguidance_engine, look_around, xgrammar_engine
-from .base import Constraint, Session
-from .pattern_syntax import PatternError, for_xgrammar, has_classes
-from .vocabulary import Vocabulary
+from .. import engines
+from ..base import Constraint, Session
+from ..engines import llguidance_engine, xgrammar_engine
+from ..vocabulary import Vocabulary
+from . import backtracking, look_around
+from .syntax import PatternError, for_xgrammar, has_classes
 
 AUTO = "auto"
 BACKTRACKING = "regex"

@@ -1,0 +1,1 @@
+"""Context-free grammars in Lark's notation."""
