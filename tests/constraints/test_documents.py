@@ -172,8 +172,8 @@ def test_schemas_and_grammars_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ("{", "is no JSON"),
-        ("", "is no JSON"),
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
         ("[1]", "must be a JSON object"),
         (3, "must be a JSON object"),
         ({"a": {1, 2}}, "no JSON form"),

@@ -108,7 +108,7 @@ def test_masks_are_kept_for_texts_that_come_again(monkeypatch: pytest.MonkeyPatc
     asked = []
     allowed = llguidance_engine.MatcherState.allowed
     monkeypatch.setattr(llguidance_engine.MatcherState, "allowed", lambda self: asked.append(1) or allowed(self))
-    monkeypatch.setattr(engine_session, "MASKS_KEPT", 2)
+    monkeypatch.setattr(engine_session, "MAX_MASKS", 2)
     session = Regex("(a|b|kept)*").start(SMALL)
     asked.clear()
     twins = [session.fork() for _ in range(5)]
@@ -127,17 +127,17 @@ def test_slow_work_shows_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -
     stream = io.StringIO()
     console = rich.console.Console(file=stream, force_terminal=True, width=80)
     monkeypatch.setattr(rich.console, "Console", lambda **options: console)
-    with progress.slow("compiling schema=…", patience=0.01):
+    with progress.show_if_slow("compiling schema=…", patience=0.01):
         time.sleep(0.5)
     assert "compiling schema=…: 0 s" in stream.getvalue()
     stream.truncate(0)
-    with progress.slow("quick", patience=5):
+    with progress.show_if_slow("quick", patience=5):
         pass
     assert "quick" not in stream.getvalue()
 
 
 def test_slow_work_shows_nothing_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.slow("compiling", patience=0.0):
+    with progress.show_if_slow("compiling", patience=0.0):
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
 

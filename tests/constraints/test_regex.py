@@ -282,7 +282,7 @@ def test_a_session_can_be_asked_about_any_text() -> None:
 
 @pytest.mark.parametrize(
     ("token", "message"),
-    [(3, "is not allowed behind"), (1, "ends a text"), (0, "has no bytes"), (999, "is no id"), (-1, "is no id")],
+    [(3, "is not allowed after"), (1, "ends a text"), (0, "has no bytes"), (999, "is not an id"), (-1, "is not an id")],
 )
 def test_tokens_that_cannot_be_written(token: int, message: str) -> None:
     session = Regex("a").start(SMALL)

@@ -128,5 +128,5 @@ def test_masks(seed: int) -> None:
 
 def test_as_a_line_and_as_json() -> None:
     assert resolve("smiles") == from_dict({"kind": "smiles"}) == from_dict(SMILES().to_dict()) == SMILES()
-    with pytest.raises(ValueError, match="'atoms' is no field of smiles"):
+    with pytest.raises(ValueError, match="'atoms' is not a field of smiles"):
         from_dict({"kind": "smiles", "atoms": 3})

@@ -240,7 +240,7 @@ def test_databases(tmp_path: Path) -> None:
         ("nowhere.sqlite", "database='nowhere.sqlite' is no file"), (__file__, "cannot be read as SQLite"),
         ({}, "no table"),
         ({"t": []}, "must have the names of its columns"), ({"t": ["a", "A"]}, "two columns in t of one name"),
-        (3, "must be the path"), ("{", "is no JSON"), ({"t": ["a\n"]}, "must have the names"),
+        (3, "must be the path"), ("{", "is not valid JSON"), ({"t": ["a\n"]}, "must have the names"),
     ],
 )  # fmt: skip
 def test_what_is_no_database(database: object, message: str) -> None:

@@ -3,12 +3,13 @@
 from .after import After
 from .base import Constraint, Session, UnsatisfiableError
 from .combine import AllOf, AnyOf, Not
-from .json_schema.constraint import Call, Grammar, JSONSchema
-from .patterns.constraint import Regex
+from .grammars import Grammar
+from .json_schema import Call, JSONSchema
+from .patterns import Regex
 from .predicate import Predicate
-from .smiles.constraint import SMILES
+from .smiles import SMILES
 from .spec import from_dict, resolve
-from .sql.constraint import SQL
+from .sql import SQL
 from .vocabulary import Vocabulary
 
 __all__ = [

@@ -18,7 +18,7 @@ _STARTS, _ENDS = ("^", r"\A"), ("$", r"\z")
 _IGNORED = frozenset("uU")
 
 
-class NotReadError(ValueError):
+class UnsupportedTerminalError(ValueError):
     """A terminal holds what is not read here."""
 
 
@@ -27,7 +27,7 @@ def read(terminal: str) -> tuple[Expressions, Node, bool]:
     and whether there are none of these.
 
     Raises:
-        NotReadError: it holds what is not read.
+        UnsupportedTerminalError: it holds what is not read.
     """
     expressions = Expressions()
     try:
@@ -35,9 +35,9 @@ def read(terminal: str) -> tuple[Expressions, Node, bool]:
         node = reader.alternatives(True)
         exact = node == _Terminal(expressions, terminal).alternatives(False)
     except (RecursionError, re.error) as error:
-        raise NotReadError(str(error)) from None
+        raise UnsupportedTerminalError(str(error)) from None
     if reader.at != len(terminal):
-        raise NotReadError(f"{terminal[reader.at : reader.at + 10]!r} is not read")
+        raise UnsupportedTerminalError(f"{terminal[reader.at : reader.at + 10]!r} is not read")
     return expressions, node, exact
 
 
@@ -80,7 +80,7 @@ class _Terminal:
         if character == "(":
             node = self.alternatives(wide)
             if self._next() != ")":
-                raise NotReadError("a bracket is not closed")
+                raise UnsupportedTerminalError("a bracket is not closed")
             self.at += 1
             return node
         if self.text.startswith('""', self.at - 1):
@@ -88,7 +88,7 @@ class _Terminal:
             return NOTHING_MORE
         literal = _LITERAL.match(self.text, self.at - 1)
         if literal is None:
-            raise NotReadError(f"{self.text[self.at - 1 : self.at + 9]!r} is not read")
+            raise UnsupportedTerminalError(f"{self.text[self.at - 1 : self.at + 9]!r} is not read")
         self.at = literal.end()
         return _Pattern(self.expressions, literal[1].replace(r"\/", "/"), wide).whole()
 
@@ -123,7 +123,7 @@ class _Pattern:
     def whole(self) -> Node:
         group = self._group("")
         if self.at != len(self.text):
-            raise NotReadError(f"a bracket at {self.at} is not opened")
+            raise UnsupportedTerminalError(f"a bracket at {self.at} is not opened")
         return self._either(group, _Place())
 
     # -- taking apart ----------------------------------------------------------------------------------------------
@@ -149,10 +149,10 @@ class _Pattern:
                         flags = inner
                         continue
                 elif text.startswith("(?", at):
-                    raise NotReadError(f"the group at {at} is not read")
+                    raise UnsupportedTerminalError(f"the group at {at} is not read")
                 group = self._group(inner)
                 if self.text[self.at : self.at + 1] != ")":
-                    raise NotReadError(f"the bracket at {at} is not closed")
+                    raise UnsupportedTerminalError(f"the bracket at {at} is not closed")
                 self.at += 1
                 alternatives[-1].append(_Part(group=group))
                 continue
@@ -205,7 +205,7 @@ class _Pattern:
             return self.expressions.repeat(self._either(part.group, inner), part.least, part.most)
         if part.text in _STARTS or part.text in _ENDS:
             if not (place.first if part.text in _STARTS else place.final):
-                raise NotReadError("an anchor inside of a pattern is not read")
+                raise UnsupportedTerminalError("an anchor inside of a pattern is not read")
             return NOTHING_MORE
         key = (part.text, part.flags)
         if key not in self.known:
@@ -222,5 +222,5 @@ def _flags(flags: str, found: re.Match[str]) -> str:
     on, off = set(found[1] or ""), set(found[2] or "")
     unknown = (on | off) - set("is") - _IGNORED
     if unknown:
-        raise NotReadError(f"the flag {min(unknown)} is not read")
+        raise UnsupportedTerminalError(f"the flag {min(unknown)} is not read")
     return "".join(sorted(({*flags} | on) - off - _IGNORED))

@@ -16,7 +16,7 @@ from ..base import Constraint
 from ..combine import AllOf
 from ..vocabulary import Vocabulary
 from .expressions import ByteAutomaton, TooLargeError
-from .terminals import NotReadError, read
+from .terminals import UnsupportedTerminalError, read
 
 STATES = 2000
 """States of bytes up to which an automaton is made."""
@@ -43,7 +43,7 @@ def _made(terminal: str, vocabulary: Vocabulary, whole: bool) -> TokenAutomaton 
     try:
         expressions, node, exact = read(terminal)
         automaton = expressions.automaton(node, STATES)
-    except (NotReadError, TooLargeError, RecursionError):
+    except (UnsupportedTerminalError, TooLargeError, RecursionError):
         return None
     return None if automaton.start == automaton.dead else TokenAutomaton(automaton, vocabulary, exact and whole)
 

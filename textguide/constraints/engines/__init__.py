@@ -1,4 +1,4 @@
-"""The engines behind constraints that know their whole mask, by name."""
+"""The engines of constraints that know their whole mask, by name."""
 
 from __future__ import annotations
 
@@ -9,50 +9,44 @@ from typing import Any
 from ..base import Session, UnsatisfiableError
 from ..vocabulary import Vocabulary
 from . import llguidance_engine
-from .llguidance_engine import CompileError, NothingError
+from .session import EmptyGrammarError, GrammarError
 
 DEFAULT = "llguidance"
 NAMES = (DEFAULT, "xgrammar")
 
 
-def check(engine: object) -> None:
-    """Refuse an unknown engine.
-
-    Raises:
-        ValueError: it is none of ``NAMES``.
-    """
-    if engine not in NAMES:
-        raise ValueError(f"engine={engine!r} must be one of {', '.join(NAMES)}")
-
-
-def session(what: str, grammar: str, vocabulary: Vocabulary) -> Session:
-    """A session on llguidance in front of the first token.
+def llguidance_session(label: str, grammar: str, vocabulary: Vocabulary) -> Session:
+    """A session on llguidance before the first token.
 
     Args:
-        what: names the argument and its value in messages.
-        grammar: as :mod:`llguidance_engine` writes it.
+        label: names the argument and its value in messages.
+        grammar: as the functions of :mod:`llguidance_engine` return it.
+        vocabulary: the tokens of the masks.
 
     Raises:
-        UnsatisfiableError: nothing satisfies it.
+        UnsatisfiableError: nothing satisfies the grammar.
         ValueError: the engine refuses it.
     """
-    with _named(what):
-        return llguidance_engine.compile_grammar(grammar, vocabulary, what).session()
+    with _labelled_errors(label):
+        return llguidance_engine.compile_grammar(grammar, vocabulary, label).session()
 
 
-def xgrammar_session(what: str, form: str, text: str, vocabulary: Vocabulary, **options: Any) -> Session:
-    """A session on xgrammar; arguments as for its ``compile_grammar``. Raises as :func:`session`."""
+def xgrammar_session(label: str, notation: str, text: str, vocabulary: Vocabulary, **options: Any) -> Session:
+    """A session on xgrammar before the first token.
+
+    Arguments are those of :func:`xgrammar_engine.compile_grammar`; errors are those of :func:`llguidance_session`.
+    """
     from . import xgrammar_engine
 
-    with _named(what):
-        return xgrammar_engine.compile_grammar(form, text, vocabulary, what, **options).session()
+    with _labelled_errors(label):
+        return xgrammar_engine.compile_grammar(notation, text, vocabulary, label, **options).session()
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def _labelled_errors(label: str) -> Iterator[None]:
     try:
         yield
-    except NothingError as error:
-        raise UnsatisfiableError(f"{what} cannot be used: {error}") from None
-    except CompileError as error:
-        raise ValueError(f"{what} cannot be used: {error}") from None
+    except EmptyGrammarError as error:
+        raise UnsatisfiableError(f"{label} cannot be used: {error}") from None
+    except GrammarError as error:
+        raise ValueError(f"{label} cannot be used: {error}") from None

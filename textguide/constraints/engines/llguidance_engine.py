@@ -12,32 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textguide.support.errors import MissingExtraError
-
+from ...support.errors import MissingExtraError
 from ..vocabulary import Vocabulary
-from .progress import slow
-from .session import Engine, State, TokenTable
+from .progress import show_if_slow
+from .session import CompiledConstraint, EmptyGrammarError, EngineState, GrammarError, TokenTable
 
-_EXACT = '%llguidance { "no_forcing": true }\n'
-"""The engine would force the tokens that a tokenizer gives to a text that is certain; every token that may come is
-wanted here."""
+_NO_FORCING = '%llguidance { "no_forcing": true }\n'
+"""By default the engine only allows the tokens that a tokenizer would choose for a text that is certain. Here every
+allowed token is needed, because the model's distribution over spellings must not change."""
 
 LIMITS = {"initial_lexer_fuel": 50_000_000, "step_lexer_fuel": 3_000_000, "verbose_errors": False}
-"""The engine's defaults, wider in time: about a second to compile, and a fifth of one a step. Past them it gives up."""
+"""The engine's limits. More time than its defaults: about a second for compilation, a fifth of one per step."""
 _LIMIT = re.compile(r"too many|too complex|too large|fuel|limit|TooComplex")
 
 
-class CompileError(ValueError):
-    """The engine refuses a grammar; the message is its own, in one line."""
-
-
 def lark(text: str) -> str:
-    """A Lark grammar, with masks that hold every allowed token."""
-    return _EXACT + text
+    """A Lark grammar whose masks contain every allowed token."""
+    return _NO_FORCING + text
 
 
 def terminal(expression: str) -> str:
-    """A grammar whose language is that of one terminal."""
+    """A grammar whose texts are those of one terminal."""
     return lark(f"start: WHOLE\nWHOLE: {expression}\n")
 
 
@@ -57,50 +52,46 @@ def json_schema(schema: str, **options: Any) -> str:
 
 
 def complaint(expression: str) -> str:
-    """Why the engine refuses a terminal, in one line; empty where it does not."""
-    return first_lines(_import().LLMatcher.validate_grammar(terminal(expression)))
+    """The reason why the engine refuses a terminal, in one line; empty if it accepts it."""
+    return in_one_line(_import().LLMatcher.validate_grammar(terminal(expression)))
 
 
 def complaint_about_schema(schema: str) -> str:
-    """Why the engine refuses a JSON schema, in one line; empty where it does not."""
-    return first_lines(_import().LLMatcher.validate_grammar(json_schema(schema)))
-
-
-class NothingError(CompileError):
-    """Nothing satisfies a grammar."""
+    """The reason why the engine refuses a JSON schema, in one line; empty if it accepts it."""
+    return in_one_line(_import().LLMatcher.validate_grammar(json_schema(schema)))
 
 
 @lru_cache(maxsize=32)
-def compile_grammar(grammar: str, vocabulary: Vocabulary, what: str) -> Engine:
-    """The engine for a grammar, made once.
+def compile_grammar(grammar: str, vocabulary: Vocabulary, label: str) -> CompiledConstraint:
+    """Compile a grammar for a vocabulary; cached.
 
     Args:
-        grammar: what :func:`lark`, :func:`terminal` or :func:`json_schema` gives.
-        vocabulary: whose tokens masks are for.
-        what: names the constraint in the line that is shown while it compiles.
+        grammar: as :func:`lark`, :func:`terminal` or :func:`json_schema` returns it.
+        vocabulary: the tokens of the masks.
+        label: names the constraint in the line that is shown during a long compilation.
 
     Raises:
-        CompileError: the grammar is refused, or nothing satisfies it.
+        GrammarError: the engine refuses the grammar, or nothing satisfies it.
     """
     llguidance = _import()
     table, tokenizer = _tokenizer(vocabulary)
-    with slow(f"compiling {what}"):
-        for precompute in (True, False):  # what cannot be prepared within the limit is found out as it comes
+    with show_if_slow(f"compiling {label}"):
+        # Lexemes that are too large to be prepared within the limit are computed as they are needed.
+        for precompute in (True, False):
             limits = llguidance.LLParserLimits(**LIMITS, precompute_large_lexemes=precompute)
             matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
             if "precomputation failed" not in matcher.get_error():
                 break
     _raise_if_error(matcher)
-    state = MatcherState(matcher, len(table.texts))
-    if not state.accepting() and not any(state.accepts(bytes([byte])) for byte in range(256)):
-        raise NothingError("nothing satisfies it, not even the empty text")
-    if not state.accepting() and not state.allowed().any():
-        raise NothingError("no token of the vocabulary can begin it")
-    return Engine(vocabulary, table, state)
+    return CompiledConstraint(vocabulary, table, MatcherState(matcher, len(table.texts)))
 
 
-class MatcherState(State):
-    """A matcher of llguidance. Its vocabulary: the distinct byte strings, every single byte, and an end token."""
+class MatcherState(EngineState):
+    """A matcher of llguidance.
+
+    Its vocabulary has the distinct byte strings, then every single byte, then an end token. Texts are fed byte by byte,
+    because no tokenization of them is given.
+    """
 
     def __init__(self, matcher: Any, size: int) -> None:
         self.matcher = matcher
@@ -110,12 +101,12 @@ class MatcherState(State):
         if self.matcher.is_stopped():
             return torch.zeros(self.size, dtype=torch.bool)
         bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
-        if self.matcher.is_error():  # a dead end is one too, and allows nothing
+        if self.matcher.is_error():  # the engine also reports a dead end as an error; it allows nothing
             _raise_if_error(self.matcher)
             return torch.zeros(self.size, dtype=torch.bool)
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self.size].astype(np.bool_))
 
-    def accepting(self) -> bool:
+    def is_accepting(self) -> bool:
         return bool(self.matcher.is_accepting())
 
     def feed(self, text: bytes) -> bool:
@@ -137,8 +128,8 @@ class MatcherState(State):
         return [self.size + byte for byte in text]
 
 
-class _Tokenizer:
-    """A vocabulary in the shape that the engine reads."""
+class _TokenizerWrapper:
+    """A vocabulary with the attributes that the engine reads."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -149,7 +140,7 @@ class _Tokenizer:
         self.special_token_ids = [self.eos_token_id]
 
     def __call__(self, text: str) -> list[int]:
-        """Never called: nothing is forced."""
+        """Never called, because nothing is forced."""
         raise NotImplementedError(f"no tokens for {text!r}")
 
 
@@ -157,30 +148,34 @@ _LOCK = threading.Lock()
 
 
 def _tokenizer(vocabulary: Vocabulary) -> tuple[TokenTable, Any]:
+    # The lock makes threads that start together wait for one tokenizer, instead of building several large ones.
     with _LOCK:
-        return _make_tokenizer(vocabulary)
+        return _build_tokenizer(vocabulary)
 
 
 @lru_cache(maxsize=4)
-def _make_tokenizer(vocabulary: Vocabulary) -> tuple[TokenTable, Any]:
+def _build_tokenizer(vocabulary: Vocabulary) -> tuple[TokenTable, Any]:
     table = TokenTable(vocabulary)
-    return table, _import().LLTokenizer(_Tokenizer(table))
+    return table, _import().LLTokenizer(_TokenizerWrapper(table))
 
 
 def _raise_if_error(matcher: Any) -> None:
-    if matcher.is_error():
-        message = matcher.get_error()
-        if "Unsatisfiable schema" in message:
-            raise NothingError(f"nothing satisfies it: {first_lines(message.split('Unsatisfiable schema: ')[-1])}")
-        if not message.startswith("NoExtension"):
-            reason = first_lines(message).removesuffix("<non-verbose/>").strip()
-            raise CompileError(f"too large for the engine: {reason}" if _LIMIT.search(reason) else reason)
+    if not matcher.is_error():
+        return
+    message = matcher.get_error()
+    if "Unsatisfiable schema" in message:
+        reason = in_one_line(message.split("Unsatisfiable schema: ")[-1])
+        raise EmptyGrammarError(f"nothing satisfies it: {reason}")
+    if not message.startswith("NoExtension"):  # which is a dead end
+        reason = in_one_line(message).removesuffix("<non-verbose/>").strip()
+        raise GrammarError(f"too large for the engine: {reason}" if _LIMIT.search(reason) else reason)
 
 
-def first_lines(message: str) -> str:
-    """An engine's message without the state and the grammar that it prints, in one line."""
+def in_one_line(message: str) -> str:
+    """An engine's message in one line, without the state and the grammar that the engine prints."""
     lines = message.partition("<state>")[0].split("\n")
-    return " ".join(" ".join(line.split()) for line in lines if line.strip(" ^|") and "|" not in line[:8])
+    kept = [line for line in lines if line.strip(" ^|") and "|" not in line[:8]]
+    return " ".join(" ".join(line.split()) for line in kept)
 
 
 def _import() -> Any:

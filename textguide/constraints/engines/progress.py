@@ -12,9 +12,11 @@ PATIENCE = 1.0
 
 
 @contextmanager
-def slow(what: str, patience: float = PATIENCE) -> Iterator[None]:
-    """Shows ``what`` with the seconds it has taken, on standard error and where that is a terminal, from ``patience``
-    seconds on; the line goes away when the block ends."""
+def show_if_slow(label: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Show ``label`` and the elapsed seconds on standard error once the block has run for ``patience`` seconds.
+
+    Nothing is shown if standard error is not a terminal. The line disappears when the block ends.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -22,14 +24,14 @@ def slow(what: str, patience: float = PATIENCE) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    begun = time.monotonic()
+    start = time.monotonic()
 
     def show() -> None:
         if done.wait(patience):
             return
         with console.status("") as status:
             while not done.wait(0.2):
-                status.update(f"{what}: {time.monotonic() - begun:.0f} s")
+                status.update(f"{label}: {time.monotonic() - start:.0f} s")
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""xgrammar: a pushdown automaton over bytes, with masks that are prepared while it compiles."""
+"""xgrammar: a pushdown automaton over bytes, with masks that are prepared during compilation."""
 
 from __future__ import annotations
 
@@ -9,58 +9,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textguide.support.errors import MissingExtraError
-
+from ...support.errors import MissingExtraError
 from ..vocabulary import Vocabulary
-from .llguidance_engine import CompileError, NothingError
-from .progress import slow
-from .session import Engine, State, TokenTable
+from .progress import show_if_slow
+from .session import CompiledConstraint, EngineState, GrammarError, TokenTable
 
-_PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
-"""Where in its own source the engine complains."""
+_SOURCE_LINE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
+"""The time and the line of its own source code with which the engine starts a message."""
 
 
 @lru_cache(maxsize=32)
-def compile_grammar(form: str, text: str, vocabulary: Vocabulary, what: str, **options: Any) -> Engine:
-    """The engine for a grammar, made once.
+def compile_grammar(notation: str, text: str, vocabulary: Vocabulary, label: str, **options: Any) -> CompiledConstraint:
+    """Compile a grammar for a vocabulary; cached.
 
     Args:
-        form: ``regex``, ``json_schema`` or ``lark``.
+        notation: ``regex``, ``json_schema`` or ``lark``.
         text: the pattern, schema or grammar.
-        vocabulary: whose tokens masks are for.
-        what: names the constraint in the line that is shown while it compiles.
-        **options: of the engine's compiler.
+        vocabulary: the tokens of the masks.
+        label: names the constraint in the line that is shown during a long compilation.
+        **options: options of the engine's compiler.
 
     Raises:
-        CompileError: the grammar is refused, or nothing satisfies it.
+        GrammarError: the engine refuses the grammar, or nothing satisfies it.
     """
     xgrammar = _import()
     table, compiler = _compiler(vocabulary)
     try:
-        with slow(f"compiling {what}"):
-            compiled = getattr(compiler, f"compile_{form}")(text, **options)
+        with show_if_slow(f"compiling {label}"):
+            compiled = getattr(compiler, f"compile_{notation}")(text, **options)
             matcher = xgrammar.GrammarMatcher(compiled)
-    except Exception as error:  # the engine has no class of its own for what it refuses
-        raise CompileError(" ".join(_PLACE.sub("", str(error)).split())) from None
-    state = MatcherState(matcher, len(table.texts))
-    if not state.accepting() and not any(state.accepts(bytes([byte])) for byte in range(256)):
-        raise NothingError("nothing satisfies it, not even the empty text")
-    if not state.accepting() and not state.allowed().any():
-        raise NothingError("no token of the vocabulary can begin it")
-    return Engine(vocabulary, table, state)
+    except Exception as error:  # the engine has no class of its own for the grammars that it refuses
+        raise GrammarError(" ".join(_SOURCE_LINE.sub("", str(error)).split())) from None
+    return CompiledConstraint(vocabulary, table, MatcherState(matcher, len(table.texts)))
 
 
-def complaint(form: str, text: str) -> str:
-    """Why the engine refuses a grammar, in one line; empty where it does not. ``form`` is ``regex`` or ``lark``."""
+def complaint(notation: str, text: str) -> str:
+    """The reason why the engine refuses a grammar, in one line; empty if it accepts it.
+
+    Args:
+        notation: ``regex`` or ``lark``.
+        text: the pattern or grammar.
+    """
     try:
-        getattr(_import().Grammar, f"from_{form}")(text)
+        getattr(_import().Grammar, f"from_{notation}")(text)
     except RuntimeError as error:
-        return " ".join(_PLACE.sub("", str(error)).split())
+        return " ".join(_SOURCE_LINE.sub("", str(error)).split())
     return ""
 
 
-class MatcherState(State):
-    """A matcher of xgrammar. Its vocabulary: the distinct byte strings, and an end token behind them."""
+class MatcherState(EngineState):
+    """A matcher of xgrammar. Its vocabulary has the distinct byte strings, then an end token."""
 
     def __init__(self, matcher: Any, size: int) -> None:
         self.matcher = matcher
@@ -72,7 +70,7 @@ class MatcherState(State):
         bits = (mask[0].unsqueeze(1) >> torch.arange(32, dtype=torch.int32)) & 1
         return bits.flatten()[: self.size].bool()
 
-    def accepting(self) -> bool:
+    def is_accepting(self) -> bool:
         return bool(self.matcher.is_completed())
 
     def feed(self, text: bytes) -> bool:
@@ -83,7 +81,7 @@ class MatcherState(State):
             return True
         accepted = bool(self.matcher.accept_string(text))
         if accepted:
-            self.matcher.rollback(1)  # a string is one step
+            self.matcher.rollback(1)  # one string is one step, whatever its length
         return accepted
 
     def fork(self) -> MatcherState:

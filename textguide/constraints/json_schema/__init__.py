@@ -1,5 +1,6 @@
 """JSON documents that satisfy a schema."""
 
-from .constraint import Call, JSONSchema
+from .calls import Call
+from .constraint import JSONSchema
 
 __all__ = ["Call", "JSONSchema"]

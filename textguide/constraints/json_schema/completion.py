@@ -160,14 +160,14 @@ class Completer:
         begun, escape = found.group(1), found.group(2) or ""
         mended = "" if not escape else "n" if len(escape) == 1 else "0" * (6 - len(escape))
         written = json.loads(f'"{begun}{escape}{mended}"', strict=False)
-        ending = json.dumps(keywords.ending(schema, written), ensure_ascii=False)[1:]
+        ending = json.dumps(keywords.string_ending(schema, written), ensure_ascii=False)[1:]
         return found.end(), mended + ending
 
     def _plain(self, schema: Mapping[str, Any], at: int) -> tuple[int, str | None]:
         """A number, or one of the three words."""
         found = _PLAIN.match(self.text, at)
         assert found is not None
-        begun, listed = found.group(), keywords.given(schema)
+        begun, listed = found.group(), keywords.listed_values(schema)
         if not begun:
             raise UnfitError
         if found.end() < len(self.text):
@@ -208,20 +208,20 @@ class Completer:
         return self._known[key]
 
     def _shortest_of(self, schema: Mapping[str, Any], deep: int) -> str:
-        given = keywords.given(schema)
+        given = keywords.listed_values(schema)
         if given is not None:
             return min((json.dumps(one, ensure_ascii=False, separators=(",", ":")) for one in given), key=len)
         if keywords.may_be(schema, "null") and "type" in schema:
             return "null"
-        if keywords.may_be(schema, "number") and not keywords.implied(schema):
+        if keywords.may_be(schema, "number") and not keywords.implied_type(schema):
             for number in keywords.small_numbers(schema):
                 if keywords.in_range(schema, json.dumps(number)):
                     return json.dumps(number)
-        if keywords.may_be(schema, "string") and keywords.implied(schema) in (None, "string"):
-            return json.dumps(keywords.ending(schema, ""), ensure_ascii=False)
+        if keywords.may_be(schema, "string") and keywords.implied_type(schema) in (None, "string"):
+            return json.dumps(keywords.string_ending(schema, ""), ensure_ascii=False)
         if keywords.may_be(schema, "boolean") and "type" in schema:
             return "true"
-        if keywords.may_be(schema, "array") and keywords.implied(schema) in (None, "array"):
+        if keywords.may_be(schema, "array") and keywords.implied_type(schema) in (None, "array"):
             return "[" + self._items(schema, 0, deep - 1, "")
         if keywords.may_be(schema, "object"):
             return "{" + self._members(schema, (), deep - 1, "")

@@ -1,4 +1,4 @@
-"""A weaker schema that the engine holds to, and what was left out of it, to be checked beside."""
+"""A weaker schema that the engine can enforce, and the keywords that were left out, which are checked separately."""
 
 from __future__ import annotations
 
@@ -18,92 +18,104 @@ SUBSCHEMAS = {
     **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems"), MANY),
     **dict.fromkeys(("properties", "patternProperties", "definitions", "$defs", "dependentSchemas"), NAMED),
 }
-"""Keywords that hold schemas, and in which form; ``items`` and ``dependencies`` have two."""
+"""Keywords that contain schemas: one, a list, or a dict by name; ``items`` and ``dependencies`` have two forms."""
 NEGATIVE = ("not", "if")
 """Keywords under which a weaker schema makes the whole stronger."""
-ANNOTATIONS = "format"
-"""A format that nobody knows says nothing, by JSON Schema's own rules."""
-_SAYS = (
+ANNOTATION = "format"
+"""An unknown format is ignored, as JSON Schema specifies, so it does not have to be checked."""
+ASSERTIONS = (
     "type", "enum", "const", "$ref", "items", "required", "pattern", "format", "minLength", "maxLength", "minimum",
     "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems",
     "minProperties", "maxProperties", "minContains", "maxContains", "dependencies", "dependentRequired",
 )  # fmt: skip
-_KEYS, _FORMAT = re.compile(r"Unimplemented keys: (\[.*?\])"), re.compile(r"Unknown format: (.+)$")
+"""Keywords that restrict documents, besides :data:`SUBSCHEMAS`."""
+MAX_ATTEMPTS = 32
+_UNSUPPORTED_KEYS = re.compile(r"Unimplemented keys: (\[.*?\])")
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: (.+)$")
 _PROPERTIES = ("patternProperties", "additionalProperties", "unevaluatedProperties")
 _ITEMS = ("prefixItems", "items", "additionalItems", "unevaluatedItems")
 
+Schema = dict[str, Any]
+Change = Callable[[Schema], "tuple[Schema, set[str]]"]
+"""Weakens one schema, not those inside it; returns the new schema and the keywords that it no longer enforces."""
 
-class Relaxed(NamedTuple):
+
+class Relaxation(NamedTuple):
     """A schema in two parts.
 
     Args:
-        schema: JSON of all of it, with references into itself alone.
-        mask: JSON of what the engine holds to at every token; every document of ``schema`` is one of it.
-        left_out: keywords that ``mask`` has not, by the JSON pointer of their schema.
+        schema: JSON of the whole schema, with references into itself only.
+        masked: JSON of the weaker schema that the engine enforces at every token; every document of ``schema``
+            satisfies it.
+        left_out: keywords that ``masked`` does not enforce, by the JSON pointer of their schema.
     """
 
     schema: str
-    mask: str
+    masked: str
     left_out: dict[str, tuple[str, ...]]
 
 
 @lru_cache(maxsize=64)
-def relaxed(schema: str) -> Relaxed:
-    """``schema``, JSON text, as far as the engine can hold to it. What it refuses for another reason (its size, no
-    document at all) is returned whole."""
-    given = json.loads(schema)
-    is_old = isinstance(given, dict) and re.search(r"draft-0[3-7]", str(given.get("$schema", "")))
-    whole = bundled(_references_alone(given) if is_old else given)
-    mask = whole
+def relaxed(schema: str) -> Relaxation:
+    """Weaken a schema, given as JSON text, until the engine accepts it.
+
+    A schema that the engine refuses for another reason, such as its size, is returned unchanged.
+    """
+    value = json.loads(schema)
+    ignores_siblings = isinstance(value, dict) and re.search(r"draft-0[3-7]", str(value.get("$schema", "")))
+    whole = bundled(_without_siblings_of_references(value) if ignores_siblings else value)
+    masked = whole
     left_out: dict[str, set[str]] = {}
-    for _ in range(32):
-        complaint = llguidance_engine.complaint_about_schema(json.dumps(mask, ensure_ascii=False))
-        change = _change(complaint)
+    for _ in range(MAX_ATTEMPTS):
+        change = _change_for(llguidance_engine.complaint_about_schema(json.dumps(masked, ensure_ascii=False)))
         if change is None:
             break
         dropped: dict[str, set[str]] = {}
-        mask = _mapped(mask, change, dropped)
+        masked = _changed_everywhere(masked, change, dropped)
         if not dropped:
             break
         for pointer, names in dropped.items():
-            left_out[pointer] = {*left_out.get(pointer, ()), *names}
-    checked = {pointer: tuple(sorted(names - {ANNOTATIONS})) for pointer, names in left_out.items()}
-    text, weaker = (json.dumps(one, ensure_ascii=False) for one in (whole, mask))
-    return Relaxed(text, weaker, {pointer: names for pointer, names in checked.items() if names})
+            left_out.setdefault(pointer, set()).update(names)
+    checked = {pointer: tuple(sorted(names - {ANNOTATION})) for pointer, names in left_out.items()}
+    return Relaxation(
+        schema=json.dumps(whole, ensure_ascii=False),
+        masked=json.dumps(masked, ensure_ascii=False),
+        left_out={pointer: names for pointer, names in checked.items() if names},
+    )
 
 
-Change = Callable[[dict[str, Any]], "tuple[dict[str, Any], set[str]]"]
+# -- changes that make a schema weaker ---------------------------------------------------------------------------------
 
 
-def _change(complaint: str) -> Change | None:
-    """What makes a schema weaker so that the engine does not say ``complaint`` again; None where nothing is known."""
-    found = _KEYS.search(complaint)
-    if found:
-        names = tuple(json.loads(found[1]))
+def _change_for(complaint: str) -> Change | None:
+    """The change that removes the engine's reason for a complaint; None if no such change is known."""
+    match = _UNSUPPORTED_KEYS.search(complaint)
+    if match:
+        names = tuple(json.loads(match[1]))
         return lambda node: _without(node, names)
-    found = _FORMAT.search(complaint)
-    if found:
-        name = found[1]
+    match = _UNKNOWN_FORMAT.search(complaint)
+    if match:
+        name = match[1]
         return lambda node: _without(node, ("format",)) if node.get("format") == name else (node, set())
     if "oneOf" in complaint:
-        return _any_of
+        return _one_of_as_any_of
     if "min/maxProperties" in complaint:
         return lambda node: _without(node, ("minProperties", "maxProperties"))
     return _without_refused_patterns if "regex" in complaint else None
 
 
-def _without(node: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], set[str]]:
-    there = {name for name in names if name in node}
-    # What is said of further properties or items means others once the ones that were named are left out.
+def _without(node: Schema, names: tuple[str, ...]) -> tuple[Schema, set[str]]:
+    dropped = {name for name in names if name in node}
+    # A keyword for additional properties or items has another meaning once the ones before it are left out.
     for group in (_PROPERTIES, _ITEMS):
-        first = min((group.index(name) for name in there & set(group)), default=len(group))
-        there |= {name for name in group[first:] if name in node}
-    if "if" in there:
-        there |= {"then", "else"} & set(node)
-    return {key: value for key, value in node.items() if key not in there}, there
+        first = min((group.index(name) for name in dropped & set(group)), default=len(group))
+        dropped |= {name for name in group[first:] if name in node}
+    if "if" in dropped:
+        dropped |= {"then", "else"} & set(node)
+    return {key: value for key, value in node.items() if key not in dropped}, dropped
 
 
-def _any_of(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+def _one_of_as_any_of(node: Schema) -> tuple[Schema, set[str]]:
     if "oneOf" not in node:
         return node, set()
     rest = {key: value for key, value in node.items() if key != "oneOf"}
@@ -112,45 +124,16 @@ def _any_of(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     return {**rest, "anyOf": node["oneOf"]}, {"oneOf"}
 
 
-def _without_refused_patterns(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    own = node.get("pattern")
-    names = ("pattern",) if isinstance(own, str) and _is_refused(own) else ()
+def _without_refused_patterns(node: Schema) -> tuple[Schema, set[str]]:
+    pattern = node.get("pattern")
+    names = ("pattern",) if isinstance(pattern, str) and _is_refused(pattern) else ()
     if any(map(_is_refused, node.get("patternProperties") or {})):
         names = (*names, "patternProperties")
     return _without(node, names) if names else (node, set())
 
 
-def _references_alone(node: Any) -> Any:
-    """Up to draft 7 what is said beside a reference is not read; the engine would hold to it. What holds schemas stays,
-    for something may refer to them."""
-    if isinstance(node, list):
-        return [_references_alone(one) for one in node]
-    if not isinstance(node, dict):
-        return node
-    ignored = {*_SAYS, "const", "enum"} - {"$ref", "items", "dependencies"} if isinstance(node.get("$ref"), str) else ()
-    return {
-        key: value if key in ("enum", "const", "default", "examples") else _references_alone(value)
-        for key, value in node.items()
-        if key not in ignored
-    }
-
-
-def with_short_strings(schema: str, longest: int) -> str:
-    """``schema``, JSON text, with strings of at most ``longest`` characters where nothing else says which they are."""
-    saying = ("maxLength", "pattern", "format", "enum", "const")
-
-    def bounded(node: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        kinds = node.get("type")
-        is_string = kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
-        if not is_string or any(name in node for name in saying) or node.get("minLength", 0) > longest:
-            return node, set()
-        return {**node, "maxLength": longest}, set()
-
-    return json.dumps(_mapped(json.loads(schema), bounded, {}), ensure_ascii=False)
-
-
 def _is_refused(pattern: str) -> bool:
-    """Whether the engine refuses a pattern that Python takes."""
+    """Whether the engine refuses a pattern that Python accepts."""
     try:
         re.compile(pattern)
     except re.error:
@@ -158,25 +141,66 @@ def _is_refused(pattern: str) -> bool:
     return bool(llguidance_engine.complaint_about_schema(json.dumps({"type": "string", "pattern": pattern})))
 
 
-def _mapped(node: Any, change: Change, dropped: dict[str, set[str]], pointer: str = "") -> Any:
-    """``node`` with ``change`` at every schema that a weaker one may stand in for."""
+def _without_siblings_of_references(node: Any) -> Any:
+    """Drop the keywords next to ``$ref``, which are ignored up to draft 7 but which the engine would enforce.
+
+    Keywords that contain schemas stay, because something may refer to those.
+    """
+    if isinstance(node, list):
+        return [_without_siblings_of_references(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    ignored: set[str] = set()
+    if isinstance(node.get("$ref"), str):
+        ignored = {*ASSERTIONS} - {"$ref", "items", "dependencies"}
+    result = {}
+    for key, value in node.items():
+        if key not in ignored:
+            is_data = key in ("enum", "const", "default", "examples")
+            result[key] = value if is_data else _without_siblings_of_references(value)
+    return result
+
+
+def with_short_strings(schema: str, longest: int) -> str:
+    """A schema, as JSON text, whose unrestricted strings have at most ``longest`` characters."""
+    restrictions = ("maxLength", "pattern", "format", "enum", "const")
+
+    def bounded(node: Schema) -> tuple[Schema, set[str]]:
+        types = node.get("type")
+        is_string = types == "string" or (isinstance(types, list) and "string" in types)
+        if not is_string or any(name in node for name in restrictions) or node.get("minLength", 0) > longest:
+            return node, set()
+        return {**node, "maxLength": longest}, set()
+
+    return json.dumps(_changed_everywhere(json.loads(schema), bounded, {}), ensure_ascii=False)
+
+
+# -- walking through a schema ------------------------------------------------------------------------------------------
+
+
+def _changed_everywhere(node: Any, change: Change, dropped: dict[str, set[str]], pointer: str = "") -> Any:
+    """``node`` with ``change`` applied to every schema that may be replaced by a weaker one.
+
+    Args:
+        dropped: receives the keywords that were left out, by JSON pointer.
+    """
     if not isinstance(node, dict):
         return node
     changed, names = change(node)
     if names:
         dropped[pointer] = names
-    made = dict(changed)
-    for key, place, child in children(changed):
+    result = dict(changed)
+    for key, rest, child in children(changed):
         if key in NEGATIVE or (key == "allOf" and "oneOf" in names):
             continue
-        new = _mapped(child, change, dropped, f"{pointer}/{escaped(key)}{place}")
+        new = _changed_everywhere(child, change, dropped, f"{pointer}/{escaped(key)}{rest}")
         if new is not child:
-            made[key] = _put(made[key], place, new)
-    return made
+            result[key] = _with_child(result[key], rest, new)
+    return result
 
 
-def children(node: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """The schemas right inside of ``node``: keyword, the rest of the pointer, schema."""
+def children(node: Schema) -> Iterator[tuple[str, str, Any]]:
+    """The schemas directly inside ``node``: keyword, the rest of their JSON pointer, schema."""
     for key, value in node.items():
         form = SUBSCHEMAS.get(key)
         if key == "items":
@@ -186,25 +210,28 @@ def children(node: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
         if form == ONE and isinstance(value, (dict, bool)):
             yield key, "", value
         elif form == MANY and isinstance(value, list):
-            yield from ((key, f"/{number}", one) for number, one in enumerate(value))
+            yield from ((key, f"/{number}", item) for number, item in enumerate(value))
         elif form == NAMED and isinstance(value, dict):
-            yield from ((key, f"/{escaped(name)}", one) for name, one in value.items() if isinstance(one, (dict, bool)))
+            for name, item in value.items():
+                if isinstance(item, (dict, bool)):  # a list in ``dependencies`` contains names
+                    yield key, f"/{escaped(name)}", item
 
 
-def _put(value: Any, place: str, new: Any) -> Any:
-    if not place:
+def _with_child(value: Any, rest: str, new: Any) -> Any:
+    """The value of a keyword with one of its schemas replaced; ``rest`` is that of :func:`children`."""
+    if not rest:
         return new
     if isinstance(value, list):
-        return [new if f"/{number}" == place else one for number, one in enumerate(value)]
-    return {name: new if f"/{escaped(name)}" == place else one for name, one in value.items()}
+        return [new if f"/{number}" == rest else item for number, item in enumerate(value)]
+    return {name: new if f"/{escaped(name)}" == rest else item for name, item in value.items()}
 
 
-def keywords(schema: Any) -> set[str]:
-    """The keywords of a schema, and of those inside of it, that say something about documents."""
+def keywords_in(schema: Any) -> set[str]:
+    """The keywords of a schema and its subschemas that restrict documents."""
     if not isinstance(schema, dict):
         return set()
-    found = {key for key in schema if key in _SAYS or key in SUBSCHEMAS}
-    return found.union(*(keywords(child) for _, _, child in children(schema)))
+    keywords = {key for key in schema if key in ASSERTIONS or key in SUBSCHEMAS}
+    return keywords.union(*(keywords_in(child) for _, _, child in children(schema)))
 
 
 def escaped(name: str) -> str:
@@ -212,55 +239,65 @@ def escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
+# -- references --------------------------------------------------------------------------------------------------------
+
+
 def bundled(schema: Any) -> Any:
-    """``schema`` with every reference to an identifier inside of it as a reference to its place, and read by one draft:
-    ``jsonschema`` reads no ``$schema`` of an inner schema, and the engine would."""
+    """``schema`` with every reference by identifier rewritten as a JSON pointer, and without inner ``$schema``.
+
+    ``jsonschema`` ignores the ``$schema`` of an inner schema, and the engine would read it.
+    """
     if not isinstance(schema, dict):
         return schema
-    places: dict[str, str] = {}
-    keyword = identifier(schema)
-    _collect(schema, "", str(schema.get(keyword) or "").rstrip("#"), keyword, places)
+    pointers: dict[str, str] = {}
+    keyword = identifier_keyword(schema)
+    _collect_identifiers(schema, "", str(schema.get(keyword) or "").rstrip("#"), keyword, pointers)
     text = json.dumps({**schema, "$schema": ""})
-    if set(places.values()) == {""} and "$anchor" not in text and text.count('"$schema"') == 1:
+    if set(pointers.values()) == {""} and "$anchor" not in text and text.count('"$schema"') == 1:
         return schema
-    return _referring(schema, "", keyword, places, top=True)
+    return _with_pointers(schema, "", keyword, pointers, is_root=True)
 
 
-def identifier(schema: dict[str, Any]) -> str:
-    """The keyword that names a schema, by its draft."""
+def identifier_keyword(schema: Schema) -> str:
+    """The keyword that identifies a schema, which depends on the draft."""
     return "id" if re.search(r"draft-0[34]", str(schema.get("$schema", ""))) else "$id"
 
 
-def _collect(node: Any, pointer: str, base: str, keyword: str, places: dict[str, str]) -> None:
+def _collect_identifiers(node: Any, pointer: str, base: str, keyword: str, pointers: dict[str, str]) -> None:
+    """Add the JSON pointers of all identified schemas in ``node`` to ``pointers``, by their URI."""
     if not isinstance(node, dict):
         return
-    named = node.get(keyword)
-    if isinstance(named, str):
-        base = urljoin(base, named)
-    places.setdefault(base.rstrip("#"), pointer)
+    identifier = node.get(keyword)
+    if isinstance(identifier, str):
+        base = urljoin(base, identifier)
+    pointers.setdefault(base.rstrip("#"), pointer)
     if isinstance(node.get("$anchor"), str):
-        places[f"{urldefrag(base)[0]}#{node['$anchor']}"] = pointer
-    for key, place, child in children(node):
-        _collect(child, f"{pointer}/{escaped(key)}{place}", urldefrag(base)[0], keyword, places)
+        pointers[f"{urldefrag(base)[0]}#{node['$anchor']}"] = pointer
+    for key, rest, child in children(node):
+        _collect_identifiers(child, f"{pointer}/{escaped(key)}{rest}", urldefrag(base)[0], keyword, pointers)
 
 
-def _referring(node: Any, base: str, keyword: str, places: dict[str, str], top: bool = False) -> Any:
+def _with_pointers(node: Any, base: str, keyword: str, pointers: dict[str, str], is_root: bool = False) -> Any:
+    """``node`` with references as JSON pointers, and without identifiers."""
     if not isinstance(node, dict):
         return node
-    named = node.get(keyword)
-    if isinstance(named, str):
-        base = urljoin(base, named)
-    made = {key: value for key, value in node.items() if key not in (keyword, "$anchor") or not isinstance(value, str)}
-    if not top:
-        made.pop("$schema", None)
+    identifier = node.get(keyword)
+    if isinstance(identifier, str):
+        base = urljoin(base, identifier)
+    result = {}
+    for key, value in node.items():
+        if key not in (keyword, "$anchor") or not isinstance(value, str):
+            result[key] = value
+    if not is_root:
+        result.pop("$schema", None)
     reference = node.get("$ref")
     if isinstance(reference, str):
         target = urljoin(base, reference)
         document, fragment = urldefrag(target)
-        if target.rstrip("#") in places:
-            made["$ref"] = "#" + places[target.rstrip("#")]
-        elif document in places and (not fragment or fragment.startswith("/")):
-            made["$ref"] = f"#{places[document]}{fragment}"
-    for key, place, child in children(node):
-        made[key] = _put(made[key], place, _referring(child, urldefrag(base)[0], keyword, places))
-    return made
+        if target.rstrip("#") in pointers:
+            result["$ref"] = "#" + pointers[target.rstrip("#")]
+        elif document in pointers and (not fragment or fragment.startswith("/")):
+            result["$ref"] = f"#{pointers[document]}{fragment}"
+    for key, rest, child in children(node):
+        result[key] = _with_child(result[key], rest, _with_pointers(child, urldefrag(base)[0], keyword, pointers))
+    return result

@@ -10,7 +10,8 @@ from typing import Any
 from textguide.support.errors import MissingExtraError
 
 from ..base import Session, UnsatisfiableError
-from ..predicate import Asked, AskedSession, whole_characters
+from ..memoized_session import MemoizedSession, VerdictCache
+from ..utf8 import whole_characters
 from ..vocabulary import Vocabulary
 from .prefixes import for_prefixes
 from .representatives import Representatives
@@ -111,24 +112,24 @@ def session(pattern: str, vocabulary: Vocabulary) -> Session:
     Raises:
         UnsatisfiableError: no text matches.
     """
-    made = BacktrackingSession(checker(pattern), vocabulary, b"", Asked())
+    made = BacktrackingSession(checker(pattern), vocabulary, b"", VerdictCache())
     if not made.is_prefix(b""):
         raise UnsatisfiableError(f"pattern={pattern!r} cannot be used: nothing satisfies it, not even the empty text")
     return made
 
 
-class BacktrackingSession(AskedSession["Checker"]):
+class BacktrackingSession(MemoizedSession["Checker"]):
     """One text under a pattern."""
 
     def is_prefix(self, text: bytes) -> bool:
         parts = whole_characters(self._vocabulary.visible(text))
-        return parts is not None and self._asked(("prefix", *parts), lambda: self._judge.can_go_on(*parts))
+        return parts is not None and self._verdicts.get(("prefix", *parts), lambda: self._checker.can_go_on(*parts))
 
     def is_complete(self, text: bytes) -> bool:
         parts = whole_characters(self._vocabulary.visible(text))
         if parts is None or parts[1]:
             return False
-        return self._asked(("complete", parts[0]), lambda: self._judge.matches(parts[0]))
+        return self._verdicts.get(("complete", parts[0]), lambda: self._checker.matches(parts[0]))
 
 
 def _import() -> Any:

@@ -88,7 +88,7 @@ class Regex(Constraint):
         terminal = self.regular()
         if terminal is None:
             return engines.xgrammar_session(what, "regex", for_xgrammar(self.pattern), vocabulary)
-        return engines.session(what, llguidance_engine.terminal(terminal), vocabulary)
+        return engines.llguidance_session(what, llguidance_engine.terminal(terminal), vocabulary)
 
 
 def _refusal(pattern: str, engine: str) -> str:

@@ -7,22 +7,11 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from ..utf8 import completions
 from .syntax import PatternError
 from .tokens import Token, flags_of, folds_fully
 
 _LINE_ENDS = r"[\n-\r\x1C-\x1E\x85\u2028\u2029]"
-
-
-def completions(begun: bytes) -> range:
-    """The characters whose UTF-8 starts with ``begun``, the first bytes of one."""
-    low, high = begun, begun
-    missing = (2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4) - len(begun)
-    if len(begun) == 1:  # the second byte is held back where a shorter form or a surrogate would come out
-        low += {0xE0: b"\xa0", 0xF0: b"\x90"}.get(begun[0], b"\x80")
-        high += {0xED: b"\x9f", 0xF4: b"\x8f"}.get(begun[0], b"\xbf")
-        missing -= 1
-    low, high = low + b"\x80" * missing, high + b"\xbf" * missing
-    return range(ord(low.decode()), ord(high.decode()) + 1)
 
 
 class Representatives:

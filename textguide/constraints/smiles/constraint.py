@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..base import Constraint, Session
-from ..engines.session import KeptMasks
-from ..predicate import Asked, AskedSession
+from ..engines.session import MaskCache
+from ..memoized_session import MemoizedSession, VerdictCache
 from ..vocabulary import Vocabulary
 from .state import State, atoms, beginning
 
@@ -47,14 +47,14 @@ class SMILES(Constraint):
         return {"kind": self.kind}
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        return SMILESSession(Reader(), vocabulary, b"", Asked())
+        return SMILESSession(Reader(), vocabulary, b"", VerdictCache())
 
 
 class Reader:
     """Reads texts, each from where its beginning was read before."""
 
     def __init__(self) -> None:
-        self.masks = KeptMasks()
+        self.masks = MaskCache()
         self._read: dict[str, tuple[State, str] | None] = {"": (State(), "")}
 
     def read(self, text: str) -> tuple[State, str] | None:
@@ -126,19 +126,19 @@ def _ended(state: State, begun: str) -> list[State | None]:
     return [state]
 
 
-class SMILESSession(AskedSession[Reader]):
+class SMILESSession(MemoizedSession[Reader]):
     """One text, letter by letter."""
 
     def is_prefix(self, text: bytes) -> bool:
         seen = self._vocabulary.visible(text)
-        return seen.isascii() and self._asked(("prefix", seen), lambda: self._judge.is_prefix(seen.decode()))
+        return seen.isascii() and self._verdicts.get(("prefix", seen), lambda: self._checker.is_prefix(seen.decode()))
 
     def is_complete(self, text: bytes) -> bool:
         seen = self._vocabulary.visible(text)
-        return seen.isascii() and self._asked(("complete", seen), lambda: self._judge.is_whole(seen.decode()))
+        return seen.isascii() and self._verdicts.get(("complete", seen), lambda: self._checker.is_whole(seen.decode()))
 
     def mask(self) -> Tensor:
-        return self._judge.masks(self.text, self._made)
+        return self._checker.masks.get(self.text, self._made)
 
     def _made(self) -> Tensor:
         mask = torch.zeros(self._vocabulary.size, dtype=torch.bool)

@@ -16,7 +16,7 @@ from textguide.support.errors import MissingExtraError
 from .. import engines
 from ..base import Constraint, Session
 from ..engines import llguidance_engine
-from ..predicate import Asked
+from ..memoized_session import VerdictCache
 from ..vocabulary import Vocabulary
 from .grammar import DIALECTS, STANDARD, sql_grammar
 from .names import Copy, NamesSession, QuerySession
@@ -95,8 +95,10 @@ class SQL(Constraint):
         return cls(**values)
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        grammar = engines.session(f"database={self.database[:60]}", llguidance_engine.lark(self.grammar), vocabulary)
-        names = NamesSession(_copy(self.database, self.dialect), vocabulary, b"", Asked())
+        grammar = engines.llguidance_session(
+            f"database={self.database[:60]}", llguidance_engine.lark(self.grammar), vocabulary
+        )
+        names = NamesSession(_copy(self.database, self.dialect), vocabulary, b"", VerdictCache())
         return QuerySession.begun(grammar, names, vocabulary)
 
 

@@ -17,9 +17,10 @@ from functools import lru_cache
 from torch import Tensor
 
 from ..base import Session
-from ..combined_sessions import AllOfSession
-from ..engines.session import KeptMasks
-from ..predicate import AskedSession, whole_characters
+from ..combine import AllOfSession
+from ..engines.session import MaskCache
+from ..memoized_session import MemoizedSession
+from ..utf8 import whole_characters
 from ..vocabulary import Vocabulary
 from .grammar import spelled
 
@@ -291,17 +292,17 @@ def _plain(name: str) -> str:
 class QuerySession(AllOfSession):
     """One text under a grammar and under :class:`NamesSession`, whose mask is made from the grammar's."""
 
-    _masks: KeptMasks
+    _masks: MaskCache
 
     @classmethod
     def begun(cls, grammar: Session, names: NamesSession, vocabulary: Vocabulary) -> QuerySession:
         """In front of the first token."""
         session = cls(b"", (grammar, names), vocabulary)
-        session._masks = KeptMasks()
+        session._masks = MaskCache()
         return session
 
     def mask(self) -> Tensor | None:
-        return self._masks(self.text, self._made)
+        return self._masks.get(self.text, self._made)
 
     def _made(self) -> Tensor:
         grammar, names = self._parts
@@ -319,7 +320,7 @@ class QuerySession(AllOfSession):
         return made
 
 
-class NamesSession(AskedSession[Copy]):
+class NamesSession(MemoizedSession[Copy]):
     """One text, which the grammar takes for the beginning of a query, against a database."""
 
     def is_prefix(self, text: bytes) -> bool:
@@ -346,4 +347,4 @@ class NamesSession(AskedSession[Copy]):
         parts = whole_characters(self._vocabulary.visible(text))
         if parts is None or (is_whole and parts[1]):
             return False
-        return self._asked((is_whole, text), lambda: Reader(parts[0], self._judge).holds(is_whole))
+        return self._verdicts.get((is_whole, text), lambda: Reader(parts[0], self._checker).holds(is_whole))
