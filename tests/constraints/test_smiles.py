@@ -7,7 +7,7 @@ import random
 import pytest
 
 from textguide.constraints import SMILES, Vocabulary, from_dict, resolve
-from textguide.constraints.smiles import Reader
+from textguide.constraints.smiles.constraint import Reader
 from textguide.constraints.smiles.state import State
 
 from .walks import BYTES, SMALL, compare
