@@ -116,7 +116,7 @@ def test_answers_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.M
     session = Predicate(lambda text: len(text) % 2 == 0).start(SMALL)
     for length in [*range(40), *range(40)]:
         assert session.is_prefix(b"a" * length) == (length % 2 == 0)
-    assert len(session._asked._answers) <= 10
+    assert len(session._verdicts._answers) <= 10
 
 
 def broken(text: str) -> bool:

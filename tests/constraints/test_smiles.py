@@ -86,7 +86,7 @@ def test_rdkit_reads_what_is_written() -> None:
 
 
 def test_what_is_not_counted_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(State, "_aromatic_part_holds", lambda *_: True)
+    monkeypatch.setattr(State, "_aromatic_atoms_fit", lambda *_: True)
     assert Reader().is_whole("c1cccc1")
     monkeypatch.setattr(State, "free", lambda *_: 4)
     assert Reader().is_whole("FF(C)C")

@@ -1,7 +1,7 @@
-"""A short way to complete the beginning of a JSON document, guessed from its schema.
+"""A short way to complete the start of a JSON document, guessed from its schema.
 
 The guess closes what is open and writes what is required, each value as short as its schema seems to allow. It is not
-proven: whoever uses it asks the constraint.
+proven: callers check it with the constraint.
 """
 
 from __future__ import annotations
@@ -16,259 +16,294 @@ from urllib.parse import unquote
 from . import keywords
 from .keywords import UnfitError
 
-DEEPEST = 24
-"""References and parts of parts that are followed."""
-MOST = 2000
-"""Values that are looked at for one guess."""
+MAX_DEPTH = 24
+"""Number of references and nested parts that are followed."""
+MAX_VALUES = 2000
+"""Number of values that are considered for one guess."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _STRING = re.compile(r'"((?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*)(\\(?:u[0-9a-fA-F]{0,3})?)?(")?')
 _PLAIN = re.compile(r"[^\s,\]}]*")
 _TYPES = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
+_MORE_DIGITS = ("", *"0123456789", "0e0", ".0", *(f"{number:02d}" for number in range(100)))
+"""Ways to complete a number."""
+_COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
+
+Position = tuple[int, str | None]
+"""Where a value ends, and None; or, if the text ends inside of it, the text that completes it."""
 
 
 class Completer:
-    """What may complete the beginnings of documents of one schema.
+    """Completes the starts of documents of one schema.
 
     Args:
-        schema: a JSON schema, read.
+        schema: a parsed JSON schema.
     """
 
     def __init__(self, schema: Any) -> None:
-        self.root, self.text = schema, ""
-        self._known: dict[int, str] = {}
+        self.root = schema
+        self.text = ""
+        self._shortest_values: dict[int, str] = {}  # by the id of the schema
         self._open: set[int] = set()
         self._calls = 0
 
     def completed(self, text: bytes) -> bytes | None:
-        """What may complete ``text``; None where nothing short comes to mind."""
+        """A text that may complete ``text``; None if no short one is known."""
         self._calls = 0
         try:
             self.text = text.decode("utf-8")
-            _, rest = self._value(self.root, 0, DEEPEST)
-        except (ValueError, LookupError, RecursionError):  # half a character, an escape that is none…
+            _, rest = self._value(self.root, 0, MAX_DEPTH)
+        except (ValueError, LookupError, RecursionError):  # an incomplete character, an invalid escape…
             return None
         return b"" if rest is None else rest.encode()
 
-    # -- parts: where a value ends and None, or, where the text ends inside of it, what completes it ------------------
+    # -- reading the text ------------------------------------------------------------------------------------------
 
-    def _value(self, schema: Any, at: int, deep: int) -> tuple[int, str | None]:
-        at = self._space(at)
+    def _value(self, schema: Any, at: int, depth: int) -> Position:
+        at = self._skip_space(at)
         if at == len(self.text):
-            return at, self._shortest(schema, deep)
+            return at, self._shortest(schema, depth)
         first = self.text[at]
-        for option in self._options(schema, deep):
+        for option in self._options(schema, depth):
             if not keywords.may_be(option, _TYPES.get(first, "number")):
                 continue
             try:
                 if first == "{":
-                    return self._object(option, at + 1, deep - 1)
+                    return self._object(option, at + 1, depth - 1)
                 if first == "[":
-                    return self._array(option, at + 1, deep - 1)
+                    return self._array(option, at + 1, depth - 1)
                 return self._string(option, at) if first == '"' else self._plain(option, at)
             except UnfitError:
                 continue
         raise UnfitError
 
-    def _object(self, schema: Mapping[str, Any], at: int, deep: int) -> tuple[int, str | None]:
-        there: list[str] = []
+    def _object(self, schema: Mapping[str, Any], at: int, depth: int) -> Position:
+        names: list[str] = []
         while True:
-            at, comma = self._part(at)
+            at, has_comma = self._next_part(at)
             if at == len(self.text):
-                return at, self._members(schema, there, deep, "" if comma or not there else ",", must=comma)
+                comma = "" if has_comma or not names else ","
+                return at, self._members(schema, names, depth, comma, must=has_comma)
             if self.text[at] == "}":
                 return at + 1, None
-            found = _STRING.match(self.text, at)
-            if found is None:
+            match = _STRING.match(self.text, at)
+            if match is None:
                 raise UnfitError
-            at = found.end()
-            if found.group(3) is None:
-                name, ending = self._name(schema, there, found.group(1))
-                there.append(name)
-                rest = ending + '":' + self._shortest(keywords.of_property(schema, name), deep)
-                return at, rest + self._members(schema, there, deep, ",")
-            name = json.loads(f'"{found.group(1)}"', strict=False)
+            at = match.end()
+            if match.group(3) is None:
+                name, ending = self._complete_name(schema, names, match.group(1))
+                names.append(name)
+                rest = ending + '":' + self._shortest(keywords.of_property(schema, name), depth)
+                return at, rest + self._members(schema, names, depth, ",")
+            name = json.loads(f'"{match.group(1)}"', strict=False)
             inner = keywords.of_property(schema, name)
-            there.append(name)
-            at = self._space(at)
+            names.append(name)
+            at = self._skip_space(at)
             if at == len(self.text):
-                return at, ":" + self._shortest(inner, deep) + self._members(schema, there, deep, ",")
+                return at, ":" + self._shortest(inner, depth) + self._members(schema, names, depth, ",")
             if self.text[at] != ":":
                 raise UnfitError
-            at, rest_of_it = self._value(inner, at + 1, deep)
-            if rest_of_it is not None:
-                return at, rest_of_it + self._members(schema, there, deep, ",")
+            at, value_rest = self._value(inner, at + 1, depth)
+            if value_rest is not None:
+                return at, value_rest + self._members(schema, names, depth, ",")
 
-    def _name(self, schema: Mapping[str, Any], there: Sequence[str], begun: str) -> tuple[str, str]:
-        """A property whose name begins so and that is not there yet, and the rest of its name."""
+    def _complete_name(self, schema: Mapping[str, Any], names: Sequence[str], begun: str) -> tuple[str, str]:
+        """A property that starts with ``begun`` and is not among ``names``, and the rest of its name."""
         for name in (*keywords.required(schema), *keywords.properties(schema)):
             spelled = json.dumps(name, ensure_ascii=False)[1:-1]
-            if name not in there and spelled.startswith(begun):
+            if name not in names and spelled.startswith(begun):
                 return name, spelled[len(begun) :]
-        keywords.of_property(schema, begun)  # another one, where that is allowed
+        keywords.of_property(schema, begun)  # raises if no other property is allowed
         return begun, ""
 
     def _members(
-        self, schema: Mapping[str, Any], there: Sequence[str], deep: int, comma: str, must: bool = False
+        self, schema: Mapping[str, Any], names: Sequence[str], depth: int, comma: str, must: bool = False
     ) -> str:
-        """The properties that are required and not there yet, and the end of the object.
+        """The missing required properties and the end of the object.
 
         Args:
-            must: one has to come, for a comma is written.
+            names: the properties that are written.
+            comma: what comes before the next property.
+            must: another property has to follow, because a comma is written.
         """
-        missing = [name for name in keywords.required(schema) if name not in there]
+        missing = [name for name in keywords.required(schema) if name not in names]
         if must and not missing:
-            missing = [name for name in keywords.properties(schema) if name not in there][:1]
+            missing = [name for name in keywords.properties(schema) if name not in names][:1]
             if not missing:
                 keywords.of_property(schema, "a")
                 missing = ["a"]
         parts = []
         for name in missing:
-            value = self._shortest(keywords.of_property(schema, name), deep)
+            value = self._shortest(keywords.of_property(schema, name), depth)
             parts.append(f"{comma}{json.dumps(name, ensure_ascii=False)}:{value}")
             comma = ","
         return "".join(parts) + "}"
 
-    def _array(self, schema: Mapping[str, Any], at: int, deep: int) -> tuple[int, str | None]:
+    def _array(self, schema: Mapping[str, Any], at: int, depth: int) -> Position:
         count = 0
         while True:
-            at, comma = self._part(at)
+            at, has_comma = self._next_part(at)
             if at == len(self.text):
-                return at, self._items(schema, count, deep, "" if comma or not count else ",", must=comma)
+                return at, self._items(schema, count, depth, "" if has_comma or not count else ",", must=has_comma)
             if self.text[at] == "]":
                 return at + 1, None
-            at, rest = self._value(keywords.of_item(schema, count), at, deep)
+            at, rest = self._value(keywords.of_item(schema, count), at, depth)
             count += 1
             if rest is not None:
-                return at, rest + self._items(schema, count, deep, ",")
+                return at, rest + self._items(schema, count, depth, ",")
 
-    def _items(self, schema: Mapping[str, Any], count: int, deep: int, comma: str, must: bool = False) -> str:
+    def _items(self, schema: Mapping[str, Any], count: int, depth: int, comma: str, must: bool = False) -> str:
+        """The missing items after the first ``count``, and the end of the array; arguments as for :meth:`_members`."""
         parts = []
         while count < keywords.least(schema, "minItems") or must:
-            parts.append(comma + self._shortest(keywords.of_item(schema, count), deep))
-            count, comma, must = count + 1, ",", False
+            parts.append(comma + self._shortest(keywords.of_item(schema, count), depth))
+            count += 1
+            comma = ","
+            must = False
         return "".join(parts) + "]"
 
-    def _string(self, schema: Mapping[str, Any], at: int) -> tuple[int, str | None]:
-        found = _STRING.match(self.text, at)
-        assert found is not None
-        if found.group(3) is not None:
-            if not keywords.is_string_of(schema, json.loads(found.group(), strict=False)):
+    def _string(self, schema: Mapping[str, Any], at: int) -> Position:
+        match = _STRING.match(self.text, at)
+        assert match is not None
+        if match.group(3) is not None:
+            if not keywords.is_string_of(schema, json.loads(match.group(), strict=False)):
                 raise UnfitError
-            return found.end(), None
-        if found.end() < len(self.text):
+            return match.end(), None
+        if match.end() < len(self.text):
             raise UnfitError
-        begun, escape = found.group(1), found.group(2) or ""
-        mended = "" if not escape else "n" if len(escape) == 1 else "0" * (6 - len(escape))
-        written = json.loads(f'"{begun}{escape}{mended}"', strict=False)
+        begun = match.group(1)
+        escape = match.group(2) or ""
+        escape_rest = ""
+        if escape:
+            escape_rest = "n" if len(escape) == 1 else "0" * (6 - len(escape))
+        written = json.loads(f'"{begun}{escape}{escape_rest}"', strict=False)
         ending = json.dumps(keywords.string_ending(schema, written), ensure_ascii=False)[1:]
-        return found.end(), mended + ending
+        return match.end(), escape_rest + ending
 
-    def _plain(self, schema: Mapping[str, Any], at: int) -> tuple[int, str | None]:
-        """A number, or one of the three words."""
-        found = _PLAIN.match(self.text, at)
-        assert found is not None
-        begun, listed = found.group(), keywords.listed_values(schema)
+    def _plain(self, schema: Mapping[str, Any], at: int) -> Position:
+        """A number, or one of the words true, false and null."""
+        match = _PLAIN.match(self.text, at)
+        assert match is not None
+        begun = match.group()
+        listed = keywords.listed_values(schema)
         if not begun:
             raise UnfitError
-        if found.end() < len(self.text):
+        if match.end() < len(self.text):
             if listed is not None and begun not in map(json.dumps, listed):
                 raise UnfitError
-            return found.end(), None
-        words = ["true", "false", "null"] if listed is None else [json.dumps(one) for one in listed]
+            return match.end(), None
+        words = ["true", "false", "null"] if listed is None else [json.dumps(value) for value in listed]
         for word in words:
             if word.startswith(begun) and keywords.may_be(schema, _TYPES.get(word[0], "number")):
-                return found.end(), word[len(begun) :]
-        digits = ("", *"0123456789", "0e0", ".0", *(f"{n:02d}" for n in range(100)))
-        for more in digits if listed is None else ():
-            if keywords.in_range(schema, begun + more):
-                return found.end(), more
+                return match.end(), word[len(begun) :]
+        if listed is None:
+            for digits in _MORE_DIGITS:
+                if keywords.in_range(schema, begun + digits):
+                    return match.end(), digits
         raise UnfitError
 
     # -- the shortest value ----------------------------------------------------------------------------------------
 
-    def _shortest(self, schema: Any, deep: int) -> str:
-        """The shortest value that comes to mind; none holds one of its own kind in it."""
+    def _shortest(self, schema: Any, depth: int) -> str:
+        """The shortest value that is known for a schema. It contains no value of the same schema."""
         key = id(schema)
-        if key in self._known:
-            return self._known[key]
+        if key in self._shortest_values:
+            return self._shortest_values[key]
         self._calls += 1
-        if deep <= 0 or key in self._open or self._calls > MOST:
+        if depth <= 0 or key in self._open or self._calls > MAX_VALUES:
             raise UnfitError
-        found = []
+        values = []
         self._open.add(key)
         try:
-            for option in self._options(schema, deep):
+            for option in self._options(schema, depth):
                 with suppress(UnfitError):
-                    found.append(self._shortest_of(option, deep))
+                    values.append(self._shortest_of(option, depth))
         finally:
             self._open.remove(key)
-        if not found:
+        if not values:
             raise UnfitError
-        self._known[key] = min(found, key=len)
-        return self._known[key]
+        self._shortest_values[key] = min(values, key=len)
+        return self._shortest_values[key]
 
-    def _shortest_of(self, schema: Mapping[str, Any], deep: int) -> str:
-        given = keywords.listed_values(schema)
-        if given is not None:
-            return min((json.dumps(one, ensure_ascii=False, separators=(",", ":")) for one in given), key=len)
+    def _shortest_of(self, schema: Mapping[str, Any], depth: int) -> str:
+        """The shortest value of a schema without references, of the first type in this order that it allows."""
+        listed = keywords.listed_values(schema)
+        if listed is not None:
+            return min((json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in listed), key=len)
+        implied = keywords.implied_type(schema)
         if keywords.may_be(schema, "null") and "type" in schema:
             return "null"
-        if keywords.may_be(schema, "number") and not keywords.implied_type(schema):
-            for number in keywords.small_numbers(schema):
-                if keywords.in_range(schema, json.dumps(number)):
-                    return json.dumps(number)
-        if keywords.may_be(schema, "string") and keywords.implied_type(schema) in (None, "string"):
+        if keywords.may_be(schema, "number") and not implied:
+            number = _small_number(schema)
+            if number is not None:
+                return number
+        if keywords.may_be(schema, "string") and implied in (None, "string"):
             return json.dumps(keywords.string_ending(schema, ""), ensure_ascii=False)
         if keywords.may_be(schema, "boolean") and "type" in schema:
             return "true"
-        if keywords.may_be(schema, "array") and keywords.implied_type(schema) in (None, "array"):
-            return "[" + self._items(schema, 0, deep - 1, "")
+        if keywords.may_be(schema, "array") and implied in (None, "array"):
+            return "[" + self._items(schema, 0, depth - 1, "")
         if keywords.may_be(schema, "object"):
-            return "{" + self._members(schema, (), deep - 1, "")
+            return "{" + self._members(schema, (), depth - 1, "")
         raise UnfitError
 
     # -- schemas ---------------------------------------------------------------------------------------------------
 
-    def _options(self, schema: Any, deep: int) -> Iterator[Mapping[str, Any]]:
-        """The schemas, one of which a value has to satisfy, without references and parts that are joined."""
-        if deep <= 0:
+    def _options(self, schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+        """Schemas without references and combinations; a value has to satisfy one of them."""
+        if depth <= 0:
             return
         if not isinstance(schema, Mapping):
             if schema is not False:
                 yield {}
             return
-        own = {name: value for name, value in schema.items() if name not in ("$ref", "allOf", "anyOf", "oneOf")}
-        joined: list[Any] = [*schema.get("allOf", ()), *([self._at(schema["$ref"])] if "$ref" in schema else [])]
-        several = [own]
-        for part in joined:
-            several = [keywords.both(one, other) for one in several for other in self._options(part, deep - 1)]
-        for choices in (schema[name] for name in ("anyOf", "oneOf") if name in schema):
-            several = [
-                keywords.both(one, other)
-                for one in several
-                for part in choices
-                for other in self._options(part, deep - 1)
-            ][:DEEPEST]
-        yield from several
+        options: list[dict[str, Any]] = [{name: value for name, value in schema.items() if name not in _COMBINING}]
+        required = list(schema.get("allOf", ()))
+        if "$ref" in schema:
+            required.append(self._resolve(schema["$ref"]))
+        for part in required:
+            options = self._merged(options, [part], depth)
+        for name in ("anyOf", "oneOf"):
+            if name in schema:
+                options = self._merged(options, schema[name], depth)[:MAX_DEPTH]
+        yield from options
 
-    def _at(self, reference: Any) -> Any:
+    def _merged(self, options: list[dict[str, Any]], parts: Sequence[Any], depth: int) -> list[dict[str, Any]]:
+        """Every option merged with every option of every part."""
+        merged = []
+        for option in options:
+            for part in parts:
+                merged += [keywords.both(option, other) for other in self._options(part, depth - 1)]
+        return merged
+
+    def _resolve(self, reference: Any) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise UnfitError
-        here = self.root
+        target = self.root
         for name in filter(None, unquote(reference[1:]).split("/")):
             name = name.replace("~1", "/").replace("~0", "~")
-            here = here[int(name)] if isinstance(here, list) else here.get(name) if isinstance(here, Mapping) else None
-            if here is None:
+            if isinstance(target, list):
+                target = target[int(name)]
+            else:
+                target = target.get(name) if isinstance(target, Mapping) else None
+            if target is None:
                 raise UnfitError
-        return here
+        return target
 
-    def _part(self, at: int) -> tuple[int, bool]:
-        """Where the next property or item begins, or the end, and whether a comma stands in front of it."""
-        at, comma = self._space(at), False
+    def _next_part(self, at: int) -> tuple[int, bool]:
+        """The position of the next property or item, or of the end, and whether there is a comma before it."""
+        at = self._skip_space(at)
+        has_comma = False
         while self.text[at : at + 1] == ",":
-            at, comma = self._space(at + 1), True
-        return at, comma
+            at = self._skip_space(at + 1)
+            has_comma = True
+        return at, has_comma
 
-    def _space(self, at: int) -> int:
-        found = _SPACE.match(self.text, at)
-        return at if found is None else found.end()
+    def _skip_space(self, at: int) -> int:
+        match = _SPACE.match(self.text, at)
+        return at if match is None else match.end()
+
+
+def _small_number(schema: Mapping[str, Any]) -> str | None:
+    """A number of few digits that satisfies the schema, as it is written; None if none is known."""
+    numbers = map(json.dumps, keywords.small_numbers(schema))
+    return next((number for number in numbers if keywords.in_range(schema, number)), None)

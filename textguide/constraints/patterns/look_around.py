@@ -1,7 +1,7 @@
-"""Look-around as intersection: regular sets have one, and the engine's terminals spell it ``&``.
+"""Look-around as intersection, which regular sets have and which the engine's terminals write as ``&``.
 
-``X(?=A)Y`` is ``X (A.* & Y)``, ``X(?<=A)Y`` is ``(X & .*A) Y``, and a negative one takes the complement. That holds
-where the look-around is a part of the whole pattern, or of one of its alternatives, and not of a group in it.
+``X(?=A)Y`` is ``X (A.* & Y)``, ``X(?<=A)Y`` is ``(X & .*A) Y``, and negative look-around uses the complement. This only
+holds for look-around at the top level of the pattern or of one of its alternatives, not inside a group.
 """
 
 from __future__ import annotations
@@ -15,47 +15,55 @@ from .syntax import LOOKS, PatternError, atoms, translate, without_blanks
 Literal = Callable[[str], str]
 _ALL = "(?s:.*)"
 _NOTHING = r"[^\s\S]"
-_STARTS, _ENDS = ("^", r"\A"), ("$", r"\z")
+_STARTS = ("^", r"\A")
+_ENDS = ("$", r"\z")
 _FLAGS = re.compile(r"\(\?[a-zA-Z]+\)")
 
 
 @dataclass(frozen=True)
 class Look:
-    """A look-around: its kind as it begins, its body as it was written, and its place."""
+    """A look-around.
+
+    Args:
+        kind: how it starts, one of :data:`LOOKS`.
+        body: its pattern, as it is written.
+        at: its position.
+    """
 
     kind: str
     body: str
     at: int
 
     @property
-    def behind(self) -> bool:
+    def is_lookbehind(self) -> bool:
         """Whether it looks back."""
         return "<" in self.kind
 
     def holds_for_nothing(self) -> bool:
-        """Whether it holds at the end of the text (or, behind, at its start)."""
+        """Whether it holds at the end of the text (a lookbehind: at its start)."""
         self.parts()
         try:
             return (re.fullmatch(self.body, "") is not None) != ("!" in self.kind)
-        except re.error:  # the body is right for the engine and not for Python
-            raise PatternError(f"{LOOKS[self.kind]} at {self.at}, where no text is, is not supported") from None
+        except re.error:  # the body is valid for the engine, but not for Python
+            raise PatternError(f"{LOOKS[self.kind]} at {self.at}, next to no text, is not supported") from None
 
     def terminal(self, literal: Literal, flags: str) -> str:
-        """What it allows the rest of the text (or, behind, the text so far) to be."""
+        """The texts that may follow it (a lookbehind: precede it), as a terminal."""
         parts, anchored = self.parts()
-        body, rest = f"(?:{''.join(parts)})", "" if anchored else _ALL
-        found = literal(flags + (rest + body if self.behind else body + rest))
-        return f"({literal(_ALL)} & ~({found}))" if "!" in self.kind else found
+        body = f"(?:{''.join(parts)})"
+        rest = "" if anchored else _ALL
+        matching = literal(flags + (rest + body if self.is_lookbehind else body + rest))
+        return f"({literal(_ALL)} & ~({matching}))" if "!" in self.kind else matching
 
     def parts(self) -> tuple[list[str], bool]:
         """The body in the engine's spelling without an anchor at its outer end, and whether there was one."""
         parts = [text for _, text in atoms(self.body)]
-        outer = 0 if self.behind else -1
-        anchored = bool(parts) and parts[outer] in (_STARTS if self.behind else _ENDS)
+        outer = 0 if self.is_lookbehind else -1
+        anchored = bool(parts) and parts[outer] in (_STARTS if self.is_lookbehind else _ENDS)
         if anchored:
             del parts[outer]
         if any(text in (*_STARTS, *_ENDS) for text in parts) or (anchored and "|" in parts):
-            raise PatternError(f"an anchor inside of {LOOKS[self.kind]} at {self.at} is not supported")
+            raise PatternError(f"an anchor inside {LOOKS[self.kind]} at {self.at} is not supported")
         return parts, anchored
 
 
@@ -67,83 +75,112 @@ def terminal(pattern: str, literal: Literal) -> str:
         literal: makes a terminal of a pattern in the engine's syntax.
 
     Raises:
-        PatternError: as :func:`pattern_syntax.translate`, or look-around stands where it cannot be taken apart.
+        PatternError: as :func:`textguide.constraints.patterns.syntax.translate`, or a look-around cannot be separated.
     """
     pattern = without_blanks(pattern)
     if not any(text in LOOKS for _, text in atoms(pattern)):
         return literal(translate(pattern))
     flags = "".join(found[0] for found in _FLAGS.finditer(pattern) if found.start() == 0)
-    parts = _alternatives(pattern, len(flags))
-    return " | ".join(f"({_join(texts, looks, literal, flags)})" for texts, looks in parts)
+    alternatives = []
+    for texts, looks in _alternatives(pattern, len(flags)):
+        joined = _Alternative(literal, flags).join(_without_anchors(texts, looks), looks)
+        alternatives.append(f"({joined})")
+    return " | ".join(alternatives)
 
 
 def _alternatives(pattern: str, begin: int) -> list[tuple[list[str], list[Look]]]:
-    """Of each alternative behind the flags, which end at ``begin``: the texts between its look-arounds, and these."""
-    found: list[tuple[list[str], list[Look]]] = [([""], [])]
-    depth, start, since, begun = 0, "", 0, 0  # `start`: the look-around that is open
-    looked = False
+    """For each alternative after the flags, which end at ``begin``: the texts around its look-arounds, and these."""
+    alternatives: list[tuple[list[str], list[Look]]] = [([""], [])]
+    depth = 0
+    kind = ""  # of the look-around that is open; empty: none is
+    kind_at = 0
+    is_after_look = False
     for at, text in atoms(pattern):
         if at < begin:
             continue
-        texts, looks = found[-1]
-        if looked and re.fullmatch(r"[*+?]|\{.*\}", text):
+        texts, looks = alternatives[-1]
+        if is_after_look and re.fullmatch(r"[*+?]|\{.*\}", text):
             raise PatternError(f"a repeated look-around at {at} is not supported")
-        looked = False
+        is_after_look = False
         if text in LOOKS and depth == 0:
-            start, since, begun = text, at + len(text), at
+            kind = text
+            kind_at = at
         elif text in LOOKS:
             raise PatternError(f"{LOOKS[text]} at {at} is not supported inside a group")
         depth += text in LOOKS or text.startswith("(")
         depth -= text == ")"
-        if start:
+        if kind:
             if depth == 0:
-                looks.append(Look(start, pattern[since:at], begun))
+                looks.append(Look(kind, pattern[kind_at + len(kind) : at], kind_at))
                 texts.append("")
-                start, looked = "", True
+                kind = ""
+                is_after_look = True
         elif text == "|" and depth == 0:
-            found.append(([""], []))
+            alternatives.append(([""], []))
         elif text not in LOOKS:
             texts[-1] += text
-    return found
+    return alternatives
 
 
-def _join(texts: list[str], looks: list[Look], literal: Literal, flags: str) -> str:
-    """One alternative: ``texts[0] looks[0] texts[1] …``, the texts in the engine's spelling and without anchors."""
+@dataclass(frozen=True)
+class _Alternative:
+    """Makes terminals of one alternative, ``texts[0] looks[0] texts[1] …``.
 
-    def text(part: str) -> str:
-        return literal(f"{flags}(?:{part})") if part else '""'
+    Args:
+        literal: makes a terminal of a pattern in the engine's syntax.
+        flags: those at the start of the whole pattern.
+    """
 
-    def join(texts: list[str], looks: list[Look]) -> str:
+    literal: Literal
+    flags: str
+
+    def join(self, texts: list[str], looks: list[Look]) -> str:
+        """The terminal of some texts, without anchors, and the look-arounds between them."""
         if not looks:
-            return text(texts[0])
-        first, last = looks[0], looks[-1]
-        behinds = [look.behind for look in looks]
-        if not texts[0] and first.behind:  # nothing is behind the start, and nothing ahead of the end
-            return join(texts[1:], looks[1:]) if first.holds_for_nothing() else literal(_NOTHING)
-        if not texts[-1] and not last.behind:
-            return join(texts[:-1], looks[:-1]) if last.holds_for_nothing() else literal(_NOTHING)
-        # A look ahead covers all that follows, so that nothing that follows may look back over it; and the reverse.
-        if not first.behind and (not texts[0] or not any(behinds)):
-            return f"{text(texts[0])} (({first.terminal(literal, flags)}) & ({join(texts[1:], looks[1:])}))"
-        if last.behind and (not texts[-1] or all(behinds)):
-            return f"(({join(texts[:-1], looks[:-1])}) & ({last.terminal(literal, flags)})) {text(texts[-1])}"
-        count = sum(behinds)
-        if behinds != [True] * count + [False] * (len(behinds) - count):
-            raise PatternError(f"{LOOKS[first.kind]} at {first.at} in front of a lookbehind is not supported")
-        return f"({join([*texts[:count], ''], looks[:count])}) ({join(texts[count:], looks[count:])})"
+            return self._text(texts[0])
+        first = looks[0]
+        last = looks[-1]
+        # Nothing precedes the start of the text, and nothing follows its end.
+        if not texts[0] and first.is_lookbehind:
+            return self.join(texts[1:], looks[1:]) if first.holds_for_nothing() else self.literal(_NOTHING)
+        if not texts[-1] and not last.is_lookbehind:
+            return self.join(texts[:-1], looks[:-1]) if last.holds_for_nothing() else self.literal(_NOTHING)
+        # A lookahead covers everything after it, so nothing after it may look back across it; and the reverse.
+        lookbehinds = [look.is_lookbehind for look in looks]
+        if not first.is_lookbehind and (not texts[0] or not any(lookbehinds)):
+            rest = self.join(texts[1:], looks[1:])
+            return f"{self._text(texts[0])} (({first.terminal(self.literal, self.flags)}) & ({rest}))"
+        if last.is_lookbehind and (not texts[-1] or all(lookbehinds)):
+            rest = self.join(texts[:-1], looks[:-1])
+            return f"(({rest}) & ({last.terminal(self.literal, self.flags)})) {self._text(texts[-1])}"
+        return self._split(texts, looks)
 
-    return join(_without_edges(texts, looks), looks)
+    def _split(self, texts: list[str], looks: list[Look]) -> str:
+        """The terminal of lookbehinds that are followed by lookaheads: cut between the two."""
+        lookbehinds = [look.is_lookbehind for look in looks]
+        count = sum(lookbehinds)
+        if not all(lookbehinds[:count]):
+            raise PatternError(f"{LOOKS[looks[0].kind]} at {looks[0].at} before a lookbehind is not supported")
+        before = self.join([*texts[:count], ""], looks[:count])
+        return f"({before}) ({self.join(texts[count:], looks[count:])})"
+
+    def _text(self, part: str) -> str:
+        return self.literal(f"{self.flags}(?:{part})") if part else '""'
 
 
-def _without_edges(texts: list[str], looks: list[Look]) -> list[str]:
-    """The texts without anchors at the ends, and no anchor where it would be taken for one."""
+def _without_anchors(texts: list[str], looks: list[Look]) -> list[str]:
+    """The texts without anchors at the ends of the alternative.
+
+    Raises:
+        PatternError: there is an anchor elsewhere.
+    """
     texts = list(texts)
-    for edges, order in ((_STARTS, range(len(texts))), (_ENDS, range(len(texts) - 1, -1, -1))):
-        edge = True
-        for i in order:
-            if edge and texts[i] in edges:
-                texts[i] = ""
-            if not edge and any(text in edges for _, text in atoms(texts[i])):
-                raise PatternError(f"an anchor beside {LOOKS[looks[0].kind]} at {looks[0].at} is not supported")
-            edge = edge and not texts[i]
+    for anchors, order in ((_STARTS, range(len(texts))), (_ENDS, range(len(texts) - 1, -1, -1))):
+        is_edge = True
+        for number in order:
+            if is_edge and texts[number] in anchors:
+                texts[number] = ""
+            if not is_edge and any(text in anchors for _, text in atoms(texts[number])):
+                raise PatternError(f"an anchor next to {LOOKS[looks[0].kind]} at {looks[0].at} is not supported")
+            is_edge = is_edge and not texts[number]
     return texts

@@ -1,4 +1,4 @@
-"""Characters of which a text has the first bytes: those that stand for all the others in a pattern."""
+"""Characters that may complete an unfinished one: a representative of each class that a pattern tells apart."""
 
 from __future__ import annotations
 
@@ -12,77 +12,88 @@ from .syntax import PatternError
 from .tokens import Token, flags_of, folds_fully
 
 _LINE_ENDS = r"[\n-\r\x1C-\x1E\x85\u2028\u2029]"
+_FLAGS = "aisw"
+"""Flags that change which characters a set or class matches."""
 
 
 class Representatives:
-    """What a pattern can tell apart among characters: it asks its sets and classes, and compares with the text.
+    """The distinctions of a pattern among characters: its sets and classes, and comparisons with the text.
 
     Args:
-        tokens: of the pattern.
+        tokens: those of the pattern.
         version: ``regex``'s flag for its behaviour.
 
     Raises:
-        PatternError: nothing is known about the characters of the pattern.
+        PatternError: it is not known which characters the pattern tells apart.
     """
 
     def __init__(self, tokens: list[Token], version: int) -> None:
         import regex
 
-        kinds, flags = {token.kind for token in tokens}, flags_of(tokens)
-        texts = {token.text for token in tokens if token.kind == "character"}
-        if (
-            folds_fully(tokens)
-            or "cluster" in kinds
-            or any(token.kind == "fuzzy" and ":" in token.text for token in tokens)
-        ):
-            raise PatternError("what these constructs ask of a character is not known")
-        texts |= {r"\w"} if "boundary" in kinds else set()
-        texts |= {_LINE_ENDS} if kinds & {"start", "end"} else set()
-        variants = [0]
-        for letter, flag in (("a", regex.A), ("i", regex.I), ("s", regex.S), ("w", regex.W)):
-            variants += [variant | flag for variant in variants] if letter in flags else []
+        kinds = {token.kind for token in tokens}
+        flags = flags_of(tokens)
+        is_fuzzy_set = any(token.kind == "fuzzy" and ":" in token.text for token in tokens)
+        if folds_fully(tokens) or "cluster" in kinds or is_fuzzy_set:
+            raise PatternError("what these constructs test in a character is not known")
+        # A flag may hold for a part of the pattern only, so each set is compiled with and without it.
+        variants = [version]
+        for letter in _FLAGS:
+            if letter in flags:
+                flag = getattr(regex, letter.upper())
+                variants += [variant | flag for variant in variants]
         try:
-            self._asked = [
-                regex.compile(f"(?:{text})+", version | flag) for text, flag in product(sorted(texts), variants)
+            self._classes = [
+                regex.compile(f"(?:{text})+", variant) for text, variant in product(_sets(tokens, kinds), variants)
             ]
         except regex.error as error:
             raise PatternError(str(error)) from None
         self._compares = "reference" in kinds
         self._folds = "i" in flags
-        self._ranges: dict[bytes, list[str]] = {}
+        self._known: dict[bytes, list[str]] = {}
 
-    def of(self, begun: bytes, text: str) -> list[str]:
-        """Characters behind ``text`` that start with the bytes ``begun``: one of all that the pattern takes alike."""
-        if begun not in self._ranges:
-            self._ranges[begun] = self._classes(completions(begun))
-        found = self._ranges[begun]
+    def of(self, first_bytes: bytes, text: str) -> list[str]:
+        """Characters that start with ``first_bytes`` and may follow ``text``: at least one of each class."""
+        if first_bytes not in self._known:
+            self._known[first_bytes] = self._one_per_class(completions(first_bytes))
+        characters = list(self._known[first_bytes])
         if self._compares:
-            found = [*found, *(same for known in set(text) for same in _same(known, begun, self._folds))]
-        return found
+            for character in set(text):
+                characters += _equal(character, first_bytes, self._folds)
+        return characters
 
-    def _classes(self, characters: range) -> list[str]:
+    def _one_per_class(self, characters: range) -> list[str]:
         every = "".join(map(chr, characters))
         bounds = {0}
         spans: list[list[int]] = []
-        for asked in self._asked:
-            edges = [edge for found in asked.finditer(every) for edge in found.span()]
+        for compiled in self._classes:
+            edges = [edge for match in compiled.finditer(every) for edge in match.span()]
             spans.append(edges)
             bounds |= set(edges)
-        # Between two edges nothing changes; those that are inside of the same spans are alike.
-        alike: dict[tuple[int, ...], str] = {}
+        # Nothing changes between two edges, and two parts inside the same spans are in the same class.
+        representatives: dict[tuple[int, ...], str] = {}
         for start in sorted(bounds):
             if start < len(every):
-                alike.setdefault(tuple(bisect_right(edges, start) % 2 for edges in spans), every[start])
-        return list(alike.values())
+                representatives.setdefault(tuple(bisect_right(edges, start) % 2 for edges in spans), every[start])
+        return list(representatives.values())
+
+
+def _sets(tokens: list[Token], kinds: set[str]) -> list[str]:
+    """Everything that a pattern tests a single character with."""
+    texts = {token.text for token in tokens if token.kind == "character"}
+    if "boundary" in kinds:
+        texts.add(r"\w")
+    if kinds & {"start", "end"}:
+        texts.add(_LINE_ENDS)
+    return sorted(texts)
 
 
 @lru_cache(maxsize=4096)
-def _same(known: str, begun: bytes, folds: bool) -> list[str]:
-    """The characters that start with ``begun`` and are the same as ``known``, in either case where that is ignored."""
+def _equal(character: str, first_bytes: bytes, folds: bool) -> list[str]:
+    """The characters that start with ``first_bytes`` and equal ``character``, ignoring case if ``folds``."""
     import regex
 
-    characters = completions(begun)
+    candidates = completions(first_bytes)
     if not folds:
-        return [known] if ord(known) in characters else []
-    asked: Any = regex.compile(regex.escape(known), regex.I)
-    return [found[0] for found in asked.finditer("".join(map(chr, characters)))]
+        return [character] if ord(character) in candidates else []
+    compiled: Any = regex.compile(regex.escape(character), regex.I)
+    return [match[0] for match in compiled.finditer("".join(map(chr, candidates)))]

@@ -1,8 +1,8 @@
-"""Regular expressions as Python writes them, for an engine that runs in linear time.
+"""Regular expressions in Python's syntax, translated for an engine that runs in linear time.
 
-The engine takes the syntax of Rust's ``regex``, which is Python's but for spellings; these are translated. What is not
-regular, or what such an engine does not do, is refused by name and place: the engine's own words for it ("unrecognized
-flag") help nobody.
+The engine uses the syntax of Rust's ``regex``, which differs from Python's only in spellings; these are translated.
+Constructs that are not regular, or that such an engine does not support, are refused with their name and position,
+because the engine's own messages ("unrecognized flag") do not help.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ESCAPES = {
 _TRANSLATED = {"Z": r"\z", "e": r"\x1B", "<": "<", ">": ">", "h": r"[\t\p{Zs}]"}
 _QUANTIFIER = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
 OPERATORS = re.compile(r"&&|--(?=\[|\\[dDpPsSwW])|~~")
-"""Operators of sets. Python warns where it meets one, and will take them too."""
+"""Operators of sets. Python warns about them, because a later version will support them."""
 _COMMENT = re.compile(r"\(\?#[^)]*\)")
 _NAME = re.compile(r"\(\?P?<\w+>|\(\?'\w+'")
 _VERBOSE = re.compile(r"\(\?([a-wyzA-Z]*)x([a-wyzA-Z]*)\)")
@@ -59,16 +59,16 @@ _PROPERTIES = {"alpha": "Alphabetic", "digit": "Nd", "lower": "Lowercase", "uppe
 
 
 class PatternError(ValueError):
-    """A pattern cannot be used; the message starts with the construct and its place."""
+    """A pattern cannot be used; the message starts with the construct and its position."""
 
 
 def translate(pattern: str) -> str:
-    """``pattern`` in the engine's spelling.
+    """``pattern`` in the engine's syntax.
 
-    Inside ``[…]`` a ``[`` is itself, as in Python, unless the set has an operator (``&&``, ``--[``, ``~~``).
+    Inside ``[…]`` a ``[`` is a plain character, as in Python, unless the set has an operator (``&&``, ``--[``, ``~~``).
 
     Raises:
-        PatternError: a construct is not regular or not supported; the message names it and where it stands.
+        PatternError: a construct is not regular or not supported; the message names it and its position.
     """
     out = []
     for at, text in atoms(pattern):
@@ -79,19 +79,21 @@ def translate(pattern: str) -> str:
 
 
 def without_blanks(pattern: str) -> str:
-    """A pattern that begins with the flag x without that flag, blanks and comments; others as they are."""
+    """A pattern that starts with the flag x, without the flag, blanks and comments; any other pattern as it is."""
     leading = _VERBOSE.match(pattern)
     if not leading or _VERBOSITY.search(pattern, leading.end()):
         return pattern
     flags = leading[1] + leading[2]
-    out, at = [f"(?{flags})"] if flags else [], leading.end()
+    out = [f"(?{flags})"] if flags else []
+    at = leading.end()
     while at < len(pattern):
         blank = _BLANK.match(pattern, at)
         if blank:
             at = blank.end()
             if out and out[-1] == "(" and pattern.startswith(("?", "*"), at):
-                return pattern  # the blank makes it an error
-            out.append("(?:)" if pattern[at : at + 1].isdigit() else "")  # no digit may join an escape
+                return pattern  # an error, which the engine reports
+            # A digit after the blank must not become a part of an escape before it.
+            out.append("(?:)" if pattern[at : at + 1].isdigit() else "")
             continue
         end = end_of_set(pattern, at) if pattern[at] == "[" else _BETWEEN_BLANKS.match(pattern, at).end()  # type: ignore[union-attr]
         out.append(pattern[at:end])
@@ -100,10 +102,10 @@ def without_blanks(pattern: str) -> str:
 
 
 def for_xgrammar(pattern: str) -> str:
-    """``pattern`` as xgrammar understands it, which leaves anchors out, and whose ``.`` is a newline too.
+    """``pattern`` for xgrammar, which ignores anchors and whose ``.`` matches newlines too.
 
     Raises:
-        PatternError: as :func:`translate`, or an anchor stands inside the pattern.
+        PatternError: as :func:`translate`, or there is an anchor inside the pattern.
     """
     pattern = without_blanks(pattern)
     translate(pattern)
@@ -119,21 +121,22 @@ def for_xgrammar(pattern: str) -> str:
 
 
 def has_classes(pattern: str) -> bool:
-    """Whether a pattern has classes, such as ``\\d``, that are all of Unicode for one engine and ASCII for another."""
+    """Whether a pattern has classes, such as ``\\d``, that are Unicode for one engine and ASCII for another."""
     return any(_CLASS.search(text) for _, text in atoms(pattern))
 
 
 def atoms(pattern: str) -> Iterator[tuple[int, str]]:
-    """The parts of a pattern in the engine's spelling, each with its place: escapes, sets, quantifiers, brackets and
-    single characters. Look-around begins with one of ``LOOKS``.
+    """The parts of a pattern in the engine's syntax, each with its position: escapes, sets, quantifiers, brackets and
+    single characters. A look-around starts with one of ``LOOKS``.
 
     Raises:
         PatternError: as :func:`translate`.
     """
     at = 0
-    repeated = False  # whether the last thing was a quantifier
+    repeated = False  # whether the last part was a quantifier
     while at < len(pattern):
-        character, begin = pattern[at], at
+        character = pattern[at]
+        begin = at
         quantifier = _QUANTIFIER.match(pattern, at)
         if character == "\\":
             text, at = _escape(pattern, at)
@@ -148,7 +151,7 @@ def atoms(pattern: str) -> Iterator[tuple[int, str]]:
             if text[0] == "{":
                 text = f"{{{quantifier[1] or 0}{quantifier[2]}{quantifier[3]}}}"
             at = quantifier.end()
-            # A quantifier behind a lazy one's `?` is an error anywhere, and the engine says so.
+            # A quantifier after the `?` of a lazy one is always an error, and the engine reports it.
             repeated = not (repeated and text == "?")
             yield begin, text
             continue
@@ -162,7 +165,7 @@ def atoms(pattern: str) -> Iterator[tuple[int, str]]:
 
 def _escape(pattern: str, at: int) -> tuple[str, int]:
     if at + 1 == len(pattern):
-        raise PatternError(f"a backslash at {at} has nothing behind it")
+        raise PatternError(f"a backslash at {at} is the end of the pattern")
     braced = _BRACED.match(pattern, at)
     if braced:
         return braced[0], braced.end()
@@ -207,20 +210,21 @@ def _group(pattern: str, at: int) -> tuple[str, int]:
         if pattern.startswith(start, at):
             raise PatternError(f"{_GROUPS[start]} at {at} is not supported")
     name = _NAME.match(pattern, at)
-    if name:  # what a group is called does not matter, and the engine would refuse a name that comes twice
+    if name:  # names do not matter, and the engine would refuse one that occurs twice
         return "(?:", name.end()
     return "(", at + 1
 
 
 def _set(pattern: str, at: int) -> tuple[str, int]:
-    """``[…]`` from ``at`` on, and where it ends."""
+    """The set that starts at ``at``, in the engine's syntax, and its end."""
     end = end_of_set(pattern, at)
     if OPERATORS.search(pattern, at, end):
         _check_operators(pattern[at:end], at)
-        return _POSIX.sub(lambda found: _class(found, at), pattern[at:end]), end
+        return _POSIX.sub(lambda match: _class(match, at), pattern[at:end]), end
     if "--" in pattern[at:end]:
         raise PatternError(f"two hyphens in the set at {at} are not supported")
-    out, i = ["["], at + 1
+    out = ["["]
+    i = at + 1
     if pattern[i] == "^":
         out.append("^")
         i += 1
@@ -234,30 +238,31 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
             out.append(_class(posix, at))
             i = posix.end()
         else:
-            out.append("\\" + pattern[i] if pattern[i] == "[" or (first and pattern[i] == "]") else pattern[i])
+            is_plain_bracket = pattern[i] == "[" or (first and pattern[i] == "]")
+            out.append("\\" + pattern[i] if is_plain_bracket else pattern[i])
             i += 1
         first = False
     return "".join(out) + "]", end
 
 
-def _class(found: re.Match[str], at: int) -> str:
-    """A POSIX class as a property, which is all of Unicode as in ``regex``; the engine's own is ASCII."""
-    if found[2] not in _PROPERTIES:
-        raise PatternError(f"the class {found[0]} in the set at {at} is not supported")
-    return rf"\{'P' if found[1] else 'p'}{{{_PROPERTIES[found[2]]}}}"
+def _class(match: re.Match[str], at: int) -> str:
+    """A POSIX class as a property, which is Unicode as in ``regex``; the engine's own classes are ASCII."""
+    if match[2] not in _PROPERTIES:
+        raise PatternError(f"the class {match[0]} in the set at {at} is not supported")
+    return rf"\{'P' if match[1] else 'p'}{{{_PROPERTIES[match[2]]}}}"
 
 
 def _check_operators(text: str, at: int) -> None:
-    """Refuse a set with two operators side by side, which ``regex`` and the engine take in another order."""
+    """Refuse a set with two operators on one level, which ``regex`` and the engine apply in a different order."""
     levels: list[set[str]] = []
-    for found in re.finditer(r"\\.|\[:\^?\w+:\]|\[|\]|&&|--|~~|\|\|", text, re.DOTALL):
-        if found[0] == "[":
+    for match in re.finditer(r"\\.|\[:\^?\w+:\]|\[|\]|&&|--|~~|\|\|", text, re.DOTALL):
+        if match[0] == "[":
             levels.append(set())
-        elif found[0] == "]" and levels:
+        elif match[0] == "]" and levels:
             levels.pop()
-        elif found[0] in ("&&", "--", "~~", "||") and levels:
-            levels[-1].add(found[0])
-            if len(levels[-1]) > 1 or found[0] == "||":
+        elif match[0] in ("&&", "--", "~~", "||") and levels:
+            levels[-1].add(match[0])
+            if len(levels[-1]) > 1 or match[0] == "||":
                 raise PatternError(f"several operators in the set at {at} are not supported")
 
 
@@ -269,13 +274,14 @@ def _escape_in_set(pattern: str, at: int) -> str:
 
 
 def end_of_set(pattern: str, at: int) -> int:
-    """Where the set that begins at ``at`` ends; sets nest in it where it has an operator."""
+    """The end of the set that starts at ``at``; it may contain sets if it has an operator."""
     end = _end_of_set(pattern, at, nested=False)
     return _end_of_set(pattern, at, nested=True) if OPERATORS.search(pattern, at, end) else end
 
 
 def _end_of_set(pattern: str, at: int, nested: bool) -> int:
-    i, depth = at, 0
+    i = at
+    depth = 0
     while i < len(pattern):
         character = pattern[i]
         if character == "\\":

@@ -1,4 +1,4 @@
-"""The parts of a pattern in the syntax of the ``regex`` package, which holds Python's."""
+"""The tokens of a pattern in the syntax of the ``regex`` package, which includes Python's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFERENCE = re.compile(r"\\(?:g<[^>]*>|(?![1-7][0-7]{2})[1-9]\d?)")
 _VERSION = re.compile(r"\(\?[a-zA-Z]*V[01]")
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{(?:\d+|\d*,\d*)\})[?+]?")
 _FUZZY = re.compile(r"\{(?:\d+<=?)?\d*[deis](?:[<,:+][^}]*)?\}")
-_GROUPS = (  # kind, and how it opens
+_GROUPS = (  # kind and opening; the first match counts
     ("comment", re.compile(r"\(\?#(?:[^)\\]|\\.)*\)", re.DOTALL)),
     ("lookaround", re.compile(r"\(\?<?[=!]")),
     ("reference", re.compile(r"\(\?P=[^)]*\)")),
@@ -38,16 +38,16 @@ _STARTS = frozenset(["^", "\\A", "\\G", "\\K"])
 
 @dataclass
 class Token:
-    """A part of a pattern.
+    """A token of a pattern.
 
     Attributes:
-        kind: ``character`` (anything that stands for one character), ``boundary`` of a word, ``end`` and ``start`` of
-            lines and texts, ``cluster`` (``\\X``, ``\\R``: one character or more), ``reference`` to a group's text,
-            ``call`` of a group, ``quantifier``, ``fuzzy`` (how many errors are allowed),
-            ``bar``, ``close``, ``comment``, ``flags``, ``verb``, or what a bracket opens: ``capture``, ``group``,
-            ``branch reset``, ``atomic``, ``lookaround``, ``conditional``.
-        text: as it is written.
-        partner: for a bracket, the index of the one that closes or opens it.
+        kind: ``character`` (anything that matches one character), ``boundary`` of a word, ``end`` and ``start`` of
+            lines and texts, ``cluster`` (``\\X``, ``\\R``: one or more characters), ``reference`` to a group's text,
+            ``call`` of a group, ``quantifier``, ``fuzzy`` (the number of errors that are allowed), ``bar``, ``close``,
+            ``comment``, ``flags``, ``verb``, or what a bracket opens: ``capture``, ``group``, ``branch reset``,
+            ``atomic``, ``lookaround``, ``conditional``.
+        text: the token as it is written.
+        partner: for a bracket, the index of the bracket that closes or opens it; −1 otherwise.
     """
 
     kind: str
@@ -56,25 +56,25 @@ class Token:
 
 
 def tokens(pattern: str) -> list[Token]:
-    """The parts of a pattern that ``regex`` has taken.
+    """The tokens of a pattern that ``regex`` accepts.
 
     Raises:
-        PatternError: it cannot be taken apart with certainty.
+        PatternError: the pattern cannot be split with certainty.
     """
-    found: list[Token] = []
+    parts: list[Token] = []
     opened: list[int] = []
     for token in _read(pattern):
         if token.kind in _OPENING:
-            opened.append(len(found))
+            opened.append(len(parts))
         elif token.kind == "close":
             if not opened:
                 raise PatternError("a bracket closes nothing")
             token.partner = opened.pop()
-            found[token.partner].partner = len(found)
-        found.append(token)
+            parts[token.partner].partner = len(parts)
+        parts.append(token)
     if opened:
         raise PatternError("a bracket is not closed")
-    return found
+    return parts
 
 
 def has_operators(pattern: str) -> bool:
@@ -86,22 +86,21 @@ def has_operators(pattern: str) -> bool:
 
 
 def names_version(pattern: str) -> bool:
-    """Whether the pattern itself says which of ``regex``'s two behaviours it wants."""
+    """Whether the pattern itself selects one of ``regex``'s two versions."""
     return _VERSION.search(pattern) is not None
 
 
 def flags_of(tokens: list[Token]) -> str:
-    """The letters of all flags that are turned on anywhere."""
-    return "".join(
-        letters
-        for token in tokens
-        if token.kind in ("flags", "group")
-        for letters in re.findall(r"[a-zA-Z\d]", token.text.partition("-")[0])
-    )
+    """The letters of all flags that are switched on anywhere in the pattern."""
+    letters: list[str] = []
+    for token in tokens:
+        if token.kind in ("flags", "group"):
+            letters += re.findall(r"[a-zA-Z\d]", token.text.partition("-")[0])
+    return "".join(letters)
 
 
 def folds_fully(tokens: list[Token]) -> bool:
-    """Whether case is ignored so that one character may be the same as two (ß and ss)."""
+    """Whether case folding may equate one character with two (ß and ss)."""
     flags = flags_of(tokens)
     version_1 = "1" in flags or any(_has_operator(token) for token in tokens)
     return "i" in flags and ("f" in flags or version_1)
@@ -112,7 +111,8 @@ def _has_operator(token: Token) -> bool:
 
 
 def _read(pattern: str) -> Iterator[Token]:
-    pattern, at = without_blanks(pattern), 0
+    pattern = without_blanks(pattern)
+    at = 0
     while at < len(pattern):
         token = _next(pattern, at)
         if token.kind in ("flags", "group") and "x" in token.text:
@@ -129,13 +129,13 @@ def _next(pattern: str, at: int) -> Token:
     if character == "[":
         text = pattern[at : end_of_set(pattern, at)]
         if "[" in text[1:] and names_version(pattern):
-            raise PatternError(f"the set at {at} is read in another way under the flags V0 and V1")
+            raise PatternError(f"the set at {at} has different meanings under the flags V0 and V1")
         return Token("character", text)
     if character == "(":
         for kind, opening in _GROUPS:
-            found = opening.match(pattern, at)
-            if found:
-                return Token(kind, found[0])
+            match = opening.match(pattern, at)
+            if match:
+                return Token(kind, match[0])
         raise PatternError(f"the bracket at {at} is unknown")
     if quantifier:
         return Token("quantifier", quantifier[0])
@@ -153,13 +153,13 @@ def _escape(pattern: str, at: int) -> Token:
     reference = _REFERENCE.match(pattern, at)
     if reference:
         return Token("reference", reference[0])
-    found = _ESCAPE.match(pattern, at)
-    if not found:
-        raise PatternError(f"the backslash at {at} has nothing behind it")
-    text = found[0]
+    match = _ESCAPE.match(pattern, at)
+    if not match:
+        raise PatternError(f"the backslash at {at} is the end of the pattern")
+    text = match[0]
     if text in ("\\X", "\\R"):
         return Token("cluster", text)
     if text == "\\L":
-        raise PatternError(f"a named list at {at} is not known")
+        raise PatternError(f"a named list at {at} is not supported")
     kinds = (("boundary", _BOUNDARIES), ("end", _ENDS), ("start", _STARTS))
     return Token(next((kind for kind, texts in kinds if text in texts), "character"), text)

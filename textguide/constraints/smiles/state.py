@@ -1,4 +1,4 @@
-"""A SMILES string as far as it is written: atoms, bonds, what is open, and whether it can still become a molecule."""
+"""The state of a SMILES string: its atoms and bonds, what is open, and whether it can still become a molecule."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What an atom is, as it is written.
+    """A kind of atom, as it is spelled.
 
     Args:
-        valence: most that the orders of its bonds may come to, without the hydrogen that is written.
+        valence: the largest sum of the orders of its bonds; hydrogens that are written out are subtracted already.
         is_aromatic: whether it is written in small letters.
-        exact: orders of σ bonds that an aromatic atom must have at the end; 0: as they come.
-        lends: whether an aromatic atom must have a double bond inside its ring, at that number of bonds.
+        exact: the sum of the orders of σ bonds that an aromatic atom must have at the end; 0: any.
+        pairs: whether an aromatic atom must have a double bond inside its ring, at that number of bonds.
     """
 
     valence: int
     is_aromatic: bool = False
     exact: int = 0
-    lends: bool = False
+    pairs: bool = False
 
 
 _PLAIN = {"B": 3, "C": 4, "N": 3, "O": 2, "P": 5, "S": 6, "F": 1, "Cl": 1, "Br": 1, "I": 1}
@@ -34,42 +34,46 @@ _AROMATIC = {
     "[nH]": Kind(2, True, 2), "[n+]": Kind(4, True, 3, True), "[nH+]": Kind(3, True, 2, True), "[n-]": Kind(2, True, 2),
     "[o+]": Kind(3, True, 2, True), "[s+]": Kind(3, True, 2, True), "[se]": Kind(2, True, 2),
 }  # fmt: skip
+_HYDROGENS = ("", "H", "H2", "H3", "H4", "H5", "H6")
 BONDS = {"-": 1, "=": 2, "#": 3, "/": 1, "\\": 1}
 
 
 @cache
 def atoms() -> dict[str, Kind]:
-    """Every atom that is admitted, by its spelling."""
-    found = {symbol: Kind(valence) for symbol, valence in _PLAIN.items()} | _AROMATIC
+    """Every supported atom, by its spelling."""
+    kinds = {symbol: Kind(valence) for symbol, valence in _PLAIN.items()} | _AROMATIC
     for symbol, charges in _IN_BRACKETS.items():
         for charge, valence in charges.items():
             for hydrogens in range(valence + 1):
-                written = "" if not hydrogens else "H" if hydrogens == 1 else f"H{hydrogens}"
-                for turn in ("", "@", "@@") if hydrogens < 2 and symbol in "CNPSSi" else ("",):
-                    found[f"[{symbol}{turn}{written}{charge}]"] = Kind(valence - hydrogens)
-    return found
+                # An atom with two hydrogens is no stereocentre, and neither are those of the other elements.
+                is_centre = hydrogens < 2 and symbol in "CNPSSi"
+                for chirality in ("", "@", "@@") if is_centre else ("",):
+                    spelling = f"[{symbol}{chirality}{_HYDROGENS[hydrogens]}{charge}]"
+                    kinds[spelling] = Kind(valence - hydrogens)
+    return kinds
 
 
 @cache
 def beginning(text: str) -> tuple[str, ...]:
-    """Spellings of atoms that begin with ``text`` and are longer."""
+    """Spellings of atoms that start with ``text`` and are longer."""
     return tuple(name for name in atoms() if name.startswith(text) and name != text)
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a text stands. Atoms are numbered in their order.
+    """The state after a text. Atoms are numbered in the order of the text.
 
     Args:
-        kinds: of the atoms.
-        used: the orders of each atom's bonds, those of open rings with it; an aromatic bond counts as 1.
-        doubled: whether an atom has a double bond, or more, that is written.
-        bonds: pairs of atoms, and whether the bond is an aromatic one.
+        kinds: the kinds of the atoms.
+        used: for each atom the sum of the orders of its bonds, open rings included; an aromatic bond counts as 1.
+        doubled: for each atom whether a double or triple bond of it is written.
+        bonds: pairs of atoms, and whether the bond is aromatic.
         current: the atom that the next one is bound to; −1: none.
         branches: the atoms at which brackets are open.
-        rings: number of each open ring → its atom, and the order of its bond, 0 where it is not said.
-        bond: how the next bond is written; empty where it is not.
-        last: what the text ends with: ``atom``, ``ring``, ``bond``, ``(`` or ``)``; empty: nothing is written.
+        rings: for each open ring its number, its atom and the order of its bond, which is 0 if it is not written.
+        bond: the sign of the next bond; empty if it is not written.
+        last: what the text ends with: ``atom``, ``ring``, ``bond`` (after an atom or ring), ``branch bond`` (after a
+            bracket), ``(`` or ``)``; empty at the start of the text.
     """
 
     kinds: tuple[Kind, ...] = ()
@@ -83,26 +87,36 @@ class State:
     last: str = ""
 
     def free(self, atom: int, order: int = 1) -> int:
-        """How many bonds of an order an atom can still take."""
-        kind, used = self.kinds[atom], self.used[atom]
+        """The number of bonds of an order that an atom can still have."""
+        kind = self.kinds[atom]
+        used = self.used[atom]
         if not kind.is_aromatic or self.doubled[atom]:
             return (kind.valence - used) // order
         if order > 1:  # as in c(=O)
             return int(kind.valence == 4 and not kind.exact and order == 2 and kind.valence - used >= 2)
-        most = kind.exact or (kind.valence - 1 if kind.valence == 4 else kind.valence)
-        return most - used
+        if kind.exact:
+            return kind.exact - used
+        # An aromatic carbon needs one bond for the double bond of its ring.
+        return (kind.valence - 1 if kind.valence == 4 else kind.valence) - used
 
     def with_atom(self, name: str) -> State | None:
-        """The text with an atom behind it."""
-        kind, new, order = atoms()[name], len(self.kinds), BONDS.get(self.bond, 1)
-        start = replace(
-            self, kinds=(*self.kinds, kind), used=(*self.used, 0), doubled=(*self.doubled, False), current=new,
-            last="atom", bond="",
-        )  # fmt: skip
-        return start if self.current < 0 else start._bound(self.current, new, order, bool(self.bond))
+        """The state after one more atom; None if it is not possible."""
+        new = len(self.kinds)
+        state = replace(
+            self,
+            kinds=(*self.kinds, atoms()[name]),
+            used=(*self.used, 0),
+            doubled=(*self.doubled, False),
+            current=new,
+            last="atom",
+            bond="",
+        )
+        if self.current < 0:
+            return state
+        return state._with_bond(self.current, new, BONDS.get(self.bond, 1), bool(self.bond))
 
-    def _bound(self, one: int, two: int, order: int, is_written: bool, reserved: int = 0) -> State | None:
-        """With a bond; ``reserved`` of its order is used at ``one`` already."""
+    def _with_bond(self, one: int, two: int, order: int, is_written: bool, reserved: int = 0) -> State | None:
+        """The state with a bond between two atoms; ``reserved`` of its order is counted at ``one`` already."""
         is_aromatic = self.kinds[one].is_aromatic and self.kinds[two].is_aromatic
         if is_aromatic and order > 1:
             return None
@@ -111,39 +125,46 @@ class State:
         freed = self._using(one, -reserved) if reserved else self
         if freed.free(one, order) < 1:
             return None
-        made = freed._using(one, order)._using(two, order)
-        doubled = tuple(was or (order > 1 and atom in (one, two)) for atom, was in enumerate(made.doubled))
-        return replace(made, bonds=(*made.bonds, (one, two, is_aromatic and not is_written)), doubled=doubled)
+        state = freed._using(one, order)._using(two, order)
+        bonds = (*state.bonds, (one, two, is_aromatic and not is_written))
+        doubled = tuple(was or (order > 1 and atom in (one, two)) for atom, was in enumerate(state.doubled))
+        return replace(state, bonds=bonds, doubled=doubled)
 
     def _using(self, atom: int, order: int) -> State:
         return replace(self, used=(*self.used[:atom], self.used[atom] + order, *self.used[atom + 1 :]))
 
     def with_ring(self, number: str) -> State | None:
-        """The text with a ring opened or closed behind it."""
+        """The state after a ring digit, which opens a ring or closes it; None if it is not possible."""
         if self.last not in ("atom", "ring", "bond") or self.current < 0 or (self.bond and self.last != "bond"):
             return None
+        for name, atom, opening_order in self.rings:
+            if name == number:
+                return self._closing_ring(number, atom, opening_order)
+        return self._opening_ring(number)
+
+    def _opening_ring(self, number: str) -> State | None:
         order = BONDS.get(self.bond, 0)
-        after = replace(self, bond="", last="ring")
-        opened = next(((atom, said) for name, atom, said in self.rings if name == number), None)
-        if opened is None:
-            if self.free(self.current, max(1, order)) < 1 or (order > 1 and self.kinds[self.current].is_aromatic):
-                return None
-            return replace(after, rings=(*self.rings, (number, self.current, order)))._using(
-                self.current, max(1, order)
-            )
-        atom, said = opened
-        if atom == self.current or (order and said and order != said):
+        if self.free(self.current, max(1, order)) < 1 or (order > 1 and self.kinds[self.current].is_aromatic):
+            return None
+        rings = (*self.rings, (number, self.current, order))
+        return replace(self, bond="", last="ring", rings=rings)._using(self.current, max(1, order))
+
+    def _closing_ring(self, number: str, atom: int, opening_order: int) -> State | None:
+        """Close the ring that ``atom`` opened; the bond may be written at either end, and must agree if at both."""
+        order = BONDS.get(self.bond, 0)
+        if atom == self.current or (order and opening_order and order != opening_order):
             return None
         rings = tuple(ring for ring in self.rings if ring[0] != number)
-        whole = max(1, order or said)
-        return replace(after, rings=rings)._bound(atom, self.current, whole, bool(order or said), max(1, said))
+        state = replace(self, bond="", last="ring", rings=rings)
+        written = order or opening_order
+        return state._with_bond(atom, self.current, max(1, written), bool(written), max(1, opening_order))
 
     def with_sign(self, sign: str) -> State | None:
-        """The text with a bond's sign or a bracket behind it."""
+        """The state after the sign of a bond or a bracket; None if it is not possible."""
         if sign in BONDS:
             if self.last not in ("atom", "ring", "(", ")") or self.free(self.current, BONDS[sign]) < 1:
                 return None
-            # A ring cannot be closed behind a bracket.
+            # A ring digit may follow a bond after an atom, but not one after a bracket.
             return replace(self, bond=sign, last="bond" if self.last in ("atom", "ring") else "branch bond")
         if sign == "(":
             if self.last not in ("atom", "ring", ")") or self.free(self.current) < 1:
@@ -154,122 +175,149 @@ class State:
         return replace(self, current=self.branches[-1], branches=self.branches[:-1], last=")")
 
     def is_whole(self) -> bool:
-        """Whether this is a molecule."""
+        """Whether the text is a molecule."""
         if self.rings or self.branches or self.last not in ("atom", "ring", ")"):
             return False
-        return self._aromatic_part_holds(())
+        return self._aromatic_atoms_fit(())
 
-    def can_go_on(self) -> bool:
-        """Whether something behind the text makes it a molecule."""
+    def is_prefix(self) -> bool:
+        """Whether some continuation of the text is a molecule."""
         if not self.kinds:
             return True
-        if self.last in ("(", "bond", "branch bond"):  # something must come
-            return any(state is not None and state.can_go_on() for state in self._continued())
+        if self.last in ("(", "bond", "branch bond"):  # an atom or a ring digit must follow
+            return any(state is not None and state.is_prefix() for state in self._continuations())
         growing = tuple(dict.fromkeys(atom for atom in (self.current, *self.branches) if self.free(atom) > 0))
         if self.rings and not growing:
             return False
-        return self._aromatic_part_holds(growing)
+        return self._aromatic_atoms_fit(growing)
 
-    def _continued(self) -> Iterator[State | None]:
-        """The text with an atom, or the end of a ring, behind a bond or a bracket: one of each sort."""
+    def _continuations(self) -> Iterator[State | None]:
+        """The states after one of each kind of atom or ring digit that may follow a bond or a bracket."""
         for name in ("C", "c", "O", "n"):
             yield self.with_atom(name)
         if self.last == "(":
-            doubly = self.with_sign("=")
-            yield doubly.with_atom("O") if doubly else None
+            with_double_bond = self.with_sign("=")
+            yield with_double_bond.with_atom("O") if with_double_bond else None
         elif self.last == "bond":
             for number, _, _ in self.rings:
                 yield self.with_ring(number)
 
-    def _aromatic_part_holds(self, growing: tuple[int, ...]) -> bool:
-        """Whether every aromatic atom is in an aromatic ring, and has a double bond where it must; or can come to it,
-        by what grows from some atoms and from the open rings. All that is not written yet is one more vertex."""
+    def _aromatic_atoms_fit(self, growing: tuple[int, ...]) -> bool:
+        """Whether the aromatic atoms have a Kekulé structure, or can get one.
+
+        Every aromatic atom must be in an aromatic ring, and have a double bond there if it needs one. Everything that
+        is not written yet is one more vertex, ``rest``, to which the growing atoms and the open rings have edges.
+
+        Args:
+            growing: the atoms at which the text can be continued.
+        """
         aromatic = [atom for atom, kind in enumerate(self.kinds) if kind.is_aromatic]
         if not aromatic:
             return True
         rest = len(self.kinds)
-        edges = [(one, two) for one, two, is_aromatic in self.bonds if is_aromatic]
-        edges += [(atom, rest) for atom in growing if self.kinds[atom].is_aromatic for _ in range(self.free(atom))]
-        edges += [(atom, rest) for _, atom, said in self.rings if self.kinds[atom].is_aromatic and not said]
-        in_rings = [edges[number] for number in _in_cycles(edges)]
-        around: dict[int, set[int]] = {atom: set() for atom in aromatic}
-        for one, two in in_rings:
-            around.setdefault(one, set()).add(two)
-            around.setdefault(two, set()).add(one)
-        if not all(around[atom] for atom in aromatic):
+        neighbours = self._ring_neighbours(aromatic, growing, rest)
+        if not all(neighbours[atom] for atom in aromatic):
             return False
-        open_ends = {atom for atom in aromatic if rest in around[atom]}
-        # What can still take a bond to something that is not aromatic, as n(C) or c(=O), may need no partner then.
-        changing = {atom for atom in growing if not self.kinds[atom].exact}
+        open_ended = {atom for atom in aromatic if rest in neighbours[atom]}
+        missing_bonds = {atom for atom in aromatic if self.kinds[atom].exact > self.used[atom]}
+        if missing_bonds - open_ended - set(growing):
+            return False
+        return self._can_pair(aromatic, neighbours, growing, rest)
+
+    def _can_pair(
+        self, aromatic: list[int], neighbours: dict[int, set[int]], growing: tuple[int, ...], rest: int
+    ) -> bool:
+        """Whether the aromatic atoms that need a double bond inside their ring can have one."""
+        # An atom that can still get a bond outside of the aromatic system, as n(C) or c(=O), may then need no partner.
+        optional = {atom for atom in growing if not self.kinds[atom].exact}
         pairing = {atom for atom in aromatic if self._may_pair(atom)}
-        must = sorted(pairing - open_ends - changing)
-        short = {atom for atom in aromatic if self.kinds[atom].exact > self.used[atom]}
-        if short - open_ends - set(growing):
-            return False
-        return _matched(must, {atom: sorted(around[atom] & (pairing | {rest})) for atom in pairing}, rest)
+        partners = {atom: sorted(neighbours[atom] & (pairing | {rest})) for atom in pairing}
+        open_ended = {atom for atom in aromatic if rest in neighbours[atom]}
+        return _has_matching(sorted(pairing - open_ended - optional), partners, rest)
+
+    def _ring_neighbours(self, aromatic: list[int], growing: tuple[int, ...], rest: int) -> dict[int, set[int]]:
+        """For each aromatic atom its neighbours in aromatic rings that are closed or can be."""
+        edges = [(one, two) for one, two, is_aromatic in self.bonds if is_aromatic]
+        for atom in growing:
+            if self.kinds[atom].is_aromatic:
+                edges += [(atom, rest)] * self.free(atom)
+        for _, atom, order in self.rings:
+            if self.kinds[atom].is_aromatic and not order:
+                edges.append((atom, rest))
+        neighbours: dict[int, set[int]] = {atom: set() for atom in aromatic}
+        for number in _in_cycles(edges):
+            one, two = edges[number]
+            neighbours.setdefault(one, set()).add(two)
+            neighbours.setdefault(two, set()).add(one)
+        return neighbours
 
     def _may_pair(self, atom: int) -> bool:
         """Whether an aromatic atom may have a double bond inside its ring."""
         kind = self.kinds[atom]
-        return kind.lends and not self.doubled[atom] and (bool(kind.exact) or self.used[atom] < kind.valence)
+        return kind.pairs and not self.doubled[atom] and (bool(kind.exact) or self.used[atom] < kind.valence)
 
 
 def _in_cycles(edges: list[tuple[int, int]]) -> Iterator[int]:
-    """Numbers of the edges that are in a cycle: all but the bridges."""
-    around: dict[int, list[tuple[int, int]]] = {}
+    """The numbers of the edges that are part of a cycle: all but the bridges.
+
+    A depth-first search, with a stack of its own since molecules may be long. An edge is a bridge if no edge from below
+    it leads above it (Tarjan).
+    """
+    incident: dict[int, list[tuple[int, int]]] = {}
     for number, (one, two) in enumerate(edges):
-        around.setdefault(one, []).append((two, number))
-        around.setdefault(two, []).append((one, number))
+        incident.setdefault(one, []).append((two, number))
+        incident.setdefault(two, []).append((one, number))
     entered: dict[int, int] = {}
     lowest: dict[int, int] = {}
     bridges: set[int] = set()
-    for start in around:
+    for start in incident:
         if start in entered:
             continue
         entered[start] = lowest[start] = len(entered)
-        path = [(start, -1, iter(around[start]))]
+        path = [(start, -1, iter(incident[start]))]
         while path:
-            vertex, came, rest = path[-1]
-            for neighbour, number in rest:
-                if number == came:
+            vertex, entry, remaining = path[-1]
+            for neighbour, number in remaining:
+                if number == entry:
                     continue
                 if neighbour in entered:
                     lowest[vertex] = min(lowest[vertex], entered[neighbour])
                 else:
                     entered[neighbour] = lowest[neighbour] = len(entered)
-                    path.append((neighbour, number, iter(around[neighbour])))
+                    path.append((neighbour, number, iter(incident[neighbour])))
                     break
             else:
                 path.pop()
                 if path:
-                    above = path[-1][0]
-                    lowest[above] = min(lowest[above], lowest[vertex])
-                    if lowest[vertex] > entered[above]:
-                        bridges.add(came)
+                    parent = path[-1][0]
+                    lowest[parent] = min(lowest[parent], lowest[vertex])
+                    if lowest[vertex] > entered[parent]:
+                        bridges.add(entry)
     return (number for number in range(len(edges)) if number not in bridges)
 
 
-def _matched(must: list[int], around: dict[int, list[int]], rest: int) -> bool:
-    """Whether every atom of ``must`` can have a partner of its own; ``rest`` is partner of as many as want."""
-    waiting, taken = set(must), set[int]()
+def _has_matching(required: list[int], partners: dict[int, list[int]], rest: int) -> bool:
+    """Whether every required atom can have its own partner; ``rest`` can be the partner of any number of atoms."""
+    waiting = set(required)
+    taken = set[int]()
 
     def choices(atom: int) -> list[int]:
-        return [other for other in around.get(atom, ()) if other == rest or other not in taken]
+        return [other for other in partners.get(atom, ()) if other == rest or other not in taken]
 
-    def solved() -> bool:
+    def is_solvable() -> bool:
         if not waiting:
             return True
         options = {atom: choices(atom) for atom in waiting}
-        atom = min(options, key=lambda one: len(options[one]))
+        atom = min(options, key=lambda one: len(options[one]))  # the most constrained atom first
         for other in options[atom]:
             pair = {atom} if other == rest else {atom, other}
-            gone = waiting & pair
-            waiting.difference_update(gone)
+            paired = waiting & pair
+            waiting.difference_update(paired)
             taken.update(pair)
-            if solved():
+            if is_solvable():
                 return True
-            waiting.update(gone)
+            waiting.update(paired)
             taken.difference_update(pair)
         return False
 
-    return solved()
+    return is_solvable()

@@ -23,7 +23,7 @@ _RESERVED = frozenset(
     using values variadic when where window with
     """.split()  # noqa: SIM905
 )
-"""Words that PostgreSQL, MySQL or SQLite keep for themselves; as names they stand between quotation marks."""
+"""Words that PostgreSQL, MySQL or SQLite reserve; names that equal one of them are quoted."""
 
 _RULES = r"""
 start: selection ordering? | selection " " (INTERSECT | EXCEPT | UNION) " " selection ordering?
@@ -61,22 +61,22 @@ def sql_grammar(tables: Mapping[str, Sequence[str]], dialect: str = "sqlite") ->
 
     Args:
         tables: the columns of each table.
-        dialect: ``sqlite``; or ``standard``, which writes strings between single quotation marks alone, and names with
-            capital letters between double ones, as PostgreSQL asks for.
+        dialect: ``sqlite``; or ``standard``, which writes strings only in single quotation marks, and names with
+            capital letters in double ones, as PostgreSQL requires.
 
     Raises:
-        ValueError: there is no table or no column.
+        ValueError: there are no tables or no columns.
     """
     columns = list(dict.fromkeys(column for names in tables.values() for column in names))
     if not columns:
-        raise ValueError(f"database={dict(tables)!r} must hold a table with a column")
+        raise ValueError(f"database={dict(tables)!r} must have a table with a column")
     keywords = "\n".join(f"{word.replace(' ', '_')}: {_either_case(word)}" for word in _KEYWORDS)
-    named = f"table: {_names(tables, dialect)}\nname: {_names(columns, dialect)}\nSTRING: {_STRINGS[dialect]}"
-    return f"{_RULES}{named}\n{keywords}\n"
+    names = f"table: {_names(tables, dialect)}\nname: {_names(columns, dialect)}\nSTRING: {_STRINGS[dialect]}"
+    return f"{_RULES}{names}\n{keywords}\n"
 
 
 def spelled(name: str, dialect: str) -> str:
-    """A name as queries have it: between quotation marks where it needs them."""
+    """A name as it is written in queries: quoted if necessary."""
     pattern = r"[a-z_][a-z0-9_]*" if dialect == STANDARD else r"[A-Za-z_][A-Za-z0-9_]*"
     if re.fullmatch(pattern, name) and name.lower() not in _RESERVED:
         return name
@@ -84,10 +84,16 @@ def spelled(name: str, dialect: str) -> str:
 
 
 def _names(names: Iterable[str], dialect: str) -> str:
-    forms = {name if name.startswith('"') else name.lower() for name in (spelled(one, dialect) for one in names)}
-    return " | ".join(
-        json.dumps(form, ensure_ascii=False) if form.startswith('"') else _either_case(form) for form in sorted(forms)
-    )
+    """The alternatives of a rule: quoted names as they are, the others in either case."""
+    spellings = set()
+    for name in names:
+        spelling = spelled(name, dialect)
+        spellings.add(spelling if spelling.startswith('"') else spelling.lower())
+    alternatives = []
+    for spelling in sorted(spellings):
+        is_quoted = spelling.startswith('"')
+        alternatives.append(json.dumps(spelling, ensure_ascii=False) if is_quoted else _either_case(spelling))
+    return " | ".join(alternatives)
 
 
 def _either_case(name: str) -> str:
