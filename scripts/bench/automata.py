@@ -65,7 +65,7 @@ def measured(pattern: str, vocabulary: Vocabulary, markov: HiddenMarkov, folder:
     found: list[list[float | None]] = []
     states, moves = 0, "too many"
     for _ in range(2):
-        token_automaton._made.cache_clear()
+        token_automaton._build.cache_clear()
         automaton = automaton_of(Regex(pattern), vocabulary)
         assert automaton is not None
         states = automaton.size

@@ -157,11 +157,11 @@ def test_random_expressions_are_what_re_says() -> None:
 def test_automata_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
     monkeypatch.setattr(kept, "WORTH", 0.0)
-    listing, lists = token_automaton.TokenAutomaton._list, []
-    monkeypatch.setattr(token_automaton.TokenAutomaton, "_list", lambda self: lists.append(0) or listing(self))
+    listing, lists = token_automaton.TokenAutomaton._list_moves, []
+    monkeypatch.setattr(token_automaton.TokenAutomaton, "_list_moves", lambda self: lists.append(0) or listing(self))
 
     def made(pattern: str, vocabulary: Vocabulary = VOCABULARY) -> token_automaton.TokenAutomaton:
-        token_automaton._made.cache_clear()
+        token_automaton._build.cache_clear()
         automaton = automaton_of(Regex(pattern), vocabulary)
         assert automaton is not None
         return automaton

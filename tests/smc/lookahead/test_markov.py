@@ -148,7 +148,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "nothing.safetensors"
     path.write_bytes(b"nothing")
     law = table(3)
-    with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
+    with pytest.raises(ValueError, match="is not a file of 'textguide lookahead train'"):
         run(law, Regex("ab"), AWRS(lookahead=path), 1, LENGTH)
     random_model(0).save(path)
     other = Vocabulary((*PIECES, b"z"), frozenset({END}))

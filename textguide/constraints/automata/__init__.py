@@ -1,4 +1,4 @@
-"""Regular constraints as finite automata, over bytes and over the tokens of a vocabulary: what looking ahead needs."""
+"""Regular constraints as finite automata over bytes and over the tokens of a vocabulary, for looking ahead."""
 
 from .token_automaton import TokenAutomaton, automaton_of
 

@@ -1,9 +1,9 @@
-"""Terminals of the engine's grammars, which :meth:`Constraint.regular` gives, as expressions over bytes."""
+"""Terminals of the engine's grammars, as :meth:`Constraint.regular` returns them, as expressions over bytes."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..patterns.syntax import end_of_set
 from .characters import expression, ranges_of
@@ -14,20 +14,27 @@ _REPEAT = re.compile(r"([*+?])|\{(\d+)(,?)(\d*)\}")
 _GROUP = re.compile(r"\(\?([a-zA-Z]*)(?:-([a-zA-Z]+))?([:)])")
 _BRACED = re.compile(r"\\[pPxuU]\{[^}]*\}")
 _HEX = re.compile(r"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})")
-_STARTS, _ENDS = ("^", r"\A"), ("$", r"\z")
-_IGNORED = frozenset("uU")
+_STARTS = ("^", r"\A")
+_ENDS = ("$", r"\z")
+_IGNORED_FLAGS = frozenset("uU")
 
 
 class UnsupportedTerminalError(ValueError):
-    """A terminal holds what is not read here."""
+    """A terminal contains a construct that is not supported here."""
 
 
 def read(terminal: str) -> tuple[Expressions, Node, bool]:
-    """A terminal as an expression whose texts are those of the terminal, and maybe more with characters beyond ASCII;
-    and whether there are none of these.
+    """Convert a terminal to an expression.
+
+    Args:
+        terminal: in the engine's syntax.
+
+    Returns:
+        The expressions; the one of the terminal, which may match additional texts with characters beyond ASCII; and
+        whether it is exact, that is, matches none.
 
     Raises:
-        UnsupportedTerminalError: it holds what is not read.
+        UnsupportedTerminalError: the terminal contains an unsupported construct.
     """
     expressions = Expressions()
     try:
@@ -37,15 +44,17 @@ def read(terminal: str) -> tuple[Expressions, Node, bool]:
     except (RecursionError, re.error) as error:
         raise UnsupportedTerminalError(str(error)) from None
     if reader.at != len(terminal):
-        raise UnsupportedTerminalError(f"{terminal[reader.at : reader.at + 10]!r} is not read")
+        raise UnsupportedTerminalError(f"{terminal[reader.at : reader.at + 10]!r} is not supported")
     return expressions, node, exact
 
 
 class _Terminal:
-    """Literals between slashes, joined by ``|``, ``&``, ``~`` and brackets."""
+    """A parser of literals between slashes that are combined by ``|``, ``&``, ``~`` and brackets."""
 
     def __init__(self, expressions: Expressions, text: str) -> None:
-        self.expressions, self.text, self.at = expressions, text, 0
+        self.expressions = expressions
+        self.text = text
+        self.at = 0
 
     def _next(self) -> str:
         while self.at < len(self.text) and self.text[self.at].isspace():
@@ -75,7 +84,7 @@ class _Terminal:
     def _item(self, wide: bool) -> Node:
         character = self._next()
         self.at += 1
-        if character == "~":  # what is a superset inside is a subset outside
+        if character == "~":  # the complement of a superset is a subset
             return self.expressions.outside(self._item(not wide))
         if character == "(":
             node = self.alternatives(wide)
@@ -88,23 +97,35 @@ class _Terminal:
             return NOTHING_MORE
         literal = _LITERAL.match(self.text, self.at - 1)
         if literal is None:
-            raise UnsupportedTerminalError(f"{self.text[self.at - 1 : self.at + 9]!r} is not read")
+            raise UnsupportedTerminalError(f"{self.text[self.at - 1 : self.at + 9]!r} is not supported")
         self.at = literal.end()
         return _Pattern(self.expressions, literal[1].replace(r"\/", "/"), wide).whole()
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a part of a pattern stands: its flags, and whether nothing is before it or behind it."""
+class _Position:
+    """The position of a part in a pattern.
 
-    flags: str = ""
+    Args:
+        first: whether nothing precedes it.
+        final: whether nothing follows it.
+    """
+
     first: bool = True
     final: bool = True
 
 
 @dataclass
 class _Part:
-    """A part that was found: its text, or the alternatives of a group, and how often it comes."""
+    """A part of a pattern.
+
+    Args:
+        text: its text, if it is not a group.
+        flags: those that apply to it.
+        group: the alternatives of a group.
+        least: smallest number of repetitions.
+        most: largest number of repetitions; None: no limit.
+    """
 
     text: str = ""
     flags: str = ""
@@ -114,24 +135,28 @@ class _Part:
 
 
 class _Pattern:
-    """A regular expression in the engine's spelling."""
+    """A parser of regular expressions in the engine's syntax."""
 
     def __init__(self, expressions: Expressions, text: str, wide: bool) -> None:
-        self.expressions, self.text, self.wide, self.at = expressions, text, wide, 0
+        self.expressions = expressions
+        self.text = text
+        self.wide = wide
+        self.at = 0
         self.known: dict[tuple[str, str], Node] = {}
 
     def whole(self) -> Node:
         group = self._group("")
         if self.at != len(self.text):
             raise UnsupportedTerminalError(f"a bracket at {self.at} is not opened")
-        return self._either(group, _Place())
+        return self._either(group, _Position())
 
-    # -- taking apart ----------------------------------------------------------------------------------------------
+    # -- parsing ---------------------------------------------------------------------------------------------------
 
     def _group(self, flags: str) -> list[list[_Part]]:
         alternatives: list[list[_Part]] = [[]]
         while self.at < len(self.text) and self.text[self.at] != ")":
-            text, at = self.text, self.at
+            text = self.text
+            at = self.at
             if text[at] == "|":
                 alternatives.append([])
                 self.at += 1
@@ -141,15 +166,16 @@ class _Pattern:
                 self._repeat(alternatives[-1], repeat)
                 continue
             if text[at] == "(":
-                found = _GROUP.match(text, at)
-                inner, self.at = flags, found.end() if found else at + 1
-                if found:
-                    inner = _flags(flags, found)
-                    if found[3] == ")":
+                inner = flags
+                match = _GROUP.match(text, at)
+                self.at = match.end() if match else at + 1
+                if match:
+                    inner = _flags(flags, match)
+                    if match[3] == ")":  # flags for the rest of this group
                         flags = inner
                         continue
                 elif text.startswith("(?", at):
-                    raise UnsupportedTerminalError(f"the group at {at} is not read")
+                    raise UnsupportedTerminalError(f"the group at {at} is not supported")
                 group = self._group(inner)
                 if self.text[self.at : self.at + 1] != ")":
                     raise UnsupportedTerminalError(f"the bracket at {at} is not closed")
@@ -161,7 +187,7 @@ class _Pattern:
 
     def _repeat(self, parts: list[_Part], repeat: re.Match[str]) -> None:
         self.at = repeat.end()
-        if self.text[self.at : self.at + 1] == "?":  # which match is preferred changes no set of texts
+        if self.text[self.at : self.at + 1] == "?":  # laziness does not change the set of texts
             self.at += 1
         if repeat[1]:
             least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[repeat[1]]
@@ -171,41 +197,40 @@ class _Pattern:
         parts[-1] = _Part(group=[[parts[-1]]], least=least, most=most)
 
     def _atom(self) -> str:
-        text, at = self.text, self.at
+        text = self.text
+        at = self.at
         if text[at] == "[":
             self.at = end_of_set(text, at)
         elif text[at] == "\\":
-            found = _BRACED.match(text, at) or _HEX.match(text, at)
-            self.at = found.end() if found else at + 2
+            match = _BRACED.match(text, at) or _HEX.match(text, at)
+            self.at = match.end() if match else at + 2
         else:
             self.at = at + 1
         return text[at : self.at]
 
-    # -- putting together ------------------------------------------------------------------------------------------
+    # -- building -------------------------------------------------------------------------------------------------
 
-    def _either(self, group: list[list[_Part]], place: _Place) -> Node:
-        return self.expressions.either([self._join(parts, place) for parts in group])
+    def _either(self, group: list[list[_Part]], position: _Position) -> Node:
+        return self.expressions.either([self._join(parts, position) for parts in group])
 
-    def _join(self, parts: list[_Part], place: _Place) -> Node:
+    def _join(self, parts: list[_Part], position: _Position) -> Node:
         anchors = [part.text in (*_STARTS, *_ENDS) for part in parts]
         nodes = []
         for number, part in enumerate(parts):
-            here = replace(
-                place,
-                first=place.first and all(anchors[:number]),
-                final=place.final and all(anchors[number + 1 :]),
+            inner = _Position(
+                first=position.first and all(anchors[:number]), final=position.final and all(anchors[number + 1 :])
             )
-            nodes.append(self._part(part, here))
+            nodes.append(self._part(part, inner))
         return self.expressions.join(nodes)
 
-    def _part(self, part: _Part, place: _Place) -> Node:
+    def _part(self, part: _Part, position: _Position) -> Node:
         if part.group is not None:
             once = (part.least, part.most) == (1, 1)
-            inner = place if once else replace(place, first=False, final=False)
+            inner = position if once else _Position(first=False, final=False)
             return self.expressions.repeat(self._either(part.group, inner), part.least, part.most)
         if part.text in _STARTS or part.text in _ENDS:
-            if not (place.first if part.text in _STARTS else place.final):
-                raise UnsupportedTerminalError("an anchor inside of a pattern is not read")
+            if not (position.first if part.text in _STARTS else position.final):
+                raise UnsupportedTerminalError("an anchor inside a pattern is not supported")
             return NOTHING_MORE
         key = (part.text, part.flags)
         if key not in self.known:
@@ -218,9 +243,11 @@ class _Pattern:
         return text if len(text) > 1 or text == "." else re.escape(text)
 
 
-def _flags(flags: str, found: re.Match[str]) -> str:
-    on, off = set(found[1] or ""), set(found[2] or "")
-    unknown = (on | off) - set("is") - _IGNORED
+def _flags(flags: str, match: re.Match[str]) -> str:
+    """The flags after a group or a directive switched some on and some off."""
+    on = set(match[1] or "")
+    off = set(match[2] or "")
+    unknown = (on | off) - set("is") - _IGNORED_FLAGS
     if unknown:
-        raise UnsupportedTerminalError(f"the flag {min(unknown)} is not read")
-    return "".join(sorted(({*flags} | on) - off - _IGNORED))
+        raise UnsupportedTerminalError(f"the flag {min(unknown)} is not supported")
+    return "".join(sorted(({*flags} | on) - off - _IGNORED_FLAGS))
