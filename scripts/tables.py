@@ -1,5 +1,5 @@
-"""Writes the tables that are made anew: both of ``docs/guidance.md``, from what is registered, and the README's, from
-the verdicts on claims::
+"""Write the generated tables: both of ``docs/guidance.md``, from the registered methods, and the README's, from the
+verdicts on claims::
 
     python scripts/tables.py
 """

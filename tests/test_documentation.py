@@ -54,6 +54,24 @@ def test_every_page_has_an_example_that_a_command_made(method: str) -> None:
         assert not options.guidance(given).is_neutral
 
 
+SCRIPTS = re.compile(r"\bscripts/[\w/]+\.(?:py|sh|txt)\b")
+HISTORY = "2c08351"
+"""The commit that has the scripts of finished studies."""
+
+
+def test_scripts_that_pages_name_exist() -> None:
+    missing = []
+    for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
+        # Reports, and what is written about registered claims, record the command of their time.
+        if page.name == "report.md" or page.parent.name == "replications":
+            continue
+        for paragraph in page.read_text(encoding="utf-8").split("\n\n"):
+            names = [name for name in SCRIPTS.findall(paragraph) if not (ROOT / name).is_file()]
+            if names and HISTORY not in paragraph:
+                missing.append((page.relative_to(ROOT).as_posix(), names))
+    assert missing == []
+
+
 def test_pages_are_about_methods() -> None:
     assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(Guidance.registry) - {"composed"}
 

@@ -3,13 +3,12 @@
     pip install 'textguide[captioning]'
     python scripts/train/captioner.py
 
-Half of the captions are learned without their image (zeros in place of the pixels), so that guidance has an
+Half of the captions are learned without their image (zeros instead of the pixels), so that guidance has an
 unconditional branch that the model knows (arXiv 2307.16686, section 3).
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +78,9 @@ def processor() -> TrOCRProcessor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--captions", type=int, default=4, help="a scene; half of them are learned without the image")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("captioner.checkpoint"))
-    parser.add_argument("--output", type=Path, default=Path("textguide/captioning/models/drawn-scenes"))
+    output = Path("textguide/captioning/models/drawn-scenes")
+    parser = vision.parser(__doc__, steps=2500, batch=64, rate=1e-3, name="captioner", output=output)
+    parser.add_argument("--captions", type=int, default=4, help="per scene; half of them are learned without the image")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -123,7 +117,7 @@ def main() -> None:
 
     @torch.no_grad()
     def watch() -> str:
-        """How many shapes and colours of single things are right behind "a"."""
+        """The share of shapes and colours of single things that are right after "a"."""
         states = model.encoder(pixel_values=vision.pixels([image for _, image in single])).last_hidden_state
         start = torch.tensor([[vision.BEGIN, tokenizer.convert_tokens_to_ids("a")]]).expand(len(single), -1)
         logits = model(

@@ -9,7 +9,6 @@ with more detail than most people give.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import masked
@@ -59,14 +58,8 @@ def processor() -> CLIPProcessor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("dual.checkpoint"))
-    parser.add_argument("--output", type=Path, default=Path("textguide/captioning/models/drawn-scenes-dual"))
-    arguments = parser.parse_args()
+    output = Path("textguide/captioning/models/drawn-scenes-dual")
+    arguments = vision.parser(__doc__, steps=900, batch=128, rate=1e-3, name="dual", output=output).parse_args()
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ from ..guidance.scaled import Scaled
 from ..guidance.spec import label
 from ..guidance.unchanged import WithUnchanged
 from ..support import viewer
+from ..support.checks import check_model_and_tokenizer
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
 from .branch_names import branch_names
@@ -119,6 +120,8 @@ def explain(
         raise ValueError("model is an engine of vLLM, which shows no distributions; load the model with transformers")
     if options.get("observer") is not None:
         raise ValueError("observer= is how explain watches the run; use textguide.generate for one of your own")
+    if tokenizer is None:
+        check_model_and_tokenizer(model, tokenizer)
     options = with_config(options, max_new_tokens)
     horizon = options.pop("max_new_tokens", LONGEST) if max_new_tokens is None else max_new_tokens
     # A processor of images and texts brings the tokenizer.
