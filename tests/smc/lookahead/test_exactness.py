@@ -143,7 +143,7 @@ def test_the_perfect_lookahead_makes_all_weights_equal() -> None:
     assert foreseen.ess.mean() > 1.2 * plain.ess.mean()
 
 
-@pytest.mark.parametrize("half", ["_foresee", "_twist"], ids=["stays in the weights", "only moves draws"])
+@pytest.mark.parametrize("half", ["_look_ahead", "_twist"], ids=["stays in the weights", "only moves draws"])
 def test_a_twist_that_does_half_of_it_is_seen(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(Constrained, half)
 
