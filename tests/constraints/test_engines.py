@@ -61,9 +61,12 @@ def test_xgrammar_refuses_patterns_when_they_are_made(pattern: str, reason: str)
 def test_what_xgrammar_reads_in_another_way_is_spelled_for_it() -> None:
     pytest.importorskip("xgrammar")
     for pattern, inside, outside in (
-        (r"\Aab\Z", b"ab", b"AabZ"), (".", b"a", b"\n"), ("a{,2}", b"aa", b"aaa"), ("(?P<x>a)", b"a", b"x"),
+        (r"\Aab\Z", b"ab", b"AabZ"),
+        (".", b"a", b"\n"),
+        ("a{,2}", b"aa", b"aaa"),
+        ("(?P<x>a)", b"a", b"x"),
         ("[^.]", b"\n", b"."),
-    ):  # fmt: skip
+    ):
         session = Regex(pattern, engine="xgrammar").start(BYTES)
         assert session.is_complete(inside), pattern
         assert not session.is_complete(outside), pattern

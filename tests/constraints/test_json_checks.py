@@ -69,9 +69,15 @@ def test_a_value_inside_is_refused_where_it_ends() -> None:
     assert {"required", "minProperties"} <= set(constraint.held.masked)
     session = constraint.start(BYTES)
     for text, is_prefix in (
-        (b'{"n": 13', True), (b'{"n": 13,', False), (b'{"n": 130,', True), (b'{"n": 13}', False), (b'{"n": 1}', False),
-        (b'{"n": 1, "x": [1, 1', True), (b'{"n": 1, "x": [1, 1]', False), (b'{"n": 1, "x": [1, 11]}', True),
-    ):  # fmt: skip
+        (b'{"n": 13', True),
+        (b'{"n": 13,', False),
+        (b'{"n": 130,', True),
+        (b'{"n": 13}', False),
+        (b'{"n": 1}', False),
+        (b'{"n": 1, "x": [1, 1', True),
+        (b'{"n": 1, "x": [1, 1]', False),
+        (b'{"n": 1, "x": [1, 11]}', True),
+    ):
         assert session.is_prefix(text) == is_prefix, text
     assert session.is_complete(b'{"n": 1, "x": [1, 11]}')
     # The same when the text is written token by token, and in a fork.

@@ -292,8 +292,8 @@ def test_the_engine_is_named() -> None:
         ("(", "regex", "missing )"),
         (r"(?P<x>a)(?P=y)", "auto", "unknown group"),
         (r"\p{Nonsense}", "auto", "unknown property"),
-        (r"(a)\1", "llguidance", "a backreference at 3 is not regular; engine='regex' supports it"),
-        (r"(a)\1", "xgrammar", "a backreference at 3 is not regular; engine='regex' supports it"),
+        (r"(a)\1", "llguidance", "a backreference at 3 is not regular; engine='regex' takes it"),
+        (r"(a)\1", "xgrammar", "a backreference at 3 is not regular; engine='regex' takes it"),
         (r"(a)\1{e<=1}", "auto", r"{e<=1} is text for Python's re and fuzzy matching for regex; write \{e<=1}"),
         ("a", "automaton", "engine='automaton' must be one of auto, llguidance, xgrammar, regex"),
     ],
@@ -308,9 +308,16 @@ def test_what_two_engines_read_differently() -> None:
     assert Regex("(?:ab){e<=1}").start(BYTES).is_complete(b"ab{e<=1}")
     assert Regex("(?:ab){e<=1}", engine="regex").start(BYTES).is_complete(b"b")
     for pattern, text in [
-        (r"(?x)[a b]", " "), ("(?x)a #c\nb", "ab"), ("a{,}", "aaa"), ("[--a]", "B"), (r"\h", "\u2003"), (r"\pz", "pz"),
-        ("[[:alpha:]]", "é"), ("[[:^alpha:]]", "1"), ("a(?i)b", "aB"),
-    ]:  # fmt: skip
+        (r"(?x)[a b]", " "),
+        ("(?x)a #c\nb", "ab"),
+        ("a{,}", "aaa"),
+        ("[--a]", "B"),
+        (r"\h", "\u2003"),
+        (r"\pz", "pz"),
+        ("[[:alpha:]]", "é"),
+        ("[[:^alpha:]]", "1"),
+        ("a(?i)b", "aB"),
+    ]:
         assert regex.fullmatch(pattern, text)
         assert Regex(pattern).start(BYTES).is_complete(text.encode()), pattern
 

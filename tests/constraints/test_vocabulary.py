@@ -59,10 +59,13 @@ def llama_like(prefix: bool) -> Any:
     ]
     inner = Tokenizer(
         models.BPE(
-            {name: i for i, name in enumerate(names)}, [("▁", "T"), ("h", "e"), ("▁T", "he"), ("▁", "▁")],
-            unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+            {name: i for i, name in enumerate(names)},
+            [("▁", "T"), ("h", "e"), ("▁T", "he"), ("▁", "▁")],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
         )
-    )  # fmt: skip
+    )
     replace = normalizers.Replace(" ", "▁")
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
     parts: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

@@ -110,7 +110,8 @@ def _refusal(pattern: str, engine: str) -> str:
 
 def _remedy(constraint: Regex) -> str:
     if constraint.engine != BACKTRACKING and not _refusal(constraint.pattern, BACKTRACKING):
-        return f"; engine={BACKTRACKING!r} supports it"
+        # The playground and the vLLM plugin replace this remedy, which does not apply to them, by their own.
+        return f"; engine={BACKTRACKING!r} takes it"
     return ""
 
 
