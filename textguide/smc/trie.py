@@ -136,7 +136,8 @@ class TrieKnowledge(Knowledge):
             low, high, depth = stack.pop()
             if low >= high:
                 continue
-            first, last = strings[low], strings[high - 1]
+            first = strings[low]
+            last = strings[high - 1]
             shared = depth
             while shared < min(len(first), len(last)) and first[shared] == last[shared]:
                 shared += 1

@@ -260,5 +260,5 @@ def _trimmed(moves: NDArray[np.int32], accepting: NDArray[np.bool_]) -> ByteAuto
     number = np.full(len(alive), int(alive.sum()), dtype=np.int32)
     number[alive] = np.arange(int(alive.sum()), dtype=np.int32)
     dead = np.full((1, 256), int(alive.sum()), dtype=np.int32)
-    kept = number[moves[alive]].reshape(-1, 256)
-    return ByteAutomaton(np.concatenate([kept, dead]), np.append(accepting[alive], False), int(number[0]))
+    alive_moves = number[moves[alive]].reshape(-1, 256)
+    return ByteAutomaton(np.concatenate([alive_moves, dead]), np.append(accepting[alive], False), int(number[0]))

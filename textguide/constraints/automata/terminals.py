@@ -193,7 +193,9 @@ class _Pattern:
             least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[repeat[1]]
         else:
             least = int(repeat[2])
-            most = (int(repeat[4]) if repeat[4] else None) if repeat[3] else least
+            most = least
+            if repeat[3]:  # a comma
+                most = int(repeat[4]) if repeat[4] else None
         parts[-1] = _Part(group=[[parts[-1]]], least=least, most=most)
 
     def _atom(self) -> str:

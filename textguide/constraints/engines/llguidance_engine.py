@@ -174,8 +174,8 @@ def _raise_if_error(matcher: Any) -> None:
 def in_one_line(message: str) -> str:
     """An engine's message in one line, without the state and the grammar that the engine prints."""
     lines = message.partition("<state>")[0].split("\n")
-    kept = [line for line in lines if line.strip(" ^|") and "|" not in line[:8]]
-    return " ".join(" ".join(line.split()) for line in kept)
+    meaningful = [line for line in lines if line.strip(" ^|") and "|" not in line[:8]]
+    return " ".join(" ".join(line.split()) for line in meaningful)
 
 
 def _import() -> Any:

@@ -11,7 +11,9 @@ from urllib.parse import urldefrag, urljoin
 
 from ..engines import llguidance_engine
 
-ONE, MANY, NAMED = "one", "many", "named"
+ONE = "one"
+MANY = "many"
+NAMED = "named"
 SUBSCHEMAS = {
     **dict.fromkeys(("additionalProperties", "additionalItems", "unevaluatedProperties", "unevaluatedItems"), ONE),
     **dict.fromkeys(("not", "if", "then", "else", "contains", "propertyNames"), ONE),

@@ -80,7 +80,7 @@ def terminal(pattern: str, literal: Literal) -> str:
     pattern = without_blanks(pattern)
     if not any(text in LOOKS for _, text in atoms(pattern)):
         return literal(translate(pattern))
-    flags = "".join(found[0] for found in _FLAGS.finditer(pattern) if found.start() == 0)
+    flags = "".join(match[0] for match in _FLAGS.finditer(pattern) if match.start() == 0)
     alternatives = []
     for texts, looks in _alternatives(pattern, len(flags)):
         joined = _Alternative(literal, flags).join(_without_anchors(texts, looks), looks)

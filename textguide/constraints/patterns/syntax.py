@@ -156,9 +156,11 @@ def atoms(pattern: str) -> Iterator[tuple[int, str]]:
             yield begin, text
             continue
         elif character == "{":
-            text, at = r"\{", at + 1
+            text = r"\{"
+            at += 1
         else:
-            text, at = character, at + 1
+            text = character
+            at += 1
         repeated = False
         yield begin, text
 
@@ -230,11 +232,12 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
         i += 1
     first = True
     while i < end - 1:
+        posix = _POSIX.match(pattern, i, end)
         if pattern[i] == "\\":
             braced = _BRACED.match(pattern, i)
             out.append(braced[0] if braced else _escape_in_set(pattern, i))
             i = braced.end() if braced else i + 2
-        elif posix := _POSIX.match(pattern, i, end):
+        elif posix:
             out.append(_class(posix, at))
             i = posix.end()
         else:
@@ -284,13 +287,14 @@ def _end_of_set(pattern: str, at: int, nested: bool) -> int:
     depth = 0
     while i < len(pattern):
         character = pattern[i]
+        posix = _POSIX.match(pattern, i)
         if character == "\\":
             i += 1
         elif character == "[" and (depth == 0 or nested):
             depth += 1
             i += pattern.startswith("^", i + 1)
             i += pattern.startswith("]", i + 1)
-        elif posix := _POSIX.match(pattern, i):
+        elif posix:
             i = posix.end() - 1
         elif character == "]":
             depth -= 1

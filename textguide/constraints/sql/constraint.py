@@ -124,18 +124,18 @@ def _read(database: Any) -> tuple[dict[str, list[str]], str]:
 
 
 def _checked_tables(tables: Mapping[Any, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    checked: dict[str, list[str]] = {}
     for table, columns in tables.items():
         names = list(columns) if isinstance(columns, (list, tuple, Mapping)) else []
         if not names or not all(isinstance(name, str) and name and "\n" not in name for name in (table, *names)):
             raise ValueError(f"database has {table!r}: {columns!r}; it must have the names of its columns, in a list")
-        found[table] = names
-    if not found:
+        checked[table] = names
+    if not checked:
         raise ValueError("database has no tables, so no query is possible; pass one with tables")
-    _check_distinct("tables", list(found))
-    for table, names in found.items():
+    _check_distinct("tables", list(checked))
+    for table, names in checked.items():
         _check_distinct(f"columns in {table}", names)
-    return found
+    return checked
 
 
 def _check_distinct(kind: str, names: list[str]) -> None:

@@ -48,12 +48,12 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
 
 def stamp(path: str | os.PathLike[str]) -> Stamp:
     """The stamp of a file, which changes if the file is written again."""
-    place = Path(path).expanduser()
+    file = Path(path).expanduser()
     try:
-        about = place.stat()
+        about = file.stat()
     except OSError as error:
         raise _no_file(os.fspath(path), error) from None
-    return str(place), about.st_mtime_ns, about.st_size, about.st_ino
+    return str(file), about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
