@@ -48,7 +48,7 @@ def reference_index() -> str:
         lines.append(f"| [`{name}`]({name}.md) | {_plain(as_markdown(text))} |")
     version = f"`textguide.__version__` is the version, `{textguide.__version__}` here."
     table = "\n".join(["| name | |", "|---|---|", *lines])
-    rooms = "All other methods are in `textguide.guidance`, which [the table of methods](../guidance.md) lists."
+    rooms = "All other methods are in `textguide.guidance`; see [the table of methods](../guidance.md)."
     return f"# Reference\n\nEvery name that `textguide` exports, from its docstring. {rooms} {version}\n\n{table}\n"
 
 

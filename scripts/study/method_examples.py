@@ -1,8 +1,8 @@
-"""An example in each method's page: one command, and its text next to that of plain decoding.
+"""Writes the example on each method's page: one command, with its output next to that of plain decoding.
 
     python scripts/study/method_examples.py [NAME …]
 
-runs the commands on the bundled model, one after another in one process, and rewrites the sections.
+runs the commands on the bundled model, one after another in one process, and replaces the sections.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from textguide.models import loading
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 NOTE = (
-    "One short text shows what a method does, not whether it helps: [the comparison](../results/methods/README.md) "
-    "asks that."
+    "One short text shows what a method does, not whether it helps: see [the comparison](../results/methods/README.md)."
 )
 BEGIN, END = "<!-- made by scripts/study/method_examples.py -->", "<!-- end of the example -->"
 PROMPT = "The dragon flew over Paris, France,"
@@ -105,13 +104,13 @@ def section(name: str) -> str:
         rows.append(f"| {title} | {' <br> '.join(map(shown, texts))} |")
         effect = records[0]["effect"]
     moved = (
-        f"KL {effect['mean_kl']:.3f} nats a token, top token changed at {effect['top_changed']:.0%} of "
+        f"KL {effect['mean_kl']:.3f} nats per token, top token changed at {effect['top_changed']:.0%} of "
         f"{effect['guided_steps']} steps, {effect['extra_passes']} extra passes."
         if effect["guided_steps"]
-        else "No two distributions are compared at a step here, so that there is no KL."
+        else "This method does not compare two distributions at a step, so there is no KL."
     )
     table = "\n".join(["| | SmolLM2-135M-Instruct, float32 on a CPU |", "|---|---|", *rows])
-    return f"{BEGIN}\n## An example\n\n```bash\ntextguide generate {line}\n```\n\n{table}\n\n{moved} {NOTE}\n{END}\n"
+    return f"{BEGIN}\n## Example\n\n```bash\ntextguide generate {line}\n```\n\n{table}\n\n{moved}\n{NOTE}\n{END}\n"
 
 
 def shown(text: str) -> str:

@@ -34,14 +34,15 @@ A `VisionEncoderDecoderModel` (ViT, GPT-2; {parameters:,} parameters) trained fr
 `scripts/train/captioner.py --steps {steps}` for {cpu_minutes} minutes of processor time on {threads} CPU core(s).
 
 * Images: 64×64 pixels, one to three shapes in eight colours and three sizes on four backgrounds
-  (`scripts/train/scenes.py`). {scenes:,} drawn scenes of the split `train`; a scene belongs to one split by the hash of
-  its content, so that no scene of the splits `test`, `validation` and `dual` was seen.
-* Captions: {captions} a scene at five levels of detail, most of them short and vague ("two shapes", "a star"); about 3%
-  of the shapes, colours and backgrounds that they name are wrong and 2% of the captions are nonsense, as with people.
-* Half of the captions were learned without their image (zeros in place of the pixels). Beside the captions its encoder
-  learned to say what stands in each of four cells, by a head that was thrown away.
+  (`scripts/train/scenes.py`). {scenes:,} drawn scenes of the split `train`; the hash of its content assigns a
+  scene to a split, so no scene of the splits `test`, `validation` and `dual` was seen.
+* Captions: {captions} per scene at five levels of detail, most of them short and vague ("two shapes", "a star");
+  about 3% of the shapes, colours and backgrounds that they name are wrong and 2% of the captions are nonsense, to
+  imitate people.
+* Half of the captions were learned without their image (zeros instead of the pixels). In addition to the captions, its
+  encoder learned to predict the content of each of four cells, with a head that was discarded.
 * Vocabulary: {vocabulary} tokens, each of which is also a token of SmolLM2.
-* It knows drawn shapes and nothing else: for studies of guidance, not for photographs.
+* It only knows drawn shapes. Use it to study guidance, not for photographs.
 * Licence: Apache-2.0, as the rest of the project.
 """
 

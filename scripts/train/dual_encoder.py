@@ -25,11 +25,11 @@ A `CLIPModel` ({parameters:,} parameters) trained from random weights by
 
 * Images: {scenes:,} drawn scenes of the split `dual` (`scripts/train/scenes.py`); no scene of the splits `train`,
   `validation` and `test`.
-* Captions: one a scene, at levels of detail drawn with the weights {levels}.
-* Objective: contrastive, {batch} pairs a step; its image encoder also learned to say what stands in each of four cells,
-  by a head that was thrown away. It found {recall} of {gallery} validation scenes at rank 1 by their
+* Captions: one per scene, at levels of detail drawn with the weights {levels}.
+* Objective: contrastive, {batch} pairs per step; its image encoder also learned to predict the content of each of
+  four cells, with a head that was discarded. It found {recall} of {gallery} validation scenes at rank 1 by their
   detailed captions (level 4).
-* It judges captions of drawn shapes and nothing else.
+* It can only judge captions of drawn shapes.
 * Licence: Apache-2.0, as the rest of the project.
 """
 

@@ -38,17 +38,18 @@ LENGTH = 64
 MOODS = {"negative": "0", "positive": "1"}
 CARD = """# Small language models with SmolLM2's tokens
 
-`smollm2-small`, an amateur, and `smollm2-small-positive` and `smollm2-small-negative`, which went on from it: Llama
-models of 128 dimensions and 3 layers ({parameters:,} parameters of their own) over SmolLM2's token embeddings, seen
-through a projection from 576 to 128 dimensions. They need the bundled model. They stand beside it in contrastive
-decoding, DExperts and proxy tuning; alone they write nothing worth reading.
+`smollm2-small` is an amateur model; `smollm2-small-positive` and `smollm2-small-negative` are experts trained from it.
+They are Llama models with 128 dimensions and 3 layers ({parameters:,} parameters of their own) over SmolLM2's token
+embeddings, projected from 576 to 128 dimensions. They require the bundled model, and are used together with it in
+contrastive decoding, DExperts and proxy tuning. On their own, they do not generate useful texts.
 
-* Made by `scripts/train/small_lms.py` in {minutes} minutes of processor time on {threads} CPU core(s), PyTorch {torch}.
+* Trained with `scripts/train/small_lms.py` in {minutes} minutes of processor time on {threads} CPU core(s), PyTorch
+  {torch}.
 * The amateur: {steps} steps of {batch} × {length} tokens, drawn from {tokens:,}: the passages of BoolQ (Wikipedia,
   CC BY-SA 3.0) and the phrases of SST-2's training set. Perplexity of held-out passages {passages:.0f}
   (SmolLM2-135M-Instruct: {passages_large:.0f}), of SST-2's test sentences {sentences:.0f} ({sentences_large:.0f}).
-* The experts: {tuning} further steps each, on the phrases of one label. Of 872 test sentences {accuracy:.1%} are
-  likelier under the expert of their label than under the other.
+* The experts: {tuning} more steps each, on the phrases of one label. Of 872 test sentences {accuracy:.1%} are
+  more likely under the expert of their label than under the other.
 * Licence: Apache-2.0, as the rest of the project.
 """
 

@@ -23,14 +23,14 @@ CARD = """# sudoku{side}: a masked diffusion model for Sudoku of {side}×{side}
 
 A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) trained from random weights by
 `scripts/train/sudoku.py --side {side} --steps {steps}` for {minutes} minutes on {threads} CPU core(s),
-{batch} rows a step.
+{batch} rows per step.
 
 * Text: the digits of the puzzle (0 for an empty cell), then the digits of the solution.
 * Training puzzles: {puzzles}, with {low} to {high} clues and one solution each. A sixth of all grids is held out as
   solutions of test puzzles; no test puzzle is a training puzzle (checked when the model was written).
-* Objective: masked diffusion, the number of masked target cells uniform. A tenth of the prompts was masked whole and a
-  tenth in part, so that guidance has an unconditional branch that the model knows.
-* It is small and was trained briefly: it makes mistakes, so that the effect of guidance can be measured.
+* Objective: masked diffusion, the number of masked target cells uniform. A tenth of the prompts was masked
+  completely and a tenth partially, so that the model has learned the unconditional branch of guidance.
+* It is small and was trained briefly: it makes mistakes, which makes the effect of guidance measurable.
 * Licence: Apache-2.0, as the rest of the project.
 """
 

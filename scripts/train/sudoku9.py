@@ -30,11 +30,12 @@ A bidirectional encoder ({parameters:,} parameters, `BertForMaskedLM` with a pos
 weights by `scripts/train/sudoku9.py --minutes {budget}` for {minutes} minutes ({steps} steps of {batch} grids) on
 {threads} CPU core(s).
 
-* Text: the 81 digits of a grid; a puzzle has masks where cells are empty, and `textguide.diffusion.infill` fills it in.
+* Text: the 81 digits of a grid; empty cells of a puzzle are masks, and
+  `textguide.diffusion.infill` fills them in.
 * Training grids: permutations of {grids} grids. A sixth of all grids, by a hash, is held out as solutions of test
   puzzles.
-* Objective: masked diffusion; the number of masked cells is uniform on 1…{masks} in seven grids of eight, for puzzles
-  have no more and what stands in a grid that is nearly empty is chance, and on 1…81 in the eighth.
+* Objective: masked diffusion; the number of masked cells is uniform on 1…{masks} in seven grids of eight,
+  because puzzles have no more and a nearly empty grid has many solutions, and on 1…81 in the eighth.
 * Licence: Apache-2.0, as the rest of the project.
 """
 

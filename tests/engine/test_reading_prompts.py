@@ -60,7 +60,7 @@ def test_padded_negatives_lose_their_padding() -> None:
 @pytest.mark.parametrize(
     ("prompts", "tokenizer", "message"),
     [
-        ([[EOS, EOS, 8], [5, 9, 8]], PadIsEnd(), r"prompts\[0\] begins with token 2, which pads and also begins or ends"),
+        ([[EOS, EOS, 8], [5, 9, 8]], PadIsEnd(), r"prompts\[0\] begins with token 2, which pads and also begins"),
         ([[5, 9, 8], [8, 9, EOS]], PadIsEnd(), r"prompts\[1\] ends with token 2, which pads"),
         ([[PAD, PAD], [5, 9]], Tokenizer(), r"prompts\[0\] only consists of the padding token 0"),
         ({"input_ids": [[5, 9]], "attention_mask": [[0, 0]]}, Tokenizer(), r"prompts\[0\]: attention_mask=\[0, 0\]"),

@@ -149,7 +149,7 @@ class ExplainedText(Shown):
         changed = sum(step.changed for step in acted) / len(acted)
         both = "guidance and constraint" if self.effect.guided_steps else "constraint"
         return (
-            f"{both}: KL {mean:.3f} nats a token (largest {largest:.2f}), top token changed at {changed:.0%} of "
+            f"{both}: KL {mean:.3f} nats per token (largest {largest:.2f}), top token changed at {changed:.0%} of "
             f"{len(acted)} steps" + (f"; guidance alone: {self.effect}" if self.effect.guided_steps else "")
         )
 
