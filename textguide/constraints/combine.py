@@ -1,4 +1,4 @@
-"""Constraints made of other constraints, and their sessions."""
+"""Constraints made of other constraints."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from . import engines
-from .base import Constraint, Session, UnsatisfiableError, not_allowed
+from .base import Constraint, Session, UnsatisfiableError
+from .combined_sessions import AllOfSession, AnyOfSession
 from .engines import llguidance_engine
 from .vocabulary import Vocabulary
 
@@ -176,99 +175,3 @@ class Not(Constraint):
         assert terminal is not None
         label = f"{self!r}"[:LABEL_LENGTH]
         return engines.llguidance_session(label, llguidance_engine.terminal(terminal), vocabulary)
-
-
-class AnyOfSession(Session):
-    """One text under several sessions, at least one of which must accept it.
-
-    Args:
-        text: the bytes written so far.
-        parts: all sessions. One that no longer accepts the text stays where it stopped; it still answers questions
-            about texts that do not continue the written one, and its calls count.
-        alive: the sessions that accept the text.
-        vocabulary: what each token adds.
-    """
-
-    def __init__(
-        self, text: bytes, parts: tuple[Session, ...], alive: tuple[Session, ...], vocabulary: Vocabulary
-    ) -> None:
-        self.text = text
-        self._parts = parts
-        self._alive = alive
-        self._vocabulary = vocabulary
-
-    @property
-    def calls(self) -> int:
-        return sum(session.calls for session in self._parts)
-
-    def is_prefix(self, text: bytes) -> bool:
-        return any(session.is_prefix(text) for session in self._candidates(text))
-
-    def is_complete(self, text: bytes) -> bool:
-        return any(session.is_complete(text) for session in self._candidates(text))
-
-    def mask(self) -> Tensor | None:
-        union: Tensor | None = None
-        for session in self._alive:
-            mask = session.mask()
-            if mask is None:
-                return None
-            union = mask if union is None else union | mask
-        return union
-
-    def write(self, text: bytes) -> None:
-        whole = self.text + text
-        alive = tuple(session for session in self._alive if session.is_prefix(whole))
-        if not alive:
-            raise not_allowed(text, self.text)
-        for session in alive:
-            session.write(text)
-        self.text = whole
-        self._alive = alive
-
-    def fork(self) -> AnyOfSession:
-        forks = {id(session): session.fork() for session in self._parts}
-        alive = tuple(forks[id(session)] for session in self._alive)
-        return AnyOfSession(self.text, tuple(forks.values()), alive, self._vocabulary)
-
-    def _candidates(self, text: bytes) -> tuple[Session, ...]:
-        """The sessions that may accept ``text``."""
-        return self._alive if text.startswith(self.text) else self._parts
-
-
-class AllOfSession(Session):
-    """One text under several sessions, all of which must accept it; the first ones are called first."""
-
-    def __init__(self, text: bytes, parts: tuple[Session, ...], vocabulary: Vocabulary) -> None:
-        self.text = text
-        self._parts = parts
-        self._vocabulary = vocabulary
-
-    @property
-    def calls(self) -> int:
-        return sum(session.calls for session in self._parts)
-
-    def is_prefix(self, text: bytes) -> bool:
-        return all(session.is_prefix(text) for session in self._parts)
-
-    def is_complete(self, text: bytes) -> bool:
-        return all(session.is_complete(text) for session in self._parts)
-
-    def mask(self) -> Tensor | None:
-        intersection: Tensor | None = None
-        for session in self._parts:
-            mask = session.mask()
-            if mask is None:
-                return None
-            intersection = mask if intersection is None else intersection & mask
-        return intersection
-
-    def write(self, text: bytes) -> None:
-        if not self.is_prefix(self.text + text):
-            raise not_allowed(text, self.text)
-        for session in self._parts:
-            session.write(text)
-        self.text += text
-
-    def fork(self) -> AllOfSession:
-        return AllOfSession(self.text, tuple(session.fork() for session in self._parts), self._vocabulary)

@@ -214,7 +214,7 @@ def test_requests_that_are_understood() -> None:
         ({"awrs_regex": 5}, "awrs_regex=5 must be a text"),
         ({"awrs_regex": r"(a)\1"}, "awrs_regex: pattern=.* a backreference at 3 .*; name it when the engine starts"),
         ({"awrs_regex": "("}, "awrs_regex: pattern=.* cannot be used"),
-        ({"awrs_json_schema": "/etc/passwd"}, "awrs_json_schema='/etc/passwd' is not valid JSON"),
+        ({"awrs_json_schema": "/etc/passwd"}, "awrs_json_schema='/etc/passwd' is no JSON"),
         ({"awrs_json_schema": "[1]"}, "awrs_json_schema: schema="),
         ({"awrs_grammar": " "}, "awrs_grammar: grammar="),
         ({"awrs_constraint": "consonants"}, "'consonants' is no constraint of this engine; those are vowels"),

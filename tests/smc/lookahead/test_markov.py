@@ -201,5 +201,5 @@ def test_sums_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatc
     found = [MarkovLookahead(automaton, random_model(seed))._edges for seed in (1, 1, 2)]
     assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
     assert not torch.equal(found[0][2], found[2][2])
-    monkeypatch.setattr(MarkovLookahead, "_sum", None)
+    monkeypatch.setattr(MarkovLookahead, "_sum_emissions", None)
     assert torch.equal(MarkovLookahead(automaton, random_model(1))._edges[2], found[0][2])

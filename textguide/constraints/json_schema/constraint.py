@@ -17,7 +17,7 @@ from ...support.checks import flag, one_of, whole_number
 from .. import engines
 from ..arguments import read_text, shortened
 from ..base import Constraint, Session
-from ..combine import AllOfSession
+from ..combined_sessions import AllOfSession
 from ..engines import llguidance_engine
 from ..memoized_session import VerdictCache
 from ..vocabulary import Vocabulary

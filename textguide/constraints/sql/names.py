@@ -17,7 +17,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from ..base import Session
-from ..combine import AllOfSession
+from ..combined_sessions import AllOfSession
 from ..engines.session import MaskCache
 from ..memoized_session import MemoizedSession
 from ..utf8 import whole_characters
