@@ -161,7 +161,7 @@ def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.L
     assert row(scores, [], torch.Generator().manual_seed(0)).death is None
     refused = ToyConstraints({}, Tokenizer, 9).row(AWRS({"kind": "nonsense"}), [END], 9)
     assert refused(scores, [], torch.Generator()).token == END
-    assert "'nonsense' is no constraint" in str(refused(scores, [], torch.Generator()).death)
+    assert "'nonsense' is not a constraint" in str(refused(scores, [], torch.Generator()).death)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
