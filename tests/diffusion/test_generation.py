@@ -244,7 +244,7 @@ def test_stream_and_seed() -> None:
         ({"threshold": 0.5, "order": "entropy"}, "order='entropy' gives none"),
         ({"positions": "x"}, "positions='x' must be one of"),
         ({"corrector": -1}, "corrector=-1 must be"),
-        ({"guidance": 2.0}, "guidance=2.0 is no guidance"),
+        ({"guidance": 2.0}, "guidance=2.0 is not a guidance"),
         ({"guidance": CFG(2.0, negative_prompt=["a", "b"])}, "negative_prompt has 2 rows and the batch has 3"),
         ({"allowed": torch.ones(3)}, "allowed has shape"),
         ({"allowed": torch.zeros(tiny.VOCABULARY, dtype=torch.bool)}, "allowed leaves no token"),

@@ -366,7 +366,7 @@ def test_neutral_is_bit_equal_and_asks_nothing() -> None:
         (DiscreteClassifier(CANVAS, "high", include_prompt=False), "include_prompt=False is for predictors of texts"),
         (DiscreteClassifier(TONE, "high", taylor=True), "reads text, which has no derivative"),
         (TFG(TONE, "high", mean_strength=1.0), "reads text, which has no derivative"),
-        (TFG(TONE, "high", samples=None), "samples=None asks about every text, and 4 masks of a row have"),
+        (TFG(TONE, "high", samples=None), "samples=None evaluates every text, and 4 masks of a row have"),
         (DiscreteClassifier(FunctionPredictor(lambda t, a: t[:, 0], ["a", "b"]), "a"), r"returned shape \(.*NaN"),
     ],
 )

@@ -410,7 +410,7 @@ def test_to_dict_is_json(model: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": 1.5}, "guidance=1.5 is no guidance"),
+        ({"guidance": 1.5}, "guidance=1.5 is not a guidance"),
         ({"guidance": textguide.guidance.ACFG(1.5)}, r"acfg' masks tokens .* use textguide.diffusion.generate"),
         ({"guidance": textguide.guidance.CorrSynth(1.5)}, "group=2 and a batch of 1"),
         ({"top": 0}, "top=0"),

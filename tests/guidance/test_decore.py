@@ -99,7 +99,7 @@ def test_spelling() -> None:
         ({"heads": [(0, -1)]}, "heads=-1 must be a whole number"),
         ({"heads": ()}, "must be 'auto', or pairs"),
         ({"count": 0}, "count=0 must be a whole number"),
-        ({"alpha": 1.0, "cap": 2.0}, "cap=2.0 must be 0 or more nats, and goes with alpha=None"),
+        ({"alpha": 1.0, "cap": 2.0}, "cap=2.0 only applies to alpha=None"),
     ],
 )
 def test_fields(fields: dict[str, Any], message: str) -> None:

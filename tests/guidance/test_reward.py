@@ -94,8 +94,8 @@ def test_identity_and_text() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": 3}, "model=3 gives no reward"),
-        ({"model": " "}, "model=' ' gives no reward"),
+        ({"model": 3}, "model=3 is not a reward"),
+        ({"model": " "}, "model=' ' is not a reward"),
         ({"weight": math.inf}, "weight=inf"),
         ({"top_k": 0}, "top_k=0"),
         ({"include_prompt": "no"}, "include_prompt='no'"),
@@ -178,5 +178,7 @@ def test_a_folder_is_loaded_and_guides(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_places() -> None:
-    with pytest.raises(ValueError, match=r"asks the one classifier that it was started with; use textguide\.generate"):
+    with pytest.raises(
+        ValueError, match=r"only calls the classifier that it was started with; use textguide\.generate"
+    ):
         check_place(Reward("mine"), "vllm")

@@ -224,7 +224,7 @@ def test_what_cannot_work_is_said() -> None:
         value.train(build("llama"), TOKENIZER, same, model_name="tiny")
     with pytest.raises(ValueError, match="strength=0"):
         value.train(build("llama"), TOKENIZER, written("linear"), model_name="tiny", strength=0)
-    with pytest.raises(ValueError, match="asks the one classifier"):
+    with pytest.raises(ValueError, match="only calls the classifier"):
         check_place(ValueGuidance("x"), "vllm")
     assert ValueGuidance("x", 0).is_neutral
 

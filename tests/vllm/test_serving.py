@@ -271,7 +271,7 @@ def test_a_threshold_for_skipping_is_ignored(client):
         ({"awrs_regex": "("}, "awrs_regex"),
         ({"guidance": "{"}, "guidance='{' is not JSON"),
         ({"guidance": '{"method": "apg", "scale": "high"}'}, "guidance: scale='high'"),
-        ({"guidance": '{"method": "apg", "sclae": 2}'}, "guidance: 'sclae' is no field of apg"),
+        ({"guidance": '{"method": "apg", "sclae": 2}'}, "guidance: 'sclae' is not a field of apg"),
         ({"guidance": "agp:scale=2"}, "guidance 'agp' is unknown; did you mean"),
         ({"guidance": "dola"}, "guidance 'dola'"),
         ({"guidance": "contrastive"}, "textguide serve MODEL --with amateur=PATH"),

@@ -124,8 +124,7 @@ class Predictor:
 
 
 class CanvasQueries:
-    """What a guidance can ask its predictor about some masked positions of a canvas; the protocol is documented in
-    :mod:`textguide.guidance.canvas_guidance`.
+    """Predictions at some masked positions; see :class:`textguide.guidance.canvas_guidance.CanvasPredictions`.
 
     Args:
         predictor: the predictor.

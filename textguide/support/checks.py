@@ -77,7 +77,7 @@ def share(name: str, value: Any, remedy: str = "") -> float:
         ValueError: it is not a number there.
     """
     if is_number(value) and 0.0 <= value <= 1.0:
-        return float(value)
+        return finite_number(name, value)
     raise ValueError(f"{name}={value!r} must be a number in [0, 1]{'; ' + remedy if remedy else ''}")
 
 

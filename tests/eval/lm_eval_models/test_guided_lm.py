@@ -227,9 +227,9 @@ def test_registered_in_lm_eval(tiny_model: str) -> None:
     ("options", "message"),
     [
         ({"guidance": "cgf:scale=2"}, "'cgf' is unknown; did you mean cfg"),
-        ({"guidance": "cfg:scal=2"}, "'scal' is no field of cfg; did you mean scale"),
+        ({"guidance": "cfg:scal=2"}, "'scal' is not a field of cfg; did you mean scale"),
         ({"guidance": "cfg:scale"}, "write scale=VALUE"),
-        ({"guidance": 3}, "guidance=3 is no guidance"),
+        ({"guidance": 3}, "guidance=3 is not a guidance"),
         ({"guidance": "cfg", "scale": 2.0}, "exclude each other"),
         ({"settings": []}, "settings is empty"),
         ({"settings": [None], "scale": 2.0}, "excludes guidance="),
