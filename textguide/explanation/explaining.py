@@ -25,7 +25,7 @@ from ..support import viewer
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
 from .branch_names import branch_names
-from .following import Follow
+from .forced_tokens import Follow
 from .steps import NOTHING, RANKS, Allowed, explain_step
 from .values import ExplainedStep, ExplainedText
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .model_adapter import adapter
-from .twins import hooked_twin, own_hooks
+from .module_copies import hooked_twin, own_hooks
 
 PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
 """What models call the projection behind the heads of a layer."""

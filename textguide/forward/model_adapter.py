@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from . import caches, small_matmul
-from .trials import Padding, Reading, alike, probes, tried
+from .probes import Padding, Reading, alike, probes, tried
 
 _BROKEN = (RuntimeError, IndexError, TypeError, AttributeError, AssertionError, ValueError)
 

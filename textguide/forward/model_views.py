@@ -14,7 +14,7 @@ from ..guidance.base import SELF, Branch
 from ..guidance.views import Adapted, MaskedHeads, Steered, View
 from . import attention_heads, low_rank, prefill, steering_vectors
 from .model_adapter import adapter
-from .twins import twin_of
+from .module_copies import twin_of
 
 ModelPart = tuple[str, View | None]
 """A model by its name, and what is run of it (None: all)."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .twins import twin_of
+from .module_copies import twin_of
 
 LARGEST = 16
 """Most rows of the transposed product, where oneDNN is missing or has no gradient."""

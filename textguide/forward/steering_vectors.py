@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..support import files
 from .model_adapter import adapter
-from .twins import hooked_twin
+from .module_copies import hooked_twin
 
 FILE = "steering.safetensors"
 FORMAT = "textguide steering vector"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import branch_inputs
 from ..explanation.explaining import explain
-from ..explanation.following import Follow
+from ..explanation.forced_tokens import Follow
 from ..guidance import CFG, Guidance, parts_of, split, with_scale
 from ..guidance.places import check_place
 from ..guidance.scaled import Scaled
