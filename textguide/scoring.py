@@ -140,7 +140,7 @@ def score_groups(
     for setting in settings:
         check_place(setting, "score")
     if leading(settings) is not None:
-        adapter(model).reads_apart([])  # refuses models that branches cannot share
+        adapter(model).needs_separate_passes([])  # refuses models that branches cannot share
         for item in items if not adapter(model).is_encoder_decoder else ():
             adapter(model).check_lengths([len(item.context)], len(item.continuation))
     reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]

@@ -303,7 +303,7 @@ def test_an_adapter_of_another_model_or_of_nobody_is_refused(tmp_path: Path) -> 
     guidance = CFG(1.5, distilled=tmp_path / "a")
     with pytest.raises(ValueError, match=r"was trained for .*, and this is another LlamaForCausalLM"):
         textguide.generate(build("llama", 3), Tokenizer(), PROMPTS, guidance, max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"holds no distillation\.json; train an adapter"):
+    with pytest.raises(ValueError, match=r"has no distillation\.json; train an adapter"):
         textguide.generate(build("llama"), Tokenizer(), PROMPTS, CFG(1.5, distilled=tmp_path), max_new_tokens=2)
     with pytest.raises(ValueError, match="one strength for a whole text"):
         CFG(1.5, distilled="a", schedule="linear")

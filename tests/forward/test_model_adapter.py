@@ -161,7 +161,7 @@ def test_rotary_embeddings_that_change_with_the_length() -> None:
     long = [[5 + i % 40 for i in range(20)], [7 + i % 30 for i in range(25)]]
     together_and_alone(model, CFG(1.5), [*long, [11, 4, 52]])  # branches of one token beside rows beyond the switch
     together_and_alone(model, CFG(1.5), PROMPTS)
-    with pytest.raises(ValueError, match=r"rotary embeddings behind 16 tokens.*14 tokens.*max_new_tokens=6"):
+    with pytest.raises(ValueError, match=r"rotary embeddings after 16 tokens.*14 tokens.*max_new_tokens=6"):
         textguide.generate(model, Tokenizer(), [long[0][:14]], CFG(1.5), max_new_tokens=NEW)
 
 
@@ -237,9 +237,9 @@ def test_prompt_tuning_is_refused() -> None:
     peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = peft.get_peft_model(build("llama", seed=12), config)
-    with pytest.raises(ValueError, match="reads learned tokens in front of every prompt"):
+    with pytest.raises(ValueError, match="adds learned tokens before every prompt"):
         textguide.generate(model, Tokenizer(), PROMPTS, CFG(1.5), max_new_tokens=NEW)
-    with pytest.raises(ValueError, match="reads learned tokens in front of every prompt"):
+    with pytest.raises(ValueError, match="adds learned tokens before every prompt"):
         textguide.score(model, Tokenizer(), PROMPTS[0], [5, 6], CFG(1.5))
 
 

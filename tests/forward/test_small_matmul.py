@@ -121,18 +121,18 @@ def test_other_dtypes_take_the_original(dtype: torch.dtype, calls: Calls) -> Non
     assert calls.count == 0
 
 
-def test_a_twin_uses_it_and_its_model_does_not(calls: Calls) -> None:
+def test_a_copy_uses_it_and_its_model_does_not(calls: Calls) -> None:
     model, x = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU()), torch.randn(2, 5)
     with torch.no_grad():
-        twin = small_matmul.twin(model)
+        fast = small_matmul.fast_copy(model)
         model(x)
         assert calls.count == 0
-        torch.testing.assert_close(twin(x), model(x))
+        torch.testing.assert_close(fast(x), model(x))
         assert calls.count == 1
         model[0].weight.mul_(2)  # shared
-        torch.testing.assert_close(twin(x), model(x))
+        torch.testing.assert_close(fast(x), model(x))
     assert type(model[0]) is torch.nn.Linear
-    assert twin[0].weight is model[0].weight
+    assert fast[0].weight is model[0].weight
 
 
 def test_other_threads_use_their_model_as_it_is(calls: Calls) -> None:
@@ -178,26 +178,26 @@ def test_quantised_and_changed_layers_are_left_alone(calls: Calls) -> None:
     hooked.forward = lambda x: LINEAR(x, hooked.weight, hooked.bias)  # type: ignore[method-assign]
     model = torch.nn.Sequential(quantised, Own(7, 7), hooked, torch.nn.Linear(7, 3, dtype=torch.float64))
     assert not small_matmul.helps(model)
-    twin = small_matmul.twin(model)
-    assert [type(layer) for layer in twin] == [type(layer) for layer in model]
+    fast = small_matmul.fast_copy(model)
+    assert [type(layer) for layer in fast] == [type(layer) for layer in model]
     with torch.no_grad():
-        twin[:3](torch.randn(2, 5))
+        fast[:3](torch.randn(2, 5))
     assert calls.count == 0
 
 
-def test_a_twin_is_made_anew_where_the_model_has_changed() -> None:
+def test_a_new_copy_is_made_if_the_model_has_changed() -> None:
     model = build("gpt_neox", seed=3)
     known = adapter(model)
-    first = known.fast_twin
-    assert first is known.fast_twin is not model
+    first = known.fast_copy
+    assert first is known.fast_copy is not model
     before = model.lm_head
     model.lm_head = torch.nn.Linear(before.in_features, before.out_features, bias=False)
-    assert known.fast_twin is not first
-    assert known.fast_twin.lm_head.weight is model.lm_head.weight
+    assert known.fast_copy is not first
+    assert known.fast_copy.lm_head.weight is model.lm_head.weight
     model.lm_head = before
     hooked: list[int] = []
     with model.register_forward_hook(lambda *_: hooked.append(1)):
-        known.fast_twin(torch.tensor([[5]]))
+        known.fast_copy(torch.tensor([[5]]))
     assert hooked  # hooks are shared
 
 
@@ -226,7 +226,7 @@ def test_switch(switch: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     small_matmul.machine_gains.cache_clear()
     assert small_matmul.machine_gains() is on
     model = build("llama", seed=4)
-    assert (adapter(model).fast_twin is not model) is on
+    assert (adapter(model).fast_copy is not model) is on
 
 
 @pytest.mark.parametrize(

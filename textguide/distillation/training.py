@@ -207,7 +207,7 @@ def _train(
             r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, task_type="CAUSAL_LM",
             target_modules=targets[0] if targets == ["all-linear"] else targets, fan_in_fan_out=_is_transposed(model),
         )  # fmt: skip
-        wrapped = library.get_peft_model(low_rank.sharing(model), config).eval()
+        wrapped = library.get_peft_model(low_rank.copy_sharing_weights(model), config).eval()
         parameters = {key: value for key, value in wrapped.named_parameters() if value.requires_grad}
         for value in parameters.values():
             value.data = value.data.float()

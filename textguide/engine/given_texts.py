@@ -261,7 +261,7 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     elif (
         len({tuple(c) for c in contexts}) == len(batch)
         and known.is_causal
-        and known.reads_at_once(max(map(len, whole)))
+        and known.reads_chunk_up_to(max(map(len, whole)))
     ):
         parts = list(prefill.read_prompts(model, whole, device, keep=keep)[1])
     else:

@@ -8,33 +8,36 @@ import types
 from typing import Any
 
 _HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
+)
 
 
-def twin_of(module: Any) -> Any:
-    """``module`` with a list of children of its own; whatever is put into that list leaves the module as it is."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    # accelerate keeps methods bound to the module, and a call of them bound into its hook.
+def shallow_copy(module: Any) -> Any:
+    """A copy of ``module`` with its own dictionary of children: replacing a child does not change ``module``."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    # accelerate stores methods that are bound to the module, and a partial that calls them with the module.
     for name in ("forward", "_old_forward"):
-        kept = module.__dict__.get(name)
-        if isinstance(kept, types.MethodType) and kept.__self__ is module:
-            setattr(twin, name, types.MethodType(kept.__func__, twin))
-        elif isinstance(kept, functools.partial) and kept.args[:1] == (module,):
-            setattr(twin, name, functools.partial(kept.func, twin, *kept.args[1:], **kept.keywords))
-    return twin
+        method = module.__dict__.get(name)
+        if isinstance(method, types.MethodType) and method.__self__ is module:
+            setattr(copied, name, types.MethodType(method.__func__, copied))
+        elif isinstance(method, functools.partial) and method.args[:1] == (module,):
+            setattr(copied, name, functools.partial(method.func, copied, *method.args[1:], **method.keywords))
+    return copied
 
 
-def hooked_twin(module: Any) -> Any:
-    """A twin with lists of hooks of its own: those of ``module``, and whatever is registered on the twin alone."""
-    return own_hooks(twin_of(module))
+def copy_with_own_hooks(module: Any) -> Any:
+    """A shallow copy with the hooks of ``module``; hooks that are registered on the copy do not run in ``module``."""
+    return separate_hooks(shallow_copy(module))
 
 
-def own_hooks(twin: Any) -> Any:
-    """``twin``, whose lists of hooks are from now on its own."""
+def separate_hooks(copied: Any) -> Any:
+    """Give a shallow copy its own dictionaries of hooks, and return it."""
     for name in _HOOKS:
-        if name in twin.__dict__:
-            setattr(twin, name, copy.copy(twin.__dict__[name]))
-    return twin
+        if name in copied.__dict__:
+            setattr(copied, name, copy.copy(copied.__dict__[name]))
+    return copied
