@@ -69,11 +69,15 @@ def test_every_position_is_taught_what_guidance_says_at_the_end_of_a_prompt(name
 @pytest.mark.parametrize(
     "guidance",
     [
-        CFG(1.7), CFG(2.0, negative_prompt=[4, 4, 8]), CFG(1.5, schedule="linear"), DExperts(0.8),
-        Steering(tuple(0.1 * n for n in range(32)), 0), CFG(1.5, start=0.5),
+        CFG(1.7),
+        CFG(2.0, negative_prompt=[4, 4, 8]),
+        CFG(1.5, schedule="linear"),
+        DExperts(0.8),
+        Steering(tuple(0.1 * n for n in range(32)), 0),
+        CFG(1.5, start=0.5),
     ],
     ids=lambda g: g.fingerprint,
-)  # fmt: skip
+)
 def test_continuations_are_taught_what_the_oracle_says(guidance: Any) -> None:
     model, texts = build("llama"), rows(1)
     models = {name: build("llama", seed) for seed, name in ((5, "expert"), (6, "anti-expert"))}
@@ -129,8 +133,11 @@ def test_an_adapter_comes_closer_to_guidance_and_leaves_its_model_alone(tmp_path
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert flags == [value.requires_grad for value in model.parameters()]
     assert {file.name for file in (tmp_path / "a").iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "distillation.json"
-    }  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "distillation.json",
+    }
 
 
 class Killed(Exception):
@@ -214,9 +221,13 @@ def test_texts_of_every_source(tmp_path: Path, source: str) -> None:
     given = [{"prompt": [5, 6], "completion": "hello"}, {"text": "once there was"}]
     seen: list[int] = []
     result = trained(
-        tmp_path / "a", model, source=source, given=given, steps=2,
+        tmp_path / "a",
+        model,
+        source=source,
+        given=given,
+        steps=2,
         progress=lambda what, done, of, loss: seen.append(done) if what == "writing" else None,
-    )  # fmt: skip
+    )
     assert len(result.losses) == 2
     assert seen[-1] == QUICK["texts"]
     assert json.loads((tmp_path / "a" / "distillation.json").read_text())["texts"] == QUICK["texts"]
@@ -268,7 +279,7 @@ def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -
         ({"settings": DistillSettings(), "steps": 3}, "settings= excludes"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     own = {"prompts": PROMPTS, **(QUICK if "settings" not in more else {}), **more}
     guidance = own.pop("guidance", CFG(1.5))

@@ -25,11 +25,9 @@ PROMPT = "the dragon"
 NEGATIVE = "a dog"
 NEW = 5
 LETTERS = Vocabulary(
-    tuple(
-        Tokenizer.letters[i - 3].encode() if 3 <= i < 3 + len(Tokenizer.letters) else b"" for i in range(VOCAB)
-    ),
+    tuple(Tokenizer.letters[i - 3].encode() if 3 <= i < 3 + len(Tokenizer.letters) else b"" for i in range(VOCAB)),
     frozenset({EOS}),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +272,17 @@ def test_what_a_constraint_forbids(model: Any, name: str, guided: bool) -> None:
         pytest.skip("it corrects a guidance")
     cfg = CFG(2.0, NEGATIVE)
     explanation = explain(
-        model, Tokenizer(), PROMPT, [*([cfg] if guided else []), CONSTRAINTS[name]], max_new_tokens=4, top=61,
-        min_prob=0.0, vocabulary=LETTERS, eos_token_id=EOS, seed=3,
-    )  # fmt: skip
+        model,
+        Tokenizer(),
+        PROMPT,
+        [*([cfg] if guided else []), CONSTRAINTS[name]],
+        max_new_tokens=4,
+        top=61,
+        min_prob=0.0,
+        vocabulary=LETTERS,
+        eos_token_id=EOS,
+        seed=3,
+    )
     assert 1 <= len(explanation.steps) <= 4
     # The same text, read under the guidance alone.
     before = ""
@@ -309,10 +315,15 @@ def test_what_a_constraint_forbids(model: Any, name: str, guided: bool) -> None:
 def test_a_text_that_the_constraint_gives_up(model: Any) -> None:
     with pytest.warns(NoParticleLeftWarning):
         explanation = explain(
-            model, Tokenizer(), PROMPT, AWRS(Regex("a{9}"), particles=2, lookahead=None), max_new_tokens=3,
+            model,
+            Tokenizer(),
+            PROMPT,
+            AWRS(Regex("a{9}"), particles=2, lookahead=None),
+            max_new_tokens=3,
             vocabulary=LETTERS,
-            eos_token_id=EOS, seed=0,
-        )  # fmt: skip
+            eos_token_id=EOS,
+            seed=0,
+        )
     assert [step.allowed is None for step in explanation.steps[:2]] == [False, False]
     assert [move.text for move in explanation.steps[0].raised] == ["a"]
 

@@ -66,9 +66,15 @@ def test_guided_texts_are_those_of_prompts_one_by_one(samples: int) -> None:
 
     def texts(some: list[list[int]]) -> list[list[int]]:
         out = textguide.generate(
-            model, tokenizer, some, CFG(1.5),
-            max_new_tokens=6, num_return_sequences=samples, do_sample=samples > 1, top_k=1,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            some,
+            CFG(1.5),
+            max_new_tokens=6,
+            num_return_sequences=samples,
+            do_sample=samples > 1,
+            top_k=1,
+        )
         return out.new_tokens
 
     together, read = tokens_of(model, lambda: texts(prompts))

@@ -115,6 +115,7 @@ def read_prepared(
     """
     known = adapter(model)
     prepared = _PreparedInputs.of(model_kwargs, fresh)
+    rows: Rows
     if known.is_encoder_decoder:
         rows, logits = read_encoded(
             known.base,
