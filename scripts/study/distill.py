@@ -179,11 +179,11 @@ def divergences(study: Study, model: Any, guidance: Any) -> list[float]:
     for passage in study.passages()[-60:]:
         row = tokenizer(passage).input_ids[:40]
         reading = BatchReading(
-            student, base, [texts.Text(row[:1], row[1:])], [], guidance, GAMMA, every=True, tokenizer=tokenizer,
+            student, base, [texts.Text(row[:1], row[1:])], [], guidance, GAMMA, all_positions=True, tokenizer=tokenizer,
             models={}, device="cpu",
         )  # fmt: skip
         with torch.no_grad():
-            target = reading.before if guidance.is_neutral else reading.target
+            target = reading.original if guidance.is_neutral else reading.target
             found.append(float(algebra.kl_divergence(target, reading.student).mean()))
     return found
 
