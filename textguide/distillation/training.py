@@ -292,9 +292,7 @@ class _Run:
         with low_rank.parameters_as_they_were(self.model), torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             wrapped = _with_new_adapter(library, self.model, settings)
-            parameters = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
-            for value in parameters.values():
-                value.data = value.data.float()
+            parameters = _trained_parameters(wrapped)
             optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
             losses = checkpoint.resume(self.work, parameters, optimizer)
             resumed = len(losses)
@@ -306,13 +304,12 @@ class _Run:
             for step in range(resumed, settings.steps):
                 scale, guidance = guidances[step % len(guidances)]
                 low_rank.set_strength(wrapped, low_rank.strength_of({"scale": strongest}, scale))
-                numbers = _batch(step, len(training_texts), settings)
-                numbers = numbers[accelerator.process_index :: accelerator.num_processes]
+                numbers = self._batch(step, len(training_texts))
                 reading = BatchReading(
                     student,
                     self.model,
                     [training_texts[number] for number in numbers],
-                    [items[number] for number in numbers] if items else [],
+                    [items[number] for number in numbers if items],
                     guidance,
                     scale,
                     all_positions=all_positions,
@@ -325,11 +322,8 @@ class _Run:
                 loss = objective.loss(reading)
                 self._descend(loss, parameters.values(), optimizer, step)
                 losses.append(float(accelerator.reduce(loss.detach(), "mean")))
-                done = step + 1
-                if accelerator.is_main_process and (done % SAVE_EVERY == 0 or done == settings.steps):
-                    # accelerate wraps the optimizer, and the wrapper has no state by parameter.
-                    checkpoint.save(self.work, parameters, getattr(optimizer, "optimizer", optimizer), losses)
-                self.progress("training", done, settings.steps, losses[-1])
+                self._save(parameters, optimizer, losses)
+                self.progress("training", step + 1, settings.steps, losses[-1])
             low_rank.set_strength(wrapped, 1.0)
         return TrainedAdapter(
             wrapped,
@@ -340,6 +334,26 @@ class _Run:
             trained_weights=sum(value.numel() for value in parameters.values()),
             weights=sum(value.numel() for value in self.model.parameters()),
         )
+
+    def _batch(self, step: int, count: int) -> list[int]:
+        """The numbers of this process's texts in one step: epoch after epoch, each in its own random order."""
+        size = self.settings.batch_size
+        orders: dict[int, list[int]] = {}
+        numbers = []
+        for position in range(step * size, (step + 1) * size):
+            epoch = position // count
+            if epoch not in orders:
+                generator = torch.Generator().manual_seed(self.settings.seed * 7919 + epoch)
+                orders[epoch] = torch.randperm(count, generator=generator).tolist()
+            numbers.append(orders[epoch][position % count])
+        return numbers[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _save(self, parameters: Mapping[str, Any], optimizer: Any, losses: list[float]) -> None:
+        """Write a checkpoint if it is time for one."""
+        steps = len(losses)
+        if self.accelerator.is_main_process and (steps % SAVE_EVERY == 0 or steps == self.settings.steps):
+            # accelerate wraps the optimizer, and only the inner one has a state for each parameter.
+            checkpoint.save(self.work, parameters, getattr(optimizer, "optimizer", optimizer), losses)
 
     def _descend(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor], optimizer: Any, step: int) -> None:
         if not math.isfinite(float(loss.detach())):
@@ -382,6 +396,14 @@ def _with_new_adapter(library: Any, model: Any, settings: DistillSettings) -> An
     return library.get_peft_model(low_rank.copy_sharing_weights(model), config).eval()
 
 
+def _trained_parameters(wrapped: Any) -> dict[str, Any]:
+    """The weights of the adapter by name, which become float32 whatever the dtype of the model is."""
+    parameters = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
+    for value in parameters.values():
+        value.data = value.data.float()
+    return parameters
+
+
 def _accelerator(cpu: bool, mixed_precision: str) -> Any:
     """The ``Accelerator``; a process can only have one precision."""
     from accelerate import Accelerator
@@ -393,19 +415,6 @@ def _accelerator(cpu: bool, mixed_precision: str) -> Any:
             f"mixed_precision={mixed_precision!r} differs from what this process has trained with before; start "
             "another process for it"
         ) from error
-
-
-def _batch(step: int, count: int, settings: DistillSettings) -> list[int]:
-    """The numbers of the texts of one step: epoch after epoch, each in its own random order."""
-    orders: dict[int, list[int]] = {}
-    numbers = []
-    for position in range(step * settings.batch_size, (step + 1) * settings.batch_size):
-        epoch = position // count
-        if epoch not in orders:
-            generator = torch.Generator().manual_seed(settings.seed * 7919 + epoch)
-            orders[epoch] = torch.randperm(count, generator=generator).tolist()
-        numbers.append(orders[epoch][position % count])
-    return numbers
 
 
 def _warm_up_and_decay(step: int, steps: int) -> float:
