@@ -192,15 +192,15 @@ def test_a_rule_without_extra_branches(model: Any) -> None:
         assert step.raised[0].token == step.plain_top.token
 
 
-# -- where guidance had nothing to act on ----------------------------------------------------------------------------
+# -- if guidance has no effect ----------------------------------------------------------------------------
 
 
 def test_a_prompt_of_one_token_leaves_nothing_to_act_on(model: Any) -> None:
     with pytest.warns(GuidanceHadNoEffectWarning):
         explanation = explain(model, Tokenizer(), "a", CFG(1.5), max_new_tokens=3)
-    assert "nothing to act on" in explanation.note
+    assert "had no effect" in explanation.note
     assert '"last token" reads the same tokens as the prompt, which is one token long' in explanation.note
-    assert "give a negative prompt" in explanation.note
+    assert "pass a negative prompt" in explanation.note
     assert not any(step.raised or step.lowered for step in explanation.steps)
     assert explain(model, Tokenizer(), "a", CFG(1.5, NEGATIVE), max_new_tokens=3).note == ""
 
@@ -208,7 +208,7 @@ def test_a_prompt_of_one_token_leaves_nothing_to_act_on(model: Any) -> None:
 def test_a_negative_prompt_that_is_the_prompt(model: Any) -> None:
     with pytest.warns(GuidanceHadNoEffectWarning):
         explanation = explain(model, Tokenizer(), PROMPT, CFG(1.5, PROMPT), max_new_tokens=2)
-    assert "nothing to act on: the branch \"'the dragon'\" reads the same tokens" in explanation.note
+    assert "had no effect: the branch \"'the dragon'\" reads the same tokens" in explanation.note
     assert "one token" not in explanation.note
 
 
@@ -222,7 +222,7 @@ def test_one_branch_of_several_that_is_the_prompt(model: Any) -> None:
 def test_no_step_in_the_window(model: Any) -> None:
     with pytest.warns(GuidanceHadNoEffectWarning):
         explanation = explain(model, Tokenizer(), PROMPT, CFG(1.5, start=0.9), max_new_tokens=1)
-    assert "active at no step" in explanation.note
+    assert "not active at any step" in explanation.note
 
 
 # -- classifiers and constraints -------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_to_dict_is_json(model: Any) -> None:
         ({"rank": "kl"}, "rank='kl' must be one of probability, ratio"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompt": []}, "prompts is empty"),
-        ({"observer": print}, "observer= is how explain watches"),
+        ({"observer": print}, "observer= is used by explain"),
         ({"tokenizer": object()}, "tokenizer=object does not encode and decode"),
         ({"tokenizer": None}, "tokenizer=None cannot decode"),
     ],

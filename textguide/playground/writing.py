@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import branch_inputs
 from ..explanation.explaining import explain
-from ..explanation.forced_tokens import Follow
+from ..explanation.forced_tokens import ForcedTokens
 from ..guidance import CFG, Guidance, parts_of, split, with_scale
 from ..guidance.places import check_place
 from ..guidance.scaled import Scaled
@@ -39,7 +39,7 @@ def write(models: Models, asked: Asked, rules: Rules, send: Send) -> None:
         size = models.model.config.get_text_config(decoder=True).vocab_size
         if max(asked.forced) >= size:
             raise RefusedError(f"forced has token {max(asked.forced)}, and the model {size} tokens")
-        options["logits_processor"] = [Follow(asked.forced).process]
+        options["logits_processor"] = [ForcedTokens(asked.forced).process]
     if particles > 1:  # the texts are written before one of them is read again
         send("status", f"writing {particles} texts, of which one is drawn by its weight")
     explanation = explain(
