@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from textguide.constraints import Vocabulary
+from textguide.engine.caller import running_generate_call
 from textguide.guidance import AWRS
 from textguide.smc.constrained import Constrained
 from textguide.smc.lookahead import lookahead_of
 from textguide.smc.population import Outcome
 from textguide.smc.starting import constraint_of
 
-from .runs import Runs, calling_list
+from .runs import Runs
 
 
 class AWRSLogitsProcessor(LogitsProcessor):
@@ -99,17 +100,17 @@ class AWRSLogitsProcessor(LogitsProcessor):
         """Scores (R, V) that allow the drawn token of each row alone."""
         if self.guidance.is_neutral:
             return scores
-        owner = calling_list()
+        call = running_generate_call()
 
         def follows(run: _Run) -> bool:
-            if not run.continues(input_ids) and owner is not None:
+            if not run.continues(input_ids) and call is not None:
                 raise ValueError(
                     "rows changed places or tokens were taken back, as beam search and speculation do; AWRS draws rows "
                     "that go on one by one: leave num_beams, prompt lookup and assistant_model out"
                 )
             return run.continues(input_ids)
 
-        self._latest = self._runs.of(owner, follows, lambda: self._start(input_ids, scores))
+        self._latest = self._runs.of(call, follows, lambda: self._start(input_ids, scores))
         return self._latest.draw(input_ids, scores)
 
     def _start(self, ids: Tensor, scores: Tensor) -> _Run:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from textguide.engine import branch_inputs
-from textguide.engine.custom_generate import empty_source
-from textguide.engine.options import CallArguments
+from textguide.engine.branch_inputs import empty_source
+from textguide.engine.caller import GenerateCall
 from textguide.forward import model_views, prefill
 from textguide.forward.model_adapter import adapter
 from textguide.forward.row_batch import Rows
@@ -47,7 +47,9 @@ class BranchRun:
     The branches that one model runs, or one part of a model, are rows of one pass, branch behind branch.
     """
 
-    def __init__(self, processor: Processor, guidance: BranchGuidance, ids: Tensor, device: Any) -> None:
+    def __init__(
+        self, processor: Processor, guidance: BranchGuidance, ids: Tensor, device: Any, call: GenerateCall | None
+    ) -> None:
         model, horizon, name = processor.model, processor.horizon, processor.rows_of
         self.guidance = guidance
         self.prompt_length = ids.shape[1]
@@ -56,9 +58,8 @@ class BranchRun:
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         if self.is_encoder_decoder and {Need.EDIT, Need.SYSTEM} & guidance.needs:
             raise ValueError(_encoded(guidance))
-        self.copies = _copies(ids, guidance)
-        pad = getattr(model.generation_config, "pad_token_id", None)
-        cond = [_without_padding(row, pad) for row in ids.tolist()]
+        self.copies = _copies(ids, guidance, call)
+        cond = prompt_rows(ids, None if self.is_encoder_decoder else call, model.generation_config)
         branches = [*guidance.branches]
         # Where the conditional branch runs the model with a change inside, it is read here as the others are.
         self.rereads = guidance.view is not None
@@ -253,11 +254,10 @@ def _encoded(guidance: BranchGuidance) -> str:
     )
 
 
-def _copies(ids: Tensor, guidance: BranchGuidance) -> int:
+def _copies(ids: Tensor, guidance: BranchGuidance, call: GenerateCall | None) -> int:
     """How often ``ids`` (R, T) holds each prompt, side by side, as samples and beams do."""
-    prompts = CallArguments.of_caller().prompts
-    if prompts is not None:
-        return max(1, ids.shape[0] // prompts)
+    if call is not None and call.prompts is not None:
+        return max(1, ids.shape[0] // call.prompts)
     each = [len(one) for one in map(_per_row, guidance.branches) if one is not None]
     if not each or ids.shape[0] % each[0]:
         return 1
@@ -273,7 +273,27 @@ def _per_row(branch: Branch) -> tuple[Any, ...] | None:
     return branch.prompt if isinstance(branch.prompt, tuple) and per_row(branch.prompt) else None
 
 
-def _without_padding(row: list[int], pad: int | None) -> list[int]:
-    """``row`` from its first token that is no padding on."""
-    start = next((i for i, token in enumerate(row) if token != pad), len(row) - 1)
-    return row[start:]
+def prompt_rows(ids: Tensor, call: GenerateCall | None, config: Any) -> branch_inputs.Rows:
+    """The prompts (R, T) of a run without their padding.
+
+    Args:
+        call: the ``generate`` call, whose attention mask says what padding is; None: not known, so that tokens at the
+            beginning that equal the padding token are padding.
+        config: the model's generation configuration.
+    """
+    if call is not None:
+        mask = call.attention_mask
+        if mask is not None and mask.shape[-1] == ids.shape[1] and len(ids) % len(mask) == 0:
+            # Beams repeat prompts after the mask was made.
+            return branch_inputs.without_padding(ids, mask.repeat_interleave(len(ids) // len(mask), dim=0))
+        if mask is None:
+            return branch_inputs.without_padding(ids, None)
+    pad = getattr(config, "pad_token_id", None)
+    begin = getattr(config, "bos_token_id", None)
+    rows = []
+    for row in ids.tolist():
+        start = next((place for place, token in enumerate(row) if token != pad), len(row) - 1)
+        if start and pad == begin:  # the last of these tokens begins the text
+            start -= 1
+        rows.append(row[start:])
+    return rows

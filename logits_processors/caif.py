@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from textguide.engine.caller import running_generate_call
 from textguide.guidance import CAIF, Step, TokenReweighting, as_guidance, split
 from textguide.step.guided_step import guided_step
 from textguide.step.reweighting import Reweighter, reweighter
 
-from .runs import Runs, calling_list
+from .branches import prompt_rows
+from .runs import Runs
 
 _ONE_AT_A_TIME = threading.Lock()
 """A classifier holds the texts of one call; threads may share it, in one processor or in several."""
@@ -77,7 +79,7 @@ class CAIFLogitsProcessor(LogitsProcessor):
         self.horizon = horizon
         self.guidances = parts.reweighting
         self._reweighter: Reweighter | None = reweighter(parts.reweighting, tokenizer, model)
-        self._pad = getattr(model.generation_config, "pad_token_id", None)
+        self._special = model.generation_config
         self._prompt_lengths: Runs[int] = Runs()
 
     def reset(self) -> None:
@@ -90,18 +92,13 @@ class CAIFLogitsProcessor(LogitsProcessor):
         if self._reweighter is None:
             return scores
         size = input_ids.shape[1]
-        prompt = self._prompt_lengths.of(calling_list(), lambda length: size > length, lambda: size)
+        call = running_generate_call()
+        prompt = self._prompt_lengths.of(call, lambda length: size > length, lambda: size)
         rows = input_ids.tolist()
-        prompts = [_without_padding(row[:prompt], self._pad) for row in rows]
+        prompts = prompt_rows(input_ids[:, :prompt], call, self._special)
         index = size - prompt
         step = Step.at(index, self.horizon) if self.horizon else Step()
         with _ONE_AT_A_TIME:
             self._reweighter.begin(prompts, [row[prompt:] for row in rows])
             reweight = partial(self._reweighter, step=step, index=index, rows=range(len(rows)))
             return guided_step(scores, None, None, step, reweight=reweight, measure=False).scores.to(scores.dtype)
-
-
-def _without_padding(row: list[int], pad: int | None) -> list[int]:
-    """The prompt from its first token that is no padding on."""
-    start = next((i for i, token in enumerate(row) if token != pad), 0)
-    return row[start:]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from textguide.engine.caller import running_generate_call
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import AWRS, CFG, BranchGuidance, as_guidance, split
 from textguide.guidance.places import check_place
@@ -18,7 +19,7 @@ from textguide.step.guided_step import compare, guided_step
 from .awrs import AWRSLogitsProcessor
 from .branches import BranchRun
 from .caif import CAIFLogitsProcessor
-from .runs import Runs, calling_list
+from .runs import Runs
 
 _HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
 """Classes of transformers whose own ``generate`` leaves the processors out."""
@@ -116,12 +117,12 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         return scores
 
     def _combine(self, guidance: BranchGuidance, input_ids: Tensor, scores: Tensor) -> Tensor:
-        owner = calling_list()
+        call = running_generate_call()
         input_ids = input_ids.to(adapter(self.model).device)
         run = self._runs.of(
-            owner,
-            continues=lambda run: run.continues(input_ids, one_by_one=owner is None),
-            new=lambda: BranchRun(self, guidance, input_ids, scores.device),
+            call,
+            continues=lambda run: run.continues(input_ids, one_by_one=call is None),
+            new=lambda: BranchRun(self, guidance, input_ids, scores.device, call),
         )
         self._last = run
         step = run.step(input_ids, self.horizon)

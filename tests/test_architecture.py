@@ -28,6 +28,7 @@ ROOMS = {
     "textguide/reference": "reference",
     "textguide/smc": "smc",
     "textguide/classifiers": "classifiers",
+    "textguide/step": "step",
     "textguide/engine": "engine",
     "textguide/diffusion": "diffusion",
     "textguide/diffusion/serving": "diffusion.serving",
@@ -50,7 +51,7 @@ ROOMS = {
     "textguide/__main__": "cli",
     "textguide/cli": "cli",
 }
-_RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "engine"}
+_RUNS = {"guidance", "support", "constraints", "models", "forward", "smc", "classifiers", "step", "engine"}
 _LOOPS = {*_RUNS, "diffusion", "captioning", "distillation", "functions"}
 MAY_IMPORT: dict[str, set[str]] = {
     "guidance": {"support"},
@@ -61,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"guidance"},
     "smc": {"guidance", "support", "constraints"},
     "classifiers": {"support", "models", "forward"},
+    "step": {"guidance", "support", "constraints", "classifiers"},
     "engine": _RUNS,
     "diffusion": _RUNS,
     "captioning": _RUNS,
@@ -295,7 +297,7 @@ def test_circles_are_seen() -> None:
 
 def test_the_package_is_seen_at_a_glance() -> None:
     entries = [path.name for path in (ROOT / "textguide").iterdir() if path.name not in ("__pycache__", "py.typed")]
-    assert len(entries) <= 22, sorted(entries)
+    assert len(entries) <= 24, sorted(entries)
 
 
 def test_files_stay_small() -> None:

@@ -14,8 +14,7 @@ import torch
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, Guidance, GuidanceLogitsProcessor, guided_decoding
-from textguide.engine.branch_inputs import branch_rows
-from textguide.engine.custom_generate import empty_source
+from textguide.engine.branch_inputs import branch_rows, empty_source
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import BranchGuidance
 from textguide.guidance.places import place

@@ -277,7 +277,11 @@ def test_branch_on_a_model_with_another_vocabulary() -> None:
         ([PROMPT], {"guidance": CFG(1.5, negative_system="x")}, "token ids"),
         ([PROMPT], {"guidance": CFG(1.5), "num_beams": 3}, "num_beams=3.*GuidanceLogitsProcessor"),
         ([PROMPT], {"guidance": CFG(1.5), "use_cache": False}, "use_cache=False"),
-        ([PROMPT], {"guidance": CFG(1.5), "guidance_scale": 2.0}, "guidance_scale=2.0"),
+        (
+            [PROMPT],
+            {"guidance": CFG(1.5), "guidance_scale": 2.0},
+            r"guidance_scale= is not an option.*pass guidance=CFG\(scale\)",
+        ),
         ([PROMPT], {"guidance": CFG(1.5), "prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
         ([PROMPT], {"guidance": CFG(1.5), "cache_implementation": "offloaded"}, "'offloaded'"),
         ([PROMPT], {"max_length": 9}, "max_length="),

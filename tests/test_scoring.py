@@ -33,7 +33,7 @@ def test_equals_the_oracle_at_every_scale(name: str, contexts: list[list[int]], 
     for s, scale in enumerate(SCALES):
         for n, (context, target) in enumerate(zip(contexts, targets, strict=True)):
             if name in ENCODER_DECODER:
-                from textguide.engine.custom_generate import empty_source
+                from textguide.engine.branch_inputs import empty_source
 
                 start = [model.config.decoder_start_token_id]
                 negative = [empty_source(model.config)]

@@ -203,18 +203,15 @@ def test_criteria_of_ones_own_and_constraints_are_named() -> None:
         textguide.generate(build("llama"), Tokenizer(), prompts, include_stop="no")
 
 
-@pytest.mark.parametrize("to_generate", [True, False])
 @pytest.mark.parametrize("guidance", [None, CFG(1.5)])
-def test_stop_strings_inside_transformers(guidance: Any, to_generate: bool) -> None:
-    """``generate`` keeps ``tokenizer=`` from custom loops, and would then refuse ``stop_strings=``."""
+def test_stop_texts_inside_transformers(guidance: Any) -> None:
     tokenizer = stoppable()
-    call = textguide.guided_decoding(guidance, tokenizer=None if to_generate else tokenizer)
+    call = textguide.guided_decoding(guidance, tokenizer=tokenizer, stop="ird")
     options: dict[str, Any] = {**forced("a bird sang"), "eos_token_id": EOS, "pad_token_id": 0}
-    options |= {"tokenizer": tokenizer} if to_generate else {}
-    ids = build("llama").generate(
-        torch.tensor([[5, 9]]), custom_generate=call, stop_strings=["ird"], do_sample=False, **options
-    )
+    ids = build("llama").generate(torch.tensor([[5, 9]]), custom_generate=call, do_sample=False, **options)
     assert tokenizer.decode(ids[0, 2:]) == "a bird"
+    with pytest.raises(ValueError, match=r"stop=\('x',\) needs tokenizer="):
+        textguide.guided_decoding(guidance, stop="x")
 
 
 def test_signatures_are_those_of_the_class_and_of_the_call() -> None:

@@ -11,20 +11,22 @@ from torch import Tensor
 
 from .constraints import Vocabulary
 from .engine import branch_inputs
-from .engine.custom_generate import GuidedDecoding, empty_source
+from .engine.custom_generate import GuidedDecoding
 from .engine.loop import Observer
+from .engine.request import Request, check_names, stop_texts
 from .engine.results import GenerateResult
-from .engine.run import Batch, Request, Run, stop_texts
+from .engine.run import Batch, Run
 from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
 from .forward.prefill import pad_left
 from .guidance import EAGer, as_guidance, parts_of, split
+from .support.checks import flag
 from .support.showing import Block, Line, Shown, figure, table
 
 LONGEST = 128
-"""New tokens where nothing says how many."""
-OF_IMAGES = ("unconditional", "language_model")
-"""Options of :func:`textguide.caption` that :func:`generate` takes with images."""
+"""New tokens if nothing says how many."""
+IMAGE_OPTIONS = ("unconditional", "language_model")
+"""Options of :func:`textguide.caption` that :func:`generate` accepts with images."""
 
 
 class StreamChunk(str):
@@ -65,6 +67,7 @@ def generate(
     *,
     max_new_tokens: int | None = None,
     system: str | None = None,
+    constraint: Any = None,
     seed: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     stop: str | Sequence[str] | None = None,
@@ -79,77 +82,108 @@ def generate(
     images: Any = None,
     **options: Any,
 ) -> GenerateResult:
-    """Continue prompts under guidance, one forward pass a step for all rows of all branches.
+    """Continue prompts under guidance, with one forward pass per step for all rows of all branches.
 
     Args:
         model: a transformers model, or an engine of :func:`textguide.vllm_engine`.
-        tokenizer: its tokenizer; None for the engine's own.
+        tokenizer: its tokenizer. None for the engine's own, or if prompts are token ids: the result then has token ids
+            and no texts.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
         guidance: such as ``CFG(scale=1.5)``, its text ``"cfg:scale=1.5"``, or a list of guidances that act together;
             None decodes plainly.
-        max_new_tokens: longest continuation; default: that of ``generation_config``, else 128.
+        max_new_tokens: the longest continuation; default: that of ``generation_config``, else 128.
         system: a system prompt; texts become chats.
-        seed: makes sampling reproducible without touching torch's global generator, and draws what
-            ``torch.manual_seed(seed)`` would; None uses the global one. Rows draw from it in turn at every step, so
-            that another ``batch_size`` or other prompts beside a row give it other texts. A list has a seed for each
-            row, which then draws what it draws alone.
-        batch_size: rows decoded at once; None: all.
+        constraint: what every text has to satisfy, such as ``Regex("[0-9]+")`` or ``"regex:[0-9]+"``: short for
+            ``AWRS(constraint)`` in the guidance, which has further settings (particles, lookahead, …).
+        seed: makes sampling reproducible without touching torch's global generator; the draws are those of
+            ``torch.manual_seed(seed)``. If None, the global generator is used. All rows share one generator, so a row's
+            text depends on ``batch_size`` and on the other prompts. Pass a list with one seed per row to make each row
+            independent of the others.
+        batch_size: rows decoded together; None: all.
         stop: text or texts that end a continuation; they stay in it, with the rest of the token that completed them.
-        include_stop: False leaves the text of ``stop`` out of ``texts``; the tokens of it are counted either way.
-        do_sample: draw from the guided distribution in place of taking the most likely token; default: what
-            ``generation_config`` says, else whether a sampling option such as ``temperature`` or ``top_p`` is given.
+        include_stop: False leaves the text of ``stop`` out of ``texts``; its tokens are counted either way.
+        do_sample: draw from the guided distribution instead of taking the most likely token; default: what
+            ``generation_config`` has, else whether a sampling option such as ``temperature`` or ``top_p`` is passed.
         models: further models by the name that branches use.
         streamer: a transformers streamer.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
-        stopping_criteria: transformers stopping criteria beside those of ``options``.
+        stopping_criteria: transformers stopping criteria in addition to those of ``options``.
         vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
-        speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
-            or a :class:`textguide.Speculation`. What is written stays the same.
-        images: an image a prompt, for models that see; ``tokenizer`` is then their processor, and the options of
-            :func:`textguide.caption` apply.
+        speculation: guess tokens and verify the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
+            or a :class:`textguide.Speculation`. The text stays the same.
+        images: an image per prompt, for models that read images; ``tokenizer`` is then their processor, and the options
+            of :func:`textguide.caption` apply.
         **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
-            ``num_return_sequences``…; or ``generation_config=`` with a whole one. What neither gives is taken from
-            the model's own ``generation_config``, apart from ``do_sample`` and the length.
+            ``num_return_sequences``…; or ``generation_config=`` with a whole one. What neither has is taken from the
+            model's own ``generation_config``, apart from ``do_sample`` and the length.
+
+    Returns:
+        Texts, token ids, log-probabilities and what guidance did, in the order of the prompts.
 
     Raises:
-        ValueError: an argument has a value that cannot work; the message names it.
+        ValueError: an argument has a value that cannot work, or is unknown; the message names it and a remedy.
 
     Example:
         >>> model, tokenizer = textguide.load("smollm2")
         >>> out = textguide.generate(model, tokenizer, ["The dragon"], guidance=CFG(scale=1.5), max_new_tokens=8)
         >>> out.texts[0]  # doctest: +SKIP
     """
-    pictured = {name: options.pop(name) for name in OF_IMAGES if images is not None and name in options}
-    given = {"batch_size": batch_size, "models": models, "streamer": streamer, "observer": observer}
-    given |= {"stopping_criteria": stopping_criteria, "vocabulary": vocabulary}
-    if not isinstance(include_stop, bool):
-        raise ValueError(f"include_stop={include_stop!r} must be True or False")
-    served = getattr(model, "textguide_generate", None)
-    if served is not None:
-        given |= {"speculation": speculation, "images": images, "include_stop": None if include_stop else False}
-        stop_texts(stop, "stop")
-        return served(
+    flag("include_stop", include_stop)
+    image_options = {}
+    if images is not None:
+        image_options = {name: options.pop(name) for name in IMAGE_OPTIONS if name in options}
+    if getattr(model, "textguide_generate", None) is not None:
+        return _generate_by_engine(
+            model,
             tokenizer,
             prompts,
             guidance,
             max_new_tokens=LONGEST if max_new_tokens is None else max_new_tokens,
             system=system,
+            constraint=constraint,
             seed=seed,
             stop=stop,
             do_sample=do_sample,
-            options={**options, **pictured, **{name: value for name, value in given.items() if value is not None}},
+            options={
+                **options,
+                **image_options,
+                "batch_size": batch_size,
+                "models": models,
+                "streamer": streamer,
+                "observer": observer,
+                "stopping_criteria": stopping_criteria,
+                "vocabulary": vocabulary,
+                "speculation": speculation,
+                "images": images,
+                "include_stop": None if include_stop else False,
+            },
         )
     request = Request.of(
-        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed,
-        include_stop=include_stop, **given,
-    )  # fmt: skip
+        guidance,
+        max_new_tokens,
+        stop,
+        do_sample,
+        speculation,
+        options,
+        LONGEST,
+        constraint=constraint,
+        seed=seed,
+        batch_size=batch_size,
+        include_stop=include_stop,
+        models=models,
+        streamer=streamer,
+        observer=observer,
+        stopping_criteria=stopping_criteria,
+        vocabulary=vocabulary,
+    )
     if images is not None:
         from .captioning.generation import answer
 
         if system is not None:
             raise ValueError(f"system={system!r} does not work with images; write it into the prompts")
-        return answer(model, tokenizer, images, prompts, request, **pictured)
-    run = Run.of(model, tokenizer, request)
+        return answer(model, tokenizer, images, prompts, request, **image_options)
+    run = Run.of(model, tokenizer, request, needs_tokenizer=not _are_token_ids(prompts))
+    check_names(generate, options, run.model)
     return run.result(_batches(run, prompts, system))
 
 
@@ -161,6 +195,7 @@ def stream(
     *,
     max_new_tokens: int | None = None,
     system: str | None = None,
+    constraint: Any = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
     include_stop: bool = True,
@@ -172,28 +207,47 @@ def stream(
     speculation: Any = None,
     **options: Any,
 ) -> Iterator[StreamChunk]:
-    """Like :func:`generate`, but yields text as it is written, token by token and row by row.
+    """Like :func:`generate`, but yield text as it is written, token by token and row by row.
 
-    A chunk is a ``str`` that also knows its ``row`` and its ``token``: ``"".join(…)`` gives the text of one prompt, and
-    chunks of several prompts take turns.
+    A chunk is a ``str`` that also knows its ``row`` and its ``token``: ``"".join(…)`` returns the text of one prompt,
+    and chunks of several prompts alternate. A token whose bytes do not complete a character waits for the token that
+    does, or for the end of its row. The run stops when the iterator is closed.
 
-    A token whose bytes do not make a character yet waits for the one that completes it, or for the end of its row.
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        prompts: as for :func:`generate`, like all other arguments.
 
-    The run stops when the iterator is closed. Arguments as for :func:`generate`.
+    Raises:
+        ValueError: as :func:`generate`, immediately and not at the first token; or the guidance may still change text
+            that was written (several particles, samplers that start texts again).
     """
     request = Request.of(
-        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed, models=models,
-        include_stop=include_stop, observer=observer, stopping_criteria=stopping_criteria, vocabulary=vocabulary,
-    )  # fmt: skip
+        guidance,
+        max_new_tokens,
+        stop,
+        do_sample,
+        speculation,
+        options,
+        LONGEST,
+        constraint=constraint,
+        seed=seed,
+        models=models,
+        include_stop=include_stop,
+        observer=observer,
+        stopping_criteria=stopping_criteria,
+        vocabulary=vocabulary,
+    )
     sampling = split(request.guidance).sampling
     if sampling is not None and sampling.particles > 1:
-        what = sampling.rows_field
-        raise ValueError(f"{what}={sampling.particles} may still change what is written; stream with {what}=1")
-    if split(request.guidance).restarts:
+        name = sampling.rows_field
+        raise ValueError(f"{name}={sampling.particles} may still change what is written; stream with {name}=1")
+    if sampling is not None and sampling.restarts:
         raise ValueError(
-            "sampler='cars' begins texts again, so that none can be streamed; use sampler='awrs' or 'asap'"
+            "sampler='cars' starts texts again, so that none can be streamed; use sampler='awrs' or 'asap'"
         )
     run = Run.of(model, tokenizer, request)
+    check_names(stream, options, run.model)
     (batch,) = _batches(run, prompts, system)
     return _stream(run, batch)
 
@@ -263,10 +317,9 @@ def eager(
         >>> out = textguide.eager(model, tokenizer, "The dragon", max_new_tokens=32, temperature=0.6)  # doctest: +SKIP
         >>> out.texts[0]  # doctest: +SKIP
     """
-    given = as_guidance(guidance)
     branches = EAGer(entropy_threshold, max_branches)
-    result = generate(model, tokenizer, prompts, [*parts_of(given), branches], **options)
-    if result.origins is None:  # one branch a prompt is plain decoding
+    result = generate(model, tokenizer, prompts, [*parts_of(as_guidance(guidance)), branches], **options)
+    if result.origins is None:  # one branch per prompt is plain decoding
         result.origins = [None] * len(result.texts)
     used = result.finished.tolist() if result.finished is not None else [True] * len(result.texts)
     out = Branched([], [], [], [], 0, result)
@@ -306,33 +359,62 @@ def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
         yield from (StreamChunk(row, new, token) for token, new in text.end())
 
 
+def _generate_by_engine(model: Any, *arguments: Any, stop: Any, options: Mapping[str, Any], **others: Any) -> Any:
+    """Let an engine generate, which refuses the options that it does not have."""
+    stop_texts(stop, "stop")
+    if others["constraint"] is None:
+        del others["constraint"]
+    passed = {name: value for name, value in options.items() if value is not None}
+    return model.textguide_generate(*arguments, stop=stop, options=passed, **others)
+
+
+def _are_token_ids(prompts: Any) -> bool:
+    """Whether prompts need no tokenizer: a row of token ids, or several."""
+    if isinstance(prompts, Mapping):
+        return "input_ids" in prompts
+    if hasattr(prompts, "tolist"):
+        return True
+    if not isinstance(prompts, (list, tuple)) or not prompts:
+        return False
+    return all(isinstance(one, int) or _are_token_ids(one) for one in prompts)
+
+
 def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
     """Prompts as what transformers and the branches read."""
-    request, tokenizer, config = run.request, run.tokenizer, run.model.config
+    request, tokenizer = run.request, run.tokenizer
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
     rows = [branch_inputs.encode(prompt, tokenizer, f"prompts[{number}]") for number, prompt in enumerate(canonical)]
     branches: list[branch_inputs.Rows] = []
     branching = split(request.guidance).branching
     if branching is not None:
-        empty = empty_source(config) if config.is_encoder_decoder else None
         branches = branch_inputs.branch_rows(
-            branching, cond=rows, tokenizer=tokenizer, prompts=canonical, empty_source=empty
+            branching,
+            cond=rows,
+            tokenizer=tokenizer,
+            prompts=canonical,
+            empty_source=branch_inputs.empty_source(run.model.config),
         )
-    if request.forks:  # a row for every branch, which transformers makes for samples alone
-        rows, *branches = [[row for row in one for _ in range(request.particles)] for one in (rows, *branches)]
+    if request.forks:  # a row for every branch, which transformers only makes for samples
+        rows = _repeated(rows, request.particles)
+        branches = [_repeated(branch, request.particles) for branch in branches]
     branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens)
     if branching is not None:
         branch_inputs.check_branches(run.model, branching, branches, request.max_new_tokens, request.models)
         branch_inputs.warn_of_same(branching, rows, branches)
     seeds = request.seed if isinstance(request.seed, tuple) else None
     if seeds is not None and len(seeds) != len(rows):
-        raise ValueError(f"seed= has {len(seeds)} seeds and there are {len(rows)} prompts; give one, or one for each")
+        raise ValueError(f"seed= has {len(seeds)} seeds and there are {len(rows)} prompts; pass one, or one per prompt")
+    size = request.rows_per_batch(len(rows))
     batches = []
-    for start in range(0, len(rows), request.size(len(rows))):
-        part = slice(start, start + request.size(len(rows)))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
         own = [branch[part] for branch in branches] if branching is not None else None
         batches.append(Batch(_inputs(run, rows[part]), own, seeds=None if seeds is None else seeds[part]))
     return batches
+
+
+def _repeated(rows: branch_inputs.Rows, times: int) -> branch_inputs.Rows:
+    return [row for row in rows for _ in range(times)]
 
 
 def _inputs(run: Run, rows: branch_inputs.Rows) -> dict[str, Tensor]:

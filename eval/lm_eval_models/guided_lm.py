@@ -21,7 +21,8 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from textguide.engine import branch_inputs
-from textguide.engine.custom_generate import GuidedDecoding, empty_source
+from textguide.engine.branch_inputs import empty_source
+from textguide.engine.custom_generate import GuidedDecoding
 from textguide.engine.given_texts import Item, decoder_start, leading
 from textguide.guidance import Guidance, split
 from textguide.models import bundled, load, small
@@ -274,7 +275,7 @@ class GuidedLM(Answering, HFLM):
             context = context[-(limit + 1 - len(continuation)) :]
         if self.backend == "seq2seq":
             start = [decoder_start(self.model)]
-            return Item(number, start, continuation, [start], (context, empty_source(self.model.config)))
+            return Item(number, start, continuation, [start], (context, empty_source(self.model.config) or []))
         negatives: list[list[int]] = []
         if texts is not None and texts[0] in self._contexts:
             other = self._contexts[texts[0]]

@@ -347,9 +347,9 @@ def test_particles_of_the_product_move_with_their_images(name: str, ess_threshol
     model.generate(**inputs, max_new_tokens=NEW, do_sample=True, custom_generate=decoding, **options)
     last = decoding.last
     assert last is not None
-    assert last.constraint is not None
+    assert last.population is not None
     assert last.log_probs is not None
-    assert last.constraint.log_weights is not None
+    assert last.population.log_weights is not None
     for row in range(12):
         tokens = last.sequences[row, -NEW:].tolist()[: last.lengths[row]]
         weight = 0.0
@@ -360,7 +360,7 @@ def test_particles_of_the_product_move_with_their_images(name: str, ess_threshol
             weight += float(scores.logsumexp(-1))
             assert float(last.log_probs[row, step]) == pytest.approx(float(scores.log_softmax(-1)[token]), abs=1e-4)
         if not ess_threshold:
-            assert float(last.constraint.log_weights[row]) == pytest.approx(weight, abs=1e-4)
+            assert float(last.population.log_weights[row]) == pytest.approx(weight, abs=1e-4)
 
 
 def test_captions_fork_as_texts_do() -> None:

@@ -75,5 +75,5 @@ def test_forbidden_tokens_stay_forbidden_and_nothing_is_nan() -> None:
     logp = torch.tensor([[[-1.0, inf, -1.0, -2.0]], [[-1.0, -1.0, inf, -1.0]], [[-1.0, -1.0, -1.0, inf]]])
     distribution = guided_log_probs(LMGuidance(alpha=2.0), logp, Step())
     assert torch.isneginf(distribution)[0].tolist() == [False, True, False, True]
-    # −1 + 2·(−1) − 1·(−1) = −2 and, without the branch that forbids it, −1 + 2·(−1) = −3.
-    assert float(distribution[0, 0] - distribution[0, 2]) == pytest.approx(1.0)
+    # −1 + 2·(−1) − 1·(−1) = −2; what only the branch without an image forbids keeps its conditional −1.
+    assert float(distribution[0, 0] - distribution[0, 2]) == pytest.approx(-1.0)

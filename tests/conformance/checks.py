@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, guided_decoding
-from textguide.engine.custom_generate import empty_source
+from textguide.engine.branch_inputs import empty_source
 from textguide.reference import decoding
 
 from ..architectures import Tokenizer

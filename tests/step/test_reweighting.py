@@ -89,7 +89,7 @@ def oracle(name: str, row: int, guidances: list[Any], new: int = NEW) -> tuple[l
             weighing, distribution, prompt, written, index, s, text_of=TOKENIZER.decode, score=said
         )
 
-    negative = [textguide.engine.custom_generate.empty_source(model.config)] if is_encoder_decoder else [prompt[-1:]]
+    negative = [textguide.engine.branch_inputs.empty_source(model.config)] if is_encoder_decoder else [prompt[-1:]]
     source = list(PROMPTS[row]) if is_encoder_decoder else None
     return decoding.generate(model, prompt, cfg, negative if cfg else [], new, source=source, reweigh=reweigh)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..constraints import Vocabulary
 from ..engine.branch_inputs import is_vision_encoder_decoder
 from ..engine.loop import Observer
+from ..engine.request import Request
 from ..engine.results import GenerateResult
-from ..engine.run import Batch, Request, Run, end_tokens
+from ..engine.run import Batch, Run, end_tokens
 from ..guidance.places import check_place
 from . import families
 from .conditions import KINDS, Captioning
@@ -76,7 +77,7 @@ def caption(
         >>> textguide.caption(model, processor, "scene.png", CFG(2.0)).texts  # doctest: +SKIP
     """
     request = Request.of(
-        guidance, max_new_tokens, stop, do_sample, speculation, options, longest=LONGEST, seed=seed,
+        guidance, max_new_tokens, stop, do_sample, speculation, options, LONGEST, seed=seed,
         batch_size=batch_size, include_stop=include_stop, models=models, streamer=streamer, observer=observer,
         stopping_criteria=stopping_criteria, vocabulary=vocabulary,
     )  # fmt: skip
@@ -103,7 +104,7 @@ def answer(
     run = Run.of(model, encoder.tokenizer, request)
     if model.config.model_type == "blip":  # its generate names the end and the padding itself
         run = replace(run, ends=end_tokens(model.config.text_config.sep_token_id), pads=False)
-    size = request.size(len(pictures))
+    size = request.rows_per_batch(len(pictures))
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(pictures), size):

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from ..forward.model_adapter import adapter
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
@@ -50,7 +52,7 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
     if not canonical:
         raise ValueError("prompts is empty; give at least one prompt")
     if single is None and not masked:
-        canonical = _without_padding(canonical, tokenizer)
+        canonical = _strip_padding(canonical, tokenizer)
     return canonical if system is None else [with_system(prompt, system) for prompt in canonical]
 
 
@@ -81,7 +83,7 @@ def _encoded(encoding: Mapping[str, Any]) -> Any:
     return kept
 
 
-def _without_padding(rows: list[Prompt], tokenizer: Any, name: str = "prompts") -> list[Prompt]:
+def _strip_padding(rows: list[Prompt], tokenizer: Any, name: str = "prompts") -> list[Prompt]:
     """Rows of token ids that are one batch of a tokenizer, without the padding at their ends.
 
     Raises:
@@ -185,6 +187,32 @@ def branch_rows(
     return [rows_of(branch, cond, tokenizer, prompts, empty_source, copies) for branch in guidance.branches]
 
 
+def without_padding(ids: Tensor, mask: Tensor | None) -> Rows:
+    """The token ids of every row (B, L) without what its mask leaves out."""
+    if mask is None:
+        rows: Rows = ids.tolist()
+        return rows
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def empty_source(config: Any) -> list[int] | None:
+    """What an encoder-decoder reads for no source: its end token, after its begin token if it uses one. None for a
+    decoder-only model.
+
+    Raises:
+        ValueError: the model has no end token.
+    """
+    if not config.is_encoder_decoder:
+        return None
+    end: Any = getattr(config, "eos_token_id", None)
+    end = end[0] if isinstance(end, (list, tuple)) else end
+    if end is None:
+        raise ValueError("the model has no end token to stand for an empty source; pass negative_prompt")
+    begin: Any = getattr(config, "bos_token_id", None)
+    uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
+    return [begin, end] if uses_begin else [end]
+
+
 def expand(rows: list[T], size: int, name: str = "negative_prompt", copies: int = 1) -> list[T]:
     """One row for all, one per prompt, or one per row, as ``size`` rows in the order in which ``generate`` repeats
     prompts.
@@ -238,7 +266,7 @@ def rows_of(
         return [row[-1:] for row in cond]
     given: list[Any] = [branch.prompt]
     if per_row(branch.prompt):
-        given = _without_padding(list(branch.prompt), tokenizer, name)  # type: ignore[arg-type]
+        given = _strip_padding(list(branch.prompt), tokenizer, name)  # type: ignore[arg-type]
     rows = [encode(prompt, tokenizer, name) for prompt in given]
     return expand(rows, len(cond), name, copies)
 

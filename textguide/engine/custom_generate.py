@@ -4,35 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from ..constraints import Vocabulary
-from ..guidance import BranchGuidance, FeynmanKac, as_guidance, split
-from ..smc.starting import check_run, start, warn_of_deaths
-from ..step.class_log_probs import class_log_probs
+from ..forward import caches
+from ..forward.model_adapter import adapter
+from ..guidance import BranchGuidance, as_guidance, split
+from ..guidance.composed import Parts
+from ..smc.population import Population
 from ..step.effect import Effect, warn_if_none
-from ..step.reweighting import reweighter
 from . import branch_inputs
 from .branch_passes import Source
-from .lesson_keys import lesson_keys
+from .caller import GenerateCall, running_generate_call
 from .loop import Observer, Settings, decode
-from .options import CallArguments, CallSignature, check_inputs, check_mode, check_speculation
+from .request import stop_texts
 from .results import Decoded
-from .speculation import as_speculation
+
+CACHES = (None, "dynamic", "static")
+"""Values of ``cache_implementation`` whose rows the branches of a guidance can share."""
+
+_BEAMS = "put GuidanceLogitsProcessor into logits_processor= for beam search"
+_SPECULATION = (
+    "pass speculation= (textguide.generate, guided_decoding), or put GuidanceLogitsProcessor into logits_processor="
+)
+_OTHER_LOOPS: dict[str, tuple[Any, str]] = {
+    "num_beams": (1, _BEAMS),
+    "num_beam_groups": (1, _BEAMS),
+    "diversity_penalty": (0.0, _BEAMS),
+    "constraints": (None, "pass a constraint as guidance, such as textguide.AWRS"),
+    "force_words_ids": (None, "pass a constraint as guidance, such as textguide.AWRS"),
+    "prompt_lookup_num_tokens": (
+        None,
+        "pass speculation='prompt-lookup' to guided_decoding, or put GuidanceLogitsProcessor into logits_processor=",
+    ),
+    "assistant_early_exit": (None, _SPECULATION),
+    "speculation_type": (None, _SPECULATION),
+    "use_mtp": (False, _SPECULATION),
+    "is_assistant": (False, "leave it out"),
+    "penalty_alpha": (None, "leave contrastive search out, or use textguide.guidance.Contrastive"),
+    "dola_layers": (None, "leave it out, or use textguide.guidance.DoLa"),
+    "output_attentions": (False, "leave it out"),
+    "output_hidden_states": (False, "leave it out"),
+    "prefill_chunk_size": (None, "leave it out"),
+}
+"""Fields of ``GenerationConfig`` that need another loop than ours: the value that does not, and a remedy."""
 
 
 class BranchReader(Protocol):
-    """Brings what the extra branches read where the inputs of a run are more than token ids, such as images."""
+    """Provides what the extra branches read if the inputs of a run are more than token ids, such as images."""
 
     @property
     def models(self) -> Mapping[str, Any]:
         """Further models that its branches use, by name."""
 
     def reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
-        """Whether it is asked for the branches of a run of ``model``."""
+        """Whether it provides the branches of a run of ``model``."""
 
     def sources(
         self,
@@ -43,7 +72,7 @@ class BranchReader(Protocol):
         tokenizer: Any,
         models: Mapping[str, Any],
     ) -> list[branch_inputs.Rows | Source]:
-        """What each extra branch of ``guidance`` reads beside ``ids`` (B, L) and what ``generate`` prepared."""
+        """What each extra branch of ``guidance`` reads, given ``ids`` (B, L) and what ``generate`` prepared."""
 
 
 @dataclass
@@ -52,28 +81,29 @@ class GuidedDecoding:
 
     ``model.generate(**inputs, custom_generate=guided_decoding(CFG(1.5)))`` keeps ``GenerationConfig``, processors,
     stopping criteria, ``num_return_sequences``, ``return_dict_in_generate``, ``output_scores`` and
-    ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``, and an
-    attribute ``constraint`` with the weights where one was given (else None), likewise ``speculation``.
+    ``output_logits``. The output of a run with ``return_dict_in_generate`` has an attribute ``effect``, an attribute
+    ``constraint`` with the weights of a constrained or weighted run (else None), and ``speculation``.
 
     Args:
-        guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its place:
+        guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its order:
             branches, then classifiers, then a constraint.
-        tokenizer: needed where the guidance holds text or asks a classifier; ``stop_strings=`` of ``generate`` are read
-            with it too, unless ``generate`` is given one.
+        tokenizer: needed if the guidance contains text or uses a classifier, and for ``stop``.
         models: further models by the name that branches use.
         streamer: a transformers streamer; ``streamer=`` of ``generate`` does the same.
-        generator: randomness for sampling, or one a row; None: torch's global generator, as ``generate`` uses.
+        generator: randomness for sampling, or one per row; None: torch's global generator, as ``generate`` uses.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
         log_probs: record the log-probability of every token.
-        warn: warn where guidance changed nothing.
+        warn: warn if guidance changed nothing.
         vocabulary: what each token adds to a text, for constraints; default: read from ``tokenizer``.
-        branch_prompts: token ids of every branch and row, in place of those that the guidance names.
-        speculation: guess tokens and read the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
-            or a :class:`textguide.Speculation`. What is written stays the same.
-        fast: let runs without guidance use this machine's faster matrix products too, and read what prompts begin with
-            alike once, as guided ones do; they then equal transformers' to rounding, not bit for bit.
-        captioning: how branches are made where the model sees images; a :class:`textguide.captioning.Captioning`.
+        branch_prompts: token ids of every branch and row, instead of those that the guidance names.
+        speculation: guess tokens and verify the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
+            or a :class:`textguide.Speculation`. The text stays the same.
+        fast: let runs without guidance use this machine's faster matrix products too, and read a beginning that prompts
+            share once, as guided runs do; they then equal transformers' up to rounding, not bit for bit.
+        captioning: how branches are made if the model reads images; a :class:`textguide.captioning.Captioning`.
             Default of :func:`textguide.guided_decoding`: the branch without a condition sees a blank image.
+        stop: text or texts that end a row. ``stop_strings=`` of ``generate`` needs a tokenizer, which ``generate`` does
+            not keep for custom loops; use this argument.
 
     Raises:
         ValueError: the generation mode or an option does not work with guidance; the message names it.
@@ -93,12 +123,19 @@ class GuidedDecoding:
     speculation: Any = None
     fast: bool = False
     captioning: BranchReader | None = None
+    stop: Any = None
     effect: Effect | None = field(default=None, init=False)
     last: Decoded | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.guidance = as_guidance(self.guidance)
-        self.speculation = as_speculation(self.speculation)
+        self.stop = stop_texts(self.stop, "stop")
+        if self.stop and self.tokenizer is None:
+            raise ValueError(f"stop={self.stop!r} needs tokenizer=, since texts end between tokens; pass it")
+        if self.speculation is not None:
+            from .speculation import as_speculation
+
+            self.speculation = as_speculation(self.speculation)
 
     def __call__(
         self,
@@ -107,17 +144,15 @@ class GuidedDecoding:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        tokenizer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Called by ``generate`` in place of its own loop.
-
-        ``tokenizer`` is what ``generate`` needs for ``stop_strings=``; guidance is read with :attr:`tokenizer`.
-        """
-        steps = self.steps(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
-        streamer = self._streamer(CallArguments.of_caller(), input_ids)
+        """Called by ``generate`` instead of its own loop."""
+        call = running_generate_call() or GenerateCall()
+        streamer = self._streamer(call, input_ids)
         decoded = None
-        for step in steps:
+        for step in self.steps(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, call, **model_kwargs
+        ):
             if isinstance(step, Decoded):
                 decoded = step
             elif streamer is not None:
@@ -125,16 +160,17 @@ class GuidedDecoding:
         if streamer is not None:
             streamer.end()
         assert decoded is not None
-        self.effect, self.last = decoded.effect, decoded
+        self.effect = decoded.effect
+        self.last = decoded
         if self.warn:
             warn_if_none(decoded.effect, self.guidance)
             if decoded.population is not None:
+                from ..smc.starting import warn_of_deaths
+
                 warn_of_deaths([decoded.population])
         if not generation_config.return_dict_in_generate:
             return decoded.sequences
         return _as_output(decoded, model)
-
-    __signature__: ClassVar[Any] = CallSignature()
 
     def steps(
         self,
@@ -143,89 +179,147 @@ class GuidedDecoding:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
+        call: GenerateCall,
         **model_kwargs: Any,
     ) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
         """The same run step by step: see :func:`textguide.engine.loop.decode`."""
-        given = CallArguments.of_caller()
         guided = self.guidance is not None and not self.guidance.is_neutral
-        check_mode(model, generation_config, model_kwargs, given, guided)
-        if guided and not self._reads(model, model_kwargs):
-            check_inputs(model_kwargs)
+        _check_mode(model, generation_config, model_kwargs, call, guided)
+        if guided and not self._reads_images(model, model_kwargs):
+            _check_inputs(model_kwargs)
         if self.speculation is not None:
-            check_speculation(generation_config, model_kwargs)
-        if self.streamer is not None and given.streamer not in (None, self.streamer):
+            _check_speculation(generation_config, model_kwargs)
+        if self.streamer is not None and call.streamer not in (None, self.streamer):
             raise ValueError(
-                "streamer= was given to generate and to guided_decoding, and they differ; give one of them"
+                "streamer= was passed to generate and to guided_decoding, and they differ; pass one of them"
             )
+        if self.stop:
+            from transformers import StopStringCriteria
+
+            stopping_criteria.append(StopStringCriteria(self.tokenizer, list(self.stop)))
         parts = split(self.guidance)
-        guidance = parts.branching
-        reweighting = reweighter(parts.reweighting, self.tokenizer, model, generation_config.eos_token_id)
-        judged = class_log_probs(guidance, self.tokenizer, model)
-
+        mask = _prompt_mask(model, model_kwargs)
+        settings = self._settings(parts, model, input_ids, mask, generation_config)
+        settings.call = _compiled(model, generation_config, model_kwargs)
         horizon = (stopping_criteria.max_length or input_ids.shape[1] + 1) - input_ids.shape[1]
+        if settings.guidance is not None:
+            settings.prompts = self._prompts(
+                settings.guidance, model, input_ids, mask, model_kwargs, generation_config, horizon
+            )
+            settings.static = generation_config.cache_implementation == "static"
+        if parts.sampling is not None:
+            streamer = self.streamer or call.streamer
+            keys: Sequence[Hashable] = ()
+            if parts.learns:
+                keys = self._lesson_keys(
+                    parts, settings, model, input_ids, mask, model_kwargs, logits_processor, stopping_criteria, horizon
+                )
+            settings.population = self._population(parts, model, input_ids, mask, generation_config, streamer, keys)
+            if parts.sampling.corrects and settings.guidance is not None:
+                settings.guidance = parts.sampling.product(settings.guidance)
+        return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
 
-        def begin() -> None:
-            for one in (reweighting, judged):
-                if one is not None:
-                    one.begin(_unpadded(input_ids, self._mask(model, model_kwargs)))
-
-        begin()
+    def _settings(self, parts: Parts, model: Any, ids: Tensor, mask: Tensor | None, config: Any) -> Settings:
+        """What the loop needs, with classifiers at the start of the batch."""
+        models = dict(self.models or {})
+        if self.captioning is not None:
+            models.update(self.captioning.models)
         settings = Settings(
-            guidance=guidance,
-            reweighter=reweighting,
-            class_log_probs=judged,
-            models={**(self.models or {}), **(self.captioning.models if self.captioning is not None else {})},
+            guidance=parts.branching,
+            models=models,
             generator=self.generator,
             observer=self.observer,
             log_probs=self.log_probs,
             speculation=self.speculation,
             fast=self.fast,
-            call=_compiled(model, generation_config, model_kwargs),
-            restart_classifiers=begin,
         )
-        if guidance is not None:
-            settings.prompts = self._prompts(guidance, model, input_ids, model_kwargs, generation_config, horizon)
-            settings.static = generation_config.cache_implementation == "static"
-        if isinstance(parts.sampling, FeynmanKac):
-            if reweighting is not None:
-                raise ValueError(
-                    "FeynmanKac cannot be combined with classifiers: the distribution of weighed candidates has a "
-                    "normaliser of "
-                    "its own, which is not part of the product; leave one of them out"
-                )
-            settings.guidance = None if guidance is None else parts.sampling.product(guidance)
-        if parts.sampling is not None:
-            check_run(parts.sampling, generation_config, self.streamer or given.streamer)
-            if isinstance(self.generator, tuple):
-                raise ValueError(f"generator= with one a row does not go with {parts.sampling}; give one")
-            keys: Sequence[Hashable] = ()
-            own = _unpadded(input_ids, self._mask(model, model_kwargs))
-            if parts.learns:
-                alone = branch_inputs.sees_images(model, model_kwargs) or model.config.is_encoder_decoder
-                if not alone and all(isinstance(rows, list) for rows in settings.prompts):
-                    reads: list[branch_inputs.Rows] | None = [own, *settings.prompts]  # type: ignore[list-item]
-                else:
-                    reads = None
-                keys = lesson_keys(
-                    model, settings.models, parts, reads, len(input_ids), logits_processor, stopping_criteria, horizon
-                )
-            settings.population = start(
-                parts.sampling, model, input_ids, generation_config, self.tokenizer, self.vocabulary, self.generator,
-                keys, own,
-            )  # fmt: skip
-        return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
+        if parts.reweighting:
+            from ..step.reweighting import reweighter
+
+            settings.reweighter = reweighter(parts.reweighting, self.tokenizer, model, config.eos_token_id)
+        if parts.branching is not None and parts.branching.reads_class_log_probs:
+            from ..step.class_log_probs import ClassLogProbs
+
+            settings.class_log_probs = ClassLogProbs(parts.branching, self.tokenizer, model)
+        classifiers = [one for one in (settings.reweighter, settings.class_log_probs) if one is not None]
+        if classifiers:
+
+            def start() -> None:
+                for one in classifiers:
+                    one.begin(branch_inputs.without_padding(ids, mask))
+
+            start()
+            settings.restart_classifiers = start
+        return settings
+
+    def _population(
+        self,
+        parts: Parts,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor | None,
+        config: Any,
+        streamer: Any,
+        keys: Sequence[Hashable],
+    ) -> Population:
+        """The rows that choose their tokens together, at the start of the batch."""
+        from ..smc.starting import check_run, start
+
+        sampling = parts.sampling
+        assert sampling is not None
+        if sampling.corrects and parts.reweighting:
+            raise ValueError(
+                "FeynmanKac cannot be combined with classifiers: the distribution of weighted candidates has a "
+                "normaliser of its own, which is not part of the product; leave one of them out"
+            )
+        check_run(sampling, config, streamer)
+        if isinstance(self.generator, tuple):
+            raise ValueError(f"generator= with one per row does not work with {sampling}; pass one generator")
+        return start(
+            sampling,
+            model,
+            ids,
+            config,
+            self.tokenizer,
+            self.vocabulary,
+            self.generator,
+            keys,
+            branch_inputs.without_padding(ids, mask),
+        )
+
+    def _lesson_keys(
+        self,
+        parts: Parts,
+        settings: Settings,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor | None,
+        model_kwargs: Mapping[str, Any],
+        processors: Any,
+        criteria: Any,
+        horizon: int,
+    ) -> Sequence[Hashable]:
+        """For each row, what the distributions of its text depend on."""
+        from .lesson_keys import lesson_keys
+
+        reads: list[branch_inputs.Rows] | None = None
+        is_text = not branch_inputs.sees_images(model, model_kwargs) and not model.config.is_encoder_decoder
+        if is_text and all(isinstance(rows, list) for rows in settings.prompts):
+            reads = [branch_inputs.without_padding(ids, mask), *settings.prompts]  # type: ignore[list-item]
+        return lesson_keys(model, settings.models, parts, reads, len(ids), processors, criteria, horizon)
 
     def _prompts(
         self,
         guidance: BranchGuidance,
         model: Any,
         ids: Tensor,
+        mask: Tensor | None,
         model_kwargs: dict[str, Any],
         generation_config: Any,
         horizon: int,
     ) -> list[branch_inputs.Rows | Source]:
-        size = ids.shape[0]
-        if self.captioning is not None and self._reads(model, model_kwargs):
+        """What each extra branch reads."""
+        if self.captioning is not None and self._reads_images(model, model_kwargs):
             return self.captioning.sources(guidance, model, ids, model_kwargs, self.tokenizer, self.models or {})
         if branch_inputs.sees_images(model, model_kwargs):
             raise ValueError(
@@ -234,61 +328,119 @@ class GuidedDecoding:
             )
         copies = generation_config.num_return_sequences or 1
         if self.branch_prompts is not None:
-            return [branch_inputs.expand(rows, size, copies=copies) for rows in self.branch_prompts]
-        cond: branch_inputs.Rows = [[] for _ in range(size)]
-        empty: list[int] | None = None
-        if model.config.is_encoder_decoder:
-            if any(branch.same_prompt or branch.edit is not None for branch in guidance.branches):
-                raise ValueError(
-                    f"guidance {guidance.name!r} reads the prompt again, and generate hands over an encoder-decoder's "
-                    "encoded prompt alone; use textguide.generate"
-                )
-            empty = empty_source(model.config)
-        else:
-            cond = _unpadded(ids, self._mask(model, model_kwargs))
+            return [branch_inputs.expand(rows, len(ids), copies=copies) for rows in self.branch_prompts]
+        if model.config.is_encoder_decoder and any(b.same_prompt or b.edit is not None for b in guidance.branches):
+            raise ValueError(
+                f"guidance {guidance.name!r} reads the prompt again, and generate only passes an encoder-decoder's "
+                "encoded prompt to a custom loop; use textguide.generate"
+            )
+        cond: branch_inputs.Rows = [[] for _ in range(len(ids))]
+        if not model.config.is_encoder_decoder:
+            cond = branch_inputs.without_padding(ids, mask)
         rows = branch_inputs.branch_rows(
-            guidance, cond=cond, tokenizer=self.tokenizer, empty_source=empty, copies=copies
+            guidance,
+            cond=cond,
+            tokenizer=self.tokenizer,
+            empty_source=branch_inputs.empty_source(model.config),
+            copies=copies,
         )
         branch_inputs.check_branches(model, guidance, rows, horizon, self.models)
         if self.warn and not model.config.is_encoder_decoder:
             branch_inputs.warn_of_same(guidance, cond, rows, "input_ids")
         return [*rows]
 
-    def _reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
-        """Whether the branches are brought by the reader of images."""
+    def _reads_images(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
+        """Whether the reader of images provides the branches."""
         return self.captioning is not None and self.captioning.reads(model, model_kwargs)
 
-    def _streamer(self, given: CallArguments, ids: Tensor) -> Any:
-        """Where tokens go; it has got the prompt, as transformers' streamers expect."""
-        if given.streamer is not None:
-            return given.streamer
+    def _streamer(self, call: GenerateCall, ids: Tensor) -> Any:
+        """Where tokens go; it has received the prompt, as transformers' streamers expect."""
+        if call.streamer is not None:
+            return call.streamer
         if self.streamer is not None:
             self.streamer.put(ids.cpu())
         return self.streamer
 
-    def _mask(self, model: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
-        """The mask of ``input_ids``."""
-        name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
-        return model_kwargs.get(name)
+
+# -- what the loop refuses ---------------------------------------------------------------------------------------------
 
 
-def _unpadded(ids: Tensor, mask: Tensor | None) -> branch_inputs.Rows:
-    """The token ids of every row without its padding."""
-    if mask is None:
-        rows: branch_inputs.Rows = ids.tolist()
-        return rows
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+def _check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], call: GenerateCall, guided: bool) -> None:
+    """Refuse what our loop would ignore.
+
+    Args:
+        guided: whether guidance acts; without it our loop has to do what transformers does.
+
+    Raises:
+        ValueError: something does not work with it; the message names it and a remedy.
+    """
+    for name, (usual, remedy) in _OTHER_LOOPS.items():
+        value = getattr(config, name, None)
+        if value is not None and value != usual:
+            _refuse(f"{name}={value!r}", remedy)
+    if call.assistant_model is not None:
+        _refuse("assistant_model=", _SPECULATION)
+    if call.synced_gpus:
+        _refuse("synced_gpus=True", "leave it out")
+    if config.use_cache is False and _is_cache_off(model, call):
+        _refuse("use_cache=False", "leave it out, or put GuidanceLogitsProcessor into logits_processor=")
+    if not guided:
+        return
+    if config.guidance_scale not in (None, 1, 1.0):
+        _refuse(f"guidance_scale={config.guidance_scale} of transformers", "guidance would apply twice; leave it out")
+    if call.negative_prompt_ids is not None:
+        _refuse("negative_prompt_ids= of transformers", "pass guided_decoding(CFG(scale, negative_prompt=ids))")
+    if config.cache_implementation not in CACHES:
+        _refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
+    if _has_own_cache(model_kwargs):
+        _refuse("a cache of your own", "leave it out")
+    # While PEFT generates, prepare_inputs_for_generation is its own; learned prompts are refused there.
+    adapter(getattr(model.prepare_inputs_for_generation, "__self__", model))
 
 
-def empty_source(config: Any) -> list[int]:
-    """What an encoder-decoder reads for no source: its end token alone, behind its begin token if it uses one."""
-    end: Any = getattr(config, "eos_token_id", None)
-    end = end[0] if isinstance(end, (list, tuple)) else end
-    if end is None:
-        raise ValueError("the model has no end token to stand for an empty source; give negative_prompt")
-    begin: Any = getattr(config, "bos_token_id", None)
-    uses_begin = begin is not None and config.model_type in {"bart", "mbart", "blenderbot", "blenderbot-small", "led"}
-    return [begin, end] if uses_begin else [end]
+def _check_speculation(config: Any, model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse caches that cannot forget a wrong guess."""
+    if config.cache_implementation is not None:
+        raise ValueError(
+            f"cache_implementation={config.cache_implementation!r} keeps what it read, and speculation= has to forget "
+            "wrong guesses; leave one of them out"
+        )
+    if _has_own_cache(model_kwargs):
+        raise ValueError("a cache of your own may hold what speculation= has to forget; leave one of them out")
+
+
+def _check_inputs(model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse inputs that the extra branches would not read."""
+    if model_kwargs.get("inputs_embeds") is not None:
+        _refuse(
+            "inputs_embeds=",
+            "the other branch needs token ids; pass input_ids, or captioning=Captioning(captioner=model) if a model "
+            "that reads images passes them",
+        )
+
+
+def _refuse(what: str, remedy: str) -> NoReturn:
+    raise ValueError(f"{what} does not work with guided decoding; {remedy}")
+
+
+def _has_own_cache(model_kwargs: Mapping[str, Any]) -> bool:
+    return any(getattr(model_kwargs.get(name), "_is_user_defined", False) for name in caches.ARGUMENTS)
+
+
+def _is_cache_off(model: Any, call: GenerateCall) -> bool:
+    """Whether the call has ``use_cache=False``, as opposed to the model's own configuration (MPT's has it)."""
+    if call.options.get("use_cache") is False:
+        return True
+    return getattr(model.generation_config, "use_cache", None) is not False
+
+
+# -- from and to transformers ------------------------------------------------------------------------------------------
+
+
+def _prompt_mask(model: Any, model_kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The mask of ``input_ids``."""
+    name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+    return model_kwargs.get(name)
 
 
 def _compiled(model: Any, config: Any, model_kwargs: dict[str, Any]) -> Any:

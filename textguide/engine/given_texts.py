@@ -22,7 +22,7 @@ from ..step.guided_step import guided_step, refuse_invalid
 from ..step.likelihoods import along
 from ..step.reweighting import Reweighter, reweighter
 from . import branch_inputs
-from .custom_generate import empty_source
+from .branch_inputs import empty_source
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256

@@ -108,7 +108,7 @@ class GenerateResult(Shown):
     """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
 
     Args:
-        texts: the continuations, without special tokens.
+        texts: the continuations, without special tokens; empty if the run had no tokenizer.
         sequences: prompt and continuation ids, (B, prompt + new), prompts padded on the left.
         new_tokens: ids of each continuation up to and including its end token, a list per row.
         log_likelihood: guided log-probability of each continuation, (B,): what :func:`textguide.score` gives.
@@ -184,7 +184,8 @@ class GenerateResult(Shown):
         ]
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
-        weights = self.log_weights.tolist() if self.log_weights is not None else [None] * len(self.texts)
+        weights = self.log_weights.tolist() if self.log_weights is not None else [None] * len(self.new_tokens)
+        texts = self.texts or [" ".join(map(str, tokens)) for tokens in self.new_tokens]
         rows = [
             [
                 str(row + 1),
@@ -196,7 +197,7 @@ class GenerateResult(Shown):
                 "" if self.origins is None or (origin := self.origins[row]) is None else f"{origin[0] + 1}",
             ]
             for row, (text, tokens, likelihood, weight) in enumerate(
-                zip(self.texts, self.new_tokens, self.log_likelihood.tolist(), weights, strict=True)
+                zip(texts, self.new_tokens, self.log_likelihood.tolist(), weights, strict=True)
             )
         ]
         header = ["#", "text", "tokens", "log-likelihood", "log weight", "unfinished because", "forked from"]
@@ -216,7 +217,7 @@ class GenerateResult(Shown):
             blocks.append(Line(str(self.effect), quiet=True))
         if self.speculation is not None:
             blocks.append(Line(str(self.speculation), quiet=True))
-        return f"{len(self.texts)} text{'s' * (len(self.texts) != 1)}", blocks
+        return f"{len(texts)} text{'s' * (len(texts) != 1)}", blocks
 
     def _populations(self) -> Tensor:
         if self.log_weights is None:
@@ -227,7 +228,7 @@ class GenerateResult(Shown):
 
     def _indices(self) -> list[list[int]]:
         size = self.particles
-        return [list(range(start, start + size)) for start in range(0, len(self.texts), size)]
+        return [list(range(start, start + size)) for start in range(0, len(self.new_tokens), size)]
 
 
 @dataclass
@@ -315,10 +316,12 @@ def collect(
     log_prob = torch.cat(log_probs)
     outcomes = [run.population for run in done if run.population is not None]
     reports = [run.speculation for run in done if run.speculation is not None]
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    texts = [""] * len(tokens)
+    if tokenizer is not None:
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     deaths = [death for outcome in outcomes for death in outcome.deaths] or [None] * len(tokens)
     return GenerateResult(
-        texts=[ending.shown(text) for text in texts],
+        texts=[ending.shown(text) for text in texts] if tokenizer is not None else [],
         finish_reasons=[ending.reason(*row) for row in zip(tokens, texts, deaths, strict=True)],
         sequences=torch.cat(sequences),
         new_tokens=tokens,

@@ -11,9 +11,9 @@ from typing import Any
 
 from .. import generation
 from ..engine import branch_inputs
-from ..engine.custom_generate import empty_source
+from ..engine.branch_inputs import empty_source
 from ..engine.loop import StepView
-from ..engine.options import SAMPLING_OPTIONS, with_config
+from ..engine.request import SAMPLING_OPTIONS, with_config
 from ..engine.results import GenerateResult
 from ..guidance import AWRS, CFG, BranchGuidance, FeynmanKac, Guidance, Step, as_guidance, split
 from ..guidance.base import SELF

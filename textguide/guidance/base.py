@@ -398,6 +398,10 @@ class Sampling(Guidance):
         """Whether texts are weighted by the normalisers of the guided scores, so that they follow their product."""
         return False
 
+    def product(self, branching: BranchGuidance) -> BranchGuidance:
+        """The guidance with branches that a run combines; one that :attr:`corrects` leaves its scores un-normalised."""
+        return branching
+
     @property
     def moves_rows(self) -> bool:
         """Whether a row may continue another row's text, or start again."""

@@ -132,12 +132,13 @@ def window(start: Any, stop: Any) -> tuple[float, float]:
     return first, last
 
 
-def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
+def check_model_and_tokenizer(model: Any, tokenizer: Any, needs_tokenizer: bool = True) -> None:
     """Refuse a model that cannot generate and a tokenizer that cannot encode and decode.
 
     Args:
         model: needs ``config`` and ``generate``, as every model of transformers, PEFT or torch.compile has.
         tokenizer: must turn texts into token ids when called, and ids into texts by ``decode``.
+        needs_tokenizer: refuse None.
 
     Raises:
         ValueError: one of them does not; the message names the argument and the remedy.
@@ -150,6 +151,8 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
         if isinstance(model, str):
             raise ValueError(f"model={model!r} is a name; load it first: model, tokenizer = textguide.load({model!r})")
         raise ValueError(f"model={_kind(model)} is not a language model of transformers; textguide.load returns one")
+    if tokenizer is None and not needs_tokenizer:
+        return
     if tokenizer is None:
         raise ValueError("tokenizer=None cannot decode texts; pass the model's tokenizer, as textguide.load returns it")
     if hasattr(tokenizer, "image_processor") and hasattr(tokenizer, "tokenizer"):
