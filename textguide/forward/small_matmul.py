@@ -92,28 +92,28 @@ class FastLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``x Wᵀ + b``, as the layer whose weights it shares."""
-        return linear(input, self.weight, self.bias)
-
-
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` with a faster product for float32 inputs."""
-    rows = input.numel() // input.shape[-1] if input.numel() else 0
-    if rows == 0 or not weight.dtype == input.dtype == torch.float32 or weight.dim() != 2:
-        return nn.functional.linear(input, weight, bias)
-    flat = input.reshape(rows, -1)
-    if rows not in TRANSPOSED and not _needs_gradient(input, weight, bias):
-        product = onednn()
-        if product is not None:
-            out = product(flat.contiguous(), weight.contiguous(), bias, "none", [], "")
-            return out.view(*input.shape[:-1], weight.shape[0])
-    if rows > LARGEST:
-        return nn.functional.linear(input, weight, bias)
-    if rows == 1:
-        flat = flat.repeat(2, 1)  # a single row, or a row of stride 0, takes the slow path in either form
-    out = torch.mm(weight, flat.t()).t()[:rows].contiguous()
-    if bias is not None:
-        out += bias
-    return out.view(*input.shape[:-1], weight.shape[0])
+        # All in one function, since a model calls it hundreds of times per token.
+        weight = self.weight
+        bias = self.bias
+        rows = input.numel() // input.shape[-1] if input.numel() else 0
+        if rows == 0 or not weight.dtype == input.dtype == torch.float32 or weight.dim() != 2:
+            return nn.functional.linear(input, weight, bias)
+        if rows not in TRANSPOSED:
+            product = onednn()
+            # oneDNN's operator has no backward pass.
+            if product is not None and not (torch.is_grad_enabled() and _requires_grad(input, weight, bias)):
+                flat = input.reshape(rows, -1).contiguous()
+                out = product(flat, weight.contiguous(), bias, "none", [], "")
+                return out.view(*input.shape[:-1], weight.shape[0])
+            if rows > LARGEST:
+                return nn.functional.linear(input, weight, bias)
+        flat = input.reshape(rows, -1)
+        if rows == 1:
+            flat = flat.repeat(2, 1)  # torch.mm is slow for a single row and for a row of stride 0, transposed or not
+        out = torch.mm(weight, flat.t()).t()[:rows].contiguous()
+        if bias is not None:
+            out += bias
+        return out.view(*input.shape[:-1], weight.shape[0])
 
 
 @lru_cache(maxsize=1)
@@ -129,5 +129,5 @@ def onednn() -> Callable[..., Tensor] | None:
     return product
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
