@@ -1,7 +1,7 @@
-"""A file of prompts under guidance, resumed where it stopped: ``python examples/batch_file.py in.jsonl out.jsonl``.
+"""Generate from a file of prompts, with resuming: ``python examples/batch_file.py in.jsonl out.jsonl``.
 
-``datasets`` reads the prompts (JSON lines, CSV or plain text; the column ``prompt`` or ``text``). Every finished batch
-is written at once with the numbers of its rows, so that the same command goes on after an interruption.
+``datasets`` reads the prompts (JSON lines, CSV or plain text; the column ``prompt`` or ``text``). Every batch is
+written as soon as it is finished, with its row numbers, so the same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write what is missing; returns the number of rows that were written."""
+    """Generate the missing rows; returns their number."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompts", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--guidance", default="cfg:scale=1.5", help="as `textguide methods` lists them")
+    parser.add_argument("--guidance", default="cfg:scale=1.5", help="a method of `textguide methods`, with its fields")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=40)
     arguments = parser.parse_args(argv)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def finished(path: Path, fingerprint: str) -> set[int]:
-    """The rows that stand in the file; a last line that was cut off by an interruption is taken away."""
+    """The rows that the file already contains; an incomplete last line is removed."""
     if not path.exists():
         return set()
     whole, newline, _ = path.read_bytes().rpartition(b"\n")
@@ -59,7 +59,7 @@ def finished(path: Path, fingerprint: str) -> set[int]:
     records = [json.loads(line) for line in whole.splitlines()]
     others = {record["guidance"] for record in records} - {fingerprint}
     if others:
-        raise ValueError(f"{path} holds texts under another guidance; give another file")
+        raise ValueError(f"{path} contains texts with another guidance; choose another file")
     return {record["row"] for record in records}
 
 

@@ -1,6 +1,6 @@
-"""A classifier of your own steers: ``python examples/custom_classifier.py --weight 4``.
+"""Steer with your own classifier: ``python examples/custom_classifier.py --weight 4``.
 
-Anything that gives log p(class | text) will do. This one counts short words; a trained model goes in the same way.
+Anything that returns log p(class | text) can be used. This one counts short words; a trained model works the same way.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from textguide.classifiers import FunctionClassifier
 
 
 def plainness(texts: list[str]) -> torch.Tensor:
-    """p(ornate) and p(plain) of each text, by the share of words of at most five letters."""
+    """p(ornate) and p(plain) of each text, from the share of words with at most five letters."""
     shares = [[len(word) <= 5 for word in text.split()] or [True] for text in texts]
     plain = torch.tensor([sum(share) / len(share) for share in shares]).clamp(0.01, 0.99)
     return torch.stack([1 - plain, plain], dim=1)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, str]:
-    """Write a text in each direction, and return them."""
+    """Generate one text for each class, and return them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="The old library was")
     parser.add_argument("--model", default="smollm2")

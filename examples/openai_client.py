@@ -1,6 +1,7 @@
-"""An OpenAI client against ``textguide serve smollm2 --port 8000``: ``python examples/openai_client.py``.
+"""An OpenAI client for ``textguide serve smollm2 --port 8000``: ``python examples/openai_client.py``.
 
-``pip install openai``. Guidance goes into ``vllm_xargs``; the answer says what it did in ``kv_transfer_params``.
+Requires ``pip install openai``. Guidance is passed in ``vllm_xargs``, and ``kv_transfer_params`` of the response
+reports what it changed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import openai
 
 
 def ask(client: Any, model: str, prompt: str, guidance: str | None, max_tokens: int = 24) -> tuple[str, Any]:
-    """The text and the report of one completion; ``guidance`` None decodes plainly."""
+    """Return the text and the report of one completion. With ``guidance`` None, decoding is plain."""
     extra = {} if guidance is None else {"extra_body": {"vllm_xargs": {"guidance": guidance}}}
     answer = client.completions.create(model=model, prompt=prompt, max_tokens=max_tokens, temperature=0, **extra)
     return answer.choices[0].text, getattr(answer, "kv_transfer_params", None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask the same with and without guidance."""
+    """Send the same prompt with and without guidance."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="The dragon flew over Paris, France,")
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")

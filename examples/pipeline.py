@@ -1,4 +1,4 @@
-"""transformers' ``pipeline`` under guidance: ``python examples/pipeline.py "The dragon flew over" --scale 1.5``."""
+"""transformers' ``pipeline`` with guidance: ``python examples/pipeline.py "The dragon flew over" --scale 1.5``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textguide import CFG
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write one continuation without guidance and one with it."""
+    """Generate one continuation without guidance and one with it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="The dragon flew over Paris, France,")
     parser.add_argument("--model", default="smollm2")

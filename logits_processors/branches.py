@@ -11,10 +11,10 @@ from torch import Tensor
 
 from textguide.engine import branch_inputs
 from textguide.engine.branch_inputs import empty_source
+from textguide.engine.branch_rows import BranchRows, read_branch
 from textguide.engine.caller import GenerateCall
-from textguide.forward import model_views, prefill
+from textguide.forward import model_views
 from textguide.forward.model_adapter import adapter
-from textguide.forward.row_batch import Rows
 from textguide.guidance import Branch, BranchGuidance, Step
 from textguide.guidance.needs import Need
 from textguide.guidance.prompts import per_row
@@ -195,7 +195,7 @@ class BranchRun:
 
 
 class _Reader:
-    """The branches that one model runs, in one pass: their rows, branch behind branch.
+    """The branches that one model runs, in one pass.
 
     Args:
         model: what runs them.
@@ -204,47 +204,38 @@ class _Reader:
     """
 
     def __init__(self, model: Any, branches: Mapping[int, list[list[int]]], name: str) -> None:
-        self.model, self.name = model, name
-        self.branches = tuple(branches)
+        self.model = model
+        self.name = name
+        self.branches = list(branches)
         self.texts = [row for rows in branches.values() for row in rows]
-        known = adapter(model)
-        self.limit = None if known.is_encoder_decoder else branch_inputs.positions(model)
-        self.longest = max(map(len, self.texts))
-        self.read_rows: Rows | None = None
+        self.lengths = [len(text) for text in self.texts]
+        self.rows: BranchRows | None = None
 
     def check_length(self, new: int) -> None:
-        """Refuse what the model has no positions for."""
-        if self.limit is not None and self.longest + new > self.limit:
-            raise ValueError(
-                f"{self.name} and what was written are {self.longest + new} tokens, but model= has {self.limit} "
-                "positions; shorten one of them"
-            )
+        """Refuse texts that the model cannot read after ``new`` tokens were written."""
+        branch_inputs.check_lengths(self.model, self.lengths, self.name, new + 1)
 
     def start(self, ids: Tensor, written: list[list[int]]) -> Tensor:
         """Read everything: logits (rows, V)."""
-        known = adapter(self.model)
-        times = len(self.branches)
-        if known.is_encoder_decoder:
-            outputs, mask = prefill.encode(self.model, self.texts, ids.device)
-            self.read_rows, logits = prefill.read_encoded(self.model, ids.repeat(times, 1), outputs, mask)
+        count = len(self.branches)
+        if adapter(self.model).is_encoder_decoder:
+            rows, logits = read_branch(self.model, self.texts, ids.repeat(count, 1))
         else:
-            rows = [text + new for text, new in zip(self.texts, written * times, strict=True)]
-            self.read_rows, logits = prefill.read_prompts(self.model, rows, known.device, fast=True)
-        for batch in self.read_rows.batches():
-            batch.fast = True
+            texts = [text + new for text, new in zip(self.texts, written * count, strict=True)]
+            rows, logits = read_branch(self.model, texts)
+        self.rows = BranchRows(rows, self.branches)
+        self.rows.run_fast()
         return logits[:, -1]
 
     def go_on(self, ids: Tensor, order: Tensor | None, kept: int, width: int) -> Tensor | None:
-        """Read what is new behind the first ``kept`` of ``width`` columns; None where that cannot be taken back."""
-        times, rows = len(self.branches), self.read_rows
-        assert rows is not None
+        """Read what is new after the first ``kept`` of ``width`` columns; None if the rest cannot be taken back."""
+        assert self.rows is not None
         if order is not None:
-            order = order.to(adapter(self.model).device)
-            rows.select(torch.cat([order + branch * len(order) for branch in range(times)]))
-        if not rows.crop(width - kept):
+            self.rows.select(order, len(order))
+        if not self.rows.crop(width - kept):
             return None
         new = ids[:, kept:].to(adapter(self.model).device)
-        return rows.forward(new.repeat(times, 1))[:, -1]
+        return torch.cat([logits[:, -1] for _, logits in self.rows.forward(new)])
 
 
 def _encoded(guidance: BranchGuidance) -> str:

@@ -2,7 +2,7 @@
 
     TEXTGUIDE_DATA=DATA python scripts/agreement.py --json docs/results/agreement.json
 
-Every metric of every task has to agree to 1e-4 (perplexities to that share); the script exits with 1 where one
+Every metric of every task has to agree to 1e-4 (perplexities to that share); the script exits with 1 if one
 does not.
 Guidance has no counterpart in lm-eval: of guided figures the tests compare the log-likelihoods with a plain loop.
 """

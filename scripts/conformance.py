@@ -1,8 +1,8 @@
 """Every class of transformers that writes text, under guidance, against the oracle; writes the table of docs/models.md.
 
 A tiny random model of each class is built from its configuration. What it is then held to is in
-``tests/conformance/checks.py``. Each class runs in a process of its own, with a limit on its memory and time, and its
-result is written at once, so that a run that was stopped goes on with ``--resume``.
+``tests/conformance/checks.py``. Each class runs in its own process, with a limit on its memory and time, and its
+result is written immediately, so that ``--resume`` continues an interrupted run.
 
     python scripts/conformance.py                          # everything, then docs/models.md
     python scripts/conformance.py --only LlamaForCausalLM T5ForConditionalGeneration
@@ -41,11 +41,11 @@ from tests.conformance.classes import ModelClass, all_classes  # noqa: E402
 from textguide.support.files import write_text  # noqa: E402
 
 MEMORY = 4 << 30
-"""Bytes that a class may take beside what importing takes."""
+"""Bytes that a class may use in addition to the memory of the imports."""
 
 
 def examine(entry: ModelClass, checks: list[str], seed: int) -> dict[str, Any]:
-    """What there is to say of one class."""
+    """The row of one class."""
     started = time.monotonic()
     row: dict[str, Any] = {**dataclasses.asdict(entry), "title": entry.title, "cells": {}}
     try:
@@ -77,7 +77,7 @@ def child(sender: Connection, entry: ModelClass, checks: list[str], seed: int) -
 
 
 class Running:
-    """One class in a process of its own."""
+    """One class in its own process."""
 
     def __init__(self, entry: ModelClass, checks: list[str], seed: int) -> None:
         self.entry, self.started = entry, time.monotonic()
@@ -87,7 +87,7 @@ class Running:
         sender.close()
 
     def result(self, limit: float) -> dict[str, Any] | None:
-        """The row, or None while it is not there yet."""
+        """The row, or None if it is not there yet."""
         if self.receiver.poll():
             try:
                 row: dict[str, Any] = self.receiver.recv()
@@ -109,9 +109,9 @@ class Running:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these classes alone")
-    parser.add_argument("--family", nargs="+", metavar="NAME", help="these families alone")
-    parser.add_argument("--check", nargs="+", choices=list(CHECKS), default=list(CHECKS), help="these checks alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these classes")
+    parser.add_argument("--family", nargs="+", metavar="NAME", help="only these families")
+    parser.add_argument("--check", nargs="+", choices=list(CHECKS), default=list(CHECKS), help="only these checks")
     parser.add_argument("--json", type=Path, help="the results; default: docs/results/models.json for a whole run")
     parser.add_argument("--resume", action="store_true", help="keep what the results already hold")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default: 1)")
@@ -120,16 +120,30 @@ def main() -> int:
     options = parser.parse_args()
 
     classes = all_classes()
-    chosen = [
-        one
-        for one in classes
-        if (not options.only or one.name in options.only or one.title in options.only)
-        and (not options.family or one.family in options.family)
-    ]
+    chosen = [one for one in classes if is_chosen(one, options)]
     if not chosen:
         parser.error("no class has that name; see --only and --family")
     whole = len(chosen) == len(classes) and len(options.check) == len(CHECKS)
     path = options.json or (ROOT / "docs" / "results" / "models.json" if whole else None)
+    rows = examine_all(chosen, path, options)
+    if whole and path is not None:
+        page = ROOT / "docs" / "models.md"
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
+        write_text(page, table.page(json.loads(path.read_text()), before))
+    counts = table.counts(list(rows.values()))
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    return 1 if counts["wrong cells"] else 0
+
+
+def is_chosen(entry: ModelClass, options: argparse.Namespace) -> bool:
+    """Whether ``--only`` and ``--family`` leave a class in."""
+    if options.only and entry.name not in options.only and entry.title not in options.only:
+        return False
+    return not options.family or entry.family in options.family
+
+
+def examine_all(chosen: list[ModelClass], path: Path | None, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The rows of all classes by title, ``--jobs`` of them at a time; saved in ``path`` after each class."""
     rows: dict[str, dict[str, Any]] = {}
     if options.resume and path is not None and path.exists():
         rows = {row["title"]: row for row in json.loads(path.read_text())["models"]}
@@ -148,13 +162,7 @@ def main() -> int:
             print(table.line(row), flush=True)
             if path is not None:
                 save(path, rows, options.seed)
-    if whole and path is not None:
-        page = ROOT / "docs" / "models.md"
-        before = page.read_text(encoding="utf-8") if page.exists() else ""
-        write_text(page, table.page(json.loads(path.read_text()), before))
-    counts = table.counts(list(rows.values()))
-    print(", ".join(f"{count} {what}" for what, count in counts.items()))
-    return 1 if counts["wrong cells"] else 0
+    return rows
 
 
 def save(path: Path, rows: dict[str, dict[str, Any]], seed: int) -> None:

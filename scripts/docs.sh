@@ -2,7 +2,7 @@
 # Builds the site into site/, offline, with warnings as errors. Arguments go to mkdocs build.
 source "$(dirname "$0")/lib.sh"
 "$PYTHON" -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || prepare docs
-# The package as it is installed: three of its folders stand beside it in the repository.
+# The package as it is installed: three of its folders are next to it in the repository.
 rm -rf build/site-source
 mkdir -p build/site-source/textguide
 for path in textguide/*; do ln -s "$PWD/$path" "build/site-source/$path"; done

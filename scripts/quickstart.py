@@ -51,7 +51,7 @@ def main() -> None:
         )
         seconds = (time.perf_counter() - start) / len(out.new_tokens[0])
         text = Text(arguments.prompt, style="dim") + Text(out.texts[0], style="default")
-        footer = f"{1e3 * seconds:.0f} ms a token"
+        footer = f"{1e3 * seconds:.0f} ms per token"
         panels.append(Panel(text, title=title, subtitle=footer, width=max(34, (console.width - 4) // 3)))
         effects.append(f"{title}: {out.effect}")
     console.print(Columns(panels))

@@ -1,4 +1,4 @@
-"""Writes ``docs/results/registry.jsonl``, one row a run, from the JSON files of results and of tested claims::
+"""Write ``docs/results/registry.jsonl``, one row per run, from the JSON files of results and of tested claims::
 
     python scripts/registry.py           # writes it
     python scripts/registry.py --check   # compares it, and the tables of the docs with the files that they name
@@ -64,23 +64,23 @@ ABOUT = (
     "processor",
     "command",
 )
-"""Parts of a file that say how it was made."""
+"""Parts of a file that describe how it was made."""
 MOST = 400
-"""Figures of a file that are listed; of the rest the row says how many there are."""
+"""The most figures of a file that are listed; the row has the number of the others."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
     arguments = parser.parse_args()
     text = made()
     if not arguments.check:
         REGISTRY.write_text(text, encoding="utf-8")
         print(f"{len(text.splitlines())} rows in {REGISTRY.relative_to(ROOT)}")
         return
-    wrong = [] if REGISTRY.read_text(encoding="utf-8") == text else ["registry.jsonl is not what the files say"]
+    wrong = [] if REGISTRY.read_text(encoding="utf-8") == text else ["registry.jsonl differs from the files"]
     wrong += [f"{page}: {cell} is in none of {', '.join(files)}" for page, cell, files in strangers()]
-    print("\n".join(wrong) or "the registry and the tables are as the files say")
+    print("\n".join(wrong) or "the registry and the tables agree with the files")
     raise SystemExit(bool(wrong))
 
 
@@ -90,7 +90,7 @@ def made() -> str:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """One row a run."""
+    """One row per run."""
     files = sorted(RESULTS.rglob("*.json"))
     for file in files:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
 
 
 def weights(name: str) -> str | None:
-    """SHA-256 of the weights that a name stands for, where it is known."""
+    """SHA-256 of the weights of a named model, if it is known."""
     found = WEIGHTS.get(str(name))
     return None if found is None else found[1]
 
@@ -189,7 +189,7 @@ def weights(name: str) -> str | None:
 _LINK = re.compile(r"\]\(([^)\s#]+)[^)\s]*\)|`((?:docs/)?[\w./-]+\.json)`")
 _NUMBER = re.compile(r"(?<![\w.])[+\-−]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d+)?(?![\w])")
 SCALES = (1.0, 100.0, 1000.0)
-"""Units that a table may have in place of a file's: percent and points, milliseconds."""
+"""Units that a table may have instead of the file's: percent and points, milliseconds."""
 
 
 def tables() -> Iterator[tuple[str, list[str], list[Path]]]:
@@ -218,7 +218,7 @@ def tables() -> Iterator[tuple[str, list[str], list[Path]]]:
 
 
 def sources_of(target: Path) -> list[Path]:
-    """The files of results that a link names: itself, or those beside a report."""
+    """The files of results that a link names: itself, or those in the folder of a report."""
     if target.suffix == ".json":
         return [target] if target.is_file() else []
     if (

@@ -1,7 +1,7 @@
-"""The code of the documentation runs as it stands there: all of the guides, the Python of every other page.
+"""The code in the documentation runs: all code of the guides, and the Python code of every other page.
 
 The Python blocks of a page share their names, and its ``textguide`` lines run in the same folder. A block that cannot
-run says why in a comment in front of it, ``<!-- not run: … -->``, and is compiled.
+run has a comment with the reason before it, ``<!-- not run: … -->``, and is only compiled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 import textguide
 from textguide import cli, generation
 from textguide.cli import options
+from textguide.diffusion import adapted  # noqa: F401  # its loader is the real one: it checks the model's fingerprint
 from textguide.guidance import Guidance
 from textguide.models import loading
 

@@ -20,7 +20,7 @@ from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
 from .forward.prefill import pad_left
 from .guidance import EAGer, as_guidance, parts_of, split
-from .support.checks import flag
+from .support.checks import check_model_and_tokenizer, flag
 from .support.showing import Block, Line, Shown, figure, table
 
 LONGEST = 128
@@ -317,6 +317,8 @@ def eager(
         >>> out = textguide.eager(model, tokenizer, "The dragon", max_new_tokens=32, temperature=0.6)  # doctest: +SKIP
         >>> out.texts[0]  # doctest: +SKIP
     """
+    if not hasattr(model, "textguide_generate"):
+        check_model_and_tokenizer(model, tokenizer)
     branches = EAGer(entropy_threshold, max_branches)
     result = generate(model, tokenizer, prompts, [*parts_of(as_guidance(guidance)), branches], **options)
     if result.origins is None:  # one branch per prompt is plain decoding
@@ -397,7 +399,7 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
     if request.forks:  # a row for every branch, which transformers only makes for samples
         rows = _repeated(rows, request.particles)
         branches = [_repeated(branch, request.particles) for branch in branches]
-    branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens)
+    branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens, plain=branching is None)
     if branching is not None:
         branch_inputs.check_branches(run.model, branching, branches, request.max_new_tokens, request.models)
         branch_inputs.warn_of_same(branching, rows, branches)

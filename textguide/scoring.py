@@ -141,8 +141,10 @@ def score_groups(
         check_place(setting, "score")
     if leading(settings) is not None:
         adapter(model).needs_separate_passes([])  # refuses models that branches cannot share
-        for item in items if not adapter(model).is_encoder_decoder else ():
-            adapter(model).check_lengths([len(item.context)], len(item.continuation))
+        if not adapter(model).is_encoder_decoder:
+            for item in items:
+                lengths = [len(item.read_by(branch)) for branch in range(len(item.negatives) + 1)]
+                adapter(model).check_lengths(lengths, len(item.continuation))
     reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
     judged = [[class_log_probs(split(one).branching, tokenizer, model) for one in group] for group, _ in groups]
     for batch in _batches(items, batch_size):

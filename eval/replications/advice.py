@@ -1,4 +1,4 @@
-"""What to try first, by kind of task, as it follows from the verdicts."""
+"""Which method to try first for each kind of task, according to the verdicts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..reports.markdown import number, table
 from .claim import Claim
 
 KINDS = (
-    "the word that a text leads up to",
-    "one of several answers",
-    "a document against what the model remembers",
-    "a text with a given tone",
+    "predicting the last word",
+    "multiple choice",
+    "following a document",
+    "a given tone",
     "fluent and varied text",
-    "sums",
-    "JSON, SQL and other forms",
-    "a masked canvas",
+    "arithmetic",
+    "JSON, SQL and other constraints",
+    "masked diffusion",
     "fewer passes",
 )
 """Kinds of task, in the order of the table."""
@@ -26,7 +26,7 @@ OF_MEASURE = {"positive": 3, "nll": 4, "repeated_4": 4, "overlap": 4, "right": 5
 FIRST = "try first"
 COLUMNS = {
     FIRST: ("supported",),
-    "too small a gain, none, or a loss": ("weaker", "not seen", "opposite"),
+    "no useful gain": ("weaker", "not seen", "opposite"),
     "undecided": ("undecided",),
 }
 """Columns of the table, and the verdicts that they show."""

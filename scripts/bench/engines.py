@@ -1,18 +1,19 @@
-"""Engines of several devices, or that schedule steps ahead, with guidance on: on a CPU they share its cores."""
+"""vLLM engines with several devices or with steps scheduled ahead, under guidance. On a CPU they share its cores."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import queue
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # of each worker
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each worker wants a memory node of its own
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # per worker
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise each worker needs its own memory node
 
-# Without a compiled pass, vLLM's CPU worker loses what the first stage hands over.
+# Without a compiled pass, vLLM's CPU worker loses the output of the first stage.
 STAGES = {
     "pipeline_parallel_size": 2,
     "enforce_eager": False,
@@ -27,12 +28,12 @@ PARALLEL: dict[str, dict[str, Any]] = {
     "two data ranks": {"data_parallel_size": 2},
     "steps ahead": {"async_scheduling": True},
 }
-"""What differs from an engine of one device."""
-TINY = "textguide-tiny-llama"
-"""The folder of :func:`tiny_llama`, among temporary ones."""
+"""Options that differ from an engine with one device."""
+TINY = Path(tempfile.gettempdir()) / "textguide-tiny-llama"
+"""The folder of :func:`tiny_llama`."""
 
 
-def tiny_llama(folder: Path, seed: int = 0) -> str:
+def tiny_llama(folder: Path = TINY, seed: int = 0) -> str:
     """A random Llama of 4 layers and 4 heads with the bundled model's tokens, which two ranks or stages can share."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -42,10 +43,20 @@ def tiny_llama(folder: Path, seed: int = 0) -> str:
     tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder()))
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
-        initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -71,11 +82,11 @@ def low_rank(model: str, folder: Path, seed: int, rank: int = 4, strength: float
 
 
 def start(model: str, **options: Any) -> Any:
-    """An engine with the methods of vLLM's own that take requests and give answers step by step.
+    """An engine with the methods of vLLM's own: it accepts requests and returns outputs step by step.
 
     Args:
         model: as for :func:`textguide.vllm_engine`.
-        **options: as there.
+        **options: likewise.
     """
     import textguide
 
@@ -94,29 +105,29 @@ def close(engine: Any) -> None:
 
 
 def allow_steps_ahead() -> None:
-    """Let vLLM schedule steps ahead on a CPU, where it switches that off, in this process."""
+    """Let vLLM schedule steps ahead on a CPU in this process, although it switches that off there."""
     from vllm.platforms.cpu import CpuPlatform
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    settle = CpuPlatform.check_and_update_config.__func__
-    if getattr(settle, "keeps", False):
+    original = CpuPlatform.check_and_update_config.__func__
+    if getattr(original, "keeps_async", False):
         return
 
     def check_and_update_config(cls: Any, config: Any) -> None:
-        wanted = config.scheduler_config.async_scheduling
-        settle(cls, config)
-        config.scheduler_config.async_scheduling = wanted
+        is_async = config.scheduler_config.async_scheduling
+        original(cls, config)
+        config.scheduler_config.async_scheduling = is_async
 
-    check_and_update_config.keeps = True  # type: ignore[attr-defined]
+    check_and_update_config.keeps_async = True
     CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
 
 
 class DataRanks:
-    """Several engines behind vLLM's own load balancer, which runs in an event loop alone; called like one engine.
+    """Several engines with vLLM's own load balancer, which needs an event loop; called like one engine.
 
     Args:
         model: as for :func:`textguide.vllm_engine`.
-        options: as there.
+        options: likewise.
     """
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
@@ -128,7 +139,7 @@ class DataRanks:
         from textguide.logits_processors.vllm_plugin.options import prepared
 
         arguments = AsyncEngineArgs(**prepared(model, **options))
-        self.arrived: queue.Queue[Any] = queue.Queue()
+        self.outputs: queue.Queue[Any] = queue.Queue()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
@@ -143,34 +154,34 @@ class DataRanks:
                 self._call(self.engine.add_lora(adapter.request(LoRARequest)))
 
     def add_request(self, name: str, prompt: Any, params: Any, lora_request: Any = None) -> str:
-        """Hand a request over."""
+        """Send a request."""
 
         async def answer() -> None:
             try:
                 async for output in self.engine.generate(prompt, params, name, lora_request=lora_request):
-                    self.arrived.put(output)
+                    self.outputs.put(output)
             except Exception as error:
-                self.arrived.put(error)
+                self.outputs.put(error)
 
         self.tasks[name] = asyncio.run_coroutine_threadsafe(answer(), self.loop)
         return name
 
     def step(self) -> list[Any]:
-        """What has arrived since; waits for something.
+        """The outputs that arrived since the last call; waits for the first.
 
         Raises:
-            Exception: a request ended with it.
+            Exception: the exception that a request ended with.
         """
-        outputs = [self.arrived.get(timeout=600)]
-        while not self.arrived.empty():
-            outputs.append(self.arrived.get())
+        outputs = [self.outputs.get(timeout=600)]
+        while not self.outputs.empty():
+            outputs.append(self.outputs.get())
         for output in outputs:
             if isinstance(output, Exception):
                 raise output
         return outputs
 
     def abort_request(self, names: list[str], internal: bool = False) -> None:
-        """The clients went away."""
+        """Abort requests."""
         for name in names:
             self._call(self.engine.abort(name))
 

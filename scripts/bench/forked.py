@@ -1,5 +1,5 @@
-"""Runs a module or a script with vLLM's processes forked, which start at once: on a CPU vLLM spawns them, and each
-imports everything again. For tests, whose processes have one thread of OpenMP (it does not survive a fork)::
+"""Runs a module or a script with vLLM's processes forked. They start immediately: vLLM spawns them on a CPU, and each
+imports everything again. It is for tests, whose processes have one OpenMP thread (it does not survive a fork)::
 
     OMP_NUM_THREADS=1 python scripts/bench/forked.py -m textguide serve smollm2
 """
@@ -14,10 +14,13 @@ from pathlib import Path
 
 
 def main() -> None:
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(__doc__)
+        return
     import vllm.utils.system_utils as system
 
     if os.environ.get("OMP_NUM_THREADS") != "1":
-        raise SystemExit("forked.py: OMP_NUM_THREADS must be 1, since threads of OpenMP do not survive a fork")
+        raise SystemExit("forked.py: OMP_NUM_THREADS must be 1, because OpenMP threads do not survive a fork")
     system.get_mp_context = lambda: multiprocessing.get_context("fork")
     del sys.argv[0]
     if sys.argv[0] == "-m":

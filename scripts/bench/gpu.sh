@@ -7,13 +7,13 @@
 #   --device cuda|cpu     [cuda]             --model MODEL   a name, folder or hub name [smollm2]
 #   --dtype DTYPE         [bfloat16; float32 on a CPU]       --data FOLDER   for sweep [$TEXTGUIDE_DATA]
 #   --adapter FOLDER      a distilled adapter of the model, for the table of serving
-#   --out FOLDER          --only PART,…      of decode, speculation, sweep, serving, branches, cost-model, batch
+#   --out FOLDER          --only PART,…      of decode, speculation, sweep, serving, cost-model, batch
 #   --tiny                the smallest figures that run           --print         print the commands and stop
 # $PYTHON runs the parts without vLLM, $VLLM_PYTHON those with it; default: .venv and .venv-vllm, else python.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-PARTS="decode speculation sweep serving branches cost-model batch"
+PARTS="decode speculation sweep serving cost-model batch"
 device=cuda model="" dtype="" out=gpu-results only="" tiny=0 print=0 adapter="" data="${TEXTGUIDE_DATA:-}"
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -63,7 +63,6 @@ if [ "$tiny" = 1 ]; then
   speculation="--new 4 --repeats 1 --prompts 1 --drafts prompt-lookup --kinds code"
   sweep="--rows 4 --batch-size 4 --repeats 1"
   serving="--concurrency 1 2 --tokens 2 --repeats 1 --rounds 1"
-  branches="--requests 2 --tokens 2 --rounds 1"
   cost="--clients 2 --plain 1 2 4 --places 12 --tokens 2 --rounds 1"
   batch="--rows 40 --rows-per-shard 2 --replicas 2 --tokens 40 --kill-at 0.1 --compared 1"
 else
@@ -71,8 +70,7 @@ else
   [ "$device" = cuda ] && decode+=" --static"
   speculation="--new 96 --repeats 3"
   sweep="--rows 256 --repeats 3"
-  serving="--concurrency 1 8 32 --tokens 128 --rounds 2 --repeats 5 --skip-threshold 0.5 --settle 10"
-  branches="--rounds 9 --tokens 64"
+  serving="--concurrency 1 8 32 --tokens 128 --rounds 2 --repeats 5 --settle 10"
   cost="--clients 8 32 --plain 4 8 32 64 --places 96 --tokens 64 --rounds 5"
   batch="--rows 10000 --replicas 1"
 fi
@@ -95,10 +93,9 @@ eager=(--dtype "$dtype")
     distilled=()
     [ -z "$adapter" ] || distilled=(--adapter "$adapter")
     part serving "$vllm" scripts/bench/serve.py speed --guesses --model "$model" $serving --server-args="$engine" ${distilled[@]+"${distilled[@]}"} --json "$out/serving.json"
-    part branches "$vllm" scripts/bench/vllm_branches.py --model "$model" "${eager[@]}" $branches --json "$out/branches.json"
     part cost-model "$vllm" scripts/bench/cost_model.py --model "$model" "${eager[@]}" --time wall $cost --json "$out/cost-model.json"
   else
-    for name in serving branches cost-model; do without "$name" "vLLM is not installed for $vllm"; done
+    for name in serving cost-model; do without "$name" "vLLM is not installed for $vllm"; done
   fi
   if [ "$print" = 1 ] || has "$python" ray; then
     part batch "$python" scripts/bench/batch.py --model smollm2-small $batch --json "$out/batch.json"

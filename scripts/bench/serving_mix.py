@@ -1,16 +1,17 @@
-"""Requests for the serving benchmarks, and what a transformers model answers to each."""
+"""Requests for the serving benchmarks, and the answer of a transformers model to each."""
 
 from __future__ import annotations
 
 import json
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import progress
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -18,7 +19,7 @@ import textguide
 from textguide import AWRS, CFG
 from textguide.constraints import Regex
 from textguide.engine.branch_inputs import branch_rows
-from textguide.guidance import Contrast, Formula, Guidance, as_guidance, parts_of, split
+from textguide.guidance import Contrast, Formula, Guidance, Step, as_guidance, parts_of, split
 from textguide.guidance.algebra import log_softmax
 from textguide.support.errors import NoParticleLeftWarning
 from textguide.support.files import write_json
@@ -51,12 +52,15 @@ PATTERNS = (
     r" (in|on|at) (the )?[A-Z][a-z]+(, [A-Z][a-z]+)?",
     r"\n?[0-9]{1,4}( [a-z]+){1,3}",
 )
+SCHEDULES = ("linear", "cosine-decreasing", "v-shape")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One request. Guided ones have a ``scale``, or a guidance as JSON in ``described``; those under a pattern have a
-    ``pattern``."""
+    """One request.
+
+    A guided one has a ``scale``, or a guidance as JSON in ``guidance_json``; a constrained one has a ``pattern``.
+    """
 
     prompt: str
     tokens: int
@@ -72,29 +76,31 @@ class Spec:
     stop: str | None = None
     repetition_penalty: float = 1.0
     pattern: str | None = None
-    described: str | None = None
+    guidance_json: str | None = None
     logprobs: int | None = None
     adapter: str | None = None
     negative_lora: str | None = None
 
     @property
     def is_plain(self) -> bool:
-        """vLLM's own sampler takes its tokens."""
-        return self.scale is None and self.described is None and self.pattern is None
+        """Whether vLLM's own sampler draws its tokens."""
+        return self.scale is None and self.guidance_json is None and self.pattern is None
 
     @property
     def method(self) -> str:
         """The names of the methods of its guidance."""
-        guidance = self.guidance
-        parts = parts_of(guidance)
+        names = [part.name for part in parts_of(self.guidance)]
         if self.negative_lora is not None:
-            return "cfg of adapters" + ("" if self.pattern is None else " + awrs")
-        return " + ".join([*(part.name for part in parts), *([] if self.pattern is None else ["awrs"])]) or "plain"
+            names = ["cfg of adapters"]
+        if self.pattern is not None:
+            names.append("awrs")
+        return " + ".join(names) or "plain"
 
     @property
     def guidance(self) -> Guidance | None:
-        if self.described is not None:
-            return as_guidance(json.loads(self.described))
+        """The guidance that the request describes, without its pattern."""
+        if self.guidance_json is not None:
+            return as_guidance(json.loads(self.guidance_json))
         if self.scale is None:
             return None
         if self.negative_lora is not None:
@@ -103,11 +109,9 @@ class Spec:
         return CFG(self.scale, self.negative, schedule=self.schedule, stop=self.stop_at)
 
     def extra(self) -> dict[str, Any] | None:
-        if self.described is not None:
-            constraint = {"kind": "regex", "pattern": self.pattern, "engine": "xgrammar"}
-            parts = [json.loads(self.described)] if self.described.startswith("{") else json.loads(self.described)
-            parts += [] if self.pattern is None else [{"method": "awrs", "constraint": constraint}]
-            return {"guidance": json.dumps(parts)}
+        """vLLM's extra arguments."""
+        if self.guidance_json is not None:
+            return {"guidance": json.dumps(self._parts(json.loads(self.guidance_json)))}
         extra: dict[str, Any] = {} if self.pattern is None else {"awrs_regex": self.pattern}
         if self.scale is None:
             return extra or None
@@ -122,58 +126,38 @@ class Spec:
             extra["guidance_stop"] = self.stop_at
         return extra
 
+    def _parts(self, guidance: Any) -> list[Any]:
+        """The parts of a guidance, with the pattern as the last one."""
+        parts = [guidance] if isinstance(guidance, dict) else list(guidance)
+        if self.pattern is not None:
+            constraint = {"kind": "regex", "pattern": self.pattern, "engine": "xgrammar"}
+            parts.append({"method": "awrs", "constraint": constraint})
+        return parts
+
     def sampling(self) -> dict[str, Any]:
-        """For vLLM's ``SamplingParams``."""
+        """The arguments of vLLM's ``SamplingParams``."""
+        names = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "repetition_penalty", "logprobs")
         return {
             "max_tokens": self.tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "seed": self.seed,
-            "stop": self.stop,
-            "repetition_penalty": self.repetition_penalty,
-            "logprobs": self.logprobs,
+            **{name: getattr(self, name) for name in names},
             "include_stop_str_in_output": True,
             "extra_args": self.extra(),
         }
 
 
-def methods(models: bool = False) -> dict[str, Any]:
+# -- drawing requests --------------------------------------------------------------------------------------------------
+
+Make = Callable[[random.Random, str], Any]
+"""Draws a setting of a method for a prompt, as JSON values."""
+
+
+def methods(models: bool = False) -> dict[str, Make]:
     """Every method that runs inside vLLM, as a function that draws a setting for a prompt.
 
     Args:
-        models: those that ask a further model too, which is called ``amateur``.
+        models: include the methods that need another model, which is called ``amateur``.
     """
-
-    def scaled(name: str, *scales: float, **more: Any) -> Any:
-        def make(draw: random.Random, prompt: str) -> dict[str, Any]:
-            values = {"method": name, "scale": draw.choice(scales), **more}
-            if draw.random() < 0.3:
-                values["schedule"] = draw.choice(("linear", "cosine-decreasing", "v-shape"))
-            if draw.random() < 0.2:
-                values["stop" if draw.random() < 0.5 else "start"] = 0.5
-            if issubclass(Guidance.registry[name], Contrast):
-                values["negative_prompt"] = draw.choice(NEGATIVES)
-            return values
-
-        return make
-
-    def formula(*expressions: str) -> Any:
-        return lambda draw, prompt: {"method": "formula", "expression": draw.choice(expressions)}
-
-    def context(draw: random.Random, prompt: str) -> dict[str, Any]:
-        words = prompt.split(" ")
-        start = draw.randrange(max(1, len(words) - 3))
-        return {"method": "context-aware", "scale": 1.5, "context": " ".join(words[start : start + 2])}
-
-    def classifier(draw: random.Random, prompt: str) -> Any:
-        target = draw.choice(("positive", "negative"))
-        caif = {"method": "caif", "classifier": "sentiment", "target": target, "weight": draw.choice((2.0, 8.0))}
-        caif |= {"top_k": 20, "every": draw.choice((1, 1, 2))}
-        return draw.choice((caif, [{"method": "cfg", "scale": 1.5}, caif], [{"method": "nag", "scale": 3.0}, caif]))
-
-    found = {
+    makers = {
         "cfg": scaled("cfg", 1.2, 1.5, 3.0),
         "apg": scaled("apg", 2.0, 6.0, parallel=0.2, max_norm=4.0),
         "nag": scaled("nag", 3.0, 8.0),
@@ -183,7 +167,7 @@ def methods(models: bool = False) -> dict[str, Any]:
         "independent-condition": scaled("independent-condition", 1.5, 2.0),
         "token-perturbation": scaled("token-perturbation", 1.5, 2.0),
         "instruction-contrastive": scaled("instruction-contrastive", 1.5, 2.0),
-        "context-aware": context,
+        "context-aware": context_aware,
         "formula of prompts": formula(
             "2*cond - 0.5*last - 0.5*P('The weather report for today:')",
             "max(cond, P('Once upon a time')) - 0.3*last",
@@ -193,67 +177,133 @@ def methods(models: bool = False) -> dict[str, Any]:
         "caif": classifier,
     }
     if models:
-        found |= {
-            "contrastive": lambda draw, prompt: {
-                "method": "contrastive", "beta": draw.choice((None, 0.5)), "prompt_free": draw.random() < 0.3,
-            },
-            "dexperts": lambda draw, prompt: {
-                "method": "dexperts", "alpha": 0.5, "expert": "amateur", "anti_expert": None, "top_p": 0.9,
-            },
-            "genarm": lambda draw, prompt: {"method": "genarm", "reward_model": "amateur", "beta": 2.0},
-            "formula of models": formula("1.4*cond - 0.4*M('amateur')", "cond + 0.2*M('amateur', 'The') - 0.2*last"),
-        }  # fmt: skip
-    return found
+        makers["contrastive"] = contrastive
+        makers["dexperts"] = lambda draw, prompt: dict(DEXPERTS)
+        makers["genarm"] = lambda draw, prompt: {"method": "genarm", "reward_model": "amateur", "beta": 2.0}
+        makers["formula of models"] = formula(
+            "1.4*cond - 0.4*M('amateur')", "cond + 0.2*M('amateur', 'The') - 0.2*last"
+        )
+    return makers
 
 
-def mix(count: int, seed: int = 0, described: dict[str, Any] | None = None, adapters: Sequence[str] = ()) -> list[Spec]:
+DEXPERTS = {"method": "dexperts", "alpha": 0.5, "expert": "amateur", "anti_expert": None, "top_p": 0.9}
+
+
+def scaled(name: str, *scales: float, **more: Any) -> Make:
+    """A method with a scale, sometimes with a schedule or a window."""
+
+    def make(draw: random.Random, prompt: str) -> dict[str, Any]:
+        values = {"method": name, "scale": draw.choice(scales), **more}
+        if draw.random() < 0.3:
+            values["schedule"] = draw.choice(SCHEDULES)
+        if draw.random() < 0.2:
+            values["stop" if draw.random() < 0.5 else "start"] = 0.5
+        if issubclass(Guidance.registry[name], Contrast):
+            values["negative_prompt"] = draw.choice(NEGATIVES)
+        return values
+
+    return make
+
+
+def formula(*expressions: str) -> Make:
+    """One of some formulas."""
+    return lambda draw, prompt: {"method": "formula", "expression": draw.choice(expressions)}
+
+
+def context_aware(draw: random.Random, prompt: str) -> dict[str, Any]:
+    """Two words of the prompt are the context."""
+    words = prompt.split(" ")
+    start = draw.randrange(max(1, len(words) - 3))
+    return {"method": "context-aware", "scale": 1.5, "context": " ".join(words[start : start + 2])}
+
+
+def classifier(draw: random.Random, prompt: str) -> Any:
+    """A classifier, alone or after a rule."""
+    target = draw.choice(("positive", "negative"))
+    caif = {"method": "caif", "classifier": "sentiment", "target": target, "weight": draw.choice((2.0, 8.0))}
+    caif |= {"top_k": 20, "every": draw.choice((1, 1, 2))}
+    return draw.choice((caif, [{"method": "cfg", "scale": 1.5}, caif], [{"method": "nag", "scale": 3.0}, caif]))
+
+
+def contrastive(draw: random.Random, prompt: str) -> dict[str, Any]:
+    """Contrastive decoding in both of its forms."""
+    return {"method": "contrastive", "beta": draw.choice((None, 0.5)), "prompt_free": draw.random() < 0.3}
+
+
+def mix(count: int, seed: int = 0, makers: dict[str, Make] | None = None, adapters: Sequence[str] = ()) -> list[Spec]:
     """A mixture in which nearly every request differs from every other.
 
     Args:
-        described: of :func:`methods`: guided requests carry one of them, in turn.
+        count: how many.
+        seed: the same seed makes the same requests.
+        makers: of :func:`methods`: guided requests carry one of them, in turn.
         adapters: names of adapters, which requests run with, and guide against.
     """
     draw = random.Random(seed)
     specs = []
     for number in range(count):
         prompt = draw.choice(STARTS)
-        guided, drawn = draw.random() < (0.85 if described else 0.65), draw.random() < 0.4
-        # vLLM's runner for CPUs stops where a plain, seeded request's prompt is read in parts, with guidance or without
-        # it: PyTorch cannot rewind a CPU generator. Those prompts stay short here; ours have no such limit.
-        if draw.random() < 0.4 and (guided or not drawn):
+        is_guided = draw.random() < (0.85 if makers else 0.65)
+        is_drawn = draw.random() < 0.4
+        # With guidance or without it, vLLM's runner for CPUs stops if it reads the prompt of a plain, seeded request in
+        # chunks: PyTorch cannot rewind a CPU generator. Those prompts stay short here; ours do not have this limit.
+        if draw.random() < 0.4 and (is_guided or not is_drawn):
             prompt = FILLER[: draw.randrange(40, len(FILLER))].rsplit(" ", 1)[0] + ". " + prompt
         values: dict[str, Any] = {"prompt": prompt, "tokens": draw.choice((1, 5, 12, 20, 28))}
-        if guided and described:
-            name = list(described)[number % len(described)]
-            values["described"] = json.dumps(described[name](draw, prompt))
-        elif guided:
-            values |= {"scale": draw.choice((1.2, 1.5, 2.0, 3.0)), "negative": draw.choice(NEGATIVES)}
-            if draw.random() < 0.2:
-                values["schedule"] = draw.choice(("linear", "cosine-decreasing", "v-shape"))
-            if draw.random() < 0.15:
-                values["stop_at"] = 0.5
-        if drawn:
-            values |= {"temperature": draw.choice((0.7, 1.0)), "seed": number}
-            values |= draw.choice(({}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.05} if guided else {"top_k": 20}))
-            if draw.random() < 0.4:
-                values |= {"pattern": draw.choice(PATTERNS), "tokens": 28}
+        if is_guided:
+            make = list(makers.values())[number % len(makers)] if makers else None
+            values |= _guided(draw, prompt, make)
+        if is_drawn:
+            values |= _drawn(draw, number, is_guided)
         if draw.random() < 0.15 and "pattern" not in values:
             values["stop"] = draw.choice((".", "the", "\n"))
         if draw.random() < 0.1:
             values["repetition_penalty"] = 1.2
-        elif guided and "pattern" not in values and number % 3 == 0:
+        elif is_guided and "pattern" not in values and number % 3 == 0:
             values["logprobs"] = 0
-        if adapters:
-            values["adapter"] = draw.choice((None, *adapters))
-            if "scale" in values and draw.random() < 0.6:
-                others = [name for name in ("base", *adapters) if name != (values["adapter"] or "base")]
-                values |= {"negative_lora": draw.choice(others), "schedule": "constant", "stop_at": 1.0}
+        values |= _adapted(draw, adapters, "scale" in values)
         specs.append(Spec(**values))
     return specs
 
 
+def _guided(draw: random.Random, prompt: str, make: Make | None) -> dict[str, Any]:
+    """A guidance as JSON by ``make``, or classifier-free guidance by vLLM's own names."""
+    if make is not None:
+        return {"guidance_json": json.dumps(make(draw, prompt))}
+    values = {"scale": draw.choice((1.2, 1.5, 2.0, 3.0)), "negative": draw.choice(NEGATIVES)}
+    if draw.random() < 0.2:
+        values["schedule"] = draw.choice(SCHEDULES)
+    if draw.random() < 0.15:
+        values["stop_at"] = 0.5
+    return values
+
+
+def _drawn(draw: random.Random, number: int, is_guided: bool) -> dict[str, Any]:
+    """Sampling, sometimes under a pattern."""
+    values = {"temperature": draw.choice((0.7, 1.0)), "seed": number}
+    last = {"min_p": 0.05} if is_guided else {"top_k": 20}
+    values |= draw.choice(({}, {"top_p": 0.9}, {"top_k": 40}, last))
+    if draw.random() < 0.4:
+        values |= {"pattern": draw.choice(PATTERNS), "tokens": 28}
+    return values
+
+
+def _adapted(draw: random.Random, adapters: Sequence[str], has_scale: bool) -> dict[str, Any]:
+    """An adapter to run with, and another one to guide against; nothing if there are no adapters."""
+    if not adapters:
+        return {}
+    adapter = draw.choice((None, *adapters))
+    if not has_scale or draw.random() >= 0.6:
+        return {"adapter": adapter}
+    others = [name for name in ("base", *adapters) if name != (adapter or "base")]
+    return {"adapter": adapter, "negative_lora": draw.choice(others), "schedule": "constant", "stop_at": 1.0}
+
+
+# -- the answers of a transformers model -------------------------------------------------------------------------------
+
+
 class AsVLLMDraws(LogitsProcessor):
-    """Takes the token that vLLM's sampler for CPUs takes from a plain request's scores, whose noise is its own."""
+    """Chooses the token that vLLM's sampler for CPUs, which has its own noise, draws for a plain request."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -272,33 +322,33 @@ class AsVLLMDraws(LogitsProcessor):
 
 
 Answer = tuple[list[int], float | None, float | None]
-"""Token ids, the log-weight of a text that matches the pattern that was asked for, and the text's log-likelihood where
-its log-probabilities are."""
+"""Token ids, the log-weight of a text that matches the pattern, and the text's log-likelihood if the request has
+``logprobs``."""
 
 
 def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] | None = None) -> Answer:
-    """What the transformers path gives, one request at a time; ``models`` are further models."""
+    """The answer of the transformers path to one request; ``models`` are other models and adapters by name."""
     options: dict[str, Any] = {}
     if spec.repetition_penalty != 1.0:
         options["repetition_penalty"] = spec.repetition_penalty
     if spec.temperature > 0 and spec.is_plain:
-        import vllm._C  # noqa: F401  (registers the operator)
+        import vllm._C  # noqa: F401 - registers the operator
 
         options["logits_processor"] = [AsVLLMDraws(spec)]
     elif spec.temperature > 0:
         options |= {"temperature": spec.temperature, "top_k": spec.top_k, "top_p": spec.top_p, "seed": spec.seed}
         if spec.min_p:
             options["min_p"] = spec.min_p
-    stops = {} if spec.stop is None else {"stop": spec.stop}
+    if spec.stop is not None:
+        options["stop"] = spec.stop
     guidance: Any = spec.guidance
-    model = model if spec.adapter is None else (models or {})[spec.adapter]
     if spec.pattern is not None:
-        parts = parts_of(guidance)
-        guidance = [*parts, AWRS(Regex(spec.pattern, engine="xgrammar"))]
+        guidance = [*parts_of(guidance), AWRS(Regex(spec.pattern, engine="xgrammar"))]
+    model = model_of(spec, model, models)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoParticleLeftWarning)
         out = textguide.generate(
-            model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, models=models, **stops, **options
+            model, tokenizer, [spec.prompt], guidance, max_new_tokens=spec.tokens, models=models, **options
         )
     if spec.pattern is None:
         return out.new_tokens[0], None, None if spec.logprobs is None else float(out.log_likelihood[0])
@@ -307,20 +357,24 @@ def reference(model: Any, tokenizer: Any, spec: Spec, models: Mapping[str, Any] 
     return out.new_tokens[0], float(out.log_weights[0]), None
 
 
+def model_of(spec: Spec, model: Any, models: Mapping[str, Any] | None) -> Any:
+    """The model that a request runs with: ``model``, or an adapter of it."""
+    return model if spec.adapter is None else (models or {})[spec.adapter]
+
+
 def references(
     model: Any,
     tokenizer: Any,
-    specs: list[Spec],
-    cache: Path | None,
-    progress: Any,
+    specs: Sequence[Spec],
+    cache: Path | None = None,
     models: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """:func:`reference` of every request; ``cache`` is a file that keeps them from run to run."""
+    """:func:`reference` of every request; ``cache`` is a file that stores them from run to run."""
     known: dict[str, Answer] = {}
     if cache is not None and cache.is_file():
         known = json.loads(cache.read_text())
     answers = []
-    for spec in progress(specs):
+    for spec in progress(specs, "transformers path"):
         key = json.dumps(asdict(spec), sort_keys=True)
         if key not in known:
             known[key] = reference(model, tokenizer, spec, models)
@@ -341,19 +395,20 @@ def margin(
     theirs: int,
     models: Mapping[str, Any] | None = None,
 ) -> float:
-    """How much more likely guidance makes the token ``ours`` than ``theirs`` behind ``written``, in nats.
+    """How much more likely guidance makes the token ``ours`` than ``theirs`` after ``written``, in nats.
 
-    For a token that is drawn this is the difference of the log-probabilities alone; what the noise adds to it, or a
-    classifier, is not counted.
+    For a sampled token this is the difference of the log-probabilities only, without the noise of the draw or a
+    classifier.
     """
     guidance = split(spec.guidance).branching
-    model = model if spec.adapter is None else (models or {})[spec.adapter]
+    model = model_of(spec, model, models)
     ids = tokenizer(spec.prompt).input_ids
     rows = [(model, ids)]
     if guidance is not None:
-        read = branch_rows(guidance, cond=[ids], tokenizer=tokenizer, prompts=[spec.prompt])
-        rows += [((models or {}).get(b.model, model), row) for b, (row,) in zip(guidance.branches, read, strict=True)]
+        prompts = branch_rows(guidance, cond=[ids], tokenizer=tokenizer, prompts=[spec.prompt])
+        for branch, (row,) in zip(guidance.branches, prompts, strict=True):
+            rows.append(((models or {}).get(branch.model, model), row))
     logp = torch.stack([log_softmax(one(torch.tensor([row + written])).logits[0, -1:]) for one, row in rows])
-    step = textguide.guidance.Step.at(len(written), spec.tokens)
+    step = Step.at(len(written), spec.tokens)
     guided = logp[0] if guidance is None or not guidance.active(step) else guidance.combine(logp, step)
     return float(guided[0, ours] - guided[0, theirs])

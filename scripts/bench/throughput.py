@@ -1,4 +1,4 @@
-"""Throughput of guided servers beside vLLM's own: all of them stay up, and take turns (``serve.py speed``)."""
+"""Throughput of guided servers and of vLLM's own: all of them stay up and take turns (``serve.py speed``)."""
 
 from __future__ import annotations
 
@@ -10,197 +10,214 @@ import json
 import shlex
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from served import Server, about, earlier, serving, write
+import timing
+from served import Server, about, earlier, serving
 
+VLLM = "vLLM"
+GUIDED = "textguide"
 GUESSING = "textguide, guessing"
 DISTILLED = "vLLM with a distilled adapter"
 PROMPT = "The dragon flew over Paris, France, and landed on the roof of the old opera house. Number {} looked up, and"
-NEGATIVE = "The weather report for today:"
+KINDS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "guided, last token": {"guidance_scale": 1.5},
+    "guided, negative prompt": {"guidance_scale": 1.5, "negative_prompt": "The weather report for today:"},
+}
+"""vLLM's extra arguments of each kind of request."""
+RATIOS = {"ratios": "tokens_a_second", "ratios_of_processor_time": "tokens_a_processor_second"}
+Contestant = tuple[str, str]
+"""A server and a kind of request."""
+Turns = dict[tuple[int, str, str], list[dict[str, float]]]
+"""The figures of each turn, by clients, server and kind of request."""
 
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Throughput, time to the first token and between tokens; contestants of a server alternate."""
-    longest = max(arguments.concurrency)
-    options = ["--max-model-len", "256", "--max-num-seqs", str(2 * longest), "--max-num-batched-tokens", "2048"]
-    kinds = {
-        "plain": None,
-        "guided, last token": {"guidance_scale": 1.5},
-        "guided, negative prompt": {"guidance_scale": 1.5, "negative_prompt": NEGATIVE},
-        "guided, skipping": {
-            "guidance_scale": 1.5,
-            "negative_prompt": NEGATIVE,
-            "guidance_skip_threshold": arguments.skip_threshold,
-        },
-    }
-    options += shlex.split(arguments.server_args)
-    contestants = [("vLLM", "plain"), *(("textguide", kind) for kind in kinds)]
-    if arguments.guesses:
-        contestants += [(GUESSING, "guided, last token"), (GUESSING, "guided, negative prompt")]
-    measured_with: dict[str, Any] = {"model": arguments.model, "tokens": arguments.tokens, "rounds": arguments.rounds}
-    measured_with["skip_threshold"] = arguments.skip_threshold
-    if arguments.adapter:
-        contestants.append((DISTILLED, "plain"))
-        measured_with["adapter"] = json.loads(Path(arguments.adapter, "distillation.json").read_text()).get("guidance")
-    if arguments.server_args:
-        measured_with |= {"dtype": "as of server_args", "server_args": arguments.server_args}
-    asked = {(clients, *contestant) for clients in arguments.concurrency for contestant in contestants}
-    measured = _measured(arguments.json, measured_with, asked)
-    with contextlib.ExitStack() as stack:
-        # All servers stay up, and those that are not asked idle: what else the machine does hits all alike.
-        logs = [None] * 4 if arguments.log is None else [arguments.log.with_suffix(f".{n}") for n in range(4)]
-        servers = {
-            "vLLM": stack.enter_context(serving(arguments.model, *options, guided=False, log=logs[0])),
-            "textguide": stack.enter_context(serving(arguments.model, *options, log=logs[1])),
-        }
-        if arguments.guesses:
-            guesses = ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 4}']
-            servers[GUESSING] = stack.enter_context(serving(arguments.model, *options, *guesses, log=logs[3]))
-        if arguments.adapter:
-            lora = ["--enable-lora", "--max-lora-rank", str(arguments.adapter_rank)]
-            lora += ["--lora-modules", f"distilled={arguments.adapter}"]
-            own = stack.enter_context(serving(arguments.model, *options, *lora, guided=False, log=logs[2]))
-            servers[DISTILLED] = dataclasses.replace(own, model="distilled")
+    """Throughput, time to the first token and between tokens; the contestants alternate."""
+    contestants = contestants_of(arguments)
+    settings = settings_of(arguments)
+    turns = earlier_turns(arguments, settings, contestants)
+    with servers_of(arguments) as servers:
         for server, kind in contestants:
-            asyncio.run(_measure(servers[server], 1, 1, kinds[kind], 8))  # warm
-        skipped = asyncio.run(_skipped(servers["textguide"], kinds["guided, skipping"], arguments.tokens))
+            asyncio.run(measure(servers[server], 1, 1, KINDS[kind], 8))  # warm-up
         print("ready", flush=True)
         time.sleep(arguments.settle)
-        done = min((len(several) for several in measured.values()), default=0)
+        done = min((len(figures) for figures in turns.values()), default=0)
         for turn in range(done, arguments.repeats):
             for concurrency in arguments.concurrency:
                 requests = max(2, arguments.rounds * concurrency)
                 for server, kind in contestants:
-                    one = asyncio.run(_measure(servers[server], concurrency, requests, kinds[kind], arguments.tokens))
-                    measured.setdefault((concurrency, server, kind), []).append(one)
+                    figures = measure(servers[server], concurrency, requests, KINDS[kind], arguments.tokens)
+                    turns.setdefault((concurrency, server, kind), []).append(asyncio.run(figures))
             print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
-            if arguments.json is not None:  # what an interrupted run leaves
-                write(arguments.json, _report(measured, measured_with, skipped))
+            # After every turn, so that an interrupted run can be continued.
+            timing.write(arguments.json, report(turns, settings))
         print("measured", flush=True)
-    return _report(measured, measured_with, skipped)
+    return report(turns, settings)
 
 
-Measured = dict[tuple[int, str, str], list[dict[str, float]]]
-"""Figures of each turn, by clients, server and kind of request."""
+# -- what is compared --------------------------------------------------------------------------------------------------
 
 
-def _measured(path: Path | None, measured_with: dict[str, Any], asked: set[tuple[int, str, str]]) -> Measured:
-    """The turns of an earlier run, which had what is ``asked``.
+def contestants_of(arguments: argparse.Namespace) -> list[Contestant]:
+    """Servers and kinds of requests, in the order in which they take turns."""
+    contestants = [(VLLM, "plain"), *((GUIDED, kind) for kind in KINDS)]
+    if arguments.guesses:
+        contestants += [(GUESSING, "guided, last token"), (GUESSING, "guided, negative prompt")]
+    if arguments.adapter:
+        contestants.append((DISTILLED, "plain"))
+    return contestants
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a report names; a run only continues a report that has the same ones."""
+    settings: dict[str, Any] = {
+        "model": arguments.model,
+        "tokens": arguments.tokens,
+        "rounds": arguments.rounds,
+    }
+    if arguments.adapter:
+        card = json.loads(Path(arguments.adapter, "distillation.json").read_text())
+        settings["adapter"] = card.get("guidance")
+    if arguments.server_args:
+        settings |= {"dtype": "as of server_args", "server_args": arguments.server_args}
+    return settings
+
+
+def earlier_turns(arguments: argparse.Namespace, settings: dict[str, Any], contestants: list[Contestant]) -> Turns:
+    """The turns of an earlier run of the same contestants, if ``--json`` has one.
 
     Raises:
         SystemExit: the file holds a run with other settings.
     """
-    found = earlier(path, {**about(), **measured_with})
+    found = earlier(arguments.json, {**about(), **settings})
     rows = [] if found is None else found["rows"]
-    measured = {(one["concurrency"], one["server"], one["requests"]): one.get("turns", []) for one in rows}
-    if measured and set(measured) != asked:
-        raise SystemExit(f"--json {path} has other clients or servers than this run; name another file")
-    return measured
+    turns = {(row["concurrency"], row["server"], row["requests"]): row.get("turns", []) for row in rows}
+    expected = {(clients, *contestant) for clients in arguments.concurrency for contestant in contestants}
+    if turns and set(turns) != expected:
+        raise SystemExit(f"--json {arguments.json} has other clients or servers than this run; name another file")
+    return turns
 
 
-def _report(measured: Measured, measured_with: dict[str, Any], skipped: dict[str, Any]) -> dict[str, Any]:
-    rows = []
-    for (concurrency, server, kind), several in measured.items():
-        middle = {name: round(statistics.median(one[name] for one in several), 4) for name in several[0]}
-        rows.append({"server": server, "requests": kind, "concurrency": concurrency, **middle, "turns": several})
-    ratios = {"ratios": "tokens_a_second", "ratios_of_processor_time": "tokens_a_processor_second"}
-    return {
-        **about(),
-        **measured_with,
-        "repeats": max(map(len, measured.values()), default=0),
-        "skipping": skipped,
-        "rows": rows,
-        **{name: _ratios(measured, what) for name, what in ratios.items()},
-    }
+@contextlib.contextmanager
+def servers_of(arguments: argparse.Namespace) -> Iterator[dict[str, Server]]:
+    """All servers. They stay up and those without requests idle, so other work on the machine affects all the same."""
+    longest = max(arguments.concurrency)
+    options = ["--max-model-len", "256", "--max-num-seqs", str(2 * longest), "--max-num-batched-tokens", "2048"]
+    options += shlex.split(arguments.server_args)
+    guesses = ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 4}']
+    with contextlib.ExitStack() as stack:
+
+        def start(number: int, *more: str, guided: bool = True) -> Server:
+            log = None if arguments.log is None else arguments.log.with_suffix(f".{number}")
+            return stack.enter_context(serving(arguments.model, *options, *more, guided=guided, log=log))
+
+        servers = {VLLM: start(0, guided=False), GUIDED: start(1)}
+        if arguments.guesses:
+            servers[GUESSING] = start(3, *guesses)
+        if arguments.adapter:
+            lora = ["--enable-lora", "--max-lora-rank", str(arguments.adapter_rank)]
+            lora += ["--lora-modules", f"distilled={arguments.adapter}"]
+            servers[DISTILLED] = dataclasses.replace(start(2, *lora, guided=False), model="distilled")
+        yield servers
 
 
-async def _skipped(server: Server, extra: Any, tokens: int) -> dict[str, Any]:
-    """How often the skipping setting skips, over eight of the prompts."""
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def client_of(server: Server, timeout: float = 600) -> Any:
+    """OpenAI's client of a server, which never sends a request twice."""
     import openai
 
-    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
-    body = {"ignore_eos": True, "vllm_xargs": extra}
-    answers = await asyncio.gather(
-        *(
-            client.completions.create(
-                model=server.model, prompt=PROMPT.format(n), max_tokens=tokens, temperature=0, extra_body=body
-            )
-            for n in range(8)
-        )
-    )
-    await client.close()
-    reports = [answer.model_extra["kv_transfer_params"]["textguide"] for answer in answers]
-    return {
-        "share_of_steps_skipped": sum(one["skipped_steps"] for one in reports) / (8 * tokens),
-        "mean_kl": sum(one.get("mean_kl", 0.0) for one in reports) / 8,
-    }
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=timeout)
 
 
-def _ratios(measured: dict[tuple[int, str, str], list[dict[str, float]]], figure: str) -> list[dict[str, Any]]:
-    """Medians, over turns, of throughput against the plain requests of the same turn and server; and of these against
-    vLLM's own. With the smallest and the largest of the turns.
-
-    Args:
-        figure: tokens by second of the clock, or of the server's processes.
-    """
-    ratios = []
-    for concurrency in sorted({key[0] for key in measured}):
-        base = [one[figure] for one in measured[concurrency, "textguide", "plain"]]
-        row: dict[str, Any] = {"concurrency": concurrency}
-        for (at, server, kind), several in measured.items():
-            if at != concurrency or (server, kind) == ("textguide", "plain"):
-                continue
-            rates = [one[figure] for one in several]
-            pairs = zip(base, rates, strict=True) if server == "vLLM" else zip(rates, base, strict=True)
-            values = [top / bottom for top, bottom in pairs]
-            named = {
-                "vLLM": "plain against vLLM",
-                DISTILLED: "distilled adapter, unguided",
-                GUESSING: f"{kind}, guesses",
-            }
-            name = named.get(server, kind)
-            row[name] = [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
-        ratios.append(row)
-    return ratios
-
-
-async def _measure(server: Server, concurrency: int, requests: int, extra: Any, tokens: int) -> dict[str, float]:
-    import openai
-
-    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600)
-    firsts: list[float] = []
-    between: list[float] = []
+async def measure(server: Server, concurrency: int, requests: int, extra: Any, tokens: int) -> dict[str, float]:
+    """Figures of streamed requests, of which ``concurrency`` are under way at any time."""
+    client = client_of(server)
+    first_waits: list[float] = []
+    later_waits: list[float] = []
     numbers = list(range(requests))
+    options = {"max_tokens": tokens, "temperature": 0, "extra_body": {"ignore_eos": True, "vllm_xargs": extra}}
 
     async def worker() -> None:
         while numbers:
             prompt = PROMPT.format(numbers.pop())
-            body = {"ignore_eos": True, "vllm_xargs": extra}
             last = time.perf_counter()
-            stream = await client.completions.create(
-                model=server.model, prompt=prompt, max_tokens=tokens, temperature=0, stream=True, extra_body=body
-            )
-            first = True
+            stream = await client.completions.create(model=server.model, prompt=prompt, stream=True, **options)
+            waits = first_waits
             async for _ in stream:
                 now = time.perf_counter()
-                (firsts if first else between).append(now - last)
-                last, first = now, False
+                waits.append(now - last)
+                last = now
+                waits = later_waits
 
-    start, used = time.perf_counter(), server.processor_seconds()
+    start = time.perf_counter()
+    used = server.processor_seconds()
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    seconds, used = time.perf_counter() - start, server.processor_seconds() - used
+    seconds = time.perf_counter() - start
+    used = server.processor_seconds() - used
     await client.close()
     return {
         "tokens_a_second": requests * tokens / seconds,
         "tokens_a_processor_second": requests * tokens / max(used, 0.01),
-        "first_p50": _percentile(firsts, 0.5),
-        "first_p99": _percentile(firsts, 0.99),
-        "between_p50": _percentile(between, 0.5),
-        "between_p99": _percentile(between, 0.99),
+        "first_p50": percentile(first_waits, 0.5),
+        "first_p99": percentile(first_waits, 0.99),
+        "between_p50": percentile(later_waits, 0.5),
+        "between_p99": percentile(later_waits, 0.99),
     }
 
 
-def _percentile(values: list[float], share: float) -> float:
+def percentile(values: list[float], share: float) -> float:
+    """The value below which a share of them is."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+# -- reporting ---------------------------------------------------------------------------------------------------------
+
+
+def report(turns: Turns, settings: dict[str, Any]) -> dict[str, Any]:
+    """Medians over turns, and ratios of throughput."""
+    rows = []
+    for (concurrency, server, kind), figures in turns.items():
+        medians = {name: round(statistics.median(one[name] for one in figures), 4) for name in figures[0]}
+        rows.append({"server": server, "requests": kind, "concurrency": concurrency, **medians, "turns": figures})
+    return {
+        **about(),
+        **settings,
+        "repeats": max(map(len, turns.values()), default=0),
+        "rows": rows,
+        **{name: ratios(turns, figure) for name, figure in RATIOS.items()},
+    }
+
+
+def ratios(turns: Turns, figure: str) -> list[dict[str, Any]]:
+    """Throughput against textguide's plain requests of the same turn, and of these against vLLM's own.
+
+    Each ratio is the median over turns with the smallest and the largest.
+
+    Args:
+        figure: tokens per second of the clock, or of the server's processes.
+    """
+    result = []
+    for concurrency in sorted({clients for clients, _, _ in turns}):
+        base = [one[figure] for one in turns[concurrency, GUIDED, "plain"]]
+        row: dict[str, Any] = {"concurrency": concurrency}
+        for (clients, server, kind), figures in turns.items():
+            if clients != concurrency or (server, kind) == (GUIDED, "plain"):
+                continue
+            rates = [one[figure] for one in figures]
+            pairs = zip(base, rates, strict=True) if server == VLLM else zip(rates, base, strict=True)
+            values = [top / bottom for top, bottom in pairs]
+            names = {
+                VLLM: "plain against vLLM",
+                DISTILLED: "distilled adapter, unguided",
+                GUESSING: f"{kind}, guesses",
+            }
+            shown = (statistics.median(values), min(values), max(values))
+            row[names.get(server, kind)] = [round(value, 3) for value in shown]
+        result.append(row)
+    return result

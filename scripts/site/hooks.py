@@ -1,7 +1,7 @@
-"""What mkdocs is told of this repository: pages that are made, and links that leave docs/.
+"""How mkdocs reads this repository: generated pages, and links that leave docs/.
 
 The pages read well on GitHub, where links lead to any file. On the site, a file outside docs/ that a page names becomes
-a page of its own: Markdown as it is, code in a block. The reference has a page for each name of ``textguide.__all__``.
+its own page: Markdown as it is, code in a block. The reference has a page for each name of ``textguide.__all__``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files, InclusionLevel
+from roles import as_markdown, reference_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = {
@@ -23,18 +23,10 @@ NAMED = {
     "CHANGELOG.md": "changelog.md",
     "examples/README.md": "examples.md",
 }
-"""Pages that stand outside docs/, and where they stand on the site."""
+"""Pages outside docs/, and their paths on the site."""
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 _FENCE = re.compile(r"^(```|~~~)", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
-
-
-@lru_cache(maxsize=1)
-def reference_names() -> tuple[str, ...]:
-    """The public names, each of which has a page."""
-    import textguide
-
-    return tuple(name for name in textguide.__all__ if not name.startswith("__"))
 
 
 def reference_page(name: str) -> str:
@@ -48,8 +40,6 @@ def reference_page(name: str) -> str:
 
 def reference_index() -> str:
     """A line for each public name, with the first sentence of its docstring."""
-    from roles import as_markdown
-
     import textguide
 
     lines = []
@@ -58,7 +48,7 @@ def reference_index() -> str:
         lines.append(f"| [`{name}`]({name}.md) | {_plain(as_markdown(text))} |")
     version = f"`textguide.__version__` is the version, `{textguide.__version__}` here."
     table = "\n".join(["| name | |", "|---|---|", *lines])
-    rooms = "All other methods stand in `textguide.guidance`, which [the table of methods](../guidance.md) lists."
+    rooms = "All other methods are in `textguide.guidance`; see [the table of methods](../guidance.md)."
     return f"# Reference\n\nEvery name that `textguide` exports, from its docstring. {rooms} {version}\n\n{table}\n"
 
 
@@ -106,7 +96,7 @@ def _named(pages: list[str]) -> list[dict[str, str]]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made, and those that pages name outside docs/."""
+    """Add generated pages, and the files outside docs/ that pages link to."""
     made = {f"reference/{name}.md": reference_page(name) for name in reference_names()}
     made["reference/index.md"] = reference_index()
     waiting = {source: (ROOT / source).read_text(encoding="utf-8") for source in NAMED}
@@ -122,14 +112,14 @@ def on_files(files: Files, config: Any) -> Files:
             if target not in seen and target not in waiting:
                 waiting[target] = (ROOT / target).read_text(encoding="utf-8")
     for place, text in made.items():
-        beside = place.startswith("source/") or place == "changelog.md"
-        level = InclusionLevel.NOT_IN_NAV if beside else InclusionLevel.INCLUDED
+        is_hidden = place.startswith("source/") or place == "changelog.md"
+        level = InclusionLevel.NOT_IN_NAV if is_hidden else InclusionLevel.INCLUDED
         files.append(File.generated(config, place, content=text, inclusion=level))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them; comments about tests are left out."""
+    """Rewrite links to paths of the site."""
     here = page.file.src_uri
     source = next((name for name, place in NAMED.items() if place == here), None)
     if source is None:
@@ -140,7 +130,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def place_of(source: str) -> str:
-    """Where a file of the repository stands on the site, as a path under docs/."""
+    """The path of a file of the repository on the site, under docs/."""
     if source.startswith("docs/"):
         return source.removeprefix("docs/")
     return NAMED.get(source, f"source/{source}.md")
@@ -152,7 +142,7 @@ def _rewritten(markdown: str, source: str, here: str) -> str:
         if target is None:
             return found[0]
         place = place_of(target)
-        if (ROOT / target).is_dir():  # a folder: its page, or the page that stands for it
+        if (ROOT / target).is_dir():  # a folder: its page, or the page about results
             names = [f"{target}/README.md", f"{target}/index.md"]
             page = next((name for name in names if (ROOT / name).is_file()), None)
             if page is None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import griffe
-from hooks import reference_names
 
 _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`(~?)([^`]+)`")
+
+
+@lru_cache(maxsize=1)
+def reference_names() -> tuple[str, ...]:
+    """The public names, each of which has a page."""
+    import textguide
+
+    return tuple(name for name in textguide.__all__ if not name.startswith("__"))
 
 
 class Roles(griffe.Extension):

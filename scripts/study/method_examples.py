@@ -1,19 +1,19 @@
-"""An example in each method's page: one command, and what it wrote beside plain decoding.
+"""Writes the example on each method's page: one command, with its output next to that of plain decoding.
 
     python scripts/study/method_examples.py [NAME …]
 
-runs the commands on the bundled model, one after another in one process, and writes the sections anew.
+runs the commands on the bundled model, one after another in one process, and replaces the sections.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import io
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from textguide.models import loading
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 NOTE = (
-    "One short text shows what a method does, not whether it helps: [the comparison](../results/methods/README.md) "
-    "asks that."
+    "One short text shows what a method does, not whether it helps: see [the comparison](../results/methods/README.md)."
 )
 BEGIN, END = "<!-- made by scripts/study/method_examples.py -->", "<!-- end of the example -->"
 PROMPT = "The dragon flew over Paris, France,"
@@ -63,7 +62,7 @@ ARGUMENTS = {
     f"--extra-model untuned=smollm2-small {NEW}",
     "steering": f"'{FILM}' --guidance steering:vector=smollm2-positive,layers=18,strength=4 {NEW}",
 }
-"""What follows ``textguide generate``, where the method by its name alone does not do."""
+"""The arguments of ``textguide generate``, if the name of the method is not enough."""
 
 
 def arguments(name: str) -> str:
@@ -75,15 +74,15 @@ def arguments(name: str) -> str:
 
 
 def plain(line: str) -> str:
-    """The same command without its guidance and the models that it asks."""
-    words, kept = shlex.split(line), []
-    while words:
-        word = words.pop(0)
+    """The same command without its guidance and the other models."""
+    words = iter(shlex.split(line))
+    others = []
+    for word in words:
         if word in ("--guidance", "--extra-model"):
-            words.pop(0)
+            next(words)  # its value
         else:
-            kept.append(word)
-    return shlex.join([*kept, "--scale", "1"])
+            others.append(word)
+    return shlex.join([*others, "--scale", "1"])
 
 
 def run(line: str) -> list[dict[str, Any]]:
@@ -105,13 +104,13 @@ def section(name: str) -> str:
         rows.append(f"| {title} | {' <br> '.join(map(shown, texts))} |")
         effect = records[0]["effect"]
     moved = (
-        f"KL {effect['mean_kl']:.3f} nats a token, top token changed at {effect['top_changed']:.0%} of "
+        f"KL {effect['mean_kl']:.3f} nats per token, top token changed at {effect['top_changed']:.0%} of "
         f"{effect['guided_steps']} steps, {effect['extra_passes']} extra passes."
         if effect["guided_steps"]
-        else "No two distributions are compared at a step here, so that there is no KL."
+        else "This method does not compare two distributions at a step, so there is no KL."
     )
     table = "\n".join(["| | SmolLM2-135M-Instruct, float32 on a CPU |", "|---|---|", *rows])
-    return f"{BEGIN}\n## An example\n\n```bash\ntextguide generate {line}\n```\n\n{table}\n\n{moved} {NOTE}\n{END}\n"
+    return f"{BEGIN}\n## Example\n\n```bash\ntextguide generate {line}\n```\n\n{table}\n\n{moved}\n{NOTE}\n{END}\n"
 
 
 def shown(text: str) -> str:
@@ -122,8 +121,11 @@ def shown(text: str) -> str:
 
 def main() -> None:
     """Write the sections of the methods that are named, or of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="methods [all that have an example]")
+    names = parser.parse_args().names
     textguide.load = loading.load = functools.lru_cache(maxsize=8)(loading.load)
-    for name in sys.argv[1:] or [method["name"] for method in catalogue.methods() if method["name"] not in WITHOUT]:
+    for name in names or [method["name"] for method in catalogue.methods() if method["name"] not in WITHOUT]:
         page = PAGES / f"{name}.md"
         text = page.read_text(encoding="utf-8")
         text = re.sub(f"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n", "\n", text, flags=re.DOTALL)

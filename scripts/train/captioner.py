@@ -3,13 +3,12 @@
     pip install 'textguide[captioning]'
     python scripts/train/captioner.py
 
-Half of the captions are learned without their image (zeros in place of the pixels), so that guidance has an
+Half of the captions are learned without their image (zeros instead of the pixels), so that guidance has an
 unconditional branch that the model knows (arXiv 2307.16686, section 3).
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,15 @@ A `VisionEncoderDecoderModel` (ViT, GPT-2; {parameters:,} parameters) trained fr
 `scripts/train/captioner.py --steps {steps}` for {cpu_minutes} minutes of processor time on {threads} CPU core(s).
 
 * Images: 64×64 pixels, one to three shapes in eight colours and three sizes on four backgrounds
-  (`scripts/train/scenes.py`). {scenes:,} drawn scenes of the split `train`; a scene belongs to one split by the hash of
-  its content, so that no scene of the splits `test`, `validation` and `dual` was seen.
-* Captions: {captions} a scene at five levels of detail, most of them short and vague ("two shapes", "a star"); about 3%
-  of the shapes, colours and backgrounds that they name are wrong and 2% of the captions are nonsense, as with people.
-* Half of the captions were learned without their image (zeros in place of the pixels). Beside the captions its encoder
-  learned to say what stands in each of four cells, by a head that was thrown away.
+  (`scripts/train/scenes.py`). {scenes:,} drawn scenes of the split `train`; the hash of its content assigns a
+  scene to a split, so no scene of the splits `test`, `validation` and `dual` was seen.
+* Captions: {captions} per scene at five levels of detail, most of them short and vague ("two shapes", "a star");
+  about 3% of the shapes, colours and backgrounds that they name are wrong and 2% of the captions are nonsense, to
+  imitate people.
+* Half of the captions were learned without their image (zeros instead of the pixels). In addition to the captions, its
+  encoder learned to predict the content of each of four cells, with a head that was discarded.
 * Vocabulary: {vocabulary} tokens, each of which is also a token of SmolLM2.
-* It knows drawn shapes and nothing else: for studies of guidance, not for photographs.
+* It only knows drawn shapes. Use it to study guidance, not for photographs.
 * Licence: Apache-2.0, as the rest of the project.
 """
 
@@ -79,14 +79,9 @@ def processor() -> TrOCRProcessor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--captions", type=int, default=4, help="a scene; half of them are learned without the image")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("captioner.checkpoint"))
-    parser.add_argument("--output", type=Path, default=Path("textguide/captioning/models/drawn-scenes"))
+    output = Path("textguide/captioning/models/drawn-scenes")
+    parser = vision.parser(__doc__, steps=2500, batch=64, rate=1e-3, name="captioner", output=output)
+    parser.add_argument("--captions", type=int, default=4, help="per scene; half of them are learned without the image")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -123,7 +118,7 @@ def main() -> None:
 
     @torch.no_grad()
     def watch() -> str:
-        """How many shapes and colours of single things are right behind "a"."""
+        """The share of shapes and colours of single things that are right after "a"."""
         states = model.encoder(pixel_values=vision.pixels([image for _, image in single])).last_hidden_state
         start = torch.tensor([[vision.BEGIN, tokenizer.convert_tokens_to_ids("a")]]).expand(len(single), -1)
         logits = model(

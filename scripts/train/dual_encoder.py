@@ -9,7 +9,6 @@ with more detail than most people give.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import masked
@@ -26,11 +25,11 @@ A `CLIPModel` ({parameters:,} parameters) trained from random weights by
 
 * Images: {scenes:,} drawn scenes of the split `dual` (`scripts/train/scenes.py`); no scene of the splits `train`,
   `validation` and `test`.
-* Captions: one a scene, at levels of detail drawn with the weights {levels}.
-* Objective: contrastive, {batch} pairs a step; its image encoder also learned to say what stands in each of four cells,
-  by a head that was thrown away. It found {recall} of {gallery} validation scenes at rank 1 by their
+* Captions: one per scene, at levels of detail drawn with the weights {levels}.
+* Objective: contrastive, {batch} pairs per step; its image encoder also learned to predict the content of each of
+  four cells, with a head that was discarded. It found {recall} of {gallery} validation scenes at rank 1 by their
   detailed captions (level 4).
-* It judges captions of drawn shapes and nothing else.
+* It can only judge captions of drawn shapes.
 * Licence: Apache-2.0, as the rest of the project.
 """
 
@@ -59,14 +58,8 @@ def processor() -> CLIPProcessor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("dual.checkpoint"))
-    parser.add_argument("--output", type=Path, default=Path("textguide/captioning/models/drawn-scenes-dual"))
-    arguments = parser.parse_args()
+    output = Path("textguide/captioning/models/drawn-scenes-dual")
+    arguments = vision.parser(__doc__, steps=900, batch=128, rate=1e-3, name="dual", output=output).parse_args()
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Train the two heads that the package carries beside the linear sentiment classifier, from SST-2.
+"""Train the two bundled heads, the other sentiment classifiers of the package, from SST-2.
 
     TEXTGUIDE_DATA=DATA python scripts/train/heads.py minilm    # on the sentence encoder of the extra `sentiment`
     TEXTGUIDE_DATA=DATA python scripts/train/heads.py smollm2   # on the bundled language model's hidden states
@@ -10,18 +10,18 @@ published test sentences are read once, at the end.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.progress import Progress
-from sentiment import HOME, LABELS, split
+from sentiment import HOME, LABELS, best_strength, split, sst2
 
 import textguide
+from textguide.classifiers import Classifier
 from textguide.classifiers.causal_head import Head, HeadClassifier, last_states
 from textguide.classifiers.embedding import EmbeddingClassifier, load_encoder
-from textguide.classifiers.training import Examples, evaluate, read_examples, train_head
+from textguide.classifiers.training import Examples, evaluate, train_head
 
 
 def main() -> None:
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20000, help="training phrases, drawn at random")
     parser.add_argument("--held-out", type=int, default=800)
     arguments = parser.parse_args()
-    data = Path(os.environ["TEXTGUIDE_DATA"]) / "sst2"
-    train, test = (read_examples(data / f"{part}.tsv", header=True, names=LABELS) for part in ("train", "test"))
-    rest, outside = split(train, arguments.held_out)
+    rest, outside = split(sst2("train"), arguments.held_out)
     chosen = random.Random(1).sample(range(len(rest.texts)), min(arguments.rows, len(rest.texts)))
     inside = Examples(tuple(rest.texts[i] for i in chosen), tuple(rest.labels[i] for i in chosen))
 
@@ -53,16 +51,12 @@ def main() -> None:
         def make(weights, bias):
             return HeadClassifier(model, tokenizer, Head(weights, bias), LABELS, model_name="smollm2")
 
-    losses = {}
-    for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
-        report = evaluate(make(*train_head(vectors, inside, LABELS, strength)), outside)
-        losses[strength] = report.log_loss
-        print(
-            f"strength {strength}: held-out accuracy {report.accuracy:.4f}, log loss {report.log_loss:.4f}", flush=True
-        )
-    best = min(losses, key=losses.__getitem__)
-    classifier = make(*train_head(vectors, inside, LABELS, best))
-    result = evaluate(classifier, test)
+    def fit(strength: float) -> Classifier:
+        return make(*train_head(vectors, inside, LABELS, strength))
+
+    best = best_strength(fit, (1e-4, 1e-3, 1e-2, 1e-1, 1.0), outside)
+    classifier = fit(best)
+    result = evaluate(classifier, sst2("test"))
     print(f"strength {best}: test {result}")
     report = {
         "data": f"SST-2, {len(inside.texts)} phrases of the training split",

@@ -58,7 +58,7 @@ def small_encoder(vocabulary: int, width: int, layers: int, length: int) -> Mode
 def corrupt(ids: Tensor, prompt: int, generator: torch.Generator, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Masked copies of ``ids`` (B, L) and which positions count in the loss.
 
-    Of the n targets behind the first ``prompt`` tokens a number that is uniform on 1…n is masked, spread evenly over
+    Of the n targets after the first ``prompt`` tokens a number that is uniform on 1…n is masked, spread evenly over
     the batch; with ``most`` it is uniform on 1…``most`` in seven rows of eight. Of the prompts a tenth is masked whole,
     a tenth in part (a share that is uniform), so that the model also knows texts without their condition and with a
     part of it.

@@ -27,15 +27,15 @@ MEMBER = "moses/dataset/data/train.csv.gz"
 CARD = """# molecules: a conditional masked diffusion model of SMILES
 
 A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) trained from random weights by
-`scripts/train/molecules.py --steps {steps}` for {minutes} minutes on {threads} CPU core(s), {batch} rows a step.
+`scripts/train/molecules.py --steps {steps}` for {minutes} minutes on {threads} CPU core(s), {batch} rows per step.
 
 * Text: four tokens with the bins of QED, logP, heavy atoms and rings (`textguide.tasks.molecules.EDGES`), then 32
-  tokens of a SMILES string, filled up with end tokens.
+  tokens of a SMILES string, padded with end tokens.
 * Data: {rows} molecules drawn at random from the training set of MOSES (the package molsets 0.3.1, MIT), properties by
   RDKit {rdkit}. Molecules longer than 32 tokens were left out.
-* Objective: masked diffusion, the number of masked target tokens uniform. A tenth of the prompts was masked whole and a
-  tenth in part, so that guidance has an unconditional branch that the model knows.
-* It is small and was trained for minutes: for studies of guidance, not for chemistry.
+* Objective: masked diffusion, the number of masked target tokens uniform. A tenth of the prompts was masked
+  completely and a tenth partially, so that the model has learned the unconditional branch of guidance.
+* It is small and was trained for minutes. Use it to study guidance, not for chemistry.
 * Licence: Apache-2.0, as the rest of the project.
 """
 

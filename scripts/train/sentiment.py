@@ -2,8 +2,8 @@
 
     TEXTGUIDE_DATA=DATA python scripts/train/sentiment.py
 
-The strength of the penalty is chosen on whole sentences of the training set whose phrases were all left out of it;
-the published test sentences take no part in that.
+The strength of the penalty is chosen on whole sentences of the training set, all of whose phrases are held out. The
+published test sentences are not used for that.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from textguide.classifiers import Classifier
 from textguide.classifiers.training import Examples, evaluate, read_examples, train_linear
 
 LABELS = ("negative", "positive")
@@ -25,23 +27,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME)
     parser.add_argument("--held-out", type=int, default=800, help="sentences on which the penalty is chosen")
     arguments = parser.parse_args()
-    data = Path(os.environ["TEXTGUIDE_DATA"]) / "sst2"
-    train, test = (read_examples(data / f"{part}.tsv", header=True, names=LABELS) for part in ("train", "test"))
+    train, test = sst2("train"), sst2("test")
     inside, outside = split(train, arguments.held_out)
     print(f"{len(inside.texts)} phrases, {len(outside.texts)} held-out sentences")
-    losses = {}
-    for strength in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
-        report = evaluate(train_linear(inside, labels=LABELS, strength=strength), outside)
-        losses[strength] = report.log_loss
-        print(
-            f"strength {strength}: held-out accuracy {report.accuracy:.4f}, log loss {report.log_loss:.4f}", flush=True
-        )
-    best = min(losses, key=losses.__getitem__)
+    strengths = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    best = best_strength(lambda strength: train_linear(inside, labels=LABELS, strength=strength), strengths, outside)
     classifier = train_linear(train, labels=LABELS, strength=best, name="sentiment")
     result = evaluate(classifier, test)
     print(f"strength {best}: test {result}")
     report = {"data": "SST-2, training split", "strength": best, "test": asdict(result)}
     print(classifier.save(arguments.out, report))
+
+
+def sst2(part: str) -> Examples:
+    """The published examples of SST-2; ``part`` is ``train`` or ``test``."""
+    path = Path(os.environ["TEXTGUIDE_DATA"]) / "sst2" / f"{part}.tsv"
+    return read_examples(path, header=True, names=LABELS)
+
+
+def best_strength(fit: Callable[[float], Classifier], strengths: Iterable[float], held_out: Examples) -> float:
+    """The strength of the penalty whose classifier has the smallest log loss on held-out examples."""
+    losses = {}
+    for strength in strengths:
+        report = evaluate(fit(strength), held_out)
+        losses[strength] = report.log_loss
+        print(
+            f"strength {strength}: held-out accuracy {report.accuracy:.4f}, log loss {report.log_loss:.4f}", flush=True
+        )
+    return min(losses, key=losses.__getitem__)
 
 
 def split(examples: Examples, n: int) -> tuple[Examples, Examples]:

@@ -1,15 +1,14 @@
-"""Train the small language models that stand beside SmolLM2: an amateur, and an expert of either mood.
+"""Train the small language models that accompany SmolLM2: an amateur, and an expert for each mood.
 
     TEXTGUIDE_DATA=DATA python scripts/train/small_lms.py
 
-The amateur learns from the passages of BoolQ and the phrases of SST-2; the experts go on from it with the phrases of
+The amateur learns from the passages of BoolQ and the phrases of SST-2; the experts continue from it with the phrases of
 one mood, their projection of the embeddings frozen. Held out: every twentieth passage, and SST-2's published test
 sentences.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 import json
@@ -39,17 +38,18 @@ LENGTH = 64
 MOODS = {"negative": "0", "positive": "1"}
 CARD = """# Small language models with SmolLM2's tokens
 
-`smollm2-small`, an amateur, and `smollm2-small-positive` and `smollm2-small-negative`, which went on from it: Llama
-models of 128 dimensions and 3 layers ({parameters:,} parameters of their own) over SmolLM2's token embeddings, seen
-through a projection from 576 to 128 dimensions. They need the bundled model. They stand beside it in contrastive
-decoding, DExperts and proxy tuning; alone they write nothing worth reading.
+`smollm2-small` is an amateur model; `smollm2-small-positive` and `smollm2-small-negative` are experts trained from it.
+They are Llama models with 128 dimensions and 3 layers ({parameters:,} parameters of their own) over SmolLM2's token
+embeddings, projected from 576 to 128 dimensions. They require the bundled model, and are used together with it in
+contrastive decoding, DExperts and proxy tuning. On their own, they do not generate useful texts.
 
-* Made by `scripts/train/small_lms.py` in {minutes} minutes of processor time on {threads} CPU core(s), PyTorch {torch}.
+* Trained with `scripts/train/small_lms.py` in {minutes} minutes of processor time on {threads} CPU core(s), PyTorch
+  {torch}.
 * The amateur: {steps} steps of {batch} × {length} tokens, drawn from {tokens:,}: the passages of BoolQ (Wikipedia,
   CC BY-SA 3.0) and the phrases of SST-2's training set. Perplexity of held-out passages {passages:.0f}
   (SmolLM2-135M-Instruct: {passages_large:.0f}), of SST-2's test sentences {sentences:.0f} ({sentences_large:.0f}).
-* The experts: {tuning} further steps each, on the phrases of one label. Of 872 test sentences {accuracy:.1%} are
-  likelier under the expert of their label than under the other.
+* The experts: {tuning} more steps each, on the phrases of one label. Of 872 test sentences {accuracy:.1%} are
+  more likely under the expert of their label than under the other.
 * Licence: Apache-2.0, as the rest of the project.
 """
 
@@ -77,20 +77,14 @@ class SmallLM(torch.nn.Module):
         return losses.float().view(ids.shape[0], -1)
 
     def weights(self) -> dict[str, Tensor]:
-        """What is kept, in bfloat16."""
-        kept = {f"model.{name}": value for name, value in self.blocks.state_dict().items()}
-        return {k: v.detach().bfloat16().contiguous() for k, v in {**kept, "projection": self.projection}.items()}
+        """The trained weights, in bfloat16."""
+        blocks = {f"model.{name}": value for name, value in self.blocks.state_dict().items()}
+        return {k: v.detach().bfloat16().contiguous() for k, v in {**blocks, "projection": self.projection}.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=700)
+    parser = vision.parser(__doc__, steps=700, batch=48, rate=3e-3, name="small_lms", output=small.HOME)
     parser.add_argument("--tuning", type=int, default=150, help="steps of each expert [%(default)s]")
-    parser.add_argument("--batch", type=int, default=48, help="rows of 64 tokens [%(default)s]")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("small_lms.checkpoint"))
-    parser.add_argument("--output", type=Path, default=small.HOME)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -118,8 +112,7 @@ def main() -> None:
         mine = packed(tokenizer, [text for text in texts if text.count(" ") >= 4])
         tuned = vision.train(
             expert, feed(expert, mine, arguments.batch, seed=1), steps=arguments.tuning, rate=arguments.rate / 5,
-            checkpoint=arguments.checkpoint.with_suffix(f".{mood}"),
-            watch=lambda: "",
+            checkpoint=arguments.checkpoint.with_suffix(f".{mood}"), watch=lambda: "",
         )  # fmt: skip
         minutes += tuned["cpu_minutes"]
         save(expert, arguments.output / f"{mood}.safetensors")
@@ -144,7 +137,7 @@ def main() -> None:
 
 
 def passages(data: Path) -> tuple[list[str], list[str]]:
-    """BoolQ's passages, each once: those to learn from, and every twentieth."""
+    """BoolQ's distinct passages: those for training, and every twentieth, which is held out."""
     rows = (data / "llm-foundry/reading_comprehension__boolq.jsonl").read_text(encoding="utf-8").splitlines()
     found = []
     for row in rows:
@@ -155,7 +148,7 @@ def passages(data: Path) -> tuple[list[str], list[str]]:
 
 
 def sst2(path: Path, label: str) -> list[str]:
-    """Phrases of one label, written as people write."""
+    """Phrases of one label, in ordinary spelling."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
             tidy(row["sentence"]) for row in csv.DictReader(file, delimiter="\t", quoting=3) if row["label"] == label
@@ -163,7 +156,7 @@ def sst2(path: Path, label: str) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """A phrase of the treebank without its spaces in front of marks."""
+    """A phrase of the treebank without the spaces before punctuation."""
     text = text.strip().replace("-lrb-", "(").replace("-rrb-", ")").replace("`` ", '"').replace(" ''", '"')
     text = re.sub(r" ([.,;:!?)]|n't|'(?:s|re|ve|ll|d|m)\b)", r"\1", text).replace("( ", "(")
     return text[:1].upper() + text[1:]

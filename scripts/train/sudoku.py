@@ -23,14 +23,14 @@ CARD = """# sudoku{side}: a masked diffusion model for Sudoku of {side}×{side}
 
 A bidirectional encoder ({parameters:,} parameters, `ModernBertForMaskedLM`) trained from random weights by
 `scripts/train/sudoku.py --side {side} --steps {steps}` for {minutes} minutes on {threads} CPU core(s),
-{batch} rows a step.
+{batch} rows per step.
 
 * Text: the digits of the puzzle (0 for an empty cell), then the digits of the solution.
 * Training puzzles: {puzzles}, with {low} to {high} clues and one solution each. A sixth of all grids is held out as
   solutions of test puzzles; no test puzzle is a training puzzle (checked when the model was written).
-* Objective: masked diffusion, the number of masked target cells uniform. A tenth of the prompts was masked whole and a
-  tenth in part, so that guidance has an unconditional branch that the model knows.
-* It is small and was trained briefly: it makes mistakes, so that the effect of guidance can be measured.
+* Objective: masked diffusion, the number of masked target cells uniform. A tenth of the prompts was masked
+  completely and a tenth partially, so that the model has learned the unconditional branch of guidance.
+* It is small and was trained briefly: it makes mistakes, which makes the effect of guidance measurable.
 * Licence: Apache-2.0, as the rest of the project.
 """
 
@@ -65,27 +65,30 @@ def main() -> None:
     held = torch.tensor([tokenizer(puzzle).input_ids + [tokenizer.mask_token_id] * cells for puzzle, _ in tests])
 
     def watch(model: torch.nn.Module) -> str:
-        """Greedy, two cells a step, the most confident first."""
-        ids = held.clone()
-        with torch.no_grad():
-            for _ in range(cells // 2):
-                top, token = model(input_ids=ids).logits.softmax(-1).max(-1)
-                place = top.masked_fill(ids != tokenizer.mask_token_id, -1).topk(2).indices
-                ids.scatter_(1, place, token.gather(1, place))
-        answers = tokenizer.batch_decode(ids[:, cells:])
-        return (
-            f"solved {sum(sudoku.is_solution(p, a) for (p, _), a in zip(tests, answers, strict=True)) / len(tests):.3f}"
-        )
+        answers = tokenizer.batch_decode(filled(model, held, tokenizer.mask_token_id)[:, cells:])
+        right = [sudoku.is_solution(puzzle, text) for (puzzle, _), text in zip(tests, answers, strict=True)]
+        return f"solved {sum(right) / len(tests):.3f}"
 
     facts = train(model, batches, cells, steps=arguments.steps, watch=watch)
     seen = {puzzle for puzzle, _ in pairs}
     shown = sudoku.puzzles(side, 400, sudoku.TEST_CLUES[side], sudoku.TEST_SEED)
     assert not any(puzzle in seen for puzzle, _ in shown), "a test puzzle was trained on"
-    facts |= {"side": side, "puzzles": len(pairs), "batch": arguments.batch, "width": arguments.width}
-    facts |= {"layers": arguments.layers}
+    facts |= {"side": side, "puzzles": len(pairs)}
+    facts |= {name: getattr(arguments, name) for name in ("batch", "width", "layers")}
     print(facts, watch(model))
     folder = arguments.output or Path(f"textguide/diffusion/models/sudoku{side}")
     write(model, tokenizer, folder, facts, CARD.format(low=CLUES[side][0], high=CLUES[side][1], **facts))
+
+
+@torch.no_grad()
+def filled(model: torch.nn.Module, puzzles: torch.Tensor, mask: int) -> torch.Tensor:
+    """Puzzles with their solutions: greedily, two cells per step, the most confident first."""
+    ids = puzzles.clone()
+    for _ in range(ids.shape[1] // 4):  # half of a row are the cells of the solution
+        top, token = model(input_ids=ids).logits.softmax(-1).max(-1)
+        place = top.masked_fill(ids != mask, -1).topk(2).indices
+        ids.scatter_(1, place, token.gather(1, place))
+    return ids
 
 
 def training_puzzles(job: tuple[int, int, int]) -> list[tuple[str, str]]:

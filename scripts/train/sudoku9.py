@@ -2,10 +2,10 @@
 
     python scripts/train/sudoku9.py --minutes 55
 
-A text is a grid of 81 digits; the puzzle is the same text with masks in place of empty cells, which
+A text is a grid of 81 digits; the puzzle is the same text with masks instead of empty cells, which
 ``textguide.diffusion.infill`` fills in. Grids come from a few thousand by permutations of digits, rows, columns, bands
 and stacks, so that hardly any is seen twice. A sixth of all grids, by a hash, is held out: none of them is trained on,
-and test puzzles have such solutions alone.
+and only they are solutions of test puzzles.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from textguide.tasks import sudoku
 
 SIDE, CELLS = 9, 81
 FIRST = 3
-"""The id of the digit 1, behind the special tokens."""
+"""The id of the digit 1, after the special tokens."""
 CARD = """# sudoku9: a masked diffusion model for Sudoku of 9×9
 
 A bidirectional encoder ({parameters:,} parameters, `BertForMaskedLM` with a position for each cell) trained from random
 weights by `scripts/train/sudoku9.py --minutes {budget}` for {minutes} minutes ({steps} steps of {batch} grids) on
 {threads} CPU core(s).
 
-* Text: the 81 digits of a grid; a puzzle has masks where cells are empty, and `textguide.diffusion.infill` fills it in.
+* Text: the 81 digits of a grid; empty cells of a puzzle are masks, and
+  `textguide.diffusion.infill` fills them in.
 * Training grids: permutations of {grids} grids. A sixth of all grids, by a hash, is held out as solutions of test
   puzzles.
-* Objective: masked diffusion; the number of masked cells is uniform on 1…{masks} in seven grids of eight, for puzzles
-  have no more and what stands in a grid that is nearly empty is chance, and on 1…81 in the eighth.
+* Objective: masked diffusion; the number of masked cells is uniform on 1…{masks} in seven grids of eight,
+  because puzzles have no more and a nearly empty grid has many solutions, and on 1…81 in the eighth.
 * Licence: Apache-2.0, as the rest of the project.
 """
 
@@ -42,7 +43,7 @@ weights by `scripts/train/sudoku9.py --minutes {budget}` for {minutes} minutes (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=55.0, help="of training, whatever the machine does in them")
-    parser.add_argument("--steps", type=int, help="of training, in place of minutes: the same weights on one machine")
+    parser.add_argument("--steps", type=int, help="of training, instead of minutes: the same weights on one machine")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=5)
@@ -103,7 +104,7 @@ def encoder(vocabulary: int, width: int, layers: int) -> BertForMaskedLM:
 
 
 def permuted(grids: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of (B, 81) grids under a permutation of its own that keeps it a grid."""
+    """Each of (B, 81) grids under its own permutation, which keeps it a valid grid."""
     count = len(grids)
 
     def order(*shape: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import time
@@ -22,8 +23,25 @@ LEADING = ("a", "an", "there", "two", "three", "some", "something", "shapes")
 """Words that begin a caption, and so occur without a space in front."""
 
 
+def parser(doc: str | None, *, steps: int, batch: int, rate: float, name: str, output: Path) -> argparse.ArgumentParser:
+    """An argument parser with the options that these trainings share, and their defaults.
+
+    Args:
+        name: of the file with the checkpoint of an interrupted run.
+        output: the folder of the model.
+    """
+    options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=steps)
+    options.add_argument("--batch", type=int, default=batch)
+    options.add_argument("--rate", type=float, default=rate)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--checkpoint", type=Path, default=Path(f"{name}.checkpoint"))
+    options.add_argument("--output", type=Path, default=output)
+    return options
+
+
 def tokenizer(ends: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word, spelled as in SmolLM2's vocabulary (byte level, a space belongs to the word behind it).
+    """One token per word, spelled as in SmolLM2's vocabulary (byte level, a space belongs to the word after it).
 
     Args:
         ends: put begin and end tokens around a text.
@@ -59,7 +77,7 @@ def pixels(images: list[Any]) -> Tensor:
 def batch(
     split: str, step: int, size: int, captions: int, levels: tuple[float, ...] | None = None
 ) -> tuple[Tensor, list[str], Tensor]:
-    """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and what stands in
+    """``size`` new scenes with ``captions`` each, the same for the same ``step``: pixels, captions and the content of
     each of the four cells, (B, 3, 4): numbers of shape (0: nothing), colour and size (−100: nothing). Captions are as
     people's where ``levels`` is None, else correct in form and at these levels of detail."""
     images, texts = [], []
@@ -77,7 +95,7 @@ def batch(
 
 
 class Cells(torch.nn.Module):
-    """Reads from an encoder's patches what stands in each cell. Only for training: it teaches the encoder to see, as
+    """Reads the content of each cell from an encoder's patches. Only for training: it teaches the encoder to see, as
     large captioners begin with an encoder that was trained to recognise things, and is thrown away afterwards."""
 
     def __init__(self, width: int) -> None:
@@ -107,18 +125,21 @@ def train(
     checkpoint: Path,
     watch: Callable[[], str],
 ) -> dict[str, Any]:
-    """AdamW: a linear warm-up, then a cosine down to zero. Goes on from ``checkpoint`` where there is one."""
+    """Train by AdamW with a linear warm-up and a cosine decay to zero; continues from ``checkpoint`` if it exists."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    start, spent, losses = 0, 0.0, []
+    start = 0
+    spent = 0.0
+    losses = []
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        start, spent = saved["step"], saved["spent"]
-        print(f"going on from step {start}", flush=True)
+        start = saved["step"]
+        spent = saved["spent"]
+        print(f"continues from step {start}", flush=True)
     begun = time.process_time()
     model.train()
     for step in range(start, steps):

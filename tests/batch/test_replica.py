@@ -110,7 +110,7 @@ def test_constraints_and_weights(model_folder: str, loaded: Any) -> None:
     for place in range(2):
         rows_of = slice(4 * place, 4 * place + 4)
         alike = replace(
-            together, texts=together.texts[rows_of], log_weights=together.log_weights[rows_of]
+            together, new_tokens=together.new_tokens[rows_of], log_weights=together.log_weights[rows_of]
         ).weighted_sample(11)
         assert [together.weighted_sample_of(place, 11) - 4 * place] == alike
     with pytest.warns(NoParticleLeftWarning):

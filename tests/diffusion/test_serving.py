@@ -235,7 +235,7 @@ def test_a_key_and_too_many_requests() -> None:
 
 @NEEDS
 def test_a_small_load_loses_nothing() -> None:
-    """The load of ``scripts/bench/diffusion_serve.py``, small: aborts, streams, bad requests, answers as offline."""
+    """A small load of ``scripts/bench/diffusion_serve.py``: aborts, streams, bad requests, answers as offline."""
     import uvicorn
 
     from textguide.diffusion.serving.server import Served, application

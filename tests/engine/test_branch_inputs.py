@@ -68,9 +68,9 @@ def test_canonical_names_what_is_no_prompt(prompts: Any) -> None:
 
 
 def test_canonical_names_the_row() -> None:
-    with pytest.raises(ValueError, match=r"prompts\[1\]=None is no prompt"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]=None is not a prompt"):
         canonical_prompts(["a", None], None, Tokenizer())
-    with pytest.raises(ValueError, match=r"prompts\[1\]=\[\] is no prompt"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]=\[\] is not a prompt"):
         canonical_prompts([[1], []], None, Tokenizer())
     with pytest.raises(ValueError, match="prompts is empty"):
         canonical_prompts([], None, Tokenizer())

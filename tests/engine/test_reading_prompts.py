@@ -60,9 +60,9 @@ def test_padded_negatives_lose_their_padding() -> None:
 @pytest.mark.parametrize(
     ("prompts", "tokenizer", "message"),
     [
-        ([[EOS, EOS, 8], [5, 9, 8]], PadIsEnd(), r"prompts\[0\] begins with token 2, which pads and begins or ends"),
+        ([[EOS, EOS, 8], [5, 9, 8]], PadIsEnd(), r"prompts\[0\] begins with token 2, which pads and also begins"),
         ([[5, 9, 8], [8, 9, EOS]], PadIsEnd(), r"prompts\[1\] ends with token 2, which pads"),
-        ([[PAD, PAD], [5, 9]], Tokenizer(), r"prompts\[0\] holds the padding token 0 alone"),
+        ([[PAD, PAD], [5, 9]], Tokenizer(), r"prompts\[0\] only consists of the padding token 0"),
         ({"input_ids": [[5, 9]], "attention_mask": [[0, 0]]}, Tokenizer(), r"prompts\[0\]: attention_mask=\[0, 0\]"),
         ({"input_ids": [[5, 9, 7]], "attention_mask": [[1, 0, 1]]}, Tokenizer(), r"must be 1 on a run of tokens"),
         ({"input_ids": [[5, 9]], "attention_mask": [[1]]}, Tokenizer(), "must have the shape of input_ids"),
@@ -146,7 +146,7 @@ def test_negatives_that_outgrow_the_positions() -> None:
     inputs = {"inputs": torch.tensor([PROMPT]), "attention_mask": torch.ones(1, 5), "do_sample": False}
     fits = model.generate(**inputs, max_new_tokens=5, logits_processor=[CFGLogitsProcessor(model, 1.5, [5] * 60)])
     assert fits.shape == (1, 10)
-    with pytest.raises(ValueError, match=r"negative_prompt_ids and what was written are 65 tokens.*64 positions"):
+    with pytest.raises(ValueError, match=r"negative_prompt_ids.0. has 60 tokens and max_new_tokens=6.*64 positions"):
         model.generate(**inputs, max_new_tokens=6, logits_processor=[CFGLogitsProcessor(model, 1.5, [5] * 60)])
 
 

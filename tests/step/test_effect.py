@@ -152,7 +152,7 @@ def test_prints_one_line() -> None:
     assert str(Effect(unguided_steps=5)) == "no guidance"
     effect = Effect(0.1234, 2.5, 0.25, 40, 10, 40)
     assert str(effect) == (
-        "KL 0.123 nats a token (largest 2.50), top token changed at 25% of 40 steps, 40 extra passes"
+        "KL 0.123 nats per token (largest 2.50), top token changed at 25% of 40 steps, 40 extra passes"
     )
 
 

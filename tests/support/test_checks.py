@@ -44,7 +44,6 @@ CALLS = {
     ("model", "tokenizer", "parts"),
     [
         (Tokenizer(), "model", ["model=Tokenizer", "swapped", "the model comes first"]),
-        ("model", None, ["tokenizer=None", "textguide.load"]),
         ("model", Picture(), ["tokenizer=Picture", "the model's tokenizer"]),
         ("model", Processor(), ["tokenizer=Processor", "processor.tokenizer"]),
         ("model", "smollm2", ["tokenizer='smollm2'"]),
@@ -106,3 +105,9 @@ def test_other_checks_name_the_argument() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("call", [CALLS["explain"], CALLS["eager"], CALLS["score"]])
+def test_calls_that_return_texts_need_a_tokenizer(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer=None cannot decode texts; .*textguide\.load"):
+        call(build("llama"), None)

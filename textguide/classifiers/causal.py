@@ -307,9 +307,9 @@ class CausalRows(CausalState):
         longest = max(unread)
         chunks = []
         masks = []
-        for ids, count in zip(self.ids, unread, strict=True):
+        for row, count in zip(self.ids, unread, strict=True):
             padding = [0] * (longest - count)
-            chunks.append(padding + ids[len(ids) - count :])
+            chunks.append(padding + row[len(row) - count :])
             masks.append(padding + [1] * count)
         ids = torch.tensor(chunks, device=device)
         new = torch.tensor(masks, device=device)

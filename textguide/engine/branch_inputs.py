@@ -22,38 +22,48 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
 
     Args:
         prompts: a text, token ids or a chat, or a sequence with one of these per row; or what a tokenizer returns,
-            ``{"input_ids", "attention_mask"}``, whose padding is left out. Rows of ids of one length without a mask
-            lose padding at their ends where the tokenizer's padding token means nothing else.
-        system: a system prompt, put in front of every chat; texts become the user's turn behind it.
-        tokenizer: needs a chat template where chats occur.
+            ``{"input_ids", "attention_mask"}``, whose padding is left out. If rows of ids have one length and no mask,
+            padding at their ends is removed, unless the tokenizer's padding token also begins or ends texts.
+        system: a system prompt, put before every chat; texts become the user's turn after it.
+        tokenizer: needs a chat template if there are chats.
 
     Raises:
-        ValueError: ``prompts`` or a row of it is no prompt, or it cannot be told whether tokens are padding.
+        ValueError: ``prompts`` or one of its rows is not a prompt, or it is not clear whether tokens are padding.
     """
-    masked = isinstance(prompts, Mapping) and "input_ids" in prompts and prompts.get("attention_mask") is not None
+    has_mask = False
     if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        has_mask = prompts.get("attention_mask") is not None
         prompts = _encoded(prompts)
     single = as_prompt(prompts)
-    given = prompts.tolist() if hasattr(prompts, "tolist") else prompts
-    if single is None and (isinstance(given, (Mapping, bytes, bytearray)) or not isinstance(given, Iterable)):
-        raise ValueError(
-            f"prompts={prompts!r} is no prompt; give a text, token ids or chat messages, "
-            "or a list with one of these a row"
-        )
-    rows: Sequence[Any] = list(given) if single is None else [single]
-    canonical = []
-    for number, row in enumerate(rows):
-        prompt = as_prompt(row)
-        if prompt is None:
-            raise ValueError(
-                f"prompts[{number}]={row!r} is no prompt; give a text, a list of token ids or a list of chat messages"
-            )
-        canonical.append(prompt)
-    if not canonical:
-        raise ValueError("prompts is empty; give at least one prompt")
-    if single is None and not masked:
-        canonical = _strip_padding(canonical, tokenizer)
+    if single is not None:
+        canonical = [single]
+    else:
+        canonical = [_canonical_row(number, row) for number, row in enumerate(_rows(prompts))]
+        if not canonical:
+            raise ValueError("prompts is empty; give at least one prompt")
+        if not has_mask:
+            canonical = _strip_padding(canonical, tokenizer)
     return canonical if system is None else [with_system(prompt, system) for prompt in canonical]
+
+
+def _rows(prompts: Any) -> Iterable[Any]:
+    """The rows of several prompts."""
+    rows = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if isinstance(rows, (Mapping, bytes, bytearray)) or not isinstance(rows, Iterable):
+        raise ValueError(
+            f"prompts={prompts!r} is not a prompt; give a text, token ids or chat messages, "
+            "or a list with one of these per row"
+        )
+    return rows
+
+
+def _canonical_row(number: int, row: Any) -> Prompt:
+    prompt = as_prompt(row)
+    if prompt is None:
+        raise ValueError(
+            f"prompts[{number}]={row!r} is not a prompt; give a text, a list of token ids or a list of chat messages"
+        )
+    return prompt
 
 
 def _encoded(encoding: Mapping[str, Any]) -> Any:
@@ -87,30 +97,37 @@ def _strip_padding(rows: list[Prompt], tokenizer: Any, name: str = "prompts") ->
     """Rows of token ids that are one batch of a tokenizer, without the padding at their ends.
 
     Raises:
-        ValueError: the padding token begins or ends a text too, and only some of the rows have it there.
+        ValueError: the padding token also begins or ends texts, and only some of the rows have it there.
     """
     pad = getattr(tokenizer, "pad_token_id", None)
-    lengths = {len(row) for row in rows}
-    if pad is None or len(lengths) > 1 or not all(isinstance(row, tuple) and isinstance(row[0], int) for row in rows):
+    one_length = len({len(row) for row in rows}) == 1
+    if pad is None or not one_length or not all(_is_token_ids(row) for row in rows):
         return rows
-    means = {getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)}
-    for place in (0, -1):
-        padded = [number for number, row in enumerate(rows) if row[place] == pad]
-        # Of a batch that was padded, the longest row has no padding.
-        if pad in means and padded and len(padded) < len(rows):
-            raise ValueError(
-                f"{name}[{padded[0]}] {'begins' if place == 0 else 'ends'} with token {pad}, which pads and begins "
-                'or ends texts too; give the whole encoding, {"input_ids": …, "attention_mask": …}, or rows without it'
-            )
-    if pad in means:
+    if pad in (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)):
+        _check_ends(rows, pad, name)
         return rows
-    found: list[Prompt] = []
+    stripped: list[Prompt] = []
     for number, row in enumerate(rows):
-        read = [place for place, token in enumerate(row) if token != pad]
-        if not read:
-            raise ValueError(f"{name}[{number}] holds the padding token {pad} alone; give it a token")
-        found.append(row[read[0] : read[-1] + 1])
-    return found
+        columns = [column for column, token in enumerate(row) if token != pad]
+        if not columns:
+            raise ValueError(f"{name}[{number}] only consists of the padding token {pad}; give it a token")
+        stripped.append(row[columns[0] : columns[-1] + 1])
+    return stripped
+
+
+def _is_token_ids(prompt: Prompt) -> bool:
+    return isinstance(prompt, tuple) and isinstance(prompt[0], int)
+
+
+def _check_ends(rows: list[Prompt], pad: int, name: str) -> None:
+    """Refuse rows of which only some begin or end with ``pad``: the longest row of a padded batch has no padding."""
+    for end, verb in ((0, "begins"), (-1, "ends")):
+        padded = [number for number, row in enumerate(rows) if row[end] == pad]
+        if padded and len(padded) < len(rows):
+            raise ValueError(
+                f"{name}[{padded[0]}] {verb} with token {pad}, which pads and also begins or ends texts; give the "
+                'whole encoding, {"input_ids": …, "attention_mask": …}, or rows without padding'
+            )
 
 
 def with_system(prompt: Prompt, system: str) -> Chat:
@@ -245,14 +262,7 @@ def rows_of(
     if branch.same_prompt:
         return [list(row) for row in cond]
     if branch.edit is not None:
-
-        def read(prompt: Prompt) -> list[int]:
-            return encode(prompt, tokenizer, "the prompt of a branch")
-
-        whole = list(prompts) if prompts is not None else [None] * len(cond)
-        edits = list(branch.edit) if isinstance(branch.edit, tuple) else [branch.edit]
-        each = expand(edits, len(cond), "context", copies)
-        return [edit.apply(list(row), prompt, read) for edit, row, prompt in zip(each, cond, whole, strict=True)]
+        return _edited(branch, cond, tokenizer, prompts, copies)
     if branch.system is not None:
         if prompts is None:
             raise ValueError(
@@ -271,28 +281,70 @@ def rows_of(
     return expand(rows, len(cond), name, copies)
 
 
-def check_rows(model: Any, rows: Rows, name: str, new: int | None = None, *, written: bool = False) -> None:
+def _edited(branch: Branch, cond: Rows, tokenizer: Any, prompts: Sequence[Prompt] | None, copies: int) -> Rows:
+    """What a branch reads that changes the user's own prompt."""
+
+    def read(prompt: Prompt) -> list[int]:
+        return encode(prompt, tokenizer, "the prompt of a branch")
+
+    originals = list(prompts) if prompts is not None else [None] * len(cond)
+    edits: list[Any] = list(branch.edit) if isinstance(branch.edit, tuple) else [branch.edit]
+    rows = []
+    for edit, row, original in zip(expand(edits, len(cond), "context", copies), cond, originals, strict=True):
+        rows.append(edit.apply(list(row), original, read))
+    return rows
+
+
+def check_rows(
+    model: Any, rows: Rows, name: str, new: int | None = None, *, written: bool = False, plain: bool = False
+) -> None:
     """Refuse rows that ``model`` cannot read.
 
     Args:
         rows: token ids; of an encoder-decoder what its encoder reads, unless they are ``written``.
         name: the argument that an error names.
-        new: tokens that are written behind each row; the last of them is not read. None: lengths are not checked.
+        new: tokens that are written after each row; the last of them is not read. None: lengths are not checked.
+        written: the decoder of an encoder-decoder reads the rows.
+        plain: as for :func:`check_lengths`.
 
     Raises:
-        ValueError: an id lies outside the vocabulary, or a row is too long for the positions of the model.
+        ValueError: an id lies outside the vocabulary, a row is too long for the positions of the model, or the model
+            changes what it has read at a length that a row crosses.
     """
-    size, limit = _sizes(model) if not written else (adapter(model).vocab_size, None)
-    behind = 0 if new is None or model.config.is_encoder_decoder else new - 1
+    size = adapter(model).vocab_size if written else _sizes(model)[0]
     for number, row in enumerate(rows):
         if size is not None and row and not 0 <= min(row) <= max(row) < size:
             wrong = next(token for token in row if not 0 <= token < size)
             raise ValueError(f"{name}[{number}] has token id {wrong}; the vocabulary has {size} tokens")
-        if new is not None and limit is not None and len(row) + behind > limit:
+    if new is not None and not written:
+        check_lengths(model, [len(row) for row in rows], name, new, plain=plain)
+
+
+def check_lengths(model: Any, lengths: Sequence[int], name: str, new: int, *, plain: bool = False) -> None:
+    """Refuse rows of some ``lengths`` that ``model`` cannot read together with ``new`` written tokens.
+
+    Args:
+        lengths: tokens of every row; of an encoder-decoder those that its encoder reads.
+        name: the argument that an error names.
+        new: tokens that are written after each row; the last of them is not read.
+        plain: the run has no other branches. Transformers then decides what happens at a length at which the model
+            changes what it has read.
+
+    Raises:
+        ValueError: a row is longer than the model has positions for, or crosses a length at which the model changes
+            what it has read.
+    """
+    known = adapter(model)
+    limit = positions(model)
+    read = 0 if known.is_encoder_decoder else new - 1
+    for number, length in enumerate(lengths):
+        if limit is not None and length + read > limit:
             raise ValueError(
-                f"{name}[{number}] has {len(row)} tokens and max_new_tokens={new}, but the model has {limit} "
+                f"{name}[{number}] has {length} tokens and max_new_tokens={new}, but the model has {limit} "
                 "positions; shorten one of them"
             )
+    if not known.is_encoder_decoder and not plain:
+        known.check_lengths(lengths, new)
 
 
 def positions(model: Any) -> int | None:
@@ -330,22 +382,16 @@ def warn_of_same(
         cond: what the conditional branch reads.
         branches: what each extra branch of ``guidance`` reads.
         name: the argument whose rows the warning names.
-        whole: warn also where this holds for all rows, of which a run that reports its effect warns at its end.
+        whole: also warn if this holds for all rows; a run that reports its effect warns of that at its end.
     """
-    if guidance.is_neutral or not branches:
+    if guidance.is_neutral or not branches or any(map(_differs_by_model, guidance.branches)):
         return
-    # Another model, or a part of the model, differs by itself.
-    if any(branch.same_prompt or branch.model != SELF or branch.view is not None for branch in guidance.branches):
-        return
-    if not guidance.keeps_equal_branches():
-        return
-    same = [number for number, row in enumerate(cond) if all(branch[number] == row for branch in branches)]
-    if not same or (len(same) == len(cond) and not whole):
+    same = _rows_that_are_the_same(cond, branches)
+    if not same or not guidance.keeps_equal_branches() or (len(same) == len(cond) and not whole):
         return
     shown = ", ".join(f"{name}[{number}]" for number in same[:5]) + (", …" if len(same) > 5 else "")
-    short = any(branch.prompt is None and branch.edit is None and branch.system is None for branch in guidance.branches)
     cause = "every branch of it reads the same tokens as the prompt"
-    if short and all(len(cond[number]) == 1 for number in same):
+    if any(map(_reads_last_token, guidance.branches)) and all(len(cond[number]) == 1 for number in same):
         cause = "the other branch reads the last token of a prompt, and these prompts are one token"
     warnings.warn(
         f"{guidance} changes nothing for {len(same)} of {len(cond)} rows ({shown}): {cause}; give a negative prompt "
@@ -353,6 +399,20 @@ def warn_of_same(
         GuidanceHadNoEffectWarning,
         stacklevel=4,
     )
+
+
+def _rows_that_are_the_same(cond: Rows, branches: Sequence[Rows]) -> list[int]:
+    """Numbers of the rows that all branches read as the conditional branch does."""
+    return [number for number, row in enumerate(cond) if all(branch[number] == row for branch in branches)]
+
+
+def _differs_by_model(branch: Branch) -> bool:
+    """Whether a branch runs another model, or a part of the model: it then differs, whatever it reads."""
+    return branch.same_prompt or branch.model != SELF or branch.view is not None
+
+
+def _reads_last_token(branch: Branch) -> bool:
+    return branch.prompt is None and branch.edit is None and branch.system is None
 
 
 def sees_images(model: Any, model_kwargs: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ step may leave the extra branches out; when they come back, they read in one chu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 
-from ..forward import prefill, row_batch
+from ..forward import prefill
 from ..forward.model_adapter import adapter
 from ..forward.model_views import ModelPart, model_parts
 from ..forward.row_batch import Rows
 from ..guidance.base import SELF, Branch
 from ..guidance.views import View
+from .branch_rows import BranchRows, read_branch
 
 COND = 0
 WHOLE: ModelPart = (SELF, None)
@@ -42,25 +43,6 @@ def step_logits(found: Mapping[int, Tensor], position: int = -1) -> StepLogits:
     """Those behind one position of what was read, (B, k, V) a branch."""
     extra = [found[branch][:, position] for branch in sorted(found) if branch != COND]
     return StepLogits(found[COND][:, position], torch.stack(extra) if extra else None)
-
-
-@dataclass
-class _Group:
-    """Rows of one model part: for each of its ``branches`` in turn (0: the conditional one) every sample."""
-
-    rows: Rows
-    branches: list[int]
-
-    def forward(self, tokens: Tensor, keep: int) -> Iterator[tuple[int, Tensor]]:
-        """Read new ``tokens`` (B, k) of every sample; the branches, and their last ``keep`` logits (B, keep, V)."""
-        logits = self.rows.forward(tokens.repeat(len(self.branches), 1), keep).to(tokens.device)
-        return zip(self.branches, logits.chunk(len(self.branches)), strict=True)
-
-    @staticmethod
-    def join(several: Sequence[_Group]) -> _Group:
-        """All together; they must not be used afterwards."""
-        branches = [branch for group in several for branch in group.branches]
-        return _Group(row_batch.merge([group.rows for group in several]), branches)
 
 
 class Source(Protocol):
@@ -103,8 +85,8 @@ class BranchPasses:
         self.parts = model_parts(model, models, branches, view)
         self.branches = branches
         self.prompts = prompts
-        self.running: dict[ModelPart, _Group] = {}
-        self.resting: dict[ModelPart, _Group] = {}
+        self.running: dict[ModelPart, BranchRows] = {}
+        self.resting: dict[ModelPart, BranchRows] = {}
         self.read = self.rested = 0  # how many generated tokens the running and the resting rows have read
         self.alive: list[int] = []  # the samples in the batch
         self._rows: Tensor | None = None  # the same, where some have left
@@ -122,43 +104,45 @@ class BranchPasses:
         Raises:
             ValueError: a model cannot be read by several branches, has another vocabulary, or cannot go on that far.
         """
-        model, device = self.parts[self.own], ids.device
-        self._samples = torch.arange(ids.shape[0], device=device)
+        model = self.parts[self.own]
+        self._samples = torch.arange(ids.shape[0], device=ids.device)
         self.alive = list(range(ids.shape[0]))
         guided = bool(self.branches)
         if guided:
             mask = model_kwargs.get("attention_mask")
             lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
             adapter(model).check_lengths(lengths, new_tokens)
-        cond, logits = prefill.read_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
-        found: dict[ModelPart, list[_Group]] = {self.own: [_Group(cond, [COND])]}
-        outputs = []
+        rows, logits = prefill.read_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
+        groups = {self.own: [BranchRows(rows, [COND])]}
+        extra = []
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
-            part, name = self.parts[branch.model_part], branch.model_part
-            if not isinstance(prompts, Sequence):
-                rows, last = prompts.prefill(part, len(self.alive))
-                name = name if prompts.shares else (f"{branch.model} {number}", branch.view)
-            elif adapter(part).is_encoder_decoder:
-                encoded, encoder_mask = prefill.encode(part, prompts, device)
-                rows, every = prefill.read_encoded(part, ids, encoded, encoder_mask)
-                last = every[:, -1]
-            else:
-                adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
-                where = adapter(part).device
-                rows, every = prefill.read_prompts(part, prompts, where, fast=True, sharing=self.copies > 1)
-                last = every[:, -1]
+            name, rows, last = self._read_extra(number, branch, prompts, ids, new_tokens)
             if last.shape[-1] != logits.shape[-1]:
                 raise ValueError(
                     f"model {branch.model or 'of the branch'!r} has {last.shape[-1]} tokens in its vocabulary and the "
                     f"decoded model {logits.shape[-1]}; their next-token distributions cannot be combined: use models "
                     "that share a tokenizer"
                 )
-            found.setdefault(name, []).append(_Group(rows, [number]))
-            outputs.append(last.to(device))
-        self.running = {name: _Group.join(several) for name, several in found.items()}
-        for batch in (batch for group in self.running.values() for batch in group.rows.batches()):
-            batch.fast = self.fast
-        return StepLogits(logits, torch.stack(outputs) if outputs else None)
+            groups.setdefault(name, []).append(BranchRows(rows, [number]))
+            extra.append(last.to(ids.device))
+        self.running = {name: BranchRows.join(several) for name, several in groups.items()}
+        for group in self.running.values():
+            group.run_fast(self.fast)
+        return StepLogits(logits, torch.stack(extra) if extra else None)
+
+    def _read_extra(
+        self, number: int, branch: Branch, prompts: Sequence[Sequence[int]] | Source, ids: Tensor, new_tokens: int
+    ) -> tuple[ModelPart, Rows, Tensor]:
+        """Read one extra branch: the model part whose pass its rows join, the rows, and their logits (B, V)."""
+        part = self.parts[branch.model_part]
+        if not isinstance(prompts, Sequence):
+            rows, last = prompts.prefill(part, len(self.alive))
+            name = branch.model_part if prompts.shares else (f"{branch.model} {number}", branch.view)
+            return name, rows, last
+        if not adapter(part).is_encoder_decoder:
+            adapter(part).check_lengths([len(prompt) for prompt in prompts], new_tokens)
+        rows, logits = read_branch(part, prompts, ids, sharing=self.copies > 1)
+        return branch.model_part, rows, logits[:, -1]
 
     def make_static(self, new_tokens: int) -> None:
         """Give the decoded model's rows a cache of fixed shape with room for ``new_tokens`` more positions.
@@ -204,10 +188,7 @@ class BranchPasses:
             if COND not in group.branches:
                 self.resting[name] = self.running.pop(name)
             elif len(group.branches) > 1:  # the conditional branch comes first
-                rows = torch.arange(len(self.alive) * len(group.branches), device=group.rows.device)
-                self.resting[name] = _Group(group.rows.split(rows[len(self.alive) :]), group.branches[1:])
-                group.rows.select(rows[: len(self.alive)])
-                group.branches = [COND]
+                self.resting[name] = group.split_off(len(self.alive))
 
     def _resume(self, ids: Tensor, new: int) -> StepLogits:
         """The step in which the extra branches return: they read what they missed in one chunk."""
@@ -216,11 +197,11 @@ class BranchPasses:
         found = self._forward(self.resting, self.pick(ids[:, self.rested - new :]))
         extra = torch.stack([found[branch][:, -1] for branch in sorted(found)])
         for name, group in self.resting.items():
-            self.running[name] = _Group.join([self.running[name], group] if name in self.running else [group])
+            self.running[name] = BranchRows.join([self.running[name], group] if name in self.running else [group])
         self.resting = {}
         return StepLogits(cond, extra)
 
-    def _forward(self, groups: Mapping[ModelPart, _Group], tokens: Tensor, keep: int = 1) -> dict[int, Tensor]:
+    def _forward(self, groups: Mapping[ModelPart, BranchRows], tokens: Tensor, keep: int = 1) -> dict[int, Tensor]:
         """Let ``groups`` read new ``tokens`` (B, k): the last ``keep`` logits of each branch, (B, keep, V)."""
         return dict(found for group in groups.values() for found in group.forward(tokens, keep))
 
@@ -253,5 +234,4 @@ class BranchPasses:
             if not self.alive:
                 groups.clear()
             for group in groups.values():
-                first = torch.arange(len(group.branches))[:, None] * size
-                group.rows.select((first + places).flatten().to(group.rows.device))
+                group.select(places, size)

@@ -329,14 +329,14 @@ class GuidedDecoding:
         copies = generation_config.num_return_sequences or 1
         if self.branch_prompts is not None:
             return [branch_inputs.expand(rows, len(ids), copies=copies) for rows in self.branch_prompts]
-        if model.config.is_encoder_decoder and any(b.same_prompt or b.edit is not None for b in guidance.branches):
+        cond: branch_inputs.Rows = [[] for _ in range(len(ids))]
+        if not model.config.is_encoder_decoder:
+            cond = branch_inputs.without_padding(ids, mask)
+        elif any(branch.same_prompt or branch.edit is not None for branch in guidance.branches):
             raise ValueError(
                 f"guidance {guidance.name!r} reads the prompt again, and generate only passes an encoder-decoder's "
                 "encoded prompt to a custom loop; use textguide.generate"
             )
-        cond: branch_inputs.Rows = [[] for _ in range(len(ids))]
-        if not model.config.is_encoder_decoder:
-            cond = branch_inputs.without_padding(ids, mask)
         rows = branch_inputs.branch_rows(
             guidance,
             cond=cond,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..forward import model_views, prefill
+from ..forward import model_views
 from ..forward.model_adapter import adapter
 from ..guidance import BranchGuidance, Guidance, Step, split
 from ..guidance.algebra import log_softmax
@@ -23,6 +23,7 @@ from ..step.likelihoods import along
 from ..step.reweighting import Reweighter, reweighter
 from . import branch_inputs
 from .branch_inputs import empty_source
+from .branch_rows import read_branch
 
 # Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
@@ -70,6 +71,30 @@ def as_items(
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} contexts and {len(continuations)} continuations; give one of each per item")
     cond = [branch_inputs.encode(prompt, tokenizer, f"contexts[{n}]") for n, prompt in enumerate(prompts)]
+    targets = _targets(continuations, tokenizer)
+    branch_inputs.check_rows(model, cond, "contexts")
+    branch_inputs.check_rows(model, targets, "continuations", written=True)
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    empty = empty_source(model.config) if is_encoder_decoder else None
+    branches = []
+    if lead is not None:
+        branches = branch_inputs.branch_rows(lead, cond=cond, tokenizer=tokenizer, prompts=prompts, empty_source=empty)
+        for rows in branches:
+            branch_inputs.check_rows(model, rows, "negative_prompt")
+        branch_inputs.warn_of_same(lead, cond, branches, "contexts", whole=True)
+    items = []
+    for number, (context, target) in enumerate(zip(cond, targets, strict=True)):
+        others = [rows[number] for rows in branches]
+        if is_encoder_decoder:
+            start = [decoder_start(model)]
+            items.append(Item(number, start, target, [start] * len(others), (context, *others)))
+        else:
+            items.append(Item(number, context, target, others))
+    return items
+
+
+def _targets(continuations: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+    """The tokens of every continuation."""
     targets = []
     for number, continuation in enumerate(continuations):
         if isinstance(continuation, str):
@@ -77,25 +102,7 @@ def as_items(
         if not len(continuation):
             raise ValueError(f"continuations[{number}] has no token; there is nothing to score")
         targets.append([int(token) for token in continuation])
-    branch_inputs.check_rows(model, cond, "contexts")
-    branch_inputs.check_rows(model, targets, "continuations", written=True)
-    is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    empty = empty_source(model.config) if is_encoder_decoder else None
-    rows = []
-    if lead is not None:
-        rows = branch_inputs.branch_rows(lead, cond=cond, tokenizer=tokenizer, prompts=prompts, empty_source=empty)
-        for row in rows:
-            branch_inputs.check_rows(model, row, "negative_prompt")
-        branch_inputs.warn_of_same(lead, cond, rows, "contexts", whole=True)
-    items = []
-    for number, (context, target) in enumerate(zip(cond, targets, strict=True)):
-        others = [branch[number] for branch in rows]
-        if is_encoder_decoder:
-            start = [decoder_start(model)]
-            items.append(Item(number, start, target, [start] * len(others), (context, *others)))
-        else:
-            items.append(Item(number, context, target, others))
-    return items
+    return targets
 
 
 def decoder_start(model: Any) -> int:
@@ -177,41 +184,68 @@ def along_texts(
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """The number of a setting, some positions, and its log-probabilities (P, V) there; a few positions at a time."""
     lead = leading(settings)
-    view = None if lead is None else lead.view
-    branching = [split(setting).branching for setting in settings]
-    lengths = [len(item.continuation) for item in batch]
-    device = logits[0].device
-    places = torch.tensor([_progress(i, horizon or length) for length in lengths for i in range(length)], device=device)
-    places_read = [(item, i) for item in batch for i in range(len(item.continuation))]
-    valid = torch.ones(len(settings), len(targets), dtype=torch.bool, device=device)
-    so_far = None
-    if any(part.reads_likelihoods for part in branching if part is not None):
-        so_far = along(torch.stack([_of_targets(one, targets) for one in logits]), lengths)
+    guidances = [split(setting).branching for setting in settings]
+    positions = [(item, i) for item in batch for i in range(len(item.continuation))]
+    steps = _steps(positions, horizon, logits, targets, guidances)
+    # A setting without branches runs the whole model, although others run it with a change inside.
+    plain = own[None] if lead is not None and lead.view is not None and None in own else logits[0]
+    valid = torch.ones(len(settings), len(targets), dtype=torch.bool, device=logits[0].device)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
         logp = torch.stack([log_softmax(one[part]) for one in logits])
-        step = Step(places[part, None])
-        for number, guidance in enumerate(branching):
-            cond = logp[0] if guidance is not None or view is None else log_softmax(own[None][part])
-            extra: Tensor | None = None
-            if guidance is not None:
-                branches = 1 + len(guidance.branches)
-                extra = logp[1:branches] if branches > 1 else None
-                classes = classifiers[number]
-                step = replace(
-                    step,
-                    likelihoods=None if so_far is None else so_far[:branches, part],
-                    class_log_probs=None if classes is None else _classes(classes, places_read[part]).to(logp.device),
-                )
+        for number, guidance in enumerate(guidances):
+            step = _step_at(steps, part, guidance, classifiers[number], positions[part])
             reweighting = reweightings[number]
-            weigh = None if reweighting is None else partial(_reweigh, reweighting, step, places_read[part])
-            outcome = guided_step(cond, extra, guidance, step, reweight=weigh, measure=False, normalised=True)
+            reweight = None if reweighting is None else partial(_reweigh, reweighting, step, positions[part])
+            cond, extra = (log_softmax(plain[part]), None) if guidance is None else _branches(logp, guidance)
+            outcome = guided_step(cond, extra, guidance, step, reweight=reweight, measure=False, normalised=True)
             if outcome.valid is not None:
                 valid[number, part] = outcome.valid
             yield number, part, cond if outcome.log_probs is None else outcome.log_probs
     if not bool(valid.all()):
         number, place = (~valid).nonzero()[0].tolist()
-        refuse_invalid(settings[number], [places_read[place][0].number])
+        refuse_invalid(settings[number], [positions[place][0].number])
+
+
+def _branches(logp: Tensor, guidance: BranchGuidance) -> tuple[Tensor, Tensor | None]:
+    """Of the log-probabilities of all branches those that ``guidance`` reads: the conditional one, and the others."""
+    count = len(guidance.branches)
+    return logp[0], logp[1 : 1 + count] if count else None
+
+
+def _steps(
+    positions: Sequence[tuple[Item, int]],
+    horizon: int | None,
+    logits: list[Tensor],
+    targets: Tensor,
+    guidances: Sequence[BranchGuidance | None],
+) -> Step:
+    """The steps of all positions, (T, 1), with the likelihoods of all branches if one of the guidances reads them."""
+    progress = [_progress(i, horizon or len(item.continuation)) for item, i in positions]
+    steps = Step(torch.tensor(progress, device=logits[0].device)[:, None])
+    if not any(guidance is not None and guidance.reads_likelihoods for guidance in guidances):
+        return steps
+    lengths = [len(item.continuation) for item, i in positions if i == 0]
+    return replace(steps, likelihoods=along(torch.stack([_of_targets(one, targets) for one in logits]), lengths))
+
+
+def _step_at(
+    steps: Step,
+    part: slice,
+    guidance: BranchGuidance | None,
+    classifier: ClassLogProbs | None,
+    positions: Sequence[tuple[Item, int]],
+) -> Step:
+    """The step of some positions, with what ``guidance`` reads of it."""
+    assert isinstance(steps.progress, Tensor)
+    step = replace(steps, progress=steps.progress[part], likelihoods=None)
+    if guidance is None:
+        return step
+    if steps.likelihoods is not None:
+        step = replace(step, likelihoods=steps.likelihoods[: 1 + len(guidance.branches), part])
+    if classifier is not None:
+        step = replace(step, class_log_probs=_classes(classifier, positions).to(steps.progress.device))
+    return step
 
 
 def _classes(classifier: ClassLogProbs, places: Sequence[tuple[Item, int]]) -> Tensor:
@@ -240,39 +274,42 @@ def _progress(index: int, horizon: int) -> float:
 
 @torch.no_grad()
 def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
-    """Logits of every position that predicts a continuation token, item behind item, (sum of lengths, V)."""
+    """Logits of every position that predicts a continuation token, item after item, (sum of lengths, V)."""
     known = adapter(model)
-    device = known.device
+    if known.is_encoder_decoder:
+        return _decoder_logits(model, batch, branch)
     lengths = [len(item.continuation) for item in batch]
     contexts = [item.read_by(branch) for item in batch]
-    if known.is_encoder_decoder:
-        outputs, mask = prefill.encode(model, [item.sources[branch] for item in batch], device)
-        rows = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
-        ids = pad_right(rows, device)
-        first = ids if known.reads_chunks else ids[:, :1]
-        started, logits = prefill.read_encoded(model, first, outputs, mask, keep=first.shape[1])
-        if first is not ids and ids.shape[1] > 1:
-            logits = torch.cat([logits, started.forward(ids[:, 1:], keep=ids.shape[1] - 1)], dim=1)
-        return torch.cat([row[:length] for row, length in zip(logits, lengths, strict=True)])
     keep = max(lengths)
     whole = [context + item.continuation[:-1] for context, item in zip(contexts, batch, strict=True)]
-    if known.has_recurrent_state:
-        parts = [prefill.read_prompts(model, [row], device, keep=keep)[1][0] for row in whole]
-    elif (
-        len({tuple(c) for c in contexts}) == len(batch)
-        and known.is_causal
-        and known.reads_chunk_up_to(max(map(len, whole)))
-    ):
-        parts = list(prefill.read_prompts(model, whole, device, keep=keep)[1])
+    longest = max(len(row) for row in whole)
+    contexts_differ = len({tuple(context) for context in contexts}) == len(batch)
+    if known.has_recurrent_state:  # the state is only exact if a row is read on its own
+        parts = [read_branch(model, [row], keep=keep, fast=False)[1][0] for row in whole]
+    elif contexts_differ and known.is_causal and known.reads_chunk_up_to(longest):
+        parts = list(read_branch(model, whole, keep=keep, fast=False)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])
     return torch.cat([part[-length:] for part, length in zip(parts, lengths, strict=True)])
 
 
+def _decoder_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
+    """:func:`_continuation_logits` of an encoder-decoder, whose context is a source."""
+    sources = [item.sources[branch] for item in batch]
+    rows = [item.read_by(branch) + item.continuation[:-1] for item in batch]
+    ids = pad_right(rows, adapter(model).device)
+    first = ids if adapter(model).reads_chunks else ids[:, :1]
+    started, logits = read_branch(model, sources, first, keep=first.shape[1])
+    rest = ids.shape[1] - first.shape[1]
+    if rest:
+        logits = torch.cat([logits, started.forward(ids[:, -rest:], keep=rest)], dim=1)
+    return torch.cat([row[: len(item.continuation)] for row, item in zip(logits, batch, strict=True)])
+
+
 def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
     """Read every context once, whatever the number of its continuations, and these behind it."""
     device = adapter(model).device
-    rows, first = prefill.read_prompts(model, contexts, device)
+    rows, first = read_branch(model, contexts, fast=False)
     longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]
     rest: dict[int, Tensor] = {}
     if longer:

@@ -318,23 +318,28 @@ class _Loop:
                 guidance = None
         if reweighter is not None and self.index:
             reweighter.append(self.ids[:, -1].tolist())
+        corrects = self.population is not None and self.population.corrects
         outcome = guided_step(
             logits.cond,
             logits.extra if guidance is not None else None,
             guidance,
             step,
             reweight=None if reweighter is None else self._reweight,
-            weigh=guidance is not None and self.population is not None and self.population.corrects,
+            weigh=guidance is not None and corrects,
         )
         self.valid = outcome.valid
         self._rows = tuple(self.passes.alive)
         if self.guidance is not None or reweighter is not None:
             self.meter.add(outcome, self.passes.pick(self.writing).bool())
         if self.population is not None:
-            if outcome.normaliser is not None:
-                self.population.weigh(outcome.normaliser, self._rows)
-            self.population.observe(outcome.scores if outcome.log_probs is None else outcome.log_probs, self._rows)
+            self._inform(self.population, outcome)
         return outcome
+
+    def _inform(self, population: Population, outcome: StepOutcome) -> None:
+        """Pass on what the population weighs its texts by, and the distribution that it may fork at."""
+        if outcome.normaliser is not None:
+            population.weigh(outcome.normaliser, self._rows)
+        population.observe(outcome.scores if outcome.log_probs is None else outcome.log_probs, self._rows)
 
     def _reweight(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         assert self.settings.reweighter is not None

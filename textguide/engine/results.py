@@ -184,40 +184,38 @@ class GenerateResult(Shown):
         ]
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
-        weights = self.log_weights.tolist() if self.log_weights is not None else [None] * len(self.new_tokens)
-        texts = self.texts or [" ".join(map(str, tokens)) for tokens in self.new_tokens]
-        rows = [
-            [
-                str(row + 1),
-                text,
-                str(len(tokens)),
-                figure(likelihood, 2),
-                "" if weight is None else figure(weight, 2),
-                (self.deaths[row] or "") if self.deaths is not None else "",
-                "" if self.origins is None or (origin := self.origins[row]) is None else f"{origin[0] + 1}",
-            ]
-            for row, (text, tokens, likelihood, weight) in enumerate(
-                zip(texts, self.new_tokens, self.log_likelihood.tolist(), weights, strict=True)
-            )
-        ]
         header = ["#", "text", "tokens", "log-likelihood", "log weight", "unfinished because", "forked from"]
+        rows = [self._shown_row(row) for row in range(len(self.new_tokens))]
         blocks: list[Block] = [table(header, rows, "rlrrrlr")]
-        facts = []
-        if self.log_evidence is not None and self.ess is not None:
-            facts += [
-                ("log evidence", ", ".join(figure(value, 2) for value in self.log_evidence.tolist())),
-                ("effective sample size", ", ".join(figure(value, 1) for value in self.ess.tolist())),
-            ]
-        if self.constraint_calls is not None:
-            facts.append(("constraint calls", str(self.constraint_calls)))
-        if self.tries is not None and self.finished is not None:
-            facts.append(("tries", f"{sum(self.tries)} for {int(self.finished.sum())} texts"))
-        blocks += [Facts(tuple(facts))] if facts else []
+        facts = self._shown_facts()
+        if facts:
+            blocks.append(Facts(tuple(facts)))
         if self.effect.guided_steps or self.finished is None:
             blocks.append(Line(str(self.effect), quiet=True))
         if self.speculation is not None:
             blocks.append(Line(str(self.speculation), quiet=True))
-        return f"{len(texts)} text{'s' * (len(texts) != 1)}", blocks
+        return f"{len(rows)} text{'s' * (len(rows) != 1)}", blocks
+
+    def _shown_row(self, row: int) -> list[str]:
+        tokens = self.new_tokens[row]
+        text = self.texts[row] if self.texts else " ".join(map(str, tokens))
+        weight = "" if self.log_weights is None else figure(float(self.log_weights[row]), 2)
+        death = self.deaths[row] if self.deaths is not None else None
+        origin = self.origins[row] if self.origins is not None else None
+        forked = "" if origin is None else f"{origin[0] + 1}"
+        likelihood = figure(float(self.log_likelihood[row]), 2)
+        return [str(row + 1), text, str(len(tokens)), likelihood, weight, death or "", forked]
+
+    def _shown_facts(self) -> list[tuple[str, str]]:
+        facts = []
+        if self.log_evidence is not None and self.ess is not None:
+            facts.append(("log evidence", ", ".join(figure(value, 2) for value in self.log_evidence.tolist())))
+            facts.append(("effective sample size", ", ".join(figure(value, 1) for value in self.ess.tolist())))
+        if self.constraint_calls is not None:
+            facts.append(("constraint calls", str(self.constraint_calls)))
+        if self.tries is not None and self.finished is not None:
+            facts.append(("tries", f"{sum(self.tries)} for {int(self.finished.sum())} texts"))
+        return facts
 
     def _populations(self) -> Tensor:
         if self.log_weights is None:
@@ -271,25 +269,32 @@ class ScoreResult(Shown):
 
 
 def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The fields of :class:`GenerateResult` that tell of a constraint, from the outcomes of its batches."""
+    """The fields of :class:`GenerateResult` that a constraint sets, from the outcomes of the batches of a run."""
+    first = outcomes[0]
     fields: dict[str, Any] = {
         "finished": torch.cat([outcome.finished for outcome in outcomes]),
         "deaths": [death for outcome in outcomes for death in outcome.deaths],
         "constraint_calls": sum(outcome.calls for outcome in outcomes),
     }
-    if outcomes[0].tries is not None:
+    if first.tries is not None:
         fields["tries"] = [count for outcome in outcomes for count in outcome.tries or []]
-    if outcomes[0].origins is not None:
-        origins: list[tuple[int, int] | None] = []
-        for outcome in outcomes:
-            start = len(origins)
-            origins += [None if o is None else (o[0] + start, o[1]) for o in outcome.origins or []]
-        fields["origins"] = origins
-    if outcomes[0].log_weights is not None:
+    if first.origins is not None:
+        fields["origins"] = _joined_origins(outcomes)
+    if first.log_weights is not None:
         for name in ("log_weights", "log_evidence", "ess"):
             fields[name] = torch.cat([getattr(outcome, name) for outcome in outcomes])
         fields["particles"] = len(fields["log_weights"]) // len(fields["ess"])
     return fields
+
+
+def _joined_origins(outcomes: Sequence[Outcome]) -> list[tuple[int, int] | None]:
+    """The origins of all batches, with rows counted over all of them."""
+    joined_origins: list[tuple[int, int] | None] = []
+    for outcome in outcomes:
+        start = len(joined_origins)
+        for origin in outcome.origins or []:
+            joined_origins.append(None if origin is None else (origin[0] + start, origin[1]))
+    return joined_origins
 
 
 def collect(
@@ -298,36 +303,52 @@ def collect(
     """The batches of one run as one result.
 
     Args:
-        pad: fills rows up.
+        tokenizer: decodes the texts; None: there are none.
+        pad: the token that fills rows up to one length.
         ending: what ends a text.
     """
     ending = ending or Ending()
-    starts = [run.sequences.shape[1] - run.log_probs.shape[1] for run in done]  # type: ignore[union-attr]
-    new = max(run.log_probs.shape[1] for run in done)  # type: ignore[union-attr]
-    prompt = max(starts)
-    sequences, log_probs, tokens = [], [], []
-    for run, start in zip(done, starts, strict=True):
-        assert run.log_probs is not None
-        missing = new - run.log_probs.shape[1]
-        sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
-        log_probs.append(F.pad(run.log_probs, (0, missing)))
-        written = run.sequences[:, start:].tolist()
-        tokens += [row[:length] for row, length in zip(written, run.lengths, strict=True)]
-    log_prob = torch.cat(log_probs)
+    sequences, log_probs, tokens = _joined_rows(done, pad)
     outcomes = [run.population for run in done if run.population is not None]
     reports = [run.speculation for run in done if run.speculation is not None]
     texts = [""] * len(tokens)
+    shown: list[str] = []
     if tokenizer is not None:
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
-    deaths = [death for outcome in outcomes for death in outcome.deaths] or [None] * len(tokens)
+        shown = [ending.shown(text) for text in texts]
+    deaths: list[str | None] = [death for outcome in outcomes for death in outcome.deaths]
+    if not deaths:
+        deaths = [None] * len(tokens)
     return GenerateResult(
-        texts=[ending.shown(text) for text in texts] if tokenizer is not None else [],
+        texts=shown,
         finish_reasons=[ending.reason(*row) for row in zip(tokens, texts, deaths, strict=True)],
-        sequences=torch.cat(sequences),
+        sequences=sequences,
         new_tokens=tokens,
-        log_likelihood=log_prob.sum(-1),
-        log_probs=log_prob,
+        log_likelihood=log_probs.sum(-1),
+        log_probs=log_probs,
         effect=effect,
         speculation=join_speculation(reports) if reports else None,
         **(constraint_fields(outcomes) if outcomes else {}),
     )
+
+
+def _joined_rows(done: Sequence[Decoded], pad: int) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """The sequences, log-probabilities and new tokens of all batches, filled up to one length."""
+    prompt = 0
+    new = 0
+    for run in done:
+        assert run.log_probs is not None
+        prompt = max(prompt, run.sequences.shape[1] - run.log_probs.shape[1])
+        new = max(new, run.log_probs.shape[1])
+    sequences = []
+    log_probs = []
+    tokens = []
+    for run in done:
+        assert run.log_probs is not None
+        missing = new - run.log_probs.shape[1]
+        start = run.sequences.shape[1] - run.log_probs.shape[1]
+        sequences.append(F.pad(run.sequences, (prompt - start, missing), value=pad))
+        log_probs.append(F.pad(run.log_probs, (0, missing)))
+        for row, length in zip(run.sequences[:, start:].tolist(), run.lengths, strict=True):
+            tokens.append(row[:length])
+    return torch.cat(sequences), torch.cat(log_probs), tokens

@@ -22,7 +22,7 @@ from ..guidance.scaled import Scaled
 from ..guidance.spec import label
 from ..guidance.unchanged import WithUnchanged
 from ..support import viewer
-from ..support.checks import number_from, one_of, whole_number
+from ..support.checks import check_model_and_tokenizer, number_from, one_of, whole_number
 from ..support.errors import GuidanceHadNoEffectWarning
 from ..support.files import write_text
 from .branch_names import branch_names
@@ -129,6 +129,8 @@ def explain(
         )
     if options.get("observer") is not None:
         raise ValueError("observer= is used by explain; pass progress=, or call textguide.generate with your observer")
+    if tokenizer is None:
+        check_model_and_tokenizer(model, tokenizer)
     options = with_config(options, max_new_tokens)
     horizon = options.pop("max_new_tokens", LONGEST) if max_new_tokens is None else max_new_tokens
     # The processor of a captioner contains the tokenizer.

@@ -150,7 +150,7 @@ class ExplainedText(Shown):
         largest = max(step.kl for step in steps)
         changed = sum(step.changed for step in steps) / len(steps)
         joint = (
-            f"KL {mean:.3f} nats a token (largest {largest:.2f}), top token changed at {changed:.0%} of "
+            f"KL {mean:.3f} nats per token (largest {largest:.2f}), top token changed at {changed:.0%} of "
             f"{len(steps)} steps"
         )
         if self.effect.guided_steps:

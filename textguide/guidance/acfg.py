@@ -19,10 +19,10 @@ SCOPES = ("all", "generated", "prompt")
 
 
 class CanvasEdit(Edit):
-    """A change of the canvas of a masked diffusion model, which runs where canvases are filled.
+    """A change to the canvas of a masked diffusion model. It only runs where canvases are filled.
 
     Attributes:
-        guidance: the name of the guidance that it belongs to, for messages.
+        guidance: name of the guidance that the edit belongs to, for error messages.
     """
 
     guidance: ClassVar[str]
@@ -43,12 +43,12 @@ class CanvasEdit(Edit):
 
 @dataclass(frozen=True)
 class Remasked(CanvasEdit):
-    """The canvas of a masked diffusion model with the positions masked again of which the model is least sure.
+    """The canvas of a masked diffusion model with its least confident positions masked again.
 
     Args:
-        ratio: ρ, the share of the filled positions.
-        scope: what counts as filled; see :class:`ACFG`.
-        one_pass: rank positions by the confidences of the step before.
+        ratio: ρ, the share of the filled positions to mask again.
+        scope: which positions count as filled; see :class:`ACFG`.
+        one_pass: rank positions by the confidences of the previous step.
     """
 
     ratio: float = 0.7
@@ -60,24 +60,25 @@ class Remasked(CanvasEdit):
 
 @dataclass(frozen=True)
 class ACFG(Scaled):
-    """Move the distribution away from what the model says once the tokens it is least sure of are masked again.
+    """Move away from the model's prediction for a canvas whose least confident tokens are masked again.
 
-    Algorithm 1: of the filled positions ``C`` the ``⌈ρ|C|⌉`` with the lowest top probability are masked again, a second
-    pass reads that text, and ``L = Lu + γ (Lc − Lu)`` on normalised log-probabilities. Steers masked diffusion models
-    (:mod:`textguide.diffusion`) and no autoregressive one. Costs a second pass a step, which has to wait for the first.
+    Algorithm 1 of the paper: of the filled positions ``C``, the ``⌈ρ|C|⌉`` with the lowest top probability are masked
+    again, a second pass reads the result, and ``L = Lu + γ (Lc − Lu)`` on normalised log-probabilities. ACFG only
+    works with masked diffusion models (:mod:`textguide.diffusion`). It costs a second pass per step, which has to wait
+    for the first one.
 
     Args:
-        scale: γ = w + 1 for the paper's weight ``w``, which is one of 0.5, 1, 1.5, 2. 1 changes nothing.
-        remask_ratio: ρ in [0, 1]; the paper's ablation is best at 0.7.
-        remask_scope: what counts as filled: ``all`` (Algorithm 1: the prompt and what was generated), ``generated``
-            (section 4.1.3) or ``prompt``.
-        one_pass: rank positions by the confidences of the step before, so that both branches ride in one forward pass.
-            An approximation; the first step of a text, which has no step before it, runs both passes.
+        scale: γ = w + 1, if ``w`` is the paper's weight (0.5, 1, 1.5 or 2). 1 changes nothing.
+        remask_ratio: ρ in [0, 1]; 0.7 is best in the paper's ablation.
+        remask_scope: which positions count as filled: ``all`` (Algorithm 1: the prompt and the generated tokens),
+            ``generated`` (section 4.1.3) or ``prompt``.
+        one_pass: rank positions by the confidences of the previous step, so that both branches fit into one forward
+            pass. This is an approximation. The first step of a text has no previous step and runs both passes.
 
-    The schedule and the window move with the share of the canvas that is filled.
+    The schedule and the window follow the share of the canvas that is filled.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     remask_ratio: float = 0.7
@@ -86,8 +87,9 @@ class ACFG(Scaled):
 
     name = "acfg"
     about = About(
-        "2505.20199", "lu + γ (lc − lu), u the text with its least sure tokens masked again",
-        "one pass behind the first; with `one_pass` a row in it", "γ = 1, or ρ = 0", "masked diffusion models",
+        "2505.20199", "lu + γ (lc − lu), u the canvas with its least confident tokens masked again",
+        "a second pass per step; with `one_pass`, one row in the same pass",
+        "γ = 1, or ρ = 0", "masked diffusion models",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -14,22 +14,23 @@ from .scaled import Contrast
 
 @dataclass(frozen=True)
 class APG(Contrast):
-    """Classifier-free guidance without the part of the step that only makes the distribution sharper.
+    """Classifier-free guidance without the part of the step that only sharpens the distribution.
 
-    With ``g = lc − lu``, centred: cap its length at ``r``, split it into ``g∥`` along the centred ``lc`` and ``g⊥``
-    across it, and take ``lc + (γ − 1)(g⊥ + η g∥)`` (Alg. 1). γ = 1 changes nothing; η = 1 without a cap is
-    classifier-free guidance. Helps where a large γ would oversharpen. Costs what classifier-free guidance costs.
+    Let ``g = lc − lu``, centred. Its length is capped at ``r``, and it is split into ``g∥``, parallel to the centred
+    ``lc``, and ``g⊥``, orthogonal to it. The result is ``lc + (γ − 1)(g⊥ + η g∥)`` (Algorithm 1). γ = 1 changes
+    nothing, and η = 1 without a cap is classifier-free guidance. Useful if a large γ would oversharpen. Costs the same
+    as classifier-free guidance.
 
-    The mean of ``g``, which no probability depends on, is kept and capped with it, so that ``renormalize=False`` and
-    the weights of :class:`textguide.FeynmanKac` are those of classifier-free guidance too.
+    The mean of ``g``, which no probability depends on, is kept and capped along with it. So ``renormalize=False`` and
+    the weights of :class:`textguide.FeynmanKac` also agree with classifier-free guidance.
 
-    Lengths are root mean squares over the vocabulary, so that ``r`` does not depend on its size; the paper's r = 15
-    belongs to images. Its running mean over denoising steps (β) is left out: successive tokens are
-    not successive views of one thing.
+    Lengths are root mean squares over the vocabulary, so ``r`` does not depend on the vocabulary's size; the paper's r
+    = 15 is for images. The paper's running mean over denoising steps (β) is left out, because successive tokens are
+    not successive views of the same thing.
 
     Args:
-        parallel: η, the share of the parallel part that stays; the paper uses 0.
-        max_norm: r, in nats; None: no cap.
+        parallel: η, the share of the parallel part that is kept; the paper uses 0.
+        max_norm: r, in nats. None: no cap.
     """
 
     parallel: float = field(default=0.0, kw_only=True)
@@ -38,7 +39,7 @@ class APG(Contrast):
     name = "apg"
     about = About(
         "2410.02416", "lc + (γ − 1)(g⊥ + η g∥), g = lc − lu capped at r", ROW, "γ = 1",
-        "large γ that would oversharpen",
+        "a large γ that would oversharpen the distribution",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -19,63 +19,68 @@ RESAMPLING = ("stratified", "systematic")
 
 @dataclass(frozen=True)
 class AWRS(TokenConstraint):
-    """Write texts that satisfy a constraint, and keep the model's own distribution among them.
+    """Generate texts that satisfy a constraint, distributed as the model's own texts given the constraint.
 
-    Ruling out tokens one step at a time (``sampler="mask"``) samples ``Π p(x_t)/Z_t``, which favours texts whose
-    beginnings leave few ways on. AWRS draws the same tokens and gives each text the weight ``Π Z_t`` that corrects for
-    it, from few questions to the constraint; ``particles`` texts a prompt are written side by side and resampled by
-    their weights. Samples in proportion to ``log_weights`` follow ``p(x | constraint)`` as the number of particles
-    grows, and the mean weight is an unbiased estimate of the probability of the constraint.
+    Masking tokens step by step (``sampler="mask"``) samples ``Π p(x_t)/Z_t``, which favours prefixes with few valid
+    continuations. AWRS draws the same tokens and gives each text the weight ``Π Z_t``, which corrects for that, with
+    few queries to the constraint. ``particles`` texts per prompt are generated side by side and resampled by their
+    weights. Samples in proportion to ``log_weights`` follow ``p(x | constraint)`` as the number of particles grows,
+    and the mean weight is an unbiased estimate of the probability of the constraint.
 
-    Two further samplers learn from what failed: a tree of the prefixes that were written holds, for each, how much of
-    the probability behind it can still become a member, and later texts are proposed in proportion to it. What is
-    learned serves the rows of a prompt, all batches of a run, and all runs within :class:`textguide.Lessons`.
+    Two more samplers learn from failed texts. They keep a tree of the prefixes that were generated. For each prefix,
+    the tree holds how much of the probability after it can still lead to a valid text, and later texts are proposed in
+    proportion to that. The tree is shared by the rows of a prompt, by all batches of a run, and by all runs within
+    :class:`textguide.Lessons`.
 
-    * ``cars`` (constrained adaptive rejection sampling, arXiv 2510.01902): a text that runs into a dead end begins
-      again with the prompt, up to ``max_tries`` times. Every text that is finished is an independent draw from
-      ``p(x | constraint)``, exactly; weights are equal (``log_weights`` 0), nothing is resampled. ``log_evidence`` is
-      accepted tries over ``Σ 1/bound``, where a try was accepted with probability ``p(constraint)/bound``: consistent,
-      not unbiased. Of a lookahead it takes what this rules out.
-    * ``asap`` (adaptive sampling with approximate expected futures, arXiv 2405.21047): every row is written once, and
-      the distribution of the rows tends to ``p(x | constraint)`` as texts are learned from. Beyond the paper, a row has
-      a weight, ``p`` over the probability with which it was drawn: weighed, rows are as unbiased as those of ``awrs``
-      from the first one on, and weights become equal as the tree grows. Several particles are resampled by them.
+    * ``cars`` (constrained adaptive rejection sampling, arXiv 2510.01902): a text that reaches a dead end starts again
+      from the prompt, up to ``max_tries`` times. Every finished text is an exact, independent draw from
+      ``p(x | constraint)``; all weights are equal (``log_weights`` 0) and nothing is resampled. ``log_evidence`` is
+      the number of accepted tries over ``Σ 1/bound``, because a try is accepted with probability
+      ``p(constraint)/bound``. This estimate is consistent, not unbiased. Of a lookahead, only the ruled-out tokens are
+      used.
+    * ``asap`` (adaptive sampling with approximate expected futures, arXiv 2405.21047): every row is generated once,
+      and the distribution of the rows approaches ``p(x | constraint)`` as the tree grows. In addition to the paper,
+      each row has a weight, ``p`` divided by the probability with which it was drawn. Weighted rows are as unbiased as
+      those of ``awrs`` from the first one on, and the weights become equal as the tree grows. Several particles are
+      resampled by these weights.
 
-    The distribution ``p`` is what comes out of guidance, processors and warpers (temperature, top-p…). A text ends with
-    an end token; where the limit of tokens comes first, the end token is forced with its weight, so that ``p`` is the
+    The distribution ``p`` is the one after guidance, processors and warpers (temperature, top-p…). A text ends with an
+    end token. If the token limit comes first, the end token is forced and weighted accordingly, so ``p`` is the
     distribution of the texts that end in time, and a text that cannot end there has weight 0.
 
     Args:
-        constraint: a constraint of ``textguide.constraints``, or the dictionary or text that names one.
-            None allows every text.
-        particles: texts a prompt, N. Rows of the output are prompts times particles.
-        ess_threshold: resample a population whose effective sample size falls below this share of N.
-        max_rejects: give a particle up, with weight 0, at this many rejected tokens in one step; None: never.
-        critic: ``critic(text) -> log φ(text)``: weighs what was written so far, so that resampling looks ahead. Its
-            values telescope: the final texts are weighed by ``φ`` of the whole text, and by nothing else of it.
-            −inf gives a particle up.
-        sampler: ``awrs``; ``cars`` or ``asap``, see above; ``mask`` rules tokens out before processors and warpers and
-            weighs nothing.
-        estimator: ``recursive``, ``geometric`` (where one token has 2/3 of the mass, or ``accepts`` is above 2), or
-            ``auto``, which takes the one that asks less. A constraint that knows its mask needs neither.
-        accepts: accepted draws that the geometric estimator waits for; more of them make weights less noisy.
+        constraint: a constraint of ``textguide.constraints``, or a dictionary or string that describes one. None
+            allows every text.
+        particles: number of texts per prompt, N. The output has prompts × particles rows.
+        ess_threshold: resample a population when its effective sample size falls below this share of N.
+        max_rejects: drop a particle (weight 0) after this many rejected tokens in one step. None: never.
+        critic: ``critic(text) -> log φ(text)``, a score of the text so far, which lets resampling look ahead. Its
+            values telescope: the final weight contains ``φ`` of the whole text and no other value of it. −inf drops a
+            particle.
+        sampler: ``awrs``; ``cars`` or ``asap``, see above; or ``mask``, which masks tokens before processors and
+            warpers and computes no weights.
+        estimator: ``recursive``, ``geometric`` (used if one token has 2/3 of the mass, or if ``accepts`` is above 2),
+            or ``auto``, which picks the one with fewer queries. A constraint that knows its mask needs neither.
+        accepts: number of accepted draws that the geometric estimator waits for; more draws make the weights less
+            noisy.
         resampling: ``stratified`` or ``systematic``.
-        after: free text comes first, and the constraint holds behind this: a text such as ``"</think>"``,
-            ``"regex:PATTERN"``, or a function from the text so far to whether the form begins behind it. None: the
-            constraint holds from the first token on.
-        lookahead: what is foreseen of a text: how likely it still ends as a member within the limit of tokens. Tokens
-            are drawn, and particles resampled, with that in view, and it leaves no trace in the final weights: these
-            stay unbiased, however rough it is. ``automaton``: the fewest tokens that complete a text against those
-            left, so that what cannot end in time is never begun; ``auto``: that, where the constraint has an automaton
-            or is a JSON schema; None: nothing. The path of a file that ``textguide lookahead train`` made: a hidden
-            Markov model of the model's texts, multiplied with that automaton, or a value that was learned for this
-            constraint. ``hmm``: the hidden Markov model that comes with textguide, of the bundled model's tokens.
-            ``value`` is refused, since a value serves one constraint and comes in a file. Or an object, a
-            :class:`textguide.smc.lookahead.Lookahead`.
-        max_tries: of ``sampler="cars"``: tries of a row. One that none of them finished has weight 0, and says so.
+        after: free text comes first, and the constraint applies after this: a text such as ``"</think>"``,
+            ``"regex:PATTERN"``, or a function that returns whether the text so far ends the free part. None: the
+            constraint applies from the first token.
+        lookahead: a model of how likely the text so far can still satisfy the constraint within the token limit.
+            Tokens are drawn and particles are resampled with it, and the final weights correct for it, so that they
+            stay unbiased, however rough it is. ``automaton``: compare the fewest tokens that complete a text with the
+            tokens left, so that nothing is started that cannot end in time. ``auto``: the same, if the constraint has
+            an automaton or is a JSON schema. None: no lookahead. The path of a file from
+            ``textguide lookahead train``: a hidden Markov model of the model's texts, multiplied with that automaton,
+            or a value head trained for this constraint. ``hmm``: the hidden Markov model that is bundled with
+            textguide, for the tokens of the bundled model. ``value`` is refused, because a value head belongs to one
+            constraint and comes as a file. Or a :class:`textguide.smc.lookahead.Lookahead` object.
+        max_tries: for ``sampler="cars"``: number of tries per row. A row whose tries all fail has weight 0, and the
+            result gives the reason.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     constraint: Any = None
@@ -94,7 +99,7 @@ class AWRS(TokenConstraint):
     name = "awrs"
     former_names: ClassVar[Mapping[str, str]] = {"constraint_method": "sampler"}
     about = About(
-        "2504.05410", "lc given a constraint, with weights", "`particles` rows a prompt", "no constraint",
+        "2504.05410", "lc given a constraint, with weights", "`particles` rows per prompt", "no constraint",
         "texts that must satisfy a constraint", "awrs:constraint=regex:[0-9]+",
     )  # fmt: skip
 
@@ -171,7 +176,7 @@ class AWRS(TokenConstraint):
 
 
 class _Described(dict[str, Any]):
-    """A constraint as the dictionary that describes it, with a hash."""
+    """A constraint as the dictionary that describes it, made hashable."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True, default=str))

@@ -36,15 +36,15 @@ class Branch:
     """One extra forward pass: how it differs from the conditional one.
 
     Args:
-        prompt: what the branch reads in place of the user's prompt: a text, token ids, chat messages, a tuple with
-            one of these per row; ``"last-token"`` semantics where None (the last token of the prompt, followed by
-            what is generated; for an encoder-decoder an empty source).
-        system: keeps the user's chat, with this system prompt in place of its own. Excludes ``prompt``.
-        same_prompt: the branch reads the user's own prompt (it differs in the model alone).
-        edit: what is changed in the user's own prompt, or a tuple with one change per row. Excludes ``prompt``,
-            ``system`` and ``same_prompt``.
-        model: name of the model that runs the branch; empty for the model that is decoded.
-        view: the part of that model that is run; None: all of it.
+        prompt: what the branch reads instead of the user's prompt: a text, token ids, chat messages, or a tuple with
+            one of these per row. None has ``"last-token"`` semantics: the last token of the prompt, followed by the
+            generated tokens; for an encoder-decoder, an empty source.
+        system: keep the user's chat, but replace its system prompt with this one. Excludes ``prompt``.
+        same_prompt: the branch reads the user's own prompt and only differs in the model.
+        edit: a change to the user's own prompt, or a tuple with one change per row. Excludes ``prompt``, ``system``
+            and ``same_prompt``.
+        model: name of the model that runs the branch; empty for the model that is being decoded.
+        view: the part of that model to run. None: all of it.
     """
 
     prompt: Prompt | tuple[Prompt, ...] | None = None
@@ -71,20 +71,21 @@ class Branch:
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the text a combination takes place.
+    """The position in the text at which distributions are combined.
 
     Args:
-        progress: position in the generated text, 0 for its first token and 1 for the last one that the limit allows;
-            a float, or a tensor (B, 1) where the rows stand at different places.
-        rows: which rows of the batch these are, in order, for guidances that look across rows; None where texts
-            are not written together.
-        batch: how many rows the batch had at first.
-        copies: how many rows each prompt has, side by side (``num_return_sequences``).
-        likelihoods: for guidances that ask for it (:attr:`BranchGuidance.reads_likelihoods`): log-probability that each
-            branch, the conditional one first, has given to the tokens that the row has written so far, in nats, (n, B).
-        class_log_probs: for guidances that read it (:attr:`BranchGuidance.reads_class_log_probs`): log-probability, by
-            their classifier, of the class of each branch given the text so far, in nats, (n, B).
-        scales: γ(s) of each row, (B, 1), if rows whose guidances differ in that alone are computed together.
+        progress: position in the generated text, 0 for its first token and 1 for the last one that the limit allows; a
+            float, or a tensor (B, 1) if the rows are at different positions.
+        rows: which rows of the batch these are, in order, for guidances that look across rows. None if the texts are
+            not generated together.
+        batch: number of rows that the batch had initially.
+        copies: number of adjacent rows per prompt (``num_return_sequences``).
+        likelihoods: the log-probability that each branch, the conditional one first, has given to the tokens that the
+            row has generated so far, in nats, (n, B). Only set for guidances with
+            :attr:`BranchGuidance.reads_likelihoods`.
+        class_log_probs: the log-probability, by the guidance's classifier, of the class of each branch given the text
+            so far, in nats, (n, B). Only set for guidances with :attr:`BranchGuidance.reads_class_log_probs`.
+        scales: γ(s) of each row, (B, 1), if rows whose guidances only differ in γ are computed together.
     """
 
     progress: float | Tensor = 0.0
@@ -131,18 +132,19 @@ class Step:
 
 @dataclass(frozen=True)
 class About:
-    """What the documentation, the command line and the tables say of a method.
+    """The summary of a method that the documentation, the command line and the tables show.
 
     Args:
-        paper: its arXiv number; empty where there is none.
-        rule: the rule, on the log-probabilities ``lc`` of the conditional branch and those of the others.
-        passes: what it costs beside the conditional pass.
+        paper: its arXiv number; empty if there is none.
+        rule: the rule, in terms of the log-probabilities ``lc`` of the conditional branch and those of the others.
+        passes: the cost in addition to the conditional pass.
         neutral: the setting that changes nothing.
-        helps: when it is worth a try.
-        example: a usual setting as ``--guidance`` spells it; None: the name alone, with every field at its default.
-        experimental: the paper leaves open, or says of other models, what is done here; the docstring has it.
-        compared: settings that ``textguide eval --suite methods`` tries, as ``--guidance`` spells them; or, as text,
-            why it tries none.
+        helps: when to use it, as the object of "use it for".
+        example: a typical setting in the syntax of ``--guidance``. None: the name on its own, with all defaults.
+        experimental: the paper leaves open what is done here, or describes it for other kinds of model. The docstring
+            explains the difference.
+        compared: settings that ``textguide eval --suite methods`` runs, in the syntax of ``--guidance``; or, as a
+            text, the reason why it runs none.
     """
 
     paper: str
@@ -160,10 +162,10 @@ ROW = "one row in the same pass"
 
 
 class Guidance(Shown, ABC):
-    """How to steer a model while it decodes.
+    """How to steer a model while it generates.
 
-    Subclasses are frozen dataclasses with a ``name``, which registers them for JSON and the command line, and an
-    ``about``, from which tables are made. They derive from one of the kinds below.
+    Subclasses are frozen dataclasses with a ``name``, under which they are registered for JSON and the command line,
+    and an ``about``, from which tables are generated. They derive from one of the kinds below.
     """
 
     name: ClassVar[str]
@@ -345,9 +347,9 @@ class BranchGuidance(Guidance):
 
 
 class TokenReweighting(Guidance):
-    """Weighs the candidates for the next token, after the branches were combined.
+    """Reweights the candidates for the next token, after the branches have been combined.
 
-    Several of them see the same distribution and their weights add up.
+    Several reweightings see the same distribution, and their weights add up.
     """
 
     weight: float

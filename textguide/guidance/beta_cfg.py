@@ -16,17 +16,17 @@ from .scaled import Contrast
 
 @dataclass(frozen=True)
 class BetaCFG(Contrast):
-    """Classifier-free guidance whose step has a fixed length and comes and goes with a Beta density.
+    """Classifier-free guidance with a step of fixed length that follows a Beta density over the text.
 
-    ``lu + γ Beta(s; a, b) g / ‖g‖^p`` with ``g = lc − lu`` and ``s`` the progress. With the default a = b = 2 the
-    density is 0 at both ends, where the distribution is the unconditional one, as the paper has it. a = b = 1 and p = 0
-    is classifier-free guidance. The length is the root mean square over the vocabulary, so that γ does not depend on
-    its size. Costs what classifier-free guidance costs.
+    ``lu + γ Beta(s; a, b) g / ‖g‖^p`` with ``g = lc − lu`` and ``s`` the progress. With the default a = b = 2, the
+    density is 0 at both ends, where the distribution is the unconditional one, as in the paper. a = b = 1 and p = 0 is
+    classifier-free guidance. The length is the root mean square over the vocabulary, so γ does not depend on the
+    vocabulary's size. Costs the same as classifier-free guidance.
 
     Args:
-        scale: γ; unlike elsewhere 1 is not neutral unless a = b = 1 and p = 0.
-        a, b: of the Beta density, 1 or more.
-        power: p, in [0, 1]; 1 makes every step one of length γ Beta(s).
+        scale: γ. Unlike in other methods, 1 is only neutral if a = b = 1 and p = 0.
+        a, b: parameters of the Beta density, 1 or more.
+        power: p, in [0, 1]; with 1, every step has length γ Beta(s).
     """
 
     a: float = field(default=2.0, kw_only=True)
@@ -36,7 +36,7 @@ class BetaCFG(Contrast):
     name = "beta-cfg"
     about = About(
         "2502.10574", "lu + γ Beta(s; a, b) g / ‖g‖^p", ROW, "a = b = 1, p = 0, γ = 1",
-        "guidance that should come and go",
+        "guidance that is strongest in the middle of a text",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

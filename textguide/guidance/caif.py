@@ -11,35 +11,35 @@ from .text_reweighting import TextReweighting
 
 @dataclass(frozen=True)
 class CAIF(TextReweighting):
-    """Weigh the next token by what a classifier says of the text that it makes.
+    """Reweight the next token by the probability that a classifier gives to the resulting text.
 
-    ``p(xᵢ|x<ᵢ, c) ∝ p(xᵢ|x<ᵢ) · p(c|x≤ᵢ)^α`` (section 3), with ``p(c|x≤ᵢ)`` from any classifier of text. No training of
-    the language model; costs one classifier call on ``top_k`` texts a row and step, and no pass of the model.
+    ``p(xᵢ|x<ᵢ, c) ∝ p(xᵢ|x<ᵢ) · p(c|x≤ᵢ)^α`` (section 3), with ``p(c|x≤ᵢ)`` from any text classifier. The language
+    model needs no training. Costs one classifier call on ``top_k`` texts per row and step, and no pass of the model.
 
-    **What the truncated form drops.** The ``top_k`` most likely tokens are scored, and all others get probability 0 at
-    the steps where CAIF acts: the distribution is that of the formula on the candidates alone, as published (where the
-    best 20 of the weighted candidates are sampled; pass ``top_k=20`` as a sampling option for that). ``top_k=None``
-    scores the whole vocabulary and is exact; it is meant for small vocabularies.
+    **What truncation drops.** Only the ``top_k`` most likely tokens are scored. All others get probability 0 at the
+    steps at which CAIF acts, so the distribution is the formula restricted to the candidates, as published (the paper
+    then samples from the best 20 of the reweighted candidates; pass ``top_k=20`` as a sampling option for that).
+    ``top_k=None`` scores the whole vocabulary and is exact. It is meant for small vocabularies.
 
     Args:
-        classifier: what gives ``log p(c|text)``: an object of ``textguide.classifiers``, or its name as text, such as
+        classifier: the source of ``log p(c|text)``: an object of ``textguide.classifiers``, or its name, such as
             ``"sentiment"`` or a folder that ``textguide classifier train`` wrote.
         target: the class to steer towards (or away from), by name or number.
-        weight: α. 0 changes nothing, above 0 steers towards the target, below 0 away from it. Up to ±5 for sigmoid
-            heads and up to ±30 for softmax heads in the authors' demonstration.
-        top_k: number of candidates; None: the whole vocabulary.
-        entropy_threshold: rows whose next-token entropy is below this many nats are left as they are, and not scored.
+        weight: α. 0 changes nothing, above 0 steers towards the target, below 0 away from it. The authors'
+            demonstration goes up to ±5 for sigmoid heads and up to ±30 for softmax heads.
+        top_k: number of candidates. None: the whole vocabulary.
+        entropy_threshold: rows whose next-token entropy is below this many nats are left unchanged and are not scored.
             0 scores every row; the authors' demonstration uses 2.
-        every: act at every n-th step only, from the first on.
-        include_prompt: whether the classifier reads the prompt too, or only what was written behind it.
-        schedule: how the weight moves with progress; a name of ``textguide.guidance.schedules``.
+        every: only act at every n-th step, starting with the first.
+        include_prompt: whether the classifier also reads the prompt, or only the generated text.
+        schedule: how the weight changes with progress; a name from ``textguide.guidance.schedules``.
         start: progress, in [0, 1], before which the weight is 0.
         stop: progress after which the weight is 0.
 
-    Several of them in one run see the same distribution and candidates, and their weights add up.
+    Several CAIF guidances in one run see the same distribution and candidates, and their weights add up.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     classifier: Any
@@ -51,7 +51,7 @@ class CAIF(TextReweighting):
     asks = "classifier"
     about = About(
         "2205.07276", "lc + α log p(class | text), on the top candidates",
-        "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier knows",
+        "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier recognises",
         "caif:classifier=sentiment,target=positive",
     )  # fmt: skip
 

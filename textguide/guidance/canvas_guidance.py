@@ -16,16 +16,17 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class CanvasGuidance(Guidance):
-    """A predictor ``f(y | text)`` and how much it counts; a run of masked diffusion takes one of this kind at most.
+    """A predictor ``f(y | text)`` and its weight. A run of masked diffusion uses at most one guidance of this kind.
 
     Args:
-        predictor: what gives ``log f``. With a ``target`` a classifier: an object of ``textguide.classifiers``, or its
-            name, such as ``"sentiment"``; it reads the text of a canvas with what is still masked left out. Without
-            one a reward, whose number stands for ``log f``: a function from texts to numbers, an object, or a name. Or
-            a :class:`textguide.classifiers.CanvasPredictor`, which reads the tokens and the masks themselves.
-        target: the class to steer towards, by name or number; None for a reward.
+        predictor: the source of ``log f``. With a ``target``, a classifier: an object of ``textguide.classifiers``, or
+            its name, such as ``"sentiment"``. It reads the text of a canvas without the positions that are still
+            masked. Without a target, a reward whose number is used as ``log f``: a function from texts to numbers, an
+            object, or a name. Or a :class:`textguide.classifiers.CanvasPredictor`, which reads the tokens and the
+            masks themselves.
+        target: the class to steer towards, by name or number. None for a reward.
         weight: the power of ``f``. 0 changes nothing.
-        include_prompt: whether a predictor of texts reads the prompt too, or only what is filled in.
+        include_prompt: whether a predictor of texts also reads the prompt, or only the filled positions.
     """
 
     predictor: Any
@@ -102,15 +103,15 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class CanvasReweighting(CanvasGuidance):
-    """Weighs the distributions of all masked positions, behind the branches and what is allowed.
+    """Reweights the distributions of all masked positions, after the branches and the constraint.
 
     Args:
-        schedule: how the weight moves with the share of the canvas that is filled.
+        schedule: how the weight changes with the share of the canvas that is filled.
         start: progress, in [0, 1], before which the weight is 0.
         stop: progress after which the weight is 0.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     schedule: str = field(default="constant", kw_only=True)

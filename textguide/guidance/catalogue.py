@@ -62,16 +62,17 @@ def _arguments(document: str) -> dict[str, str]:
 def markdown() -> str:
     """The table of the documentation, each name a link to its page."""
     lines = [
-        "| name | paper | rule | beside the conditional pass | neutral at | worth a try for |",
-        "|---|---|---|---|---|---|",
+        "| name, class, paper | rule | extra cost | use it for |",
+        "|---|---|---|---|",
     ]
     for method in methods():
-        name = f"[`{method['name']}`](methods/{method['name']}.md) — `{method['class']}`"
+        name = f"[`{method['name']}`](methods/{method['name']}.md) `{method['class']}`"
         if method["experimental"]:
             name += " *(experimental)*"
-        paper = f"[{method['paper']}](https://arxiv.org/abs/{method['paper']})" if method["paper"] else "–"
+        if method["paper"]:
+            name += f" [{method['paper']}](https://arxiv.org/abs/{method['paper']})"
         rule = method["rule"].replace("|", "\\|")
-        lines.append(f"| {name} | {paper} | {rule} | {method['passes']} | {method['neutral']} | {method['helps']} |")
+        lines.append(f"| {name} | {rule} | {method['passes']} | {method['helps']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,36 +14,37 @@ from .views import Adapted, View
 
 @dataclass(frozen=True)
 class CFG(Contrast):
-    """Move the next-token distribution away from what the model says without the prompt.
+    """Move the next-token distribution away from the model's prediction without the prompt.
 
-    ``log P̂(w) = log P(w|u) + γ (log P(w|c) − log P(w|u))`` (Eq. 7), with ``c`` the prompt and ``u`` a context to move
-    away from: the last token of the prompt where nothing else is given (section 3.1), else a negative prompt (Eq. 5).
-    Costs one extra row in the same forward pass per row that is decoded.
+    ``log P̂(w) = log P(w|u) + γ (log P(w|c) − log P(w|u))`` (Eq. 7), where ``c`` is the prompt and ``u`` is the
+    context to move away from: a negative prompt if there is one (Eq. 5), otherwise the last token of the prompt
+    (section 3.1). Costs one extra row in the same forward pass for each decoded row.
 
-    A prompt of one token is its own last token: both branches read the same, and guidance does nothing for that row
-    (a warning names it). Give a negative prompt, or let the prompt begin with the tokenizer's begin token (BOS).
+    A prompt of one token is its own last token: both branches read the same, and guidance has no effect on that row (a
+    warning names it). Pass a negative prompt, or start the prompt with the tokenizer's begin token (BOS).
 
     Args:
-        scale: γ. 1 changes nothing, above 1 follows the prompt more closely, 0 samples from the other branch.
-            The paper uses 1.5 on benchmarks, 1.1 to 1.5 for code, 3 with negative system prompts.
+        scale: γ. 1 changes nothing, above 1 follows the prompt more closely, 0 samples from the other branch. The
+            paper uses 1.5 on benchmarks, 1.1 to 1.5 for code, and 3 with negative system prompts.
         negative_prompt: the context to move away from: a text, token ids or chat messages, for all rows; or a list
             with one of these per row. A negative prompt that repeats the prompt with one change works better than a
-            bare word. None: the last token of the prompt (for an encoder-decoder an empty source).
-        negative_system: keep the user's chat and swap its system prompt for this one; excludes ``negative_prompt``.
-        schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
-        renormalize: return normalised log-probabilities. False gives the published evaluation's sums of
-            ``γ·lc + (1 − γ)·lu``; the sampled distribution is the same either way.
+            bare word. None: the last token of the prompt (for an encoder-decoder, an empty source).
+        negative_system: keep the user's chat, but replace its system prompt with this one; excludes
+            ``negative_prompt``.
+        schedule: how γ changes with progress; a name from ``textguide.guidance.schedules``.
+        renormalize: return normalised log-probabilities. False returns the sums ``γ·lc + (1 − γ)·lu`` of the published
+            evaluation; the sampled distribution is the same either way.
         skip_threshold: deprecated and ignored; every step runs the extra branch.
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).
         start: progress, in [0, 1], before which guidance is off.
         stop: progress after which guidance is off.
-        distilled: folder of an adapter that ``textguide distill`` trained to follow this guidance. The conditional pass
-            runs with the adapter and there is no other, so that a token costs what it costs without guidance. γ moves
-            the adapter's strength; it has to stay the same along the text.
+        distilled: folder of an adapter that ``textguide distill`` trained to follow this guidance. The conditional
+            pass runs with the adapter and there is no other pass, so a token costs the same as without guidance. γ
+            sets the strength of the adapter and must stay constant within a text.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     distilled: str | None = field(default=None, kw_only=True)

@@ -14,16 +14,17 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class Composed(Guidance):
-    """Guidances that act together, each where its kind says: branches, token reweighting, a predictor of canvases, then
-    a constraint.
+    """Several guidances that act together, in the order of their kinds.
+
+    Branches come first, then token reweighting, a predictor of canvases, and sampling.
 
     Args:
         parts: at most one guidance with branches, any number of token reweightings, at most one predictor of canvases
-            and one constraint; in any order, which is made canonical.
+            and at most one sampling guidance; in any order, which is made canonical.
 
     Raises:
-        ValueError: two parts want the same place, one of them is of none of the kinds, or a rule that looks across
-            rows meets particles, which move between rows.
+        ValueError: two parts are of a kind that allows only one, a part is of none of these kinds, or a rule that
+            looks across rows is combined with particles, which move between rows.
     """
 
     parts: tuple[Guidance, ...] = ()
@@ -73,12 +74,12 @@ class Composed(Guidance):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run has to do: the parts of a guidance that are not neutral.
+    """The parts of a guidance that are not neutral, by kind.
 
     Args:
         branching: passes to combine.
         reweighting: token reweightings.
-        canvas: what asks a predictor about canvases.
+        canvas: queries a predictor about canvases.
         sampling: how tokens are chosen.
     """
 

@@ -12,18 +12,19 @@ from .scaled import Scaled
 
 @dataclass(frozen=True)
 class ContextAware(Scaled):
-    """Follow a document where it disagrees with what the model remembers.
+    """Follow a document when it contradicts what the model remembers.
 
     ``(1 + α) log P(w|document, question) − α log P(w|question)``: the other branch reads the prompt without the
-    document. textguide's scale is ``γ = 1 + α``; the paper uses α = 0.5. Helps summaries and answers that should come
-    from the text at hand. Costs one extra row in the same pass.
+    document. The scale is ``γ = 1 + α``; the paper uses α = 0.5. Useful for summaries and for answers that should come
+    from a given text. Costs one extra row in the same pass.
 
     Args:
-        context: the passage of the prompt that is the document, letter by letter, or a list with one of these per
-            row; it is left out of the other branch. With prompts given as token ids its tokens are looked for.
+        context: the passage of the prompt that is the document, character for character, or a list with one passage
+            per row. The other branch reads the prompt without it. If prompts are token ids, the tokens of the passage
+            are searched for.
 
     Raises:
-        ValueError: ``context`` is empty, or (when decoding) does not stand in a prompt.
+        ValueError: ``context`` is empty, or (when decoding) a prompt does not contain it.
     """
 
     context: Any = field(kw_only=True)
@@ -31,7 +32,7 @@ class ContextAware(Scaled):
     name = "context-aware"
     about = About(
         "2305.14739", "lu + γ (lc − lu), u the prompt without the document", ROW, "γ = 1",
-        "answers and summaries that should come from the text at hand", "context-aware:context=THE DOCUMENT",
+        "answers and summaries that should come from a given text", "context-aware:context=THE DOCUMENT",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

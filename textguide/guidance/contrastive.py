@@ -14,10 +14,10 @@ from .base import About, Branch, BranchGuidance, Step
 
 @dataclass(frozen=True)
 class Plausible(BranchGuidance):
-    """Scores on the tokens that the model itself holds for plausible; all others are ruled out.
+    """Scores on the tokens that the model considers plausible; all other tokens are ruled out.
 
     Args:
-        alpha: tokens with ``p ≥ alpha · max p`` under the conditional branch stay (Eq. 3); 0: all.
+        alpha: tokens with ``p ≥ alpha · max p`` under the conditional branch are kept (Eq. 3). 0: all tokens.
         beta: None: the difference ``lc − la`` of the first paper. Otherwise ``(1 + β) lc − β la`` of the second one,
             which changes nothing at β = 0.
     """
@@ -47,22 +47,22 @@ class Plausible(BranchGuidance):
 
 @dataclass(frozen=True)
 class ContrastiveDecoding(Plausible):
-    """What an expert knows and an amateur does not.
+    """The difference between an expert model and an amateur model.
 
-    ``log p_expert − log p_amateur`` inside the plausible set ``p_expert ≥ α max p_expert`` (arXiv 2210.15097, Eq. 2–4):
-    the model that is decoded is the expert, ``models={"amateur": …}`` holds a smaller one with the same tokens. The
-    paper searches for the best string; sampling and greedy decoding work as well. Helps long texts. Costs one pass of
-    the amateur a step.
+    ``log p_expert − log p_amateur`` on the plausible set ``p_expert ≥ α max p_expert`` (arXiv 2210.15097, Eq. 2–4).
+    The expert is the model that is being decoded; ``models={"amateur": …}`` holds a smaller one with the same tokens.
+    The paper searches for the best string; sampling and greedy decoding also work. Useful for long texts. Costs one
+    pass of the amateur per step.
 
     Args:
-        alpha: tokens with ``p ≥ alpha · max p`` under the expert stay; 0: all. The paper uses 0.1.
+        alpha: tokens with ``p ≥ alpha · max p`` under the expert are kept. 0: all tokens. The paper uses 0.1.
         beta: None: the difference above. Otherwise ``(1 + β) lc − β la`` (arXiv 2309.09117, which uses 0.5 for
             reasoning), which changes nothing at β = 0 and α = 0.
         amateur: name of the amateur in ``models``.
-        prompt_free: let the amateur read the last token of the prompt alone, as the first paper does.
+        prompt_free: the amateur only reads the last token of the prompt, as in the first paper.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     amateur: str = "amateur"
@@ -71,7 +71,7 @@ class ContrastiveDecoding(Plausible):
     name: ClassVar[str] = "contrastive"
     about: ClassVar[About] = About(
         "2210.15097", "lc − la, where p ≥ 0.1 max p; a an amateur model",
-        "a pass of the amateur", "β = 0 and α = 0", "long texts by a model that has a smaller sibling",
+        "one pass of the amateur", "β = 0 and α = 0", "long texts, if the model has a smaller sibling",
     )  # fmt: skip
 
     @classmethod

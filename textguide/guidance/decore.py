@@ -17,26 +17,27 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class DeCoRe(BranchGuidance):
-    """What a model says with the heads that copy from its text, against what it says without them.
+    """The model's prediction with its retrieval heads, contrasted with its prediction without them.
 
-    ``(1 + α) lc − α lm``, ``m`` the same prompt read with the retrieval heads masked. α is the entropy of the model's
-    own next-token distribution, in nats, at every step and row (DeCoRe entropy): where the model is unsure, it leans
-    more on its text; or a fixed number (DeCoRe static). Helps answers and summaries that should follow a text. Costs
-    one more pass.
+    ``(1 + α) lc − α lm``, where ``m`` reads the same prompt with the retrieval heads masked. α is the entropy of the
+    model's own next-token distribution, in nats, at every step and row (DeCoRe entropy): if the model is unsure, it
+    relies more on its context. Or α is a fixed number (DeCoRe static). Useful for answers and summaries that should
+    follow a text. Costs one extra pass.
 
-    Retrieval heads are those that, while a model copies a sentence out of its text, look most at what is copied (Wu et
-    al., arXiv 2404.15574). ``heads="auto"`` finds them in one pass over random tokens that stand twice in a text, once
-    for every model; that paper asks questions about long texts. Masked heads hand on 0, in the prompt and behind it;
-    the authors' code reads the prompt with all heads when it writes, and with the masked ones when it scores.
+    Retrieval heads are the attention heads that attend most to the copied token while the model copies a sentence from
+    its context (Wu et al., arXiv 2404.15574). ``heads="auto"`` finds them in one pass over random tokens that appear
+    twice in a text, once per model; that paper uses questions about long texts instead. Masked heads output 0, both in
+    the prompt and after it. The authors' code reads the prompt with all heads when it generates, and with the masked
+    ones when it scores.
 
     Args:
         alpha: None: the entropy. Otherwise a number; 0 changes nothing.
-        heads: ``"auto"``, or pairs of a layer and a head of it, both from 0.
-        count: how many heads are looked for. The paper chooses it by task.
-        cap: the largest α that the entropy may give; None: any.
+        heads: ``"auto"``, or pairs of a layer and a head in it, both counted from 0.
+        count: number of heads to find. The paper chooses it per task.
+        cap: upper bound on an α that comes from the entropy. None: no bound.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     alpha: float | None = None
@@ -47,7 +48,7 @@ class DeCoRe(BranchGuidance):
     name = "decore"
     about = About(
         "2410.18860", "(1 + α) lc − α lm, m with the retrieval heads masked, α the entropy of lc",
-        "a pass", "α = 0", "answers that should follow a text",
+        "one extra pass", "α = 0", "answers that should follow a given text",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -15,19 +15,19 @@ from .base import About, Branch, BranchGuidance, Step
 class DExperts(BranchGuidance):
     """Steer with the difference between an expert and an anti-expert.
 
-    ``z + α (z⁺ − z⁻)`` (arXiv 2105.03023, Eq. 2): small models that were tuned on what is wanted and on what is not
-    move the model that is decoded. The base's distribution is cut to its nucleus first. Log-probabilities in place of
-    the paper's logits change nothing, since their difference is a constant a row. Costs one pass of each small model a
-    step.
+    ``z + α (z⁺ − z⁻)`` (arXiv 2105.03023, Eq. 2): two small models, one tuned on wanted texts and one on unwanted
+    texts, shift the distribution of the model that is being decoded. That distribution is first cut to its nucleus.
+    Using log-probabilities instead of the paper's logits changes nothing, because they differ by a constant per row.
+    Costs one pass of each small model per step.
 
     Args:
         alpha: strength; 0 changes nothing (with ``top_p`` 1). The paper uses 2 against toxicity and 3.2 for sentiment.
         expert: name of the expert in ``models``.
-        anti_expert: name of the anti-expert in ``models``; None: the expert alone, ``z + α z⁺``.
-        top_p: the nucleus of the base that stays; 1: all. The paper uses 0.9.
+        anti_expert: name of the anti-expert in ``models``. None: only the expert, ``z + α z⁺``.
+        top_p: the nucleus of the base model that is kept. 1: all tokens. The paper uses 0.9.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     alpha: float = 2.0
@@ -37,8 +37,8 @@ class DExperts(BranchGuidance):
 
     name = "dexperts"
     about = About(
-        "2105.03023", "lc + α (l⁺ − l⁻), on the nucleus of lc", "a pass of each small model",
-        "α = 0 and top_p = 1", "a style that two small models were tuned on",
+        "2105.03023", "lc + α (l⁺ − l⁻), on the nucleus of lc", "one pass of each small model",
+        "α = 0 and top_p = 1", "a style for which two small models were tuned",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -72,16 +72,17 @@ class DExperts(BranchGuidance):
 
 @dataclass(frozen=True)
 class ProxyTuning(DExperts):
-    """Tune a large model by the difference between a small tuned one and the same before tuning.
+    """Tune a large model by the difference between a small tuned model and the same small model before tuning.
 
-    ``z + α (z_tuned − z_untuned)`` at every token (arXiv 2401.08565, section 2), α = 1 in the paper: DExperts' formula
-    on all tokens, with the untuned model as anti-expert. Costs one pass of each small model a step.
+    ``z + α (z_tuned − z_untuned)`` at every token (arXiv 2401.08565, section 2), with α = 1 in the paper. This is the
+    formula of DExperts on all tokens, with the untuned model as the anti-expert. Costs one pass of each small model
+    per step.
 
     Args:
         alpha: strength; 0 changes nothing.
         expert: name of the small tuned model in ``models``.
         anti_expert: name of the small untuned one.
-        top_p: the nucleus of the base that stays; 1: all.
+        top_p: the nucleus of the base model that is kept. 1: all tokens.
     """
 
     alpha: float = 1.0
@@ -92,7 +93,7 @@ class ProxyTuning(DExperts):
     name = "proxy-tuning"
     about = About(
         "2401.08565", "lc + α (lt − lb), t a small tuned model and b the same before tuning",
-        "a pass of each small model", "α = 0", "a large model that cannot be tuned",
+        "one pass of each small model", "α = 0", "a large model that cannot be tuned",
     )  # fmt: skip
 
 

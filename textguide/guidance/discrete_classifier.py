@@ -15,29 +15,30 @@ from .text_reweighting import reweigh
 
 @dataclass(frozen=True)
 class DiscreteClassifier(CanvasReweighting):
-    """Weigh a token at a masked position by what a classifier says of the canvas with the token in it.
+    """Reweight a token at a masked position by a classifier's probability for the canvas with the token filled in.
 
-    ``p'(v at l | z) ∝ p(v at l | z) · p(y | z with v at l)^γ`` (D-CBG, arXiv 2412.10193, section 3.2): the other masks
-    stay masks, so that the classifier has to know canvases with masks. ``taylor=True`` replaces the classifier's
-    answers by ``log p(y|z) + (x_v − x_mask)ᵀ ∇ₓ log p(y|z)``, one call with a derivative for all positions and tokens
+    ``p'(v at l | z) ∝ p(v at l | z) · p(y | z with v at l)^γ`` (D-CBG, arXiv 2412.10193, section 3.2). The other masks
+    stay masks, so the classifier has to understand canvases with masks. ``taylor=True`` replaces the classifier's
+    values with ``log p(y|z) + (x_v − x_mask)ᵀ ∇ₓ log p(y|z)``: one call with a gradient for all positions and tokens
     (both papers; TAG in arXiv 2406.01572).
 
-    **What is left to the sampler.** The papers weigh "stays masked" beside the tokens, and arXiv 2406.01572 the rates
-    at which positions are filled; here ``order=`` and ``steps=`` say which positions are filled, and the rule says with
-    what. For γ = 1, one position a step in a random order, a denoiser that knows ``p(x)`` and a classifier that knows
-    ``p(y|z)``, the total weights of all positions are equal, and texts are drawn from ``p(x|y)`` exactly. D-CFG of
-    arXiv 2412.10193, ``γ log p(x|y) + (1 − γ) log p(x)``, is :class:`textguide.CFG`.
+    **What the sampler decides.** The papers also reweight the event "stays masked", and arXiv 2406.01572 the rates at
+    which positions are filled. Here ``order=`` and ``steps=`` decide which positions are filled, and the rule decides
+    with which token. With γ = 1, one position per step in a random order, a denoiser that knows ``p(x)`` and a
+    classifier that knows ``p(y|z)``, the total weights of all positions are equal, and texts are drawn exactly from
+    ``p(x|y)``. D-CFG of arXiv 2412.10193, ``γ log p(x|y) + (1 − γ) log p(x)``, is :class:`textguide.CFG`.
 
     Args:
         predictor, target, weight: see :class:`CanvasGuidance`; weight is γ.
-        taylor: the first-order approximation; for a :class:`textguide.classifiers.CanvasPredictor`.
-        top_k: candidates a position; all other tokens get probability 0. None: every token. Ignored with ``taylor``.
+        taylor: use the first-order approximation; needs a :class:`textguide.classifiers.CanvasPredictor`.
+        top_k: number of candidates per position; all other tokens get probability 0. None: every token. Ignored with
+            ``taylor``.
 
-    Costs ``top_k`` calls of the classifier a masked position of the block, or with ``taylor`` one a row, and no pass of
+    Costs ``top_k`` classifier calls per masked position of the block (with ``taylor``, one per row), and no pass of
     the denoiser.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     taylor: bool = False
@@ -46,8 +47,8 @@ class DiscreteClassifier(CanvasReweighting):
     name = "discrete-classifier"
     about = About(
         "2412.10193", "lc + γ log p(y | canvas with the token), exact or to first order",
-        "the classifier on every candidate of a position; with `taylor` once a row", "γ = 0",
-        "a property that a classifier of canvases with masks knows",
+        "the classifier on every candidate of a position; with `taylor`, once per row", "γ = 0",
+        "a property that a classifier can judge on canvases with masks",
         "discrete-classifier:predictor=sentiment,target=positive,top_k=10",
         compared="it fills canvases",
     )  # fmt: skip

@@ -16,28 +16,29 @@ from .views import EarlyExit, as_exits
 
 @dataclass(frozen=True)
 class DoLa(Plausible):
-    """What the late layers of a model know and its early ones do not.
+    """Contrast the last layer of a model with its early layers.
 
-    ``log q_N − log q_M`` inside the plausible set (Eq. 3, 6): ``q_N`` is the model, ``q_M`` the distribution that its
-    last norm and head read out of an early layer. Of several early layers the one whose distribution is farthest from
-    the model's by Jensen–Shannon divergence is taken at every step and row (Eq. 5). Helps facts, in the paper on LLaMA.
-    Costs the early layers once more a step for every exit, with a cache of their own: ``Σ depth`` of a pass.
+    ``log q_N − log q_M`` on the plausible set (Eq. 3, 6): ``q_N`` is the model's own distribution, and ``q_M`` the one
+    that its last norm and head produce from an early layer. If there are several early layers, the one whose
+    distribution has the largest Jensen–Shannon divergence from the model's is used at every step and row (Eq. 5).
+    Improves facts, in the paper for LLaMA. Runs the early layers once more per step for every exit, each with its own
+    cache: ``Σ depth`` of a pass.
 
     Args:
-        alpha: tokens with ``p ≥ alpha · max p`` stay; 0: all. The paper uses 0.1.
+        alpha: tokens with ``p ≥ alpha · max p`` are kept. 0: all tokens. The paper uses 0.1.
         beta: None: the difference above. Otherwise ``(1 + β) lc − β le``, which changes nothing at β = 0 and α = 0.
-        exits: the candidate layers, each a number of layers that are run (an integer), or a share of the depth.
+        exits: the candidate layers, each as the number of layers to run (an integer) or as a share of the depth.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     exits: Any = (0.25, 0.5)
 
     name = "dola"
     about = About(
-        "2309.03883", "lc − le, where p ≥ 0.1 max p; e the farthest of some early layers",
-        "the early layers once more for every exit", "β = 0 and α = 0", "facts",
+        "2309.03883", "lc − le, where p ≥ 0.1 max p; e the most different of some early layers",
+        "the early layers once more for every exit", "β = 0 and α = 0", "factual answers",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

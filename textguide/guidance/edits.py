@@ -19,7 +19,7 @@ Encode = Callable[[Prompt], list[int]]
 
 
 class Edit(ABC):
-    """A change of the user's prompt."""
+    """A change to the user's prompt."""
 
     need: ClassVar[Need] = Need.EDIT
 
@@ -46,7 +46,7 @@ class Without(Edit):
     """The prompt without a passage, such as the document that an answer should follow.
 
     Args:
-        passage: what is taken out, wherever it stands.
+        passage: the passage to remove, wherever it occurs.
     """
 
     passage: str
@@ -72,10 +72,10 @@ class Without(Edit):
 
 @dataclass(frozen=True)
 class Shuffled(Edit):
-    """The prompt with its tokens in another order; the last one stays, since the text goes on from it.
+    """The prompt with its tokens in another order. The last token stays, because the text continues from it.
 
     Args:
-        seed: of the order, which also depends on the prompt.
+        seed: seed of the order, which also depends on the prompt.
     """
 
     seed: int = 0
@@ -89,7 +89,7 @@ class Shuffled(Edit):
 
 @dataclass(frozen=True)
 class Unrelated(Edit):
-    """Another text of the same number of tokens.
+    """Another text with the same number of tokens.
 
     Args:
         text: the other text, or its token ids; repeated or cut to the length of the prompt.
@@ -105,7 +105,7 @@ class Unrelated(Edit):
 
 @dataclass(frozen=True)
 class Prefixed(Edit):
-    """The prompt behind an instruction that disturbs it.
+    """The prompt after an instruction that disturbs it.
 
     Args:
         instruction: a text, or token ids.
@@ -127,7 +127,7 @@ class Prefixed(Edit):
 
 @dataclass(frozen=True)
 class NoisedImage(Edit):
-    """The prompt with its image under noise: √ᾱ x + √(1 − ᾱ) ε after so many steps of a diffusion model.
+    """The prompt with noise added to its image: √ᾱ x + √(1 − ᾱ) ε after a number of steps of a diffusion model.
 
     The rates of the steps rise as a sigmoid from 1e-5 to 5e-3, as in the code of visual contrastive decoding.
 

@@ -17,29 +17,29 @@ from .base import About, Branch, BranchGuidance, Step
 
 @dataclass(frozen=True)
 class ExpertEnsemble(BranchGuidance):
-    """Mix the distributions of several models by the probability that the text came from each.
+    """Mix the distributions of several models by the probability that each of them wrote the text.
 
     ``p(x_t | x_<t) = Σ_j P(j | x_<t) p_j(x_t | x_<t)`` with ``P(j | x_<t) ∝ P(j) Π_{s<t} p_j(x_s | x_<s)``
     (Branch-Train-Merge, arXiv 2208.03306; the weights are those of DEMix, arXiv 2108.05036): Bayes' rule, token by
-    token. The model that is decoded is the first expert, ``models={"law": …, "code": …}`` hold the others, with the
-    same tokens; adapters of one model share its weights through :func:`textguide.models.adapters`. Costs one pass of
-    each further model a step.
+    token. The model that is being decoded is the first expert; ``models={"law": …, "code": …}`` holds the others, with
+    the same tokens. Adapters of one model can share its weights through :func:`textguide.models.adapters`. Costs one
+    pass of each additional model per step.
 
-    The text whose probability counts is what has been written behind the prompt: the prompt itself counts through the
-    prior alone. In the papers a prior is a moving average of the experts' weights over a few texts of the domain; here
-    it is given. The papers mix the best few of many experts, and this one all that are named.
+    Only the generated text updates the weights: the prompt counts only through the prior. In the papers, the prior is
+    a moving average of the experts' weights over a few texts of the domain; here it is an argument. The papers mix the
+    best few of many experts; here all named experts are mixed.
 
     Args:
-        models: names of the further experts in ``models=``.
-        prior: ``P(j)``, one number for the model that is decoded and one for each of ``models``, none below 0; scaled
-            to sum to 1. None: all equal. An expert with prior 0 takes no part: ``(0, 1, 1)`` leaves the model that is
-            decoded out.
-        updated: follow the text. False keeps the prior as it is: a fixed mixture.
+        models: names of the other experts in ``models=``.
+        prior: ``P(j)``, one non-negative number for the model that is being decoded and one for each of ``models``;
+            scaled to sum to 1. None: all equal. An expert with prior 0 is not used: ``(0, 1, 1)`` excludes the model
+            that is being decoded.
+        updated: update the weights with the text. False keeps the prior: a fixed mixture.
 
-    A token that the model that is decoded forbids stays forbidden.
+    A token that the model being decoded forbids stays forbidden.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     models: tuple[str, ...] = ("expert",)
@@ -49,8 +49,8 @@ class ExpertEnsemble(BranchGuidance):
     name = "expert-ensemble"
     reads_likelihoods = True
     about = About(
-        "2208.03306", "log Σ P(j | text so far) p_j, j over several models", "a pass of each further model",
-        "the prior of the model itself is 1", "texts of several domains, each with a model or an adapter of its own",
+        "2208.03306", "log Σ P(j | text so far) p_j, j over several models", "one pass of each additional model",
+        "the prior of the model itself is 1", "texts of several domains, each with its own model or adapter",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -15,29 +15,30 @@ from .needs import Need
 class FeynmanKac(Sampling):
     """Sample whole texts from the guided *product*, which guided sampling token by token does not.
 
-    Guidance names a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it a token at a time
-    normalises every step by ``Z_t = Σ_w p(w|c)^γ p(w|u)^(1−γ)``, so that what is drawn is ``π(x) / Π Z_t``: texts whose
-    beginnings lead to large ``Z_t`` come too seldom. Here the tokens are drawn the same way, each text gets the weight
-    ``Π Z_t`` (the text analogue of the paper's correctors: propose from the normalised guided distribution, weigh by
-    ``logsumexp(γ lc + (1 − γ) lu)``, resample), and ``particles`` texts a prompt are written side by side and resampled
-    by their weights. Draws in proportion to ``log_weights`` follow ``π`` as the number of particles grows; the mean
-    weight is an unbiased estimate of the normaliser of ``π`` over texts of the given length.
+    Guidance defines a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it one token at a time
+    normalises every step by ``Z_t = Σ_w p(w|c)^γ p(w|u)^(1−γ)``, which draws from ``π(x) / Π Z_t``: texts whose
+    prefixes lead to a large ``Z_t`` are too rare. Here the tokens are drawn in the same way, and each text gets the
+    weight ``Π Z_t``. This is the text analogue of the paper's correctors: propose from the normalised guided
+    distribution, weight by ``logsumexp(γ lc + (1 − γ) lu)``, resample. ``particles`` texts per prompt are generated
+    side by side and resampled by their weights. Draws in proportion to ``log_weights`` follow ``π`` as the number of
+    particles grows; the mean weight is an unbiased estimate of the normaliser of ``π`` over texts of the given length.
 
-    Beside a guidance with branches that has ``renormalize``: ``guidance=[CFG(1.5), FeynmanKac(particles=8)]``. Texts
-    that the limit of tokens cuts off count as texts. With processors or warpers, tokens are drawn from the warped
-    distribution ``q_t`` and the product is ``Π q_t(x_t) Z_t``. Helps where the product itself is wanted, such as for
-    unbiased estimates or for samples of a schedule-free target; weights spread with length, so that long texts need
-    many particles. Costs ``particles`` rows a prompt in the same pass.
+    Use it together with a guidance with branches that has ``renormalize``:
+    ``guidance=[CFG(1.5), FeynmanKac(particles=8)]``. Texts that the token limit cuts off count as texts. With
+    processors or warpers, tokens are drawn from the warped distribution ``q_t`` and the product is ``Π q_t(x_t) Z_t``.
+    Useful if the product itself is needed, for example for unbiased estimates or for samples of a target without a
+    schedule. Weights spread with length, so long texts need many particles. Costs ``particles`` rows per prompt in the
+    same pass.
 
     Args:
-        particles: texts a prompt, N. Rows of the output are prompts times particles.
-        ess_threshold: resample a population whose effective sample size falls below this share of N.
-        constraint: what :class:`AWRS` takes: texts are drawn from the product given the constraint, with the weights of
-            both.
+        particles: number of texts per prompt, N. The output has prompts × particles rows.
+        ess_threshold: resample a population when its effective sample size falls below this share of N.
+        constraint: the same as for :class:`AWRS`: texts are drawn from the product given the constraint, with the
+            weights of both.
         resampling: ``stratified`` or ``systematic``.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     particles: int = 8
@@ -47,8 +48,8 @@ class FeynmanKac(Sampling):
 
     name: ClassVar[str] = "feynman-kac"
     about: ClassVar[About] = About(
-        "2503.02819", "lu + γ(lc − lu), each text weighed by Π Z_t, Z = Σ exp of it",
-        "`particles` rows a prompt", "γ = 1", "samples of the product over whole texts that guidance names",
+        "2503.02819", "lu + γ(lc − lu), each text weighted by Π Z_t, Z = Σ exp of it",
+        "`particles` rows per prompt", "γ = 1", "samples from the guided product over whole texts",
         "cfg:scale=1.5 + feynman-kac:particles=8",
     )  # fmt: skip
 

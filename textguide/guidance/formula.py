@@ -25,11 +25,11 @@ _USE = "write it with cond, last, P('prompt'), M('model'), M('model', 'prompt'),
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a formula: a leaf, or an operation on other parts. Made by :data:`cond`, :func:`P` and arithmetic.
+    """A part of a formula: a leaf, or an operation on other parts. Created by :data:`cond`, :func:`P` and arithmetic.
 
     Args:
         kind: ``number``, ``cond``, ``last``, ``P``, ``M``, ``C``, an operator, ``max`` or ``min``.
-        parts: the operands, or what a leaf says.
+        parts: the operands, or the content of a leaf.
     """
 
     kind: str
@@ -137,22 +137,23 @@ def parse(text: str) -> Term:
 
 @dataclass(frozen=True)
 class Formula(BranchGuidance):
-    """Any arithmetic over log-probabilities, normalised: products of experts, contrasts, unions.
+    """Any arithmetic on log-probabilities, normalised: products of experts, contrasts, unions.
 
-    ``log P ∝ F(l₁, …, lₙ)`` for a formula ``F`` over log-probabilities behind prompts and of models (arXiv 2311.14479,
-    Eq. 5–7): ``1.5*cond - 0.5*last`` is classifier-free guidance, ``cond + M('expert') - M('anti')`` are experts,
-    ``max(cond, P('…'))`` a union, ``min`` an intersection. What ``cond`` forbids stays forbidden; a token that another
-    term forbids keeps its conditional log-probability. Costs one row or pass for every term but ``cond``.
+    ``log P ∝ F(l₁, …, lₙ)`` for a formula ``F`` of log-probabilities given prompts and of models (arXiv 2311.14479,
+    Eq. 5–7): ``1.5*cond - 0.5*last`` is classifier-free guidance, ``cond + M('expert') - M('anti')`` uses experts,
+    ``max(cond, P('…'))`` is a union, ``min`` an intersection. A token that ``cond`` forbids stays forbidden; a token
+    that another term forbids keeps its conditional log-probability. Costs one row or pass for every term except
+    ``cond``.
 
     Args:
         expression: the formula, with ``cond``, ``last``, ``P('prompt')``, ``M('model')``, ``M('model', 'prompt')``,
             numbers, ``+ - * /``, ``max`` and ``min``. Classifier terms need :meth:`of`.
-        renormalize: return normalised log-probabilities. False gives the formula's own values, whose product over whole
-            texts :class:`textguide.FeynmanKac` samples.
+        renormalize: return normalised log-probabilities. False returns the values of the formula, whose product over
+            whole texts :class:`textguide.FeynmanKac` samples.
 
     Raises:
-        ValueError: it is no formula (the message shows the part that is not understood), it divides by 0, or a number
-            lies outside ±1e6.
+        ValueError: the formula cannot be parsed (the message shows the part that is not understood), it divides by 0,
+            or a number lies outside ±1e6.
     """
 
     expression: str
@@ -160,8 +161,8 @@ class Formula(BranchGuidance):
 
     name = "formula"
     about = About(
-        "2311.14479", "any sum, maximum or minimum of log-probabilities", f"{ROW} for a prompt, a pass for a model",
-        "`cond`", "several wishes at once", "formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
+        "2311.14479", "any sum, maximum or minimum of log-probabilities", f"{ROW} per prompt, one pass per model",
+        "`cond`", "several goals at the same time", "formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -14,26 +14,28 @@ from .base import About, Branch, BranchGuidance, Step
 class GenARM(BranchGuidance):
     """Multiply the model with a language model whose log-probabilities are a reward.
 
-    ``log p(w) ∝ log π_base(w) + (1/β) log π_r(w)`` (arXiv 2410.08193, the token-level form of its KL-regularised
-    objective): an autoregressive reward model is a language model ``π_r`` that was trained on preferences so that the
-    reward of an answer is its log-probability. The reward then has a value for every next token, from one pass.
-    ``models={"reward": …}`` holds it; it may be much smaller than the model that is decoded, whose tokens it shares.
-    Any tuned language model can stand there, without the paper's promise. Costs one pass of the reward model a step.
+    ``log p(w) ∝ log π_base(w) + (1/β) log π_r(w)`` (arXiv 2410.08193, the token-level version of its KL-regularised
+    objective). An autoregressive reward model is a language model ``π_r`` that was trained on preferences such that
+    the log-probability of an answer is its reward. So one pass gives a reward for every next token.
+    ``models={"reward": …}`` holds it. It must share the tokens of the model that is being decoded and may be much
+    smaller. Any other tuned language model can be used instead, without the paper's guarantee. Costs one pass of the
+    reward model per step.
 
-    Several rewards, each with a 1/β of its own, are ``Formula("cond + 0.5*M('helpful') + 0.2*M('harmless')")``, as in
-    the paper's experiments with several objectives. The paper normalises every step, which samples the product over
-    whole texts only nearly; beside :class:`textguide.FeynmanKac` texts are weighed for the product itself.
+    Several rewards, each with its own 1/β, are ``Formula("cond + 0.5*M('helpful') + 0.2*M('harmless')")``, as in the
+    paper's experiments with several objectives. The paper normalises every step, which samples the product over whole
+    texts only approximately; together with :class:`textguide.FeynmanKac`, texts are weighted for the product itself.
 
     Args:
         reward_model: name of the reward model in ``models``.
-        beta: β, the price of leaving the model: above 0, the smaller the stronger the reward. None: infinitely large,
+        beta: β, the penalty for leaving the model: above 0; a smaller β makes the reward stronger. None: infinite,
             which changes nothing.
         renormalize: return normalised log-probabilities; the sampled distribution is the same either way.
 
-    A token that the model forbids stays forbidden; one that the reward model alone forbids keeps its log-probability.
+    A token that the model forbids stays forbidden; a token that only the reward model forbids keeps its
+    log-probability.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     reward_model: str = "reward"
@@ -42,8 +44,8 @@ class GenARM(BranchGuidance):
 
     name = "genarm"
     about = About(
-        "2410.08193", "lc + (1/β) lr, r an autoregressive reward model", "a pass of the reward model", "β = ∞ (None)",
-        "preferences that a small model was trained on",
+        "2410.08193", "lc + (1/β) lr, r an autoregressive reward model", "one pass of the reward model", "β = ∞ (None)",
+        "preferences for which a small model was trained",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

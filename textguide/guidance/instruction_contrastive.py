@@ -13,23 +13,23 @@ from .scaled import Scaled
 
 @dataclass(frozen=True)
 class InstructionContrastive(Scaled):
-    """Move away from what the model says behind an instruction that disturbs it.
+    """Move away from the model's prediction after an instruction that disturbs it.
 
-    ``(1 + λ) log P(w|prompt) − λ log P(w|instruction, prompt)``, so that ``γ = 1 + λ``: what the disturbance makes more
-    likely is what the model makes up. The paper does this to answers about images (λ = 1); a noised image in place of
+    ``(1 + λ) log P(w|prompt) − λ log P(w|instruction, prompt)``, so ``γ = 1 + λ``: tokens that the disturbance makes
+    more likely are treated as made up. The paper does this for answers about images (λ = 1). A noised image instead of
     the instruction gives visual contrastive decoding, which is ``unconditional="noise"`` in captioning. Costs one
     extra row in the same pass.
 
     Args:
-        instruction: put in front of a text, of the last turn of a chat, or of token ids.
+        instruction: inserted before a text, before the last turn of a chat, or before token ids.
     """
 
     instruction: Any = field(default="You are confused and mix everything up. ", kw_only=True)
 
     name = "instruction-contrastive"
     about = About(
-        "2403.18715", "li + γ (lc − li), i the prompt behind a disturbing instruction", ROW, "γ = 1",
-        "answers that are made up",
+        "2403.18715", "li + γ (lc − li), i the prompt after a disturbing instruction", ROW, "γ = 1",
+        "reducing answers that are made up",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -17,20 +17,21 @@ LANGUAGE_MODEL = "language_model"
 
 @dataclass(frozen=True)
 class LMGuidance(BranchGuidance):
-    """Let a text-only model that was shown captions say how to write, and the captioner what the image adds.
+    """Let a text-only model that was shown captions provide the style, and the captioner the content of the image.
 
-    ``log P̂ = log P_lm + α log P(w|image) − β log P(w|no image)``, normalised. Where β is α, nothing of the captioner's
-    own taste for words is left; the paper halves it. A newline ends the text-only model's caption: its probability is
-    moved to the end token. Costs one more row of the captioner and one of the text-only model per row that is decoded.
+    ``log P̂ = log P_lm + α log P(w|image) − β log P(w|no image)``, normalised. If β equals α, nothing of the
+    captioner's own language prior is left; the paper halves it. A newline ends the caption of the text-only model: its
+    probability is moved to the end token. Costs one extra row of the captioner and one row of the text-only model for
+    each decoded row.
 
     Args:
         alpha: α. The paper uses 1 to 10 and reports 5.
-        beta: β; None: α/2.
-        prompt: what the text-only model reads before the caption, best some captions with a newline behind each; a
-            text or token ids of that model.
+        beta: β. None: α/2.
+        prompt: the text that the text-only model reads before the caption, best a few captions with a newline after
+            each; a text or token ids of that model.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     alpha: float = 5.0
@@ -39,8 +40,8 @@ class LMGuidance(BranchGuidance):
 
     name = "lm"
     about = About(
-        "2307.16686", "lm + α lc − β lu, lm a text-only model behind captions",
-        f"{ROW}, and one of the text-only model", "nothing", "captions that should say what only this image shows",
+        "2307.16686", "lm + α lc − β lu, lm a text-only model after captions",
+        f"{ROW}, and one of the text-only model", "no setting", "captions that describe what only this image shows",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -14,15 +14,16 @@ from .scaled import Contrast
 
 @dataclass(frozen=True)
 class NAG(Contrast):
-    """Extrapolate, cap how much longer the result may get, and go a part of the way.
+    """Extrapolate, cap the length of the result, and blend it with the conditional distribution.
 
-    ``Z̃ = γ Z⁺ − (γ − 1) Z⁻``; where ``‖Z̃‖₁ > τ ‖Z⁺‖₁`` it is shortened to that; the outcome is ``α Z̃ + (1 − α) Z⁺``
-    (Eq. 7–10). The paper does this to attention outputs of image models; here ``Z`` are the centred log-probabilities.
-    γ = 1 changes nothing. Keeps large γ from running away. Costs what classifier-free guidance costs.
+    ``Z̃ = γ Z⁺ − (γ − 1) Z⁻``. If ``‖Z̃‖₁ > τ ‖Z⁺‖₁``, it is shortened to that length. The result is
+    ``α Z̃ + (1 − α) Z⁺`` (Eq. 7–10). The paper applies this to attention outputs of image models; here ``Z`` are the
+    centred log-probabilities. γ = 1 changes nothing. Prevents a large γ from diverging. Costs the same as
+    classifier-free guidance.
 
     Args:
         tau: τ, 1 or more; the paper uses 2.5.
-        blend: α, in (0, 1]; the paper uses 0.25, with γ well above what classifier-free guidance takes.
+        blend: α, in (0, 1]; the paper uses 0.25, with γ well above the values for classifier-free guidance.
     """
 
     tau: float = field(default=2.5, kw_only=True)
@@ -31,7 +32,7 @@ class NAG(Contrast):
     name = "nag"
     about = About(
         "2505.21179", "α Z̃ + (1 − α) Z⁺, Z̃ = γ Z⁺ − (γ − 1) Z⁻ capped at τ ‖Z⁺‖₁", ROW, "γ = 1",
-        "large γ that would run away",
+        "a large γ that would otherwise diverge",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

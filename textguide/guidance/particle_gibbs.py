@@ -11,31 +11,32 @@ from .canvas_guidance import CanvasGuidance
 
 @dataclass(frozen=True)
 class ParticleGibbs(CanvasGuidance):
-    """Draw whole texts in proportion to ``p(x) · f(y | x)^weight``, by canvases that are filled side by side.
+    """Draw whole texts in proportion to ``p(x) · f(y | x)^weight``, from canvases that are filled side by side.
 
-    ``particles`` canvases a prompt are filled by the sampler as it is, with whatever other guidance there is. Behind
-    each step ``f`` judges every canvas with its masks filled by that step's draws, canvas ``t`` is weighed by
-    ``(f_t / f_{t−1})^weight``, and canvases are resampled by their weights: sequential Monte Carlo, from which one text
-    a prompt is drawn by the weights. With ``iterations`` above 1 the whole run is repeated beside the trajectory that
-    was drawn last, which is kept (conditional SMC; Algorithm 1 of the paper): particle Gibbs, a Markov chain over
-    trajectories that leaves ``p(x) f(y|x)^weight`` unchanged for any number of particles from 2 on and comes to it as
-    iterations grow. ``p(x)`` is what the sampler draws without this guidance, its order and its steps included, so
-    that a ``temperature`` above 0 is needed.
+    ``particles`` canvases per prompt are filled by the sampler, together with any other guidance. After each step,
+    ``f`` evaluates every canvas with its masks filled by that step's draws, canvas ``t`` gets the weight
+    ``(f_t / f_{t−1})^weight``, and canvases are resampled by their weights. This is sequential Monte Carlo; one text
+    per prompt is drawn by the final weights. With ``iterations`` above 1, the whole run is repeated alongside the
+    trajectory that was drawn last, which is kept (conditional SMC; Algorithm 1 of the paper). The result is particle
+    Gibbs, a Markov chain over trajectories that leaves ``p(x) f(y|x)^weight`` unchanged for two or more particles, and
+    converges to it with more iterations. ``p(x)`` is what the sampler draws without this guidance, including its order
+    and its steps, so a ``temperature`` above 0 is required.
 
     ``weight`` is the paper's 1/β. The result's ``log_weights`` are ``log Σ_k w_k / particles`` of the first iteration,
     whose exponential is an unbiased estimate of ``E_p[f^weight]``.
 
     Args:
         predictor, target, weight: see :class:`CanvasGuidance`.
-        particles: canvases a prompt, K.
-        iterations: runs, m; 1: sequential Monte Carlo alone.
-        ess_threshold: resample where the effective sample size falls below this share of K; 1: at every step, as in the
-            paper; 0: never.
+        particles: number of canvases per prompt, K.
+        iterations: number of runs, m. 1: only sequential Monte Carlo.
+        ess_threshold: resample if the effective sample size falls below this share of K. 1: at every step, as in the
+            paper. 0: never.
 
-    Costs ``particles`` rows a prompt, ``iterations`` times the passes, and a call of the predictor a canvas and step.
+    Costs ``particles`` rows per prompt, ``iterations`` times the passes, and a call of the predictor per canvas and
+    step.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     particles: int = 8
@@ -44,9 +45,9 @@ class ParticleGibbs(CanvasGuidance):
 
     name = "particle-gibbs"
     about = About(
-        "2507.08390", "texts in proportion to p(x) f(y|x)^w, by resampled canvases",
-        "`particles` rows a prompt, `iterations` times", "w = 0",
-        "samples of a reward-weighted model, with weights",
+        "2507.08390", "texts in proportion to p(x) f(y|x)^w, by resampling canvases",
+        "`particles` rows per prompt, `iterations` times", "w = 0",
+        "weighted samples from a model that is tilted by a reward",
         "particle-gibbs:predictor=sentiment,target=positive,particles=4",
         compared="it fills canvases",
     )  # fmt: skip

@@ -16,28 +16,30 @@ from .needs import Need
 class PowerSampling(Guidance):
     """Sample whole texts from ``π(x) ∝ p(x)^α``, which a low temperature does not.
 
-    A temperature of 1/α sharpens every token by itself, ``Π p(x_t)^α / Z_t`` with ``Z_t = Σ_w p(w)^α``: it prefers
-    tokens that are likely now to those that lead to likely texts. The power of the whole text's probability is that
-    distribution times ``Π Z_t``. The first paper (2510.14901) reaches it by Metropolis–Hastings over completions, a
-    second one (2601.21590) estimates what each token leads to by rollouts. Here tokens are proposed at temperature 1/α,
-    a text gets the weight ``Π Z_t``, and ``particles`` texts a prompt are resampled by their weights (arXiv 2602.10273,
-    which shows that this proposal makes the weights of a step least noisy). Draws in proportion to ``log_weights``
-    follow ``π`` as the number of particles grows, and the mean weight is an unbiased estimate of ``Σ_x p(x)^α``.
+    A temperature of 1/α sharpens every token on its own, ``Π p(x_t)^α / Z_t`` with ``Z_t = Σ_w p(w)^α``: it prefers
+    tokens that are likely now to tokens that lead to likely texts. The power of the whole text's probability is that
+    distribution times ``Π Z_t``. The first paper (2510.14901) reaches it by Metropolis–Hastings over completions, and
+    a second one (2601.21590) estimates by rollouts what each token leads to. Here tokens are proposed at temperature
+    1/α, a text gets the weight ``Π Z_t``, and ``particles`` texts per prompt are resampled by their weights (arXiv
+    2602.10273, which shows that this proposal makes the weights of a step least noisy). Draws in proportion to
+    ``log_weights`` follow ``π`` as the number of particles grows, and the mean weight is an unbiased estimate of
+    ``Σ_x p(x)^α``.
 
-    It is ``[Formula("α*cond"), FeynmanKac(…)]`` under a name (:attr:`parts`), with that one's ways: texts that the
-    limit of tokens cuts off count as texts, processors and warpers (temperature, top-p) move the target, and weights
-    spread with length. Costs ``particles`` rows a prompt in the same pass.
+    It is ``[Formula("α*cond"), FeynmanKac(…)]`` under one name (:attr:`parts`) and behaves in the same way: texts that
+    the token limit cuts off count as texts, processors and warpers (temperature, top-p) change the target, and weights
+    spread with length. Costs ``particles`` rows per prompt in the same pass.
 
     Args:
-        alpha: the power, above 0; 1 samples the model itself. The papers use 4 on reasoning.
-        particles: texts a prompt, N. Rows of the output are prompts times particles; one of them is drawn by
-            ``result.weighted_sample()``.
-        ess_threshold: resample a population whose effective sample size falls below this share of N.
+        alpha: the power, above 0; 1 samples the model itself. The papers use 4 for reasoning.
+        particles: number of texts per prompt, N. The output has prompts × particles rows; ``result.weighted_sample()``
+            draws one of them.
+        ess_threshold: resample a population when its effective sample size falls below this share of N.
         resampling: ``stratified`` or ``systematic``.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it. Beside a guidance with branches: a power
-            of what it samples is a formula of its own, such as ``[Formula("6*cond - 2*last"), FeynmanKac()]``.
+        ValueError: a field has an invalid value; the message names it. Also in combination with a guidance with
+            branches: for a power of its product, write a formula such as
+            ``[Formula("6*cond - 2*last"), FeynmanKac()]``.
     """
 
     alpha: float = 4.0
@@ -47,8 +49,8 @@ class PowerSampling(Guidance):
 
     name = "power-sampling"
     about = About(
-        "2510.14901", "α lc, each text weighed by Π Z_t, Z = Σ exp of it", "`particles` rows a prompt", "α = 1",
-        "answers that have to hold together: reasoning, code",
+        "2510.14901", "α lc, each text weighted by Π Z_t, Z = Σ exp of it", "`particles` rows per prompt", "α = 1",
+        "answers that must be consistent as a whole: reasoning, code",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -11,35 +11,35 @@ from .text_reweighting import TextReweighting
 
 @dataclass(frozen=True)
 class Reward(TextReweighting):
-    """Weigh the next token by a reward for the text that it makes.
+    """Reweight the next token by a reward for the resulting text.
 
     ``score(w) = log p(w|x) + weight · r(x, w)`` on the ``top_k`` most likely tokens (section 2.1; the authors' code
-    adds the reward to the logits, which differ from log-probabilities by a constant, so that neither way of choosing
-    sees the difference). With ``do_sample=False`` the best score is taken: ARGS-greedy. With sampling, tokens are drawn
-    from the softmax of the scores, which ``temperature=τ`` divides: ARGS-stochastic. The other tokens get probability 0
-    at the steps where it acts; ``top_k=None`` scores the whole vocabulary. Costs one call of the reward on ``top_k``
-    texts a row and step, and no pass of the language model.
+    adds the reward to the logits, which differ from log-probabilities by a constant, so both ways choose the same
+    tokens). With ``do_sample=False``, the token with the best score is chosen: ARGS-greedy. With sampling, tokens are
+    drawn from the softmax of the scores divided by ``temperature=τ``: ARGS-stochastic. The other tokens get
+    probability 0 at the steps at which it acts; ``top_k=None`` scores the whole vocabulary. Costs one call of the
+    reward on ``top_k`` texts per row and step, and no pass of the language model.
 
-    A reward that was trained on whole answers judges texts here that are not finished; the paper leaves it at that. One
-    that judges every next token is :class:`textguide.guidance.GenARM`.
+    A reward model that was trained on whole answers judges unfinished texts here; the paper accepts that. A reward for
+    every next token is :class:`textguide.guidance.GenARM`.
 
     Args:
-        model: what gives the reward: a function from a list of texts to a list of numbers; an object of
+        model: the source of the reward: a function from a list of texts to a list of numbers; an object of
             ``textguide.classifiers`` such as ``RewardModel(model, tokenizer)``, a sequence-classification model with
             one output; or a name: the folder of such a model, ``hf:NAME``, or ``python:MODULE:NAME``.
         weight: w; 0 changes nothing, below 0 steers away from the reward. The authors' examples use 1 and 1.5.
-        top_k: number of candidates, 10 in the authors' examples; None: the whole vocabulary.
-        entropy_threshold: rows whose next-token entropy is below this many nats are left as they are, and not scored.
-        every: act at every n-th step only, from the first on.
-        include_prompt: whether the reward reads the prompt too, or only what was written behind it.
-        schedule: how the weight moves with progress; a name of ``textguide.guidance.schedules``.
+        top_k: number of candidates, 10 in the authors' examples. None: the whole vocabulary.
+        entropy_threshold: rows whose next-token entropy is below this many nats are left unchanged and are not scored.
+        every: only act at every n-th step, starting with the first.
+        include_prompt: whether the reward model also reads the prompt, or only the generated text.
+        schedule: how the weight changes with progress; a name from ``textguide.guidance.schedules``.
         start: progress, in [0, 1], before which the weight is 0.
         stop: progress after which the weight is 0.
 
-    It reads text, of which special tokens are no part: an end token stands for the finished text.
+    The reward model reads text without special tokens: an end token is scored as the finished text.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     model: Any

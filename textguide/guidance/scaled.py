@@ -19,15 +19,15 @@ from .prompts import as_prompts
 
 @dataclass(frozen=True)
 class Scaled(BranchGuidance):
-    """A branch to move away from, by a scale γ that may move with progress.
+    """A branch to move away from, with a scale γ that may change with progress.
 
-    Subclasses define the branch; :meth:`mix` is ``lu + γ (lc − lu)`` unless they override it. A subclass with its own
-    :meth:`mix` states by :attr:`off_at_one` whether γ = 1 changes nothing. Whether a step is guided is decided in one
-    place, :meth:`acts`, for single steps and for many, during generation and scoring.
+    Subclasses define the branch. :meth:`mix` is ``lu + γ (lc − lu)`` unless they override it; a subclass that does so
+    sets :attr:`off_at_one` to whether γ = 1 changes nothing. :meth:`acts` is the only place that decides whether a
+    step is guided: for one step and for many, in generation and in scoring.
 
     Args:
         scale: γ. 1 changes nothing, above 1 moves away from the other branch, 0 samples from it.
-        schedule: how γ moves with progress; a name of ``textguide.guidance.schedules``.
+        schedule: how γ changes with progress; a name from ``textguide.guidance.schedules``.
         renormalize: return normalised log-probabilities.
         skip_threshold: deprecated and ignored; every step runs the extra branch.
         min_scale: lower bound on γ(s).
@@ -36,7 +36,7 @@ class Scaled(BranchGuidance):
         stop: progress after which guidance is off.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     scale: float = 1.5
@@ -178,8 +178,9 @@ class Contrast(Scaled):
     Args:
         negative_prompt: the context to move away from: a text, token ids or chat messages, for all rows; or a list
             with one of these per row. A negative prompt that repeats the prompt with one change works better than a
-            bare word. None: the last token of the prompt (for an encoder-decoder an empty source).
-        negative_system: keep the user's chat and swap its system prompt for this one; excludes ``negative_prompt``.
+            bare word. None: the last token of the prompt (for an encoder-decoder, an empty source).
+        negative_system: keep the user's chat, but replace its system prompt with this one; excludes
+            ``negative_prompt``.
     """
 
     negative_prompt: Any = None

@@ -19,28 +19,30 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class SLED(BranchGuidance):
-    """Go on in the direction in which the model's logits moved from its early layers to its last.
+    """Continue in the direction in which the model's logits moved from its early layers to its last.
 
-    From layer ``l`` to the last one the logits moved by ``z_N − z_l``, as a step of gradient descent on
+    From layer ``l`` to the last one, the logits moved by ``z_N − z_l``. A step of gradient descent on
     ``KL(P ‖ softmax z_l)`` towards some distribution ``P`` would move them by ``P − p_l``. For each of the top tokens
-    ``i``, ``m_l(i) = max(0, cos(z_l − z_N, p_l − e_i))²`` says how well the step fits the ``P`` that is ``i`` alone,
-    and ``P̂ = Σ_l m_l / Σ_l Σ_i m_l(i)`` is the latent distribution (section 2.3, Algorithm 1). The last logits then
-    take ten steps ``z ← z − α (1 − t/10)(softmax z − P̂)``. Helps facts, in the paper on LLaMA, Gemma, Qwen and
-    Mixtral. Costs the early layers once more a step for every exit, with a cache of their own: ``Σ depth`` of a pass.
+    ``i``, ``m_l(i) = max(0, cos(z_l − z_N, p_l − e_i))²`` measures how well the step fits the ``P`` that puts all mass
+    on ``i``, and ``P̂ = Σ_l m_l / Σ_l Σ_i m_l(i)`` is the latent distribution (section 2.3, Algorithm 1). The last
+    logits then take ten steps ``z ← z − α (1 − t/10)(softmax z − P̂)``. Improves facts, in the paper for LLaMA, Gemma,
+    Qwen and Mixtral. Runs the early layers once more per step for every exit, each with its own cache: ``Σ depth`` of
+    a pass.
 
-    The authors read all early layers in one pass; here the exits are few, since each is a pass of its own. The rule
-    sees log-probabilities, which are the logits up to a constant; ``z_l − z_N`` is centred for that reason, which
-    leaves each layer's ``m_l`` in its proportions and can weigh the layers otherwise than the authors' code.
+    The authors read all early layers in one pass. Here there are only a few exits, because each is its own pass. The
+    rule receives log-probabilities, which are the logits up to a constant. ``z_l − z_N`` is centred for that reason,
+    which keeps the proportions within each layer's ``m_l`` but can weight the layers differently from the authors'
+    code.
 
     Args:
-        rate: α, the evolution rate; 0 moves nothing. The authors use 2.
-        top_k: the evolution scale: as many of the most likely tokens (and those that tie with the last of them) can be
-            what is latent, and all others are ruled out. None: all tokens, and none is ruled out. The authors use 5
-            to 20.
-        exits: the early layers, each a number of layers that are run (an integer), or a share of the depth.
+        rate: α, the evolution rate; 0 changes nothing. The authors use 2.
+        top_k: the evolution scale: the number of most likely tokens (plus those that tie with the last of them) that
+            can be the latent token; all others are ruled out. None: all tokens, and none is ruled out. The authors use
+            5 to 20.
+        exits: the early layers, each as the number of layers to run (an integer) or as a share of the depth.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     rate: float = 2.0
@@ -49,8 +51,8 @@ class SLED(BranchGuidance):
 
     name = "sled"
     about = About(
-        "2411.02433", "ten steps from lc towards P̂, where the logits moved from early layers to the last",
-        "the early layers once more for every exit", "rate = 0 and top_k = None", "facts",
+        "2411.02433", "ten steps from lc towards P̂, estimated from how the logits moved since early layers",
+        "the early layers once more for every exit", "rate = 0 and top_k = None", "factual answers",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

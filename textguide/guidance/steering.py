@@ -15,27 +15,27 @@ from .views import Steered, VectorFile, View
 
 @dataclass(frozen=True)
 class Steering(Scaled):
-    """A vector added to the residual stream: ``h_l ← h_l + strength · v_l`` behind each chosen layer ``l``.
+    """A vector added to the residual stream: ``h_l ← h_l + strength · v_l`` after each chosen layer ``l``.
 
-    ``v_l`` is a difference of means, of the residual stream behind layer ``l`` at the last token of contrasting texts
-    (section 2; :func:`textguide.steering.train`). The conditional pass itself is steered, which costs nothing. With
-    γ ≠ 1 the model as it is becomes a branch: ``lu + γ (ls − lu)``, ``s`` steered and ``u`` not, so that γ above 1
-    steers further than the vector does, at the price of one more pass. The paper adds the vector behind the prompt
-    alone; here it is added at every position, so that a text means the same read at once or token by token. The
-    window moves γ, not the vector. For models without an encoder, recurrent ones too.
+    ``v_l`` is a difference of two means of the residual stream after layer ``l``, at the last token of contrasting
+    texts (section 2; :func:`textguide.steering.train`). The conditional pass itself is steered, which costs nothing.
+    With γ ≠ 1, the unsteered model becomes a branch: ``lu + γ (ls − lu)``, ``s`` steered and ``u`` not, so γ above 1
+    steers further than the vector does, for the cost of one extra pass. The paper adds the vector only after the
+    prompt. Here it is added at every position, so that a text read in one pass or token by token gives the same
+    result. The window applies to γ, not to the vector. For models without an encoder, including recurrent ones.
 
     Args:
-        vector: a folder that ``textguide steering train`` wrote; ``"smollm2-positive"``, which comes with textguide and
-            leads the bundled model to good moods; a :class:`textguide.steering.SteeringVector`; or
-            numbers, as many as the model is wide, which are then added behind every chosen layer.
-        layers: behind which: a number from 0, a share of the depth in (0, 1), several of these, or text such as
-            ``"12-15"``. The paper finds the middle of the depth to work best.
-        strength: what the vector is multiplied by; 0 changes nothing, below 0 steers the other way. The paper uses
-            −2 to 2.
-        scale: γ; 1 is steering alone.
+        vector: a folder that ``textguide steering train`` wrote; ``"smollm2-positive"``, which is bundled with
+            textguide and makes the bundled model more positive; a :class:`textguide.steering.SteeringVector`; or
+            numbers, as many as the model's width, which are then added after every chosen layer.
+        layers: the layers after which the vector is added: a number from 0, a share of the depth in (0, 1), several of
+            these, or text such as ``"12-15"``. In the paper, the middle of the depth works best.
+        strength: factor of the vector; 0 changes nothing, below 0 steers in the opposite direction. The paper uses −2
+            to 2.
+        scale: γ; 1 only uses the vector.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     vector: Any = None
@@ -45,8 +45,8 @@ class Steering(Scaled):
 
     name = "steering"
     about = About(
-        "2312.06681", "lu + γ (ls − lu), s with h_l + strength · v_l behind chosen layers",
-        "nothing; with γ ≠ 1 a pass", "strength = 0", "a style or an attitude that pairs of texts show",
+        "2312.06681", "lu + γ (ls − lu), s with h_l + strength · v_l after chosen layers",
+        "nothing; with γ ≠ 1, one extra pass", "strength = 0", "a style or an attitude that pairs of texts can show",
         example="steering:vector=FOLDER",
     )  # fmt: skip
 

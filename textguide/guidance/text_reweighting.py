@@ -19,21 +19,21 @@ from .needs import Need
 class TextReweighting(TokenReweighting):
     """``p'(w) ∝ p(w) · exp(weight · score(text with w))`` on the most likely candidates.
 
-    Subclasses bring a ``weight``, a ``top_k``, what they ask (:attr:`scorer`, of a kind :attr:`asks`) and which of the
-    numbers that it gives counts (:meth:`column`). Several in one run see the same distribution and candidates, and what
-    they add to a candidate's log-probability adds up.
+    Subclasses define a ``weight``, a ``top_k``, the :attr:`scorer` that they call (of a kind :attr:`asks`), and which
+    of the returned numbers is used (:meth:`column`). Several reweightings in one run see the same distribution and
+    candidates, and what they add to a candidate's log-probability adds up.
 
     Args:
-        entropy_threshold: rows whose next-token entropy is below this many nats are left as they are, and not scored.
+        entropy_threshold: rows whose next-token entropy is below this many nats are left unchanged and are not scored.
             0 scores every row.
-        every: act at every n-th step only, from the first on.
-        include_prompt: whether the prompt is part of the text that is scored, or only what was written behind it.
-        schedule: how the weight moves with progress; a name of ``textguide.guidance.schedules``.
+        every: only act at every n-th step, starting with the first.
+        include_prompt: whether the prompt is part of the scored text, or only the generated text.
+        schedule: how the weight changes with progress; a name from ``textguide.guidance.schedules``.
         start: progress, in [0, 1], before which the weight is 0.
         stop: progress after which the weight is 0.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     entropy_threshold: float = field(default=0.0, kw_only=True)

@@ -13,36 +13,37 @@ from .text_reweighting import TextReweighting
 
 @dataclass(frozen=True)
 class ValueGuidance(TextReweighting):
-    """Weigh the next token by the value of the beginning that it makes.
+    """Reweight the next token by the value of the resulting prefix.
 
-    ``p'(w|x) ∝ p(w|x) · exp(weight · V(x, w))`` with ``V`` the expected reward of the texts that the model itself would
-    make of a beginning (Mudgal et al., arXiv 2310.17022: the solution of KL-regularised reinforcement learning, with
-    λ as the weight). Where the reward is an attribute's probability, ``V`` is the logarithm of the probability that
-    the finished text has it, and a weight of 1 is Bayes' rule (FUDGE, Yang and Klein, arXiv 2104.05218). A classifier
-    or reward of whole texts, as in :class:`textguide.CAIF` and :class:`textguide.Reward`, judges a beginning as if it
-    were a text; this one looks ahead.
+    ``p'(w|x) ∝ p(w|x) · exp(weight · V(x, w))``, where ``V`` is the expected reward of the texts that the model itself
+    would generate from a prefix (Mudgal et al., arXiv 2310.17022: the solution of KL-regularised reinforcement
+    learning, with λ as the weight). If the reward is the probability of an attribute, ``V`` is the logarithm of the
+    probability that the finished text has it, and a weight of 1 is Bayes' rule (FUDGE, Yang and Klein, arXiv
+    2104.05218). A classifier or reward model of whole texts, as in :class:`textguide.CAIF` and
+    :class:`textguide.Reward`, judges a prefix as if it were a finished text; a value head looks ahead.
 
     ``V`` is a linear head on the language model's own hidden states, trained on its own rollouts: every prefix of a
-    text that the model wrote is an example whose label is what the finished text got (CD-FUDGE). ``textguide value
-    train`` and :func:`textguide.value.train` make one. Candidates share the prefix's cache, so that a step costs one
-    pass over one token a candidate.
+    generated text is an example, and its label is the score of the finished text (CD-FUDGE). ``textguide value train``
+    and :func:`textguide.value.train` train one. Candidates share the cache of the prefix, so a step costs one pass
+    over one token per candidate.
 
-    The papers train heads that are networks, or fine-tune a model; a linear head is what is offered here. Their
+    The papers train heads that are networks, or fine-tune a model; only a linear head is available here. Their
     blockwise best-of-K, which draws K blocks of tokens and keeps the one with the largest value, is left out.
 
     Args:
         value: a ``ValueHead`` of ``textguide.classifiers``, or the folder of one.
         weight: λ; 0 changes nothing, below 0 steers away.
-        top_k: number of candidates; None: the whole vocabulary. The others get probability 0 where it acts.
-        entropy_threshold: rows whose next-token entropy is below this many nats are left as they are, and not scored.
-        every: act at every n-th step only, from the first on.
-        include_prompt: whether the head reads the prompt too, as it did when it was trained.
-        schedule: how the weight moves with progress; a name of ``textguide.guidance.schedules``.
+        top_k: number of candidates. None: the whole vocabulary. The other tokens get probability 0 at the steps at
+            which it acts.
+        entropy_threshold: rows whose next-token entropy is below this many nats are left unchanged and are not scored.
+        every: only act at every n-th step, starting with the first.
+        include_prompt: whether the head also reads the prompt, as it did in training.
+        schedule: how the weight changes with progress; a name from ``textguide.guidance.schedules``.
         start: progress, in [0, 1], before which the weight is 0.
         stop: progress after which the weight is 0.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     value: Any
@@ -52,7 +53,7 @@ class ValueGuidance(TextReweighting):
     name = "value"
     asks = "value"
     about = About(
-        "2310.17022", "lc + λ V(text), V the expected reward of what it leads to, on the top candidates",
+        "2310.17022", "lc + λ V(text), V the expected reward of its continuations, on the top candidates",
         "one pass over `top_k` tokens", "λ = 0", "rewards and attributes of whole texts", "value:value=FOLDER",
     )  # fmt: skip
 

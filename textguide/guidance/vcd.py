@@ -14,23 +14,24 @@ from .edits import NoisedImage
 
 @dataclass(frozen=True)
 class VCD(BranchGuidance):
-    """What a model says of an image, against what it says of the image under noise.
+    """The model's prediction for an image, contrasted with its prediction for the image with noise.
 
-    ``(1 + α) lc − α ln`` where ``p ≥ β max p`` (section 3), ``n`` the same prompt with the image as the forward process
-    of a diffusion model leaves it after ``steps`` steps. What the text alone suggests is said under noise too, and is
-    taken back: helps against objects that are not there. For models that see images (:func:`textguide.caption`, or
-    ``images=`` of :func:`textguide.generate`). Costs one extra row in the same pass, and the image encoder once more.
+    ``(1 + α) lc − α ln`` where ``p ≥ β max p`` (section 3). ``n`` reads the same prompt with the image after ``steps``
+    steps of the forward process of a diffusion model. Tokens that the text suggests without the image are also likely
+    with the noised image, and are reduced: this avoids objects that are not in the image. For models that see images
+    (:func:`textguide.caption`, or ``images=`` of :func:`textguide.generate`). Costs one extra row in the same pass,
+    and one extra call of the image encoder.
 
-    The noise is drawn from a seed that the image gives, so that an image gets the same noise in every run and batch;
-    the authors draw it anew. As in their code it is added to the pixels as the processor hands them over.
+    The noise is seeded by the image, so an image gets the same noise in every run and batch; the authors draw new
+    noise each time. As in their code, the noise is added to the pixels that the processor returns.
 
     Args:
-        alpha: α; 0 contrasts nothing. The paper uses 1.
-        beta: tokens with ``p ≥ beta · max p`` under the image as it is stay; 0: all. The paper uses 0.1.
-        steps: of 1,000 steps, from 0 to 999; the authors' scripts use 500.
+        alpha: α; 0 disables the contrast. The paper uses 1.
+        beta: tokens with ``p ≥ beta · max p`` under the original image are kept. 0: all tokens. The paper uses 0.1.
+        steps: number of noise steps out of 1,000, from 0 to 999; the authors' scripts use 500.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     alpha: float = 1.0
@@ -39,8 +40,8 @@ class VCD(BranchGuidance):
 
     name = "vcd"
     about = About(
-        "2311.16922", "(1 + α) lc − α ln, where p ≥ 0.1 max p; n the image under noise", ROW, "α = 0 and β = 0",
-        "captions and answers that name what is not there",
+        "2311.16922", "(1 + α) lc − α ln, where p ≥ 0.1 max p; n the image with noise", ROW, "α = 0 and β = 0",
+        "captions and answers that mention objects that are not in the image",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

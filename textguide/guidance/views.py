@@ -10,7 +10,7 @@ from ..support.checks import finite_number
 
 
 class View:
-    """Layers of a model, in order, with its own embeddings, last norm and head; some views change what they compute."""
+    """Some layers of a model, in order, with its embeddings, last norm and head. A view may also change them."""
 
     def layers(self, count: int) -> list[int]:
         """Which of ``count`` layers are run; all of them unless a view says otherwise.
@@ -23,11 +23,11 @@ class View:
 
 @dataclass(frozen=True)
 class EarlyExit(View):
-    """The first layers, whose output goes straight to the head.
+    """The first layers, whose output goes directly to the head.
 
     Args:
-        depth: number of layers (an integer, 1 or more), or a share of them in (0, 1) (rounded, at least one
-            and never all).
+        depth: number of layers (an integer, 1 or more), or a share of them in (0, 1) (rounded, at least one and never
+            all).
     """
 
     depth: int | float
@@ -61,11 +61,11 @@ def as_exits(value: Any) -> tuple[int | float, ...]:
 
 @dataclass(frozen=True)
 class WithoutBlocks(View):
-    """All layers but some.
+    """All layers except some.
 
     Args:
-        share: how many are left out, a share of them in (0, 1), at least one; never the first or the last.
-        seed: which ones.
+        share: share of the layers that is left out, in (0, 1), at least one layer; never the first or the last.
+        seed: seed for choosing them.
     """
 
     share: float = 0.1
@@ -90,8 +90,8 @@ class VectorFile:
     """A steering vector on disk.
 
     Args:
-        folder: where ``textguide steering train`` wrote it.
-        fingerprint: of its content; another content is refused. None: whatever is there.
+        folder: folder that ``textguide steering train`` wrote.
+        fingerprint: of its content; any other content is refused. None: accept any content.
     """
 
     folder: str
@@ -104,13 +104,13 @@ class VectorFile:
 
 @dataclass(frozen=True)
 class Steered(View):
-    """All layers, with a vector added to the residual stream behind some of them, at every position.
+    """All layers, with a vector added to the residual stream after some of them, at every position.
 
     Args:
-        vector: numbers, as many as the model is wide; a :class:`VectorFile`; or an object with ``directions`` (layers,
+        vector: numbers, as many as the model's width; a :class:`VectorFile`; or an object with ``directions`` (layers,
             width) and ``fingerprint``, such as a :class:`textguide.steering.SteeringVector`.
-        at: behind which layers: numbers from 0, or shares of the depth in (0, 1).
-        strength: what the vector is multiplied by.
+        at: after which layers: numbers from 0, or shares of the depth in (0, 1).
+        strength: factor of the vector.
     """
 
     vector: Any
@@ -132,12 +132,12 @@ class Steered(View):
 
 @dataclass(frozen=True)
 class MaskedHeads(View):
-    """All layers, with nothing coming from some of their attention heads.
+    """All layers, with the output of some attention heads set to 0.
 
     Args:
-        heads: pairs of a layer and a head of it, both numbers from 0. None: the heads that copy most from the text,
-            which are looked for in the model.
-        count: how many are looked for.
+        heads: pairs of a layer and a head in it, both counted from 0. None: the heads that copy most from the text,
+            which are found in the model.
+        count: number of heads to find.
     """
 
     heads: tuple[tuple[int, int], ...] | None = None
@@ -160,11 +160,11 @@ class MaskedHeads(View):
 
 @dataclass(frozen=True)
 class Adapted(View):
-    """All layers, with the adapter that ``textguide distill`` trained put into them.
+    """All layers, with an adapter from ``textguide distill`` applied to them.
 
     Args:
-        folder: the adapter's.
-        scale: γ of the guidance that it stands for.
+        folder: folder of the adapter.
+        scale: γ of the guidance that the adapter reproduces.
     """
 
     folder: str

@@ -51,7 +51,7 @@ class Effect(Shown):
         if not self.guided_steps:
             return "no guidance"
         text = (
-            f"KL {self.mean_kl:.3f} nats a token (largest {self.max_kl:.2f}), "
+            f"KL {self.mean_kl:.3f} nats per token (largest {self.max_kl:.2f}), "
             f"top token changed at {self.top_changed:.0%} of {self.guided_steps} steps, "
             f"{self.extra_passes} extra passes"
         )

@@ -96,50 +96,110 @@ def guided_step(
     if guidance is None and allowed is None and reweight is None:
         return StepOutcome(logits)
 
-    # The branches, normalised, and the rule.
-    branches: Tensor | None = None
-    normaliser: Tensor | None = None
-    if guidance is None or rows is not None:
-        guided = plain = logits if normalised else log_softmax(logits)
-    if guidance is not None:
-        stacked = _stack(logits if rows is None else logits[rows], extra)
-        # A token that one branch forbids keeps its conditional log-probability, which logits do not have.
-        as_logits = greedy and guidance.ignores_shifts and bool((stacked > FORBIDDEN).all())
-        branches = stacked if normalised or as_logits else log_softmax(stacked)
-        combined = combine_branches(guidance, branches, step)
-        if as_logits:
-            return StepOutcome(combined, valid=combined.amax(-1).isfinite())
-        if weigh:
-            normaliser = combined.double().logsumexp(-1)
-            combined = combined - normaliser[:, None].to(combined.dtype)
-        elif guidance.renormalize or rows is not None:
-            combined = log_softmax(combined)
-        if rows is None:
-            guided, plain = combined, branches[0]
-        else:
-            guided = plain.clone()
-            guided[rows] = combined
+    if greedy and guidance is not None and guidance.ignores_shifts:
+        scores = _greedy_scores(logits, extra, guidance, step)
+        if scores is not None:
+            return StepOutcome(scores, valid=scores.amax(-1).isfinite())
 
-    # What may be written, and what classifiers and rewards make of it.
+    # 1. The rule combines the branches.
+    combined = _combine(logits, extra, guidance, step, rows, weigh=weigh, normalised=normalised)
+
+    # 2. The constraint, and then classifiers and rewards, change what it gave.
     if allowed is not None:
-        guided = log_softmax(guided.masked_fill(~allowed, -torch.inf))
-        plain = log_softmax(plain.masked_fill(~allowed, -torch.inf))
-    is_normal = guidance is None or guidance.renormalize or weigh or rows is not None or allowed is not None
+        combined = _limit(combined, allowed)
     reweighted: Tensor | None = None
     if reweight is not None:
-        changed_log_probs, reweighted = reweight(guided if is_normal else log_softmax(guided))
-        guided = torch.where(reweighted[:, None], changed_log_probs, guided)
+        changed_log_probs, reweighted = reweight(combined.normal_log_probs())
+        combined.guided = torch.where(reweighted[:, None], changed_log_probs, combined.guided)
 
-    outcome = StepOutcome(guided, guided, plain, branches, normaliser, reweighted=reweighted, rows=rows)
+    # 3. What that did, and the scores that processors and the draw see.
+    guided = combined.guided
+    outcome = StepOutcome(
+        guided, guided, combined.plain, combined.branches, combined.normaliser, reweighted=reweighted, rows=rows
+    )
     if measure:
-        _measure(outcome, guided if is_normal else log_softmax(guided), plain)
+        _measure(outcome, combined.normal_log_probs(), combined.plain)
     else:
         outcome.valid = guided.amax(-1).isfinite()
     if not normalised:
         outcome.scores = guided + logits.logsumexp(-1, keepdim=True)
-    if guidance is None and reweighted is not None and allowed is None:
+    if reweighted is not None and guidance is None and allowed is None:
         outcome.scores = torch.where(reweighted[:, None], outcome.scores, logits)
     return outcome
+
+
+def _greedy_scores(logits: Tensor, extra: Tensor | None, guidance: BranchGuidance, step: Step) -> Tensor | None:
+    """The rule on logits instead of log-probabilities; None if a branch forbids a token, which then keeps its
+    conditional log-probability, a number that logits do not have."""
+    stacked = _stack(logits, extra)
+    if bool((stacked > FORBIDDEN).all()):
+        return combine_branches(guidance, stacked, step)
+    return None
+
+
+@dataclass
+class _Combined:
+    """What the rule made of the branches.
+
+    Args:
+        guided: guided log-probabilities, (B, V).
+        plain: those of the conditional branch, (B, V).
+        is_normal: whether ``guided`` is normalised.
+        branches: those of all branches in the rows that were combined.
+        normaliser: what ``guided`` was normalised by, if that was asked for.
+    """
+
+    guided: Tensor
+    plain: Tensor
+    is_normal: bool = True
+    branches: Tensor | None = None
+    normaliser: Tensor | None = None
+
+    def normal_log_probs(self) -> Tensor:
+        """Guided log-probabilities, normalised."""
+        return self.guided if self.is_normal else log_softmax(self.guided)
+
+
+def _combine(
+    logits: Tensor,
+    extra: Tensor | None,
+    guidance: BranchGuidance | None,
+    step: Step,
+    rows: Tensor | None,
+    *,
+    weigh: bool,
+    normalised: bool,
+) -> _Combined:
+    """Combine the branches of all rows, or of some ``rows``; without a guidance, the conditional branch."""
+    if guidance is None:
+        log_probs = logits if normalised else log_softmax(logits)
+        return _Combined(log_probs, log_probs)
+    if rows is not None:
+        some = _combine(logits[rows], extra, guidance, step, None, weigh=weigh, normalised=normalised)
+        return _among(rows, some, logits if normalised else log_softmax(logits))
+    stacked = _stack(logits, extra)
+    branches = stacked if normalised else log_softmax(stacked)
+    scores = combine_branches(guidance, branches, step)
+    if weigh:
+        normaliser = scores.double().logsumexp(-1)
+        return _Combined(scores - normaliser[:, None].to(scores.dtype), branches[0], True, branches, normaliser)
+    if guidance.renormalize:
+        scores = log_softmax(scores)
+    return _Combined(scores, branches[0], guidance.renormalize, branches)
+
+
+def _among(rows: Tensor, some: _Combined, log_probs: Tensor) -> _Combined:
+    """All rows, of which ``some`` were combined; all are normalised."""
+    guided = log_probs.clone()
+    guided[rows] = some.normal_log_probs()
+    return _Combined(guided, log_probs, True, some.branches, some.normaliser)
+
+
+def _limit(combined: _Combined, allowed: Tensor) -> _Combined:
+    """Leave the tokens that are ``allowed``, bool (B, V), and normalise."""
+    guided = log_softmax(combined.guided.masked_fill(~allowed, -torch.inf))
+    plain = log_softmax(combined.plain.masked_fill(~allowed, -torch.inf))
+    return replace(combined, guided=guided, plain=plain, is_normal=True)
 
 
 def guided_log_probs(guidance: BranchGuidance, logp: Tensor, step: Step) -> Tensor:

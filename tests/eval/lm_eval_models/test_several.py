@@ -47,7 +47,7 @@ def decoded(log_weights: list[float] | None, rows: int, finished: list[bool] | N
         calls=0,
         resamplings=0,
     )
-    return Decoded(torch.tensor([[7, row] for row in range(rows)]), [1] * rows, Effect(), constraint=outcome)
+    return Decoded(torch.tensor([[7, row] for row in range(rows)]), [1] * rows, Effect(), population=outcome)
 
 
 def test_weighed_texts_are_drawn_in_proportion() -> None:

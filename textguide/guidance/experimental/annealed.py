@@ -17,19 +17,19 @@ from ..scaled import Contrast
 
 @dataclass(frozen=True)
 class AnnealedCFG(Contrast):
-    """Classifier-free guidance whose scale follows from how far the branches are apart.
+    """Classifier-free guidance whose scale depends on the distance between the branches.
 
-    ``lu + γ(s, d)(lc − lu)`` with ``γ(s, d) = 1 + (γ(s) − 1) m(d)``: the schedule moves γ(s) with progress, and ``m``
-    is a broken line over ``d``, the root mean square of the centred ``lc − lu`` in nats. The paper learns a small
-    network of progress and ``‖lc − lu‖``; this is a map that can be written down. Costs what classifier-free guidance
-    costs.
+    ``lu + γ(s, d)(lc − lu)`` with ``γ(s, d) = 1 + (γ(s) − 1) m(d)``: the schedule changes γ(s) with progress, and
+    ``m`` is a piecewise linear function of ``d``, the root mean square of the centred ``lc − lu`` in nats. The paper
+    trains a small network on progress and ``‖lc − lu‖``; this is a function that can be written down. Costs the same
+    as classifier-free guidance.
 
-    Experimental: the network's weights carry over to no other model, and the default line is a guess: full guidance
-    where the branches nearly agree, none from 4 nats on.
+    Experimental: the weights of the paper's network do not transfer to other models, and the default function is a
+    guess: full guidance if the branches nearly agree, none from 4 nats on.
 
     Args:
-        line: corners ``(d, m)`` of the broken line, ``d`` rising; constant beyond its ends. A single corner at m = 1 is
-            classifier-free guidance.
+        line: corners ``(d, m)`` of the piecewise linear function, with ``d`` increasing; constant beyond the first and
+            the last corner. A single corner at m = 1 is classifier-free guidance.
     """
 
     line: Any = field(default=((0.0, 1.0), (4.0, 0.0)), kw_only=True)

@@ -16,20 +16,20 @@ from ..scaled import Scaled
 
 @dataclass(frozen=True)
 class CorrSynth(Scaled):
-    """Prompts that are decoded together, each moving away from what the others are about to write.
+    """Decode several prompts together, each moving away from the tokens that the others are about to generate.
 
-    ``lᵢ + (γ − 1)(lᵢ − mean_j lⱼ)`` with ``j`` the other texts of the group that are still being written, each at its
-    own last token: texts for several classes, one prompt a class, that differ in what makes the class. The prompts
-    follow each other, ``group`` of them at a time. With ``num_return_sequences`` a group is written as often, and the
-    first texts of its prompts belong together, the second ones, and so on: copies of a prompt never meet. K texts cost
-    K rows, no more than plain decoding.
+    ``lᵢ + (γ − 1)(lᵢ − mean_j lⱼ)``, where ``j`` runs over the other texts of the group that are still being
+    generated, each at its own last token. With one prompt per class, the texts of different classes become more
+    distinct. Prompts are grouped in their order, ``group`` of them at a time. With ``num_return_sequences``, each
+    group is generated that many times: the first texts of its prompts form one group, the second ones another, so
+    copies of a prompt are never contrasted. K texts cost K rows, the same as plain decoding.
 
-    Experimental: the paper's constants were not to be had, and it also knows pairings other than with the mean. What is
-    written depends on the whole group, so that a batch is not its rows one by one, and a text cannot be scored.
-    Refused beside particles and branching, whose rows do not keep their places.
+    Experimental: the paper's constants could not be obtained, and the paper also describes pairings other than with
+    the mean. The output depends on the whole group, so a batch differs from its rows one by one, and a text cannot be
+    scored. CorrSynth is refused in combination with particles or branching, whose rows do not keep their positions.
 
     Args:
-        group: K, how many prompts belong together, 2 or more; the batch holds whole groups.
+        group: K, the number of prompts in a group, 2 or more; the batch consists of whole groups.
     """
 
     group: int = field(default=2, kw_only=True)
@@ -38,7 +38,7 @@ class CorrSynth(Scaled):
     name = "corrsynth"
     about = About(
         "2411.08553", "lᵢ + (γ − 1)(lᵢ − mean of the other rows' l)", "nothing", "γ = 1",
-        "sets of texts, one prompt a class", experimental=True,
+        "sets of texts with one prompt per class", experimental=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -16,19 +16,19 @@ from ..scaled import Contrast
 
 @dataclass(frozen=True)
 class DynamicCFG(Contrast):
-    """Classifier-free guidance with the scale chosen anew at every step, from a grid, by a score of the outcome.
+    """Classifier-free guidance that chooses the scale at every step, from a grid, by a score of the result.
 
-    Every γ of the grid is tried on the two passes that were made anyway, and the largest one is taken whose
-    distribution stays within ``budget`` nats of the unguided one, KL(guided‖unguided): the score asks for as much of
-    the prompt as the model's own distribution bears. Costs what classifier-free guidance costs; the grid is arithmetic.
+    Every γ of the grid is applied to the two passes that are run anyway. The largest one whose distribution stays
+    within ``budget`` nats of the unguided one, KL(guided‖unguided), is used. So guidance is as strong as the model's
+    own distribution allows. Costs the same as classifier-free guidance; the grid is only arithmetic.
 
-    Experimental: the paper scores images with evaluators of alignment and quality, on the grid 1, 3, 7.5, 11, 15; a
-    text that is half written has none, and the budget stands in for them.
+    Experimental: the paper scores images with evaluators of alignment and quality, on the grid 1, 3, 7.5, 11, 15.
+    There is no such evaluator for a half-written text, so the budget replaces them.
 
     Args:
-        scale: an upper bound on the grid; 1 changes nothing.
-        scales: the grid, each 1 or more; 1 is always in it.
-        budget: nats.
+        scale: upper bound on the grid; 1 changes nothing.
+        scales: the grid, each 1 or more; 1 is always included.
+        budget: in nats.
     """
 
     scale: float = 3.0
@@ -38,7 +38,7 @@ class DynamicCFG(Contrast):
     name = "dynamic"
     about = About(
         "2509.16131", "lu + γ (lc − lu), the largest γ of a grid with KL(guided‖lc) ≤ budget", ROW, "γ = 1",
-        "a scale that nobody wants to choose", experimental=True,
+        "guidance without choosing a scale", experimental=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -12,28 +12,27 @@ from ..needs import Need
 
 @dataclass(frozen=True)
 class EAGer(Sampling):
-    """Spend further samples where the model hesitates: a text forks where its next-token distribution has much entropy.
+    """Spend extra samples when the model is uncertain: a text forks if its next-token distribution has a high entropy.
 
-    Each prompt starts as one text. Where the entropy of the guided distribution, before processors and warpers, exceeds
-    ``entropy_threshold`` nats, a second text goes on from the same tokens with another token: a draw from the
-    distribution without the first one's (the next most likely one in greedy decoding). Both may fork again, until
-    ``max_branches`` texts of the prompt exist. What they share is read once.
+    Each prompt starts as one text. If the entropy of the guided distribution, before processors and warpers, exceeds
+    ``entropy_threshold`` nats, a second text continues from the same tokens with a different token: a draw from the
+    distribution without the first text's token (in greedy decoding, the next most likely one). Both may fork again,
+    until the prompt has ``max_branches`` texts. Shared tokens are read once.
 
-    :func:`textguide.eager` gives the texts of each prompt and who forked from whom; as a guidance, rows of the output
-    are prompts times ``max_branches``, of which those that were not needed are empty. Helps where several answers are
-    compared or voted on, at a fraction of the tokens of as many independent samples. Costs one row in the same pass a
-    text.
+    :func:`textguide.eager` returns the texts of each prompt and which text forked from which. Used as a guidance, the
+    output has prompts × ``max_branches`` rows, and unused rows are empty. Useful if several answers are compared or
+    voted on, with a fraction of the tokens of as many independent samples. Costs one row in the same pass per text.
 
-    Experimental: which token the new branch takes, and that entropy is measured before the temperature, are the
-    clearest readings of the method, not checked against the authors' code; their second stage, which gives unspent
-    branches to the prompts that used all of theirs, is left out.
+    Experimental: which token the new branch gets, and that the entropy is measured before the temperature, are the
+    most plausible readings of the method. They were not checked against the authors' code. The authors' second stage,
+    which gives unused branches to the prompts that used all of theirs, is left out.
 
     Args:
-        entropy_threshold: nats above which a text forks. The paper uses 2.0 to 2.4, at temperature 0.6.
-        max_branches: most texts a prompt, the first one included. The paper uses up to 32.
+        entropy_threshold: entropy in nats above which a text forks. The paper uses 2.0 to 2.4, at temperature 0.6.
+        max_branches: maximum number of texts per prompt, including the first one. The paper uses up to 32.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     entropy_threshold: float = 2.2
@@ -41,9 +40,9 @@ class EAGer(Sampling):
 
     name: ClassVar[str] = "eager"
     about: ClassVar[About] = About(
-        "2510.11170", "lc; a second text with another token where its entropy exceeds a threshold",
-        "one row in the same pass for every text", "one branch", "several answers for less than as many samples",
-        experimental=True,
+        "2510.11170", "lc; a text forks, with another token, if its entropy exceeds a threshold",
+        "one row in the same pass for every text", "one branch",
+        "several answers at a lower cost than independent samples", experimental=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

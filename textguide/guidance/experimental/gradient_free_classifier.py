@@ -17,33 +17,33 @@ from ..scaled import Scaled
 
 @dataclass(frozen=True)
 class GradientFreeClassifier(Scaled):
-    """Move away from the class that a classifier takes the text for, as far as it does.
+    """Move away from the class with which a classifier confuses the text, in proportion to the confusion.
 
-    At every step a classifier reads the text so far. Among the other classes, the one that it holds for most likely is
-    the reference: classifier-free guidance then runs against the prompt of that class, ``lr + γ (lc − lr)`` with
-    ``γ = 1 + (scale − 1) · κ``, where ``κ = p(reference) / (p(reference) + p(target))`` is the confusion of the two: 0
-    where the classifier is sure of the target, a half where it cannot tell, 1 where it is sure of the reference. The
-    user's own prompt is that of the target. Costs one row in the same pass for each other class, and one classifier
-    call on one text a row and step; no gradient, and no candidate is scored.
+    At every step a classifier reads the text so far. The most likely of the other classes is the reference.
+    Classifier-free guidance then moves away from the prompt of that class, ``lr + γ (lc − lr)`` with
+    ``γ = 1 + (scale − 1) · κ``. ``κ = p(reference) / (p(reference) + p(target))`` is the confusion of the two classes:
+    0 if the classifier is sure of the target, a half if it cannot decide, 1 if it is sure of the reference. The user's
+    own prompt is the prompt of the target. Costs one row in the same pass for each other class, and one classifier
+    call on one text per row and step; no gradient is needed, and no candidate is scored.
 
     Experimental: the paper determines "a time-adaptive reference class label and corresponding guidance scale" at each
-    step of an image's denoising, from a classifier of half-denoised images. Its schedule for the scale is not
-    reproduced: that γ grows in proportion to the confusion of two classes, and the form of that confusion, are choices
-    made here. The branches of all classes are run at every step, since each keeps a cache that has to follow the text;
-    the paper runs that of the reference alone.
+    step of an image's denoising, with a classifier of half-denoised images. Its schedule for the scale is not
+    reproduced: that γ grows in proportion to the confusion of two classes, and the definition of that confusion, are
+    choices made here. The branches of all classes run at every step, because each has a cache that must follow the
+    text; the paper only runs the branch of the reference.
 
     Args:
-        classifier: what gives ``log p(class|text)``: an object of ``textguide.classifiers``, or its name.
+        classifier: the source of ``log p(class|text)``: an object of ``textguide.classifiers``, or its name.
         target: the class that the prompt asks for, by name or number.
         prompts: for each other class that may be the reference, the prompt that asks for it: a mapping from the class
             to a prompt as for ``negative_prompt`` of :class:`textguide.CFG`.
-        scale: γ where the classifier is sure of the reference. 1 changes nothing.
-        system: the prompts are system prompts, which take the place of the chat's own.
-        include_prompt: whether the classifier reads the prompt too, or only what was written behind it. Leave it out
-            where the prompt names the class.
+        scale: γ if the classifier is sure of the reference. 1 changes nothing.
+        system: the prompts are system prompts, which replace the chat's own.
+        include_prompt: whether the classifier also reads the prompt, or only the generated text. Exclude the prompt if
+            it names the class.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     scale: float = field(default=3.0, kw_only=True)
@@ -56,9 +56,9 @@ class GradientFreeClassifier(Scaled):
     name = "gradient-free-classifier"
     reads_class_log_probs = True
     about = About(
-        "2411.15393", "lr + γ (lc − lr), r the class that the text is taken for, γ by how much it is",
+        "2411.15393", "lr + γ (lc − lr), r the class that the text is confused with, γ by how much it is",
         f"{ROW} for each other class, and a classifier call on one text", "γ = 1",
-        "a class that the text should not be taken for",
+        "texts that should not be mistaken for another class",
         '{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
         '"prompts": {"negative": "A sad text:"}}',
         experimental=True,

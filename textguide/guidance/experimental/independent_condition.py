@@ -18,13 +18,14 @@ PASSAGE = (
 
 @dataclass(frozen=True)
 class IndependentCondition(Scaled):
-    """Move away from what the model says behind an unrelated prompt of the same length.
+    """Move away from the model's prediction after an unrelated prompt of the same length.
 
-    ``lu + γ (lc − lu)`` with ``u`` a text that has nothing to do with the prompt, which stands in for the unconditional
-    distribution of a model that was never trained without a condition. Costs one extra row in the same pass.
+    ``lu + γ (lc − lu)``, where ``u`` reads a text that has nothing to do with the prompt. It replaces the
+    unconditional distribution for models that were never trained without a condition. Costs one extra row in the same
+    pass.
 
-    Experimental: the paper speaks of images, where the condition is drawn from the data; here it is one fixed passage,
-    repeated or cut to the number of the prompt's tokens.
+    Experimental: the paper is about images and draws the condition from the data. Here it is one fixed passage,
+    repeated or cut to the number of tokens of the prompt.
 
     Args:
         prompt: the unrelated text, or its token ids.
@@ -35,7 +36,7 @@ class IndependentCondition(Scaled):
     name = "independent-condition"
     about = About(
         "2407.02687", "lu + γ (lc − lu), u an unrelated prompt of the same length", ROW, "γ = 1",
-        "models that say nothing sensible without a prompt", experimental=True,
+        "models that produce nothing sensible without a prompt", experimental=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -15,18 +15,18 @@ from ..views import WithoutBlocks
 
 @dataclass(frozen=True)
 class S2Guidance(Contrast):
-    """Classifier-free guidance that also moves away from a weakened self.
+    """Classifier-free guidance that also moves away from a weakened version of the model.
 
-    ``lu + γ (lc − lu) − ω (ld − lc)``, with ``d`` the same prompt read with a tenth of the blocks left out. The paper
-    drops other blocks at every denoising step of an image model; here they stay the same for a run, since the weakened
-    pass keeps a cache. Costs one extra row in the same pass, and nine tenths of a pass of its own.
+    ``lu + γ (lc − lu) − ω (ld − lc)``, where ``d`` reads the same prompt with a tenth of the blocks left out. The
+    paper drops different blocks at every denoising step of an image model. Here they stay the same within a run,
+    because the weakened pass has a cache. Costs one extra row in the same pass, and nine tenths of an extra pass.
 
-    Experimental: the paper's ω was not to be had, and 0.25 is a guess.
+    Experimental: the paper's ω could not be obtained, and 0.25 is a guess.
 
     Args:
         weight: ω; 0 is plain classifier-free guidance.
         drop: share of the blocks that is left out, in (0, 1); never the first or the last.
-        seed: which ones.
+        seed: seed for choosing the blocks.
     """
 
     weight: float = field(default=0.25, kw_only=True)
@@ -36,7 +36,7 @@ class S2Guidance(Contrast):
     name = "s2"
     about = About(
         "2508.12880", "lu + γ (lc − lu) − ω (ld − lc), d with a tenth of the blocks left out",
-        f"{ROW}, and nine tenths of a pass", "γ = 1 and ω = 0", "where CFG helps", experimental=True,
+        f"{ROW}, and nine tenths of a pass", "γ = 1 and ω = 0", "tasks on which CFG helps", experimental=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

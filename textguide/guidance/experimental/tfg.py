@@ -19,35 +19,36 @@ MOST = 20_000
 
 @dataclass(frozen=True)
 class TFG(CanvasReweighting):
-    """Weigh tokens by what a predictor of *finished* texts says of the texts that a canvas stands for.
+    """Reweight tokens by what a predictor of *finished* texts returns for the texts that a canvas can become.
 
-    The denoised estimate of a canvas is the product of the distributions of its masks. ``samples`` texts are drawn from
-    it, and a token counts by the texts that have it in its place (arXiv 2501.14216, the guided rates of its section 3):
-    ``p'(v at l) ∝ Σ_k f(y | x_k)^ρ [x_k has v at l]``, whose limit for many samples is
-    ``p(v at l) · E[f(y|x)^ρ | v at l]``. The predictor needs no training on masks and no derivative.
+    The denoised estimate of a canvas is the product of the distributions of its masks. ``samples`` texts are drawn
+    from it, and a token's weight comes from the texts that contain it at its position (arXiv 2501.14216, the guided
+    rates of its section 3): ``p'(v at l) ∝ Σ_k f(y | x_k)^ρ [x_k has v at l]``, whose limit for many samples is
+    ``p(v at l) · E[f(y|x)^ρ | v at l]``. The predictor needs no training on masks and no gradient.
 
-    In front of it, where ``mean_strength`` μ is not 0, the estimate itself climbs for ``iterations`` steps (mean
-    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``, where
-    the predictor reads each mask as the mixture of its tokens. That needs a
+    Before that, if ``mean_strength`` μ is not 0, the estimate itself is optimised for ``iterations`` steps (mean
+    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``,
+    where the predictor reads each mask as the mixture of its tokens. This needs a
     :class:`textguide.classifiers.CanvasPredictor`.
 
     Experimental: the papers guide continuous variables, or rates in continuous time. Here the distributions of one
-    step are guided and ``order=`` says which of them are used. Recurrence (going back a step) is left out. μ acts on
-    log-probabilities, where the paper's acts on coordinates; its smoothing of ``f`` by Gaussian noise has no
-    counterpart among tokens. A block's masks alone are estimated; later blocks are left out of the text.
+    step are guided, and ``order=`` decides which of them are used. Recurrence (going back a step) is left out. μ acts
+    on log-probabilities, whereas the paper's acts on coordinates; the paper's smoothing of ``f`` by Gaussian noise has
+    no counterpart for tokens. Only the masks of the current block are estimated; later blocks are left out of the
+    text.
 
     Args:
-        predictor, target, weight: see :class:`CanvasGuidance`; weight is ρ, and a predictor such as a classifier of
-            whole texts is meant.
-        samples: texts drawn for each row, K. None: every text that is allowed, with its probability, which is exact and
-            for small canvases (up to 20,000 texts). 0: none, so that mean guidance acts alone.
+        predictor, target, weight: see :class:`CanvasGuidance`; weight is ρ. The predictor should be one of whole
+            texts, such as a classifier.
+        samples: number of texts drawn for each row, K. None: every allowed text with its probability, which is exact
+            and meant for small canvases (up to 20,000 texts). 0: none, so only mean guidance acts.
         mean_strength: μ; 0: no mean guidance.
-        iterations: steps of it.
+        iterations: steps of mean guidance.
 
-    Costs ``samples`` calls of the predictor a row and step, and ``iterations`` calls with a derivative.
+    Costs ``samples`` calls of the predictor per row and step, and ``iterations`` calls with a gradient.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     samples: int | None = 16
@@ -56,9 +57,9 @@ class TFG(CanvasReweighting):
 
     name = "tfg"
     about = About(
-        "2409.15761", "Σ f(y|x)^ρ over texts x drawn from the denoised estimate that have the token",
-        "`samples` calls of the predictor a row", "ρ = 0, or no samples; and μ = 0",
-        "a property of finished texts that any function judges", "tfg:predictor=sentiment,target=positive",
+        "2409.15761", "Σ f(y|x)^ρ over texts x that have the token, drawn from the denoised estimate",
+        "`samples` predictor calls per row", "ρ = 0, or no samples; and μ = 0",
+        "a property of finished texts that any function can judge", "tfg:predictor=sentiment,target=positive",
         experimental=True, compared="it fills canvases",
     )  # fmt: skip
 

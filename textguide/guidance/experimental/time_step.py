@@ -17,7 +17,7 @@ class Noisier(CanvasEdit):
     """The canvas of a masked diffusion model at a noise level that is higher by ``shift``.
 
     Args:
-        shift: by how much of the way from a full canvas (0) to an empty one (1).
+        shift: increase of the noise level, on a scale from a full canvas (0) to an empty one (1).
     """
 
     shift: float = 0.1
@@ -27,26 +27,25 @@ class Noisier(CanvasEdit):
 
 @dataclass(frozen=True)
 class TimeStepGuidance(Scaled):
-    """Move the distribution away from what the model says of the same canvas at a higher noise level.
+    """Move away from the model's prediction for the same canvas at a higher noise level.
 
-    ``L = L(z, t̃) + γ (L(z, t) − L(z, t̃))`` on normalised log-probabilities (section 4 of the paper, its scale is γ): a
-    model that believes the canvas noisier than it is says less of it, in every condition and in none, so that no prompt
-    is needed.
+    ``L = L(z, t̃) + γ (L(z, t) − L(z, t̃))`` on normalised log-probabilities (section 4 of the paper, its scale is γ).
+    A model that assumes more noise than there is predicts less, with any condition or none, so no prompt is needed.
 
-    Experimental: the paper perturbs the embedding of the time by Gaussian noise of scale ``s·t^α``. Here a denoiser
-    that reads a time (:attr:`textguide.diffusion.Denoiser.time`) reads the same canvas at ``min(1, t + shift)``. One
-    that reads none knows the noise by the share of masks alone: filled positions, drawn at random, are masked again
-    until their share is ``min(1, t + shift)``, as the forward process would. Then the two branches differ in the canvas
-    too, which is A-CFG with positions at random; the prompt stays.
+    Experimental: the paper perturbs the embedding of the time by Gaussian noise of scale ``s·t^α``. Here, a denoiser
+    that reads a time (:attr:`textguide.diffusion.Denoiser.time`) reads the same canvas at ``min(1, t + shift)``. A
+    denoiser that reads no time only knows the noise level from the share of masks: random filled positions are masked
+    again until their share is ``min(1, t + shift)``, as in the forward process. Then the two branches also differ in
+    the canvas, which is A-CFG with random positions; the prompt is kept.
 
     Args:
         scale: γ; 1 changes nothing. The paper uses 1.5 to 5 for images.
-        shift: by how much the noise level rises, in (0, 1].
+        shift: increase of the noise level, in (0, 1].
 
-    The schedule and the window move with the share of the canvas that is filled.
+    The schedule and the window follow the share of the canvas that is filled.
 
     Raises:
-        ValueError: a field has a value that cannot work; the message names it.
+        ValueError: a field has an invalid value; the message names it.
     """
 
     shift: float = 0.1

@@ -12,17 +12,17 @@ from ..scaled import Scaled
 
 @dataclass(frozen=True)
 class TokenPerturbation(Scaled):
-    """Move away from what the model says when the tokens of its prompt are shuffled.
+    """Move away from the model's prediction for a prompt with shuffled tokens.
 
-    ``lp + γ (lc − lp)`` with ``p`` the shuffled prompt: the same words in no order. The paper writes ``s⁺ + k (s⁺ −
-    s⁻)``, so that ``γ = k + 1``, and shuffles tokens inside chosen layers of an image model (k = 3). Costs one extra
-    row in the same pass.
+    ``lp + γ (lc − lp)``, where ``p`` reads the shuffled prompt: the same tokens in random order. The paper writes
+    ``s⁺ + k (s⁺ − s⁻)``, so ``γ = k + 1``, and shuffles tokens inside chosen layers of an image model (k = 3). Costs
+    one extra row in the same pass.
 
-    Experimental: a language model that reads from left to right has its order in the input, which is what is shuffled
-    here; the last token stays, since the text goes on from it.
+    Experimental: in a language model that reads from left to right, the order is in the input, so the input is
+    shuffled here. The last token stays, because the text continues from it.
 
     Args:
-        seed: of the shuffled order.
+        seed: seed of the shuffled order.
     """
 
     seed: int = field(default=0, kw_only=True)

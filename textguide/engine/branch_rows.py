@@ -1,0 +1,90 @@
+"""The rows of the branches that one model runs: read in one pass, continued, moved and taken back.
+
+Generation and the logits processors decode with :class:`BranchRows`, scoring reads with :func:`read_branch`, and all of
+them check what they read with :func:`textguide.engine.branch_inputs.check_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..forward import prefill, row_batch
+from ..forward.model_adapter import adapter
+from ..forward.row_batch import Rows
+
+
+def read_branch(
+    model: Any,
+    texts: Sequence[Sequence[int]],
+    written: Tensor | None = None,
+    *,
+    keep: int = 1,
+    fast: bool = True,
+    sharing: bool = False,
+) -> tuple[Rows, Tensor]:
+    """Read what a branch reads: its rows, and the last ``keep`` logits (R, keep, V).
+
+    Args:
+        model: the model that runs the branch, or a part of it.
+        texts: token ids of every row; for an encoder-decoder what its encoder reads.
+        written: for an encoder-decoder the tokens that its decoder starts with, (R, T).
+        fast: the pass need not reproduce the bits of plain decoding.
+        sharing: rows that read the same stay one row until they differ.
+    """
+    known = adapter(model)
+    if not known.is_encoder_decoder:
+        return prefill.read_prompts(model, texts, known.device, keep=keep, fast=fast, sharing=sharing)
+    assert written is not None
+    outputs, mask = prefill.encode(model, texts, written.device)
+    return prefill.read_encoded(model, written, outputs, mask, keep=keep)
+
+
+class BranchRows:
+    """Rows of one model: for each of its branches in turn every sample, branch after branch.
+
+    Args:
+        rows: the rows, ``len(branches)`` times the samples.
+        branches: numbers of the branches; 0 is the conditional one.
+    """
+
+    def __init__(self, rows: Rows, branches: list[int]) -> None:
+        self.rows = rows
+        self.branches = branches
+
+    @staticmethod
+    def join(several: Sequence[BranchRows]) -> BranchRows:
+        """All together; they must not be used afterwards."""
+        branches = [branch for one in several for branch in one.branches]
+        return BranchRows(row_batch.merge([one.rows for one in several]), branches)
+
+    def run_fast(self, fast: bool = True) -> None:
+        """State whether passes need not reproduce the bits of plain decoding."""
+        for batch in self.rows.batches():
+            batch.fast = fast
+
+    def forward(self, tokens: Tensor, keep: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """Read new ``tokens`` (B, k) of every sample; the branches, and their last ``keep`` logits (B, keep, V)."""
+        count = len(self.branches)
+        logits = self.rows.forward(tokens.repeat(count, 1), keep).to(tokens.device)
+        return zip(self.branches, logits.chunk(count), strict=True)
+
+    def select(self, samples: Tensor, size: int) -> None:
+        """Let every sample continue from what another one of ``size`` has read: their numbers, (B,)."""
+        first = torch.arange(len(self.branches))[:, None] * size
+        self.rows.select((first + samples.cpu()).flatten().to(self.rows.device))
+
+    def crop(self, columns: int) -> bool:
+        """Take back the last ``columns`` tokens of every row; False if the cache cannot."""
+        return self.rows.crop(columns)
+
+    def split_off(self, samples: int) -> BranchRows:
+        """Remove all branches but the first, which keeps its ``samples`` rows, and return them."""
+        rows = torch.arange(samples * len(self.branches), device=self.rows.device)
+        others = BranchRows(self.rows.split(rows[samples:]), self.branches[1:])
+        self.rows.select(rows[:samples])
+        self.branches = self.branches[:1]
+        return others

@@ -1,0 +1,1 @@
+"""One guided decoding step, which every loop calls."""
