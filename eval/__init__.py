@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .captions.captioning import CaptioningOptions, run_captioning
+    from .captions.captioning import run_captioning
+    from .captions.options import CaptioningOptions
     from .lm_eval_models.diffusion_lm import DiffusionLM
     from .lm_eval_models.guided_lm import GuidedLM
     from .lm_eval_models.vllm_lm import VLLMGuidedLM
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 # Public names and the modules that hold them: imported on first use, so that `import textguide.eval` stays
 # fast.
 _HOMES = {
-    "CaptioningOptions": "captions.captioning",
+    "CaptioningOptions": "captions.options",
     "Comparison": "statistics.paired",
     "DiffusionLM": "lm_eval_models.diffusion_lm",
     "FolderInUseError": "results.journal",

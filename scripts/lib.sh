@@ -30,3 +30,13 @@ prepare() {
 quietly() {
   "$PYTHON" -m pip --disable-pip-version-check "$1" --quiet "${@:2}"
 }
+
+# link_package FOLDER: FOLDER/textguide with links to the sources, laid out as the package is installed. In the repository
+# three of its folders are next to textguide/ instead of in it, where mypy and mkdocstrings do not find them.
+link_package() {
+  local path name
+  rm -rf "$1"
+  mkdir -p "$1/textguide"
+  for path in textguide/*; do ln -s "$PWD/$path" "$1/$path"; done
+  for name in logits_processors tasks eval; do ln -s "$PWD/$name" "$1/textguide/$name"; done
+}

@@ -1,14 +1,15 @@
 """Sudoku of 4×4, 6×6 and 9×9: grids, puzzles with one solution, and the check of an answer.
 
-A grid is a text of digits, row by row; in a puzzle ``0`` stands for an empty cell. Boxes are 2×2, 2 rows by 3
+A grid is a text of digits, row by row; in a puzzle ``0`` is an empty cell. Boxes are 2×2, 2 rows by 3
 columns, and 3×3.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -52,41 +53,54 @@ def _peers(side: int) -> tuple[tuple[int, ...], ...]:
 
 
 def solutions(puzzle: str, limit: int = 2, shuffle: random.Random | None = None) -> list[str]:
-    """Grids that agree with the clues of ``puzzle``, ``limit`` at most; ``shuffle`` tries digits in a random order."""
+    """Grids that agree with the clues of a puzzle.
+
+    Args:
+        puzzle: the grid, with 0 for an empty cell.
+        limit: largest number of grids.
+        shuffle: tries digits in a random order; None: in ascending order.
+    """
     side = side_of(puzzle)
-    peers, cells, found = _peers(side), [int(c) for c in puzzle], []
+    peers = _peers(side)
+    cells = [int(digit) for digit in puzzle]
+    grids: list[str] = []
     for cell, digit in enumerate(cells):
         if digit > side or (digit and any(cells[peer] == digit for peer in peers[cell])):
             return []
 
-    def open_digits(cell: int) -> list[int]:
-        taken = {cells[peer] for peer in peers[cell]}
-        return [digit for digit in range(1, side + 1) if digit not in taken]
-
     def fill() -> None:
-        best: tuple[int, list[int]] | None = None
-        for cell, digit in enumerate(cells):
-            if not digit:
-                options = open_digits(cell)
-                if best is None or len(options) < len(best[1]):
-                    best = cell, options
-                    if len(options) <= 1:
-                        break
-        if best is None:
-            found.append("".join(map(str, cells)))
+        cell, digits = _most_constrained(cells, peers)
+        if cell is None:
+            grids.append("".join(map(str, cells)))
             return
-        cell, options = best
         if shuffle is not None:
-            shuffle.shuffle(options)
-        for digit in options:
+            shuffle.shuffle(digits)
+        for digit in digits:
             cells[cell] = digit
             fill()
-            if len(found) >= limit:
+            if len(grids) >= limit:
                 break
         cells[cell] = 0
 
     fill()
-    return found
+    return grids
+
+
+def _most_constrained(cells: Sequence[int], peers: Sequence[Sequence[int]]) -> tuple[int | None, list[int]]:
+    """The first empty cell with the fewest digits that its peers allow, and these digits; no cell if all are filled."""
+    best: int | None = None
+    best_digits: list[int] = []
+    for cell, digit in enumerate(cells):
+        if digit:
+            continue
+        taken = {cells[peer] for peer in peers[cell]}
+        digits = [digit for digit in range(1, math.isqrt(len(cells)) + 1) if digit not in taken]
+        if best is None or len(digits) < len(best_digits):
+            best = cell
+            best_digits = digits
+            if len(digits) <= 1:  # no other cell can have fewer, except in a dead end, which is found next
+                break
+    return best, best_digits
 
 
 def held_out(grid: str) -> bool:

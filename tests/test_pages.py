@@ -28,9 +28,9 @@ def test_pages_know_dark_mode_and_narrow_screens(page: Path) -> None:
 
 def test_the_committed_pages_look_as_new_ones_do() -> None:
     pytest.importorskip("matplotlib")
-    from textguide.eval.captions import plots
+    from textguide.eval.captions import contact_sheet
 
     for page in (page for page in PAGES if page.name == "captions.html"):
         found = re.search(r"<style>(.*?)</style>", page.read_text(encoding="utf-8"), re.DOTALL)
         assert found is not None
-        assert found[1] == plots._STYLE
+        assert found[1] == contact_sheet._STYLE

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Type checkers read these imports and ``__all__``, which is a literal because they cannot evaluate an expression.
 if TYPE_CHECKING:
+    from . import (
+        batch,
+        captioning,
+        classifiers,
+        constraints,
+        diffusion,
+        distillation,
+        guidance,
+        models,
+        steering,
+    )
     from .captioning import caption
     from .distillation import DistillResult, DistillSettings, distill
     from .engine.custom_generate import GuidedDecoding
@@ -29,7 +41,8 @@ if TYPE_CHECKING:
     from .smc.lessons import Lessons
     from .step.effect import Effect
 
-# Public names and the modules that hold them: imported on first use, so that `import textguide` loads no torch.
+# The same names and the modules that define them, for __getattr__: imported on first use, so that `import textguide`
+# does not load torch.
 _HOMES = {
     "ACFG": "guidance",
     "AWRS": "guidance",
@@ -72,7 +85,7 @@ _HOMES = {
     "vllm_engine": "logits_processors.vllm_plugin.engine",
 }
 
-# Rooms that are used by their own name, imported on first use as well.
+# Subpackages that are public under their own names, also imported on first use.
 _MODULES = (
     "batch",
     "captioning",
@@ -85,18 +98,61 @@ _MODULES = (
     "steering",
 )
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [
+    "__version__",
+    "ACFG",
+    "AWRS",
+    "AWRSLogitsProcessor",
+    "Branched",
+    "CAIF",
+    "CAIFLogitsProcessor",
+    "CFG",
+    "CFGLogitsProcessor",
+    "DistillResult",
+    "DistillSettings",
+    "EAGer",
+    "Effect",
+    "Evidence",
+    "Explanation",
+    "FeynmanKac",
+    "GenerateResult",
+    "Guidance",
+    "GuidanceLogitsProcessor",
+    "GuidedDecoding",
+    "LMGuidance",
+    "Lessons",
+    "MaskedDiffusionCFGHook",
+    "PowerSampling",
+    "Reward",
+    "ScoreResult",
+    "Speculation",
+    "SpeculationReport",
+    "StreamChunk",
+    "caption",
+    "distill",
+    "eager",
+    "evidence",
+    "explain",
+    "generate",
+    "guided_decoding",
+    "load",
+    "score",
+    "stream",
+    "vllm_engine",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{home}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    # Hidden from type checkers, which would accept every misspelt name because of it.
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{home}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -14,10 +14,10 @@ NAMES = ("captions.json", "captions.jsonl", "captions.tsv", "captions.csv", "cap
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and what people said of it.
+    """One picture and the captions that people wrote.
 
     Args:
-        name: what identifies it.
+        name: identifies the picture.
         path: its file.
         references: captions by people.
     """
@@ -32,24 +32,23 @@ def read(source: str | Path) -> list[Picture]:
 
     Args:
         source: COCO annotations (``images`` and ``annotations``); a list of ``{"file_name" or "image_name",
-            "captions"}`` (as Karpathy's splits have them) in a ``.json`` or ``.jsonl`` file; lines of
-            ``file<tab>caption`` (``.tsv``, ``.txt``) or ``file,caption`` (``.csv``), where a file may have several
-            lines; or a folder with one of these under the name ``captions.*``. Images are looked for beside the
-            captions, and in folders there.
+            "captions"}`` (as in Karpathy's splits) in a ``.json`` or ``.jsonl`` file; lines of ``file<tab>caption``
+            (``.tsv``, ``.txt``) or ``file,caption`` (``.csv``), with several lines for a file if it has several
+            captions; or a folder with one of these under the name ``captions.*``. Images are searched for in the folder
+            of the captions, and in folders below it.
 
     Raises:
-        ValueError: there is no such file, or it cannot be understood.
+        ValueError: there is no such file, or it does not have one of these formats.
     """
-    given = Path(source)
-    file = given
-    if given.is_dir():
-        found = [given / name for name in NAMES if (given / name).is_file()]
-        if not found:
-            raise ValueError(f"--data {given} has no {', '.join(NAMES)}; put the captions there")
-        file = found[0]
+    file = Path(source)
+    if file.is_dir():
+        files = [file / name for name in NAMES if (file / name).is_file()]
+        if not files:
+            raise ValueError(f"--data {file} does not have one of {', '.join(NAMES)}; put the captions there")
+        file = files[0]
     if not file.is_file():
         raise ValueError(
-            f"--data {given} does not exist; name a folder with images and captions, or a file of captions"
+            f"--data {source} does not exist; name a folder with images and captions, or a file of captions"
         )
     try:
         rows = _rows(file)
@@ -58,25 +57,17 @@ def read(source: str | Path) -> list[Picture]:
     rows = {name: texts for name, texts in rows.items() if texts}
     if not rows:
         raise ValueError(f"--data {file} holds no captions")
-    return [Picture(name, _place(file.parent, name), tuple(texts)) for name, texts in rows.items()]
+    return [Picture(name, _path(file.parent, name), tuple(texts)) for name, texts in rows.items()]
 
 
 def _rows(file: Path) -> dict[str, list[str]]:
+    """Captions by the name of their image."""
     text = file.read_text(encoding="utf-8-sig")
-    rows: dict[str, list[str]] = {}
     if file.suffix == ".jsonl":
         return _entries([json.loads(line) for line in text.splitlines() if line.strip()])
     if file.suffix == ".json":
-        values = json.loads(text)
-        if isinstance(values, Mapping) and "annotations" in values:
-            names = {image["id"]: str(image["file_name"]) for image in values["images"]}
-            rows = {name: [] for name in names.values()}
-            for annotation in values["annotations"]:
-                rows[names[annotation["image_id"]]].append(str(annotation["caption"]))
-            return rows
-        if isinstance(values, Mapping):
-            values = values.get("images", [{"file_name": k, "captions": v} for k, v in values.items()])
-        return _entries(values)
+        return _json_rows(json.loads(text))
+    rows: dict[str, list[str]] = {}
     separator = "," if file.suffix == ".csv" else "\t"
     for number, line in enumerate(csv.reader(text.splitlines(), delimiter=separator), start=1):
         if not line:
@@ -87,21 +78,34 @@ def _rows(file: Path) -> dict[str, list[str]]:
     return rows
 
 
+def _json_rows(values: Any) -> dict[str, list[str]]:
+    """COCO's annotations, Karpathy's splits, a list of entries, or a mapping from images to captions."""
+    if not isinstance(values, Mapping):
+        return _entries(values)
+    if "annotations" in values:
+        names = {image["id"]: str(image["file_name"]) for image in values["images"]}
+        rows: dict[str, list[str]] = {name: [] for name in names.values()}
+        for annotation in values["annotations"]:
+            rows[names[annotation["image_id"]]].append(str(annotation["caption"]))
+        return rows
+    if "images" in values:
+        return _entries(values["images"])
+    return _entries([{"file_name": name, "captions": captions} for name, captions in values.items()])
+
+
 def _entries(values: list[Any]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for entry in values:
         name = next(entry[key] for key in ("file_name", "image_name", "filename", "image") if key in entry)
         captions = entry.get("captions", entry.get("caption", entry.get("sentences")))
         captions = [captions] if isinstance(captions, str) else captions
-        rows.setdefault(str(name), []).extend(str(c["raw"] if isinstance(c, Mapping) else c) for c in captions)
+        texts = [caption["raw"] if isinstance(caption, Mapping) else caption for caption in captions]
+        rows.setdefault(str(name), []).extend(map(str, texts))
     return rows
 
 
-def _place(folder: Path, name: str) -> Path:
-    beside = folder / name
-    if beside.is_file():
-        return beside
-    for inner in ("images", "val2014", "train2014", "val2017", "train2017"):
+def _path(folder: Path, name: str) -> Path:
+    for inner in (".", "images", "val2014", "train2014", "val2017", "train2017"):
         if (folder / inner / name).is_file():
             return folder / inner / name
-    return beside
+    return folder / name

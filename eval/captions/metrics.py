@@ -1,7 +1,7 @@
-"""How captions compare with those of people: BLEU, ROUGE-L and CIDEr through pycocoevalcap, and how varied they are.
+"""Captions compared with those of people (BLEU, ROUGE-L and CIDEr through pycocoevalcap), and their variety.
 
-METEOR and SPICE need Java and large files: :func:`java_metrics` runs them where both are there, and :data:`NEEDS_JAVA`
-names them.
+METEOR and SPICE (:data:`NEEDS_JAVA`) need Java and large files; :func:`java_metrics` computes them if both are
+installed.
 """
 
 from __future__ import annotations
@@ -29,29 +29,33 @@ _WORD = re.compile(r"[^\W_]|^['’](?:s|re|ve|ll|d|m|t)$|^n't$|[$%#&@+*=]", re.I
 
 
 def tokenize(text: str) -> list[str]:
-    """Words in the way of the Penn treebank, lower case and without punctuation, as COCO's evaluation has them:
-    ``The man's dog doesn't sit.`` → ``the man 's dog does n't sit``."""
-    split = _NOT.sub(lambda found: f"{found[1]} n\u0000t", text.replace("\n", " "))
+    """Words as in the Penn treebank, in lower case and without punctuation, as COCO's evaluation splits them.
+
+    ``The man's dog doesn't sit.`` becomes ``the man 's dog does n't sit``.
+    """
+    # "n't" is marked by a zero character, since _TOKEN would split it at the apostrophe.
+    marked = _NOT.sub(lambda match: f"{match[1]} n\u0000t", text.replace("\n", " "))
     tokens = []
-    for piece in split.split():
-        if piece == "n\u0000t" or piece.startswith("n\u0000t"):
+    for piece in marked.split():
+        rest = piece
+        if piece.startswith("n\u0000t"):
             tokens.append("n't")
-            piece = piece[3:]
-        tokens += _TOKEN.findall(piece)
+            rest = piece[3:]
+        tokens += _TOKEN.findall(rest)
     return [token.lower().replace("’", "'") for token in tokens if _WORD.search(token)]
 
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Scores of captions against references; arrays have one number a caption.
+    """Scores of captions against references; arrays have one row per caption.
 
     Args:
-        cider: CIDEr (with the weights of words from these references), (n,).
+        cider: CIDEr, with weights of words from these references, (n,).
         rouge_l: ROUGE-L, (n,).
-        matched: n-grams of length 1 to 4 that a reference has too, (n, 4).
-        possible: n-grams of length 1 to 4, (n, 4).
-        length: words, (n,).
-        closest: words of the reference whose length is nearest, (n,).
+        matched: number of n-grams of length 1 to 4 that a reference contains too, (n, 4).
+        possible: number of n-grams of length 1 to 4, (n, 4).
+        length: number of words, (n,).
+        closest: number of words of the reference with the nearest length, (n,).
     """
 
     cider: Array
@@ -65,11 +69,16 @@ class ReferenceScores:
         """Corpus BLEU with n-grams up to ``order``.
 
         Args:
-            weights: how often each caption counts, (r, n); None: once. A row gives one value.
+            order: largest length of an n-gram, 1 to 4.
+            weights: how often each caption counts, (r, n); None: once.
+
+        Returns:
+            One value per row of ``weights``, (r,).
         """
         weights = np.ones((1, len(self.length))) if weights is None else weights
-        # The tiny numbers are pycocoevalcap's, so that figures agree to the last digit.
-        tiny, small = 1e-15, 1e-9
+        # The same small numbers as in pycocoevalcap, so that values agree to the last digit.
+        tiny = 1e-15
+        small = 1e-9
         with np.errstate(divide="ignore"):
             parts = (weights @ self.matched + tiny) / (weights @ self.possible + small)
             value = np.exp(np.log(parts[:, :order]).mean(axis=1))
@@ -83,15 +92,17 @@ def reference_scores(captions: Sequence[str], references: Sequence[Sequence[str]
     """Score ``captions`` against their ``references``.
 
     Args:
-        captions: one a picture.
-        references: what people said of the same picture, one or more.
+        captions: one per picture.
+        references: captions of the same picture by people, one or more.
 
     Raises:
         ValueError: the numbers of both differ, or a picture has no reference.
         MissingExtraError: pycocoevalcap is not installed.
     """
     if len(captions) != len(references) or not captions:
-        raise ValueError(f"captions has {len(captions)} rows and references {len(references)}; they must be as many")
+        raise ValueError(
+            f"captions has {len(captions)} rows and references {len(references)}; both must have one row per picture"
+        )
     for number, row in enumerate(references):
         if not row or isinstance(row, str):
             raise ValueError(f"references[{number}]={row!r} must be a list of one text or more")
@@ -101,40 +112,55 @@ def reference_scores(captions: Sequence[str], references: Sequence[Sequence[str]
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise MissingExtraError("pycocoevalcap", "captioning", "scoring captions") from error
-    said = {i: [" ".join(tokenize(text))] for i, text in enumerate(captions)}
-    wanted = {i: [" ".join(tokenize(text)) for text in row] for i, row in enumerate(references)}
-    _, cider = Cider().compute_score(wanted, said)
-    _, rouge = Rouge().compute_score(wanted, said)
+    hypotheses, targets = _tokenized(captions, references)
+    _, cider = Cider().compute_score(targets, hypotheses)
+    _, rouge = Rouge().compute_score(targets, hypotheses)
     scorer = BleuScorer(n=4)
-    for i, text in said.items():
-        scorer += (text[0], wanted[i])
+    for number, text in hypotheses.items():
+        scorer += (text[0], targets[number])
     counts: list[dict[str, Any]] = scorer.ctest
-    nearest = [min((abs(r - c["testlen"]), r) for r in c["reflen"])[1] for c in counts]
+    closest = []
+    for count in counts:
+        _, length = min((abs(length - count["testlen"]), length) for length in count["reflen"])
+        closest.append(length)
     return ReferenceScores(
         cider=np.asarray(cider, dtype=np.float64),
         rouge_l=np.asarray(rouge, dtype=np.float64),
-        matched=np.array([c["correct"] for c in counts], dtype=np.float64),
-        possible=np.array([c["guess"] for c in counts], dtype=np.float64),
-        length=np.array([c["testlen"] for c in counts], dtype=np.float64),
-        closest=np.array(nearest, dtype=np.float64),
+        matched=np.array([count["correct"] for count in counts], dtype=np.float64),
+        possible=np.array([count["guess"] for count in counts], dtype=np.float64),
+        length=np.array([count["testlen"] for count in counts], dtype=np.float64),
+        closest=np.array(closest, dtype=np.float64),
     )
 
 
+def _tokenized(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Captions and references as pycocoevalcap expects them: lists of texts by number, with spaces between words."""
+    hypotheses = {number: [" ".join(tokenize(text))] for number, text in enumerate(captions)}
+    targets = {number: [" ".join(tokenize(text)) for text in row] for number, row in enumerate(references)}
+    return hypotheses, targets
+
+
 def java_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Array]:
-    """METEOR and SPICE a caption, where Java and the files that each of them needs are there; nothing is downloaded."""
+    """METEOR and SPICE per caption, if Java and the files that each of them needs are installed.
+
+    Nothing is downloaded.
+    """
     import pycocoevalcap
 
     home = Path(pycocoevalcap.__path__[0])
-    said = {i: [" ".join(tokenize(text))] for i, text in enumerate(captions)}
-    wanted = {i: [" ".join(tokenize(text)) for text in row] for i, row in enumerate(references)}
-    found: dict[str, Array] = {}
-    if shutil.which("java") is None or any(not row[0] for row in said.values()):
-        return found  # an empty caption breaks METEOR's protocol
+    hypotheses, targets = _tokenized(captions, references)
+    scores: dict[str, Array] = {}
+    # An empty caption breaks METEOR's protocol.
+    if shutil.which("java") is None or any(not row[0] for row in hypotheses.values()):
+        return scores
     if (home / "meteor" / "meteor-1.5.jar").is_file() and (home / "meteor" / "data" / "paraphrase-en.gz").is_file():
         from pycocoevalcap.meteor.meteor import Meteor
 
         scorer = Meteor()
-        found["meteor"] = np.array(scorer.compute_score(wanted, said)[1], dtype=np.float64)
+        scores["meteor"] = np.array(scorer.compute_score(targets, hypotheses)[1], dtype=np.float64)
+        # pycocoevalcap leaves its Java process and the pipes to it open.
         process = scorer.meteor_p
         process.kill()
         process.wait()
@@ -144,16 +170,16 @@ def java_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -
     if list((home / "spice" / "lib").glob("stanford-corenlp-*-models.jar")):
         from pycocoevalcap.spice.spice import Spice
 
-        scores = Spice().compute_score(wanted, said)[1]
-        found["spice"] = np.array([float(score["All"]["f"]) for score in scores])
-    return found
+        results = Spice().compute_score(targets, hypotheses)[1]
+        scores["spice"] = np.array([float(result["All"]["f"]) for result in results])
+    return scores
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
-    """:func:`textguide.tasks.selection.distinct` over the captions' own tokens."""
+    """:func:`textguide.tasks.selection.distinct` over the tokens of :func:`tokenize`."""
     return selection.distinct(captions, n, tokenize)
 
 
 def vocabulary_size(captions: Sequence[str]) -> int:
-    """How many different words the captions use."""
+    """Number of different words in the captions."""
     return len({word for text in captions for word in tokenize(text)})

@@ -1,1 +1,1 @@
-"""The models that lm-eval judges."""
+"""Guided models for lm-eval."""

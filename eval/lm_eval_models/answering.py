@@ -1,4 +1,4 @@
-"""What every model that answers lm-eval under guidance shares: settings, kept answers, what guidance did."""
+"""The shared parts of all guided models of lm-eval: their settings, recorded answers, and the effect of guidance."""
 
 from __future__ import annotations
 
@@ -15,33 +15,22 @@ from textguide.guidance.spec import parse
 from textguide.step.effect import Effect, join
 from textguide.tasks import is_protected
 
+from ..results.journal import Memory
 from .contexts import UNCONDITIONAL
-
-Record = Mapping[str, Any]
-
-
-class Memory:
-    """Answers in memory alone, with the interface of a journal."""
-
-    def __init__(self) -> None:
-        self.done: dict[str, Record] = {}
-
-    def append(self, key: str, record: Record) -> None:
-        """Keep the answer to ``key``."""
-        self.done[key] = record
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.done
 
 
 class Generations:
-    """The answers to one call's generation requests: those that are kept already, and those that are missing.
+    """The answers to one call's generation requests: those that are recorded, and those that are missing.
 
     Args:
-        requests: lm-eval's. Text written for a protected task may repeat its question, and stays in memory.
-        names: what tells requests with different answers apart. Of several requests with one name, as lm-eval repeats
-            them for samples, each has an answer of its own.
-        memo: where the others are kept.
+        requests: lm-eval's requests. A text of a protected task may repeat its question, so it is never written to a
+            file.
+        names: identifies the answer to each request. If several requests have the same name, because lm-eval repeats
+            them for samples, each has its own answer.
+        memo: where answers are recorded.
+
+    Attributes:
+        missing: the numbers of the requests that do not have an answer yet.
     """
 
     def __init__(self, requests: Sequence[Any], names: Sequence[str], memo: Any) -> None:
@@ -50,19 +39,19 @@ class Generations:
         for name in names:
             self._keys.append(f"{name}/{times[name]}")
             times[name] += 1
-        unwritten = Memory()
-        self._stores = [unwritten if is_protected(str(request.task_name)) else memo for request in requests]
-        self.missing = [n for n, key in enumerate(self._keys) if key not in self._stores[n]]
+        protected = Memory()
+        self._stores = [protected if is_protected(str(request.task_name)) else memo for request in requests]
+        self.missing = [number for number, key in enumerate(self._keys) if key not in self._stores[number]]
 
     def seed(self, seed: int, first: int) -> int:
-        """The seed of the chunk that begins with the request ``first``, in a run with ``seed``.
+        """The seed of the chunk that starts with the request ``first``, in a run with ``seed``.
 
-        Every chunk has randomness of its own: a resumed run draws what an uninterrupted one would.
+        Every chunk has its own seed, so that a resumed run draws the same texts as an uninterrupted one.
         """
         return int(hashlib.sha256(f"{seed}/{self._keys[first]}".encode()).hexdigest()[:12], 16)
 
     def keep(self, number: int, text: str) -> None:
-        """The answer to the request ``number``."""
+        """Record the answer to the request ``number``."""
         self._stores[number].append(self._keys[number], {"text": text})
 
     def texts(self) -> list[str]:
@@ -71,31 +60,33 @@ class Generations:
 
 
 class Answering:
-    """Answers under one of several settings, and keeps answers by key and what guidance did while generating.
+    """A model with several settings, of which one answers, and with recorded answers and effects.
 
     Attributes:
         settings: the guidances; None is plain decoding.
         current: index into ``settings`` of the one that answers.
-        uncond: what the unconditional branch reads; see :class:`textguide.eval.GuidedLM`.
-        seed: of drawn answers.
-        tasks: lm-eval tasks by name, where a task's instruction has to be found.
-        effects: what guidance did while generating, by setting.
+        uncond: input of the unconditional branch; see :class:`textguide.eval.GuidedLM`.
+        seed: seed of sampled answers.
+        tasks: lm-eval tasks by name, if ``uncond`` needs a task's instruction.
+        effects: what guidance did during generation, by setting.
     """
 
-    def _settle(self, settings: Sequence[Guidance | None], uncond: str, seed: int, memo: Any) -> None:
-        """Set the attributes.
+    def _set_up(self, settings: Sequence[Guidance | None], uncond: str, seed: int, memo: Any) -> None:
+        """Initialise the attributes. This is not ``__init__``, which belongs to lm-eval's class.
 
         Raises:
-            ValueError: ``uncond`` is unknown, or a setting has a negative prompt beside it.
+            ValueError: ``uncond`` is unknown, or a setting also has a negative prompt.
         """
         if uncond not in UNCONDITIONAL:
             raise ValueError(f"uncond={uncond!r} is unknown; use one of {', '.join(UNCONDITIONAL)}")
         if uncond != UNCONDITIONAL[0]:
             branching = [split(setting).branching for setting in settings]
-            if any(getattr(one, "negative_prompt", None) is not None for one in branching):
-                raise ValueError(f"uncond={uncond!r} and a negative prompt exclude each other; give one of them")
+            if any(getattr(guidance, "negative_prompt", None) is not None for guidance in branching):
+                raise ValueError(f"uncond={uncond!r} and a negative prompt exclude each other; use one of them")
         self.settings = list(settings)
-        self.uncond, self.seed, self.current = uncond, seed, 0
+        self.uncond = uncond
+        self.seed = seed
+        self.current = 0
         self.tasks: dict[str, Any] = {}
         self.effects: dict[int, list[Effect]] = {}
         self._cut: set[str] = set()
@@ -108,7 +99,7 @@ class Answering:
 
     @property
     def fingerprint(self) -> str:
-        """Differs whenever an answer may differ: the setting and the unconditional context."""
+        """Identifies everything that answers depend on: the setting and the unconditional context."""
         setting = self.setting
         if setting is None or setting.is_neutral:
             return "plain"
@@ -120,16 +111,16 @@ class Answering:
         return len(self._cut)
 
     def effect(self, setting: int) -> Effect | None:
-        """What guidance did while generating under ``setting``, or None where nothing was generated."""
+        """What guidance did during generation under ``setting``; None if nothing was generated."""
         return join(self.effects[setting]) if self.effects.get(setting) else None
 
-    def use_memo(self, memo: Any) -> None:
-        """Keep answers in ``memo`` from now on: something with ``append``, ``done`` and ``in``, such as a journal."""
+    def use_memo(self, memo: Memory) -> None:
+        """Record answers in ``memo`` from now on, and use those that it has."""
         self._memo = memo
 
 
 class AnsweringLM(Answering, LM):
-    """A model of lm-eval that is none of its own: a tokenizer and a chat template."""
+    """A model of lm-eval that does not derive from ``HFLM``, with a tokenizer and a chat template."""
 
     tokenizer: Any
 
@@ -153,31 +144,31 @@ def settings_of(
     """The settings that a model's arguments describe.
 
     Args:
-        guidance: one setting, as :func:`textguide.guidance.as_guidance` takes it. In text, fields may also be
+        guidance: one setting, as :func:`textguide.guidance.as_guidance` accepts it. In text, fields may also be
             separated by semicolons, since lm-eval splits its ``model_args`` at commas, and ``python:MODULE:CLASS``
             may name a class.
-        settings: several of them.
-        shorthand: fields of :class:`textguide.CFG`; those that are None are not given.
+        settings: several settings.
+        shorthand: fields of :class:`textguide.CFG`; None: not set.
 
     Raises:
-        ValueError: more than one of the three is given, or ``settings`` is empty.
+        ValueError: more than one of the three is set, or ``settings`` is empty.
     """
     fields = {name: value for name, value in (shorthand or {}).items() if value is not None}
     if settings is not None:
         if guidance is not None or fields:
-            raise ValueError("settings= excludes guidance= and its shorthand; give one or the other")
+            raise ValueError("settings= excludes guidance= and its shorthand; use one or the other")
         if not settings:
-            raise ValueError("settings is empty; give at least one guidance, or None for plain")
+            raise ValueError("settings is empty; pass at least one guidance, or None for plain decoding")
         return [as_guidance(setting) for setting in settings]
-    one = _spelled(guidance)
+    setting = _parsed(guidance)
     if not fields:
-        return [one]
-    if one is not None:
+        return [setting]
+    if setting is not None:
         raise ValueError(f"guidance= and {', '.join(fields)}= exclude each other; put them into the guidance")
     return [CFG(**fields)]
 
 
-def _spelled(guidance: Any) -> Guidance | None:
+def _parsed(guidance: Any) -> Guidance | None:
     if not isinstance(guidance, str) or guidance.strip().lower() in ("none", "plain"):
         return as_guidance(guidance)
     is_json = guidance.lstrip().startswith("{")
@@ -185,13 +176,13 @@ def _spelled(guidance: Any) -> Guidance | None:
 
 
 def key(kind: str, *parts: Any) -> str:
-    """The name under which an answer is kept: differs whenever a part does."""
+    """The key of an answer in a journal, a hash of everything that it depends on."""
     text = json.dumps(parts, sort_keys=True, default=list)
     return f"{kind}/{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def cut(text: str, until: Any) -> str:
-    """``text`` up to the first of the texts ``until``, a text or several."""
+    """``text`` up to the first occurrence of one of the stop texts ``until``, which is a text or a list."""
     for stop in [until] if isinstance(until, str) else until or []:
         if stop:
             text = text.split(stop, 1)[0]

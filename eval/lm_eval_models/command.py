@@ -1,7 +1,7 @@
-"""lm-eval's own command with textguide in it: all of its options, our models and our tasks by name.
+"""lm-eval's own command with textguide's models and tasks.
 
-lm-eval loads no plugins, so that ``lm_eval --model textguide`` is unknown to it; here the models are registered before
-its command begins::
+lm-eval does not load plugins, so it does not know ``lm_eval --model textguide``; here the models are registered before
+its command starts::
 
     python -m textguide.eval --model_args pretrained=smollm2,scale=1.5 --tasks lambada_mini --limit 100
 """
@@ -23,24 +23,28 @@ from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import catalogue
 from textguide.tasks.manager import TaskManager, check_protected
 
-from . import diffusion_lm, guided_lm  # noqa: F401  (the models register themselves)
+from . import diffusion_lm, guided_lm  # noqa: F401  (importing them registers the models)
 
 NAME = "textguide"
 _OTHER_COMMANDS = ("ls", "validate", "-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run lm-eval's command; returns the exit code.
+    """Run lm-eval's command.
 
     Args:
-        argv: its arguments; ``--model`` is textguide where they name none. None: those of the process.
+        argv: its arguments; None: those of the process. If they do not name a ``--model``, it is textguide.
 
-    0: done. 1: a model could not be loaded or a file not be written. 2: a wrong argument. 130: interrupted.
+    Returns:
+        The exit code. 0: success. 1: a model could not be loaded, or a file could not be written. 2: an argument is
+        wrong. 130: interrupted.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     setup_logging()
-    managed, sys.argv = lm_eval.tasks.TaskManager, ["textguide.eval", *completed(given)]
+    sys.argv = ["textguide.eval", *completed(arguments)]
+    # lm-eval's command does not accept a task manager, so its class and the function that uses it are replaced.
     evaluator = config.EvaluatorConfig
+    manager_class = lm_eval.tasks.TaskManager
     process = evaluator.process_tasks
 
     def process_tasks(self: Any, metadata: Any = None) -> Any:
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return manager
 
-    lm_eval.tasks.TaskManager, evaluator.process_tasks = _tasks, process_tasks
+    lm_eval.tasks.TaskManager = _task_manager
+    evaluator.process_tasks = process_tasks
     try:
         command = HarnessCLI()
         command.execute(command.parse_args())
@@ -64,30 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ntextguide.eval: interrupted", file=sys.stderr)
         return 130
     finally:
-        lm_eval.tasks.TaskManager, evaluator.process_tasks = managed, process
+        lm_eval.tasks.TaskManager = manager_class
+        evaluator.process_tasks = process
 
 
 def completed(argv: Sequence[str]) -> list[str]:
-    """``argv`` with ``run`` in front, and with what neither the user nor a configuration file says.
+    """The arguments after ``run``, completed by options that neither the user nor a configuration file sets.
 
-    That is ``--model textguide``, and the processor where there is no GPU, which lm-eval takes for granted.
+    These are ``--model textguide``, and ``--device`` if there is no GPU, since lm-eval assumes one.
     """
     if not argv or argv[0] in _OTHER_COMMANDS:
         return list(argv) or ["--help"]
     rest = list(argv[1:]) if argv[0] == "run" else list(argv)
-
-    def says(*options: str) -> bool:
-        return any(word.partition("=")[0] in options for word in rest)
-
-    if says("-h", "--help", "-C", "--config"):
+    names = {word.partition("=")[0] for word in rest}
+    if names & {"-h", "--help", "-C", "--config"}:
         return ["run", *rest]
-    if not says("--device") and not torch.cuda.is_available():
+    if "--device" not in names and not torch.cuda.is_available():
         rest = ["--device", str(checked_device(None)), *rest]
-    return ["run", *([] if says("--model", "-M") else ["--model", NAME]), *rest]
+    if not names & {"--model", "-M"}:
+        rest = ["--model", NAME, *rest]
+    return ["run", *rest]
 
 
-def _tasks(include_path: Any = None, metadata: Any = None, **_: Any) -> TaskManager:
-    """lm-eval's task manager, with our tasks in it; local files where ``TEXTGUIDE_DATA`` or ``data=`` says so."""
+def _task_manager(include_path: Any = None, metadata: Any = None, **_: Any) -> TaskManager:
+    """lm-eval's task manager with textguide's tasks, which read the folder of ``TEXTGUIDE_DATA`` or ``data=``."""
     values = dict(metadata or {})
     paths = [include_path] if isinstance(include_path, str) else list(include_path or ())
     return TaskManager(catalogue.data_folder(values.pop("data", None)), include=paths, metadata=values)

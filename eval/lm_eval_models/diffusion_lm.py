@@ -8,6 +8,7 @@ Importing this module registers ``textguide-diffusion`` in lm-eval::
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,30 +26,33 @@ from .answering import key as answer_key
 
 @register_model("textguide-diffusion")
 class DiffusionLM(AnsweringLM):
-    """A masked diffusion model as lm-eval's: likelihoods by Monte Carlo, generation by denoising.
+    """A masked diffusion model as lm-eval's model: likelihoods by Monte Carlo, generation by denoising.
 
     Args:
         pretrained: a bundled model, a folder, a hub name, or a model object (with ``tokenizer=``).
+        tokenizer: that of a model object.
         guidance: as for :func:`textguide.diffusion.generate`, an object, a dict or text such as ``acfg:scale=1.5``;
-            None is plain.
-        settings: several guidances in place of one: a sweep.
-        models: further denoisers by the name that guidances use, objects or what :func:`textguide.diffusion.load`
-            takes.
-        draws: Monte Carlo draws a likelihood.
-        gen_length: masks of a generation where the task names no length.
-        steps, block_length, order, sampler, temperature, threshold, positions, corrector, cache: as for
-            :func:`textguide.diffusion.generate`, where texts are written. A block longer than a task's canvas is cut
-            to it; likelihoods keep no keys.
-        memo: where answers are kept; default: memory alone.
-        batch_size: rows at once.
-        seed: of masks and samples.
+            None is plain decoding.
+        settings: several guidances instead of one: a sweep.
+        models: further denoisers by the name that guidances use, as objects or as names that
+            :func:`textguide.diffusion.load` accepts.
+        draws: Monte Carlo draws per likelihood.
+        gen_length: masks per generation if the task does not set a length.
+        steps, block_length, order, sampler, temperature, threshold, positions, corrector, cache: of generation, as for
+            :func:`textguide.diffusion.generate`. A block is at most as long as a task's canvas. Likelihoods are
+            computed without a cache.
+        memo: where answers are recorded; None: only in memory.
+        batch_size: rows per batch.
+        seed: seed of masks and samples.
+        uncond: must be ``last-token``, since CFG masks the prompt in these models.
+        device, dtype, trust_remote_code: as for :func:`textguide.diffusion.load`.
 
     Raises:
-        ValueError: an argument has a value that cannot work; the message names it.
+        ValueError: an argument is invalid; the message names it.
 
     Attributes:
         current: index into ``settings`` of the one that answers.
-        effects: what guidance did while generating, by setting.
+        effects: what guidance did during generation, by setting.
     """
 
     def __init__(
@@ -80,72 +84,97 @@ class DiffusionLM(AnsweringLM):
     ) -> None:
         super().__init__()
         if uncond != "last-token":
-            raise ValueError(f"uncond={uncond!r} describes models that read left to right; CFG masks the prompt here")
-        self._settle([checked_guidance(one) for one in settings_of(guidance, settings)], uncond, seed, memo)
+            raise ValueError(
+                f"uncond={uncond!r} is for models that read from left to right; leave it out, since CFG masks the "
+                "prompt here"
+            )
+        checked = [checked_guidance(setting) for setting in settings_of(guidance, settings)]
+        self._set_up(checked, uncond, seed, memo)
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
             pretrained, tokenizer = diffusion.load(pretrained, **loading)
         self.denoiser = diffusion.denoiser(pretrained, tokenizer)
-        self.models = {
-            name: diffusion.denoiser(
-                diffusion.load(one, **loading)[0] if isinstance(one, str) else one, self.denoiser.tokenizer
-            )
-            for name, one in (models or {}).items()
-        }
-        self.model, self.tokenizer = self.denoiser.model, self.denoiser.tokenizer
-        self.draws, self.gen_length, self.steps, self.block_length = draws, gen_length, steps, block_length
+        self.models = {}
+        for name, source in (models or {}).items():
+            model = diffusion.load(source, **loading)[0] if isinstance(source, str) else source
+            self.models[name] = diffusion.denoiser(model, self.denoiser.tokenizer)
+        self.model = self.denoiser.model
+        self.tokenizer = self.denoiser.tokenizer
+        self.draws = draws
+        self.gen_length = gen_length
+        self.steps = steps
+        self.block_length = block_length
         self.options: dict[str, Any] = {
-            "order": order, "sampler": sampler, "temperature": temperature, "threshold": threshold,
-            "positions": positions, "corrector": corrector, "cache": cache,
-        }  # fmt: skip
+            "order": order,
+            "sampler": sampler,
+            "temperature": temperature,
+            "threshold": threshold,
+            "positions": positions,
+            "corrector": corrector,
+            "cache": cache,
+        }
         self.batch_size = 16 if batch_size == "auto" else int(batch_size)
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """The device of the model."""
         return self.denoiser.device
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Monte Carlo estimates of each continuation behind its context, under the current setting.
+        """Monte Carlo estimates of each continuation after its context, under the current setting.
 
-        Whether a continuation is what the model would write is found by writing it, where a document has one
-        continuation; for multiple choice, which does not ask, it is False.
+        Whether a continuation is what the model would generate is found by generating it, if a document has only one
+        continuation; for multiple choice, which does not use it, it is False.
         """
-        alone = Counter((str(r.task_name), r.doc_id) for r in requests)
-        pairs = [(r.args[0], r.args[1]) for r in requests]
+        continuations = Counter((str(request.task_name), request.doc_id) for request in requests)
+        pairs = [(request.args[0], request.args[1]) for request in requests]
         values = self._scores(pairs, disable_tqdm)
-        greedy = [
-            alone[(str(r.task_name), r.doc_id)] == 1 and self._writes(*pair)
-            for r, pair in zip(requests, pairs, strict=True)
-        ]
-        return list(zip(values, greedy, strict=True))
+        answers = []
+        for request, pair, value in zip(requests, pairs, values, strict=True):
+            is_only = continuations[(str(request.task_name), request.doc_id)] == 1
+            answers.append((value, is_only and self._generates(*pair)))
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Monte Carlo estimates of whole texts behind an empty prompt."""
-        return self._scores([("", r.args[0]) for r in requests], disable_tqdm)
+        """Monte Carlo estimates of whole texts after an empty prompt."""
+        return self._scores([("", request.args[0]) for request in requests], disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Denoise a canvas behind each context and cut the text at the first stop text."""
-        options = {k: v if v is None or isinstance(v, str | float | int) else repr(v) for k, v in self.options.items()}
-        shape = (self.steps, self.block_length, self.gen_length, options)
-        names = [answer_key("gen", self.fingerprint, self.seed, *r.args, *shape) for r in requests]
-        answers = Generations(requests, names, self._memo)
-        lengths = [self._length(r.args[1]) for r in requests]
+        """Denoise a canvas after each context, and cut the text at the first stop text."""
+        answers = Generations(requests, self._keys(requests), self._memo)
+        groups: dict[int, list[int]] = {}
+        for number in answers.missing:
+            groups.setdefault(self._length(requests[number].args[1]), []).append(number)
         bar = tqdm(total=len(answers.missing), desc="generations", disable=disable_tqdm or not answers.missing)
-        for length, numbers in _grouped(answers.missing, lengths).items():
+        for length, numbers in groups.items():
             for start in range(0, len(numbers), self.batch_size):
                 chunk = numbers[start : start + self.batch_size]
-                out = diffusion.generate(
-                    self.denoiser, self.tokenizer, [requests[n].args[0] for n in chunk], gen_length=length,
-                    guidance=self.setting, models=self.models, seed=answers.seed(self.seed, chunk[0]), warn=False,
-                    **self._canvas(length), **self.options,
-                )  # fmt: skip
-                self.effects.setdefault(self.current, []).append(out.effect)
-                for n, text in zip(chunk, out.texts, strict=True):
-                    answers.keep(n, cut(text, requests[n].args[1].get("until")))
+                result = diffusion.generate(
+                    self.denoiser,
+                    self.tokenizer,
+                    [requests[number].args[0] for number in chunk],
+                    gen_length=length,
+                    guidance=self.setting,
+                    models=self.models,
+                    seed=answers.seed(self.seed, chunk[0]),
+                    warn=False,
+                    **self._canvas(length),
+                    **self.options,
+                )
+                self.effects.setdefault(self.current, []).append(result.effect)
+                for number, text in zip(chunk, result.texts, strict=True):
+                    answers.keep(number, cut(text, requests[number].args[1].get("until")))
                 bar.update(len(chunk))
         bar.close()
         return answers.texts()
+
+    def _keys(self, requests: list[Any]) -> list[str]:
+        options = {}
+        for name, value in self.options.items():
+            # An order or a sampler may be an object.
+            options[name] = value if value is None or isinstance(value, (str, float, int)) else repr(value)
+        canvas = (self.steps, self.block_length, self.gen_length, options)
+        return [answer_key("gen", self.fingerprint, self.seed, *request.args, *canvas) for request in requests]
 
     def _scores(self, pairs: list[tuple[str, str]], disable_tqdm: bool) -> list[float]:
         keys = [answer_key("ll", self.fingerprint, self.seed, *pair, self.draws) for pair in pairs]
@@ -153,35 +182,44 @@ class DiffusionLM(AnsweringLM):
         for key, (context, continuation) in tqdm(
             missing.items(), desc="log-likelihoods", disable=disable_tqdm or not missing
         ):
-            found = diffusion.score(
-                self.denoiser, self.tokenizer, context, continuation, guidance=self.setting, models=self.models,
-                draws=self.draws, batch_size=self.batch_size, seed=self.seed,
-            )  # fmt: skip
-            error = float(found.standard_error[0])
-            self._memo.append(key, {"ll": float(found.log_likelihood[0]), "se": None if error != error else error})
+            result = diffusion.score(
+                self.denoiser,
+                self.tokenizer,
+                context,
+                continuation,
+                guidance=self.setting,
+                models=self.models,
+                draws=self.draws,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+            error = float(result.standard_error[0])
+            record = {"ll": float(result.log_likelihood[0]), "se": None if math.isnan(error) else error}
+            self._memo.append(key, record)
         return [float(self._memo.done[key]["ll"]) for key in keys]
 
-    def _writes(self, context: str, continuation: str) -> bool:
+    def _generates(self, context: str, continuation: str) -> bool:
+        """Whether the model would generate this continuation."""
         target = self.denoiser.encode(continuation)
-        out = diffusion.generate(
-            self.denoiser, self.tokenizer, context, gen_length=len(target), guidance=self.setting,
-            models=self.models, early_end=False, warn=False,
-        )  # fmt: skip
-        return torch.equal(out.sequences[0][out.targets[0]].cpu(), torch.tensor(target))
+        result = diffusion.generate(
+            self.denoiser,
+            self.tokenizer,
+            context,
+            gen_length=len(target),
+            guidance=self.setting,
+            models=self.models,
+            early_end=False,
+            warn=False,
+        )
+        return torch.equal(result.sequences[0][result.targets[0]].cpu(), torch.tensor(target))
 
     def _length(self, options: Mapping[str, Any]) -> int:
         return int(options.get("max_gen_toks") or options.get("max_new_tokens") or self.gen_length)
 
     def _canvas(self, length: int) -> dict[str, Any]:
-        """Steps and block for a canvas of this length: the block no longer than the canvas and a divisor of it."""
+        """Steps and block for a canvas of this length. The block must be a divisor of the length."""
         block = min(self.block_length or length, length)
         if length % block:
             raise ValueError(f"block_length={block} does not divide the task's {length} tokens; use another block")
+        # Every block needs a step at least.
         return {"steps": None if self.steps is None else max(self.steps, length // block), "block_length": block}
-
-
-def _grouped(numbers: Sequence[int], lengths: Sequence[int]) -> dict[int, list[int]]:
-    groups: dict[int, list[int]] = {}
-    for number in numbers:
-        groups.setdefault(lengths[number], []).append(number)
-    return groups

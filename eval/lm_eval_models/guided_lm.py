@@ -38,10 +38,10 @@ from .stopping import own_criteria
 
 logger = logging.getLogger(__name__)
 
-# What one chunk of generation requests may lose when a run is killed.
 GENERATIONS_AT_ONCE = 64
-# Rows read at once where "auto" finds nothing to measure: a CPU has no memory that runs out in a useful way.
+"""Number of generation requests whose answers are lost at most if a run is killed."""
 AUTO_BATCH_ON_CPU = 16
+"""Rows per batch for ``batch_size="auto"`` on a CPU, where running out of memory cannot be measured."""
 AUTO_BATCH = 256
 
 
@@ -49,32 +49,33 @@ AUTO_BATCH = 256
 class GuidedLM(Answering, HFLM):
     """lm-eval's ``HFLM`` with guidance as a setting.
 
-    Log-likelihoods are computed for all ``settings`` at once and remembered, so that evaluating the next setting
-    on the same tasks costs no forward pass; choose it with :attr:`current`.
+    Log-likelihoods are computed and recorded for all ``settings`` together, so that evaluating the next setting on the
+    same tasks does not cost a forward pass; choose the setting with :attr:`current`.
 
     Args:
-        pretrained: what :func:`textguide.load` takes, or a model object (with ``tokenizer=``).
-        guidance: a guidance, a dict, or text such as ``cfg:scale=1.5`` or JSON. None with no ``scale`` is plain.
+        pretrained: a name that :func:`textguide.load` accepts, or a model object (with ``tokenizer=``).
+        guidance: a guidance, a dict, or text such as ``cfg:scale=1.5`` or JSON. None without ``scale`` is plain
+            decoding.
         scale, negative_prompt, schedule, renormalize: shorthand for the fields of :class:`textguide.CFG`;
             ``renormalize=False`` sums ``γ·lc + (1 − γ)·lu`` as the published evaluation does.
-        settings: several guidances (None for plain), in place of ``guidance``: a sweep.
-        uncond: what the unconditional branch reads where the guidance names no negative prompt: ``last-token`` of
-            the context (the paper's), ``no-instruction`` (the context without the task's instruction, few-shot
-            examples kept), or ``question-only`` (both left out). The latter two need :attr:`tasks`.
-        models: further models by the name that guidances use, objects or what :func:`textguide.load` takes:
-            ``{"amateur": "smollm2-small"}``.
-        memo: where answers are kept, by key; default: memory alone. A journal makes a run resumable.
-        seed: for sampled generations.
-        **kwargs: as for ``HFLM``.
+        settings: several guidances (None for plain decoding) instead of ``guidance``: a sweep.
+        uncond: input of the unconditional branch if the guidance does not have a negative prompt: ``last-token`` of
+            the context (as in the paper), ``no-instruction`` (the context without the task's instruction, but with its
+            few-shot examples), or ``question-only`` (without both). The latter two need :attr:`tasks`.
+        models: further models by the name that guidances use, as objects or as names that :func:`textguide.load`
+            accepts: ``{"amateur": "smollm2-small"}``.
+        memo: where answers are recorded, such as a journal, with which a run can be resumed; None: only in memory.
+        seed: seed of sampled generations.
+        **kwargs: arguments of ``HFLM``.
 
     Raises:
-        ValueError: an argument has a value that cannot work; the message names it.
+        ValueError: an argument is invalid; the message names it.
         ModelUnavailableError: ``pretrained`` cannot be loaded.
 
     Attributes:
         current: index into ``settings`` of the one that answers.
-        tasks: lm-eval tasks by name, where a task's instruction has to be found.
-        effects: what guidance did while generating, by setting.
+        tasks: lm-eval tasks by name, if ``uncond`` needs a task's instruction.
+        effects: what guidance did during generation, by setting.
     """
 
     def __init__(
@@ -94,33 +95,37 @@ class GuidedLM(Answering, HFLM):
         **kwargs: Any,
     ) -> None:
         shorthand = {
-            "scale": scale, "negative_prompt": negative_prompt, "schedule": schedule, "renormalize": renormalize,
-        }  # fmt: skip
-        self._settle(settings_of(guidance, settings, shorthand), uncond, seed, memo)
+            "scale": scale,
+            "negative_prompt": negative_prompt,
+            "schedule": schedule,
+            "renormalize": renormalize,
+        }
+        self._set_up(settings_of(guidance, settings, shorthand), uncond, seed, memo)
         self._contexts: dict[str, str] = {}
         self._batch_contexts: list[str] = []
         self._generator: torch.Generator | None = None
         if isinstance(pretrained, str):
             kwargs["device"] = str(checked_device(kwargs.get("device")))
-            asked = checked_dtype(kwargs.get("dtype"))
+            dtype = checked_dtype(kwargs.get("dtype"))
             on_cpu = torch.device(kwargs["device"]).type == "cpu"
-            kwargs["dtype"] = asked or (torch.float32 if on_cpu else "auto")
+            kwargs["dtype"] = dtype or (torch.float32 if on_cpu else "auto")
             if pretrained in small.NAMES and not Path(pretrained).is_dir():
                 pretrained, kwargs["tokenizer"] = load(pretrained, device=kwargs["device"], dtype=kwargs["dtype"])
         if isinstance(pretrained, str):
-            source = locate(pretrained, asked)
+            source = locate(pretrained, dtype)
             with explained(pretrained, source):
                 super().__init__(pretrained=str(source), **kwargs)
         else:
             super().__init__(pretrained=pretrained, **kwargs)
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and self.world_size == 1 and not kwargs.get("tp_plan"):
-            # HFLM shares requests between processes only where it sees several GPUs.
-            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+            # HFLM shares requests between processes only if there are several GPUs.
+            self._rank = accelerator.process_index
+            self._world_size = accelerator.num_processes
         self.models = load_further(self.model, models or {}, device=str(self.device), dtype=self.model.dtype)
-        _name_caches(self)
+        _separate_caches(self)
 
-    # -- what lm-eval asks ----------------------------------------------------------------------------------------
+    # lm-eval's interface
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As lm-eval defines it, under the current setting."""
@@ -130,7 +135,8 @@ class GuidedLM(Answering, HFLM):
                 self._contexts[request.args[0]] = context
         before = self.truncated
         answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        if (cut := self.truncated - before) and self.rank == 0:
+        cut = self.truncated - before
+        if cut and self.rank == 0:
             logger.warning(
                 "%d contexts were longer than the model's %d tokens and cut from the left", cut, self.max_length
             )
@@ -139,11 +145,11 @@ class GuidedLM(Answering, HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        keys, first = self.missing_scores(requests)
-        missing = {id(item): key for key, item in first.items()}
-        bar = tqdm(total=len(first), desc="log-likelihoods", disable=disable_tqdm or self.rank != 0 or not first)
-        for item, values, greedy in self._score(list(first.values()), override_bs):
-            self._memo.append(missing[id(item)], {"ll": values, "greedy": greedy})
+        keys, missing = self.missing_scores(requests)
+        key_of = {id(item): key for key, item in missing.items()}
+        bar = tqdm(total=len(missing), desc="log-likelihoods", disable=disable_tqdm or self.rank != 0 or not missing)
+        for item, values, greedy in self._score(list(missing.values()), override_bs):
+            self._memo.append(key_of[id(item)], {"ll": values, "greedy": greedy})
             bar.update(1)
         bar.close()
         answers = []
@@ -156,52 +162,58 @@ class GuidedLM(Answering, HFLM):
         return answers
 
     def missing_scores(self, requests: list[Any]) -> tuple[list[str], dict[str, Item]]:
-        """The key of every request of :meth:`_loglikelihood_tokens`, and what has to be scored, by key."""
+        """The key of every request of :meth:`_loglikelihood_tokens`, and the items without a recorded answer by key."""
         keys: list[str] = []
-        first: dict[str, Item] = {}
+        missing: dict[str, Item] = {}
         for number, (texts, context, continuation) in enumerate(requests):
             item = self._item(number, texts, list(context), list(continuation))
-            keys.append(answer_key("ll", item.context, item.continuation, item.negatives, item.sources))
+            key = answer_key("ll", item.context, item.continuation, item.negatives, item.sources)
+            keys.append(key)
             if len(item.sources[0] if item.sources else item.context) < len(context):
-                self._cut.add(keys[-1])
-            if keys[-1] not in self._memo:
-                first.setdefault(keys[-1], item)
-        return keys, first
+                self._cut.add(key)
+            if key not in self._memo:
+                missing.setdefault(key, item)
+        return keys, missing
 
     def answers(self, requests: Sequence[Any]) -> Generations:
-        """The answers to generation requests under the current setting that are kept, and which are missing."""
+        """The answers to generation requests under the current setting, recorded or missing."""
         names = [answer_key("gen", self.fingerprint, self.seed, *request.args) for request in requests]
-        found = Generations(requests, names, self._memo)
-        # Long prompts first, so that those of a batch are of about one length, and memory runs out at once or never.
-        found.missing.sort(key=lambda number: -len(requests[number].args[0]))
-        return found
+        answers = Generations(requests, names, self._memo)
+        # Long prompts first: prompts of a batch have similar lengths, and memory runs out in the first batch or never.
+        answers.missing.sort(key=lambda number: -len(requests[number].args[0]))
+        return answers
 
     def at_once(self) -> tuple[int, int]:
-        """Rows of a batch, and generation requests that a killed run may lose: some full batches."""
-        size = self.batch_size
-        rows = int(size) if size != "auto" else AUTO_BATCH_ON_CPU if self.device.type == "cpu" else AUTO_BATCH
+        """Rows per batch, and generation requests per chunk, which are some full batches."""
+        if self.batch_size != "auto":
+            rows = int(self.batch_size)
+        elif self.device.type == "cpu":
+            rows = AUTO_BATCH_ON_CPU
+        else:
+            rows = AUTO_BATCH
         return rows, max(1, GENERATIONS_AT_ONCE // rows) * rows
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As lm-eval defines it, under the current setting; answers are kept chunk by chunk."""
+        """As lm-eval defines it, under the current setting; answers are recorded chunk by chunk."""
         if self.uncond != UNCONDITIONAL[0]:
             for request in requests:
                 self._contexts[request.args[0]] = unconditional_context(self.tasks, request, self.uncond)
         answers = self.answers(requests)
-        missing, chunk_size = answers.missing, self.at_once()[1]
+        missing = answers.missing
+        _, chunk_size = self.at_once()
         bar = tqdm(total=len(missing), desc="generations", disable=disable_tqdm or self.rank != 0 or not missing)
         for start in range(0, len(missing), chunk_size):
             chunk = missing[start : start + chunk_size]
             self._generator = torch.Generator(self.model.device).manual_seed(answers.seed(self.seed, chunk[0]))
-            texts = super().generate_until([requests[n] for n in chunk], disable_tqdm=True)
-            for n, text in zip(chunk, texts, strict=True):
-                answers.keep(n, text)
+            texts = super().generate_until([requests[number] for number in chunk], disable_tqdm=True)
+            for number, text in zip(chunk, texts, strict=True):
+                answers.keep(number, text)
             bar.update(len(chunk))
         bar.close()
         return answers.texts()
 
     def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in ``HFLM``; remembers whose contexts these are."""
+        """As in ``HFLM``; records the contexts, since :meth:`_model_generate` only receives their token ids."""
         self._batch_contexts = list(strings)
         return super().tok_batch_encode(strings, *args, **kwargs)
 
@@ -211,58 +223,66 @@ class GuidedLM(Answering, HFLM):
         if parts.branching is not None and self._contexts:
             texts = [self._contexts[text] for text in self._batch_contexts]
             room = self.max_length - (max_length - context.shape[1])
-            rows = [[self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in texts]]
+            rows = [self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in texts]
         several = parts.particles
-        if parts.forks:  # a row for every branch, which transformers makes for samples alone
+        if parts.forks:
+            # Transformers makes several rows per prompt only for sampling, so the rows of the branches are made here.
             context = context.repeat_interleave(several, 0)
             generation_kwargs["attention_mask"] = generation_kwargs["attention_mask"].repeat_interleave(several, 0)
-            rows = None if rows is None else [[row for row in branch for _ in range(several)] for branch in rows]
+            rows = None if rows is None else [row for row in rows for _ in range(several)]
         elif several > 1:
             generation_kwargs |= {"num_return_sequences": several, "top_k": generation_kwargs.get("top_k", 0)}
         decoding = GuidedDecoding(
-            self.setting, tokenizer=self.tokenizer, models=self.models, generator=self._generator, branch_prompts=rows,
-            warn=False, fast=True,
-        )  # fmt: skip
+            self.setting,
+            tokenizer=self.tokenizer,
+            models=self.models,
+            generator=self._generator,
+            branch_prompts=None if rows is None else [rows],
+            warn=False,
+            fast=True,
+        )
         call = own_criteria(decoding, self.tokenizer, stop)
-        out = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)
+        sequences = super()._model_generate(context, max_length, stop, custom_generate=call, **generation_kwargs)
         if decoding.effect is not None:
             self.effects.setdefault(self.current, []).append(decoding.effect)
         if several > 1:
             assert decoding.last is not None
             return one_each(decoding.last, several, context.shape[1], self.tokenizer, self._generator)
-        return out
+        return sequences
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
         return AUTO_BATCH_ON_CPU if self.device.type == "cpu" else int(super()._detect_batch_size(requests, pos))
 
-    # -- scoring --------------------------------------------------------------------------------------------------
+    # Scoring
 
     def _score(self, items: list[Item], override_bs: int | None) -> Iterator[tuple[Item, list[float], list[bool]]]:
-        """All settings for all items; a batch that does not fit the device is halved."""
-        size = override_bs or self.at_once()[0]
+        """All settings for all items; a batch that does not fit into the device's memory is halved."""
+        size = int(override_bs or self.at_once()[0])
         remaining = {item.number: item for item in items}
         while remaining:
             try:
-                for item, values, greedy in self._all_settings(list(remaining.values()), int(size)):
+                for item, values, greedy in self._all_settings(list(remaining.values()), size):
                     del remaining[item.number]
                     yield item, values, greedy
             except torch.OutOfMemoryError:
-                if int(size) == 1:
+                if size == 1:
                     raise
                 torch.cuda.empty_cache()
-                size = int(size) // 2
-                logger.warning("out of memory: going on with batches of %d", size)
+                size //= 2
+                logger.warning("out of memory: continuing with batches of %d", size)
 
     def _all_settings(self, items: list[Item], size: int) -> Iterator[tuple[Item, list[float], list[bool]]]:
+        # Settings with the same branches share their passes; the conditional pass is shared by all.
         numbers = _by_branches(self.settings)
-        chosen = [[self.settings[n] for n in members] for members in numbers]
-        # Settings that move away from different prompts need passes of their own, but for the conditional one.
-        groups = [(settings, partial(self._with_branches, settings=settings)) for settings in chosen]
-        places = np.argsort([n for members in numbers for n in members])
+        groups = []
+        for members in numbers:
+            settings = [self.settings[number] for number in members]
+            groups.append((settings, partial(self._with_branches, settings=settings)))
+        order = np.argsort([number for members in numbers for number in members])
         for item, log_probs, greedy in score_groups(
             self.model, items, groups, tokenizer=self.tokenizer, batch_size=size, models=self.models
         ):
-            yield item, log_probs.double().sum(-1)[places].tolist(), greedy[places].tolist()
+            yield item, log_probs.double().sum(-1)[order].tolist(), greedy[order].tolist()
 
     def _item(self, number: int, texts: Any, context: list[int], continuation: list[int]) -> Item:
         limit = self.max_length
@@ -293,20 +313,22 @@ class GuidedLM(Answering, HFLM):
 
 
 def _by_branches(settings: Sequence[Guidance | None]) -> list[list[int]]:
-    """Indices of settings that share their branches; those without any join the first group."""
+    """Indices of settings with the same branches; settings without branches are added to the first group."""
     groups: dict[Any, list[int]] = {}
-    found = [split(setting).branching for setting in settings]
-    for number, guidance in enumerate(found):
-        if guidance is not None:
+    without_branches = []
+    for number, setting in enumerate(settings):
+        guidance = split(setting).branching
+        if guidance is None:
+            without_branches.append(number)
+        else:
             groups.setdefault((guidance.view, guidance.branches), []).append(number)
-    idle = [number for number, guidance in enumerate(found) if guidance is None]
-    merged = list(groups.values()) or [[]]
-    merged[0] = sorted(merged[0] + idle)
-    return merged
+    members = list(groups.values()) or [[]]
+    members[0] = sorted(members[0] + without_branches)
+    return members
 
 
-def _name_caches(lm: GuidedLM) -> None:
-    """Put the fingerprint into the keys of lm-eval's answer cache, which would mix up settings otherwise."""
+def _separate_caches(lm: GuidedLM) -> None:
+    """Add the fingerprint to the keys of lm-eval's answer cache, which would otherwise mix up settings."""
     original = lm.set_cache_hook
 
     def set_cache_hook(hook: Any) -> None:
@@ -319,7 +341,7 @@ def _name_caches(lm: GuidedLM) -> None:
 
 
 def _keyed(base: type) -> type:
-    """``base`` (lm-eval's SQLite dictionary) with the current setting in front of every key."""
+    """``base`` (lm-eval's SQLite dictionary) with the fingerprint of the current setting before every key."""
 
     class Keyed(base):
         guided_lm: GuidedLM

@@ -1,4 +1,4 @@
-"""One answer from the several texts that a guidance writes for each prompt, as lm-eval wants one."""
+"""One answer per prompt for lm-eval, from a guidance that writes several texts per prompt."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from textguide.tasks.selection import most_consistent
 def one_each(decoded: Decoded, size: int, prompt_length: int, tokenizer: Any, generator: Any) -> Tensor:
     """One row of every ``size`` rows of ``decoded.sequences``.
 
-    Weighed texts (:class:`~textguide.AWRS`, :class:`~textguide.FeynmanKac`): one drawn in proportion to the weights,
-    the first where all of them are dead. Branches of equal weight (:class:`~textguide.EAGer`): the one whose words the
-    others share most (:func:`~textguide.tasks.selection.most_consistent`).
+    Of texts with weights (:class:`~textguide.AWRS`, :class:`~textguide.FeynmanKac`), one is drawn in proportion to the
+    weights, or the first one is used if all weights are zero. Of branches with equal weights
+    (:class:`~textguide.EAGer`), the one is used whose words the others share most
+    (:func:`~textguide.tasks.selection.most_consistent`).
 
     Args:
-        decoded: what a run left.
-        size: rows of a prompt.
-        prompt_length: tokens in front of what was written.
-        tokenizer: of the model.
+        decoded: the texts of a run.
+        size: rows per prompt.
+        prompt_length: number of tokens before the generated ones.
+        tokenizer: that of the model.
         generator: randomness of the draws; None: torch's global generator.
     """
     outcome = decoded.population
@@ -37,6 +38,9 @@ def one_each(decoded: Decoded, size: int, prompt_length: int, tokenizer: Any, ge
             chosen.append(int(particles.weighted_sample(weights, rows, generator)) if alive else start)
             continue
         rows = [row for row in rows if outcome.finished[row]]  # the others are empty: no text forked into them
-        written = [decoded.sequences[row, prompt_length:][: outcome.lengths[row]] for row in rows]
-        chosen.append(rows[most_consistent([tokenizer.decode(ids, skip_special_tokens=True) for ids in written])])
+        texts = []
+        for row in rows:
+            ids = decoded.sequences[row, prompt_length:][: outcome.lengths[row]]
+            texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+        chosen.append(rows[most_consistent(texts)])
     return decoded.sequences[torch.tensor(chosen, device=decoded.sequences.device)]

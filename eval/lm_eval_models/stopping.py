@@ -1,4 +1,4 @@
-"""Where a generated text of the harness ends."""
+"""The stopping criteria of texts that lm-eval requests."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from textguide.engine.custom_generate import GuidedDecoding
 
 
 def own_criteria(decoding: GuidedDecoding, tokenizer: Any, stop: list[str]) -> Callable[..., Any]:
-    """``decoding`` with every text ended by its own ``stop``.
+    """``decoding`` with stopping criteria that end each text at its own stop text.
 
-    lm-eval's criteria know one row a prompt, and let all rows write on until the last has come to its end.
+    lm-eval's criteria expect one row per prompt, and let all rows continue until the last one has ended.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        theirs = [one for one in kwargs["stopping_criteria"] if not type(one).__module__.startswith("lm_eval.")]
-        ours = [StopStringCriteria(tokenizer, stop)] if stop else []
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*theirs, *ours])
+        criteria = []
+        for criterion in kwargs["stopping_criteria"]:
+            if not type(criterion).__module__.startswith("lm_eval."):
+                criteria.append(criterion)
+        if stop:
+            criteria.append(StopStringCriteria(tokenizer, stop))
+        kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         return decoding(*args, **kwargs)
 
     return run

@@ -1,1 +1,1 @@
-"""Claims of papers, registered before they are tested: what is claimed, what is run, and the verdict by rule."""
+"""Claims of papers, registered before they are tested: the claim, its test, and the verdict by a rule."""

@@ -33,54 +33,60 @@ COLUMNS = {
 
 
 def task_of(claim: Claim) -> str:
-    """The one of :data:`KINDS` that a claim is about.
+    """The kind of task that a claim is about, one of :data:`KINDS`.
 
     Raises:
-        ValueError: its test belongs to none; add it here.
+        ValueError: the test is unknown; add it to this module.
     """
     test = claim.test
-    for known, name in ((OF_TASK, test.get("task")), (OF_KIND, test["kind"]), (OF_MEASURE, test.get("measure"))):
-        if name in known:
-            return KINDS[known[str(name)]]
-    raise ValueError(f"{claim.name}: no kind of task is known for this test; add it to {__name__}")
+    for kinds, name in ((OF_TASK, test.get("task")), (OF_KIND, test["kind"]), (OF_MEASURE, test.get("measure"))):
+        if name in kinds:
+            return KINDS[kinds[str(name)]]
+    raise ValueError(f"{claim.name}: the kind of task of this test is unknown; add it to {__name__}")
 
 
 def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | None], pages: str = ".") -> str:
-    """The table: for each kind of task what was supported, with its values, the largest gain in units of the smallest
-    difference that counts first; then what did not gain enough, and what more items would have to decide.
+    """The table of what to try first.
+
+    Each row is a kind of task. Within a cell, the largest difference in units of the smallest one that counts is first.
 
     Args:
-        claims: all.
-        verdicts: by name; None where a claim has not been run.
-        pages: the folder of the claims' pages, for links.
+        claims: all claims.
+        verdicts: by name; None if a claim has not been run.
+        pages: folder of the claims' pages, for links.
     """
     rows = []
     for kind in KINDS:
-        known = [(one, found) for one in claims if task_of(one) == kind and (found := verdicts[one.name]) is not None]
+        known = []
+        for claim in claims:
+            verdict = verdicts[claim.name]
+            if verdict is not None and task_of(claim) == kind:
+                known.append((claim, verdict))
+        if not known:
+            continue
         known.sort(key=lambda pair: (-abs(pair[1]["difference"]) / pair[0].least, pair[0].name))
-        cells = [
-            "; ".join(
-                f"[{_setting(one)}]({pages}/{one.name}.md){_values(one, found) if column == FIRST else ''}"
-                for one, found in known
-                if found["verdict"] in names
-            )
-            for column, names in COLUMNS.items()
-        ]
-        if known:
-            rows.append([kind, *(cell or "–" for cell in cells)])
+        row = [kind]
+        for column, names in COLUMNS.items():
+            entries = []
+            for claim, verdict in known:
+                if verdict["verdict"] in names:
+                    values = _values(claim, verdict) if column == FIRST else ""
+                    entries.append(f"[{_setting(claim)}]({pages}/{claim.name}.md){values}")
+            row.append("; ".join(entries) or "–")
+        rows.append(row)
     return table(["for", *COLUMNS], rows, "l" * 4)
 
 
 def _setting(claim: Claim) -> str:
-    """The guidance that was tested; the claim's name where that alone does not tell it from the baseline."""
+    """The guidance that was tested, or the claim's name if the baseline has the same guidance or there is none."""
     tested = claim.test["tested"].get("guidance")
     return claim.name if tested is None or claim.test["kind"] == "linear" else f"`{tested}`"
 
 
-def _values(claim: Claim, found: Mapping[str, Any]) -> str:
-    """Of the tested setting and of its baseline, which is named where it is not plain decoding."""
-    held = claim.test["baseline"].get("guidance")
-    named = "" if held is None else f" (`{held}`)"
+def _values(claim: Claim, verdict: Mapping[str, Any]) -> str:
+    """The values of the tested setting and the baseline, which is named unless it is plain decoding."""
+    baseline = claim.test["baseline"].get("guidance")
     if claim.direction == "same":
-        return f" as good as `{held}`" if held else " as good as without"
-    return f" {number(found['tested'])} against {number(found['baseline'])}{named}"
+        return " as good as without" if baseline is None else f" as good as `{baseline}`"
+    name = "" if baseline is None else f" (`{baseline}`)"
+    return f" {number(verdict['tested'])} against {number(verdict['baseline'])}{name}"

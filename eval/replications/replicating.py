@@ -1,4 +1,4 @@
-"""Running registered claims: what it takes, the run, and the verdicts of the whole family."""
+"""Running registered claims: the estimate of the cost, the run, and the verdicts on the whole family."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ..results.machine import environment
 from .claim import CLAIM, Claim, names, read_claim
 from .kinds import kind
 from .kinds.base import SIDES, Plan, Work, check
-from .verdict import adjusted, effect, judged
+from .verdict import adjusted, effect, verdict_record
 
 RUN = "run.json"
 VERDICT = "verdict.json"
 WORK = ".work"
-"""What a run has done so far, beside the claim; not for the repository."""
-TOKENS_A_SECOND = {"smollm2": 450.0, "smollm2-small": 20_000.0, "sudoku4": 6_000.0, "molecules": 4_000.0}
-"""Positions of a model on one core, about: SmolLM2-135M in bfloat16, fewer where texts are written token by token."""
-KEPT = 9
-"""Decimals of the values that are written: more than any metric has, fewer than sums in another order change."""
+"""Folder of an unfinished run next to the claim; the repository ignores it."""
+TOKENS_PER_SECOND = {"smollm2": 450.0, "smollm2-small": 20_000.0, "sudoku4": 6_000.0, "molecules": 4_000.0}
+"""Approximate positions per second on one core, for SmolLM2-135M in bfloat16; generation is slower."""
+DECIMALS = 9
+"""Decimals of the values in ``run.json``: more than a metric needs, and few enough to hide the order of summation."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a claim takes.
+    """The estimated cost of a claim.
 
     Args:
-        name: of the claim.
-        passes: batches that models are called on, about.
-        tokens: positions, about.
-        hours: on one core, about.
-        done: whether it has been run.
+        name: name of the claim.
+        passes: calls of models with a batch.
+        tokens: positions.
+        hours: on one core.
+        done: whether the claim has been run.
     """
 
     name: str
@@ -51,19 +51,23 @@ class Estimate:
 
 
 def estimates(folder: Path, chosen: Sequence[str]) -> list[Estimate]:
-    """What claims take, before anything starts.
+    """Estimate the cost of claims, before anything is run.
+
+    Args:
+        folder: folder of the claims.
+        chosen: their names.
 
     Raises:
         ValueError: a claim cannot be read.
     """
-    found = []
+    results = []
     for name in chosen:
         claim = read_claim(folder / name)
         plan: Plan = kind(str(claim.test["kind"])).plan(claim.test)
-        speed = TOKENS_A_SECOND.get(str(claim.test.get("model", "smollm2")), 450.0)
+        speed = TOKENS_PER_SECOND.get(str(claim.test.get("model", "smollm2")), 450.0)
         done = (folder / name / RUN).exists()
-        found.append(Estimate(name, plan.passes, plan.tokens, plan.tokens / speed / 3600, done))
-    return found
+        results.append(Estimate(name, plan.passes, plan.tokens, plan.tokens / speed / 3600, done))
+    return results
 
 
 def replicate(
@@ -72,51 +76,57 @@ def replicate(
     *,
     data: str | None = None,
     draft: bool = False,
-    said: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run one claim and write ``run.json`` beside it; a killed run goes on where it was, to the same bytes.
+    """Run one claim and write ``run.json`` next to it.
+
+    An unfinished run is resumed, and ends in the same bytes as an uninterrupted one.
 
     Args:
-        folder: of the claims.
-        name: of the claim.
+        folder: folder of the claims.
+        name: name of the claim.
         data: folder of the tasks' data; None: ``TEXTGUIDE_DATA``.
-        draft: run a claim that is not committed, too.
-        said: gets a line where there is something to say.
+        draft: also run a claim that is not committed.
+        progress: called with a line if the claim has been run already.
 
     Returns:
-        What ``run.json`` holds. A claim that has been run is not run again.
+        The content of ``run.json``. A claim that has been run is not run again.
 
     Raises:
-        ValueError: the claim is no claim, was changed after its run began, is not committed, or its test names
+        ValueError: the claim is invalid, was changed after its run started, is not committed, or its test names
             something that does not exist.
     """
-    place = folder / name
-    claim = read_claim(place)
-    known = read_run(place)
-    if known is not None:
-        _unchanged(claim, known["digest"])
-        said(f"{name} has been run")
-        return known
+    claim_folder = folder / name
+    claim = read_claim(claim_folder)
+    run = read_run(claim_folder)
+    if run is not None:
+        _check_unchanged(claim, run["digest"])
+        progress(f"{name} has been run")
+        return run
     if not draft:
-        _committed(place / CLAIM)
+        _check_committed(claim_folder / CLAIM)
     module = kind(str(claim.test["kind"]))
     check(claim.test, module.FIELDS)
-    module.plan(claim.test)  # a guidance that cannot be read is refused before anything has begun
-    begun = place / WORK / "digest"
-    if begun.exists():
-        _unchanged(claim, begun.read_text(encoding="utf-8").strip())
-    begun.parent.mkdir(exist_ok=True)
-    write_bytes(begun, f"{claim.digest}\n".encode())
-    work = Work(place / WORK, {"claim": name, "digest": claim.digest})
-    values = module.values(claim.test, work, data)
-    found = record(claim, values)
-    write_json(place / RUN, found)
-    return found
+    module.plan(claim.test)  # parses the guidances, so that invalid ones are refused before anything is run
+    digest = claim_folder / WORK / "digest"
+    if digest.exists():
+        _check_unchanged(claim, digest.read_text(encoding="utf-8").strip())
+    digest.parent.mkdir(exist_ok=True)
+    write_bytes(digest, f"{claim.digest}\n".encode())
+    work = Work(claim_folder / WORK, {"claim": name, "digest": claim.digest})
+    run = record(claim, module.values(claim.test, work, data))
+    write_json(claim_folder / RUN, run)
+    return run
 
 
 def record(claim: Claim, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """What ``run.json`` holds: no time of day and no duration, so that the same run gives the same bytes."""
-    kept = {side: np.round(np.asarray(values[side], dtype=np.float64), KEPT) for side in SIDES}
+    """The content of ``run.json``, without times, so that the same run gives the same bytes.
+
+    Args:
+        claim: the claim.
+        values: by side one number per item.
+    """
+    rounded = {side: np.round(np.asarray(values[side], dtype=np.float64), DECIMALS) for side in SIDES}
     versions, machine = environment()
     return {
         "format": FORMAT,
@@ -124,15 +134,15 @@ def record(claim: Claim, values: Mapping[str, Sequence[float]]) -> dict[str, Any
         "digest": claim.digest,
         "direction": claim.direction,
         "least": claim.least,
-        "effect": asdict(effect(kept["tested"], kept["baseline"], int(claim.test.get("seed", 0)))),
-        "values": {side: kept[side].tolist() for side in SIDES},
+        "effect": asdict(effect(rounded["tested"], rounded["baseline"], int(claim.test.get("seed", 0)))),
+        "values": {side: rounded[side].tolist() for side in SIDES},
         "versions": versions,
         "machine": machine,
     }
 
 
 def judge(folder: Path) -> dict[str, dict[str, Any]]:
-    """Write ``verdict.json`` beside every claim that has been run, Holm-adjusted over all claims of ``folder``.
+    """Write ``verdict.json`` next to every claim that has been run, Holm-adjusted over all claims of ``folder``.
 
     Returns:
         The verdicts by name.
@@ -140,58 +150,60 @@ def judge(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: a claim was changed after its run.
     """
-    every = names(folder)
+    claims = names(folder)
     runs: dict[str, dict[str, Any]] = {}
-    for name in every:
+    for name in claims:
         run = read_run(folder / name)
         if run is not None:
-            _unchanged(read_claim(folder / name), run["digest"])
+            _check_unchanged(read_claim(folder / name), run["digest"])
             runs[name] = run
-    p_holm = adjusted({name: run["effect"]["p"] for name, run in runs.items()}, len(every))
-    found = {name: judged(run, p_holm[name], len(every), len(runs)) for name, run in runs.items()}
-    for name, values in found.items():
+    p_holm = adjusted({name: run["effect"]["p"] for name, run in runs.items()}, len(claims))
+    verdicts = {name: verdict_record(run, p_holm[name], len(claims), len(runs)) for name, run in runs.items()}
+    for name, values in verdicts.items():
+        file = folder / name / VERDICT
         data = json_bytes(plain(values), 1) + b"\n"
-        if not (folder / name / VERDICT).exists() or (folder / name / VERDICT).read_bytes() != data:
-            write_bytes(folder / name / VERDICT, data)
-    return found
+        if not file.exists() or file.read_bytes() != data:  # unchanged files keep their time
+            write_bytes(file, data)
+    return verdicts
 
 
-def read_run(place: Path) -> dict[str, Any] | None:
-    """What ``run.json`` holds; None where the claim has not been run.
+def read_run(claim_folder: Path) -> dict[str, Any] | None:
+    """The content of ``run.json``; None if the claim has not been run.
 
     Raises:
-        ValueError: it was not written by this.
+        ValueError: the file was not written by :func:`replicate`.
     """
-    file = place / RUN
+    file = claim_folder / RUN
     if not file.exists():
         return None
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        values["digest"], values["effect"]["p"]
+        values["digest"], values["effect"]["p"]  # KeyError if they are missing
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} was not written by textguide replicate; move it away to run the claim") from error
     return values
 
 
-def _unchanged(claim: Claim, digest: str) -> None:
+def _check_unchanged(claim: Claim, digest: str) -> None:
     if claim.digest != digest:
         raise ValueError(
-            f"{claim.name}/{CLAIM} was changed after its run began; restore it, or register what you want to test "
-            "under another name"
+            f"{claim.name}/{CLAIM} was changed after its run started; restore it, or register the new claim under "
+            "another name"
         )
 
 
-def _committed(file: Path) -> None:
-    """A claim is registered when it is committed; outside a repository nothing can be said."""
+def _check_committed(file: Path) -> None:
+    """A claim is registered when it is committed; outside of a repository this cannot be checked."""
     git = ["git", "-C", str(file.parent)]
     try:
         if subprocess.run([*git, "rev-parse"], capture_output=True).returncode:
             return
-        clean = subprocess.run(
-            [*git, "status", "--porcelain", "--ignored", "--", file.name], capture_output=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
-    except OSError:  # no git
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--ignored", "--", file.name],
+            capture_output=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # do not disturb another git process
+        )
+    except OSError:  # git is not installed
         return
-    if clean.stdout.strip():
-        raise ValueError(f"{file} is not committed; commit it before the run, or add --draft to run it all the same")
+    if status.stdout.strip():
+        raise ValueError(f"{file} is not committed; commit it before the run, or add --draft to run it anyway")

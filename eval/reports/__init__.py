@@ -1,1 +1,1 @@
-"""Results as tables, plots and comparisons."""
+"""Results as reports, pictures and comparisons."""

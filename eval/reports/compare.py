@@ -1,4 +1,4 @@
-"""Runs side by side, with paired tests on the items that they share."""
+"""Several runs next to each other, with paired tests on the items that they share."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure in all runs.
+    """One metric in all runs.
 
     Args:
         task: name of the task.
         metric: name of the metric.
-        label: the guidance; empty where every run has one guidance alone.
-        values: one entry a run, None where a run lacks it.
+        label: the guidance; empty if every run has only one guidance.
+        values: one entry per run; None if the run does not have this metric.
     """
 
     task: str
@@ -44,14 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class RunComparison(Shown):
-    """Several runs side by side.
+    """Several runs next to each other.
 
     Args:
         runs: the runs' names; the first one is the baseline.
-        rows: the figures.
-        comparisons: each other run against the first, on shared items. ``label`` and ``baseline`` are run
-            names, with the guidance behind them where runs have several.
-        notes: what could not be compared, and why.
+        rows: the metrics.
+        comparisons: each other run against the first, on shared items. ``label`` and ``baseline`` are names of runs,
+            followed by the guidance if runs have several.
+        notes: what could not be compared, with the reasons.
         confidence: coverage of the intervals.
     """
 
@@ -63,17 +63,11 @@ class RunComparison(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        rows = [
-            {
-                "task": row.task,
-                "metric": row.metric,
-                "label": row.label,
-                "values": {
-                    run: value.to_dict() if value else None for run, value in zip(self.runs, row.values, strict=True)
-                },
-            }
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            by_run = dict(zip(self.runs, row.values, strict=True))
+            entries = {run: None if value is None else value.to_dict() for run, value in by_run.items()}
+            rows.append({"task": row.task, "metric": row.metric, "label": row.label, "values": entries})
         values: dict[str, Any] = plain(
             {
                 "runs": self.runs,
@@ -87,23 +81,22 @@ class RunComparison(Shown):
 
     def to_markdown(self) -> str:
         """Two tables and the notes."""
-        parts = [table(*self._value_table(), "lll"[: self._names])]
+        header, lines = self._value_table()
+        parts = [table(header, lines, "l" * self._names)]
         if self.comparisons:
-            parts.append(table(*self._comparison_table(), "llll"))
+            header, lines = self._comparison_table()
+            parts.append(table(header, lines, "llll"))
         if self.notes:
             parts.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(parts) + "\n"
 
     def to_rich(self, width: int = 80) -> list[Table]:
-        """The two tables for a terminal of ``width`` characters, in blocks where they are wider."""
-        tables: list[Table] = []
-        for title, (header, lines), names in (
-            (f"values with {self.confidence:.0%} intervals", self._value_table(), self._names),
-            (f"against {self.runs[0]}, on the same items", self._comparison_table(), 4),
-        ):
-            if not lines:
-                continue
-            tables += in_blocks(title, header, lines, names, width)
+        """The two tables for a terminal of ``width`` characters; a table that is wider is cut into several."""
+        header, lines = self._value_table()
+        tables = in_blocks(f"values with {self.confidence:.0%} intervals", header, lines, self._names, width)
+        if self.comparisons:
+            header, lines = self._comparison_table()
+            tables += in_blocks(f"against {self.runs[0]}, on the same items", header, lines, 4, width)
         return tables
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
@@ -114,20 +107,21 @@ class RunComparison(Shown):
             header, lines = self._comparison_table()
             blocks.append(Line(f"against {self.runs[0]}, on the same items", quiet=True))
             blocks.append(shown_table(header, lines, "llll" + "r" * len(COMPARISON_HEADER)))
-        return f"{len(self.runs)} runs side by side", [*blocks, *map(Line, self.notes)]
+        return f"{len(self.runs)} runs", [*blocks, *map(Line, self.notes)]
 
     @property
     def _names(self) -> int:
+        """Number of columns that name a row."""
         return 3 if any(row.label for row in self.rows) else 2
 
     def _value_table(self) -> tuple[list[str], list[list[str]]]:
-        labelled = self._names == 3
+        header = ["task", "metric", "guidance"][: self._names]
         lines = []
         for row in self.rows:
             better = next((value.higher_is_better for value in row.values if value), None)
-            names = [row.task, metric_name(row.metric, better), *([row.label] if labelled else [])]
+            names = [row.task, metric_name(row.metric, better), row.label][: self._names]
             lines.append([*names, *(interval(value) for value in row.values)])
-        return ["task", "metric", *(["guidance"] if labelled else []), *self.runs], lines
+        return [*header, *self.runs], lines
 
     def _comparison_table(self) -> tuple[list[str], list[list[str]]]:
         lines = [
@@ -138,81 +132,102 @@ class RunComparison(Shown):
 
 
 def compare_folders(folders: Sequence[str | os.PathLike[str]]) -> RunComparison:
-    """Read runs and put them side by side; each is compared with the first on the items that both have.
+    """Read runs and compare each with the first one on the items that both have.
 
-    Where every run has one guidance alone, those are compared whatever they are called; else the guidances of
-    the same name. Items are the same where their ids are; where one run has more of them, the shared ones are
+    If every run has only one guidance, these are compared, whatever their names are; otherwise the guidances of the
+    same name are. Items are the same if their ids are the same; if one run has more items, the shared ones are
     compared.
 
     Args:
         folders: results folders, two or more.
 
     Raises:
-        ValueError: there are fewer than two folders, one is named twice, or one is not textguide's.
-        FileNotFoundError: one holds no finished run.
+        ValueError: there are fewer than two folders, one is named twice, or one was not written by textguide.
+        FileNotFoundError: a folder does not have a finished run.
     """
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2:
-        raise ValueError(f"{len(paths)} run given; name two results folders or more")
+        raise ValueError(f"folders= has {len(paths)} run; name two results folders or more")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("a results folder is named twice; name each run once")
     return compare_runs([read_run(path) for path in paths], _names_of(paths))
 
 
 def compare_runs(runs: Sequence[RunResult], names: Sequence[str]) -> RunComparison:
-    """:func:`compare_folders` for runs in memory, under these names."""
-    single = all(len(run.labels) == 1 for run in runs)
-    keys = dict.fromkeys(
-        (result.task, "" if single else result.label, metric)
-        for run in runs
-        for result in run.tasks
-        for metric in result.metrics
-    )
-    rows, found, notes = [], [], list[str]()
-    for task, label, metric in keys:
+    """Compare runs in memory; see :func:`compare_folders`.
+
+    Args:
+        runs: two or more.
+        names: the names of the runs.
+    """
+    rows = []
+    comparisons: list[Comparison] = []
+    notes: list[str] = []
+    for task, label, metric in _keys(runs):
         entries = [run.get(task, label or run.labels[0]) for run in runs]
-        rows.append(Row(task, metric, label, tuple(entry.metrics.get(metric) if entry else None for entry in entries)))
+        values = [None if entry is None else entry.metrics.get(metric) for entry in entries]
+        rows.append(Row(task, metric, label, tuple(values)))
         first = entries[0]
         for name, entry in zip(names[1:], entries[1:], strict=True):
             if first is None or entry is None:
                 continue
-            pair = aligned(entry, first, metric)
-            if pair is None:
-                notes.append(f"{task}, {metric_name(metric)}: {name} and {names[0]} {_why(entry, first, metric)}.")
-                continue
-            suffix = f", {label}" if label else ""
-            sizes = len(entry.items[metric]), len(first.items[metric])
-            comparison = compare_items(
-                *pair,
-                task=task,
-                metric=metric,
-                label=name + suffix,
-                baseline=names[0] + suffix,
-                confidence=runs[0].confidence,
-                resamples=runs[0].resamples,
-                seed=runs[0].seed,
-            )
-            found.append(comparison)
-            if comparison.n < max(sizes):
-                notes.append(
-                    f"{task}, {metric_name(metric)}: {name} and {names[0]} are compared on "
-                    f"the {comparison.n} items that both have, of {sizes[0]} and {sizes[1]}."
-                )
+            comparison, note = _compare(entry, first, metric, label, (name, names[0]), runs[0])
+            if comparison is not None:
+                comparisons.append(comparison)
+            if note:
+                notes.append(f"{task}, {metric_name(metric)}: {name} and {names[0]} {note}.")
     return RunComparison(
-        tuple(names), tuple(rows), tuple(adjust(found)), tuple(dict.fromkeys(notes)), runs[0].confidence
+        tuple(names), tuple(rows), tuple(adjust(comparisons)), tuple(dict.fromkeys(notes)), runs[0].confidence
     )
 
 
-def _why(entry: TaskResult, first: TaskResult, metric: str) -> str:
+def _keys(runs: Sequence[RunResult]) -> list[tuple[str, str, str]]:
+    """Task, label and metric of every row; labels are empty if every run has only one guidance."""
+    single = all(len(run.labels) == 1 for run in runs)
+    keys: dict[tuple[str, str, str], None] = {}  # a set in order of insertion
+    for run in runs:
+        for result in run.tasks:
+            for metric in result.metrics:
+                keys[result.task, "" if single else result.label, metric] = None
+    return list(keys)
+
+
+def _compare(
+    entry: TaskResult, first: TaskResult, metric: str, label: str, names: tuple[str, str], settings: RunResult
+) -> tuple[Comparison | None, str]:
+    """One metric of a run against the first run's, and a note if the items are not all compared."""
+    pair = aligned(entry, first, metric)
+    if pair is None:
+        return None, _reason(entry, first, metric)
+    suffix = f", {label}" if label else ""
+    comparison = compare_items(
+        *pair,
+        task=entry.task,
+        metric=metric,
+        label=names[0] + suffix,
+        baseline=names[1] + suffix,
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    size = len(entry.items[metric])
+    first_size = len(first.items[metric])
+    if comparison.n == max(size, first_size):
+        return comparison, ""
+    return comparison, f"are compared on the {comparison.n} items that both have, of {size} and {first_size}"
+
+
+def _reason(entry: TaskResult, first: TaskResult, metric: str) -> str:
+    """Why no paired test is possible."""
     if metric not in entry.items or metric not in first.items:
-        return "have no values an item for it, so no paired test was made"
+        return "do not have values per item for it, so there is no paired test"
     if not (np.isfinite(entry.items[metric]).all() and np.isfinite(first.items[metric]).all()):
-        return "have an item of infinite value, so no paired test was made"
-    return "share no items that are known to be the same, so no paired test was made"
+        return "have an item of infinite value, so there is no paired test"
+    return "do not share items that are known to be the same, so there is no paired test"
 
 
 def _names_of(paths: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart."""
+    """The shortest endings of the paths that are all different."""
     resolved = [path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in resolved) + 1):
         names = ["/".join(path.parts[-depth:]) for path in resolved]

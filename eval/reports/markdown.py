@@ -1,9 +1,9 @@
-"""The report of a run as Markdown."""
+"""All Markdown of the evaluation room: numbers and tables, the report of a run, and that of a comparison of methods."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def markdown(run: RunResult, pictures: Sequence[str] = ()) -> str:
-    """The report: values, comparisons with the plain setting, the chosen scales, notes, and how it was made.
+    """The report of a run: values, comparisons with the plain setting, the best scales, notes, and how it was made.
 
     Args:
-        run: the run, analysed or not.
-        pictures: file names of plots beside the report.
+        run: the run, which is analysed first.
+        pictures: file names of plots in the folder of the report.
     """
     run.analyse()
     model = run.identity.get("model")
-    if isinstance(model, dict):  # described by its arguments
+    if isinstance(model, dict):  # the arguments of the model
         model = model.get("pretrained")
-    parts = [f"# Evaluation{f' of {model}' if model else ''}", _values(run)]
+    parts = [f"# Evaluation of {model}" if model else "# Evaluation", _values(run)]
     if run.comparisons:
         parts += ["## Against no guidance", _comparisons(run)]
     if run.selections:
@@ -39,7 +39,13 @@ def markdown(run: RunResult, pictures: Sequence[str] = ()) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
-    """A Markdown table; ``align`` has an ``l`` or an ``r`` a column, right where it is too short."""
+    """A Markdown table.
+
+    Args:
+        header: names of the columns.
+        rows: the cells.
+        align: ``l`` or ``r`` per column; columns beyond its end are aligned to the right.
+    """
     rule = [":--" if column < len(align) and align[column] == "l" else "--:" for column in range(len(header))]
     lines = [header, rule, *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
@@ -49,7 +55,11 @@ def number(value: float | None, signed: bool = False) -> str:
     """Three decimals, or two from 10 on; a dash for None."""
     if value is None:
         return "–"
-    digits = ".3f" if round(abs(value), 3) < 10 else ".2f" if abs(value) < 1e5 else ".2e"
+    digits = ".2e"
+    if round(abs(value), 3) < 10:
+        digits = ".3f"
+    elif abs(value) < 1e5:
+        digits = ".2f"
     text = format(value, f"+{digits}" if signed else digits)
     return f"−{text[1:]}" if text.startswith("-") else text
 
@@ -71,15 +81,14 @@ def p_value(p: float | None) -> str:
 
 
 def metric_name(name: str, higher_is_better: bool | None = None) -> str:
-    """lm-eval's ``acc,none`` as ``acc``, with an arrow towards the better."""
+    """lm-eval's ``acc,none`` as ``acc``, with an arrow that points to better values."""
     metric, _, filter_name = name.partition(",")
     shown = metric if filter_name in ("", "none") else f"{metric} ({filter_name})"
     return shown if higher_is_better is None else f"{shown} {'↑' if higher_is_better else '↓'}"
 
 
 def comparison_cells(comparison: Comparison) -> list[str]:
-    """Difference with interval, p, right ↔ wrong, McNemar's p, Holm's p, items: the cells behind the
-    names."""
+    """The cells of :data:`COMPARISON_HEADER`."""
     flips = "–" if comparison.gained is None else f"+{comparison.gained} −{comparison.lost}"
     ends = f"[{number(comparison.low, True)}, {number(comparison.high, True)}]"
     return [
@@ -93,7 +102,7 @@ def comparison_cells(comparison: Comparison) -> list[str]:
 
 
 MOST_TASKS = 12
-"""Tasks that one picture shows: the first ones of a run."""
+"""Largest number of tasks in a picture, which shows the first ones of a run."""
 COMPARISON_HEADER = ["difference", "p (bootstrap)", "gained, lost", "p (McNemar)", "p (Holm)", "items"]
 
 
@@ -112,7 +121,7 @@ def _values(run: RunResult) -> str:
         for task, name in columns:
             row.append(interval(entries[task].metrics.get(name)) if task in entries else "–")
         rows.append(row)
-    caption = f"Values with {run.confidence:.0%} intervals (Wilson for right and wrong, else bootstrap)."
+    caption = f"Values with {run.confidence:.0%} intervals (Wilson for right and wrong, bootstrap for other values)."
     return f"{table(header, rows, 'l')}\n\n{caption}"
 
 
@@ -125,11 +134,11 @@ def _comparisons(run: RunResult) -> str:
     nats = any(value.kind in ("perplexity", "bits") for result in run.tasks for value in result.metrics.values())
     caption = (
         f"Guided minus {baseline} on the same items, with {run.confidence:.0%} intervals of the paired "
-        "bootstrap. Gained and lost count the items that are right under one of the two alone. Holm's p "
-        "allows for the number of settings compared on a task."
+        "bootstrap. Gained and lost count the items that are right under only one of the two. Holm's p "
+        "is adjusted for the number of settings compared on a task."
     )
     if nats:
-        caption += " Differences of perplexities are in nats an item, and below 0 is better."
+        caption += " Differences of perplexities are in nats per item, and below 0 is better."
     return f"{table(['task', 'metric', 'guidance', *COMPARISON_HEADER], rows, 'lll')}\n\n{caption}"
 
 
@@ -150,30 +159,35 @@ def _selections(run: RunResult) -> list[str]:
             )
             if choice.difference is not None:
                 difference, low, high, p = choice.difference
+                shown_p = p_value(p)
+                equals = "" if shown_p.startswith("<") else "= "
                 line += (
                     f" Against {run.plain_label} on those items: {number(difference, True)} "
-                    f"[{number(low, True)}, {number(high, True)}], p {_equals(p_value(p))}."
+                    f"[{number(low, True)}, {number(high, True)}], p {equals}{shown_p}."
                 )
         lines.append(line)
     return lines
 
 
 def _truncations(run: RunResult) -> list[str]:
-    return [
-        f"{result.task}, {result.label}: {result.truncated} contexts were longer than the model takes and were cut."
-        for result in run.tasks
-        if result.truncated
-    ]
+    notes = []
+    for result in run.tasks:
+        if result.truncated:
+            contexts = f"{result.truncated} contexts were longer than the model's context window"
+            notes.append(f"{result.task}, {result.label}: {contexts} and were cut.")
+    return notes
 
 
 def _infinite(run: RunResult) -> list[str]:
-    return [
-        f"{result.task}, {result.label}: {metric_name(name)} is infinite, because an item has likelihood 0; "
-        "it takes no part in comparisons."
-        for result in run.tasks
-        for name, value in result.metrics.items()
-        if value.value is None and value.kind in ("perplexity", "bits")
-    ]
+    notes = []
+    for result in run.tasks:
+        for name, value in result.metrics.items():
+            if value.value is None and value.kind in ("perplexity", "bits"):
+                notes.append(
+                    f"{result.task}, {result.label}: {metric_name(name)} is infinite, because an item has likelihood "
+                    "0; it is left out of comparisons."
+                )
+    return notes
 
 
 def _missing(run: RunResult) -> list[str]:
@@ -201,9 +215,57 @@ def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def _equals(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
-
-
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def method_report(comparison: Mapping[str, Any], without_row: Mapping[str, str], shots: int) -> str:
+    """The report of a comparison of all methods.
+
+    Args:
+        comparison: the content of ``methods.json``.
+        without_row: methods that are not in the comparison, and the reasons, which continue "METHOD …".
+        shots: number of examples before each question of triviaqa.
+    """
+    columns = list(comparison["plain"])
+    names = []
+    for column in columns:
+        task, _, metric = column.partition("/")
+        names.append(f"{task} {metric.split(',')[0]}")
+    plain = [number(comparison["plain"][column]["mean"]) for column in columns]
+    rows = [["plain", *plain, *_method_cost(comparison, "plain")]]
+    settings = []
+    for method, cells in comparison["methods"].items():
+        shown = [_method_cell(cells[column]) if column in cells else "–" for column in columns]
+        rows.append([method, *shown, *_method_cost(comparison, method)])
+        settings.append([method, *(cells[column]["setting"] if column in cells else "–" for column in columns)])
+    items = ", ".join(f"{task} {count}" for task, count in comparison["items"].items())
+    lines = [
+        "# Every method on the same items\n",
+        "Each method's setting was chosen on the first half of a task's items and is reported on the second, with its "
+        "difference to plain decoding there (95% interval, paired bootstrap). `*`: p below .05 after Holm's "
+        "correction over the methods of the column (McNemar's test if items are right or wrong).\n",
+        table(["method", *names, "rows per token", "ms per token"], rows),
+        f"\nItems: {items}. Questions of triviaqa are answered after {shots} examples, in bfloat16 unless another "
+        "dtype was chosen; continuations_positive draws four texts per prompt. Rows per token: those that a model, or "
+        "a part of one, read for one token of the text; small models count as much as others.\n",
+        "## The chosen settings\n",
+        table(["method", *names], settings),
+        "\n## Methods without a row\n",
+        *(f"* `{method}` {reason}." for method, reason in without_row.items()),
+        "\n## How it was made\n",
+        f"```\n{comparison['command']}\n```\n",
+        ", ".join(f"{name} {version}" for name, version in comparison["versions"].items()) + ".\n",
+    ]
+    return "\n".join(lines)
+
+
+def _method_cell(cell: Mapping[str, Any]) -> str:
+    star = "*" if cell["p_holm"] is not None and cell["p_holm"] < 0.05 else ""
+    difference, low, high = (number(cell[name], signed=True) for name in ("difference", "low", "high"))
+    return f"{number(cell['value']['mean'])}{star} ({difference} [{low}, {high}])"
+
+
+def _method_cost(comparison: Mapping[str, Any], method: str) -> list[str]:
+    cost = comparison["cost"][method]
+    return [f"{cost['passes']:.2f}", f"{1e3 * cost['seconds']:.1f}"]

@@ -14,7 +14,6 @@ from ..results.folder import ITEMS, REPORT, RESULTS, SAMPLES, claim, read_result
 from ..results.lm_eval_schema import run_from_dict, run_to_dict
 from ..results.run import RunResult
 from . import drawing
-from . import plots as pictures_of
 from .markdown import markdown
 
 
@@ -26,14 +25,14 @@ def write_run(
     plots: bool | None = None,
     svg: bool = False,
 ) -> Path:
-    """Write the results folder; ``results.json`` comes last, so a folder that has one is complete.
+    """Write the results folder. ``results.json`` is written last, so a folder that has this file is complete.
 
     Args:
-        run: what was found; it is analysed.
-        folder: where; made where it is missing. One that holds this run is written again.
-        samples: what was asked and answered, one mapping an item, for ``samples.jsonl``.
-        plots: draw the pictures. None: where matplotlib is installed.
-        svg: also draw them as SVG.
+        run: the run, which is analysed first.
+        folder: created if it is missing. If it holds the same run, its files are written again.
+        samples: requests and answers, one mapping per item, for ``samples.jsonl``; None: no such file.
+        plots: draw the pictures; None: if matplotlib is installed.
+        svg: also write the pictures as SVG.
 
     Returns:
         The folder.
@@ -51,21 +50,22 @@ def write_run(
         with replacing(target / SAMPLES) as stream:
             for sample in samples:
                 stream.write(json_bytes(plain(sample)) + b"\n")
-    pictures = pictures_of.save_all(run, target, svg) if plots or (plots is None and drawing.available()) else []
+    draw = drawing.available() if plots is None else plots
+    pictures = drawing.save_run(run, target, svg) if draw else []
     write_text(target / REPORT, markdown(run, pictures))
     write_json(target / RESULTS, run_to_dict(run))
     return target
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunResult:
-    """The run that :func:`write_run` put into a folder.
+    """Read the run from a folder that :func:`write_run` wrote.
 
     Raises:
-        FileNotFoundError: there is no finished run.
-        ValueError: the folder is not one of textguide's, or of a later version.
+        FileNotFoundError: the folder does not have a finished run.
+        ValueError: the folder was not written by textguide, or by a later version.
     """
     source = Path(folder)
     values = read_results(source)
     if values is None:
-        raise FileNotFoundError(f"{source} has no {RESULTS}; name the folder of a finished run")
+        raise FileNotFoundError(f"{source} does not have {RESULTS}; name the folder of a finished run")
     return run_from_dict(values, storage.load(source / ITEMS))

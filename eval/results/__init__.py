@@ -1,1 +1,1 @@
-"""What a run found, and its folder."""
+"""The result of a run, and its folder."""

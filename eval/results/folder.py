@@ -1,4 +1,4 @@
-"""The results folder: its files, and whose it is."""
+"""The results folder: its files, and the run that it belongs to."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ SAMPLES = "samples.jsonl"
 
 
 def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
-    """The folder, made where it is missing, when it is free or belongs to the same run.
+    """Create the folder if it is missing, and check that it is free or belongs to the same run.
 
-    Call it before the work begins, so that a wrong ``--output`` is refused at once.
+    Call it before the work begins, so that a wrong ``--output`` is refused immediately.
+
+    Args:
+        folder: the results folder.
+        identity: what two runs must share to be the same run.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: it holds another run, or files that a run would overwrite.
+        ValueError: the folder holds another run, or files that a run would overwrite.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -34,32 +41,31 @@ def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
     if values is not None:
         check_identity(target, values["textguide"]["identity"], plain(identity))
     elif (target / JOURNAL).exists():
-        # A journal whose header was torn is of no run; Journal.open decides what becomes of it.
+        # A journal whose header is incomplete does not belong to any run yet; Journal.open handles it.
         if b"\n" in (target / JOURNAL).read_bytes():
             check_identity(target, read_journal(target / JOURNAL)[0], plain(identity))
     else:
-        theirs = [name for name in (REPORT, ITEMS, SAMPLES) if (target / name).exists()]
-        if theirs:
-            raise ValueError(f"{target} holds {', '.join(theirs)} and no run of textguide; choose another --output")
+        others = [name for name in (REPORT, ITEMS, SAMPLES) if (target / name).exists()]
+        if others:
+            raise ValueError(f"{target} holds {', '.join(others)} and no run of textguide; choose another --output")
     target.mkdir(parents=True, exist_ok=True)
     return target
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """What ``results.json`` holds; None where there is none.
+    """The content of ``results.json``; None if there is no such file.
 
     Raises:
-        ValueError: it was not written by textguide, or by a version with another format.
+        ValueError: the file was not written by textguide, or by a version with another format.
     """
     file = folder / RESULTS
     if not file.exists():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        written = values["textguide"]["format"]
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        file_format = values["textguide"]["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} was not written by textguide; name another folder") from error
-    if written != FORMAT:
-        raise ValueError(f"{file} has format {written!r} and this version of textguide reads {FORMAT}")
-    found: dict[str, Any] = values
-    return found
+    if file_format != FORMAT:
+        raise ValueError(f"{file} has format {file_format!r} and this version of textguide reads {FORMAT}")
+    return values

@@ -1,9 +1,9 @@
-"""An append-only journal of finished work, so that a killed run goes on where it was.
+"""An append-only journal of finished work, with which a killed run is resumed.
 
-A text file of JSON lines. The first names the run; each later one holds the record of one key. Every line is
-handed to the operating system at once, so that a killed process loses nothing that it appended; the disk is
-synchronised every few seconds, so that a power cut loses little. A last line that was cut short is dropped
-when the file is opened again.
+A text file of JSON lines. The first line identifies the run; each later line holds the record of one key. Every line is
+passed to the operating system immediately, so that a killed process loses nothing that it appended; the disk is
+synchronised every few seconds, so that a power cut loses little. An incomplete last line is dropped when the file is
+opened again.
 """
 
 from __future__ import annotations
@@ -12,62 +12,109 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from textguide.support.errors import FolderInUseError
 from textguide.support.files import json_bytes, sync_folder
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 FORMAT = 1
 JOURNAL = "journal.jsonl"
 """The journal's name in a results folder."""
 _MAGIC = "textguide-journal"
 _FLOAT = "$float"
+"""Key of an object that represents a number that JSON does not have: inf, -inf or nan."""
 
 
-class Journal:
-    """The records of a run by key, in memory and on disk. Open one with :meth:`open`; close it, or use
-    ``with``.
+class Memory:
+    """Records by key, in memory only, with the interface of a :class:`Journal`.
 
     Attributes:
-        done: key → record, for everything appended so far, by this process or an earlier one. Records are as
-            JSON gives them back (tuples are lists), so that a run that was resumed sees what an uninterrupted
-            one sees.
-        identity: what the file says it belongs to.
-        resumed: how many records were there when the journal was opened.
+        done: record by key, for everything that was appended.
+    """
+
+    def __init__(self, done: dict[str, Any] | None = None) -> None:
+        self.done = {} if done is None else done
+
+    def append(self, key: str, record: Any) -> None:
+        """Keep the record of ``key``; a later record of the same key replaces it."""
+        self.done[key] = record
+
+    def record(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The record of ``key``, which is computed and appended unless it is known.
+
+        Args:
+            key: names the piece of work.
+            compute: called without arguments; returns the record, see :meth:`Journal.append`.
+        """
+        if key not in self.done:
+            self.append(key, compute())
+        return self.done[key]
+
+    def close(self) -> None:
+        """Release what the records are kept in."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.done
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Journal(Memory):
+    """The records of a run by key, in memory and on disk.
+
+    Open a journal with :meth:`open`; close it, or use ``with``.
+
+    Attributes:
+        done: record by key, for everything that this process or an earlier one appended. Records are as JSON returns
+            them (tuples are lists), so that a resumed run reads the same values as an uninterrupted one.
+        identity: the run that the file belongs to.
+        resumed: number of records when the journal was opened.
     """
 
     def __init__(
         self, path: Path, identity: dict[str, Any], done: dict[str, Any], lock: FileLock, sync_seconds: float
     ) -> None:
+        super().__init__(done)
         self.path = path
         self.identity = identity
-        self.done = done
         self.resumed = len(done)
         self._lock = lock
         self._sync_seconds = sync_seconds
-        # Unbuffered: a line that a full disk refuses must not stay behind in a buffer and be written later.
+        # Unbuffered: if a full disk refuses a line, it must not remain in a buffer and be written later.
         self._stream = path.open("ab", buffering=0)
         self._synced = time.monotonic()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], identity: Mapping[str, Any], sync_seconds: float = 5.0) -> Journal:
-        """Start a journal, or go on with one that has the same identity.
+        """Start a journal, or resume one with the same identity.
 
         Args:
-            path: the journal's file; its folder is made where it is missing.
-            identity: everything that two runs must share for one to go on with the other's records: model,
-                tasks, guidances, fingerprints, seed, limits. JSON values.
-            sync_seconds: synchronise the disk no more often than this.
+            path: the journal's file; its folder is created if it is missing.
+            identity: everything that two runs must share for one to use the other's records: model, tasks, guidances,
+                fingerprints, seed, limits. JSON values.
+            sync_seconds: least time between two synchronisations of the disk.
 
         Raises:
-            ValueError: the file belongs to a run with another identity, is no journal, or is damaged before
-                its last line. Nothing is changed.
-            FolderInUseError: another process holds the journal.
+            ValueError: the file belongs to a run with another identity, is not a journal, or is damaged before its last
+                line. Nothing is changed.
+            FolderInUseError: another process has opened the journal.
         """
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,16 +133,16 @@ class Journal:
             raise
 
     def append(self, key: str, record: Any) -> None:
-        """Keep the record of ``key``; a later record of the same key takes its place.
+        """Write the record of ``key``; a later record of the same key replaces it.
 
         Args:
             key: names the piece of work.
-            record: JSON values, to which infinities and nan are added.
+            record: JSON values; infinities and nan are allowed too.
 
         Raises:
             TypeError: ``key`` is not a text, or the record cannot be written as JSON. Nothing is written.
             ValueError: the journal is closed.
-            OSError: the disk refuses the record; what was there before is whole.
+            OSError: the disk refuses the record; the earlier records are intact.
         """
         if not isinstance(key, str):
             raise TypeError(f"key={key!r} must be a text; use str(key)")
@@ -108,32 +155,18 @@ class Journal:
         self.done[key] = _loads(line)["record"]
 
     def sync(self) -> None:
-        """Make everything appended so far last through a power cut."""
+        """Synchronise the disk, so that everything appended so far survives a power cut."""
         os.fsync(self._stream.fileno())
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Synchronise, close the file and let others have the folder. Closing twice is harmless."""
+        """Synchronise, close the file and release the folder. Closing twice is harmless."""
         if not self._stream.closed:
             try:
                 self.sync()
             finally:
                 self._stream.close()
                 self._lock.release()
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.done
-
-    def __len__(self) -> int:
-        return len(self.done)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write(self, line: bytes) -> None:
         size = os.fstat(self._stream.fileno()).st_size
@@ -147,11 +180,10 @@ class Journal:
 
     @staticmethod
     def _resume(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """The records in the file, which afterwards holds whole lines alone, the first of them the header."""
+        """The records in the file, which afterwards consists of complete lines, the first of which is the header."""
         header = _dumps({_MAGIC: FORMAT, "identity": identity})
         data = file.read_bytes() if file.exists() else b""
-        # A run that was killed while it wrote the header has left a part of it; anything else is someone's
-        # file.
+        # A run that was killed while it wrote the header has left a part of it, or nothing.
         if header.startswith(data):
             with file.open("wb") as stream:
                 stream.write(header)
@@ -159,48 +191,58 @@ class Journal:
                 os.fsync(stream.fileno())
             sync_folder(file.parent)
             return {}
-        found, done, whole = _parse(file, data)
-        check_identity(file.parent, found, identity)
-        if whole < len(data):
-            os.truncate(file, whole)
+        written, done, size = _parse(file, data)
+        check_identity(file.parent, written, identity)
+        if size < len(data):
+            os.truncate(file, size)
         return done
 
 
 def read_journal(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The identity and the records of a journal, without a lock and without a change; a torn last line is
-    passed over.
+    """Read the identity and the records of a journal, without a lock and without changing it.
+
+    An incomplete last line is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no journal, or is damaged before its last line.
+        ValueError: the file is not a journal, or is damaged before its last line.
     """
     file = Path(path)
     identity, done, _ = _parse(file, file.read_bytes())
     return identity, done
 
 
-def check_identity(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(folder: Path, written: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Refuse to mix two runs.
 
+    Args:
+        folder: of the run, for the message.
+        written: the identity in the folder.
+        identity: that of the run that is about to start.
+
     Raises:
-        ValueError: the identities differ; the message names the folder, what differs, and what to do.
+        ValueError: the identities differ; the message names the folder, the differences and the remedy.
     """
-    ours = _roundtrip(wanted)
-    keys = [key for key in {**found, **ours} if found.get(key, _MISSING) != ours.get(key, _MISSING)]
-    if keys:
-        differences = "; ".join(
-            f"{key}: {_short(found.get(key, _MISSING))} there, {_short(ours.get(key, _MISSING))} here" for key in keys
+    ours = _roundtrip(identity)
+    differences = []
+    for key in {**written, **ours}:
+        there = written.get(key, _MISSING)
+        here = ours.get(key, _MISSING)
+        if there != here:
+            differences.append(f"{key}: {_short(there)} there, {_short(here)} here")
+    if differences:
+        raise ValueError(
+            f"{folder} holds another run ({'; '.join(differences)}); choose another --output, or delete that folder"
         )
-        raise ValueError(f"{folder} holds another run ({differences}); choose another --output, or delete that folder")
 
 
 _MISSING = object()
 
 
 def _parse(file: Path, data: bytes) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Identity, records, and how many bytes from the start are whole lines."""
+    """Identity, records, and the number of bytes from the start that are complete lines."""
     lines = data.split(b"\n")
-    lines.pop()  # empty after a whole last line, else what is left of a torn one
+    lines.pop()  # empty after a complete last line, otherwise an incomplete one
     header = _try_loads(lines[0]) if lines else None
     if not isinstance(header, dict) or not isinstance(header.get("identity"), dict) or _MAGIC not in header:
         raise ValueError(f"{file} is not a journal of textguide; choose another --output, or move that file away")
@@ -210,11 +252,11 @@ def _parse(file: Path, data: bytes) -> tuple[dict[str, Any], dict[str, Any], int
             "choose another --output"
         )
     done: dict[str, Any] = {}
-    whole = len(lines[0]) + 1
+    size = len(lines[0]) + 1
     for number, line in enumerate(lines[1:], start=2):
         entry = _try_loads(line)
         if not isinstance(entry, dict) or "record" not in entry or not isinstance(entry.get("key"), str):
-            # After a power cut the end of a file may be there in length and not in content.
+            # After a power cut a file may have its new length, while its end still consists of zeros.
             if number == len(lines) or not any(rest.strip(b"\0") for rest in lines[number:]):
                 break
             raise ValueError(
@@ -222,14 +264,14 @@ def _parse(file: Path, data: bytes) -> tuple[dict[str, Any], dict[str, Any], int
                 "or cut the file before that line to do the rest again"
             )
         done[entry["key"]] = entry["record"]
-        whole += len(line) + 1
-    return header["identity"], done, whole
+        size += len(line) + 1
+    return header["identity"], done, size
 
 
 def _dumps(value: Any) -> bytes:
     try:
         return json_bytes(value, default=_number) + b"\n"
-    except ValueError:  # JSON has no infinities
+    except ValueError:  # infinities and nan, which JSON does not have
         return json_bytes(_tagged(value)) + b"\n"
 
 
@@ -268,7 +310,7 @@ def _tagged(value: Any) -> Any:
 def _number(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"a {type(value).__name__} cannot be written to the journal; give JSON values")
+    raise TypeError(f"a {type(value).__name__} cannot be written to the journal; pass JSON values")
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,5 @@
-"""A run as ``results.json`` holds it: lm-eval's layout, so that tools that read its files read ours, and what is ours
-under ``textguide``."""
+"""A run as the content of ``results.json``: lm-eval's layout, so that tools that read its files also read these, with
+the additions of textguide under the key ``textguide``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from .run import RunResult, TaskResult
 from .storage import Arrays
 
 DERIVED = ("results", "samples", "sweep", "date", "textguide")
-"""Top-level keys that have another home in a run; all others of lm-eval's are passed through."""
+"""Top-level keys that are made from other fields of a run; all other keys of lm-eval are copied."""
 
 
 def run_to_dict(run: RunResult) -> dict[str, Any]:
-    """lm-eval's schema, with everything of ours under ``textguide``; plain JSON values. Analyses the run.
+    """Convert a run to plain JSON values in lm-eval's schema, with the additions under ``textguide``.
+
+    The run is analysed first.
 
     Raises:
         ValueError: see :meth:`RunResult.analyse`.
     """
     run.analyse()
-    ours = {
+    additions = {
         "format": FORMAT,
         "identity": run.identity,
         "guidances": [{"label": label, "guidance": guidance} for label, guidance in run.guidances.items()],
@@ -49,53 +51,57 @@ def run_to_dict(run: RunResult) -> dict[str, Any]:
         "selections": {task: _selection_to_dict(choice) for task, choice in (run.selections or {}).items()},
         "notes": run.notes,
     }
-    # lm-eval's configurations hold functions.
-    values: dict[str, Any] = plain({**_top_level(run), "textguide": ours}, fallback=str)
+    # lm-eval's configurations contain functions, which are written as text.
+    values: dict[str, Any] = plain({**_top_level(run), "textguide": additions}, fallback=str)
     return values
 
 
 def run_from_dict(values: Mapping[str, Any], arrays: Arrays) -> RunResult:
-    """The run that :func:`run_to_dict` made ``values`` of.
+    """Convert the values of :func:`run_to_dict` back to a run.
 
     Args:
-        values: what ``results.json`` holds.
+        values: the content of ``results.json``.
         arrays: the per-item values, as :func:`textguide.eval.results.storage.load` reads them.
     """
-    ours = values["textguide"]
-    statistics = ours["statistics"]
+    additions = values["textguide"]
+    statistics = additions["statistics"]
+    unchanged = ("identity", "fingerprints", "seed", "versions", "machine", "command", "notes")
     return RunResult(
-        tasks=[_task_from_dict(entry, arrays) for entry in ours["tasks"]],
-        guidances={entry["label"]: entry["guidance"] for entry in ours["guidances"]},
+        tasks=[_task_from_dict(entry, arrays) for entry in additions["tasks"]],
+        guidances={entry["label"]: entry["guidance"] for entry in additions["guidances"]},
         lm_eval={key: value for key, value in values.items() if key not in DERIVED},
         select_on=statistics["select_on"],
         confidence=statistics["confidence"],
         resamples=statistics["resamples"],
         date=values["date"],
-        comparisons=[Comparison(**entry) for entry in ours["comparisons"]],
-        selections={task: _selection_from_dict(entry) for task, entry in ours["selections"].items()},
-        **{key: ours[key] for key in ("identity", "fingerprints", "seed", "versions", "machine", "command", "notes")},
+        comparisons=[Comparison(**entry) for entry in additions["comparisons"]],
+        selections={task: _selection_from_dict(entry) for task, entry in additions["selections"].items()},
+        **{key: additions[key] for key in unchanged},
     )
 
 
 def _top_level(run: RunResult) -> dict[str, Any]:
-    """``results`` of the plain setting (else of the first), ``sweep`` with all of them where there are
-    several."""
+    """lm-eval's keys: ``results`` of the plain setting (or of the first one, if there is no plain setting), and
+    ``sweep`` with all settings if there are several."""
     first = run.plain_label or run.labels[0]
-    by_label = {label: _results(run, label) for label in run.labels}
+    by_label = {}
+    for label in run.labels:
+        entries = {task: run.get(task, label) for task in run.task_names}
+        by_label[label] = {task: _lm_eval_entry(entry) for task, entry in entries.items() if entry is not None}
     higher: dict[str, dict[str, bool]] = {}
     sizes: dict[str, dict[str, int]] = {}
     for result in run.tasks:
         for name, value in result.metrics.items():
             higher.setdefault(result.task, {})[name.split(",")[0]] = value.higher_is_better
             sizes.setdefault(result.task, {"original": value.n, "effective": value.n})
-    theirs = {key: value for key, value in run.lm_eval.items() if key not in DERIVED}
+    copied = {key: value for key, value in run.lm_eval.items() if key not in DERIVED}
     defaults: dict[str, Any] = {"configs": {}, "versions": {}, "config": {}, "git_hash": None}
     values = {
         "results": by_label[first],
         **defaults,
-        **theirs,
-        "n-samples": {**sizes, **theirs.get("n-samples", {})},
-        "higher_is_better": {**higher, **theirs.get("higher_is_better", {})},
+        **copied,
+        "n-samples": {**sizes, **copied.get("n-samples", {})},
+        "higher_is_better": {**higher, **copied.get("higher_is_better", {})},
         "date": run.date,
     }
     if len(by_label) > 1:
@@ -103,26 +109,21 @@ def _top_level(run: RunResult) -> dict[str, Any]:
     return values
 
 
-def _results(run: RunResult, label: str) -> dict[str, Any]:
-    return {task: _full(result) for task in run.task_names if (result := run.get(task, label)) is not None}
-
-
-def _full(result: TaskResult) -> dict[str, Any]:
-    """lm-eval's entry, with our standard errors where it was not asked for any; without one ours."""
-    ours, raw = _entry(result), result.raw
-    if not raw:
-        return ours
-    errors = {key: value for key, value in ours.items() if "_stderr," in key and raw.get(key, "N/A") == "N/A"}
-    return {"alias": result.task, **raw, **{key: errors[key] for key in errors if key.replace("_stderr", "") in raw}}
-
-
-def _entry(result: TaskResult) -> dict[str, Any]:
-    values: dict[str, Any] = {"alias": result.task}
+def _lm_eval_entry(result: TaskResult) -> dict[str, Any]:
+    """lm-eval's own entry, completed by standard errors that it did not compute; an entry in its layout if there is
+    none."""
+    values: dict[str, Any] = {"alias": result.task, **result.raw}
     for name, value in result.metrics.items():
         metric, _, filter_name = name.partition(",")
         suffix = filter_name or "none"
-        values[f"{metric},{suffix}"] = value.value
-        values[f"{metric}_stderr,{suffix}"] = "N/A" if value.stderr is None else value.stderr
+        figure = f"{metric},{suffix}"
+        error = f"{metric}_stderr,{suffix}"
+        stderr = "N/A" if value.stderr is None else value.stderr
+        if not result.raw:
+            values[figure] = value.value
+            values[error] = stderr
+        elif figure in result.raw and result.raw.get(error, "N/A") == "N/A":
+            values[error] = stderr
     return values
 
 
@@ -138,8 +139,8 @@ def _task_from_dict(entry: Mapping[str, Any], arrays: Arrays) -> TaskResult:
 
 
 def _selection_to_dict(choice: Selection) -> dict[str, Any]:
-    values = {entry.name: getattr(choice, entry.name) for entry in fields(choice)}
-    difference = choice.difference and choice.difference._asdict()
+    values = {field.name: getattr(choice, field.name) for field in fields(choice)}
+    difference = None if choice.difference is None else choice.difference._asdict()
     return {**values, "reported": choice.reported._asdict(), "difference": difference}
 
 

@@ -1,4 +1,4 @@
-"""What a run ran on: package versions and the machine, without loading any of the packages."""
+"""The environment of a run: package versions and the machine, without importing any of the packages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ PACKAGES = ("textguide", "torch", "transformers", "lm_eval", "datasets", "numpy"
 
 
 def environment() -> tuple[dict[str, str], dict[str, Any]]:
-    """Versions of Python and of the installed packages that matter, and what is known of the machine.
+    """Versions of Python and of the packages that affect results, and a description of the machine.
 
     Returns:
-        ``(versions, machine)``, for :class:`textguide.eval.RunResult`. Nothing in them names the user or the
-        host.
+        ``(versions, machine)``, for :class:`textguide.eval.RunResult`. They name neither the user nor the host.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:

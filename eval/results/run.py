@@ -1,4 +1,4 @@
-"""A finished run: what was measured, on which items, under which guidance."""
+"""A finished run: its metrics, per task, item and guidance."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from textguide.support.showing import Block, Line, Shown, figure, table
 from ..statistics.intervals import Selection, select_scale
 from ..statistics.measures import MetricValue
 from ..statistics.paired import Comparison, adjust, compare_items, shared_items
+from .machine import environment
 
 if TYPE_CHECKING:
     from textguide.guidance import Guidance
@@ -28,16 +29,19 @@ class TaskResult:
     Args:
         task: name of the task.
         label: name of the guidance in this run.
-        scale: its γ; None where it has none.
-        metrics: metric, named as lm-eval names it (``acc,none``), → what it came to. The first one is the
-            task's primary metric, which plots and the choice of a scale use.
-        items: metric → one number an item, (n,), in the order of the data; for perplexities nats (above 0).
-        weights: metric → words, bytes or tokens an item, for metrics that divide by them.
-        item_ids: what identifies each item across runs, a hash of its content for instance.
-        confidences: the probability that was given to the chosen answer, (n,), for calibration.
-        truncated: contexts that were cut to the model's length.
-        raw: lm-eval's own entry for this task; written as it is.
-        extra: more to keep: seconds, passes. JSON values.
+        scale: its γ; None if it does not have one.
+        metrics: value by metric, under lm-eval's names (``acc,none``). The first one is the task's primary metric,
+            which plots and the choice of a scale use.
+        items: by metric one number per item, (n,), in the order of the data; nats (above 0) for perplexities.
+        weights: by metric the words, bytes or tokens per item, for metrics that divide by them.
+        item_ids: identifiers that are the same in every run, such as a hash of the item's content.
+        confidences: the probability of the chosen answer, (n,), for calibration.
+        truncated: number of contexts that were cut to the model's length.
+        raw: lm-eval's own entry for this task, written unchanged.
+        extra: more values to write, such as seconds or passes. JSON values.
+
+    Raises:
+        ValueError: there is no metric, the arrays have different lengths, or a confidence lies outside [0, 1].
     """
 
     task: str
@@ -54,25 +58,28 @@ class TaskResult:
 
     def __post_init__(self) -> None:
         if not self.metrics:
-            raise ValueError(f"metrics={{}} of task {self.task!r} is empty; give at least one")
+            raise ValueError(f"metrics={{}} of task {self.task!r} is empty; pass at least one")
         self.items = {name: np.asarray(values, dtype=np.float64) for name, values in self.items.items()}
         self.weights = {name: np.asarray(values, dtype=np.float64) for name, values in self.weights.items()}
-        self.item_ids = tuple(map(str, self.item_ids)) if self.item_ids is not None else None
-        if self.confidences is not None:
-            self.confidences = np.asarray(self.confidences, dtype=np.float64)
         lengths = {name: len(values) for name, values in self.items.items()}
         lengths.update({f"weights of {name}": len(values) for name, values in self.weights.items()})
         if self.item_ids is not None:
+            self.item_ids = tuple(map(str, self.item_ids))
             lengths["item_ids"] = len(self.item_ids)
         if self.confidences is not None:
+            self.confidences = self._probabilities(self.confidences)
             lengths["confidences"] = len(self.confidences)
-            # A softmax may sum to a little more than 1.
-            self.confidences = np.where((self.confidences > 1) & (self.confidences < 1 + 1e-4), 1.0, self.confidences)
-            known = self.confidences[np.isfinite(self.confidences)]
-            if len(known) and (known.min() < 0 or known.max() > 1):
-                raise ValueError(f"confidences of task {self.task!r} must lie in [0, 1]; give probabilities")
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"task {self.task!r} must have one number an item everywhere; the lengths are {lengths}")
+            raise ValueError(f"task {self.task!r} must have one number per item everywhere; the lengths are {lengths}")
+
+    def _probabilities(self, confidences: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = np.asarray(confidences, dtype=np.float64)
+        # Rounding of a softmax may leave a probability slightly above 1.
+        values = np.where((values > 1) & (values < 1 + 1e-4), 1.0, values)
+        known = values[np.isfinite(values)]
+        if len(known) and (known.min() < 0 or known.max() > 1):
+            raise ValueError(f"confidences of task {self.task!r} must lie in [0, 1]; pass probabilities")
+        return values
 
     @property
     def primary(self) -> str:
@@ -82,29 +89,32 @@ class TaskResult:
 
 @dataclass
 class RunResult(Shown):
-    """Everything a run found, as it stands in its folder.
+    """The results of a run, as its folder holds them.
 
     Args:
-        tasks: one entry for each task and guidance.
-        guidances: label → guidance, as plain values, in the order of the sweep; None for no guidance. See
+        tasks: one entry per task and guidance.
+        guidances: guidance by label, as plain values, in the order of the sweep; None for no guidance. See
             :func:`as_guidances`.
-        identity: what makes this run this run, the same as the journal's; derived from the rest where it is
+        identity: what two runs must share to be the same run, as in the journal; made from the other fields if it is
             empty.
-        fingerprints: name → fingerprint, of the model and the guidances.
-        seed: of the run, and of the bootstrap.
-        versions: package → version.
-        machine: what it ran on; see :func:`textguide.eval.environment`.
+        fingerprints: fingerprint by name, of the model and the guidances.
+        seed: seed of the run and of the bootstrap.
+        versions: version by package.
+        machine: where it ran; see :func:`textguide.eval.environment`.
         command: the command line.
         notes: sentences for the report.
-        lm_eval: more of what lm-eval returned (``configs``, ``versions``, ``n-samples``, ``groups`` …);
-            written at the top level as it is.
-        select_on: which items choose the scale that is reported as the best: ``first-half``, ``second-half``
-            or ``all``; None reports none.
+        lm_eval: further results of lm-eval (``configs``, ``versions``, ``n-samples``, ``groups`` …), written at the top
+            level unchanged.
+        select_on: the items on which the best scale is chosen: ``first-half``, ``second-half`` or ``all``; None: no
+            scale is chosen.
         confidence: coverage of the intervals.
         resamples: bootstrap samples of the comparisons.
         date: seconds since 1970.
-        comparisons: with the plain setting; computed where None.
-        selections: task → the scale that did best, on its primary metric; computed where None.
+        comparisons: with the plain setting; None: computed by :meth:`analyse`.
+        selections: by task the scale that did best on the primary metric; None: computed by :meth:`analyse`.
+
+    Raises:
+        ValueError: a task has a label that is not in ``guidances``, or the same label twice.
     """
 
     tasks: list[TaskResult]
@@ -130,7 +140,7 @@ class RunResult(Shown):
         for result in self.tasks:
             if result.label not in self.guidances:
                 known = ", ".join(self.guidances)
-                raise ValueError(f"label={result.label!r} of task {result.task!r} is none of guidances: {known}")
+                raise ValueError(f"label={result.label!r} of task {result.task!r} is not one of guidances: {known}")
             if (result.task, result.label) in seen:
                 raise ValueError(f"tasks holds {result.task!r} under {result.label!r} twice; keep one of them")
             seen.add((result.task, result.label))
@@ -142,28 +152,56 @@ class RunResult(Shown):
                 "seed": self.seed,
             }
 
+    @classmethod
+    def of(
+        cls,
+        tasks: list[TaskResult],
+        settings: Sequence[Guidance | None],
+        identity: dict[str, Any],
+        *,
+        device: Any,
+        dtype: Any,
+        **fields: Any,
+    ) -> RunResult:
+        """A run that this process has just measured, with its package versions and machine.
+
+        Args:
+            tasks: see the class.
+            settings: the guidances, in the order of the sweep.
+            identity: see the class; its ``fingerprints`` become those of the run.
+            device: where the model is.
+            dtype: of its weights.
+            **fields: the other fields of the class.
+        """
+        versions, machine = environment()
+        return cls(
+            tasks,
+            as_guidances(list(zip(labels_of(settings), settings, strict=True))),
+            identity,
+            identity["fingerprints"],
+            versions=versions,
+            machine={**machine, "device": str(device), "dtype": str(dtype)},
+            **fields,
+        )
+
     def _shown(self) -> tuple[str, Sequence[Block]]:
         columns = list(dict.fromkeys((result.task, name) for result in self.tasks for name in result.metrics))
-        against = {(c.task, c.metric, c.label): c for c in self.comparisons or ()}
+        significant = set()
+        for comparison in self.comparisons or ():
+            if comparison.p_holm is not None and comparison.p_holm < 0.05:
+                significant.add((comparison.task, comparison.metric, comparison.label))
         rows = []
         for label in self.labels:
             cells = []
             for task, name in columns:
                 entry = self.get(task, label)
-                cells.append(_interval(None if entry is None else entry.metrics.get(name)))
-                difference = against.get((task, name, label))
-                cells[-1] += (
-                    "" if difference is None or difference.p_holm is None or difference.p_holm >= 0.05 else " *"
-                )
+                cell = _interval(None if entry is None else entry.metrics.get(name))
+                cells.append(f"{cell} *" if (task, name, label) in significant else cell)
             rows.append([label, *cells])
         header = ["guidance", *(f"{task}: {name.removesuffix(',none')}" for task, name in columns)]
-        blocks: list[Block] = [
-            table(header, rows, "l" + "r" * len(columns)),
-            Line(
-                f"with {self.confidence:.0%} intervals; * differs from {self.plain_label} (Holm's p < 0.05)", quiet=True
-            ),
-            *map(Line, self.notes),
-        ]
+        caption = f"with {self.confidence:.0%} intervals; * differs from {self.plain_label} (Holm's p < 0.05)"
+        blocks: list[Block] = [table(header, rows, "l" + "r" * len(columns)), Line(caption, quiet=True)]
+        blocks += map(Line, self.notes)
         return f"{len(self.guidances)} settings on {', '.join(self.task_names)}", blocks
 
     @property
@@ -173,8 +211,7 @@ class RunResult(Shown):
 
     @property
     def plain_label(self) -> str | None:
-        """The setting without guidance: the one whose guidance is None or has scale 1; None where there is
-        none."""
+        """The setting without guidance, whose guidance is None or has scale 1; None if there is no such setting."""
         for label, guidance in self.guidances.items():
             if not guidance:
                 return label
@@ -186,14 +223,14 @@ class RunResult(Shown):
         return list(dict.fromkeys(result.task for result in self.tasks))
 
     def get(self, task: str, label: str) -> TaskResult | None:
-        """The entry of a task under a guidance."""
+        """The entry of a task under a guidance; None if it was not measured."""
         return next((result for result in self.tasks if (result.task, result.label) == (task, label)), None)
 
     def analyse(self) -> None:
-        """Fill ``comparisons`` and ``selections`` where they are None.
+        """Compute ``comparisons`` and ``selections`` if they are None.
 
         Raises:
-            ValueError: ``select_on`` or ``confidence`` has a value that cannot work.
+            ValueError: ``select_on`` or ``confidence`` is invalid.
         """
         if self.comparisons is None:
             self.comparisons = self._compare()
@@ -202,44 +239,58 @@ class RunResult(Shown):
 
     def _compare(self) -> list[Comparison]:
         plain_label = self.plain_label
-        found = []
+        comparisons: list[Comparison] = []
+        if plain_label is None:
+            return comparisons
         for task in self.task_names:
-            base = self.get(task, plain_label) if plain_label is not None else None
+            base = self.get(task, plain_label)
             for label in self.labels:
                 guided = self.get(task, label)
                 if base is None or guided is None or guided is base:
                     continue
                 for metric in guided.items:
                     pair = aligned(guided, base, metric)
-                    if pair is not None:
-                        names = {"task": task, "metric": metric, "label": label, "baseline": base.label}
-                        found.append(
-                            compare_items(
-                                *pair,
-                                **names,
-                                confidence=self.confidence,
-                                resamples=self.resamples,
-                                seed=self.seed,
-                            )
-                        )
-        return adjust(found)
+                    if pair is None:
+                        continue
+                    comparison = compare_items(
+                        *pair,
+                        task=task,
+                        metric=metric,
+                        label=label,
+                        baseline=base.label,
+                        confidence=self.confidence,
+                        resamples=self.resamples,
+                        seed=self.seed,
+                    )
+                    comparisons.append(comparison)
+        return adjust(comparisons)
 
     def _select(self) -> dict[str, Selection]:
-        found: dict[str, Selection] = {}
+        selections: dict[str, Selection] = {}
         if self.select_on is None or len(self.guidances) < 2:
-            return found
+            return selections
         for task in self.task_names:
-            entries = [entry for label in self.labels if (entry := self.get(task, label))]
+            entries = [entry for entry in self.tasks if entry.task == task]
+            entries.sort(key=lambda entry: self.labels.index(entry.label))
             metric = entries[0].primary
             columns = {entry.label: entry.items[metric] for entry in entries if metric in entry.items}
-            sizes = {len(column) for column in columns.values()}
-            if not all(np.isfinite(column).all() for column in columns.values()):
-                continue
-            if len(columns) < 2 or len(sizes) > 1 or (self.select_on != "all" and min(sizes) < 2):
+            if not _selectable(list(columns.values()), self.select_on):
                 continue
             better = entries[0].metrics[metric].higher_is_better
-            found[task] = select_scale(columns, self.select_on, better, self.confidence, self.seed, self.plain_label)
-        return found
+            selections[task] = select_scale(
+                columns, self.select_on, better, self.confidence, self.seed, self.plain_label
+            )
+        return selections
+
+
+def _selectable(columns: Sequence[NDArray[np.float64]], select_on: str) -> bool:
+    """Whether there are several columns of finite values on the same items, and enough items for two halves."""
+    sizes = {len(column) for column in columns}
+    if len(columns) < 2 or len(sizes) > 1:
+        return False
+    if select_on != "all" and min(sizes) < 2:
+        return False
+    return all(bool(np.isfinite(column).all()) for column in columns)
 
 
 def _interval(value: MetricValue | None) -> str:
@@ -252,9 +303,10 @@ def _interval(value: MetricValue | None) -> str:
 def aligned(
     first: TaskResult, second: TaskResult, metric: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The values of two entries on the items that both have; None where nothing says that the items are the
-    same, or a value is not finite (an item of likelihood 0)."""
-    a, b = first.items.get(metric), second.items.get(metric)
+    """The values of two entries on the items that both have; None if the items are not known to be the same, or if a
+    value is not finite (an item of likelihood 0)."""
+    a = first.items.get(metric)
+    b = second.items.get(metric)
     if a is None or b is None or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
     if first.item_ids is None and second.item_ids is None and first.task == second.task and len(a) == len(b):
@@ -263,21 +315,40 @@ def aligned(
     return None if positions is None else (a[positions[0]], b[positions[1]])
 
 
+def labels_of(settings: Sequence[Guidance | None]) -> list[str]:
+    """A name for each setting.
+
+    Raises:
+        ValueError: a setting occurs twice.
+    """
+    # Guidance imports torch, which reading a run does not need.
+    from textguide.guidance.spec import label
+
+    labels = [label(setting) for setting in settings]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"the setting {twice[0]!r} occurs twice; leave one out")
+    return labels
+
+
 def as_guidances(
     sweep: Mapping[str, Any] | Sequence[tuple[str, Guidance | Mapping[str, Any] | None]],
 ) -> dict[str, dict[str, Any] | None]:
-    """Label → plain JSON values, from a mapping or from pairs.
+    """The guidances of a sweep as plain JSON values by label.
+
+    Args:
+        sweep: a mapping from labels to guidances, or pairs of a label and a guidance.
 
     Raises:
-        ValueError: a label stands there twice, or there is none.
+        ValueError: a label occurs twice, or there is no guidance.
     """
     pairs = list(sweep.items()) if isinstance(sweep, Mapping) else list(sweep)
-    found: dict[str, dict[str, Any] | None] = {}
+    guidances: dict[str, dict[str, Any] | None] = {}
     for label, guidance in pairs:
-        if label in found:
+        if label in guidances:
             raise ValueError(f"guidances names {label!r} twice; give each guidance its own label")
         values = guidance.to_dict() if guidance is not None and hasattr(guidance, "to_dict") else guidance
-        found[label] = plain(values) if values else None
-    if not found:
-        raise ValueError("guidances is empty; give at least [('plain', None)]")
-    return found
+        guidances[label] = plain(values) if values else None
+    if not guidances:
+        raise ValueError("guidances is empty; pass at least [('plain', None)]")
+    return guidances

@@ -24,18 +24,18 @@ _INDEX = "index"
 
 
 def save(path: Path, tasks: Iterable[TaskResult]) -> None:
-    """Write the items, weights, ids and confidences of ``tasks``; what several of them share is stored
-    once."""
+    """Write the items, weights, ids and confidences of ``tasks``; equal arrays are stored once."""
+    # Rows of task, label, kind of array, metric and the array's name in the file.
     index: list[list[str]] = []
     arrays: dict[str, np.ndarray] = {}
     names: dict[tuple[str, bytes], str] = {}
 
-    def put(result: TaskResult, what: str, metric: str, values: np.ndarray) -> None:
-        key = (values.dtype.str, values.tobytes())
-        if key not in names:
-            names[key] = f"a{len(names)}"
-            arrays[names[key]] = values
-        index.append([result.task, result.label, what, metric, names[key]])
+    def put(result: TaskResult, kind: str, metric: str, values: np.ndarray) -> None:
+        content = (values.dtype.str, values.tobytes())
+        if content not in names:
+            names[content] = f"a{len(names)}"
+            arrays[names[content]] = values
+        index.append([result.task, result.label, kind, metric, names[content]])
 
     for result in tasks:
         for metric, values in result.items.items():
@@ -52,23 +52,23 @@ def save(path: Path, tasks: Iterable[TaskResult]) -> None:
 
 
 def load(path: Path) -> Arrays:
-    """What :func:`save` wrote.
+    """Read a file that :func:`save` wrote.
 
     Raises:
         ValueError: the file is missing or damaged; the message names it.
     """
-    found: Arrays = {}
+    results: Arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            for task, label, what, metric, name in json.loads(file[_INDEX].tobytes()):
-                entry = found.setdefault((task, label), {})
+            for task, label, kind, metric, name in json.loads(file[_INDEX].tobytes()):
+                entry = results.setdefault((task, label), {})
                 values = file[name]
-                if what == "item_ids":
-                    entry[what] = tuple(values.tolist())
-                elif what == "confidences":
-                    entry[what] = values
+                if kind == "item_ids":
+                    entry[kind] = tuple(values.tolist())
+                elif kind == "confidences":
+                    entry[kind] = values
                 else:
-                    entry.setdefault(what, {})[metric] = values.astype(np.float64)
+                    entry.setdefault(kind, {})[metric] = values.astype(np.float64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); run the evaluation again") from error
-    return found
+    return results

@@ -1,1 +1,1 @@
-"""Intervals, paired tests and measures."""
+"""Intervals, paired tests and values of metrics."""

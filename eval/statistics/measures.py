@@ -1,4 +1,4 @@
-"""What a metric came to: from per-item values to a figure with its interval."""
+"""The value of a metric: from per-item values to a figure with its interval."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ KINDS = ("mean", "perplexity", "bits", "given")
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric's value with its standard error and confidence interval; None where one is not known.
+    """A metric's value with its standard error and confidence interval; a part that is not known is None.
 
     Args:
-        value: the figure itself; None where it is infinite or nan.
+        value: the figure itself; None if it is infinite or nan.
         stderr: its standard error.
         low: lower end of the interval.
         high: upper end.
-        n: items behind it.
-        higher_is_better: whether a larger value is the better one.
-        kind: how it follows from the items: ``mean``, ``perplexity``, ``bits`` (a weight unit), or ``given``
-            by the harness.
+        n: number of items.
+        higher_is_better: whether a larger value is better.
+        kind: how it was computed from the items: ``mean``, ``perplexity``, ``bits`` (per unit of weight), or ``given``
+            for a value that the harness computed.
     """
 
     value: float | None
@@ -40,7 +40,7 @@ class MetricValue:
     def __post_init__(self) -> None:
         for name in ("value", "stderr", "low", "high"):
             number = getattr(self, name)
-            # JSON has no nan, and a figure must be the same before it is written and after it is read.
+            # JSON has no nan, and a value must not change when it is written and read again.
             object.__setattr__(self, name, _finite(number))
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,12 +56,20 @@ class MetricValue:
         higher_is_better: bool = True,
         confidence: float = 0.95,
     ) -> MetricValue:
-        """A figure that is no mean over items (BLEU, Matthews' correlation), with the interval ``value ±
-        z·stderr``."""
+        """A value that is not a mean over items (BLEU, Matthews' correlation), with the interval ``value ± z·stderr``.
+
+        Args:
+            value: as the harness computed it.
+            stderr: its standard error; None: not known, and there is no interval.
+            n: number of items.
+            higher_is_better: whether a larger value is better.
+            confidence: coverage of the interval.
+        """
         error = _finite(stderr)
-        half = None if error is None else normal_quantile(confidence) * error
-        low, high = (None, None) if half is None else (value - half, value + half)
-        return cls(value, error, low, high, n, higher_is_better, "given")
+        if error is None:
+            return cls(value, None, None, None, n, higher_is_better, "given")
+        half = normal_quantile(confidence) * error
+        return cls(value, error, value - half, value + half, n, higher_is_better, "given")
 
 
 def measure(
@@ -72,26 +80,27 @@ def measure(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> MetricValue:
-    """The figure that per-item values come to.
+    """Aggregate per-item values to a metric's value.
 
     Args:
-        values: one number an item, (n,): 0 or 1 for accuracies, negative log-likelihoods in nats for the
-            others.
+        values: one number per item, (n,): 0 or 1 for accuracies, negative log-likelihoods in nats for perplexities and
+            bits.
         kind: ``mean``; ``perplexity``, ``exp(Σ nll/Σ weight)``; or ``bits``, ``Σ nll/(Σ weight · ln 2)``.
-        weights: words, bytes or tokens an item; None: 1 an item. Not for means.
-        higher_is_better: None: True for means, False for the others.
+        weights: words, bytes or tokens per item; None: 1 per item. Not for means.
+        higher_is_better: None: True for means, False for the other kinds.
         confidence: coverage of the interval.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
-    A perplexity with an item of likelihood 0 is infinite: its value is None.
+    Returns:
+        The value. A perplexity is infinite if an item has likelihood 0; its value is then None.
 
     Raises:
-        ValueError: ``kind`` is none of these, or as for :func:`textguide.eval.mean_interval` and
+        ValueError: ``kind`` is unknown, or as for :func:`textguide.eval.mean_interval` and
             :func:`textguide.eval.perplexity_interval`.
     """
     if kind == "mean":
         if weights is not None:
-            raise ValueError("weights are not for kind='mean'; leave them out, or use 'perplexity' or 'bits'")
+            raise ValueError("weights= does not work with kind='mean'; leave it out, or use 'perplexity' or 'bits'")
         interval = mean_interval(values, confidence, seed=seed)
     elif kind in ("perplexity", "bits") and bool(np.isposinf(np.asarray(values, dtype=np.float64)).any()):
         interval = Interval(math.inf, math.nan, math.nan, math.inf)

@@ -1,1 +1,1 @@
-"""Runs over many settings."""
+"""Runs over many settings: sweeps, their plans, tuning, and the comparison of all methods."""

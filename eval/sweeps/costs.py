@@ -1,11 +1,12 @@
-"""What a token costs under several ways of decoding, measured in turns."""
+"""The cost of a token in several ways of decoding, measured in turns."""
 
 from __future__ import annotations
 
 import statistics
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ from textguide.support.errors import NoParticleLeftWarning
 
 @dataclass(frozen=True)
 class Cost:
-    """What a token costs.
+    """The cost of one token.
 
     Args:
         seconds: per token, over all prompts of the batch.
-        passes: rows read per row that is written, over all models and parts of models.
+        passes: rows that are read per row that is written, over all models and parts of models.
     """
 
     seconds: float
@@ -36,40 +37,62 @@ def token_costs(
     new: int = 16,
     repeats: int = 3,
 ) -> dict[str, Cost]:
-    """Seconds and rows a token, each way once and then again: medians. All particles of a text count as one text.
+    """Measure the seconds and the rows per token of several ways of decoding.
+
+    All ways are measured in turn, and this is repeated, so that a change in the machine's load affects all of them. All
+    particles of a text count as one text.
 
     Args:
         ways: a model and a guidance by name; None decodes plainly.
-        tokenizer: that of all of them.
+        tokenizer: the tokenizer of all models.
         prompts: one batch.
         models: further models by the name that branches use.
-        new: tokens that each text gets.
-        repeats: how often each way is measured.
+        new: number of tokens per text.
+        repeats: number of measurements per way.
+
+    Returns:
+        Medians of the seconds, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rows: dict[str, float] = {}
     further = dict(models or {})
     for _ in range(repeats):
         for name, (model, guidance) in ways.items():
-            count = [0]
-
-            def add(_: Any, args: Any, kwargs: Any, count: list[int] = count) -> None:
-                ids = kwargs.get("input_ids", args[0] if args else None)
-                count[0] += len(ids)
-
-            hooks = [one.register_forward_pre_hook(add, with_kwargs=True) for one in (model, *further.values())]
-            # A constraint says itself where a text may end, and here it may be cut off before.
-            whole: dict[str, Any] = {"min_new_tokens": new} if split(as_guidance(guidance)).sampling is None else {}
-            begun = time.perf_counter()
-            with warnings.catch_warnings():
+            # A constraint determines the end of a text, so its texts may be shorter.
+            constrained = split(as_guidance(guidance)).sampling is not None
+            length: dict[str, Any] = {} if constrained else {"min_new_tokens": new}
+            start = time.perf_counter()
+            with _rows_read([model, *further.values()]) as read, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoParticleLeftWarning)
-                out = textguide.generate(
-                    model, tokenizer, list(prompts), guidance, models=further, max_new_tokens=new, do_sample=True,
-                    seed=0, **whole,
-                )  # fmt: skip
-            written = sum(map(len, out.new_tokens)) / out.particles
-            seconds[name].append((time.perf_counter() - begun) / written)
-            for hook in hooks:
-                hook.remove()
-            rows[name] = count[0] / written
+                result = textguide.generate(
+                    model,
+                    tokenizer,
+                    list(prompts),
+                    guidance,
+                    models=further,
+                    max_new_tokens=new,
+                    do_sample=True,
+                    seed=0,
+                    **length,
+                )
+            written = sum(map(len, result.new_tokens)) / result.particles
+            seconds[name].append((time.perf_counter() - start) / written)
+            rows[name] = sum(read) / written
     return {name: Cost(statistics.median(values), rows[name]) for name, values in seconds.items()}
+
+
+@contextmanager
+def _rows_read(models: Sequence[Any]) -> Iterator[list[int]]:
+    """The number of rows of every call of the models."""
+    rows: list[int] = []
+
+    def note(_: Any, args: Any, kwargs: Any) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        rows.append(len(ids))
+
+    hooks = [model.register_forward_pre_hook(note, with_kwargs=True) for model in models]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,7 +1,7 @@
 """Every method on the same tasks, in one table: ``textguide eval --suite methods``.
 
-Each method runs under a few settings. On every task the first half of the items chooses the setting and the second half
-reports it, beside plain decoding on the same items; p-values are adjusted over the methods of a task.
+Each method runs under a few settings. On every task, the setting is chosen on the first half of the items and reported
+on the second half, next to plain decoding on the same items; p-values are adjusted over the methods of a task.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import textguide
 from textguide.guidance import (
@@ -45,16 +45,13 @@ from textguide.models import bundled
 from textguide.support.files import write_json, write_text
 
 from ..reports import drawing
-from ..reports import markdown as report
+from ..reports.markdown import method_report
 from ..results.run import RunResult, TaskResult
 from ..statistics.intervals import Interval, select_scale
 from ..statistics.paired import Comparison, adjust, compare_items
 from .costs import Cost, token_costs
 from .options import SweepOptions
 from .sweep import run_sweep
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "cfg": (CFG(1.25), CFG(1.5), CFG(2.0)),
@@ -81,23 +78,24 @@ SETTINGS: dict[str, tuple[Guidance, ...]] = {
     "power-sampling": (PowerSampling(2.0, 4), PowerSampling(4.0, 4)),
     "eager": (EAGer(2.2, max_branches=4),),
 }
-"""What is tried of each method, chosen before anything was measured."""
+"""The settings of each method, which were fixed before anything was measured."""
 
 ELSEWHERE = {
-    "value": "follows a head that its user trains: methods/value.md",
-    "gradient-free-classifier": "moves away from prompts that ask for other classes, which tasks do not have",
-    "context-aware": "follows a document that its user names",
-    "corrsynth": "looks at texts that are written together, and scores none",
-    "formula": "contains the others",
-    "awrs": "rules out texts rather than steering them: results/constrained",
+    "value": "needs a head that its user trains: methods/value.md",
+    "gradient-free-classifier": "needs prompts that describe other classes, which tasks do not have",
+    "context-aware": "needs a document, which its user chooses",
+    "corrsynth": "contrasts texts that are written together, and cannot score single texts",
+    "formula": "contains the other methods",
+    "awrs": "rules out texts instead of steering them: results/constrained",
     "acfg": "is for masked diffusion: results/diffusion",
     "lm": "is for captions: results/captioning",
     "vcd": "changes the image: methods/vcd.md",
-    "reward": "asks a reward model, and none comes along; with a classifier's log-probability as reward it is caif",
+    "reward": "needs a reward model, and none is bundled; with a classifier's log-probability as reward it is caif",
 }
-"""Methods that have no row, and why."""
+"""Methods that are not in the suite, and the reason."""
 
-for _name, _method in Guidance.registry.items():  # methods that say themselves what is tried of them
+for _name, _method in Guidance.registry.items():
+    # Newer methods describe their settings, or the reason for having none, in their class.
     _compared = _method.about.compared if hasattr(_method, "about") else ()
     if isinstance(_compared, str):
         ELSEWHERE[_name] = _compared
@@ -112,8 +110,8 @@ PARTS = {
 """The tasks, by the folder of their run."""
 
 ANSWERED: dict[str, Any] = {"limit": 100, "num_fewshot": 4, "gen_kwargs": {"max_gen_toks": 16}}
-"""How questions are answered: not more than these, behind four that are, since text costs a hundred times what a score
-does and SmolLM2 gives no answer without an example. In bfloat16, unless the model is given another dtype."""
+"""Options of triviaqa: few items, since writing a text costs a hundred times as much as scoring one, and four examples,
+since SmolLM2 does not answer without them. The dtype is bfloat16, unless the model arguments name another one."""
 
 COLUMNS = (
     ("lambada_openai", "acc,none"), ("arc_easy", "acc,none"), ("piqa", "acc,none"),
@@ -130,7 +128,8 @@ ONLY_CONTINUED = (
     "power-sampling",
     "eager",
 )
-"""Methods that steer to a good mood, and those that draw several texts for one answer."""
+"""Methods that run only on continuations: those that steer towards positive texts, and those that draw several texts
+for one answer."""
 
 MODELS = {
     "contrastive": {"amateur": "smollm2-small"},
@@ -140,13 +139,13 @@ MODELS = {
     "genarm": {"reward": "smollm2-small-positive"},
     "expert-ensemble": {"good": "smollm2-small-positive"},
 }
-"""The further models of those that need some, or none but a vector of SmolLM2; they have SmolLM2's tokens, and stand
-beside that model alone."""
+"""Methods that only work with SmolLM2, and their further models, which have SmolLM2's vocabulary (steering needs a
+vector of that model instead)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one metric: the setting that the first half chose, on the second half.
+    """One method on one metric: the setting that was chosen on the first half of the items, on the second half.
 
     Args:
         setting: label of the setting.
@@ -158,6 +157,17 @@ class Cell:
     value: Interval
     against: Comparison
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as in ``methods.json``."""
+        return {
+            "setting": self.setting,
+            "value": self.value._asdict(),
+            "difference": self.against.difference,
+            "low": self.against.low,
+            "high": self.against.high,
+            "p_holm": self.against.p_holm,
+        }
+
 
 def compare_methods(
     *,
@@ -167,211 +177,154 @@ def compare_methods(
     methods: Iterable[str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run the suite, and write ``methods.md``, ``methods.json`` and ``methods.png`` beside the runs that they sum up.
+    """Run the suite, and write ``methods.md``, ``methods.json`` and ``methods.png`` next to the runs of the suite.
 
     Args:
-        output: folder; a killed run goes on where it was.
-        options: ``limit`` is the number of items a task; of questions that are answered see :data:`ANSWERED`.
+        output: folder; an unfinished suite is resumed.
+        options: ``limit`` is the number of items per task, at most that of :data:`ANSWERED` for triviaqa.
         model_args: as for :func:`run_sweep`.
-        methods: names among :data:`SETTINGS`; default: all.
-        command: for the report.
+        methods: names in :data:`SETTINGS`; default: all.
+        command: the command line, for the report.
 
     Returns:
-        What ``methods.json`` holds.
+        The content of ``methods.json``.
 
     Raises:
-        ValueError: a method has no settings here.
+        ValueError: a method is not in the suite.
     """
     arguments = dict(model_args or {})
-    is_bundled = arguments.get("pretrained", bundled.NAME) == bundled.NAME
-    names = [name for name in SETTINGS if is_bundled or name not in MODELS] if methods is None else list(methods)
+    names = _names(methods, arguments)
+    runs = _runs(names, output, options or SweepOptions(), arguments, command)
+    results = {(task.task, task.label): task for run in runs for task in run.tasks}
+    costs = _costs(names, arguments)
+    plain = {}
+    items = {}
+    cells: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for task, metric in COLUMNS:
+        values = results[task, "plain"].items[metric]
+        items[task] = len(values)
+        plain[f"{task}/{metric}"] = select_scale({"plain": values}, "first-half").reported._asdict()
+        for name, cell in _column(results, names, task, metric).items():
+            cells[name][f"{task}/{metric}"] = cell.to_dict()
+    comparison = {
+        "command": command,
+        "versions": runs[0].versions,
+        "machine": runs[0].machine,
+        "items": items,
+        "plain": plain,
+        "methods": cells,
+        "cost": {name: vars(cost) for name, cost in costs.items()},
+    }
+    write_json(output / "methods.json", comparison)
+    report = method_report(comparison, ELSEWHERE, ANSWERED["num_fewshot"])
+    if drawing.available():
+        drawing.save(drawing.draw_differences(comparison), output / "methods.png")
+        report += "\n![differences to plain decoding](methods.png)\n"
+    write_text(output / "methods.md", report)
+    return comparison
+
+
+def _names(methods: Iterable[str] | None, model_args: Mapping[str, Any]) -> list[str]:
+    """The methods to compare.
+
+    Raises:
+        ValueError: a method is not in the suite, or needs the further models of another model.
+    """
+    is_bundled = model_args.get("pretrained", bundled.NAME) == bundled.NAME
+    if methods is None:
+        return [name for name in SETTINGS if is_bundled or name not in MODELS]
+    names = list(methods)
     for name in names:
+        if name in ELSEWHERE:
+            raise ValueError(f"methods={name!r} is not in the suite, because it {ELSEWHERE[name]}")
         if name not in SETTINGS:
-            why = f"it {ELSEWHERE[name]}" if name in ELSEWHERE else f"use one of {', '.join(SETTINGS)}"
-            raise ValueError(f"methods={name!r} has no place in the suite; {why}")
+            raise ValueError(f"methods={name!r} is not in the suite; use one of {', '.join(SETTINGS)}")
         if name in MODELS and not is_bundled:
-            raise ValueError(f"methods={name!r} has what it needs for {bundled.NAME} alone; leave it or the model out")
-    chosen = {name: SETTINGS[name] for name in names}
-    options = options or SweepOptions()
-    runs: list[RunResult] = []
+            raise ValueError(
+                f"methods={name!r} needs further models that exist only for {bundled.NAME}; leave out the method or "
+                "--model"
+            )
+    return names
+
+
+def _runs(
+    names: Sequence[str], output: Path, options: SweepOptions, model_args: Mapping[str, Any], command: str
+) -> list[RunResult]:
+    """One sweep per part of the tasks, and another one for the methods that need further models."""
+    runs = []
     for folder, tasks in PARTS.items():
-        here, dtype = options, {}
+        part_options = options
+        part_args = dict(model_args)
         if folder == "answered":
-            most: int = ANSWERED["limit"]
-            here = replace(options, **{**ANSWERED, "limit": min(options.limit or most, most)})
-            dtype = {"dtype": "bfloat16"}
-        kept = [name for name in names if folder == "continued" or name not in ONLY_CONTINUED]
-        # Methods with further models run by themselves: who has no use for them need not load them.
-        for suffix, part in (
-            ("", [name for name in kept if name not in MODELS]), ("-models", [name for name in kept if name in MODELS])
-        ):  # fmt: skip
-            models = {name: model for method in part for name, model in MODELS.get(method, {}).items()}
-            if not part:
-                continue
-            settings = [None, *(setting for name in part for setting in chosen[name])]
+            limit = min(options.limit or ANSWERED["limit"], ANSWERED["limit"])
+            part_options = replace(options, **{**ANSWERED, "limit": limit})
+            part_args = {"dtype": "bfloat16", **part_args}
+        members = [name for name in names if folder == "continued" or name not in ONLY_CONTINUED]
+        for suffix, methods in _by_models(members).items():
+            models = _models(methods)
             run = run_sweep(
                 tasks,
-                settings,
+                [None, *(setting for name in methods for setting in SETTINGS[name])],
                 output=output / (folder + suffix),
-                options=here,
-                model_args=dtype | arguments | ({"models": models} if models else {}),
+                options=part_options,
+                model_args={**part_args, "models": models} if models else part_args,
                 command=command,
             )
             assert run is not None
             runs.append(run)
-    results = {(task.task, task.label): task for run in runs for task in run.tasks}
-    table = {column: _column(results, chosen, *column) for column in COLUMNS}
-    costs = _costs(chosen, arguments)
-    plain = {column: _plain(results[column[0], "plain"], column[1]) for column in COLUMNS}
-    found = {
-        "command": command,
-        "versions": runs[0].versions,
-        "machine": runs[0].machine,
-        "items": {column[0]: len(results[column[0], "plain"].items[column[1]]) for column in COLUMNS},
-        "plain": {"/".join(column): value._asdict() for column, value in plain.items()},
-        "methods": {
-            name: {
-                "/".join(column): {
-                    "setting": cell.setting, "value": cell.value._asdict(), "difference": cell.against.difference,
-                    "low": cell.against.low, "high": cell.against.high, "p_holm": cell.against.p_holm,
-                }
-                for column in COLUMNS if (cell := table[column].get(name)) is not None
-            }
-            for name in names
-        },
-        "cost": {name: vars(cost) for name, cost in costs.items()},
-    }  # fmt: skip
-    write_json(output / "methods.json", found)
-    text = markdown(table, plain, costs, names, found)
-    if drawing.available():
-        drawing.save(draw(table, names), output / "methods.png")
-        text += "\n![differences to plain decoding](methods.png)\n"
-    write_text(output / "methods.md", text)
-    return found
+    return runs
+
+
+def _by_models(names: Sequence[str]) -> dict[str, list[str]]:
+    """The methods by the suffix of their folder: those that need further models run separately, so that the others do
+    not load them."""
+    groups: dict[str, list[str]] = {"": [], "-models": []}
+    for name in names:
+        groups["-models" if name in MODELS else ""].append(name)
+    return {suffix: group for suffix, group in groups.items() if group}
+
+
+def _models(methods: Iterable[str]) -> dict[str, str]:
+    """The further models of some methods, by the name that the methods use."""
+    return {name: model for method in methods for name, model in MODELS.get(method, {}).items()}
 
 
 def _column(
-    results: Mapping[tuple[str, str], TaskResult], chosen: Mapping[str, Sequence[Guidance]], task: str, metric: str
+    results: Mapping[tuple[str, str], TaskResult], names: Sequence[str], task: str, metric: str
 ) -> dict[str, Cell]:
+    """The methods that have a metric, each under the setting that is best on the first half of the items."""
     base = results[task, "plain"].items[metric]
     half = len(base) // 2
-    cells = []
-    for name, settings in chosen.items():
-        labels = [label_of(setting) for setting in settings]
+    chosen = []
+    comparisons = []
+    for name in names:
+        labels = [label_of(setting) for setting in SETTINGS[name]]
         values = {label: results[task, label].items[metric] for label in labels if (task, label) in results}
-        if values:
-            best = select_scale(values, "first-half")
-            against = compare_items(
+        if not values:
+            continue
+        best = select_scale(values, "first-half")
+        chosen.append(best)
+        comparisons.append(
+            compare_items(
                 values[best.label][half:], base[half:], task=task, metric=metric, label=name, baseline="plain"
             )
-            cells.append(Cell(best.label, best.reported, against))
-    adjusted = adjust([cell.against for cell in cells])
-    return {each.label: replace(cell, against=each) for cell, each in zip(cells, adjusted, strict=True)}
+        )
+    cells = {}
+    for best, comparison in zip(chosen, adjust(comparisons), strict=True):
+        cells[comparison.label] = Cell(best.label, best.reported, comparison)
+    return cells
 
 
-def _plain(result: TaskResult, metric: str) -> Interval:
-    return select_scale({"plain": result.items[metric]}, "first-half").reported
-
-
-def _costs(chosen: Mapping[str, Sequence[Guidance]], model_args: dict[str, Any]) -> dict[str, Cost]:
-    """Seconds and rows a token, each method once, plain first and alternating: medians of three."""
-    source = model_args.get("pretrained", bundled.NAME)
+def _costs(names: Sequence[str], model_args: Mapping[str, Any]) -> dict[str, Cost]:
+    """Seconds and rows per token of plain decoding and of each method's first setting."""
+    model = model_args.get("pretrained", bundled.NAME)
     tokenizer = model_args.get("tokenizer")
-    model = source
-    if isinstance(source, str):
-        model, tokenizer = textguide.load(source, device=model_args.get("device"), dtype=model_args.get("dtype"))
-    load = {name: model for method in chosen for name, model in MODELS.get(method, {}).items()}
-    further = {name: textguide.load(one, device=str(model.device), dtype=model.dtype)[0] for name, one in load.items()}
+    if isinstance(model, str):
+        model, tokenizer = textguide.load(model, device=model_args.get("device"), dtype=model_args.get("dtype"))
+    models = {}
+    for name, source in _models(names).items():
+        models[name] = textguide.load(source, device=str(model.device), dtype=model.dtype)[0]
     words = ("dragon", "river", "letter", "clock", "garden", "bridge", "song", "door")
     prompts = [f"The {word} was the first thing that" for word in words]
-    ways = {"plain": (model, None), **{name: (model, settings[0]) for name, settings in chosen.items()}}
-    return token_costs(ways, tokenizer, prompts, further)
-
-
-def markdown(
-    table: Mapping[tuple[str, str], Mapping[str, Cell]],
-    plain: Mapping[tuple[str, str], Interval],
-    costs: Mapping[str, Cost],
-    names: Sequence[str],
-    found: Mapping[str, Any],
-) -> str:
-    """The report."""
-    header = ["method", *(f"{task} {metric.split(',')[0]}" for task, metric in COLUMNS), "rows a token", "ms a token"]
-    rows = [["plain", *(report.number(plain[column].mean) for column in COLUMNS), *_cost(costs["plain"])]]
-    for name in names:
-        cells = [table[column].get(name) for column in COLUMNS]
-        rows.append([name, *("–" if cell is None else _cell(cell) for cell in cells), *_cost(costs[name])])
-    lines = [
-        "# Every method on the same items\n",
-        "Each method's setting was chosen on the first half of a task's items and is reported on the second, with its "
-        "difference to plain decoding there (95% interval, paired bootstrap). `*`: p below .05 after Holm's "
-        "correction over the methods of the column (McNemar's test where items are right or wrong).\n",
-        report.table(header, rows),
-        "\nItems: "
-        + ", ".join(f"{task} {count}" for task, count in found["items"].items())
-        + ". Questions of triviaqa "
-        f"are answered behind {ANSWERED['num_fewshot']} examples, in bfloat16 unless another dtype was asked for; "
-        "continuations_positive draws four texts each. Rows a token: those that a model, or a part of one, read for "
-        "one that was written; small models count as others do.\n",
-        "## The chosen settings\n",
-        report.table(
-            ["method", *(f"{task} {metric.split(',')[0]}" for task, metric in COLUMNS)],
-            [
-                [name, *("–" if (cell := table[column].get(name)) is None else cell.setting for column in COLUMNS)]
-                for name in names
-            ],
-        ),
-        "\n## Methods without a row\n",
-        *(f"* `{name}` {why}." for name, why in ELSEWHERE.items()),
-        "\n## How it was made\n",
-        f"```\n{found['command']}\n```\n",
-        ", ".join(f"{name} {version}" for name, version in found["versions"].items()) + ".\n",
-    ]
-    return "\n".join(lines)
-
-
-def _cell(cell: Cell) -> str:
-    against = cell.against
-    star = "*" if against.p_holm is not None and against.p_holm < 0.05 else ""
-    shown = [report.number(value, signed=True) for value in (against.difference, against.low, against.high)]
-    return f"{report.number(cell.value.mean)}{star} ({shown[0]} [{shown[1]}, {shown[2]}])"
-
-
-def _cost(cost: Cost) -> list[str]:
-    return [f"{cost.passes:.2f}", f"{1e3 * cost.seconds:.1f}"]
-
-
-@drawing.styled
-def draw(table: Mapping[tuple[str, str], Mapping[str, Cell]], names: Sequence[str]) -> Figure:
-    """Differences to plain decoding with their intervals, a panel for each metric, three beside each other.
-
-    A method whose chosen setting changes no item stands as a grey ring: there is no interval to draw.
-    """
-    figure, panels = drawing.grid(len(COLUMNS), 0.75 + 0.165 * len(names), 3)
-    for number, (axes, column) in enumerate(zip(panels, COLUMNS, strict=True)):
-        rows = [(name, table[column].get(name)) for name in names]
-        axes.axvline(0, color=drawing.GREY, linestyle="--", linewidth=1)
-        for place, (_, cell) in enumerate(rows):
-            if cell is None:
-                continue
-            against = cell.against
-            sure = against.p_holm is not None and against.p_holm < 0.05
-            same = against.low == against.high == 0
-            colour = drawing.GREY if same else drawing.COLOURS[1] if against.difference < 0 else drawing.COLOURS[0]
-            ends = [against.low, against.high]
-            axes.plot(ends, [place, place], color=colour, alpha=0.35, linewidth=3.6, solid_capstyle="butt")
-            filled = colour if sure else "white"
-            axes.plot(against.difference, place, "o", markersize=4, color=colour, markerfacecolor=filled)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_yticks(range(len(rows)), names if number % 3 == 0 else [""] * len(rows), fontsize=8)
-        axes.tick_params(axis="y", length=0)
-        axes.tick_params(axis="x", labelsize=8.5)
-        axes.locator_params(axis="x", nbins=4)
-        axes.grid(axis="y", visible=False)
-        axes.set_title(f"{column[0]}\n{column[1].split(',')[0].replace('_', ' ')}", fontsize=8.5)
-    figure.supxlabel(
-        "difference to plain decoding (dashed: none); bars: 95% intervals; filled: p below .05 after Holm; "
-        "grey: no item changed",
-        fontsize=7.6, color=drawing.GREY,
-    )  # fmt: skip
-    return figure
+    ways = {"plain": (model, None), **{name: (model, SETTINGS[name][0]) for name in names}}
+    return token_costs(ways, tokenizer, prompts, models)

@@ -1,4 +1,4 @@
-"""What a sweep takes, before it starts: passes, tokens and hours."""
+"""The cost of a sweep before it starts: passes, tokens and hours."""
 
 from __future__ import annotations
 
@@ -10,33 +10,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from textguide import tasks as task_room
-from textguide.guidance import Guidance, as_guidance
+from textguide.guidance import Guidance
 
-from ..lm_eval_models.answering import Memory
 from ..results.folder import JOURNAL
-from ..results.journal import check_identity, read_journal
-from .options import SweepOptions, identity_of, labels_of
-from .sweep import evaluate, model_for
+from ..results.journal import Memory, check_identity, read_journal
+from .options import SweepOptions
+from .sweep import Sweep
 
 STEPS = 4
-"""Tokens that the measured batch writes behind its first."""
+"""Tokens that the measured batch writes after its first one."""
 EVERY = "all"
-"""The setting of what one pass does for all of them."""
+"""The label of work that one pass does for all settings."""
 
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """What is left to do of one task.
+    """The work that is left for one task.
 
     Args:
         task: its name.
-        label: the guidance, or ``all`` where one pass serves all of them.
+        label: the guidance, or ``all`` if one pass serves all settings.
         requests: log-likelihoods or texts, without those that a run in the results folder has.
-        kept: those that it has.
-        passes: times that a model is called; for texts at most, as if each were as long as it may be.
-        tokens: positions that are read or written, over all rows, branches and models; for texts at most.
-        hours: on this machine, about: from one batch that was run, whose first tokens stand for all.
+        kept: those that the run in the results folder has.
+        passes: calls of a model; for texts an upper bound, which assumes the largest length for each of them.
+        tokens: positions that are read or written, over all rows, branches and models; for texts an upper bound.
+        hours: estimate for this machine, from one batch that was measured; a text's first tokens represent the rest.
     """
 
     task: str
@@ -55,68 +53,68 @@ def plan_sweep(
     output: Path | None = None,
     options: SweepOptions | None = None,
     model_args: Mapping[str, Any] | None = None,
-    said: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> list[PlannedWork]:
-    """What :func:`run_sweep` with these arguments would take.
+    """Estimate the cost of :func:`run_sweep` with these arguments.
 
-    The model is loaded, one batch of each task is scored, and one batch of its texts is begun under each setting; the
-    rest is in proportion. Nothing is written.
+    The model is loaded, one batch of each task is scored, and the first tokens of one batch of texts are written under
+    each setting; the rest is extrapolated. No file is written.
 
     Args:
         tasks, settings, output, options, model_args: those of :func:`run_sweep`.
-        said: is told what is being measured.
+        progress: called with a line before each measurement.
 
     Raises:
-        ValueError: an argument has a value that cannot work, or the backend is another; the message names it.
+        ValueError: an argument is invalid, or the backend is not supported; the message names it.
     """
-    options, arguments = options or SweepOptions(), dict(model_args or {})
-    if "backend" in arguments:
+    backend = (model_args or {}).get("backend")
+    if backend is not None:
         raise ValueError(
-            f"a plan measures models that read left to right in transformers, and backend={arguments['backend']!r} is "
-            "another; try a few items with limit= there"
+            f"backend={backend!r} cannot be planned, only models that read from left to right in transformers; try a "
+            "few items with limit= instead"
         )
-    settings = [as_guidance(setting) for setting in settings]
-    labels = labels_of(settings)
-    specs, manager = task_room.resolve(list(tasks), options.data, options.repeats)
-    kept = _kept(output, identity_of(tasks, settings, options, arguments))
-    lm = model_for(settings, options.seed, arguments, specs, manager)
-    asked = _Requests(lm)
-    with asked.collected():
-        evaluate(lm, specs, manager, options, predict_only=True)
+    sweep = Sweep.of(tasks, settings, options, model_args)
+    answers = _answers(output, sweep.identity)
+    lm = sweep.model()
+    requests = _Requests(lm)
+    with requests.collected():
+        sweep.evaluate(lm, predict_only=True)
     plan = []
-    for task, requests in asked.scored.items():
-        lm.use_memo(kept)
-        keys, missing = lm.missing_scores(requests)
-        said(f"{task}: {len(missing)} log-likelihoods to compute")
-        left = list({key: one for key, one in zip(keys, requests, strict=True) if key in missing}.values())
-        plan.append(_scores(lm, task, left, len(set(keys)) - len(missing)))
-    for task, requests in asked.written.items():
-        for number, label in enumerate(labels):
+    for task, scored in requests.scored.items():
+        lm.use_memo(answers)
+        keys, missing = lm.missing_scores(scored)
+        progress(f"{task}: {len(missing)} log-likelihoods to compute")
+        by_key = dict(zip(keys, scored, strict=True))
+        left = [request for key, request in by_key.items() if key in missing]
+        plan.append(_scores(lm, task, left, len(by_key) - len(missing)))
+    for task, written in requests.written.items():
+        for number, label in enumerate(sweep.labels):
             lm.current = number
-            lm.use_memo(kept)
-            left = [requests[n] for n in lm.answers(requests).missing]
-            said(f"{task}, {label}: {len(left)} texts to write")
-            plan.append(_texts(lm, task, label, left, len(requests) - len(left)))
+            lm.use_memo(answers)
+            left = [written[index] for index in lm.answers(written).missing]
+            progress(f"{task}, {label}: {len(left)} texts to write")
+            plan.append(_texts(lm, task, label, left, len(written) - len(left)))
     return plan
 
 
-def _kept(output: Path | None, identity: dict[str, Any]) -> Memory:
-    """The answers of the run that goes on in ``output``.
+def _answers(output: Path | None, identity: dict[str, Any]) -> Memory:
+    """The answers of an unfinished run in ``output``.
 
     Raises:
-        ValueError: another run is there.
+        ValueError: another run is in the folder.
     """
-    memory = Memory()
     file = None if output is None else output / JOURNAL
-    if file is not None and file.exists() and b"\n" in file.read_bytes():
-        found, memory.done = read_journal(file)
-        check_identity(file.parent, found, identity)
-    return memory
+    # A journal without a complete line does not have a header yet.
+    if file is None or not file.exists() or b"\n" not in file.read_bytes():
+        return Memory()
+    written, done = read_journal(file)
+    check_identity(file.parent, written, identity)
+    return Memory(done)
 
 
 @dataclass
 class _Requests:
-    """What the tasks ask of ``lm``: requests by task, log-likelihoods in token ids."""
+    """The requests of the tasks to ``lm``, by task: log-likelihoods (in token ids) and texts."""
 
     lm: Any
     scored: dict[str, list[Any]] = field(default_factory=dict)
@@ -124,16 +122,15 @@ class _Requests:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Note requests and answer them with nothing."""
-        lm, names = self.lm, ("loglikelihood", "loglikelihood_rolling", "generate_until")
-        scores = {name: getattr(lm, name) for name in names[:2]}
+        """Record requests instead of answering them."""
+        lm = self.lm
+        scores = {name: getattr(lm, name) for name in ("loglikelihood", "loglikelihood_rolling")}
 
-        def score(kind: str, requests: list[Any], **_: Any) -> list[Any]:
+        def score(kind: str, requests: list[Any]) -> list[Any]:
+            # HFLM splits the texts into tokens, which needs no model, and passes them to _loglikelihood_tokens.
             answers = []
             for task in dict.fromkeys(request.task_name for request in requests):
-                several = self.scored.setdefault(task, [])
-                lm._loglikelihood_tokens = lambda some, several=several, **_: [several.append(one) or (0.0, False)
-                                                                              for one in some]  # fmt: skip
+                lm._loglikelihood_tokens = self._recorder(task)
                 answers += scores[kind]([one for one in requests if one.task_name == task], disable_tqdm=True)
             return answers
 
@@ -148,102 +145,127 @@ class _Requests:
         try:
             yield
         finally:
-            for name in (*names, "_loglikelihood_tokens"):
+            for name in (*scores, "generate_until", "_loglikelihood_tokens"):
                 lm.__dict__.pop(name, None)
+
+    def _recorder(self, task: str) -> Callable[..., list[tuple[float, bool]]]:
+        requests = self.scored.setdefault(task, [])
+
+        def record(batch: list[Any], **_: Any) -> list[tuple[float, bool]]:
+            requests.extend(batch)
+            return [(0.0, False)] * len(batch)
+
+        return record
 
 
 @dataclass
 class _Passes:
-    """The calls of models while something was measured.
+    """The calls of models during a measurement.
 
     Attributes:
-        started: when each began, in seconds.
-        tokens: how many positions each read.
+        started: when each call started, in seconds.
+        tokens: number of positions that each call read.
+        ended: when the measurement ended.
     """
 
     started: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     ended: float = 0.0
 
-    def over(self, first: int, last: int | None = None) -> tuple[int, int, float]:
-        """Passes, tokens and seconds of the passes from ``first`` to ``last``."""
+    def cost(self, first: int, last: int | None = None) -> _Cost:
+        """The cost of the calls from ``first`` to ``last`` (exclusive)."""
         starts = [*self.started, self.ended]
         stop = len(self.tokens) if last is None else last
-        return stop - first, sum(self.tokens[first:stop]), starts[stop] - starts[first]
+        return _Cost(stop - first, sum(self.tokens[first:stop]), starts[stop] - starts[first])
+
+
+@dataclass(frozen=True)
+class _Cost:
+    passes: int
+    tokens: int
+    seconds: float
 
 
 @contextmanager
 def _watched(lm: Any) -> Iterator[_Passes]:
-    found = _Passes()
+    """Record the calls of all models of ``lm``."""
+    passes = _Passes()
 
     def note(_: Any, args: Any, kwargs: Any) -> None:
-        found.started.append(time.perf_counter())
-        found.tokens.append(int((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).numel()))
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        passes.started.append(time.perf_counter())
+        passes.tokens.append(int(ids.numel()))
 
     models = {id(model): model for model in (lm.model, *lm.models.values())}
     hooks = [model.register_forward_pre_hook(note, with_kwargs=True) for model in models.values()]
     try:
-        yield found
+        yield passes
     finally:
-        found.ended = time.perf_counter()
+        passes.ended = time.perf_counter()
         for hook in hooks:
             hook.remove()
 
 
-def _scores(lm: Any, task: str, requests: list[Any], kept: int) -> PlannedWork:
+def _scores(lm: Any, task: str, requests: list[Any], done: int) -> PlannedWork:
     if not requests:
-        return PlannedWork(task, EVERY, 0, kept, 0, 0, 0.0)
+        return PlannedWork(task, EVERY, 0, done, 0, 0, 0.0)
     size = min(len(requests), lm.at_once()[0])
-    middle = (len(requests) - size) // 2  # of the order of length, in which batches are made
+    # Batches are made in the order of length, so the middle one is typical.
+    middle = (len(requests) - size) // 2
     sample = sorted(requests, key=_length)[middle : middle + size]
-    for _ in range(2):  # the first time tries the model out
+    for _ in range(2):  # the first time warms the model up
         lm.use_memo(Memory())
-        with _watched(lm) as found:
+        with _watched(lm) as passes:
             lm._loglikelihood_tokens(sample, disable_tqdm=True)
-    passes, tokens, seconds = found.over(0)
+    cost = passes.cost(0)
     share = sum(map(_length, requests)) / sum(map(_length, sample))
     batches = -(-len(requests) // size)
-    return PlannedWork(
-        task, EVERY, len(requests), kept, passes * batches, round(tokens * share), seconds * share / 3600
-    )
+    hours = cost.seconds * share / 3600
+    return PlannedWork(task, EVERY, len(requests), done, cost.passes * batches, round(cost.tokens * share), hours)
 
 
 def _length(request: Any) -> int:
-    return len(request[1]) + len(request[2])
+    _, context, continuation = request
+    return len(context) + len(continuation)
 
 
-def _texts(lm: Any, task: str, label: str, requests: list[Any], kept: int) -> PlannedWork:
+def _texts(lm: Any, task: str, label: str, requests: list[Any], done: int) -> PlannedWork:
     if not requests:
-        return PlannedWork(task, label, 0, kept, 0, 0, 0.0)
+        return PlannedWork(task, label, 0, done, 0, 0, 0.0)
     rows, chunk = lm.at_once()
-    middle = max(0, len(requests) - rows) // 2  # of the order of length, in which they are written
+    # Texts are written in the order of the prompts' length, so the middle batch is typical.
+    middle = max(0, len(requests) - rows) // 2
     sample = requests[middle : middle + rows]
-    found = []
-    # Two texts try the model out; then a batch up to its first tokens, and again with some tokens behind them.
-    for size, tokens in ((2, 2), (rows, 1), (rows, 1 + STEPS)):
-        lm.use_memo(Memory())
-        with _watched(lm) as passes:
-            lm.generate_until([_begun(request, tokens) for request in sample[:size]], disable_tqdm=True)
-        found.append(passes)
-    first = len(found[1].tokens)
-    reading, steps = found[2].over(0, first), found[2].over(first)
-    lengths = [_most(lm, request) for request in requests]
-    batches = sum(-(-len(requests[start : start + chunk]) // rows) for start in range(0, len(requests), chunk))
+    _measure(lm, sample[:2], 2)  # warms the model up
+    first_tokens = len(_measure(lm, sample, 1).tokens)
+    passes = _measure(lm, sample, 1 + STEPS)
+    reading = passes.cost(0, first_tokens)
+    steps = passes.cost(first_tokens)
+
+    lengths = [int(request.args[1].get("max_gen_toks", lm.max_gen_toks)) for request in requests]
+    length = sum(lengths) / len(lengths)
+    batches = 0
+    for start in range(0, len(requests), chunk):
+        batches += -(-len(requests[start : start + chunk]) // rows)
     share = len(requests) / len(sample)
-    longest = sum(lengths) / len(lengths)
-    calls = batches * (reading[0] + steps[0] / STEPS * longest)
-    positions, seconds = (share * (reading[n] + steps[n] / STEPS * longest) for n in (1, 2))
-    return PlannedWork(task, label, len(requests), kept, round(calls), round(positions), seconds / 3600)
+    calls = batches * (reading.passes + steps.passes / STEPS * length)
+    tokens = share * (reading.tokens + steps.tokens / STEPS * length)
+    seconds = share * (reading.seconds + steps.seconds / STEPS * length)
+    return PlannedWork(task, label, len(requests), done, round(calls), round(tokens), seconds / 3600)
 
 
-def _most(lm: Any, request: Any) -> int:
-    """The most tokens of a text."""
-    return int(request.args[1].get("max_gen_toks", lm.max_gen_toks))
+def _measure(lm: Any, requests: list[Any], tokens: int) -> _Passes:
+    """The calls of models while the first tokens of texts are written."""
+    lm.use_memo(Memory())
+    with _watched(lm) as passes:
+        lm.generate_until([_shortened(request, tokens) for request in requests], disable_tqdm=True)
+    return passes
 
 
-def _begun(request: Any, tokens: int) -> Any:
-    """A request for the first tokens of a text, which does not end before them."""
-    begun = copy.copy(request)
-    options = {name: value for name, value in request.args[1].items() if name != "min_length"}
-    begun.arguments = (request.args[0], {**options, "until": [], "max_gen_toks": tokens, "min_new_tokens": tokens})
-    return begun
+def _shortened(request: Any, tokens: int) -> Any:
+    """The request for a text of exactly ``tokens`` tokens."""
+    context, options = request.args
+    options = {name: value for name, value in options.items() if name != "min_length"}
+    shortened = copy.copy(request)
+    shortened.arguments = (context, {**options, "until": [], "max_gen_toks": tokens, "min_new_tokens": tokens})
+    return shortened

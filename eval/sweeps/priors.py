@@ -1,8 +1,7 @@
-"""Multiple choice without the bias of the words that name the classes (arXiv 2309.04992)."""
+"""Multiple choice without the model's bias towards the words of some classes (arXiv 2309.04992)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ METRIC = "acc_prior_matched"
 
 @dataclass(frozen=True)
 class PriorMatched:
-    """What prior matching does to one task.
+    """The effect of prior matching on one task.
 
     Args:
-        right: whether the likeliest class after prior matching is the right one, 0 or 1 an item.
-        prior: how much of the model's belief each class has on average before it, by the class's words.
-        weights: log-weight of each class, by the class's words.
+        right: whether the most likely class after prior matching is the right one, 0 or 1 per item.
+        prior: mean probability of each class before prior matching, by the words of the class.
+        weights: log-weight of each class, by the words of the class.
     """
 
     right: NDArray[np.float64]
@@ -32,46 +31,52 @@ class PriorMatched:
 
 
 def prior_matched(samples: Sequence[Mapping[str, Any]]) -> PriorMatched | None:
-    """Prior matching on lm-eval's samples of a task; None where its items do not share their classes.
+    """Match the prior on lm-eval's samples of a task.
 
-    The weights come from all items' likelihoods, without their labels.
+    The weights are computed from the likelihoods of all items, without their labels.
 
     Args:
-        samples: one an item: ``arguments`` (context and class words for every class), ``filtered_resps``, ``target``.
+        samples: one per item: ``arguments`` (context and words of every class), ``filtered_resps``, ``target``.
+
+    Returns:
+        The effect; None if the items do not have the same classes, or no finite weights balance the classes.
     """
-    first = _classes(samples[0]) if samples else None
-    if first is None or len(set(first)) < 2:
+    classes = _classes(samples[0]) if samples else None
+    if classes is None or len(set(classes)) < 2:
         return None
-    scores, targets = [], []
+    scores = []
+    targets = []
     for sample in samples:
-        answers, target = sample.get("filtered_resps", ()), _target(sample.get("target"))
-        if _classes(sample) != first or len(answers) != len(first) or target is None or target >= len(first):
+        answers = sample.get("filtered_resps", ())
+        target = _target(sample.get("target"))
+        if _classes(sample) != classes or len(answers) != len(classes) or target is None or target >= len(classes):
             return None
         scores.append([float(answer[0]) for answer in answers])
         targets.append(target)
-    if not all(math.isfinite(score) for row in scores for score in row):
-        return None
     log_probs = torch.tensor(scores, dtype=torch.float64)
+    if not bool(torch.isfinite(log_probs).all()):
+        return None
     try:
         weights = selection.matched_prior(log_probs, tolerance=1e-6)
-    except ValueError:  # items so sure of one class that no finite weights balance them
+    except ValueError:  # the model is so sure of one class that no finite weights balance the classes
         return None
     chosen = selection.reweigh(torch.log_softmax(log_probs, -1), weights).argmax(-1)
     prior = selection.class_prior(log_probs)
     return PriorMatched(
         right=(chosen.numpy() == np.asarray(targets)).astype(np.float64),
-        prior=dict(zip(first, prior.tolist(), strict=True)),
-        weights=dict(zip(first, weights.tolist(), strict=True)),
+        prior=dict(zip(classes, prior.tolist(), strict=True)),
+        weights=dict(zip(classes, weights.tolist(), strict=True)),
     )
 
 
 def _classes(sample: Mapping[str, Any]) -> list[str] | None:
+    """The words of the classes; None if the requests are not pairs of a context and a continuation."""
     arguments = sample.get("arguments")
-    if not isinstance(arguments, (list, tuple)) or not all(
-        isinstance(a, (list, tuple)) and len(a) == 2 for a in arguments
-    ):
+    if not isinstance(arguments, (list, tuple)):
         return None
-    return [str(ending) for _, ending in arguments]
+    if not all(isinstance(argument, (list, tuple)) and len(argument) == 2 for argument in arguments):
+        return None
+    return [str(continuation) for _, continuation in arguments]
 
 
 def _target(value: Any) -> int | None:

@@ -1,9 +1,9 @@
 """Choosing a guidance's scale, schedule and window: successive halving on one half of the items, a report on the other.
 
-All candidates are tried on a few items, the better half of them on more, and so on, until the items that may choose are
-used up (Jamieson and Talwalkar, arXiv 1502.07943). What each candidate did on the items so far counts, so that the one
-chosen has seen them all. The report is made on items that chose nothing, with the ordinary paired interval; the figure
-on the items that chose is shown beside it as what it is, too good.
+All candidates are tried on a few items, the better half of them on more items, and so on, until the first half of the
+items is used up (Jamieson and Talwalkar, arXiv 1502.07943). A candidate is ranked by all of its items so far, so that
+the chosen one was tried on all of them. The report uses the second half, with the ordinary paired interval; the mean on
+the first half, which is biased upwards by the choice, is shown too.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from textguide.support.files import write_json
 from ..results.journal import Journal
 from ..results.run import RunResult
 from ..statistics.intervals import mean_interval, paired_bootstrap
-from .options import SweepOptions, described_model
-from .sweep import run_sweep
+from .options import SweepOptions
+from .sweep import model_identity, run_sweep
 
 SCALES = (1.1, 1.25, 1.5, 1.75, 2.0, 3.0)
 SCHEDULES = ("constant", "linear", "linear-decreasing")
 WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))
 KEPT = 0.5
-"""Share of the candidates that a round leaves."""
+"""Share of the candidates that take part in the next round."""
 PROBE = 4
-"""Items that are timed to learn how many the budget allows."""
+"""Number of items that are timed to estimate how many the budget allows."""
 LEAST = 8
-"""Fewest items of the first round."""
+"""Least number of items in the first round."""
 PLAIN = "plain"
 
 Values = dict[str, NDArray[np.float64]]
@@ -52,10 +52,10 @@ class Round:
 
     Args:
         first: number of its first item.
-        items: how many it has.
+        items: its number of items.
         candidates: labels that took part.
-        means: of all items so far, by label.
-        kept: labels that go on.
+        means: means over all items so far, by label.
+        kept: labels that take part in the next round.
     """
 
     first: int
@@ -71,53 +71,60 @@ def candidates(
     schedules: Sequence[str] = SCHEDULES,
     windows: Sequence[tuple[float, float]] = WINDOWS,
 ) -> list[Guidance]:
-    """The guidance under every scale, schedule and window; combinations that the method refuses are left out.
+    """The guidance with every scale, schedule and window.
 
-    A guidance without a field ``schedule`` or ``start`` is varied in what it has.
+    A guidance that does not have the fields ``schedule`` or ``start`` is varied only in its other fields.
+
+    Args:
+        guidance: a guidance with a scale.
+        scales, schedules, windows: the values to try.
 
     Raises:
-        ValueError: it has no scale.
+        ValueError: the guidance does not have a scale.
     """
     if not hasattr(guidance, "scale"):
-        raise ValueError(f"guidance={label_of(guidance)!r} has no scale to choose; name one that has, such as cfg")
-    found: dict[str, Guidance] = {}
+        raise ValueError(f"guidance={label_of(guidance)!r} does not have a scale to choose; use one that has, e.g. cfg")
+    variants: dict[str, Guidance] = {}
     for scale, schedule, (start, stop) in itertools.product(scales, schedules, windows):
+        if schedule != "constant" and (start, stop) != (0.0, 1.0):
+            continue  # a schedule already varies guidance over the text, as a window does
         fields: dict[str, Any] = {"scale": scale}
         if hasattr(guidance, "schedule"):
             fields["schedule"] = schedule
         if hasattr(guidance, "start"):
             fields |= {"start": start, "stop": stop}
-        if schedule != "constant" and (start, stop) != (0.0, 1.0):
-            continue  # a window and a schedule say the same thing twice
-        one = replace(guidance, **fields)  # type: ignore[type-var]
-        found.setdefault(label_of(one), one)
-    return list(found.values())
+        variant = replace(guidance, **fields)  # type: ignore[type-var]
+        variants.setdefault(label_of(variant), variant)
+    return list(variants.values())
 
 
 def rounds_of(candidates: int, items: int, least: int = LEAST) -> list[tuple[int, int]]:
-    """``(candidates, items)`` of each round: the number of candidates halves, and that of new items doubles where the
-    items last; the last round takes the rest.
+    """``(candidates, items)`` of each round: the number of candidates halves while the number of new items doubles.
+
+    The last round uses all remaining items.
 
     Args:
-        candidates: of the first round.
-        items: that may choose.
-        least: items of the first round, at least.
+        candidates: number of candidates in the first round.
+        items: number of items of all rounds.
+        least: least number of items in the first round.
     """
     sizes = []
     left = candidates
     while left > 1:
         sizes.append(left)
         left = max(1, math.ceil(left * KEPT))
-    shares = [2**n for n in range(len(sizes))]
-    found, used = [], 0
-    for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):
-        count = max(least, items * share // sum(shares)) if number < len(sizes) - 1 else items - used
-        count = min(count, items - used)
+    shares = [2**number for number in range(len(sizes))]
+    rounds = []
+    used = 0
+    for number, size in enumerate(sizes):
+        count = items - used
+        if number < len(sizes) - 1:
+            count = min(count, max(least, items * shares[number] // sum(shares)))
         if count <= 0:
             break
-        found.append((size, count))
+        rounds.append((size, count))
         used += count
-    return found
+    return rounds
 
 
 def tune(
@@ -133,105 +140,62 @@ def tune(
     scales: Sequence[float] = SCALES,
     schedules: Sequence[str] = SCHEDULES,
     windows: Sequence[tuple[float, float]] = WINDOWS,
-    said: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Choose among scales, schedules and windows, and report the choice on items that did not choose.
+    """Choose a scale, a schedule and a window on one half of the items, and report the choice on the other half.
 
     Args:
-        guidance: what is tuned; its other fields stay as they are.
+        guidance: the guidance to tune; its other fields are not changed.
         task: name of a task.
-        budget: seconds, about. They are measured once on a few items, and how many items each round gets is written
-            down then, so that a run that was killed goes on to the same end.
-        output: folder. A killed run with the same arguments goes on where it was.
-        metric: as lm-eval names it; None: the task's primary one.
-        limit: most items, choice and report together.
+        budget: approximate time in seconds. The time per item is measured once on a few items; the number of items that
+            follows is written down, so that a resumed run has the same rounds.
+        output: folder; an unfinished run with the same arguments is resumed.
+        metric: under lm-eval's name; None: the task's primary metric.
+        limit: largest number of items, for the choice and the report together.
         options: see :class:`SweepOptions`; ``limit``, ``first`` and ``select_on`` are set here.
         model_args: as for :func:`run_sweep`.
-        scales, schedules, windows: what is tried.
-        said: gets a line for each round.
+        scales, schedules, windows: the values to try.
+        progress: called with a line after each round.
 
     Returns:
-        What ``tuning.json`` holds: ``chosen`` (text of the guidance), ``rounds``, ``selected`` (its mean on the items
-        that chose), ``reported`` and ``plain`` (intervals on the others), ``difference`` (paired, chosen minus plain),
-        ``optimism`` (selected minus reported) and ``stability``, the share of resamples of the last round's items in
-        which the same candidate wins.
+        The content of ``tuning.json``: ``chosen`` (the guidance as text), ``rounds``, ``selected`` (its mean on the
+        items of the choice), ``reported`` and ``plain`` (intervals on the other items), ``difference`` (paired, chosen
+        minus plain), ``optimism`` (selected minus reported) and ``stability``, the share of resamples of the last
+        round's items in which the same candidate wins.
 
     Raises:
-        ValueError: an argument has a value that cannot work, or the budget allows too few items.
+        ValueError: an argument is invalid, or the budget allows too few items.
     """
     if not budget > 0:
         raise ValueError(f"budget={budget} must be above 0 seconds")
     options = replace(options or SweepOptions(), select_on=None, limit=None, first=0, plots=False)
-    tried = {label_of(one): one for one in candidates(guidance, scales, schedules, windows)}
+    tried = {label_of(candidate): candidate for candidate in candidates(guidance, scales, schedules, windows)}
     if len(tried) < 2:
-        raise ValueError(f"{', '.join(tried) or 'nothing'} alone is tried; name more scales=, schedules= or windows=")
+        names = ", ".join(tried) or "nothing"
+        raise ValueError(f"there is only {names} to try; name more scales=, schedules= or windows=")
     identity = {
-        "tune": task, "metric": metric, "limit": limit, "budget": budget, "candidates": list(tried),
-        "fingerprints": {name: one.fingerprint for name, one in tried.items()}, "seed": options.seed,
-        "model": described_model(model_args or {}), "num_fewshot": options.num_fewshot,
+        "tune": task,
+        "metric": metric,
+        "limit": limit,
+        "budget": budget,
+        "candidates": list(tried),
+        "fingerprints": {name: candidate.fingerprint for name, candidate in tried.items()},
+        "seed": options.seed,
+        "model": model_identity(model_args or {}),
+        "num_fewshot": options.num_fewshot,
         "gen_kwargs": options.gen_kwargs,
-    }  # fmt: skip
+    }
     output.mkdir(parents=True, exist_ok=True)
-    arguments = _loaded(dict(model_args or {}))
+    arguments = _load_model(dict(model_args or {}))
     with Journal.open(output / "tuning.jsonl", identity) as journal:
-
-        def swept(labels: Sequence[str], first: int, items: int, key: str) -> RunResult:
-            run = run_sweep(
-                [task], [None, *(tried[label] for label in labels)], options=replace(options, first=first, limit=items),
-                model_args=arguments, output=output / key,
-            )  # fmt: skip
-            assert run is not None
-            return run
-
-        def values(labels: Sequence[str], first: int, items: int, key: str) -> tuple[Values, bool]:
-            if key not in journal:
-                run = swept(labels, first, items, key)
-                entries = {label: run.get(run.task_names[0], label) for label in (PLAIN, *labels)}
-                name = metric or next(iter(entries[PLAIN].items))  # type: ignore[union-attr]
-                if name not in entries[PLAIN].items:  # type: ignore[union-attr]
-                    known = ", ".join(entries[PLAIN].items)  # type: ignore[union-attr]
-                    raise ValueError(f"metric={name!r} has no value an item; use one of {known}")
-                better = entries[PLAIN].metrics[name].higher_is_better  # type: ignore[union-attr]
-                found = {label: one.items[name].tolist() for label, one in entries.items() if one is not None}
-                journal.append(key, {"values": found, "better": better, "metric": name})
-            record = journal.done[key]
-            return {label: np.asarray(row) for label, row in record["values"].items()}, record["better"]
-
-        if "plan" not in journal:
-            # From the start, if a run was killed here: what is left of it would look cheaper than it is.
-            shutil.rmtree(output / "probe", ignore_errors=True)
-            begun = time.perf_counter()
-            swept(list(tried), 0, PROBE, "probe")
-            seconds = (time.perf_counter() - begun) / PROBE
-            items = int(budget / seconds)
-            if limit is not None:
-                items = min(items, limit)
-            journal.append("plan", {"items": items - items % 2})
-        items = int(journal.done["plan"]["items"])
-        if items < 2 * LEAST:
-            raise ValueError(
-                f"budget={budget:g} s allows {items} items, and {2 * LEAST} are the fewest; raise the budget, or try "
-                "fewer scales, schedules and windows"
-            )
+        trials = _Trials(task, tried, metric, options, arguments, output, journal)
+        items = trials.items_within(budget, limit)
         half = items // 2
-        alive, so_far, history = list(tried), {label: np.empty(0) for label in (PLAIN, *tried)}, []
-        sign, first = 1, 0
-        for number, (_, count) in enumerate(rounds_of(len(tried), half)):
-            found, higher = values(alive, first, count, f"round-{number}")
-            sign = 1 if higher else -1
-            for label in (PLAIN, *alive):
-                so_far[label] = np.concatenate([so_far[label], found[label]])
-            means = {label: float(so_far[label].mean()) for label in alive}
-            ranked = sorted(alive, key=lambda label: -sign * means[label])  # the first of equals stays in front
-            kept = [label for label in alive if label in ranked[: max(1, math.ceil(len(alive) * KEPT))]]
-            history.append(Round(first, count, tuple(alive), means, tuple(kept)))
-            said(f"round {number + 1}: {count} items, {len(alive)} candidates; best {ranked[0]} {means[ranked[0]]:.4g}")
-            first += count
-            alive = kept
-        last = history[-1]
-        chosen = sorted(last.candidates, key=lambda label: -sign * last.means[label])[0]
-        report, _ = values([chosen], half, items - half, "report")
-    selected = float(so_far[chosen].mean())
+        rounds, values, sign = _halve(trials, half, progress)
+        last = rounds[-1]
+        chosen = _ranked(last.candidates, last.means, sign)[0]
+        report, _ = trials.values([chosen], half, items - half, "report")
+    selected = float(values[chosen].mean())
     interval = mean_interval(report[chosen], seed=options.seed)
     result = {
         "task": task,
@@ -239,30 +203,152 @@ def tune(
         "guidance": tried[chosen].to_dict(),
         "candidates": len(tried),
         "items": {"chose": half, "report": items - half},
-        "rounds": [asdict(one) for one in history],
+        "rounds": [asdict(one) for one in rounds],
         "selected": selected,
         "reported": interval._asdict(),
         "plain": mean_interval(report[PLAIN], seed=options.seed)._asdict(),
         "difference": paired_bootstrap(report[chosen], report[PLAIN], seed=options.seed)._asdict(),
         "optimism": sign * (selected - interval.mean),
-        "stability": stability({label: sign * so_far[label] for label in last.candidates}, chosen, options.seed),
+        "stability": stability({label: sign * values[label] for label in last.candidates}, chosen, options.seed),
     }
     write_json(output / "tuning.json", result)
     return result
 
 
-def _loaded(arguments: dict[str, Any]) -> dict[str, Any]:
-    """With the model itself in place of its name: every round uses it."""
-    if isinstance(name := arguments.get("pretrained", bundled.NAME), str):
+def _load_model(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the model itself instead of its name, since every round uses it."""
+    name = arguments.get("pretrained", bundled.NAME)
+    if isinstance(name, str):
         loading = {key: arguments.pop(key, None) for key in ("device", "dtype")}
-        arguments["pretrained"], arguments["tokenizer"] = textguide.load(
-            name, trust_remote_code=arguments.pop("trust_remote_code", False), **loading
-        )
+        loading["trust_remote_code"] = arguments.pop("trust_remote_code", False)
+        arguments["pretrained"], arguments["tokenizer"] = textguide.load(name, **loading)
     return arguments
 
 
+@dataclass(frozen=True)
+class _Trials:
+    """The candidates, and how they are tried on items of the task; the arguments are those of :func:`tune`."""
+
+    task: str
+    tried: Mapping[str, Guidance]
+    metric: str | None
+    options: SweepOptions
+    model_args: Mapping[str, Any]
+    output: Path
+    journal: Journal
+
+    def items_within(self, budget: float, limit: int | None) -> int:
+        """The number of items that the budget allows, which is measured in the first run and then written down.
+
+        Raises:
+            ValueError: it is too small for two halves.
+        """
+
+        def measure() -> dict[str, int]:
+            # An earlier, interrupted measurement is removed: resumed, it would look cheaper than it is.
+            shutil.rmtree(self.output / "probe", ignore_errors=True)
+            start = time.perf_counter()
+            self._sweep(list(self.tried), 0, PROBE, "probe")
+            seconds = (time.perf_counter() - start) / PROBE
+            items = int(budget / seconds)
+            if limit is not None:
+                items = min(items, limit)
+            return {"items": items - items % 2}
+
+        items = int(self.journal.record("plan", measure)["items"])
+        if items < 2 * LEAST:
+            raise ValueError(
+                f"budget={budget:g} s allows {items} items, and at least {2 * LEAST} are needed; raise the budget, or "
+                "try fewer scales, schedules and windows"
+            )
+        return items
+
+    def values(self, labels: Sequence[str], first: int, items: int, key: str) -> tuple[Values, bool]:
+        """The metric per item of plain decoding and of some candidates, and whether higher values are better.
+
+        Args:
+            labels: of the candidates.
+            first: number of the first item.
+            items: number of items.
+            key: names the folder of the sweep, and its record in the journal.
+
+        Raises:
+            ValueError: the task does not have the metric per item.
+        """
+
+        def measure() -> dict[str, Any]:
+            run = self._sweep(labels, first, items, key)
+            entries = {}
+            for label in (PLAIN, *labels):
+                entry = run.get(run.task_names[0], label)
+                assert entry is not None
+                entries[label] = entry
+            plain = entries[PLAIN]
+            metric = self.metric or next(iter(plain.items))
+            if metric not in plain.items:
+                raise ValueError(
+                    f"metric={metric!r} does not have values per item; use one of {', '.join(plain.items)}"
+                )
+            values = {label: entry.items[metric].tolist() for label, entry in entries.items()}
+            return {"values": values, "better": plain.metrics[metric].higher_is_better, "metric": metric}
+
+        record = self.journal.record(key, measure)
+        return {label: np.asarray(row) for label, row in record["values"].items()}, record["better"]
+
+    def _sweep(self, labels: Sequence[str], first: int, items: int, key: str) -> RunResult:
+        run = run_sweep(
+            [self.task],
+            [None, *(self.tried[label] for label in labels)],
+            options=replace(self.options, first=first, limit=items),
+            model_args=self.model_args,
+            output=self.output / key,
+        )
+        assert run is not None
+        return run
+
+
+def _halve(trials: _Trials, items: int, progress: Callable[[str], None]) -> tuple[list[Round], Values, int]:
+    """Successive halving on the first ``items`` items.
+
+    Returns:
+        The rounds, the values per item of each candidate over all its rounds, and 1 or −1 with which the mean is
+        multiplied so that more is better.
+    """
+    alive = list(trials.tried)
+    values: Values = {label: np.empty(0) for label in (PLAIN, *alive)}
+    rounds: list[Round] = []
+    first = 0
+    sign = 1
+    for number, (_, count) in enumerate(rounds_of(len(alive), items)):
+        new_values, higher_is_better = trials.values(alive, first, count, f"round-{number}")
+        sign = 1 if higher_is_better else -1
+        for label in (PLAIN, *alive):
+            values[label] = np.concatenate([values[label], new_values[label]])
+        means = {label: float(values[label].mean()) for label in alive}
+        ranked = _ranked(alive, means, sign)
+        best = ranked[: max(1, math.ceil(len(alive) * KEPT))]
+        kept = [label for label in alive if label in best]
+        rounds.append(Round(first, count, tuple(alive), means, tuple(kept)))
+        progress(f"round {number + 1}: {count} items, {len(alive)} candidates; best {ranked[0]} {means[ranked[0]]:.4g}")
+        first += count
+        alive = kept
+    return rounds, values, sign
+
+
+def _ranked(labels: Sequence[str], means: Mapping[str, float], sign: int) -> list[str]:
+    """The labels by mean, the best first; equal ones keep their order."""
+    return sorted(labels, key=lambda label: -sign * means[label])
+
+
 def stability(values: Values, chosen: str, seed: int = 0, resamples: int = 2000) -> float:
-    """The share of resamples of the items in which ``chosen`` has the largest mean; ties are shared."""
+    """The share of resamples of the items in which ``chosen`` has the largest mean; ties are divided equally.
+
+    Args:
+        values: by label one number per item; more is better.
+        chosen: one of the labels.
+        seed: of the resamples.
+        resamples: their number.
+    """
     labels = list(values)
     table = np.stack([values[label] for label in labels])
     rows = np.random.default_rng(seed).integers(0, table.shape[1], size=(resamples, table.shape[1]))

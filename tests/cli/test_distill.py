@@ -26,7 +26,7 @@ def test_train_evaluate_and_use(run: Run, tmp_path: Path, prompts: list[str]) ->
     outcome = run(*QUICK, *prompts, "--out", str(out), "--evaluate", "--limit", "6", "--tasks", "lambada_mini")
     assert outcome.code == 0, outcome.err
     assert "3 steps in" in outcome.out
-    for told in ("KL(guided", "distilled", "rows a token", "lambada_mini"):
+    for told in ("KL(guided", "distilled", "rows per token", "lambada_mini"):
         assert told in outcome.out
     words = ["--max-new-tokens", "4", "ab"]
     merged = run("generate", "--adapter", str(out), "--scale", "1", *words)

@@ -120,7 +120,7 @@ def test_rolling() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="uncond='no-instruction' describes models that read left to right"):
+    with pytest.raises(ValueError, match="uncond='no-instruction' is for models that read from left to right"):
         lm(uncond="no-instruction")
     with pytest.raises(ValueError, match="settings= excludes guidance="):
         lm(guidance=CFG(2.0), settings=[None])

@@ -46,8 +46,8 @@ class Replica:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             from textguide import vllm_engine
 
-            further = {"models": dict(settings.models)} if settings.models else {}
-            self.model, self.tokenizer = vllm_engine(settings.model, **further, **settings.load), None
+            self.model = vllm_engine(settings.model, models=dict(settings.models) or None, **settings.load)
+            self.tokenizer = None
         else:
             self.model, self.tokenizer = load(settings.model, **settings.load)
             same = {name: value for name, value in settings.load.items() if not name.startswith("adapter")}

@@ -1,4 +1,4 @@
-"""Captioning in ``textguide eval``: its options, and how they become a run."""
+"""Captioning in ``textguide eval``: its options, and the run that they describe."""
 
 from __future__ import annotations
 
@@ -7,38 +7,43 @@ import shlex
 import sys
 from typing import Any
 
+from ..support.options import add_options, from_arguments
+
 TASK = "captioning"
+OWN = ("unconditional", "prompt", "max_new_tokens")
+"""Fields of CaptioningOptions that are options only of captioning; ``limit`` and ``seed`` are those of a sweep."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    from textguide.eval.captions.options import CaptioningOptions
+
     group = parser.add_argument_group(
         "captioning", "--tasks captioning --data FOLDER_OR_COCO_JSON; --model is then a captioner [drawn-scenes]"
     )
-    group.add_argument("--judge", help="a CLIP-like model for retrieval and CLIPScore; none leaves them out "
-                       "[drawn-scenes-dual for drawn-scenes, else none]")  # fmt: skip
     group.add_argument(
-        "--unconditional", default="blank", help="what the other branch sees: blank, text, noise or an image's file"
+        "--judge",
+        help="a CLIP-like model for retrieval and CLIPScore, or none [drawn-scenes-dual for drawn-scenes, otherwise "
+        "none]",
     )
     group.add_argument("--language-model", help="a text-only model for the guidance lm, such as smollm2")
-    group.add_argument("--prompt", help="a text for every image, with the model's placeholder for it")
-    group.add_argument("--max-new-tokens", type=int, default=40, help="longest caption [%(default)s]")
+    add_options(group, CaptioningOptions, OWN)
 
 
 def run(arguments: argparse.Namespace, settings: list[Any]) -> Any:
-    """The result of the run that ``arguments`` describe.
+    """Run the captioning that ``arguments`` describe.
 
     Raises:
         ValueError: an option is missing or does not work with captioning.
         MissingExtraError: a package is not installed.
     """
     if arguments.tasks.strip() != TASK:
-        raise ValueError(f"--tasks {arguments.tasks}: captioning runs by itself; leave the other tasks out")
+        raise ValueError(f"--tasks {arguments.tasks}: captioning does not run with other tasks; leave these out")
     if not arguments.data:
         raise ValueError("--tasks captioning needs --data with a folder of images and captions, or COCO's annotations")
-    for name, value in (("--negative-prompt", arguments.negative_prompt), ("--num-fewshot", arguments.num_fewshot)):
+    for flag, value in (("--negative-prompt", arguments.negative_prompt), ("--num-fewshot", arguments.num_fewshot)):
         if value is not None:
-            raise ValueError(f"{name} does not work with --tasks captioning; leave it out")
+            raise ValueError(f"{flag} does not work with --tasks captioning; leave it out")
     from ..captioning import load
 
     try:
@@ -47,35 +52,31 @@ def run(arguments: argparse.Namespace, settings: list[Any]) -> Any:
         from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "captioning", "textguide eval --tasks captioning") from error
+    batch_size = 16 if arguments.batch_size == "auto" else int(arguments.batch_size)
+    values = {"batch_size": batch_size, "limit": arguments.limit, "seed": arguments.seed}
+    captioning = from_arguments(CaptioningOptions, arguments, **values)
     name = "drawn-scenes" if arguments.model == "smollm2" else arguments.model
-    judge = arguments.judge or ("drawn-scenes-dual" if name == "drawn-scenes" else "none")
-    given = {"device": arguments.device}
-    model, processor = load(name, **given)
+    judge_name = arguments.judge or ("drawn-scenes-dual" if name == "drawn-scenes" else "none")
     names = {"model": name}
-    eyes = language_model = None
-    if judge != "none":
-        eyes, names["judge"] = load(judge, **given), judge
+    model, processor = load(name, device=arguments.device)
+    judge = language_model = None
+    if judge_name != "none":
+        names["judge"] = judge_name
+        judge = load(judge_name, device=arguments.device)
     if arguments.language_model:
         from ..models.loading import load as load_text
 
-        language_model, names["language_model"] = load_text(arguments.language_model, **given), arguments.language_model
-    batch = 16 if arguments.batch_size == "auto" else int(arguments.batch_size)
+        names["language_model"] = arguments.language_model
+        language_model = load_text(arguments.language_model, device=arguments.device)
     return run_captioning(
         arguments.data,
         settings,
         model,
         processor,
-        judge=eyes,
+        judge=judge,
         language_model=language_model,
         output=arguments.output,
-        options=CaptioningOptions(
-            unconditional=arguments.unconditional,
-            prompt=arguments.prompt,
-            max_new_tokens=arguments.max_new_tokens,
-            batch_size=batch,
-            limit=arguments.limit,
-            seed=arguments.seed,
-        ),
+        options=captioning,
         names=names,
         command=shlex.join(["textguide", *sys.argv[1:]]),
     )

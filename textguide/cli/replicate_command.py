@@ -50,9 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for name in chosen:
         replicating.replicate(
-            arguments.folder, name, data=arguments.data, draft=arguments.draft,
-            said=lambda line: print(line, flush=True),
-        )  # fmt: skip
+            arguments.folder,
+            name,
+            data=arguments.data,
+            draft=arguments.draft,
+            progress=lambda line: print(line, flush=True),
+        )
     verdicts = replicating.judge(arguments.folder)
     if arguments.pages:
         from textguide.eval.replications.pages import write_pages

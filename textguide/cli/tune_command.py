@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         options=SweepOptions(data=arguments.data, seed=arguments.seed),
         model_args=model_args,
-        said=lambda line: None if arguments.json else print(line, flush=True),
+        progress=lambda line: None if arguments.json else print(line, flush=True),
         **tried,
     )
     if arguments.json:

@@ -1,5 +1,5 @@
-"""What can be run for a claim. Each module has ``values(test, work)``, numbers of the same items under both sides, and
-``plan(test)``, what that takes."""
+"""Kinds of tests of a claim. Each module has ``values(test, work, data)``, numbers of the same items under both sides,
+``plan(test)``, an estimate of the cost, and ``FIELDS``, the fields of a test."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def kind(name: str) -> ModuleType:
     """The module of a kind of test.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: the kind is unknown.
     """
     if name not in KINDS:
-        raise ValueError(f"kind={name!r} is no kind of test; use one of {', '.join(KINDS)}")
+        raise ValueError(f"kind={name!r} is not a kind of test; use one of {', '.join(KINDS)}")
     return importlib.import_module(f".{name}", __name__)

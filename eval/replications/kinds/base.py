@@ -1,4 +1,4 @@
-"""What the kinds of tests share: their fields, models, journals, and the estimate of what they take."""
+"""The shared parts of all kinds of tests: fields, models, journals, and estimates of their cost."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from textguide.guidance.spec import parse
 from textguide.models import bundled
 from textguide.models.adapters import load_further
 
-from ...results.journal import Journal
+from ...results.journal import JOURNAL, Journal
 
 SIDES = ("tested", "baseline")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """The estimated cost of a test.
 
     Args:
-        passes: times that a model is called on a batch, about.
-        tokens: positions that are read or written, over all rows and branches, about.
+        passes: calls of a model with a batch.
+        tokens: positions that are read or written, over all rows and branches.
     """
 
     passes: int
@@ -36,51 +36,61 @@ class Plan:
 
 @dataclass(frozen=True)
 class Work:
-    """Where a run keeps what it has done.
+    """The folder of an unfinished run.
 
     Args:
         folder: of the journals.
-        identity: what has to be equal for a journal to be gone on with.
+        identity: everything that two runs must share for one to resume the other.
     """
 
     folder: Path
     identity: Mapping[str, Any]
 
     def journal(self) -> Journal:
-        """The journal of a kind that keeps its own."""
-        return Journal.open(self.folder / "journal.jsonl", self.identity)
+        """The journal of a kind that does not run a sweep, which has its own."""
+        return Journal.open(self.folder / JOURNAL, self.identity)
 
 
 def field(test: Mapping[str, Any], side: str, name: str, default: Any = None) -> Any:
-    """A field of one side, else of the test."""
+    """A field of one side, or of the test if the side does not have it."""
     return test[side].get(name, test.get(name, default))
 
 
-def guidance_of(test: Mapping[str, Any], side: str, **more: str) -> Guidance | None:
-    """The guidance of one side; ``{name}`` in its text stands for one of ``more``.
+def guidance_of(test: Mapping[str, Any], side: str, **values: str) -> Guidance | None:
+    """The guidance of one side.
+
+    Args:
+        test: the test.
+        side: one of :data:`SIDES`.
+        **values: replace ``{name}`` in the text of the guidance.
 
     Raises:
-        ValueError: the text is no guidance.
+        ValueError: the text is not a guidance.
     """
     text = field(test, side, "guidance")
-    for name, value in more.items():
-        text = None if text is None else text.replace("{" + name + "}", value)
-    return None if text is None else parse(text)
+    if text is None:
+        return None
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", value)
+    return parse(text)
 
 
-def check(test: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse fields that a kind does not know.
+def check(test: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """Refuse fields that a kind does not have.
+
+    Args:
+        test: the test.
+        fields: the fields of the kind.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is another field.
     """
-    allowed = {*known, "kind", "tested", "baseline"}
-    for where, names in (
-        ("test", set(test) - allowed),
-        *((side, set(test[side]) - {*known, "guidance"}) for side in SIDES),
-    ):
+    unknown = {"test": set(test) - {*fields, "kind", *SIDES}}
+    for side in SIDES:
+        unknown[side] = set(test[side]) - {*fields, "guidance"}
+    for part, names in unknown.items():
         if names:
-            raise ValueError(f"{where}: {sorted(names)[0]!r} is no field here; use {', '.join(sorted(known))}")
+            raise ValueError(f"{part}: {min(names)!r} is not a field of this kind; use {', '.join(sorted(fields))}")
 
 
 def load(test: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -93,33 +103,46 @@ def load(test: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
 
 def models_of(test: Mapping[str, Any]) -> dict[str, str]:
     """The further models of a test and of both its sides, by name."""
-    return {
-        name: path for part in (test, *(test[side] for side in SIDES)) for name, path in part.get("models", {}).items()
-    }
+    models: dict[str, str] = {}
+    for part in (test, *(test[side] for side in SIDES)):
+        models |= part.get("models", {})
+    return models
 
 
-def resumed(work: Work, parts: Sequence[Any], do: Callable[[str, Any, int], Sequence[float]]) -> dict[str, list[float]]:
-    """``do(side, part, number)`` for both sides and all parts, numbers an item, each part kept when it is done."""
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+def recorded(
+    work: Work, parts: Sequence[Any], measure: Callable[[str, Any, int], Sequence[float]]
+) -> dict[str, list[float]]:
+    """Measure both sides on all parts of the items, in turn; parts that the journal has are not measured again.
+
+    Args:
+        work: has the journal.
+        parts: the items in parts.
+        measure: called with a side, a part and its number; returns one number per item.
+
+    Returns:
+        By side one number per item.
+    """
+    values: dict[str, list[float]] = {side: [] for side in SIDES}
     with work.journal() as journal:
         for number, part in enumerate(parts):
             for side in SIDES:
-                key = f"{number}/{side}"
-                if key not in journal:
-                    journal.append(key, [float(value) for value in do(side, part, number)])
-                found[side] += journal.done[key]
-    return found
+
+                def compute(side: str = side, part: Any = part, number: int = number) -> list[float]:
+                    return [float(value) for value in measure(side, part, number)]
+
+                values[side] += journal.record(f"{number}/{side}", compute)
+    return values
 
 
-def split_up(items: Sequence[Any], size: int) -> list[list[Any]]:
-    """The items in parts of ``size``."""
+def chunks(items: Sequence[Any], size: int) -> list[list[Any]]:
+    """The items in parts of ``size``; the last one may be shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def rows_of(guidance: Guidance | None) -> int:
-    """Rows that are read for one that is written: the branches and the model itself."""
+    """Rows that are read per text: those of the model and of its branches, for every particle."""
     if guidance is None:
         return 1
     parts = split(guidance)
-    branches = len(parts.branching.branches) if parts.branching is not None else 0
+    branches = 0 if parts.branching is None else len(parts.branching.branches)
     return (1 + branches) * parts.particles

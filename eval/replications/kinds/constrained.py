@@ -1,4 +1,4 @@
-"""Texts under a constraint: what :mod:`textguide.tasks.constrained` says of them, expected under their weights.
+"""Texts under a constraint: a measure of :mod:`textguide.tasks.constrained`, as its expectation under the weights.
 
 Fields: ``task``, ``measure``, ``items``, ``first``, ``tokens``, ``model``, ``dtype``, ``seed``; ``tested`` and
 ``baseline`` have ``particles`` and ``method`` (the sampler) of :class:`textguide.AWRS`, or neither for plain decoding.
@@ -18,13 +18,13 @@ from textguide.constraints import Constraint
 from textguide.support.errors import GuidanceHadNoEffectWarning
 from textguide.tasks.constrained import TASKS, Item
 
-from .base import SIDES, Plan, Work, check, load, resumed
+from .base import SIDES, Plan, Work, check, load, recorded
 
 FIELDS = ("task", "measure", "items", "first", "tokens", "model", "dtype", "seed", "particles", "method")
 
 
 def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict[str, list[float]]:
-    """Numbers an item under both sides."""
+    """Numbers per item under both sides."""
     check(test, FIELDS)
     if test["task"] not in TASKS:
         raise ValueError(f"task={test['task']!r} is unknown; use one of {', '.join(sorted(TASKS))}")
@@ -36,25 +36,32 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="no text finished")
             warnings.simplefilter("ignore", GuidanceHadNoEffectWarning)
-            out = textguide.generate(
-                model, tokenizer, [[dict(message) for message in item.messages]],
+            result = textguide.generate(
+                model,
+                tokenizer,
+                [[dict(message) for message in item.messages]],
                 _guidance(test, side, task.constraint(item)),
-                max_new_tokens=int(test.get("tokens", task.max_new_tokens)), temperature=1.0, do_sample=True,
+                max_new_tokens=int(test.get("tokens", task.max_new_tokens)),
+                temperature=1.0,
+                do_sample=True,
                 seed=int(test.get("seed", 0)),
-            )  # fmt: skip
-        weights = out.log_weights if out.log_weights is not None else torch.zeros(len(out.texts), dtype=torch.float64)
-        shares = weights.double().softmax(0).nan_to_num(0.0).tolist()
-        checks = [
-            task.check(item, text)[test["measure"]] if share else 0.0
-            for text, share in zip(out.texts, shares, strict=True)
-        ]
-        return [round(sum(share * number for share, number in zip(shares, checks, strict=True)), 9)]
+            )
+        log_weights = result.log_weights
+        if log_weights is None:
+            log_weights = torch.zeros(len(result.texts), dtype=torch.float64)
+        # If all weights are zero, their softmax is nan, and no text counts.
+        shares = log_weights.double().softmax(0).nan_to_num(0.0).tolist()
+        expectation = 0.0
+        for text, share in zip(result.texts, shares, strict=True):
+            if share:
+                expectation += share * task.check(item, text)[test["measure"]]
+        return [round(expectation, 9)]
 
-    return resumed(work, list(task.items())[first : first + int(test["items"])], write)
+    return recorded(work, list(task.items())[first : first + int(test["items"])], write)
 
 
 def plan(test: Mapping[str, Any]) -> Plan:
-    """Positions of prompts and texts."""
+    """The cost of prompts and texts."""
     items = int(test["items"])
     guidances = [_guidance(test, side) for side in SIDES]
     rows = sum(1 if guidance is None else guidance.particles for guidance in guidances)
@@ -63,6 +70,6 @@ def plan(test: Mapping[str, Any]) -> Plan:
 
 
 def _guidance(test: Mapping[str, Any], side: str, constraint: Constraint | None = None) -> AWRS | None:
-    names = {"particles": "particles", "method": "sampler"}  # by the word of the registered claims
+    names = {"particles": "particles", "method": "sampler"}  # registered claims use the former name of the sampler
     options = {name: test[side][field] for field, name in names.items() if field in test[side]}
     return AWRS(constraint, **options) if options else None

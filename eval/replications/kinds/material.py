@@ -1,4 +1,4 @@
-"""What is asked and scored for claims: prompts, sums, passages, and proverbs whose ending is asked to be another."""
+"""The texts of the tests: prompts, sums, passages, and proverbs with an instruction to end them differently."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ Pair = tuple[str, str]
 
 
 def prompts(name: str, data: str | None = None) -> list[str]:
-    """Prompts by name: a group of DExperts' human evaluation (``neutral``, ``nontoxic``…), ``sums``, which
-    :data:`SUMS` answers, or ``reviews``, in pairs of a good and a bad one.
+    """Prompts by name.
+
+    Args:
+        name: a group of DExperts' human evaluation (``neutral``, ``nontoxic``…), ``sums`` (of :data:`SUMS`), or
+            ``reviews``, in pairs of a positive and a negative one.
+        data: folder of the tasks' data.
 
     Raises:
-        ValueError: there are none of that name, or no data folder.
+        ValueError: the name is unknown, or there is no data folder.
     """
     if name == "sums":
         return [SHOTS + f"Q: What is {a} + {b}?\nA:" for a, b in SUMS]
     if name == "reviews":
         return [f'A review by somebody who {mood} the {thing}: "' for thing in THINGS for mood in ("loved", "hated")]
     groups = json.loads(local_file("prompts/unique_prompts.json", data).read_text(encoding="utf-8"))
-    found = [text for group, texts in groups.items() if name in group for text in texts.values()]
-    if found:
-        return found
+    texts = [text for group, members in groups.items() if name in group for text in members.values()]
+    if texts:
+        return texts
     raise ValueError(f"prompts={name!r} is unknown; use sums, reviews or a part of {', '.join(groups)}")
 
 
@@ -44,11 +48,15 @@ THINGS = (
 
 
 def passages(name: str, data: str | None = None) -> list[Pair]:
-    """Contexts and their continuations: ``lambada``, the last fourteen words of each passage; ``sst2-positive`` and
-    ``sst2-negative``, whole sentences behind "It was said that".
+    """Contexts and their continuations by name.
+
+    Args:
+        name: ``lambada``, the last fourteen words of each passage; ``sst2-positive`` or ``sst2-negative``, whole
+            sentences after "Somebody wrote:".
+        data: folder of the tasks' data.
 
     Raises:
-        ValueError: there are none of that name, or no data folder.
+        ValueError: the name is unknown, or there is no data folder.
     """
     if name == "lambada":
         lines = local_file("lambada/lambada_test.jsonl", data).read_text(encoding="utf-8").splitlines()
@@ -63,12 +71,14 @@ def passages(name: str, data: str | None = None) -> list[Pair]:
 
 
 def proverbs() -> list[tuple[str, str, str, str]]:
-    """Document, question, what the document asks for, and what is remembered: the form of MemoTrap, written for this
-    project."""
-    return [
-        (f'Write a sentence that ends in the word "{other}": ', start, f" {other}", f" {usual}")
-        for start, usual, other in PROVERBS
-    ]
+    """Instruction, question, the ending that the instruction requires, and the usual one.
+
+    They have the format of MemoTrap, and were written for this project.
+    """
+    items = []
+    for start, usual, other in PROVERBS:
+        items.append((f'Write a sentence that ends in the word "{other}": ', start, f" {other}", f" {usual}"))
+    return items
 
 
 PROVERBS = (
@@ -104,4 +114,4 @@ PROVERBS = (
     ("Don't cry over spilled", "milk", "sand"), ("Great minds think", "alike", "twice"),
     ("The bigger they are, the harder they", "fall", "laugh"),
 )  # fmt: skip
-"""Beginning, usual last word, another one."""
+"""Beginning, usual last word, another last word."""

@@ -1,12 +1,12 @@
-"""Texts that are written, and one number for those of each prompt.
+"""Texts that are written under a guidance, and one number per item from the texts of its prompts.
 
 Fields: ``prompts`` (:func:`.material.prompts`), ``prefix``, ``items``, ``first``, ``measure``, ``tokens``, ``samples``,
-``temperature`` (0: greedy), ``aggregate`` (``mean``, ``any``, ``majority``), ``group`` (prompts that make one item),
-``model``, ``dtype``, ``models``, ``at_once``, ``seed``. A side may have its own of ``temperature``, ``samples``,
-``aggregate`` and ``models``. Texts with weights count by them.
+``temperature`` (0: greedy), ``aggregate`` (``mean``, ``any``, ``majority``), ``group`` (prompts per item), ``model``,
+``dtype``, ``models``, ``at_once``, ``seed``. A side may have its own ``temperature``, ``samples``, ``aggregate`` and
+``models``. Texts with weights count by their weights.
 
-Measures: ``positive`` (VADER), ``nll`` (nats a token under the model itself), ``repeated_4``, ``distinct_2``, ``right``
-(of sums), ``tokens`` and ``overlap`` (words that the texts of a group share).
+Measures: ``positive`` (VADER), ``nll`` (nats per token under the model itself), ``repeated_4``, ``distinct_2``,
+``right`` (of sums), ``tokens`` and ``overlap`` (words that the texts of a group share).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ import textguide
 from textguide.tasks import continuations, selection
 
 from . import material
-from .base import SIDES, Plan, Work, check, field, guidance_of, load, resumed, rows_of, split_up
+from .base import SIDES, Plan, Work, check, chunks, field, guidance_of, load, recorded, rows_of
 
 FIELDS = (
     "prompts", "prefix", "items", "first", "measure", "tokens", "samples", "temperature", "aggregate", "group", "model",
@@ -30,123 +31,178 @@ FIELDS = (
 )  # fmt: skip
 
 
+Prompt = tuple[int, str]
+"""The number of a prompt, and its text."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with its prompt.
+
+    Args:
+        prompt: number and text of the prompt.
+        text: what was written.
+        tokens: its token ids.
+        log_weight: its weight among the texts of the item; None: all have the same weight.
+    """
+
+    prompt: Prompt
+    text: str
+    tokens: list[int]
+    log_weight: float | None = None
+
+
 def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict[str, list[float]]:
-    """Numbers an item under both sides."""
+    """Numbers per item under both sides."""
     check(test, FIELDS)
     group = int(test.get("group", 1))
     first = int(test.get("first", 0)) * group
-    chosen = material.prompts(test["prompts"], data)[first : first + int(test["items"]) * group]
-    given = [(number + first, test.get("prefix", "") + text) for number, text in enumerate(chosen)]
+    prompts = material.prompts(test["prompts"], data)[first : first + int(test["items"]) * group]
+    numbered = [(first + number, test.get("prefix", "") + text) for number, text in enumerate(prompts)]
     model, tokenizer, models = load(test)
 
-    def write(side: str, part: list[list[tuple[int, str]]], number: int) -> list[float]:
-        rows = [row for members in part for row in members]
-        temperature = float(field(test, side, "temperature", 1.0))
-        guidance = guidance_of(test, side)
-        samples = int(field(test, side, "samples", 1))
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
-        if temperature > 0:
-            sampling |= {
-                "temperature": temperature,
-                "top_k": 0,
-                "top_p": 1.0,
-                "seed": int(test.get("seed", 0)) + number,
-            }
-        if samples > 1:
-            sampling["num_return_sequences"] = samples
-        out = textguide.generate(
-            model, tokenizer, [text for _, text in rows], guidance, models=models, repetition_penalty=1.0,
-            max_new_tokens=int(test["tokens"]), batch_size=len(rows) * samples, **sampling,
-        )  # fmt: skip
-        each = len(out.texts) // len(rows)
-        found = []
-        for place in range(0, len(rows), group):
-            texts = list(range(place * each, (place + group) * each))
-            if out.finished is not None and out.log_weights is None:  # of texts that fork, those that were used
-                texts = [n for n in texts if out.finished[n] or out.new_tokens[n]]
-            weights = torch.ones(len(texts)) if out.log_weights is None else out.log_weights[texts].softmax(0)
-            asked = [rows[n // each] for n in texts]
-            numbers = measured(test, model, tokenizer, asked, [out.texts[n] for n in texts],
-                               [out.new_tokens[n] for n in texts])  # fmt: skip
-            found.append(
-                aggregated(field(test, side, "aggregate", "mean"), numbers, [out.texts[n] for n in texts], weights)
-            )
-        return found
+    def measure(side: str, items: list[list[Prompt]], number: int) -> list[float]:
+        texts = _write(test, side, [prompt for item in items for prompt in item], number, model, tokenizer, models)
+        aggregate = field(test, side, "aggregate", "mean")
+        numbers = []
+        for start in range(0, len(texts), group):
+            # The texts of all prompts of an item.
+            own = [text for of_prompt in texts[start : start + group] for text in of_prompt]
+            numbers.append(aggregated(aggregate, measured(test["measure"], model, tokenizer, own), own))
+        return numbers
 
-    items = split_up(given, group)
-    return resumed(work, split_up(items, int(test.get("at_once", 10))), write)
+    return recorded(work, chunks(chunks(numbered, group), int(test.get("at_once", 10))), measure)
 
 
-def measured(
-    test: Mapping[str, Any],
-    model: Any,
-    tokenizer: Any,
-    asked: Sequence[tuple[int, str]],
-    texts: Sequence[str],
-    tokens: Sequence[list[int]],
-) -> list[float]:
-    """One number a text.
+def _write(
+    test: Mapping[str, Any], side: str, prompts: Sequence[Prompt], number: int, model: Any, tokenizer: Any, models: Any
+) -> list[list[Text]]:
+    """The texts of each prompt."""
+    samples = int(field(test, side, "samples", 1))
+    temperature = float(field(test, side, "temperature", 1.0))
+    options: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        seed = int(test.get("seed", 0)) + number
+        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "seed": seed}
+    if samples > 1:
+        options["num_return_sequences"] = samples
+    result = textguide.generate(
+        model,
+        tokenizer,
+        [text for _, text in prompts],
+        guidance_of(test, side),
+        models=models,
+        repetition_penalty=1.0,
+        max_new_tokens=int(test["tokens"]),
+        batch_size=len(prompts) * samples,
+        **options,
+    )
+    each = len(result.texts) // len(prompts)
+    texts: list[list[Text]] = [[] for _ in prompts]
+    for row, (text, tokens) in enumerate(zip(result.texts, result.new_tokens, strict=True)):
+        if _is_unused(result, row):
+            continue
+        log_weight = None if result.log_weights is None else float(result.log_weights[row])
+        texts[row // each].append(Text(prompts[row // each], text, tokens, log_weight))
+    return texts
+
+
+def _is_unused(result: textguide.GenerateResult, row: int) -> bool:
+    """Whether a row belongs to a method that forks texts, and no text forked into it."""
+    if result.finished is None or result.log_weights is not None:
+        return False
+    return not result.finished[row] and not result.new_tokens[row]
+
+
+def measured(name: str, model: Any, tokenizer: Any, texts: Sequence[Text]) -> list[float]:
+    """One number per text.
+
+    Args:
+        name: of the measure.
+        model, tokenizer: of the test, for ``nll``.
+        texts: of one item.
 
     Raises:
-        ValueError: there is no such measure.
+        ValueError: the measure is unknown.
     """
-    name = test["measure"]
-    if name == "positive":
-        return [continuations.results({}, [text])["positive"] for text in texts]
     if name == "nll":
-        kept = [row if row else [tokenizer.eos_token_id] for row in tokens]
-        scored = textguide.score(model, tokenizer, [text for _, text in asked], kept)
-        return (-scored.log_likelihood[0].double() / torch.tensor([len(row) for row in kept])).tolist()
-    if name == "repeated_4":
-        return [1.0 - _distinct(row, 4) for row in tokens]
-    if name == "distinct_2":
-        return [_distinct(row, 2) for row in tokens]
-    if name == "right":
-        return [float(answer(text) == str(sum(material.SUMS[n]))) for (n, _), text in zip(asked, texts, strict=True)]
-    if name == "tokens":
-        return [float(len(row)) for row in tokens]
+        return _nll(model, tokenizer, texts)
     if name == "overlap":
-        words = [selection.words(text) for text in texts]
-        return [
-            sum(selection.similarity(own, other) for other in words[:n] + words[n + 1 :]) / max(1, len(words) - 1)
-            for n, own in enumerate(words)
-        ]
-    raise ValueError(f"measure={name!r} is unknown; see the kind texts")
+        return _overlap(texts)
+    measures = {
+        "positive": lambda text: continuations.results({}, [text.text])["positive"],
+        "repeated_4": lambda text: 1.0 - _distinct(text.tokens, 4),
+        "distinct_2": lambda text: _distinct(text.tokens, 2),
+        "right": lambda text: float(answer(text.text) == str(sum(material.SUMS[text.prompt[0]]))),
+        "tokens": lambda text: float(len(text.tokens)),
+    }
+    if name not in measures:
+        raise ValueError(f"measure={name!r} is unknown; use one of nll, overlap, {', '.join(measures)}")
+    return [measures[name](text) for text in texts]
+
+
+def _nll(model: Any, tokenizer: Any, texts: Sequence[Text]) -> list[float]:
+    """Nats per token under the model itself; an empty text is scored by its end token."""
+    rows = [text.tokens or [tokenizer.eos_token_id] for text in texts]
+    scores = textguide.score(model, tokenizer, [text.prompt[1] for text in texts], rows)
+    return (-scores.log_likelihood[0].double() / torch.tensor([len(row) for row in rows])).tolist()
+
+
+def _overlap(texts: Sequence[Text]) -> list[float]:
+    """The mean similarity of each text's words to those of the others."""
+    words = [selection.words(text.text) for text in texts]
+    numbers = []
+    for number, own in enumerate(words):
+        others = words[:number] + words[number + 1 :]
+        numbers.append(sum(selection.similarity(own, other) for other in others) / max(1, len(others)))
+    return numbers
+
+
+def _distinct(row: Sequence[int], n: int) -> float:
+    """The share of n-grams that are distinct; 1 if there are none."""
+    return selection.distinct([""], n, lambda _: list(map(str, row))) if len(row) >= n else 1.0
 
 
 def answer(text: str) -> str:
-    """The first number of a text; "" where there is none."""
-    found = re.search(r"\d+", text)
-    return found[0] if found else ""
+    """The first number of a text; empty if there is none."""
+    match = re.search(r"\d+", text)
+    return match[0] if match else ""
 
 
-def aggregated(how: str, numbers: Sequence[float], texts: Sequence[str], weights: torch.Tensor) -> float:
-    """One number for the texts of an item.
+def aggregated(how: str, numbers: Sequence[float], texts: Sequence[Text]) -> float:
+    """One number per item, from the numbers of its texts.
+
+    Args:
+        how: ``mean`` (by weight), ``any`` (the largest) or ``majority`` (of the texts with the most frequent answer).
+        numbers: one per text.
+        texts: of the item.
 
     Raises:
-        ValueError: ``how`` is none of the ways.
+        ValueError: ``how`` is unknown.
     """
     if how == "mean":
-        return float((weights.double() * torch.tensor(numbers, dtype=torch.float64)).sum() / weights.double().sum())
+        weights = torch.ones(len(texts), dtype=torch.float64)
+        if texts[0].log_weight is not None:
+            weights = torch.tensor([text.log_weight for text in texts], dtype=torch.float64).softmax(0)
+        return float((weights * torch.tensor(numbers, dtype=torch.float64)).sum() / weights.sum())
     if how == "any":
         return float(max(numbers))
     if how == "majority":
-        winner = Counter(map(answer, texts)).most_common(1)[0][0]
-        return next(number for number, text in zip(numbers, texts, strict=True) if answer(text) == winner)
+        answers = [answer(text.text) for text in texts]
+        winner = Counter(answers).most_common(1)[0][0]
+        return numbers[answers.index(winner)]
     raise ValueError(f"aggregate={how!r} must be mean, any or majority")
 
 
 def plan(test: Mapping[str, Any]) -> Plan:
-    """Positions of prompts and texts."""
-    items = int(test["items"]) * int(test.get("group", 1))
-    prompt = 80 if test["prompts"] == "sums" else 24
+    """The cost of prompts and texts."""
+    group = int(test.get("group", 1))
+    prompts = int(test["items"]) * group
+    prompt_tokens = 80 if test["prompts"] == "sums" else 24
+    new_tokens = int(test["tokens"])
     total = Plan(0, 0)
     for side in SIDES:
         rows = rows_of(guidance_of(test, side)) * int(field(test, side, "samples", 1))
-        parts = max(1, items // (int(test.get("at_once", 10)) * int(test.get("group", 1))))
-        total += Plan(passes=parts * (1 + int(test["tokens"])), tokens=items * rows * (prompt + int(test["tokens"])))
+        batches = max(1, prompts // (int(test.get("at_once", 10)) * group))
+        total += Plan(passes=batches * (1 + new_tokens), tokens=prompts * rows * (prompt_tokens + new_tokens))
     return total
-
-
-def _distinct(row: Sequence[int], n: int) -> float:
-    return selection.distinct([""], n, lambda _: list(map(str, row))) if len(row) >= n else 1.0

@@ -101,7 +101,7 @@ def test_clip_scores_and_ranks() -> None:
     assert judge.ref_clip_score(scores, captions, references).tolist() == pytest.approx([0, 4 / 3, 0])
     # Equal captions cannot tell pictures apart.
     assert judge.ranks(np.ones((2, 1)), np.ones((2, 1))).tolist() == [2, 2]
-    with pytest.raises(ValueError, match="is no dual encoder"):
+    with pytest.raises(ValueError, match="is not a dual encoder"):
         judge.DualEncoder(object(), None)
 
 
@@ -135,7 +135,7 @@ def test_captions_are_read_from_files_of_every_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         data.read(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no captions"):
+    with pytest.raises(ValueError, match="does not have one of captions"):
         data.read(tmp_path / "empty")
 
 
@@ -151,7 +151,7 @@ def test_a_run_measures_resumes_and_leaves_bad_files_out(folder: Path, tmp_path:
     result = run_captioning(folder, settings, model, processor, **arguments)
     first = len(calls)
     assert any(note.startswith("Left out: test-00003.png") and "cannot be read" in note for note in result.notes)
-    assert any("need Java and files of their own: METEOR, SPICE" in note for note in result.notes)
+    assert any("need Java and their own files: METEOR, SPICE" in note for note in result.notes)
     found = result.get("captioning", "cfg 2")
     assert found is not None
     assert found.primary == "cider,none"
@@ -185,9 +185,9 @@ def test_the_command_line(
     values = json.loads(capsys.readouterr().out)
     assert [entry["label"] for entry in values["textguide"]["guidances"]] == ["cfg 1", "cfg 3"]
     for wrong, message in (
-        (["eval", "--tasks", "captioning,lambada_mini", "--data", str(folder)], "runs by itself"),
+        (["eval", "--tasks", "captioning,lambada_mini", "--data", str(folder)], "does not run with other tasks"),
         (["eval", "--tasks", "captioning"], "needs --data"),
-        ([*arguments, "--judge", "drawn-scenes"], "is no dual encoder"),
+        ([*arguments, "--judge", "drawn-scenes"], "is not a dual encoder"),
         (["eval", "--tasks", "captioning", "--data", str(folder), "--guidance", "lm"], "needs a text-only model"),
     ):
         assert main(wrong) == 2

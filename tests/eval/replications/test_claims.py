@@ -9,7 +9,7 @@ import pytest
 
 from textguide.eval.replications.advice import KINDS, advice, task_of
 from textguide.eval.replications.claim import CLAIM, names, read_claim
-from textguide.eval.replications.replicating import RUN, _unchanged, read_run
+from textguide.eval.replications.replicating import RUN, _check_unchanged, read_run
 from textguide.eval.replications.verdict import VERDICTS, Effect, adjusted, effect, verdict
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +88,7 @@ def test_registered_claims_can_be_planned_and_are_as_they_were_run(name: str) ->
     assert set(claim.test) >= set(SIDES)
     run = read_run(ROOT / "replications" / name)
     if run is not None:
-        _unchanged(claim, run["digest"])
+        _check_unchanged(claim, run["digest"])
         sides = [np.array(run["values"][side]) for side in SIDES]
         again = effect(*sides, seed=claim.test.get("seed", 0))
         assert again.difference == pytest.approx(run["effect"]["difference"])
@@ -104,16 +104,16 @@ def test_bad_claims_are_refused_by_field(tmp_path: Path) -> None:
         ("direction: higher", "direction: up", "direction='up' must be one of"),
         ("least: 0.05", "least: 0", "least=0 must be a number above 0"),
         ("read: tables", "read: heard of", "read='heard of' must be one of"),
-        ("claim: >-", "sentence: >-", "'sentence' is no field"),
+        ("claim: >-", "sentence: >-", "'sentence' is not a field"),
         ('paper: "2306.17806"', "paper: 2306.17806", "paper=2306.17806 must be a text"),
         ("  baseline: {guidance: null}\n", "", "must have baseline"),
-        ("minutes: 4", "minutes: [", "is no YAML"),
+        ("minutes: 4", "minutes: [", "is not YAML"),
     ):
         assert old in good
         (folder / CLAIM).write_text(good.replace(old, new), encoding="utf-8")
         with pytest.raises(ValueError, match=message.replace("[", r"\[")):
             read_claim(folder)
-    with pytest.raises(ValueError, match=r"has no claim\.yaml"):
+    with pytest.raises(ValueError, match=r"does not have claim\.yaml"):
         read_claim(tmp_path)
     (folder / RUN).write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="was not written by"):

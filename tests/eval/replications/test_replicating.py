@@ -109,7 +109,7 @@ def test_verdicts_and_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     (place / CLAIM).write_text(TASK_TEXT.replace("least: 0.05", "least: 0.01"), encoding="utf-8")
     for names in (["one"], ["two"]):  # the family cannot be judged either
         assert main(["replicate", *names, "--folder", str(folder)]) == 2
-        assert "was changed after its run began" in capsys.readouterr().err
+        assert "was changed after its run started" in capsys.readouterr().err
 
 
 def test_a_claim_that_was_begun_cannot_be_changed(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_claim_that_was_begun_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="measure='nothing' is unknown"):
         replicating.replicate(tmp_path, "one")
     (place / CLAIM).write_text(CLAIM_TEXT, encoding="utf-8")
-    with pytest.raises(ValueError, match="was changed after its run began"):
+    with pytest.raises(ValueError, match="was changed after its run started"):
         replicating.replicate(tmp_path, "one")
 
 
@@ -136,7 +136,7 @@ def test_a_claim_is_committed_first(tmp_path: Path) -> None:
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     register(tmp_path, "one", CLAIM_TEXT.replace("kind: texts", "kind: dream"))
     for arguments, message in (
-        (["one"], "kind='dream' is no kind of test"),
+        (["one"], "kind='dream' is not a kind of test"),
         (["two"], "'two' is no claim"),
         (["one", "--all"], "--all excludes names"),
         ([], "name a claim"),
@@ -145,5 +145,5 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert main(["replicate", "--folder", str(tmp_path), *arguments]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "one" / CLAIM).write_text(CLAIM_TEXT.replace("at_once: 1", "at_twice: 1"), encoding="utf-8")
-    with pytest.raises(ValueError, match="'at_twice' is no field here"):
+    with pytest.raises(ValueError, match="'at_twice' is not a field of this kind"):
         replicating.replicate(tmp_path, "one", draft=True)

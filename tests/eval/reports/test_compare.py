@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Comparisons of several runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_shared_items_alone_are_compared() -> None:
 def test_other_items_are_not_compared() -> None:
     result = compare_runs([run_of({"p": FIRST}, IDS), run_of({"p": SECOND}, [f"x{i}" for i in IDS])], ["one", "two"])
     assert result.comparisons == ()
-    assert "share no items" in result.notes[0]
+    assert "do not share items" in result.notes[0]
     result = compare_runs([run_of({"p": FIRST}, IDS), run_of({"p": SECOND})], ["one", "two"])
     assert result.comparisons == ()
 
@@ -84,7 +84,7 @@ def test_a_metric_without_items_is_shown_and_not_tested() -> None:
     bare = RunResult([TaskResult("t", "p", 1.0, {"acc,none": measure(FIRST)})], {"p": None})
     result = compare_runs([run_of({"p": FIRST}, IDS), bare], ["one", "two"])
     assert result.comparisons == ()
-    assert "no values an item" in result.notes[0]
+    assert "do not have values per item" in result.notes[0]
 
 
 def test_different_tasks_stand_in_different_rows() -> None:
@@ -120,9 +120,9 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
 
 def test_bad_input(tmp_path: Path) -> None:
     write_run(run_of({"p": FIRST}, IDS), tmp_path / "one", plots=False)
-    with pytest.raises(ValueError, match="1 run given"):
+    with pytest.raises(ValueError, match="has 1 run;"):
         compare_folders([tmp_path / "one"])
     with pytest.raises(ValueError, match="named twice"):
         compare_folders([tmp_path / "one", tmp_path / "x" / ".." / "one"])
-    with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
+    with pytest.raises(FileNotFoundError, match=r"does not have results\.json"):
         compare_folders([tmp_path / "one", tmp_path / "none"])

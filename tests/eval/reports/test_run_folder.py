@@ -152,7 +152,7 @@ def test_an_unfinished_run_of_another_is_refused(tmp_path: Path) -> None:
 
 
 def test_reading_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
+    with pytest.raises(FileNotFoundError, match=r"does not have results\.json"):
         read_run(tmp_path)
     write_run(sweep(), tmp_path, plots=False)
     (tmp_path / "items.npz").write_bytes(b"PK")

@@ -54,7 +54,7 @@ def test_items_are_paired_by_id() -> None:
 
 def test_bad_runs_are_refused() -> None:
     task = entry("t", "plain", 1.0, PLAIN)
-    with pytest.raises(ValueError, match=r"label='plain'.*none of guidances: other"):
+    with pytest.raises(ValueError, match=r"label='plain'.*not one of guidances: other"):
         RunResult([task], {"other": None})
     with pytest.raises(ValueError, match="twice"):
         RunResult([task, task], {"plain": None})

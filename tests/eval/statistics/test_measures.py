@@ -23,5 +23,5 @@ def test_measures() -> None:
     assert measure([0.5, 0.1], higher_is_better=False).higher_is_better is False
     with pytest.raises(ValueError, match="kind='median'"):
         measure([1.0], "median")
-    with pytest.raises(ValueError, match="weights are not for"):
+    with pytest.raises(ValueError, match="weights= does not work"):
         measure([1.0], weights=[2.0])

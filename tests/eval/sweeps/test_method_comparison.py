@@ -53,7 +53,7 @@ def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(
         method_comparison,
         "_costs",
-        lambda chosen, _: dict.fromkeys(["plain", *chosen], method_comparison.Cost(0.01, 1.5)),
+        lambda names, _: dict.fromkeys(["plain", *names], method_comparison.Cost(0.01, 1.5)),
     )
     method_comparison.compare_methods(
         output=tmp_path, methods=["cfg", "apg", "caif"], command="textguide eval --suite methods"
@@ -82,7 +82,7 @@ def test_methods_that_ask_a_classifier_are_sampled_only(table: dict[str, Any]) -
     text = (table["folder"] / "methods.md").read_text()
     assert "| caif" in text
     assert "–" in text
-    assert "`context-aware` follows" in text
+    assert "`context-aware` needs a document" in text
     assert (table["folder"] / "methods.png").stat().st_size > 1000
 
 
@@ -111,12 +111,12 @@ def test_methods_with_further_models_run_by_themselves(monkeypatch: pytest.Monke
     assert runs["continued"] == ({None, "cfg", "caif"}, None, 400)
     assert runs["scored-models"] == ({None, "contrastive"}, {"amateur": "smollm2-small"}, 400)
     assert runs["continued-models"][1].keys() == {"amateur", "expert", "anti-expert"}
-    with pytest.raises(ValueError, match="methods='dexperts' has what it needs for smollm2 alone"):
+    with pytest.raises(ValueError, match="methods='dexperts' needs further models that exist only for smollm2"):
         method_comparison.compare_methods(output=tmp_path, methods=["dexperts"], model_args={"pretrained": "other"})
 
 
 def test_unknown_and_left_out_methods_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'context-aware' has no place in the suite; it follows a document"):
+    with pytest.raises(ValueError, match="'context-aware' is not in the suite, because it needs a document"):
         method_comparison.compare_methods(output=tmp_path, methods=["context-aware"])
     with pytest.raises(ValueError, match="use one of cfg"):
         method_comparison.compare_methods(output=tmp_path, methods=["nonsense"])

@@ -117,12 +117,12 @@ def test_what_a_run_has_done_is_left_out(loaded: tuple[Any, Any], tmp_path: Path
 
 
 def test_bad_arguments(loaded: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="backend='diffusion' is another"):
+    with pytest.raises(ValueError, match="backend='diffusion' cannot be planned"):
         plan_sweep(["sudoku4"], [None], options=OPTIONS, model_args={"backend": "diffusion"})
-    with pytest.raises(ValueError, match="is given twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         plan(loaded, ["lambada_mini"], [CFG(1.5), CFG(1.5)])
     assert main(["eval", "--suite", "methods", "--plan"]) == 2
-    assert "--plan works with lm-eval's tasks" in capsys.readouterr().err
+    assert "--plan works only with lm-eval's tasks" in capsys.readouterr().err
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,7 +177,7 @@ def test_question_only_moves_away_from_the_examples(tiny_model: str) -> None:
     [
         ({"tasks": ["lambada_mimi"]}, "lambada_mini"),
         ({"tasks": ["lambada_openai"], "data": "no/such/folder"}, "no/such/folder"),
-        ({"settings": [CFG(1.5), CFG(1.5)]}, "given twice"),
+        ({"settings": [CFG(1.5), CFG(1.5)]}, "occurs twice"),
         ({"model_args": {"uncond": "no-instruction"}}, "no instruction"),
     ],
 )

@@ -38,7 +38,7 @@ def test_candidates_vary_what_there_is() -> None:
     found = candidates(CFG(1.5, "Hello"))
     assert len({label(one) for one in found}) == len(found) == 6 * (3 + 2)
     assert all(one.negative_prompt == "Hello" for one in found)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="has no scale"):
+    with pytest.raises(ValueError, match="does not have a scale"):
         candidates(CAIF("sentiment", "positive"))
 
 
@@ -49,7 +49,7 @@ class Sweep:
         self.best = best
         self.calls: list[tuple[int, int, int]] = []
         monkeypatch.setattr(tuning, "run_sweep", self)
-        monkeypatch.setattr(tuning, "_loaded", lambda arguments: arguments)
+        monkeypatch.setattr(tuning, "_load_model", lambda arguments: arguments)
 
     def __call__(self, tasks: Any, settings: Any, *, options: Any, model_args: Any, output: Path) -> Any:
         from types import SimpleNamespace
@@ -80,7 +80,7 @@ def test_the_choice_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sweep.calls[-1] == (200, 200, 2)  # the others: plain and the chosen one
     with pytest.raises(ValueError, match="holds another run"):
         tune(CFG(), "other", budget=1e9, limit=400, output=tmp_path / "whole")
-    with pytest.raises(ValueError, match="alone is tried"):
+    with pytest.raises(ValueError, match="there is only"):
         tune(
             CFG(),
             "any",
@@ -111,7 +111,7 @@ def test_the_interval_covers_where_there_is_nothing_to_choose(tmp_path: Path, mo
             return SimpleNamespace(task_names=tasks, get=lambda task, name: entries[name])
 
         monkeypatch.setattr(tuning, "run_sweep", run)
-        monkeypatch.setattr(tuning, "_loaded", lambda arguments: arguments)
+        monkeypatch.setattr(tuning, "_load_model", lambda arguments: arguments)
         found = tune(CFG(), "any", budget=1e9, limit=120, output=tmp_path / str(number))
         optimism.append(found["optimism"])
         covered += found["difference"]["low"] <= 0 <= found["difference"]["high"]
@@ -162,7 +162,7 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_
         (["--budget", "0m"], "--budget 0m is no time"),
         (["--scales", "1,x"], "--scales: 'x' is no number"),
         (["--windows", "0.5"], "--windows: '0.5' is no window"),
-        (["--limit", "8", "--scales", "1.5"], "allows 8 items, and 16 are the fewest"),
+        (["--limit", "8", "--scales", "1.5"], "allows 8 items, and at least 16 are needed"),
     ):
         assert main([*common, *more]) == 2
         assert message in capsys.readouterr().err

@@ -15,7 +15,7 @@ from textguide.eval import RunResult, TaskResult, expected_calibration_error, me
 
 pytest.importorskip("matplotlib")
 
-from textguide.eval.reports import drawing, plots
+from textguide.eval.reports import drawing
 
 
 def run_of(guidances: dict[str, Any], tasks: tuple[str, ...] = ("a", "b"), confidences: bool = True) -> RunResult:
@@ -47,7 +47,7 @@ def texts(axes: Any) -> list[str]:
 
 def test_values_are_drawn_with_intervals() -> None:
     run = run_of({"plain": None, **cfg(2, 1.5)})
-    figure = plots.draw_values(run)
+    figure = drawing.draw_values(run)
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a, 60 items", "b, 60 items"]
     for axes, task in zip(figure.axes, "ab", strict=True):
@@ -68,15 +68,15 @@ def test_one_of_several_ways_to_read_answers_is_named() -> None:
     for result in run.tasks:
         for kept in (result.metrics, result.items):
             kept["acc,strict"] = kept["acc,loose"] = kept.pop("acc,none")
-    (axes, *_) = plots.draw_values(run).figure.axes  # type: ignore[union-attr]
+    (axes, *_) = drawing.draw_values(run).figure.axes  # type: ignore[union-attr]
     assert axes.get_ylabel() == "accuracy (strict) ↑"
-    (axes, *_) = plots.draw_flips(run).figure.axes  # type: ignore[union-attr]
+    (axes, *_) = drawing.draw_flips(run).figure.axes  # type: ignore[union-attr]
     assert axes.get_title(loc="left") == "a (strict), 60 items"
 
 
 def test_curves_carry_their_names() -> None:
     run = run_of({"plain": None, **cfg(1.5, 2), **cfg(1.5, 2, negative_prompt="bad")})
-    figure = plots.draw_values(run)
+    figure = drawing.draw_values(run)
     assert figure is not None
     assert sorted(texts(figure.axes[0])) == ["cfg", "cfg negative_prompt=b…", "plain"]
     assert figure.legends == []
@@ -89,12 +89,12 @@ def test_names_have_what_differs_within_a_method_alone() -> None:
     for scale in (1.5, 2.0):
         guidances[f"apg {scale:g}"] = {"method": "apg", "scale": scale, "parallel": 0.0, **usual}
         guidances[f"apg {scale:g} a"] = {"method": "apg", "scale": scale, "parallel": 0.5, **usual}
-    assert list(plots._families(run_of(guidances))) == ["cfg", "apg parallel=0", "apg parallel=0.5"]
+    assert list(drawing._families(run_of(guidances))) == ["cfg", "apg parallel=0", "apg parallel=0.5"]
 
 
 def test_numbers_at_ticks_do_not_overlap() -> None:
     run = run_of({"plain": None, **cfg(1.1, 1.25, 1.5, 1.75, 2, 3)}, ("a",))
-    figure = plots.draw_values(run)
+    figure = drawing.draw_values(run)
     assert figure is not None
     figure.draw_without_rendering()
     (axes,) = figure.axes
@@ -126,7 +126,7 @@ def test_logarithmic_ticks_are_of_one_size() -> None:
 def test_every_picture_can_be_read_600_pixels_wide() -> None:
     guidances = {"plain": None, **{f"m{n}": {"method": f"m{n}"} for n in range(30)}}
     for run in (run_of({"plain": None, **cfg(1.5, 2, 3)}, ("a", "b", "c", "d")), run_of(guidances, ("a", "b", "c"))):
-        for draw in (plots.draw_values, plots.draw_flips, plots.draw_calibration):
+        for draw in (drawing.draw_values, drawing.draw_flips, drawing.draw_calibration):
             figure = draw(run)
             assert figure is not None
             assert figure.get_size_inches()[0] <= drawing.WIDTH
@@ -136,7 +136,7 @@ def test_every_picture_can_be_read_600_pixels_wide() -> None:
 
 def test_settings_without_a_scale_stand_side_by_side() -> None:
     run = run_of({"plain": None, "contrastive": {"method": "contrastive"}, **cfg(1.5)})
-    figure = plots.draw_values(run)
+    figure = drawing.draw_values(run)
     assert figure is not None
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["contrastive", "cfg 1.5"]
@@ -145,7 +145,7 @@ def test_settings_without_a_scale_stand_side_by_side() -> None:
 
 def test_flips_show_what_was_gained_and_lost() -> None:
     run = run_of({"plain": None, **cfg(1.25, 1.5, 1.75, 2, 3)})
-    figure = plots.draw_flips(run)
+    figure = drawing.draw_flips(run)
     assert figure is not None
     assert len(figure.axes) == 2
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [
@@ -165,15 +165,15 @@ def test_settings_that_change_nothing_have_no_row() -> None:
     assert plain is not None
     assert neutral is not None
     neutral.items["acc,none"] = plain.items["acc,none"]
-    figure = plots.draw_flips(run)
+    figure = drawing.draw_flips(run)
     assert figure is not None
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["cfg 2"]
-    assert plots.draw_flips(run, ["cfg 1"]) is None
+    assert drawing.draw_flips(run, ["cfg 1"]) is None
 
 
 def test_calibration_names_the_error() -> None:
     run = run_of({"plain": None, **cfg(1.5)})
-    figure = plots.draw_calibration(run)
+    figure = drawing.draw_calibration(run)
     assert figure is not None
     entry = run.get("b", "cfg 1.5")
     assert entry is not None
@@ -184,12 +184,12 @@ def test_calibration_names_the_error() -> None:
 
 def test_nothing_to_draw() -> None:
     run = run_of({"plain": None}, confidences=False)
-    assert plots.draw_values(run) is None
-    assert plots.draw_flips(run) is None
-    assert plots.draw_calibration(run) is None
+    assert drawing.draw_values(run) is None
+    assert drawing.draw_flips(run) is None
+    assert drawing.draw_calibration(run) is None
     run = run_of(cfg(1.5, 2), confidences=False)
-    assert plots.draw_values(run) is not None
-    assert plots.draw_flips(run) is None
+    assert drawing.draw_values(run) is not None
+    assert drawing.draw_flips(run) is None
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -200,7 +200,7 @@ def test_no_text_is_cut_off(long: bool) -> None:
         guidances |= cfg(1.5, 2, negative_prompt="You are an assistant who is always wrong, and proud of it")
         tasks = ("a_task_with_a_long_name_that_no_panel_has_room_for_$x$", "b", "c", "d")
     run = run_of(guidances, tasks)
-    for draw in (plots.draw_values, plots.draw_flips, plots.draw_calibration):
+    for draw in (drawing.draw_values, drawing.draw_flips, drawing.draw_calibration):
         figure = draw(run)
         assert figure is not None
         with warnings.catch_warnings():
@@ -216,7 +216,7 @@ def test_no_text_is_cut_off(long: bool) -> None:
 
 def test_files(tmp_path: Path) -> None:
     run = run_of({"plain": None, **cfg(1.5)}, ("a",))
-    names = plots.save_all(run, tmp_path, svg=True)
+    names = drawing.save_run(run, tmp_path, svg=True)
     assert sorted(names) == sorted(file.name for file in tmp_path.iterdir())
     assert len(names) == 6
     for name in names:
@@ -227,7 +227,7 @@ def test_files(tmp_path: Path) -> None:
         else:
             assert b"<svg" in data
     before = {name: (tmp_path / name).read_bytes() for name in names}
-    plots.save_all(run, tmp_path, svg=True)
+    drawing.save_run(run, tmp_path, svg=True)
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
 
 
@@ -248,11 +248,11 @@ def test_the_picture_of_values_is_called_after_the_metric(tmp_path: Path, metric
         for label, scale in (("plain", 1.0), ("cfg 2", 2.0))
     ]
     run = RunResult(entries, {"plain": None, **cfg(2)})
-    assert plots.save_all(run, tmp_path) == [f"{name}.png"]
+    assert drawing.save_run(run, tmp_path) == [f"{name}.png"]
 
 
 def test_pictures_stand_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "MOST_TASKS", 2)
+    monkeypatch.setattr(drawing, "MOST_TASKS", 2)
     monkeypatch.setattr("textguide.eval.reports.markdown.MOST_TASKS", 2)
     write_run(run_of({"plain": None, **cfg(1.5)}, ("a", "b", "c")), tmp_path, plots=True)
     report = (tmp_path / "report.md").read_text()
