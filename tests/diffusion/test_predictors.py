@@ -360,8 +360,8 @@ def test_neutral_is_bit_equal_and_asks_nothing() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (DiscreteClassifier(TONE, "loud"), "'loud' is no class of"),
-        (DiscreteClassifier(CANVAS, "loud"), "'loud' is no class of canvas; its classes are low, high"),
+        (DiscreteClassifier(TONE, "loud"), "'loud' is not a class of"),
+        (DiscreteClassifier(CANVAS, "loud"), "'loud' is not a class of canvas; its classes are low, high"),
         (DiscreteClassifier(CANVAS), "target=None: name a class of canvas"),
         (DiscreteClassifier(CANVAS, "high", include_prompt=False), "include_prompt=False is for predictors of texts"),
         (DiscreteClassifier(TONE, "high", taylor=True), "reads text, which has no derivative"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import branch_inputs
 from ..explanation.explaining import explain
-from ..explanation.following import Follow
+from ..explanation.forced_tokens import ForcedTokens
 from ..guidance import CFG, Guidance, parts_of, split, with_scale
 from ..guidance.places import check_place
 from ..guidance.scaled import Scaled
@@ -41,7 +41,7 @@ def write(models: Models, request: TextRequest, rules: Rules, send: Send) -> Non
         size = models.model.config.get_text_config(decoder=True).vocab_size
         if max(request.forced) >= size:
             raise RefusedError(f"forced has token {max(request.forced)}, and the model {size} tokens")
-        options["logits_processor"] = [Follow(request.forced).process]
+        options["logits_processor"] = [ForcedTokens(request.forced).process]
     if particles > 1:  # no step is sent before all texts are written and one of them is drawn
         send("status", f"writing {particles} texts, of which one is drawn by its weight")
     explanation = explain(
