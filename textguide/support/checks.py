@@ -132,6 +132,12 @@ def window(start: Any, stop: Any) -> tuple[float, float]:
     return first, last
 
 
+def brief(value: Any, limit: int = 60) -> str:
+    """``value`` as code, cut off after ``limit`` characters, for messages about values of any size."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def check_model_and_tokenizer(model: Any, tokenizer: Any, needs_tokenizer: bool = True) -> None:
     """Refuse a model that cannot generate and a tokenizer that cannot encode and decode.
 

@@ -246,10 +246,10 @@ def test_bad_arguments(tiny_model: str, options: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("name", "options", "kind", "message"),
     [
-        ("tiny", {"dtype": "f16"}, ValueError, "dtype='f16' is no floating-point type"),
-        ("tiny", {"dtype": "int8"}, ValueError, "dtype='int8' is no floating-point type"),
-        ("tiny", {"device": "tpu"}, ValueError, "device='tpu' is no torch device"),
-        ("/nonexistent", {}, UnknownModelError, "model '/nonexistent' looks like a folder, and there is none"),
+        ("tiny", {"dtype": "f16"}, ValueError, "dtype='f16' is not a floating-point type"),
+        ("tiny", {"dtype": "int8"}, ValueError, "dtype='int8' is not a floating-point type"),
+        ("tiny", {"device": "tpu"}, ValueError, "device='tpu' is not a torch device"),
+        ("/nonexistent", {}, UnknownModelError, "model '/nonexistent' looks like a folder that does not exist"),
         ("smollm", {}, UnknownModelError, "did you mean 'smollm2'"),
         ("nothing.gguf", {}, UnknownModelError, "there is no file nothing.gguf"),
         ("nobody/has-this-model", {}, ModelUnavailableError, "the hub cannot be reached"),

@@ -152,7 +152,7 @@ def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
 
 def test_a_class_that_is_none_is_named() -> None:
     guidance = GradientFreeClassifier(KINDS, "good", {"strange": "x"})
-    with pytest.raises(ValueError, match="'strange' is no class of kinds"):
+    with pytest.raises(ValueError, match="'strange' is not a class of kinds"):
         textguide.generate(build("llama"), TOKENIZER, [[5, 9]], guidance, max_new_tokens=1)
     with pytest.raises(ValueError, match="tokenizer=None"):
         build("llama").generate(
