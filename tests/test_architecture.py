@@ -1,4 +1,4 @@
-"""Arrows point inwards and never in a circle, files stay small, and the package imports fast."""
+"""Arrows point inwards and never in a circle, and the package imports fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pytest
 import textguide
 
 ROOT = Path(__file__).parent.parent
-LONGEST = 900
 
 # The rooms by the folder or file of their sources, from the rules up to the command; the longest name wins.
 ROOMS = {
@@ -307,12 +306,6 @@ def test_circles_are_seen() -> None:
 def test_the_package_is_seen_at_a_glance() -> None:
     entries = [path.name for path in (ROOT / "textguide").iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert len(entries) <= 25, sorted(entries)
-
-
-def test_files_stay_small() -> None:
-    every = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
-    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in every}
-    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
 def test_every_package_is_installed() -> None:

