@@ -104,7 +104,7 @@ def test_other_hosts_by_their_address_where_the_page_listens_everywhere() -> Non
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
-        ("write", {"prompt": PROMPT, "guidance": [{"method": "no-such"}]}, "no guidance"),
+        ("write", {"prompt": PROMPT, "guidance": [{"method": "no-such"}]}, "is not a guidance"),
         ("write", {"prompt": "word " * 1500, "options": NEW}, "tokens, and this server takes 1,024"),
         ("write", {"prompt": PROMPT, "options": NEW, "forced": [10**9]}, "forced has token"),
         ("write", {"prompt": PROMPT, "options": {"top_p": 7}}, "top_p"),
