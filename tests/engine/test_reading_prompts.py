@@ -66,7 +66,11 @@ def test_padded_negatives_lose_their_padding() -> None:
         ({"input_ids": [[5, 9]], "attention_mask": [[0, 0]]}, Tokenizer(), r"prompts\[0\]: attention_mask=\[0, 0\]"),
         ({"input_ids": [[5, 9, 7]], "attention_mask": [[1, 0, 1]]}, Tokenizer(), r"must be 1 on a run of tokens"),
         ({"input_ids": [[5, 9]], "attention_mask": [[1]]}, Tokenizer(), "must have the shape of input_ids"),
-        ({"input_ids": [[5, 9]], "pixel_values": [[0.0]]}, Tokenizer(), "prompts has pixel_values beside input_ids"),
+        (
+            {"input_ids": [[5, 9]], "pixel_values": [[0.0]]},
+            Tokenizer(),
+            "prompts has pixel_values in addition to input_ids",
+        ),
     ],
 )
 def test_padding_that_cannot_be_told(prompts: Any, tokenizer: Any, message: str) -> None:

@@ -23,12 +23,12 @@ from ..smc.population import Population
 from ..step.class_log_probs import ClassLogProbs
 from ..step.effect import EffectMeter
 from ..step.guided_step import StepOutcome, guided_step, refuse_invalid
+from ..step.likelihoods import Likelihoods
 from ..step.reweighting import Reweighter
 from .branch_passes import BranchPasses, Source, StepLogits
 from .results import Decoded, joined
 from .speculation import Speculation
 from .speculation.passes import SpeculativePasses
-from .step_inputs import StepInputs
 
 Observer = Callable[["StepView"], None]
 
@@ -204,15 +204,11 @@ class _Loop:
             self.passes = BranchPasses(*run)
         else:
             self.passes = SpeculativePasses(settings.speculation, self.guidance, self.horizon, *run)
-        self.inputs = StepInputs(
-            self.guidance,
-            settings.class_log_probs,
-            self.passes,
-            len(ids),
-            self.horizon,
-            config.num_return_sequences or 1,
-            ids.device,
-        )
+        self.likelihoods: Likelihoods | None = None
+        if self.guidance is not None and self.guidance.reads_likelihoods:
+            self.likelihoods = Likelihoods(1 + len(branches), len(ids), self.passes, ids.device)
+        self.step = Step()  # the step that is being computed, and whether the guidance is active at it
+        self.is_active = False
         self.meter = EffectMeter(len(branches), ids.device)
         pad = config._pad_token_tensor
         self.pad = pad.to(ids.device) if pad is not None else torch.zeros((), dtype=torch.long, device=ids.device)
@@ -235,7 +231,9 @@ class _Loop:
         if self.settings.static:
             self.passes.make_static(self.horizon)
         self.passes.replace_call(self.settings.call)
+        self._begin_step()
         if not self._runs_branches():
+            # The prompts are read nonetheless, so that the branches can join at a later step.
             self.passes.rest()
             logits.extra = None
         return logits
@@ -243,6 +241,7 @@ class _Loop:
     def read(self) -> StepLogits:
         """Run the forward pass of the next step."""
         self.index += 1
+        self._begin_step()
         return self.passes.step(self.ids, self.index, self._runs_branches())
 
     def write(self, logits: StepLogits) -> Tensor:
@@ -250,7 +249,8 @@ class _Loop:
         outcome = self._guided(logits)
         last = self.index == self.horizon - 1
         tokens, processed = self._chosen(outcome, last)
-        self.inputs.add(outcome.branches, tokens)
+        if self.likelihoods is not None and outcome.branches is not None:
+            self.likelihoods.add(outcome.branches, tokens)
         self._record(logits, outcome, processed, tokens)
         if self.settings.observer is not None:
             self.settings.observer(self._view(logits, outcome, tokens))
@@ -300,22 +300,36 @@ class _Loop:
 
     # -- parts of a step -------------------------------------------------------------------------------------------
 
+    def _begin_step(self) -> None:
+        """Determine what the guidance reads at this step, and whether it is active."""
+        guidance = self.guidance
+        if guidance is None:
+            return
+        class_log_probs = None
+        if self.settings.class_log_probs is not None:
+            if self.index:
+                self.settings.class_log_probs.append(self.ids[:, -1].tolist())
+            class_log_probs = self.settings.class_log_probs.of(self.passes.alive).to(self.ids.device)
+        self.step = Step.at(
+            self.index,
+            self.horizon,
+            self.passes.alive,
+            len(self.ids),
+            self.config.num_return_sequences or 1,
+            None if self.likelihoods is None else self.likelihoods.of_batch(),
+            class_log_probs,
+        )
+        self.is_active = guidance.active(self.step)
+
     def _runs_branches(self) -> bool:
         """Whether the extra branches take part in this step."""
-        if self.guidance is None or not self.guidance.branches or self.settings.static:
-            return True
-        return self.guidance.active(Step.at(self.index, self.horizon))
+        # A cache of fixed shape cannot catch up later: its branches run at every step.
+        return self.is_active or self.settings.static or self.guidance is None or not self.guidance.branches
 
     def _guided(self, logits: StepLogits) -> StepOutcome:
         """The guided distribution of the rows in the batch."""
         reweighter = self.settings.reweighter
-        guidance = self.guidance
-        step = Step()
-        if guidance is not None:
-            step = self.inputs.step(self.index, self.ids)
-            # With a cache of fixed shape the branches run at every step, also outside of the window.
-            if not guidance.active(step) or (logits.extra is None and guidance.branches):
-                guidance = None
+        guidance = self.guidance if self.is_active else None
         if reweighter is not None and self.index:
             reweighter.append(self.ids[:, -1].tolist())
         corrects = self.population is not None and self.population.corrects
@@ -323,7 +337,7 @@ class _Loop:
             logits.cond,
             logits.extra if guidance is not None else None,
             guidance,
-            step,
+            self.step,
             reweight=None if reweighter is None else self._reweight,
             weigh=guidance is not None and corrects,
         )
@@ -404,7 +418,10 @@ class _Loop:
             record[:] = [values[index] for values in record]
         rewritten = population.rewritten()
         self.moves = Moves(tuple(sources), {row: token for row, (token, _) in rewritten.items()})
-        self.inputs.move(sources, rewritten)
+        if self.likelihoods is not None:
+            self.likelihoods.move(sources, rewritten)
+        if self.settings.class_log_probs is not None:
+            self.settings.class_log_probs.select(sources)
         for row, (token, log_prob) in rewritten.items():
             self.ids[row, -1] = token
             self.writing[row] = int(population.open[row])
