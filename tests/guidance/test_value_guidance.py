@@ -220,7 +220,7 @@ def test_what_cannot_work_is_said() -> None:
     with pytest.raises(ValueError, match="number=0"):
         value.rollouts(build("llama"), TOKENIZER, [PROMPT], reward=letters, number=0)
     same = value.Rollouts(((5,), (5,)), ((6,), (7,)), torch.ones(2))
-    with pytest.raises(ValueError, match="all got the same"):
+    with pytest.raises(ValueError, match="with the same reward"):
         value.train(build("llama"), TOKENIZER, same, model_name="tiny")
     with pytest.raises(ValueError, match="strength=0"):
         value.train(build("llama"), TOKENIZER, written("linear"), model_name="tiny", strength=0)

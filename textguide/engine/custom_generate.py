@@ -85,8 +85,8 @@ class GuidedDecoding:
     ``constraint`` with the weights of a constrained or weighted run (else None), and ``speculation``.
 
     Args:
-        guidance: a guidance, a sequence of guidances, or None for plain decoding. In a sequence, branches act first, then
-            classifiers and rewards, then a constraint.
+        guidance: a guidance, a sequence of guidances, or None for plain decoding. In a sequence, branches act first,
+            then classifiers and rewards, then a constraint.
         tokenizer: needed if the guidance contains text or uses a classifier, and if ``stop`` is set.
         models: further models, by the names that branches use.
         streamer: a transformers streamer; equivalent to ``streamer=`` of ``generate``.
