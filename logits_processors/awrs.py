@@ -27,9 +27,8 @@ class AWRSLogitsProcessor(LogitsProcessor):
 
     The scores that it returns only allow the drawn token, so that ``generate`` writes it, whether it samples or not.
     The token is drawn from the distribution that the processors before it in the list return. Put temperature and
-    similar processors there, because
-    ``generate`` applies its own ones later. Rows are single particles: for resampling, use
-    ``custom_generate=textguide.guided_decoding(AWRS(..., particles=N))``.
+    similar processors there, because ``generate`` applies its own ones later. Rows are single particles: for
+    resampling, use ``custom_generate=textguide.guided_decoding(AWRS(..., particles=N))``.
 
     One object can be used by any number of ``generate`` calls, one after the other or interleaved.
 

@@ -39,7 +39,15 @@ def canonical_prompts(prompts: Any, system: str | None, tokenizer: Any) -> list[
     if single is not None:
         canonical = [single]
     else:
-        canonical = [_canonical_row(number, row) for number, row in enumerate(_rows(prompts))]
+        canonical = []
+        for number, row in enumerate(_rows(prompts)):
+            prompt = as_prompt(row)
+            if prompt is None:
+                raise ValueError(
+                    f"prompts[{number}]={row!r} is not a prompt; pass a text, a list of token ids or a list of chat "
+                    "messages"
+                )
+            canonical.append(prompt)
         if not canonical:
             raise ValueError("prompts is empty; give at least one prompt")
         if not has_mask:
@@ -56,15 +64,6 @@ def _rows(prompts: Any) -> Iterable[Any]:
             "or a list with one of these per row"
         )
     return rows
-
-
-def _canonical_row(number: int, row: Any) -> Prompt:
-    prompt = as_prompt(row)
-    if prompt is None:
-        raise ValueError(
-            f"prompts[{number}]={row!r} is not a prompt; give a text, a list of token ids or a list of chat messages"
-        )
-    return prompt
 
 
 def _encoded(encoding: Mapping[str, Any]) -> Any:
@@ -393,7 +392,7 @@ def warn_of_same(
     """
     if guidance.is_neutral or not branches or any(map(_differs_by_model, guidance.branches)):
         return
-    same = _rows_that_are_the_same(cond, branches)
+    same = _unguided_rows(cond, branches)
     if not same or not guidance.keeps_equal_branches() or (len(same) == len(cond) and not whole):
         return
     shown = ", ".join(f"{name}[{number}]" for number in same[:5]) + (", …" if len(same) > 5 else "")
@@ -408,9 +407,13 @@ def warn_of_same(
     )
 
 
-def _rows_that_are_the_same(cond: Rows, branches: Sequence[Rows]) -> list[int]:
+def _unguided_rows(cond: Rows, branches: Sequence[Rows]) -> list[int]:
     """Numbers of the rows for which all branches read the same tokens as the conditional branch."""
-    return [number for number, row in enumerate(cond) if all(branch[number] == row for branch in branches)]
+    numbers = []
+    for number, row in enumerate(cond):
+        if all(branch[number] == row for branch in branches):
+            numbers.append(number)
+    return numbers
 
 
 def _differs_by_model(branch: Branch) -> bool:

@@ -205,14 +205,11 @@ def along_texts(
     Yields:
         The number of a setting, a slice of positions, and the log-probabilities (P, V) of the setting there.
     """
-    lead = leading(settings)
     guidances = [split(setting).branching for setting in settings]
     positions = [(item, i) for item in batch for i in range(len(item.continuation))]
     steps = _steps(positions, horizon, logits, targets, guidances)
     # A setting without branches runs the whole model, even if the other settings run a part of it.
-    plain = logits[0]
-    if lead is not None and lead.view is not None and None in cond_logits:
-        plain = cond_logits[None]
+    plain = cond_logits.get(None, logits[0])
     valid = torch.ones(len(settings), len(targets), dtype=torch.bool, device=logits[0].device)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
@@ -221,12 +218,9 @@ def along_texts(
             step = _step_at(steps, part, guidance, classifiers[number], positions[part])
             reweighting = reweightings[number]
             reweight = None if reweighting is None else partial(_reweigh, reweighting, step, positions[part])
-            if guidance is None:
-                cond = log_softmax(plain[part])
-                extra = None
-            else:
-                cond = logp[0]
-                extra = logp[1 : 1 + len(guidance.branches)] if guidance.branches else None
+            cond = log_softmax(plain[part]) if guidance is None else logp[0]
+            count = 0 if guidance is None else len(guidance.branches)
+            extra = logp[1 : 1 + count] if count else None
             outcome = guided_step(cond, extra, guidance, step, reweight=reweight, measure=False, normalised=True)
             if outcome.valid is not None:
                 valid[number, part] = outcome.valid

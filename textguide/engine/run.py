@@ -134,7 +134,7 @@ class Run:
             tokenizer=self.tokenizer,
             models=request.models,
             streamer=request.streamer,
-            generator=self._generator(one_seed),
+            generator=None if one_seed is None else self._generator(one_seed),
             observer=request.observer,
             log_probs=True,
             warn=False,
@@ -149,13 +149,10 @@ class Run:
         if isinstance(self.request.seed, tuple):
             if batch.seeds is None:
                 raise ValueError("seed= with one per row does not work with images; pass one seed")
-            generator = tuple(self._new_generator(seed) for seed in batch.seeds)
+            generator = tuple(self._generator(seed) for seed in batch.seeds)
         return replace(decoding, branch_prompts=batch.branch_prompts, captioning=batch.captioning, generator=generator)
 
-    def _generator(self, seed: int | None) -> torch.Generator | None:
-        return None if seed is None else self._new_generator(seed)
-
-    def _new_generator(self, seed: int) -> torch.Generator:
+    def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(adapter(self.model).device).manual_seed(seed)
 
     def _lessons(self) -> Any:
