@@ -237,7 +237,7 @@ def fit(vectors: Tensor, goals: Tensor, kind: str, strength: float) -> tuple[Ten
 @torch.inference_mode()
 def _states(reader: ValueHead, texts: Rollouts, numbers: Sequence[int]) -> list[Tensor]:
     """Hidden states (tokens, H) of the written tokens of each text, on the CPU."""
-    rows = [reader.kept([*texts.prompts[number], *texts.tokens[number]]) for number in numbers]
+    rows = [reader.truncated([*texts.prompts[number], *texts.tokens[number]]) for number in numbers]
     hidden = reader.states(rows).float().cpu()
     states = []
     for number, row, row_states in zip(numbers, rows, hidden, strict=True):

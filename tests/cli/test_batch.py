@@ -46,15 +46,15 @@ def test_dry_run(run: Run, rows: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--plain", "8=1"], "--plain goes with --dry-run"),
+        (["--plain", "8=1"], "--plain needs --dry-run"),
         (["--plain", "8", "--dry-run"], "--plain '8' must be N=RATE"),
         (["--plain", "8=0", "--dry-run"], "must be above 0"),
-        (["--engine-args", "a=1"], "goes with --backend vllm"),
-        (["--rows-per-shard", "0"], "rows_per_shard=0 must be"),
+        (["--engine-args", "a=1"], "needs --backend vllm"),
+        (["--rows-per-shard", "0"], "--rows-per-shard=0 must be"),
         (["--replicas", "0"], "replicas=0 must be"),
         (["--keep", "text"], "keep=text is a column of the results too"),
         (["--guidance", "corrsynth"], "depend on its neighbours"),
-        (["--backend", "vllm"], "--device does not go with --backend vllm"),
+        (["--backend", "vllm"], "--device does not work with --backend vllm"),
     ],
 )
 def test_refusals(run: Run, rows: list[str], more: list[str], message: str) -> None:

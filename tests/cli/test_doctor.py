@@ -35,7 +35,7 @@ def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str], monkeypat
     assert found["versions"]["textguide"]
     assert "cpu" in found["devices"]
     assert found["extras"]["eval"]["packages"]["lm-eval"]
-    assert "TEXTGUIDE_DATA=/no/such/folder is no folder" in found["missing"]
+    assert "TEXTGUIDE_DATA=/no/such/folder is not a folder" in found["missing"]
     assert main(["doctor"]) == 0
     assert "devices:\n  cpu: " in capsys.readouterr().out
 
@@ -83,7 +83,8 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [(["--output", "runs/a"], "goes on where it was, from runs/a"), ([], "with --output FOLDER")]
+    ("output", "said"),
+    [(["--output", "runs/a"], "run the same command again to resume from runs/a"), ([], "with --output FOLDER")],
 )
 def test_an_interrupted_run_says_how_to_go_on(
     output: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

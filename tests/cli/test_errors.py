@@ -20,11 +20,11 @@ from .conftest import Run
         (["x", "--scale", "much"], ["--scale", "'much'"]),
         (["x", "--scale", "nan"], ["scale=nan"]),
         (["x", "--scale", "inf"], ["scale=inf"]),
-        (["x", "--max-new-tokens", "0"], ["max_new_tokens=0"]),
+        (["x", "--max-new-tokens", "0"], ["--max-new-tokens=0"]),
         (["x", "--max-new-tokens", "1.5"], ["--max-new-tokens", "'1.5'"]),
         (["x", "--schedule", "sudden"], ["schedule='sudden'", "cosine"]),
         (["x", "--guidance-start", "0.9", "--guidance-stop", "0.1"], ["start=0.9", "stop=0.1"]),
-        (["x", "--min-scale", "3", "--max-scale", "2"], ["min_scale=3.0", "max_scale=2.0"]),
+        (["x", "--min-scale", "3", "--max-scale", "2"], ["--min-scale=3.0", "--max-scale=2.0"]),
         (["x", "--negative-prompt", "a", "--negative-system", "b"], ["negative_prompt", "negative_system"]),
         (["x" * 95], ["prompts[0]", "95", "96"]),
         (["x", "--negative-prompt", "y" * 200, "--max-new-tokens", "9"], ["negative_prompt[0]", "200", "96"]),
@@ -61,8 +61,8 @@ def _main(command: str, arguments: list[str]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["x", "--batch-size", "0"], ["--batch-size 0"]),
-        (["x", "--num-return-sequences", "0"], ["--num-return-sequences 0"]),
+        (["x", "--batch-size", "0"], ["--batch-size=0"]),
+        (["x", "--num-return-sequences", "0"], ["--num-return-sequences=0"]),
         (["x", "y", "--stream"], ["--stream", "2"]),
         (["x", "--stream", "--json"], ["--stream", "--json"]),
         (["x", "--stream", "--num-return-sequences", "2"], ["--stream", "--num-return-sequences"]),
@@ -82,8 +82,8 @@ def test_wrong_arguments_of_generate(run: Run, arguments: list[str], parts: list
     ("arguments", "parts"),
     [
         (["x", "--top", "0"], ["top=0"]),
-        (["x", "--min-prob", "1"], ["min_prob=1.0"]),
-        (["x", "--min-prob", "nan"], ["min_prob=nan"]),
+        (["x", "--min-prob", "1"], ["--min-prob=1.0"]),
+        (["x", "--min-prob", "nan"], ["--min-prob=nan"]),
         (["x", "y"], ["unrecognized", "y"]),
     ],
 )
@@ -115,7 +115,7 @@ def test_prompt_files(run: Run, tmp_path: Path, command: str) -> None:
     assert f"--file {tmp_path}" in outcome.error
     outcome = run(command, stdin="")
     assert outcome.code == 2
-    assert "standard input holds no prompt" in outcome.error
+    assert "standard input has no prompt" in outcome.error
 
 
 @pytest.mark.parametrize("line", ['{"text": "x"}', "[]", '{"prompt": 5}', '{"prompt": ""}', '[1, "a"]', "[[1]]"])
@@ -219,7 +219,7 @@ def test_an_interrupt_while_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -
     [
         ("/nonexistent", ["'/nonexistent'", "check the path"]),
         ("nothing.gguf", ["there is no file nothing.gguf"]),
-        (__file__, ["no model folder and no GGUF file"]),
+        (__file__, ["neither a model folder nor a GGUF file"]),
         ("smollm", ["'smollm'", "did you mean 'smollm2'?"]),
         ("SmolLM-2", ["did you mean 'smollm2'?"]),
         ("smollm2-smal", ["did you mean 'smollm2-small'?"]),

@@ -209,7 +209,7 @@ def test_a_classifier_guides(run: Run, loaded: Any) -> None:
         (["--classifier", "sentiment", "--target", "glad"], "'glad'"),
         (["--classifier", "sentiments", "--target", "positive"], "sentiments"),
         (["--target", "positive"], "--classifier"),
-        (["--classifier", "sentiment", "--target", "positive", "--candidates", "5000"], "top_k=5000"),
+        (["--classifier", "sentiment", "--target", "positive", "--candidates", "5000"], "--candidates=5000"),
         (["--classifier", "sentiment", "--target", "positive", "--weight", "1", "--weight", "2"], "--weight"),
     ],
 )

@@ -17,7 +17,7 @@ def test_a_file_is_trained_and_kept(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "chain.safetensors"
     found = run("lookahead", "train", "--out", str(out), *FEW)
     assert found.code == 0, found.err
-    assert "nats a token" in found.out
+    assert "nats per token" in found.out
     assert str(out) in found.out
     assert load(str(out)).states == 3
     again = run("lookahead", "train", "--out", str(out), *FEW)
@@ -37,7 +37,7 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
 
     path = tmp_path / "weights.safetensors"
     save_file({"initial": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
+    with pytest.raises(ValueError, match="is not a file of 'textguide lookahead train'"):
         load(str(path))
 
 
@@ -62,8 +62,8 @@ def test_a_value_is_trained_and_read(run: Run, tmp_path: Path) -> None:
     [
         (["--kind", "value", "--regex", "a"], "--kind value needs --prompts"),
         (["--kind", "value", "--prompts", "p"], "--kind value needs a constraint"),
-        (["--kind", "value", "--openings", "p"], "--openings means nothing to --kind value"),
-        (["--regex", "a"], "--regex means nothing to --kind hmm"),
+        (["--kind", "value", "--openings", "p"], "--openings does not work with --kind value"),
+        (["--regex", "a"], "--regex does not work with --kind hmm"),
         (["--kind", "value", "--temperature", "0"], "--temperature 0.0 must be a number above 0"),
     ],
 )

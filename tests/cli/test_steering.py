@@ -19,7 +19,7 @@ def test_train_on_pairs_and_on_two_files(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("\n".join(BAD))
     outcome = run("steering", "train", str(tmp_path / "pairs.tsv"), "--out", str(tmp_path / "V"))
     assert outcome.code == 0
-    assert "2 texts against 2" in outcome.out
+    assert "2 positive and 2 negative texts" in outcome.out
     files = ["--positive", str(tmp_path / "good"), "--negative", str(tmp_path / "bad")]
     report = json.loads(run("steering", "train", *files, "--out", str(tmp_path / "W"), "--json").out)
     assert report["fingerprint"] == steering.load(tmp_path / "V").fingerprint

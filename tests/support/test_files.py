@@ -22,7 +22,7 @@ def test_replaces_whole(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_exception_leaves_the_old_content_and_no_debris(tmp_path: Path) -> None:
+def test_an_exception_leaves_the_old_content(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     files.write_text(target, "old")
 
@@ -47,11 +47,11 @@ def test_unwritable_json_keeps_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
 def test_follows_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o027)
+    mask = os.umask(0o027)
     try:
         files.write_text(tmp_path / "a", "x")
     finally:
-        os.umask(before)
+        os.umask(mask)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
@@ -91,3 +91,22 @@ def test_fallback_for_parts_without_a_json_form() -> None:
 def test_lone_surrogates_are_escaped(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a", ["ü\ud800"])
     assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == ["ü\ud800"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert files.writable_file(tmp_path / "new" / "page.html", "--html") == tmp_path / "new" / "page.html"
+    assert files.folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    with pytest.raises(OSError, match=r"--html .* is a folder; name a file"):
+        files.writable_file(tmp_path, "--html")
+    with pytest.raises(OSError, match=r"--html .*file/page.html cannot be written"):
+        files.writable_file(tmp_path / "file" / "page.html", "--html")
+    with pytest.raises(ValueError, match=r"--output .*file is a file; name a folder"):
+        files.folder(tmp_path / "file", "--output")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc is Linux's")
+def test_a_folder_that_refuses_even_root() -> None:
+    with pytest.raises(OSError, match=r"--out /proc/q cannot be written: /proc: .*; name another place"):
+        files.folder("/proc/q")

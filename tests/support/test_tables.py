@@ -20,7 +20,7 @@ def printed(width: int, header: list[str], rows: list[list[str]], names: int = 1
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_columns_that_do_not_fit_stand_below() -> None:
+def test_columns_that_do_not_fit_are_below() -> None:
     values = [f"0.{n}23 [0.{n}11, 0.{n}34]" for n in range(9)]
     text = printed(
         80, ["guidance", *(f"task\nmetric{n}" for n in range(9))], [["cfg 1.5", *values], ["plain", *values]]

@@ -14,7 +14,7 @@ import pytest
 
 from textguide import CFG, explain
 from textguide.support.errors import MissingExtraError
-from textguide.support.viewer import notebook as room
+from textguide.support.viewer import notebook
 
 from ..architectures import Tokenizer, build
 
@@ -28,14 +28,14 @@ def explanation() -> Any:
     return explain(build("llama"), Tokenizer(), "the dragon", CFG(2.0, "a dog"), max_new_tokens=4)
 
 
-def test_modules_stand_behind_those_that_they_import() -> None:
-    modules = json.loads(re.search(r"const MODULES = (.*);\n", room.module())[1])  # type: ignore[index]
+def test_modules_come_after_those_that_they_import() -> None:
+    modules = json.loads(re.search(r"const MODULES = (.*);\n", notebook.module())[1])  # type: ignore[index]
     seen, names = set[str](), {name for name, _ in modules}
     for name, source in modules:
         assert names & set(re.findall(r'(?:from|import)\s*"([^"]+)"', source)) <= seen, name
         seen.add(name)
     assert {"preact", "htm", "textguide/standalone"} <= seen
-    style = json.loads(re.search(r"const STYLE = (.*);\n", room.module())[1])  # type: ignore[index]
+    style = json.loads(re.search(r"const STYLE = (.*);\n", notebook.module())[1])  # type: ignore[index]
     assert ":root" not in style
     assert "\nbody" not in style
 
@@ -51,9 +51,9 @@ def test_values_are_those_of_the_page(explanation: Any) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
-    room._viewer.cache_clear()
+    notebook._viewer.cache_clear()
     with pytest.raises(MissingExtraError, match="notebook"):
-        room.widget({"kind": "text"})
+        notebook.widget({"kind": "text"})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed")
@@ -61,7 +61,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_browser_shows_it_and_follows_new_values(explanation: Any) -> None:
     from playwright.sync_api import sync_playwright
 
-    module = base64.b64encode(room.module().encode()).decode()
+    module = base64.b64encode(notebook.module().encode()).decode()
     values = json.dumps(explanation._values())
     script = f"""async () => {{
       const widget = (await import("data:text/javascript;base64,{module}")).default;

@@ -1,13 +1,13 @@
 """Guided generation and scoring over files of millions of rows, by many replicas of a model, with Ray Data.
 
-:func:`generate` and :func:`score` read JSON lines, CSV or Parquet and write a folder of Parquet files. A run that was
-killed goes on where it was: called again with the same arguments it does the rows that are missing.
+:func:`generate` and :func:`score` read JSON lines, CSV or Parquet and write a folder of Parquet files. If a run is
+killed, another call with the same arguments does the missing rows.
 
-Row ``i`` gets what :func:`textguide.generate` gives for its prompt alone with the seed ``seed + i`` (or
-:func:`textguide.score` for its continuation): its text depends on no other row, on no batch size and on no number of
-replicas, but for near-ties, which rounding decides. The last digits of log-likelihoods follow the batch, whose rows
-are decided by the files, ``rows_per_shard`` and ``batch_size`` alone. So a run that was killed and one that was not
-write the same bytes.
+The result of row ``i`` is that of :func:`textguide.generate` for its prompt with the seed ``seed + i`` (or of
+:func:`textguide.score` for its continuation). It does not depend on other rows, the batch size or the number of
+replicas, except for near-ties, which rounding decides. The last digits of log-likelihoods depend on the batch, whose
+rows only depend on the files, ``rows_per_shard`` and ``batch_size``. A resumed run therefore writes the same bytes as
+a run without interruption.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..support.checks import whole_number
 from . import pipeline, shards
 from .cost_model import Engine, Load, Measured, Prediction, predict
 from .estimate import Estimate, estimate
@@ -24,9 +25,21 @@ from .settings import Columns, Settings, default_backend
 from .shards import Summary
 
 __all__ = [
-    "Columns", "Engine", "Estimate", "Load", "Measured", "Prediction", "Settings", "Summary", "estimate", "generate",
-    "default_backend", "predict", "run", "score",
-]  # fmt: skip
+    "Columns",
+    "Engine",
+    "Estimate",
+    "Load",
+    "Measured",
+    "Prediction",
+    "Settings",
+    "Summary",
+    "default_backend",
+    "estimate",
+    "generate",
+    "predict",
+    "run",
+    "score",
+]
 
 
 def generate(
@@ -53,32 +66,32 @@ def generate(
     """Continue the prompt of every row of files under guidance, and write a folder of Parquet files.
 
     Columns of the result: ``row`` (its number, counted over all files from 0), those of ``columns.keep``, ``text``,
-    ``tokens``, ``finish_reason``, ``log_likelihood``, ``log_weight`` (where the guidance weighs texts: of the row, or
-    the log-evidence where it has several particles) and ``error``: what is wrong with a row, which then has no text.
+    ``tokens``, ``finish_reason``, ``log_likelihood``, ``log_weight`` (if the guidance weights texts: that of the row,
+    or the log-evidence if it has several particles) and ``error``: why a row has no text.
 
     Args:
         source: a file that ends in ``.jsonl``, ``.csv`` or ``.parquet``, a folder of these, or a list.
-        output: folder; one that holds a part of the same run is gone on with.
+        output: folder; an unfinished run in it is resumed.
         guidance: as for :func:`textguide.generate`.
         model: a name as for :func:`textguide.load`; every replica loads its own.
-        backend: ``vllm`` or ``transformers``; default: vLLM where it is installed.
-        columns: which columns mean what.
+        backend: ``vllm`` or ``transformers``; default: vLLM if it is installed.
+        columns: names of the columns.
         seed: of row 0; row ``i`` has ``seed + i``.
         system: a system prompt for every row, which makes prompts chats.
-        models: further models by the name that the guidance gives them.
+        models: other models by the name that the guidance uses.
         load: options of :func:`textguide.load` or :func:`textguide.vllm_engine`, such as ``{"dtype": "float32"}``.
-        rows_per_shard: rows that are written together, into one file; what a kill loses at most, times ``replicas``.
-        replicas: copies of the model that work at once.
-        batch_size: rows that a transformers model decodes at once; an engine of vLLM takes a shard at once.
-        cpus: cores of a replica.
-        gpus: GPUs of a replica (those of ``tensor_parallel_size`` among them); default: 1 where there is any.
-        address: of a Ray cluster (``auto`` for the one that this machine belongs to), whose machines all see the
-            files and the folder; default: Ray runs on this machine for as long as it is needed.
-        progress: called with the rows that are done and all rows, shard by shard.
-        **options: of :func:`textguide.generate`: ``max_new_tokens``, ``temperature``, ``stop``…
+        rows_per_shard: rows per file; an interruption loses at most that many rows per replica.
+        replicas: copies of the model that run in parallel.
+        batch_size: rows per batch of a transformers model; a vLLM engine receives whole shards.
+        cpus: cores per replica.
+        gpus: GPUs per replica, including those of ``tensor_parallel_size``; default: 1 if there is a GPU.
+        address: address of a Ray cluster (``auto``: the one that this machine belongs to), whose machines can all
+            access the files and the folder; default: Ray is started on this machine for the duration of the run.
+        progress: called after each shard with the number of finished rows and of all rows.
+        **options: options of :func:`textguide.generate`: ``max_new_tokens``, ``temperature``, ``stop``…
 
     Raises:
-        ValueError: an argument cannot work, or ``output`` holds another run; the message names it.
+        ValueError: an argument is invalid, or ``output`` has another run; the message names it.
         MissingExtraError: Ray or pyarrow is not installed.
         FolderInUseError: another process writes to ``output``.
 
@@ -87,13 +100,29 @@ def generate(
         >>> pandas.read_parquet("out").sort_values("row")  # doctest: +SKIP
     """
     settings = Settings(
-        "generate", model, guidance, backend or default_backend("generate"), columns or Columns(), options, system,
-        seed, dict(models or {}), dict(load or {}), rows_per_shard,
-    )  # fmt: skip
+        task="generate",
+        model=model,
+        guidance=guidance,
+        backend=backend or default_backend("generate"),
+        columns=columns or Columns(),
+        options=options,
+        system=system,
+        seed=seed,
+        models=dict(models or {}),
+        load=dict(load or {}),
+        rows_per_shard=rows_per_shard,
+    )
     return run(
-        settings, source, output, replicas=replicas, batch_size=batch_size, cpus=cpus, gpus=gpus, address=address,
+        settings,
+        source,
+        output,
+        replicas=replicas,
+        batch_size=batch_size,
+        cpus=cpus,
+        gpus=gpus,
+        address=address,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def score(
@@ -117,16 +146,30 @@ def score(
     """Score the continuation of every row of files under guidance, as :func:`textguide.score` does.
 
     Columns of the result: ``row``, those of ``columns.keep``, ``log_likelihood`` in nats, ``is_greedy``, ``tokens`` and
-    ``error``. Arguments and errors as for :func:`generate`; transformers alone score.
+    ``error``. Arguments and errors as for :func:`generate`; only transformers can score.
     """
     settings = Settings(
-        "score", model, guidance, "transformers", columns or Columns(), {}, system, 0, dict(models or {}),
-        dict(load or {}), rows_per_shard,
-    )  # fmt: skip
+        task="score",
+        model=model,
+        guidance=guidance,
+        backend="transformers",
+        columns=columns or Columns(),
+        system=system,
+        models=dict(models or {}),
+        load=dict(load or {}),
+        rows_per_shard=rows_per_shard,
+    )
     return run(
-        settings, source, output, replicas=replicas, batch_size=batch_size, cpus=cpus, gpus=gpus, address=address,
+        settings,
+        source,
+        output,
+        replicas=replicas,
+        batch_size=batch_size,
+        cpus=cpus,
+        gpus=gpus,
+        address=address,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def run(
@@ -141,10 +184,9 @@ def run(
     address: str | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Summary:
-    """Do what ``settings`` say; arguments and errors as for :func:`generate`."""
-    for name, value in (("replicas", replicas), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
+    """Run ``settings``; arguments and errors as for :func:`generate`."""
+    whole_number("replicas", replicas, 1)
+    whole_number("batch_size", batch_size, 1)
     inputs: Inputs = scan(source, settings.rows_per_shard)
     fingerprint = settings.fingerprint(inputs)
     with shards.claimed(output, settings, inputs) as folder:
@@ -161,7 +203,15 @@ def run(
             progress(rows, inputs.rows)
         if spans:
             pipeline.run(
-                settings, spans, folder, fingerprint, replicas=replicas, batch_size=batch_size, cpus=cpus, gpus=gpus,
-                address=address, done=done,
-            )  # fmt: skip
+                settings,
+                spans,
+                folder,
+                fingerprint,
+                replicas=replicas,
+                batch_size=batch_size,
+                cpus=cpus,
+                gpus=gpus,
+                address=address,
+                done=done,
+            )
         return shards.summary(folder, inputs, fingerprint)

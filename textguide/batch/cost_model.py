@@ -1,7 +1,7 @@
 """What guidance costs in an engine that batches continuously, from what the engine does without it.
 
 A step of an engine that writes one token for each of ``r`` rows takes ``fixed + row · r`` seconds; reading a prompt
-takes ``token`` seconds a token beside it. Both are found by measuring plain requests (:meth:`Engine.of`).
+takes another ``token`` seconds per token. Both are found by measuring plain requests (:meth:`Engine.of`).
 
 A guided request with ``k`` branch requests is a group of ``g = 1 + k`` rows, which write the same token in the same
 step. Of ``c`` clients' groups
@@ -14,8 +14,8 @@ does not find them in its prefix cache:
 
     ``seconds = T · (fixed + row · n · g + combine · n) + token · n · (P + Q)``, ``throughput = n · T / seconds``.
 
-``k = 0`` and ``combine = 0`` are plain requests. Where ``row`` is nothing beside ``fixed`` (a GPU with room)
-guidance is free; where ``fixed`` is nothing it costs ``1 / g`` of the throughput.
+``k = 0`` and ``combine = 0`` are plain requests. If ``row`` is negligible compared with ``fixed`` (a GPU with spare
+capacity), guidance is free; if ``fixed`` is negligible, it costs ``1 / g`` of the throughput.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Load:
     """Requests that clients send, each of them the next one when it has its answer.
 
     Args:
-        clients: at once.
+        clients: number of concurrent clients.
         prompt: tokens of a prompt.
         new: tokens of an answer.
         branches: tokens of the prompt of each branch request.
@@ -65,7 +65,7 @@ class Load:
 
     @property
     def held(self) -> int:
-        """Tokens of a group that the cache holds at its end."""
+        """Tokens of a group in the cache at its end."""
         return self.rows * self.new + self.prompt + sum(self.branches)
 
 
@@ -83,7 +83,7 @@ class Prediction:
 
     Args:
         tokens_a_second: over all clients.
-        groups: that run at once, n.
+        groups: groups that run together, n.
         rows: that the model reads in a step, n · g.
         of_plain: throughput against the same load without its branches, on the same engine.
         limit: what keeps more groups from running: ``clients``, ``places`` or ``cache``.
@@ -105,8 +105,8 @@ class Engine:
         row: further seconds for each row.
         token: further seconds for each token of a prompt.
         combine: further seconds for each guided group.
-        places: rows that run at once, ``max_num_seqs``; None: any number.
-        cache: tokens that the cache holds; None: any number.
+        places: rows that run together, ``max_num_seqs``; None: any number.
+        cache: capacity of the cache in tokens; None: any number.
     """
 
     fixed: float
@@ -128,7 +128,7 @@ class Engine:
         """The engine that comes nearest to what was measured of plain loads: least squares of relative errors, and
         no part below 0.
 
-        Where all loads have the same ratio of prompt to new tokens, reading prompts cannot be told from writing, and
+        If all loads have the same ratio of prompt to new tokens, reading and writing cannot be distinguished, and
         ``token`` is taken to be ``row``: a token that is read costs what a token costs that is written.
 
         Raises:

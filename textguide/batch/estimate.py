@@ -1,4 +1,4 @@
-"""What a run is going to be like, before any model is loaded."""
+"""How much work a run is, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .inputs import sample, scan
 from .settings import Settings, with_negative_prompts
 
 SAMPLE = 200
-"""Rows that are looked at."""
+"""Size of the sample of rows."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is going to be like.
+    """How much work a run is.
 
     Args:
         rows: of all files.
         left: rows that are not written yet.
         shards: files that are going to be written in all.
-        wrong: share of the rows looked at that have an error.
+        wrong: share of the rows in the sample that have an error.
         prompt: mean tokens of a prompt.
-        branches: mean number of extra branches a row.
+        branches: mean number of extra branches per row.
         branch_tokens: mean tokens that all extra branches of a row read.
-        new: tokens that are written, or scored, a row: at most, or in the mean.
+        new: tokens that are generated (at most) or scored (on average) per row.
         passes: rows that the model reads, once for every token of every branch, over all rows that are left; at most.
-        seconds: how long it takes at most; None where nothing was said of the engine.
+        seconds: how long it takes at most; None without measured rates.
     """
 
     rows: int
@@ -59,19 +59,19 @@ def estimate(
     places: int | None = None,
     replicas: int = 1,
 ) -> Estimate:
-    """Count the rows, look at some of them, and say how much a run has to do.
+    """Count the rows, and estimate the work from a sample of them.
 
     Args:
         settings: of the run.
         source: as for :func:`textguide.batch.generate`.
         output: the folder, of which what is there already is left out.
-        plain: tokens a second that one replica writes without guidance, by the number of requests at once, two of
+        plain: tokens per second of one replica without guidance, by the number of concurrent requests, two of
             them or more: the cost model predicts the time of the run from it (generation alone).
         places: ``max_num_seqs``, or ``batch_size``; default: the largest of ``plain``.
-        replicas: that work at once.
+        replicas: copies of the model that run in parallel.
 
     Raises:
-        ValueError: an argument cannot work, or ``output`` holds another run.
+        ValueError: an argument is invalid, or ``output`` has another run.
     """
     inputs = scan(source, settings.rows_per_shard)
     left = inputs.spans
@@ -104,9 +104,11 @@ def estimate(
         return found
     whole = round(branches)
     load = Load(
-        clients=max(plain) if places is None else places, prompt=max(1, round(prompt)), new=max(1, round(new)),
+        clients=max(plain) if places is None else places,
+        prompt=max(1, round(prompt)),
+        new=max(1, round(new)),
         branches=(round(branch_tokens / whole),) * whole if whole else (),
-    )  # fmt: skip
+    )
     measured = [Measured(replace(load, clients=clients, branches=()), rate) for clients, rate in plain.items()]
     engine = Engine.of(measured, places=places or max(plain))
     rate = predict(engine, load).tokens_a_second * replicas

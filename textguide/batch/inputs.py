@@ -24,7 +24,7 @@ class File:
     """One file of rows.
 
     Args:
-        path: where it is.
+        path: its path.
         rows: how many it has; blank lines are none.
         size: in bytes.
         digest: of its content; of a Parquet file of its footer, which has the statistics of every column.
@@ -36,7 +36,7 @@ class File:
     digest: str
 
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on with another one's rows must share with it."""
+        """What must be the same for a run to be resumed."""
         return {"name": Path(self.path).name, "rows": self.rows, "size": self.size, "digest": self.digest}
 
 
@@ -46,10 +46,10 @@ class Span:
 
     Args:
         start: its first row, counted over all files from 0.
-        stop: behind its last row.
+        stop: the row after its last one.
         path: of the file.
         first: its first row, counted in the file.
-        offset: bytes of the file in front of it; 0 where it is Parquet.
+        offset: bytes of the file before it; 0 for Parquet.
     """
 
     start: int
@@ -79,7 +79,7 @@ def find(source: Any) -> list[Path]:
     """The files that ``source`` names: a file, a folder (its files by name), or a list of these.
 
     Raises:
-        ValueError: there is no such file, a folder holds none, or a name has an ending that is not read.
+        ValueError: a file does not exist, a folder has none, or the ending of a name is not supported.
     """
     named = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     found: list[Path] = []
@@ -111,7 +111,7 @@ def scan(source: Any, rows: int) -> Inputs:
         rows: of a span, at most.
 
     Raises:
-        ValueError: a file is not there or cannot be read as what its name says, or there is no row at all.
+        ValueError: a file does not exist or does not have the format of its ending, or there is no row.
         MissingExtraError: a file is Parquet, and pyarrow is not installed.
     """
     files: list[File] = []
@@ -265,11 +265,15 @@ def parquet() -> Any:
 
 
 _PLACES: Mapping[str, Callable[[Path, int, Callable[[bytes], Any]], Places]] = {
-    "jsonl": _lines, "csv": _cells, "parquet": _groups,
-}  # fmt: skip
+    "jsonl": _lines,
+    "csv": _cells,
+    "parquet": _groups,
+}
 _READ: Mapping[str, Callable[[Span], Iterator[Values]]] = {
-    "jsonl": _read_lines, "csv": _read_cells, "parquet": _read_groups,
-}  # fmt: skip
+    "jsonl": _read_lines,
+    "csv": _read_cells,
+    "parquet": _read_groups,
+}
 
 
 def sample(inputs: Inputs, most: int) -> Sequence[Values]:

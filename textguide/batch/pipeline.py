@@ -64,14 +64,17 @@ def run(
     size = min(replicas, len(spans))
     with _ray(address, size, cpus):
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
         given = {
-            "settings": settings if gpus else settings.sharing_memory(size), "batch_size": batch_size,
-            "folder": folder.resolve(), "fingerprint": fingerprint,
-        }  # fmt: skip
-        # A block a span: what is written is decided by the spans, and not by how Ray cuts a data set.
+            "settings": settings if gpus else settings.sharing_memory(size),
+            "batch_size": batch_size,
+            "folder": folder.resolve(),
+            "fingerprint": fingerprint,
+        }
+        # One block per span: the spans decide what is written, and not how Ray splits a data set.
         items = [asdict(span) for span in spans]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Actor,
@@ -96,13 +99,17 @@ def _ray(address: str | None, replicas: int, cpus: float) -> Iterator[None]:
         return
     own: dict[str, Any] = {}
     if not address:
-        # A machine with fewer cores than replicas runs them all the same, as slowly as that is; and Ray would give its
-        # workers what other processes leave over (niceness 15).
+        # Ray refuses more replicas than cores, which run as well, only slower; and its workers have niceness 15 by
+        # default, so that they only get the time that other processes leave.
         own = {"num_cpus": max(_cores(), int(replicas * cpus) + 1), "_system_config": {"worker_niceness": 0}}
     ray.init(
-        address=address, include_dashboard=None if address else False, log_to_driver=False,
-        logging_level=logging.WARNING, configure_logging=True, **own,
-    )  # fmt: skip
+        address=address,
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        configure_logging=True,
+        **own,
+    )
     try:
         yield
     finally:

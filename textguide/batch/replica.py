@@ -26,8 +26,8 @@ class Replica:
 
     Args:
         settings: what is done.
-        batch_size: rows that a transformers model decodes or scores at once; an engine takes all of a span.
-        folder: where spans are written; None: nowhere, for :meth:`results` alone.
+        batch_size: rows per batch of a transformers model; an engine receives all rows of a span.
+        folder: folder of the results; None: nothing is written, for :meth:`results`.
         fingerprint: of the settings.
 
     Raises:
@@ -42,7 +42,7 @@ class Replica:
         self.folder, self.fingerprint = folder, fingerprint
         self.models: dict[str, Any] = {}
         if settings.backend == "vllm":
-            # In this process, where it does the same steps every time: what is written must not hang on timing.
+            # In this process the engine makes the same steps every time; results must not depend on timing.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             from textguide import vllm_engine
 
@@ -90,7 +90,7 @@ class Replica:
                     failed.append(result)
                     result = _error(result)
                 found[row.number] = result
-        # Where nothing worked it is the machine that is at fault, and not the rows.
+        # If every row fails, the machine is the cause and not the rows.
         if failed and len(failed) == len(rows) and not all(isinstance(error, ValueError) for error in failed):
             raise failed[0]
         kept = self.settings.columns.keep
@@ -122,9 +122,14 @@ class Replica:
         if self.models:
             options["models"] = self.models
         out = generate(
-            self.model, self.tokenizer, [row.prompt for row in rows], _guidance(rows), seed=seed,
-            system=self.settings.system, **options,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            [row.prompt for row in rows],
+            _guidance(rows),
+            seed=seed,
+            system=self.settings.system,
+            **options,
+        )
         weights = out.log_weights if out.particles == 1 else out.log_evidence
         found: list[Result] = []
         for place, own in enumerate(seeds):
@@ -132,7 +137,7 @@ class Replica:
             if out.particles > 1:
                 try:
                     one = out.weighted_sample_of(place, own)
-                except ValueError as error:  # they are all dead, which is no fault of the rows beside it
+                except ValueError as error:  # no particle finished; other rows are not affected
                     found.append(_error(error))
                     continue
             found.append(
@@ -149,9 +154,15 @@ class Replica:
 
     def _score(self, rows: list[Row]) -> list[Result]:
         out = score(
-            self.model, self.tokenizer, [row.prompt for row in rows], [row.continuation for row in rows],
-            _guidance(rows), system=self.settings.system, batch_size=len(rows), models=self.models or None,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            [row.prompt for row in rows],
+            [row.continuation for row in rows],
+            _guidance(rows),
+            system=self.settings.system,
+            batch_size=len(rows),
+            models=self.models or None,
+        )
         values = zip(out.log_likelihood[0].tolist(), out.is_greedy[0].tolist(), out.tokens.tolist(), strict=True)
         return [
             {"log_likelihood": finite(likelihood), "is_greedy": greedy, "tokens": tokens}
@@ -165,7 +176,7 @@ def _guidance(rows: list[Row]) -> Any:
 
 
 def _attempt(rows: list[Row], run: Callable[[list[Row]], list[Result]]) -> Iterator[tuple[Row, Result | Exception]]:
-    """What ``run`` makes of each row; where it fails, halves are tried until the rows that fail are by themselves.
+    """The result of ``run`` for each row. If it fails, it is repeated on halves until the failing rows are isolated.
 
     Raises:
         Exception: it is the machine that failed, and no row.

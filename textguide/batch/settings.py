@@ -1,4 +1,4 @@
-"""What a run is asked for, which of it its results depend on, and what one row of a file says."""
+"""The settings of a run, the part that its results depend on, and the rows of a file, checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from ..guidance import Guidance, as_guidance, split
 from ..guidance.composed import Composed
 from ..guidance.prompts import as_prompt, per_row
+from ..support.checks import whole_number
 from .inputs import Inputs, Values
 
 FORMAT = 1
@@ -26,26 +27,26 @@ RESULTS = {
     },
     "score": {"log_likelihood": "float64", "is_greedy": "bool_", "tokens": "int32", "error": "string"},
 }  # fmt: skip
-"""The columns of a result and their types in pyarrow; ``row`` stands in front, then the columns that are kept."""
+"""The columns of a result and their types in pyarrow; ``row`` comes before them, then the columns of ``keep``."""
 PLACE_ALONE = {
     "device", "device_map", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs",
     "num_gpu_blocks_override", "pipeline_parallel_size", "tensor_parallel_size",
 }  # fmt: skip
-"""Options of a model or an engine that say where and how fast it runs, and not what it says."""
+"""Options of a model or an engine that change where and how fast it runs, and not its results."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the files mean what.
+    """Names of the columns of the files.
 
     Args:
         prompt: what is continued, or the context of what is scored: a text, a chat (a list of ``{"role", "content"}``)
             or token ids.
-        continuation: what is scored behind it, a text or token ids.
+        continuation: the scored text after it, a text or token ids.
         negative_prompt: of the row, in place of the guidance's; a row that has none keeps the guidance's.
         guidance: of the row, in place of the run's: a line such as ``cfg:scale=2``, a JSON object as text or as it is,
             a list of objects that act together, or ``plain``; a row that has none keeps the run's.
-        keep: columns that are written beside the results, as text (what is no text as JSON).
+        keep: columns that are copied to the results, as text (other values as JSON).
     """
 
     prompt: str = "prompt"
@@ -112,11 +113,8 @@ class Settings:
         for name, known in (("task", TASKS), ("backend", BACKENDS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
-        whole = ("rows_per_shard", 1), ("seed", 0)
-        for name, least in whole:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of {least} or more")
+        whole_number("rows_per_shard", self.rows_per_shard, 1)
+        whole_number("seed", self.seed, 0)
         if self.task == "score" and self.backend == "vllm":
             raise ValueError(
                 "backend='vllm' does not score: vLLM computes the log-probabilities of a given text without guidance; "
@@ -156,12 +154,12 @@ class Settings:
     def _check_for_vllm(self, guidance: Guidance | None, name: str) -> None:
         """Refuse what no request can carry, before an engine starts."""
         from textguide.logits_processors.vllm_plugin.adapters import BASE
-        from textguide.logits_processors.vllm_plugin.engine import carried
+        from textguide.logits_processors.vllm_plugin.engine import portable
 
         engine = {one: self.load.get(one) or {} for one in ("adapters", "constraints", "critics")}
         adapters = [BASE.name, *engine["adapters"]] if engine["adapters"] else []
         try:
-            carried(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"])
+            portable(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"])
         except ValueError as error:
             raise ValueError(f"{name}: {error}; or backend='transformers'") from None
 
@@ -184,7 +182,7 @@ class Settings:
         columns = self.columns
         prompt = as_prompt(values.get(columns.prompt))
         if prompt is None:
-            raise ValueError(f"{_said(values, columns.prompt)} and must be a text, a chat or token ids")
+            raise ValueError(f"{_content(values, columns.prompt)} and must be a text, a chat or token ids")
         guidance, negative, continuation = self.guidance, None, None
         own = values.get(columns.guidance) if columns.guidance is not None else None
         if own is not None:
@@ -193,12 +191,12 @@ class Settings:
         if columns.negative_prompt is not None and values.get(columns.negative_prompt) is not None:
             negative = as_prompt(values[columns.negative_prompt])
             if negative is None:
-                raise ValueError(f"{_said(values, columns.negative_prompt)} and must be a text, a chat or token ids")
+                raise ValueError(f"{_content(values, columns.negative_prompt)} and must be a text, a chat or token ids")
             with_negative_prompts(guidance, [negative])
         if self.task == "score":
             continuation = as_prompt(values.get(columns.continuation))
             if not continuation or not isinstance(continuation[0], (str, int)):
-                raise ValueError(f"{_said(values, columns.continuation)} and must be a text or token ids")
+                raise ValueError(f"{_content(values, columns.continuation)} and must be a text or token ids")
         return Row(number, prompt, guidance, negative, continuation)
 
     def identity(self, inputs: Inputs) -> dict[str, Any]:
@@ -244,7 +242,7 @@ def with_negative_prompts(guidance: Guidance | None, prompts: list[Any]) -> Guid
 
 
 def default_backend(task: str) -> str:
-    """``vllm`` where it is installed and can do the task, else ``transformers``."""
+    """``vllm`` if it is installed and supports the task, otherwise ``transformers``."""
     return "vllm" if task == "generate" and importlib.util.find_spec("vllm") is not None else "transformers"
 
 
@@ -262,7 +260,7 @@ def _guidance(value: Any, column: str) -> Guidance | None:
         raise ValueError(f"column {column!r}: {error}") from None
 
 
-def _said(values: Mapping[str, Any], column: str) -> str:
+def _content(values: Mapping[str, Any], column: str) -> str:
     if values.get(column) is None:
         return f"column {column!r} is empty (the row has {', '.join(map(repr, values)) or 'nothing'})"
     text = repr(values[column])
@@ -279,5 +277,5 @@ def _version(package: str) -> str | None:
 
 
 def finite(value: float) -> float | None:
-    """``value`` where it is a number, else None."""
+    """``value`` if it is finite, otherwise None."""
     return value if math.isfinite(value) else None

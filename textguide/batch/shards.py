@@ -25,7 +25,7 @@ _STAGING = re.compile(r"\.rows-\d+-\d+-[0-9a-f]{12}\.parquet\.[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Summary:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
         folder: where.
@@ -49,10 +49,10 @@ def name(span: Span, fingerprint: str) -> str:
 
 @contextlib.contextmanager
 def claimed(output: Any, settings: Settings, inputs: Inputs) -> Iterator[Path]:
-    """The folder, made where it is missing, held until the block ends.
+    """The folder, which is created if needed and locked until the block ends.
 
     Raises:
-        ValueError: it holds a run with other settings or of other files, which the message names.
+        ValueError: it has a run with other settings or other files, which the message names.
         FolderInUseError: another process writes to it.
     """
     folder = Path(output)
@@ -80,7 +80,7 @@ def check(folder: Path, settings: Settings, inputs: Inputs) -> None:
     """Refuse to mix two runs.
 
     Raises:
-        ValueError: the folder holds another run; the message names what differs.
+        ValueError: the folder has another run; the message names what differs.
     """
     theirs = _identity(folder)
     if theirs is None:
@@ -90,8 +90,10 @@ def check(folder: Path, settings: Settings, inputs: Inputs) -> None:
     ours = settings.identity(inputs)
     differ = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if differ:
-        said = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here" for key in differ)
-        raise ValueError(f"{folder} holds another run ({said}); choose another folder, or delete that one")
+        differences = "; ".join(
+            f"{key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} here" for key in differ
+        )
+        raise ValueError(f"{folder} holds another run ({differences}); choose another folder, or delete that one")
 
 
 def left(folder: Path, inputs: Inputs, fingerprint: str) -> list[Span]:

@@ -4,138 +4,128 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Collection, Sequence
+from typing import Any
 
+from .parser import COMMANDS, Formatter, Parser, in_options
+
+WITHOUT_MODEL = ("doctor", "methods", "completion")
+"""Commands that need no model, and start without importing transformers."""
 EXAMPLES = """\
 examples:
   textguide generate "The dragon flew over Paris, France," --scale 1.5
   textguide explain  "The dragon flew over Paris, France," --html dragon.html
   textguide generate "The film was" --classifier sentiment --target positive
   textguide generate "Date: " --regex "[0-9]{4}-[0-9]{2}-[0-9]{2}" --max-new-tokens 14
-  textguide playground --open               # write, see, fork and compare in the browser
+  textguide playground --open               # write, explain and compare in the browser
   textguide methods apg                     # what a method does, and its fields
   textguide eval --tasks lambada_mini --scales 1,1.25,1.5,2
   textguide doctor                          # what is installed, and what is missing
 
-`textguide COMMAND --help` has the options of a command.
+"textguide COMMAND --help" lists the options of a command.
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, on standard error, with exit code 2."""
+def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> Parser:
+    """Build the parser of all commands.
 
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def build_parser() -> Parser:
-    """The parser of all commands; each command adds its own arguments."""
+    Args:
+        chosen: commands whose arguments are added. The others are only listed, since the modules of some commands
+            import torch, which takes seconds.
+    """
     from .. import __version__
-    from . import (
-        batch_command,
-        caption_command,
-        classifier_command,
-        completion_command,
-        distill_command,
-        doctor_command,
-        eval_command,
-        explain_command,
-        export_command,
-        generate_command,
-        lookahead_command,
-        methods_command,
-        playground_command,
-        replicate_command,
-        serve_command,
-        steering_command,
-        tune_command,
-        value_command,
-    )
 
     parser = Parser(
         prog="textguide",
-        description="Steer language models while they decode.",
+        description="Steer language models while they generate.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.add_argument("--version", action="version", version=f"textguide {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    rooms = (
-        generate_command, explain_command, caption_command, playground_command, eval_command, classifier_command,
-        tune_command, replicate_command, batch_command,
-        steering_command, value_command, lookahead_command, distill_command, methods_command, export_command,
-        serve_command, doctor_command, completion_command,
-    )  # fmt: skip
-    for module in rooms:
-        module.add(commands)
-    commands.choices["completion"].set_defaults(whole=parser)
+    for name in COMMANDS:
+        if name in chosen:
+            module = name.partition("-")[0]
+            importlib.import_module(f".{module}_command", __name__).add(commands)
+        else:
+            commands.add_parser(name, help=COMMANDS[name])
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line.
 
-    0: done. 1: a model could not be loaded or a file not be written. 2: a wrong argument, such as a name that leads to
-    no model. 130: interrupted; what was finished has been printed or written.
+    Returns:
+        The exit code. 0: the command is done. 1: a model could not be loaded or a file could not be written. 2: an
+        argument is wrong, such as the name of a model that does not exist. 130: the command was interrupted; finished
+        results have been printed or written.
     """
     from ..support.errors import MissingExtraError, ModelUnavailableError
 
-    arguments = build_parser().parse_args(argv)
-    quiet()
+    words = sys.argv[1:] if argv is None else list(argv)
+    command = [word for word in words if not word.startswith("-")][:1]
+    arguments = build_parser(command).parse_args(words)
+    quiet(loads_models=arguments.command not in WITHOUT_MODEL)
     try:
         run: Any = arguments.run
         code = int(run(arguments) or 0)
-        sys.stdout.flush()  # here, where a reader that went away can still be told from an error
+        sys.stdout.flush()  # here a closed pipe can still be handled, at interpreter exit it cannot
         return code
     except ValueError as error:
-        return _fail(arguments.command, error, 2)
+        return _fail(arguments, error, 2)
     except (ModelUnavailableError, MissingExtraError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # The reader went away (`| head`): silence the flush at interpreter exit.
+            # The reader is gone (`| head`): silence the flush at interpreter exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        return _fail(arguments.command, error, 1)
+        return _fail(arguments, error, 1)
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        return _fail(arguments.command, MemoryError("the device ran out of memory; use a smaller --batch-size"), 1)
+        return _fail(arguments, MemoryError("the device ran out of memory; use a smaller --batch-size"), 1)
     except KeyboardInterrupt:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
-        print(f"\ntextguide {arguments.command}: interrupted{_how_to_go_on(arguments)}", file=sys.stderr)
+        print(f"\ntextguide {arguments.command}: interrupted{_resuming(arguments)}", file=sys.stderr)
         return 130
 
 
-def _how_to_go_on(arguments: argparse.Namespace) -> str:
+def _resuming(arguments: argparse.Namespace) -> str:
+    """How an interrupted command is resumed."""
     if arguments.command == "batch":
-        return f"; the same command goes on where it was, from {arguments.out}"
+        return f"; run the same command again to resume from {arguments.out}"
     if arguments.command == "replicate":
-        return "; the same command goes on where it was"
+        return "; run the same command again to resume"
     if arguments.command not in ("eval", "tune"):
         return ""
-    if getattr(arguments, "output", None) is None:
-        return "; nothing was kept (with --output FOLDER, the same command goes on where it was)"
-    return f"; the same command goes on where it was, from {arguments.output}"
+    if arguments.output is None:
+        return "; nothing was saved (with --output FOLDER, the same command resumes)"
+    return f"; run the same command again to resume from {arguments.output}"
 
 
-def quiet() -> None:
-    """Keep the loading bars and notices of transformers off the terminal."""
+def quiet(loads_models: bool = True) -> None:
+    """Keep progress bars and notices of libraries off the terminal, and print warnings on one line.
+
+    Args:
+        loads_models: whether transformers will be used; importing it takes seconds.
+    """
+    warnings.showwarning = lambda message, *_: print(f"textguide: warning: {message}", file=sys.stderr)
+    if not loads_models:
+        return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.showwarning = lambda message, *_: print(f"textguide: warning: {message}", file=sys.stderr)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
-def _fail(command: str, error: BaseException, code: int) -> int:
-    message = " ".join(str(error).split())
-    print(f"textguide {command}: {message}", file=sys.stderr)
+def _fail(arguments: argparse.Namespace, error: BaseException, code: int) -> int:
+    message = in_options(" ".join(str(error).split()), arguments.parser, arguments)
+    print(f"textguide {arguments.command}: {message}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""``textguide classifier``: train a classifier on labelled texts, and ask one."""
+"""``textguide classifier``."""
 
 from __future__ import annotations
 
@@ -9,25 +9,38 @@ from typing import Any
 
 from ..support import files
 from . import options
+from .parser import add_command
+from .progress import progress_bar
 
 KINDS = ("linear", "embedding", "causal")
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("classifier", help="train or ask a classifier of texts", description=__doc__)
+    parser = add_command(
+        commands,
+        "classifier",
+        description="Train a classifier on labelled texts, or classify texts.",
+        examples=(
+            "classifier train reviews.tsv --out FOLDER",
+            'classifier score FOLDER "What a film" --json',
+            'generate "The film was" --classifier FOLDER --target good',
+        ),
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{train,score}")
 
     train = actions.add_parser("train", help="fit a classifier on labelled texts and save it")
     train.add_argument("data", help="a text and its label on each line, with a tab between them (or a .csv)")
-    train.add_argument("--out", required=True, metavar="FOLDER", help="where the classifier goes")
-    train.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
+    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the classifier")
+    train.add_argument("--overwrite", action="store_true", help="replace the content of that folder")
     train.add_argument("--kind", choices=KINDS, default="linear", help="[%(default)s]")
-    train.add_argument("--validation", metavar="FILE", help="labelled texts to measure on [a tenth of DATA]")
+    train.add_argument("--validation", metavar="FILE", help="labelled texts to evaluate on [a tenth of DATA]")
     train.add_argument("--text-column", default="0", help="number from 0, or name in the header [%(default)s]")
     train.add_argument("--label-column", default="1", help="number from 0, or name in the header [%(default)s]")
-    train.add_argument("--header", action=argparse.BooleanOptionalAction, help="the first line names columns [guessed]")
-    train.add_argument("--labels", help="names for the classes, in sorted order, with commas between them")
+    train.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="the first line has the column names [detected]"
+    )
+    train.add_argument("--labels", help="names of the classes in sorted order, separated by commas")
     train.add_argument("--strength", type=float, default=0.1, help="inverse of the L2 penalty [%(default)s]")
     train.add_argument("--encoder", default="minilm", help="embedding: minilm, or an encoder's folder [%(default)s]")
     train.add_argument("--limit", type=int, help="use this many examples, drawn at random")
@@ -36,19 +49,19 @@ def add(commands: Any) -> None:
     options.add_model(train)
     train.set_defaults(run=run_train)
 
-    score = actions.add_parser("score", help="print what a classifier says about texts")
+    score = actions.add_parser("score", help="print the probabilities of the classes for texts")
     score.add_argument(
         "classifier", metavar="SPEC", help="sentiment, a saved folder, profanity, gzip:FILE.tsv, hf:NAME …"
     )
     score.add_argument("prompt", nargs="*", metavar="TEXT", help="texts [--file, or standard input]")
-    score.add_argument("--file", help="one text a line; - reads standard input")
-    score.add_argument("--json", action="store_true", help="print one JSON object a text")
+    score.add_argument("--file", help="one text per line; - reads standard input")
+    score.add_argument("--json", action="store_true", help="print one JSON object per text")
     options.add_model(score)
     score.set_defaults(run=run_score)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Fit, measure, save, and say how well it does."""
+    """Fit, evaluate, save, and report the accuracy."""
     from ..classifiers import evaluate
 
     out = files.vacant(arguments.out, arguments.overwrite)
@@ -75,7 +88,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     prompts = options.read_prompts(arguments)
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise ValueError(f"{prompt!r} is no text; classifiers read plain texts")
+            raise ValueError(f"{prompt!r} is not a text; classifiers read plain texts")
     needs_model = arguments.classifier.startswith("zero-shot:")
     model, tokenizer = options.load(arguments) if needs_model else (None, None)
     classifier = resolve(arguments.classifier, model, tokenizer)
@@ -107,8 +120,8 @@ def _examples(arguments: argparse.Namespace) -> tuple[Any, Any]:
     order = random.Random(arguments.seed).sample(range(len(examples.texts)), len(examples.texts))
     order = order[: arguments.limit]
 
-    def pick(places: list[int]) -> Any:
-        return Examples(tuple(examples.texts[i] for i in places), tuple(examples.labels[i] for i in places))
+    def pick(indices: list[int]) -> Any:
+        return Examples(tuple(examples.texts[i] for i in indices), tuple(examples.labels[i] for i in indices))
 
     if arguments.validation:
         return pick(order), read_examples(arguments.validation, **settings)
@@ -125,9 +138,6 @@ def _column(text: str) -> str | int:
 
 
 def _fit(arguments: argparse.Namespace, examples: Any) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from ..classifiers import load_encoder, train_causal, train_embedding, train_linear
 
     strength = arguments.strength
@@ -136,12 +146,16 @@ def _fit(arguments: argparse.Namespace, examples: Any) -> Any:
     if arguments.kind == "embedding":
         return train_embedding(examples, load_encoder(arguments.encoder, arguments.device), strength=strength)
     model, tokenizer = options.load(arguments)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("reading", total=len(examples.texts))
         return train_causal(
-            examples, model, tokenizer, model_name=arguments.model, strength=strength,
-            progress=lambda n: bar.advance(task, n),
-        )  # fmt: skip
+            examples,
+            model,
+            tokenizer,
+            model_name=arguments.model,
+            strength=strength,
+            progress=lambda texts: bar.advance(task, texts),
+        )
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -1,24 +1,27 @@
-"""``textguide completion``: a script that completes commands and options in a shell."""
+"""``textguide completion``."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from .parser import add_command
+
 SHELLS = ("bash", "zsh", "tcsh")
-EPILOG = """\
-bash:  textguide completion bash > ~/.local/share/bash-completion/completions/textguide
-zsh:   textguide completion zsh > "${fpath[1]}/_textguide"
-tcsh:  textguide completion tcsh | sudo tee /etc/profile.d/textguide.completion.csh
-"""
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser; ``whole`` of its arguments is to be the parser of all commands."""
-    parser = commands.add_parser(
-        "completion", help="print a script for shell completion", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    """Add the command to the parser."""
+    parser = add_command(
+        commands,
+        "completion",
+        description="Print a script that completes commands and options in a shell.",
+        examples=(
+            "completion bash > ~/.local/share/bash-completion/completions/textguide",
+            'completion zsh > "${fpath[1]}/_textguide"',
+            "completion tcsh | sudo tee /etc/profile.d/textguide.completion.csh",
+        ),
+    )
     parser.add_argument("shell", choices=SHELLS)
     parser.set_defaults(run=run)
 
@@ -31,5 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ..support.errors import MissingExtraError
 
         raise MissingExtraError("shtab", "completion", "textguide completion") from error
-    print(shtab.complete(arguments.whole, arguments.shell))
+    from . import build_parser
+
+    print(shtab.complete(build_parser(), arguments.shell))
     return 0

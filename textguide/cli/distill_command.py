@@ -1,139 +1,186 @@
-"""``textguide distill``: train an adapter with which a model follows guidance by itself."""
+"""``textguide distill``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from dataclasses import fields
 from typing import Any
 
 from ..support import files
+from ..support.options import add_options
 from . import options
+from .parser import add_command
+from .progress import progress_bar
+from .signatures import names_in, settings_of, values_of
+
+SOURCE = "distillation/settings.py"
+TEXTS = settings_of(
+    SOURCE,
+    "DistillSettings",
+    "source texts tokens",
+    source={
+        "default": None,
+        "help": "plain, guided, given, or shares such as plain=0.5,given=0.5 [given with --given, otherwise plain]",
+    },
+    texts={"help": "number of texts that are generated"},
+    tokens={"help": "longest text, with its prompt"},
+)
+TRAINING = settings_of(
+    SOURCE,
+    "DistillSettings",
+    "objective positions scales steps batch_size learning_rate rank seed targets mixed_precision",
+    objective={"help": "forward-kl, reverse-kl, likelihood, cca, gft or model-guidance"},
+    positions={
+        "choices": names_in(SOURCE, "POSITIONS"),
+        "help": "the tokens of a text that guidance acts on [all, if the guidance allows it]",
+    },
+    scales={"default": None, "metavar": "γ,γ…", "help": "train one adapter for several γ, such as 1,1.5,2"},
+    steps={"help": "steps of the optimiser"},
+    batch_size={"help": "texts per step"},
+    learning_rate={"help": "highest learning rate of AdamW"},
+    rank={"help": "rank of the LoRA"},
+    seed={"help": "seed of the texts and of the training"},
+    targets={"help": "modules to adapt, separated by commas"},
+    mixed_precision={"choices": names_in(SOURCE, "PRECISIONS"), "help": "mixed precision of accelerate"},
+)
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    from ..distillation.objectives import OBJECTIVES
-    from ..distillation.settings import POSITIONS, PRECISIONS, DistillSettings
-
-    parser = commands.add_parser("distill", help="train an adapter that stands for a guidance", description=__doc__)
-    parser.add_argument("model", nargs="?", default="smollm2", help="as for --model elsewhere [%(default)s]")
+    parser = add_command(
+        commands,
+        "distill",
+        description="Train an adapter with which a model follows guidance without the cost of a second branch.",
+        examples=(
+            "distill smollm2 --guidance cfg:scale=1.5 --out ADAPTER",
+            "distill smollm2 --scales 1,1.5,2 --out ADAPTER --evaluate",
+            'generate "The dragon flew" --adapter ADAPTER --scale 1',
+        ),
+    )
+    parser.add_argument("model", nargs="?", default="smollm2", help="as for --model of other commands [%(default)s]")
     parser.add_argument(
-        "--guidance", default="cfg", metavar="METHOD", help="what to learn: as for `textguide generate`, or JSON [cfg]"
+        "--guidance", default="cfg", metavar="METHOD", help="the guidance to learn, as for textguide generate [cfg]"
     )
     options.add_extra_model(parser)
     parser.add_argument("--out", required=True, metavar="ADAPTER", help="folder of the adapter")
     parser.add_argument("--overwrite", action="store_true", help="remove the adapter that is in --out first")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1… [a GPU if there is one]")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 [float32 on a CPU, else the checkpoint's]")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON")
+    add_options(parser, options.DEVICE)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     group = parser.add_argument_group("texts")
     group.add_argument(
-        "--prompts", metavar="FILE", help="what texts begin with: .txt, .jsonl, .csv, .parquet [openings of one word]"
+        "--prompts", metavar="FILE", help="beginnings of texts: .txt, .jsonl, .csv, .parquet [single words]"
     )
     group.add_argument(
         "--given", metavar="FILE", help="texts for --source given, with columns prompt and completion, or text"
     )
-    group.add_argument("--source", help="plain, guided, given, or shares such as plain=0.5,given=0.5 [plain]")
-    group.add_argument("--texts", type=int, help="how many are written [960]")
-    group.add_argument("--tokens", type=int, help="longest text [70]")
-    group = parser.add_argument_group("training")
-    group.add_argument("--objective", choices=OBJECTIVES, help="[forward-kl]")
-    group.add_argument(
-        "--positions", choices=POSITIONS, help="where guidance acts in a text [what the guidance allows]"
-    )
-    group.add_argument("--scales", metavar="γ,γ…", help="train one adapter for several γ, such as 1,1.5,2")
-    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("rank", int), ("seed", int)):
-        default = getattr(DistillSettings, name.replace("-", "_"))
-        group.add_argument(f"--{name}", type=kind, help=f"[{default:g}]")
-    group.add_argument("--targets", help="modules to adapt, with commas between them [all-linear]")
-    group.add_argument("--mixed-precision", choices=PRECISIONS, help="[no]")
-    group = parser.add_argument_group("verdict")
-    group.add_argument("--evaluate", action="store_true", help="compare plain, guided and distilled when it is done")
-    group.add_argument("--held-out", metavar="FILE", help="prompts for the verdict [those of --prompts, or openings]")
-    group.add_argument("--tasks", metavar="TASKS", help="tasks for the verdict, with commas between them")
-    group.add_argument("--limit", type=int, default=200, help="items a task, and texts [%(default)s]")
-    group.add_argument("--data", metavar="FOLDER", help="folder of the tasks' data, as for `textguide eval`")
+    add_options(group, TEXTS)
+    add_options(parser.add_argument_group("training"), TRAINING)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--evaluate", action="store_true", help="compare plain, guided and distilled after training")
+    group.add_argument("--held-out", metavar="FILE", help="prompts to evaluate on [--prompts, or single words]")
+    group.add_argument("--tasks", metavar="TASKS", help="tasks to evaluate on, separated by commas")
+    group.add_argument("--limit", type=int, default=200, help="items per task, and texts [%(default)s]")
+    group.add_argument("--data", metavar="FOLDER", help="folder with the data of the tasks, as for textguide eval")
     parser.set_defaults(run=run_distill)
 
 
 def run_distill(arguments: argparse.Namespace) -> int:
-    """Train, save, and say what came of it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ..distillation import DistillSettings, distill, texts
+    """Train, save, evaluate, and report."""
+    from ..distillation import distill, texts
     from ..guidance import as_guidance
     from ..guidance.spec import parse
     from ..models.adapters import load_further
     from ..models.loading import load
 
     guidance = as_guidance(parse(arguments.guidance))
-    chosen: dict[str, Any] = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(DistillSettings)
-        if getattr(arguments, field.name, None) is not None
-    }
-    if "scales" in chosen:
-        chosen["scales"] = _numbers(chosen["scales"])
-    if arguments.given and "source" not in chosen:
-        chosen["source"] = "given"
-    settings = DistillSettings(**chosen)
+    settings = _settings(arguments)
     if guidance is not None:
         settings.check(guidance)
     files.folder(arguments.out)
-    rows = None if arguments.prompts is None else texts.read(arguments.prompts)
-    prompts = None if rows is None else [row.get("messages") or row.get("prompt") or row["text"] for row in rows]
-    others = [] if arguments.given is None else texts.read(arguments.given)
-    loading = {"device": arguments.device, "dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
+    prompts = _prompts(arguments.prompts)
+    given = [] if arguments.given is None else texts.read(arguments.given)
+    loading = values_of(options.DEVICE, arguments)
     model, tokenizer = load(arguments.model, **loading)
     models = load_further(model, options.extra_model_names(arguments), **loading)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        bars: dict[str, Any] = {}
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
 
-        def progress(what: str, done: int, of: int, loss: float | None) -> None:
-            if what not in bars:
-                bars[what] = bar.add_task(what, total=of)
-            told = what if loss is None else f"{what}, loss {loss:.4f}"
-            bar.update(bars[what], completed=done, description=told)
+        def progress(name: str, done: int, total: int, loss: float | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            description = name if loss is None else f"{name}, loss {loss:.4f}"
+            bar.update(tasks[name], completed=done, description=description)
 
         try:
             result = distill(
-                model, tokenizer, guidance, arguments.out, prompts=prompts, given=others, settings=settings,
-                models=models, name=arguments.model, overwrite=arguments.overwrite, progress=progress,
-            )  # fmt: skip
+                model,
+                tokenizer,
+                guidance,
+                arguments.out,
+                prompts=prompts,
+                given=given,
+                settings=settings,
+                models=models,
+                name=arguments.model,
+                overwrite=arguments.overwrite,
+                progress=progress,
+            )
         except KeyboardInterrupt:
-            print("stopped; the same command goes on where it was", file=sys.stderr)
+            print("stopped; the same command resumes", file=sys.stderr)
             raise
-    found: dict[str, Any] = {
-        "out": str(result.folder), "steps": len(result.losses), "resumed": result.resumed, "seconds": result.seconds,
+    report: dict[str, Any] = {
+        "out": str(result.folder),
+        "steps": len(result.losses),
+        "resumed": result.resumed,
+        "seconds": result.seconds,
         "loss": {"first": result.losses[0], "last tenth": result.last_loss},
-    }  # fmt: skip
+    }
     if not arguments.json:
         print(result)
     if arguments.evaluate:
-        from textguide.eval.sweeps import verdict
-
-        held = arguments.held_out or arguments.prompts
-        shown = (
-            None
-            if held is None
-            else [row.get("messages") or row.get("prompt") or row["text"] for row in texts.read(held)]
-        )
-        tasks = [one for one in (arguments.tasks or "").split(",") if one]
-        judged = verdict.judge(
-            model, tokenizer, guidance, arguments.out, prompts=shown, tasks=tasks, limit=arguments.limit,
-            models=models, data=arguments.data,
-        )  # fmt: skip
-        found["verdict"] = judged
-        if not arguments.json:
-            verdict.show(judged)
+        report["verdict"] = _evaluate(arguments, model, tokenizer, guidance, models)
     if arguments.json:
-        print(json.dumps(files.plain(found)))
+        print(json.dumps(files.plain(report)))
     return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Any:
+    from ..distillation import DistillSettings
+
+    values = {**values_of(TEXTS, arguments), **values_of(TRAINING, arguments)}
+    if values["source"] is None:
+        values["source"] = "plain" if arguments.given is None else "given"
+    values["scales"] = () if values["scales"] is None else _numbers(values["scales"])
+    return DistillSettings(**values)
+
+
+def _prompts(path: str | None) -> list[Any] | None:
+    from ..distillation import texts
+
+    if path is None:
+        return None
+    return [row.get("messages") or row.get("prompt") or row["text"] for row in texts.read(path)]
+
+
+def _evaluate(arguments: argparse.Namespace, model: Any, tokenizer: Any, guidance: Any, models: Any) -> dict[str, Any]:
+    """Compare plain, guided and distilled generation; print the comparison unless the output is JSON."""
+    from textguide.eval.sweeps import verdict
+
+    comparison: dict[str, Any] = verdict.judge(
+        model,
+        tokenizer,
+        guidance,
+        arguments.out,
+        prompts=_prompts(arguments.held_out or arguments.prompts),
+        tasks=[name for name in (arguments.tasks or "").split(",") if name],
+        limit=arguments.limit,
+        models=models,
+        data=arguments.data,
+    )
+    if not arguments.json:
+        verdict.show(comparison)
+    return comparison
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""``textguide doctor``: what is installed, which devices there are, where caches stand, and what is missing."""
+"""``textguide doctor``."""
 
 from __future__ import annotations
 
@@ -11,40 +11,45 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .parser import add_command
+
 INSTALLED = "installed"
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
-        "doctor", help="show versions, devices, extras and caches, and what is missing", description=__doc__
+    parser = add_command(
+        commands,
+        "doctor",
+        description="Show versions, devices, extras and caches, and what is missing.",
+        examples=("doctor", "doctor --json"),
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look and print; nothing is loaded, fetched or changed."""
-    found = examine()
+    """Print the report; nothing is loaded, downloaded or changed."""
+    report = examine()
     if arguments.json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json.dumps(report, ensure_ascii=False, indent=1))
         return 0
     for title in ("versions", "devices", "caches"):
         print(f"{title}:")
-        for name, value in found[title].items():
+        for name, value in report[title].items():
             print(f"  {name}: {value}")
     print("extras:")
-    for name, extra in found["extras"].items():
-        lacks = "" if not extra["missing"] else f"lacks {', '.join(extra['missing'])}"
-        print(f"  {name}: {lacks or INSTALLED}")
-    print("missing:" if found["missing"] else "nothing is missing")
-    for line in found["missing"]:
+    for name, extra in report["extras"].items():
+        state = f"lacks {', '.join(extra['missing'])}" if extra["missing"] else INSTALLED
+        print(f"  {name}: {state}")
+    print("missing:" if report["missing"] else "nothing is missing")
+    for line in report["missing"]:
         print(f"  {line}")
     return 0
 
 
 def examine() -> dict[str, Any]:
-    """All of it as plain values: ``versions``, ``devices``, ``extras``, ``caches``, ``missing``."""
+    """The report as plain values: ``versions``, ``devices``, ``extras``, ``caches``, ``missing``."""
     from ..models import bundled
     from ..support import files
 
@@ -58,7 +63,7 @@ def examine() -> dict[str, Any]:
     if not data:
         missing.append("TEXTGUIDE_DATA is not set: tasks load their data from the hub (textguide eval --list)")
     elif not Path(data).is_dir():
-        missing.append(f"TEXTGUIDE_DATA={data} is no folder")
+        missing.append(f"TEXTGUIDE_DATA={data} is not a folder")
     caches = {"converted models": _size(files.cache_root()), "hub": _size(_hub()), "TEXTGUIDE_DATA": data or "–"}
     return {"versions": _versions(), "devices": _devices(), "extras": extras, "caches": caches, "missing": missing}
 
@@ -66,37 +71,41 @@ def examine() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     names = ("textguide", "torch", "transformers", "accelerate", "vllm", "lm_eval")
     versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    return versions | {name: version for name in names if (version := _version(name)) is not None}
+    for name in names:
+        version = _version(name)
+        if version is not None:
+            versions[name] = version
+    return versions
 
 
 def _devices() -> dict[str, str]:
     import torch
 
-    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     for number in range(torch.cuda.device_count()):
         values = torch.cuda.get_device_properties(number)
-        found[f"cuda:{number}"] = f"{values.name}, {values.total_memory / 2**30:.0f} GiB"
+        devices[f"cuda:{number}"] = f"{values.name}, {values.total_memory / 2**30:.0f} GiB"
     if torch.backends.mps.is_available():
-        found["mps"] = "available"
-    return found
+        devices["mps"] = "available"
+    return devices
 
 
 def _extras() -> dict[str, dict[str, Any]]:
-    """By extra: the packages that it brings with their versions, and those that are missing."""
-    found: dict[str, dict[str, Any]] = {}
+    """For each extra, its installed packages with their versions, and those that are missing."""
+    extras: dict[str, dict[str, Any]] = {}
     for line in importlib.metadata.requires("textguide") or []:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", marker)
         name = re.match(r"[\w.-]+", requirement)
         if extra is None or name is None or extra[1] == "dev":
             continue
-        entry = found.setdefault(extra[1], {"packages": {}, "missing": []})
+        entry = extras.setdefault(extra[1], {"packages": {}, "missing": []})
         version = _version(name[0])
         if version is None:
             entry["missing"].append(requirement.strip())
         else:
             entry["packages"][name[0]] = version
-    return found
+    return extras
 
 
 def _version(package: str) -> str | None:

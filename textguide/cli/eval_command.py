@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import small
+from ..support import files
 from ..support.options import add_options, from_arguments, named_values
 from . import captioning_options, options
 
@@ -94,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.tasks:
         raise ValueError("--tasks is missing; name some, such as --tasks lambada_mini, or see --list")
     settings = _settings(arguments)
+    if arguments.output is not None and not arguments.plan:
+        files.folder(arguments.output, "--output")
     if is_captioning:
         return _report(captioning_options.run(arguments, settings), arguments)
     room = _evaluation()

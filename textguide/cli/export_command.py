@@ -1,4 +1,4 @@
-"""``textguide export-generate``: a method as a folder for transformers' ``model.generate(custom_generate=…)``."""
+"""``textguide export-generate``."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import argparse
 from typing import Any
 
 from . import options
+from .parser import add_command
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "export-generate",
-        help="write a method as a folder that transformers' generate loads",
-        description="Write custom_generate/generate.py, its requirements and a card, ready to be pushed to a hub.",
+        description="Write a method as a folder for transformers' model.generate(custom_generate=…): "
+        "custom_generate/generate.py, its requirements and a card, ready to be pushed to a hub.",
+        examples=("export-generate cfg:scale=1.5 --out my-cfg",),
     )
     parser.add_argument(
         "method",
         metavar="METHOD",
-        help="as for --guidance: cfg:scale=1.5, apg, a JSON file; `textguide methods` lists them",
+        help="as for --guidance: cfg:scale=1.5, apg, a JSON file; textguide methods lists them",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that stand there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options.add_extra_model(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the folder, and say how it is used."""
+    """Write the folder, and print the call that uses it."""
     from ..engine.exporting import export_generate
     from ..guidance import as_guidance
 

@@ -37,14 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         raise MissingExtraError(str(error.name), "eval", "textguide replicate") from error
     every = names(arguments.folder)
-    unknown = [name for name in arguments.names if name not in every]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no claim in {arguments.folder}; use one of {', '.join(every)}")
-    if arguments.all and arguments.names:
-        raise ValueError("--all excludes names; leave one out")
-    chosen = every if arguments.all else list(arguments.names)
-    if not chosen and not (arguments.list or arguments.pages or arguments.plan):
-        raise ValueError("name a claim, or add --all, --list or --pages FOLDER")
+    chosen = _chosen(arguments, every)
     if arguments.plan:
         _plan(replicating.estimates(arguments.folder, chosen or every))
         return 0
@@ -68,13 +61,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _chosen(arguments: argparse.Namespace, every: list[str]) -> list[str]:
+    """The claims to run."""
+    for name in arguments.names:
+        if name not in every:
+            raise ValueError(f"{name!r} is not a claim in {arguments.folder}; use one of {', '.join(every)}")
+    if arguments.all and arguments.names:
+        raise ValueError("--all excludes names; leave one out")
+    chosen = every if arguments.all else list(arguments.names)
+    if not chosen and not (arguments.list or arguments.pages or arguments.plan):
+        raise ValueError("name a claim, or add --all, --list or --pages FOLDER")
+    return chosen
+
+
 def _plan(estimates: Any) -> None:
     from rich.console import Console
 
     from ..support.tables import of_plan
 
-    rows = [([one.name, "has been run"], ()) if one.done else ([one.name, ""], (one.passes, one.tokens, one.hours))
-            for one in estimates]  # fmt: skip
+    rows: list[Any] = []
+    for one in estimates:
+        if one.done:
+            rows.append(([one.name, "has been run"], ()))
+        else:
+            rows.append(([one.name, ""], (one.passes, one.tokens, one.hours)))
     left = sum(not one.done for one in estimates)
     Console().print(of_plan("what it takes on one core, about", ["claim", ""], rows, f"{left} to run"))
 

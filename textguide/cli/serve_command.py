@@ -1,4 +1,4 @@
-"""``textguide serve``: vLLM's OpenAI-compatible server with guidance, or one for a masked diffusion model."""
+"""``textguide serve``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from .parser import COMMANDS, Parser
+
 EPILOG = (
     "OPTIONS are those of vllm serve (textguide serve MODEL --help=all lists them). Clients send "
     'extra_body={"vllm_xargs": {"guidance": "cfg:scale=1.5"}}, or any other guidance as JSON; see docs/serving.md. '
-    "With --diffusion in front of MODEL, OPTIONS are those of textguide serve --diffusion MODEL --help, and clients "
+    "With --diffusion before MODEL, OPTIONS are those of textguide serve --diffusion MODEL --help, and clients "
     'send extra_body={"guidance": "acfg:scale=1.5", "steps": 16}; see docs/diffusion.md.'
 )
 
@@ -17,7 +19,10 @@ EPILOG = (
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "serve", help="serve a model over HTTP, with guidance", description=__doc__, epilog=EPILOG
+        "serve",
+        help=COMMANDS["serve"],
+        description="Start vLLM's OpenAI-compatible server with guidance, or a server for a masked diffusion model.",
+        epilog=EPILOG,
     )
     parser.add_argument("--diffusion", action="store_true", help="MODEL is a masked diffusion model (no vLLM needed)")
     parser.add_argument("model", metavar="MODEL", help="smollm2, a folder, a GGUF file, or a name on a model hub")
@@ -34,32 +39,44 @@ def run(arguments: argparse.Namespace) -> int:
     parsed = server.parse(arguments.model, arguments.options)
     pages = {}
     if parsed.playground:
-        from ..playground import serving
+        from ..playground import launch
 
-        pages["/playground"] = serving.beside(arguments.model, parsed.host or "")
+        pages["/playground"] = launch.mounted_page(arguments.model, parsed.host or "")
     server.serve(parsed, pages)
     return 0
 
 
 def _canvases(model: str, options: Sequence[str]) -> int:
-    from ..diffusion.serving import starting
+    from ..diffusion.serving import launch
 
-    parser = argparse.ArgumentParser(prog="textguide serve --diffusion MODEL")
+    parser = Parser(prog="textguide serve --diffusion MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
     parser.add_argument("--port", type=int, default=8000, help="0: a free one [%(default)s]")
-    parser.add_argument("--served-model-name", metavar="NAME", default=model, help="what clients call it [MODEL]")
-    parser.add_argument("--api-key", metavar="KEY", help="clients have to send it as a bearer token")
-    parser.add_argument("--device", help="where the model goes [a GPU if there is one]")
+    parser.add_argument(
+        "--served-model-name", metavar="NAME", default=model, help="name of the model in requests [MODEL]"
+    )
+    parser.add_argument("--api-key", metavar="KEY", help="bearer token that clients have to send")
+    parser.add_argument("--device", help="device of the model [a GPU if there is one]")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    parser.add_argument("--extra-model", metavar="NAME=MODEL", action="append", default=[],
-                        help="a further denoiser that branches may run")  # fmt: skip
-    parser.add_argument("--allow", metavar="NAME", action="append", default=[],
-                        help="a classifier that requests may name, beside the bundled ones")  # fmt: skip
-    parser.add_argument("--max-runs", type=int, default=32, help="requests filled at once [%(default)s]")
+    parser.add_argument(
+        "--extra-model",
+        metavar="NAME=MODEL",
+        action="append",
+        default=[],
+        help="another denoiser, which branches may run",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a classifier that requests may name, in addition to the bundled ones",
+    )
+    parser.add_argument("--max-runs", type=int, default=32, help="requests that run together [%(default)s]")
     parser.add_argument("--max-waiting", type=int, default=1000, help="requests that may wait [%(default)s]")
-    parser.add_argument("--max-canvas", type=int, default=1024, help="masks of a row, at most [%(default)s]")
-    parser.add_argument("--max-prompt", type=int, default=4096, help="tokens of a prompt, at most [%(default)s]")
-    parser.add_argument("--max-particles", type=int, default=16, help="particles, and n [%(default)s]")
+    parser.add_argument("--max-canvas", type=int, default=1024, help="most masks of a row [%(default)s]")
+    parser.add_argument("--max-prompt", type=int, default=4096, help="most tokens of a prompt [%(default)s]")
+    parser.add_argument("--max-particles", type=int, default=16, help="most particles, and largest n [%(default)s]")
     parsed = parser.parse_args(list(options))
     further = {}
     for one in parsed.extra_model:
@@ -70,5 +87,5 @@ def _canvases(model: str, options: Sequence[str]) -> int:
     for name in ("max_runs", "max_canvas", "max_prompt", "max_particles"):
         if getattr(parsed, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name)}: give 1 or more")
-    starting.serve_canvases(model, further, parsed)
+    launch.serve_canvases(model, further, parsed)
     return 0

@@ -1,4 +1,4 @@
-"""``textguide steering``: train a vector that ``Steering`` adds inside a model."""
+"""``textguide steering``."""
 
 from __future__ import annotations
 
@@ -7,52 +7,71 @@ import json
 from typing import Any
 
 from ..support import files
+from ..support.checks import whole_number
 from . import options
+from .parser import add_command
+from .progress import progress_bar
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("steering", help="train a steering vector", description=__doc__)
+    examples = (
+        "steering train pairs.tsv --out FOLDER",
+        "steering train --positive polite.txt --negative rude.txt --out FOLDER",
+        'generate "Dear customer," --guidance steering:vector=FOLDER',
+    )
+    parser = add_command(
+        commands, "steering", description="Train a vector that Steering adds inside a model.", examples=examples
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{train}")
-    train = actions.add_parser("train", help="take the difference of means over contrasting texts, and save it")
-    train.add_argument("pairs", nargs="?", help="a positive text, a tab and a negative one on each line")
-    train.add_argument("--positive", metavar="FILE", help="in place of PAIRS: texts to steer towards, one a line")
-    train.add_argument("--negative", metavar="FILE", help="texts to steer away from, one a line")
-    train.add_argument("--out", required=True, metavar="FOLDER", help="where the vector goes")
-    train.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
-    train.add_argument("--batch-size", type=int, default=16, help="texts that are read at once [%(default)s]")
+    train = actions.add_parser("train", help="compute the difference of means over contrasting texts, and save it")
+    train.add_argument("pairs", nargs="?", help="a file with a positive text, a tab and a negative text on each line")
+    train.add_argument(
+        "--positive", metavar="FILE", help="instead of PAIRS: texts to steer towards, one per line; needs --negative"
+    )
+    train.add_argument("--negative", metavar="FILE", help="texts to steer away from, one per line")
+    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the vector")
+    train.add_argument("--overwrite", action="store_true", help="replace the content of that folder")
+    train.add_argument("--batch-size", type=int, default=16, help="texts per batch [%(default)s]")
     train.add_argument("--json", action="store_true", help="print everything as JSON")
     options.add_model(train)
     train.set_defaults(run=run_train)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Read the texts, save the vector, and say how long it is."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Read the texts, save the vector, and report its length."""
     from .. import steering
 
+    whole_number("batch_size", arguments.batch_size, 1)
     out = files.vacant(arguments.out, arguments.overwrite)
     positive, negative = _texts(arguments)
     model, tokenizer = options.load(arguments)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("reading", total=len(positive) + len(negative))
         vector = steering.train(
-            model, tokenizer, positive, negative, batch_size=arguments.batch_size, name=arguments.model,
-            progress=lambda n: bar.advance(task, n),
-        )  # fmt: skip
+            model,
+            tokenizer,
+            positive,
+            negative,
+            batch_size=arguments.batch_size,
+            name=arguments.model,
+            progress=lambda texts: bar.advance(task, texts),
+        )
     vector = vector.save(out)
     norms = [round(norm, 4) for norm in vector.directions.norm(dim=-1).tolist()]
-    found = {
-        "out": str(out), "fingerprint": vector.fingerprint, "model": vector.model, "positive": len(positive),
-        "negative": len(negative), "norms": norms,
-    }  # fmt: skip
+    report = {
+        "out": str(out),
+        "fingerprint": vector.fingerprint,
+        "model": vector.model,
+        "positive": len(positive),
+        "negative": len(negative),
+        "norms": norms,
+    }
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(report))
     else:
-        print(f"{len(positive)} texts against {len(negative)}, {len(norms)} layers")
-        print(f"length of the vector from {norms[0]:g} behind the first layer to {norms[-1]:g} behind the last")
+        print(f"{len(positive)} positive and {len(negative)} negative texts, {len(norms)} layers")
+        print(f"length of the vector: {norms[0]:g} after the first layer, {norms[-1]:g} after the last layer")
         print(f"wrote {out}")
     return 0
 
@@ -60,11 +79,10 @@ def run_train(arguments: argparse.Namespace) -> int:
 def _texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     from ..steering import read_pairs, read_texts
 
-    files = (arguments.positive, arguments.negative)
     if arguments.pairs is not None:
-        if any(files):
+        if arguments.positive or arguments.negative:
             raise ValueError("PAIRS excludes --positive and --negative; give one or the other")
         return read_pairs(arguments.pairs)
-    if not all(files):
+    if not (arguments.positive and arguments.negative):
         raise ValueError("give a file of PAIRS, or --positive and --negative together")
-    return read_texts(files[0]), read_texts(files[1])
+    return read_texts(arguments.positive), read_texts(arguments.negative)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..support import files
 from . import options
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tune, and say what came of it."""
+    """Tune, and report the chosen setting."""
     from ..guidance.spec import parse
 
     try:
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ..support.errors import MissingExtraError
 
         raise MissingExtraError(str(error.name), "eval", "textguide tune") from error
+    files.folder(arguments.output, "--output")
     tried: dict[str, Any] = {}
     if arguments.scales:
         tried["scales"] = [_number("--scales", text) for text in arguments.scales.split(",")]
@@ -57,9 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.windows:
         tried["windows"] = [_window(text) for text in arguments.windows.split(",")]
     model_args: dict[str, Any] = {
-        "pretrained": arguments.model, "batch_size": arguments.batch_size,
+        "pretrained": arguments.model,
+        "batch_size": arguments.batch_size,
         "trust_remote_code": arguments.trust_remote_code,
-    }  # fmt: skip
+    }
     for name in ("device", "dtype"):
         if getattr(arguments, name):
             model_args[name] = getattr(arguments, name)

@@ -1,32 +1,43 @@
-"""``textguide value``: train a head that says what a text will be worth, for ``ValueGuidance``."""
+"""``textguide value``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from ..support import files
+from ..support.checks import whole_number
 from . import options
+from .parser import add_command
+from .progress import progress_bar
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("value", help="train a value head on a model's rollouts", description=__doc__)
+    parser = add_command(
+        commands,
+        "value",
+        description="Train a head that predicts the reward of a text from its beginning, for ValueGuidance.",
+        examples=(
+            "value train prompts.txt --classifier sentiment --target positive --out FOLDER",
+            "value train prompts.txt --reward FOLDER --out FOLDER --rollouts 16",
+            'generate "The film was" --guidance value:head=FOLDER',
+        ),
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{train}")
-    train = actions.add_parser("train", help="let the model write, judge the texts, and fit a head on their beginnings")
-    train.add_argument("prompts", metavar="PROMPTS", help="a file with a prompt on each line")
-    train.add_argument("--out", required=True, metavar="FOLDER", help="where the head goes")
-    train.add_argument("--overwrite", action="store_true", help="replace what is in that folder")
+    train = actions.add_parser("train", help="generate texts, compute their rewards, and fit a head to their prefixes")
+    train.add_argument("prompts", metavar="PROMPTS", help="a file with one prompt per line")
+    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the head")
+    train.add_argument("--overwrite", action="store_true", help="replace the content of that folder")
     train.add_argument("--reward", metavar="NAME", help="a folder, hf:NAME or python:MODULE:NAME, as for Reward")
-    train.add_argument("--classifier", metavar="NAME", help="in place of it: sentiment, a folder… as for CAIF")
-    train.add_argument("--target", metavar="LABEL", help="the class whose probability a text is worth")
-    train.add_argument("--rollouts", type=int, default=8, help="texts a prompt [%(default)s]")
-    train.add_argument("--max-new-tokens", type=int, default=64, help="where they are cut off [%(default)s]")
-    train.add_argument("--classify-continuation", action="store_true", help="the prompt is not judged")
+    train.add_argument("--classifier", metavar="NAME", help="instead of --reward: sentiment, a folder… as for CAIF")
+    train.add_argument("--target", metavar="LABEL", help="the class whose probability is the reward")
+    train.add_argument("--rollouts", type=int, default=8, help="texts per prompt [%(default)s]")
+    train.add_argument("--max-new-tokens", type=int, default=64, help="longest text [%(default)s]")
+    train.add_argument("--classify-continuation", action="store_true", help="hide the prompt from the classifier")
     train.add_argument("--strength", type=float, default=0.1, help="inverse of the L2 penalty [%(default)s]")
-    train.add_argument("--batch-size", type=int, default=16, help="texts written and read at once [%(default)s]")
+    train.add_argument("--batch-size", type=int, default=16, help="texts per batch [%(default)s]")
     train.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     train.add_argument("--json", action="store_true", help="print everything as JSON")
     options.add_model(train)
@@ -34,45 +45,56 @@ def add(commands: Any) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Write, judge, fit, save, and say how well the head foresees."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Generate texts, fit and save the head, and report how well it predicts."""
     from .. import value
 
-    if (arguments.reward is None) == (arguments.classifier is None):
-        raise ValueError("give --reward, or --classifier with --target, to say what a text is worth")
-    if (arguments.classifier is None) != (arguments.target is None):
-        raise ValueError("--classifier and --target belong together; give both")
+    _check(arguments)
     out = files.vacant(arguments.out, arguments.overwrite)
-    try:
-        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{arguments.prompts} cannot be read ({error.strerror}); check the path") from error
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{arguments.prompts} is empty; write a prompt on each line")
+    prompts = options.read_lines(arguments.prompts, "PROMPTS", "a prompt")
     model, tokenizer = options.load(arguments)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         total = len(prompts) * arguments.rollouts
-        writing, reading = bar.add_task("writing", total=total), bar.add_task("reading", total=total)
-        found = value.rollouts(
-            model, tokenizer, prompts, reward=arguments.reward, classifier=arguments.classifier,
-            target=arguments.target, number=arguments.rollouts, max_new_tokens=arguments.max_new_tokens,
-            include_prompt=not arguments.classify_continuation, batch_size=arguments.batch_size, seed=arguments.seed,
-            progress=lambda n: bar.advance(writing, n),
-        )  # fmt: skip
+        writing = bar.add_task("writing", total=total)
+        reading = bar.add_task("reading", total=total)
+        texts = value.rollouts(
+            model,
+            tokenizer,
+            prompts,
+            reward=arguments.reward,
+            classifier=arguments.classifier,
+            target=arguments.target,
+            number=arguments.rollouts,
+            max_new_tokens=arguments.max_new_tokens,
+            include_prompt=not arguments.classify_continuation,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            progress=lambda count: bar.advance(writing, count),
+        )
         head, report = value.train(
-            model, tokenizer, found, model_name=arguments.model, strength=arguments.strength,
-            batch_size=arguments.batch_size, progress=lambda n: bar.advance(reading, n),
-        )  # fmt: skip
+            model,
+            tokenizer,
+            texts,
+            model_name=arguments.model,
+            strength=arguments.strength,
+            batch_size=arguments.batch_size,
+            progress=lambda count: bar.advance(reading, count),
+        )
     head.save(out, report)
     if arguments.json:
         print(json.dumps({"out": str(out), "kind": head.kind, **report}))
-    else:
-        print(f"{report['texts']} texts, {report['prefixes']} prefixes, mean reward {report['mean']:.4f}")
-        if report["explained"] is not None:
-            shown = ", ".join(f"{share:.3f} at the {name} token" for name, share in report["explained"].items())
-            print(f"share of the variance that the head foresees, on the last tenth: {shown}")
-        print(f"wrote {out}")
+        return 0
+    print(f"{report['texts']} texts, {report['prefixes']} prefixes, mean reward {report['mean']:.4f}")
+    if report["explained"] is not None:
+        shares = ", ".join(f"{share:.3f} at the {name} token" for name, share in report["explained"].items())
+        print(f"explained share of the variance, on the last tenth: {shares}")
+    print(f"wrote {out}")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if (arguments.reward is None) == (arguments.classifier is None):
+        raise ValueError("give --reward, or --classifier with --target, for the reward of a text")
+    if (arguments.classifier is None) != (arguments.target is None):
+        raise ValueError("--classifier and --target belong together; give both")
+    for name in ("rollouts", "max_new_tokens", "batch_size"):
+        whole_number(name, getattr(arguments, name), 1)

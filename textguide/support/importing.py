@@ -1,4 +1,4 @@
-"""Python objects that are named by their place."""
+"""Python objects that are named as ``MODULE:NAME``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def named_object(path: str, what: str) -> Any:
-    """The object that ``MODULE:NAME`` leads to; modules in the working directory are found too.
+    """Import the object ``MODULE:NAME``; modules in the working directory are found too.
 
     Args:
-        path: the place.
-        what: names the argument in messages: ``classifier``, ``constraint``.
+        path: ``MODULE:NAME``.
+        what: the argument in messages, such as ``classifier`` or ``constraint``.
 
     Raises:
-        ValueError: there is no such thing; the message says which part is missing.
+        ValueError: there is no such module or name.
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
@@ -27,7 +27,7 @@ def named_object(path: str, what: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{what} 'python:{path}': there is no module {error.name!r}; run where it can be imported"
+            f"{what} 'python:{path}': there is no module {error.name!r}; run in a folder from which it can be imported"
         ) from error
     finally:
         sys.path.remove(added)

@@ -1,7 +1,7 @@
-"""Values that show themselves: one description of what is seen, drawn as HTML in notebooks and by rich in terminals.
+"""Values that display themselves: one description, drawn as HTML in notebooks and by rich in terminals.
 
-A class derives from :class:`Shown` and says in ``_shown`` what there is to see, in the blocks below. The HTML has no
-script, every text in it is escaped, and its colours are tints of the page's own, so that it reads in light and dark.
+A class derives from :class:`Shown` and returns a title and blocks from ``_shown``. The HTML has no script, all texts in
+it are escaped, and its colours are tints of the page's own, so that it is legible on light and dark pages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_ROWS = 20
-"""Rows of a table that are drawn; a line says how many more there are."""
+"""Largest number of rows that are drawn of a table; a line below it gives the number of the others."""
 
 _STYLE = (
     ".textguide-shown{font:13px/1.5 system-ui,sans-serif;border:1px solid rgba(128,128,128,.4);border-radius:6px;"
@@ -35,7 +35,7 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence; a quiet one stands back."""
+    """A sentence; a quiet one is dimmed."""
 
     text: str
     quiet: bool = False
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with their values."""
+    """Pairs of a name and a value."""
 
     pairs: tuple[tuple[str, str], ...]
 
@@ -53,10 +53,10 @@ class Token:
     """A piece of a text.
 
     Args:
-        text: what is written.
-        heat: how strongly it is tinted, in [0, 1].
+        text: the text.
+        heat: strength of its tint, in [0, 1].
         marked: whether it is underlined.
-        title: what is said of it where a pointer rests.
+        title: text that is shown while the pointer is on it.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text, piece by piece; ``before`` stands in front of it and stands back."""
+    """A text, piece by piece, after a dimmed ``before``."""
 
     before: str
     tokens: tuple[Token, ...]
@@ -75,26 +75,26 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``align`` has an ``l`` or an ``r`` a column, left where it is too short."""
+    """A table; ``align`` has an ``l`` or an ``r`` per column, and columns beyond its end are left-aligned."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     align: str = ""
 
     def side(self, column: int) -> str:
-        """``l`` or ``r``."""
+        """Alignment of a column: ``l`` or ``r``."""
         return self.align[column] if column < len(self.align) else "l"
 
     @property
     def more(self) -> str:
-        """What is said of the rows that are not drawn."""
+        """The line about rows that are not drawn; empty if all are."""
         left = len(self.rows) - MOST_ROWS
         return f"… and {left} more" if left > 0 else ""
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks that a reader opens; a terminal leaves them out."""
+    """Blocks that are hidden until a reader opens them; a terminal leaves them out."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -104,14 +104,14 @@ Block = Line | Facts | Tokens | Table | Folded
 
 
 class Shown:
-    """What shows itself in notebooks (``_repr_html_``) and where rich prints (``__rich__``)."""
+    """Base class of values that display themselves in notebooks (``_repr_html_``) and in rich (``__rich__``)."""
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
-        """A title, and what stands below it."""
+        """A title, and the blocks below it."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        """Static HTML for a notebook."""
+        """Static HTML, for notebooks."""
         title, blocks = self._shown()
         return (
             f'<div class="textguide-shown"><style>{_STYLE}</style>'
@@ -119,7 +119,7 @@ class Shown:
         )
 
     def __rich__(self) -> Any:
-        """The same for a terminal."""
+        """A panel with the same content, for terminals."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
@@ -130,7 +130,7 @@ class Shown:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A figure for a table: so many decimals, ``–`` for none, ``−inf`` and ``NaN`` by name."""
+    """A number for a table, with ``digits`` decimals; ``–`` for None, and ``inf``, ``−inf`` and ``NaN`` by name."""
     if value is None:
         return "–"
     if math.isnan(value):
@@ -141,14 +141,14 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> Table:
-    """A :class:`Table` without the columns in which no row has anything."""
-    lines = [tuple(row) for row in rows]
-    kept = [column for column in range(len(header)) if any(row[column] for row in lines)]
-    full = align.ljust(len(header), "l")
+    """A :class:`Table` without the columns that are empty in all rows."""
+    cells = [tuple(row) for row in rows]
+    columns = [column for column in range(len(header)) if any(row[column] for row in cells)]
+    sides = align.ljust(len(header), "l")
     return Table(
-        tuple(header[c] for c in kept),
-        tuple(tuple(row[c] for c in kept) for row in lines),
-        "".join(full[c] for c in kept),
+        tuple(header[column] for column in columns),
+        tuple(tuple(row[column] for column in columns) for row in cells),
+        "".join(sides[column] for column in columns),
     )
 
 
@@ -156,29 +156,32 @@ def _html(block: Block) -> str:
     if isinstance(block, Line):
         return f"<p{_class('quiet' if block.quiet else '')}>{html.escape(block.text)}</p>"
     if isinstance(block, Facts):
-        rows = (f'<tr><th class="quiet">{html.escape(n)}</th><td>{html.escape(v)}</td></tr>' for n, v in block.pairs)
-        return f"<table>{''.join(rows)}</table>"
+        rows = ""
+        for name, value in block.pairs:
+            rows += f'<tr><th class="quiet">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        return f"<table>{rows}</table>"
     if isinstance(block, Tokens):
         before = f'<span class="quiet">{html.escape(block.before)}</span>' if block.before else ""
         return f'<p class="tokens">{before}{"".join(map(_token, block.tokens))}</p>'
     if isinstance(block, Folded):
         inner = "".join(map(_html, block.blocks))
         return f"<details><summary>{html.escape(block.title)}</summary>{inner}</details>"
-    head = "".join(
-        f'<th scope="col"{_class("number quiet" if block.side(c) == "r" else "quiet")}>{html.escape(name)}</th>'
-        for c, name in enumerate(block.header)
-    )
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{_class('number' if block.side(c) == 'r' else '')}>{html.escape(cell)}</td>"
-            for c, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in block.rows[:MOST_ROWS]
-    )
+    return _html_table(block)
+
+
+def _html_table(block: Table) -> str:
+    head = ""
+    for column, name in enumerate(block.header):
+        style = _class("number quiet" if block.side(column) == "r" else "quiet")
+        head += f'<th scope="col"{style}>{html.escape(name)}</th>'
+    body = ""
+    for row in block.rows[:MOST_ROWS]:
+        cells = ""
+        for column, cell in enumerate(row):
+            cells += f"<td{_class('number' if block.side(column) == 'r' else '')}>{html.escape(cell)}</td>"
+        body += f"<tr>{cells}</tr>"
     more = f'<p class="quiet">{block.more}</p>' if block.more else ""
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>{more}'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}'
 
 
 def _token(token: Token) -> str:
@@ -203,18 +206,43 @@ def _rich(block: Block) -> list[Any]:
             grid.add_row(Text(name, style="dim"), Text(value))
         return [grid]
     if isinstance(block, Tokens):
-        text = Text(block.before, style="dim")
-        for token in block.tokens:
-            bold, marked = "bold " if token.heat > 0.4 else "", "underline" if token.marked else ""
-            text.append(token.text, style=f"{bold}{marked}".strip() or "not dim")
-        return [text]
+        return [_rich_tokens(block)]
     if isinstance(block, Folded):
         return []
-    drawn = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    return _rich_table(block)
+
+
+def _rich_tokens(block: Tokens) -> Any:
+    from rich.text import Text
+
+    text = Text(block.before, style="dim")
+    for token in block.tokens:
+        styles = []
+        if token.heat > 0.4:
+            styles.append("bold")
+        if token.marked:
+            styles.append("underline")
+        # Without a style of its own a token would be as dim as the text before it.
+        text.append(token.text, style=" ".join(styles) or "not dim")
+    return text
+
+
+def _rich_table(block: Table) -> list[Any]:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for column, name in enumerate(block.header):
-        side: Any = "right" if block.side(column) == "r" else "left"
-        short = max((len(row[column]) for row in block.rows), default=0) <= 12
-        drawn.add_column(Text(name), justify=side, no_wrap=side == "right" and short, min_width=min(len(name), 8))
+        is_number = block.side(column) == "r"
+        is_short = all(len(row[column]) <= 12 for row in block.rows)
+        table.add_column(
+            Text(name),
+            justify="right" if is_number else "left",
+            no_wrap=is_number and is_short,
+            min_width=min(len(name), 8),
+        )
     for row in block.rows[:MOST_ROWS]:
-        drawn.add_row(*map(Text, row))
-    return [drawn, *([Text(block.more, style="dim")] if block.more else [])]
+        table.add_row(*map(Text, row))
+    if block.more:
+        return [table, Text(block.more, style="dim")]
+    return [table]

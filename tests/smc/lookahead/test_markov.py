@@ -21,7 +21,7 @@ from textguide.reference import smc as reference
 from textguide.smc.lookahead import Ahead, Lookahead, lookahead_of, training
 from textguide.smc.lookahead.hidden_markov import HiddenMarkov, load
 from textguide.smc.lookahead.markov import MarkovLookahead
-from textguide.support import kept
+from textguide.support import array_cache
 
 from ...architectures import EOS, Tokenizer, build
 from ..statistics import z_score
@@ -148,7 +148,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "nothing.safetensors"
     path.write_bytes(b"nothing")
     law = table(3)
-    with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
+    with pytest.raises(ValueError, match="is not a file of 'textguide lookahead train'"):
         run(law, Regex("ab"), AWRS(lookahead=path), 1, LENGTH)
     random_model(0).save(path)
     other = Vocabulary((*PIECES, b"z"), frozenset({END}))
@@ -195,11 +195,11 @@ def test_prompts_lose_their_padding_and_nothing_else() -> None:
 
 def test_sums_that_were_kept_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTGUIDE_CACHE", str(tmp_path))
-    monkeypatch.setattr(kept, "WORTH", 0.0)
+    monkeypatch.setattr(array_cache, "MIN_SECONDS", 0.0)
     automaton = automaton_of(Regex(PATTERN), VOCABULARY)
     assert automaton is not None
     found = [MarkovLookahead(automaton, random_model(seed))._edges for seed in (1, 1, 2)]
     assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
     assert not torch.equal(found[0][2], found[2][2])
-    monkeypatch.setattr(MarkovLookahead, "_sum", None)
+    monkeypatch.setattr(MarkovLookahead, "_sum_emissions", None)
     assert torch.equal(MarkovLookahead(automaton, random_model(1))._edges[2], found[0][2])

@@ -1,4 +1,4 @@
-"""What guidance did, to be looked at in a browser: components that the playground, ``--html`` and notebooks share."""
+"""Components that show in a browser what guidance did, for the playground, ``--html`` and notebooks."""
 
 from .notebook import widget
 from .page import assets, import_map, page

@@ -1,4 +1,4 @@
-"""The components in a notebook: a widget of anywidget around the values that a page is made of."""
+"""The components in a notebook: an anywidget around the values of a page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..errors import MissingExtraError
 from .page import KINDS, assets, import_map
 
 _IMPORT = re.compile(r'(?:from|import)\s*"([^"]+)"')
-# A notebook has no import map: the modules become blobs, each behind those that it imports. The style sheet is that of
-# a page, and stays inside a shadow root.
+# A notebook has no import map, so the modules become blobs, each after the modules that it imports. The style sheet
+# is that of a page; the shadow root keeps it from the rest of the notebook.
 _MODULE = Template("""const MODULES = $modules;
 const STYLE = $style;
 let loaded;
@@ -43,10 +43,10 @@ export default { render };
 
 
 def widget(values: Mapping[str, Any]) -> Any:
-    """A widget that shows ``values``; setting its ``values`` shows others in its place.
+    """A widget that shows ``values``; setting its ``values`` shows others instead.
 
     Args:
-        values: as :func:`textguide.support.viewer.page` takes them.
+        values: as for :func:`textguide.support.viewer.page`.
 
     Raises:
         ValueError: the kind is unknown.
@@ -57,7 +57,7 @@ def widget(values: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=1)
 def module() -> str:
-    """The widget's JavaScript: one module that needs no other file."""
+    """The widget's JavaScript, one module that does not need other files."""
     files = assets()
     names: dict[str, str] = {}
     for name, file in json.loads(import_map({file: file for file in files if file.endswith("js")}))["imports"].items():
@@ -78,16 +78,16 @@ def _viewer() -> Any:
         raise MissingExtraError("anywidget", "notebook", "a widget") from error
 
     class Viewer(anywidget.AnyWidget):
-        """What guidance did, to be looked at in a notebook."""
+        """Shows in a notebook what guidance did."""
 
         _esm = module()
         values = traitlets.Dict().tag(sync=True)
 
         @traitlets.validate("values")
         def _known(self, proposal: Any) -> dict[str, Any]:
-            found: dict[str, Any] = proposal["value"]
-            if found.get("kind") not in KINDS:
-                raise ValueError(f"kind={found.get('kind')!r} cannot be shown; use one of {', '.join(KINDS)}")
-            return found
+            values: dict[str, Any] = proposal["value"]
+            if values.get("kind") not in KINDS:
+                raise ValueError(f"kind={values.get('kind')!r} cannot be shown; use one of {', '.join(KINDS)}")
+            return values
 
     return Viewer

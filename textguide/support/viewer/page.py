@@ -1,4 +1,4 @@
-"""One self-contained HTML page around values of JSON: the components travel inside it, and it loads nothing."""
+"""A self-contained HTML page around JSON values: it contains the components, and loads nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 HOME = Path(__file__).parent / "assets"
 KINDS = {"text": "what guidance did", "rows": "texts that were written together", "canvas": "the canvas, step by step"}
-"""What a page can show, by the field ``kind`` of its values, and its title."""
+"""Titles of pages, by the field ``kind`` of their values."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:"
 
 _PAGE = Template("""<!doctype html>
@@ -29,13 +29,13 @@ _PAGE = Template("""<!doctype html>
 
 
 def page(values: Mapping[str, Any]) -> str:
-    """The page for ``values``; every text in it is escaped.
+    """The page for ``values``, with all texts escaped.
 
     Args:
         values: JSON values with a ``kind``: ``text`` (:meth:`textguide.Explanation.to_dict`), ``rows`` or ``canvas``.
 
     Raises:
-        ValueError: the kind is unknown, or something is no JSON.
+        ValueError: the kind is unknown, or a value is not JSON.
     """
     title = KINDS.get(str(values.get("kind")))
     if title is None:
@@ -49,13 +49,13 @@ def page(values: Mapping[str, Any]) -> str:
         style=files["viewer.css"].decode().replace("</", "<\\/"),
         importmap=import_map(addresses),
         without=_without_scripts(values),
-        # A script's text ends at the first "</script" and nowhere else, and "<!--" may hide that.
+        # The text of a script ends at the first "</script", unless a "<!--" before it hides that.
         values=text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
     )
 
 
 def import_map(addresses: Mapping[str, str]) -> str:
-    """The map from the names under which modules import each other to ``addresses``, by file name."""
+    """The import map: names under which modules import each other → ``addresses``, which are given by file name."""
     names = {"preact.mjs": "preact", "hooks.mjs": "preact/hooks", "htm.mjs": "htm"}
     imports = {names.get(file, f"textguide/{Path(file).stem}"): address for file, address in addresses.items()}
     return json.dumps({"imports": imports}).replace("<", "\\u003c")
@@ -63,7 +63,7 @@ def import_map(addresses: Mapping[str, str]) -> str:
 
 @lru_cache(maxsize=1)
 def assets() -> dict[str, bytes]:
-    """The components' files by name."""
+    """The files of the components, by name."""
     files = [*HOME.iterdir(), *(HOME / "vendor").iterdir()]
     return {path.name: path.read_bytes() for path in sorted(files) if path.suffix in (".js", ".mjs", ".css")}
 
@@ -73,7 +73,7 @@ def _address(data: bytes) -> str:
 
 
 def _without_scripts(values: Mapping[str, Any]) -> str:
-    """The texts, for a browser that runs no scripts."""
+    """The texts, for browsers that do not run scripts."""
     texts = values.get("texts") or [f"{values.get('prompt', '')}{values.get('text', '')}"]
-    given = [values.get("label"), values.get("summary"), values.get("note"), *texts]
-    return "".join(f"<p>{html.escape(str(one))}</p>" for one in given if one)
+    paragraphs = [values.get("label"), values.get("summary"), values.get("note"), *texts]
+    return "".join(f"<p>{html.escape(str(paragraph))}</p>" for paragraph in paragraphs if paragraph)
