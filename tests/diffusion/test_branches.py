@@ -353,7 +353,7 @@ def test_what_a_canvas_cannot_run_says_where_it_can(name: str) -> None:
     ("guidance", "message"),
     [
         ("awrs:constraint=x", "positions are filled in any order; use textguide.generate"),
-        ("eager", "forks texts, and rows of a canvas stay where they are; use textguide.generate"),
+        ("eager", "forks texts, and rows of a canvas keep their positions; use textguide.generate"),
         ("corrsynth", "rows of a canvas are filled at their own pace"),
         (DoLa(), "its layers are not known; use textguide.generate"),
         (Formula("cond + M('m')"), r"branch model 'm' is not among models= \(given: 'other'\)"),

@@ -262,7 +262,7 @@ def test_a_classifier_by_name() -> None:
         (CAIF(TONE, "high", top_k=40), {}, "beyond the vocabulary of 17"),
         (CAIF(TONE, "high", top_k=4), {"corrector": 1}, r"caif is not lu \+ γ"),
         (CAIF(FromLeft(), "high", top_k=4), {}, "left reads texts that grow from left to right, token by token"),
-        ([CAIF(TONE, "high", top_k=4), "eager"], {}, "forks texts, and rows of a canvas stay where they are"),
+        ([CAIF(TONE, "high", top_k=4), "eager"], {}, "forks texts, and rows of a canvas keep their positions"),
     ],
 )
 def test_bad_settings_are_named(setting: Any, options: dict[str, Any], message: str) -> None:

@@ -423,7 +423,7 @@ def test_to_dict_is_json(model: Any) -> None:
     [
         ({"guidance": 1.5}, "guidance=1.5 is not a guidance"),
         ({"guidance": textguide.guidance.ACFG(1.5)}, r"acfg' masks tokens .* use textguide.diffusion.generate"),
-        ({"guidance": textguide.guidance.CorrSynth(1.5)}, "group=2 and a batch of 1"),
+        ({"guidance": textguide.guidance.CorrSynth(1.5)}, "group=2 does not divide a batch of 1"),
         ({"top": 0}, "top=0"),
         ({"top": 1.5}, "top=1.5"),
         ({"min_prob": -0.1}, "min_prob=-0.1"),

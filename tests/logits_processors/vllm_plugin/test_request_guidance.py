@@ -338,7 +338,7 @@ def test_two_ways_at_once_are_refused(other: dict[str, Any]) -> None:
     ("guidance", "reason"),
     [
         (DoLa(), "'dola' .*all layers of its model without changes.*; use textguide.generate"),
-        (CorrSynth(), "'corrsynth' .*decides by itself which requests share a step; use textguide.generate"),
+        (CorrSynth(), "'corrsynth' .*vLLM decides which requests share a step; use textguide.generate"),
         (
             ContrastiveDecoding(),
             "'contrastive' needs the model 'amateur', .* has none besides .*serve MODEL --with amateur=PATH",
@@ -354,6 +354,7 @@ def test_what_cannot_run_here_is_refused(guidance: Any, reason: str) -> None:
         parse(params(sent), LIMITS, GIVEN)
 
 
+@pytest.mark.filterwarnings("ignore:skip_threshold:DeprecationWarning")
 def test_every_field_with_every_kind_of_value_is_taken_or_refused_by_name() -> None:
     values = [None, True, -1, 0, 2.5, 10**400, float("inf"), "", "x", [], [1], [[1]], {}, {"a": 1}, ["a", "b"], [None]]
     taken = refused = 0
