@@ -19,7 +19,7 @@ import pytest
 import textguide
 from textguide import cli, generation
 from textguide.cli import options
-from textguide.diffusion import adapted  # noqa: F401  # its loader is the real one: it checks the model's fingerprint
+from textguide.diffusion import block_adapters  # noqa: F401  # it checks the fingerprint of the real model
 from textguide.guidance import Guidance
 from textguide.models import loading
 

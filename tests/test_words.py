@@ -34,20 +34,20 @@ RARE = 6
 rarer."""
 
 LIMITS = {
-    r"behind": (2, 27),
-    r"in front of": (0, 7.5),
-    r"beside": (0, 7),
-    r"where (?:there|that|one|it|nothing|none|the|a)": (2, 44),
-    r"stands?": (0.5, 16),
-    r"says?|said|tells?|told": (2.5, 25),
-    r"if": (30, 10),
-    r"when": (12, 6.5),
-    r"instead of": (2.5, 0.6),
+    r"behind": (2, 4.5),
+    r"in front of": (0, 0.6),
+    r"beside": (0, 0.6),
+    r"where (?:there|that|one|it|nothing|none|the|a)": (2, 6),
+    r"stands?": (0.5, 2),
+    r"says?|said|tells?|told": (2.5, 4.5),
+    r"if": (30, 40),
+    r"when": (12, 7),
+    r"instead of": (2.5, 2.5),
 }
 """A pattern: the limit in docs and in docstrings, the most of a rare word and the least of the others. These are the
 rates that are reached; tighten them after every improvement."""
-OUTSIDE = 7
-"""The most of the rates that may be outside of twice the peers' range; the aim is 3 of 18."""
+OUTSIDE = 3
+"""The most of the 18 rates that may be outside of twice the peers' range."""
 
 
 def files(root: Path) -> Iterator[Path]:

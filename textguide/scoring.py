@@ -140,7 +140,7 @@ def score_groups(
     for setting in settings:
         check_place(setting, "score")
     if leading(settings) is not None:
-        adapter(model).reads_apart([])  # refuses models that branches cannot share
+        adapter(model).needs_separate_passes([])  # refuses models that branches cannot share
         if not adapter(model).is_encoder_decoder:
             for item in items:
                 lengths = [len(item.read_by(branch)) for branch in range(len(item.negatives) + 1)]

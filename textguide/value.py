@@ -215,7 +215,7 @@ def fit(vectors: Tensor, goals: Tensor, kind: str, strength: float) -> tuple[Ten
 @torch.inference_mode()
 def _states(reader: ValueHead, found: Rollouts, places: Sequence[int]) -> list[Tensor]:
     """Hidden states (tokens, H) of what was written of each text, on the CPU."""
-    rows = [reader.kept([*found.prompts[n], *found.tokens[n]]) for n in places]
+    rows = [reader.truncated([*found.prompts[n], *found.tokens[n]]) for n in places]
     hidden = reader.states(rows).float().cpu()
     return [
         one[-min(len(found.tokens[n]), len(row)) :].clone() for n, row, one in zip(places, rows, hidden, strict=True)

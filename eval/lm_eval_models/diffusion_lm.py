@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from tqdm import tqdm
 
 from textguide import diffusion
 from textguide.diffusion.guiding import checked_guidance
+from textguide.diffusion.options import CanvasOptions
+from textguide.diffusion.run import CanvasRun
 
 from .answering import AnsweringLM, Generations, cut, settings_of
 from .answering import key as answer_key
@@ -37,20 +40,21 @@ class DiffusionLM(AnsweringLM):
         models: further denoisers by the name that guidances use, as objects or as names that
             :func:`textguide.diffusion.load` accepts.
         draws: Monte Carlo draws per likelihood.
-        gen_length: masks per generation if the task does not set a length.
-        steps, block_length, order, sampler, temperature, threshold, positions, corrector, cache: of generation, as for
-            :func:`textguide.diffusion.generate`. A block is at most as long as a task's canvas. Likelihoods are
-            computed without a cache.
         memo: where answers are recorded; None: only in memory.
         batch_size: rows per batch.
         seed: seed of masks and samples.
         uncond: must be ``last-token``, since CFG masks the prompt in these models.
         device, dtype, trust_remote_code: as for :func:`textguide.diffusion.load`.
+        **options: of generation, as for :func:`textguide.diffusion.generate`: ``max_new_tokens`` (or ``gen_length``)
+            for tasks that set no length, ``steps``, ``block_length``, ``order``, ``sampler``, ``temperature``,
+            ``threshold``, ``positions``, ``corrector`` and ``cache``. A block is at most as long as a task's canvas.
+            Likelihoods are computed without a cache.
 
     Raises:
         ValueError: an argument is invalid; the message names it.
 
     Attributes:
+        options: how canvases are filled.
         current: index into ``settings`` of the one that answers.
         effects: what guidance did during generation, by setting.
     """
@@ -64,16 +68,6 @@ class DiffusionLM(AnsweringLM):
         settings: Sequence[Any] | None = None,
         models: Mapping[str, Any] | None = None,
         draws: int = 128,
-        gen_length: int = 256,
-        steps: int | None = None,
-        block_length: int | None = None,
-        order: Any = "confidence",
-        sampler: Any = None,
-        temperature: float = 0.0,
-        threshold: float | None = None,
-        positions: str = "guided",
-        corrector: int = 0,
-        cache: Any = False,
         memo: Any = None,
         batch_size: int | str = 16,
         seed: int = 0,
@@ -81,6 +75,7 @@ class DiffusionLM(AnsweringLM):
         device: str | None = None,
         dtype: Any = None,
         trust_remote_code: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         if uncond != "last-token":
@@ -88,6 +83,7 @@ class DiffusionLM(AnsweringLM):
                 f"uncond={uncond!r} is for models that read from left to right; leave it out, since CFG masks the "
                 "prompt here"
             )
+        self.options = _canvas_options(options)
         checked = [checked_guidance(setting) for setting in settings_of(guidance, settings)]
         self._set_up(checked, uncond, seed, memo)
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -101,18 +97,6 @@ class DiffusionLM(AnsweringLM):
         self.model = self.denoiser.model
         self.tokenizer = self.denoiser.tokenizer
         self.draws = draws
-        self.gen_length = gen_length
-        self.steps = steps
-        self.block_length = block_length
-        self.options: dict[str, Any] = {
-            "order": order,
-            "sampler": sampler,
-            "temperature": temperature,
-            "threshold": threshold,
-            "positions": positions,
-            "corrector": corrector,
-            "cache": cache,
-        }
         self.batch_size = 16 if batch_size == "auto" else int(batch_size)
 
     @property
@@ -149,18 +133,10 @@ class DiffusionLM(AnsweringLM):
         for length, numbers in groups.items():
             for start in range(0, len(numbers), self.batch_size):
                 chunk = numbers[start : start + self.batch_size]
-                result = diffusion.generate(
-                    self.denoiser,
-                    self.tokenizer,
-                    [requests[number].args[0] for number in chunk],
-                    gen_length=length,
-                    guidance=self.setting,
-                    models=self.models,
-                    seed=answers.seed(self.seed, chunk[0]),
-                    warn=False,
-                    **self._canvas(length),
-                    **self.options,
-                )
+                prompts = [requests[number].args[0] for number in chunk]
+                options = replace(self._options_of_length(length), seed=answers.seed(self.seed, chunk[0]))
+                run = CanvasRun.after_prompts(self.denoiser, prompts, self.setting, self.models, options)
+                result = run.result(warn=False)
                 self.effects.setdefault(self.current, []).append(result.effect)
                 for number, text in zip(chunk, result.texts, strict=True):
                     answers.keep(number, cut(text, requests[number].args[1].get("until")))
@@ -170,10 +146,11 @@ class DiffusionLM(AnsweringLM):
 
     def _keys(self, requests: list[Any]) -> list[str]:
         options = {}
-        for name, value in self.options.items():
+        for name in ("order", "sampler", "temperature", "threshold", "positions", "corrector", "cache"):
+            value = getattr(self.options, name)
             # An order or a sampler may be an object.
             options[name] = value if value is None or isinstance(value, (str, float, int)) else repr(value)
-        canvas = (self.steps, self.block_length, self.gen_length, options)
+        canvas = (self.options.steps, self.options.block_length, self.options.max_new_tokens, options)
         return [answer_key("gen", self.fingerprint, self.seed, *request.args, *canvas) for request in requests]
 
     def _scores(self, pairs: list[tuple[str, str]], disable_tqdm: bool) -> list[float]:
@@ -205,21 +182,40 @@ class DiffusionLM(AnsweringLM):
             self.denoiser,
             self.tokenizer,
             context,
-            gen_length=len(target),
             guidance=self.setting,
+            max_new_tokens=len(target),
             models=self.models,
             early_end=False,
             warn=False,
         )
         return torch.equal(result.sequences[0][result.targets[0]].cpu(), torch.tensor(target))
 
-    def _length(self, options: Mapping[str, Any]) -> int:
-        return int(options.get("max_gen_toks") or options.get("max_new_tokens") or self.gen_length)
+    def _length(self, arguments: Mapping[str, Any]) -> int:
+        """The length that a task's generation arguments set, or the model's own."""
+        return int(arguments.get("max_gen_toks") or arguments.get("max_new_tokens") or self.options.max_new_tokens)
 
-    def _canvas(self, length: int) -> dict[str, Any]:
-        """Steps and block for a canvas of this length. The block must be a divisor of the length."""
-        block = min(self.block_length or length, length)
+    def _options_of_length(self, length: int) -> CanvasOptions:
+        """The options for a canvas of this length.
+
+        Raises:
+            ValueError: the block is not a divisor of the length.
+        """
+        steps = self.options.steps
+        block = min(self.options.block_length or length, length)
         if length % block:
             raise ValueError(f"block_length={block} does not divide the task's {length} tokens; use another block")
-        # Every block needs a step at least.
-        return {"steps": None if self.steps is None else max(self.steps, length // block), "block_length": block}
+        if steps is not None:
+            steps = max(steps, length // block)  # every block needs a step at least
+        return replace(self.options, max_new_tokens=length, block_length=block, steps=steps)
+
+
+def _canvas_options(options: Mapping[str, Any]) -> CanvasOptions:
+    """The options of generation.
+
+    Raises:
+        ValueError: one is unknown, has a value that cannot work, or would change which texts a task is about.
+    """
+    for name in ("allowed", "constraint", "early_end"):
+        if name in options:
+            raise ValueError(f"{name}= is not an option of textguide-diffusion, which writes any text; leave it out")
+    return CanvasOptions.of(options, "textguide-diffusion")

@@ -1,4 +1,4 @@
-"""The guided distribution of a group's rows and the token that is drawn from it, whichever model runner asks.
+"""The guided distribution of a group's rows, and the token that is drawn from it, for both model runners of vLLM.
 
 Knows no vLLM.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,20 +19,20 @@ from textguide.guidance.algebra import kl_divergence, log_softmax
 from textguide.guidance.base import SELF
 from textguide.step.guided_step import StepOutcome, guided_groups
 
+from .batch_rows import GroupRows
 from .channel import Messages
 from .constraints import ConstrainedRow
-from .groups import Standing
-from .particles import Seat, Turn
+from .particles import Particle, Turn
 from .requests import Draw, Request
 from .reweighting import ReweightedRow
 
 
 class Noise:
-    """A request's own random numbers: a generator whose state before each position can be had again.
+    """The random numbers of one request: a generator that can return to its state before any position.
 
-    One draw a token, so the tokens depend on the seed and the distributions alone, and are those that
-    ``textguide.generate(model, tokenizer, prompt, seed=seed)`` draws for a single prompt: not on the batch, on
-    preemption, or on a token that was thrown away and drawn again.
+    A token takes one draw. So the tokens only depend on the seed and the distributions, and are those that
+    ``textguide.generate(model, tokenizer, prompt, seed=seed)`` draws for a single prompt. They do not depend on the
+    batch, on preemption, or on tokens that were discarded and drawn again.
     """
 
     def __init__(self, seed: int, device: Any = "cpu") -> None:
@@ -43,46 +43,47 @@ class Noise:
         self._start()
 
     def draw(self, probs: Tensor, position: int) -> int:
-        """The token at ``position`` from probabilities (V,)."""
-        return int(torch.multinomial(probs[None], 1, generator=self.before(position, probs)))
+        """Draw the token at ``position`` from probabilities (V,)."""
+        return int(torch.multinomial(probs[None], 1, generator=self.generator_at(position, probs)))
 
-    def before(self, position: int, like: Tensor) -> torch.Generator:
-        """The generator as it was in front of the draw at ``position``, from a distribution of the
-        shape of ``like`` (V,)."""
+    def generator_at(self, position: int, like: Tensor) -> torch.Generator:
+        """The generator in its state before the draw at ``position`` from a distribution shaped as ``like`` (V,)."""
         if position == self.position:
             assert self._before is not None
             self.generator.set_state(self._before)
         elif position != self.position + 1:
+            # How far a draw advances the generator depends on the size of the distribution, so draws are repeated.
             self._start()
             for _ in range(position):
                 torch.multinomial(torch.ones_like(like)[None], 1, generator=self.generator)
-        self.position, self._before = position, self.generator.get_state()
+        self.position = position
+        self._before = self.generator.get_state()
         return self.generator
 
     def _start(self) -> None:
         # PyTorch takes seeds of 64 bits and reads negative ones as their complement.
         self.generator.manual_seed(self.seed)
-        self.position, self._before = -1, None
+        self.position = -1
+        self._before = None
 
 
 @dataclass
-class Seen:
-    """What happened at one position of one group.
+class TokenReport:
+    """What happened at one position of one group; its fields travel to the scheduler as a message.
 
     Args:
-        kl: KL(guided‖unguided) in nats; 0 where the row was not guided.
+        kl: KL(guided‖unguided) in nats; 0 if the row was not guided.
         changed: whether guidance changed the most likely token.
-        guided: whether all its rows were there and the branches count.
-        log_weight: the log of what normalising the guidance divided by, where texts are weighed by it; else None.
-        broken: whether what the guidance gave is no distribution.
+        guided: whether all rows of the group were in the batch and its branches were combined.
+        log_weight: log of what normalising the guidance divided by, if texts are weighed by it; else None.
+        broken: whether the guidance returned scores that no token can be drawn from.
         reweighted: whether a classifier reweighted the candidates.
         drawn: how a constraint changed the draw, the fields of :class:`~.constraints.Drawn`; None without one.
-        token: the token, None where the engine takes the most likely one.
-        ids: token ids of the reported log-probabilities, the chosen one first; None where none are asked for.
+        token: the token; None if vLLM's sampler takes the most likely one.
+        ids: token ids of the reported log-probabilities, the chosen one first; None if none were requested.
         logprobs: their log-probabilities under the guided distribution.
         rank: rank of the chosen token, from 1.
-        turn: what became of the population in which the row is a particle; None for other rows, and where not all of it
-            was there.
+        turn: the step of the population, if the row is a particle and all particles were in the batch; else None.
     """
 
     kl: float = 0.0
@@ -100,18 +101,18 @@ class Seen:
 
 
 @dataclass
-class Drawing:
+class GuidedRow:
     """One guided request in a worker.
 
     Args:
-        request: what is asked for.
-        prompt: gives the token ids of its prompt.
-        written: gives the token ids written so far.
-        measures: whether anyone reads the KL (it costs a synchronisation on a device).
+        request: the guided request.
+        prompt: returns the token ids of its prompt.
+        written: returns the token ids written so far.
+        measures: whether the KL is reported; it costs a synchronisation on a device.
         reweighting: lets a classifier reweight the candidates.
-        constraint: the one under which tokens are drawn.
-        seat: the particle that it is; None where a text is drawn by itself.
-        began: how many tokens of the text were written when the engine's request was made.
+        constraint: the constraint under which tokens are drawn.
+        particle: the particle that it is; None if its text is drawn independently.
+        n_written: number of tokens at the end of vLLM's prompt that belong to the text.
         ends: tokens that end its text.
     """
 
@@ -121,57 +122,81 @@ class Drawing:
     measures: bool = False
     reweighting: ReweightedRow | None = None
     constraint: ConstrainedRow | None = None
-    seat: Seat | None = None
-    began: int = 0
+    particle: Particle | None = None
+    n_written: int = 0
     ends: frozenset[int] = frozenset()
     noise: Noise | None = field(default=None, repr=False)
     is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Whether `choose` would return the scores as they are, and report nothing.
+        # Whether `choose` would return the scores unchanged, and report nothing. Fixed here, since it is read per step.
         self.is_plain = (
             self.reweighting is None
             and self.constraint is None
-            and self.seat is None
+            and self.particle is None
             and self.request.draw == Draw(seed=self.request.draw.seed)
         )
 
-    def choose(self, scores: Tensor, cond: Tensor, position: int, seen: Seen) -> Tensor:
-        """What vLLM's greedy sampler is to see, (V,), from the guided scores (V,) at ``position``; ``cond`` (V,) are
-        those of the main request alone."""
-        scores, out = self.prepare(scores, cond, seen)
-        draw = self.request.draw
-        if draw.temperature > 0:
-            seen.token = self._draw(self.warp(out), position, seen)
-        return self.settle(scores, cond, out, seen)
+    def choose(self, scores: Tensor, cond: Tensor, position: int, report: TokenReport) -> Tensor:
+        """Draw a token, unless the request is greedy.
 
-    def prepare(self, scores: Tensor, cond: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Scores (V,) with the candidates reweighted, and (1, V) with penalties too."""
+        Args:
+            scores: guided scores (V,).
+            cond: logits (V,) of the main request.
+            position: number of tokens written so far.
+            report: receives what happened.
+
+        Returns:
+            The logits (V,) for vLLM's sampler, which is greedy.
+        """
+        scores, out = self.prepare(scores, cond, report)
+        if self.request.draw.temperature > 0:
+            report.token = self._draw(self.warp(out), position, report)
+        return self.finish(scores, cond, out, report)
+
+    def prepare(self, scores: Tensor, cond: Tensor, report: TokenReport) -> tuple[Tensor, Tensor]:
+        """Scores (V,) with the candidates reweighted, and the same (1, V) with penalties."""
         if self.reweighting is not None:
             changed = self.reweighting(log_softmax(scores[None]), self.prompt, self.written())[0]
             scores = changed + cond.logsumexp(-1)
-            seen.reweighted = True
+            report.reweighted = True
             if self.measures:
                 plain = log_softmax(cond)
-                seen.kl = float(kl_divergence(changed, plain))
-                seen.changed = bool(changed.argmax() != plain.argmax())
+                report.kl = float(kl_divergence(changed, plain))
+                report.changed = bool(changed.argmax() != plain.argmax())
         return scores, self._penalise(scores[None])
 
-    def settle(self, scores: Tensor, cond: Tensor, out: Tensor, seen: Seen) -> Tensor:
-        """What the sampler is to see, (V,), from what :meth:`prepare` gave and the token that was drawn; and the
-        log-probabilities that are asked for."""
-        request, draw = self.request, self.request.draw
-        keeps = seen.guided and request.guidance is not None and not (request.guidance.renormalize or request.weighs)
-        if seen.token is not None:
+    def finish(self, scores: Tensor, cond: Tensor, out: Tensor, report: TokenReport) -> Tensor:
+        """Report the log-probabilities that were requested, and make the logits for vLLM's sampler.
+
+        Args:
+            scores: guided scores (V,), as :meth:`prepare` returned them.
+            cond: logits (V,) of the main request.
+            out: scores (1, V) with penalties.
+            report: has the token that was drawn, if one was.
+
+        Returns:
+            The logits (V,) for vLLM's sampler: if a token was drawn, only that one is possible.
+        """
+        request = self.request
+        if report.token is not None:
             out = torch.full_like(out, -torch.inf)
-            out[0, seen.token] = 0.0
-        if draw.logprobs is not None:
-            chosen = int(out.argmax()) if seen.token is None else seen.token
-            logp = scores - cond.logsumexp(-1) if keeps and not seen.reweighted else log_softmax(scores)
-            top = logp.topk(draw.logprobs)
-            seen.ids = [chosen, *top.indices.tolist()]
-            seen.logprobs = [float(logp[chosen]), *top.values.tolist()]
-            seen.rank = int((logp > logp[chosen]).sum()) + 1
+            out[0, report.token] = 0.0
+        count = request.draw.logprobs
+        if count is not None:
+            chosen = int(out.argmax()) if report.token is None else report.token
+            # A guidance without normalisation reports its scores as they are, unless a classifier normalised them.
+            is_unnormalised = (
+                report.guided
+                and request.guidance is not None
+                and not (request.guidance.renormalize or request.weighs)
+                and not report.reweighted
+            )
+            logp = scores - cond.logsumexp(-1) if is_unnormalised else log_softmax(scores)
+            top = logp.topk(count)
+            report.ids = [chosen, *top.indices.tolist()]
+            report.logprobs = [float(logp[chosen]), *top.values.tolist()]
+            report.rank = int((logp > logp[chosen]).sum()) + 1
         return out[0]
 
     def _penalise(self, scores: Tensor) -> Tensor:
@@ -186,112 +211,168 @@ class Drawing:
         return scores
 
     def warp(self, scores: Tensor) -> Tensor:
-        """Scores (1, V) whose softmax tokens are drawn from."""
-        nothing: Any = None  # these warpers read no ids
+        """Scores (1, V) after temperature, top-k, top-p and min-p; tokens are drawn from their softmax."""
+        no_ids: Any = None  # these warpers read no ids
         draw = self.request.draw
         scores = scores / draw.temperature
         if draw.top_k:
-            scores = TopKLogitsWarper(min(draw.top_k, scores.shape[-1]))(nothing, scores)
+            scores = TopKLogitsWarper(min(draw.top_k, scores.shape[-1]))(no_ids, scores)
         if draw.top_p < 1:
-            scores = TopPLogitsWarper(draw.top_p)(nothing, scores)
+            scores = TopPLogitsWarper(draw.top_p)(no_ids, scores)
         if draw.min_p > 0:
-            scores = MinPLogitsWarper(draw.min_p)(nothing, scores)
+            scores = MinPLogitsWarper(draw.min_p)(no_ids, scores)
         return scores
 
-    def _draw(self, scores: Tensor, position: int, seen: Seen) -> int:
+    def _draw(self, scores: Tensor, position: int, report: TokenReport) -> int:
         if self.noise is None:
             self.noise = Noise(self.request.draw.seed, scores.device)
         if self.constraint is not None:
-            drawn = self.constraint(scores, self.written(), self.noise.before(position, scores[0]))
-            seen.drawn = vars(drawn)
+            drawn = self.constraint(scores, self.written(), self.noise.generator_at(position, scores[0]))
+            report.drawn = vars(drawn)
             return drawn.token
         return self.noise.draw(torch.softmax(scores, dim=-1)[0], position)
 
 
-Groups = Sequence[Standing]
+Groups = Sequence[GroupRows]
 
 
 def guide(
     logits: Tensor, groups: Groups, positions: Sequence[int], models: Mapping[str, Tensor] | None = None
-) -> list[Seen]:
-    """Write the guided distribution of every group into all of its rows, in place; what was seen at each, in order.
+) -> list[TokenReport]:
+    """Write the guided distribution of every group into all of its rows, in place.
 
     Args:
-        logits: (R, V) float32, with −inf where a token is ruled out. Rows of other requests stay as they are.
-        groups: where the groups stand; ``member.payload`` is a :class:`Drawing`.
-        positions: how many tokens each main request has written.
+        logits: (R, V) float32, with −inf for tokens that are ruled out. Rows of other requests do not change.
+        groups: the rows of each group; ``member.payload`` is a :class:`GuidedRow`.
+        positions: number of tokens that each main request has written.
         models: the logits of further models for the same rows, by name.
+
+    Returns:
+        What happened at each group, in their order.
     """
-    seen = [Seen() for _ in groups]
-    drawings: list[Drawing] = [group.member.payload for group in groups]
-    for one, group, drawing, at in zip(seen, groups, drawings, positions, strict=True):
-        one.guided = len(group.branches) == len(drawing.request.prompts) and drawing.request.acts(at)
-    scores = _combine(logits, groups, positions, models or {}, seen)
-    drawn = _draw_together(logits, groups, positions, scores, seen)
-    for n, (row, branches, _) in enumerate(groups):
-        if drawings[n].seat is not None:
-            scores.pop(n, None)
-            scores |= {n: drawn[n]} if n in drawn else {}
-        elif not drawings[n].is_plain:
-            own = logits[row].float()
-            scores[n] = drawings[n].choose(scores.get(n, own), own, positions[n], seen[n])
-        if n in scores:
-            logits[row] = scores[n]
-        for branch in branches:
-            logits[branch] = logits[row]
-    return seen
+    reports = [TokenReport() for _ in groups]
+    for report, group, position in zip(reports, groups, positions, strict=True):
+        request = group.member.payload.request
+        report.guided = len(group.branches) == len(request.prompts) and request.acts(position)
+    scores = _combine(logits, groups, positions, models or {}, reports)
+    drawn = _draw_populations(logits, groups, positions, scores, reports)
+    for n, group in enumerate(groups):
+        guided_row: GuidedRow = group.member.payload
+        if guided_row.particle is not None:
+            result = drawn.get(n)
+        elif guided_row.is_plain:
+            result = scores.get(n)
+        else:
+            own = logits[group.row].float()
+            result = guided_row.choose(scores.get(n, own), own, positions[n], reports[n])
+        if result is not None:
+            logits[group.row] = result
+        for branch in group.branches:
+            logits[branch] = logits[group.row]
+    return reports
 
 
-def _draw_together(
-    logits: Tensor, groups: Groups, positions: Sequence[int], scores: Mapping[int, Tensor], seen: Sequence[Seen]
+def _draw_populations(
+    logits: Tensor,
+    groups: Groups,
+    positions: Sequence[int],
+    scores: Mapping[int, Tensor],
+    reports: Sequence[TokenReport],
 ) -> dict[int, Tensor]:
-    """What the sampler is to see of particles, (V,) each: those of every population that is there as a whole."""
+    """The logits (V,) for vLLM's sampler of particles, by group, if all particles of their population are there."""
     populations: dict[str, list[int]] = {}
     for n, group in enumerate(groups):
-        seat: Seat | None = group.member.payload.seat
-        if seat is not None:
-            populations.setdefault(seat.name, []).append(n)
+        particle: Particle | None = group.member.payload.particle
+        if particle is not None:
+            populations.setdefault(particle.population, []).append(n)
     result: dict[int, Tensor] = {}
     for members in populations.values():
-        first: Drawing = groups[members[0]].member.payload
-        assert first.seat is not None
-        at = positions[members[0]]
-        guides = bool(first.request.prompts) and first.request.acts(at)
-        if any(positions[n] != at or seen[n].broken or (guides and not seen[n].guided) for n in members):
-            continue
-        rows: dict[int, tuple[int, Drawing, Tensor, Tensor, Tensor]] = {}
-        for n in members:
-            drawing: Drawing = groups[n].member.payload
-            assert drawing.seat is not None
-            own = logits[groups[n].row].float()
-            rows[drawing.seat.number] = (n, drawing, own, *drawing.prepare(scores.get(n, own), own, seen[n]))
-        turn = first.seat.particles(first.request, logits.device).draw(
-            at,
-            {number: drawing.written() for number, (_, drawing, *_) in rows.items()},
-            {number: drawing.warp(out)[0] for number, (_, drawing, *_, out) in rows.items()},
-            {number: seen[n].log_weight or 0.0 for number, (n, *_) in rows.items()},
-        )
-        if turn is None:
-            continue
-        for number, (n, drawing, own, weighed, out) in rows.items():
-            seen[n].turn, seen[n].token = turn, turn.tokens[number]
-            if seen[n].token is not None:
-                result[n] = drawing.settle(weighed, own, out, seen[n])
+        if _can_draw(groups, positions, reports, members):
+            result |= _draw_population(logits, groups, positions[members[0]], scores, reports, members)
+    return result
+
+
+def _can_draw(groups: Groups, positions: Sequence[int], reports: Sequence[TokenReport], members: Sequence[int]) -> bool:
+    """Whether the particles ``members`` are at the same position, and guided if their guidance acts there."""
+    position = positions[members[0]]
+    request: Request = groups[members[0]].member.payload.request
+    needs_branches = bool(request.prompts) and request.acts(position)
+    for n in members:
+        if positions[n] != position or reports[n].broken or (needs_branches and not reports[n].guided):
+            return False
+    return True
+
+
+class _ParticleScores(NamedTuple):
+    """The scores of one particle.
+
+    Args:
+        group: the number of its group in the batch.
+        cond: logits (V,) of the main request.
+        scores: guided scores (V,), reweighted.
+        out: these (1, V), with penalties.
+    """
+
+    group: int
+    cond: Tensor
+    scores: Tensor
+    out: Tensor
+
+
+def _draw_population(
+    logits: Tensor,
+    groups: Groups,
+    position: int,
+    scores: Mapping[int, Tensor],
+    reports: Sequence[TokenReport],
+    members: Sequence[int],
+) -> dict[int, Tensor]:
+    """The logits (V,) for vLLM's sampler of one population's particles, by group; empty if a particle is missing."""
+    rows: dict[int, GuidedRow] = {}
+    by_particle: dict[int, _ParticleScores] = {}
+    for n in members:
+        row: GuidedRow = groups[n].member.payload
+        assert row.particle is not None
+        cond = logits[groups[n].row].float()
+        number = row.particle.number
+        rows[number] = row
+        by_particle[number] = _ParticleScores(n, cond, *row.prepare(scores.get(n, cond), cond, reports[n]))
+    first: GuidedRow = groups[members[0]].member.payload
+    assert first.particle is not None
+    turn = first.particle.particles(first.request, logits.device).draw(
+        position,
+        {number: row.written() for number, row in rows.items()},
+        {number: rows[number].warp(one.out)[0] for number, one in by_particle.items()},
+        {number: reports[one.group].log_weight or 0.0 for number, one in by_particle.items()},
+    )
+    if turn is None:
+        return {}
+    result: dict[int, Tensor] = {}
+    for number, one in by_particle.items():
+        report = reports[one.group]
+        report.turn = turn
+        report.token = turn.tokens[number]
+        if report.token is not None:
+            result[one.group] = rows[number].finish(one.scores, one.cond, one.out, report)
     return result
 
 
 def _combine(
-    logits: Tensor, groups: Groups, positions: Sequence[int], models: Mapping[str, Tensor], seen: Sequence[Seen]
+    logits: Tensor,
+    groups: Groups,
+    positions: Sequence[int],
+    models: Mapping[str, Tensor],
+    reports: Sequence[TokenReport],
 ) -> dict[int, Tensor]:
-    """The guided scores (V,) of the groups that are guided at this step; what was measured goes into ``seen``."""
-    # Requests that need different things of a step: whether only its most likely token is needed, whether what guidance
-    # did is measured, and whether a text is weighted by its normalisers.
+    """The guided scores (V,) of the groups that are guided in this step; measurements are put into ``reports``."""
+    # Requests need different results of a step: only its most likely token, the effect of guidance, or the normalisers
+    # that weigh a text. Those that need the same are computed together.
     needed: dict[tuple[bool, bool, bool], list[int]] = {}
     for n, group in enumerate(groups):
-        drawing: Drawing = group.member.payload
-        if seen[n].guided:
-            greedy = drawing.is_plain and not drawing.measures
-            needed.setdefault((greedy, drawing.measures, drawing.request.weighs), []).append(n)
+        row: GuidedRow = group.member.payload
+        if reports[n].guided:
+            greedy = row.is_plain and not row.measures
+            needed.setdefault((greedy, row.measures, row.request.weighs), []).append(n)
     scores: dict[int, Tensor] = {}
     for (greedy, measures, weighs), chosen in needed.items():
         requests = [groups[n].member.payload.request for n in chosen]
@@ -307,14 +388,14 @@ def _combine(
         for members, outcome in steps:
             numbers = [chosen[member] for member in members]
             scores.update(zip(numbers, outcome.scores, strict=True))
-            _note(seen, numbers, outcome)
-    for n, one in enumerate(seen):
-        if one.broken:  # the request ends with an error; until then it has the model's own distribution
+            _note(reports, numbers, outcome)
+    for n, report in enumerate(reports):
+        if report.broken:  # the request ends with an error; until then it has the model's own distribution
             scores[n] = logits[groups[n].row].float()
     return scores
 
 
-def _branch_logits(logits: Tensor, group: Standing, models: Mapping[str, Tensor]) -> Tensor:
+def _branch_logits(logits: Tensor, group: GroupRows, models: Mapping[str, Tensor]) -> Tensor:
     """The logits of a group's extra branches, (n, V), each of the model that reads it."""
     rows = (group.row, *group.branches)
     readings = group.member.payload.request.readings
@@ -323,37 +404,46 @@ def _branch_logits(logits: Tensor, group: Standing, models: Mapping[str, Tensor]
     return torch.stack([(logits if name == SELF else models[name])[rows[place]] for place, name in readings])
 
 
-def _note(seen: Sequence[Seen], numbers: Sequence[int], outcome: StepOutcome) -> None:
-    """What a step of some groups computed besides scores."""
+def _note(reports: Sequence[TokenReport], numbers: Sequence[int], outcome: StepOutcome) -> None:
+    """Put what a step measured into the reports of its groups ``numbers``."""
     if outcome.valid is not None:
         for n, valid in zip(numbers, outcome.valid.tolist(), strict=True):
-            seen[n].broken = not valid
+            reports[n].broken = not valid
     if outcome.kl is not None and outcome.changed is not None:
         for n, kl, changed in zip(numbers, outcome.kl.tolist(), outcome.changed.tolist(), strict=True):
-            if not seen[n].broken:
-                seen[n].kl, seen[n].changed = kl, changed
+            if not reports[n].broken:
+                reports[n].kl = kl
+                reports[n].changed = changed
     if outcome.normaliser is not None:
         for n, normaliser in zip(numbers, outcome.normaliser.tolist(), strict=True):
-            seen[n].log_weight = normaliser
+            reports[n].log_weight = normaliser
 
 
-def messages(groups: Groups, positions: Sequence[int], seen: Sequence[Seen]) -> Messages:
-    """What the scheduler, or a client, wants to know of this step."""
-    found: Messages = {}
-    for group, at, one in zip(groups, positions, seen, strict=True):
-        seat: Seat | None = group.member.payload.seat
-        if seat is not None:
-            if one.turn is not None or one.broken:
-                empty: dict[str, Any] = {"turn": one.turn and vars(one.turn), "broken": False, "rows": {}}
-                whole = found.setdefault(seat.name, {}).setdefault(at, empty)
-                whole["broken"] |= one.broken
-                whole["rows"][seat.number] = {**vars(one), "turn": None}
-        elif (
-            one.ids is not None
-            or one.drawn is not None
-            or one.log_weight is not None
-            or one.broken
-            or ((one.guided or one.reweighted) and group.member.payload.measures)
-        ):
-            found[group.member.group] = {at: vars(one)}
-    return found
+def messages(groups: Groups, positions: Sequence[int], reports: Sequence[TokenReport]) -> Messages:
+    """The messages about a step, which the scheduler or a client needs; groups without news have none."""
+    result: Messages = {}
+    for group, position, report in zip(groups, positions, reports, strict=True):
+        row: GuidedRow = group.member.payload
+        if row.particle is not None:
+            _add_particle(result, row.particle, position, report)
+        elif _is_news(report, row):
+            result[group.member.group] = {position: vars(report)}
+    return result
+
+
+def _is_news(report: TokenReport, row: GuidedRow) -> bool:
+    """Whether the scheduler needs the report."""
+    if report.broken or report.ids is not None or report.drawn is not None or report.log_weight is not None:
+        return True
+    return row.measures and (report.guided or report.reweighted)
+
+
+def _add_particle(result: Messages, particle: Particle, position: int, report: TokenReport) -> None:
+    """Add the report about a particle to the message about its population."""
+    if report.turn is None and not report.broken:
+        return
+    turn = None if report.turn is None else vars(report.turn)
+    empty: dict[str, Any] = {"turn": turn, "broken": False, "rows": {}}
+    message = result.setdefault(particle.population, {}).setdefault(position, empty)
+    message["broken"] |= report.broken
+    message["rows"][particle.number] = {**vars(report), "turn": None}

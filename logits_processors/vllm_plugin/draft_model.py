@@ -1,7 +1,7 @@
 """Guesses of a draft model, which runs in the process of the scheduler. Knows no vLLM.
 
-Experimental: one request at a time, its most likely tokens under its own prompt alone; the paper's method (Leviathan et
-al., arXiv 2211.17192) draws from the draft model and reads the guesses of all requests at once.
+Experimental: one request at a time, its most likely tokens under its own prompt only. The paper's method (Leviathan et
+al., arXiv 2211.17192) draws from the draft model and reads the guesses of all requests in one pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from textguide.forward.model_adapter import adapter
 from textguide.models.loading import load
 
 WORTH = 0.5
-"""Guesses are made where this many of them are expected to be right: each costs a pass of the draft model as well."""
+"""Guesses are made if this share of them is expected to be right: each costs a pass of the draft model as well."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class ModelGuesser:
     """Guesses for the requests of one engine.
 
     Args:
-        settings: as from :func:`~.speculation.settings_of`.
+        settings: as :func:`~.speculation.settings_of` returns them.
 
     Raises:
         ModelUnavailableError: as for :func:`textguide.load`.
@@ -46,8 +46,8 @@ class ModelGuesser:
         self.model, _ = load(settings["model"])
         if not caches.can_crop(caches.new_cache(self.model)):
             raise ValueError(
-                f"speculative_config: model={settings['model']!r} forgets what it has read (sliding windows, "
-                "states), and guesses are taken back; use a model whose layers attend to everything"
+                f"speculative_config: model={settings['model']!r} forgets what it has read (sliding windows, states), "
+                "and wrong guesses are removed from its cache; use a model whose layers attend to everything"
             )
         self._drafter = Drafter(Speculation("prompt-lookup", self.most, worth=WORTH))
         self._rows: dict[str, _Row] = {}
@@ -55,21 +55,24 @@ class ModelGuesser:
 
     @torch.inference_mode()
     def guess(self, request: str, tokens: Sequence[int], most: int) -> list[int]:
-        """At most so many guesses at what follows ``tokens``, those that are likely enough to pay."""
+        """At most ``most`` guesses at what follows ``tokens``, those that are likely enough to pay off."""
         kinds = self._drafter.paying([f"place{n}" for n in range(min(most, self.most))])
         if not kinds:
             return []
         if request not in self._rows:
             self._rows[request] = _Row(caches.new_cache(self.model))
-        row, reader = self._rows[request], adapter(self.model)
-        guesses: list[int] = []
-        known = _shared(row.tokens, tokens[:-1])
+        row = self._rows[request]
+        reader = adapter(self.model)
+        # Its cache holds guesses of the last step, which may have been wrong.
+        known = _common_prefix(row.tokens, tokens[:-1])
         caches.crop(row.cache, len(row.tokens) - known)
         unread = list(tokens[known:])
+        guesses: list[int] = []
         for _ in kinds:
             ids = torch.tensor([unread], device=reader.device)
             logits = reader.read(ids, row.cache, mask=None, positions=None, first=not known)
-            unread, known = [int(logits[0, -1].argmax())], known + len(unread)
+            known += len(unread)
+            unread = [int(logits[0, -1].argmax())]
             guesses += unread
         row.tokens = [*tokens, *guesses[:-1]]
         self._guesses[request] = list(zip(guesses, kinds, strict=True))
@@ -80,14 +83,16 @@ class ModelGuesser:
         self._drafter.judge(self._guesses.pop(request, ()), right)
 
     def forget(self, request: str) -> None:
-        """A request has ended."""
+        """Forget a request that has ended."""
         self._guesses.pop(request, None)
         self._rows.pop(request, None)
 
 
-def _shared(read: Sequence[int], tokens: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
-    for place, (one, other) in enumerate(zip(read, tokens, strict=False)):
-        if one != other:
-            return place
-    return min(len(read), len(tokens))
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens that two rows start with in common."""
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count

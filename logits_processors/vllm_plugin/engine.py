@@ -1,14 +1,15 @@
-"""``textguide.vllm_engine``: a ``vllm.LLM`` with guidance switched on, and ``textguide.generate`` on it."""
+"""``textguide.vllm_engine``: a ``vllm.LLM`` with guidance, and ``textguide.generate`` on it."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,16 +26,17 @@ from textguide.support.errors import MissingExtraError
 
 from .adapters import adapters_of, find
 from .arguments import EFFECT
-from .constraints import CRITIC, critic_name, travelling
-from .described import BRANCH_IDS, GUIDANCE, check
+from .constraint_arguments import awrs_as_json, critic_name
+from .constraints import CRITIC
 from .extras import constraints_of, critics_of, ours_of
 from .further_models import models_of
 from .options import prepared
 from .reports import reports_of
+from .request_guidance import BRANCH_IDS, GUIDANCE, check_guidance
 from .reweighting import classifier_of, named
-from .starting import starting
+from .startup import starting
 
-# What of transformers' generation options has the same meaning in vLLM, and its name there.
+# Generation options of transformers that mean the same in vLLM, with their names there.
 OPTIONS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -44,6 +46,8 @@ OPTIONS = {
     "min_new_tokens": "min_tokens",
     "num_return_sequences": "n",
 }
+DRAWS = ("temperature", "top_k", "top_p", "min_p")
+"""Options that only matter if tokens are drawn."""
 LARGEST_SEED = 2**63
 
 
@@ -57,20 +61,20 @@ def vllm_engine(
     adapters: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Any:
-    """A ``vllm.LLM`` that takes guidance: in ``extra_args`` of sampling parameters, and by ``textguide.generate``.
+    """Start a ``vllm.LLM`` with guidance, for ``textguide.generate`` and for ``extra_args`` of sampling parameters.
 
     Args:
         model: as for :func:`textguide.load`: the bundled model's name, a folder, a GGUF file, or a name on a model hub.
         classifier: the name of a classifier, for requests with :class:`textguide.CAIF`: ``sentiment``, a saved folder…
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
-            line that leads to each, such as ``{"even": "python:MODULE:NAME"}``.
+            text that defines each, such as ``{"even": "python:MODULE:NAME"}``.
         critics: likewise the functions from a text to a log potential that weigh the texts of such requests.
-        models: for methods that ask another model, such as :class:`textguide.ContrastiveDecoding`: further models by
+        models: for methods that need another model, such as :class:`textguide.ContrastiveDecoding`: further models by
             name, each as ``model``. They share the served model's tokens, and read every token of every request.
-        adapters: folders of LoRA adapters by name, which such methods may ask as well; ``base`` is the model without
+        adapters: folders of LoRA adapters by name, which such methods can use as well; ``base`` is the model without
             one. ``textguide.generate(…, adapter=NAME)`` decodes with one.
-        **options: those of ``vllm.LLM``. The scheduler and the logits processor are set. Steps are scheduled ahead with
-            ``async_scheduling=True`` alone.
+        **options: those of ``vllm.LLM``. The scheduler and the logits processor are set. Steps are only scheduled ahead
+            with ``async_scheduling=True``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -86,71 +90,99 @@ def vllm_engine(
     from vllm.lora.request import LoRARequest
 
     options = prepared(
-        model, classifier=classifier, constraints=constraints, critics=critics, models=models, adapters=adapters,
+        model,
+        classifier=classifier,
+        constraints=constraints,
+        critics=critics,
+        models=models,
+        adapters=adapters,
         **options,
-    )  # fmt: skip
+    )
+    # vLLM imports it with the first request, which would be too late for its check (`validation.py`).
+    importlib.import_module(".processor", __package__)
     with starting():
         llm = LLM(**options)
     for adapter in adapters_of(llm.llm_engine.vllm_config).values():
         if adapter.number:
-            llm.llm_engine.add_lora(adapter.request(LoRARequest))  # where one does not fit, it is told now
+            # An adapter that does not fit is reported now, and not with the first request that names it.
+            llm.llm_engine.add_lora(adapter.request(LoRARequest))
     llm.sampling_params = SamplingParams
     llm.lora_request = LoRARequest
     llm.textguide_generate = functools.partial(generate, llm)
     return llm
 
 
-def carried(
-    guidance: Guidance | None, models: Collection[str], constraints: Mapping[str, str], critics: Mapping[str, str]
-) -> tuple[Parts, dict[str, Any] | None, dict[str, Any]]:
-    """The parts of a guidance, its constraint as a request carries it, and the argument with its critic.
+class Portable(NamedTuple):
+    """A guidance as requests carry it.
 
     Args:
-        models: names of the further models and of the adapters that the engine holds.
+        parts: of the guidance.
+        sampling: its AWRS or Feynman–Kac as JSON; None without one.
+        critic: the engine's name of its critic; None without one.
+    """
+
+    parts: Parts
+    sampling: dict[str, Any] | None = None
+    critic: str | None = None
+
+
+def portable(
+    guidance: Guidance | None, models: Collection[str], constraints: Mapping[str, str], critics: Mapping[str, str]
+) -> Portable:
+    """A guidance as requests carry it.
+
+    Args:
+        guidance: the guidance; None for plain decoding.
+        models: names of the further models and of the adapters that the engine has.
         constraints: those that the engine was started with, by name.
         critics: likewise.
 
     Raises:
         ValueError: a part of it cannot run inside vLLM, or does not travel with a request; the message names it.
     """
-    check(guidance, models)
+    check_guidance(guidance, models)
     parts = split(guidance)
-    if isinstance(parts.sampling, FeynmanKac):
-        return parts, parts.sampling.to_dict(), {}
     if parts.sampling is None:
-        return parts, None, {}
+        return Portable(parts)
+    if isinstance(parts.sampling, FeynmanKac):
+        return Portable(parts, parts.sampling.to_dict())
     assert isinstance(parts.sampling, AWRS)
-    constraint = travelling(parts.sampling, constraints)
-    critic = critic_name(parts.sampling, critics)
-    return parts, constraint, {} if critic is None else {CRITIC: critic}
+    return Portable(parts, awrs_as_json(parts.sampling, constraints), critic_name(parts.sampling, critics))
 
 
-def arguments_of(
-    parts: Parts, ids: Sequence[Sequence[int]], constraint: Mapping[str, Any] | None, classifier: str | None
-) -> dict[str, Any] | None:
-    """``extra_args`` of a request; None where it asks for no guidance.
+def extra_args_of(guidance: Portable, ids: Sequence[Sequence[int]], classifier: str | None) -> dict[str, Any] | None:
+    """``extra_args`` of a request; None if it needs no guidance.
 
     Args:
-        parts: of the guidance.
+        guidance: of the request.
         ids: token ids of every branch.
-        constraint: the constraint as a request carries it.
-        classifier: the engine's, by its name.
+        classifier: the name of the engine's classifier.
     """
-    branching: Any = parts.branching
-    if isinstance(branching, Contrast):  # the ids say it, and prompts of other rows need not travel
+    branching: Any = guidance.parts.branching
+    if isinstance(branching, Contrast):
+        # The ids are sent instead, and prompts of other rows need not travel.
         branching = replace(branching, negative_prompt=None, negative_system=None)
     described = [] if branching is None else [branching.to_dict()]
-    for one in parts.reweighting:
-        assert isinstance(one, CAIF)
-        values = {field.name: getattr(one, field.name) for field in fields(one) if field.name != "classifier"}
-        described.append({"method": one.name, "classifier": classifier, **values})
-    described += [] if constraint is None else [constraint]
-    if not described:
-        return None
-    asked: dict[str, Any] = {GUIDANCE: json.dumps(described)}
-    if ids:
-        asked[BRANCH_IDS] = [list(row) for row in ids]
-    return asked if branching is None and not parts.reweighting else {**asked, EFFECT: 1}
+    described += [_caif(part, classifier) for part in guidance.parts.reweighting]
+    if guidance.sampling is not None:
+        described.append(guidance.sampling)
+    extra: dict[str, Any] = {}
+    if described:
+        extra[GUIDANCE] = json.dumps(described)
+    if described and ids:
+        extra[BRANCH_IDS] = [list(row) for row in ids]
+    if branching is not None or guidance.parts.reweighting:
+        extra[EFFECT] = 1
+    if guidance.critic is not None:
+        extra[CRITIC] = guidance.critic
+    return extra or None
+
+
+def _caif(part: Any, classifier: str | None) -> dict[str, Any]:
+    """A CAIF as JSON, with the engine's name of its classifier."""
+    assert isinstance(part, CAIF)
+    values = {field.name: getattr(part, field.name) for field in fields(part) if field.name != "classifier"}
+    return {"method": part.name, "classifier": classifier, **values}
 
 
 def generate(
@@ -166,10 +198,10 @@ def generate(
     do_sample: bool | None,
     options: dict[str, Any],
 ) -> GenerateResult:
-    """What :func:`textguide.generate` does with a ``vllm.LLM``; arguments as there.
+    """:func:`textguide.generate` for a ``vllm.LLM``; arguments as there.
 
-    With a seed, row ``i`` draws what a run of its prompt alone with the seed ``seed + i`` draws, with a list of seeds
-    with ``seed[i]``.
+    With a seed, row ``i`` draws what a run of its prompt alone with the seed ``seed + i`` draws; with a list of seeds,
+    ``seed[i]``.
 
     Raises:
         ValueError: something that vLLM's engine cannot do; the message names it.
@@ -177,149 +209,195 @@ def generate(
     guidance = as_guidance(guidance)
     config = llm.llm_engine.vllm_config
     adapters = adapters_of(config)
-    held = (*models_of(config), *adapters)
-    parts, constraint, critic = carried(guidance, held, constraints_of(config), critics_of(config))
-    asked = options.pop("adapter", None)
-    served = {} if asked is None else {"lora_request": find("adapter", asked, adapters).request(llm.lora_request)}
+    carried = portable(guidance, (*models_of(config), *adapters), constraints_of(config), critics_of(config))
+    parts = carried.parts
+    adapter = options.pop("adapter", None)
+    lora = {}
+    if adapter is not None:
+        lora["lora_request"] = find("adapter", adapter, adapters).request(llm.lora_request)
     _check_classifier(config, parts.reweighting)
-    particles = parts.particles
     tokenizer = tokenizer or llm.get_tokenizer()
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
     ids = [branch_inputs.encode(prompt, tokenizer, f"prompts[{n}]") for n, prompt in enumerate(canonical)]
     branches: list[Any] = []
     if parts.branching is not None:
         branches = branch_inputs.branch_rows(parts.branching, cond=ids, tokenizer=tokenizer, prompts=canonical)
-    if constraint and do_sample is None:
+    if carried.sampling and do_sample is None:
         do_sample = True
     include_stop = options.pop("include_stop", True)
     common = _sampling(options, do_sample, stop, max_new_tokens)
-    if particles > 1:
-        common.setdefault("n", particles)
-    ending = Ending(stop=tuple(common["stop"]), limit=max_new_tokens, include_stop=include_stop)
-    copies = int(common.get("n", 1))
-    if seed is None or isinstance(seed, int):
-        seeds = [None if seed is None else seed + row * copies for row in range(len(ids))]
-    else:
-        seeds = [int(one) for one in seed]
-        if len(seeds) != len(ids):
-            raise ValueError(f"seed= has {len(seeds)} seeds and there are {len(ids)} prompts; give one for each")
+    if parts.particles > 1:
+        common.setdefault("n", parts.particles)
+    seeds = _seeds(seed, len(ids), int(common.get("n", 1)))
+    classifier = ours_of(config).get("classifier")
     params = []
-    for row in range(len(ids)):
-        extra = arguments_of(parts, [rows[row] for rows in branches], constraint, ours_of(config).get("classifier"))
-        one = seeds[row]
-        own = None if one is None else one % LARGEST_SEED
-        params.append(llm.sampling_params(**common, seed=own, extra_args={**(extra or {}), **critic} or None))
-    try:
-        outputs = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False, **served)
-    except Exception as error:
-        if type(error).__name__ == "VLLMValidationError":  # what the check of the requests found
-            raise ValueError(str(error)) from None
-        raise
-    guided = parts.branching is not None or bool(parts.reweighting)
-    weighed = _weights(outputs, particles) if constraint is not None else {}
-    together = particles > 1 or bool(critic)
-    result = _result(outputs, tokenizer, len(branches) if guided else None, weighed, together, ending)
+    for row, one in enumerate(seeds):
+        extra = extra_args_of(carried, [rows[row] for rows in branches], classifier)
+        params.append(llm.sampling_params(**common, seed=one, extra_args=extra))
+    outputs = _run(llm, ids, params, lora)
+    has_effect = parts.branching is not None or bool(parts.reweighting)
+    result = _result(
+        outputs,
+        tokenizer,
+        branches=len(branches) if has_effect else None,
+        weights=_weights(outputs, parts.particles) if carried.sampling is not None else {},
+        is_population=parts.particles > 1 or carried.critic is not None,
+        ending=Ending(stop=tuple(common["stop"]), limit=max_new_tokens, include_stop=include_stop),
+    )
     warn_if_none(result.effect, guidance)
     return result
 
 
 def _check_classifier(config: Any, reweighting: Sequence[Any]) -> None:
     """Refuse reweighting by another classifier than the engine's."""
-    engines = classifier_of(config)
-    for asked in reweighting:
-        its = named(asked.classifier) if isinstance(asked.classifier, str) else asked.classifier
-        if engines is None or its is not engines:
+    available = classifier_of(config)
+    for caif in reweighting:
+        classifier = named(caif.classifier) if isinstance(caif.classifier, str) else caif.classifier
+        if available is None or classifier is not available:
             raise ValueError(
-                f"guidance={asked!r}: the engine has {'no classifier' if engines is None else 'another classifier'}; "
+                f"guidance={caif!r}: the engine has {'no classifier' if available is None else 'another classifier'}; "
                 "name it when the engine starts, textguide.vllm_engine(model, classifier=…)"
             )
-        engines.index(asked.target)
+        available.index(caif.target)
 
 
 def _sampling(options: dict[str, Any], do_sample: bool | None, stop: Any, longest: int) -> dict[str, Any]:
-    options = {name: value for name, value in options.items() if value is not None}
-    for name in options:
-        if name not in OPTIONS:
-            raise ValueError(f"{name}= has no counterpart in vLLM; those that have are {', '.join(OPTIONS)}")
-    common = {OPTIONS[name]: value for name, value in options.items()}
+    """vLLM's sampling parameters, from generation options of transformers."""
+    common = {}
+    for name, value in options.items():
+        if value is not None:
+            if name not in OPTIONS:
+                raise ValueError(f"{name}= has no counterpart in vLLM; those that have one are {', '.join(OPTIONS)}")
+            common[OPTIONS[name]] = value
     if do_sample is None:
-        do_sample = any(name in common for name in ("temperature", "top_k", "top_p", "min_p"))
+        do_sample = any(name in common for name in DRAWS)
     if not do_sample:
-        for name in ("temperature", "top_k", "top_p", "min_p"):
+        for name in DRAWS:
             common.pop(name, None)
         common["temperature"] = 0.0
     stops = [stop] if isinstance(stop, str) else list(stop or [])
     return {**common, "max_tokens": longest, "stop": stops, "include_stop_str_in_output": True, "logprobs": 0}
 
 
+def _seeds(seed: int | Sequence[int] | None, count: int, copies: int) -> list[int | None]:
+    """The seed of each of ``count`` prompts; vLLM counts it up over the ``copies`` of a prompt."""
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, int):
+        return [(seed + row * copies) % LARGEST_SEED for row in range(count)]
+    seeds = [int(one) % LARGEST_SEED for one in seed]
+    if len(seeds) != count:
+        raise ValueError(f"seed= has {len(seeds)} seeds and there are {count} prompts; give one for each")
+    return list(seeds)
+
+
+def _run(llm: Any, ids: Sequence[Sequence[int]], params: Sequence[Any], lora: dict[str, Any]) -> list[Any]:
+    """vLLM's outputs for prompts of token ids."""
+    try:
+        outputs: list[Any] = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False, **lora)
+    except Exception as error:
+        # vLLM wraps the errors of the check of requests. Its class is not imported, so that tests need no vLLM.
+        if type(error).__name__ == "VLLMValidationError":
+            raise ValueError(str(error)) from None
+        raise
+    return outputs
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
 def _result(
     outputs: Sequence[Any],
     tokenizer: Any,
+    *,
     branches: int | None,
-    weighed: dict[str, Any],
-    together: bool,
+    weights: dict[str, Any],
+    is_population: bool,
     ending: Ending,
 ) -> GenerateResult:
-    """The result of answers.
+    """The result of vLLM's outputs.
 
     Args:
-        branches: of the guidance; None without one.
-        weighed: the fields about weights.
-        together: whether the texts were written together.
+        outputs: one per prompt.
+        tokenizer: of the model.
+        branches: number of branches of the guidance; None without guidance.
+        weights: the fields about weights.
+        is_population: whether the texts of a prompt were written together.
+        ending: what ends a text.
     """
-    rows = [(output, one) for output in outputs for one in output.outputs]
-    deaths = weighed.get("deaths") or [None] * len(rows)
-    # A particle that was given up stays as it was; a text by itself gets an end token then, which is none of its own.
-    tokens = [
-        list(one.token_ids)[: None if together or death in (None, STOPPED) else -1]
-        for (_, one), death in zip(rows, deaths, strict=True)
-    ]
-    longest = max(len(row) for row in tokens)
-    named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
-    pad = next((token for token in named if token is not None), 0)
-    prompts, _ = pad_left([list(output.prompt_token_ids) for output, _ in rows], "cpu", pad)
-    written = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], dtype=torch.long)
-    log_probs = torch.zeros(len(rows), longest)
-    for n, (_, one) in enumerate(rows):
-        for k, token in enumerate(tokens[n]):
-            log_probs[n, k] = one.logprobs[k][token].logprob
+    rows = [(output, answer) for output in outputs for answer in output.outputs]
+    deaths = weights.get("deaths") or [None] * len(rows)
+    tokens = []
+    for (_, answer), death in zip(rows, deaths, strict=True):
+        row = list(answer.token_ids)
+        if not is_population and death not in (None, STOPPED):
+            # A text that was given up gets an end token to end it in vLLM; a particle stays as it was.
+            del row[-1:]
+        tokens.append(row)
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
-    ended = [one.finish_reason == "stop" and getattr(one, "stop_reason", None) is None for _, one in rows]
+    reasons = []
+    for (_, answer), row, text, death in zip(rows, tokens, texts, deaths, strict=True):
+        reasons.append(_finish_reason(answer, row, text, death, ending))
+    log_probs = _log_probs([answer for _, answer in rows], tokens)
+    effect = Effect()
+    if branches is not None:
+        effect = join([_effect(report, branches) for output in outputs for report in _reports_of_runs(output)])
     return GenerateResult(
         texts=[ending.shown(text) for text in texts],
-        finish_reasons=[
-            "error"
-            if one.finish_reason == "error"
-            else "eos"
-            if is_end and death is None
-            else ending.reason(*row, death)
-            for (_, one), is_end, death, row in zip(rows, ended, deaths, zip(tokens, texts, strict=True), strict=True)
-        ],
-        sequences=torch.cat([prompts, written.view(len(rows), longest)], dim=1),
+        finish_reasons=reasons,
+        sequences=_sequences([list(output.prompt_token_ids) for output, _ in rows], tokens, tokenizer),
         new_tokens=tokens,
         log_likelihood=log_probs.sum(-1),
         log_probs=log_probs,
-        effect=Effect()
-        if branches is None
-        else join([_effect(one, branches) for output in outputs for one in _runs(output)]),
-        **weighed,
+        effect=effect,
+        **weights,
     )
+
+
+def _log_probs(answers: Sequence[Any], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Log-probabilities of new tokens, (B, new), 0 after the end of a row."""
+    log_probs = torch.zeros(len(answers), max(map(len, tokens)))
+    for n, answer in enumerate(answers):
+        for k, token in enumerate(tokens[n]):
+            log_probs[n, k] = answer.logprobs[k][token].logprob
+    return log_probs
+
+
+def _finish_reason(answer: Any, tokens: list[int], text: str, death: str | None, ending: Ending) -> str:
+    if answer.finish_reason == "error":
+        return "error"
+    # vLLM gives the text or token that stopped a request, and none for its end token.
+    has_end = answer.finish_reason == "stop" and getattr(answer, "stop_reason", None) is None
+    if has_end and death is None:
+        return "eos"
+    return ending.reason(tokens, text, death)
+
+
+def _sequences(prompts: list[list[int]], tokens: list[list[int]], tokenizer: Any) -> torch.Tensor:
+    """Prompts, padded on the left, with the new tokens, padded on the right."""
+    named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+    pad = next((token for token in named if token is not None), 0)
+    longest = max(map(len, tokens))
+    padded, _ = pad_left(prompts, "cpu", pad)
+    written = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], dtype=torch.long)
+    return torch.cat([padded, written.view(len(tokens), longest)], dim=1)
 
 
 def _weights(outputs: Sequence[Any], particles: int) -> dict[str, Any]:
     """The fields of a result that are about weights."""
-    reports = [one for output in outputs for one in _reports(output)]
-    weights = [-math.inf if one.get("log_weight") is None else one["log_weight"] for one in reports]
+    reports = [report for output in outputs for report in _reports(output)]
+    weights = [-math.inf if report.get("log_weight") is None else report["log_weight"] for report in reports]
     log_weights = torch.tensor(weights, dtype=torch.float64)
     populations = log_weights.view(-1, particles)
-    deaths = [one.get("death") for one in reports]
+    deaths = [report.get("death") for report in reports]
+    calls = [report.get("constraint_calls", 0) for output in outputs for report in _reports_of_runs(output)]
     return {
         "log_weights": log_weights,
         "log_evidence": log_evidence(populations),
         "ess": effective_sample_size(populations),
         "finished": torch.tensor([death is None for death in deaths]) & (log_weights > -math.inf),
         "deaths": deaths,
-        "constraint_calls": sum(one.get("constraint_calls", 0) for output in outputs for one in _runs(output)),
+        "constraint_calls": sum(calls),
         "particles": particles,
     }
 
@@ -329,15 +407,17 @@ def _reports(output: Any) -> list[Mapping[str, Any]]:
     return [report or {} for report in reports_of(output.kv_transfer_params)] or [{} for _ in output.outputs]
 
 
-def _runs(output: Any) -> list[Mapping[str, Any]]:
-    """Likewise, but one for all texts that were written together, each of which has the numbers of all."""
+def _reports_of_runs(output: Any) -> list[Mapping[str, Any]]:
+    """The report of each answer, or a single one for texts that were written together: theirs is about all of them."""
     reports = _reports(output)
     return reports[:1] if reports and "log_weights" in reports[0] else reports
 
 
 def _effect(report: Mapping[str, Any], branches: int) -> Effect:
-    mean, largest = report.get("mean_kl", 0.0), report.get("max_kl", 0.0)
+    mean = report.get("mean_kl", 0.0)
+    largest = report.get("max_kl", 0.0)
     return Effect(
+        # JSON has no infinite numbers.
         mean_kl=math.inf if mean is None else mean,
         max_kl=math.inf if largest is None else largest,
         top_changed=report.get("top_changed", 0.0),

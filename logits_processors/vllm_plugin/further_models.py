@@ -1,7 +1,7 @@
-"""Further models that one vLLM engine holds beside the served one, for branches that ask another model. Knows no vLLM.
+"""Further models that one vLLM engine has besides the served one, for branches that name a model. Knows no vLLM.
 
-They are parts of one model of vLLM's (``twin.py``), which runs them all on every token of every request, and keeps what
-the further ones say of each row for the processor in the same process.
+They are parts of one model of vLLM's (``combined_model.py``), which runs all of them on every token of every request
+and keeps the further models' logits for the processor in the same process.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from textguide.models.loading import locate
 
 from .extras import ours_of
 
-TWIN = "TextguideTwin"
-"""The architecture that vLLM is told to load."""
-TWIN_CLASS = "textguide.logits_processors.vllm_plugin.twin:Twin"
+COMBINED_MODEL = "TextguideCombinedModel"
+"""The architecture that vLLM loads."""
+COMBINED_MODEL_CLASS = "textguide.logits_processors.vllm_plugin.combined_model:CombinedModel"
 _LOGITS: dict[str, dict[str, Tensor]] = {}
 
 
 def resolve(model: str) -> str:
-    """The folder of a bundled or small model or of a converted GGUF file, or ``model`` as it is.
+    """The folder of a bundled or small model or of a converted GGUF file; other names are returned as they are.
 
     Raises:
         ModelUnavailableError: as for :func:`textguide.load`.
@@ -35,29 +35,32 @@ def resolve(model: str) -> str:
 
 
 def models_of(config: Any) -> dict[str, str]:
-    """The further models that an engine was started with: the folder of each, by its name."""
+    """The further models that an engine was started with: the folder of each, by name."""
     return dict(ours_of(config).get("models") or {})
 
 
 def logits_of(config: Any) -> dict[str, Tensor]:
-    """Where an engine's further models leave the logits (R, V) of a step's rows, by name.
+    """The logits (R, V) of the newest step under each further model, by name; the model writes them here.
 
     Args:
-        config: vLLM's ``VllmConfig`` in the process that holds the models.
+        config: vLLM's ``VllmConfig`` in the process that runs the models.
     """
     return _LOGITS.setdefault(str(config.instance_id), {})
 
 
 def check_models(served: str, models: Mapping[str, str], longest: int | None) -> dict[str, Any]:
-    """Refuse models that cannot stand beside the served one; the configuration of the latter.
+    """Refuse models that cannot be combined with the served one.
 
     Args:
         served: folder or name of the served model.
-        models: those of the further ones, by name.
-        longest: ``max_model_len``, where it is given.
+        models: folders or names of the further models, by name.
+        longest: ``max_model_len``, if it is given.
+
+    Returns:
+        What the combined model has to know of the served one: its architectures.
 
     Raises:
-        ValueError: a model has another vocabulary, is no decoder, or has too few positions; the message names it.
+        ValueError: a model has another vocabulary, is not a decoder, or has too few positions; the message names it.
     """
     from transformers import AutoConfig
 
@@ -66,20 +69,23 @@ def check_models(served: str, models: Mapping[str, str], longest: int | None) ->
     longest = longest or main.get_text_config(decoder=True).max_position_embeddings
     for name, path in models.items():
         if not name or name == SELF or not name.isprintable():
-            raise ValueError(f"models: {name!r} is no name for a model; give one such as amateur")
-        config = AutoConfig.from_pretrained(path)
-        text = config.get_text_config(decoder=True)
-        if getattr(config, "is_encoder_decoder", False) or text is not config:
-            raise ValueError(f"model {name}={path}: {config.model_type} is no model of text alone; name another")
-        if text.vocab_size != size:
-            raise ValueError(
-                f"model {name}={path} has {text.vocab_size} tokens in its vocabulary and the served model {size}; "
-                "their next-token distributions cannot be combined: use models that share a tokenizer"
-            )
-        positions = getattr(text, "max_position_embeddings", None)
-        if positions is not None and longest is not None and longest > positions:
-            raise ValueError(f"model {name}={path} has {positions} positions; set max_model_len to {positions} or less")
+            raise ValueError(f"models: {name!r} cannot be the name of a model; choose one such as amateur")
+        _check_model(name, path, AutoConfig.from_pretrained(path), size, longest)
     return {"architectures": list(main.architectures or ())}
+
+
+def _check_model(name: str, path: str, config: Any, size: int, longest: int | None) -> None:
+    text = config.get_text_config(decoder=True)
+    if getattr(config, "is_encoder_decoder", False) or text is not config:
+        raise ValueError(f"model {name}={path}: {config.model_type} is not a decoder of text only; name another model")
+    if text.vocab_size != size:
+        raise ValueError(
+            f"model {name}={path} has {text.vocab_size} tokens in its vocabulary and the served model {size}; "
+            "their next-token distributions cannot be combined: use models that share a tokenizer"
+        )
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and longest is not None and longest > positions:
+        raise ValueError(f"model {name}={path} has {positions} positions; set max_model_len to {positions} or less")
 
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -87,19 +93,22 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_lora": ((None, False), "adapters were not tested with them"),
     "quantization": ((None,), "quantised weights were not tested with them"),
     "load_format": ((None, "auto", "safetensors", "hf"), "their weights are read as safetensors"),
-    "hf_overrides": ((None, {}), "it is taken by them"),
+    "hf_overrides": ((None, {}), "they set it themselves"),
     "tokenizer_mode": ((None, "auto", "hf"), "they were tested with tokenizers of transformers"),
 }
 """Options of an engine that were not tested with further models: the values that were, and why."""
 
 
 def engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an engine that holds further models, from those that were given.
+    """Options of an engine with further models.
+
+    Args:
+        options: of the engine without them.
 
     Raises:
-        ValueError: one was not tested with them; the message names it.
+        ValueError: an option was not tested with them; the message names it.
     """
     for name, (tested, reason) in REFUSED.items():
         if options.get(name) not in tested:
             raise ValueError(f"{name}={options[name]!r} does not work with further models: {reason}; leave it out")
-    return {**options, "enforce_eager": True, "hf_overrides": {"architectures": [TWIN]}}
+    return {**options, "enforce_eager": True, "hf_overrides": {"architectures": [COMBINED_MODEL]}}

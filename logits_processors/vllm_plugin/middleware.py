@@ -1,4 +1,4 @@
-"""The middleware that ``--middleware`` names: with it vLLM's own front end reports in streams, counts, and ends gently.
+"""The middleware that ``--middleware`` names: reports in streams, metrics and a gentle shutdown for vLLM's server.
 
 Opt in by class path: ``textguide.logits_processors.vllm_plugin.middleware.Guided``. ``textguide serve`` does.
 """
@@ -14,7 +14,7 @@ prepare()
 
 
 class Guided:
-    """In front of vLLM's application; follows its engine from the first message on, with which a server starts.
+    """Wraps vLLM's application, and watches its engine from the first message on, with which a server starts.
 
     Args:
         app: an ASGI application.
@@ -25,14 +25,14 @@ class Guided:
         self._gate: Any = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """As ASGI has it."""
+        """Answer a request, as ASGI defines it."""
         if self._gate is None:
-            self._gate = self._follow(scope["app"].state)
+            self._gate = self._watched(scope["app"].state)
         await self._gate(scope, receive, send)
 
-    def _follow(self, state: Any) -> Any:
+    def _watched(self, state: Any) -> Any:
         client = getattr(state, "engine_client", None)
-        if client is None:  # a front end that has no engine
+        if client is None:  # a front end without an engine
             return self.app
         watch(client, state.args.enable_log_requests)
         return operations.Gate(self.app, operations.draining(client))

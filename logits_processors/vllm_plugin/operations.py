@@ -1,6 +1,6 @@
-"""What a server needs to be run: figures behind the key, an end that loses no answer, a line for each request.
+"""What running a server needs: metrics that require the key, a shutdown that loses no answer, a log line per request.
 
-Knows no vLLM but the names of what it is handed.
+Knows no vLLM but the names of what it receives.
 """
 
 from __future__ import annotations
@@ -11,35 +11,36 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .borrowed_fields import report_of
 from .extras import OURS
 
 GUARDED = ("/metrics",)
-"""Paths that ask for the key where one is set, beside those that vLLM guards."""
+"""Paths that require the API key if there is one, besides those that vLLM guards."""
 OPEN_WHILE_DRAINING = ("/metrics",)
 DRAIN_SECONDS = 30
-"""How long a server that was told to stop goes on with the requests that it has, where ``--shutdown-timeout`` says
-nothing else."""
-# Below vLLM's logger, whose handlers and format it has.
+"""How long a server that is shut down works on the requests that it has, unless ``--shutdown-timeout`` is given."""
+# Below vLLM's logger, so that it has the same handlers and format.
 logger = logging.getLogger("vllm.textguide")
 
 
 def guard(authentication: Any) -> None:
-    """Ask for the key in front of what tells of all requests.
+    """Require the key for paths that reveal figures of all requests.
 
     Args:
-        authentication: vLLM's module that has the prefixes of guarded paths.
+        authentication: vLLM's module with the prefixes of guarded paths.
     """
     prefixes = tuple(authentication.GUARDED_PREFIX)
     authentication.GUARDED_PREFIX = (*prefixes, *(path for path in GUARDED if path not in prefixes))
 
 
 def draining(client: Any) -> Callable[[], bool]:
-    """Whether an engine was told to stop: vLLM then lets it finish what it has, and takes in nothing more.
+    """Whether an engine is being shut down: vLLM then lets it finish its requests, and accepts no more.
 
     Args:
         client: vLLM's ``AsyncLLM``; its ``shutdown`` waits until the requests are done.
     """
-    begun, stop = threading.Event(), client.shutdown
+    begun = threading.Event()
+    stop = client.shutdown
 
     def shutdown(*args: Any, **kwargs: Any) -> Any:
         begun.set()
@@ -50,22 +51,23 @@ def draining(client: Any) -> Callable[[], bool]:
 
 
 class Gate:
-    """Turns requests away while the server drains: HTTP 503, so that a load balancer sends them elsewhere.
+    """Refuses requests with HTTP 503 while the server drains, so that a load balancer sends them elsewhere.
 
     Args:
         app: an ASGI application.
-        drains: whether it does.
+        drains: whether the server drains.
     """
 
     def __init__(self, app: Any, drains: Callable[[], bool]) -> None:
-        self.app, self.drains = app, drains
+        self.app = app
+        self.drains = drains
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """As ASGI has it."""
+        """Answer a request, as ASGI defines it."""
         if scope["type"] != "http" or not self.drains() or scope["path"] in OPEN_WHILE_DRAINING:
             await self.app(scope, receive, send)
             return
-        message = "the server is about to stop and takes no more requests; send it to another one"
+        message = "the server is about to stop and accepts no more requests; send it to another one"
         body = json.dumps({"error": {"message": message, "type": "ServiceUnavailableError", "code": 503}}).encode()
         headers = [(b"content-type", b"application/json"), (b"retry-after", b"5"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -73,7 +75,7 @@ class Gate:
 
 
 def log_ends(outputs: Any) -> None:
-    """Write a line of log for each guided request that ended, with its report as fields where the log is JSON.
+    """Log a line for each guided request that ended, with its report as fields if the log is JSON.
 
     Args:
         outputs: vLLM's ``OutputProcessor``.
@@ -81,13 +83,17 @@ def log_ends(outputs: Any) -> None:
     process = outputs.process_outputs
 
     def process_outputs(engine_outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        reports = {one.request_id: (one.kv_transfer_params or {}).get(OURS) for one in engine_outputs}
-        guided = {name: report for name, report in reports.items() if report is not None}
-        states = {name: outputs.request_states.get(name) for name in guided}
+        # vLLM forgets the state of a request while it processes the last output.
+        guided = {}
+        for output in engine_outputs:
+            report = report_of(output.kv_transfer_params)
+            state = outputs.request_states.get(output.request_id)
+            if report is not None and state is not None:
+                guided[output.request_id] = (state, report)
         result = process(engine_outputs, *args, **kwargs)
-        for name, report in guided.items():
-            if states[name] is not None and name not in outputs.request_states:
-                fields = {"request": states[name].external_req_id, "choice": states[name].request_index, **report}
+        for name, (state, report) in guided.items():
+            if name not in outputs.request_states:
+                fields = {"request": state.external_req_id, "choice": state.request_index, **report}
                 logger.info("guided request ended: %s", json.dumps(fields), extra={OURS: fields})
         return result
 
@@ -95,5 +101,5 @@ def log_ends(outputs: Any) -> None:
 
 
 def log_refusal(error: ValueError) -> None:
-    """Write a line of log for a guided request that was answered with HTTP 400."""
+    """Log a line for a guided request that was answered with HTTP 400."""
     logger.info("guided request refused: %s", error, extra={OURS: {"refused": str(error)}})

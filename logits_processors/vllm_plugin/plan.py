@@ -1,7 +1,7 @@
 """How many tokens each running request gets in a step, so that no request of a group ever writes alone. Knows no vLLM.
 
 A request writes a token in the step that reads its last known one. All requests of a group have to do that in the same
-step: until they can, each reads up to the last token but one and waits.
+step. Until they can, each reads up to the last token but one and waits.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Load:
-    """A running request that stands alone, or the running requests of a group.
+    """A running plain request, or the running requests of a group.
 
     Args:
-        running: the tokens that each has yet to read before it writes; 0 while its token is in flight.
+        running: the tokens that each has to read before it writes; 0 while its token is in flight.
         absent: the requests of the group that are not running, with the tokens that each would have to read if it were
-            admitted in this step; None where not all of them can be.
+            admitted in this step; None if not all of them can be.
     """
 
     running: Mapping[str, int]
@@ -25,7 +25,7 @@ class Load:
 
     @property
     def is_alone(self) -> bool:
-        """Whether it waits for nobody."""
+        """Whether it waits for no other request."""
         return self.absent is not None and len(self.running) + len(self.absent) == 1
 
 
@@ -36,7 +36,7 @@ class Plan:
     Args:
         tokens: for every running request.
         arrivals: requests that have to be admitted in this step, with their tokens; room is kept for them.
-        left: tokens that nobody has a claim to.
+        left: tokens that are not assigned.
     """
 
     tokens: dict[str, int]
@@ -50,39 +50,45 @@ def share(loads: Sequence[Load], budget: int, longest: int = 0) -> Plan:
     Args:
         loads: in the order in which the engine serves them.
         budget: tokens of the step.
-        longest: the most tokens that one request may read in a step; 0: no such bound.
+        longest: the most tokens that one request may read in a step; 0: no such limit.
     """
     tokens: dict[str, int] = {}
     arrivals: dict[str, int] = {}
     left = budget
     for load in loads:
-        spared = 1
-        if load.is_alone:
-            spared = 0
-        elif load.absent is not None:
+        if not load.is_alone and load.absent is not None:
             together = {**load.running, **load.absent}
-            least, most = min(together.values()), max(together.values())
-            # With steps in flight: either all of them have written a token, or none has.
-            if sum(together.values()) <= left and most <= (longest or left) and (least > 0 or most == 0):
+            if _can_write(together, left, longest):
                 tokens |= load.running
                 arrivals |= load.absent
                 left -= sum(together.values())
                 continue
-        for request, remaining in load.running.items():
-            wanted = remaining - spared
-            tokens[request] = max(0, min(wanted, left, longest or wanted))
+        # A request of a group that cannot write in this step keeps its last token unread.
+        spared = 0 if load.is_alone else 1
+        for request, unread in load.running.items():
+            count = unread - spared
+            tokens[request] = max(0, min(count, left, longest or count))
             left -= tokens[request]
     return Plan(tokens, arrivals, left)
+
+
+def _can_write(unread: Mapping[str, int], left: int, longest: int) -> bool:
+    """Whether all requests of a group can read everything in this step."""
+    least = min(unread.values())
+    most = max(unread.values())
+    # With steps in flight, either all of them have written a token already, or none has.
+    same_step = least > 0 or most == 0
+    return same_step and sum(unread.values()) <= left and most <= (longest or left)
 
 
 def too_large(
     lengths: Sequence[int], places: int | None, budget: int | None, blocks: int | None, block_size: int
 ) -> str | None:
-    """Why the requests of a group could never stand in an engine together, as a clause; None where they can.
+    """Why the requests of a group would never fit an engine at the same time, as a clause; None if they do.
 
     Args:
         lengths: the most tokens of each.
-        places: requests that may run at once; None: not known, here and below.
+        places: requests that may run at the same time; None: not known, here and below.
         budget: tokens of a step.
         blocks: of the cache.
         block_size: tokens of a block.
@@ -91,7 +97,7 @@ def too_large(
     if places is not None and size > places:
         return f"a main request with {size - 1} branch requests takes {size} places, and max_num_seqs is {places}"
     if budget is not None and size > budget:
-        return f"its {size} requests take {size} tokens a step, and max_num_batched_tokens is {budget}"
+        return f"its {size} requests take {size} tokens per step, and max_num_batched_tokens is {budget}"
     needed = sum(-(-length // block_size) for length in lengths)
     if blocks is not None and needed > blocks:
         return (

@@ -1,36 +1,45 @@
 """The logits processor that ``--logits-processors`` names, for whichever model runner loads it.
 
 Opt in by class path: ``textguide.logits_processors.vllm_plugin.processor:GuidedLogitsProcessor``, with the scheduler
-of ``scheduler.py``. Not registered as an entry point: those load for every model of an installation.
+of ``scheduler.py``. It is not registered as an entry point: those load for every model of an installation.
+
+Importing this file wraps the methods of vLLM that front ends need (:mod:`~.wrapping`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from vllm.entrypoints.llm import LLM
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.model_executor.models.registry import ModelRegistry
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
 from .adapters import remember_adapters
 from .adapters_on_cpu import mend
-from .admission import remember_chats, validate
 from .channel import outbox_of
-from .further_models import TWIN, TWIN_CLASS
+from .further_models import COMBINED_MODEL, COMBINED_MODEL_CLASS
 from .processor_v1 import FirstRunnerProcessor
 from .processor_v2 import SecondRunnerProcessor
-from .reports import carry
+from .reports import gather_reports
 from .speculation import speculation_of
+from .validation import UNKNOWN_MESSAGES, remember_chats, remember_inputs, remember_offline_chats, validate
 from .verification import read_guesses
 
-remember_chats(ChatCompletionRequest)
+remember_inputs(InputProcessor)
+remember_chats(ChatCompletionRequest, messages_of=lambda request: list(request.messages))
+# The input of a response may have parts that are not messages, such as calls of tools.
+remember_chats(ResponsesRequest, messages_of=lambda request: UNKNOWN_MESSAGES)
+remember_offline_chats(LLM)
 remember_adapters(OpenAIServingModels)
-carry(OutputProcessor)
+gather_reports(OutputProcessor)
 mend()
-ModelRegistry.register_model(TWIN, TWIN_CLASS)
+ModelRegistry.register_model(COMBINED_MODEL, COMBINED_MODEL_CLASS)
 
 
 class First(FirstRunnerProcessor, FirstInterface):
@@ -57,14 +66,16 @@ class Second(SecondRunnerProcessor, SecondInterface):
 
 
 class GuidedLogitsProcessor(FirstInterface, SecondInterface):
-    """Makes the processor of the runner that calls: the first hands over a device, the second its buffers."""
+    """Makes the processor of the model runner that calls it."""
 
     def __new__(cls, vllm_config: Any, *interface: Any) -> Any:
-        """Arguments behind the configuration: ``device, is_pin_memory`` from the first runner, ``req_states`` from the
-        second."""
+        """Choose the class by the arguments after the configuration.
+
+        The first runner passes ``device, is_pin_memory``, and the second one ``req_states``.
+        """
         return (First if len(interface) == 2 else Second)(vllm_config, *interface)
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse arguments of guidance that cannot work, as a ``ValueError``: HTTP 400."""
+        """Refuse arguments of guidance that cannot work with a ``ValueError``, which vLLM answers with HTTP 400."""
         validate(sampling_params)

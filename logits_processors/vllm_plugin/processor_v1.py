@@ -1,4 +1,4 @@
-"""The guided distribution inside vLLM's first model runner. Knows no vLLM but the shape of what it hands over."""
+"""The guided distribution inside vLLM's first model runner. Knows no vLLM but the shape of what it receives."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from typing import Any
 
 from torch import Tensor
 
+from .batch_rows import GroupRows, Member, Rows
 from .channel import Outbox
-from .combination import Drawing, guide, messages
+from .combination import GuidedRow, guide, messages
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of, critics_of
 from .further_models import logits_of
-from .groups import MAIN, Member, Rows, Standing
-from .particles import KEPT, Populations, Seat
-from .requests import Request
+from .particles import LEAST_KEPT, Particle, Populations
+from .requests import MAIN, Request
 from .reweighting import Reweighting, classifier_of
+
+Tokens = Callable[[], list[int]]
 
 
 class FirstRunnerProcessor:
-    """Combines the rows of guided requests with those of their branch requests; other rows keep their bits.
+    """Combines the rows of guided requests with those of their branch requests; other rows are not touched.
 
     Args:
-        vllm_config: names the engine.
+        vllm_config: vLLM's ``VllmConfig``.
         device: of the logits.
         is_pin_memory: not used.
     """
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-        self.rows: Rows[Drawing | None] = Rows()
+        self.rows: Rows[GuidedRow | None] = Rows()
         self.outbox = Outbox()
-        self.aids = Aids.of(vllm_config)
+        self.resources = EngineResources.of(vllm_config)
         self.models = logits_of(vllm_config)
-        self.judged: Set[int] = frozenset()  # rows whose tokens were taken in this step already
+        self.verified: Set[int] = frozenset()  # rows whose tokens were drawn in this step already
 
     def is_argmax_invariant(self) -> bool:
-        """It is not: guidance changes the most likely token."""
+        """False: guidance changes the most likely token."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Follow what was removed, added and moved, in this order."""
+        """Follow what was removed, added and moved; vLLM requires this order."""
         if batch_update is None:
             return
         for row in batch_update.removed:
@@ -51,84 +53,101 @@ class FirstRunnerProcessor:
             self.rows.move(source, target, direction.name == "SWAP")
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Guided distributions in the rows of groups, in place."""
+        """Write guided distributions into the rows of groups, in place."""
         if not self.rows.members:
             return logits
-        groups = [group for group in self.rows.groups() if group.row not in self.judged]
+        groups = [group for group in self.rows.groups() if group.row not in self.verified]
         positions = [len(group.member.payload.written()) for group in groups]
-        seen = guide(logits, groups, positions, self.models)
-        self.outbox.put(messages(groups, positions, seen))
+        reports = guide(logits, groups, positions, self.models)
+        self.outbox.put(messages(groups, positions, reports))
         return logits
 
-    def judge(
+    def verify(
         self,
         logits: Tensor,
         starts: Sequence[int],
         guesses: Sequence[Sequence[int]],
         greedy: Callable[[Tensor], Tensor],
     ) -> dict[int, list[int]]:
-        """The tokens of the groups that have guesses: those that were guessed right, and the one behind them.
+        """The tokens of groups with guesses: the guesses that were right, and the token after them.
 
         Args:
             logits: of the newest token and the guesses of each request, (T, V); changed in place.
-            starts: where those of each request begin.
+            starts: the first position of each request in these.
             guesses: of each request.
             greedy: the most likely tokens, (R, V) → (R,).
 
         Returns:
-            Tokens by the row of the request, those of branch requests too.
+            Tokens by the row of the request, those of branch requests included.
         """
         going = [group for group in self.rows.groups() if guesses[group.row]]
-        taken: dict[int, list[int]] = {row: [] for group in going for row in (group.row, *group.branches)}
+        tokens: dict[int, list[int]] = {}
+        written: dict[int, Tokens] = {}
+        for group in going:
+            drawing = group.member.payload
+            tokens |= {row: [] for row in (group.row, *group.branches)}
+            # While its guesses are verified, the text of a request includes those that were right.
+            written[group.row] = drawing.written
+            drawing.written = _extended(drawing.written, tokens[group.row])
         drawings = {group.row: group.member.payload for group in going}
-        before = {row: drawing.written for row, drawing in drawings.items()}
-        for row, drawing in drawings.items():
-            drawing.written = _with(before[row], taken[row])
         depth = 0
         while going:
-            here = [
-                Standing(starts[group.row] + depth, tuple(starts[row] + depth for row in group.branches), group.member)
-                for group in going
-            ]
-            positions = [len(group.member.payload.written()) for group in going]
-            seen = guide(logits, here, positions)
-            self.outbox.put(messages(here, positions, seen))
-            tokens = greedy(logits[[one.row for one in here]]).tolist()
+            drawn = self._draw(logits, going, starts, depth, greedy)
             later = []
-            for group, token in zip(going, tokens, strict=True):
+            for group, token in zip(going, drawn, strict=True):
                 rows = (group.row, *group.branches)
                 for row in rows:
-                    taken[row].append(token)
-                guessed = all(guesses[row][depth : depth + 1] == [token] for row in rows)
-                if guessed and token not in drawings[group.row].ends:
+                    tokens[row].append(token)
+                is_guess = all(guesses[row][depth : depth + 1] == [token] for row in rows)
+                if is_guess and token not in group.member.payload.ends:
                     later.append(group)
-            going, depth = later, depth + 1
+            going = later
+            depth += 1
         for row, drawing in drawings.items():
-            drawing.written = before[row]
-        return taken
+            drawing.written = written[row]
+        return tokens
 
-    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[Drawing | None] | None:
+    def _draw(
+        self,
+        logits: Tensor,
+        groups: Sequence[GroupRows],
+        starts: Sequence[int],
+        depth: int,
+        greedy: Callable[[Tensor], Tensor],
+    ) -> list[int]:
+        """The tokens of groups after ``depth`` guesses."""
+        here = []
+        for group in groups:
+            branches = tuple(starts[row] + depth for row in group.branches)
+            here.append(GroupRows(starts[group.row] + depth, branches, group.member))
+        positions = [len(group.member.payload.written()) for group in groups]
+        reports = guide(logits, here, positions)
+        self.outbox.put(messages(here, positions, reports))
+        drawn: list[int] = greedy(logits[[group.row for group in here]]).tolist()
+        return drawn
+
+    def _member(self, params: Any, prompt: list[int] | None, written: list[int]) -> Member[GuidedRow | None] | None:
         # The list is vLLM's own and grows with the text.
-        return member_of(params, lambda: list(prompt or ()), lambda: written, self.aids)
+        return member_of(params, lambda: list(prompt or ()), lambda: written, self.resources)
 
 
 @dataclass(frozen=True)
-class Aids:
-    """What reweights, or rules out, the tokens of one engine's requests.
+class EngineResources:
+    """What reweights or rules out tokens of one engine's requests.
 
     Args:
         reweighting: of an engine that was started with a classifier; None without one.
-        constraints: makes those of requests; None where the engine has no tokenizer.
+        constraints: makes those of requests; None if the engine has no tokenizer.
         populations: of requests whose texts are resampled together.
     """
 
     reweighting: Reweighting | None = None
     constraints: EngineConstraints | None = None
-    populations: Populations = field(default_factory=lambda: Populations(None, KEPT))
+    populations: Populations = field(default_factory=lambda: Populations(None, LEAST_KEPT))
 
     @classmethod
-    def of(cls, config: Any) -> Aids:
-        """Those of vLLM's ``VllmConfig``; nothing is loaded yet but the classifier."""
+    def of(cls, config: Any) -> EngineResources:
+        """Those of vLLM's ``VllmConfig``; the classifier is loaded, and the tokenizer only when it is needed."""
         model = getattr(config, "model_config", None)
         if model is None or getattr(model, "skip_tokenizer_init", False):
             return cls()
@@ -143,51 +162,51 @@ class Aids:
         reweighting = None if classifier is None else Reweighting(classifier, tokenizer, size)
         constraints = EngineConstraints(constraints_of(config), tokenizer, size, critics_of(config))
         constraints.load()
-        places = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", KEPT)
-        return cls(reweighting, constraints, Populations(constraints, max(KEPT, places)))
+        places = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", LEAST_KEPT)
+        return cls(reweighting, constraints, Populations(constraints, max(LEAST_KEPT, places)))
 
 
 def member_of(
-    params: Any, prompt: Callable[[], list[int]], written: Callable[[], list[int]], aids: Aids
-) -> Member[Drawing | None] | None:
-    """The member that sampling parameters describe, None for those of a plain request.
+    params: Any, prompt: Tokens, written: Tokens, resources: EngineResources
+) -> Member[GuidedRow | None] | None:
+    """The member that sampling parameters describe; None for those of a plain request.
 
     Args:
-        params: vLLM's ``SamplingParams``, None in pooling models.
-        prompt: gives the token ids of the prompt.
-        written: gives the token ids written so far.
-        aids: of the engine.
+        params: vLLM's ``SamplingParams``; None in pooling models.
+        prompt: returns the token ids of the prompt.
+        written: returns the token ids written so far.
+        resources: of the engine.
     """
-    ours = (params.extra_args or {}).get(OURS) if params is not None else None
-    if not isinstance(ours, dict) or "group" not in ours:
+    described = (params.extra_args or {}).get(OURS) if params is not None else None
+    if not isinstance(described, dict) or "group" not in described:
         return None
-    if ours["place"] != MAIN:
-        return Member(ours["group"], ours["place"], None)
-    began = ours.get("began", 0)
-    if began:  # the request was made when its text had begun, which is the end of its prompt
-        prompt, written = _parted(prompt, written, began)
-    reweighting, constraints = aids.reweighting, aids.constraints
-    request = Request.from_dict(ours["request"], None if reweighting is None else reweighting.classifier)
-    reweighted = constrained = None
+    if described["place"] != MAIN:
+        return Member(described["group"], described["place"], None)
+    n_written = described.get("n_written", 0)
+    if n_written:
+        # The request was made when its text had begun, so its prompt ends with the first part of the text.
+        prompt, written = _split(prompt, written, n_written)
+    reweighting = resources.reweighting
+    request = Request.from_dict(described["request"], None if reweighting is None else reweighting.classifier)
+    reweighted = constrained = particle = None
     if request.caif and reweighting is not None:
         reweighted = reweighting.row(request.caif, request.horizon)
     if request.awrs is not None:
-        assert constraints is not None, "requests with a constraint are refused where there is no tokenizer"
-        constrained = constraints.row(request.awrs, ours["ends"], request.limit)
-    seat = None
+        assert resources.constraints is not None, "requests with a constraint are refused if there is no tokenizer"
+        constrained = resources.constraints.row(request.awrs, described["ends"], request.limit)
     if request.population is not None:
-        name, number = ours["seat"]
-        seat = Seat(name, number, tuple(ours["ends"]), aids.populations)
-    ends = frozenset(ours.get("ends", ()))
-    payload = Drawing(request, prompt, written, ours["measures"], reweighted, constrained, seat, began, ends)
-    return Member(ours["group"], MAIN, payload)
+        name, number = described["particle"]
+        particle = Particle(name, number, tuple(described["ends"]), resources.populations)
+    ends = frozenset(described.get("ends", ()))
+    measures = described["measures"]
+    payload = GuidedRow(request, prompt, written, measures, reweighted, constrained, particle, n_written, ends)
+    return Member(described["group"], MAIN, payload)
 
 
-def _with(written: Callable[[], list[int]], more: list[int]) -> Callable[[], list[int]]:
+def _extended(written: Tokens, more: list[int]) -> Tokens:
     return lambda: [*written(), *more]
 
 
-def _parted(
-    prompt: Callable[[], list[int]], written: Callable[[], list[int]], began: int
-) -> tuple[Callable[[], list[int]], Callable[[], list[int]]]:
-    return lambda: prompt()[:-began], lambda: prompt()[-began:] + written()
+def _split(prompt: Tokens, written: Tokens, n_written: int) -> tuple[Tokens, Tokens]:
+    """Prompt and text, if the last ``n_written`` tokens of the prompt belong to the text."""
+    return lambda: prompt()[:-n_written], lambda: prompt()[-n_written:] + written()

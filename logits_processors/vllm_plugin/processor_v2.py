@@ -1,8 +1,8 @@
-"""The guided distribution inside vLLM's second model runner (Model Runner V2, the default where Triton is).
+"""The guided distribution inside vLLM's second model runner (Model Runner V2, the default if Triton is installed).
 
-Written against the interface of ``vllm.v1.worker.gpu.sample.logits_processor``: no ``update_state``, state per
-request index, and a batch described by a context. That runner keys its own noise by seed and position in the sequence,
-which two prompts of unequal length do not share; the token is drawn here, so it does not matter.
+Written against the interface of ``vllm.v1.worker.gpu.sample.logits_processor``: no ``update_state``, state per request
+index, and a batch that is described by a context. That runner derives its own noise from the seed and the position in
+the sequence, which two prompts of different lengths do not share. It does not matter, since the token is drawn here.
 """
 
 from __future__ import annotations
@@ -11,53 +11,63 @@ from typing import Any
 
 from torch import Tensor
 
+from .batch_rows import Indices
 from .channel import Outbox
-from .combination import Drawing, guide, messages
-from .groups import Indices
-from .processor_v1 import Aids, member_of
+from .combination import GuidedRow, guide, messages
+from .processor_v1 import EngineResources, member_of
 
 
 class SecondRunnerProcessor:
-    """Combines the rows of guided requests with those of their branch requests; other rows keep their bits.
+    """Combines the rows of guided requests with those of their branch requests; other rows are not touched.
 
     Args:
-        vllm_config: names the engine.
-        req_states: vLLM's buffers with the tokens behind every request index, which are only read.
+        vllm_config: vLLM's ``VllmConfig``.
+        req_states: vLLM's buffers with the tokens of every request index, which are only read.
     """
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
-        self.indices: Indices[Drawing | None] = Indices()
+        self.indices: Indices[GuidedRow | None] = Indices()
         self.outbox = Outbox()
-        self.aids = Aids.of(vllm_config)
+        self.resources = EngineResources.of(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """A request took the index ``req_idx``; whether it is one of a group."""
-        prompt, written = (lambda: self._tokens(req_idx, 0)), (lambda: self._tokens(req_idx, 1))
-        member = member_of(sampling_params, prompt, written, self.aids)
+        """Note that a request got the index ``req_idx``; whether it belongs to a group."""
+        member = member_of(
+            sampling_params, lambda: self._prompt(req_idx), lambda: self._written(req_idx), self.resources
+        )
         self.indices.add(req_idx, member)
         return member is not None
 
     def apply_staged_writes(self) -> None:
-        """Nothing is staged."""
+        """Do nothing: no writes are staged."""
 
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
-        """Guided distributions in the rows of groups, in place. Without speculation a request has one row."""
+        """Write guided distributions into the rows of groups, in place. Without speculation a request has one row."""
         if not self.indices.members:
             return logits
         indices = [int(index) for index in ctx.idx_mapping_np]
         groups = self.indices.groups(indices)
-        if groups:
-            # The token that is drawn now stands behind `seq_lens` tokens.
-            lengths = ctx.seq_lens_upper_bound_np
-            began = [group.member.payload.began for group in groups]
-            written = [int(lengths[row]) - int(self.states.prompt_len.np[indices[row]]) for row, _, _ in groups]
-            positions = [before + count for before, count in zip(began, written, strict=True)]
-            self.outbox.put(messages(groups, positions, guide(logits, groups, positions)))
+        if not groups:
+            return logits
+        positions = []
+        for group in groups:
+            # The token that is drawn now comes after `seq_lens` tokens.
+            length = int(ctx.seq_lens_upper_bound_np[group.row])
+            n_prompt = int(self.states.prompt_len.np[indices[group.row]])
+            positions.append(group.member.payload.n_written + length - n_prompt)
+        self.outbox.put(messages(groups, positions, guide(logits, groups, positions)))
         return logits
 
-    def _tokens(self, index: int, part: int) -> list[int]:
-        """Token ids of the prompt (part 0) or of what was written (part 1) behind a request index."""
-        prompt, total = int(self.states.prompt_len.np[index]), int(self.states.total_len.gpu[index])
+    def _prompt(self, index: int) -> list[int]:
+        """Token ids of the prompt of a request index."""
+        return self._tokens(index)[: int(self.states.prompt_len.np[index])]
+
+    def _written(self, index: int) -> list[int]:
+        """Token ids that were written for a request index."""
+        return self._tokens(index)[int(self.states.prompt_len.np[index]) :]
+
+    def _tokens(self, index: int) -> list[int]:
+        total = int(self.states.total_len.gpu[index])
         tokens: list[int] = self.states.all_token_ids.gpu[index, :total].tolist()
-        return tokens[:prompt] if part == 0 else tokens[prompt:]
+        return tokens

@@ -1,4 +1,4 @@
-"""What is asked of a guided vLLM engine, as values that travel from process to process. Knows no vLLM."""
+"""Guided requests as values that travel from process to process, and what an engine can take. Knows no vLLM."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ from textguide.guidance import AWRS, CAIF, BranchGuidance, Guidance, Step
 from .adapters import Adapter
 from .constraints import EngineConstraints
 
-ENGINES = "the engine's"
+ENGINES_CLASSIFIER = "the engine's"
+MAIN = 0
+"""The place of the main request in its group; branch requests have the places 1, 2, …"""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How the next token is taken from the guided distribution. That of a group is computed outside of vLLM's sampler,
-    so this is taken from the user's sampling parameters, which the engine then sees as greedy.
+    """How the next token is taken from the guided distribution.
+
+    The token of a group is drawn outside of vLLM's sampler. So this is taken from the client's sampling parameters,
+    and the engine sees the request as greedy.
 
     Args:
         temperature: 0 takes the most likely token.
         top_k: 0 keeps every token.
         top_p: 1 keeps every token.
         min_p: 0 keeps every token.
-        seed: of this request's own random numbers.
-        repetition_penalty: over prompt and text, 1 changes nothing.
-        presence_penalty: subtracted from tokens that were written.
-        frequency_penalty: subtracted from tokens for every time they were written.
-        logprobs: how many log-probabilities of the guided distribution to report beside that of the token; None: none.
+        seed: of the request's own random numbers.
+        repetition_penalty: for tokens of prompt and text; 1 changes nothing.
+        presence_penalty: subtracted from the scores of tokens that were written.
+        frequency_penalty: subtracted from the scores of tokens, once for each time that they were written.
+        logprobs: number of log-probabilities of the guided distribution to report besides that of the token; None:
+            none.
     """
 
     temperature: float = 0.0
@@ -45,7 +50,7 @@ class Draw:
 
     @classmethod
     def of(cls, params: Any) -> Draw:
-        """From vLLM's sampling parameters; a seed is drawn where the user gave none."""
+        """From vLLM's sampling parameters; a seed is drawn if the client gave none."""
         return cls(
             temperature=float(params.temperature),
             top_k=max(int(params.top_k), 0),
@@ -64,21 +69,21 @@ class Request:
     """A guided request.
 
     Args:
-        guidance: how the branches are combined; None for a classifier or a constraint alone.
+        guidance: how the branches are combined; None if there is only a classifier or a constraint.
         prompts: token ids that each branch request reads.
         readings: for each branch of the guidance, the place of the request that reads it (0: the main one) and the
-            model whose log-probabilities count (empty: the one that is served).
-        draw: how tokens are taken.
+            model whose log-probabilities count (empty: the served one).
+        draw: how tokens are drawn.
         horizon: the longest continuation, which defines progress.
-        effect: whether what guidance did is to be measured and reported with the answer.
+        effect: whether the effect of guidance is measured and reported with the answer.
         caif: how a classifier reweights the distribution; the classifier is the engine's, and does not travel.
-        awrs: how tokens are drawn under a constraint, which is described as :func:`~.constraints.asked` does.
+        awrs: how tokens are drawn under a constraint, described as :func:`~.constraint_arguments.awrs_of` returns it.
         limit: most tokens of the text.
-        adapters: the adapter that each branch request runs with; empty: that of the main request for all.
-        sees: which images each branch request sees (:mod:`~.images`); None where the request has none.
         weighs: whether each text is weighed by what normalising the guidance divides by.
-        population: how texts are drawn and resampled together, their constraint as in ``awrs``, which is then None;
-            None where each is written by itself.
+        adapters: the adapter that each branch request runs with; empty: all have the main request's.
+        sees: which images each branch request sees (:mod:`~.images`); None if the prompt has none.
+        population: how texts are drawn and resampled together, with a constraint as in ``awrs``, which is then None;
+            None if the request writes a single text.
         critic: the name of the engine's critic that weighs the texts of the population; None: none.
     """
 
@@ -99,8 +104,13 @@ class Request:
 
     @property
     def particles(self) -> int:
-        """Texts that are written together."""
+        """Number of texts that are written together."""
         return 1 if self.population is None else self.population.particles
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing changes how the request is decoded."""
+        return self.guidance is None and not self.caif and self.awrs is None and self.population is None
 
     def acts(self, position: int) -> bool:
         """Whether the branches count for the token at ``position``."""
@@ -115,35 +125,35 @@ class Request:
             "draw": dataclasses.asdict(self.draw),
             "horizon": self.horizon,
             "effect": self.effect,
-            "caif": [_fields(one, "classifier") for one in self.caif],
+            "caif": [_fields(caif, without="classifier") for caif in self.caif],
             "awrs": self.awrs and _fields(self.awrs),
             "limit": self.limit,
             "weighs": self.weighs,
-            "adapters": [one.to_dict() for one in self.adapters],
+            "adapters": [adapter.to_dict() for adapter in self.adapters],
             "sees": None if self.sees is None else list(self.sees),
             "population": self.population and _fields(self.population),
             "critic": self.critic,
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], classifier: Any = ENGINES) -> Request:
+    def from_dict(cls, values: Mapping[str, Any], classifier: Any = ENGINES_CLASSIFIER) -> Request:
         """The request that :meth:`to_dict` described; ``classifier`` is the engine's."""
         guidance: Any = values["guidance"] and Guidance.from_dict(values["guidance"])
         return cls(
-            guidance,
-            tuple(map(tuple, values["prompts"])),
-            tuple((place, model) for place, model in values["readings"]),
-            Draw(**values["draw"]),
-            values["horizon"],
-            values["effect"],
-            tuple(CAIF(classifier, **one) for one in values["caif"]),
-            values["awrs"] and AWRS(**values["awrs"]),
-            values["limit"],
-            values["weighs"],
-            tuple(Adapter(**one) for one in values["adapters"]),
-            None if values["sees"] is None else tuple(values["sees"]),
-            values["population"] and AWRS(**values["population"]),
-            values["critic"],
+            guidance=guidance,
+            prompts=tuple(map(tuple, values["prompts"])),
+            readings=tuple((place, model) for place, model in values["readings"]),
+            draw=Draw(**values["draw"]),
+            horizon=values["horizon"],
+            effect=values["effect"],
+            caif=tuple(CAIF(classifier, **fields) for fields in values["caif"]),
+            awrs=values["awrs"] and AWRS(**values["awrs"]),
+            limit=values["limit"],
+            weighs=values["weighs"],
+            adapters=tuple(Adapter(**fields) for fields in values["adapters"]),
+            sees=None if values["sees"] is None else tuple(values["sees"]),
+            population=values["population"] and AWRS(**values["population"]),
+            critic=values["critic"],
         )
 
 
@@ -152,20 +162,20 @@ class Limits:
     """What an engine can take.
 
     Args:
-        tokenizer: for negative prompts that are texts or chats; None where the engine has none.
+        tokenizer: for negative prompts that are texts or chats; None if the engine has none.
         vocabulary: number of tokens.
-        longest: the engine's ``max_model_len``; at least one token must fit behind what a branch request reads.
+        longest: the engine's ``max_model_len``; a branch request needs room for at least one token after its prompt.
         classifier: the one that the engine was started with, or its name; None: none.
-        classifier_name: how requests name it.
-        constraints: makes those of requests; None where the engine cannot.
-        models: names of the further models that the engine holds.
-        adapters: those that the engine has, and the base model, by name; empty: none.
-        most_adapters: how many of them may run in one step.
-        places: ``max_num_seqs``; None: not known, as below.
+        classifier_name: the name that requests use for it.
+        constraints: makes those of requests; None if the engine cannot.
+        models: names of the further models of the engine.
+        adapters: those of the engine and the base model, by name; empty: none.
+        most_adapters: number of adapters that may run in one step.
+        places: ``max_num_seqs``; None: not known, here and below.
         budget: ``max_num_batched_tokens``.
         blocks: of the cache.
         block_size: tokens of a block.
-        lone: a clause that says why texts cannot be resampled together here; None where they can.
+        why_no_populations: a clause that explains why texts cannot be resampled together; None if they can.
     """
 
     tokenizer: Any = None
@@ -181,8 +191,8 @@ class Limits:
     budget: int | None = None
     blocks: int | None = None
     block_size: int = 16
-    lone: str | None = None
+    why_no_populations: str | None = None
 
 
-def _fields(value: Any, *but: str) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in but}
+def _fields(value: Any, without: str = "") -> dict[str, Any]:
+    return {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.name != without}

@@ -1,4 +1,4 @@
-"""The classifier of a vLLM engine, named when it starts. Knows no vLLM but where its configuration keeps extras."""
+"""The classifier of a vLLM engine, which is named when the engine starts. Knows no vLLM but its extra settings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .extras import ours_of
 
 
 def classifier_of(config: Any) -> Classifier | None:
-    """The classifier that an engine was started with, None where there is none.
+    """The classifier that an engine was started with; None if it was started without one.
 
     Args:
         config: vLLM's ``VllmConfig``, whose ``additional_config`` holds its name.
 
     Raises:
-        ValueError: nothing has that name, or it runs on the language model itself.
+        ValueError: there is no such classifier, or it runs on the language model itself.
     """
     name = ours_of(config).get("classifier")
     return None if name is None else named(name)
@@ -32,17 +32,17 @@ def classifier_of(config: Any) -> Classifier | None:
 
 @lru_cache(maxsize=4)
 def named(name: str) -> Classifier:
-    """The classifier called ``name``, loaded once a process.
+    """The classifier called ``name``, loaded once per process.
 
     Raises:
-        ValueError: nothing has that name, or it runs on the language model itself.
+        ValueError: there is no such classifier, or it runs on the language model itself.
     """
     try:
         classifier = resolve(name)
-    except (AttributeError, TypeError) as error:  # one that asks the language model, which is vLLM's here
-        raise ValueError(f"classifier={name!r} runs on the language model, which vLLM holds; name another") from error
+    except (AttributeError, TypeError) as error:  # it calls the language model, which is None here
+        raise ValueError(f"classifier={name!r} runs on the language model, which vLLM owns; name another") from error
     if isinstance(classifier, CausalClassifier):
-        raise ValueError(f"classifier={name!r} keeps a cache a row, which vLLM's batches would mix up; name another")
+        raise ValueError(f"classifier={name!r} keeps a cache per row, which vLLM's batches would mix up; name another")
     return classifier
 
 
@@ -50,22 +50,23 @@ class Reweighting:
     """Reweights the candidates of one engine's requests.
 
     Args:
-        classifier: asked about the candidates.
-        tokenizer: of the language model; called once.
+        classifier: scores the candidates.
+        tokenizer: returns that of the language model; called once.
         size: its number of tokens.
     """
 
     def __init__(self, classifier: Classifier, tokenizer: Callable[[], Any], size: int) -> None:
         self.classifier = classifier
-        self._tokenizer, self._size = tokenizer, size
+        self._tokenizer = tokenizer
+        self._size = size
         self._alphabet: Alphabet | None = None
 
     def row(self, caif: Sequence[CAIF], horizon: int) -> ReweightedRow:
-        """A request that begins."""
+        """The classifier's view of a new request."""
         if self._alphabet is None:
             self._alphabet = Alphabet(self._tokenizer(), self._size)
         size = self._size
-        # What a Reweighter reads of a model is the size of its vocabulary.
+        # A Reweighter only reads the size of the vocabulary from its model.
         model = SimpleNamespace(
             config=SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=size))
         )
@@ -77,11 +78,12 @@ class ReweightedRow:
     """The classifier's view of one request, which grows with its text."""
 
     def __init__(self, reweighter: Reweighter, horizon: int) -> None:
-        self.reweighter, self.horizon = reweighter, horizon
+        self.reweighter = reweighter
+        self.horizon = horizon
         self._read: list[int] | None = None
 
     def __call__(self, logp: Tensor, prompt: Callable[[], list[int]], written: list[int]) -> Tensor:
-        """Log-probabilities (1, V) with the candidates reweighted, from ``logp`` (1, V) behind ``written``."""
+        """Log-probabilities (1, V) with the candidates reweighted, from ``logp`` (1, V) after ``written``."""
         if self._read is not None and written[: len(self._read)] == self._read:
             for token in written[len(self._read) :]:
                 self.reweighter.append([token])

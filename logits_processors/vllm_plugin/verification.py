@@ -1,14 +1,15 @@
-"""Guesses in vLLM's first model runner: logits at several positions of a request, judged one after another.
+"""Verification of guesses in vLLM's first model runner: logits at several positions of a request, one after the other.
 
-The token of every position is taken from the guided distribution of that position as without guesses, from the same
-random numbers; the next position counts where that token is the one that was guessed. So the same tokens are written,
-in fewer steps. (It is what speculative sampling, Leviathan et al., arXiv 2211.17192, does with guesses that were not
-drawn at random.) vLLM has no hook for it: two methods of the runner are wrapped. Knows no vLLM but these.
+The token of every position is drawn from the guided distribution of that position with the same random numbers as
+without guesses. The next position only counts if that token is the one that was guessed. So the same tokens are
+written, in fewer steps. (Speculative sampling, Leviathan et al., arXiv 2211.17192, does this for guesses that were not
+drawn at random.) vLLM has no hook for it, so two methods of the runner are wrapped. Knows no vLLM but the names of what
+it wraps.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -17,15 +18,22 @@ import torch
 from torch import Tensor
 
 from .processor_v1 import FirstRunnerProcessor
+from .wrapping import wrap_once
 
 
 def read_guesses(runner: Any) -> None:
-    """Let model runners of the class ``runner`` read guesses that are scheduled without vLLM's own speculation."""
-    prepare, sample = runner._prepare_inputs, runner._sample
-    if getattr(prepare, "reads_guesses", False):
-        return
+    """Let model runners read guesses that are scheduled without vLLM's own speculation.
 
-    @functools.wraps(prepare)
+    Args:
+        runner: vLLM's class of model runners.
+    """
+    wrap_once(runner, "_prepare_inputs", _with_guesses)
+    wrap_once(runner, "_sample", _with_verification)
+
+
+def _with_guesses(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Ask for logits at the guesses too, as vLLM does for its own speculation."""
+
     def _prepare_inputs(self: Any, scheduled: Any, counts: Any) -> Any:
         prepared = prepare(self, scheduled, counts)
         guesses = scheduled.scheduled_spec_decode_tokens
@@ -35,25 +43,29 @@ def read_guesses(runner: Any) -> None:
         metadata = self._calc_spec_decode_metadata(drafts, np.cumsum(counts, dtype=np.int32))
         return metadata.logits_indices, metadata, int(drafts.max()) + 1
 
-    @functools.wraps(sample)
+    return _prepare_inputs
+
+
+def _with_verification(sample: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the guided processor verify the guesses of a step that has some."""
+
     def _sample(self: Any, logits: Any, metadata: Any) -> Any:
         processors = self.input_batch.logitsprocs.non_argmax_invariant
-        ours = next((one for one in processors if isinstance(one, FirstRunnerProcessor)), None)
-        if metadata is None or ours is None or self.speculative_config is not None:
+        guided = next((one for one in processors if isinstance(one, FirstRunnerProcessor)), None)
+        if metadata is None or guided is None or self.speculative_config is not None:
             return sample(self, logits, metadata)
-        return judged(ours, self.sampler, logits, metadata, self.input_batch.sampling_metadata)
+        return verified(guided, self.sampler, logits, metadata, self.input_batch.sampling_metadata)
 
-    _prepare_inputs.reads_guesses = True  # type: ignore[attr-defined]
-    runner._prepare_inputs, runner._sample = _prepare_inputs, _sample
+    return _sample
 
 
-def judged(processor: FirstRunnerProcessor, sampler: Any, logits: Tensor, metadata: Any, sampling: Any) -> Any:
-    """What vLLM's sampler gives, with several tokens in the rows of requests whose guesses were right.
+def verified(processor: FirstRunnerProcessor, sampler: Any, logits: Tensor, metadata: Any, sampling: Any) -> Any:
+    """The output of vLLM's sampler, with several tokens in the rows of requests whose guesses were right.
 
     Args:
         processor: of the batch.
         sampler: vLLM's.
-        logits: of each request the newest token's and those of its guesses, (T, V).
+        logits: (T, V), for each request those of its newest token and of its guesses.
         metadata: vLLM's ``SpecDecodeMetadata``.
         sampling: vLLM's ``SamplingMetadata``.
     """
@@ -62,12 +74,13 @@ def judged(processor: FirstRunnerProcessor, sampler: Any, logits: Tensor, metada
     drafts = metadata.draft_token_ids.tolist()
     firsts = [0, *accumulate(counts)][:-1]
     guesses = [drafts[first : first + count] for first, count in zip(firsts, counts, strict=True)]
-    written = processor.judge(logits, starts, guesses, sampler.greedy_sample)
-    processor.judged = frozenset(written)
+    written = processor.verify(logits, starts, guesses, sampler.greedy_sample)
+    # The sampler calls the processor for all rows, and those that were verified are done.
+    processor.verified = frozenset(written)
     try:
         output = sampler(logits=logits[metadata.bonus_logits_indices], sampling_metadata=sampling)
     finally:
-        processor.judged = frozenset()
+        processor.verified = frozenset()
     first = output.sampled_token_ids
     width = 1 + max(counts)
     tokens = torch.full((len(counts), width), -1, dtype=first.dtype, device=first.device)
@@ -75,7 +88,8 @@ def judged(processor: FirstRunnerProcessor, sampler: Any, logits: Tensor, metada
     for row, ids in written.items():
         tokens[row, : len(ids)] = torch.tensor(ids, dtype=first.dtype, device=first.device)
     output.sampled_token_ids = tokens
-    if output.logprobs_tensors is not None:  # the scheduler puts those of guided rows in place
+    if output.logprobs_tensors is not None:
+        # A row for each position; the scheduler replaces those of guided requests.
         output.logprobs_tensors = type(output.logprobs_tensors)(
             *(None if part is None else part.repeat_interleave(width, 0) for part in output.logprobs_tensors)
         )

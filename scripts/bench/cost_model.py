@@ -141,9 +141,9 @@ def row(load: Load, rates: list[float], calibration: list[Measured], places: int
 
 def rule_seconds(load: Load, vocabulary: int, clock: Any) -> float:
     """Seconds per step that the logits processor takes for each group of ``load``, on tensors only."""
-    from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-    from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
-    from textguide.logits_processors.vllm_plugin.requests import Request
+    from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+    from textguide.logits_processors.vllm_plugin.combination import GuidedRow, guide
+    from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
     if not load.branches:
         return 0.0
@@ -152,8 +152,8 @@ def rule_seconds(load: Load, vocabulary: int, clock: Any) -> float:
     groups = []
     for number in range(load.clients):
         first = number * load.rows
-        member = Member(str(number), MAIN, Drawing(request, list, list))
-        groups.append(Standing(first, tuple(range(first + 1, first + load.rows)), member))
+        member = Member(str(number), MAIN, GuidedRow(request, list, list))
+        groups.append(GroupRows(first, tuple(range(first + 1, first + load.rows)), member))
     logits = torch.randn(load.clients * load.rows, vocabulary)
     times = []
     for _ in range(7):

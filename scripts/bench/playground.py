@@ -23,8 +23,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import textguide
-from textguide.playground import serving
+from textguide.playground import launch
 from textguide.playground.server import HOME, application
+from textguide.serving.sockets import address as address_of
+from textguide.serving.sockets import listen
 from textguide.support.viewer.page import HOME as VIEWER_HOME
 
 OPEN = "[role=tabpanel]:not([hidden])"
@@ -37,12 +39,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--pictures", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    models = serving.loaded(arguments.model, textguide.load(arguments.model, device="cpu"))
-    sock = serving.listen("127.0.0.1", 0)
+    models = launch.load_models(arguments.model, textguide.load(arguments.model, device="cpu"))
+    sock = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(application(models), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    address = serving.address("127.0.0.1", sock)
+    address = address_of("127.0.0.1", sock)
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         visits = {"first token": partial(first_token, browser, address)}

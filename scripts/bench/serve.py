@@ -49,7 +49,7 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": "{"}, "is no JSON"),
     ({"guidance": '{"method": "agp"}'}, "method="),
     ({"guidance": '{"method": "apg", "scale": "high"}'}, "scale="),
-    ({"guidance": '{"method": "apg", "sclae": 2}'}, "'sclae' is no field of apg"),
+    ({"guidance": '{"method": "apg", "sclae": 2}'}, "'sclae' is not a field of apg"),
     ({"guidance": '{"method": "context-aware", "context": "%&"}'}, "context="),
     ({"guidance": '[{"method": "cfg"}, {"method": "apg"}]'}, "two guidances"),
     ({"guidance": '{"method": "dola"}'}, "dola"),

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import textguide
-from textguide.diffusion.adapted import CARD, noisy_and_clean, of_blocks
+from textguide.diffusion.block_adapters import CARD, as_block_model, noisy_and_clean
 from textguide.distillation import checkpoint, texts
 from textguide.forward.low_rank import peft
 from textguide.forward.steering_vectors import model_fingerprint
@@ -83,7 +83,7 @@ def main() -> None:
     held = [ids for text in passages[-HELD_OUT:] if len(ids := tokenizer(text).input_ids) >= PROMPT + TARGET]
     tests = torch.tensor([ids[: PROMPT + TARGET] for ids in held[: arguments.items]])
     language = own_perplexity(model, tests)
-    of_blocks(model, tokenizer, arguments.block, MASK)
+    as_block_model(model, tokenizer, arguments.block, MASK)
     config = peft("training").LoraConfig(
         r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules=LAYERS, lora_dropout=0.0, task_type="CAUSAL_LM"
     )

@@ -71,7 +71,7 @@ class JSONDocuments(ConstrainedTask):
 def usable(constraint: JSONSchema) -> bool:
     """Whether the engine's mask holds to the whole schema, so that the items stay the same."""
     from textguide.constraints import Vocabulary
-    from textguide.constraints.llguidance_engine import complaint_about_schema
+    from textguide.constraints.engines.llguidance_engine import complaint_about_schema
 
     if complaint_about_schema(constraint.schema):
         return False

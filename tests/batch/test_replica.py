@@ -239,7 +239,7 @@ def test_a_folder_belongs_to_one_run(model_folder: str, tmp_path: Path) -> None:
         ({"backend": "vllm", "guidance": "dola"}, "guidance: .*'dola'.*or backend='transformers'"),
         ({"backend": "vllm", "guidance": AWRS(Regex("\\d"))}, "does not travel with a request.*or backend="),
         ({"backend": "vllm", "guidance": AWRS(Regex("[0-9]"), critic=len)}, "critic=.*does not travel"),
-        ({"backend": "vllm", "guidance": "contrastive:amateur=tiny"}, "asks the model 'tiny'"),
+        ({"backend": "vllm", "guidance": "contrastive:amateur=tiny"}, "needs the model 'tiny'"),
     ],
 )
 def test_settings_that_cannot_work(given: Any, message: str) -> None:

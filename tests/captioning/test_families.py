@@ -114,7 +114,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_oracle_alone_and_in_a_batch(name: str, kind: str) -> None:
     if name == "vision_encoder_decoder" and kind == "text":
-        with pytest.raises(ValueError, match="nothing but an image; use 'blank'"):
+        with pytest.raises(ValueError, match="only reads images; use 'blank'"):
             decode(name, CFG(2.5), kind)
         return
     guidance = CFG(2.5, schedule="linear") if kind == "blank" else CFG(2.5)
@@ -381,7 +381,7 @@ def test_captions_fork_as_texts_do() -> None:
 def test_what_does_not_work_with_images_is_refused() -> None:
     for method, message in (
         ("dola", "needs a decoder-only transformer"),
-        ("token-perturbation", "captions without a prompt, and this guidance reads the prompt with a change"),
+        ("token-perturbation", "captions without a prompt, and this guidance changes the prompt"),
     ):
         with pytest.raises(ValueError, match=message):
             decode("vision_encoder_decoder", Guidance.registry[method]())

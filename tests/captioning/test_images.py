@@ -66,7 +66,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="images is empty"):
         read_images([])
     for wrong in (3, object(), np.zeros((4, 4, 3)), np.zeros((2, 2, 7), dtype=np.uint8)):
-        with pytest.raises(ValueError, match="and no image"):
+        with pytest.raises(ValueError, match="and not an image"):
             read_image(wrong)
 
 
@@ -108,12 +108,12 @@ def test_a_processor_of_another_model_is_refused() -> None:
 def test_prompts_are_checked() -> None:
     model, processor = models.build("llava")
     images = [models.picture(0), models.picture(1)]
-    with pytest.raises(ValueError, match=r"prompts\[1\]='a dog' must hold the image's placeholder '<image>' once"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]='a dog' must contain the image's placeholder '<image>' once"):
         textguide.caption(model, processor, images, prompts=["<image> it", "a dog"])
-    with pytest.raises(ValueError, match="2 texts, one for each image; 1 were given"):
+    with pytest.raises(ValueError, match="2 texts, one for each image; there are 1"):
         textguide.caption(model, processor, images, prompts=["<image>"])
     eyes, looks = models.build("vision_encoder_decoder")
-    with pytest.raises(ValueError, match="takes no prompts"):
+    with pytest.raises(ValueError, match="does not accept prompts"):
         textguide.caption(eyes, looks, images, prompts="a")
     for arguments, message in (
         ({"unconditional": "grey"}, "unconditional='grey' cannot be read as an image"),

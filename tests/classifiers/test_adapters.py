@@ -117,7 +117,7 @@ def test_wrong_embeddings(encoder_folder: Path, tmp_path: Path) -> None:
     encoder: Encoder = load_encoder(str(encoder_folder))
     with pytest.raises(ValueError, match="embeddings of width 16"):
         EmbeddingClassifier(encoder, torch.zeros(17, 1), torch.zeros(1), ("a", "b"))
-    with pytest.raises(ModelUnavailableError, match="no model folder"):
+    with pytest.raises(ModelUnavailableError, match="not a model folder"):
         load_encoder(str(tmp_path))
 
 
@@ -182,12 +182,12 @@ def test_zero_shot_is_its_definition(name: str, words: tuple[str, str]) -> None:
 
 def test_wrong_zero_shot() -> None:
     model, tokenizer = build("llama"), Tokenizer()
-    with pytest.raises(ValueError, match=r"must hold \{text\} once"):
+    with pytest.raises(ValueError, match=r"must contain \{text\} once"):
         ZeroShotClassifier(model, tokenizer, ("a", "b"), template="no text")
     with pytest.raises(ValueError, match="different tokens"):
         ZeroShotClassifier(model, tokenizer, ("a", "b"), words=("x", "x"))
-    with pytest.raises(ValueError, match="no decoder-only"):
+    with pytest.raises(ValueError, match="not a decoder-only"):
         ZeroShotClassifier(build("t5"), tokenizer, ("a", "b"))
-    with pytest.raises(ValueError, match="asks the language model"):
+    with pytest.raises(ValueError, match="needs a language model"):
         resolve("zero-shot:a,b")
     assert resolve("zero-shot:a,b", model, tokenizer).labels == ("a", "b")

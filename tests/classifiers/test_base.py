@@ -27,7 +27,7 @@ def classifier() -> FunctionClassifier:
 def test_labels(classifier: Classifier) -> None:
     assert [classifier.index(x) for x in ("Short", "short", "OTHER", 1, "1")] == [0, 0, 2, 1, 1]
     for wrong in ("sweet", 3, -1, True, "", 1.0):
-        with pytest.raises(ValueError, match="no class of length; its classes are Short, long, other"):
+        with pytest.raises(ValueError, match="is not a class of length; its classes are Short, long, other"):
             classifier.index(wrong)  # type: ignore[arg-type]
 
 

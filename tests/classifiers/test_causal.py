@@ -151,7 +151,7 @@ def test_long_texts_keep_their_newest_tokens(name: str) -> None:
 
 
 def test_recurrent_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="classifier mine: MambaModel is no decoder with attention alone"):
+    with pytest.raises(ValueError, match="classifier mine: MambaModel is not a decoder with only attention layers"):
         CausalSequenceClassifier(
             build("mamba").base_model, lambda hidden: hidden[..., :2], Tokenizer(), ("a", "b"), name="mine"
         )
@@ -160,7 +160,7 @@ def test_recurrent_models_are_refused() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="3 outputs do not fit"):
         classifier("llama", labels=("a", "b"))
-    with pytest.raises(ValueError, match="no head called 'score'"):
+    with pytest.raises(ValueError, match="no head named 'score'"):
         CausalSequenceClassifier.from_model(build("llama"), Tokenizer())
     state = classifier("llama").start(ROWS)
     with pytest.raises(ValueError, match="row 3 does not exist"):

@@ -113,7 +113,7 @@ def test_spelling_of_contractions_does_not_matter() -> None:
 
 
 def test_the_memory_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_REMEMBERED", 20)
+    monkeypatch.setattr(linear, "_MEMORY_SIZE", 20)
     small = random_classifier()
     rng = random.Random(0)
     for _ in range(10):

@@ -65,7 +65,7 @@ def test_score(run: Run, tmp_path: Path) -> None:
         (["train", "/no/such", "--out", "x"], ["/no/such", "cannot be read"]),
         (["train", "DATA", "--out", "DATA"], ["is a file"]),
         (["train", "DATA", "--out", "x", "--labels", "a"], ["labels=['a']", "0, 1"]),
-        (["train", "DATA", "--out", "x", "--label-column", "7"], ["2 columns", "number 7"]),
+        (["train", "DATA", "--out", "x", "--label-column", "7"], ["2 columns", "no column 7"]),
         (["train", "DATA", "--out", "x", "--text-column", "words"], ["no column 'words'", "sentence, label"]),
         (["train", "DATA", "--out", "x", "--strength", "0"], ["--strength 0"]),
         (["train", "DATA", "--out", "x", "--limit", "1"], ["--limit 1"]),

@@ -83,7 +83,7 @@ def test_looking_ahead(run: Run, lookahead: str) -> None:
         (["--after", "x"], "--after needs a constraint"),
         (["--lookahead", "automaton"], "--lookahead needs a constraint"),
         (["--regex", "a", "--lookahead", "far"], "lookahead='far' must be one of auto, automaton"),
-        (["--regex", "a", "--after", "regex:(", "--max-new-tokens", "5"], "after='regex:(' is no pattern"),
+        (["--regex", "a", "--after", "regex:(", "--max-new-tokens", "5"], "after='regex:(' is not a valid pattern"),
         (["--constraint-method", "mask"], "--sampler needs a constraint"),
         (["--regex", "a", "--particles", "0"], "--particles=0"),
         (["--regex", "a", "--particles", "2", "--constraint-method", "mask"], "particles=2 needs weights"),

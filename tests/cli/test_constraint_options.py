@@ -57,10 +57,10 @@ def test_a_constraint_alone_leaves_guidance_out(argv: tuple[str, str]) -> None:
     [
         (["--regex", "(?>a"], r"--regex \(\?>a: pattern=.* missing \)"),
         (["--json-schema", "none.json"], r"--json-schema none.json: schema='none.json' cannot be read"),
-        (["--json-schema", "bad.json"], r"--json-schema bad.json: .* is no JSON"),
+        (["--json-schema", "bad.json"], r"--json-schema bad.json: .* is not valid JSON"),
         (["--grammar", "none.lark"], r"--grammar none.lark: .* cannot be read"),
         (["--grammar", "endless.lark"], r"--grammar endless.lark: .* no text ends the rule start"),
-        (["--constraint", "sql:none"], "--constraint sql:none: database='none' is no file"),
+        (["--constraint", "sql:none"], "--constraint sql:none: database='none' is not a file"),
         (["--regex", "a", "--json-whitespace", "none"], "--json-whitespace none needs --json-schema"),
     ],
 )

@@ -37,7 +37,7 @@ def test_train_evaluate_and_use(run: Run, tmp_path: Path, prompts: list[str]) ->
     assert turned.out != merged.out
     again = run(*QUICK, *prompts, "--out", str(out))
     assert again.code == 2
-    assert "holds a finished adapter" in again.err
+    assert "has a finished adapter" in again.err
 
 
 def test_json_and_scales(run: Run, tmp_path: Path, prompts: list[str]) -> None:

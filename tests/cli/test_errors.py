@@ -219,7 +219,7 @@ def test_an_interrupt_while_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -
     [
         ("/nonexistent", ["'/nonexistent'", "check the path"]),
         ("nothing.gguf", ["there is no file nothing.gguf"]),
-        (__file__, ["no model folder and no GGUF file"]),
+        (__file__, ["neither a model folder nor a GGUF file"]),
         ("smollm", ["'smollm'", "did you mean 'smollm2'?"]),
         ("SmolLM-2", ["did you mean 'smollm2'?"]),
         ("smollm2-smal", ["did you mean 'smollm2-small'?"]),

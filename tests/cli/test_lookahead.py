@@ -37,7 +37,7 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
 
     path = tmp_path / "weights.safetensors"
     save_file({"initial": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="is no file of 'textguide lookahead train'"):
+    with pytest.raises(ValueError, match="is not a file of 'textguide lookahead train'"):
         load(str(path))
 
 

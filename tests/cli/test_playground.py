@@ -36,10 +36,10 @@ def test_an_unknown_model(run: Run) -> None:
 
 
 def test_the_page_is_served(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from textguide.playground import serving
+    from textguide.playground import launch
 
     served: list[Any] = []
-    monkeypatch.setattr(serving, "serve", lambda *given: served.append((*given, given[-1].getsockname()[1])))
+    monkeypatch.setattr(launch, "serve", lambda *given: served.append((*given, given[-1].getsockname()[1])))
     outcome = run("playground", "--port", "0", "--allow", "folder", "--runs", "3")
     assert outcome.code == 0, outcome.err
     models, rules, host, _, port = served[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from textguide.constraints.pattern_tokens import Token, tokens
+from textguide.constraints.patterns.tokens import Token, tokens
 
 POOL = "".join(map(chr, range(32, 127))) + "\t\néßÀжΩあア一ㄅ٣→𓀀𒀀䷀⠿\u3000\u0300\u00ad€😀ǅ²"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from hypothesis.internal.conjecture import utils as cu
 
-from textguide.constraints.json_checks import SAME_VALUE, Checks
-from textguide.constraints.json_relaxed import relaxed
+from textguide.constraints.json_schema.checks import SAME_VALUE, ValueChecker
+from textguide.constraints.json_schema.relaxation import relaxed
 
 
 def documents(schema: str, count: int, seed: int) -> list[Any]:
@@ -118,16 +118,16 @@ def spoilt(value: Any, draw: random.Random) -> Any:
     return draw.choice((None, True, 0, -1, 7.5, "", "a", "2020-01-01", [], {}, [1], {"a": 1}, 10**6))
 
 
-def in_order(value: Any, checks: Checks, pointers: tuple[str, ...] = ("",)) -> Any:
+def in_order(value: Any, checks: ValueChecker, pointers: tuple[str, ...] = ("",)) -> Any:
     """The value with its properties in the order in which the schemas at ``pointers`` name them."""
-    closure = tuple(dict.fromkeys(one for at in pointers for one in checks.of_same_value(at, SAME_VALUE)))
+    closure = tuple(dict.fromkeys(one for at in pointers for one in checks.applied_schemas(at, SAME_VALUE)))
     if isinstance(value, dict):
         names = [name for one in closure for name in _names(checks.at(one))]
         rank = {name: number for number, name in reversed(list(enumerate(names)))}
         keys = sorted(value, key=lambda key: rank.get(key, len(names)))
-        return {key: in_order(value[key], checks, checks.inside(closure, key)) for key in keys}
+        return {key: in_order(value[key], checks, checks.schemas_of_key(closure, key)) for key in keys}
     if isinstance(value, list):
-        return [in_order(one, checks, checks.inside(closure, number)) for number, one in enumerate(value)]
+        return [in_order(one, checks, checks.schemas_of_key(closure, number)) for number, one in enumerate(value)]
     return value
 
 
@@ -150,6 +150,6 @@ def _names(node: Any) -> list[str]:
     return [*(node.get("properties") or {}), *(required if isinstance(required, list) else ())]
 
 
-def ways(schema: Any) -> Checks:
+def ways(schema: Any) -> ValueChecker:
     """What is needed to write documents in order."""
-    return Checks(relaxed(schema if isinstance(schema, str) else json.dumps(schema)))
+    return ValueChecker(relaxed(schema if isinstance(schema, str) else json.dumps(schema)))

@@ -75,7 +75,7 @@ def test_every_text_and_every_step(trigger: Any, inner: Any) -> None:
                 twin.advance(token)
                 waiting.append((twin, depth + 1))
             elif token and not allowed:
-                with pytest.raises(ValueError, match="is not allowed behind"):
+                with pytest.raises(ValueError, match="is not allowed after"):
                     session.fork().advance(token)
         seen += mask is not None
     is_literal = isinstance(trigger, str) and not trigger.startswith("regex:")
@@ -118,11 +118,11 @@ def test_description_and_errors() -> None:
         AWRS(after="x")
     with pytest.raises(ValueError, match="after='regex:' must be a text"):
         After("regex:", Regex("a"))
-    with pytest.raises(ValueError, match=r"after='regex:\(' is no pattern"):
+    with pytest.raises(ValueError, match=r"after='regex:\(' is not a valid pattern"):
         After("regex:(", Regex("a"))
     with pytest.raises(ValueError, match="matches the empty text"):
         After("regex:a*", Regex("a"))
     with pytest.raises(ValueError, match=r"after=.* must be a text"):
         from_dict(After(str.isascii, Regex("a")).to_dict())
-    with pytest.raises(ValueError, match="gave 3 for"):
+    with pytest.raises(ValueError, match="returned 3 for"):
         After(lambda text: 3, Regex("a")).start(SMALL).is_prefix(b"a")  # type: ignore[return-value, arg-type]

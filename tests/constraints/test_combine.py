@@ -149,7 +149,7 @@ def test_forks_of_any_of_are_independent_and_share_the_count() -> None:
     before = session.calls
     twin.is_prefix(b"aab0")
     assert session.calls > before
-    with pytest.raises(ValueError, match="is not allowed behind b'ba'"):
+    with pytest.raises(ValueError, match="is not allowed after b'ba'"):
         session.advance(SMALL.tokens.index(b"a"))
     assert session.text == b"ba"
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from textguide.constraints import Call, Grammar, JSONSchema, UnsatisfiableError, Vocabulary, from_dict
-from textguide.constraints.lark_rules import unproductive
+from textguide.constraints.grammars.rules import unproductive
 
 from .walks import BYTES, SMALL, compare
 
@@ -172,8 +172,8 @@ def test_schemas_and_grammars_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ("{", "is no JSON"),
-        ("", "is no JSON"),
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
         ("[1]", "must be a JSON object"),
         (3, "must be a JSON object"),
         ({"a": {1, 2}}, "no JSON form"),

@@ -10,7 +10,9 @@ import time
 import pytest
 import rich.console
 
-from textguide.constraints import AllOf, Regex, Vocabulary, engine, llguidance_engine, progress
+from textguide.constraints import AllOf, Regex, Vocabulary
+from textguide.constraints.engines import llguidance_engine, progress
+from textguide.constraints.engines import session as engine_session
 from textguide.support.errors import MissingExtraError
 
 from . import derivatives as d
@@ -59,9 +61,12 @@ def test_xgrammar_refuses_patterns_when_they_are_made(pattern: str, reason: str)
 def test_what_xgrammar_reads_in_another_way_is_spelled_for_it() -> None:
     pytest.importorskip("xgrammar")
     for pattern, inside, outside in (
-        (r"\Aab\Z", b"ab", b"AabZ"), (".", b"a", b"\n"), ("a{,2}", b"aa", b"aaa"), ("(?P<x>a)", b"a", b"x"),
+        (r"\Aab\Z", b"ab", b"AabZ"),
+        (".", b"a", b"\n"),
+        ("a{,2}", b"aa", b"aaa"),
+        ("(?P<x>a)", b"a", b"x"),
         ("[^.]", b"\n", b"."),
-    ):  # fmt: skip
+    ):
         session = Regex(pattern, engine="xgrammar").start(BYTES)
         assert session.is_complete(inside), pattern
         assert not session.is_complete(outside), pattern
@@ -106,7 +111,7 @@ def test_masks_are_kept_for_texts_that_come_again(monkeypatch: pytest.MonkeyPatc
     asked = []
     allowed = llguidance_engine.MatcherState.allowed
     monkeypatch.setattr(llguidance_engine.MatcherState, "allowed", lambda self: asked.append(1) or allowed(self))
-    monkeypatch.setattr(engine, "MASKS_KEPT", 2)
+    monkeypatch.setattr(engine_session, "MAX_MASKS", 2)
     session = Regex("(a|b|kept)*").start(SMALL)
     asked.clear()
     twins = [session.fork() for _ in range(5)]
@@ -125,17 +130,17 @@ def test_slow_work_shows_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -
     stream = io.StringIO()
     console = rich.console.Console(file=stream, force_terminal=True, width=80)
     monkeypatch.setattr(rich.console, "Console", lambda **options: console)
-    with progress.slow("compiling schema=…", patience=0.01):
+    with progress.show_if_slow("compiling schema=…", patience=0.01):
         time.sleep(0.5)
     assert "compiling schema=…: 0 s" in stream.getvalue()
     stream.truncate(0)
-    with progress.slow("quick", patience=5):
+    with progress.show_if_slow("quick", patience=5):
         pass
     assert "quick" not in stream.getvalue()
 
 
 def test_slow_work_shows_nothing_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.slow("compiling", patience=0.0):
+    with progress.show_if_slow("compiling", patience=0.0):
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
 

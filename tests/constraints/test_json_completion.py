@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from textguide.constraints import After, AnyOf, JSONSchema, Regex, Vocabulary
-from textguide.constraints.json_completion import Completer
+from textguide.constraints.json_schema.completion import Completer
 
 BYTES = Vocabulary((b"", *(bytes([byte]) for byte in range(256))), frozenset([0]))
 EXPRESSION = {"anyOf": [{"type": "integer", "minimum": 3}, {"type": "object", "required": ["not"],

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from textguide.constraints import Grammar
-from textguide.constraints.lark_templates import plain
+from textguide.constraints.grammars.templates import plain
 
 from .walks import BYTES
 
@@ -93,9 +93,9 @@ def test_random_grammars() -> None:
 
 
 def test_what_is_no_template() -> None:
-    with pytest.raises(ValueError, match="the template two takes 2 arguments, and is used with 1"):
+    with pytest.raises(ValueError, match="the template two has 2 parameters, but is used with 1"):
         Grammar('start: two{"a"}\ntwo{x, y}: x y')
-    with pytest.raises(ValueError, match="makes them for ever"):
+    with pytest.raises(ValueError, match="may expand forever"):
         Grammar('start: more{"a"}\nmore{x}: x | more{more{x}}')
     with pytest.raises(ValueError, match="cannot be used"):
         Grammar('start: A\nA: "a"\n%declare B\n').start(BYTES)

@@ -110,13 +110,13 @@ def test_ascii_refuses_the_rest_unasked() -> None:
 
 
 def test_answers_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from textguide.constraints import predicate
+    from textguide.constraints import memoized_session
 
-    monkeypatch.setattr(predicate, "VERDICTS_KEPT", 10)
+    monkeypatch.setattr(memoized_session, "MAX_VERDICTS", 10)
     session = Predicate(lambda text: len(text) % 2 == 0).start(SMALL)
     for length in [*range(40), *range(40)]:
         assert session.is_prefix(b"a" * length) == (length % 2 == 0)
-    assert len(session._asked._answers) <= 10
+    assert len(session._verdicts._answers) <= 10
 
 
 def broken(text: str) -> bool:
@@ -130,13 +130,13 @@ def test_exceptions_surface_with_their_traceback_and_the_text() -> None:
     shown = "".join(traceback.format_exception(caught.value))
     assert "in broken" in shown
     assert "return len(text) < 2 or" in shown
-    assert re.search(r"prefix_fn=\S*broken of a Predicate, which was given 'aé'", shown)
+    assert re.search(r"prefix_fn=\S*broken of a Predicate for 'aé'", shown)
 
 
 @pytest.mark.parametrize("answer", [None, 1, "yes", [], np.array([True, True])])
 def test_answers_that_are_no_verdict(answer: Any) -> None:
     session = Predicate(lambda text: answer if text else True).start(SMALL)
-    with pytest.raises(ValueError, match=r"for 'a'; it must give True or False"):
+    with pytest.raises(ValueError, match=r"for 'a'; it must return True or False"):
         session.is_prefix(b"a")
 
 
@@ -145,7 +145,7 @@ def test_numpys_booleans_are_verdicts() -> None:
 
 
 def test_what_refuses_the_empty_text_ends_at_once() -> None:
-    with pytest.raises(ValueError, match="refuses the empty text"):
+    with pytest.raises(ValueError, match="is False for the empty text"):
         Predicate(lambda text: False).start(SMALL)
 
 
@@ -161,7 +161,7 @@ def test_wrong_fields(values: dict[str, Any], name: str) -> None:
 
 def test_tokens_that_cannot_be_written() -> None:
     session = Predicate(prefix).start(SMALL)
-    with pytest.raises(ValueError, match="is not allowed behind b''"):
+    with pytest.raises(ValueError, match="is not allowed after b''"):
         session.advance(SMALL.tokens.index(b"c"))
     assert session.text == b""
 

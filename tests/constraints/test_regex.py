@@ -117,11 +117,11 @@ def test_the_syntax_is_pythons(pattern: str, inside: list[str], outside: list[st
     [
         (r"(a(?=b))*b", "a lookahead at 2 is not supported inside a group"),
         (r"(?i)x(?:(?!a)b)+", "a negative lookahead at 8 is not supported inside a group"),
-        (r"a(?=b)b(?<=b)c", "a lookahead at 1 in front of a lookbehind"),
+        (r"a(?=b)b(?<=b)c", "a lookahead at 1 before a lookbehind"),
         (r"a(?=b)*", "a repeated look-around at 6"),
         (r"(?=a(?!b))a", "a negative lookahead at 4 is not supported inside a group"),
-        (r"(?=^a)a", "an anchor inside of a lookahead"),
-        (r"a(?=b)^b", "an anchor beside a lookahead at 1"),
+        (r"(?=^a)a", "an anchor inside a lookahead"),
+        (r"a(?=b)^b", "an anchor next to a lookahead at 1"),
         (r"(?x)a(?-x: )", "the flag x at 0"),
         (r"(?i-x:a)|(?x-i: a)", "the flag x at 0"),
         (r"[--a]", "two hyphens in the set at 0"),
@@ -282,7 +282,7 @@ def test_a_session_can_be_asked_about_any_text() -> None:
 
 @pytest.mark.parametrize(
     ("token", "message"),
-    [(3, "is not allowed behind"), (1, "ends a text"), (0, "has no bytes"), (999, "is no id"), (-1, "is no id")],
+    [(3, "is not allowed after"), (1, "ends a text"), (0, "has no bytes"), (999, "is not an id"), (-1, "is not an id")],
 )
 def test_tokens_that_cannot_be_written(token: int, message: str) -> None:
     session = Regex("a").start(SMALL)

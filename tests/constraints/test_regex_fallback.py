@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from textguide.constraints import AllOf, AnyOf, Not, Regex, UnsatisfiableError, Vocabulary, from_dict, resolve
-from textguide.constraints.backtracking import Checker, checker
-from textguide.constraints.unfinished import completions
+from textguide.constraints.patterns.backtracking import Checker, checker
+from textguide.constraints.utf8 import completions
 from textguide.support.errors import MissingExtraError
 
 from .members import Writer, changed
@@ -135,7 +135,7 @@ def test_random_patterns_lose_no_prefix(kinds: str) -> None:
         tried += 1
         asked = Checker(pattern)
         assert {text for text in texts if asked.matches(text)} == members
-        assert [text for text in begun if not asked.can_go_on(text)] == [], pattern
+        assert [text for text in begun if not asked.is_prefix(text)] == [], pattern
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_partial_matching_itself_loses(pattern: str) -> None:
     texts = texts_over("ab", 6)
     _, begun = viable(texts, judge.fullmatch)
     assert not all(judge.fullmatch(text, partial=True) for text in begun)
-    assert all(Checker(pattern).can_go_on(text) for text in begun)
+    assert all(Checker(pattern).is_prefix(text) for text in begun)
 
 
 @pytest.mark.parametrize("pattern", [r"(?r)ab", r"(?w)a\bb", r"(?b)(?:ab){e<=1}", r"\b(?x: a b )", r"(?=a{e<=1})a"])
@@ -233,8 +233,8 @@ FOLDING = [r"(?if)(?>ß)", r"(?V1i)(?>straße)"]
 def test_one_character_stands_for_all_that_are_alike(pattern: str, text: str) -> None:
     asked = checker(pattern)
     for begun in (b"\xc3", b"\xce", b"\xcf", b"\xd0", b"\xd1", b"\xe2\x80", b"\xe2\x82", b"\xe2\x84", b"\xc5"):
-        every = any(asked.can_go_on(text + chr(code)) for code in completions(begun))
-        said = asked.can_go_on(text, begun)
+        every = any(asked.is_prefix(text + chr(code)) for code in completions(begun))
+        said = asked.is_prefix(text, begun)
         assert said == every or (said and pattern in FOLDING), begun
 
 
@@ -308,9 +308,16 @@ def test_what_two_engines_read_differently() -> None:
     assert Regex("(?:ab){e<=1}").start(BYTES).is_complete(b"ab{e<=1}")
     assert Regex("(?:ab){e<=1}", engine="regex").start(BYTES).is_complete(b"b")
     for pattern, text in [
-        (r"(?x)[a b]", " "), ("(?x)a #c\nb", "ab"), ("a{,}", "aaa"), ("[--a]", "B"), (r"\h", "\u2003"), (r"\pz", "pz"),
-        ("[[:alpha:]]", "é"), ("[[:^alpha:]]", "1"), ("a(?i)b", "aB"),
-    ]:  # fmt: skip
+        (r"(?x)[a b]", " "),
+        ("(?x)a #c\nb", "ab"),
+        ("a{,}", "aaa"),
+        ("[--a]", "B"),
+        (r"\h", "\u2003"),
+        (r"\pz", "pz"),
+        ("[[:alpha:]]", "é"),
+        ("[[:^alpha:]]", "1"),
+        ("a(?i)b", "aB"),
+    ]:
         assert regex.fullmatch(pattern, text)
         assert Regex(pattern).start(BYTES).is_complete(text.encode()), pattern
 
@@ -338,20 +345,20 @@ def test_a_text_is_asked_once_and_forks_share_the_answers() -> None:
     assert session.calls == twin.calls == before + 1
     session.advance(SMALL.tokens.index(b"a"))
     assert (session.text, twin.text) == (b"a", b"")
-    with pytest.raises(ValueError, match="is not allowed behind b'a'"):
+    with pytest.raises(ValueError, match="is not allowed after b'a'"):
         session.advance(SMALL.tokens.index(b"c"))
     dropped = Vocabulary((b"", b" a", b"a"), frozenset([0]), drops_leading_space=True)
     assert Regex(r"\ba\b").start(dropped).is_complete(b" a")
 
 
 def test_a_pattern_that_goes_through_too_many_ways_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from textguide.constraints import backtracking
+    from textguide.constraints.patterns import backtracking
 
     monkeypatch.setattr(backtracking, "SECONDS", 0.05)
     session = Regex(r"(?:(a+)(?:\1)*)+c\b").start(SMALL)
     with pytest.raises(ValueError, match=r"pattern='.*' took more than 0.05 s for a text of 61 characters"):
         session.is_complete(b"a" * 60 + b"-")
-    with pytest.raises(ValueError, match=r"took more than .* let a recursion come behind a character"):
+    with pytest.raises(ValueError, match=r"took more than .* put a character before a recursion"):
         Regex("((?R)?)").start(SMALL)
 
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from textguide.constraints import SMILES, Vocabulary, from_dict, resolve
-from textguide.constraints.smiles import Reader
-from textguide.constraints.smiles_state import State
+from textguide.constraints.smiles.constraint import Reader
+from textguide.constraints.smiles.state import State
 
 from .walks import BYTES, SMALL, compare
 
@@ -86,7 +86,7 @@ def test_rdkit_reads_what_is_written() -> None:
 
 
 def test_what_is_not_counted_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(State, "_aromatic_part_holds", lambda *_: True)
+    monkeypatch.setattr(State, "_aromatic_atoms_fit", lambda *_: True)
     assert Reader().is_whole("c1cccc1")
     monkeypatch.setattr(State, "free", lambda *_: 4)
     assert Reader().is_whole("FF(C)C")
@@ -128,5 +128,5 @@ def test_masks(seed: int) -> None:
 
 def test_as_a_line_and_as_json() -> None:
     assert resolve("smiles") == from_dict({"kind": "smiles"}) == from_dict(SMILES().to_dict()) == SMILES()
-    with pytest.raises(ValueError, match="'atoms' is no field of smiles"):
+    with pytest.raises(ValueError, match="'atoms' is not a field of smiles"):
         from_dict({"kind": "smiles", "atoms": 3})

@@ -56,19 +56,22 @@ def test_every_kind_is_registered() -> None:
 
 
 def test_functions_are_not_loaded() -> None:
-    with pytest.raises(ValueError, match="functions are not loaded from a file"):
+    with pytest.raises(ValueError, match="functions are not loaded from JSON"):
         from_dict(Predicate(str.isascii).to_dict())
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "regexp", "pattern": "a"}, "kind='regexp' is no constraint; use one of after, all-of"),
+        ({"kind": "regexp", "pattern": "a"}, "kind='regexp' is not a constraint; use one of after, all-of"),
         ({"pattern": "a"}, "kind=None"),
-        ({"kind": ["regex"]}, "is no constraint"),
+        ({"kind": ["regex"]}, "is not a constraint"),
         ({"kind": "regex"}, "'pattern' is missing"),
         ({"kind": "any-of"}, "'constraints' is missing"),
-        ({"kind": "regex", "pattern": "a", "flags": 1}, "'flags' is no field of regex; its fields are pattern, engine"),
+        (
+            {"kind": "regex", "pattern": "a", "flags": 1},
+            "'flags' is not a field of regex; its fields are pattern, engine",
+        ),
         ({"kind": "not", "constraint": {"kind": "grammar", "grammar": "start: A"}}, "cannot be negated"),
         ([], "must be a dict"),
     ],
@@ -93,7 +96,7 @@ def test_lines(tmp_path: Path) -> None:
         ("regx:a", "did you mean regex:…?"),
         ("[a-z]", "use one of regex:PATTERN"),
         ("json-schema:", "did you mean json-schema"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         (3, "constraint=3 must be"),
         ("grammar:nowhere.txt", "grammar='nowhere.txt' cannot be read"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from textguide.constraints import SQL, Session, Vocabulary, from_dict, resolve
-from textguide.constraints.sql_names import Reader
+from textguide.constraints.sql.names import Reader
 
 from .walks import BYTES, compare
 
@@ -114,13 +114,14 @@ def test_every_query_is_judged_as_sqlite_judges_it() -> None:
     assert min(verdicts.values()) > 40
 
 
-@pytest.mark.parametrize("method", ["_stands", "_bind", "_has_items"])
+@pytest.mark.parametrize("method", ["_is_valid", "_add_table", "_list_fits"])
 def test_what_is_not_asked_is_missed(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the questions decides something: without it a text goes on that must not, or ends that must not."""
     texts = {
-        "_stands": "SELECT Name FROM concert W", "_bind": "SELECT ID FROM singer AS T1 JOIN plays AS T1 ON",
-        "_has_items": "SELECT Name FROM singer JOIN plays ON",
-    }  # fmt: skip
+        "_is_valid": "SELECT Name FROM concert W",
+        "_add_table": "SELECT ID FROM singer AS T1 JOIN plays AS T1 ON",
+        "_list_fits": "SELECT Name FROM singer JOIN plays ON",
+    }
     session = SQL(TABLES).start(BYTES)
     assert not session.is_prefix(texts[method].encode())
     monkeypatch.setattr(Reader, method, lambda *_: True)
@@ -237,10 +238,10 @@ def test_databases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("database", "message"),
     [
-        ("nowhere.sqlite", "database='nowhere.sqlite' is no file"), (__file__, "cannot be read as SQLite"),
+        ("nowhere.sqlite", "database='nowhere.sqlite' is not a file"), (__file__, "cannot be read as SQLite"),
         ({}, "no table"),
         ({"t": []}, "must have the names of its columns"), ({"t": ["a", "A"]}, "two columns in t of one name"),
-        (3, "must be the path"), ("{", "is no JSON"), ({"t": ["a\n"]}, "must have the names"),
+        (3, "must be the path"), ("{", "is not valid JSON"), ({"t": ["a\n"]}, "must have the names"),
     ],
 )  # fmt: skip
 def test_what_is_no_database(database: object, message: str) -> None:

@@ -59,10 +59,13 @@ def llama_like(prefix: bool) -> Any:
     ]
     inner = Tokenizer(
         models.BPE(
-            {name: i for i, name in enumerate(names)}, [("▁", "T"), ("h", "e"), ("▁T", "he"), ("▁", "▁")],
-            unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+            {name: i for i, name in enumerate(names)},
+            [("▁", "T"), ("h", "e"), ("▁T", "he"), ("▁", "▁")],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
         )
-    )  # fmt: skip
+    )
     replace = normalizers.Replace(" ", "▁")
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
     parts: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -195,7 +198,7 @@ def test_the_alphabet_is_gpt2s() -> None:
 def test_what_cannot_be_understood_is_named() -> None:
     inner = Tokenizer(models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>"))
     inner.decoder = decoders.BPEDecoder("</w>")
-    with pytest.raises(ValueError, match=r"(?s)tokenizer=\w+ .*BPEDecoder.* is not known; give a Vocabulary"):
+    with pytest.raises(ValueError, match=r"(?s)tokenizer=\w+ .*BPEDecoder.* is not supported; pass a Vocabulary"):
         Vocabulary.of(tf.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="a"))
 
 
@@ -203,7 +206,7 @@ def test_a_misread_tokenizer_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
     from textguide.constraints import tokenizer_bytes
 
     monkeypatch.setattr(tokenizer_bytes, "_byte_level", lambda name: name.encode())
-    with pytest.raises(ValueError, match="it decodes them to"):
+    with pytest.raises(ValueError, match="but it decodes them to"):
         Vocabulary.of(byte_level())
 
 
@@ -239,7 +242,7 @@ def test_tokenizers_in_python_are_read_by_decoding() -> None:
     vocabulary = Vocabulary.of(tokenizer)
     assert vocabulary.tokens[:6] == (b"a", b"b", b"c", b" ", "é".encode(), "😀".encode())
     assert vocabulary.tokens[tokenizer.eos_token_id] == b""
-    with pytest.raises(ValueError, match=r"tokenizer=Characters .*token 1 is a part of a character"):
+    with pytest.raises(ValueError, match=r"tokenizer=Characters .*token 1 is part of a character"):
         Vocabulary.of(Characters("a\ufffd"))
 
 
@@ -250,7 +253,7 @@ def test_wrong_sizes(size: Any) -> None:
 
 
 def test_an_end_outside_the_vocabulary() -> None:
-    with pytest.raises(ValueError, match="ends holds the id 7"):
+    with pytest.raises(ValueError, match="ends contains the id 7"):
         Vocabulary((b"a",), frozenset([7]))
 
 

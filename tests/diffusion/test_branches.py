@@ -13,7 +13,7 @@ import torch
 from textguide import CFG, diffusion
 from textguide.constraints import Regex
 from textguide.diffusion import Denoiser, denoiser
-from textguide.diffusion.branches import rows_of, texts_of
+from textguide.diffusion.branches import branch_texts, canvas_rows
 from textguide.diffusion.canvas import for_generation
 from textguide.diffusion.guiding import Guide, checked_guidance
 from textguide.diffusion.likelihood import masked_log_likelihoods
@@ -111,7 +111,7 @@ def test_one_step_is_the_oracle(kind: str, name: str) -> None:
         places = canvas.target[row].nonzero()[:, 0]
         for hole, token in filled.items():
             canvas.ids[row, places[hole]] = token
-    texts = texts_of(made, guidance, rows_of(start), list(PROMPTS))
+    texts = branch_texts(made, guidance, canvas_rows(start), list(PROMPTS))
     guide = Guide(made, guidance, start, texts, models_of(kind, guidance))
     where = canvas.masked(made.mask_id)
     found = iter(guide.distributions(canvas, torch.arange(3), where).guided)
@@ -154,7 +154,7 @@ def test_infilling_is_the_oracle(kind: str, name: str) -> None:
     guidance, made = setting(name), denoiser(*tiny.build(kind))
     run = {"guidance": guidance, "models": models_of(kind, guidance), "steps": 2, "warn": False}
     if any(branch.prompt is not None for branch in guidance.branches):
-        with pytest.raises(ValueError, match=r"texts\[0\] has 2 masks, and what a branch reads in its place has 0"):
+        with pytest.raises(ValueError, match=r"texts\[0\] has 2 masks, and the text that a branch reads instead has 0"):
             diffusion.infill(made, None, list(TEXTS), **run)
         return
     out = diffusion.infill(made, None, list(TEXTS), **run)
@@ -172,7 +172,7 @@ def test_every_draw_of_a_likelihood_is_the_oracles(kind: str, name: str) -> None
     guidance, made = setting(name), denoiser(*tiny.build(kind))
     targets, masks = [[10, 11, 12], [5, 9], [6]], [[0, 2], [1], [0]]
     rows: Any = [[*made.encode(p), *[None] * len(t)] for p, t in zip(PROMPTS, targets, strict=True)]
-    texts = texts_of(made, guidance, rows, list(PROMPTS))
+    texts = branch_texts(made, guidance, rows, list(PROMPTS))
     models = models_of(kind, guidance)
     values = masked_log_likelihoods(made, guidance, rows, targets, masks, texts, models)
     for row, (value, prompt, target, mask) in enumerate(zip(values, PROMPTS, targets, masks, strict=True)):
@@ -308,7 +308,7 @@ def enumerated(guidance: Any, order: str, **models: Any) -> dict[Any, float]:
         (remembered(models.get(branch.model, made.model)), text, tiny.MASK)
         for branch, text in zip(
             guidance.branches,
-            [one[0] for one in texts_of(made, guidance, [[5, 6, None, None, None]], ["ab"])],
+            [one[0] for one in branch_texts(made, guidance, [[5, 6, None, None, None]], ["ab"])],
             strict=True,
         )
     ]
@@ -355,9 +355,9 @@ def test_what_a_canvas_cannot_run_says_where_it_can(name: str) -> None:
         ("awrs:constraint=x", "positions are filled in any order; use textguide.generate"),
         ("eager", "forks texts, and rows of a canvas stay where they are; use textguide.generate"),
         ("corrsynth", "rows of a canvas are filled at their own pace"),
-        (DoLa(), "whose layers are not known; use textguide.generate"),
+        (DoLa(), "its layers are not known; use textguide.generate"),
         (Formula("cond + M('m')"), r"branch model 'm' is not among models= \(given: 'other'\)"),
-        (ContextAware(2.0, context="q"), "does not stand in the prompt"),
+        (ContextAware(2.0, context="q"), "is not in the prompt"),
         (CFG(2.0, negative_prompt="a" * 80), "and the model reads 64"),
         (CFG(2.0, negative_prompt=[5, 17]), "a prompt has token id 17; the vocabulary has 17 tokens"),
     ],

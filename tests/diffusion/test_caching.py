@@ -137,5 +137,5 @@ def test_a_row_is_what_it_is_alone(guidance: Any, seed: int) -> None:
 
 
 def test_what_leaves_nothing_to_keep_is_refused() -> None:
-    with pytest.raises(ValueError, match="A-CFG masks parts of it anew"):
+    with pytest.raises(ValueError, match="A-CFG masks parts of the prompt again"):
         diffusion.generate(opened(None), tiny.tokenizer(), PROMPTS, gen_length=8, cache=True, guidance=ACFG(2.0))

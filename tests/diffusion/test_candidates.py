@@ -258,7 +258,7 @@ def test_a_classifier_by_name() -> None:
 @pytest.mark.parametrize(
     ("setting", "options", "message"),
     [
-        (CAIF(TONE, "loud"), {}, "'loud' is no class of"),
+        (CAIF(TONE, "loud"), {}, "'loud' is not a class of"),
         (CAIF(TONE, "high", top_k=40), {}, "beyond the vocabulary of 17"),
         (CAIF(TONE, "high", top_k=4), {"corrector": 1}, r"caif is not lu \+ γ"),
         (CAIF(FromLeft(), "high", top_k=4), {}, "left reads texts that grow from left to right, token by token"),

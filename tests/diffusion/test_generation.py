@@ -192,7 +192,7 @@ def test_infilling_keeps_what_was_given() -> None:
         out = diffusion.infill(*tiny.build(kind), [[5, 6, 1, 8, 1]], guidance=ACFG(2.0))
         assert out.texts[0][:2] == "ab"
         assert out.texts[0][3] == "d"
-    with pytest.raises(ValueError, match=r"texts\[0\] holds no mask; write \[MASK\]"):
+    with pytest.raises(ValueError, match=r"texts\[0\] has no mask; write \[MASK\]"):
         diffusion.infill(*tiny.build("llada"), ["abc"])
 
 
@@ -231,17 +231,20 @@ def test_stream_and_seed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gen_length": 8, "block_length": 3}, "gen_length=8 is not divisible by block_length=3; use gen_length=6"),
+        (
+            {"gen_length": 8, "block_length": 3},
+            "max_new_tokens=8 is not divisible by block_length=3; use max_new_tokens=6",
+        ),
         ({"gen_length": 8, "block_length": 2, "steps": 3}, "steps=3 is fewer than the 4 blocks"),
-        ({"gen_length": 0}, "gen_length=0 must be a whole number"),
+        ({"gen_length": 0}, "max_new_tokens=0 must be a whole number"),
         ({"gen_length": 500}, "and the model reads 64; shorten it"),
         ({"order": "best"}, "order='best' is unknown; use one of confidence"),
         ({"temperature": -1}, "temperature=-1 must be a number of 0 or more"),
         ({"threshold": 1.5}, r"threshold=1.5 must lie in \(0, 1\]"),
         ({"threshold": 0.5, "order": "entropy"}, "order='entropy' gives none"),
-        ({"positions": "x"}, "positions='x' is unknown"),
+        ({"positions": "x"}, "positions='x' must be one of"),
         ({"corrector": -1}, "corrector=-1 must be"),
-        ({"guidance": 2.0}, "guidance=2.0 is no guidance"),
+        ({"guidance": 2.0}, "guidance=2.0 is not a guidance"),
         ({"guidance": CFG(2.0, negative_prompt=["a", "b"])}, "negative_prompt has 2 rows and the batch has 3"),
         ({"allowed": torch.ones(3)}, "allowed has shape"),
         ({"allowed": torch.zeros(tiny.VOCABULARY, dtype=torch.bool)}, "allowed leaves no token"),

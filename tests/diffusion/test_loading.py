@@ -9,7 +9,7 @@ import textguide
 from textguide import ACFG, CFG, diffusion
 from textguide.classifiers import FunctionReward
 from textguide.diffusion import packages
-from textguide.diffusion.adapted import is_adapted
+from textguide.diffusion.block_adapters import is_block_adapter
 from textguide.guidance import TFG, DiscreteClassifier, ParticleGibbs, TimeStepGuidance
 from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import sudoku
@@ -38,7 +38,7 @@ def test_every_bundled_model_loads_and_is_small() -> None:
     assert "sudoku4" in diffusion.bundled()
     for name in diffusion.bundled():
         folder = diffusion.loading.BUNDLED / name
-        if not is_adapted(folder):  # they have a test of their own
+        if not is_block_adapter(folder):  # they have a test of their own
             model, tokenizer = diffusion.load(name, device="cpu")
             assert tokenizer.mask_token_id is not None
             assert not model.training

@@ -103,7 +103,7 @@ def test_with_other_guidance_infilling_and_bad_settings() -> None:
         (guidance[2], {"cache": True}, "cache=True remembers rows"),
         (guidance[2], {"sampler": "klass"}, "sampler='klass' remembers rows"),
         (guidance[2], {"seed": [1]}, "drawn together; give one number"),
-        (guidance[2], {"constraint": "regex:a+"}, "constraint= draws whole texts in form"),
+        (guidance[2], {"constraint": "regex:a+"}, "constraint= draws whole texts that satisfy it"),
         ([ACFG(2.0, one_pass=True), guidance[2]], {}, "one_pass=True"),
         (guidance[2], {"keep_history": True}, "keep_history=True"),
         ([guidance[2], ParticleGibbs(TONE, "low")], {}, "two guidances with a predictor of canvases"),

@@ -42,5 +42,5 @@ def test_needs_a_history() -> None:
     with pytest.raises(ValueError, match="keep_history=True"):
         diffusion.picture_page(model, words, out)
     kept = diffusion.generate(model, words, "ab", gen_length=2, keep_history=True)
-    with pytest.raises(ValueError, match="row=3 is none of the 1 rows"):
+    with pytest.raises(ValueError, match="row=3 is not one of the 1 rows"):
         diffusion.picture_page(model, words, kept, row=3)

@@ -280,8 +280,8 @@ def test_drawn_texts_come_to_every_text() -> None:
     def step(setting: Any) -> Tensor:
         canvas = for_generation(made, [made.encode("ab")], NEW, NEW)
         guide = Guide(made, setting, canvas)
-        assert guide.judged is not None
-        guide.judged.generator = torch.Generator().manual_seed(0)
+        assert guide.predictor is not None
+        guide.predictor.generator = torch.Generator().manual_seed(0)
         ok = allowed(3).expand(3, -1)
         return guide.distributions(canvas, torch.arange(1), canvas.masked(1), ok).guided.exp()
 
@@ -360,13 +360,13 @@ def test_neutral_is_bit_equal_and_asks_nothing() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (DiscreteClassifier(TONE, "loud"), "'loud' is no class of"),
-        (DiscreteClassifier(CANVAS, "loud"), "'loud' is no class of canvas; its classes are low, high"),
+        (DiscreteClassifier(TONE, "loud"), "'loud' is not a class of"),
+        (DiscreteClassifier(CANVAS, "loud"), "'loud' is not a class of canvas; its classes are low, high"),
         (DiscreteClassifier(CANVAS), "target=None: name a class of canvas"),
         (DiscreteClassifier(CANVAS, "high", include_prompt=False), "include_prompt=False is for predictors of texts"),
         (DiscreteClassifier(TONE, "high", taylor=True), "reads text, which has no derivative"),
         (TFG(TONE, "high", mean_strength=1.0), "reads text, which has no derivative"),
-        (TFG(TONE, "high", samples=None), "samples=None asks about every text, and 4 masks of a row have"),
+        (TFG(TONE, "high", samples=None), "samples=None evaluates every text, and 4 masks of a row have"),
         (DiscreteClassifier(FunctionPredictor(lambda t, a: t[:, 0], ["a", "b"]), "a"), r"returned shape \(.*NaN"),
     ],
 )
@@ -377,7 +377,7 @@ def test_bad_settings_are_named(setting: Any, message: str) -> None:
 
 def test_a_form_takes_no_guidance_that_leaves_a_few_tokens() -> None:
     for setting, name in ((DiscreteClassifier(TONE, "high", top_k=3), "top_k=3"), (TFG(TONE, "high"), "samples=16")):
-        with pytest.raises(ValueError, match=f"{name}.*which may make no text in form"):
+        with pytest.raises(ValueError, match=f"{name}.*none may satisfy"):
             diffusion.generate(*tiny.small(3), "ab", gen_length=3, guidance=setting, constraint="regex:[abc]+")
     exact = TFG(TONE, "high", 2.0, samples=None)
     out = diffusion.generate(*tiny.small(3), "ab", gen_length=3, guidance=exact, constraint="regex:[ab]+", warn=False)

@@ -22,7 +22,7 @@ from textguide.diffusion.samplers import (
     Stability,
     Threshold,
 )
-from textguide.diffusion.samplers.path_planning import kept
+from textguide.diffusion.samplers.path_planning import filled_after
 from textguide.reference import diffusion as reference
 from textguide.reference import samplers as oracles
 from textguide.reference.decoding import Distribution
@@ -241,7 +241,7 @@ def test_what_is_emptied_is_told_and_filled_again() -> None:
     assert emptied.any()
     assert not (emptied & torch.stack([step.committed for step in steps])).any()
     assert not (steps[-1].ids == tiny.MASK).any()
-    assert [kept(4, n, 6) for n in range(7)] == [0, 1, 2, 2, 3, 4, 4]
+    assert [filled_after(4, n, 6) for n in range(7)] == [0, 1, 2, 2, 3, 4, 4]
 
 
 def test_a_revised_row_ends_at_its_end_token() -> None:
@@ -259,16 +259,16 @@ def test_a_revised_row_ends_at_its_end_token() -> None:
     [
         ({"sampler": "fast"}, "sampler='fast' is unknown; use one of eb, p2"),
         ({"sampler": 3}, "sampler=3 is unknown"),
-        ({"sampler": "eb:delta=1"}, "'delta' is no field; eb has gamma"),
+        ({"sampler": "eb:delta=1"}, "'delta' is not a field; eb has gamma"),
         ({"sampler": "eb:gamma=much"}, "gamma='much' must be a number"),
         ({"sampler": "eb:gamma=-1"}, "gamma=-1.0 must be a number from 0"),
-        ({"sampler": "eb", "threshold": 0.5}, "threshold=0.5 is a sampler of its own beside sampler='eb'"),
+        ({"sampler": "eb", "threshold": 0.5}, "threshold=0.5 is a sampler of its own and sampler='eb' another"),
         ({"sampler": "klass", "order": "entropy"}, "order='entropy' gives none"),
         ({"sampler": "klass:history=0"}, "history=0 must be"),
         ({"sampler": "p2:eta=-1"}, "eta=-1.0 must be"),
         ({"sampler": "remdm:eta=2"}, "eta=2.0 must be a number from 0 to 1"),
-        ({"sampler": "remdm:strategy=best"}, "strategy='best' is unknown; use one of cap"),
-        ({"sampler": "remdm:strategy=loop,eta=0.5"}, "take 0.111 at most"),
+        ({"sampler": "remdm:strategy=best"}, "strategy='best' must be one of cap"),
+        ({"sampler": "remdm:strategy=loop,eta=0.5"}, "use 0.111 at most"),
         ({"sampler": "remdm:on=0.1,off=0.5"}, "1 > on > off > 0"),
         ({"sampler": "remdm:confident=maybe"}, "must be true or false"),
         ({"order": "pc:clip=0"}, "clip=0 makes all positions equal"),

@@ -18,7 +18,7 @@ import torch
 
 from textguide import diffusion
 from textguide.diffusion import denoiser
-from textguide.diffusion.pooling import PassPool
+from textguide.diffusion.pass_pool import PassPool
 
 from . import tiny
 
@@ -78,12 +78,12 @@ def test_an_error_of_a_pass_reaches_its_run_and_no_other() -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Any:
-    from textguide.diffusion.serving.server import Served
+    from textguide.diffusion.serving.server import CanvasService
 
     model, words = tiny.build("llada")
     words = copy.deepcopy(words)
     words.chat_template = CHAT
-    return Served("tiny", model, words, {"amateur": tiny.build("llada", seed=1)}, runs=4, waiting=60)
+    return CanvasService("tiny", model, words, {"amateur": tiny.build("llada", seed=1)}, runs=4, waiting=60)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def client(served: Any) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
     from textguide.diffusion.serving.server import application
-    from textguide.playground.asking import Rules
-    from textguide.playground.limits import Limits
+    from textguide.serving.limits import Limits
+    from textguide.serving.rules import Rules
 
     with TestClient(application(served, Rules(Limits(canvas=12, prompt_tokens=8)))) as made:
         yield made
@@ -177,11 +177,11 @@ def test_a_stream_is_the_canvas_step_by_step(client: Any) -> None:
         ({"temperature": "hot"}, 400, "temperature='hot'"),
         ({"top_p": 0.9}, 400, "top_p=0.9 cannot be honoured"),
         ({"logprobs": 3}, 400, "logprobs=3"),
-        ({"colour": "red"}, 400, "'colour' is no field"),
+        ({"colour": "red"}, 400, "'colour' is not a field"),
         ({"order": "sideways"}, 400, "order='sideways' is unknown"),
         ({"cache": 3}, 400, "cache=3 must be true, false or a text"),
         ({"cache": "always"}, 400, "cache='always' is unknown"),
-        ({"cache": True, "guidance": "acfg:scale=2"}, 400, "A-CFG masks parts of it anew"),
+        ({"cache": True, "guidance": "acfg:scale=2"}, 400, "A-CFG masks parts of the prompt again"),
         ({"steps": 1, "block_length": 2}, 400, "steps=1 is fewer than the 3 blocks"),
         ({"steps": 1, "block_length": 2, "stream": True}, 400, "steps=1 is fewer than the 3 blocks"),
         ({"guidance": "cfg:scale=nan"}, 400, "must be a finite number"),
@@ -210,21 +210,21 @@ def test_bad_requests_say_why(client: Any, body: dict[str, Any], status: int, sa
 def test_a_key_and_too_many_requests() -> None:
     from fastapi.testclient import TestClient
 
-    from textguide.diffusion.serving.server import Served, application
-    from textguide.playground.asking import Rules
-    from textguide.playground.runs import BusyError
+    from textguide.diffusion.serving.server import CanvasService, application
+    from textguide.serving.errors import BusyError
+    from textguide.serving.rules import Rules
 
-    own = Served("tiny", *tiny.build("llada"))
+    own = CanvasService("tiny", *tiny.build("llada"))
     with TestClient(application(own, Rules(), api_key="secret")) as client:
         assert client.get("/v1/models").status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
         assert client.get("/health").status_code == 200
 
     async def crowd() -> None:
-        full = Served("full", *tiny.build("llada"), runs=1, waiting=1)
+        full = CanvasService("full", *tiny.build("llada"), runs=1, waiting=1)
         hold = threading.Event()
         futures = [full.start(lambda left: hold.wait(5))[0] for _ in range(2)]
-        with pytest.raises(BusyError, match="2 requests are being answered"):
+        with pytest.raises(BusyError, match="2 runs are in progress"):
             full.start(lambda left: None)
         hold.set()
         await asyncio.gather(*futures)
@@ -238,9 +238,9 @@ def test_a_small_load_loses_nothing() -> None:
     """A small load of ``scripts/bench/diffusion_serve.py``: aborts, streams, bad requests, answers as offline."""
     import uvicorn
 
-    from textguide.diffusion.serving.server import Served, application
-    from textguide.playground.asking import Rules
-    from textguide.playground.serving import listen
+    from textguide.diffusion.serving.server import CanvasService, application
+    from textguide.serving.rules import Rules
+    from textguide.serving.sockets import listen
 
     folder = str(Path(__file__).parents[2] / "scripts" / "bench")
     sys.path.insert(0, folder)
@@ -249,7 +249,7 @@ def test_a_small_load_loses_nothing() -> None:
     finally:
         sys.path.remove(folder)
     model, words = tiny.build("llada")
-    own = Served("tiny", model, words, runs=4, waiting=60)
+    own = CanvasService("tiny", model, words, runs=4, waiting=60)
     sock = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(application(own, Rules()), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

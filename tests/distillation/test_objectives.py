@@ -99,7 +99,7 @@ class Pairs:
         self.weights = 2 * torch.tensor([q, 1 - q], dtype=torch.float64)
         self.share = torch.tensor(share, dtype=torch.float64)
         base = torch.tensor([[math.log(q), math.log(1 - q)]], dtype=torch.float64).expand(2, -1)
-        self.before = base
+        self.original = base
 
     @property
     def student(self) -> Tensor:
@@ -118,12 +118,12 @@ def expected(theta: Tensor, q: float, scale: float, negative_weight: float) -> T
 def sampled(theta: Tensor, q: float, scale: float, negative_weight: float) -> Tensor:
     """The same from the objective: own texts weigh what they occur, those of other prompts come in pairs."""
     own = Pairs(theta, q, scale)
-    own.wrong = lambda: own  # type: ignore[attr-defined]
+    own.with_other_prompts = lambda: own  # type: ignore[attr-defined]
     own.weights = torch.tensor([2 * q, 2 * (1 - q)], dtype=torch.float64)
     positive = CCA(0.0).loss(own)  # type: ignore[arg-type]
     mirror = Pairs(theta, q, scale, wrong=True)
     mirror.weights = torch.ones(2, dtype=torch.float64)
-    mirror.wrong = lambda: mirror  # type: ignore[attr-defined]
+    mirror.with_other_prompts = lambda: mirror  # type: ignore[attr-defined]
     negative = CCA(1.0).loss(mirror) - CCA(0.0).loss(mirror)  # type: ignore[arg-type]
     return positive + negative_weight * negative
 

@@ -40,7 +40,7 @@ def reading(model: Any, guidance: Guidance, every: bool, texts: list[Text], **mo
     items = as_items(model, None, [t.prompt for t in texts], [t.continuation for t in texts], None, leading([guidance]))
     student = lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits  # noqa: E731
     return BatchReading(
-        student, model, texts, items, guidance, 1.5, every=every, tokenizer=None, models=models, device="cpu"
+        student, model, texts, items, guidance, 1.5, all_positions=every, tokenizer=None, models=models, device="cpu"
     )
 
 
@@ -69,11 +69,15 @@ def test_every_position_is_taught_what_guidance_says_at_the_end_of_a_prompt(name
 @pytest.mark.parametrize(
     "guidance",
     [
-        CFG(1.7), CFG(2.0, negative_prompt=[4, 4, 8]), CFG(1.5, schedule="linear"), DExperts(0.8),
-        Steering(tuple(0.1 * n for n in range(32)), 0), CFG(1.5, start=0.5),
+        CFG(1.7),
+        CFG(2.0, negative_prompt=[4, 4, 8]),
+        CFG(1.5, schedule="linear"),
+        DExperts(0.8),
+        Steering(tuple(0.1 * n for n in range(32)), 0),
+        CFG(1.5, start=0.5),
     ],
     ids=lambda g: g.fingerprint,
-)  # fmt: skip
+)
 def test_continuations_are_taught_what_the_oracle_says(guidance: Any) -> None:
     model, texts = build("llama"), rows(1)
     models = {name: build("llama", seed) for seed, name in ((5, "expert"), (6, "anti-expert"))}
@@ -92,7 +96,7 @@ def test_continuations_are_taught_what_the_oracle_says(guidance: Any) -> None:
 
 def test_a_wrong_prompt_is_that_of_another_text() -> None:
     model, texts = build("llama"), rows(2)
-    other = reading(model, CFG(1.5), False, texts).wrong()
+    other = reading(model, CFG(1.5), False, texts).with_other_prompts()
     expected = []
     for number, text in enumerate(texts):
         row = [*texts[number - 1].prompt, *text.continuation]
@@ -100,7 +104,7 @@ def test_a_wrong_prompt_is_that_of_another_text() -> None:
         expected += [logp(model, row[:end])[row[end]] for end in range(first, len(row))]
     found = other.student.gather(-1, other.tokens[:, None])[:, 0]
     torch.testing.assert_close(found, torch.stack(expected), atol=2e-5, rtol=0)
-    torch.testing.assert_close(other.before, other.student, atol=1e-6, rtol=0)
+    torch.testing.assert_close(other.original, other.student, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +133,11 @@ def test_an_adapter_comes_closer_to_guidance_and_leaves_its_model_alone(tmp_path
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert flags == [value.requires_grad for value in model.parameters()]
     assert {file.name for file in (tmp_path / "a").iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "distillation.json"
-    }  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "distillation.json",
+    }
 
 
 class Killed(Exception):
@@ -204,7 +211,7 @@ def test_the_dial_scales_what_the_adapter_adds(tmp_path: Path) -> None:
 
 
 def test_one_scale_of_several_is_taught_at_each_step() -> None:
-    taught = DistillSettings(scales=(1.0, 1.5, 2.0)).taught(CFG(3.0))
+    taught = DistillSettings(scales=(1.0, 1.5, 2.0)).guidance_by_step(CFG(3.0))
     assert taught == [(1.5, CFG(1.5)), (2.0, CFG(2.0))]
 
 
@@ -214,9 +221,13 @@ def test_texts_of_every_source(tmp_path: Path, source: str) -> None:
     given = [{"prompt": [5, 6], "completion": "hello"}, {"text": "once there was"}]
     seen: list[int] = []
     result = trained(
-        tmp_path / "a", model, source=source, given=given, steps=2,
+        tmp_path / "a",
+        model,
+        source=source,
+        given=given,
+        steps=2,
         progress=lambda what, done, of, loss: seen.append(done) if what == "writing" else None,
-    )  # fmt: skip
+    )
     assert len(result.losses) == 2
     assert seen[-1] == QUICK["texts"]
     assert json.loads((tmp_path / "a" / "distillation.json").read_text())["texts"] == QUICK["texts"]
@@ -236,7 +247,7 @@ def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -
     guidance = AWRS(Regex("[a-z ]{1,30}"), particles=2)
     model, tokenizer = textguide.load("smollm2-small")
     given: dict[str, Any] = {**QUICK, "prompts": ["The"], "texts": 6, "tokens": 14, "steps": 2}
-    with pytest.raises(ValueError, match="weighs whole texts, which no single step tells; use"):
+    with pytest.raises(ValueError, match="weights whole texts, which cannot be learned from single steps; use"):
         textguide.distill(model, tokenizer, guidance, tmp_path / "a", **given)
     given |= {"objective": "likelihood", "source": "guided"}
     result = textguide.distill(model, tokenizer, guidance, tmp_path / "a", **given)
@@ -249,7 +260,7 @@ def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"objective": "cross"}, "objective='cross' is none; use one of forward-kl"),
+        ({"objective": "cross"}, "objective='cross' must be one of forward-kl"),
         ({"source": "dreams"}, "source='dreams' must be one of plain, guided, given"),
         ({"source": "plain=x"}, "source='plain=x' must be one of"),
         ({"steps": 0}, "steps=0 must be a whole number of 1 or more"),
@@ -259,16 +270,16 @@ def test_texts_under_a_constraint_are_learned_by_their_weights(tmp_path: Path) -
         ({"learning_rate": 1e30}, "the loss is not finite at step"),
         ({"scales": (1.0,)}, "trains nothing: γ = 1 changes nothing"),
         ({"guidance": CFG(1.0)}, "changes nothing as it is set; there is nothing to distil"),
-        ({"guidance": CFG(1.5, negative_prompt=[4, 5]), "positions": "all"}, "positions='all' takes every token"),
-        ({"guidance": APG(2.0), "objective": "gft"}, "takes γ and both branches of classifier-free guidance"),
+        ({"guidance": CFG(1.5, negative_prompt=[4, 5]), "positions": "all"}, "positions='all' uses every token"),
+        ({"guidance": APG(2.0), "objective": "gft"}, "uses γ and both branches of classifier-free guidance"),
         ({"source": "given"}, "source='given' has no texts"),
         ({"prompts": None, "source": "guided"}, "guided texts need prompts= of several tokens"),
         ({"prompts": None, "positions": "continuation"}, "positions='continuation' need"),
-        ({"depth": 3}, "depth= is no argument of distill"),
+        ({"depth": 3}, "depth= is neither an argument of distill"),
         ({"settings": DistillSettings(), "steps": 3}, "settings= excludes"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused_by_name(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     own = {"prompts": PROMPTS, **(QUICK if "settings" not in more else {}), **more}
     guidance = own.pop("guidance", CFG(1.5))
@@ -280,7 +291,7 @@ def test_a_finished_adapter_and_another_run_are_not_overwritten(tmp_path: Path) 
     model = build("llama")
     trained(tmp_path / "a", model)
     before = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="holds a finished adapter; name another folder, or pass overwrite=True"):
+    with pytest.raises(ValueError, match="has a finished adapter; name another folder, or pass overwrite=True"):
         trained(tmp_path / "a", model)
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == before
     (tmp_path / "a" / "notes.txt").write_text("mine")
@@ -294,7 +305,7 @@ def test_a_finished_adapter_and_another_run_are_not_overwritten(tmp_path: Path) 
 
     with pytest.raises(Killed):
         trained(tmp_path / "b", model, progress=stop)
-    with pytest.raises(ValueError, match="holds a run that differs in rank"):
+    with pytest.raises(ValueError, match="has a run that differs in rank"):
         trained(tmp_path / "b", model, rank=8)
 
 
@@ -303,7 +314,7 @@ def test_an_adapter_of_another_model_or_of_nobody_is_refused(tmp_path: Path) -> 
     guidance = CFG(1.5, distilled=tmp_path / "a")
     with pytest.raises(ValueError, match=r"was trained for .*, and this is another LlamaForCausalLM"):
         textguide.generate(build("llama", 3), Tokenizer(), PROMPTS, guidance, max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"holds no distillation\.json; train an adapter"):
+    with pytest.raises(ValueError, match=r"has no distillation\.json; train an adapter"):
         textguide.generate(build("llama"), Tokenizer(), PROMPTS, CFG(1.5, distilled=tmp_path), max_new_tokens=2)
     with pytest.raises(ValueError, match="one strength for a whole text"):
         CFG(1.5, distilled="a", schedule="linear")

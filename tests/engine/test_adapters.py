@@ -51,9 +51,9 @@ def test_learned_prompts(kind: str) -> None:
     model = learned(kind)
     plain = model.generate(**INPUTS, **OPTIONS, custom_generate=guided_decoding(None))
     assert torch.equal(plain, model.generate(**INPUTS, **OPTIONS))
-    with pytest.raises(ValueError, match=f"learned tokens in front.*{kind}.*LoRA"):
+    with pytest.raises(ValueError, match=f"learned tokens before every prompt.*{kind}.*LoRA"):
         model.generate(**INPUTS, **OPTIONS, custom_generate=guided_decoding(CFG(1.5)))
-    with pytest.raises(ValueError, match=f"learned tokens in front.*{kind}.*LoRA"):
+    with pytest.raises(ValueError, match=f"learned tokens before every prompt.*{kind}.*LoRA"):
         CFGLogitsProcessor(model, 1.5)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def test_importing_loads_neither_torch_nor_matplotlib() -> None:
     program = (
-        "import sys, textguide.eval.reports.compare, textguide.eval.reports.plots, textguide.eval.results.journal\n"
+        "import sys, textguide.eval.reports.compare, textguide.eval.reports.drawing, textguide.eval.results.journal\n"
         "sys.exit(', '.join({'torch', 'matplotlib', 'scipy', 'lm_eval'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -45,7 +45,7 @@ CHAT = [{"role": "system", "content": "be dull"}, {"role": "user", "content": "h
         (ContextAware(1.5, context=["the facts", "others"]), ("without 'the facts'",)),
         (TokenPerturbation(1.5), ("shuffled prompt",)),
         (IndependentCondition(1.5, prompt="some text"), ("'some text'",)),
-        (InstructionContrastive(1.5, instruction="be wrong: "), ("prompt behind 'be wrong:'",)),
+        (InstructionContrastive(1.5, instruction="be wrong: "), ("prompt after 'be wrong:'",)),
         (Formula("cond - last + M('expert', 'no') - P('hello')"), ("last token", "expert, 'no'", "'hello'")),
         (Formula("2*cond"), ()),
     ],

@@ -31,9 +31,14 @@ def setting(request: pytest.FixtureRequest) -> str:
 def views_of(case: Case, guidance: Guidance) -> list[Any]:
     views: list[Any] = []
     textguide.generate(
-        case.model, Tokenizer(), [list(PROMPTS[ROW])], guidance, max_new_tokens=NEW, models=case.models,
+        case.model,
+        Tokenizer(),
+        [list(PROMPTS[ROW])],
+        guidance,
+        max_new_tokens=NEW,
+        models=case.models,
         observer=views.append,
-    )  # fmt: skip
+    )
     return views
 
 
@@ -42,9 +47,16 @@ def test_raised_was_raised(setting: str) -> None:
     guidance = for_rows(case.guidance, (ROW,))
     for rank in ("probability", "ratio"):
         explanation = explain(
-            case.model, Tokenizer(), list(PROMPTS[ROW]), guidance, max_new_tokens=NEW, models=case.models, top=61,
-            min_prob=0.0, rank=rank,
-        )  # fmt: skip
+            case.model,
+            Tokenizer(),
+            list(PROMPTS[ROW]),
+            guidance,
+            max_new_tokens=NEW,
+            models=case.models,
+            top=61,
+            min_prob=0.0,
+            rank=rank,
+        )
         assert len(explanation.branches) == len(guidance.branches)
         assert any(step.raised and step.lowered for step in explanation.steps)
         written: list[int] = []

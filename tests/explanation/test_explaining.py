@@ -25,11 +25,9 @@ PROMPT = "the dragon"
 NEGATIVE = "a dog"
 NEW = 5
 LETTERS = Vocabulary(
-    tuple(
-        Tokenizer.letters[i - 3].encode() if 3 <= i < 3 + len(Tokenizer.letters) else b"" for i in range(VOCAB)
-    ),
+    tuple(Tokenizer.letters[i - 3].encode() if 3 <= i < 3 + len(Tokenizer.letters) else b"" for i in range(VOCAB)),
     frozenset({EOS}),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -194,15 +192,15 @@ def test_a_rule_without_extra_branches(model: Any) -> None:
         assert step.raised[0].token == step.plain_top.token
 
 
-# -- where guidance had nothing to act on ----------------------------------------------------------------------------
+# -- if guidance has no effect ----------------------------------------------------------------------------
 
 
 def test_a_prompt_of_one_token_leaves_nothing_to_act_on(model: Any) -> None:
     with pytest.warns(GuidanceHadNoEffectWarning):
         explanation = explain(model, Tokenizer(), "a", CFG(1.5), max_new_tokens=3)
-    assert "nothing to act on" in explanation.note
+    assert "had no effect" in explanation.note
     assert '"last token" reads the same tokens as the prompt, which is one token long' in explanation.note
-    assert "give a negative prompt" in explanation.note
+    assert "pass a negative prompt" in explanation.note
     assert not any(step.raised or step.lowered for step in explanation.steps)
     assert explain(model, Tokenizer(), "a", CFG(1.5, NEGATIVE), max_new_tokens=3).note == ""
 
@@ -210,7 +208,7 @@ def test_a_prompt_of_one_token_leaves_nothing_to_act_on(model: Any) -> None:
 def test_a_negative_prompt_that_is_the_prompt(model: Any) -> None:
     with pytest.warns(GuidanceHadNoEffectWarning):
         explanation = explain(model, Tokenizer(), PROMPT, CFG(1.5, PROMPT), max_new_tokens=2)
-    assert "nothing to act on: the branch \"'the dragon'\" reads the same tokens" in explanation.note
+    assert "had no effect: the branch \"'the dragon'\" reads the same tokens" in explanation.note
     assert "one token" not in explanation.note
 
 
@@ -224,7 +222,7 @@ def test_one_branch_of_several_that_is_the_prompt(model: Any) -> None:
 def test_no_step_in_the_window(model: Any) -> None:
     with pytest.warns(GuidanceHadNoEffectWarning):
         explanation = explain(model, Tokenizer(), PROMPT, CFG(1.5, start=0.9), max_new_tokens=1)
-    assert "active at no step" in explanation.note
+    assert "not active at any step" in explanation.note
 
 
 # -- classifiers and constraints -------------------------------------------------------------------------------------
@@ -274,9 +272,17 @@ def test_what_a_constraint_forbids(model: Any, name: str, guided: bool) -> None:
         pytest.skip("it corrects a guidance")
     cfg = CFG(2.0, NEGATIVE)
     explanation = explain(
-        model, Tokenizer(), PROMPT, [*([cfg] if guided else []), CONSTRAINTS[name]], max_new_tokens=4, top=61,
-        min_prob=0.0, vocabulary=LETTERS, eos_token_id=EOS, seed=3,
-    )  # fmt: skip
+        model,
+        Tokenizer(),
+        PROMPT,
+        [*([cfg] if guided else []), CONSTRAINTS[name]],
+        max_new_tokens=4,
+        top=61,
+        min_prob=0.0,
+        vocabulary=LETTERS,
+        eos_token_id=EOS,
+        seed=3,
+    )
     assert 1 <= len(explanation.steps) <= 4
     # The same text, read under the guidance alone.
     before = ""
@@ -309,10 +315,15 @@ def test_what_a_constraint_forbids(model: Any, name: str, guided: bool) -> None:
 def test_a_text_that_the_constraint_gives_up(model: Any) -> None:
     with pytest.warns(NoParticleLeftWarning):
         explanation = explain(
-            model, Tokenizer(), PROMPT, AWRS(Regex("a{9}"), particles=2, lookahead=None), max_new_tokens=3,
+            model,
+            Tokenizer(),
+            PROMPT,
+            AWRS(Regex("a{9}"), particles=2, lookahead=None),
+            max_new_tokens=3,
             vocabulary=LETTERS,
-            eos_token_id=EOS, seed=0,
-        )  # fmt: skip
+            eos_token_id=EOS,
+            seed=0,
+        )
     assert [step.allowed is None for step in explanation.steps[:2]] == [False, False]
     assert [move.text for move in explanation.steps[0].raised] == ["a"]
 
@@ -410,7 +421,7 @@ def test_to_dict_is_json(model: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": 1.5}, "guidance=1.5 is no guidance"),
+        ({"guidance": 1.5}, "guidance=1.5 is not a guidance"),
         ({"guidance": textguide.guidance.ACFG(1.5)}, r"acfg' masks tokens .* use textguide.diffusion.generate"),
         ({"guidance": textguide.guidance.CorrSynth(1.5)}, "group=2 and a batch of 1"),
         ({"top": 0}, "top=0"),
@@ -421,7 +432,7 @@ def test_to_dict_is_json(model: Any) -> None:
         ({"rank": "kl"}, "rank='kl' must be one of probability, ratio"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompt": []}, "prompts is empty"),
-        ({"observer": print}, "observer= is how explain watches"),
+        ({"observer": print}, "observer= is used by explain"),
         ({"tokenizer": object()}, "tokenizer=object does not encode and decode"),
         ({"tokenizer": None}, "tokenizer=None cannot decode"),
     ],

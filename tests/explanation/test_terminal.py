@@ -71,7 +71,7 @@ def test_some_of_the_steps(explanation: Any) -> None:
     assert sum("plain: " in line for line in lines) == changed
     nothing = explain(build("llama"), Tokenizer(), PROMPT, CFG(1.0), max_new_tokens=2)
     lines = printed(nothing, 80, changed=True)
-    assert lines[0] == "Guidance changed the most likely token at no step."
+    assert lines[0] == "Guidance did not change the most likely token at any step."
     assert "changes nothing" in "\n".join(lines)
 
 

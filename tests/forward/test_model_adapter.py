@@ -44,54 +44,102 @@ def seeded(builder: Callable[[], Any], gain: float = 4.0) -> Any:
 
 def bart() -> Any:
     config = tf.BartConfig(
-        d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, encoder_layers=2,
-        encoder_attention_heads=4, encoder_ffn_dim=48, max_position_embeddings=64, is_decoder=True,
-        is_encoder_decoder=False, forced_eos_token_id=None, **IDS,
-    )  # fmt: skip
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        max_position_embeddings=64,
+        is_decoder=True,
+        is_encoder_decoder=False,
+        forced_eos_token_id=None,
+        **IDS,
+    )
     return tf.BartForCausalLM(config)
 
 
 def roformer() -> Any:
     config = tf.RoFormerConfig(
-        hidden_size=32, embedding_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=64, is_decoder=True, **IDS,
-    )  # fmt: skip
+        hidden_size=32,
+        embedding_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        is_decoder=True,
+        **IDS,
+    )
     return tf.RoFormerForCausalLM(config)
 
 
 def trocr() -> Any:
     config = tf.TrOCRConfig(
-        d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, max_position_embeddings=64,
-        cross_attention_hidden_size=32, **IDS,
-    )  # fmt: skip
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        cross_attention_hidden_size=32,
+        **IDS,
+    )
     return tf.TrOCRForCausalLM(config)
 
 
 def phi3() -> Any:
     config = tf.Phi3Config(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, original_max_position_embeddings=16,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
-                         "long_factor": [1.0, 2.0, 4.0, 8.0], "original_max_position_embeddings": 16,
-                         "factor": 4.0}, **IDS,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.0, 2.0, 4.0, 8.0],
+            "original_max_position_embeddings": 16,
+            "factor": 4.0,
+        },
+        **IDS,
+    )
     return tf.Phi3ForCausalLM(config)
 
 
 def recurrent_gemma() -> Any:
     config = tf.RecurrentGemmaConfig(
-        hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, lru_width=32,
-        attention_window_size=8, head_dim=8, **IDS,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        lru_width=32,
+        attention_window_size=8,
+        head_dim=8,
+        **IDS,
+    )
     return tf.RecurrentGemmaForCausalLM(config)
 
 
 def bamba() -> Any:
     config = tf.BambaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8, attn_layer_indices=[1],
-        max_position_embeddings=64, num_logits_to_keep=1, **IDS,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mamba_n_heads=8,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+        mamba_chunk_size=8,
+        attn_layer_indices=[1],
+        max_position_embeddings=64,
+        num_logits_to_keep=1,
+        **IDS,
+    )
     return tf.BambaForCausalLM(config)
 
 
@@ -161,7 +209,7 @@ def test_rotary_embeddings_that_change_with_the_length() -> None:
     long = [[5 + i % 40 for i in range(20)], [7 + i % 30 for i in range(25)]]
     together_and_alone(model, CFG(1.5), [*long, [11, 4, 52]])  # branches of one token beside rows beyond the switch
     together_and_alone(model, CFG(1.5), PROMPTS)
-    with pytest.raises(ValueError, match=r"rotary embeddings behind 16 tokens.*14 tokens.*max_new_tokens=6"):
+    with pytest.raises(ValueError, match=r"rotary embeddings after 16 tokens.*14 tokens.*max_new_tokens=6"):
         textguide.generate(model, Tokenizer(), [long[0][:14]], CFG(1.5), max_new_tokens=NEW)
 
 
@@ -237,9 +285,9 @@ def test_prompt_tuning_is_refused() -> None:
     peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = peft.get_peft_model(build("llama", seed=12), config)
-    with pytest.raises(ValueError, match="reads learned tokens in front of every prompt"):
+    with pytest.raises(ValueError, match="adds learned tokens before every prompt"):
         textguide.generate(model, Tokenizer(), PROMPTS, CFG(1.5), max_new_tokens=NEW)
-    with pytest.raises(ValueError, match="reads learned tokens in front of every prompt"):
+    with pytest.raises(ValueError, match="adds learned tokens before every prompt"):
         textguide.score(model, Tokenizer(), PROMPTS[0], [5, 6], CFG(1.5))
 
 

@@ -23,8 +23,8 @@ PROMPTS = {
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefill, "_LOOKED_AT", 8)
-    monkeypatch.setattr(prefill, "_SAVED", 8)
+    monkeypatch.setattr(prefill, "COMPARED", 8)
+    monkeypatch.setattr(prefill, "LEAST_SAVED", 8)
 
 
 def tokens_of(model: Any, call: Any) -> tuple[Any, int]:
@@ -47,7 +47,7 @@ def tokens_of(model: Any, call: Any) -> tuple[Any, int]:
 @torch.no_grad()
 def test_a_shared_beginning_is_read_once_and_changes_nothing(name: str, lengths: str) -> None:
     model, prompts = build(name), PROMPTS[lengths]
-    adapter(model).goes_on_behind(len(BEGINNING), 30)
+    adapter(model).can_share_prefix(len(BEGINNING), 30)
     (rows, logits), read = tokens_of(model, lambda: prefill.read_prompts(model, prompts, "cpu", keep=2))
     assert (read < sum(map(len, prompts))) == (name not in RECURRENT)
     alone = [prefill.read_prompts(model, [prompt], "cpu", keep=2) for prompt in prompts]
@@ -66,9 +66,15 @@ def test_guided_texts_are_those_of_prompts_one_by_one(samples: int) -> None:
 
     def texts(some: list[list[int]]) -> list[list[int]]:
         out = textguide.generate(
-            model, tokenizer, some, CFG(1.5),
-            max_new_tokens=6, num_return_sequences=samples, do_sample=samples > 1, top_k=1,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            some,
+            CFG(1.5),
+            max_new_tokens=6,
+            num_return_sequences=samples,
+            do_sample=samples > 1,
+            top_k=1,
+        )
         return out.new_tokens
 
     together, read = tokens_of(model, lambda: texts(prompts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ from textguide.forward.model_adapter import adapter
 from ..architectures import Tokenizer, build
 
 LINEAR = torch.nn.functional.linear
+
+
+def fast_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The product of a fast layer with these weights; a real layer would only accept parameters."""
+    layer: Any = SimpleNamespace(weight=weight, bias=bias)
+    return small_matmul.FastLinear.forward(layer, x)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +94,7 @@ def test_equals_torch(shape: tuple[int, ...], bias: bool, outputs: int, calls: C
     b = torch.randn(outputs, generator=generator) if bias else None
     kept = [t.clone() for t in (x, weight, b) if t is not None]
     expected = LINEAR(x, weight, b)
-    result = small_matmul.linear(x, weight, b)
+    result = fast_linear(x, weight, b)
     assert result.shape == expected.shape
     assert result.is_contiguous()
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
@@ -104,35 +111,35 @@ def test_inputs_that_are_not_contiguous(calls: Calls) -> None:
     weights = [torch.randn(5, 6, generator=generator).t(), torch.randn(6, 10, generator=generator)[:, ::2]]
     for x in inputs:
         for weight in weights:
-            result = small_matmul.linear(x, weight)
+            result = fast_linear(x, weight)
             torch.testing.assert_close(result, LINEAR(x, weight), atol=1e-5, rtol=1e-5)
     assert calls.count == len(inputs) * len(weights)
 
 
 def test_a_weight_of_one_dimension() -> None:
     x, weight = torch.randn(2, 3, 5), torch.randn(5)
-    torch.testing.assert_close(small_matmul.linear(x, weight), LINEAR(x, weight))
+    torch.testing.assert_close(fast_linear(x, weight), LINEAR(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_take_the_original(dtype: torch.dtype, calls: Calls) -> None:
     x, weight = torch.randn(2, 5).to(dtype), torch.randn(7, 5).to(dtype)
-    assert torch.equal(small_matmul.linear(x, weight), LINEAR(x, weight))
+    assert torch.equal(fast_linear(x, weight), LINEAR(x, weight))
     assert calls.count == 0
 
 
-def test_a_twin_uses_it_and_its_model_does_not(calls: Calls) -> None:
+def test_a_copy_uses_it_and_its_model_does_not(calls: Calls) -> None:
     model, x = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU()), torch.randn(2, 5)
     with torch.no_grad():
-        twin = small_matmul.twin(model)
+        fast = small_matmul.fast_copy(model)
         model(x)
         assert calls.count == 0
-        torch.testing.assert_close(twin(x), model(x))
+        torch.testing.assert_close(fast(x), model(x))
         assert calls.count == 1
         model[0].weight.mul_(2)  # shared
-        torch.testing.assert_close(twin(x), model(x))
+        torch.testing.assert_close(fast(x), model(x))
     assert type(model[0]) is torch.nn.Linear
-    assert twin[0].weight is model[0].weight
+    assert fast[0].weight is model[0].weight
 
 
 def test_other_threads_use_their_model_as_it_is(calls: Calls) -> None:
@@ -178,33 +185,33 @@ def test_quantised_and_changed_layers_are_left_alone(calls: Calls) -> None:
     hooked.forward = lambda x: LINEAR(x, hooked.weight, hooked.bias)  # type: ignore[method-assign]
     model = torch.nn.Sequential(quantised, Own(7, 7), hooked, torch.nn.Linear(7, 3, dtype=torch.float64))
     assert not small_matmul.helps(model)
-    twin = small_matmul.twin(model)
-    assert [type(layer) for layer in twin] == [type(layer) for layer in model]
+    fast = small_matmul.fast_copy(model)
+    assert [type(layer) for layer in fast] == [type(layer) for layer in model]
     with torch.no_grad():
-        twin[:3](torch.randn(2, 5))
+        fast[:3](torch.randn(2, 5))
     assert calls.count == 0
 
 
-def test_a_twin_is_made_anew_where_the_model_has_changed() -> None:
+def test_a_new_copy_is_made_if_the_model_has_changed() -> None:
     model = build("gpt_neox", seed=3)
     known = adapter(model)
-    first = known.fast_twin
-    assert first is known.fast_twin is not model
+    first = known.fast_copy
+    assert first is known.fast_copy is not model
     before = model.lm_head
     model.lm_head = torch.nn.Linear(before.in_features, before.out_features, bias=False)
-    assert known.fast_twin is not first
-    assert known.fast_twin.lm_head.weight is model.lm_head.weight
+    assert known.fast_copy is not first
+    assert known.fast_copy.lm_head.weight is model.lm_head.weight
     model.lm_head = before
     hooked: list[int] = []
     with model.register_forward_hook(lambda *_: hooked.append(1)):
-        known.fast_twin(torch.tensor([[5]]))
+        known.fast_copy(torch.tensor([[5]]))
     assert hooked  # hooks are shared
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 def test_gradients_flow(rows: int) -> None:
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((rows, 5), (7, 5), (7,)))
-    small_matmul.linear(x, weight, bias).square().sum().backward()
+    fast_linear(x, weight, bias).square().sum().backward()
     grads = [t.grad.clone() for t in (x, weight, bias) if t.grad is not None]
     for t in (x, weight, bias):
         t.grad = None
@@ -226,7 +233,7 @@ def test_switch(switch: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     small_matmul.machine_gains.cache_clear()
     assert small_matmul.machine_gains() is on
     model = build("llama", seed=4)
-    assert (adapter(model).fast_twin is not model) is on
+    assert (adapter(model).fast_copy is not model) is on
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,9 @@ def test_registered_and_neutral() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"remask_ratio": 1.2}, r"remask_ratio=1.2 must lie in \[0, 1\]"),
+        ({"remask_ratio": 1.2}, r"remask_ratio=1.2 must be a number in \[0, 1\]"),
         ({"remask_ratio": -0.1}, "remask_ratio=-0.1"),
-        ({"remask_scope": "both"}, "remask_scope='both' is unknown; use one of all, generated, prompt"),
+        ({"remask_scope": "both"}, "remask_scope='both' must be one of all, generated, prompt"),
         ({"scale": float("nan")}, "scale=nan must be a finite number"),
         ({"schedule": "x"}, "schedule='x' is unknown"),
         ({"one_pass": 1}, "one_pass=1 must be True or False"),

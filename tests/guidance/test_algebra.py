@@ -190,7 +190,7 @@ def test_plausibility_by_hand() -> None:
     ],
 )
 def test_factors_that_leave_float32_are_refused(make: Callable[[], Guidance]) -> None:
-    with pytest.raises(ValueError, match=r"is outside ±1e\+06|must hold pairs|1000 at most"):
+    with pytest.raises(ValueError, match=r"is outside ±1e\+06|must contain pairs|at most 1000"):
         make()
 
 

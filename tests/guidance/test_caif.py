@@ -106,7 +106,7 @@ def test_composition() -> None:
     assert with_scale(both, 3.0) == as_guidance([CFG(3.0), caif, other])
     with pytest.raises(ValueError, match="scale"):
         with_scale(caif, 2.0)
-    with pytest.raises(ValueError, match="branches of their own"):
+    with pytest.raises(ValueError, match="their own branches"):
         as_guidance([CFG(2.0), CFG(3.0)])
     with pytest.raises(ValueError, match="'hot'"):
         as_guidance([caif, "hot"])

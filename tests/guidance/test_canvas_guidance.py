@@ -19,8 +19,8 @@ KINDS = (DiscreteClassifier, TFG, ParticleGibbs)
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        *((kind, {"predictor": 3}, "predictor=3 judges nothing") for kind in KINDS),
-        *((kind, {"predictor": " "}, "predictor=' ' judges nothing") for kind in KINDS),
+        *((kind, {"predictor": 3}, "predictor=3 does not evaluate texts") for kind in KINDS),
+        *((kind, {"predictor": " "}, "predictor=' ' does not evaluate texts") for kind in KINDS),
         *((kind, {"target": True}, "target=True must be the name") for kind in KINDS),
         *((kind, {"weight": math.nan}, "weight=nan") for kind in KINDS),
         *((kind, {"include_prompt": 1}, "include_prompt=1") for kind in KINDS),
@@ -33,7 +33,7 @@ KINDS = (DiscreteClassifier, TFG, ParticleGibbs)
         (TFG, {"iterations": 0}, "iterations=0"),
         (ParticleGibbs, {"particles": 1}, "particles=1"),
         (ParticleGibbs, {"iterations": 0}, "iterations=0"),
-        (ParticleGibbs, {"ess_threshold": 1.5}, r"ess_threshold=1\.5 must lie in"),
+        (ParticleGibbs, {"ess_threshold": 1.5}, r"ess_threshold=1\.5 must be a number in"),
     ],
 )
 def test_bad_fields_are_named(kind: Any, fields: dict[str, Any], message: str) -> None:

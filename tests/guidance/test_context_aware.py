@@ -38,7 +38,7 @@ def test_the_passage_leaves_texts_chats_and_ids() -> None:
 
 @pytest.mark.parametrize("prompt", ["why?", (Message("user", "why?"),), None])
 def test_a_passage_that_is_not_there_is_named(prompt: object) -> None:
-    with pytest.raises(ValueError, match="context='doc ' does not stand in the prompt"):
+    with pytest.raises(ValueError, match="context='doc ' is not in the prompt"):
         Without("doc ").apply(encode("why?"), prompt, encode)  # type: ignore[arg-type]
 
 

@@ -78,7 +78,7 @@ def test_heads_are_scored_by_what_they_look_at_while_a_text_copies_itself(name: 
 
 def test_a_model_that_copies_nothing() -> None:
     model = build("llama", 3)
-    with pytest.raises(ValueError, match="no attention head of LlamaForCausalLM copies what it is shown"):
+    with pytest.raises(ValueError, match="no attention head of LlamaForCausalLM copies from the text"):
         retrieval_heads(model, 2, lambda _: torch.zeros(2, 4))
     # What was found out about a model is kept.
     with pytest.raises(ValueError, match="no attention head"):
@@ -99,7 +99,7 @@ def test_spelling() -> None:
         ({"heads": [(0, -1)]}, "heads=-1 must be a whole number"),
         ({"heads": ()}, "must be 'auto', or pairs"),
         ({"count": 0}, "count=0 must be a whole number"),
-        ({"alpha": 1.0, "cap": 2.0}, "cap=2.0 must be 0 or more nats, and goes with alpha=None"),
+        ({"alpha": 1.0, "cap": 2.0}, "cap=2.0 only applies to alpha=None"),
     ],
 )
 def test_fields(fields: dict[str, Any], message: str) -> None:

@@ -63,5 +63,5 @@ def test_only_the_base_forbids() -> None:
 def test_fields_are_checked() -> None:
     with pytest.raises(ValueError, match="top_p=0"):
         DExperts(top_p=0)
-    with pytest.raises(ValueError, match="expert='anti-expert' must name another model"):
+    with pytest.raises(ValueError, match="expert='anti-expert' must be the name of another model"):
         DExperts(expert="anti-expert")

@@ -149,7 +149,7 @@ def test_identity_and_places() -> None:
     assert guidance == ExpertEnsemble(("a", "b"), (0.0, 1.0, 1.0))
     assert Guidance.from_json(guidance.to_json()) == guidance
     assert parse("expert-ensemble:models=law,updated=false") == ExpertEnsemble("law", updated=False)  # type: ignore
-    with pytest.raises(ValueError, match="so that there is no text so far"):
+    with pytest.raises(ValueError, match="so there is no text so far"):
         check_place(ExpertEnsemble(), "diffusion")
 
 

@@ -32,7 +32,9 @@ def test_needs_are_read_off_branches() -> None:
 def test_a_refusal_names_the_need_the_reason_and_the_places_that_can() -> None:
     check_place(CFG(1.5), "vllm")
     check_place(None, "vllm")
-    with pytest.raises(ValueError, match=r"'feynman-kac' weighs whole texts .*, and the probability .*; use textguide"):
+    with pytest.raises(
+        ValueError, match=r"'feynman-kac' weights whole texts .*, and the probability .*; use textguide"
+    ):
         check_place(FeynmanKac(), "score")
 
 

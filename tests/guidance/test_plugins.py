@@ -63,9 +63,9 @@ def test_in_json_and_beside_others(module: str, tmp_path: Path) -> None:
     ("end", "message"),
     [
         ("Missing", "has no 'Missing'"),
-        ("number", "gives int; it must be a subclass"),
-        ("Contrast", "gives the class Contrast"),
-        ("Halved:kk=5", "'kk' is no field of halved-of-a-test"),
+        ("number", "is of type int; it must be a subclass"),
+        ("Contrast", "is the class Contrast"),
+        ("Halved:kk=5", "'kk' is not a field of halved-of-a-test"),
         ("ready:scale=2", "leave 'scale=2' out"),
     ],
 )
@@ -79,11 +79,11 @@ def test_what_is_wrong_is_named(module: str, end: str, message: str) -> None:
 def test_a_request_imports_nothing(module: str) -> None:
     """Text that comes from elsewhere, such as a client's, runs no code."""
     for given in (f"python:{module}:Halved", f"cfg + python:{module}:Halved"):
-        with pytest.raises(ValueError, match="command line alone imports"):
+        with pytest.raises(ValueError, match="only the command line imports"):
             as_guidance(given)
     values = {"method": f"python:{module}:Halved"}
     for nested in (values, {"method": "composed", "parts": [values, CFG().to_dict()]}):
-        with pytest.raises(ValueError, match="is no guidance"):
+        with pytest.raises(ValueError, match="is not a guidance"):
             as_guidance(nested)
     assert "halved-of-a-test" not in Guidance.registry
 

@@ -137,7 +137,7 @@ def test_identity_and_composition() -> None:
     assert Composed((guidance,)).parts == guidance.parts
     for name, possible in (("generate", True), ("score", False), ("dropin", False), ("vllm", True)):
         assert (place(name).reason(guidance) is None) == possible
-    with pytest.raises(ValueError, match="two guidances with branches"):
+    with pytest.raises(ValueError, match="two guidances with their own branches"):
         as_guidance([CFG(1.5), guidance])
     with pytest.raises(ValueError, match="cannot be combined with classifiers"):
         textguide.generate(

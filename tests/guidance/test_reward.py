@@ -94,8 +94,8 @@ def test_identity_and_text() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": 3}, "model=3 gives no reward"),
-        ({"model": " "}, "model=' ' gives no reward"),
+        ({"model": 3}, "model=3 is not a reward"),
+        ({"model": " "}, "model=' ' is not a reward"),
         ({"weight": math.inf}, "weight=inf"),
         ({"top_k": 0}, "top_k=0"),
         ({"include_prompt": "no"}, "include_prompt='no'"),
@@ -111,10 +111,10 @@ def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
     ("fn", "message"),
     [
         (lambda texts: [math.nan] * len(texts), "reward <lambda> returned NaN for reward, text"),
-        (lambda texts: [-math.inf] * len(texts), r"returned -inf for text .* must lie within ±1e\+06"),
+        (lambda texts: [-math.inf] * len(texts), r"returned -inf for text .* must be within ±1e\+06"),
         (lambda texts: [1.0], "returned 1 rows for 5 texts"),
         (lambda texts: [[1.0, 2.0]] * len(texts), r"returned shape \(5, 2\)"),
-        (lambda texts: "good", "returned str, no numbers"),
+        (lambda texts: "good", "returned str, not numbers"),
     ],
 )
 def test_wrong_rewards_are_named(fn: Any, message: str) -> None:
@@ -165,9 +165,9 @@ def test_a_folder_is_loaded_and_guides(tokenizer: Any, tmp_path: Path) -> None:
     assert resolve_reward("hf:" + str(tmp_path / "reward")).name.startswith("hf:")
     models.bert(num_labels=3).save_pretrained(tmp_path / "three")
     tokenizer.save_pretrained(tmp_path / "three")
-    with pytest.raises(ValueError, match="has 3 outputs, and a reward is one"):
+    with pytest.raises(ValueError, match="has 3 outputs and a reward model has one"):
         resolve_reward(str(tmp_path / "three"))
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         resolve_reward("nothing here")
     with pytest.raises(ValueError, match="has no 'absent'"):
         resolve_reward("python:math:absent")
@@ -178,5 +178,7 @@ def test_a_folder_is_loaded_and_guides(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_places() -> None:
-    with pytest.raises(ValueError, match=r"asks the one classifier that it was started with; use textguide\.generate"):
+    with pytest.raises(
+        ValueError, match=r"only calls the classifier that it was started with; use textguide\.generate"
+    ):
         check_place(Reward("mine"), "vllm")

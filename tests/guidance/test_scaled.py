@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textguide.guidance import CFG, BranchGuidance, Contrast, CorrSynth, DynamicCFG, Scaled, Step, algebra
+from textguide.guidance import CFG, BranchGuidance, Contrast, CorrSynth, DynamicCFG, Scaled, Step, algebra, schedules
 from textguide.step.guided_step import guided_log_probs
 
 from . import oracles
@@ -131,3 +131,14 @@ def test_rows_at_different_places_of_a_group() -> None:
     together = guided_log_probs(guidance, logp, step)
     for row, progress in enumerate((0.25, 0.75)):
         torch.testing.assert_close(together[row], guided_log_probs(guidance, logp, Step(progress, (0, 1), 2))[row])
+
+
+@pytest.mark.parametrize("bounds", [{}, {"min_scale": 0.7}, {"max_scale": 1.2}, {"max_scale": 1.0}])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 0.1, 0.7, 1.0, 1.1, 1.5, 3.3, 1e6])
+def test_a_fixed_scale_is_the_schedule_s_value_bit_for_bit(scale: float, bounds: dict[str, float]) -> None:
+    guidance = CFG(scale, **bounds)  # type: ignore[arg-type]
+    low, high = bounds.get("min_scale", float("-inf")), bounds.get("max_scale", float("inf"))
+    for progress in PROGRESS:
+        expected = min(max(schedules.scale_at("constant", scale, progress), low), high)
+        assert guidance.scale_at(Step(progress)) == expected
+        assert guidance.active(Step(progress)) == (expected != 1.0)

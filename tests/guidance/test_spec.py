@@ -47,7 +47,7 @@ def test_every_spelling(given: Any, expected: Guidance | None) -> None:
     [
         ("cgf:scale=2", ["'cgf'", "cfg"]),
         ("cfg:scal=2", ["'scal'", "scale"]),
-        (["cfg", "apg"], ["branches of their own"]),
+        (["cfg", "apg"], ["their own branches"]),
         ([CFG(2.0), None], ["None", "leave it out"]),
         (["cfg", "plain"], ["'plain'", "leave it out"]),
         ({"method": "cgf"}, ["'cgf'"]),

@@ -155,7 +155,7 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "V" / "steering.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged"):
         steering.load(tmp_path / "V")
-    with pytest.raises(ValueError, match=r"holds no steering\.safetensors"):
+    with pytest.raises(ValueError, match=r"has no steering\.safetensors"):
         steering.load(tmp_path / "W")
 
 
@@ -170,9 +170,9 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     for other in (build("llama", 1), build("gpt2")):
         with pytest.raises(ValueError, match=r"V' belongs to tiny-llama \(2 layers, width 32\), and this is another"):
             textguide.generate(other, Tokenizer(), [IDS], Steering(vector), max_new_tokens=2)
-    with pytest.raises(ValueError, match="vector has 3 numbers and LlamaForCausalLM is 32 wide"):
+    with pytest.raises(ValueError, match="vector has 3 numbers, and LlamaForCausalLM has a width of 32"):
         textguide.generate(build("llama"), Tokenizer(), [IDS], Steering((1.0, 2.0, 3.0)), max_new_tokens=2)
-    with pytest.raises(ValueError, match="layers=2 is none of the 2 layers"):
+    with pytest.raises(ValueError, match="layers=2 is not one of the model's 2 layers"):
         textguide.generate(build("llama"), Tokenizer(), [IDS], Steering(VECTOR, 2), max_new_tokens=2)
 
 
@@ -181,8 +181,8 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     [
         ({"vector": None}, "vector=None must be a folder"),
         ({"vector": [1.0, float("nan")]}, "vector=nan must be a finite number"),
-        ({"vector": {"folder": None, "fingerprint": "a"}}, "is on no disk"),
-        ({"layers": ()}, "names no layer"),
+        ({"vector": {"folder": None, "fingerprint": "a"}}, "is not saved in a folder"),
+        ({"layers": ()}, "does not contain a layer"),
         ({"layers": -1}, "layers=-1 must be a number from 0"),
         ({"layers": 1.5}, "layers=1.5 must be a number from 0"),
         ({"layers": "a-b"}, "layers='a-b' must be a number, or two"),

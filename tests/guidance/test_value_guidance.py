@@ -211,7 +211,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 def test_what_cannot_work_is_said() -> None:
     with pytest.raises(ValueError, match="value=3 must be a ValueHead"):
         ValueGuidance(3)
-    with pytest.raises(ValueError, match="holds no saved classifier"):
+    with pytest.raises(ValueError, match="does not contain a classifier"):
         textguide.generate(build("llama"), TOKENIZER, [PROMPT], ValueGuidance("nothing here"), max_new_tokens=1)
     with pytest.raises(ValueError, match="kind='odd'"):
         ValueHead(build("llama"), TOKENIZER, Head(torch.zeros(32, 1), torch.zeros(1)), "odd", model_name="x")
@@ -224,7 +224,7 @@ def test_what_cannot_work_is_said() -> None:
         value.train(build("llama"), TOKENIZER, same, model_name="tiny")
     with pytest.raises(ValueError, match="strength=0"):
         value.train(build("llama"), TOKENIZER, written("linear"), model_name="tiny", strength=0)
-    with pytest.raises(ValueError, match="asks the one classifier"):
+    with pytest.raises(ValueError, match="only calls the classifier"):
         check_place(ValueGuidance("x"), "vllm")
     assert ValueGuidance("x", 0).is_neutral
 

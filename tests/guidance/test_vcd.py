@@ -50,7 +50,7 @@ def test_noise_grows_as_in_a_diffusion_model() -> None:
 
 def test_text_has_no_image() -> None:
     assert VCD().needs == {Need.IMAGE}
-    with pytest.raises(ValueError, match=r"this guidance changes the image, and this run reads text alone; use"):
+    with pytest.raises(ValueError, match=r"this guidance changes the image, and this run only reads text; use"):
         textguide.generate(build("llama"), Tokenizer(), [[5, 6]], VCD(), max_new_tokens=2)
     with pytest.raises(ValueError, match="changes the image"):
         textguide.score(build("llama"), Tokenizer(), [[5, 6]], [[7]], VCD())
@@ -60,7 +60,7 @@ def test_text_has_no_image() -> None:
     ("fields", "message"),
     [
         ({"alpha": float("nan")}, "alpha=nan must be a finite number"),
-        ({"beta": 1.5}, r"beta=1.5 must lie in \[0, 1\]"),
+        ({"beta": 1.5}, r"beta=1.5 must be a number in \[0, 1\]"),
         ({"steps": 1000}, "steps=1000 must lie between 0 and 999"),
         ({"steps": 0.5}, "steps=0.5 must be a whole number"),
     ],

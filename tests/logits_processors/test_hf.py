@@ -331,7 +331,7 @@ def test_effect_is_reported() -> None:
         ({"scale": 1.5, "guidance": CFG(1.5)}, "give one or the other"),
         ({"guidance": CFG(1.5, schedule="linear")}, "horizon="),
         ({"guidance": CFG(1.5, negative_system="x")}, "negative_system needs the prompts"),
-        ({"guidance": "eager"}, "forks texts, and a logits processor is handed scores and cannot add rows; use"),
+        ({"guidance": "eager"}, "forks texts, and a logits processor only receives scores and cannot add rows; use"),
         ({"guidance": "beta-cfg"}, "horizon="),
         ({"negative_prompt_ids": [[]]}, "row without a token"),
         ({"negative_prompt_ids": "bad idea"}, "needs a tokenizer"),

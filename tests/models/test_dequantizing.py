@@ -62,9 +62,13 @@ def test_architectures(
 
 
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
-}  # fmt: skip
+}
 
 
 def divisors(model: Any) -> list[float]:
@@ -140,7 +144,7 @@ def test_a_file_without_some_of_its_tensors(tmp_path: Path) -> None:
 
 def test_a_file_with_weights_that_nothing_reads(tmp_path: Path) -> None:
     extra = {"blk.0.attn_q.bias": [1.0] * 64}
-    assert "holds 64 weights that transformers has no place for in LlamaForCausalLM" in refused(
+    assert "contains 64 weights that transformers does not read into LlamaForCausalLM" in refused(
         write(tmp_path / "more.gguf", tiny(), extra=extra)
     )
 
@@ -158,7 +162,7 @@ def test_an_architecture_that_transformers_does_not_read(tmp_path: Path) -> None
 
 def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
     path = write(tmp_path / "shapes.gguf", tiny(kind="Qwen3", head_dim=16), "qwen3")
-    assert "other shapes than transformers derives" in refused(path)
+    assert "shapes of its tensors differ" in refused(path)
 
 
 def test_a_missing_reader_is_named_unless_a_copy_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_default_device_is_one_that_torch_has() -> None:
 def test_unknown_device(folder: Path, device: Any) -> None:
     with pytest.raises(ValueError, match="device=") as caught:
         textguide.load(str(folder), device=device)
-    assert f"device={device!r} is no torch device" in str(caught.value)
+    assert f"device={device!r} is not a torch device" in str(caught.value)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
@@ -112,7 +112,7 @@ def test_device_and_device_map_exclude_each_other(folder: Path) -> None:
 def test_bad_dtype(folder: Path, dtype: Any) -> None:
     with pytest.raises(ValueError, match="dtype=") as caught:
         textguide.load(str(folder), device="cpu", dtype=dtype)
-    assert f"dtype={dtype!r} is no floating-point type" in str(caught.value)
+    assert f"dtype={dtype!r} is not a floating-point type" in str(caught.value)
 
 
 def unavailable(name: Any) -> str:
@@ -184,7 +184,7 @@ def test_folder_without_config(copy: Path) -> None:
 
 
 def test_a_file_is_no_folder(copy: Path) -> None:
-    assert "is no model folder" in unavailable(str(copy / "model.safetensors"))
+    assert "is neither a model folder" in unavailable(str(copy / "model.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     found = message(path, UnknownModelError)
     assert str(path) in found
-    assert "is no GGUF file" in found
+    assert "is not a GGUF file" in found
 
 
 @pytest.mark.parametrize("kept", [4, 20, 24, 30, 200, 5000])

@@ -42,7 +42,7 @@ def test_they_are_loaded_by_name_with_smollm2s_tokenizer() -> None:
         assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
         ids.append(token)
     assert textguide.load("smollm2-small", device="cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="name='smollm2-tiny' is no small model; use one of smollm2-small"):
+    with pytest.raises(ValueError, match="name='smollm2-tiny' is not a small model; use one of smollm2-small"):
         small.load("smollm2-tiny")
 
 
@@ -59,7 +59,7 @@ def test_engines_read_them_from_a_folder(tmp_path, monkeypatch: pytest.MonkeyPat
     ids = torch.tensor([tokenizer(PROMPT).input_ids])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, theirs(ids).logits)
-    with pytest.raises(ValueError, match="'smollm2-tiny' is no small model"):
+    with pytest.raises(ValueError, match="'smollm2-tiny' is not a small model"):
         small.folder("smollm2-tiny")
 
 
@@ -79,9 +79,12 @@ def test_experts_know_their_mood(models: dict[str, torch.nn.Module]) -> None:
 def test_they_stand_beside_the_bundled_model(models: dict[str, torch.nn.Module]) -> None:
     model, tokenizer = textguide.load(device="cpu")
     named = {
-        "amateur": models["base"], "expert": models["positive"], "anti-expert": models["negative"],
-        "tuned": models["positive"], "untuned": models["base"],
-    }  # fmt: skip
+        "amateur": models["base"],
+        "expert": models["positive"],
+        "anti-expert": models["negative"],
+        "tuned": models["positive"],
+        "untuned": models["base"],
+    }
     plain = textguide.generate(model, tokenizer, [PROMPT], max_new_tokens=12).texts
     for guidance in (ContrastiveDecoding(), DExperts(2.0), ProxyTuning(2.0)):
         out = textguide.generate(model, tokenizer, [PROMPT], guidance, models=named, max_new_tokens=12)

@@ -85,10 +85,19 @@ def tiny(seed: int = 0, kind: str = "Llama", **sizes: Any) -> Any:
     import transformers as tf
 
     values: dict[str, Any] = {
-        "vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 2,
-        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, **sizes,
-    }  # fmt: skip
+        "vocab_size": len(WORDS),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "pad_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        **sizes,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(tf, f"{kind}ForCausalLM")(getattr(tf, f"{kind}Config")(**values)).eval()

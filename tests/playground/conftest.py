@@ -26,9 +26,9 @@ CFG = {"method": "cfg", "scale": 2.0}
 @pytest.fixture(scope="session")
 def models() -> Any:
     import textguide
-    from textguide.playground import serving
+    from textguide.playground import launch
 
-    return serving.loaded("smollm2-small", textguide.load("smollm2-small", device="cpu"))
+    return launch.load_models("smollm2-small", textguide.load("smollm2-small", device="cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -31,14 +31,15 @@ OPEN = "[role=tabpanel]:not([hidden])"
 def address(models: Any) -> Iterator[str]:
     import uvicorn
 
-    from textguide.playground import serving
     from textguide.playground.server import application
+    from textguide.serving.sockets import address as address_of
+    from textguide.serving.sockets import listen
 
-    sock = serving.listen("127.0.0.1", 0)
+    sock = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(application(models), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    yield serving.address("127.0.0.1", sock)
+    yield address_of("127.0.0.1", sock)
     server.should_exit = True
     thread.join(10)
 

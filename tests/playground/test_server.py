@@ -90,7 +90,7 @@ def test_who_may_ask(client: Any, headers: dict[str, str], status: int) -> None:
 
 
 def test_other_hosts_by_their_address_where_the_page_listens_everywhere() -> None:
-    from textguide.playground.server import allowed_names, refusal
+    from textguide.serving.access import allowed_names, refusal
 
     everywhere = allowed_names("0.0.0.0")
     assert refusal({"host": "192.168.1.5:7860"}, "GET", everywhere) is None
@@ -143,15 +143,15 @@ def test_too_large_a_request(client: Any) -> None:
 
 def test_a_run_stops_when_its_visitor_leaves_and_others_have_their_turn(models: Any) -> None:
     """Runs by themselves: a visitor who stops listening, beside one who stays."""
-    from textguide.playground.asking import Rules
     from textguide.playground.runs import Runs
-    from textguide.playground.writing import write
+    from textguide.playground.write import write
+    from textguide.serving.rules import Rules
 
     rules, steps = Rules(), {"gone": 0, "stays": 0}
     order: list[str] = []
 
     def counted(name: str) -> Any:
-        asked = rules.asked({"prompt": PROMPT, "guidance": [CFG], "options": {"max_new_tokens": 40}})
+        request = rules.text_request({"prompt": PROMPT, "guidance": [CFG], "options": {"max_new_tokens": 40}})
 
         def run(send: Any) -> None:
             def counting(kind: str, data: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_run_stops_when_its_visitor_leaves_and_others_have_their_turn(models: 
                     order.append(name)
                 send(kind, data)
 
-            write(models, asked, rules, counting)
+            write(models, request, rules, counting)
 
         return run
 
@@ -213,7 +213,8 @@ def test_runs_end_with_the_server() -> None:
 
 
 def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
-    from textguide.playground.runs import BusyError, Runs
+    from textguide.playground.runs import Runs
+    from textguide.serving.errors import BusyError
 
     async def main() -> None:
         runs, let_go = Runs(2), threading.Event()
@@ -224,7 +225,7 @@ def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
                 send("", None)
 
         first, second = runs.stream(wait), runs.stream(wait)
-        with pytest.raises(BusyError, match="2 runs are going already"):
+        with pytest.raises(BusyError, match="2 runs are in progress"):
             runs.stream(wait)
         with pytest.raises(BusyError):
             await runs.once(lambda: 1)
@@ -240,9 +241,9 @@ def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
 
 
 def test_an_error_nobody_expected_is_logged_and_not_shown(models: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from textguide.playground.runs import message_of
+    from textguide.serving.errors import error_message
 
-    message = message_of(KeyError("/home/someone/secret"))
+    message = error_message(KeyError("/home/someone/secret"))
     assert "secret" not in message
     assert "KeyError" in message
     assert "secret" in caplog.text
@@ -285,7 +286,7 @@ def test_python_to_take_away_writes_the_same_text(visitor: Visitor, request_: An
 @pytest.mark.parametrize("name", ["sudoku4", "sudoku9"])
 def test_python_to_take_away_fills_the_same_canvas(visitor: Visitor, name: str, capsys: Any) -> None:
     about = next(one for one in canvases() if one["name"] == name)
-    options = {"gen_length": about["gen_length"], "threshold": 0.9}
+    options = {"max_new_tokens": about["max_new_tokens"], "threshold": 0.9}
     request = {"model": name, "prompt": about["prompt"], "guidance": [CFG], "options": options}
     end = visitor.end("diffuse", **request)
     made = visitor.client.post("/api/take-away", json={"task": "diffuse", "request": request}).json()
@@ -322,14 +323,14 @@ def test_the_line_and_the_call_to_take_away(visitor: Visitor, models: Any, capsy
 
 
 def test_a_port_that_is_taken() -> None:
-    from textguide.playground import serving
+    from textguide.serving.sockets import address, listen
 
-    sock = serving.listen("127.0.0.1", 0)
+    sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    assert serving.address("127.0.0.1", sock) == f"http://127.0.0.1:{port}/"
+    assert address("127.0.0.1", sock) == f"http://127.0.0.1:{port}/"
     sock.listen(1)
     with pytest.raises(ValueError, match=rf"--port {port}.*--port 0"):
-        serving.listen("127.0.0.1", port)
+        listen("127.0.0.1", port)
     sock.close()
     with pytest.raises(ValueError, match=r"--host 203\.0\.113\.9"):
-        serving.listen("203.0.113.9", 0)
+        listen("203.0.113.9", 0)

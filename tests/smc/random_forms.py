@@ -84,9 +84,14 @@ def regex(rng: random.Random) -> Form:
 def look_around(rng: random.Random) -> Form:
     """Patterns of constructs that both packages read alike, and that need backtracking."""
     part, other = pattern(rng, 2), pattern(rng, 1)
-    expression = rng.choice([
-        rf"(?!{other}){part}", rf"({part})\1?", rf"(?:{part})(?<!{rng.choice('abc')})", rf"(?={part}){other}.*",
-    ])  # fmt: skip
+    expression = rng.choice(
+        [
+            rf"(?!{other}){part}",
+            rf"({part})\1?",
+            rf"(?:{part})(?<!{rng.choice('abc')})",
+            rf"(?={part}){other}.*",
+        ]
+    )
     return _of_letters(rng, "look-around", Regex(expression), matches(expression))
 
 
@@ -105,9 +110,7 @@ def complement(rng: random.Random) -> Form:
 
 
 def members(rng: random.Random) -> frozenset[str]:
-    return frozenset(
-        "".join(rng.choice("abc") for _ in range(rng.randint(0, 4))) for _ in range(rng.randint(1, 6))
-    )  # fmt: skip
+    return frozenset("".join(rng.choice("abc") for _ in range(rng.randint(0, 4))) for _ in range(rng.randint(1, 6)))
 
 
 def strings(rng: random.Random) -> Form:
@@ -165,13 +168,20 @@ def schema(rng: random.Random, depth: int = 2) -> Any:
         "null": lambda: {"type": "null"},
         "enum": lambda: {"enum": rng.sample([1, 2, 12, True, None, "x", [1]], 3)},
         "const": lambda: {"const": rng.choice([1, "x", True, [], {"a": 1}])},
-        "array": lambda: {"type": "array", "items": inner(),
-                          **rng.choice([{}, {"maxItems": 2}, {"uniqueItems": True}])},
-        "object": lambda: {"type": "object", "properties": {"a": inner(), "b": inner()}, "additionalProperties": False,
-                           **rng.choice([{}, {"required": ["a"]}, {"minProperties": 1}])},
+        "array": lambda: {
+            "type": "array",
+            "items": inner(),
+            **rng.choice([{}, {"maxItems": 2}, {"uniqueItems": True}]),
+        },
+        "object": lambda: {
+            "type": "object",
+            "properties": {"a": inner(), "b": inner()},
+            "additionalProperties": False,
+            **rng.choice([{}, {"required": ["a"]}, {"minProperties": 1}]),
+        },
         "any of": lambda: {"anyOf": [inner(), inner()]},
         "not": lambda: {"type": "integer", "not": {"const": rng.choice([1, 2])}},
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 def document(rng: random.Random) -> Form:

@@ -73,7 +73,7 @@ def test_recursive_equals_its_oracle_on_every_order(cap: int | None, seed: int) 
     )
     assert done.token == (-1 if token is None else token)
     assert math.exp(done.log_weight) == pytest.approx(weight, abs=1e-12)
-    assert done.looks == calls
+    assert done.checks == calls
     assert done.exhausted == (not any(allowed) and (cap is None or cap > size or (token is None and calls < cap)))
 
 
@@ -94,7 +94,7 @@ def test_variances_and_calls_are_the_published_ones() -> None:
         draws = sampled(COUNT, estimator="geometric", accepts=accepts)
         weights = torch.tensor([math.exp(d.log_weight) for d in draws], dtype=torch.float64)
         assert float(weights.var()) == pytest.approx(expected, rel=0.08)
-        assert sum(d.looks for d in draws) / COUNT == pytest.approx(looks, abs=0.15)
+        assert sum(d.checks for d in draws) / COUNT == pytest.approx(looks, abs=0.15)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -166,8 +166,8 @@ def test_biased_estimators_are_seen(wrong: str) -> None:
 
 def test_auto_switches_where_the_geometric_estimator_asks_less() -> None:
     peaked = [0.9, 0.05, 0.05]
-    assert sum(d.looks for d in sampled(200, peaked, [True] * 3)) < 1.4 * 200
-    assert sum(d.looks for d in sampled(200, [0.6, 0.2, 0.2], [True] * 3)) == 400
+    assert sum(d.checks for d in sampled(200, peaked, [True] * 3)) < 1.4 * 200
+    assert sum(d.checks for d in sampled(200, [0.6, 0.2, 0.2], [True] * 3)) == 400
     # More accepts than two are the geometric estimator's.
     weights = {round(math.exp(d.log_weight), 6) for d in sampled(200, accepts=4)}
     assert {1.0, 0.75, 0.6, 0.5} <= weights
@@ -206,9 +206,9 @@ def test_a_token_that_is_known_to_be_accepted_but_cannot_be_drawn_is_not_drawn(e
 def test_nothing_allowed_is_exhausted_and_a_cap_is_not() -> None:
     for estimator in ("recursive", "geometric"):
         (done,) = sampled(1, allowed=[False] * 6, estimator=estimator)
-        assert (done.token, done.log_weight, done.exhausted, done.looks) == (-1, -math.inf, True, 6)
+        assert (done.token, done.log_weight, done.exhausted, done.checks) == (-1, -math.inf, True, 6)
         (done,) = sampled(1, allowed=[False] * 6, estimator=estimator, max_rejects=1)
-        assert (done.token, done.log_weight, done.exhausted, done.looks) == (-1, -math.inf, False, 1)
+        assert (done.token, done.log_weight, done.exhausted, done.checks) == (-1, -math.inf, False, 1)
 
 
 def test_tokens_without_mass_are_never_candidates() -> None:
@@ -241,7 +241,7 @@ def test_orders_keep_their_distribution_while_tokens_are_rejected() -> None:
         if number % 2:
             order.next(mass, without=range(1, 6))
         else:
-            order.give(0)
+            order.use(0)
         mass.reject(1, 3)
         position = order.next(mass, without={5})
         assert position in (3, 4)
@@ -339,7 +339,7 @@ def test_shared_knowledge_ends_questions_and_leaves_exact_weights() -> None:
     assert calls <= len(PIECES)
     exact = math.log(sum(math.exp(logp[i]) for i, ok in enumerate(allowed_of(strings, b"")) if ok))
     assert draws[-1].log_weight == pytest.approx(exact, abs=1e-5)
-    assert draws[-1].looks == 0
+    assert draws[-1].checks == 0
 
 
 def test_one_rejected_byte_takes_its_subtree_along() -> None:
@@ -374,7 +374,7 @@ def test_everything_finds_the_mask(seed: int) -> None:
     texts = sorted({m[:n] for m in strings.members for n in range(len(m) + 1)})
     session.text = rng.choice(texts)
     knowledge = TrieKnowledge(trie_of(VOCABULARY), session)
-    knowledge.everything()
+    knowledge.find_all()
     assert knowledge.mask().tolist() == allowed_of(strings, session.text)
 
 
@@ -383,7 +383,7 @@ def test_knowledge_moves_on_with_the_text() -> None:
     session = strings.start(VOCABULARY)
     trie = trie_of(VOCABULARY)
     parent = TrieKnowledge(trie, session)
-    parent.everything()
+    parent.find_all()
     session.advance(3)
     child = TrieKnowledge(trie, session, (parent, b"c"))
     known = {PIECES[int(trie.order[p])] for p in child.accepted}

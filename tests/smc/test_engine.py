@@ -70,9 +70,13 @@ def plainly(name: str, out: Any, row: int, particles: int, cfg: CFG | None) -> l
     source = prompt if name in ENCODER_DECODER else None
     start = [int(out.sequences[row, 0])] if source is not None else prompt
     log_probs, _ = plain_reference.score(
-        build(name), start, [*tokens, 0, 0, 0, 0, 0][:5], cfg, [] if cfg is None else [tokenizer("zebra").input_ids],
+        build(name),
+        start,
+        [*tokens, 0, 0, 0, 0, 0][:5],
+        cfg,
+        [] if cfg is None else [tokenizer("zebra").input_ids],
         source=source,
-    )  # fmt: skip
+    )
     return list(log_probs[: len(tokens)])
 
 
@@ -99,10 +103,18 @@ def test_every_particle_has_the_distribution_of_its_own_text(name: str, guided: 
 
 def tiny() -> Any:
     config = tf.LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=32, vocab_size=len(PIECES), pad_token_id=8, bos_token_id=8, eos_token_id=END,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        vocab_size=len(PIECES),
+        pad_token_id=8,
+        bos_token_id=8,
+        eos_token_id=END,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng():
         torch.manual_seed(2)
         model = tf.LlamaForCausalLM(config).eval()
@@ -152,9 +164,15 @@ def test_the_guided_model_is_conditioned_exactly(particles: int, guided: bool, m
     )
     awrs = AWRS(Strings(MEMBERS, masks), particles=particles, ess_threshold=0.9)
     out = textguide.generate(
-        model, Pieces(), [prompt] * (1500 if particles == 1 else 700), [cfg, awrs] if guided else awrs,
-        max_new_tokens=length, seed=4, temperature=1.3, vocabulary=TOYS,
-    )  # fmt: skip
+        model,
+        Pieces(),
+        [prompt] * (1500 if particles == 1 else 700),
+        [cfg, awrs] if guided else awrs,
+        max_new_tokens=length,
+        seed=4,
+        temperature=1.3,
+        vocabulary=TOYS,
+    )
     assert abs(z_score(out.log_evidence.exp().tolist(), evidence)) < 3.5
     drawn = exact_samples([tuple(t) for t in out.new_tokens], out)
     assert len(drawn) > 50
@@ -172,9 +190,7 @@ def test_evidence_is_the_probability_of_the_members() -> None:
         distribution, lambda t: 8 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, length, len(PIECES)
     )
     options: dict[str, Any] = {"max_new_tokens": length, "vocabulary": TOYS}
-    found = textguide.evidence(
-        model, Pieces(), [prompt] * 60, Strings(MEMBERS), particles=4, populations=10, **options
-    )  # fmt: skip
+    found = textguide.evidence(model, Pieces(), [prompt] * 60, Strings(MEMBERS), particles=4, populations=10, **options)
     assert found.estimates.shape == (10, 60)
     assert abs(z_score(found.estimates.flatten().tolist(), wanted)) < 3.5
     covered = sum(low <= wanted <= high for low, high in zip(found.low, found.high, strict=True))
@@ -199,9 +215,14 @@ def test_what_allows_everything_is_bit_equal_to_plain_decoding() -> None:
         constraint = _Given(session, masks)
         for sampler in ("awrs", "mask"):
             out = generate(
-                "llama", AWRS(constraint, sampler=sampler), temperature=1.1, vocabulary=every, eos_token_id=None,
-                top_k=50, top_p=1.0,
-            )  # fmt: skip
+                "llama",
+                AWRS(constraint, sampler=sampler),
+                temperature=1.1,
+                vocabulary=every,
+                eos_token_id=None,
+                top_k=50,
+                top_p=1.0,
+            )
             expected = generate("llama", None, temperature=1.1, eos_token_id=None, top_k=50)
             assert torch.equal(out.sequences, expected.sequences)
             assert torch.equal(out.log_probs, expected.log_probs)
@@ -301,9 +322,15 @@ def test_custom_generate_wants_a_row_for_every_particle() -> None:
     with pytest.raises(ValueError, match="num_return_sequences=1 must be a multiple of particles=2"):
         model.generate(ids, custom_generate=call, max_new_tokens=3, do_sample=True, eos_token_id=EOS)
     out = model.generate(
-        ids, custom_generate=call, max_new_tokens=3, do_sample=True, num_return_sequences=2, eos_token_id=EOS,
-        return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
+        ids,
+        custom_generate=call,
+        max_new_tokens=3,
+        do_sample=True,
+        num_return_sequences=2,
+        eos_token_id=EOS,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
     assert out.sequences.shape[0] == 4
     assert out.constraint.log_weights.shape == (4,)
     with pytest.raises(ValueError, match="stream with particles=1"):
@@ -313,9 +340,15 @@ def test_custom_generate_wants_a_row_for_every_particle() -> None:
 def test_a_stopping_criterion_may_end_a_text_that_is_complete() -> None:
     with pytest.warns(NoParticleLeftWarning, match="of 40 prompts: a stopping criterion"):
         out = textguide.generate(
-            tiny(), Pieces(), [[3, 5, 1]] * 40, AWRS(Strings(MEMBERS, True)), max_new_tokens=3, seed=4,
-            stopping_criteria=[_After(3 + 1)], vocabulary=TOYS,
-        )  # fmt: skip
+            tiny(),
+            Pieces(),
+            [[3, 5, 1]] * 40,
+            AWRS(Strings(MEMBERS, True)),
+            max_new_tokens=3,
+            seed=4,
+            stopping_criteria=[_After(3 + 1)],
+            vocabulary=TOYS,
+        )
     assert set(map(str, out.deaths)) == {"None", "a stopping criterion ended the text before it was complete"}
     for tokens, done in zip(out.new_tokens, out.finished.tolist(), strict=True):
         assert len(tokens) == 1

@@ -187,9 +187,13 @@ def test_particles_are_resampled_and_the_evidence_is_right() -> None:
 
     _, evidence = oracle.tempered(distribution(PROMPT), distribution(PROMPT[-1:]), 1.5, None, 2, size)
     out = textguide.generate(
-        model, Tokenizer(), [PROMPT] * 400, [CFG(1.5), FeynmanKac(particles=4, ess_threshold=1.0)],
-        max_new_tokens=2, seed=0,
-    )  # fmt: skip
+        model,
+        Tokenizer(),
+        [PROMPT] * 400,
+        [CFG(1.5), FeynmanKac(particles=4, ess_threshold=1.0)],
+        max_new_tokens=2,
+        seed=0,
+    )
     assert abs(z_score(out.log_evidence.exp().tolist(), evidence)) < 3.5
 
 

@@ -148,8 +148,8 @@ def test_the_tree_holds_the_mass_that_is_left(sampler: str, count: int) -> None:
         chance = 1.0
         for n, token in enumerate(text):
             p = LAW(text[:n]).double().exp()
-            tokens, masses = lessons.bounds(place) if place is not None else ([], [])
-            p[tokens] *= torch.tensor(masses, dtype=p.dtype)
+            masses = lessons.bounds(place) if place is not None else {}
+            p[list(masses)] *= torch.tensor(list(masses.values()), dtype=p.dtype)
             allowed = [may_follow(text[:n], one, n + 1 == LENGTH) for one in range(len(PIECES))]
             chance *= float(p[token] / p[torch.tensor(allowed)].sum())
             place = place.children.get(token) if place is not None else None
@@ -218,7 +218,7 @@ def test_tiny_masses_keep_their_digits() -> None:
     assert behind is not None
     behind.close()
     assert root.mass == pytest.approx(math.exp(logp[0]), rel=1e-6)
-    root.settle()
+    root.update_mass()
     assert root.mass < 1e-39
 
 

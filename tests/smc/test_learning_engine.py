@@ -93,9 +93,15 @@ def test_what_a_try_leaves_in_a_processor_does_not_reach_the_next() -> None:
     model, processor = tiny(), Counting(None)
     processor.model = model
     out = textguide.generate(
-        model, Pieces(), [[3]], AWRS(Strings(frozenset({b"abab"})), sampler="cars"), max_new_tokens=5, seed=0,
-        vocabulary=TOYS, logits_processor=[processor],
-    )  # fmt: skip
+        model,
+        Pieces(),
+        [[3]],
+        AWRS(Strings(frozenset({b"abab"})), sampler="cars"),
+        max_new_tokens=5,
+        seed=0,
+        vocabulary=TOYS,
+        logits_processor=[processor],
+    )
     assert out.tries is not None
     assert max(out.tries) > 1
     assert processor.seen == {"steps": 0}

@@ -16,7 +16,7 @@ from textguide.constraints import Constraint, Session, Vocabulary
 pytest.importorskip("llguidance")
 pytest.importorskip("datasets")
 
-from textguide.constraints.sql_grammar import sql_grammar
+from textguide.constraints.sql.grammar import sql_grammar
 from textguide.tasks import constrained
 from textguide.tasks.constrained import json_documents, pattern_matching, text_to_sql
 
@@ -243,7 +243,7 @@ def test_which_queries_ask_for_an_order() -> None:
     assert not text_to_sql.ordered("SELECT a FROM t")
 
 
-@pytest.mark.parametrize(("tables", "message"), [({}, "must hold a table"), ({"t": []}, "must hold")])
+@pytest.mark.parametrize(("tables", "message"), [({}, "must have a table"), ({"t": []}, "must have a table")])
 def test_databases_without_a_grammar(tables: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sql_grammar(tables)

@@ -1,12 +1,13 @@
-"""A worker that computes nothing: what it writes depends on what was written before, and on who stood beside whom.
+"""A worker that computes nothing: what it writes depends on what was written before, and on which requests of a group
+take part in the step.
 
-It keeps, as vLLM's first model runner does, what each request has written, and what lies in its cache, token by token.
+Like vLLM's first model runner, it keeps what each request has written and what is in its cache, token by token.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,22 +15,24 @@ import numpy as np
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.groups import MAIN
-from textguide.logits_processors.vllm_plugin.report import Report
-from textguide.logits_processors.vllm_plugin.requests import Request
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
 from . import simulated_populations
 
 WORDS = 50
-ALONE = WORDS - 1  # what a request writes beside which not all of its group stood
+ALONE = WORDS - 1  # the token of a request whose group is not complete
+
+Messages = dict[str, dict[int, dict[str, Any]]]
 
 
 def _number(*parts: Any) -> int:
+    """A number that only depends on ``parts``."""
     return zlib.crc32(repr(parts).encode())
 
 
 def word(name: str, written: tuple[int, ...], guided: bool) -> int:
-    """The token behind ``written`` of the user's request ``name``; one whose name ends with a tilde repeats itself."""
+    """The token after ``written`` of the client's request ``name``; one whose name ends with a tilde repeats itself."""
     if name.endswith("~"):
         return _number(name, written[-1:], len(written) % 7 == 0, guided) % 9
     return _number(name, written, guided) % ALONE
@@ -45,19 +48,19 @@ def log_prob(name: str, position: int) -> float:
     return -(_number(name, position, "log") % 1000) / 7
 
 
-def oracle(name: str, asked: Request | None, count: int, stops: Set[int]) -> tuple[list[int], Report | None]:
+def oracle(name: str, request: Request | None, count: int, stops: Set[int]) -> tuple[list[int], RequestState | None]:
     """The plainest loop: at most ``count`` tokens of a request, up to one of ``stops``, and what guidance did."""
-    report = None if asked is None else Report(asked)
+    state = None if request is None else RequestState(request)
     written: list[int] = []
     for position in range(count):
-        guided = report is not None and report.guides(position)
+        guided = state is not None and state.guides(position)
         written.append(word(name, tuple(written), guided))
-        if report is not None:
+        if state is not None:
             kl = divergence(name, position) if guided else 0.0
-            report.observe(position, guided, {"kl": kl, "changed": kl > 0.1} if report.measures else None)
+            state.observe(guided, {"kl": kl, "changed": kl > 0.1} if state.measures else None)
         if written[-1] in stops:
             break
-    return written, report
+    return written, state
 
 
 @dataclass
@@ -68,13 +71,13 @@ class State:
         prompt: its token ids.
         written: what it wrote.
         cache: the token of each position that it has read.
-        group: the user's request that it belongs to, None for a plain one.
+        group: the group that it belongs to; None for a plain request.
         place: its place there.
-        asked: what is asked for, with the main request.
+        request: the guided request; only main requests have it.
         measures: whether the scheduler wants to know the divergence.
-        first: what the first of several stages knows, which is told by the scheduler.
-        seat: of a particle: its population and its number.
-        began: tokens at the end of its prompt that it, or another particle, wrote before.
+        first_stage: what the first of several stages knows, which the scheduler sends.
+        particle: of a particle request: its population and its number.
+        n_written: number of tokens at the end of its prompt that belong to its text.
     """
 
     prompt: list[int]
@@ -82,224 +85,288 @@ class State:
     cache: list[int] = field(default_factory=list)
     group: str | None = None
     place: int | None = None
-    asked: Request | None = None
+    request: Request | None = None
     measures: bool = False
-    first: list[int] = field(default_factory=list)
-    seat: tuple[str, int] | None = None
-    began: int = 0
+    first_stage: list[int] = field(default_factory=list)
+    particle: tuple[str, int] | None = None
+    n_written: int = 0
 
     @property
-    def particle(self) -> list[int]:
+    def particle_text(self) -> list[int]:
         """The text of a particle."""
-        return self.prompt[len(self.prompt) - self.began :] + self.written
+        return self.prompt[len(self.prompt) - self.n_written :] + self.written
 
     @property
     def text(self) -> list[int]:
         """All that it can read."""
         return self.prompt + self.written
 
+    def continues(self, prompt: Sequence[int], written: list[int]) -> bool:
+        """Whether its text is ``written`` after ``prompt``."""
+        return self.text[len(prompt) :] == written
+
 
 class Worker:
-    """What runs the steps.
+    """Runs the steps.
 
     Args:
-        ahead: whether steps are scheduled before the one before them has come back.
+        ahead: whether steps are scheduled before the one before them has returned.
         stages: of the pipeline.
     """
 
     def __init__(self, ahead: bool, stages: int) -> None:
-        self.ahead, self.stages = ahead, stages
+        self.ahead = ahead
+        self.stages = stages
         self.states: dict[str, State] = {}
         self.wasted = self.guessed = self.guessed_right = 0
-        self.populations: dict[str, dict[int, tuple[list[list[int]], list[bool]]]] = {}  # by position
-        self._last: set[str] = set()  # in the batch of the step before
+        # The texts of populations and which particles are open, by position.
+        self.populations: dict[str, dict[int, tuple[list[list[int]], list[bool]]]] = {}
+        self._last: set[str] = set()  # requests in the batch of the last step
 
     def run(self, scheduled: Any) -> ModelRunnerOutput:
-        """A step, as ``execute_model`` and ``sample_tokens``."""
+        """Run a step, as ``execute_model`` and ``sample_tokens``."""
         counts: Mapping[str, int] = scheduled.num_scheduled_tokens
         guesses: Mapping[str, list[int]] = scheduled.scheduled_spec_decode_tokens
         self._update(scheduled)
-        writing = {}
-        for name, count in counts.items():
-            state = self.states[name]
-            start, text = len(state.cache), state.text + list(guesses.get(name, ()))
-            assert start + count <= len(text), f"{name} would read what nobody has written"
-            state.cache += text[start : start + count]
-            if self.stages > 1:
-                assert state.first[: len(state.cache)] == state.cache, (
-                    f"the first stage reads something else for {name}"
-                )
-            if len(state.cache) == len(text):
-                assert state.cache == text, f"{name} has read another text than it wrote"
-                writing[name] = state
+        writing = {name for name in counts if self._read(name, counts[name], guesses.get(name, ()))}
         self._last = set(counts)
         order = list(counts)
         first, messages = self._draw(order, writing)
         tokens = {name: [token] for name, token in first.items()}
-        self._judge(guesses, tokens, messages)
-        starts = [0]
-        for name in order:
-            starts.append(starts[-1] + len(tokens.get(name, [0])))
-        output = ModelRunnerOutput(
-            req_ids=order,
-            req_id_to_index={name: row for row, name in enumerate(order)},
-            sampled_token_ids=[list(tokens.get(name, ())) for name in order],
-            logprobs=LogprobsLists(
-                np.array([token for name in order for token in tokens.get(name, [0])], dtype=np.int32).reshape(-1, 1),
-                np.full((starts[-1], 1), np.nan, dtype=np.float32),
-                np.zeros(starts[-1], dtype=np.int32),
-                starts if guesses else None,
-            ),
-        )
+        self._verify(guesses, tokens, messages)
+        output = _output(order, tokens, has_guesses=bool(guesses))
         for name, written in tokens.items():
             self.states[name].written += written
         if messages:
             setattr(output, OURS, messages)
         return output
 
+    # -- what vLLM's runner does in ``_update_states`` -------------------------------------------------------------
+
     def _update(self, scheduled: Any) -> None:
-        """What vLLM's runner does in ``_update_states``."""
         for name in scheduled.finished_req_ids:
             self.states.pop(name, None)
             self._last.discard(name)
         for new in scheduled.scheduled_new_reqs:
             assert new.req_id not in self.states
-            ours = (new.sampling_params.extra_args or {}).get(OURS) or {}
-            state = State(list(new.prompt_token_ids), group=ours.get("group"), place=ours.get("place"))
-            state.first = list(state.prompt)
-            if state.place == MAIN:
-                state.asked, state.measures = Request.from_dict(ours["request"]), ours["measures"]
-                state.seat, state.began = ours["seat"], ours["began"]
-            state.cache = state.prompt[: new.num_computed_tokens]
-            self.states[new.req_id] = state
+            self.states[new.req_id] = _new_state(new)
         cached = scheduled.scheduled_cached_reqs
-        for k, name in enumerate(cached.req_ids):
-            state, read, known = self.states[name], cached.num_computed_tokens[k], cached.num_output_tokens[k]
-            del state.written[known:]  # what was thrown away
-            assert len(state.written) == known, name
-            is_resumed = name in cached.resumed_req_ids
-            if self.ahead and known and (is_resumed or name not in self._last):  # the scheduler's word is taken for it
-                assert cached.all_token_ids[name][-known:] == state.written, name
-            if is_resumed:
-                state.cache = state.text[:read]
-                state.first = state.first[: len(state.text)]
-            assert read <= len(state.cache), name
-            del state.cache[read:]
-            if self.stages > 1:
-                told = cached.new_token_ids[k]
-                count = read + len(told) - len(state.first)
-                if count > 0:
-                    state.first += told[-count:]
+        for row, name in enumerate(cached.req_ids):
+            self._update_cached(cached, row, name)
 
-    def _draw(self, order: list[str], writing: dict[str, State]) -> tuple[dict[str, int], dict[str, Any]]:
-        """The token of every request that writes, and what the worker saw."""
+    def _update_cached(self, cached: Any, row: int, name: str) -> None:
+        state = self.states[name]
+        n_read = cached.num_computed_tokens[row]
+        n_written = cached.num_output_tokens[row]
+        del state.written[n_written:]  # what was discarded
+        assert len(state.written) == n_written, name
+        is_resumed = name in cached.resumed_req_ids
+        if self.ahead and n_written and (is_resumed or name not in self._last):
+            # The worker does not know the newest tokens yet, and takes them from the scheduler.
+            assert cached.all_token_ids[name][-n_written:] == state.written, name
+        if is_resumed:
+            state.cache = state.text[:n_read]
+            state.first_stage = state.first_stage[: len(state.text)]
+        assert n_read <= len(state.cache), name
+        del state.cache[n_read:]
+        if self.stages > 1:
+            new_ids = cached.new_token_ids[row]
+            count = n_read + len(new_ids) - len(state.first_stage)
+            if count > 0:
+                state.first_stage += new_ids[-count:]
+
+    def _read(self, name: str, count: int, guesses: Sequence[int]) -> bool:
+        """Let a request read ``count`` tokens; whether it writes one then."""
+        state = self.states[name]
+        start = len(state.cache)
+        text = state.text + list(guesses)
+        assert start + count <= len(text), f"{name} would read what nobody has written"
+        state.cache += text[start : start + count]
+        if self.stages > 1:
+            known = state.first_stage[: len(state.cache)]
+            assert known == state.cache, f"the first stage reads something else for {name}"
+        if len(state.cache) < len(text):
+            return False
+        assert state.cache == text, f"{name} has read another text than it wrote"
+        return True
+
+    # -- what it draws ---------------------------------------------------------------------------------------------
+
+    def _branches(self, name: str, order: Sequence[str]) -> list[str]:
+        """The branch requests of a main request that take part in the step."""
+        return [one for one in order if self.states[one].group == name and self.states[one].place != MAIN]
+
+    def _draw(self, order: list[str], writing: Set[str]) -> tuple[dict[str, int], Messages]:
+        """The token of every request that writes, and the worker's messages."""
         tokens: dict[str, int] = {}
-        messages: dict[str, dict[int, dict[str, Any]]] = {}
+        messages: Messages = {}
         for name in order:
             state = self.states[name]
             if state.group is None and name in writing:
                 tokens[name] = word(name, tuple(state.written), False)
-            if state.asked is None or state.seat is not None:
-                continue
-            position = len(state.written)
-            prompts = state.asked.prompts
-            rows = [one for one in order if self.states[one].group == name and self.states[one].place != MAIN]
-            beside = [one for one in rows if one in writing]
-            guided = len(rows) == len(prompts) and state.asked.acts(position)
-            if name in writing:
-                tokens[name] = word(name, tuple(state.written), guided)
-            # Whether all that stand there are at the same place of the same text.
-            right = name in writing and len(beside) == len(rows)
-            for branch in (self.states[one] for one in beside):
-                right = right and branch.text[len(prompts[branch.place - 1]) :] == state.written
-            if name in writing and not right:
-                tokens[name] = ALONE
-                self.wasted += 1
-            tokens |= {one: tokens.get(name, ALONE) for one in beside}
-            seen = {
-                "kl": divergence(name, position) if guided else 0.0, "changed": False, "broken": False,
-                "log_weight": None, "drawn": None, "ids": None,
-            }  # fmt: skip
-            seen["changed"] = seen["kl"] > 0.1
-            if state.asked.draw.logprobs is not None:
-                seen |= {"ids": [tokens.get(name, 0)], "logprobs": [log_prob(name, position)], "rank": 1}
-            if not right:
-                seen |= {"kl": 99.0, "logprobs": [99.0]}
-            if seen["ids"] is not None or (state.measures and guided):
-                messages[name] = {position: seen}
+            if state.request is not None and state.particle is None:
+                self._draw_group(name, self._branches(name, order), writing, tokens, messages)
         self._draw_populations(order, writing, tokens, messages)
-        for name in writing:  # branch requests whose main request is not in the step
-            tokens.setdefault(name, ALONE)
+        for name in order:
+            if name in writing:
+                tokens.setdefault(name, ALONE)  # branch requests whose main request is not in the step
         return tokens, messages
 
-    def _judge(
-        self, guesses: Mapping[str, list[int]], tokens: dict[str, list[int]], messages: dict[str, dict[int, Any]]
+    def _draw_group(
+        self, name: str, branches: list[str], writing: Set[str], tokens: dict[str, int], messages: Messages
     ) -> None:
-        """Add what main requests write behind guesses that were right, and of what comes behind them."""
+        """The tokens of a main request and its branch requests."""
+        state = self.states[name]
+        assert state.request is not None
+        position = len(state.written)
+        guided = len(branches) == len(state.request.prompts) and state.request.acts(position)
+        writing_branches = [branch for branch in branches if branch in writing]
+        is_right = name in writing and len(writing_branches) == len(branches)
+        for branch in (self.states[one] for one in writing_branches):
+            assert branch.place is not None
+            is_right = is_right and branch.continues(state.request.prompts[branch.place - 1], state.written)
+        if name in writing:
+            tokens[name] = word(name, tuple(state.written), guided) if is_right else ALONE
+            self.wasted += not is_right
+        tokens.update(dict.fromkeys(writing_branches, tokens.get(name, ALONE)))
+        kl = divergence(name, position) if guided else 0.0
+        message: dict[str, Any] = {
+            "kl": kl,
+            "changed": kl > 0.1,
+            "broken": False,
+            "log_weight": None,
+            "drawn": None,
+            "ids": None,
+        }
+        if state.request.draw.logprobs is not None:
+            message |= {"ids": [tokens.get(name, 0)], "logprobs": [log_prob(name, position)], "rank": 1}
+        if not is_right:
+            message |= {"kl": 99.0, "logprobs": [99.0]}
+        if message["ids"] is not None or (state.measures and guided):
+            messages[name] = {position: message}
+
+    def _verify(self, guesses: Mapping[str, list[int]], tokens: dict[str, list[int]], messages: Messages) -> None:
+        """Add what main requests write after guesses that were right, and the messages about these tokens."""
         for name in guesses:
             state = self.states[name]
-            if state.asked is None or name not in tokens or tokens[name] == [ALONE]:
+            if state.request is None or name not in tokens or tokens[name] == [ALONE]:
                 continue
-            rows = [one for one in tokens if self.states[one].group == name and self.states[one].place != MAIN]
-            assert all(guesses.get(one) == guesses[name] for one in rows), "requests of a group read other guesses"
-            position = len(state.written)
+            branches = self._branches(name, list(tokens))
+            assert all(guesses.get(one) == guesses[name] for one in branches), "requests of a group read other guesses"
             for guess in guesses[name]:
                 if tokens[name][-1] != guess:
                     break
-                place = position + len(tokens[name])
-                assert len(rows) == len(state.asked.prompts) or not rows
-                guided = len(rows) == len(state.asked.prompts) and state.asked.acts(place)
-                written = (*state.written, *tokens[name])
-                for one in (name, *rows):
-                    tokens[one].append(word(name, written, guided))
-                if position in messages.get(name, {}):
-                    kl = divergence(name, place) if guided else 0.0
-                    seen = {**messages[name][position], "kl": kl, "changed": kl > 0.1}
-                    if seen["ids"] is not None:
-                        seen |= {"ids": [tokens[name][-1]], "logprobs": [log_prob(name, place)]}
-                    messages[name][place] = seen
+                self._write_after_guess(name, branches, tokens, messages)
             self.guessed += len(guesses[name])
             self.guessed_right += len(tokens[name]) - 1
 
-    def _draw_populations(
-        self, order: list[str], writing: dict[str, State], tokens: dict[str, int], messages: dict[str, Any]
+    def _write_after_guess(
+        self, name: str, branches: Sequence[str], tokens: dict[str, list[int]], messages: Messages
     ) -> None:
-        """The tokens of particles: of a population all, or none."""
-        found: dict[str, dict[int, str]] = {}
+        state = self.states[name]
+        assert state.request is not None
+        first = len(state.written)
+        position = first + len(tokens[name])
+        # Of a group of which vLLM preempted a part, nothing is guided; the scheduler discards what it writes.
+        guided = len(branches) == len(state.request.prompts) and state.request.acts(position)
+        token = word(name, (*state.written, *tokens[name]), guided)
+        for one in (name, *branches):
+            tokens[one].append(token)
+        if first in messages.get(name, {}):
+            kl = divergence(name, position) if guided else 0.0
+            message = {**messages[name][first], "kl": kl, "changed": kl > 0.1}
+            if message["ids"] is not None:
+                message |= {"ids": [token], "logprobs": [log_prob(name, position)]}
+            messages[name][position] = message
+
+    def _draw_populations(
+        self, order: list[str], writing: Set[str], tokens: dict[str, int], messages: Messages
+    ) -> None:
+        """The tokens of particles: those of a whole population, or none."""
+        populations: dict[str, dict[int, str]] = {}
         for name in order:
-            if self.states[name].seat is not None:
-                population, particle = self.states[name].seat
-                assert particle not in found.setdefault(population, {})
-                found[population][particle] = name
-        for population, names in found.items():
-            asked = self.states[next(iter(names.values()))].asked
-            size, limit = asked.particles, asked.limit
-            # A step whose tokens nobody took is drawn again.
-            known = self.populations.setdefault(population, {0: ([[] for _ in range(size)], [True] * size)})
-            position = len(self.states[next(iter(names.values()))].particle)
-            texts, opened = known[position]
-            right = sorted(names) == [particle for particle in range(size) if opened[particle]]
-            members: dict[int, list[str]] = {}
-            for particle, name in names.items():
-                rows = [one for one in order if self.states[one].group == name and self.states[one].place != MAIN]
-                members[particle] = [name, *rows]
-                right = right and all(one in writing for one in members[particle])
-                right = right and (len(rows) == len(asked.prompts) or not asked.acts(position))
-                if all(one in writing for one in members[particle]):
-                    text = self.states[name].particle
-                    assert text == texts[particle], "a particle goes on from another text"
-                    for branch in (self.states[one] for one in rows):
-                        assert branch.text[len(asked.prompts[branch.place - 1]) :] == text
-            if not right:
-                self.wasted += any(one in writing for own in members.values() for one in own)
-                tokens |= {one: ALONE for own in members.values() for one in own if one in writing}
-                continue
-            made = simulated_populations.turn(population, texts, opened, limit)
-            for particle, own in members.items():
-                tokens |= dict.fromkeys(own, made["tokens"][particle] or 0)
-            seen = {"kl": 0.0, "changed": False, "log_weight": None, "drawn": None, "ids": None}
-            messages[population] = {position: {"turn": made, "broken": False, "rows": dict.fromkeys(names, seen)}}
-            texts = [
-                text if token is None else [*text, token] for text, token in zip(texts, made["tokens"], strict=True)
-            ]
-            known[position + 1] = [texts[one] for one in made["ancestors"]], made["open"]
+            particle = self.states[name].particle
+            if particle is not None:
+                mains = populations.setdefault(particle[0], {})
+                assert particle[1] not in mains
+                mains[particle[1]] = name
+        for population, mains in populations.items():
+            members = {particle: [name, *self._branches(name, order)] for particle, name in mains.items()}
+            self._draw_population(population, members, writing, tokens, messages)
+
+    def _draw_population(
+        self,
+        population: str,
+        members: Mapping[int, list[str]],
+        writing: Set[str],
+        tokens: dict[str, int],
+        messages: Messages,
+    ) -> None:
+        """The tokens of one population; ``members`` are the requests of each particle that are in the step."""
+        first = self.states[next(iter(members.values()))[0]]
+        assert first.request is not None
+        size = first.request.particles
+        # Kept by position, since a step whose tokens the scheduler discards is drawn again.
+        known = self.populations.setdefault(population, {0: ([[] for _ in range(size)], [True] * size)})
+        position = len(first.particle_text)
+        texts, is_open = known[position]
+        is_right = sorted(members) == [particle for particle in range(size) if is_open[particle]]
+        for particle, names in members.items():
+            is_right = self._is_whole(names, texts[particle], writing) and is_right
+        everyone = [name for names in members.values() for name in names]
+        if not is_right:
+            self.wasted += any(name in writing for name in everyone)
+            tokens.update(dict.fromkeys((name for name in everyone if name in writing), ALONE))
+            return
+        made = simulated_populations.turn(population, texts, is_open, first.request.limit)
+        for particle, names in members.items():
+            tokens.update(dict.fromkeys(names, made["tokens"][particle] or 0))
+        row = {"kl": 0.0, "changed": False, "log_weight": None, "drawn": None, "ids": None}
+        messages[population] = {position: {"turn": made, "broken": False, "rows": dict.fromkeys(members, row)}}
+        texts = simulated_populations.extended(texts, made["tokens"])
+        known[position + 1] = [texts[one] for one in made["ancestors"]], made["open"]
+
+    def _is_whole(self, names: Sequence[str], text: list[int], writing: Set[str]) -> bool:
+        """Whether all requests of a particle write, and branch requests are there if they are needed."""
+        main, *branches = (self.states[name] for name in names)
+        assert main.request is not None
+        if not all(name in writing for name in names):
+            return False
+        assert main.particle_text == text, "a particle continues another text"
+        for branch in branches:
+            assert branch.place is not None
+            assert branch.continues(main.request.prompts[branch.place - 1], text)
+        return len(branches) == len(main.request.prompts) or not main.request.acts(len(text))
+
+
+def _new_state(new: Any) -> State:
+    """The state of a request that vLLM schedules for the first time."""
+    ours = (new.sampling_params.extra_args or {}).get(OURS) or {}
+    state = State(list(new.prompt_token_ids), group=ours.get("group"), place=ours.get("place"))
+    state.first_stage = list(state.prompt)
+    if state.place == MAIN:
+        state.request = Request.from_dict(ours["request"])
+        state.measures = ours["measures"]
+        state.particle = ours["particle"]
+        state.n_written = ours["n_written"]
+    state.cache = state.prompt[: new.num_computed_tokens]
+    return state
+
+
+def _output(order: Sequence[str], tokens: Mapping[str, list[int]], has_guesses: bool) -> ModelRunnerOutput:
+    """vLLM's output of a step, with log-probabilities that the scheduler has to replace."""
+    starts = [0]
+    for name in order:
+        starts.append(starts[-1] + len(tokens.get(name, [0])))
+    ids = [token for name in order for token in tokens.get(name, [0])]
+    return ModelRunnerOutput(
+        req_ids=list(order),
+        req_id_to_index={name: row for row, name in enumerate(order)},
+        sampled_token_ids=[list(tokens.get(name, ())) for name in order],
+        logprobs=LogprobsLists(
+            np.array(ids, dtype=np.int32).reshape(-1, 1),
+            np.full((starts[-1], 1), np.nan, dtype=np.float32),
+            np.zeros(starts[-1], dtype=np.int32),
+            starts if has_guesses else None,
+        ),
+    )

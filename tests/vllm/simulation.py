@@ -35,7 +35,7 @@ GUIDANCES = (
     CFG(1.5),
     CFG(2.0, schedule="linear"),
     CFG(3.0, stop=0.4),
-    CFG(2.0, skip_threshold=0.02),
+    CFG(2.0, renormalize=False),
     APG(2.0, start=0.3, stop=0.7),
     Formula("2*cond"),
     Formula("2*cond - 0.5*last - 0.5*P('x')"),
@@ -62,16 +62,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "in turn, unlucky": {"unlucky": 0.02},
     "two stages, unlucky": {"stages": 2, "unlucky": 0.02},
 }
-"""How steps follow one another: after the one before has come back; one ahead of it; in a pipeline. Unlucky engines
-find no room where there is some, so that vLLM preempts requests in the middle of a step."""
+"""How steps follow one another: after the last one has returned; one step ahead of it; in a pipeline. Unlucky engines
+find no room in the cache although there is some, so that vLLM preempts requests in the middle of a step."""
 
 
 class Simulation:
     """An engine whose model is a function of the request and of what it wrote.
 
     Args:
-        model: folder with a config, which gives names and nothing else.
-        budget: tokens a step.
+        model: folder with a config, of which only names are used.
+        budget: tokens per step.
         places: ``max_num_seqs``.
         blocks: of the cache, four tokens each.
         longest: ``max_model_len``.
@@ -79,17 +79,29 @@ class Simulation:
         seed: of all that is random.
         ahead: whether a step is scheduled while the one before it is in flight.
         stages: of a pipeline; as many steps are in flight.
-        unlucky: how often the cache has no room where there is some.
+        unlucky: how often the cache has no room although there is some.
         adapters: how many adapters, of four, may run in a step; 0: there are none.
-        together: how often a request asks for texts that are resampled together.
-        guesses: tokens that are guessed at once; 0: none.
+        together: how often a request is for texts that are resampled together.
+        guesses: tokens that are guessed per step; 0: none.
     """
 
     def __init__(
-        self, model: str, *, budget: int, places: int, blocks: int, longest: int, caching: bool, seed: int = 0,
-        ahead: bool = False, stages: int = 1, unlucky: float = 0.0, adapters: int = 0, together: float = 0.0,
+        self,
+        model: str,
+        *,
+        budget: int,
+        places: int,
+        blocks: int,
+        longest: int,
+        caching: bool,
+        seed: int = 0,
+        ahead: bool = False,
+        stages: int = 1,
+        unlucky: float = 0.0,
+        adapters: int = 0,
+        together: float = 0.0,
         guesses: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.random = random.Random(seed)
         self.settings = {"budget": budget, "places": places, "blocks": blocks, "longest": longest}
         self.adapters = adapters
@@ -139,7 +151,7 @@ class Simulation:
         self.answers: dict[str, list[int]] = {}
         self.log_probs: dict[str, list[float]] = {}
         self.finished: dict[str, Any] = {}
-        self.asked: dict[str, tuple[requests.Request | None, int, frozenset[int]]] = {}
+        self.expected: dict[str, tuple[requests.Request | None, int, frozenset[int]]] = {}
         self.populations: dict[str, requests.Request] = {}
         self.seeded: set[str] = set()
         self.preempted = self.steps = self.discarded = 0
@@ -150,14 +162,14 @@ class Simulation:
 
     @property
     def wasted(self) -> int:
-        """Tokens that main requests wrote while a part of their group stood beside them."""
+        """Tokens that main requests wrote without all of their group."""
         return self.worker.wasted
 
     def _spoil(self, chance: float) -> None:
         """Let vLLM find no room in the cache now and then, so that it preempts in the middle of a step."""
         allocate = self.scheduler.kv_cache_manager.allocate_slots
-        self.scheduler.kv_cache_manager.allocate_slots = lambda *given, **named: (
-            None if self.random.random() < chance else allocate(*given, **named)
+        self.scheduler.kv_cache_manager.allocate_slots = lambda *args, **kwargs: (
+            None if self.random.random() < chance else allocate(*args, **kwargs)
         )
 
     def add(
@@ -185,18 +197,19 @@ class Simulation:
         if guidance is not None:
             prompts = tuple(tuple(7 + k % 5 for k in range(length)) for length in branches)
             readings = tuple((place, "") for place in range(1, len(branches) + 1))
-            asked = requests.Request(guidance, prompts, readings, effect=measured, adapters=tuple(adapters))
-            params.extra_args = {OURS: asked.to_dict()}
+            guided = requests.Request(guidance, prompts, readings, effect=measured, adapters=tuple(adapters))
+            params.extra_args = {OURS: guided.to_dict()}
         shared = self.random.random() < 0.5
         ids = [k % 11 if shared else self.random.randrange(40) for k in range(prompt)]
         if seeded and guidance is None:
             self.seeded.add(name)
-        self.answers[name], self.log_probs[name] = [], []
+        self.answers[name] = []
+        self.log_probs[name] = []
         self.requests += 1
         self.scheduler.add_request(Request(name, ids, params, None, block_hasher=self.hasher, **more))
-        group, request = self.scheduler.groups.by_main.get(name), self.scheduler.requests[name]
-        count = min(request.max_tokens, self.settings["longest"] - prompt)
-        self.asked[name] = (None if group is None else group.state.request, count, frozenset(stops))
+        group = self.scheduler.groups.by_client.get(name)
+        count = min(self.scheduler.requests[name].max_tokens, self.settings["longest"] - prompt)
+        self.expected[name] = (None if group is None else group.state.request, count, frozenset(stops))
 
     def add_population(
         self, name: str, prompt: int, tokens: int, size: int, guidance: BranchGuidance | None, branches: Sequence[int]
@@ -204,28 +217,31 @@ class Simulation:
         """A request for texts that are resampled together: as many requests as it has particles."""
         prompts = tuple(tuple(7 + k % 5 for k in range(length)) for length in branches)
         readings = tuple((place, "") for place in range(1, len(branches) + 1))
-        asked = requests.Request(guidance, prompts, readings, population=AWRS({"named": "toys"}, size))
+        guided = requests.Request(guidance, prompts, readings, population=AWRS({"named": "toys"}, size))
         ids = [k % 11 for k in range(prompt)]
         for number in range(size):
-            params = SamplingParams(max_tokens=tokens, seed=number, extra_args={OURS: asked.to_dict()})
+            params = SamplingParams(max_tokens=tokens, seed=number, extra_args={OURS: guided.to_dict()})
             front = f"{number}_{name}"
-            self.answers[front], self.log_probs[front] = [], []
-            self.asked[front] = (None, tokens, frozenset())
+            self.answers[front] = []
+            self.log_probs[front] = []
+            self.expected[front] = (None, tokens, frozenset())
             self.scheduler.add_request(Request(front, ids, params, None, block_hasher=self.hasher))
-        self.populations[name] = self.scheduler.groups.by_main[name].state.request
+        self.populations[name] = self.scheduler.groups.by_name[name].state.request
 
     def abort(self, name: str) -> None:
-        """The client went away."""
+        """Abort a request, as when its client disconnects; those of a population are aborted together."""
         parent = name.partition("_")[2]
-        names = [one for one in self.asked if one.partition("_")[2] == parent] if parent else [name]
+        names = [one for one in self.expected if one.partition("_")[2] == parent] if parent else [name]
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
         for one in names:
-            for known in (self.asked, self.answers, self.log_probs):
+            for known in (self.expected, self.answers, self.log_probs):
                 known.pop(one)
 
     def step(self) -> int:
-        """Schedule a step and, where as many are in flight as may be, take in the oldest; how many tokens were
-        scheduled. As vLLM's ``step`` and ``step_with_batch_queue``."""
+        """Schedule a step, and take in the oldest one if no more may be in flight; the number of scheduled tokens.
+
+        As vLLM's ``step`` and ``step_with_batch_queue``.
+        """
         count = 0
         if self.scheduler.has_requests():
             scheduled = self.scheduler.schedule()
@@ -246,7 +262,7 @@ class Simulation:
     def _take(self, scheduled: Any, output: Any) -> None:
         for batch in self.scheduler.update_from_output(scheduled, output).values():
             for one in batch.outputs:
-                assert one.request_id in self.asked, "a branch request's output, or one of an aborted request"
+                assert one.request_id in self.expected, "a branch request's output, or one of an aborted request"
                 self.answers[one.request_id] += one.new_token_ids
                 if one.new_logprobs is not None:
                     self.log_probs[one.request_id] += one.new_logprobs.logprobs[:, 0].tolist()
@@ -255,39 +271,53 @@ class Simulation:
                     self.discarded += ((one.kv_transfer_params or {}).get(OURS) or {}).get("discarded_steps", 0)
 
     def run(self, steps: int, requests: int | None = None) -> None:
-        """Random requests and aborts for so many steps, or until so many requests have come; then until all is done.
+        """Run random requests and aborts for ``steps``, or until ``requests`` have arrived, and then until all ended.
 
         Raises:
             AssertionError: something went wrong; the message says what.
         """
-        draw, born, idle = random.Random(self.random.random()), 0, 0
+        draw = random.Random(self.random.random())
+        n_arrived = 0
+        n_idle = 0
         while True:
-            busy = self.steps < steps if requests is None else born < requests
-            if busy and draw.random() < 0.5:
-                for _ in range(draw.choice((1, 1, 2, 6))):
-                    born += self._arrive(f"r{born}{'~' if self.scheduler.guesser else ''}", draw)
-            if busy and draw.random() < 0.05:
-                alive = [one for one in self.asked if one not in self.finished]
-                if alive:
-                    self.abort(draw.choice(alive))
-            idle = 0 if self.step() or not self.scheduler.requests else idle + 1
-            assert idle < 20, self.describe()
+            busy = self.steps < steps if requests is None else n_arrived < requests
+            if busy:
+                n_arrived += self._arrive_some(n_arrived, draw)
+                self._abort_sometimes(draw)
+            n_idle = 0 if self.step() or not self.scheduler.requests else n_idle + 1
+            assert n_idle < 20, self.describe()
             assert self.steps < steps + 20_000
             if not busy and not self.scheduler.has_requests() and not self.queue:
                 break
-            for done in [one for one in self.finished if one in self.asked]:
+            for done in [one for one in self.finished if one in self.expected]:
                 self.check(done)
         self.check_answers()
         self.check_nothing_left()
 
+    def _arrive_some(self, n_before: int, draw: random.Random) -> int:
+        """Add a few requests, or none; how many."""
+        count = 0
+        if draw.random() < 0.5:
+            repeats = "~" if self.scheduler.drafts else ""
+            for _ in range(draw.choice((1, 1, 2, 6))):
+                count += self._arrive(f"r{n_before + count}{repeats}", draw)
+        return count
+
+    def _abort_sometimes(self, draw: random.Random) -> None:
+        if draw.random() < 0.05:
+            alive = [one for one in self.expected if one not in self.finished]
+            if alive:
+                self.abort(draw.choice(alive))
+
     def _arrive(self, name: str, draw: random.Random) -> int:
-        """One more request, where not too many wait already; whether it came."""
+        """Add a request, unless too many wait already; how many were added."""
         if len(self.scheduler.waiting) > 60:
             return 0
         guidance = draw.choice(GUIDANCES)
         if draw.random() < self.chance:
             return self._arrive_together(name, draw)
-        prompt, tokens = draw.choice((1, 2, 5, 9, 30)), draw.choice((1, 2, 6, 20, 50))
+        prompt = draw.choice((1, 2, 5, 9, 30))
+        tokens = draw.choice((1, 2, 6, 20, 50))
         count = 0 if guidance is None else min(len(guidance.branches), self.settings["places"] - 1)
         branches = [draw.choice((1, 1, 1, 4, 9, 25)) for _ in range(count)]
         # A group has to fit the cache by itself.
@@ -307,11 +337,12 @@ class Simulation:
 
     def _arrive_together(self, name: str, draw: random.Random) -> int:
         for _ in range(50):
-            guidance, prompt, tokens = draw.choice(GUIDANCES), draw.choice((1, 5, 9, 30)), draw.choice((1, 6, 20))
-            if guidance is not None and guidance.skip_threshold is not None:
-                guidance = None
+            guidance = draw.choice(GUIDANCES)
+            prompt = draw.choice((1, 5, 9, 30))
+            tokens = draw.choice((1, 6, 20))
             branches = [draw.choice((1, 4, 9)) for _ in range(0 if guidance is None else len(guidance.branches))]
-            size, settings = draw.choice((2, 3, 5)), self.settings
+            size = draw.choice((2, 3, 5))
+            settings = self.settings
             blocks = size * sum(-(-min(settings["longest"], n + tokens) // BLOCK) for n in (prompt, *branches))
             if (
                 size * (1 + len(branches)) <= min(settings["places"], settings["budget"])
@@ -323,8 +354,8 @@ class Simulation:
 
     def _check_particle(self, name: str, answer: list[int], finished: Any) -> None:
         number, _, parent = name.partition("_")
-        asked = self.populations[parent]
-        texts, last, steps = follow(parent, asked.particles, asked.limit)
+        request = self.populations[parent]
+        texts, last, steps = follow(parent, request.particles, request.limit)
         assert answer == texts[int(number)], (name, answer, texts)
         assert finished.finish_reason.name in ("STOP", "LENGTH")
         report = finished.kv_transfer_params[OURS]
@@ -332,53 +363,57 @@ class Simulation:
         assert (report["deaths"], report["constraint_calls"]) == (last["deaths"], steps)
 
     def check(self, name: str) -> None:
-        """A request that ended got the tokens of the plainest loop, their log-probabilities, and its report."""
-        asked, count, stops = self.asked.pop(name)
-        answer, log_probs, finished = self.answers.pop(name), self.log_probs.pop(name), self.finished.pop(name)
+        """Check the tokens of a finished request, their log-probabilities and its report against the plainest loop."""
+        request, count, stops = self.expected.pop(name)
+        answer = self.answers.pop(name)
+        log_probs = self.log_probs.pop(name)
+        finished = self.finished.pop(name)
         if finished.finish_reason.name == "ERROR":
             assert name in self.seeded, name  # one that a CPU cannot read in parts
             return
         if name.partition("_")[2]:
             self._check_particle(name, answer, finished)
             return
-        expected, report = oracle(name, asked, count, stops)
+        expected, state = oracle(name, request, count, stops)
         assert answer == expected, (name, answer, expected)
-        self.answered, self.tokens = self.answered + 1, self.tokens + len(answer)
-        if asked is None or report is None:
+        self.answered += 1
+        self.tokens += len(answer)
+        if request is None or state is None:
             return
-        if asked.draw.logprobs is not None:
+        if request.draw.logprobs is not None:
             wanted = [log_prob(name, position) for position in range(len(answer))]
             assert all(abs(a - b) < 1e-3 for a, b in zip(log_probs, wanted, strict=True)), name
-        ours, theirs = finished.kv_transfer_params[OURS], report.summary()
-        for value in ("guided_steps", "branched_steps", "unguided_steps", "skipped_steps", "mean_kl", "max_kl"):
+        ours = finished.kv_transfer_params[OURS]
+        theirs = state.summary()
+        for value in ("guided_steps", "branched_steps", "unguided_steps", "mean_kl", "max_kl"):
             assert abs(ours.get(value, 0) - theirs.get(value, 0)) < 1e-9, (name, value, ours, theirs)
 
     def check_answers(self) -> None:
-        """Every request that was not aborted ended, and is right."""
-        for name in list(self.asked):
+        """Check that every request that was not aborted ended, and has the right answer."""
+        for name in list(self.expected):
             assert name in self.finished, f"{name} never finished"
             self.check(name)
 
     def check_nothing_left(self) -> None:
-        """No request, no group, no block."""
+        """Check that no request, group or block remains."""
         scheduler = self.scheduler
         assert not scheduler.requests
         assert not len(scheduler.groups)
-        assert not scheduler.groups.by_branch
+        assert not scheduler.groups.by_client
+        assert not scheduler.groups.by_internal
         assert not self.queue
-        assert not scheduler._broken
-        assert not scheduler._fronts
+        assert not scheduler.engine.incomplete
         pool = scheduler.kv_cache_manager.block_pool
-        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one stands for no block
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one means: no block
 
     def describe(self) -> str:
-        """Who waits for whom."""
+        """Which requests wait for which."""
         scheduler = self.scheduler
 
         def one(request: Request) -> str:
             group = scheduler.groups.of(request.request_id)
             others = [] if group is None else [other for other in group.members if other != request.request_id]
-            seeded = " seeded" if scheduler._is_seeded(request) else ""
+            seeded = " seeded" if scheduler.admission._must_read_at_once(request) else ""
             read = f"{request.num_computed_tokens}/{request.num_tokens}"
             return f"{request.request_id}({read}{seeded}{', with ' + ', '.join(others) if others else ''})"
 

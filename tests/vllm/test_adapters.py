@@ -106,9 +106,12 @@ def test_the_negative_branch_names_an_adapter(llm, transformers_path):
         ("tuned", {"negative_lora": "base"}, "1.5*cond - 0.5*M('base')"),
         ("tuned", {"negative_lora": "other", "guidance_scale": 2.0}, "2*cond - M('other')"),
         (None, {"negative_lora": "tuned", "guidance_scale": 0.3}, "0.3*cond + 0.7*M('tuned')"),
-        ("other", {"negative_lora": "base", "negative_prompt": "The weather:", "guidance_scale": 2.0},
-         "2*cond - M('base', 'The weather:')"),
-    ):  # fmt: skip
+        (
+            "other",
+            {"negative_lora": "base", "negative_prompt": "The weather:", "guidance_scale": 2.0},
+            "2*cond - M('base', 'The weather:')",
+        ),
+    ):
         written = asked(llm, PROMPTS[0], adapter, **extra)
         model = base if adapter is None else models[adapter]
         theirs = textguide.generate(model, tokenizer, PROMPTS[:1], Formula(formula), max_new_tokens=12, models=models)
@@ -162,9 +165,9 @@ def test_a_constraint_beside_an_adapter(llm, transformers_path):
 
 def test_adapters_that_are_not_there_are_named_and_the_engine_goes_on(llm, folders, tmp_path: Path):
     for extra, named in (
-        ({"negative_lora": "nobody"}, "negative_lora='nobody' is no adapter of this engine; those are base, tuned"),
+        ({"negative_lora": "nobody"}, "negative_lora='nobody' is not an adapter of this engine; those are base, tuned"),
         ({"negative_lora": "tuned"}, "negative_lora='tuned' is the adapter of the request itself"),
-        ({"guidance": "contrastive"}, "asks the model 'amateur', and of further models this engine has base, tuned"),
+        ({"guidance": "contrastive"}, "needs the model 'amateur', and this engine has only base, tuned"),
         (
             {"guidance": "formula:cond + M('other') - M('third')"},
             "its requests run with 3 adapters, and max_loras is 2",
@@ -172,10 +175,10 @@ def test_adapters_that_are_not_there_are_named_and_the_engine_goes_on(llm, folde
     ):
         with pytest.raises(VLLMValidationError, match=named):
             asked(llm, PROMPTS[0], "tuned", **extra)
-    with pytest.raises(ValueError, match="adapter='nobody' is no adapter of this engine"):
+    with pytest.raises(ValueError, match="adapter='nobody' is not an adapter of this engine"):
         textguide.generate(llm, None, PROMPTS, CFG(1.5), adapter="nobody")
     assert len(asked(llm, PROMPTS[0], "tuned", **BESIDE)) == 12
-    with pytest.raises(ValueError, match=r"adapters: tuned=.*: no LoRA adapter is there"):
+    with pytest.raises(ValueError, match=r"adapters: tuned=.*: the folder has no LoRA adapter"):
         textguide.vllm_engine(folders[0], adapters={"tuned": str(tmp_path)})
-    with pytest.raises(ValueError, match="adapters: 'base' is no name for an adapter"):
+    with pytest.raises(ValueError, match="adapters: 'base' cannot be the name of an adapter"):
         textguide.vllm_engine(folders[0], adapters={"base": folders[1]["tuned"]})

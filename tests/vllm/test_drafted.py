@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide.logits_processors.vllm_plugin import scheduler as scheduling
+from textguide.logits_processors.vllm_plugin import step_result
 from textguide.models import bundled
 
 from .simulation import SETTINGS, WAYS, Simulation
@@ -31,8 +31,8 @@ def test_random_requests(folder, name, way):
 
 
 def test_log_probabilities_of_another_token_are_found(folder, monkeypatch):
-    right = scheduling.with_guided
-    monkeypatch.setattr(scheduling, "with_guided", lambda logprobs, row, seen, number=0: right(logprobs, row, seen))
+    right = step_result.with_guided
+    monkeypatch.setattr(step_result, "with_guided", lambda logprobs, row, seen, number=0: right(logprobs, row, seen))
     simulation = Simulation(folder, **SETTINGS["roomy"], seed=3, guesses=4)
     with pytest.raises(AssertionError):
         simulation.run(steps=2000, requests=60)

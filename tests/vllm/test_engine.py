@@ -232,7 +232,7 @@ def test_why_texts_ended_and_whether_their_stop_stays(llm, reference):
 def test_what_vllm_cannot_do_is_refused(llm):
     with pytest.raises(ValueError, match="another classifier"):
         textguide.generate(llm, None, PROMPTS, CAIF(textguide.classifiers.resolve("sentiment"), "positive", 1))
-    with pytest.raises(ValueError, match=r"'dola' .*layers of its model whole.*use textguide.generate"):
+    with pytest.raises(ValueError, match=r"'dola' .*all layers of its model without changes.*use textguide.generate"):
         textguide.generate(llm, None, PROMPTS, DoLa())
     with pytest.raises(ValueError, match=r"does not fit this engine.*max_num_seqs is 6"):
         textguide.generate(llm, None, PROMPTS, Formula("cond + " + " + ".join(f"P('{n}')" for n in range(6))))

@@ -16,7 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.metrics.stats import SchedulerStats
 
-from textguide.logits_processors.vllm_plugin import admission, server
+from textguide.logits_processors.vllm_plugin import server, validation
 from textguide.logits_processors.vllm_plugin.extras import OURS
 
 KEY = {"Authorization": "Bearer key"}
@@ -90,7 +90,7 @@ def asked(tmp_path_factory):
     core = Core()
     patch = pytest.MonkeyPatch()
     patch.setattr(EngineCoreClient, "make_async_mp_client", lambda **_: core)
-    patch.setattr(admission, "hears_refusals", [])
+    patch.setattr(validation, "refusal_listeners", [])
     options = ("--max-model-len", "128", "--api-key", "key", "--dtype", "float32", "--enable-log-requests")
     adapter = tmp_path_factory.mktemp("adapter")
     options += ("--enable-lora", "--lora-modules", f"tuned={adapter}")
@@ -222,7 +222,10 @@ def test_figures_and_refusals(asked):
         answer = await http.post("/v1/completions", json=body(vllm_xargs={"guidance_scale": "high"}), headers=KEY)
         assert (answer.status_code, "guidance_scale='high'" in answer.text) == (400, True)
         answer = await http.post("/v1/completions", json=body(vllm_xargs={"negative_lora": "nobody"}), headers=KEY)
-        assert (answer.status_code, "is no adapter of this engine; those are base, tuned" in answer.text) == (400, True)
+        assert (answer.status_code, "is not an adapter of this engine; those are base, tuned" in answer.text) == (
+            400,
+            True,
+        )
         after = await figures()
         assert after["textguide:guided_steps_total"] - before["textguide:guided_steps_total"] == 6
         assert after["textguide:refused_requests_total"] - before["textguide:refused_requests_total"] == 2

@@ -31,9 +31,12 @@ def llava():
     """As the captioning tests have it, with heads as large as vLLM's attention on a CPU wants them."""
     text = {**models._TEXT, "hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = tf.LlavaConfig(
-        vision_config=tf.CLIPVisionConfig(**models._VISION), text_config=tf.LlamaConfig(**text),
-        image_token_index=models.IMAGE, vision_feature_layer=-1, tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_config=tf.CLIPVisionConfig(**models._VISION),
+        text_config=tf.LlamaConfig(**text),
+        image_token_index=models.IMAGE,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
     processor = models.llava()[1]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -155,7 +158,7 @@ def test_draws_and_weights_are_those_of_transformers(llm, captioner):
 
 def test_what_cannot_see_is_refused_and_the_engine_goes_on(llm):
     for extra, named in (
-        ({"guidance": InstructionContrastive(2.0).to_json()}, "in which an image stands"),
+        ({"guidance": InstructionContrastive(2.0).to_json()}, "which has an image"),
         ({"guidance_scale": 2.0, "negative_image": "noise"}, "negative_image='noise' must be one of blank, text"),
     ):
         prompt, params = request(llm, PICTURES[0], extra)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
@@ -10,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import SamplingParams
 
+import tests.guidance.test_cfg_zero_star as own_method
 import textguide
 from textguide import AWRS, CAIF, CFG
 from textguide.guidance import (
@@ -36,9 +39,17 @@ def small(folder, seed, tokenizer, **sizes):
     """A random model with the bundled model's tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), intermediate_size=64, max_position_embeddings=256, head_dim=32,
-        tie_word_embeddings=True, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=2, **sizes,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        max_position_embeddings=256,
+        head_dim=32,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        **sizes,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -58,6 +69,7 @@ def folders(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folders):
+    os.environ["TEXTGUIDE_METHODS"] = own_method.__name__  # a user's method, as docs/writing-a-method.md loads it
     llm = textguide.vllm_engine(
         folders[0],
         models={name: folders[1 + n % 2] for n, name in enumerate(NAMES)},
@@ -70,6 +82,7 @@ def llm(folders):
         num_gpu_blocks_override=9,  # and requests preempted
     )
     yield llm
+    del os.environ["TEXTGUIDE_METHODS"]
     llm.llm_engine.engine_core.shutdown()
 
 
@@ -125,7 +138,7 @@ def test_every_method_of_the_matrix(llm, transformers_path, method):
     for mine, other in zip(ours.new_tokens, theirs.new_tokens, strict=True):
         assert mine[: len(other)] == other
     assert ours.particles == theirs.particles
-    with pytest.raises(ValueError, match=r"asks the model 'nobody', and of further models this engine has amateur, "):
+    with pytest.raises(ValueError, match=r"needs the model 'nobody', and this engine has only amateur"):
         textguide.generate(llm, None, PROMPTS, ContrastiveDecoding(amateur="nobody"))
 
 
@@ -172,7 +185,7 @@ def test_what_an_engine_with_further_models_refuses(folders):
         textguide.vllm_engine(folders[0], models={"amateur": folders[1]}, quantization="fp8")
     with pytest.raises(ValueError, match="set max_model_len to 256 or less"):
         textguide.vllm_engine(folders[0], models={"amateur": folders[1]}, max_model_len=300)
-    with pytest.raises(ValueError, match="models: '' is no name"):
+    with pytest.raises(ValueError, match="models: '' cannot be the name"):
         textguide.vllm_engine(folders[0], models={"": folders[1]})
 
 

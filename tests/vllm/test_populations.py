@@ -6,8 +6,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_cpu.sh makes an environment with it")
 
-from textguide.logits_processors.vllm_plugin.populations import Population
-from textguide.logits_processors.vllm_plugin.scheduler import GuidedScheduler
+from textguide.logits_processors.vllm_plugin.population import Population
 from textguide.models import bundled
 
 from .simulation import SETTINGS, WAYS, Simulation
@@ -49,7 +48,7 @@ def test_a_scheduler_that_copies_nothing_is_found(folder, monkeypatch):
 
 
 def test_a_scheduler_that_keeps_the_old_requests_is_found(folder, monkeypatch):
-    monkeypatch.setattr(GuidedScheduler, "_dismiss_of", lambda self, population, particle, start=0: None)
+    monkeypatch.setattr(Population, "_remove", lambda self, particle, engine, start=0: None)
     simulation = Simulation(folder, **SETTINGS["roomy"], seed=1, together=1.0)
     with pytest.raises(AssertionError):
         simulation.run(steps=500, requests=20)

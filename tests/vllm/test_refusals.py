@@ -14,7 +14,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 from transformers import GPT2Config
 
 from textguide.logits_processors.vllm_plugin import server
-from textguide.logits_processors.vllm_plugin.further_models import TWIN
+from textguide.logits_processors.vllm_plugin.further_models import COMBINED_MODEL
 from textguide.logits_processors.vllm_plugin.options import PROCESSOR, SCHEDULER
 from textguide.models import bundled
 
@@ -58,7 +58,7 @@ def test_further_models_are_carried_to_the_engine():
     arguments = server.parse("smollm2", ["--with", "amateur=smollm2", "--max-model-len", "99"])
     held = arguments.additional_config["textguide"]
     assert held == {"models": {"amateur": str(bundled.folder())}, "served": {"architectures": ["LlamaForCausalLM"]}}
-    assert arguments.hf_overrides == {"architectures": [TWIN]}
+    assert arguments.hf_overrides == {"architectures": [COMBINED_MODEL]}
     assert arguments.enforce_eager is True
     plain = server.parse("smollm2", [])
     assert not plain.hf_overrides

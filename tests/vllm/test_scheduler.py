@@ -1,4 +1,4 @@
-"""The guided scheduler under load, without a model: nothing is written alone, nothing is left behind, nothing hangs."""
+"""The guided scheduler under load, without a model: groups write together, nothing is left over, nothing hangs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed; scripts/install_vllm_
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from textguide.guidance import CFG
-from textguide.logits_processors.vllm_plugin import scheduler as scheduling
+from textguide.logits_processors.vllm_plugin import step_result
+from textguide.logits_processors.vllm_plugin.admission import Admission
+from textguide.logits_processors.vllm_plugin.engine_requests import EngineRequests
 from textguide.logits_processors.vllm_plugin.scheduler import GuidedAsyncScheduler, GuidedScheduler
 from textguide.models import bundled
 
@@ -37,18 +39,18 @@ def test_random_requests(folder, name, way):
 
 
 def late(messages_of):
-    """What a worker saw arrives with the output of the next step."""
-    before = [{}]
+    """The worker's messages arrive with the output of the next step."""
+    waiting = [{}]
 
     def wrong(output):
-        found, before[0] = before[0], messages_of(output)
-        return found
+        waiting.append(messages_of(output))
+        return waiting.pop(0)
 
     return wrong
 
 
-def rewind(self, wrote, counts, guesses):
-    for request in wrote:
+def rewind(self, names, step):
+    for request in self.present(names):
         request.num_computed_tokens -= 1
         request.num_output_placeholders = max(0, request.num_output_placeholders - 1)
 
@@ -57,34 +59,34 @@ def deliver(self, request, timestamp, drop_stale_output=False):
     group = self.groups.of(request.request_id)
     AsyncScheduler._preempt_request(self, request, timestamp, drop_stale_output)
     if group is not None:
-        self._broken.add(group.main)
+        self.engine.incomplete.add(group.name)
 
 
-def run_on(held):
-    """A part of a group that wrote alone is scheduled again before it is known."""
+def run_on(must_wait):
+    """A part of a group that wrote without the rest is scheduled again before the scheduler knows."""
 
-    def is_held(self, request):
-        group = self.groups.of(request.request_id)
-        apart = group is not None and len({one.num_output_placeholders for one in self._members(group)}) > 1
-        return held(self, request) and not apart
+    def wrong(self, request):
+        members = [request, *self._engine.others(request)]
+        differs = len({one.num_output_placeholders for one in members}) > 1
+        return must_wait(self, request) and not differs
 
-    return is_held
+    return wrong
 
 
-def still_ahead(self, wrote, counts, guesses):
-    for request in wrote:
+def still_ahead(self, names, step):
+    for request in self.present(names):
         request.num_computed_tokens -= 1
 
 
-RUN_ON = (GuidedScheduler, "_is_held", run_on(GuidedScheduler._is_held))
+RUN_ON = (Admission, "must_wait", run_on(Admission.must_wait))
 FAULTS = {
-    "nothing waits for steps in flight": ("ahead", (GuidedScheduler, "_is_held", lambda self, request: False)),
-    "messages come late": ("in turn", (scheduling, "messages_of", late(scheduling.messages_of))),
-    "what is thrown away stays in flight": ("ahead, unlucky", (GuidedScheduler, "_take_back", still_ahead)),
-    "steps in flight are not cancelled": ("ahead, unlucky", RUN_ON, (GuidedScheduler, "_take_back", rewind)),
+    "nothing waits for steps in flight": ("ahead", (Admission, "must_wait", lambda self, request: False)),
+    "messages come late": ("in turn", (step_result, "messages_of", late(step_result.messages_of))),
+    "discarded tokens stay in flight": ("ahead, unlucky", (EngineRequests, "take_back", still_ahead)),
+    "steps in flight are not cancelled": ("ahead, unlucky", RUN_ON, (EngineRequests, "take_back", rewind)),
     "steps in flight write after a preemption": ("ahead, unlucky", (GuidedScheduler, "_preempt_request", deliver)),
-    "places are given to more adapters than fit": ("adapters", (GuidedScheduler, "_adapters", lambda *_: set())),
-    "no token is thrown away": ("two stages, unlucky", (GuidedScheduler, "_take_back", lambda *_: None)),
+    "places are given to more adapters than fit": ("adapters", (Admission, "adapters", lambda *_: set())),
+    "no token is discarded": ("two stages, unlucky", (EngineRequests, "take_back", lambda *_: None)),
 }
 
 
@@ -109,7 +111,10 @@ def run_seeds(folder, way, seeds):
         return
     for seed in range(seeds):
         for name in ("roomy", "chunked, caching", "small cache"):
-            Simulation(folder, **SETTINGS[name], **WAYS[way], seed=seed).run(steps=300)
+            simulation = Simulation(folder, **SETTINGS[name], **WAYS[way], seed=seed)
+            simulation.run(steps=300)
+            if "unlucky" not in way:
+                assert simulation.wasted == simulation.discarded == 0
 
 
 def test_what_cannot_be_guided_ends_with_an_error(folder):

@@ -26,10 +26,18 @@ def folder(tmp_path_factory):
     folder, tokenizer = tmp_path_factory.mktemp("model"), make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        head_dim=32, max_position_embeddings=256, initializer_range=0.15, bos_token_id=1, eos_token_id=2,
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -130,7 +138,7 @@ def test_what_is_not_guessed_is_the_same_beside_it(llm, transformers_path):
             r"speculative_config: method='eagle' does not work with guidance",
         ),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 0}}, r"num_speculative_tokens=0 must be"),
-        ({"speculative_config": {"method": "ngram", "model": "x"}}, r"'model' is no field here"),
+        ({"speculative_config": {"method": "ngram", "model": "x"}}, r"'model' is not a field of 'ngram'"),
         (
             {"speculative_config": {"method": "draft_model", "model": "smollm2-small"}},
             r"model draft_model=.* has 49152 tokens in its vocabulary and the served model",

@@ -154,12 +154,12 @@ class Settings:
     def _check_for_vllm(self, guidance: Guidance | None, name: str) -> None:
         """Refuse what no request can carry, before an engine starts."""
         from textguide.logits_processors.vllm_plugin.adapters import BASE
-        from textguide.logits_processors.vllm_plugin.engine import carried
+        from textguide.logits_processors.vllm_plugin.engine import portable
 
         engine = {one: self.load.get(one) or {} for one in ("adapters", "constraints", "critics")}
         adapters = [BASE.name, *engine["adapters"]] if engine["adapters"] else []
         try:
-            carried(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"])
+            portable(guidance, (*self.models, *adapters), engine["constraints"], engine["critics"])
         except ValueError as error:
             raise ValueError(f"{name}: {error}; or backend='transformers'") from None
 

@@ -1,4 +1,4 @@
-"""Images as a captioner gets them: read from anywhere, made RGB and checked; and images under noise."""
+"""Reads images, converts them to RGB and checks them; adds noise to images."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from ..support.errors import MissingExtraError
 
 NOISE = 0.9
-"""Share of noise, as a standard deviation beside one of √(1 − 0.9²) for the image."""
+"""Standard deviation of the noise; that of the image is scaled by √(1 − 0.9²)."""
 LARGEST = 178_956_970
-"""Pixels from which on an image is taken for an attack rather than a picture, as Pillow's own default."""
+"""The largest number of pixels. Larger images may be an attempt to exhaust the memory; the limit is Pillow's."""
 
 
 def read_image(image: Any, name: str = "image") -> Any:
     """``image`` as an RGB image of Pillow.
 
-    Palettes, grey, CMYK and 16-bit images are converted; transparent parts show white. Photographs are turned as their
-    EXIF data say.
+    Palettes, grey, CMYK and 16-bit images are converted; transparent parts become white. Photographs are rotated
+    according to their EXIF data.
 
     Args:
         image: a path, an image of Pillow, or an array (H, W), (H, W, 3) or (H, W, 4) of bytes.
-        name: what an error calls it.
+        name: its name in errors.
 
     Raises:
-        ValueError: it cannot be read, or is no image; the message says which and why.
+        ValueError: it cannot be read, or is not an image; the message names the reason.
     """
     pillow, operations = _pillow()
     if image is None:
@@ -50,7 +50,7 @@ def read_image(image: Any, name: str = "image") -> Any:
             opened = pillow.fromarray(_array(image))
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"{name} is a {type(image).__name__} and no image; give a path, an image of Pillow, or an array of "
+                f"{name} is a {type(image).__name__} and not an image; pass a path, an image of Pillow, or an array of "
                 "bytes (height, width, 3)"
             ) from error
     try:
@@ -66,22 +66,24 @@ def read_image(image: Any, name: str = "image") -> Any:
 
 
 def read_images(images: Any) -> list[Any]:
-    """One image or several, each as :func:`read_image` gives it.
+    """Read one image or several with :func:`read_image`.
 
     Raises:
-        ValueError: there is none, or one cannot be read; the message says which.
+        ValueError: there are no images, or one cannot be read; the message names it.
     """
     pillow, _ = _pillow()
     single = isinstance(images, (str, Path, pillow.Image)) or (hasattr(images, "ndim") and images.ndim in (2, 3))
     rows: Sequence[Any] = [images] if single else list(images)
     if not rows:
-        raise ValueError("images is empty; give at least one image")
+        raise ValueError("images is empty; pass at least one image")
     return [read_image(image, f"images[{number}]") for number, image in enumerate(rows)]
 
 
 def noised(pixels: Tensor, share: float = NOISE) -> Tensor:
-    """``pixels`` (R, …) of R images under noise: √(1 − s²) x + s ε, with ε drawn from a seed that the image gives, so
-    that the same image gets the same noise in every batch."""
+    """``pixels`` (R, …) of R images with noise: √(1 − s²) x + s ε.
+
+    The seed of ε is a checksum of the image, so that an image gets the same noise in every batch.
+    """
     rows = []
     for row in pixels:
         flat = row.detach().to("cpu", torch.float32).contiguous()
@@ -101,7 +103,7 @@ def _array(image: Any) -> Any:
 
 
 def _scaled(image: Any) -> Any:
-    """A grey image with more than 8 bits (or of floats), from its darkest to its brightest value."""
+    """A grey image of more than 8 bits (or of floats), scaled so that its values range from 0 to 255."""
     import numpy as np
 
     values = np.asarray(image, dtype=np.float64)
@@ -115,15 +117,16 @@ def _pillow() -> tuple[Any, Any]:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise MissingExtraError("pillow", "captioning", "reading images") from error
-
     return _Pillow(Image), ImageOps
 
 
 class _Pillow:
-    """What this file uses of Pillow under one roof: the module ``PIL.Image`` and its class of the same name."""
+    """The parts of Pillow that this file uses. ``PIL.Image`` is a module, and also a class in that module."""
 
     def __init__(self, module: Any) -> None:
-        self.Image, self.open, self.new = module.Image, module.open, module.new
+        self.Image = module.Image
+        self.open = module.open
+        self.new = module.new
         self.fromarray = module.fromarray
         self.alpha_composite = module.alpha_composite
         self.bombs = (module.DecompressionBombError, module.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""Loading captioners and dual encoders: the bundled ones, a folder, or a hub name."""
+"""Loads captioners and dual encoders: bundled ones, a folder, or a name on a model hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BUNDLED = Path(__file__).parent / "models"
 
 
 def bundled() -> list[str]:
-    """Names of the models that come with textguide: captioners, and dual encoders that judge captions."""
+    """Names of the models that come with textguide: captioners, and dual encoders that score captions."""
     return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "config.json").is_file())
 
 
@@ -20,9 +20,9 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
     """Load a captioner, or a CLIP-like dual encoder, with its processor.
 
     Args:
-        name: a bundled model (:func:`bundled`: ``drawn-scenes`` captions drawn shapes, ``drawn-scenes-dual`` judges
+        name: a bundled model (:func:`bundled`: ``drawn-scenes`` captions drawn shapes, ``drawn-scenes-dual`` scores
             such captions), a folder, or a name on a model hub.
-        device: where the model goes; default: a GPU if there is one.
+        device: the device of the model; default: a GPU if there is one.
         dtype: default: float32 on a CPU, else the dtype of the checkpoint.
         **kwargs: passed to ``from_pretrained``.
 
@@ -30,7 +30,8 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
         ``(model, processor)``, the model in evaluation mode.
 
     Raises:
-        ModelUnavailableError: nothing loadable stands behind ``name``; an UnknownModelError where it is nearly bundled.
+        ModelUnavailableError: the model cannot be loaded; its subclass UnknownModelError, if ``name`` is similar to the
+            name of a bundled model.
     """
     import transformers
     from safetensors import SafetensorError
@@ -41,8 +42,8 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
         import torch
 
         dtype = torch.float32 if device == "cpu" else "auto"
-    own = not Path(name).is_dir() and (BUNDLED / name / "config.json").is_file()
-    source: Any = BUNDLED / name if own else name
+    is_bundled = not Path(name).is_dir() and (BUNDLED / name / "config.json").is_file()
+    source: Any = BUNDLED / name if is_bundled else name
     if not Path(name).exists():
         refuse_near_miss(name, bundled())
     try:
@@ -50,7 +51,7 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
         kind = getattr(transformers, (config.architectures or [""])[0], None)
         if kind is None:
             raise ValueError(
-                f"its configuration names no architecture that transformers knows ({config.architectures})"
+                f"its configuration does not name an architecture that transformers knows ({config.architectures})"
             )
         model = kind.from_pretrained(source, dtype=dtype, **kwargs)
         processor = AutoProcessor.from_pretrained(source)

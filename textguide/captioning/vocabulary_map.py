@@ -1,7 +1,8 @@
-"""Tokens of one vocabulary as tokens of another, so that a text-only model with its own can guide a captioner."""
+"""A map between two vocabularies, so that a text-only model with its own tokenizer can guide a captioner."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +12,18 @@ from torch import Tensor
 from ..constraints import Vocabulary
 
 LEAST = 0.9
-"""Share of the captioner's tokens that have to map."""
+"""The smallest share of the captioner's tokens that must be in the map."""
 
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """For every token of a captioner the token of a text-only model that adds the same bytes to a text.
+    """For every token of a captioner, the token of a text-only model with the same bytes.
 
     Args:
-        index: id in the text-only model for every id of the captioner, long (V,); −1 where there is none.
+        index: id in the text-only model for every id of the captioner, long (V,); −1 if there is none.
         end: the captioner's end token.
         ends: ids of the text-only model whose probability goes to ``end``: its end tokens, and blanks with a newline.
-        end_input: what the text-only model reads where the captioner wrote its end token.
+        end_input: the id that the text-only model reads for the captioner's end token.
     """
 
     index: Tensor
@@ -32,44 +33,46 @@ class VocabularyMap:
 
     @classmethod
     def between(cls, tokenizer: Any, size: int, other: Any, other_size: int, least: float = LEAST) -> VocabularyMap:
-        """The map from ``tokenizer`` (of the captioner, with ``size`` logits) to ``other`` (of the text-only model).
+        """Create the map from the captioner's tokenizer to that of the text-only model.
+
+        Args:
+            tokenizer: the captioner's tokenizer.
+            size: number of the captioner's logits.
+            other: the text-only model's tokenizer.
+            other_size: number of its logits.
+            least: the smallest share of the captioner's tokens that must be in the map.
 
         Raises:
-            ValueError: less than ``least`` of the captioner's tokens map, or a tokenizer cannot be understood or has
-                no end token.
+            ValueError: fewer tokens are in the map, or the bytes of a tokenizer's tokens are unknown, or it does not
+                have an end token.
         """
-        own, theirs = Vocabulary.of(tokenizer, size), Vocabulary.of(other, other_size)
+        own = Vocabulary.of(tokenizer, size)
+        theirs = Vocabulary.of(other, other_size)
         if not own.ends or not theirs.ends:
             raise ValueError("language-model guidance needs tokenizers with an end token; set eos_token on both")
-        place: dict[bytes, int] = {}
-        for token, text in enumerate(theirs.tokens):
-            if text:
-                place.setdefault(text, token)
-        same = own.tokens == theirs.tokens
-        index = [-1 if not text else token if same else place.get(text, -1) for token, text in enumerate(own.tokens)]
+        index = _same_bytes(own.tokens, theirs.tokens)
         known = [token for token, text in enumerate(own.tokens) if text]
         mapped = sum(index[token] >= 0 for token in known)
         if mapped < least * len(known):
             raise ValueError(
                 f"only {mapped} of the captioner's {len(known)} tokens are tokens of the text-only model "
-                f"({mapped / max(1, len(known)):.0%}; {least:.0%} are needed); use a model whose tokenizer is nearer"
+                f"({mapped / max(1, len(known)):.0%}; {least:.0%} are needed); use a model with a closer tokenizer"
             )
+        # Captions end where a text-only model would start a new line.
         newlines = {token for token, text in enumerate(theirs.tokens) if b"\n" in text and not text.strip()}
-        end = min(own.ends)
         index = [-1 if target in newlines else target for target in index]
         ends = tuple(sorted(theirs.ends | newlines))
-        return cls(torch.tensor(index), end, ends, min(theirs.ends))
+        return cls(torch.tensor(index), min(own.ends), ends, min(theirs.ends))
 
     def inputs(self, ids: Tensor) -> Tensor:
-        """The captioner's token ids as ids of the text-only model; what has none is read as its end token."""
-        index = self.index.to(ids.device)
-        read = index[ids]
-        return torch.where(read < 0, self.end_input, read)
+        """The captioner's token ids as ids of the text-only model; ids that are not in the map become its end token."""
+        mapped = self.index.to(ids.device)[ids]
+        return torch.where(mapped < 0, self.end_input, mapped)
 
     def distribution(self, logits: Tensor) -> Tensor:
         """Next-token log-probabilities (…, V) over the captioner's tokens, from the text-only model's logits (…, V′).
 
-        ``s[end] = logsumexp(s[end], s[newline])`` and ``s[newline] = −inf``; tokens without a partner get −inf.
+        ``s[end] = logsumexp(s[end], s[newline])`` and ``s[newline] = −inf``; tokens that are not in the map get −inf.
         """
         distribution = torch.log_softmax(logits.float(), dim=-1)
         index = self.index.to(logits.device)
@@ -77,3 +80,18 @@ class VocabularyMap:
         ending = distribution[..., torch.tensor(self.ends, device=logits.device)].logsumexp(-1)
         mapped[..., self.end] = ending
         return mapped
+
+
+def _same_bytes(own: Sequence[bytes], theirs: Sequence[bytes]) -> list[int]:
+    """For every token in ``own``, the token in ``theirs`` with the same bytes; −1 if there is none.
+
+    Special tokens, which have no bytes, are never in the map.
+    """
+    if own == theirs:
+        # Several tokens may have the same bytes; each is mapped to itself.
+        return [token if text else -1 for token, text in enumerate(own)]
+    first: dict[bytes, int] = {}
+    for token, text in enumerate(theirs):
+        if text:
+            first.setdefault(text, token)
+    return [first.get(text, -1) for text in own]

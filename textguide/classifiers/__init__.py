@@ -1,4 +1,4 @@
-"""Classifiers of text and rewards: anything that gives numbers for a text, and so can guide a language model."""
+"""Classifiers and rewards: everything that returns numbers for a text and can therefore guide a language model."""
 
 from .base import CausalClassifier, CausalScorer, CausalState, Classifier, Scorer, checked
 from .canvases import CanvasPredictor, EncoderPredictor, FunctionPredictor

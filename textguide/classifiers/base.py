@@ -1,4 +1,4 @@
-"""What every scorer of texts is, and every classifier: texts in, log-probabilities of its classes out."""
+"""The base classes of scorers: a scorer returns numbers for texts, a classifier log-probabilities of its classes."""
 
 from __future__ import annotations
 
@@ -9,68 +9,72 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..support.checks import is_whole_number
+
 FLOOR = -1e4
-"""Nats that take the place of −inf, so that a negative weight times a log-probability stays finite."""
+"""Used instead of −inf (in nats), so that the product of a negative weight and a log-probability is finite."""
 TOLERANCE = 1e-4
-"""How far above 0 a log-probability may lie through rounding."""
+"""Log-probabilities up to this much above 0 are rounding errors."""
 
 
 class Scorer(ABC):
-    """Anything that gives numbers for a text: what a token reweighting asks about candidates.
+    """Base class of everything that returns numbers for a text. Token reweighting scores its candidates with one.
 
     Attributes:
         name: for errors and reports.
-        labels: what the numbers are about, in the order of the columns of :meth:`values`.
-        batch_size: texts that are read at once, where the scorer is a network.
+        labels: a name for each number, in the order of the columns of :meth:`values`.
+        batch_size: number of texts per pass, if the scorer is a network.
     """
 
     name: str
     labels: tuple[str, ...]
     batch_size: int = 64
     what: ClassVar[str]
-    """What it is called in errors."""
+    """The noun for it in error messages."""
 
     @abstractmethod
     def values(self, texts: Sequence[str]) -> Tensor:
-        """Numbers (N, C) in float32 on the CPU, finite, for each of N texts.
+        """Finite numbers (N, C) in float32 on the CPU, for each of N texts.
 
         Raises:
-            ValueError: the answer cannot be one; the message names the scorer and the text.
+            ValueError: the numbers are invalid; the message names the scorer and the text.
         """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values that identify it: its ``kind`` and what it was made from."""
+        """JSON values that identify the scorer: its ``kind`` and what it was made from."""
 
     def continuations(self, prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> list[Tensor]:
         """:meth:`values` of ``prefixes[i] + ending`` for each of ``endings[i]``: tensors (len(endings[i]), C).
 
-        A text that occurs several times, in one row or in many, is read once; texts of like length share a batch.
+        A text that occurs several times, in one row or in several, is read once. Texts of similar lengths share a
+        batch.
 
         Raises:
-            ValueError: the answer cannot be one; see :meth:`values`.
+            ValueError: the numbers are invalid; see :meth:`values`.
         """
         same_rows(prefixes, endings)
         rows = [[prefix + ending for ending in row] for prefix, row in zip(prefixes, endings, strict=True)]
-        places: dict[str, int] = {}
-        for text in (text for row in rows for text in row):
-            places.setdefault(text, len(places))
-        values = in_batches(self, list(places))
-        return [values[torch.tensor([places[text] for text in row], dtype=torch.long)] for row in rows]
+        numbers: dict[str, int] = {}
+        for row in rows:
+            for text in row:
+                numbers.setdefault(text, len(numbers))
+        values = in_batches(self, list(numbers))
+        return [values[torch.tensor([numbers[text] for text in row], dtype=torch.long)] for row in rows]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {', '.join(self.labels)}>"
 
 
 class Classifier(Scorer):
-    """Anything that gives ``log p(class | text)``.
+    """Base class of everything that returns ``log p(class | text)``.
 
     Attributes:
         name: for errors and reports.
         labels: class names, in the order of the columns of :meth:`log_prob`.
-        is_normalized: the probabilities of the classes sum to 1 (a softmax over exclusive classes). False: every
-            class has a probability of its own (a sigmoid for each).
-        batch_size: texts that are read at once, where the classifier is a network.
+        is_normalized: whether the probabilities of the classes sum to 1 (a softmax over exclusive classes). If False,
+            every class has an independent probability (a sigmoid for each).
+        batch_size: number of texts per pass, if the classifier is a network.
     """
 
     is_normalized: bool = True
@@ -91,19 +95,24 @@ class Classifier(Scorer):
             label: the name of the class, in any case, or the number of its column.
 
         Raises:
-            ValueError: there is no such class; the message lists those there are.
+            ValueError: there is no such class; the message lists the classes.
         """
         return column_of(label, self.labels, self.name)
 
 
 def column_of(label: str | int, labels: Sequence[str], name: str) -> int:
-    """The column of a class, as :meth:`Classifier.index` takes it; ``name`` is whose classes ``labels`` are.
+    """The column of a class, as in :meth:`Classifier.index`.
+
+    Args:
+        label: the name of the class, in any case, or the number of its column.
+        labels: the class names.
+        name: the classifier, for errors.
 
     Raises:
-        ValueError: there is no such class; the message lists those there are.
+        ValueError: there is no such class; the message lists the classes.
     """
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(labels):
-        return label
+    if is_whole_number(label) and 0 <= int(label) < len(labels):
+        return int(label)
     if isinstance(label, str):
         if label in labels:
             return labels.index(label)
@@ -112,7 +121,7 @@ def column_of(label: str | int, labels: Sequence[str], name: str) -> int:
             return folded.index(label.casefold())
         if label.isdecimal() and int(label) < len(labels):
             return int(label)
-    raise ValueError(f"{label!r} is no class of {name}; its classes are {', '.join(labels)}")
+    raise ValueError(f"{label!r} is not a class of {name}; its classes are {', '.join(labels)}")
 
 
 class CausalState(ABC):
@@ -123,19 +132,17 @@ class CausalState(ABC):
         """Numbers (r, k, C), of a classifier log-probabilities, after each of ``candidates`` (r, k).
 
         Args:
-            rows: the rows of the batch that are meant, r of them.
-            candidates: token ids (r, k).
-
-        The texts themselves stay as they are.
+            rows: numbers of r rows of the batch.
+            candidates: token ids (r, k). They are not added to the texts.
         """
 
     @abstractmethod
     def current(self, rows: Sequence[int]) -> Tensor:
-        """The same (r, C) for the texts as they are."""
+        """Numbers (r, C) for the current texts of ``rows``."""
 
     @abstractmethod
     def append(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Write one token to each of ``rows``. Other rows may lag behind; a row may be named more than once."""
+        """Append one token to each of ``rows``. Rows may have different lengths, and a row may occur more than once."""
 
     @abstractmethod
     def select(self, index: Sequence[int]) -> None:
@@ -147,7 +154,7 @@ class CausalScorer(Scorer):
 
     @abstractmethod
     def start(self, ids: Sequence[Sequence[int]]) -> CausalState:
-        """A state for texts given as token ids, one sequence a row."""
+        """A state for texts as token ids, one sequence per row."""
 
 
 class CausalClassifier(CausalScorer, Classifier):
@@ -155,19 +162,18 @@ class CausalClassifier(CausalScorer, Classifier):
 
 
 def checked(classifier: Classifier, values: Any, n: int, texts: Sequence[str] | None = None) -> Tensor:
-    """What a classifier returned for ``n`` texts, as float32 log-probabilities (n, C) on the CPU.
+    """The log-probabilities that a classifier returned for ``n`` texts, as float32 (n, C) on the CPU.
 
-    −inf becomes :data:`FLOOR`, values that rounding lifted above 0 become 0.
+    −inf becomes :data:`FLOOR`, and values that are above 0 because of rounding become 0.
 
     Args:
-        classifier: who returned it; errors name it.
+        classifier: the classifier, for errors.
         values: what it returned.
-        n: how many texts it was given.
+        n: number of texts.
         texts: the texts, for errors.
 
     Raises:
-        ValueError: the shape is wrong, there are fewer or more rows than texts, a value is not a number or lies
-            above 0.
+        ValueError: the shape is wrong, there are fewer or more rows than texts, or a value is NaN or above 0.
     """
     result = table(classifier, values, n, texts)
     if n == 0:
@@ -186,24 +192,25 @@ def checked(classifier: Classifier, values: Any, n: int, texts: Sequence[str] | 
         if abs(total[row].item() - 1) > 0.01:
             raise ValueError(
                 f"{who} returned probabilities that sum to {total[row].item():.4g}{_of(texts, row)}; normalise them, "
-                "or set is_normalized=False where each class has a probability of its own"
+                "or set is_normalized=False if each class has an independent probability"
             )
     return result.clamp(FLOOR, 0.0)
 
 
 def table(scorer: Scorer, values: Any, n: int, texts: Sequence[str] | None = None) -> Tensor:
-    """What a scorer returned for ``n`` texts as float32 (n, C) on the CPU.
+    """The numbers that a scorer returned for ``n`` texts, as float32 (n, C) on the CPU.
 
     Args:
-        scorer: who returned it; errors name it.
+        scorer: the scorer, for errors.
         values: what it returned.
-        n: how many texts it was given.
+        n: number of texts.
         texts: the texts, for errors.
 
     Raises:
-        ValueError: the shape is wrong, there are fewer or more rows than texts, or a value is not a number.
+        ValueError: the shape is wrong, there are fewer or more rows than texts, or a value is NaN.
     """
-    who, columns = f"{scorer.what} {scorer.name}", len(scorer.labels)
+    who = f"{scorer.what} {scorer.name}"
+    columns = len(scorer.labels)
     try:
         result = torch.as_tensor(values).detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -223,31 +230,32 @@ def table(scorer: Scorer, values: Any, n: int, texts: Sequence[str] | None = Non
 
 
 def in_batches(scorer: Scorer, texts: Sequence[str]) -> Tensor:
-    """:meth:`Scorer.values` of ``texts`` (N, C) in batches of like length."""
+    """The :meth:`Scorer.values` of ``texts``, (N, C), in batches of similar lengths."""
     values = torch.empty(len(texts), len(scorer.labels))
-    for places in batches([len(text) for text in texts], scorer.batch_size):
-        values[torch.tensor(places)] = scorer.values([texts[place] for place in places])
+    for indices in batches([len(text) for text in texts], scorer.batch_size):
+        values[torch.tensor(indices)] = scorer.values([texts[i] for i in indices])
     return values
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices of texts in batches of at most ``size``, the longest first: if memory runs out, it does so at once."""
+    """Indices of texts in batches of at most ``size``, the longest texts first."""
+    # The longest first: if memory runs out, it does so immediately and not after an hour.
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def same_rows(prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> None:
-    """Raises ValueError unless there is one list of endings for each prefix."""
+    """Raise ValueError unless there is one list of endings for each prefix."""
     if len(prefixes) != len(endings):
-        raise ValueError(f"endings has {len(endings)} rows for {len(prefixes)} prefixes; give one list a prefix")
+        raise ValueError(f"endings has {len(endings)} rows for {len(prefixes)} prefixes; pass one list per prefix")
 
 
 def label_names(labels: Any) -> tuple[str, ...]:
     """Class names as a tuple.
 
     Raises:
-        ValueError: they are not at least two different texts that are not empty.
+        ValueError: there are fewer than two, two are equal, or one is empty.
     """
     names = tuple(labels) if not isinstance(labels, str) else ()
     if len(names) < 2 or len(set(names)) != len(names) or not all(isinstance(x, str) and x for x in names):

@@ -1,7 +1,7 @@
-"""A classifier that reads from left to right in the language model's tokens: candidates share the prefix's cache.
+"""A classifier that reads the language model's tokens from left to right, so that candidates share a prefix's cache.
 
-All candidates of a row are read as one more chunk behind the cached prefix, under a mask that lets each see the
-prefix and itself, at the same position. So a step costs one forward pass of one token a candidate.
+All candidates of a row are read as one chunk after the cached prefix, at the same position, with a mask that lets each
+of them see the prefix and itself. A step therefore costs one forward pass with one token per candidate.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .base import CausalClassifier, CausalScorer, CausalState, batches, checked,
 
 
 class CausalReader(CausalScorer):
-    """A decoder with a linear head on the hidden state of the newest token, whatever the head's outputs mean.
+    """A decoder with a linear head on the hidden state of the newest token. Subclasses interpret the head's outputs.
 
     Args:
         backbone: a transformers decoder without its language-model head; it returns ``last_hidden_state``.
         head: from hidden states (…, H) to outputs (…, K).
-        tokenizer: the tokenizer of the backbone, which must be the language model's too.
-        labels: what the numbers are about.
-        batch_size: texts read at once by :meth:`values`.
+        tokenizer: the tokenizer of the backbone. The guided language model must use the same one.
+        labels: a name for each number.
+        batch_size: number of texts per pass in :meth:`values`.
         name: for errors and reports.
-        source: what identifies the weights, for :meth:`to_dict`.
-        share: read a row's candidates behind one cache. None: where the architecture can, which is tried out once.
-            False: copy the cache for each candidate.
+        source: JSON values that identify the weights, for :meth:`to_dict`.
+        share: whether a row's candidates are read after one shared cache. None: if the architecture supports it, which
+            is tried once. False: the cache is copied for each candidate.
 
     Raises:
         ValueError: the architecture keeps a recurrent state.
@@ -53,16 +53,19 @@ class CausalReader(CausalScorer):
         self.labels = tuple(labels)
         if backbone.config.is_encoder_decoder or caches.has_recurrent_state(backbone):
             raise ValueError(
-                f"{self.what} {self.name}: {type(backbone).__name__} is no decoder with attention alone, so candidates "
-                "cannot share its prefix; use SequenceClassifier, which reads every text whole"
+                f"{self.what} {self.name}: {type(backbone).__name__} is not a decoder with only attention layers, so "
+                "candidates cannot share a cache; use SequenceClassifier, which reads whole texts"
             )
-        self.backbone, self.head, self.tokenizer = backbone.eval(), head, tokenizer
+        self.backbone = backbone.eval()
+        self.head = head
+        self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.source = source or {
             "model": str(getattr(backbone, "name_or_path", "")),
             "weights": heads.digest(*getattr(head, "parameters", tuple)()),
         }
         self.is_sliding = not _crops(caches.new_cache(backbone))
+        # All candidates have the same position, which has to be passed, and are removed from the cache afterwards.
         self.share = False if self.is_sliding or not caches.accepts(backbone, "position_ids") else share
         self.limit = getattr(backbone.config, "max_position_embeddings", None) or 1 << 30
 
@@ -75,7 +78,7 @@ class CausalReader(CausalScorer):
         """Numbers (n, C) of ``n`` texts as float32 on the CPU.
 
         Raises:
-            ValueError: they cannot be what they stand for.
+            ValueError: they are invalid, such as NaN.
         """
 
     def values(self, texts: Sequence[str]) -> Tensor:
@@ -84,19 +87,23 @@ class CausalReader(CausalScorer):
 
     @torch.inference_mode()
     def values_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Numbers (N, C) of texts given as token ids."""
+        """Numbers (N, C) of texts as token ids."""
         values = torch.empty(len(ids), len(self.labels))
-        rows = [self.kept(row) for row in ids]
-        for places in batches([len(row) for row in rows], self.batch_size):
-            values[torch.tensor(places)] = self.outputs(self.hidden([rows[place] for place in places])).cpu()
+        rows = [self.truncated(row) for row in ids]
+        for indices in batches([len(row) for row in rows], self.batch_size):
+            values[torch.tensor(indices)] = self.outputs(self.hidden([rows[i] for i in indices])).cpu()
         return self.checked(values, len(ids))
 
     def start(self, ids: Sequence[Sequence[int]]) -> CausalRows:
-        """A state for texts given as token ids; a text without tokens starts with the tokenizer's first token."""
+        """A state for texts as token ids. An empty text is read as the tokenizer's first token."""
         return CausalRows(self, [list(row) for row in ids])
 
-    def kept(self, ids: Sequence[int], room: int = 0) -> list[int]:
-        """The newest tokens that the model has positions for, ``room`` left over."""
+    def truncated(self, ids: Sequence[int], room: int = 0) -> list[int]:
+        """As many of the newest tokens as the model has positions for, minus ``room``.
+
+        Raises:
+            ValueError: there are no tokens, and the tokenizer has no special token that a text could start with.
+        """
         if not ids:
             for special in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
                 if special is not None:
@@ -105,17 +112,17 @@ class CausalReader(CausalScorer):
         return list(ids[-max(1, self.limit - room) :])
 
     def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states (R, H) of the newest token of each row, read whole."""
+        """Hidden states (R, H) of the newest token of each row, without a cache."""
         return self.states(rows)[:, -1]
 
     def states(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states (R, L, H) of every token of rows that end together."""
+        """Hidden states (R, L, H) of every token; rows are padded on the left."""
         padded, mask = prefill.pad_left(rows, self.backbone.device)
         mask = torch.ones_like(padded) if mask is None else mask
         return self.forward(padded, mask, prefill.position_ids(mask), None)
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Hidden states (R, L, H)."""
+        """Hidden states (R, L, H) of the new tokens ``ids`` (R, L) after those in ``cache``."""
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
         if caches.accepts(self.backbone, "position_ids"):
             arguments["position_ids"] = positions
@@ -126,12 +133,15 @@ class CausalReader(CausalScorer):
 
 
 class CausalSequenceClassifier(CausalReader, CausalClassifier):
-    """A decoder with a linear head on the hidden state of the newest token, which gives the classes' logits.
+    """A decoder with a linear head on the hidden state of the newest token, which returns the classes' logits.
 
     Args:
-        backbone: as for :class:`CausalReader`, as are ``head``, ``tokenizer`` and the options.
+        backbone: as for :class:`CausalReader`.
+        head: as for :class:`CausalReader`.
+        tokenizer: as for :class:`CausalReader`.
         labels: class names.
         activation: ``"softmax"`` or ``"sigmoid"``.
+        **options: as for :class:`CausalReader`.
 
     Raises:
         ValueError: the architecture keeps a recurrent state, or the head does not belong to ``labels``.
@@ -160,14 +170,14 @@ class CausalSequenceClassifier(CausalReader, CausalClassifier):
     def from_model(
         cls, model: Any, tokenizer: Any, *, labels: Sequence[str] | None = None, **options: Any
     ) -> CausalSequenceClassifier:
-        """From a model such as ``LlamaForSequenceClassification``, whose head is called ``score``.
+        """Create the classifier from a model such as ``LlamaForSequenceClassification``, whose head is named ``score``.
 
         Raises:
             ValueError: the model has no such head, or its architecture cannot be used.
         """
         head = getattr(model, "score", None)
         if head is None or model.base_model is model:
-            raise ValueError(f"{type(model).__name__} has no head called 'score'; give backbone and head on their own")
+            raise ValueError(f"{type(model).__name__} has no head named 'score'; pass backbone and head separately")
         options.setdefault("name", str(getattr(model, "name_or_path", "") or type(model).__name__))
         activation = heads.activation_of(model.config, options.pop("activation", None))
         names = labels if labels is not None else heads.labels_of(model.config)
@@ -178,7 +188,7 @@ class CausalSequenceClassifier(CausalReader, CausalClassifier):
         return self.values(texts)
 
     def log_prob_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Log-probabilities (N, C) of texts given as token ids."""
+        """Log-probabilities (N, C) of texts as token ids."""
         return self.values_ids(ids)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,10 +205,10 @@ class CausalSequenceClassifier(CausalReader, CausalClassifier):
 
 
 class CausalRows(CausalState):
-    """The rows of a run: their tokens, and one cache that holds what was read of them.
+    """The rows of a run: their tokens, and one cache of those that were read.
 
     Args:
-        classifier: who reads.
+        classifier: the model that reads them.
         ids: the tokens of each row so far.
     """
 
@@ -259,7 +269,9 @@ class CausalRows(CausalState):
         if self._cache is not None and list(index) != list(range(len(self._read))):
             picked = torch.tensor(list(index), device=self._mask.device, dtype=torch.long)
             caches.select_rows(self._cache, picked)
-            self._mask, self._next, self._last = self._mask[picked], self._next[picked], self._last[picked]
+            self._mask = self._mask[picked]
+            self._next = self._next[picked]
+            self._last = self._last[picked]
             self._read = [self._read[row] for row in index]
 
     def _check(self, rows: Sequence[int]) -> None:
@@ -268,29 +280,46 @@ class CausalRows(CausalState):
                 raise ValueError(f"row {row} does not exist; the state has {len(self.ids)} rows")
 
     def _catch_up(self, rows: Sequence[int]) -> None:
-        """Read what was appended since the last time, if one of ``rows`` needs it."""
-        waiting = [len(ids) - read for ids, read in zip(self.ids, self._read, strict=False)]
-        if self._cache is not None and not any(waiting[row] for row in rows):
+        """Read the tokens that were appended since the last pass, if one of ``rows`` has any."""
+        unread = [len(ids) - read for ids, read in zip(self.ids, self._read, strict=False)]
+        if self._cache is not None and not any(unread[row] for row in rows):
             return
-        classifier = self.classifier
-        most = max(waiting, default=0)
+        if self._must_prefill(unread):
+            # If a text is too long, some room is left, so that its beginning is not cut off again at every step.
+            limit = self.classifier.limit
+            room = max(1, limit // 4)
+            self._prefill([self.classifier.truncated(ids, room if len(ids) >= limit else 0) for ids in self.ids])
+        else:
+            self._read_chunk(unread)
+
+    def _must_prefill(self, unread: Sequence[int]) -> bool:
+        """Whether the cache is missing, or cannot take ``unread`` more tokens of each row."""
+        if self._cache is None:
+            return True
         # Sliding windows count columns of the cache, so that no column may be empty between two tokens.
-        gaps = classifier.is_sliding and len(set(waiting)) > 1
-        full = self._cache is not None and int(self._next.max()) + most >= classifier.limit
-        if self._cache is None or full or gaps:
-            room = max(1, classifier.limit // 4)
-            self._prefill([classifier.kept(ids, room if len(ids) >= classifier.limit else 0) for ids in self.ids])
-            return
+        if self.classifier.is_sliding and len(set(unread)) > 1:
+            return True
+        return int(self._next.max()) + max(unread, default=0) >= self.classifier.limit
+
+    def _read_chunk(self, unread: Sequence[int]) -> None:
+        """Read the last ``unread`` tokens of each row after the cache, padded on the left."""
         device = self._mask.device
-        chunks = [ids[len(ids) - wait :] if wait else [] for ids, wait in zip(self.ids, waiting, strict=True)]
-        ids = torch.tensor([[0] * (most - len(chunk)) + chunk for chunk in chunks], device=device)
-        new = torch.tensor([[0] * (most - len(chunk)) + [1] * len(chunk) for chunk in chunks], device=device)
+        longest = max(unread)
+        chunks = []
+        masks = []
+        for row, count in zip(self.ids, unread, strict=True):
+            padding = [0] * (longest - count)
+            chunks.append(padding + row[len(row) - count :])
+            masks.append(padding + [1] * count)
+        ids = torch.tensor(chunks, device=device)
+        new = torch.tensor(masks, device=device)
         positions = (self._next + new.cumsum(1) - 1).clamp(min=0)
         self._mask = torch.cat([self._mask, new], dim=1)
-        hidden = classifier.forward(ids, self._mask, positions, self._cache)
+        hidden = self.classifier.forward(ids, self._mask, positions, self._cache)
+        # A row without new tokens keeps its hidden state.
         self._last = torch.where(new[:, -1:].bool(), hidden[:, -1], self._last)
         self._next = self._next + new.sum(1, keepdim=True)
-        self._read = [len(ids) for ids in self.ids]
+        self._read = [len(row) for row in self.ids]
 
     def _prefill(self, rows: list[list[int]]) -> None:
         classifier = self.classifier
@@ -302,10 +331,11 @@ class CausalRows(CausalState):
         self._read = [len(ids) for ids in self.ids]
 
     def _shared(self, index: Tensor, candidates: Tensor) -> Tensor:
-        """Candidates (r, k) as one chunk, each of which sees the prefix and itself."""
+        """Numbers of candidates (r, k) that are read as one chunk, each of which sees the prefix and itself."""
         whole = index.tolist() == list(range(len(self.ids)))
         cache = self._cache if whole else caches.copy_rows(self._cache, index)
-        mask, k = self._mask[index], candidates.shape[1]
+        mask = self._mask[index]
+        k = candidates.shape[1]
         dtype = self.classifier.backbone.dtype
         own = torch.eye(k, dtype=torch.bool, device=mask.device).expand(len(index), k, k)
         seen = torch.cat([mask[:, None].bool().expand(-1, k, -1), own], dim=2)[:, None]
@@ -314,18 +344,22 @@ class CausalRows(CausalState):
         try:
             hidden = self.classifier.forward(candidates, bias, positions, cache)
         finally:
+            # The run's own cache must not keep the candidates, also if the pass failed halfway.
             extra = cache.get_seq_length() - mask.shape[1]
             if whole and extra:
                 caches.crop(cache, extra)
         return self.classifier.outputs(hidden)
 
     def _expanded(self, index: Tensor, candidates: Tensor) -> Tensor:
-        """Candidates (r, k), each behind a copy of its row's cache; as many at once as ``batch_size``."""
+        """Numbers of candidates (r, k) that are read after copies of their rows' caches, ``batch_size`` per pass."""
         k = candidates.shape[1]
-        owner, flat = index.repeat_interleave(k), candidates.reshape(-1, 1)
+        row_of = index.repeat_interleave(k)
+        flat = candidates.reshape(-1, 1)
+        size = self.classifier.batch_size
         parts = []
-        for start in range(0, len(flat), self.classifier.batch_size):
-            rows, ids = (values[start : start + self.classifier.batch_size] for values in (owner, flat))
+        for start in range(0, len(flat), size):
+            rows = row_of[start : start + size]
+            ids = flat[start : start + size]
             cache = caches.copy_rows(self._cache, rows)
             mask = F.pad(self._mask[rows], (0, 1), value=1)
             hidden = self.classifier.forward(ids, mask, self._next[rows], cache)
@@ -333,7 +367,7 @@ class CausalRows(CausalState):
         return torch.cat(parts).view(len(index), k, -1)
 
     def _sharing_works(self, index: Tensor, candidates: Tensor) -> bool:
-        """Whether the architecture follows a mask of four dimensions: both ways must agree on a few candidates."""
+        """Whether the architecture supports a mask of four dimensions: both ways must agree on a few candidates."""
         few = candidates[:, :3]
         try:
             shared = self._shared(index, few)

@@ -1,4 +1,4 @@
-"""A linear head on the language model's own hidden states: a causal classifier that weighs a few kilobytes."""
+"""A linear head on the language model's own hidden states: a causal classifier of a few kilobytes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ class Head:
     """
 
     def __init__(self, weights: Tensor, bias: Tensor) -> None:
-        self.weights, self.bias = weights.float(), bias.float()
+        self.weights = weights.float()
+        self.bias = bias.float()
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (…, K) from hidden states (…, H)."""
         if self.weights.device != hidden.device:
-            self.weights, self.bias = self.weights.to(hidden.device), self.bias.to(hidden.device)
+            self.weights = self.weights.to(hidden.device)
+            self.bias = self.bias.to(hidden.device)
         return hidden.float() @ self.weights + self.bias
 
 
 class HeadClassifier(CausalSequenceClassifier):
-    """A frozen language model's hidden state of the newest token, and a linear head on it.
+    """A linear head on a frozen language model's hidden state of the newest token.
 
     Args:
-        model: the language model whose layers are read.
+        model: the language model whose hidden states are used.
         tokenizer: its tokenizer.
         head: the linear head.
         labels: class names.
-        model_name: what :func:`textguide.load` finds the model by.
+        model_name: the name of the model for :func:`textguide.load`.
         **options: as for :class:`CausalSequenceClassifier`.
     """
 
@@ -62,7 +64,7 @@ class HeadClassifier(CausalSequenceClassifier):
 def write_head(
     folder: str | os.PathLike[str], kind: str, reader: Any, settings: dict[str, Any], report: dict[str, Any] | None
 ) -> Path:
-    """Write the head of ``reader``, its model's name and further ``settings`` into a folder."""
+    """Write the head of ``reader``, the name of its model and more ``settings`` into a folder."""
     head: Head = reader.head
     settings = {"model": reader.model_name, "backbone": identity(reader.backbone), **settings}
     tensors = {"weights": head.weights.cpu(), "bias": head.bias.cpu()}
@@ -72,16 +74,21 @@ def write_head(
 def read_head(
     path: str | os.PathLike[str], kind: str, settings: Sequence[str], outputs: int | None, model: Any, tokenizer: Any
 ) -> tuple[dict[str, Any], Head, Any, Any]:
-    """What :func:`write_head` wrote: the description, the head, and the model that it was trained on with its
-    tokenizer.
+    """Read what :func:`write_head` wrote.
 
     Args:
-        settings: names beside the model's own that the description must have.
-        outputs: how many the head has; None: any number.
+        path: the folder.
+        kind: the kind of scorer that it must contain.
+        settings: names that the description must have in addition to those of the model.
+        outputs: number of outputs of the head; None: any number.
         model: see :func:`fitting_model`.
+        tokenizer: see :func:`fitting_model`.
+
+    Returns:
+        The description, the head, and the model that the head was trained on with its tokenizer.
 
     Raises:
-        ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
+        ValueError: the files are damaged, or the head was trained on other weights; the message names the file.
     """
     description, tensors = storage.read(path)
     storage.expect(description, kind, path, ["model", "backbone", *settings])
@@ -92,7 +99,7 @@ def read_head(
 
 
 def identity(backbone: Any) -> str:
-    """Sixteen digits that tell the weights of two models apart, equal in float32 and bfloat16."""
+    """Sixteen digits that identify the weights of a model; the same for float32 and bfloat16."""
     embeddings = backbone.get_input_embeddings().weight[:256].detach().to("cpu", torch.bfloat16)
     last = [p for p in backbone.parameters() if p.dim() == 2][-1][:16].detach().to("cpu", torch.bfloat16)
     digest = hashlib.sha256(backbone.config.model_type.encode())
@@ -104,17 +111,16 @@ def identity(backbone: Any) -> str:
 def load_causal(
     path: str | os.PathLike[str], model: Any = None, tokenizer: Any = None, name: str | None = None
 ) -> HeadClassifier:
-    """The classifier that :meth:`HeadClassifier.save` wrote.
+    """Load a classifier that :meth:`HeadClassifier.save` wrote.
 
     Args:
         path: its folder.
-        model: the language model that is guided: where it is the one the head was trained on, its layers are used
-            and no second model is loaded.
+        model: the guided language model. If the head was trained on it, no second model is loaded.
         tokenizer: its tokenizer.
         name: for errors and reports.
 
     Raises:
-        ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
+        ValueError: the files are damaged, or the head was trained on other weights; the message names the file.
     """
     description, head, model, tokenizer = read_head(path, "causal", (), None, model, tokenizer)
     return HeadClassifier(
@@ -129,17 +135,17 @@ def load_causal(
 
 
 def fitting_model(path: Any, settings: dict[str, Any], weights: Tensor, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """The model that a head was trained on, with its tokenizer: the one that is given, else the one that is named.
+    """The model that a head was trained on, with its tokenizer: ``model`` if it fits, else the one in the settings.
 
     Args:
-        path: where the head lies, for errors.
-        settings: of its description: ``model`` and ``backbone``.
-        weights: of the head, (H, K).
-        model: the language model that is guided, or None.
+        path: the folder of the head, for errors.
+        settings: ``model`` and ``backbone`` of the head's description.
+        weights: the weights of the head, (H, K).
+        model: the guided language model, or None.
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: the named model has other weights.
+        ValueError: the model in the settings has other weights.
     """
     from ..models.loading import load
 
@@ -160,14 +166,14 @@ def _fits(model: Any, weights: Tensor, backbone: str) -> bool:
 def last_states(
     model: Any, tokenizer: Any, texts: Sequence[str], progress: Callable[[int], None] | None = None, size: int = 32
 ) -> Tensor:
-    """Hidden states (N, H) of the newest token of each text, as the classifier will see them."""
+    """Hidden states (N, H) of the newest token of each text, as a :class:`HeadClassifier` computes them."""
     reader = CausalSequenceClassifier(
         model.base_model, lambda hidden: hidden[..., :1], tokenizer, ("a", "b"), name="reader"
     )
-    rows = [reader.kept(tokenizer(text).input_ids) for text in texts]
+    rows = [reader.truncated(tokenizer(text).input_ids) for text in texts]
     values = torch.empty(len(texts), model.base_model.config.hidden_size)
-    for places in batches([len(row) for row in rows], size):
-        values[torch.tensor(places)] = reader.hidden([rows[place] for place in places])
+    for indices in batches([len(row) for row in rows], size):
+        values[torch.tensor(indices)] = reader.hidden([rows[i] for i in indices])
         if progress is not None:
-            progress(len(places))
+            progress(len(indices))
     return values

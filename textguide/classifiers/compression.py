@@ -1,4 +1,4 @@
-"""Nearest neighbours under compression: a classifier that needs nothing but example texts.
+"""Nearest neighbours under compression: a classifier that only needs example texts.
 
 Jiang et al., "Low-resource" text classification: a parameter-free classification method with compressors (Findings
 of ACL 2023).
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import is_whole_number
 from .base import Classifier, checked, label_names
 
 
@@ -22,21 +23,21 @@ class GzipClassifier(Classifier):
     """The examples that compress best together with a text vote for its class.
 
     The distance is the normalised compression distance ``(C(xy) − min(C(x), C(y))) / max(C(x), C(y))`` with the size
-    ``C`` that DEFLATE gives. The ``k`` nearest examples vote with ``exp(−d / temperature)``, and every class gets
-    ``smoothing`` times the strongest vote, so that none has probability 0. Every text is compressed with every
-    example: a few dozen examples are many where 100 candidates are scored a step.
+    ``C`` after DEFLATE. The ``k`` nearest examples vote with ``exp(−d / temperature)``, and every class additionally
+    gets ``smoothing`` times the strongest vote, so that none has probability 0. Every text is compressed together with
+    every example: if 100 candidates are scored per step, a few dozen examples are already slow.
 
     Args:
         texts: example texts.
         classes: the class of each.
         labels: class names in the order of the columns; default: sorted.
-        k: how many neighbours vote.
+        k: number of neighbours that vote.
         temperature: how fast a vote falls with distance.
-        smoothing: what each class gets for nothing, relative to the nearest neighbour's vote.
+        smoothing: the vote that every class gets in addition, relative to the nearest neighbour's vote.
         name: for errors and reports.
 
     Raises:
-        ValueError: an argument cannot work; the message names it.
+        ValueError: an argument is invalid; the message names it.
     """
 
     batch_size = 1024
@@ -53,21 +54,22 @@ class GzipClassifier(Classifier):
         name: str = "gzip",
     ) -> None:
         if len(texts) != len(classes) or not texts:
-            raise ValueError(
-                f"{len(texts)} texts and {len(classes)} classes; give one class for each text, one at least"
-            )
-        if not isinstance(k, int) or not 1 <= k <= len(texts):
-            raise ValueError(f"k={k!r} must lie between 1 and the number of examples ({len(texts)})")
+            raise ValueError(f"{len(texts)} texts and {len(classes)} classes; pass one class per text, at least one")
+        if not is_whole_number(k) or not 1 <= k <= len(texts):
+            raise ValueError(f"k={k!r} must be between 1 and the number of examples ({len(texts)})")
         for field, value in (("temperature", temperature), ("smoothing", smoothing)):
             if not value > 0:
                 raise ValueError(f"{field}={value!r} must be above 0")
         self.labels = label_names(labels if labels is not None else sorted(set(classes)))
-        without = set(self.labels) ^ set(classes)
-        if without:
+        difference = set(self.labels) ^ set(classes)
+        if difference:
             raise ValueError(
-                f"labels={list(self.labels)} and the examples' classes differ in {', '.join(sorted(without))}"
+                f"labels={list(self.labels)} and the examples' classes differ in {', '.join(sorted(difference))}"
             )
-        self.name, self.k, self.temperature, self.smoothing = name, k, temperature, smoothing
+        self.name = name
+        self.k = int(k)
+        self.temperature = temperature
+        self.smoothing = smoothing
         self._examples = [text.encode("utf-8", "surrogatepass") for text in texts]
         self._sizes = [_size(example) for example in self._examples]
         self._classes = [self.labels.index(label) for label in classes]
@@ -95,9 +97,9 @@ class GzipClassifier(Classifier):
     def _votes(self, text: bytes) -> list[float]:
         size = _size(text)
         distances = []
-        for i, (example, other) in enumerate(zip(self._examples, self._sizes, strict=True)):
-            together = _size(text + b" " + example)
-            distances.append(((together - min(size, other)) / max(size, other), i))
+        for i, (example, example_size) in enumerate(zip(self._examples, self._sizes, strict=True)):
+            joint_size = _size(text + b" " + example)
+            distances.append(((joint_size - min(size, example_size)) / max(size, example_size), i))
         nearest = sorted(distances)[: self.k]
         # Relative to the nearest, so that no vote underflows.
         weights = torch.tensor([nearest[0][0] - d for d, _ in nearest], dtype=torch.float64).div(self.temperature).exp()

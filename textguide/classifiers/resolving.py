@@ -1,4 +1,4 @@
-"""Classifiers named in a line of text."""
+"""Finds classifiers by their names, such as ``sentiment`` or ``hf:FOLDER``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class _Spec:
     """One way to name a classifier.
 
     Args:
-        form: how it is written, for errors.
-        load: gets what stands behind the colon (empty: nothing), the language model and its tokenizer.
-        argument: something must stand behind the colon.
+        form: how the name is written, for errors.
+        load: called with the text after the colon (which may be empty), the language model and its tokenizer.
+        argument: whether the name needs a text after the colon.
     """
 
     form: str
@@ -80,7 +80,7 @@ def _zero_shot(argument: str, model: Any, tokenizer: Any) -> Classifier:
     from .zero_shot import ZeroShotClassifier
 
     if model is None or tokenizer is None:
-        raise ValueError(f"classifier 'zero-shot:{argument}' asks the language model, and none was given; name a model")
+        raise ValueError(f"classifier 'zero-shot:{argument}' needs a language model; pass model and tokenizer")
     labels = [label.strip() for label in argument.split(",")]
     return ZeroShotClassifier(model, tokenizer, labels, name=f"zero-shot:{argument}")
 
@@ -103,25 +103,25 @@ SPECS = {
 
 
 def resolve(value: Classifier | str, model: Any = None, tokenizer: Any = None) -> Classifier:
-    """The classifier that ``value`` is or names.
+    """Return ``value`` if it is a classifier, and load the classifier of this name otherwise.
 
     Args:
-        value: a :class:`Classifier`, which comes back as it is; a folder that ``textguide classifier train`` wrote;
-            or one of the forms in ``docs/classifiers.md``, such as ``sentiment``.
-        model: the language model that is guided, where the classifier runs on it.
+        value: a :class:`Classifier`; a folder that ``textguide classifier train`` wrote; or one of the names in
+            ``docs/classifiers.md``, such as ``sentiment``.
+        model: the guided language model, for classifiers that run on it.
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: nothing has that name (the message lists what there is), or it cannot be loaded.
-        MissingExtraError: what it needs is not installed.
+        ValueError: the name is unknown (the message lists the known ones), or the classifier cannot be loaded.
+        MissingExtraError: a package that it needs is not installed.
     """
     if isinstance(value, Classifier):
         return value
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"classifier={value!r} must be a Classifier or a text that names one: {_forms()}")
+        raise ValueError(f"classifier={value!r} must be a Classifier or the name of one: {_forms()}")
     kind, _, argument = value.strip().partition(":")
     spec = SPECS.get(kind)
-    # A folder that is called like a kind is reached as ./kind.
+    # A folder with the name of a kind can be loaded as ./kind.
     if spec is not None:
         if bool(argument) != spec.argument:
             raise ValueError(f"classifier {value!r} must be written {spec.form}")
@@ -145,20 +145,20 @@ RESOLVERS: dict[str, Callable[[Any, Any, Any], Scorer]] = {
     "reward": resolve_reward,
     "value": _value,
 }
-"""What a name stands for, by the kind of scorer that a guidance asks; gets the name, the language model, its
-tokenizer."""
+"""For each kind of scorer, a function that finds one by its name; it is called with the name, the language model and
+its tokenizer."""
 
 
 def load(path: str | Path, model: Any = None, tokenizer: Any = None) -> Classifier:
-    """A classifier from the folder that it was saved in.
+    """Load a classifier from its folder.
 
     Args:
         path: the folder, or one of its files.
-        model: the language model that is guided, which a causal classifier shares if it was trained on it.
+        model: the guided language model; a causal classifier that was trained on it uses it.
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: it holds no classifier, or a damaged one; the message names the file.
+        ValueError: the folder does not contain a classifier, or a damaged one; the message names the file.
     """
     description, _ = storage.read(path)
     kind = description["kind"]
@@ -172,7 +172,7 @@ def load(path: str | Path, model: Any = None, tokenizer: Any = None) -> Classifi
         from .causal_head import load_causal
 
         return load_causal(path, model, tokenizer)
-    raise ValueError(f"{path} holds a classifier of kind {kind!r}; known are linear, embedding and causal")
+    raise ValueError(f"{path} contains a classifier of kind {kind!r}; known are linear, embedding and causal")
 
 
 def _forms() -> str:

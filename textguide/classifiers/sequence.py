@@ -1,4 +1,4 @@
-"""A transformers sequence-classification model, with a tokenizer of its own, read as a classifier."""
+"""A transformers sequence-classification model, with its own tokenizer, as a classifier."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.checks import is_whole_number
 from ..support.errors import ModelUnavailableError
 from . import heads
 from .base import Classifier, batches, beginning, checked, label_names
@@ -18,38 +19,40 @@ from .base import Classifier, batches, beginning, checked, label_names
 class SequenceReader:
     """A transformers model with a head on whole texts, and the tokenizer that it was trained with.
 
-    A text that is too long loses its beginning, so that the newest words are always read; the special tokens stay. A
-    text's outputs are what the model says of it alone, whatever it is batched with.
+    The beginning of a text that is too long is cut off, so that its newest words are always read; special tokens are
+    kept. The outputs for a text do not depend on the other texts of its batch.
 
     Args:
         model: a transformers model that returns ``logits`` (N, K).
         tokenizer: its tokenizer.
-        who: names it in errors.
-        max_length: longest text in tokens; default: what tokenizer and model allow.
-        batch_size: texts read at once; one where model or tokenizer name no padding token.
+        who: its name in errors.
+        max_length: the largest number of tokens in a text; default: as many as tokenizer and model allow.
+        batch_size: number of texts per pass; 1 is used if model or tokenizer do not have a padding token.
 
     Raises:
-        ValueError: ``max_length`` is no positive number.
+        ValueError: ``max_length`` is not a positive number.
     """
 
     def __init__(self, model: Any, tokenizer: Any, who: str, max_length: int | None, batch_size: int) -> None:
-        self.model, self.who = model.eval(), who
+        self.model = model.eval()
+        self.who = who
         self.tokenizer = copy.deepcopy(tokenizer)
-        self.tokenizer.truncation_side, self.tokenizer.padding_side = "left", "right"
+        self.tokenizer.truncation_side = "left"
+        self.tokenizer.padding_side = "right"
         pads = self.tokenizer.pad_token_id is not None and getattr(model.config, "pad_token_id", None) is not None
         self.batch_size = batch_size if pads else 1
         self.max_length = max_length if max_length is not None else _longest(model.config, tokenizer)
-        if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
+        if max_length is not None and not (is_whole_number(max_length) and max_length > 0):
             raise ValueError(f"max_length={max_length!r} must be a positive number of tokens")
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Logits (N, K) of ``texts`` in float32 on the CPU, read in batches of like length."""
+        """Logits (N, K) of ``texts`` in float32 on the CPU, in batches of similar lengths."""
         values = torch.empty(len(texts), self.model.config.num_labels)
         encoded = self._encode(texts) if texts else []
-        for places in batches([len(ids) for ids in encoded], self.batch_size):
-            batch = self.tokenizer.pad({"input_ids": [encoded[place] for place in places]}, return_tensors="pt")
-            values[torch.tensor(places)] = self.model(**batch.to(self.model.device)).logits.float().cpu()
+        for indices in batches([len(ids) for ids in encoded], self.batch_size):
+            batch = self.tokenizer.pad({"input_ids": [encoded[i] for i in indices]}, return_tensors="pt")
+            values[torch.tensor(indices)] = self.model(**batch.to(self.model.device)).logits.float().cpu()
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,21 +76,22 @@ class SequenceReader:
 class SequenceClassifier(Classifier):
     """A transformers model with a classification head.
 
-    A text that is too long loses its beginning, so that the newest words are always read; the special tokens stay.
+    The beginning of a text that is too long is cut off, so that its newest words are always read; special tokens are
+    kept.
 
     Args:
         model: a transformers model that returns ``logits`` (N, K).
         tokenizer: its tokenizer.
         labels: class names; default: those of the model's configuration. A model with one output has two classes,
-            of which the second is the one that the output speaks for.
-        activation: ``"softmax"`` (classes exclude each other) or ``"sigmoid"`` (each class for itself); default: what
-            the model was trained with.
-        max_length: longest text in tokens; default: what tokenizer and model allow.
-        batch_size: texts read at once.
+            and the output is the logit of the second.
+        activation: ``"softmax"`` (exclusive classes) or ``"sigmoid"`` (independent classes); default: the one that the
+            model was trained with.
+        max_length: the largest number of tokens in a text; default: as many as tokenizer and model allow.
+        batch_size: number of texts per pass.
         name: for errors and reports.
 
     Raises:
-        ValueError: labels, activation or length cannot belong to the model.
+        ValueError: labels, activation or length do not match the model.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class SequenceClassifier(Classifier):
         self.read = SequenceReader(model, tokenizer, f"classifier {self.name}", max_length, batch_size)
 
     def log_prob(self, texts: Sequence[str]) -> Tensor:
-        """Log-probabilities (N, C) of ``texts``, read in batches of like length."""
+        """Log-probabilities (N, C) of ``texts``, in batches of similar lengths."""
         return checked(self, heads.log_probabilities(self.read(texts), self.activation), len(texts), texts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,40 +126,40 @@ class SequenceClassifier(Classifier):
 
 
 def load_sequence(source: str, **options: Any) -> SequenceClassifier:
-    """A sequence-classification model from a folder or, by name, from a model hub.
+    """Load a sequence-classification model from a folder or from a model hub.
 
     Args:
-        source: the folder or the name.
+        source: the folder, or the name on the hub.
         **options: as for :class:`SequenceClassifier`.
 
     Raises:
-        ModelUnavailableError: nothing that can be loaded stands there, or it has no trained head.
+        ModelUnavailableError: the model cannot be loaded, or its head is not trained.
     """
     return SequenceClassifier(*load_with_head(source, "classifier"), name=f"hf:{source}", **options)
 
 
 def load_with_head(source: str, what: str) -> tuple[Any, Any]:
-    """A sequence-classification model and its tokenizer.
+    """Load a sequence-classification model and its tokenizer.
 
     Args:
         source: a folder, or a name on a model hub.
-        what: names it in errors: ``classifier``.
+        what: the noun for it in errors, such as ``classifier``.
 
     Raises:
-        ModelUnavailableError: nothing that can be loaded stands there, or it has no trained head.
+        ModelUnavailableError: the model cannot be loaded, or its head is not trained.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # the reader of tokenizer files raises bare ones
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
         reason = " ".join(str(error).split())[:300]
         raise ModelUnavailableError(f"{what} hf:{source} could not be loaded: {reason}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelUnavailableError(
-            f"{what} hf:{source} has no trained weights for {', '.join(missing[:3])}; it is no sequence classifier"
+            f"{what} hf:{source} has no trained weights for {', '.join(missing[:3])}; it is not a sequence classifier"
         )
     return model, tokenizer
 
@@ -163,6 +167,6 @@ def load_with_head(source: str, what: str) -> tuple[Any, Any]:
 def _longest(config: Any, tokenizer: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions and getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        positions -= (config.pad_token_id or 0) + 1  # they count positions from behind the padding token
+        positions -= (config.pad_token_id or 0) + 1  # their positions start after the padding token
     known = [length for length in (positions, tokenizer.model_max_length) if length and length < 1_000_000]
     return min(known) if known else None

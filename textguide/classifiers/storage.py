@@ -1,4 +1,4 @@
-"""Classifiers on disk: a folder with ``classifier.json`` and ``weights.safetensors``, and nothing that runs."""
+"""Classifiers on disk: a folder with ``classifier.json`` and ``weights.safetensors``, without executable code."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def write(
     settings: dict[str, Any],
     report: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a classifier into ``folder``, which is made where it is missing.
+    """Write a classifier into ``folder``, which is created if it does not exist.
 
     Args:
-        folder: where to; a classifier that is there already is replaced.
+        folder: the folder; a classifier in it is replaced.
         kind: linear, embedding, causal or value.
         labels: class names.
         tensors: the weights.
-        settings: what else belongs to the classifier, as JSON.
-        report: how it was trained and what it reached; kept for the reader.
+        settings: other JSON values of the classifier.
+        report: how it was trained and how well it does; only for people.
     """
     from safetensors.torch import save
 
@@ -54,7 +54,7 @@ def write(
         "sha256": hashlib.sha256(data).hexdigest(),
         "report": report or {},
     }
-    # The weights first: a description that does not fit them is seen when they are loaded.
+    # The weights first: if only they are written, loading notices that the description does not match them.
     files.write_bytes(target / WEIGHTS, data)
     files.write_json(target / DESCRIPTION, description)
     return target
@@ -73,22 +73,23 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    given = Path(path)
-    folder = given if given.is_dir() else given.parent
-    refuse_pickle(given)
-    source, weights = folder / DESCRIPTION, folder / WEIGHTS
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    refuse_pickle(path)
+    source = folder / DESCRIPTION
+    weights = folder / WEIGHTS
     try:
         description = json.loads(source.read_text(encoding="utf-8"))
         data = weights.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{folder} holds no saved classifier: {error.filename} cannot be read ({error.strerror})"
+            f"{folder} does not contain a classifier: {error.filename} cannot be read ({error.strerror})"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{source} is no JSON ({error}); train the classifier again") from error
+        raise ValueError(f"{source} is not JSON ({error}); train the classifier again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(
-            f"{source} does not describe a classifier; name a folder that 'textguide classifier train' wrote"
+            f"{source} does not describe a classifier; pass a folder that 'textguide classifier train' wrote"
         )
     if description.get("version") != VERSION:
         raise ValueError(f"{source} has version {description.get('version')!r}, and this textguide reads {VERSION}")
@@ -101,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         tensors = load(data)
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged ({error})") from error
-    if description["kind"] != "value":  # one number, and no classes
+    if description["kind"] != "value":  # it has one number instead of classes
         label_names(description["labels"])
     return description, tensors
 
@@ -112,31 +113,33 @@ def tensor(tensors: dict[str, Tensor], name: str, shape: Sequence[int | None], p
     Raises:
         ValueError: it is missing or has another shape; the message names the file.
     """
-    found = tensors.get(name)
-    if found is None:
-        raise ValueError(f"{path} has no tensor {name!r}; it holds {', '.join(sorted(tensors)) or 'none'}")
-    fits = found.dim() == len(shape) and all(
-        want in (None, have) for want, have in zip(shape, found.shape, strict=True)
+    value = tensors.get(name)
+    if value is None:
+        raise ValueError(f"{path} has no tensor {name!r}; it contains {', '.join(sorted(tensors)) or 'none'}")
+    fits = value.dim() == len(shape) and all(
+        expected in (None, size) for expected, size in zip(shape, value.shape, strict=True)
     )
-    if not fits or not found.is_floating_point():
-        wanted = "×".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{path}: tensor {name!r} has shape {tuple(found.shape)} ({found.dtype}), not {wanted}")
-    if not found.isfinite().all():
-        raise ValueError(f"{path}: tensor {name!r} holds values that are not finite")
-    return found.to(torch.float32)
+    if not fits or not value.is_floating_point():
+        expected_shape = "×".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{path}: tensor {name!r} has shape {tuple(value.shape)} ({value.dtype}), not {expected_shape}"
+        )
+    if not value.isfinite().all():
+        raise ValueError(f"{path}: tensor {name!r} contains values that are not finite")
+    return value.to(torch.float32)
 
 
 def expect(description: dict[str, Any], kind: str, path: Any, settings: Sequence[str]) -> None:
-    """Raises ValueError unless a description is of ``kind`` and has exactly these ``settings``."""
+    """Raise ValueError unless a description is of ``kind`` and has exactly these ``settings``."""
     if description["kind"] != kind:
-        raise ValueError(f"{path} holds a classifier of kind {description['kind']!r}, not {kind!r}")
-    found = description["settings"]
-    if not isinstance(found, dict) or set(found) != set(settings):
-        raise ValueError(f"{path}: settings {found!r} are not those of a {kind} classifier ({', '.join(settings)})")
+        raise ValueError(f"{path} contains a classifier of kind {description['kind']!r}, not {kind!r}")
+    values = description["settings"]
+    if not isinstance(values, dict) or set(values) != set(settings):
+        raise ValueError(f"{path}: settings {values!r} are not those of a {kind} classifier ({', '.join(settings)})")
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises ValueError where ``path`` is a pickle: loading one runs whatever code it holds."""
+    """Raise ValueError if ``path`` is a pickle, since loading one runs the code that it contains."""
     if not path.is_file():
         return
     with path.open("rb") as stream:
@@ -144,7 +147,7 @@ def refuse_pickle(path: Path) -> None:
     is_pickle = start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
     if is_pickle or path.suffix.lower() in PICKLES:
         raise ValueError(
-            f"classifier {path} is a pickle, or may hold one, and loading it would run the code inside; load it "
-            "yourself where you trust it and pass EstimatorClassifier(estimator), or train one that is saved as "
+            f"classifier {path} is a pickle, or may contain one, and loading it would run the code inside; if you "
+            "trust it, load it yourself and pass EstimatorClassifier(estimator), or train one that is saved as "
             "safetensors with 'textguide classifier train'"
         )

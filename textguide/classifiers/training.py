@@ -1,4 +1,4 @@
-"""Fitting classifiers on labelled texts, and measuring them."""
+"""Trains classifiers on labelled texts, and measures them."""
 
 from __future__ import annotations
 
@@ -45,21 +45,44 @@ def read_examples(
     header: bool | None = None,
     names: Sequence[str] | None = None,
 ) -> Examples:
-    """Labelled texts from a tab-separated file, or a comma-separated one that ends in ``.csv``.
+    """Read labelled texts from a tab-separated file, or from a comma-separated one if its name ends in ``.csv``.
 
     Args:
         path: the file, in UTF-8. Quotes are part of the text in a tab-separated file.
         text_column: the column of the texts, by number from 0 or by its name in the header.
         label_column: the column of the labels.
-        header: the first line names the columns; None: where a column is given by name, or where the first line's
-            label does not occur again.
+        header: whether the first line has the names of the columns. None: it does if a column is passed by name, or if
+            the first line's label does not occur again.
         names: names that replace the labels, in the order of :attr:`Examples.classes`.
 
     Raises:
-        ValueError: the file cannot be read, a column is missing, there are fewer than two classes, or ``names`` are
-            not as many as the classes.
+        ValueError: the file cannot be read, a column is missing, there are fewer than two classes, or ``names`` does
+            not have one name per class.
     """
     source = Path(path)
+    rows = _read_rows(source)
+    by_name = isinstance(text_column, str) or isinstance(label_column, str)
+    if header is False and by_name:
+        raise ValueError(f"text_column={text_column!r} and label_column={label_column!r} need a header in {source}")
+    text_number = _column_number(source, rows[0], text_column)
+    label_number = _column_number(source, rows[0], label_column)
+    _check_widths(source, rows, max(text_number, label_number))
+    labels = [row[label_number].strip() for row in rows]
+    if header is None:
+        header = by_name or labels[0] not in labels[1:]
+    first = 1 if header else 0
+    texts = [row[text_number] for row in rows]
+    examples = Examples(tuple(texts[first:]), tuple(labels[first:]))
+    if "" in examples.labels:
+        raise ValueError(f"{source} has a row without a label in column {label_column!r}")
+    if len(examples.classes) < 2:
+        raise ValueError(
+            f"{source} has {len(examples.classes)} class(es) in column {label_column!r}; at least two are needed"
+        )
+    return examples if names is None else _renamed(source, examples, names)
+
+
+def _read_rows(source: Path) -> list[list[str]]:
     try:
         with source.open(encoding="utf-8-sig", newline="") as stream:
             if source.suffix.lower() == ".csv":
@@ -69,53 +92,39 @@ def read_examples(
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text") from error
     except (OSError, csv.Error) as error:
-        raise ValueError(
-            f"{source} cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{source} cannot be read ({reason}); check the path") from error
     if not rows:
         raise ValueError(f"{source} is empty; write a text and its label on each line, with a tab between them")
-    by_name = isinstance(text_column, str) or isinstance(label_column, str)
-    if header is False and by_name:
-        raise ValueError(f"text_column={text_column!r} and label_column={label_column!r} need a header in {source}")
-    first = rows[0]
-    text_at, label_at = (_column(source, first, column) for column in (text_column, label_column))
-    for number, row in enumerate(rows, 1):
-        if len(row) <= max(text_at, label_at):
-            raise ValueError(
-                f"{source}, row {number}: {len(row)} columns, and column {max(text_at, label_at)} is asked for "
-                "(columns count from 0)"
-            )
-    if header is None:
-        header = by_name or all(row[label_at].strip() != first[label_at].strip() for row in rows[1:])
-    rows = rows[1:] if header else rows
-    labels = [row[label_at].strip() for row in rows]
-    texts = [row[text_at] for row in rows]
-    examples = Examples(tuple(texts), tuple(labels))
-    if "" in labels:
-        raise ValueError(f"{source} has a row without a label in column {label_column!r}")
-    if len(examples.classes) < 2:
-        raise ValueError(
-            f"{source} has {len(examples.classes)} class(es) in column {label_column!r}; two are needed at least"
-        )
-    if names is None:
-        return examples
-    if len(names) != len(examples.classes) or len(set(names)) != len(names):
-        raise ValueError(
-            f"labels={list(names)!r} must be one name for each of {', '.join(examples.classes)} in {source}"
-        )
-    renamed = dict(zip(examples.classes, names, strict=True))
-    return Examples(examples.texts, tuple(renamed[label] for label in labels))
+    return rows
 
 
-def _column(source: Path, first: Sequence[str], column: str | int) -> int:
+def _column_number(source: Path, first: Sequence[str], column: str | int) -> int:
     if isinstance(column, int):
         if not 0 <= column < len(first):
-            raise ValueError(f"{source} has {len(first)} columns and none with number {column} (columns count from 0)")
+            raise ValueError(f"{source} has {len(first)} columns and no column {column} (columns count from 0)")
         return column
     stripped = [name.strip() for name in first]
     if column not in stripped:
         raise ValueError(f"{source} has no column {column!r}; its header has {', '.join(stripped)}")
     return stripped.index(column)
+
+
+def _check_widths(source: Path, rows: Sequence[Sequence[str]], largest: int) -> None:
+    for number, row in enumerate(rows, 1):
+        if len(row) <= largest:
+            raise ValueError(
+                f"{source}, row {number} has {len(row)} columns and no column {largest} (columns count from 0)"
+            )
+
+
+def _renamed(source: Path, examples: Examples, names: Sequence[str]) -> Examples:
+    if len(names) != len(examples.classes) or len(set(names)) != len(names):
+        raise ValueError(
+            f"labels={list(names)!r} must be one name for each of {', '.join(examples.classes)} in {source}"
+        )
+    name_of = dict(zip(examples.classes, names, strict=True))
+    return Examples(examples.texts, tuple(name_of[label] for label in examples.labels))
 
 
 def targets(examples: Examples, labels: Sequence[str]) -> Tensor:
@@ -124,11 +133,11 @@ def targets(examples: Examples, labels: Sequence[str]) -> Tensor:
     Raises:
         ValueError: an example has a class that is not among them.
     """
-    place = {label: i for i, label in enumerate(labels)}
+    columns = {label: i for i, label in enumerate(labels)}
     unknown = sorted(set(examples.labels) - set(labels))
     if unknown:
         raise ValueError(f"the examples have classes {', '.join(unknown)}, the classifier {', '.join(labels)}")
-    return torch.tensor([place[label] for label in examples.labels])
+    return torch.tensor([columns[label] for label in examples.labels])
 
 
 def train_linear(
@@ -144,8 +153,8 @@ def train_linear(
     Args:
         examples: labelled texts.
         labels: class names in the order of the columns; default: as in ``examples.classes``.
-        features: which features a text has.
-        strength: inverse of the L2 penalty (scikit-learn's ``C``); larger fits the examples more closely.
+        features: the features of a text.
+        strength: inverse of the L2 penalty (scikit-learn's ``C``); a larger one fits the examples more closely.
         name: for errors and reports.
 
     Raises:
@@ -155,29 +164,31 @@ def train_linear(
     sklearn_linear = _sklearn("linear_model")
     features = features or Features()
     names = tuple(labels) if labels is not None else examples.classes
-    goal = _goal(examples, names, strength)
-    fitted = sklearn_linear.LogisticRegression(C=strength, max_iter=1000)
-    fitted.fit(_matrix(examples.texts, features), goal.numpy())
-    weights = torch.from_numpy(fitted.coef_.T.copy()).float().half().float()  # as they will be saved
-    bias = torch.from_numpy(fitted.intercept_.copy()).float()
+    columns = _checked_targets(examples, names, strength)
+    regression = sklearn_linear.LogisticRegression(C=strength, max_iter=1000)
+    regression.fit(_matrix(examples.texts, features), columns.numpy())
+    # Rounded to half precision, as in the saved file, so that a loaded classifier equals this one.
+    weights = torch.from_numpy(regression.coef_.T.copy()).float().half().float()
+    bias = torch.from_numpy(regression.intercept_.copy()).float()
     return LinearClassifier(weights, bias, names, features, name=name)
 
 
 def train_head(vectors: Tensor, examples: Examples, names: Sequence[str], strength: float) -> tuple[Tensor, Tensor]:
     """Weights (H, K) and bias (K,) of a logistic regression on ``vectors`` (N, H).
 
-    The vectors are standardised while fitting, and the scaling is folded into the weights.
+    The regression is fitted on standardised vectors, and the standardisation becomes part of the weights.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
         ValueError: ``strength`` is not above 0, or a class has no example.
     """
-    goal = _goal(examples, names, strength)
-    mean, deviation = vectors.double().mean(0), vectors.double().std(0).clamp(min=1e-6)
-    fitted = _sklearn("linear_model").LogisticRegression(C=strength, max_iter=2000)
-    fitted.fit(((vectors.double() - mean) / deviation).numpy(), goal.numpy())
-    weights = torch.from_numpy(fitted.coef_.T.copy()) / deviation[:, None]
-    bias = torch.from_numpy(fitted.intercept_.copy()) - mean @ weights
+    columns = _checked_targets(examples, names, strength)
+    mean = vectors.double().mean(0)
+    deviation = vectors.double().std(0).clamp(min=1e-6)
+    regression = _sklearn("linear_model").LogisticRegression(C=strength, max_iter=2000)
+    regression.fit(((vectors.double() - mean) / deviation).numpy(), columns.numpy())
+    weights = torch.from_numpy(regression.coef_.T.copy()) / deviation[:, None]
+    bias = torch.from_numpy(regression.intercept_.copy()) - mean @ weights
     return weights.float(), bias.float()
 
 
@@ -189,7 +200,7 @@ def train_embedding(
     strength: float = 0.1,
     name: str = "embedding",
 ) -> Any:
-    """Fit an :class:`~textguide.classifiers.EmbeddingClassifier`: a head on an encoder that stays as it is.
+    """Fit an :class:`~textguide.classifiers.EmbeddingClassifier`: a head on a frozen encoder.
 
     Args:
         examples: labelled texts.
@@ -201,7 +212,7 @@ def train_embedding(
     from .embedding import EmbeddingClassifier
 
     names = tuple(labels) if labels is not None else examples.classes
-    _goal(examples, names, strength)
+    _checked_targets(examples, names, strength)  # before the texts are read, which takes long
     weights, bias = train_head(encoder(examples.texts), examples, names, strength)
     return EmbeddingClassifier(encoder, weights, bias, names, name=name)
 
@@ -217,13 +228,13 @@ def train_causal(
     name: str = "causal",
     progress: Callable[[int], None] | None = None,
 ) -> Any:
-    """Fit a :class:`~textguide.classifiers.HeadClassifier`: a head on a language model that stays as it is.
+    """Fit a :class:`~textguide.classifiers.HeadClassifier`: a head on a frozen language model.
 
     Args:
         examples: labelled texts.
         model: the language model.
         tokenizer: its tokenizer.
-        model_name: what :func:`textguide.load` finds the model by when the head is loaded.
+        model_name: the name of the model, by which :func:`textguide.load` finds it when the head is loaded.
         labels: class names in the order of the columns; default: as in ``examples.classes``.
         strength: inverse of the L2 penalty on standardised hidden states.
         name: for errors and reports.
@@ -232,22 +243,22 @@ def train_causal(
     from .causal_head import Head, HeadClassifier, last_states
 
     names = tuple(labels) if labels is not None else examples.classes
-    _goal(examples, names, strength)
+    _checked_targets(examples, names, strength)  # before the texts are read, which takes long
     weights, bias = train_head(last_states(model, tokenizer, examples.texts, progress), examples, names, strength)
     return HeadClassifier(model, tokenizer, Head(weights, bias), names, model_name=model_name, name=name)
 
 
-def _goal(examples: Examples, names: Sequence[str], strength: float) -> Tensor:
+def _checked_targets(examples: Examples, names: Sequence[str], strength: float) -> Tensor:
     if not strength > 0:
         raise ValueError(f"strength={strength!r} must be above 0")
-    goal = targets(examples, names)
-    if len(goal.unique()) != len(names):
-        raise ValueError(f"some of the classes {', '.join(names)} have no example; they all need one")
-    return goal
+    columns = targets(examples, names)
+    if len(columns.unique()) != len(names):
+        raise ValueError(f"some of the classes {', '.join(names)} have no example; add one for each class")
+    return columns
 
 
 def _matrix(texts: Sequence[str], features: Features) -> Any:
-    """Counts (N, buckets) of the distinct features of each text, sparse."""
+    """Sparse counts (N, buckets) of the distinct features of each text."""
     import numpy
     from scipy import sparse
 
@@ -271,13 +282,13 @@ def _matrix(texts: Sequence[str], features: Features) -> Any:
 
 @dataclass(frozen=True)
 class Report:
-    """How well a classifier does on labelled texts.
+    """Measures of a classifier on labelled texts.
 
     Args:
         n: number of texts.
-        accuracy: share whose class is the most probable one.
+        accuracy: share of the texts whose class is the most probable one.
         log_loss: mean of −log p(class), in nats.
-        ece: expected calibration error: mean distance between confidence and accuracy over fifteen equal bins.
+        ece: expected calibration error: mean distance between confidence and accuracy in fifteen equal bins.
         classes: for each class its precision, recall, F1 and number of texts.
     """
 
@@ -294,27 +305,49 @@ def evaluate(classifier: Classifier, examples: Examples) -> Report:
     Raises:
         ValueError: a text has a class that the classifier does not know.
     """
-    goal = targets(examples, classifier.labels)
+    truth = targets(examples, classifier.labels)
     distribution = in_batches(classifier, examples.texts).double()
     if not classifier.is_normalized:
         distribution = distribution.log_softmax(1)
     confidence, guess = distribution.exp().max(1)
-    right = guess == goal
-    classes = {}
-    for i, label in enumerate(classifier.labels):
-        hits = int((right & (goal == i)).sum())
-        said, are = int((guess == i).sum()), int((goal == i).sum())
-        precision, recall = hits / said if said else 0.0, hits / are if are else 0.0
-        f1 = 2 * hits / (said + are) if said + are else 0.0
-        classes[label] = {"precision": precision, "recall": recall, "f1": f1, "n": are}
-    bins = (confidence * 15).long().clamp(max=14)
-    ece = sum(
-        abs(right[bins == i].double().mean().item() - confidence[bins == i].mean().item()) * int((bins == i).sum())
-        for i in bins.unique().tolist()
+    correct = guess == truth
+    n = len(truth)
+    return Report(
+        n=n,
+        accuracy=correct.double().mean().item(),
+        log_loss=-distribution.gather(1, truth[:, None]).mean().item(),
+        ece=_calibration_error(confidence, correct) / n,
+        classes={label: _class_measures(truth == i, guess == i) for i, label in enumerate(classifier.labels)},
     )
-    loss = -distribution.gather(1, goal[:, None]).mean().item()
-    n = len(goal)
-    return Report(n, right.double().mean().item(), loss, ece / n, classes)
+
+
+def _class_measures(true: Tensor, predicted: Tensor) -> dict[str, float]:
+    """Precision, recall, F1 and number of texts of a class.
+
+    Args:
+        true: whether each text has the class, (N,).
+        predicted: whether the classifier predicts it, (N,).
+    """
+    hits = int((true & predicted).sum())
+    n_true = int(true.sum())
+    n_predicted = int(predicted.sum())
+    return {
+        "precision": hits / n_predicted if n_predicted else 0.0,
+        "recall": hits / n_true if n_true else 0.0,
+        "f1": 2 * hits / (n_predicted + n_true) if n_predicted + n_true else 0.0,
+        "n": n_true,
+    }
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """The sum over all texts of the distance between confidence and accuracy in the text's bin."""
+    bins = (confidence * 15).long().clamp(max=14)
+    total = 0.0
+    for number in bins.unique().tolist():
+        inside = bins == number
+        distance = abs(correct[inside].double().mean().item() - confidence[inside].mean().item())
+        total += distance * int(inside.sum())
+    return total
 
 
 def _sklearn(module: str) -> Any:

@@ -1,4 +1,4 @@
-"""A value head: what a text is worth that goes on from here, read off the language model's own hidden states."""
+"""A value head: the expected reward of a prefix, computed from the language model's own hidden states."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..support.checks import one_of
 from . import heads
 from .base import CausalScorer, Scorer, table
 from .causal import CausalReader
@@ -20,15 +21,15 @@ KINDS = (LINEAR, PROBABILITY)
 
 
 class ValueHead(CausalReader):
-    """The value of a beginning: the mean of a reward over the texts that the model would make of it.
+    """The value of a prefix: the mean of a reward over the model's continuations of it.
 
     Args:
-        model: the language model whose hidden states are read.
+        model: the language model whose hidden states are used.
         tokenizer: its tokenizer.
         head: a linear head with one output.
-        kind: ``linear``: the output is the expected reward. ``probability``: its logistic function is the probability
-            of an attribute, and the value the logarithm of that.
-        model_name: what :func:`textguide.load` finds the model by.
+        kind: ``linear``: the output is the expected reward. ``probability``: the logistic function of the output is the
+            probability of an attribute, and the value is its logarithm.
+        model_name: the name of the model for :func:`textguide.load`.
         **options: as for :class:`CausalReader`.
     """
 
@@ -37,25 +38,25 @@ class ValueHead(CausalReader):
     def __init__(
         self, model: Any, tokenizer: Any, head: Head, kind: str = LINEAR, *, model_name: str, **options: Any
     ) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+        one_of("kind", kind, KINDS)
         options.setdefault("name", "value")
         weights = heads.digest(head.weights, head.bias)
         options.setdefault("source", {"model": model_name, "weights": weights, "activation": kind})
         super().__init__(model.base_model, head, tokenizer, ("value",), **options)
-        self.kind, self.model_name = kind, model_name
+        self.kind = kind
+        self.model_name = model_name
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Values (…, 1) from hidden states (…, H)."""
-        found: Tensor = self.head(hidden).float()
-        return found if self.kind == LINEAR else F.logsigmoid(found)
+        values: Tensor = self.head(hidden).float()
+        return values if self.kind == LINEAR else F.logsigmoid(values)
 
     def checked(self, values: Tensor, n: int) -> Tensor:
-        """Values (n, 1), which must be numbers; beyond what a reward may be they are cut off."""
+        """Values (n, 1), which must not be NaN, limited to the range of rewards."""
         return table(self, values, n).clamp(-LARGEST, LARGEST)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind and what identifies the weights."""
+        """The kind and the identity of the weights."""
         return {"kind": "value", **self.source}
 
     def save(self, folder: str | os.PathLike[str], report: dict[str, Any] | None = None) -> Path:
@@ -66,31 +67,35 @@ class ValueHead(CausalReader):
 def load_value(
     path: str | os.PathLike[str], model: Any = None, tokenizer: Any = None, name: str | None = None
 ) -> ValueHead:
-    """The head that :meth:`ValueHead.save` wrote.
+    """Load a head that :meth:`ValueHead.save` wrote.
 
     Args:
         path: its folder.
-        model: the language model that is guided: where it is the one the head was trained on, its layers are used
-            and no second model is loaded.
+        model: the guided language model. If the head was trained on it, no second model is loaded.
         tokenizer: its tokenizer.
         name: for errors and reports.
 
     Raises:
-        ValueError: the files are damaged, or the head belongs to other weights; the message names the file.
+        ValueError: the files are damaged, or the head was trained on other weights; the message names the file.
     """
     description, head, model, tokenizer = read_head(path, "value", ["activation"], 1, model, tokenizer)
     settings = description["settings"]
     return ValueHead(
-        model, tokenizer, head, settings["activation"], model_name=settings["model"],
-        name=name or Path(path).name, source={"sha256": description["sha256"]},
-    )  # fmt: skip
+        model,
+        tokenizer,
+        head,
+        settings["activation"],
+        model_name=settings["model"],
+        name=name or Path(path).name,
+        source={"sha256": description["sha256"]},
+    )
 
 
 def resolve_value(value: Any, model: Any = None, tokenizer: Any = None) -> Scorer:
-    """The value head that ``value`` is, or whose folder it names; any scorer that reads from left to right will do.
+    """Return ``value`` if it is a scorer that reads from left to right, and load it from its folder otherwise.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``value`` is neither.
     """
     if isinstance(value, CausalScorer):
         return value

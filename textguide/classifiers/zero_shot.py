@@ -1,4 +1,4 @@
-"""A language model as the judge: which of a few words would it write next?"""
+"""A language model as a classifier: which of a few words would it generate next?"""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ TEMPLATE = 'Text: "{text}"\nQuestion: Which word describes the text best, {label
 
 
 class ZeroShotClassifier(Classifier):
-    """``log p(class | text)`` from what a language model would write behind a question about the text.
+    """``log p(class | text)`` from a language model's answer to a question about the text.
 
-    The log-probabilities of the label words behind the template are normalised over the labels. Where some word has
-    more than one token, every word counts with its mean over tokens.
+    The log-probabilities of the label words after the template are normalised over the labels. If a word has more than
+    one token, the mean over its tokens is used for all words. Tokens that all texts of a batch start with, such as the
+    beginning of the template and a shared prefix, are read once.
 
     Args:
-        model: a decoder-only language model, such as the one that is guided.
+        model: a decoder-only language model, such as the guided one.
         tokenizer: its tokenizer.
         labels: class names.
-        words: what the model would write for each class; default: a blank and the label.
-        template: holds ``{text}``, and may hold ``{labels}`` (the words, joined with "or").
-        batch_size: texts read at once.
+        words: the answer for each class; default: a blank and the label.
+        template: must contain ``{text}``, and may contain ``{labels}`` (the words, joined with "or").
+        batch_size: number of texts per pass.
         name: for errors and reports.
 
-    What all texts of a batch begin with, the template's head and a prefix that they share, is read once.
-
     Raises:
-        ValueError: the template lacks ``{text}``, two classes have the same word, or the model is no decoder.
+        ValueError: the template lacks ``{text}``, two classes have the same word, or the model is not a decoder.
     """
 
     def __init__(
@@ -50,15 +49,18 @@ class ZeroShotClassifier(Classifier):
         self.labels = label_names(labels)
         self.words = tuple(words) if words is not None else tuple(f" {label}" for label in self.labels)
         if template.count("{text}") != 1:
-            raise ValueError(f"template={template!r} must hold {{text}} once")
+            raise ValueError(f"template={template!r} must contain {{text}} once")
         if model.config.is_encoder_decoder:
-            raise ValueError(f"classifier {name}: {type(model).__name__} is no decoder-only language model")
-        self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
+            raise ValueError(f"classifier {name}: {type(model).__name__} is not a decoder-only language model")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.batch_size = batch_size
         self.template = template.replace("{labels}", _either(self.words))
         self._words = [tuple(tokenizer(word, add_special_tokens=False).input_ids) for word in self.words]
         if len(self._words) != len(self.labels) or len(set(self._words)) != len(self._words) or not all(self._words):
             raise ValueError(
-                f"words={list(self.words)} must give different tokens for each of {', '.join(self.labels)}"
+                f"words={list(self.words)} must have different tokens for each of {', '.join(self.labels)}"
             )
 
     @torch.inference_mode()
@@ -67,17 +69,17 @@ class ZeroShotClassifier(Classifier):
         values = torch.empty(len(texts), len(self.labels))
         head, tail = self.template.split("{text}")
         prompts = [list(self.tokenizer(head + text + tail).input_ids) for text in texts]
-        for places in batches([len(prompt) for prompt in prompts], self.batch_size):
-            values[torch.tensor(places)] = self._judge([prompts[place] for place in places])
+        for indices in batches([len(prompt) for prompt in prompts], self.batch_size):
+            values[torch.tensor(indices)] = self._word_log_probs([prompts[i] for i in indices])
         return checked(self, values, len(texts), texts)
 
     def continuations(self, prefixes: Sequence[str], endings: Sequence[Sequence[str]]) -> list[Tensor]:
-        """As :meth:`Classifier.continuations`, a row at a time, so that its texts share the prefix."""
+        """See :meth:`Classifier.continuations`. A row is read at a time, so that its texts share the prefix."""
         same_rows(prefixes, endings)
-        return [
-            super(ZeroShotClassifier, self).continuations([p], [row])[0]
-            for p, row in zip(prefixes, endings, strict=True)
-        ]
+        values = []
+        for prefix, row in zip(prefixes, endings, strict=True):
+            values += super().continuations([prefix], [row])
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """The kind, the model's name, the words and a digest of the template."""
@@ -89,31 +91,30 @@ class ZeroShotClassifier(Classifier):
             "template": hashlib.sha256(self.template.encode()).hexdigest()[:16],
         }
 
-    def _judge(self, prompts: list[list[int]]) -> Tensor:
-        """Log-probabilities (n, C) of the label words behind ``prompts``."""
-        # A sequence for each word, without its last token; words of one token share the bare prompt.
-        wanted = [[(*prompt, *word[:-1]) for word in self._words] for prompt in prompts]
-        unique = list(dict.fromkeys(tuple(sequence) for row in wanted for sequence in row))
+    def _word_log_probs(self, prompts: list[list[int]]) -> Tensor:
+        """Log-probabilities (n, C) of the label words after ``prompts``, normalised over the words."""
+        # One sequence per word, without its last token; for words of one token it is only the prompt.
+        sequences = [[(*prompt, *word[:-1]) for word in self._words] for prompt in prompts]
+        unique = list(dict.fromkeys(sequence for row in sequences for sequence in row))
         longest = max(len(word) for word in self._words)
         logp = dict(zip(unique, self._tails(unique, longest), strict=True))
         scores = torch.empty(len(prompts), len(self._words), dtype=torch.float64)
-        for i, row in enumerate(wanted):
+        for i, row in enumerate(sequences):
             for j, (sequence, word) in enumerate(zip(row, self._words, strict=True)):
                 distribution = logp[sequence][-len(word) :].double()
-                scores[i, j] = distribution.gather(1, torch.tensor(word)[:, None]).sum() / (
-                    len(word) if longest > 1 else 1
-                )
+                # Equals the sum if all words have one token.
+                scores[i, j] = distribution.gather(1, torch.tensor(word)[:, None]).sum() / len(word)
         return scores.log_softmax(1).float()
 
     def _tails(self, sequences: list[tuple[int, ...]], keep: int) -> list[Tensor]:
-        """Log-probabilities (keep, V) behind each of the last ``keep`` tokens of each sequence."""
+        """Next-token log-probabilities (keep, V) after each of the last ``keep`` tokens of each sequence."""
         shared = _common(sequences, keep)
         if shared and not caches.has_recurrent_state(self.model):
             rows, _ = prefill.read_prompts(self.model, [sequences[0][:shared]], self.model.device)
             rows.select(torch.zeros(len(sequences), dtype=torch.long, device=self.model.device))
             rest = [sequence[shared:] for sequence in sequences]
             width = max(len(part) for part in rest)
-            # Padding on the right is never seen by what stands before it.
+            # Tokens do not see padding on their right.
             ids = torch.tensor([[*part, *([0] * (width - len(part)))] for part in rest], device=self.model.device)
             logits = rows.forward(ids, keep=width)
             picked = [row[len(part) - keep : len(part)] for row, part in zip(logits, rest, strict=True)]
@@ -126,8 +127,10 @@ class ZeroShotClassifier(Classifier):
 
 
 def _common(sequences: Sequence[tuple[int, ...]], keep: int) -> int:
-    """How many tokens all sequences begin with, so that ``keep`` tokens of each are left."""
-    first, last = min(sequences), max(sequences)
+    """The number of tokens that all sequences start with, if at least ``keep`` other tokens of each are left."""
+    # In sorted order, the first and the last differ the most.
+    first = min(sequences)
+    last = max(sequences)
     most = min(len(sequence) for sequence in sequences) - keep
     shared = 0
     while shared < most and first[shared] == last[shared]:

@@ -41,24 +41,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from dataclasses import replace
 
-    from ..playground import serving
-    from ..playground.asking import Rules
-    from ..playground.limits import Limits
+    from ..playground import launch
+    from ..serving.limits import Limits
+    from ..serving.rules import Rules
+    from ..serving.sockets import address, listen
 
     if not 0 <= arguments.port < 65536:
         raise ValueError(f"--port {arguments.port} must lie between 0 and 65535")
     if arguments.runs < 1:
         raise ValueError(f"--runs {arguments.runs} must be 1 or more")
     options.extra_model_names(arguments)
-    with serving.listen(arguments.host, arguments.port) as sock:
-        address = serving.address(arguments.host, sock)
+    with listen(arguments.host, arguments.port) as sock:
+        page = address(arguments.host, sock)
         print(f"loading {arguments.model}", flush=True)
         model, tokenizer = options.load(arguments)
-        models = serving.loaded(arguments.model, (model, tokenizer), options.extra_models(arguments, model))
+        models = launch.load_models(arguments.model, (model, tokenizer), options.extra_models(arguments, model))
         sock.listen(128)  # a browser that comes before the server is up waits, and is not turned away
         rules = Rules(replace(Limits(), runs=arguments.runs), tuple(arguments.allow))
-        print(f"the playground is at {address} (Ctrl-C ends it)", flush=True)
+        print(f"the playground is at {page} (Ctrl-C ends it)", flush=True)
         if arguments.open:
-            threading.Timer(0.5, webbrowser.open, (address,)).start()
-        serving.serve(models, rules, arguments.host, sock)
+            threading.Timer(0.5, webbrowser.open, (page,)).start()
+        launch.serve(models, rules, arguments.host, sock)
     return 0

@@ -39,15 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
     parsed = server.parse(arguments.model, arguments.options)
     pages = {}
     if parsed.playground:
-        from ..playground import serving
+        from ..playground import launch
 
-        pages["/playground"] = serving.beside(arguments.model, parsed.host or "")
+        pages["/playground"] = launch.mounted_page(arguments.model, parsed.host or "")
     server.serve(parsed, pages)
     return 0
 
 
 def _canvases(model: str, options: Sequence[str]) -> int:
-    from ..diffusion.serving import starting
+    from ..diffusion.serving import launch
 
     parser = Parser(prog="textguide serve --diffusion MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
@@ -87,5 +87,5 @@ def _canvases(model: str, options: Sequence[str]) -> int:
     for name in ("max_runs", "max_canvas", "max_prompt", "max_particles"):
         if getattr(parsed, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name)}: give 1 or more")
-    starting.serve_canvases(model, further, parsed)
+    launch.serve_canvases(model, further, parsed)
     return 0

@@ -3,7 +3,8 @@
 from .after import After
 from .base import Constraint, Session, UnsatisfiableError
 from .combine import AllOf, AnyOf, Not
-from .documents import Call, Grammar, JSONSchema
+from .grammars import Grammar
+from .json_schema import Call, JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
 from .smiles import SMILES

@@ -1,4 +1,4 @@
-"""Free text first, the form afterwards."""
+"""Free text first, then a constraint."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ import torch
 from torch import Tensor
 
 from .base import Constraint, Session
-from .predicate import whole_characters
+from .utf8 import whole_characters
 from .vocabulary import Vocabulary
 
 REGEX = "regex:"
-MANY = 500
-"""Tokens that may end a trigger; where there are more, those that are proposed are asked about, and not all of them."""
+MAX_CHECKED = 500
+"""Tokens that may end a trigger. If there are more, no mask is made, and only the tokens that are proposed are
+checked."""
 
 
 @dataclass(frozen=True)
 class After(Constraint):
-    """Texts that are free up to a trigger, and satisfy a constraint behind it: first thoughts, then the answer in form.
+    """Texts that are free up to a trigger, and satisfy a constraint after it: first reasoning, then a formatted answer.
 
-    The form begins where the trigger ends for the first time. A text without the trigger is no member, so that none
-    ends before it; how likely the model itself was to end there counts in the weights, as with every constraint.
+    The constraint applies from the end of the first occurrence of the trigger. A text without the trigger is not a
+    member, so no text ends before it; the probability that the model would have ended there counts in the weights, as
+    with every constraint.
 
     Args:
-        trigger: a text such as ``"</think>"``; ``"regex:PATTERN"``, which ends where a match of it ends for the first
-            time; or a function from the text so far to whether the form begins behind it.
-        constraint: of what stands behind it.
+        trigger: a text such as ``"</think>"``; ``"regex:PATTERN"``, which ends at the first place where a match ends;
+            or a function from the text so far to whether the constraint starts here.
+        constraint: for the text after the trigger.
 
     Raises:
-        ValueError: ``trigger`` is empty or cannot be used, or ``constraint`` is none.
+        ValueError: ``trigger`` is empty or cannot be used, or ``constraint`` is not a constraint.
 
     Example:
         >>> AWRS(After("</think>", JSONSchema(schema)))  # or AWRS(JSONSchema(schema), after="</think>")
@@ -51,7 +53,7 @@ class After(Constraint):
 
     def to_dict(self) -> dict[str, Any]:
         trigger: Any = self.trigger
-        if not isinstance(trigger, str):  # which cannot be made again from its name
+        if not isinstance(trigger, str):  # a description only: a function cannot be built from its name
             trigger = {"function": getattr(trigger, "__qualname__", repr(trigger))}
         return {"kind": self.kind, "trigger": trigger, "constraint": self.constraint.to_dict()}
 
@@ -63,30 +65,33 @@ class After(Constraint):
 
     def completion(self, text: bytes) -> bytes | None:
         if not isinstance(self.trigger, str) or self.trigger.startswith(REGEX):
-            return None  # nobody knows what a function waits for
+            return None  # no guess is possible for a function or a pattern
         trigger = self.trigger.encode()
         at = text.find(trigger)
-        behind = self.constraint.completion(text[at + len(trigger) :] if at >= 0 else b"")
-        return behind if behind is None or at >= 0 else trigger + behind
+        if at >= 0:
+            return self.constraint.completion(text[at + len(trigger) :])
+        rest = self.constraint.completion(b"")
+        return None if rest is None else trigger + rest
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        # Behind the trigger no space is left out.
+        # A leading space is only dropped at the start of the whole text, not after the trigger.
         inner = self.constraint.start(replace(vocabulary, drops_leading_space=False))
         return AfterSession(trigger_of(self.trigger), inner, vocabulary)
 
 
 Trigger = Callable[[bytes, int], "int | None"]
-"""Where a trigger ends for the first time in a text, behind the first so many bytes, in which it does not; or None."""
+"""Where a trigger first ends in a text, or None. The number of leading bytes that do not contain it is passed as well,
+so that they are not searched again."""
 
 
 def trigger_of(value: Any) -> Trigger:
-    """What finds a trigger.
+    """The function that finds a trigger.
 
     Raises:
-        ValueError: it is empty, no pattern, or nothing that can be found.
+        ValueError: ``value`` is empty, not a valid pattern, or not a trigger.
     """
     if callable(value):
-        return lambda text, known: _first(text, known, lambda seen: _asked(value, seen))
+        return lambda text, searched: _first_end(text, searched, lambda prefix: _call(value, prefix))
     if not isinstance(value, str) or not value.removeprefix(REGEX):
         raise ValueError(f"after={value!r} must be a text, 'regex:PATTERN', or a function from a text to True or False")
     if not value.startswith(REGEX):
@@ -94,25 +99,25 @@ def trigger_of(value: Any) -> Trigger:
     try:
         pattern = re.compile(f"(?:{value.removeprefix(REGEX)})\\Z")
     except re.error as error:
-        raise ValueError(f"after={value!r} is no pattern: {error}") from None
+        raise ValueError(f"after={value!r} is not a valid pattern: {error}") from None
     if pattern.search(""):
-        raise ValueError(f"after={value!r} matches the empty text, so that nothing would stand before the form")
-    return lambda text, known: _first(text, known, lambda seen: pattern.search(seen) is not None)
+        raise ValueError(f"after={value!r} matches the empty text, so there would be no free text; change the pattern")
+    return lambda text, searched: _first_end(text, searched, lambda prefix: pattern.search(prefix) is not None)
 
 
-def _first(text: bytes, known: int, ends: Callable[[str], bool]) -> int | None:
-    """The first place behind ``known``, between characters, at which ``ends`` holds of the text before."""
-    for at in range(known + 1, len(text) + 1):
+def _first_end(text: bytes, searched: int, is_end: Callable[[str], bool]) -> int | None:
+    """The first position after ``searched``, between characters, for which ``is_end`` holds of the text before it."""
+    for at in range(searched + 1, len(text) + 1):
         parts = whole_characters(text[:at])
-        if parts is not None and not parts[1] and ends(parts[0]):
+        if parts is not None and not parts[1] and is_end(parts[0]):
             return at
     return None
 
 
-def _asked(function: Callable[[str], bool], text: str) -> bool:
+def _call(function: Callable[[str], bool], text: str) -> bool:
     answer = function(text)
     if not isinstance(answer, bool):
-        raise ValueError(f"after={function!r} gave {answer!r} for {text[-40:]!r}; it must give True or False")
+        raise ValueError(f"after={function!r} returned {answer!r} for {text[-40:]!r}; it must return True or False")
     return answer
 
 
@@ -122,30 +127,41 @@ class Literal:
 
     text: bytes
 
-    def __call__(self, text: bytes, known: int) -> int | None:
-        at = text.find(self.text, max(0, known - len(self.text) + 1))
+    def __call__(self, text: bytes, searched: int) -> int | None:
+        at = text.find(self.text, max(0, searched - len(self.text) + 1))
         return None if at < 0 else at + len(self.text)
 
 
 class AfterSession(Session):
-    """One text: free, and from the place where the trigger ends on under a session."""
+    """One text: free up to the end of the trigger, then under another session.
+
+    Args:
+        trigger: finds the trigger.
+        inner: the session for the text after the trigger.
+        vocabulary: what each token adds.
+        text: the bytes written so far.
+        begin: where the trigger ends in ``text``; None if it is not there yet.
+    """
 
     def __init__(
         self, trigger: Trigger, inner: Session, vocabulary: Vocabulary, text: bytes = b"", begin: int | None = None
     ) -> None:
         self.text = text
-        self._trigger, self._inner, self._vocabulary, self._begin = trigger, inner, vocabulary, begin
+        self._trigger = trigger
+        self._inner = inner
+        self._vocabulary = vocabulary
+        self._begin = begin
 
     @property
     def calls(self) -> int:
         return self._inner.calls
 
     def is_prefix(self, text: bytes) -> bool:
-        begin = self._where(text)
+        begin = self._trigger_end(text)
         return begin is None or self._inner.is_prefix(text[begin:])
 
     def is_complete(self, text: bytes) -> bool:
-        begin = self._where(text)
+        begin = self._trigger_end(text)
         return begin is not None and self._inner.is_complete(text[begin:])
 
     def mask(self) -> Tensor | None:
@@ -153,45 +169,61 @@ class AfterSession(Session):
             return self._inner.mask()
         if not isinstance(self._trigger, Literal):
             return None
-        free, inside, by_overlap = _candidates(self._vocabulary, self._trigger.text)
-        mask = free.clone()
         trigger = self._trigger.text
-        for size, tokens in by_overlap.items():
-            inside = [*inside, *tokens] if self.text.endswith(trigger[:size]) else inside
-        if len(inside) > MANY:
+        candidates = _trigger_tokens(self._vocabulary, trigger)
+        ending = list(candidates.containing)
+        for size, tokens in candidates.completing.items():
+            if self.text.endswith(trigger[:size]):
+                ending += tokens
+        if len(ending) > MAX_CHECKED:
             return None
-        for token in inside:
+        mask = candidates.free.clone()
+        for token in ending:
             mask[token] = self.is_prefix(self.text + self._vocabulary.tokens[token])
         return mask
 
     def write(self, text: bytes) -> None:
         whole = self.text + text
-        begin = self._where(whole)
+        begin = self._trigger_end(whole)
         if self._begin is not None:
             self._inner.write(text)
         elif begin is not None:
             self._inner.write(whole[begin:])
-        self.text, self._begin = whole, begin
+        self.text = whole
+        self._begin = begin
 
     def fork(self) -> AfterSession:
         return AfterSession(self._trigger, self._inner.fork(), self._vocabulary, self.text, self._begin)
 
-    def _where(self, text: bytes) -> int | None:
+    def _trigger_end(self, text: bytes) -> int | None:
         if not text.startswith(self.text):
             return self._trigger(text, 0)
         return self._trigger(text, len(self.text)) if self._begin is None else self._begin
 
 
+@dataclass(frozen=True)
+class _TriggerTokens:
+    """The tokens of a vocabulary by what they do to a trigger.
+
+    Args:
+        free: tokens with bytes that are not end tokens, bool (V,).
+        containing: tokens that contain the trigger.
+        completing: tokens that start with the rest of the trigger after so many of its bytes, by that number.
+    """
+
+    free: Tensor
+    containing: list[int]
+    completing: dict[int, list[int]]
+
+
 @lru_cache(maxsize=8)
-def _candidates(vocabulary: Vocabulary, trigger: bytes) -> tuple[Tensor, list[int], dict[int, list[int]]]:
-    """Tokens that add something; those that hold the trigger; those that end it behind so many of its first bytes."""
-    free = torch.tensor(
-        [bool(token) and number not in vocabulary.ends for number, token in enumerate(vocabulary.tokens)]
+def _trigger_tokens(vocabulary: Vocabulary, trigger: bytes) -> _TriggerTokens:
+    numbered = list(enumerate(vocabulary.tokens))
+    completing = {}
+    for size in range(1, len(trigger)):
+        completing[size] = [number for number, token in numbered if token.startswith(trigger[size:])]
+    return _TriggerTokens(
+        free=torch.tensor([bool(token) and number not in vocabulary.ends for number, token in numbered]),
+        containing=[number for number, token in numbered if trigger in token],
+        completing=completing,
     )
-    inside = [number for number, token in enumerate(vocabulary.tokens) if trigger in token]
-    rests = {size: trigger[size:] for size in range(1, len(trigger))}
-    by_overlap = {
-        size: [number for number, token in enumerate(vocabulary.tokens) if token.startswith(rest)]
-        for size, rest in rests.items()
-    }
-    return free, inside, by_overlap

@@ -11,14 +11,16 @@ from .vocabulary import Vocabulary
 
 
 class UnsatisfiableError(ValueError):
-    """No text at all satisfies a constraint, or none that the vocabulary can write."""
+    """No text satisfies a constraint, or the vocabulary cannot write one that does."""
 
 
 class Constraint(ABC):
-    """A set of byte strings, as a value: a frozen dataclass that holds no tokenizer and no state.
+    """A set of byte strings, its members, as a value: a frozen dataclass without tokenizer and without state.
 
-    A constraint is *prefix-closed*: once a text is no prefix of any member, nothing that continues it is one.
-    Subclasses have a ``kind``, which registers them for JSON.
+    A constraint works on prefixes: a text is a *prefix* if it is a member or some continuation of it is one. If a text
+    is not a prefix, neither is anything that continues it.
+
+    A subclass defines ``kind``, which registers it for JSON.
     """
 
     kind: ClassVar[str]
@@ -31,38 +33,43 @@ class Constraint(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: ``kind`` and every field."""
+        """The constraint as plain JSON values: ``kind`` and every field."""
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Constraint:
-        """The constraint with these fields, as :meth:`to_dict` gave them (without ``kind``)."""
+        """Build the constraint from the fields that :meth:`to_dict` returned, without ``kind``."""
         return cls(**values)
 
     def regular(self) -> str | None:
-        """The set as one terminal of the engine's grammars, where it is regular; else None. Regular sets combine
-        exactly."""
+        """The constraint as one terminal of llguidance's Lark grammars; None if it is not regular.
+
+        Regular constraints can be combined exactly: union, intersection and complement of terminals are terminals.
+        """
         return None
 
     def completion(self, text: bytes) -> bytes | None:
-        """A guess at a short way to complete ``text`` to a member, not always right; None where there is none."""
+        """Guess a short continuation that makes ``text`` a member.
+
+        Returns:
+            The continuation, which may be wrong: callers check it. None if no guess is possible.
+        """
         return None
 
     @abstractmethod
     def start(self, vocabulary: Vocabulary) -> Session:
-        """A session in front of the first token. What is costly (compiling) is done once for a vocabulary.
+        """Start a session before the first token. Compilation is cached per vocabulary.
 
         Raises:
             UnsatisfiableError: nothing satisfies the constraint.
-            ValueError: the constraint cannot be used; the message names what it has that no engine does.
+            ValueError: no engine supports the constraint; the message names the unsupported part.
         """
 
 
 class Session(ABC):
-    """One text under one constraint: which tokens may come next.
+    """One text under one constraint: decides which tokens may come next.
 
     Attributes:
         text: the bytes written so far.
-        calls: how often the constraint itself was asked, forks included (they share the counter).
     """
 
     text: bytes
@@ -71,33 +78,41 @@ class Session(ABC):
     @property
     @abstractmethod
     def calls(self) -> int:
-        """Number of constraint evaluations so far in this session and all its forks."""
+        """Number of evaluations of the constraint so far, in this session and all its forks."""
 
     @abstractmethod
     def is_prefix(self, text: bytes) -> bool:
-        """Whether ``text`` can be continued to a member (or is one)."""
+        """Whether ``text``, counted from the start, is a member or can be continued to one."""
 
     @abstractmethod
     def is_complete(self, text: bytes) -> bool:
-        """Whether ``text`` is a member, so that an end token may follow."""
+        """Whether ``text``, counted from the start, is a member, so that an end token may follow."""
 
     def mask(self) -> Tensor | None:
-        """The tokens that may come next, bool (V,) with the end tokens where the text is complete; None: unknown,
-        ask :meth:`is_prefix` and :meth:`is_complete`."""
+        """The tokens that may come next, bool (V,); end tokens are True if the text is complete.
+
+        Returns:
+            None if the mask is not known; then call :meth:`is_prefix` and :meth:`is_complete` instead.
+        """
         return None
 
     def advance(self, token: int) -> None:
-        """Write ``token``, which must be allowed and no end token."""
+        """Write ``token``, which must be allowed and must not be an end token."""
         self.write(self._vocabulary.bytes_of(token))
 
     @abstractmethod
     def write(self, text: bytes) -> None:
-        """Write bytes behind the text, a token or a part of one.
+        """Append bytes to the text: a token, or a part of one.
 
         Raises:
-            ValueError: they are not allowed.
+            ValueError: the bytes are not allowed there.
         """
 
     @abstractmethod
     def fork(self) -> Session:
-        """An independent session at the same place."""
+        """An independent session with the same text."""
+
+
+def not_allowed(added: bytes, text: bytes) -> ValueError:
+    """The error of :meth:`Session.write` for bytes that are not allowed after ``text``."""
+    return ValueError(f"text={added!r} is not allowed after {text[-40:]!r}")

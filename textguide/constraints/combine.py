@@ -1,4 +1,4 @@
-"""Constraints made of constraints."""
+"""Constraints made of other constraints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import engines, llguidance_engine
+from . import engines
 from .base import Constraint, Session, UnsatisfiableError
 from .combined_sessions import AllOfSession, AnyOfSession
+from .engines import llguidance_engine
 from .vocabulary import Vocabulary
 
+LABEL_LENGTH = 200
+"""Characters of a constraint's repr in error messages."""
 
-class _Several(Constraint, ABC):
-    """What :class:`AnyOf` and :class:`AllOf` share."""
+
+class _Combination(Constraint, ABC):
+    """The common part of :class:`AnyOf` and :class:`AllOf`."""
 
     constraints: tuple[Constraint, ...]
     operator: ClassVar[str]
@@ -23,7 +27,7 @@ class _Several(Constraint, ABC):
         if len(constraints) == 1 and isinstance(constraints[0], Sequence):
             constraints = tuple(constraints[0])
         if not constraints:
-            raise ValueError(f"constraints=() of {type(self).__name__} holds nothing; give one at least")
+            raise ValueError(f"constraints=() of {type(self).__name__} is empty; pass at least one constraint")
         for number, constraint in enumerate(constraints):
             if not isinstance(constraint, Constraint):
                 raise ValueError(f"constraints[{number}]={constraint!r} must be a constraint such as Regex('a')")
@@ -45,21 +49,23 @@ class _Several(Constraint, ABC):
         return f"({self.operator.join(f'({part})' for part in parts)})"
 
     def _regular_session(self, vocabulary: Vocabulary) -> Session | None:
+        """A session with exact masks, if every part is regular."""
         terminal = self.regular()
         if terminal is None:
             return None
-        return engines.session(f"constraints={self!r}"[:200], llguidance_engine.terminal(terminal), vocabulary)
+        label = f"constraints={self!r}"[:LABEL_LENGTH]
+        return engines.llguidance_session(label, llguidance_engine.terminal(terminal), vocabulary)
 
 
 @dataclass(frozen=True, init=False)
-class AnyOf(_Several):
-    """Texts that satisfy one constraint at least. Exact, whatever the constraints are.
+class AnyOf(_Combination):
+    """Texts that satisfy at least one constraint. Exact for all constraints.
 
     Args:
         *constraints: the constraints, or one list of them.
 
     Raises:
-        ValueError: there are none, or one is no constraint.
+        ValueError: there are none, or one of them is not a constraint.
     """
 
     constraints: tuple[Constraint, ...]
@@ -68,39 +74,40 @@ class AnyOf(_Several):
     operator = " | "
 
     def completion(self, text: bytes) -> bytes | None:
-        guesses = [guess for part in self.constraints if (guess := part.completion(text)) is not None]
-        return min(guesses, key=len, default=None)
+        guesses = [part.completion(text) for part in self.constraints]
+        return min((guess for guess in guesses if guess is not None), key=len, default=None)
 
     def start(self, vocabulary: Vocabulary) -> Session:
         session = self._regular_session(vocabulary)
         if session is not None:
             return session
-        branches, reasons = [], []
+        parts = []
+        reasons = []
         for constraint in self.constraints:
             try:
-                branches.append(constraint.start(vocabulary))
+                parts.append(constraint.start(vocabulary))
             except UnsatisfiableError as error:
                 reasons.append(str(error))
-        if not branches:
+        if not parts:
             raise UnsatisfiableError(f"constraints of AnyOf: nothing satisfies any of them: {'; '.join(reasons)}")
-        return AnyOfSession(b"", tuple(branches), tuple(branches), vocabulary)
+        return AnyOfSession(b"", tuple(parts), tuple(parts), vocabulary)
 
 
 @dataclass(frozen=True, init=False)
-class AllOf(_Several):
+class AllOf(_Combination):
     """Texts that satisfy every constraint.
 
-    Exact where all of them are regular (:class:`Regex`, and :class:`AnyOf`, :class:`AllOf`, :class:`Not` of such). For
-    others no engine knows whether two sets share a text behind a given prefix: a prefix is then what every constraint
-    takes for one, which is necessary and not sufficient. A text may come to a place where no token is left; that
-    particle is dead, and its weight 0, so that what is sampled is right all the same.
+    Exact if all of them are regular (:class:`Regex`, and :class:`AnyOf`, :class:`AllOf`, :class:`Not` of these). For
+    other constraints, no engine knows whether two sets share a text that starts with a given prefix. A text then counts
+    as a prefix if every constraint accepts it as one, which is necessary but not sufficient. A text may therefore reach
+    a point where no token is allowed; that particle is given up with weight 0, so the samples are still correct.
 
     Args:
-        *constraints: the constraints, or one list of them; cheap ones first, for the later ones are asked about what
-            the earlier ones accept.
+        *constraints: the constraints, or one list of them. Put cheap ones first: later ones are only evaluated for
+            texts that the earlier ones accept.
 
     Raises:
-        ValueError: there are none, or one is no constraint.
+        ValueError: there are none, or one of them is not a constraint.
     """
 
     constraints: tuple[Constraint, ...]
@@ -114,23 +121,24 @@ class AllOf(_Several):
             return session
         regular = [constraint for constraint in self.constraints if constraint.regular() is not None]
         others = [constraint for constraint in self.constraints if constraint.regular() is None]
-        together = [AllOf(*regular), *others] if regular else others
-        session = AllOfSession(b"", tuple(constraint.start(vocabulary) for constraint in together), vocabulary)
+        parts = [AllOf(*regular), *others] if regular else others
+        session = AllOfSession(b"", tuple(constraint.start(vocabulary) for constraint in parts), vocabulary)
         mask = session.mask()
         if mask is not None and not mask.any():
-            raise UnsatisfiableError(f"{self!r}"[:200] + " cannot be used: nothing satisfies all of its constraints")
+            label = f"{self!r}"[:LABEL_LENGTH]
+            raise UnsatisfiableError(f"{label} cannot be used: nothing satisfies all of its constraints")
         return session
 
 
 @dataclass(frozen=True)
 class Not(Constraint):
-    """Texts, in UTF-8, that do not satisfy a constraint.
+    """UTF-8 texts that do not satisfy a constraint.
 
-    Only where that is regular: the prefixes of what is left are then known. Of a grammar, a schema or a function nobody
-    can say whether some continuation falls outside it.
+    The constraint must be regular, because the prefixes of the complement are only known then. For a grammar, a schema
+    or a function it is undecidable whether some continuation falls outside of it.
 
     Args:
-        constraint: a :class:`Regex`, or :class:`AnyOf`, :class:`AllOf`, :class:`Not` of such.
+        constraint: a :class:`Regex`, or :class:`AnyOf`, :class:`AllOf`, :class:`Not` of these.
 
     Raises:
         ValueError: the constraint is not regular.
@@ -145,9 +153,9 @@ class Not(Constraint):
             raise ValueError(f"constraint={self.constraint!r} must be a constraint such as Regex('a')")
         if self.constraint.regular() is None:
             raise ValueError(
-                f"constraint={type(self.constraint).__name__} cannot be negated: which texts can still leave it is "
-                "decidable for regular expressions alone; for a function write Predicate(lambda text: True, "
-                "lambda text: not function(text)), for a Regex that needs backtracking Regex(r'(?s)(?!(?:…)\\Z).*')"
+                f"constraint={type(self.constraint).__name__} cannot be negated: this is only decidable for regular "
+                "expressions; for a function write Predicate(lambda text: True, lambda text: not function(text)), for "
+                "a Regex that needs backtracking Regex(r'(?s)(?!(?:…)\\Z).*')"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,4 +173,5 @@ class Not(Constraint):
     def start(self, vocabulary: Vocabulary) -> Session:
         terminal = self.regular()
         assert terminal is not None
-        return engines.session(f"{self!r}"[:200], llguidance_engine.terminal(terminal), vocabulary)
+        label = f"{self!r}"[:LABEL_LENGTH]
+        return engines.llguidance_session(label, llguidance_engine.terminal(terminal), vocabulary)

@@ -1,63 +1,76 @@
-"""One text under several sessions at once."""
+"""Sessions on several other sessions.
+
+Not in :mod:`combine`, which builds any kind of constraint from JSON: SQL has such a session and would import it back.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Session
+from .base import Session, not_allowed
 from .vocabulary import Vocabulary
 
 
 class AnyOfSession(Session):
-    """The branches that are alive advance; those that are not stay where they died, and answer all the same."""
+    """One text under several sessions, at least one of which must accept it.
+
+    Args:
+        text: the bytes written so far.
+        parts: all sessions. One that no longer accepts the text stays where it stopped; it still answers questions
+            about texts that do not continue the written one, and its calls count.
+        alive: the sessions that accept the text.
+        vocabulary: what each token adds.
+    """
 
     def __init__(
-        self, text: bytes, every: tuple[Session, ...], alive: tuple[Session, ...], vocabulary: Vocabulary
+        self, text: bytes, parts: tuple[Session, ...], alive: tuple[Session, ...], vocabulary: Vocabulary
     ) -> None:
         self.text = text
-        self._every = every  # for the count, and for questions about texts elsewhere
+        self._parts = parts
         self._alive = alive
         self._vocabulary = vocabulary
 
     @property
     def calls(self) -> int:
-        return sum(session.calls for session in self._every)
+        return sum(session.calls for session in self._parts)
 
     def is_prefix(self, text: bytes) -> bool:
-        return any(session.is_prefix(text) for session in self._asked(text))
+        return any(session.is_prefix(text) for session in self._candidates(text))
 
     def is_complete(self, text: bytes) -> bool:
-        return any(session.is_complete(text) for session in self._asked(text))
+        return any(session.is_complete(text) for session in self._candidates(text))
 
     def mask(self) -> Tensor | None:
-        mask: Tensor | None = None
+        union: Tensor | None = None
         for session in self._alive:
-            part = session.mask()
-            if part is None:
+            mask = session.mask()
+            if mask is None:
                 return None
-            mask = part if mask is None else mask | part
-        return mask
+            union = mask if union is None else union | mask
+        return union
 
     def write(self, text: bytes) -> None:
         whole = self.text + text
         alive = tuple(session for session in self._alive if session.is_prefix(whole))
         if not alive:
-            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
+            raise not_allowed(text, self.text)
         for session in alive:
             session.write(text)
-        self.text, self._alive = whole, alive
+        self.text = whole
+        self._alive = alive
 
     def fork(self) -> AnyOfSession:
-        forks = {id(session): session.fork() for session in self._every}
+        forks = {id(session): session.fork() for session in self._parts}
         alive = tuple(forks[id(session)] for session in self._alive)
         return AnyOfSession(self.text, tuple(forks.values()), alive, self._vocabulary)
 
-    def _asked(self, text: bytes) -> tuple[Session, ...]:
-        return self._alive if text.startswith(self.text) else self._every
+    def _candidates(self, text: bytes) -> tuple[Session, ...]:
+        """The sessions that may accept ``text``."""
+        return self._alive if text.startswith(self.text) else self._parts
 
 
 class AllOfSession(Session):
-    """One text under several sessions at once; the first ones are asked first."""
+    """One text under several sessions, all of which must accept it; the first ones are called first."""
 
     def __init__(self, text: bytes, parts: tuple[Session, ...], vocabulary: Vocabulary) -> None:
         self.text = text
@@ -75,17 +88,17 @@ class AllOfSession(Session):
         return all(session.is_complete(text) for session in self._parts)
 
     def mask(self) -> Tensor | None:
-        mask: Tensor | None = None
+        intersection: Tensor | None = None
         for session in self._parts:
-            part = session.mask()
-            if part is None:
+            mask = session.mask()
+            if mask is None:
                 return None
-            mask = part if mask is None else mask & part
-        return mask
+            intersection = mask if intersection is None else intersection & mask
+        return intersection
 
     def write(self, text: bytes) -> None:
         if not self.is_prefix(self.text + text):
-            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
+            raise not_allowed(text, self.text)
         for session in self._parts:
             session.write(text)
         self.text += text

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import codecs
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any
 
+from ..support.checks import flag, one_of
 from .base import Constraint, Session, UnsatisfiableError
+from .memoized_session import MemoizedSession, VerdictCache
+from .utf8 import whole_characters
 from .vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Function = Callable[[Any], bool]
-VERDICTS_KEPT = 1 << 17
 
 
 @dataclass(frozen=True)
 class Predicate(Constraint):
-    """Texts that a function accepts, asked one text at a time.
+    """Texts that a function accepts.
 
-    Nothing is known of the function but its answers, so there is no mask: the sampler proposes tokens and asks. A text
-    is asked once, however many particles come to it.
+    Only the function's answers are known, so there is no mask: the sampler proposes tokens and calls the function. It
+    is called once per text, no matter how many particles write that text.
 
     Args:
-        prefix_fn: whether a text can still become a member. It must be closed: where it is False for a text it must be
-            False for everything that continues it; and it should be True only where some continuation is a member, or
-            particles run into dead ends.
-        complete_fn: whether a text is a member, asked only where ``prefix_fn`` holds. None: every text that
-            ``prefix_fn`` accepts is one.
-        on: ``text`` gives the functions a ``str`` of whole characters: where a token ends inside a character, they are
-            asked about the characters before it, and the bytes behind must begin a character of UTF-8. ``bytes`` gives
-            them the bytes.
-        ascii: say that members hold ASCII characters alone. Other bytes are then refused unasked. Without it, a token
-            that ends inside a character passes, whatever may follow, and where nothing does that particle dies.
+        prefix_fn: whether a text can still become a member. If it is False for a text, it must be False for everything
+            that continues that text; and it should be True only if some continuation is a member, because particles run
+            into dead ends otherwise.
+        complete_fn: whether a text is a member; only called if ``prefix_fn`` is True for it. None: every text that
+            ``prefix_fn`` accepts is a member.
+        on: ``text`` passes a ``str`` of whole characters: if a token ends inside a character, the functions see the
+            characters before it, and the remaining bytes must be the start of a UTF-8 character. ``bytes`` passes the
+            bytes.
+        ascii: declare that members are ASCII only. Other bytes are then rejected without a call. Otherwise a token that
+            ends inside a character is accepted whatever may follow, and the particle is given up if nothing can.
 
     Raises:
         ValueError: a field has a value that cannot work.
@@ -59,18 +57,15 @@ class Predicate(Constraint):
             raise ValueError(
                 f"complete_fn={self.complete_fn!r} must be a function from a text to True or False, or None"
             )
-        if self.on not in ("text", "bytes"):
-            raise ValueError(f"on={self.on!r} must be 'text' or 'bytes'")
-        if not isinstance(self.ascii, bool):
-            raise ValueError(f"ascii={self.ascii!r} must be True or False")
+        one_of("on", self.on, ("text", "bytes"))
+        flag("ascii", self.ascii)
 
     def to_dict(self) -> dict[str, Any]:
-        """A description; functions have no JSON form, so that :func:`from_dict` refuses it."""
-        complete = None if self.complete_fn is None else _name(self.complete_fn)
+        """A description only: functions have no JSON form, and :func:`from_dict` refuses it."""
         return {
             "kind": self.kind,
             "prefix_fn": _name(self.prefix_fn),
-            "complete_fn": complete,
+            "complete_fn": None if self.complete_fn is None else _name(self.complete_fn),
             "on": self.on,
             "ascii": self.ascii,
         }
@@ -78,130 +73,67 @@ class Predicate(Constraint):
     @classmethod
     def build(cls, values: dict[str, Any]) -> Constraint:
         raise ValueError(
-            f"prefix_fn={values.get('prefix_fn')!r} names a function, and functions are not loaded from a file; "
-            "make the Predicate in Python"
+            f"prefix_fn={values.get('prefix_fn')!r} names a function, and functions are not loaded from JSON; "
+            "build the Predicate in Python"
         )
 
     def start(self, vocabulary: Vocabulary) -> Session:
-        session = PredicateSession(self, vocabulary, b"", Asked())
+        session = PredicateSession(self, vocabulary, b"", VerdictCache())
         if not session.is_prefix(b""):
-            raise UnsatisfiableError(f"prefix_fn={_name(self.prefix_fn)} refuses the empty text: nothing satisfies it")
+            raise UnsatisfiableError(
+                f"prefix_fn={_name(self.prefix_fn)} is False for the empty text, so nothing satisfies it"
+            )
         return session
 
 
-Judge = TypeVar("Judge")
-
-
-class AskedSession(Session, Generic[Judge]):
-    """One text under something that is asked about texts one by one, so that there is no mask.
-
-    Args:
-        judge: what is asked.
-        vocabulary: what each token adds.
-        text: the bytes written so far.
-        asked: the answers so far; what was asked before is not asked again.
-    """
-
-    def __init__(self, judge: Judge, vocabulary: Vocabulary, text: bytes, asked: Asked) -> None:
-        self.text = text
-        self._judge = judge
-        self._vocabulary = vocabulary
-        self._asked = asked
-
-    @property
-    def calls(self) -> int:
-        """How many texts had to be asked about."""
-        return self._asked.calls
-
-    def write(self, text: bytes) -> None:
-        """As of any session."""
-        if not self.is_prefix(self.text + text):
-            raise ValueError(f"text={text!r} is not allowed behind {self.text[-40:]!r}")
-        self.text += text
-
-    def fork(self) -> Self:
-        """As of any session."""
-        return type(self)(self._judge, self._vocabulary, self.text, self._asked)
-
-
-class PredicateSession(AskedSession["Predicate"]):
+class PredicateSession(MemoizedSession["Predicate"]):
     """One text under a function."""
 
     def is_prefix(self, text: bytes) -> bool:
-        seen = self._seen(text)
-        return seen is not None and self._ask("prefix_fn", self._judge.prefix_fn, seen[0])
+        argument = self._argument(text)
+        return argument is not None and self._call("prefix_fn", self._checker.prefix_fn, argument[0])
 
     def is_complete(self, text: bytes) -> bool:
-        seen = self._seen(text)
-        if seen is None or seen[1] or not self._ask("prefix_fn", self._judge.prefix_fn, seen[0]):
+        argument = self._argument(text)
+        if argument is None or argument[1] or not self._call("prefix_fn", self._checker.prefix_fn, argument[0]):
             return False
-        function = self._judge.complete_fn
-        return function is None or self._ask("complete_fn", function, seen[0])
+        function = self._checker.complete_fn
+        return function is None or self._call("complete_fn", function, argument[0])
 
-    def _ask(self, role: str, function: Function, text: str | bytes) -> bool:
-        return self._asked((role, text), lambda: _ask(role, function, text))
+    def _call(self, role: str, function: Function, argument: str | bytes) -> bool:
+        return self._verdicts.get((role, argument), lambda: _call(role, function, argument))
 
-    def _seen(self, text: bytes) -> tuple[str | bytes, bytes] | None:
-        """What the functions see of a text, and the bytes behind it that begin a character; None: no UTF-8."""
+    def _argument(self, text: bytes) -> tuple[str | bytes, bytes] | None:
+        """What the functions receive for a text, and the first bytes of an incomplete character.
+
+        Returns:
+            None if the text is rejected without a call.
+        """
         text = self._vocabulary.visible(text)
-        if self._judge.ascii and not text.isascii():
+        if self._checker.ascii and not text.isascii():
             return None
-        return (text, b"") if self._judge.on == "bytes" else whole_characters(text)
+        return (text, b"") if self._checker.on == "bytes" else whole_characters(text)
 
 
-def whole_characters(text: bytes) -> tuple[str, bytes] | None:
-    """The whole characters of a text, and the bytes behind them that begin one; None: no UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def _call(role: str, function: Function, argument: str | bytes) -> bool:
     try:
-        whole = decoder.decode(text)
-    except UnicodeDecodeError:
-        return None
-    rest = decoder.getstate()[0]
-    # The decoder waits for the end of a surrogate too, and then refuses it.
-    return None if rest[:1] == b"\xed" and rest[1:2] > b"\x9f" else (whole, rest)
-
-
-class Asked:
-    """The answers so far, shared by all forks of a session.
-
-    Attributes:
-        calls: how many questions had to be answered anew.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self._answers: dict[Hashable, bool] = {}
-
-    def __call__(self, question: Hashable, answering: Callable[[], bool]) -> bool:
-        answer = self._answers.get(question)
-        if answer is None:
-            self.calls += 1
-            answer = answering()
-            if len(self._answers) >= VERDICTS_KEPT:  # drop the older half
-                for old in list(self._answers)[: VERDICTS_KEPT // 2]:
-                    del self._answers[old]
-            self._answers[question] = answer
-        return answer
-
-
-def _ask(role: str, function: Function, text: str | bytes) -> bool:
-    try:
-        answer = function(text)
+        answer = function(argument)
     except Exception as error:
-        _annotate(error, f"raised by {role}={_name(function)} of a Predicate, which was given {text!r}")
+        _add_note(error, f"raised by {role}={_name(function)} of a Predicate for {argument!r}")
         raise
     if type(answer).__name__ in ("bool", "bool_"):  # Python's and NumPy's
         return bool(answer)
-    raise ValueError(f"{role}={_name(function)} gave {answer!r} for {text!r}; it must give True or False")
+    raise ValueError(f"{role}={_name(function)} returned {answer!r} for {argument!r}; it must return True or False")
 
 
-def _annotate(error: Exception, note: str) -> None:
+def _add_note(error: Exception, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
-    else:  # the interpreter prints notes from 3.11 on; before, a cause is printed
+    else:  # Python 3.10 has no notes, but prints the cause of an error
         error.__cause__ = RuntimeError(note)
 
 
 def _name(function: Any) -> str:
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None)
     return f"{module}.{name}" if module and name else repr(function)

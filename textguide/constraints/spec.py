@@ -8,21 +8,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from textguide.support.importing import named_object
-
+from ..support.importing import named_object
 from .base import Constraint
-from .documents import Grammar, JSONSchema
+from .grammars import Grammar
+from .json_schema import JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
 from .smiles import SMILES
 from .sql import SQL
+
+_LINES = {
+    "regex": "regex:PATTERN",
+    "json-schema": "json-schema:FILE",
+    "grammar": "grammar:FILE",
+    "sql": "sql:DATABASE",
+    "smiles": "smiles",
+    "python": "python:MODULE:NAME",
+}
+"""How each kind is written in a line of text."""
 
 
 def from_dict(values: dict[str, Any]) -> Constraint:
     """The constraint that :meth:`Constraint.to_dict` described.
 
     Raises:
-        ValueError: the kind is unknown, a field is missing or none of its fields, or a value does not fit.
+        ValueError: the kind or a field is unknown, a field is missing, or a value does not fit.
     """
     if not isinstance(values, dict):
         raise ValueError(f"constraint={values!r} must be a dict with a kind and its fields")
@@ -30,28 +40,28 @@ def from_dict(values: dict[str, Any]) -> Constraint:
     kind = fields.pop("kind", None)
     constraint = Constraint.registry.get(kind) if isinstance(kind, str) else None
     if constraint is None:
-        raise ValueError(f"kind={kind!r} is no constraint; use one of {', '.join(sorted(Constraint.registry))}")
+        raise ValueError(f"kind={kind!r} is not a constraint; use one of {', '.join(sorted(Constraint.registry))}")
     known = list(inspect.signature(constraint).parameters)
     for name in fields:
         if name not in known:
-            raise ValueError(f"{name!r} is no field of {kind}; its fields are {', '.join(known) or 'none'}")
+            raise ValueError(f"{name!r} is not a field of {kind}; its fields are {', '.join(known) or 'none'}")
     if known and known[0] not in fields:
-        raise ValueError(f"{known[0]!r} is missing from the constraint {kind}")
+        raise ValueError(f"{known[0]!r} is missing from the constraint {kind}; add it")
     return constraint.build(fields)
 
 
 def resolve(value: Any, engine: str | None = None) -> Constraint:
-    """A constraint from any form in which one can be given.
+    """The constraint that ``value`` is or describes.
 
     Args:
-        value: a constraint; a dict as :meth:`Constraint.to_dict` gives it, or that as JSON text; or
+        value: a constraint; a dict as :meth:`Constraint.to_dict` returns it, or the same as JSON text; or
             ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the grammar itself,
             with a newline or a ``start:``), ``sql:DATABASE`` (a file or a URL), ``smiles``, ``python:MODULE:NAME`` (a
             constraint, or a function for :class:`Predicate`).
-        engine: of a pattern, schema or grammar that is given as a line of text; None: their own default.
+        engine: for a pattern, schema or grammar given as a line of text; None: their own default.
 
     Raises:
-        ValueError: it is none of these, or cannot be used.
+        ValueError: ``value`` is none of these, or cannot be used.
     """
     if isinstance(value, Constraint):
         return value
@@ -63,25 +73,30 @@ def resolve(value: Any, engine: str | None = None) -> Constraint:
         try:
             return from_dict(json.loads(value))
         except json.JSONDecodeError as error:
-            raise ValueError(f"constraint={value!r} is no JSON: {error}") from None
-    kind, colon, rest = value.partition(":")
+            raise ValueError(f"constraint={value!r} is not valid JSON: {error}") from None
+    return _from_line(value, engine)
+
+
+def _from_line(line: str, engine: str | None) -> Constraint:
+    kind, colon, argument = line.partition(":")
     options: dict[str, Any] = {} if engine is None else {"engine": engine}
-    if kind == "regex" and colon:
-        return Regex(rest, **options)
-    if kind == "json-schema" and rest:
-        return JSONSchema(rest, **options)
-    if kind == "grammar" and rest:
-        return Grammar(rest if "\n" in rest or rest.lstrip().startswith("start") else Path(rest), **options)
-    if value == "smiles":
+    if line == "smiles":
         return SMILES()
-    if kind == "sql" and rest:
-        return SQL(rest)
-    if kind == "python" and rest:
-        return _from_python(rest)
-    forms = ["regex:PATTERN", "json-schema:FILE", "grammar:FILE", "sql:DATABASE", "smiles", "python:MODULE:NAME"]
-    near = difflib.get_close_matches(kind, [form.partition(":")[0] for form in forms], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}:…?" if near else f"use one of {', '.join(forms)}"
-    raise ValueError(f"constraint={value!r} is unknown; {hint}")
+    if kind == "regex" and colon:  # the empty pattern is a pattern
+        return Regex(argument, **options)
+    if argument:
+        if kind == "json-schema":
+            return JSONSchema(argument, **options)
+        if kind == "grammar":
+            is_text = "\n" in argument or argument.lstrip().startswith("start")
+            return Grammar(argument if is_text else Path(argument), **options)
+        if kind == "sql":
+            return SQL(argument)
+        if kind == "python":
+            return _from_python(argument)
+    near = difflib.get_close_matches(kind, _LINES, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}:…?" if near else f"use one of {', '.join(_LINES.values())}"
+    raise ValueError(f"constraint={line!r} is unknown; {hint}")
 
 
 def _from_python(path: str) -> Constraint:
@@ -91,6 +106,6 @@ def _from_python(path: str) -> Constraint:
     if callable(value) and not isinstance(value, type):
         return Predicate(value)
     raise ValueError(
-        f"constraint 'python:{path}' gives {type(value).__name__}; it must be a textguide.constraints.Constraint, or a "
+        f"constraint 'python:{path}' is a {type(value).__name__}; it must be a textguide.constraints.Constraint, or a "
         "function from a text to True or False"
     )

@@ -9,23 +9,25 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-_OF: WeakKeyDictionary[Any, dict[Any, Vocabulary]] = WeakKeyDictionary()
+from ..support.checks import whole_number
+
+_VOCABULARIES: WeakKeyDictionary[Any, dict[Any, Vocabulary]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What each token adds to a text.
+    """The bytes that each token adds to a text.
 
     Args:
-        tokens: the bytes of every token id of the model, (V,); empty for special tokens and for ids without a token,
-            which no constraint allows.
+        tokens: the bytes of every token id of the model, (V,). Special tokens and ids without a token are empty; no
+            constraint allows them.
         ends: ids of the tokens that end a text.
-        drops_leading_space: whether the tokenizer's ``decode`` leaves out a space in front of the whole text, as
-            SentencePiece and WordPiece do. Constraints then speak of the text without it, whether it was written or
-            not; :attr:`Session.text` holds what was written.
+        drops_leading_space: whether the tokenizer's ``decode`` drops a space at the start of the text, as SentencePiece
+            and WordPiece do. Constraints then apply to the text without that space, whether it was written or not;
+            :attr:`Session.text` holds the bytes that were written.
 
     Raises:
-        ValueError: an end token is no id of the vocabulary.
+        ValueError: an end token is not an id of the vocabulary.
     """
 
     tokens: tuple[bytes, ...]
@@ -36,8 +38,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         for end in self.ends:
             if not 0 <= end < len(self.tokens):
-                raise ValueError(f"ends holds the id {end}, and the vocabulary has {len(self.tokens)} tokens")
-        # Asked for at every step, as the key of what was compiled for this vocabulary.
+                raise ValueError(f"ends contains the id {end}, but the vocabulary has {len(self.tokens)} tokens")
+        # Stored, because the vocabulary is a key of caches that are looked up at every step.
         object.__setattr__(self, "_hash", hash((self.tokens, self.ends, self.drops_leading_space)))
 
     def __hash__(self) -> int:
@@ -45,64 +47,69 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """V."""
+        """V, the number of token ids."""
         return len(self.tokens)
 
     @cached_property
     def digest(self) -> str:
-        """What tells it from other vocabularies, equal in every process."""
+        """A hash that identifies the vocabulary, the same in every process."""
         digest = hashlib.sha256(f"{self.size} {sorted(self.ends)} {self.drops_leading_space}".encode())
         digest.update(b"".join(len(text).to_bytes(4, "little") + text for text in self.tokens))
         return digest.hexdigest()
 
     def visible(self, text: bytes) -> bytes:
-        """``text`` as ``decode`` shows it, which is what constraints speak of."""
+        """``text`` as ``decode`` shows it, which is what constraints apply to."""
         return text[1:] if self.drops_leading_space and text[:1] == b" " else text
 
     def bytes_of(self, token: int) -> bytes:
-        """What ``token`` adds to a text.
+        """The bytes that ``token`` adds to a text.
 
         Raises:
-            ValueError: it adds nothing: it is no id, an end token, or a special one.
+            ValueError: it adds nothing: it is not an id, or it is an end token or another special token.
         """
         if not 0 <= token < len(self.tokens):
-            raise ValueError(f"token={token} is no id of the vocabulary, which has {len(self.tokens)} tokens")
+            raise ValueError(f"token={token} is not an id of the vocabulary, which has {len(self.tokens)} tokens")
         if not self.tokens[token]:
-            what = "ends a text" if token in self.ends else "has no bytes"
-            raise ValueError(f"token={token} {what}; a session cannot advance over it")
+            reason = "ends a text" if token in self.ends else "has no bytes"
+            raise ValueError(f"token={token} {reason}; a session cannot advance over it")
         return self.tokens[token]
 
     @classmethod
     def of(cls, tokenizer: Any, size: int | None = None, ends: Iterable[int] | int | None = None) -> Vocabulary:
-        """The vocabulary of a transformers tokenizer; made once for a tokenizer.
+        """The vocabulary of a transformers tokenizer, cached per tokenizer.
 
-        Byte-level BPE, SentencePiece-like models with and without bytes as a fallback, WordPiece and tokenizers that
-        write whole words or characters are read from what they say of themselves, others by decoding every token.
+        Byte-level BPE, SentencePiece-like models with and without byte fallback, WordPiece, and tokenizers of whole
+        words or characters are read from their own description; any other tokenizer is read by decoding every token.
 
         Args:
             tokenizer: a transformers tokenizer.
-            size: V, the width of the model's logits; ids behind the tokenizer's own are empty. Default: as
-                many as the tokenizer has.
+            size: V, the width of the model's logits; ids beyond the tokenizer's own are empty. Default: the size of
+                the tokenizer.
             ends: ids of the tokens that end a text; default: the tokenizer's ``eos_token_id``.
 
         Raises:
-            ValueError: the tokenizer cannot be understood, or the bytes that were found do not give the text that the
-                tokenizer decodes; the message names it.
+            ValueError: the tokenizer cannot be read, or the bytes that were read differ from what the tokenizer
+                decodes; the message names it.
         """
         from . import tokenizer_bytes
 
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"size={size!r} must be the width of the model's logits, a whole number of 1 or more")
+        if size is not None:
+            whole_number("size", size, 1, "it is the width of the model's logits")
         if ends is None:
             ends = tokenizer.eos_token_id
-        ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
-        known = _OF.setdefault(tokenizer, {})
-        # Tokens that are added later make another vocabulary.
+        if ends is None:
+            ends = ()
+        elif isinstance(ends, int):
+            ends = (ends,)
+        ends = frozenset(ends)
+        cache = _VOCABULARIES.setdefault(tokenizer, {})
+        # The added tokens belong to the key: the same tokenizer object may get more of them later.
         key = (len(tokenizer), size, ends, tuple(sorted(tokenizer.get_added_vocab().items())))
-        if key not in known:
-            tokens, drops = tokenizer_bytes.read(tokenizer)
-            size = len(tokens) if size is None else size
+        if key not in cache:
+            tokens, drops_leading_space = tokenizer_bytes.read(tokenizer)
+            if size is None:
+                size = len(tokens)
             padded = [*tokens[:size], *[b""] * (size - len(tokens))]
-            kept = tuple(b"" if token in ends else text for token, text in enumerate(padded))
-            known[key] = cls(kept, frozenset(end for end in ends if end < size), drops)
-        return known[key]
+            without_ends = tuple(b"" if token in ends else text for token, text in enumerate(padded))
+            cache[key] = cls(without_ends, frozenset(end for end in ends if end < size), drops_leading_space)
+        return cache[key]

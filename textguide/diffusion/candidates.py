@@ -1,11 +1,10 @@
-"""Token reweighting on a canvas: what a classifier says of the text with a candidate filled in."""
+"""Token reweighting on a canvas: a classifier scores the text with each candidate token filled in."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,111 +15,118 @@ from .denoisers import Denoiser
 
 
 @dataclass
-class Hole:
-    """A masked position of a row, as the text that a candidate for it makes.
+class MaskedPosition:
+    """A masked position of a row, as the texts that candidate tokens make of the row.
 
-    The text holds what is given and what is filled by now, in order, with the candidate in its place; positions that
-    are still masked are left out, as are special tokens.
+    Such a text consists of what is given and what is filled by now, in order, with the candidate at its position;
+    positions that are still masked are left out, and so are special tokens.
 
     Args:
-        model: whose tokenizer makes the text.
-        before: the tokens in front of the position, without masks.
-        behind: those behind it.
-        ends: an end token ends the text: what stands behind it is left out.
-        closed: the text ended in front of the position, so that no candidate changes it.
+        model: whose tokenizer decodes the text.
+        before: the tokens before the position, without masks.
+        after: the tokens after it.
+        ends: an end token ends the text: what comes after it is left out.
+        closed: the text ended before the position, so that no candidate changes it.
     """
 
     model: Denoiser
     before: list[int]
-    behind: list[int]
+    after: list[int]
     ends: bool
     closed: bool = False
 
     def endings(self, candidates: Sequence[int]) -> tuple[str, list[str]]:
         """An empty beginning, and the text with each candidate."""
-        rows = [
-            self.before
-            if self.closed or (self.ends and token == self.model.end_id)
-            else [*self.before, token, *self.behind]
-            for token in candidates
-        ]
+        rows = [self._with(token) for token in candidates]
         return "", list(self.model.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
+    def _with(self, token: int) -> list[int]:
+        if self.closed or (self.ends and token == self.model.end_id):
+            return self.before
+        return [*self.before, token, *self.after]
+
     def append(self, token: int) -> None:
-        """Not to be had: a canvas does not grow."""
+        """Not supported: a canvas does not grow."""
         raise NotImplementedError
 
-    def copy(self) -> Hole:
-        """The hole itself, which never changes."""
+    def copy(self) -> MaskedPosition:
+        """The object itself, which never changes."""
         return self
 
     @property
     def text(self) -> str:
         """The text without a candidate."""
-        return str(self.model.tokenizer.decode([*self.before, *self.behind], skip_special_tokens=True))
+        return str(self.model.tokenizer.decode([*self.before, *self.after], skip_special_tokens=True))
 
 
-class Candidates:
-    """Applies token reweightings at every masked position that is asked for.
+class CandidateReweighting:
+    """Applies token reweightings at the masked positions of a canvas.
 
     Args:
         model: the denoiser.
         guidances: what to apply; their weights add up.
-        whole: the text is the whole row (``infill``); else it ends where its first end token is filled in.
+        whole: the text is the whole row (``infill``); else it ends at its first end token.
 
     Raises:
-        ValueError: a classifier cannot be resolved, has no class of the name that a guidance targets, or reads from
+        ValueError: a classifier cannot be resolved, does not have the class that a guidance targets, or reads from
             left to right.
     """
 
     def __init__(self, model: Denoiser, guidances: Sequence[TokenReweighting], whole: bool = False) -> None:
-        self.model, self.whole = model, whole
+        self.model = model
+        self.whole = whole
         self._reweighter = Reweighter(guidances, model.tokenizer, model.model, size=model.size)
         self._reweighter.show(lambda _: [])
-        self._steps: Counter[int] = Counter()
+        self._steps: Counter[int] = Counter()  # by row of the batch
 
     @property
     def texts_scored(self) -> int:
-        """Candidates that classifiers were asked about."""
+        """How many candidates classifiers have scored."""
         return self._reweighter.texts_scored
 
     def __call__(
-        self, logp: Tensor, canvas: Canvas, rows: Tensor, where: Tensor, progress: Tensor
+        self, logp: Tensor, canvas: Canvas, rows: Tensor, positions: Tensor, progress: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The reweighed distributions (N, V) and the positions that were acted upon, bool (N,).
+        """Reweighted log-probabilities (N, V), and the positions that were reweighted, bool (N,).
 
         Args:
-            logp: normalised log-probabilities at ``where``, (N, V).
+            logp: normalised log-probabilities at ``positions``, (N, V).
             canvas: the rows as they are now.
-            rows: which rows of the batch they are, (B,).
-            where: masked positions, bool (B, L).
-            progress: of each position's row, (N, 1).
+            rows: the numbers of these rows in the batch, (B,).
+            positions: masked positions, bool (B, L).
+            progress: of the row of each position, (N, 1).
         """
-        places = where.nonzero().tolist()
+        places = positions.nonzero().tolist()
         texts = [
-            _Row(*row) for row in zip(canvas.ids.tolist(), canvas.given.tolist(), canvas.target.tolist(), strict=True)
+            _RowTokens(*row)
+            for row in zip(canvas.ids.tolist(), canvas.given.tolist(), canvas.target.tolist(), strict=True)
         ]
-        self._reweighter.show(lambda with_given: [self._hole(texts[row], place, with_given) for row, place in places])
+
+        def masked_positions(include_prompt: bool) -> list[MaskedPosition]:
+            return [self._masked_position(texts[row], place, include_prompt) for row, place in places]
+
+        self._reweighter.show(masked_positions)
         numbers = rows.tolist()
         steps = [self._steps[numbers[row]] for row, _ in places]
         self._steps.update(numbers)
         return self._reweighter(logp, Step(progress), steps, range(len(places)))
 
-    def _hole(self, row: _Row, place: int, with_given: bool) -> Hole:
+    def _masked_position(self, row: _RowTokens, place: int, include_prompt: bool) -> MaskedPosition:
         shown = [
             j
             for j, token in enumerate(row.ids)
-            if (row.target[j] or (row.given[j] and with_given)) and token != self.model.mask_id
+            if (row.target[j] or (row.given[j] and include_prompt)) and token != self.model.mask_id
         ]
         end = len(row.ids)
         if not self.whole:
             end = next((j for j in shown if row.target[j] and row.ids[j] == self.model.end_id), end)
         before = [row.ids[j] for j in shown if j < min(place, end)]
-        behind = [row.ids[j] for j in shown if place < j < end]
-        return Hole(self.model, before, behind, not self.whole, closed=end < place)
+        after = [row.ids[j] for j in shown if place < j < end]
+        return MaskedPosition(self.model, before, after, ends=not self.whole, closed=end < place)
 
 
-class _Row(NamedTuple):
+@dataclass(frozen=True)
+class _RowTokens:
     ids: list[int]
     given: list[bool]
     target: list[bool]

@@ -19,27 +19,27 @@ from ..guidance.experimental.time_step import Noisier
 from ..guidance.particle_gibbs import ParticleGibbs
 from ..guidance.places import check_place
 from ..step.effect import EffectMeter
-from ..step.guided_step import guided_step, refuse_invalid
-from .branches import Laid, Reader, Row, denoisers_of, rows_of, texts_of
+from ..step.guided_step import Reweight, guided_step, refuse_invalid
+from .branches import BranchCanvases, BranchReader, branch_denoisers, branch_texts, canvas_rows
 from .caching import Caching
-from .candidates import Candidates
-from .canvas import Canvas
+from .candidates import CandidateReweighting
+from .canvas import Canvas, Row
 from .denoisers import Denoiser
-from .noising import Noising
-from .predictors import Judged
-from .remasking import Remasking
+from .noising import NoisingReader
+from .predictors import PredictorReweighting
+from .remasking import RemaskingReader
 
 
 @dataclass
 class Distributions:
-    """What one step says about its masked positions, in row-major order (N of them).
+    """The distributions of one step at its N masked positions, in row-major order.
 
     Attributes:
-        guided: log-probabilities (N, V).
+        guided: log-probabilities, (N, V).
         cond: the same without guidance, (N, V).
-        uncond: the first extra branch, (N, V); equal to ``cond`` in rows where none ran.
+        uncond: those of the first extra branch, (N, V); equal to ``cond`` in rows in which none ran.
         remasked: positions that A-CFG's second pass read as masks, bool (B, L).
-        certainty: by which these were chosen, (B, L); None where none were.
+        certainty: by which these were chosen, (B, L); None if none were.
     """
 
     guided: Tensor
@@ -54,18 +54,18 @@ class Guide:
 
     Args:
         model: the denoiser.
-        guidance: as :func:`checked_guidance` gave it, or None.
-        canvas: the batch as it was before anything was filled.
-        texts: what each extra branch reads, row by row (see :func:`texts_of`); None: what follows from the canvas.
+        guidance: as :func:`checked_guidance` returned it, or None.
+        canvas: the batch before anything is filled.
+        texts: what each extra branch reads, per row (see :func:`branch_texts`); None: what follows from the canvas.
         models: further denoisers by the names that branches use.
         cache: what is kept between two passes; None: nothing.
-        candidates: applies the token reweightings of the guidance; None: made from it, for texts that end at their
-            first end token.
-        judged: applies its predictor of canvases; likewise.
+        whole: classifiers read the whole row (``infill``); else the text ends at its first end token.
+        candidates: applies the token reweightings of the guidance, if several guides share one; None: made here.
 
     Attributes:
         denoisers: all that run, by name.
-        is_neutral: whether nothing of the guidance acts.
+        predictor: applies the predictor of canvases of the guidance; None if it has none.
+        is_neutral: whether no part of the guidance acts.
     """
 
     def __init__(
@@ -76,179 +76,177 @@ class Guide:
         texts: Sequence[Sequence[Row]] | None = None,
         models: Mapping[str, Any] | None = None,
         cache: Caching | None = None,
-        candidates: Candidates | None = None,
-        judged: Judged | None = None,
+        whole: bool = False,
+        candidates: CandidateReweighting | None = None,
     ) -> None:
         self.model = model
         parts = split(guidance)
-        self.guidance = branching = parts.branching
-        self.is_neutral = branching is None and not parts.reweighting and parts.canvas is None
-        self._candidates = candidates or candidates_of(model, guidance)
-        self.judged = judged or judged_of(model, guidance)
-        self.meter = EffectMeter(len(branching.branches) if branching is not None else 1, model.device)
-        self.denoisers = denoisers_of(model, branching, models)
-        self._total = canvas.target.sum(-1)
-        edit = remasked_by(branching)
-        self._reader: Reader
-        if edit is not None:
-            if cache is not None:
-                raise ValueError(
-                    f"cache={cache} keeps the prompt's keys, and A-CFG masks parts of it anew at every step; use "
-                    "CFG, or leave cache off"
-                )
-            if isinstance(edit, Noisier):
-                self._reader = Noising(model, edit)
-            else:
-                self._reader = Remasking(model, edit, len(canvas))
-        else:
-            texts = texts_of(model, branching, rows_of(canvas)) if texts is None else texts
-            self._reader = Laid(self.denoisers, canvas, branching, texts, cache)
+        self.guidance = parts.branching
+        self.is_neutral = parts.branching is None and not parts.reweighting and parts.canvas is None
+        self._candidates = candidates
+        if candidates is None and parts.reweighting:
+            self._candidates = CandidateReweighting(model, parts.reweighting, whole)
+        self.predictor: PredictorReweighting | None = None
+        if isinstance(parts.canvas, CanvasReweighting):
+            self.predictor = PredictorReweighting(model, parts.canvas, whole)
+        branches = 1 if self.guidance is None else len(self.guidance.branches)
+        self.meter = EffectMeter(branches, model.device)
+        self.denoisers = branch_denoisers(model, self.guidance, models)
+        self._target_counts = canvas.target.sum(-1)
+        self._reader = self._reader_for(canvas, texts, cache)
 
-    def watch(self, found: Callable[[Tensor, Tensor, Tensor], None]) -> None:
-        """Tell ``found`` of every pass that keeps something, as :attr:`Laid.watch`."""
-        if isinstance(self._reader, Laid):
-            self._reader.watch = found
+    def _reader_for(self, canvas: Canvas, texts: Sequence[Sequence[Row]] | None, cache: Caching | None) -> BranchReader:
+        edit = canvas_edit(self.guidance)
+        if edit is None:
+            if texts is None:
+                texts = branch_texts(self.model, self.guidance, canvas_rows(canvas))
+            return BranchCanvases(self.denoisers, canvas, self.guidance, texts, cache)
+        if cache is not None:
+            raise ValueError(
+                f"cache={cache} keeps the prompt's keys, and A-CFG masks parts of the prompt again at every step; use "
+                "CFG, or leave cache off"
+            )
+        if isinstance(edit, Noisier):
+            return NoisingReader(self.model, edit)
+        return RemaskingReader(self.model, edit, len(canvas))
+
+    def watch(self, compare: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        """Call ``compare`` for every pass that uses kept keys; see :attr:`BranchCanvases.watch`."""
+        if isinstance(self._reader, BranchCanvases):
+            self._reader.watch = compare
 
     def use(self, generator: torch.Generator | None) -> None:
-        """Draw what is drawn here from ``generator``."""
-        for part in (self.judged, self._reader):
-            if isinstance(part, (Judged, Noising)):
+        """Draw all random numbers of the guidance from ``generator``."""
+        for part in (self.predictor, self._reader):
+            if isinstance(part, (PredictorReweighting, NoisingReader)):
                 part.generator = generator
 
     @property
     def draws(self) -> bool:
-        """Whether it draws random numbers of its own."""
-        texts = self.judged is not None and bool(getattr(self.judged.guidance, "samples", None))
-        return texts or isinstance(self._reader, Noising)
+        """Whether the guidance draws random numbers."""
+        samples = self.predictor is not None and bool(getattr(self.predictor.guidance, "samples", None))
+        return samples or isinstance(self._reader, NoisingReader)
 
     @property
     def passes(self) -> int:
         """Forward passes so far, over all denoisers."""
-        return sum(model.passes for model in set_of(self.denoisers))
+        return sum(model.passes for model in self._distinct_denoisers())
 
     @property
     def rows(self) -> int:
-        """Rows read in them."""
-        return sum(model.rows for model in set_of(self.denoisers))
+        """Rows read so far, over all denoisers."""
+        return sum(model.rows for model in self._distinct_denoisers())
 
     @property
     def tokens(self) -> int:
-        """Positions read in them."""
-        return sum(model.tokens for model in set_of(self.denoisers))
+        """Positions read so far, over all denoisers."""
+        return sum(model.tokens for model in self._distinct_denoisers())
+
+    def _distinct_denoisers(self) -> list[Denoiser]:
+        return list({id(model): model for model in self.denoisers.values()}.values())
 
     def progress(self, canvas: Canvas, rows: Tensor) -> Tensor:
-        """Share of each row's targets that are filled, (B,): 0 at first and 1 for the last position."""
-        total = self._total[rows]
+        """Share of each row's targets that are filled, (B,): 0 before the first position, 1 before the last."""
+        total = self._target_counts[rows]
         filled = total - canvas.masked(self.model.mask_id).sum(-1)
         return (filled / (total - 1).clamp(min=1)).clamp(max=1.0)
 
     def distributions(
-        self, canvas: Canvas, rows: Tensor, where: Tensor, allowed: Tensor | None = None, *, guided: bool = True
+        self, canvas: Canvas, rows: Tensor, positions: Tensor, allowed: Tensor | None = None, *, guided: bool = True
     ) -> Distributions:
-        """The distributions at ``where`` (bool (B, L)) of these rows of the batch.
+        """The distributions at ``positions`` (bool (B, L)) of these rows of the batch.
 
         Args:
             canvas: the rows as they are now; a part of the batch that the guide was made for.
-            rows: which rows of that batch they are, (B,).
-            where: positions whose distribution is wanted; all of them masked, N in number.
-            allowed: tokens that may be written there, bool (N, V); None: all. The others are no candidates of a token
-                reweighting.
+            rows: the numbers of these rows in that batch, (B,).
+            positions: N positions whose distributions are needed.
+            allowed: tokens that may be written there, bool (N, V); None: all. Other tokens are not candidates of a
+                token reweighting either.
             guided: False: the distributions without guidance, from one pass.
 
         Raises:
-            ValueError: guidance gave something that no token can be drawn from.
+            ValueError: the guidance gave something that no token can be drawn from.
         """
         progress = self.progress(canvas, rows)
         active = self._active(progress) if guided else torch.zeros_like(rows, dtype=torch.bool)
-        passes = self._reader.read(canvas, rows, where, active)
-        counts = where.sum(-1)
-        each = progress.repeat_interleave(counts)[:, None]  # of every position
-        chosen = passes.ran.repeat_interleave(counts)
-        combines = self.guidance is not None and bool(chosen.any())
-
-        def reweight(log_probs: Tensor) -> tuple[Tensor, Tensor]:
-            acted = torch.zeros_like(chosen)
-            if self._candidates is not None:
-                log_probs, acted = self._candidates(log_probs, canvas, rows, where, each)
-            if self.judged is not None:
-                log_probs, judged = self.judged(log_probs, canvas, where, each)
-                acted = acted | judged
-            return log_probs, acted
-
-        reweights = guided and (self._candidates is not None or self.judged is not None)
+        branches = self._reader.read(canvas, rows, positions, active)
+        counts = positions.sum(-1)
+        progress_of_positions = progress.repeat_interleave(counts)[:, None]
+        combined = branches.ran.repeat_interleave(counts)  # positions whose branches are combined
+        combines = self.guidance is not None and bool(combined.any())
+        reweight = self._reweight(canvas, rows, positions, progress_of_positions) if guided else None
         outcome = guided_step(
-            passes.cond,
-            passes.others,
+            branches.cond,
+            branches.others,
             self.guidance if combines else None,
-            Step(each[chosen]),
-            rows=chosen,
+            Step(progress_of_positions[combined]),
+            rows=combined,
             allowed=allowed,
-            reweight=reweight if reweights else None,
+            reweight=reweight,
             normalised=True,
         )
-        if reweights:
-            self.meter.classified = sum(
-                (
-                    0 if self._candidates is None else self._candidates.texts_scored,
-                    0 if self.judged is None else self.judged.predictor.asked,
-                )
-            )
+        if reweight is not None:
+            self.meter.classified = self._texts_scored()
         if outcome.valid is not None and not bool(outcome.valid.all()):
-            places = where.nonzero()[:, 0][~outcome.valid]
-            refuse_invalid(self.guidance, sorted(set(rows[places].tolist())))
-        self.meter.add(outcome, torch.ones_like(chosen))
-        uncond = passes.cond.clone()
-        if combines and len(passes.others):
-            uncond[chosen] = passes.others[0]
+            invalid = positions.nonzero()[:, 0][~outcome.valid]
+            refuse_invalid(self.guidance, sorted(set(rows[invalid].tolist())))
+        self.meter.add(outcome, torch.ones_like(combined))
+        uncond = branches.cond.clone()
+        if combines and len(branches.others):
+            uncond[combined] = branches.others[0]
         if allowed is not None:
             uncond = log_softmax(uncond.masked_fill(~allowed, -math.inf))
-        cond = passes.cond if outcome.cond is None else outcome.cond
+        cond = branches.cond if outcome.cond is None else outcome.cond
         mixed = cond.clone() if outcome.log_probs is None else outcome.log_probs
-        return Distributions(mixed, cond, uncond, passes.remasked, passes.certainty)
+        return Distributions(mixed, cond, uncond, branches.remasked, branches.certainty)
+
+    def _reweight(self, canvas: Canvas, rows: Tensor, positions: Tensor, progress: Tensor) -> Reweight | None:
+        """Classifiers of candidates first, then the predictor of canvases; None if there is neither."""
+        candidates = self._candidates
+        predictor = self.predictor
+        if candidates is None and predictor is None:
+            return None
+
+        def reweight(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+            acted = torch.zeros(len(log_probs), dtype=torch.bool, device=log_probs.device)
+            if candidates is not None:
+                log_probs, acted = candidates(log_probs, canvas, rows, positions, progress)
+            if predictor is not None:
+                log_probs, by_predictor = predictor(log_probs, canvas, positions, progress)
+                acted = acted | by_predictor
+            return log_probs, acted
+
+        return reweight
+
+    def _texts_scored(self) -> int:
+        by_classifiers = 0 if self._candidates is None else self._candidates.texts_scored
+        by_predictor = 0 if self.predictor is None else self.predictor.predictor.queries
+        return by_classifiers + by_predictor
 
     def _active(self, progress: Tensor) -> Tensor:
+        """Rows in which the guidance acts at their progress, bool (B,)."""
         guidance = self.guidance
         if guidance is None:
             return torch.zeros_like(progress, dtype=torch.bool)
-        acts = {at: guidance.active(Step(at)) for at in set(progress.tolist())}
-        return torch.tensor([acts[at] for at in progress.tolist()], device=progress.device)
+        is_active = {at: guidance.active(Step(at)) for at in set(progress.tolist())}
+        return torch.tensor([is_active[at] for at in progress.tolist()], device=progress.device)
 
 
-def candidates_of(model: Denoiser, guidance: Guidance | None, whole: bool = False) -> Candidates | None:
-    """What applies the token reweightings of ``guidance``; None where there are none.
-
-    Args:
-        whole: the text of a row, which a classifier reads, is all of it.
-    """
-    reweighting = split(guidance).reweighting
-    return Candidates(model, reweighting, whole) if reweighting else None
-
-
-def judged_of(model: Denoiser, guidance: Guidance | None, whole: bool = False) -> Judged | None:
-    """What applies the predictor of canvases of ``guidance``, ``whole`` as above; None where there is none."""
-    canvas = split(guidance).canvas
-    return Judged(model, canvas, whole) if isinstance(canvas, CanvasReweighting) else None
-
-
-def set_of(denoisers: Mapping[str, Denoiser]) -> list[Denoiser]:
-    """The denoisers, each once."""
-    return list({id(model): model for model in denoisers.values()}.values())
-
-
-def remasked_by(guidance: BranchGuidance | None) -> Remasked | Noisier | None:
-    """How a branch of ``guidance`` masks the canvas again; None where none does."""
+def canvas_edit(guidance: BranchGuidance | None) -> Remasked | Noisier | None:
+    """How a branch of ``guidance`` changes the canvas itself (A-CFG, TSG); None if no branch does."""
     edits = [branch.edit for branch in (guidance.branches if guidance is not None else ())]
     return next((edit for edit in edits if isinstance(edit, (Remasked, Noisier))), None)
 
 
 def checked_guidance(guidance: Any, particles: bool = False) -> Guidance | None:
-    """``guidance`` where masked diffusion can use it.
+    """``guidance`` as an object, if masked diffusion can use it.
 
     Args:
-        particles: canvases can be filled side by side.
+        particles: whether several canvases can be filled together.
 
     Raises:
-        ValueError: it is no guidance, or one that needs what a canvas has not; the message names the place that has.
+        ValueError: it is not a guidance, or it needs something that a canvas does not have; the message names where
+            it works.
     """
     guidance = as_guidance(guidance)
     check_place(guidance, "diffusion")

@@ -1,6 +1,7 @@
 """Masked language models that come inside installable packages: rxnmapper's ALBERT and AntiBERTy.
 
-Only weight files and vocabularies are read; nothing of the packages is imported, so ``pip install --no-deps`` suffices.
+Only their weight files and vocabularies are read. Nothing is imported from the packages, so installing them with
+``pip install --no-deps`` is enough.
 """
 
 from __future__ import annotations
@@ -16,6 +17,17 @@ from ..support.errors import ModelUnavailableError
 
 @dataclass(frozen=True)
 class _Package:
+    """Where a package keeps its model.
+
+    Args:
+        module: the module of the package.
+        requirement: what to install.
+        folder: of the model, within the package.
+        vocabulary: file with a token per line, within the folder.
+        kind: prefix of the classes of transformers.
+        pattern: regular expression of a token.
+    """
+
     module: str
     requirement: str
     folder: str
@@ -26,21 +38,47 @@ class _Package:
 
 PACKAGES = {
     "rxnmapper": _Package(
-        "rxnmapper", "rxnmapper==0.4.3", "models/transformers/albert_heads_8_uspto_all_1310k", "vocab.txt", "Albert",
-        r"\[[^\]]+\]|Br|Cl|>>|%\d\d|.",
+        module="rxnmapper",
+        requirement="rxnmapper==0.4.3",
+        folder="models/transformers/albert_heads_8_uspto_all_1310k",
+        vocabulary="vocab.txt",
+        kind="Albert",
+        pattern=r"\[[^\]]+\]|Br|Cl|>>|%\d\d|.",
     ),
     "antiberty": _Package(
-        "antiberty", "antiberty==0.1.3", "trained_models/AntiBERTy_md_smooth", "../vocab.txt", "Bert", ".",
+        module="antiberty",
+        requirement="antiberty==0.1.3",
+        folder="trained_models/AntiBERTy_md_smooth",
+        vocabulary="../vocab.txt",
+        kind="Bert",
+        pattern=".",
     ),
-}  # fmt: skip
+}
 """rxnmapper (MIT): SMILES of reactions, ``reactants>>product``. antiberty (MIT): residues of antibody chains."""
+ARCHITECTURE = (
+    "vocab_size",
+    "embedding_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_hidden_groups",
+    "num_attention_heads",
+    "intermediate_size",
+    "inner_group_num",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+"""Fields of the packages' configurations that are used; others are of older versions of transformers."""
+TIED = ("decoder.weight", "decoder.bias", "predictions.bias")
+"""Weights that are tied to others and so may be missing from the files."""
 
 
 def folder_of(name: str) -> Path:
-    """Where the package's model lies.
+    """The folder of a package's model.
 
     Raises:
-        ModelUnavailableError: the package is not installed, or holds no weights.
+        ModelUnavailableError: the package is not installed, or contains no weights.
     """
     package = PACKAGES[name]
     spec = importlib.util.find_spec(package.module)
@@ -49,12 +87,12 @@ def folder_of(name: str) -> Path:
         raise ModelUnavailableError(f"model {name!r} comes with the package {package.module}: {remedy}")
     folder = Path(spec.submodule_search_locations[0]) / package.folder
     if not (folder / "pytorch_model.bin").is_file():
-        raise ModelUnavailableError(f"the installed {package.module} holds no weights: {remedy}")
+        raise ModelUnavailableError(f"the installed {package.module} contains no weights: {remedy}")
     return folder
 
 
 def load_packaged(name: str) -> tuple[Any, Any]:
-    """The model, in float32 on the CPU, and its tokenizer.
+    """The model of a package, in float32 on the CPU, and its tokenizer.
 
     Raises:
         ModelUnavailableError: as :func:`folder_of`.
@@ -62,18 +100,15 @@ def load_packaged(name: str) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    package, folder = PACKAGES[name], folder_of(name)
-    values = json.loads((folder / "config.json").read_text())
-    shape = (
-        "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_hidden_groups", "num_attention_heads",
-        "intermediate_size", "inner_group_num", "hidden_act", "max_position_embeddings", "type_vocab_size",
-        "layer_norm_eps",
-    )  # fmt: skip
-    config = getattr(transformers, f"{package.kind}Config")(**{key: values[key] for key in shape if key in values})
+    package = PACKAGES[name]
+    folder = folder_of(name)
+    stated = json.loads((folder / "config.json").read_text())
+    values = {key: stated[key] for key in ARCHITECTURE if key in stated}
+    config = getattr(transformers, f"{package.kind}Config")(**values)
     model = getattr(transformers, f"{package.kind}ForMaskedLM")(config)
     weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     missing = model.load_state_dict(weights, strict=False).missing_keys
-    untied = [key for key in missing if not key.endswith(("decoder.weight", "decoder.bias", "predictions.bias"))]
+    untied = [key for key in missing if not key.endswith(TIED)]
     if untied:
         raise ModelUnavailableError(f"the weights of {package.module} lack {untied[0]}; install {package.requirement}")
     model.tie_weights()

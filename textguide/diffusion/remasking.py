@@ -1,4 +1,4 @@
-"""A-CFG's branch: the canvas itself, with what the model is least sure of masked again."""
+"""A-CFG's branch: the canvas itself, with the tokens that the model is least certain of masked again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 from ..guidance.acfg import Remasked, remask
 from ..guidance.algebra import log_softmax
-from .branches import Passes
+from .branches import BranchLogProbs
 from .canvas import Canvas
 from .denoisers import Denoiser
 
 
-class Remasking:
-    """Algorithm 1 of arXiv 2505.20199; with ``one_pass`` the positions come from the confidences of the step before.
+class RemaskingReader:
+    """Algorithm 1 of arXiv 2505.20199. With ``one_pass`` the positions are chosen by the confidences of the previous
+    step, so that both readings fit into one pass.
 
     Args:
         model: the denoiser.
@@ -22,38 +23,40 @@ class Remasking:
     """
 
     def __init__(self, model: Denoiser, edit: Remasked, count: int) -> None:
-        self.model, self.edit = model, edit
+        self.model = model
+        self.edit = edit
         self._confidence: Tensor | None = None
         self._known = torch.zeros(count, dtype=torch.bool, device=model.device)
 
-    def read(self, canvas: Canvas, rows: Tensor, where: Tensor, active: Tensor) -> Passes:
-        """Two passes, or one; the second is left out where nothing would be masked."""
+    def read(self, canvas: Canvas, rows: Tensor, positions: Tensor, active: Tensor) -> BranchLogProbs:
+        """Two passes, or one with ``one_pass``; the second is left out when it would mask nothing."""
         candidates = self._candidates(canvas) & active[:, None]
         other = None
         if self.edit.one_pass and active.any() and bool(self._known[rows].all()):
             assert self._confidence is not None
-            ranked = self._confidence[rows][:, : where.shape[1]]
-            lost = remask(ranked, candidates, self.edit.ratio)
-            again = lost.any(-1)
-            ids = torch.cat([canvas.ids, self._masked(canvas, lost, again)])
+            ranked = self._confidence[rows][:, : positions.shape[1]]
+            remasked = remask(ranked, candidates, self.edit.ratio)
+            again = remasked.any(-1)
+            ids = torch.cat([canvas.ids, self._masked(canvas, remasked, again)])
             logits, _ = self.model(ids, torch.cat([canvas.attention, canvas.attention[again]]))
-            logits, other = logits[: len(where)], logits[len(where) :]
+            logits, other = logits[: len(positions)], logits[len(positions) :]
             confidence = _top_probability(logits)
         else:
             logits, _ = self.model(canvas.ids, canvas.attention)
-            confidence = ranked = _top_probability(logits)
-            lost = remask(confidence, candidates, self.edit.ratio)
-            again = lost.any(-1)
+            confidence = _top_probability(logits)
+            ranked = confidence
+            remasked = remask(confidence, candidates, self.edit.ratio)
+            again = remasked.any(-1)
             if again.any():
-                other, _ = self.model(self._masked(canvas, lost, again), canvas.attention[again])
+                other, _ = self.model(self._masked(canvas, remasked, again), canvas.attention[again])
         if self.edit.one_pass and active.any():
             self._remember(confidence, rows)
-        cond = log_softmax(logits[where])
-        others = log_softmax(other[where[again]]) if other is not None else cond[:0]
-        return Passes(cond, others[None], again, lost, ranked)
+        cond = log_softmax(logits[positions])
+        others = log_softmax(other[positions[again]]) if other is not None else cond[:0]
+        return BranchLogProbs(cond, others[None], again, remasked, ranked)
 
-    def _masked(self, canvas: Canvas, lost: Tensor, again: Tensor) -> Tensor:
-        return canvas.ids[again].masked_fill(lost[again], self.model.mask_id)
+    def _masked(self, canvas: Canvas, remasked: Tensor, again: Tensor) -> Tensor:
+        return canvas.ids[again].masked_fill(remasked[again], self.model.mask_id)
 
     def _candidates(self, canvas: Canvas) -> Tensor:
         filled = canvas.target & (canvas.ids != self.model.mask_id)
@@ -67,6 +70,6 @@ class Remasking:
 
 
 def _top_probability(logits: Tensor) -> Tensor:
-    """max softmax of each position, (B, L, V) → (B, L), in float32."""
+    """The largest softmax probability of each position, (B, L, V) → (B, L), in float32."""
     logits = logits.float()
     return torch.exp(logits.amax(-1) - torch.logsumexp(logits, -1))

@@ -1,7 +1,7 @@
-"""Guidance distilled into an adapter: the guided distribution at the price of plain decoding.
+"""Distilling guidance into an adapter, so that plain decoding produces the guided distribution.
 
-AGD (arXiv 2503.07274) trains adapters on guided trajectories for images; here it is done for language models, with
-several objectives, on texts of several origins.
+AGD (arXiv 2503.07274) trains adapters on guided trajectories for images. This package does it for language models,
+with several objectives, on texts from several sources.
 """
 
 from .settings import DistillSettings

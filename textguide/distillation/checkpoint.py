@@ -1,4 +1,4 @@
-"""Where a run of training stands, on disk: weights, the optimiser's moments, the losses so far. Nothing is pickled."""
+"""An unfinished training run on disk: weights, the moments of the optimizer and the losses. No pickle is used."""
 
 from __future__ import annotations
 
@@ -14,44 +14,52 @@ from ..support import files
 
 FILE = "checkpoint.safetensors"
 RUN = "run.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The state of AdamW for each parameter."""
 
 
 def begin(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Make ``folder`` a run of its own, or go on with the one that is there.
+    """Start a run in ``folder``, or resume the one that is there.
+
+    Args:
+        folder: the folder of the run, which is created if it is missing.
+        identity: everything that the result depends on.
 
     Raises:
-        ValueError: it holds a run with other settings.
+        ValueError: the folder has a run with another identity.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = json.loads(files.json_bytes(files.plain(identity)))
+    content = json.loads(files.json_bytes(files.plain(identity)))
     file = folder / RUN
     if not file.is_file():
-        files.write_json(file, told)
+        files.write_json(file, content)
         return
-    there = json.loads(file.read_text(encoding="utf-8"))
-    changed = sorted(name for name in {*told, *there} if told.get(name) != there.get(name))
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    changed = sorted(name for name in {*content, *earlier} if content.get(name) != earlier.get(name))
     if changed:
         raise ValueError(
-            f"{folder} holds a run that differs in {', '.join(changed)}; give it the same settings to go on, or "
-            "another --out (or --overwrite)"
+            f"{folder} has a run that differs in {', '.join(changed)}; use the same settings to resume it, or another "
+            "--out (or --overwrite)"
         )
 
 
 def save(folder: Path, parameters: Mapping[str, Tensor], optimizer: Any, losses: list[float]) -> None:
-    """Write all of it, in place of what was there."""
+    """Write the checkpoint, replacing an earlier one."""
     from safetensors.torch import save as to_bytes
 
     tensors = {f"weight.{name}": value.detach() for name, value in parameters.items()}
     for name, value in parameters.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
+        for moment in _MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[value][moment]
-    told = {"losses": json.dumps(losses)}
-    held = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
-    files.write_bytes(folder / FILE, to_bytes(held, told))
+    on_cpu = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
+    files.write_bytes(folder / FILE, to_bytes(on_cpu, {"losses": json.dumps(losses)}))
 
 
 def resume(folder: Path, parameters: Mapping[str, Tensor], optimizer: Any) -> list[float]:
-    """Bring weights and optimiser to where ``folder`` says; the losses so far, empty where nothing was saved.
+    """Load the checkpoint into ``parameters`` and ``optimizer``.
+
+    Returns:
+        The losses of the steps so far; empty if there is no checkpoint.
 
     Raises:
         ValueError: the file is damaged.
@@ -66,10 +74,10 @@ def resume(folder: Path, parameters: Mapping[str, Tensor], optimizer: Any) -> li
             losses: list[float] = json.loads(stream.metadata()["losses"])
             for name, value in parameters.items():
                 value.copy_(stream.get_tensor(f"weight.{name}"))
-                moments = {
-                    one: stream.get_tensor(f"{one}.{name}").to(value.device) for one in ("exp_avg", "exp_avg_sq")
-                }
-                optimizer.state[value] = {"step": torch.tensor(float(len(losses))), **moments}
+                state = {"step": torch.tensor(float(len(losses)))}
+                for moment in _MOMENTS:
+                    state[moment] = stream.get_tensor(f"{moment}.{name}").to(value.device)
+                optimizer.state[value] = state
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it, and training begins again") from error
+        raise ValueError(f"{file} is damaged ({error}); remove it, and training starts again") from error
     return losses

@@ -1,4 +1,4 @@
-"""The texts that an adapter is trained on: written by the model, plain or under guidance, or given."""
+"""The texts that an adapter is trained on: written by the model, plain or under guidance, or given by the user."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from ..engine import branch_inputs
 from ..engine.given_texts import Item, as_items
+from ..engine.results import GenerateResult
 from ..forward.model_adapter import adapter
 from ..generation import generate
 from ..guidance import BranchGuidance, Guidance
@@ -20,18 +21,18 @@ from ..support.files import write_json
 from .settings import DistillSettings
 
 CHUNK = 32
-"""Texts that are written at once; a run that was killed goes on behind the last whole chunk."""
+"""Texts that are written together. An interrupted run is resumed after the last complete chunk."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and what stands behind it.
+    """A prompt and its continuation.
 
     Args:
         prompt: token ids.
         continuation: token ids, at least one.
-        weight: what it counts, next to others.
-        prompt_given: the prompt as the user gave it, a chat perhaps, from which branches derive theirs.
+        weight: the weight of the text relative to others.
+        prompt_given: the prompt as the user passed it, which may be a chat; branches derive their prompts from it.
     """
 
     prompt: list[int]
@@ -41,8 +42,9 @@ class Text:
 
 
 def openings(tokenizer: Any) -> list[list[int]]:
-    """Beginnings of one word: every token that is a capitalised word, in the order of the vocabulary (the most frequent
-    ones first, where byte-pair merges made it).
+    """Prompts of one word: every token that is a capitalised word, in the order of the vocabulary.
+
+    Byte-pair encoding merges frequent words first, so the most frequent words have the smallest ids.
 
     Raises:
         ValueError: there is none.
@@ -53,22 +55,22 @@ def openings(tokenizer: Any) -> list[list[int]]:
         if text.isalpha() and text.isascii() and text.istitle() and len(text) > 1:
             words.append(token)
     if not words:
-        raise ValueError("no token of the tokenizer is a capitalised word to begin a text with; give prompts")
-    begin = [] if tokenizer.bos_token_id is None or not _adds_begin(tokenizer) else [tokenizer.bos_token_id]
-    return [[*begin, token] for token in words]
-
-
-def _adds_begin(tokenizer: Any) -> bool:
-    return tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        raise ValueError("no token of the tokenizer is a capitalised word to start a text with; pass prompts=")
+    begin = tokenizer.bos_token_id
+    adds_begin = begin is not None and tokenizer("a").input_ids[:1] == [begin]
+    return [[begin, token] if adds_begin else [token] for token in words]
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Rows of a file of prompts or texts: ``.txt`` (one a line), ``.jsonl``, ``.json``, ``.csv`` or ``.parquet``, with
-    columns ``prompt`` (a text or a chat), ``completion`` and ``weight``, or ``text``.
+    """Read a file of prompts or texts.
+
+    Args:
+        path: a ``.txt`` file with one prompt per line, or a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file with
+            columns ``prompt`` (a text or a chat), ``completion`` and ``weight``, or ``text``.
 
     Raises:
         MissingExtraError: the package ``datasets`` is not installed.
-        ValueError: it cannot be read, or has none of the columns.
+        ValueError: the file cannot be read, or has none of the columns.
     """
     try:
         import datasets
@@ -82,15 +84,15 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(kind, data_files=str(file), split="train").to_list()
-    except Exception as error:  # what its many readers raise
+    except Exception as error:  # its readers raise all kinds of errors
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if kind == "text":
         rows = [{"prompt": row["text"]} for row in rows if row["text"].strip()]
     for number, row in enumerate(rows, 1):
         if not (row.get("prompt") or row.get("messages") or row.get("text")):
-            raise ValueError(f"{path}: row {number} has no 'prompt', 'messages' or 'text'; name the columns so")
+            raise ValueError(f"{path}: row {number} has no 'prompt', 'messages' or 'text'; rename the columns")
     if not rows:
-        raise ValueError(f"{path} holds no row; write a prompt on each line")
+        raise ValueError(f"{path} is empty; write one prompt per line")
     return rows
 
 
@@ -105,67 +107,72 @@ def gather(
     models: Mapping[str, Any] | None,
     progress: Callable[[int], Any] | None,
 ) -> list[Text]:
-    """All texts of a run; what was written before is read from ``folder``.
+    """All texts of a run. Texts that an earlier process wrote are read from ``folder``.
 
     Raises:
-        ValueError: there are no given texts where some are asked for, or a text is too short to learn from.
+        ValueError: the settings use given texts and there are none, or a text is too short to learn from.
     """
-    found: list[Text] = []
-    for source, count in settings.shares.items():
+    texts: list[Text] = []
+    for source, count in settings.texts_by_source.items():
         if source == "given":
-            found += _given(tokenizer, given, count, settings)
+            texts += _given(tokenizer, given, count, settings)
             if progress is not None:
                 progress(count)
             continue
-        chosen: Sequence[Any] = openings(tokenizer) if prompts is None else prompts
+        pool: Sequence[Any] = openings(tokenizer) if prompts is None else prompts
         for start in range(0, count, CHUNK):
+            stop = min(start + CHUNK, count)
             file = folder / f"texts-{source}-{start:06d}.json"
             if not file.is_file():
-                many = range(start, min(start + CHUNK, count))
-                own = [chosen[number % len(chosen)] for number in many]
-                write_json(file, _write(model, tokenizer, guidance, own, source, start, settings, models), indent=None)
-            rows = json.loads(file.read_text(encoding="utf-8"))
-            found += [Text(**row) for row in rows]
+                chunk = [pool[number % len(pool)] for number in range(start, stop)]
+                rows = _write(model, tokenizer, guidance, chunk, source, start, settings, models)
+                write_json(file, rows, indent=None)
+            texts += [Text(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
             if progress is not None:
-                progress(min(CHUNK, count - start))
-    mean = sum(text.weight for text in found) / len(found)
+                progress(stop - start)
+    mean = sum(text.weight for text in texts) / len(texts)
     if not mean > 0:
-        raise ValueError("no text has a weight; under a constraint none may have ended in time: use more tokens")
-    kept = [Text(t.prompt, t.continuation, t.weight / mean, t.prompt_given) for t in found if t.weight > 0]
-    branch_inputs.check_rows(model, [[*text.prompt, *text.continuation] for text in kept], "texts", written=True)
-    return kept
+        raise ValueError("all texts have a weight of 0; under a constraint, none may have ended in time: raise tokens=")
+    weighted = []
+    for text in texts:
+        if text.weight > 0:
+            weighted.append(Text(text.prompt, text.continuation, text.weight / mean, text.prompt_given))
+    branch_inputs.check_rows(model, [[*text.prompt, *text.continuation] for text in weighted], "texts", written=True)
+    return weighted
 
 
 def _given(tokenizer: Any, rows: Sequence[Mapping[str, Any]], count: int, settings: DistillSettings) -> list[Text]:
+    """The first ``count`` of the user's texts, from the beginning again if there are fewer."""
     if not rows:
-        raise ValueError("source='given' has no texts; name a file of them with given=")
-    found = []
+        raise ValueError("source='given' has no texts; pass them, or a file of them, with given=")
+    texts = []
     for number in range(count):
         row = rows[number % len(rows)]
-        if row.get("text"):
-            prompt: Any = None
-            ids = tokenizer(row["text"]).input_ids
-            split = 1
-        else:
-            prompt = row.get("messages") or row["prompt"]
-            first = branch_inputs.encode(
-                branch_inputs.canonical_prompts([prompt], None, tokenizer)[0], tokenizer, "given"
-            )
-            completion = row.get("completion") or ""
-            if isinstance(completion, str):
-                completion = tokenizer(completion, add_special_tokens=False).input_ids
-            ids = [*first, *completion]
-            split = len(first)
-            if len(ids) == split:  # a text without a prompt, in the column of prompts
-                prompt, split = None, 1
-            elif not isinstance(prompt, (str, list)) or isinstance(prompt[0], int):
-                prompt = None  # token ids, which need no encoding
+        ids, length, prompt = _encode(tokenizer, row)
         ids = [int(token) for token in ids[: settings.tokens]]
-        if len(ids) <= split:
-            raise ValueError(f"given[{number % len(rows)}] has no token behind its prompt within {settings.tokens}")
+        if len(ids) <= length:
+            raise ValueError(
+                f"given[{number % len(rows)}] has no token after its prompt within tokens={settings.tokens}; raise that"
+            )
         weight = row.get("weight")
-        found.append(Text(ids[:split], ids[split:], 1.0 if weight is None else float(weight), prompt))
-    return found
+        texts.append(Text(ids[:length], ids[length:], 1.0 if weight is None else float(weight), prompt))
+    return texts
+
+
+def _encode(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int, Any]:
+    """A text of the user: its token ids, the length of its prompt, and the prompt as :attr:`Text.prompt_given`."""
+    if row.get("text"):
+        return tokenizer(row["text"]).input_ids, 1, None
+    prompt = row.get("messages") or row["prompt"]
+    (canonical,) = branch_inputs.canonical_prompts([prompt], None, tokenizer)
+    ids = branch_inputs.encode(canonical, tokenizer, "given")
+    completion = row.get("completion") or ""
+    if isinstance(completion, str):
+        completion = tokenizer(completion, add_special_tokens=False).input_ids
+    if not completion:  # a text without a prompt, in the column of prompts
+        return list(ids), 1, None
+    are_ids = not isinstance(prompt, (str, list)) or isinstance(prompt[0], int)
+    return [*ids, *completion], len(ids), None if are_ids else prompt
 
 
 def _write(
@@ -178,7 +185,7 @@ def _write(
     settings: DistillSettings,
     models: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """Continuations of ``prompts`` as JSON rows."""
+    """Continue ``prompts``, and return the texts as JSON rows."""
     canonical = branch_inputs.canonical_prompts(list(prompts), None, tokenizer)
     encoded = [branch_inputs.encode(prompt, tokenizer, f"prompts[{n}]") for n, prompt in enumerate(canonical)]
     longest = max(map(len, encoded))
@@ -186,24 +193,44 @@ def _write(
         raise ValueError(f"prompts has one of {longest} tokens, and texts end at tokens={settings.tokens}; raise that")
     guided = source == "guided"
     out = generate(
-        model, tokenizer, list(canonical), guidance if guided else None, max_new_tokens=settings.tokens - longest,
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
-        seed=settings.seed * 1_000_003 + start, models=models if guided else None,
-    )  # fmt: skip
-    given = [
-        None if isinstance(prompt, tuple) and isinstance(prompt[0], int) else to_json(prompt) for prompt in canonical
-    ]
+        model,
+        tokenizer,
+        list(canonical),
+        guidance if guided else None,
+        max_new_tokens=settings.tokens - longest,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        seed=settings.seed * 1_000_003 + start,
+        models=models if guided else None,
+    )
     rows = []
     for row, tokens in enumerate(out.new_tokens):
-        prompt = row // out.particles
-        weight = 1.0
-        if out.log_weights is not None:
-            group = out.log_weights[prompt * out.particles : (prompt + 1) * out.particles]
-            weight = float(group.softmax(0)[row % out.particles]) if bool(group.isfinite().any()) else 0.0
+        number = row // out.particles
+        prompt = canonical[number]
+        are_ids = isinstance(prompt, tuple) and isinstance(prompt[0], int)
         rows.append(
-            {"prompt": encoded[prompt], "continuation": tokens, "weight": weight, "prompt_given": given[prompt]}
+            {
+                "prompt": encoded[number],
+                "continuation": tokens,
+                "weight": _weight(out, row),
+                "prompt_given": None if are_ids else to_json(prompt),
+            }
         )
     return rows
+
+
+def _weight(out: GenerateResult, row: int) -> float:
+    """The weight of a row among the particles of its prompt; they sum to 1, or all are 0."""
+    if out.log_weights is None:
+        return 1.0
+    first = row - row % out.particles
+    log_weights = out.log_weights[first : first + out.particles]
+    if not bool(log_weights.isfinite().any()):
+        return 0.0
+    return float(log_weights.softmax(0)[row - first])
 
 
 def items(model: Any, tokenizer: Any, texts: Sequence[Text], lead: BranchGuidance | None) -> list[Item]:

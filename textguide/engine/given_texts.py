@@ -286,7 +286,7 @@ def _continuation_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
     contexts_differ = len({tuple(context) for context in contexts}) == len(batch)
     if known.has_recurrent_state:  # the state is only exact if a row is read on its own
         parts = [read_branch(model, [row], keep=keep, fast=False)[1][0] for row in whole]
-    elif contexts_differ and known.is_causal and known.reads_at_once(longest):
+    elif contexts_differ and known.is_causal and known.reads_chunk_up_to(longest):
         parts = list(read_branch(model, whole, keep=keep, fast=False)[1])
     else:
         return _after_shared_contexts(model, contexts, [item.continuation for item in batch])

@@ -1,4 +1,4 @@
-"""What each extra branch of a guidance is, in a few words."""
+"""Short descriptions of the extra branches of a guidance."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def branch_names(
     """A name for every extra branch, in the order of ``guidance.branches``.
 
     Args:
-        guidance: None has no branches.
+        guidance: the guidance; None has no branches.
         tokenizer: decodes prompts that are token ids.
-        empty: what a branch without a prompt reads: the last token of the prompt in a decoder, no source in an
-            encoder-decoder, another image or none in a captioner.
-        row: whose prompt, where there is one a row.
+        empty: the name of what a branch without a prompt reads: the last token of the prompt in a decoder, no source in
+            an encoder-decoder, another image or none in a captioner.
+        row: the row whose prompts are described, if each row has its own.
     """
     branches = () if guidance is None else guidance.branches
-    same = "same prompt" if guidance is None or guidance.view is None else "the model as it is"
+    same = "same prompt" if guidance is None or guidance.view is None else "the unchanged model"
     return tuple(_name(branch, tokenizer, empty, row, same) for branch in branches)
 
 
@@ -50,15 +50,15 @@ def _name(branch: Branch, tokenizer: Any, empty: str, row: int, same: str) -> st
 
 def _view(view: View) -> str:
     if isinstance(view, EarlyExit):
-        return f"early exit {_share(view.depth)}" if isinstance(view.depth, float) else f"early exit {view.depth}"
+        return f"early exit {_percent(view.depth) if isinstance(view.depth, float) else view.depth}"
     if isinstance(view, WithoutBlocks):
-        return f"without {_share(view.share)} of the layers"
+        return f"without {_percent(view.share)} of the layers"
     if isinstance(view, MaskedHeads):
         return f"without {view.count if view.heads is None else len(view.heads)} attention heads"
     return str(view)
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
@@ -72,7 +72,7 @@ def _edit(edit: Edit, tokenizer: Any) -> str:
     if isinstance(edit, Unrelated):
         return _prompt(edit.text, tokenizer)
     if isinstance(edit, Prefixed):
-        return f"prompt behind {_prompt(edit.instruction, tokenizer)}"
+        return f"prompt after {_prompt(edit.instruction, tokenizer)}"
     return str(edit)
 
 

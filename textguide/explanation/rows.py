@@ -1,4 +1,4 @@
-"""One step of a run whose texts are written together, as values: tokens, weights, and which text goes on from which."""
+"""One step of a run with several texts per prompt, as values: tokens, weights, and which text continues which."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class RowsStep:
     """What the rows of one prompt did at one step.
 
     Args:
-        index: number of the token, from 0.
-        tokens: the token that each row wrote, as text; None for rows that had ended, or have not begun.
-        log_weights: log-weight of each row behind this token, −inf for those that were given up; empty where texts have
+        index: the number of the token, from 0.
+        tokens: the new token of each row, as text; None for rows that have ended or not started.
+        log_weights: the log-weight of each row after this token, −inf for rows that were given up; empty if texts have
             no weights.
-        open: rows that go on.
+        open: whether each row continues.
         deaths: why a row was given up.
-        ancestors: in front of this step, the row that each row went on from; None where all stayed.
-        rewritten: rows that forked: the token, as text, that each has in place of its ancestor's last one.
+        ancestors: the row that each row was copied from before this step; None if no row was copied.
+        rewritten: rows that forked, each with the token, as text, that replaces the last one of its ancestor.
     """
 
     index: int
@@ -35,34 +35,35 @@ class RowsStep:
 
     @classmethod
     def of(cls, view: StepView, tokenizer: Any, before: RowsStep | None) -> RowsStep:
-        """The step that an observer sees.
+        """The step as an observer of the run gets it.
 
         Args:
-            before: the step in front of it; None for the first one.
+            before: the step before it; None for the first one.
 
         Raises:
-            ValueError: the run has no rows that are written together.
+            ValueError: the run writes each text separately.
         """
         population = view.population
         if population is None:
-            raise ValueError("the guidance writes every text by itself; give one with particles, or EAGer")
-        count = len(population.open)
+            raise ValueError("the guidance writes each text separately; use one with particles, or EAGer")
         moves = view.moves
-        going = list(population.begun) if before is None else list(before.open)
+        writing = list(population.begun) if before is None else list(before.open)
+        rewritten: list[tuple[int, str]] = []
         if moves is not None:
-            going = [going[row] for row in moves.ancestors]
-        tokens: list[str | None] = [None] * count
+            writing = [writing[row] for row in moves.ancestors]
+            rewritten = [(row, token_text(tokenizer, token)) for row, token in moves.rewritten.items()]
+        tokens: list[str | None] = [None] * len(population.open)
         for row, token in zip(view.samples, view.tokens.tolist(), strict=True):
-            tokens[row] = token_text(tokenizer, token) if going[row] else None
-        weights = population.log_weights.tolist() if population.weighs else []
+            if writing[row]:
+                tokens[row] = token_text(tokenizer, token)
         return cls(
-            view.index,
-            tuple(tokens),
-            tuple(weights),
-            tuple(population.open),
-            tuple(population.deaths),
-            None if moves is None else moves.ancestors,
-            () if moves is None else tuple((row, token_text(tokenizer, t)) for row, t in moves.rewritten.items()),
+            index=view.index,
+            tokens=tuple(tokens),
+            log_weights=tuple(population.log_weights.tolist() if population.weighs else []),
+            open=tuple(population.open),
+            deaths=tuple(population.deaths),
+            ancestors=None if moves is None else moves.ancestors,
+            rewritten=tuple(rewritten),
         )
 
     def to_dict(self) -> dict[str, Any]:

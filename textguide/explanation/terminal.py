@@ -28,18 +28,18 @@ def show(
     changed: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print an explanation: a line for every token that moved, with its probability in plain decoding, under guidance
-    and in each extra branch.
+    """Print an explanation: one line per token that moved, with its probabilities.
 
-    Where the terminal is wide enough, raised and lowered tokens stand side by side; where it is too narrow for all
-    branches, the last ones are left out, and a line says so.
+    The probabilities are those in plain decoding, under guidance and in each extra branch. In a wide terminal, raised
+    and lowered tokens are next to each other. In one that is too narrow for all branches, the last branches are left
+    out, with a line that names them.
 
     Args:
-        explanation: what is printed.
-        top: tokens at each end of the ranking; None: all that the explanation has.
-        first: at most so many steps; None: all.
-        changed: only the steps at which another token became the most likely one.
-        console: where; None: standard output.
+        explanation: the explanation to print.
+        top: number of tokens at each end of the ranking; None: all that the explanation has.
+        first: the largest number of steps; None: all.
+        changed: only print steps at which another token became the most likely one.
+        console: the console to print to; None: standard output.
     """
     console = Console() if console is None else console
     steps = explanation.selected(first, changed)
@@ -49,14 +49,14 @@ def show(
         table, shown = _fitting(console, steps, names, top)
         console.print(table)
     elif explanation.steps:
-        console.print(Text("Guidance changed the most likely token at no step."))
+        console.print(Text("Guidance did not change the most likely token at any step."))
     console.print(Text(f"\n{explanation.text.strip()}\n"))
     for number, name in enumerate(names[:shown], 1):
         if _header(number, name) != name:
             console.print(Text(f"branch {number}: {name}"), style="dim")
     if shown < len(names):
         hidden = ", ".join(names[shown:])
-        console.print(Text(f"the terminal is too narrow for: {hidden}; --json and --html have all"), style="dim")
+        console.print(Text(f"the terminal is too narrow for: {hidden}; --json and --html show all"), style="dim")
     if len(steps) < len(explanation.steps):
         console.print(Text(f"{len(steps)} of {len(explanation.steps)} steps"), style="dim")
     console.print(Text(explanation.summary), style="dim")
@@ -67,18 +67,18 @@ def show(
 def _fitting(
     console: Console, steps: Sequence[ExplainedStep], names: Sequence[str], top: int | None
 ) -> tuple[Table, int]:
-    """The roomiest table that fits, and how many branches it shows."""
+    """The widest table that fits, and how many branches it shows."""
     unbounded = console.options.update(width=10_000)
     for shown in range(len(names), -1, -1):
-        for layout in (_beside, _stacked, _compact):
+        for layout in (_side_by_side, _stacked, _compact):
             table = layout(steps, names[:shown], top)
             if Measurement.get(console, unbounded, table).maximum <= console.width:
                 return table, shown
     return table, 0
 
 
-def _beside(steps: Sequence[ExplainedStep], names: Sequence[str], top: int | None) -> Table:
-    """Raised tokens beside lowered ones."""
+def _side_by_side(steps: Sequence[ExplainedStep], names: Sequence[str], top: int | None) -> Table:
+    """Raised tokens on the left and lowered ones on the right."""
     table = _table(["#", "written", "KL", "raised", *_values(names), "lowered", *_values(names)])
     empty = [Text()] * (2 + len(names))
     for step in steps:
@@ -97,14 +97,15 @@ def _stacked(steps: Sequence[ExplainedStep], names: Sequence[str], top: int | No
 
 
 def _compact(steps: Sequence[ExplainedStep], names: Sequence[str], top: int | None) -> Table:
-    """The written token in lines of its own, above the tokens that moved."""
+    """The new token on its own lines, above the tokens that moved."""
     table = _table(["written", *_values(names)])
     for step in steps:
         left = _left(step)
         table.add_row(Text(f"{step.index + 1} {left[0][1]}", style="bold"), Text(f"KL {left[0][2]}"))
         for _, line, _ in left[1:]:
             table.add_row(line)
-        for cells in (cells for side in _moves(step, len(names), top) for cells in side):
+        up, down = _moves(step, len(names), top)
+        for cells in (*up, *down):
             table.add_row(*cells)
     return table
 
@@ -127,7 +128,7 @@ def _add(table: Table, step: ExplainedStep, moves: Sequence[list[Text]]) -> None
 
 
 def _left(step: ExplainedStep) -> list[list[Text]]:
-    """Number, written token and KL; below the token, what it is compared with."""
+    """Number, new token and KL; below the token, what it is compared with."""
     kl = f"{step.kl:.3f}" if step.guided else "–"
     lines = [Text(visible(step.chosen.text, LONGEST_TOKEN))]
     if step.changed:

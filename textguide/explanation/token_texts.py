@@ -1,4 +1,4 @@
-"""Tokens as a reader sees them: white space, control characters and parts of characters become visible."""
+"""Tokens as text for people: white space, control characters and parts of characters become visible."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SHOWN = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
 def token_text(tokenizer: Any, token: int) -> str:
     """The text of one token.
 
-    As ``tokenizer.decode`` has it, but for two things that decoding a single token loses: a space in front of a word
-    (SentencePiece), and the bytes of a token that is a part of a character, which are written ``\\xNN``.
+    This is the result of ``tokenizer.decode``, except for two things that decoding a single token loses: the space
+    before a word (SentencePiece), and the bytes of a token that is part of a character, which are written ``\\xNN``.
     """
     text = str(tokenizer.decode([token]))
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)
@@ -32,11 +32,14 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def visible(text: str, limit: int | None = None) -> str:
-    """``text`` with all of it to be seen: ``␣`` a space, ``↵`` a new line, ``⇥`` a tab, ``∅`` nothing at all, and
-    escapes for what no terminal or browser draws.
+    """``text`` with every character visible.
+
+    ``␣`` is a space, ``↵`` a new line, ``⇥`` a tab and ``∅`` an empty text; characters that terminals and browsers do
+    not draw are escaped.
 
     Args:
-        limit: longer texts end in ``…`` at so many characters; None: never.
+        text: the text.
+        limit: texts with more characters are cut off and end in ``…``; None: never.
     """
     shown = "".join(_shown(character) for character in text) or "∅"
     if unicodedata.combining(shown[0]):
@@ -45,12 +48,12 @@ def visible(text: str, limit: int | None = None) -> str:
 
 
 def readable(text: str) -> str:
-    """``text`` with white space as it is, and escapes for what no terminal or browser draws."""
+    """``text`` with unchanged white space; characters that terminals and browsers do not draw are escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else _shown(c) for c in text)
 
 
 def percent(probability: float) -> str:
-    """A probability in six characters at most."""
+    """A probability in at most six characters."""
     if probability <= 0:
         return "0%"
     return f"{probability:.1%}" if probability >= 0.0005 else f"{probability:.0e}"
@@ -65,9 +68,9 @@ def _shown(character: str) -> str:
 
 
 def _bytes(name: str) -> bytes | None:
-    """The bytes of a token from its name, in tokenizers that name bytes; else None."""
-    found = _BYTE.fullmatch(name)
-    if found:
-        return bytes([int(found[1], 16)])
+    """The bytes of a token from its name; None if the tokenizer does not name bytes."""
+    match = _BYTE.fullmatch(name)
+    if match:
+        return bytes([int(match[1], 16)])
     alphabet = byte_alphabet()
     return bytes(alphabet[c] for c in name) if all(c in alphabet for c in name) else None

@@ -1,4 +1,4 @@
-"""What an explanation holds: tokens with their probabilities, steps, and the text that they make."""
+"""The values of an explanation: tokens with their probabilities, steps, and the text."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .token_texts import percent, readable, visible
 
 @dataclass(frozen=True)
 class TokenMove:
-    """How one token fared at one step; probabilities in [0, 1].
+    """The probabilities of one token at one step, in [0, 1].
 
     Args:
-        text: the token as text; bytes that make no whole character are written ``\\xNN``.
+        text: the token as text; bytes that are not a whole character are written ``\\xNN``.
         token: its id.
-        plain: probability in plain decoding, which is that of the conditional branch.
-        guided: probability under guidance.
-        branches: probability in each extra branch, in the order of :attr:`ExplainedText.branches`; empty at steps
-            where no extra branch was run.
-        forbidden: whether the constraint of the run rules the token out here.
+        plain: its probability in plain decoding, which is that of the conditional branch.
+        guided: its probability under guidance.
+        branches: its probability in each extra branch, in the order of :attr:`ExplainedText.branches`; empty at steps
+            without extra branches.
+        forbidden: whether the constraint of the run forbids the token at this step.
     """
 
     text: str
@@ -42,7 +42,7 @@ class TokenMove:
 
     @property
     def log_ratio(self) -> float | None:
-        """``log(guided / plain)`` in nats; None where one of the two is 0."""
+        """``log(guided / plain)`` in nats; None if one of the two is 0."""
         return math.log(self.guided / self.plain) if self.guided > 0 and self.plain > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,19 +64,19 @@ class ExplainedStep:
     """One step.
 
     Args:
-        index: number of the token, from 0.
-        chosen: the token that was written.
+        index: the number of the token, from 0.
+        chosen: the token that was generated.
         plain_top: the most likely token in plain decoding.
         guided_top: the most likely token under guidance.
         kl: KL(guided‖plain) in nats.
-        moved: the probability that guidance moved from some tokens to others, in [0, 1]: the sum of all changes above
-            0, which is the total variation distance of the two distributions.
-        raised: tokens with ``guided > plain``, the one that was raised most first.
-        lowered: tokens with ``guided < plain``, the one that was lowered most first.
+        moved: the probability that guidance moved from some tokens to others, in [0, 1]: the sum of all positive
+            changes, which is the total variation distance of the two distributions.
+        raised: tokens with ``guided > plain``, sorted by how much they were raised.
+        lowered: tokens with ``guided < plain``, sorted by how much they were lowered.
         guided: whether guidance acted at this step.
-        allowed: the share of the guided probability that the constraint left; None where nothing was constrained.
-        likeliest: tokens that are among the likeliest of plain decoding, of an extra branch or under guidance, the
-            likeliest under guidance first.
+        allowed: the guided probability of all tokens that the constraint allows; None without a constraint.
+        likeliest: tokens that are among the likeliest in plain decoding, in an extra branch or under guidance, sorted
+            by their probability under guidance.
         scale: γ at this step; None for a guidance without one.
     """
 
@@ -125,10 +125,11 @@ class ExplainedText(Shown):
         prompt: the prompt as text.
         text: the continuation.
         guidance: the guidance that was explained; None for none.
-        branches: what each extra branch reads, or which model runs it, in a few words.
+        branches: a short description of each extra branch: what it reads, or which model runs it.
         steps: one entry per token.
-        effect: the run's report, on the guidance alone: it does not count what a constraint does.
-        note: why guidance did nothing, or a branch of it, in one sentence with the remedy; empty where all acted.
+        effect: the report of the run, about guidance only; it does not include the effect of a constraint.
+        note: why guidance or one of its branches did nothing, in one sentence with the remedy; empty if all of them
+            acted.
     """
 
     prompt: str
@@ -141,23 +142,26 @@ class ExplainedText(Shown):
 
     @property
     def summary(self) -> str:
-        """The run in one line: :attr:`effect`; where a constraint acted, what both did together."""
-        acted = [step for step in self.steps if step.guided]
-        if all(step.allowed is None for step in acted):
+        """The run in one line: :attr:`effect`, and the joint effect of guidance and constraint if there is one."""
+        steps = [step for step in self.steps if step.guided]
+        if all(step.allowed is None for step in steps):
             return str(self.effect)
-        mean, largest = sum(step.kl for step in acted) / len(acted), max(step.kl for step in acted)
-        changed = sum(step.changed for step in acted) / len(acted)
-        both = "guidance and constraint" if self.effect.guided_steps else "constraint"
-        return (
-            f"{both}: KL {mean:.3f} nats per token (largest {largest:.2f}), top token changed at {changed:.0%} of "
-            f"{len(acted)} steps" + (f"; guidance alone: {self.effect}" if self.effect.guided_steps else "")
+        mean = sum(step.kl for step in steps) / len(steps)
+        largest = max(step.kl for step in steps)
+        changed = sum(step.changed for step in steps) / len(steps)
+        joint = (
+            f"KL {mean:.3f} nats per token (largest {largest:.2f}), top token changed at {changed:.0%} of "
+            f"{len(steps)} steps"
         )
+        if self.effect.guided_steps:
+            return f"guidance and constraint: {joint}; guidance alone: {self.effect}"
+        return f"constraint: {joint}"
 
     def selected(self, first: int | None = None, changed: bool = False) -> tuple[ExplainedStep, ...]:
         """Some of the steps.
 
         Args:
-            first: at most so many, from the beginning; None: all.
+            first: only the first ones, this many; None: all.
             changed: only those at which another token became the most likely one.
         """
         return tuple(step for step in self.steps if step.changed or not changed)[:first]
@@ -167,21 +171,27 @@ class ExplainedText(Shown):
         tokens = tuple(
             Token(readable(step.chosen.text), step.kl / largest, step.changed, _title(step)) for step in self.steps
         )
-        rows = [
-            [
-                str(step.index + 1),
-                visible(step.chosen.text),
-                figure(step.kl),
-                "" if not step.changed else visible(step.plain_top.text),
-                *(", ".join(map(_moved, moves[:2])) for moves in (step.raised, step.lowered)),
-            ]
-            for step in self.steps
-        ]
+        rows = []
+        for step in self.steps:
+            rows.append(
+                [
+                    str(step.index + 1),
+                    visible(step.chosen.text),
+                    figure(step.kl),
+                    visible(step.plain_top.text) if step.changed else "",
+                    ", ".join(map(_probabilities, step.raised[:2])),
+                    ", ".join(map(_probabilities, step.lowered[:2])),
+                ]
+            )
         header = ["#", "written", "KL", "plain decoding", "▲ raised", "▼ lowered"]
-        blocks: list[Block] = [Tokens(readable(self.prompt), tokens)]
-        blocks += [Line("tinted by KL(guided‖plain); underlined: another token became the likeliest", quiet=True)]
-        blocks += [Folded("every step", (table(header, rows, "rlrlll"),)), Line(self.summary, quiet=True)]
-        blocks += [Line(self.note)] if self.note else []
+        blocks: list[Block] = [
+            Tokens(readable(self.prompt), tokens),
+            Line("tinted by KL(guided‖plain); underlined: another token became the likeliest", quiet=True),
+            Folded("every step", (table(header, rows, "rlrlll"),)),
+            Line(self.summary, quiet=True),
+        ]
+        if self.note:
+            blocks.append(Line(self.note))
         return f"what {label(self.guidance)} did", blocks
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,6 +212,6 @@ def _title(step: ExplainedStep) -> str:
     return f"{text}; in plain decoding {visible(step.plain_top.text)}" if step.changed else text
 
 
-def _moved(move: TokenMove) -> str:
+def _probabilities(move: TokenMove) -> str:
     guided = "forbidden" if move.forbidden else percent(move.guided)
     return f"{visible(move.text)} {percent(move.plain)} → {guided}"

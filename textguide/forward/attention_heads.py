@@ -1,4 +1,4 @@
-"""Attention heads by layer and number: which of them copy, and layers in which some are silent."""
+"""Attention heads by layer and number: which of them copy, and layers in which some are masked."""
 
 from __future__ import annotations
 
@@ -10,119 +10,133 @@ import torch
 from torch import Tensor
 
 from .model_adapter import adapter
-from .twins import hooked_twin, own_hooks
+from .module_copies import copy_with_own_hooks, separate_hooks
 
 PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
-"""What models call the projection behind the heads of a layer."""
-NEEDLE, HAY, TRIALS = 24, 40, 8
-"""Tokens that are to be copied, tokens around them, and how often."""
+"""The names that models give to the projection after the heads of a layer."""
+NEEDLE = 24
+"""Number of tokens that are copied in a test."""
+HAY = 40
+"""Number of tokens around them."""
+TRIALS = 8
+"""Number of texts."""
 
-_known: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
+_scores: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
 
 
 def attention_of(layer: Any) -> tuple[Any, str]:
     """The attention of a decoder layer, and the name of its output projection.
 
     Raises:
-        ValueError: it has none that is known.
+        ValueError: no module of it has an output projection with a known name.
     """
     for module in layer.modules():
         named = [name for name in PROJECTIONS if name in module._modules]
         if hasattr(module, "layer_idx") and named:
             return module, named[0]
     raise ValueError(
-        f"{type(layer).__name__} has no attention whose heads can be told apart (an output projection called "
-        f"{', '.join(PROJECTIONS)}); use a guidance that masks none"
+        f"{type(layer).__name__} has no attention with separate heads (an output projection named "
+        f"{', '.join(PROJECTIONS)}); use a guidance that does not mask heads"
     )
 
 
-def silenced(projection: Any, heads: Sequence[int], count: int) -> Any:
-    """A twin of an output ``projection`` that reads 0 from ``heads`` among ``count``."""
-    twin = hooked_twin(projection)
+def mask_heads(projection: Any, heads: Sequence[int], count: int) -> Any:
+    """A copy of an output ``projection`` that reads 0 from ``heads``, of ``count`` heads."""
+    copied = copy_with_own_hooks(projection)
 
-    def silence(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        read = args[0].unflatten(-1, (count, -1)).clone()
-        read[..., list(heads), :] = 0
-        return (read.flatten(-2), *args[1:])
+    def mask(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs = args[0].unflatten(-1, (count, -1)).clone()
+        inputs[..., list(heads), :] = 0
+        return (inputs.flatten(-2), *args[1:])
 
-    twin.register_forward_pre_hook(silence)
-    return twin
+    copied.register_forward_pre_hook(mask)
+    return copied
 
 
-def watch(attention: Any, config: Any, see: Callable[[Tensor], None]) -> None:
-    """Let ``attention``, a twin, compute its weights (R, H, T, T) one by one as ``config`` says, and show them."""
+def observe(attention: Any, config: Any, observer: Callable[[Tensor], None]) -> None:
+    """Let a copied ``attention`` compute its weights one by one, as ``config`` specifies, and pass them on.
+
+    Args:
+        observer: called with the weights, (R, H, T, T), of every pass.
+    """
     if hasattr(attention, "config"):
         attention.config = config
 
-    def look(_: Any, __: Any, output: Any) -> None:
+    def hook(_: Any, __: Any, output: Any) -> None:
         parts = output if isinstance(output, tuple) else ()
         weights = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4]
         if not weights:
             raise ValueError(
-                f"{type(attention).__name__} does not hand out its weights, so that it cannot be seen which heads "
-                "retrieve; name them by heads="
+                f"{type(attention).__name__} does not return its attention weights, so its retrieval heads cannot be "
+                "found; name them by heads="
             )
-        see(weights[-1])
+        observer(weights[-1])
 
-    own_hooks(attention).register_forward_hook(look)
+    separate_hooks(attention).register_forward_hook(hook)
 
 
-def retrieval_heads(model: Any, count: int, scored: Callable[[Any], Tensor]) -> tuple[tuple[int, int], ...]:
-    """The ``count`` heads that copy most (fewer where no more copy at all), as pairs of layer and number.
+def retrieval_heads(model: Any, count: int, score: Callable[[Any], Tensor]) -> tuple[tuple[int, int], ...]:
+    """The heads that copy most, as pairs of layer and number.
 
     Args:
-        scored: gives the scores (layers, heads) of a model; it is called once for each.
+        count: how many; fewer are returned if fewer copy at all.
+        score: returns the scores of a model, (layers, heads); it is called once per model.
 
     Raises:
         ValueError: no head copies.
     """
     base = adapter(model).base
-    if base not in _known:
-        _known[base] = scored(base)
-    scores = _known[base]
-    order = scores.flatten().sort(descending=True, stable=True).indices[:count].tolist()
-    found = tuple(divmod(place, scores.shape[1]) for place in order if scores.flatten()[place] > 0)
-    if not found:
+    if base not in _scores:
+        _scores[base] = score(base)
+    scores = _scores[base]
+    flat = scores.flatten()
+    order = flat.sort(descending=True, stable=True).indices[:count].tolist()
+    heads = tuple(divmod(number, scores.shape[1]) for number in order if flat[number] > 0)
+    if not heads:
         raise ValueError(
-            f"no attention head of {type(base).__name__} copies what it is shown, so that none can be masked for it; "
-            "name some by heads="
+            f"no attention head of {type(base).__name__} copies from the text, so there are no retrieval heads to "
+            "mask; name some by heads="
         )
-    return found
+    return heads
 
 
 class CopyTest:
-    """A pass over texts in which some tokens stand twice, and how often each head finds the first of them.
+    """A pass over texts in which some tokens occur twice, and how often each head finds their first occurrence.
 
-    The retrieval score of arXiv 2404.15574 (section 2): of the tokens that a text copies from itself, the share at
-    whose first occurrence a head looks most while the copy is written. There the model copies a sentence out of a long
-    text, as an answer to a question; here :data:`NEEDLE` random tokens stand among others and again at the end, so that
-    no tokenizer is needed and what the model would write makes no difference.
+    The retrieval score of arXiv 2404.15574 (section 2): of the tokens that a text copies from itself, the share for
+    which a head attends most to the first occurrence while the copy is generated. In the paper the model copies a
+    sentence of a long text to answer a question. Here :data:`NEEDLE` random tokens occur among others and again at the
+    end, so that no tokenizer is needed and the score does not depend on what the model would generate.
 
     Args:
         vocabulary: number of tokens.
-        limit: the most tokens that the model has positions for; None: any number.
+        limit: the number of tokens that the model has positions for; None: any number.
     """
 
     def __init__(self, vocabulary: int, limit: int | None) -> None:
         random = torch.Generator().manual_seed(0)
         share = 1.0 if limit is None else min(1.0, limit / (2 * NEEDLE + HAY))
-        needle, hay = max(2, int(NEEDLE * share)), int(HAY * share)
+        needle = max(2, int(NEEDLE * share))
+        hay = int(HAY * share)
         starts = torch.arange(TRIALS) * hay // TRIALS
         rows = []
         for start in starts.tolist():
             tokens = torch.randint(vocabulary, (needle + hay,), generator=random)
-            rows.append(torch.cat([tokens[needle:][:start], tokens[:needle], tokens[needle:][start:], tokens[:needle]]))
-        self.ids, self.needle = torch.stack(rows), needle
-        # The token at a query is followed by the one whose first occurrence is the target.
+            copied = tokens[:needle]
+            around = tokens[needle:]
+            rows.append(torch.cat([around[:start], copied, around[start:], copied]))
+        self.ids = torch.stack(rows)
+        self.needle = needle
+        # After a query comes the token whose first occurrence is the target.
         self._queries = torch.arange(needle + hay, 2 * needle + hay - 1)
         self._targets = starts[:, None] + torch.arange(1, needle)
-        self._found: list[Tensor] = []
+        self._shares: list[Tensor] = []
 
-    def see(self, weights: Tensor) -> None:
-        """What one layer attends to, (R, H, T, T); layers come in their order."""
+    def observe(self, weights: Tensor) -> None:
+        """Record the attention weights of one layer, (R, H, T, T); called for each layer in order."""
         most = weights.detach()[:, :, self._queries.to(weights.device)].argmax(-1).cpu()
-        self._found.append((most == self._targets[:, None]).double().mean((0, 2)))
+        self._shares.append((most == self._targets[:, None]).double().mean((0, 2)))
 
     def scores(self) -> Tensor:
         """The share of each head, (layers, heads)."""
-        return torch.stack(self._found)
+        return torch.stack(self._shares)

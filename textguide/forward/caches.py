@@ -1,7 +1,7 @@
-"""Key/value caches of transformers models: creating, merging and picking rows.
+"""Key/value caches of transformers models: creating and merging them, and selecting rows.
 
-The one place that knows how transformers spells its cache argument (``cache`` from 5.24 on, ``past_key_values``
-before, ``cache_params`` in older state-space models) and what its cache layers hold.
+Only this file knows the name of transformers' cache argument (``cache`` since 5.24, ``past_key_values`` before,
+``cache_params`` in older state-space models) and what the layers of a cache hold.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def accepts(model: Any, argument: str) -> bool:
 
 
 def cache_argument(model: Any) -> str:
-    """The name under which ``forward`` takes a cache.
+    """The name of the cache argument of ``forward``.
 
     Raises:
-        ValueError: the model keeps its state in a form of its own.
+        ValueError: it does not accept a transformers cache.
     """
     for name in ARGUMENTS:
         if accepts(model, name):
@@ -51,10 +51,10 @@ def cache_argument(model: Any) -> str:
 
 
 def new_cache(model: Any) -> Cache:
-    """An empty cache that grows, with the layers that the model's configuration asks for.
+    """An empty cache that grows, with the layers that the model's configuration specifies.
 
     Raises:
-        ValueError: the model keeps its state in a form that rows of two branches cannot share.
+        ValueError: the model does not keep its state in a transformers cache.
     """
     cache_argument(model)
     supports = getattr(model, "_supports_default_dynamic_cache", None)
@@ -68,7 +68,7 @@ def new_cache(model: Any) -> Cache:
 
 
 def with_cross_attention(cache: Cache, model: Any) -> Cache:
-    """``cache`` with room for the keys and values of what a decoder looks at, so that they are computed once."""
+    """``cache`` with a part for cross-attention, so that keys and values of the encoder's states are computed once."""
     if isinstance(cache, DynamicCache):
         return EncoderDecoderCache(cache, DynamicCache())
     return cache
@@ -82,25 +82,29 @@ def has_recurrent_state(model: Any) -> bool:
 
 
 def merge(caches: Sequence[Cache]) -> Cache:
-    """One cache with the rows of all, in order; shorter rows get their padding on the left.
+    """One cache with the rows of all, in order; shorter rows are padded on the left.
 
-    Keys and values line up on the right, so that the distance between a cached and a new position is the true one,
-    also in sliding windows. The padding has to be masked by the caller. States without a time axis are stacked.
-    The given caches must not be used afterwards.
+    Keys and values are aligned on the right, so that the distance between a cached position and a new one is correct,
+    also in sliding windows. The caller has to mask the padding. States without a time axis are concatenated.
+    ``caches`` must not be used afterwards.
+
+    Raises:
+        ValueError: a layer is of a kind that cannot hold the rows of two branches.
     """
-    if len(caches) == 1:
-        return caches[0]
     first = caches[0]
+    if len(caches) == 1:
+        return first
+    if not isinstance(first, EncoderDecoderCache):
+        return _merge_layers(caches, pad_left=True)
     merged: Cache = copy.copy(first)
-    if isinstance(first, EncoderDecoderCache):
-        merged.self_attention_cache = merge([c.self_attention_cache for c in caches])
-        merged.cross_attention_cache = _merge_layers([c.cross_attention_cache for c in caches], pad_left=False)
-        return merged
-    return _merge_layers(caches, pad_left=True)
+    merged.self_attention_cache = merge([cache.self_attention_cache for cache in caches])
+    # Encoders pad sources on the right.
+    merged.cross_attention_cache = _merge_layers([cache.cross_attention_cache for cache in caches], pad_left=False)
+    return merged
 
 
 def select_rows(cache: Cache, index: Tensor) -> None:
-    """Keep the rows ``index`` (a LongTensor; rows may repeat or change places), in place."""
+    """Keep the rows ``index``, in place. It is a LongTensor in any order, and may contain a row several times."""
     if isinstance(cache, EncoderDecoderCache):
         select_rows(cache.self_attention_cache, index)
         select_rows(cache.cross_attention_cache, index)
@@ -110,33 +114,38 @@ def select_rows(cache: Cache, index: Tensor) -> None:
 
 
 def copy_rows(cache: Cache, index: Tensor) -> Cache:
-    """A new cache with the rows ``index``; the given one stays as it is."""
-    picked: Cache = copy.copy(cache)
+    """A new cache with the rows ``index`` of ``cache``, which does not change."""
+    rows: Cache = copy.copy(cache)
     if isinstance(cache, EncoderDecoderCache):
-        picked.self_attention_cache = copy_rows(cache.self_attention_cache, index)
-        picked.cross_attention_cache = copy_rows(cache.cross_attention_cache, index)
-        return picked
-    picked.layers = [_shallow(layer) for layer in cache.layers]
-    select_rows(picked, index)
-    return picked
+        rows.self_attention_cache = copy_rows(cache.self_attention_cache, index)
+        rows.cross_attention_cache = copy_rows(cache.cross_attention_cache, index)
+        return rows
+    rows.layers = [_shallow_copy(layer) for layer in cache.layers]
+    select_rows(rows, index)
+    return rows
 
 
 def crop(cache: Cache, tokens: int) -> bool:
-    """Forget the last ``tokens`` positions, in place; False (and nothing changed) where the cache cannot."""
+    """Remove the last ``tokens`` positions, in place.
+
+    Returns:
+        False if the cache cannot remove them; it did not change then.
+    """
     if not can_crop(cache):
         return tokens == 0
     for layer in _self_attention_layers(cache):
-        if tokens or getattr(layer, "record_past", False):  # a layer that records drops here what its window left
+        # A layer that records its past drops what is outside of its window in crop, so call it for 0 tokens too.
+        if tokens or getattr(layer, "record_past", False):
             layer.crop(-tokens)
     return True
 
 
-def write_back(cache: Cache, places: Tensor, real: Tensor) -> None:
-    """Put the newest positions in the place of older ones, and forget them behind, in place.
+def write_back(cache: Cache, positions: Tensor, real: Tensor) -> None:
+    """Overwrite older positions with the last ones, and remove the last ones, in place.
 
     Args:
-        places: where each of the last n positions belongs, (rows, n).
-        real: which of them count, bool (rows, n); the others are dropped.
+        positions: the position that each of the last n ones overwrites, (rows, n).
+        real: which of the last n ones are used, bool (rows, n); the others are only removed.
 
     Raises:
         ValueError: the cache does not hold every position in order.
@@ -145,14 +154,14 @@ def write_back(cache: Cache, places: Tensor, real: Tensor) -> None:
         raise _unsupported(cache)
     rows, new = real.nonzero(as_tuple=True)
     for layer in _self_attention_layers(cache):
-        first = layer.keys.shape[-2] - places.shape[1]
-        for kept in (layer.keys, layer.values):
-            kept[rows, :, places[rows, new]] = kept[rows, :, first + new]
-    crop(cache, places.shape[1])
+        first = layer.keys.shape[-2] - positions.shape[1]
+        for states in (layer.keys, layer.values):
+            states[rows, :, positions[rows, new]] = states[rows, :, first + new]
+    crop(cache, positions.shape[1])
 
 
 def can_crop(cache: Cache) -> bool:
-    """Whether :func:`crop` can forget positions: every layer still holds what came before them."""
+    """Whether :func:`crop` can remove positions: every layer still holds the positions before them."""
     return all(
         type(layer) is DynamicLayer
         or (type(layer) is DynamicSlidingWindowLayer and getattr(layer, "record_past", False))
@@ -161,10 +170,10 @@ def can_crop(cache: Cache) -> bool:
 
 
 def record_past(cache: Cache) -> bool:
-    """Let layers with a sliding window keep what they would forget, until the next :func:`crop`.
+    """Let layers with a sliding window keep positions outside of it, until the next :func:`crop`.
 
     Returns:
-        Whether the cache can be cropped from now on.
+        Whether the cache can now be cropped.
     """
     for layer in _self_attention_layers(cache):
         if type(layer) is DynamicSlidingWindowLayer and hasattr(layer, "activate_past_recording"):
@@ -173,7 +182,7 @@ def record_past(cache: Cache) -> bool:
 
 
 def has_no_time_axis(cache: Cache) -> bool:
-    """Whether every layer keeps a state alone, in which padding has no place."""
+    """Whether every layer only keeps a state, which cannot be padded."""
     return getattr(cache, "layers", None) is not None and all(cache.is_linear)
 
 
@@ -183,15 +192,15 @@ def _self_attention_layers(cache: Cache) -> list[Any]:
 
 
 def to_static(cache: Cache, model: Any, length: int) -> StaticCache:
-    """A static cache of ``length`` positions that holds what ``cache`` holds: fixed shapes, fit for compilation.
+    """A static cache of ``length`` positions with the content of ``cache``: fixed shapes, as compilation needs them.
 
     Raises:
-        ValueError: the cache has layers without a static twin.
+        ValueError: the cache has layers other than those of full attention.
     """
     if not isinstance(cache, DynamicCache) or not all(type(layer) is DynamicLayer for layer in cache.layers):
         raise ValueError(
-            "cache_implementation='static' works with full-attention decoders alone under guidance, and "
-            f"{type(model).__name__} is none; leave cache_implementation out"
+            "cache_implementation='static' under guidance only works with full-attention decoders, and "
+            f"{type(model).__name__} is not one; leave cache_implementation out"
         )
     static = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
     for source, target in zip(cache.layers, static.layers, strict=True):
@@ -199,13 +208,13 @@ def to_static(cache: Cache, model: Any, length: int) -> StaticCache:
     return static
 
 
-def _shallow(layer: Any) -> Any:
-    twin = copy.copy(layer)
-    if isinstance(twin, LinearAttentionCacheLayerMixin):
-        # The states live in dictionaries, which a shallow copy would share.
-        twin.conv_states = dict(twin.conv_states)
-        twin.recurrent_states = dict(twin.recurrent_states)
-    return twin
+def _shallow_copy(layer: Any) -> Any:
+    copied = copy.copy(layer)
+    if isinstance(copied, LinearAttentionCacheLayerMixin):
+        # The states are in dictionaries, which a shallow copy would share.
+        copied.conv_states = dict(copied.conv_states)
+        copied.recurrent_states = dict(copied.recurrent_states)
+    return copied
 
 
 def _merge_layers(caches: Sequence[Cache], pad_left: bool) -> Cache:
@@ -216,28 +225,36 @@ def _merge_layers(caches: Sequence[Cache], pad_left: bool) -> Cache:
 
 def _merge_layer(layers: Sequence[Any], pad_left: bool) -> Any:
     first = layers[0]
-    merged = _shallow(first)
-    known = False
-    if isinstance(first, LinearAttentionCacheLayerMixin):
-        known = True
-        for states in ("conv_states", "recurrent_states"):
-            target = getattr(merged, states)
-            for i in target:
-                parts = [getattr(layer, states)[i] for layer in layers]
-                target[i] = None if parts[0] is None else torch.cat(parts)
-    if isinstance(first, DynamicLayer):
-        known = type(first) in (DynamicLayer, DynamicSlidingWindowLayer) or known
-        if first.is_initialized and first.keys is not None and first.keys.dim() > 1:
-            merged.keys = _stack([layer.keys for layer in layers], pad_left)
-            merged.values = _stack([layer.values for layer in layers], pad_left)
-        if isinstance(first, DynamicSlidingWindowLayer):
-            merged.cumulative_length = max(layer.cumulative_length for layer in layers)
-    if not known:
+    # Hybrid layers have both a state and keys.
+    has_state = isinstance(first, LinearAttentionCacheLayerMixin)
+    if not has_state and type(first) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise ValueError(
             f"cache layers of type {type(first).__name__} cannot hold the rows of two branches; "
-            "use GuidanceLogitsProcessor, which keeps a cache of its own"
+            "use GuidanceLogitsProcessor, which keeps a separate cache for each"
         )
+    merged = _shallow_copy(first)
+    if has_state:
+        _merge_states(merged, layers)
+    if isinstance(first, DynamicLayer):
+        _merge_keys(merged, layers, pad_left)
     return merged
+
+
+def _merge_states(merged: Any, layers: Sequence[Any]) -> None:
+    for name in ("conv_states", "recurrent_states"):
+        states = getattr(merged, name)
+        for number in states:
+            parts = [getattr(layer, name)[number] for layer in layers]
+            states[number] = None if parts[0] is None else torch.cat(parts)
+
+
+def _merge_keys(merged: Any, layers: Sequence[Any], pad_left: bool) -> None:
+    first = layers[0]
+    if first.is_initialized and first.keys is not None and first.keys.dim() > 1:
+        merged.keys = _stack([layer.keys for layer in layers], pad_left)
+        merged.values = _stack([layer.values for layer in layers], pad_left)
+    if isinstance(first, DynamicSlidingWindowLayer):
+        merged.cumulative_length = max(layer.cumulative_length for layer in layers)
 
 
 def _stack(parts: Sequence[Tensor], pad_left: bool) -> Tensor:
@@ -246,7 +263,9 @@ def _stack(parts: Sequence[Tensor], pad_left: bool) -> Tensor:
     padded = []
     for part in parts:
         missing = length - part.shape[-2]
-        padded.append(F.pad(part, (0, 0, missing, 0) if pad_left else (0, 0, 0, missing)) if missing else part)
+        if missing:
+            part = F.pad(part, (0, 0, missing, 0) if pad_left else (0, 0, 0, missing))
+        padded.append(part)
     return torch.cat(padded)
 
 

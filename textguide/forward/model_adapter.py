@@ -1,7 +1,8 @@
-"""How a transformers model is called, and what it cannot do: the one place that knows.
+"""How a transformers model is called, and what it cannot do.
 
-What a model's signature does not say is found out by reading a few tokens, once per model: whether rows of unlike
-length may share a pass, whether their caches may be merged, and whether all of its state is in the cache.
+All other files call models through :class:`ModelAdapter`. What a model's signature does not state is found out by
+:mod:`.probes`, once per model: whether rows of different lengths may share a pass, whether their caches may be merged,
+and whether all of its state is in the cache.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
-from . import caches, small_matmul
-from .trials import Padding, Reading, alike, probes, tried
+from . import caches, probes, small_matmul
+from .probes import Padding
 
-_BROKEN = (RuntimeError, IndexError, TypeError, AttributeError, AssertionError, ValueError)
+_adapters: weakref.WeakKeyDictionary[Any, ModelAdapter] = weakref.WeakKeyDictionary()
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model behind wrappers that only call it: PEFT, ``torch.compile``, data parallelism."""
+    """The transformers model inside wrappers that only call it: PEFT, ``torch.compile``, data parallelism."""
     while True:
         inner = getattr(model, "_orig_mod", None)  # torch.compile
         if inner is None and hasattr(model, "get_base_model"):  # PEFT, whose layers are inside the model
@@ -34,20 +35,17 @@ def unwrapped(model: Any) -> Any:
         model = inner
 
 
-_adapters: weakref.WeakKeyDictionary[Any, ModelAdapter] = weakref.WeakKeyDictionary()
-
-
 def adapter(model: Any) -> ModelAdapter:
-    """The adapter of ``model``, with what was found out about it so far.
+    """The adapter of ``model``. There is one per model, which keeps what the probes found.
 
     Raises:
-        ValueError: a wrapper of the model puts tokens in front that guidance cannot see.
+        ValueError: a wrapper of the model adds tokens before every prompt, which guidance cannot see.
     """
     config = getattr(model, "active_peft_config", None)
     if config is not None and getattr(config, "is_prompt_learning", False):
         raise ValueError(
-            f"{type(model).__name__} reads learned tokens in front of every prompt ({config.peft_type}), which the "
-            "branches of guidance would not read; use an adapter that changes weights, such as LoRA"
+            f"{type(model).__name__} adds learned tokens before every prompt ({config.peft_type}), which the branches "
+            "of guidance would not read; use an adapter that changes weights, such as LoRA"
         )
     base = unwrapped(model)
     if base not in _adapters:
@@ -56,17 +54,19 @@ def adapter(model: Any) -> ModelAdapter:
 
 
 class ModelAdapter:
-    """One transformers model: its sizes, its call, and what was found out by trying.
+    """One transformers model: its sizes, its call, and what it cannot do.
 
     Args:
         model: a transformers model, unwrapped.
     """
 
     def __init__(self, model: Any) -> None:
+        # A weak reference, because the dictionary of adapters must not keep its own keys alive.
         self._model = weakref.ref(model)
-        self._twin: tuple[Any, Any] = (None, None)
+        # Signature and copy: see fast_copy.
+        self._fast: tuple[Any, Any] = (None, None)
 
-    # -- what it is ------------------------------------------------------------------------------------------------
+    # -- sizes -----------------------------------------------------------------------------------------------------
 
     @property
     def base(self) -> Any:
@@ -85,31 +85,34 @@ class ModelAdapter:
 
     @property
     def text_config(self) -> Any:
-        """The configuration of the part that writes."""
+        """The configuration of the part that generates text."""
         return self.base.config.get_text_config(decoder=True)
 
     @property
     def vocab_size(self) -> int | None:
-        """Number of tokens V, where the configuration says it."""
+        """Number of tokens V; None if the configuration does not state it."""
         return getattr(self.text_config, "vocab_size", None)
 
     @property
     def max_positions(self) -> int | None:
-        """The longest text that it has positions for; None: no limit is known."""
+        """The longest text that it has positions for; None if no limit is known."""
         limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
         return limit if limit is not None and limit > 0 else None
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go, also for models spread over devices or offloaded."""
+        """The device of token ids, also for models that are spread over devices or offloaded."""
         embeddings = self.base.get_input_embeddings() if hasattr(self.base, "get_input_embeddings") else None
+        # accelerate moves inputs to the device of the hook; an offloaded weight is on the CPU or the meta device.
         hook = getattr(embeddings, "_hf_hook", None) or getattr(self.base, "_hf_hook", None)
         execution = getattr(hook, "execution_device", None)
         if execution is not None:
             return torch.device(execution)
         weight = getattr(embeddings, "weight", None)
-        found: torch.device = weight.device if isinstance(weight, Tensor) else self.base.device
-        return found
+        if isinstance(weight, Tensor):
+            return weight.device
+        device: torch.device = self.base.device
+        return device
 
     @cached_property
     def has_recurrent_state(self) -> bool:
@@ -120,7 +123,7 @@ class ModelAdapter:
         """Whether ``forward`` names ``argument``."""
         return caches.accepts(self.base, argument)
 
-    # -- its call --------------------------------------------------------------------------------------------------
+    # -- the call --------------------------------------------------------------------------------------------------
 
     def read(
         self,
@@ -135,21 +138,21 @@ class ModelAdapter:
         fast: bool = False,
         call: Callable[..., Any] | None = None,
     ) -> Tensor:
-        """Read ``ids`` (R, k) behind what ``cache`` holds: the logits of the last ``keep`` positions, (R, keep, V).
+        """Read new tokens after those in ``cache``, and return the last logits, (R, keep, V).
 
         Args:
-            ids: new tokens of every row; for an encoder-decoder those of its decoder.
-            cache: a transformers cache; it is filled.
+            ids: new tokens of every row, (R, k); for an encoder-decoder those of its decoder.
+            cache: a transformers cache; the new tokens are added to it.
             mask: attention mask over the cache and the new tokens, (R, T); None: no padding.
-            positions: of the new tokens, (R, k) or (3, R, k).
-            keep: how many positions' logits are wanted.
+            positions: positions of the new tokens, (R, k) or (3, R, k).
+            keep: number of positions whose logits are returned.
             first: whether this is the first pass of these rows.
-            inputs: what else the model reads: encoder outputs, pixel values…
-            fast: need not reproduce the bits of plain decoding.
-            call: replaces the model's own call.
+            inputs: other inputs of the model: encoder outputs, pixel values…
+            fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
+            call: called instead of the model.
 
         Raises:
-            ValueError: the model returns fewer positions than it was asked for.
+            ValueError: the model returned the logits of fewer than ``keep`` positions.
         """
         model = self.base
         arguments: dict[str, Any] = {caches.cache_argument(model): cache, "use_cache": True, **(inputs or {})}
@@ -161,40 +164,45 @@ class ModelAdapter:
             if positions is not None and self.accepts("position_ids"):
                 arguments["position_ids"] = positions
         prepared = model.prepare_inputs_for_generation(ids, is_first_iteration=first, **arguments)
-        # Some models put a number of their own there, or a cache of their own.
+        # Some models put another number of logits there, such as Bamba, and some another cache.
         if self.accepts("logits_to_keep"):
             prepared["logits_to_keep"] = keep
         prepared[caches.cache_argument(model)] = cache
-        called = call if call is not None else self._fast(first) if fast else model
-        logits: Tensor = called(**prepared, return_dict=True).logits
+        if call is None:
+            call = self._current_fast_copy(first) if fast else model
+        logits: Tensor = call(**prepared, return_dict=True).logits
         if logits.shape[1] < keep:
-            raise ValueError(f"{self.name} returned the logits of {logits.shape[1]} positions; {keep} were asked for")
+            raise ValueError(f"{self.name} returned the logits of {logits.shape[1]} positions instead of {keep}")
         return logits[:, -keep:]
 
     @property
-    def fast_twin(self) -> Any:
-        """A twin with this machine's faster matrix products, where there are any; it shares all weights."""
+    def fast_copy(self) -> Any:
+        """A copy of the model with this machine's faster matrix products; it shares all weights.
+
+        The model itself if there are none.
+        """
         model = self.base
         if not small_matmul.helps(model):
-            self._twin = (None, None)
+            self._fast = (None, None)
             return model
-        signature, twin = self._twin
+        signature, copy = self._fast
         current = small_matmul.signature(model)
         if signature != current:
-            twin = small_matmul.twin(model)
-            self._twin = (current, twin)
-        return twin
+            copy = small_matmul.fast_copy(model)
+            self._fast = (current, copy)
+        return copy
 
-    def _fast(self, first: bool) -> Any:
-        """:attr:`fast_twin`, which looks at every module of the model, in front of a run; within it the one at hand."""
+    def _current_fast_copy(self, first: bool) -> Any:
+        # fast_copy compares every module of the model with its signature, which is too slow for every step.
         if first:
-            return self.fast_twin
-        twin = self._twin[1]
-        return self.base if twin is None else twin
+            return self.fast_copy
+        copy = self._fast[1]
+        return self.base if copy is None else copy
 
     def encode(self, ids: Tensor, mask: Tensor) -> Any:
         """The encoder's outputs for sources ``ids`` (R, S), padded on the right."""
-        model, name = self.base, "_maybe_prepare_encoder_kwargs_for_generation"
+        model = self.base
+        name = "_maybe_prepare_encoder_kwargs_for_generation"
         prepare = getattr(model, name, None)
         if prepare is not None and getattr(type(model), name) is not getattr(GenerationMixin, name, None):
             # Models such as Florence-2 embed the source themselves, and their encoder would use other weights.
@@ -205,123 +213,82 @@ class ModelAdapter:
 
     @cached_property
     def padding(self) -> Padding:
-        """What left padding does to its answer, found by reading two short rows of unlike length.
+        """What left padding does to its answer.
 
         Raises:
-            ValueError: it keeps state outside its cache, so that rows of two branches cannot take turns, or it cannot
-                be read behind a cache at all.
+            ValueError: see :func:`.probes.padding`.
         """
-        if self._cannot_be_tried:
-            return Padding.EXACT
-        if "reference_sliding_attention" in (getattr(self.text_config, "layer_types", None) or ()):
-            raise ValueError(
-                f"{self.name} slides a window over what it writes and not over its prompt, so that a text that is read "
-                "again gets another answer; guidance is not available for this architecture"
-            )
-        with torch.no_grad():
-            try:
-                found = tried(self)
-            except _BROKEN as error:
-                if str(error).startswith(self.name):  # a refusal that names the model already
-                    raise
-                reason = " ".join(str(error).split())[:200]
-                raise ValueError(
-                    f"{self.name} cannot be read behind a cache ({reason}); guidance is not available for it"
-                ) from error
-        # Padding would be among what it selects from.
-        return found if self.selects_tokens is None else Padding.CHANGES
-
-    @property
-    def _cannot_be_tried(self) -> bool:
-        """Dropout differs at every call; what reads images or sound alone cannot be tried on tokens."""
-        return self.base.training or getattr(self.base, "main_input_name", "input_ids") != "input_ids"
-
-    @property
-    def selects_tokens(self) -> int | None:
-        """How many of the tokens behind it an attention layer looks at, chosen by a score; None: all of them.
-
-        Up to that many tokens all are chosen. Beyond, tokens of equal score are chosen by where they stand in the pass.
-        """
-        return getattr(self.text_config, "index_topk", None)
+        return probes.padding(self)
 
     @cached_property
     def reads_chunks(self) -> bool:
-        """Whether several new tokens of a row may be read in one pass behind a cache."""
-        if self.has_recurrent_state:
-            return False  # not every model continues a state with a chunk
-        if self._cannot_be_tried:
-            return True
-        with torch.no_grad():
-            prompt, chunk, _ = probes(self)
-            whole, parts = (Reading(self, [prompt[:1] if self.is_encoder_decoder else prompt]) for _ in range(2))
-            try:
-                every = whole.step([chunk], keep=len(chunk))
-            except _BROKEN:
-                return False
-            return all(alike(self, every[:, n], parts.step([[token]])) for n, token in enumerate(chunk))
+        """Whether several new tokens of a row may be read in one pass after a cache."""
+        return probes.reads_chunks(self)
 
     @cached_property
     def is_causal(self) -> bool:
-        """Whether what stands behind a token of a prompt leaves its logits as they are; in prefixes it may not."""
-        if self.has_recurrent_state or self.is_encoder_decoder or self._cannot_be_tried:
-            return True
-        with torch.no_grad():
-            prompt, more, _ = probes(self)
-            longer = torch.tensor([[*prompt, *more]], device=self.device)
-            positions = torch.arange(longer.shape[1], device=self.device)[None]
-            try:
-                logits = self.read(
-                    longer, caches.new_cache(self.base), mask=None, positions=positions, keep=len(more) + 1, first=True
-                )  # fmt: skip
-            except _BROKEN:
-                return False
-            return alike(self, logits[:, 0].float(), Reading(self, [prompt]).logits)
+        """Whether the logits of a prompt's token stay the same when more tokens follow it."""
+        return probes.is_causal(self)
 
-    def reads_at_once(self, length: int) -> bool:
-        """Whether several tokens that end at position ``length`` may be read in one pass behind a cache."""
-        return self.reads_chunks and (self.selects_tokens is None or length <= self.selects_tokens)
+    @property
+    def selects_tokens(self) -> int | None:
+        """How many earlier tokens an attention layer looks at, chosen by a score; None: all of them.
 
-    def goes_on_behind(self, shared: int, length: int) -> bool:
-        """Whether texts of up to ``length`` tokens may be read behind a cache of the ``shared`` that they begin with.
-
-        Where they are of unlike length, the cache has to forget some of these for the shorter ones.
+        Up to that many tokens, all are chosen. Beyond that, which of several tokens with equal scores is chosen depends
+        on their positions in the pass, padding and other rows included.
         """
-        return (
-            not self.is_encoder_decoder
-            and self.reads_at_once(length)
-            and self.is_causal
-            and caches.record_past(caches.new_cache(self.base))
-            and not self.reads_apart([shared, length])
-        )
-
-    def adopt(self, other: ModelAdapter) -> None:
-        """Take over what was found out about ``other``, of which this model is a part with fewer layers."""
-        for name in ("padding", "reads_chunks", "has_recurrent_state"):
-            self.__dict__[name] = getattr(other, name)
+        return getattr(self.text_config, "index_topk", None)
 
     @property
     def rotary_switch(self) -> int | None:
-        """The length at which rotary embeddings change for every token of a pass, or None."""
+        """The length after which the rotary embeddings of all tokens in a pass change; None if there is none."""
         config = self.text_config
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-        rules = [rope, *(value for value in rope.values() if isinstance(value, dict))] if isinstance(rope, dict) else []
-        own: int | None = getattr(config, "original_max_position_embeddings", None)
+        rules: list[dict[str, Any]] = []
+        if isinstance(rope, dict):
+            # Models with two kinds of attention have one dictionary for each.
+            rules = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+        original: int | None = getattr(config, "original_max_position_embeddings", None)
         if any(rule.get("rope_type", rule.get("type")) in ("longrope", "dynamic") for rule in rules):
             named = [rule.get("original_max_position_embeddings") for rule in rules]
-            return own or next(filter(None, named), None) or self.max_positions
-        # Phi's models read their text again behind that length, whatever their embeddings do.
-        return own if own is not None and own < (self.max_positions or own) else None
+            return original or next(filter(None, named), None) or self.max_positions
+        # Phi's models read their whole text again after that length, whatever kind of embeddings they have.
+        if original is not None and original < (self.max_positions or original):
+            return original
+        return None
 
-    def reads_apart(self, lengths: Sequence[int]) -> bool:
+    def reads_chunk_up_to(self, length: int) -> bool:
+        """Whether several tokens that end at position ``length`` may be read in one pass after a cache."""
+        return self.reads_chunks and (self.selects_tokens is None or length <= self.selects_tokens)
+
+    def can_share_prefix(self, shared: int, length: int) -> bool:
+        """Whether texts of up to ``length`` tokens may continue a cache of the ``shared`` tokens they all start with.
+
+        If their lengths differ, the cache has to forget some of the shared tokens for the shorter ones.
+        """
+        return (
+            not self.is_encoder_decoder
+            and self.reads_chunk_up_to(length)
+            and self.is_causal
+            and caches.record_past(caches.new_cache(self.base))
+            and not self.needs_separate_passes([shared, length])
+        )
+
+    def adopt(self, other: ModelAdapter) -> None:
+        """Copy what the probes found about ``other``, of which this model is a part with fewer layers."""
+        for name in ("padding", "reads_chunks", "has_recurrent_state"):
+            self.__dict__[name] = getattr(other, name)
+
+    def needs_separate_passes(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths need caches and passes of their own.
 
         Args:
             lengths: in tokens; for an encoder-decoder those of the sources.
 
         Raises:
-            ValueError: see :attr:`padding`.
+            ValueError: see :func:`.probes.padding`.
         """
-        padding = self.padding  # also refuses models whose rows cannot take turns
+        padding = self.padding  # before the early return: it refuses models whose rows cannot take turns
         if len(set(lengths)) < 2:
             return False
         switch = self.rotary_switch
@@ -332,23 +299,24 @@ class ModelAdapter:
 
         Args:
             lengths: of the prompts, in tokens.
-            new: most tokens that are written behind them.
+            new: the largest number of tokens that are generated after each of them.
 
         Raises:
-            ValueError: a row would cross the length at which rotary embeddings change, or outgrow the tokens that an
-                image-text model looks at.
+            ValueError: a row would cross the length after which rotary embeddings change, or become longer than the
+                number of tokens that an image-text model selects.
         """
-        switch, selects = self.rotary_switch, self.selects_tokens
+        switch = self.rotary_switch
+        selects = self.selects_tokens
         for length in sorted(set(lengths)):
             if selects is not None and hasattr(self.base.config, "vision_config") and length + new - 1 > selects:
                 raise ValueError(
-                    f"{self.name} looks at {selects} tokens that it chooses by a score, and what it chooses among "
-                    f"equal scores depends on the other rows of a pass: a branch of {length} tokens with "
+                    f"{self.name} looks at {selects} tokens that it selects by a score, and which of several equal "
+                    f"scores it selects depends on the other rows of a pass: a branch of {length} tokens with "
                     f"max_new_tokens={new} is longer than that; shorten the prompt or lower max_new_tokens"
                 )
             if switch is not None and length <= switch < length + new - 1:
                 raise ValueError(
-                    f"{self.name} changes its rotary embeddings behind {switch} tokens, and what was read before could "
-                    f"not be continued: a branch of {length} tokens with max_new_tokens={new} crosses that length; "
+                    f"{self.name} switches its rotary embeddings after {switch} tokens, and earlier tokens would have "
+                    f"to be read again: a branch of {length} tokens with max_new_tokens={new} crosses that length; "
                     "shorten the prompt or lower max_new_tokens"
                 )

@@ -1,9 +1,11 @@
-"""Reading prompts: from token ids to rows and the logits behind them."""
+"""Reading prompts: from token ids to rows and the logits after them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,10 +17,78 @@ from . import caches
 from .model_adapter import ModelAdapter, Padding, adapter
 from .row_batch import RowBatch, Rows, SharedRows, merge
 
-_LOOKED_AT, _SAVED = 32, 256
-"""Prompts with this many tokens in common at their beginning read it once, where that saves so many tokens."""
+COMPARED = 32
+"""Prompts that start with the same tokens, this many of them, are considered for reading their prefix once."""
+LEAST_SAVED = 256
+"""The number of tokens that reading a prefix once has to save; a further pass costs more than fewer tokens do."""
 _EVERY_STEP = ("encoder_hidden_states", "encoder_attention_mask")
-"""What decoders with cross-attention read with every pass; other inputs go with the first."""
+"""What decoders with cross-attention read in every pass; other inputs are only read in the first."""
+
+TokenIds = tuple[int, ...]
+
+
+# -- what transformers prepared ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _PreparedInputs:
+    """What transformers' ``generate`` prepares besides token ids.
+
+    Args:
+        cache: an empty cache; None: there is none.
+        mask: attention mask.
+        positions: of the tokens.
+        others: encoder outputs, pixel values…
+    """
+
+    cache: Any
+    mask: Tensor | None
+    positions: Tensor | None
+    others: dict[str, Any]
+
+    @classmethod
+    def of(cls, model_kwargs: Mapping[str, Any], fresh: bool) -> _PreparedInputs:
+        others = {name: value for name, value in model_kwargs.items() if name not in ("use_cache", "logits_to_keep")}
+        cache = None
+        for name in caches.ARGUMENTS:
+            value = others.pop(name, None)
+            # A static cache only has room for the rows it was made for.
+            if cache is None and not (fresh and isinstance(value, StaticCache)):
+                cache = value
+        return cls(cache, others.pop("attention_mask", None), others.pop("position_ids", None), others)
+
+    @cached_property
+    def is_padded(self) -> bool:
+        return self.mask is not None and not bool(self.mask.all())
+
+    @cached_property
+    def has_images(self) -> bool:
+        """Whether inputs other than token ids say something about the rows."""
+        return any(_is_informative(name, value) for name, value in self.others.items())
+
+    @property
+    def cache_may_stay_empty(self) -> bool:
+        """Whether rows may be read into another cache: there is none, or an empty one that grows."""
+        if self.cache is None:
+            return True
+        return not isinstance(self.cache, StaticCache) and self.cache.get_seq_length() == 0
+
+    def positions_count_tokens(self, mask: Tensor) -> bool:
+        """Whether positions count the unmasked tokens, as they do unless the caller passed others."""
+        if self.positions is None:
+            return True
+        if self.positions.shape != mask.shape:
+            return False
+        return bool(((self.positions == position_ids(mask)) | (mask == 0)).all())
+
+
+def _is_informative(name: str, value: Any) -> bool:
+    """Whether an input adds information to the token ids, as an image does; models add empty inputs to plain text."""
+    if name.endswith("token_type_ids") and isinstance(value, Tensor):
+        return bool((value != value.flatten()[0]).any())
+    if isinstance(value, Mapping):
+        return bool(value)
+    return isinstance(value, Tensor)
 
 
 def read_prepared(
@@ -30,75 +100,99 @@ def read_prepared(
     fresh: bool = False,
     fast: bool = False,
 ) -> tuple[Rows, Tensor]:
-    """Read what transformers' ``generate`` prepared; the rows and the next-token logits (B, V).
+    """Read what transformers' ``generate`` prepared, and return the rows and the next-token logits (B, V).
 
     Args:
-        ids: (B, L), padded on the left.
-        model_kwargs: attention mask, positions, cache, encoder outputs, pixels…
-        copies: every so many rows that follow each other have one prompt, which is then read once.
-        fresh: the rows will stand beside those of other branches: leave a static cache, which has rows for these alone.
-        fast: need not reproduce the bits of plain decoding.
+        ids: token ids, (B, L), padded on the left.
+        model_kwargs: attention mask, positions, cache, encoder outputs, pixel values…
+        copies: every ``copies`` consecutive rows have the same prompt, which is read once.
+        fresh: the rows will be merged with those of other branches, so do not use a static cache, which only has room
+            for these rows.
+        fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
 
     Raises:
-        ValueError: the rows are padded, the model would read that into a state, and images come with them.
+        ValueError: the rows are padded and have images, and the model would read the padding into its state.
     """
-    kwargs = {name: value for name, value in model_kwargs.items() if name not in ("use_cache", "logits_to_keep")}
-    given = [kwargs.pop(name, None) for name in caches.ARGUMENTS]
-    cache = next((c for c in given if c is not None and not (fresh and isinstance(c, StaticCache))), None)
-    mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
     known = adapter(model)
+    prepared = _PreparedInputs.of(model_kwargs, fresh)
     rows: Rows
     if known.is_encoder_decoder:
-        outputs, decoder_mask = kwargs["encoder_outputs"], kwargs.get("decoder_attention_mask")
-        rows, logits = read_encoded(known.base, ids, outputs, mask, decoder_mask=decoder_mask, cache=cache)
-        return rows, logits[:, -1].to(ids.device)
-    with_images = any(_says_something(name, value) for name, value in kwargs.items())
-    padded = mask is not None and not bool(mask.all())
-    if padded and with_images and known.has_recurrent_state:
-        raise ValueError(
-            f"{known.name} would read padding into its state, and images come with these prompts: give prompts of one "
-            "length, or one prompt at a time"
+        rows, logits = read_encoded(
+            known.base,
+            ids,
+            prepared.others["encoder_outputs"],
+            prepared.mask,
+            decoder_mask=prepared.others.get("decoder_attention_mask"),
+            cache=prepared.cache,
         )
-    # Prompts with images are padded as the model's own processor pads them; what comes with a row, such as an image,
-    # may differ where its ids do not.
-    if mask is not None and not with_images:
-        apart = padded and (known.padding is not Padding.EXACT or known.reads_apart(mask.sum(-1).tolist()))
-        # The rows come into a cache of their own, so that what generate gave may stay empty; a static one may not.
-        usual = (fresh or fast) and mask.shape == ids.shape and _are_usual(positions, mask)
-        if apart or known.has_recurrent_state or (usual and _may_be_left(cache)):
-            prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-            rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
-            return rows, logits[:, -1].to(ids.device)
-    step = 1 if with_images else copies
-    if positions is not None and len(positions) == len(ids):
-        positions = positions[::step]
-    rows, logits = read_padded(
-        known.base, ids[::step], mask if mask is None else mask[::step], positions=positions, cache=cache, extra=kwargs,
-        fast=fast,
-    )  # fmt: skip
-    if step > 1:
-        row_of = torch.arange(len(ids), device=rows.device) // step
-        rows, logits = SharedRows(rows, row_of), logits[row_of.to(logits.device)]
+    elif _reads_unpadded(known, ids, prepared, fresh or fast):
+        prompts = _unpadded(ids, prepared.mask)
+        rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
+    else:
+        # The rows of one prompt may have different images.
+        rows, logits = _read_as_prepared(known, ids, prepared, 1 if prepared.has_images else copies, fast)
     return rows, logits[:, -1].to(ids.device)
 
 
-def _may_be_left(cache: Any) -> bool:
-    """Whether nothing is lost where the rows are read into another cache: there is none, or an empty one that grows."""
-    return cache is None or (not isinstance(cache, StaticCache) and cache.get_seq_length() == 0)
+def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, new_cache: bool) -> bool:
+    """Whether to remove the padding of prompts and to read them into another cache.
 
+    Args:
+        new_cache: do so whenever it is possible, not only if it is necessary.
 
-def _are_usual(positions: Tensor | None, mask: Tensor) -> bool:
-    """Whether positions count the unmasked tokens, as they do where nobody gave others."""
-    if positions is None:
+    Raises:
+        ValueError: the padding cannot be removed, and the model would read it.
+    """
+    mask = prepared.mask
+    if prepared.has_images:
+        # The model's own processor has padded these, and an input such as an image cannot be cut to a row's length.
+        if prepared.is_padded and known.has_recurrent_state:
+            raise ValueError(
+                f"{known.name} would read padding into its state, and these prompts have images: pass prompts of one "
+                "length, or one prompt at a time"
+            )
+        return False
+    if mask is None:
+        return False
+    if prepared.is_padded and known.padding is not Padding.EXACT:
         return True
-    return positions.shape == mask.shape and bool(((positions == position_ids(mask)) | (mask == 0)).all())
+    if prepared.is_padded and known.needs_separate_passes(mask.sum(-1).tolist()):
+        return True
+    if known.has_recurrent_state:
+        return True
+    # The cache that generate passed stays empty then, which nobody notices unless it is a static one.
+    may_move = mask.shape == ids.shape and prepared.positions_count_tokens(mask) and prepared.cache_may_stay_empty
+    return new_cache and may_move
 
 
-def _says_something(name: str, value: Any) -> bool:
-    """Whether an input comes with the rows beside their ids, such as an image; models make empty ones for text."""
-    if name.endswith("token_type_ids") and isinstance(value, Tensor):
-        return bool((value != value.flatten()[0]).any())
-    return bool(value) if isinstance(value, Mapping) else isinstance(value, Tensor)
+def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+    assert mask is not None
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def _read_as_prepared(
+    known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, copies: int, fast: bool
+) -> tuple[Rows, Tensor]:
+    """Rows and last logits of prompts, read with their padding; of ``copies`` consecutive ones the first is read."""
+    positions = prepared.positions
+    if positions is not None and len(positions) == len(ids):  # (3, R, L) for models with image positions
+        positions = positions[::copies]
+    rows, logits = read_padded(
+        known.base,
+        ids[::copies],
+        None if prepared.mask is None else prepared.mask[::copies],
+        positions=positions,
+        cache=prepared.cache,
+        extra=prepared.others,
+        fast=fast,
+    )
+    if copies == 1:
+        return rows, logits
+    row_of = torch.arange(len(ids), device=rows.device) // copies
+    return SharedRows(rows, row_of), logits[row_of.to(logits.device)]
+
+
+# -- prompts as token ids ------------------------------------------------------------------------------------------
 
 
 def read_prompts(
@@ -109,65 +203,71 @@ def read_prompts(
     fast: bool = False,
     sharing: bool = False,
 ) -> tuple[Rows, Tensor]:
-    """Read decoder-only ``prompts`` and return their rows and the last ``keep`` logits.
+    """Read the prompts of a decoder, and return their rows and last logits.
 
-    Equal prompts are read once; with ``sharing`` they stay one row until they go on differently. A long beginning that
-    prompts have in common, such as instructions or worked examples, is read once, too. Rows of unlike length are padded
-    on the left where the model allows it, and read one length at a time where not.
+    Equal prompts are read once. A long prefix that several prompts have in common, such as instructions or worked
+    examples, is read once, too. Prompts of different lengths are padded on the left if the model allows it, and read
+    in one pass per length if not.
+
+    Args:
+        prompts: token ids of each prompt.
+        device: the device of the token ids.
+        keep: number of positions whose logits are returned.
+        fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
+        sharing: equal prompts share one row until different tokens follow them.
 
     Returns:
         ``len(prompts)`` rows in order, and logits (R, keep, V).
     """
     known = adapter(model)
     unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    lengths = [len(prompt) for prompt in unique]
-    unlike = len(set(lengths)) > 1
-    # Asked for guided rows of one length too, since it refuses models that branches cannot share.
-    apart = (fast or unlike) and known.reads_apart(lengths)
-    if not unlike or not (apart or known.padding is not Padding.EXACT):
-        groups = [unique]
-    else:
-        groups = [[prompt for prompt in unique if len(prompt) == length] for length in sorted(set(lengths))]
     parts: list[Rows] = []
-    logits, order = [], []
-    for shared, group in chain.from_iterable(_by_beginning(known, group, keep) for group in groups):
-        rows: Rows
-        if shared:
-            rows, last = _behind(known, group, shared, device, keep, fast)
-        else:
-            ids, mask = pad_left(group, device)
-            rows, last = read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), fast=fast)
-        parts.append(rows)
-        logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
-        order += group
-    place = {prompt: row for row, prompt in enumerate(order)}
-    index = [place[tuple(prompt)] for prompt in prompts]
-    together, last = merge(parts), torch.cat(logits)
-    picked = torch.tensor(index, device=device)
+    logits: list[Tensor] = []
+    order: list[TokenIds] = []
+    for same_length in _groups_by_length(known, unique, fast):
+        for shared, group in _groups_by_prefix(known, same_length, keep):
+            rows, last = _read_group(known, group, shared, device, keep, fast)
+            parts.append(rows)
+            logits.append(F.pad(last, (0, 0, keep - last.shape[1], 0)))
+            order += group
+    row_of = {prompt: row for row, prompt in enumerate(order)}
+    index = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+    merged = merge(parts)
+    last = torch.cat(logits)
     if sharing:
-        return SharedRows(together, picked.to(together.device)), last[picked]
-    together.select(picked)
-    return together, last[picked]
+        return SharedRows(merged, index.to(merged.device)), last[index]
+    merged.select(index)
+    return merged, last[index]
 
 
-def _by_beginning(
-    known: ModelAdapter, prompts: list[tuple[int, ...]], keep: int
-) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
-    """The prompts in groups, and for each the number of tokens that it begins with alike and reads once; 0 for none.
+def _groups_by_length(known: ModelAdapter, prompts: list[TokenIds], fast: bool) -> list[list[TokenIds]]:
+    """The prompts in groups that may be padded to one length, or in a group per length if none may be padded."""
+    lengths = [len(prompt) for prompt in prompts]
+    distinct = sorted(set(lengths))
+    # Called for guided rows of one length, too, because it refuses models whose rows cannot take turns.
+    separate = (fast or len(distinct) > 1) and known.needs_separate_passes(lengths)
+    if len(distinct) < 2 or (not separate and known.padding is Padding.EXACT):
+        return [prompts]
+    return [[prompt for prompt in prompts if len(prompt) == length] for length in distinct]
 
-    A group with such a beginning is in ascending order of length.
+
+def _groups_by_prefix(known: ModelAdapter, prompts: list[TokenIds], keep: int) -> Iterator[tuple[int, list[TokenIds]]]:
+    """Groups of prompts, each with the number of tokens that all of them start with and that are read once; 0: none.
+
+    Groups with such a prefix are sorted by length.
     """
-    alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    candidates: dict[TokenIds, list[TokenIds]] = {}
     for prompt in prompts:
-        alike.setdefault(prompt[:_LOOKED_AT], []).append(prompt)
-    rest: list[tuple[int, ...]] = []
-    for group in alike.values():
+        candidates.setdefault(prompt[:COMPARED], []).append(prompt)
+    rest: list[TokenIds] = []
+    for group in candidates.values():
         group.sort(key=len)
         longest = len(group[-1])
-        shared = min(_alike(group), longest - keep)
-        # Shorter prompts read the end of the beginning again, so that all have equally many tokens left to read.
-        own = [shared - (longest - len(prompt)) for prompt in group]
-        if own[0] > 0 and sum(own) - shared >= _SAVED and known.goes_on_behind(shared, longest):
+        shared = min(_common_prefix(group), longest - keep)
+        # Shorter prompts read the end of the prefix again, so that all have the same number of tokens left to read.
+        from_prefix = [shared - (longest - len(prompt)) for prompt in group]
+        saved = sum(from_prefix) - shared
+        if from_prefix[0] > 0 and saved >= LEAST_SAVED and known.can_share_prefix(shared, longest):
             yield shared, group
         else:
             rest += group
@@ -175,27 +275,43 @@ def _by_beginning(
         yield 0, rest
 
 
-def _alike(prompts: list[tuple[int, ...]]) -> int:
-    """How many tokens all of them begin with."""
-    first, last = min(prompts), max(prompts)
-    return next((n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+def _common_prefix(prompts: list[TokenIds]) -> int:
+    """The number of tokens that all of them start with."""
+    # The first and the last one in lexicographic order differ no later than any other two.
+    first = min(prompts)
+    last = max(prompts)
+    for number, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return number
+    return len(first)
 
 
-def _behind(
-    known: ModelAdapter, prompts: list[tuple[int, ...]], shared: int, device: Any, keep: int, fast: bool
+def _read_group(
+    known: ModelAdapter, prompts: list[TokenIds], shared: int, device: Any, keep: int, fast: bool
 ) -> tuple[Rows, Tensor]:
-    """Rows of prompts in ascending order of length that begin with the same ``shared`` tokens, which are read once."""
-    longest, cache = len(prompts[-1]), caches.new_cache(known.base)
-    cuts = [longest - len(prompt) for prompt in prompts]
-    if cuts[0]:
-        caches.record_past(cache)  # windows forget what shorter prompts still need
+    """Rows and up to ``keep`` last logits of a group of :func:`_groups_by_prefix`."""
+    if shared:
+        return _read_after_prefix(known, prompts, shared, device, keep, fast)
+    ids, mask = pad_left(prompts, device)
+    return read_padded(known.base, ids, mask, keep=min(keep, ids.shape[1]), fast=fast)
+
+
+def _read_after_prefix(
+    known: ModelAdapter, prompts: list[TokenIds], shared: int, device: Any, keep: int, fast: bool
+) -> tuple[Rows, Tensor]:
+    """Rows and last logits of prompts that start with the same ``shared`` tokens, sorted by length."""
+    longest = len(prompts[-1])
+    cache = caches.new_cache(known.base)
+    removed = [longest - len(prompt) for prompt in prompts]
+    if removed[0]:
+        caches.record_past(cache)  # the window of a layer may have left tokens that shorter prompts still need
     ids = torch.tensor([prompts[0][:shared]], device=device)
-    beginning, _ = read_padded(known.base, ids, None, cache=cache, fast=fast)
+    prefix, _ = read_padded(known.base, ids, None, cache=cache, fast=fast)
     parts: list[Rows] = []
-    for cut, several in groupby(cuts):
-        part = beginning.split(torch.zeros(len(list(several)), dtype=torch.long, device=beginning.device))
-        if cuts[0]:
-            part.crop(cut)
+    for tokens, group in groupby(removed):
+        part = prefix.split(torch.zeros(len(list(group)), dtype=torch.long, device=prefix.device))
+        if removed[0]:
+            part.crop(tokens)
         parts.append(part)
     rows = merge(parts)
     ends = torch.tensor([prompt[shared - longest :] for prompt in prompts], device=device)
@@ -213,39 +329,43 @@ def read_padded(
     extra: dict[str, Any] | None = None,
     fast: bool = False,
 ) -> tuple[RowBatch, Tensor]:
-    """Read left-padded ids (R, L) in one pass.
+    """Read left-padded ids in one pass, and return the rows and the last logits (R, keep, V).
 
     Args:
-        mask: (R, L) with 0 on padding; None: no padding.
+        ids: (R, L).
+        mask: (R, L) with 0 for padding; None: no padding.
+        keep: number of positions whose logits are returned.
         positions: (R, L); default: counted from the mask.
         cache: the cache to fill; default: a new one that grows.
-        extra: further inputs of the model's first pass, such as pixel values.
+        extra: other inputs of the model's first pass, such as pixel values.
         fast: see :class:`RowBatch`.
     """
-    known, extra = adapter(model), extra or {}
-    if positions is None:
-        positions = (
-            position_ids(mask) if mask is not None else torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        )
-    if positions.dim() == 3:  # time, height and width of image patches: text goes on behind the largest
+    known = adapter(model)
+    extra = extra or {}
+    if positions is None and mask is not None:
+        positions = position_ids(mask)
+    elif positions is None:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    if positions.dim() == 3:  # time, height and width of image patches; text continues after the largest
         next_position = positions[-3:].amax(dim=(0, 2))[:, None] + 1
     else:
         next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
     cache = cache if cache is not None else caches.new_cache(known.base)
     if extra.get("encoder_hidden_states") is not None:
         cache = caches.with_cross_attention(cache, known.base)
-    logits = known.read(
-        ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, fast=fast
-    )  # fmt: skip
+    logits = known.read(ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, fast=fast)
     inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
     return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, fast=fast), logits
 
 
 def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:
-    """The rows ``index`` of ``rows``, which must not be used afterwards; the logits likewise."""
-    picked = torch.tensor(list(index), device=rows.device)
-    rows.select(picked)
-    return rows, logits[picked.to(logits.device)]
+    """The rows ``index`` of ``rows``, and their logits. ``rows`` must not be used afterwards."""
+    selected = torch.tensor(list(index), device=rows.device)
+    rows.select(selected)
+    return rows, logits[selected.to(logits.device)]
+
+
+# -- encoder-decoders ----------------------------------------------------------------------------------------------
 
 
 def read_encoded(
@@ -258,7 +378,7 @@ def read_encoded(
     keep: int = 1,
     cache: Any = None,
 ) -> tuple[RowBatch, Tensor]:
-    """Read decoder ids (R, L) against encoded sources.
+    """Read decoder ids (R, L) with encoded sources, and return the rows and the last logits (R, keep, V).
 
     Raises:
         ValueError: the sources are padded, and the model's answer changes with padding.
@@ -267,15 +387,13 @@ def read_encoded(
     padded = encoder_mask is not None and encoder_mask.dim() == 2 and not bool(encoder_mask.all())
     if padded and known.padding is Padding.CHANGES:
         raise ValueError(
-            f"{known.name} reads padding behind a source as if it were text, so that sources of unlike length cannot "
-            "be read together; give prompts of one length, or one prompt at a time (batch_size=1)"
+            f"{known.name} reads the padding after a source as if it were text, so that sources of different lengths "
+            "cannot be read together; pass prompts of one length, or one prompt at a time (batch_size=1)"
         )
     inputs = {"encoder_outputs": encoder_outputs, "attention_mask": encoder_mask}
     position = torch.full((decoder_ids.shape[0], 1), decoder_ids.shape[1], device=decoder_ids.device)
     cache = cache if cache is not None else caches.new_cache(known.base)
-    logits = known.read(
-        decoder_ids, cache, mask=decoder_mask, positions=None, keep=keep, first=True, inputs=inputs
-    )  # fmt: skip
+    logits = known.read(decoder_ids, cache, mask=decoder_mask, positions=None, keep=keep, first=True, inputs=inputs)
     return RowBatch(known, cache, decoder_ids.shape[1], decoder_mask, position, inputs), logits
 
 
@@ -287,8 +405,11 @@ def encode(model: Any, sources: Sequence[Sequence[int]], device: Any) -> tuple[A
     return adapter(model).encode(ids, mask), mask
 
 
+# -- padding -------------------------------------------------------------------------------------------------------
+
+
 def pad_left(prompts: Sequence[Sequence[int]], device: Any, pad: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Prompts as ids (R, L) with padding on the left, and their mask (None where nothing was padded)."""
+    """Prompts as ids (R, L) with padding on the left, and their mask; None if nothing was padded."""
     length = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
     if all(len(p) == length for p in prompts):
@@ -297,5 +418,5 @@ def pad_left(prompts: Sequence[Sequence[int]], device: Any, pad: int = 0) -> tup
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """Positions (R, L) that count the unmasked tokens; 0 on padding."""
+    """Positions (R, L) that count the unmasked tokens; 0 for padding."""
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)

@@ -1,4 +1,4 @@
-"""A model as a function from tokens to what it says behind them, for loops that write rows of one length."""
+"""A model as a function from tokens to what it computes for them, for loops that generate rows of one length."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from . import caches
 
 
 def states_reader(model: Any) -> Callable[[Tensor, Any], tuple[Tensor, Tensor, Any]]:
-    """From new tokens (n, k) and the cache of what is before (None: nothing) to the logits (n, k, V) and the last
-    hidden states (n, k, D) behind them, and the cache with them."""
+    """A function that reads tokens and returns logits and hidden states.
+
+    Returns:
+        A function of new tokens (n, k) and the cache of earlier ones (None: there are none). It returns the logits
+        (n, k, V), the last hidden states (n, k, D), and the cache with the new tokens.
+    """
     name = caches.cache_argument(model)
 
     def read(tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor, Any]:
@@ -25,16 +29,19 @@ def states_reader(model: Any) -> Callable[[Tensor, Any], tuple[Tensor, Tensor, A
 
 
 def scores_reader(model: Any) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
-    """The same to the logits behind the last of the tokens (n, V), and the cache; a prompt of all rows is read once."""
+    """A function that reads tokens and returns the logits after the last one, (n, V), and the cache.
+
+    A prompt that all rows have in common is read once.
+    """
     name = caches.cache_argument(model)
     options: dict[str, Any] = {"logits_to_keep": 1} if caches.accepts(model, "logits_to_keep") else {}
 
     def read(tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
         rows = len(tokens)
-        alike = cache is None and bool((tokens == tokens[:1]).all())
+        one_prompt = cache is None and bool((tokens == tokens[:1]).all())
         cache = caches.new_cache(model) if cache is None else cache
-        out = model(tokens[:1] if alike else tokens, use_cache=True, **options, **{name: cache})
-        if alike:
+        out = model(tokens[:1] if one_prompt else tokens, use_cache=True, **options, **{name: cache})
+        if one_prompt:
             caches.select_rows(cache, torch.zeros(rows, dtype=torch.long, device=tokens.device))
         return out.logits[:, -1].expand(rows, -1), cache
 

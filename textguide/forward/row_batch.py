@@ -1,8 +1,8 @@
-"""Rows that advance together: one model, one forward pass a step, each row with positions and a mask of its own.
+"""Rows that advance together: one model and one forward pass per step, with positions and a mask for each row.
 
-Prompts are read at their own lengths where that is cheaper or needed, and their caches merged afterwards: a one-token
-unconditional prompt costs next to nothing beside a long conditional one. Where padding would change a model's answer
-(:mod:`.model_adapter` finds out), rows of one length share a cache, and each length has a pass of its own.
+Prompts are read at their own lengths if that is cheaper or necessary, and their caches are merged afterwards: a
+one-token unconditional prompt costs next to nothing compared with a long conditional one. If padding would change a
+model's answer (see :mod:`.probes`), only rows of one length share a cache, and each length has its own pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,11 +21,14 @@ from .model_adapter import ModelAdapter
 
 
 class Rows(ABC):
-    """Rows of one model that advance together; indices are LongTensors over rows, which may repeat or change places."""
+    """Rows of one model that advance together.
+
+    An ``index`` is a LongTensor of row numbers, in any order; it may contain a row several times.
+    """
 
     @abstractmethod
     def batches(self) -> Iterator[RowBatch]:
-        """The batches that hold the rows, one a cache."""
+        """The batches that hold the rows, one per cache."""
 
     @abstractmethod
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
@@ -38,20 +40,24 @@ class Rows(ABC):
 
     @abstractmethod
     def split(self, index: Tensor) -> Rows:
-        """The rows ``index`` in caches of their own; these ones stay as they are."""
+        """Copy the rows ``index`` into new caches; these rows do not change."""
 
     @property
     def rows(self) -> int:
-        """How many rows of a cache there are, R."""
+        """Number of rows R in all caches."""
         return sum(batch.rows for batch in self.batches())
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device of the rows."""
         return next(self.batches()).next_position.device
 
     def crop(self, tokens: int) -> bool:
-        """Forget the last ``tokens`` tokens of every row, in place; False (and nothing changed) where it cannot."""
+        """Remove the last ``tokens`` tokens of every row, in place.
+
+        Returns:
+            False if a cache cannot remove them; nothing changed then.
+        """
         if not all(caches.can_crop(batch.cache) for batch in self.batches()):
             return tokens == 0
         for batch in self.batches():
@@ -65,14 +71,14 @@ class RowBatch(Rows):
     """Rows in one cache.
 
     Args:
-        model: how their model is called.
+        model: the adapter of their model.
         cache: the keys, values and states of all rows.
-        length: positions in the cache, padding included.
-        mask: attention mask (R, length), or None while no row has padding.
+        length: number of positions in the cache, padding included.
+        mask: attention mask, (R, length); None as long as no row has padding.
         next_position: position of the next token of each row, (R, 1).
         inputs: what an encoder-decoder needs at every step, with rows in the first dimension.
-        call: replaces the model's own call after the prefill.
-        fast: the rows need not reproduce the bits of plain decoding, and use this machine's faster products.
+        call: called instead of the model after the prefill.
+        fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
     """
 
     model: ModelAdapter
@@ -91,48 +97,54 @@ class RowBatch(Rows):
 
     @property
     def read_length(self) -> int:
-        """Tokens of the longest row; of its source, where an encoder reads it."""
+        """Number of tokens of the longest row; for an encoder-decoder that of its source."""
         if "encoder_outputs" in self.inputs:
             return int(self.inputs["encoder_outputs"].last_hidden_state.shape[1])
         return self.length if self.mask is None else int(self.mask.sum(-1).max())
 
     def batches(self) -> Iterator[RowBatch]:
-        """This one alone."""
+        """Yield this batch."""
         yield self
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
-        """As of any rows; models that cannot continue a cache with a chunk get its tokens one by one."""
+        """See :meth:`Rows.forward`. If the model cannot read a chunk after a cache, tokens are read one by one."""
         new = ids.shape[1]
-        if new > 1 and not self.model.reads_at_once(self.length + new):
+        if new > 1 and not self.model.reads_chunk_up_to(self.length + new):
             steps = [self.forward(ids[:, i : i + 1]) for i in range(new)]
             return torch.cat(steps[-keep:], dim=1)
         positions = self.next_position + torch.arange(new, device=self.device)
         self.advance(new)
         return self.model.read(
-            ids, self.cache, mask=self.mask, positions=positions, keep=keep, inputs=self.inputs, fast=self.fast,
+            ids,
+            self.cache,
+            mask=self.mask,
+            positions=positions,
+            keep=keep,
+            inputs=self.inputs,
+            fast=self.fast,
             call=self.call,
-        )  # fmt: skip
+        )
 
     def select(self, index: Tensor) -> None:
-        """As of any rows; columns that are padding in all of them stay."""
+        """See :meth:`Rows.select`. Columns that are padding in all rows are not removed."""
         if index.tolist() != list(range(self.rows)):
             caches.select_rows(self.cache, index)
             self._select_vectors(index)
 
     def split(self, index: Tensor) -> RowBatch:
-        """As of any rows."""
-        twin = replace(self, cache=caches.copy_rows(self.cache, index), inputs=dict(self.inputs))
-        twin._select_vectors(index)
-        return twin
+        """See :meth:`Rows.split`."""
+        rows = replace(self, cache=caches.copy_rows(self.cache, index), inputs=dict(self.inputs))
+        rows._select_vectors(index)
+        return rows
 
     def advance(self, tokens: int) -> None:
-        """Count ``tokens`` more, or fewer, in every row."""
+        """Add ``tokens`` to the length and the position of every row; a negative number removes tokens."""
         self.length += tokens
         self.next_position = self.next_position + tokens
         self.mask = None if self.mask is None else F.pad(self.mask, (0, tokens), value=1)
 
     def make_static(self, new_tokens: int) -> None:
-        """Move the cache into fixed shapes with room for ``new_tokens`` more positions."""
+        """Copy the cache into one of fixed shapes with room for ``new_tokens`` more positions."""
         self.cache = caches.to_static(self.cache, self.model.base, self.length + new_tokens)
 
     def _select_vectors(self, index: Tensor) -> None:
@@ -144,61 +156,70 @@ class RowBatch(Rows):
 
 @dataclass
 class BatchPerLength(Rows):
-    """Rows whose model no padding may reach: those of one length share a batch.
+    """Rows of a model whose answer changes with padding: only rows of one length share a batch.
 
     Args:
-        parts: a batch a length.
-        places: for every batch, which of all rows its rows are.
+        parts: the batches, one per length.
+        row_numbers: for each batch, the numbers of its rows among all rows.
     """
 
     parts: list[RowBatch]
-    places: list[Tensor]
+    row_numbers: list[Tensor]
 
     def batches(self) -> Iterator[RowBatch]:
-        """A batch for every length."""
+        """Yield the batch of each length."""
         yield from self.parts
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
-        """As of any rows, in one pass a length."""
-        places = [rows.to(ids.device) for rows in self.places]
-        logits = [part.forward(ids[rows], keep) for part, rows in zip(self.parts, places, strict=True)]
-        return torch.cat(logits)[torch.cat(places).argsort().to(logits[0].device)]
+        """See :meth:`Rows.forward`. There is one pass per length."""
+        row_numbers = [rows.to(ids.device) for rows in self.row_numbers]
+        logits = [part.forward(ids[rows], keep) for part, rows in zip(self.parts, row_numbers, strict=True)]
+        order = torch.cat(row_numbers).argsort()
+        return torch.cat(logits)[order.to(logits[0].device)]
 
     def select(self, index: Tensor) -> None:
-        """As of any rows."""
-        kept = self._kept(index)
-        for part, rows, _ in kept:
+        """See :meth:`Rows.select`."""
+        selection = self._selection(index)
+        for part, rows, _ in selection:
             part.select(rows)
-        self.parts, self.places = [part for part, _, _ in kept], [places for _, _, places in kept]
+        self.parts = [part for part, _, _ in selection]
+        self.row_numbers = [numbers for _, _, numbers in selection]
 
     def split(self, index: Tensor) -> BatchPerLength:
-        """As of any rows."""
-        kept = self._kept(index)
-        return BatchPerLength([part.split(rows) for part, rows, _ in kept], [places for _, _, places in kept])
+        """See :meth:`Rows.split`."""
+        selection = self._selection(index)
+        return BatchPerLength(
+            [part.split(rows) for part, rows, _ in selection],
+            [numbers for _, _, numbers in selection],
+        )
 
-    def _kept(self, index: Tensor) -> list[tuple[RowBatch, Tensor, Tensor]]:
-        """The batches that some of the rows ``index`` stand in, which of their rows these are, and their new places."""
-        found = [(index[:, None] == places).nonzero(as_tuple=True) for places in self.places]
-        return [(part, rows, new) for part, (new, rows) in zip(self.parts, found, strict=True) if len(rows)]
+    def _selection(self, index: Tensor) -> list[tuple[RowBatch, Tensor, Tensor]]:
+        """For each batch with rows in ``index``: the batch, which of its rows they are, and their new numbers."""
+        selection = []
+        for part, numbers in zip(self.parts, self.row_numbers, strict=True):
+            new, rows = (index[:, None] == numbers).nonzero(as_tuple=True)
+            if len(rows):
+                selection.append((part, rows, new))
+        return selection
 
 
 @dataclass
 class SharedRows(Rows):
-    """Readers that share the rows in which the same was read, as particles of one prompt do.
+    """Readers of rows, several of which may share one row as long as they read the same tokens.
 
-    What a reader reads, where it goes on from another one and whether it stays changes ``row_of`` alone; the cache
-    follows with the next pass, which runs one row for all readers that have read the same.
+    Particles of one prompt, for example, share the row of the prompt. Selecting readers only changes ``row_of``; the
+    cache is updated at the next pass, which runs one row for all readers that have read the same tokens.
 
     Args:
         inner: the rows.
-        row_of: the row of each reader, (N,). ``forward``, ``select`` and ``split`` speak of readers.
+        row_of: the row of each reader, (N,). ``forward``, ``select`` and ``split`` are about readers.
     """
 
     inner: Rows
     row_of: Tensor
 
     def batches(self) -> Iterator[RowBatch]:
-        """Those of the rows."""
+        """Yield the batches of the rows."""
         yield from self.inner.batches()
 
     def forward(self, ids: Tensor, keep: int = 1) -> Tensor:
@@ -210,51 +231,83 @@ class SharedRows(Rows):
         return self.inner.forward(distinct[:, 1:], keep)[row_of]
 
     def select(self, index: Tensor) -> None:
-        """Keep the readers ``index``, in place; rows without readers go with the next pass."""
+        """Keep the readers ``index``, in place; rows without readers are removed at the next pass."""
         self.row_of = self.row_of[index]
 
     def split(self, index: Tensor) -> SharedRows:
-        """As of any rows."""
+        """See :meth:`Rows.split`."""
         rows, row_of = torch.unique(self.row_of[index], return_inverse=True)
         return SharedRows(self.inner.split(rows), row_of)
 
 
+# -- merging -------------------------------------------------------------------------------------------------------
+
+
 def merge(several: Sequence[Rows]) -> Rows:
-    """One set of rows with the rows of all, in order. The given ones must not be used afterwards."""
+    """Merge sets of rows into one, in order. They must not be used afterwards."""
     if len(several) == 1:
         return several[0]
-    device, starts = several[0].device, accumulate((rows.rows for rows in several), initial=0)
     if any(isinstance(rows, SharedRows) for rows in several):
-        row_of = [rows.row_of if isinstance(rows, SharedRows) else torch.arange(rows.rows) for rows in several]
-        inner = [rows.inner if isinstance(rows, SharedRows) else rows for rows in several]
-        together = torch.cat([own.to(device) + start for own, start in zip(row_of, starts, strict=False)])
-        return SharedRows(merge(inner), together)
+        return _merge_shared(several)
     parts = [part for rows in several for part in rows.batches()]
     lengths = [part.read_length for part in parts]
-    if not (isinstance(several[0], BatchPerLength) or parts[0].model.reads_apart(lengths)):
-        return _merge(parts)
-    places = []
-    for rows, start in zip(several, starts, strict=False):
-        own = rows.places if isinstance(rows, BatchPerLength) else [torch.arange(rows.rows)]
-        places += [place.to(device) + start for place in own]
-    groups = [[n for n, length in enumerate(lengths) if length == shared] for shared in sorted(set(lengths))]
-    return BatchPerLength(
-        [_merge([parts[n] for n in group]) for group in groups],
-        [torch.cat([places[n] for n in group]) for group in groups],
-    )
+    if isinstance(several[0], BatchPerLength) or parts[0].model.needs_separate_passes(lengths):
+        return _merge_per_length(parts, _row_numbers(several), lengths)
+    return _merge_batches(parts)
 
 
-def _merge(batches: Sequence[RowBatch]) -> RowBatch:
+def _merge_shared(several: Sequence[Rows]) -> SharedRows:
+    device = several[0].device
+    inner = []
+    row_of = []
+    start = 0
+    for rows in several:
+        if isinstance(rows, SharedRows):
+            inner.append(rows.inner)
+            row_of.append(rows.row_of.to(device) + start)
+        else:
+            inner.append(rows)
+            row_of.append(torch.arange(rows.rows).to(device) + start)
+        start += rows.rows
+    return SharedRows(merge(inner), torch.cat(row_of))
+
+
+def _row_numbers(several: Sequence[Rows]) -> list[Tensor]:
+    """For every batch of ``several``, the numbers of its rows among all rows."""
+    device = several[0].device
+    numbers = []
+    start = 0
+    for rows in several:
+        own = rows.row_numbers if isinstance(rows, BatchPerLength) else [torch.arange(rows.rows)]
+        numbers += [one.to(device) + start for one in own]
+        start += rows.rows
+    return numbers
+
+
+def _merge_per_length(
+    parts: Sequence[RowBatch], row_numbers: Sequence[Tensor], lengths: Sequence[int]
+) -> BatchPerLength:
+    merged = BatchPerLength([], [])
+    for length in sorted(set(lengths)):
+        group = [number for number, own in enumerate(lengths) if own == length]
+        merged.parts.append(_merge_batches([parts[number] for number in group]))
+        merged.row_numbers.append(torch.cat([row_numbers[number] for number in group]))
+    return merged
+
+
+def _merge_batches(batches: Sequence[RowBatch]) -> RowBatch:
+    first = batches[0]
     if len(batches) == 1:
-        return batches[0]
+        return first
     length = max(batch.length for batch in batches)
     mask: Tensor | None = None
-    stateful = caches.has_no_time_axis(batches[0].cache)
+    # A state has no positions that could be masked.
+    stateful = caches.has_no_time_axis(first.cache)
     if not stateful and any(batch.mask is not None or batch.length != length for batch in batches):
-        masks = [_mask(batch.mask, (batch.rows, batch.length), batch.device) for batch in batches]
+        masks = [_as_mask(batch.mask, (batch.rows, batch.length), batch.device) for batch in batches]
         mask = torch.cat([F.pad(own, (length - own.shape[1], 0)) for own in masks])
     return replace(
-        batches[0],
+        first,
         cache=caches.merge([batch.cache for batch in batches]),
         length=length,
         mask=mask,
@@ -263,29 +316,37 @@ def _merge(batches: Sequence[RowBatch]) -> RowBatch:
     )
 
 
-def _select(value: Any, index: Tensor) -> Any:
-    if value is None or isinstance(value, Tensor):
-        return None if value is None else value[index]
-    return type(value)(**{k: v[index] for k, v in value.items() if isinstance(v, Tensor)})
-
-
 def _merge_inputs(batches: Sequence[RowBatch]) -> dict[str, Any]:
     several = {name: [batch.inputs[name] for batch in batches] for name in batches[0].inputs}
     encoded = several.get("encoder_outputs")
     if encoded is None:
         return {name: _stack_right(values) for name, values in several.items()}
     states = [outputs.last_hidden_state for outputs in encoded]
-    sources = zip(several["attention_mask"], states, strict=True)
-    masks = [_mask(mask, state.shape[:2], state.device) for mask, state in sources]
+    masks = []
+    for mask, state in zip(several["attention_mask"], states, strict=True):
+        masks.append(_as_mask(mask, state.shape[:2], state.device))
     outputs = type(encoded[0])(last_hidden_state=_stack_right(states))
     return {"encoder_outputs": outputs, "attention_mask": _stack_right(masks)}
 
 
-def _mask(mask: Tensor | None, size: Sequence[int], device: torch.device) -> Tensor:
+def _select(value: Any, index: Tensor) -> Any:
+    """The rows ``index`` of a tensor, or of every tensor in a model output."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value[index]
+    return type(value)(**{name: part[index] for name, part in value.items() if isinstance(part, Tensor)})
+
+
+def _as_mask(mask: Tensor | None, size: Sequence[int], device: torch.device) -> Tensor:
     return torch.ones(*size, dtype=torch.long, device=device) if mask is None else mask.long()
 
 
 def _stack_right(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate (rows, time, …) tensors along rows, padding time on the right with zeros."""
     width = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part, (0, 0) * (part.dim() - 2) + (0, width - part.shape[1])) for part in parts])
+    padded = []
+    for part in parts:
+        other_dimensions = (0, 0) * (part.dim() - 2)
+        padded.append(F.pad(part, (*other_dimensions, 0, width - part.shape[1])))
+    return torch.cat(padded)

@@ -1,14 +1,15 @@
-"""Matrix products on CPUs where the library's own are slow.
+"""Faster matrix products for CPUs on which MKL is slow.
 
-MKL computes ``x @ W.T`` slowly on processors other than Intel's: with torch 2.13 on an AMD EPYC, one thread, sixteen
-rows through a 576×49152 projection take 27 ms against 13 ms in oneDNN on the same tensors, 128 rows 115 against 49, and
-two rows 19 against 7, or 4 ms as ``(W @ x.T).T``. So guided passes use oneDNN, and the transposed product for two and
-four rows. The results agree to rounding. Plain decoding is left alone, since it promises the very bits of transformers.
+MKL computes ``x @ W.T`` slowly on processors that are not Intel's. With torch 2.13 on an AMD EPYC and one thread,
+sixteen rows through a 576×49152 projection take 27 ms in MKL and 13 ms in oneDNN on the same tensors; 128 rows take 115
+and 49 ms; two rows take 19 and 7 ms, or 4 ms as ``(W @ x.T).T``. Guided passes therefore use oneDNN, and the transposed
+product for two and four rows. The results are equal up to rounding. Plain decoding keeps MKL, because it reproduces
+the bits of transformers.
 
-Nothing of torch or of the user's model is changed: guided passes run a twin of the model, whose modules are shallow
-copies that share all weights, and whose linear layers multiply in the faster form.
+Neither torch nor the user's model is changed. Guided passes run a copy of the model whose modules are shallow copies
+that share all weights, and whose linear layers use the faster product.
 
-``TEXTGUIDE_SMALL_MATMUL=0`` switches it off, ``=1`` on for any CPU.
+``TEXTGUIDE_SMALL_MATMUL=0`` switches this off, and ``=1`` switches it on for any CPU.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .twins import twin_of
+from .module_copies import shallow_copy
 
 LARGEST = 16
-"""Most rows of the transposed product, where oneDNN is missing or has no gradient."""
+"""The largest number of rows for the transposed product if oneDNN is missing or a gradient is needed."""
 
 TRANSPOSED = (2, 4)
 """Numbers of rows for which the transposed product is faster than oneDNN."""
@@ -33,7 +34,7 @@ TRANSPOSED = (2, 4)
 
 @lru_cache(maxsize=1)
 def machine_gains() -> bool:
-    """Whether this machine gains from the other form."""
+    """Whether this machine's CPU is one on which MKL is slow."""
     switch = os.environ.get("TEXTGUIDE_SMALL_MATMUL")
     if switch in ("0", "1"):
         return switch == "1"
@@ -46,34 +47,36 @@ def machine_gains() -> bool:
 
 
 def helps(model: Any) -> bool:
-    """Whether ``model`` has products that this machine computes faster in the other form."""
+    """Whether ``model`` has linear layers that this machine can run faster."""
     return machine_gains() and isinstance(model, nn.Module) and any(_fits(module) for module in model.modules())
 
 
 def signature(model: nn.Module) -> tuple[Any, ...]:
-    """What a twin of ``model`` was made of; another one is made when this has changed."""
+    """What :func:`fast_copy` depends on; if it has changed, an earlier copy is out of date."""
     return tuple((id(module), module.training, "forward" in module.__dict__) for module in model.modules())
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """``model`` with other linear layers; all weights, buffers and hooks are shared."""
-    known: dict[int, nn.Module] = {}
+def fast_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with faster linear layers; weights, buffers and hooks are shared."""
+    copies: dict[int, nn.Module] = {}  # a module that is used twice stays one module
 
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) not in known:
-            other = known[id(module)] = twin_of(module)
-            if _fits(module):
-                other.__class__ = FastLinear
-            for name, child in other._modules.items():
-                if child is not None:
-                    other._modules[name] = copied(child)
-        return known[id(module)]
+    def copy(module: nn.Module) -> nn.Module:
+        if id(module) in copies:
+            return copies[id(module)]
+        copied = shallow_copy(module)
+        copies[id(module)] = copied
+        if _fits(module):
+            copied.__class__ = FastLinear
+        for name, child in copied._modules.items():
+            if child is not None:
+                copied._modules[name] = copy(child)
+        return copies[id(module)]
 
-    return copied(model)
+    return copy(model)
 
 
 def _fits(module: nn.Module) -> bool:
-    """Whether it is a linear layer with plain float32 weights in memory: no subclass, no quantised tensor, no hook."""
+    """Whether it is a linear layer with plain float32 weights in memory: no subclass, quantised tensor or hook."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
@@ -85,37 +88,37 @@ def _fits(module: nn.Module) -> bool:
 
 
 class FastLinear(nn.Linear):
-    """``torch.nn.Linear`` in a faster form for float32 inputs."""
+    """``torch.nn.Linear`` with a faster product for float32 inputs."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``x Wᵀ + b``, as of the layer whose weights it shares."""
-        return linear(input, self.weight, self.bias)
-
-
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``, in a faster form for float32 inputs."""
-    rows = input.numel() // input.shape[-1] if input.numel() else 0
-    if rows == 0 or not weight.dtype == input.dtype == torch.float32 or weight.dim() != 2:
-        return nn.functional.linear(input, weight, bias)
-    flat = input.reshape(rows, -1)
-    if rows not in TRANSPOSED and not _needs_gradient(input, weight, bias):
-        product = onednn()
-        if product is not None:
-            out = product(flat.contiguous(), weight.contiguous(), bias, "none", [], "")
-            return out.view(*input.shape[:-1], weight.shape[0])
-    if rows > LARGEST:
-        return nn.functional.linear(input, weight, bias)
-    if rows == 1:
-        flat = flat.repeat(2, 1)  # one row alone, or a row of stride 0, takes the slow path in either form
-    out = torch.mm(weight, flat.t()).t()[:rows].contiguous()
-    if bias is not None:
-        out += bias
-    return out.view(*input.shape[:-1], weight.shape[0])
+        """``x Wᵀ + b``, as the layer whose weights it shares."""
+        # All in one function, since a model calls it hundreds of times per token.
+        weight = self.weight
+        bias = self.bias
+        rows = input.numel() // input.shape[-1] if input.numel() else 0
+        if rows == 0 or not weight.dtype == input.dtype == torch.float32 or weight.dim() != 2:
+            return nn.functional.linear(input, weight, bias)
+        if rows not in TRANSPOSED:
+            product = onednn()
+            # oneDNN's operator has no backward pass.
+            if product is not None and not (torch.is_grad_enabled() and _requires_grad(input, weight, bias)):
+                flat = input.reshape(rows, -1).contiguous()
+                out = product(flat, weight.contiguous(), bias, "none", [], "")
+                return out.view(*input.shape[:-1], weight.shape[0])
+            if rows > LARGEST:
+                return nn.functional.linear(input, weight, bias)
+        flat = input.reshape(rows, -1)
+        if rows == 1:
+            flat = flat.repeat(2, 1)  # torch.mm is slow for a single row and for a row of stride 0, transposed or not
+        out = torch.mm(weight, flat.t()).t()[:rows].contiguous()
+        if bias is not None:
+            out += bias
+        return out.view(*input.shape[:-1], weight.shape[0])
 
 
 @lru_cache(maxsize=1)
 def onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's product of dense tensors, which torch keeps for its compiler; None where this torch has none."""
+    """oneDNN's product of dense tensors, a private operator of torch's compiler; None if torch does not have it."""
     if not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -126,5 +129,5 @@ def onednn() -> Callable[..., Tensor] | None:
     return product
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Steering vectors: a direction for every layer of one model, as a value and as a file, and what adds them."""
+"""Steering vectors: a direction for every layer of a model, as a value and as a file, and layers that add them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..support import files
 from .model_adapter import adapter
-from .twins import hooked_twin
+from .module_copies import copy_with_own_hooks
 
 FILE = "steering.safetensors"
 FORMAT = "textguide steering vector"
@@ -23,13 +23,14 @@ VERSION = "1"
 BUNDLED = {"smollm2-positive": Path(__file__).parent / "vectors" / "smollm2-positive"}
 """Vectors that come with textguide, by name: towards good moods in the bundled model (docs/methods/steering.md)."""
 SAMPLED = 256
-"""Rows of the embedding that tell one model from another."""
+"""Number of rows of the embeddings that are part of a model's fingerprint."""
 
 
 def model_fingerprint(model: Any) -> str:
     """Sixteen hexadecimal digits of a model's width, depth and embeddings; the same in float32 and bfloat16."""
     known = adapter(model)
     config = known.text_config
+    # The embeddings of a large model have gigabytes, and rows far apart are enough to distinguish two models.
     weight = known.base.get_input_embeddings().weight
     rows = torch.linspace(0, weight.shape[0] - 1, min(SAMPLED, weight.shape[0])).long()
     sample = weight.detach()[rows.to(weight.device)].to(torch.bfloat16).to("cpu", torch.float32).contiguous()
@@ -40,13 +41,13 @@ def model_fingerprint(model: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """A direction in the residual stream behind every layer of one model; equal where its content is.
+    """A direction in the residual stream after every layer of a model. Two vectors with equal content are equal.
 
     Args:
         directions: (layers, width), float32.
         model: :func:`model_fingerprint` of the model that it belongs to.
-        model_name: what that model is called, for errors.
-        folder: where it is on disk; None: nowhere yet.
+        model_name: the name of that model, for error messages.
+        folder: its folder on disk; None if it was not saved yet.
     """
 
     directions: Tensor = field(repr=False)
@@ -67,14 +68,14 @@ class SteeringVector:
         return hash(self.fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
-        """What names it in JSON."""
+        """Folder and fingerprint, which identify it in JSON."""
         return {"folder": self.folder, "fingerprint": self.fingerprint}
 
     def save(self, folder: str | os.PathLike[str]) -> SteeringVector:
-        """Write it into ``folder``, which is made where it is missing; the vector with that folder.
+        """Write it into ``folder``, which is created if it is missing, and return the vector with that folder.
 
         Raises:
-            ValueError: there is a file of that name.
+            ValueError: ``folder`` is a file.
         """
         from safetensors.torch import save
 
@@ -86,17 +87,17 @@ class SteeringVector:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SteeringVector:
-        """The vector in ``folder``, or the one of :data:`BUNDLED` by that name where there is no such folder.
+        """Load the vector in ``folder``, or the one of :data:`BUNDLED` with that name if there is no such folder.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            ValueError: there is no vector, or it is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
         named = None if Path(folder).exists() else BUNDLED.get(str(folder))
         path = (named or Path(folder)) / FILE
         if not path.is_file():
-            raise ValueError(f"vector={str(folder)!r} holds no {FILE}; train one with 'textguide steering train'")
+            raise ValueError(f"vector={str(folder)!r} has no {FILE}; train one with 'textguide steering train'")
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -104,14 +105,14 @@ class SteeringVector:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"vector={str(folder)!r} is damaged ({error}); train it again") from error
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION or directions.dim() != 2:
-            raise ValueError(f"vector={str(folder)!r} is no steering vector of this version; train it again")
+            raise ValueError(f"vector={str(folder)!r} is not a steering vector of this version; train it again")
         if not bool(directions.isfinite().all()):
-            raise ValueError(f"vector={str(folder)!r} holds values that are not finite; train it again")
+            raise ValueError(f"vector={str(folder)!r} has values that are not finite; train it again")
         return cls(directions, metadata.get("model", ""), metadata.get("model_name", ""), str(folder))
 
 
 def directions_for(model: Any, vector: Any, layers: Sequence[int]) -> dict[int, Tensor]:
-    """What is added behind each of ``layers``, (width,) float32.
+    """What is added to the output of each of ``layers``, (width,) float32.
 
     Args:
         vector: as in :class:`textguide.guidance.views.Steered`.
@@ -119,59 +120,73 @@ def directions_for(model: Any, vector: Any, layers: Sequence[int]) -> dict[int, 
     Raises:
         ValueError: the vector cannot be read, has changed, or belongs to another model.
     """
-    name, width = type(adapter(model).base).__name__, adapter(model).text_config.hidden_size
+    known = adapter(model)
+    width = known.text_config.hidden_size
     if isinstance(vector, tuple):
         if len(vector) != width:
-            raise ValueError(f"vector has {len(vector)} numbers and {name} is {width} wide; give as many")
-        return dict.fromkeys(layers, torch.tensor(vector, dtype=torch.float32))
-    wanted = getattr(vector, "fingerprint", None)
-    if not hasattr(vector, "directions"):
-        vector = SteeringVector.load(vector.folder)
-        if wanted is not None and vector.fingerprint != wanted:
             raise ValueError(
-                f"vector={vector.folder!r} is {vector.fingerprint}, and {wanted} was asked for; it has been trained "
-                "again since: name the folder alone to use what is there"
+                f"vector has {len(vector)} numbers, and {known.name} has a width of {width}; pass {width} numbers"
             )
+        return dict.fromkeys(layers, torch.tensor(vector, dtype=torch.float32))
+    if not hasattr(vector, "directions"):
+        vector = _load(vector)
     if vector.model != model_fingerprint(model):
-        count = adapter(model).text_config.num_hidden_layers
-        deep, wide = vector.directions.shape
+        count = known.text_config.num_hidden_layers
+        vector_layers, vector_width = vector.directions.shape
         raise ValueError(
-            f"vector={vector.folder or vector.fingerprint!r} belongs to {vector.model_name or 'another model'} ({deep} "
-            f"layers, width {wide}), and this is another {name} ({count} layers, width {width}); train one for it"
+            f"vector={vector.folder or vector.fingerprint!r} belongs to {vector.model_name or 'another model'} "
+            f"({vector_layers} layers, width {vector_width}), and this is another {known.name} ({count} layers, width "
+            f"{width}); train one for it"
         )
     return {layer: vector.directions[layer] for layer in layers}
 
 
-def steered(layer: Any, addition: Tensor) -> Any:
-    """A twin of a ``layer`` that adds to what it hands on, (width,) at every position."""
-    placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+def _load(file: Any) -> SteeringVector:
+    """The vector of a :class:`textguide.guidance.views.VectorFile`.
+
+    Raises:
+        ValueError: it cannot be read, or its fingerprint differs.
+    """
+    vector = SteeringVector.load(file.folder)
+    if file.fingerprint is not None and vector.fingerprint != file.fingerprint:
+        raise ValueError(
+            f"vector={vector.folder!r} has the fingerprint {vector.fingerprint} instead of {file.fingerprint}; it has "
+            "been trained again since: pass only the folder to use what is there"
+        )
+    return vector
+
+
+def add_to_output(layer: Any, addition: Tensor) -> Any:
+    """A copy of a ``layer`` that adds ``addition``, (width,), to its output at every position."""
+    # By device and dtype, because the layers of one model may be on several devices.
+    converted: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def add(hidden: Tensor) -> Tensor:
         key = (hidden.device, hidden.dtype)
-        if key not in placed:
-            placed[key] = addition.to(*key)
-        return hidden + placed[key]
+        if key not in converted:
+            converted[key] = addition.to(*key)
+        return hidden + converted[key]
 
-    return _handing_on(layer, add)
+    return _with_output_hook(layer, add)
 
 
-def recorded(layer: Any, into: dict[int, Tensor], number: int) -> Any:
-    """A twin of a ``layer`` that keeps what it hands on, (R, T, width), under its ``number``."""
+def record_output(layer: Any, outputs: dict[int, Tensor], number: int) -> Any:
+    """A copy of a ``layer`` that stores its output, (R, T, width), in ``outputs`` under ``number``."""
 
-    def keep(hidden: Tensor) -> Tensor:
-        into[number] = hidden.detach().to("cpu", torch.float32)
+    def record(hidden: Tensor) -> Tensor:
+        outputs[number] = hidden.detach().to("cpu", torch.float32)
         return hidden
 
-    return _handing_on(layer, keep)
+    return _with_output_hook(layer, record)
 
 
-def _handing_on(layer: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    twin = hooked_twin(layer)
+def _with_output_hook(layer: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    copied = copy_with_own_hooks(layer)
 
     def hook(_: Any, __: Any, output: Any) -> Any:
         if isinstance(output, tuple):
             return (change(output[0]), *output[1:])
         return change(output)
 
-    twin.register_forward_hook(hook)
-    return twin
+    copied.register_forward_hook(hook)
+    return copied

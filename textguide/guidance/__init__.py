@@ -1,7 +1,7 @@
-"""Guidance methods: pure mathematics on log-probabilities, one paper a file.
+"""Guidance methods: pure functions of log-probabilities, one paper per file.
 
-Every module of this folder and of ``experimental`` is imported here, so that a new file is in the registry without a
-line elsewhere; so are modules of users, which ``plugins.py`` finds.
+All modules of this folder and of ``experimental`` are imported here, so a new file is registered without further
+changes. Modules of other packages are imported as well; see ``plugins.py``.
 """
 
 import importlib
@@ -52,7 +52,7 @@ from .vcd import VCD
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
-for _method in list(Guidance.registry.values()):  # a new file needs no line here
+for _method in list(Guidance.registry.values()):  # without an import for each new file
     if _method.__module__.startswith(f"{__name__}."):
         globals()[_method.__name__] = _method
 plugins.load()

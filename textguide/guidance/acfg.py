@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..support.checks import finite_number
+from ..support.checks import flag, one_of, share
 from .base import About, Branch
 from .edits import Edit, Encode
 from .needs import Need
@@ -28,17 +28,15 @@ class CanvasEdit(Edit):
     guidance: ClassVar[str]
 
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """Not to be had: a text that is written from left to right has no canvas.
+        """Raise an error, because a text that is generated from left to right does not have a canvas.
 
         Raises:
             ValueError: always.
         """
-        from .places import place
+        from .places import place  # it imports the guidances
 
-        missing = place("generate").lacks[Need.CANVAS]
-        raise ValueError(
-            f"guidance {self.guidance!r} {Need.CANVAS.value}, and {missing}; use {place('diffusion').call}"
-        )
+        reason = place("generate").lacks[Need.CANVAS]
+        raise ValueError(f"guidance {self.guidance!r} {Need.CANVAS.value}, and {reason}; use {place('diffusion').call}")
 
 
 @dataclass(frozen=True)
@@ -87,24 +85,22 @@ class ACFG(Scaled):
 
     name = "acfg"
     about = About(
-        "2505.20199", "lu + γ (lc − lu), u the canvas with its least confident tokens masked again",
-        "a second pass per step; with `one_pass`, one row in the same pass",
-        "γ = 1, or ρ = 0", "masked diffusion models",
-    )  # fmt: skip
+        paper="2505.20199",
+        rule="lu + γ (lc − lu), u the canvas with its least confident tokens masked again",
+        passes="a second pass per step; with `one_pass`, one row in the same pass",
+        neutral="γ = 1, or ρ = 0",
+        helps="masked diffusion models",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put(remask_ratio=finite_number("remask_ratio", self.remask_ratio))
-        if not 0.0 <= self.remask_ratio <= 1.0:
-            raise ValueError(f"remask_ratio={self.remask_ratio} must lie in [0, 1]; the paper uses 0.7")
-        if self.remask_scope not in SCOPES:
-            raise ValueError(f"remask_scope={self.remask_scope!r} is unknown; use one of {', '.join(SCOPES)}")
-        if not isinstance(self.one_pass, bool):
-            raise ValueError(f"one_pass={self.one_pass!r} must be True or False")
+        self._put(remask_ratio=share("remask_ratio", self.remask_ratio, "the paper uses 0.7"))
+        one_of("remask_scope", self.remask_scope, SCOPES)
+        flag("one_pass", self.one_pass)
 
     @property
     def is_neutral(self) -> bool:
-        """γ(s) is 1 at every step, or nothing is ever masked again."""
+        """Whether γ(s) is 1 at every step, or nothing is masked again."""
         return super().is_neutral or self.remask_ratio == 0.0
 
     @property
@@ -121,7 +117,7 @@ class ACFG(Scaled):
 def remask_count(ratio: float, filled: Tensor) -> Tensor:
     """``⌈ρ|C|⌉`` for numbers of filled positions, any shape.
 
-    A product that misses a whole number by rounding alone (0.1 · 30 = 3.0000000000000004) counts as that number.
+    If a product differs from a whole number only by rounding (0.1 · 30 = 3.0000000000000004), it counts as that number.
     """
     return torch.ceil(ratio * filled.double() - 1e-9).clamp(min=0).long()
 
@@ -138,9 +134,6 @@ def remask(confidence: Tensor, filled: Tensor, ratio: float) -> Tensor:
         Bool (B, L): the ``⌈ρ|C|⌉`` candidates of each row with the lowest confidence, the leftmost first among equals.
     """
     worst_first = confidence.masked_fill(~filled, float("inf")).argsort(dim=-1, stable=True)
-    rank = torch.empty_like(worst_first).scatter_(-1, worst_first, _places(worst_first))
+    ranks = torch.arange(worst_first.shape[-1], device=worst_first.device).expand_as(worst_first)
+    rank = torch.empty_like(worst_first).scatter_(-1, worst_first, ranks)
     return filled & (rank < remask_count(ratio, filled.sum(-1, keepdim=True)))
-
-
-def _places(like: Tensor) -> Tensor:
-    return torch.arange(like.shape[-1], device=like.device).expand_as(like)

@@ -1,6 +1,6 @@
 """Arithmetic on log-probabilities: mixing, normalising, divergences.
 
-Every function takes and returns tensors whose last dimension is the vocabulary ``V``; leading dimensions are free.
+In all functions, the last dimension of tensors is the vocabulary ``V``; there may be any leading dimensions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 FORBIDDEN = -1e30
-"""Log-probabilities below are those of tokens that cannot come: some models write the lowest number of their dtype in
-place of −inf, of which a sum of two leaves float32."""
+"""A token whose log-probability is below this is forbidden. Some models write the lowest number of their dtype instead
+of −inf, and the sum of two such numbers is outside float32."""
 
 
 def extrapolate(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
     Tokens with ``p = 0`` add nothing. A token that ``p`` allows and ``q`` forbids makes the result +inf.
     """
-    # Where q forbids, exp(p) may have underflowed to 0, and 0 · inf is a NaN.
+    # If q forbids a token, exp(p) may have underflowed to 0, and 0 · inf is a NaN.
     terms = torch.where(torch.isneginf(q), float("inf"), p.exp() * (p - q))
     return torch.where(torch.isneginf(p), 0.0, terms).sum(dim=-1).clamp(min=0.0)
 
@@ -53,7 +53,7 @@ def plausibility_mask(logp: Tensor, alpha: float) -> Tensor:
         alpha: share of the largest probability, in (0, 1].
 
     Returns:
-        Boolean tensor, (..., V), True where the token is plausible.
+        Boolean tensor, (..., V), True for plausible tokens.
     """
     threshold = logp.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(alpha, dtype=logp.dtype))
     return logp >= threshold

@@ -18,8 +18,8 @@ class APG(Contrast):
 
     Let ``g = lc − lu``, centred. Its length is capped at ``r``, and it is split into ``g∥``, parallel to the centred
     ``lc``, and ``g⊥``, orthogonal to it. The result is ``lc + (γ − 1)(g⊥ + η g∥)`` (Algorithm 1). γ = 1 changes
-    nothing, and η = 1 without a cap is classifier-free guidance. Useful if a large γ would oversharpen. Costs the same
-    as classifier-free guidance.
+    nothing, and η = 1 without a cap is classifier-free guidance. Useful when a large γ would oversharpen. Costs the
+    same as classifier-free guidance.
 
     The mean of ``g``, which no probability depends on, is kept and capped along with it. So ``renormalize=False`` and
     the weights of :class:`textguide.FeynmanKac` also agree with classifier-free guidance.
@@ -38,9 +38,12 @@ class APG(Contrast):
 
     name = "apg"
     about = About(
-        "2410.02416", "lc + (γ − 1)(g⊥ + η g∥), g = lc − lu capped at r", ROW, "γ = 1",
-        "a large γ that would oversharpen the distribution",
-    )  # fmt: skip
+        paper="2410.02416",
+        rule="lc + (γ − 1)(g⊥ + η g∥), g = lc − lu capped at r",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="a large γ that would oversharpen the distribution",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +55,7 @@ class APG(Contrast):
 
     @property
     def off_at_one(self) -> bool:
-        """Always: the step is taken γ − 1 times."""
+        """Always, because the step is multiplied by γ − 1."""
         return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
@@ -61,8 +64,9 @@ class APG(Contrast):
         step_taken = cond - uncond
         gap = algebra.centered(step_taken)
         if self.max_norm is not None:
-            short = (self.max_norm / algebra.rms(gap).clamp(min=1e-12)).clamp(max=1.0)
-            gap, step_taken = gap * short, step_taken * short
+            shortening = (self.max_norm / algebra.rms(gap).clamp(min=1e-12)).clamp(max=1.0)
+            gap = gap * shortening
+            step_taken = step_taken * shortening
         along = algebra.centered(cond)
         share = (gap * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-12)
         if self.parallel != 1.0:

@@ -1,4 +1,4 @@
-"""Adaptive weighted rejection sampling under a constraint (Lipkin et al., arXiv 2504.05410), and its kin."""
+"""Adaptive weighted rejection sampling under a constraint (Lipkin et al., arXiv 2504.05410), CARS and ASAp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..support.checks import finite_number, whole_number
+from ..support.checks import one_of, share, whole_number
 from .base import About, TokenConstraint
 
 SAMPLERS = ("awrs", "cars", "asap", "mask")
@@ -45,7 +45,7 @@ class AWRS(TokenConstraint):
       resampled by these weights.
 
     The distribution ``p`` is the one after guidance, processors and warpers (temperature, top-p…). A text ends with an
-    end token. If the token limit comes first, the end token is forced and weighted accordingly, so ``p`` is the
+    end token. When the token limit comes first, the end token is forced and weighted accordingly, so ``p`` is the
     distribution of the texts that end in time, and a text that cannot end there has weight 0.
 
     Args:
@@ -99,9 +99,13 @@ class AWRS(TokenConstraint):
     name = "awrs"
     former_names: ClassVar[Mapping[str, str]] = {"constraint_method": "sampler"}
     about = About(
-        "2504.05410", "lc given a constraint, with weights", "`particles` rows per prompt", "no constraint",
-        "texts that must satisfy a constraint", "awrs:constraint=regex:[0-9]+",
-    )  # fmt: skip
+        paper="2504.05410",
+        rule="lc given a constraint, with weights",
+        passes="`particles` rows per prompt",
+        neutral="no constraint",
+        helps="texts that must satisfy a constraint",
+        example="awrs:constraint=regex:[0-9]+",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.constraint, Mapping):
@@ -111,45 +115,54 @@ class AWRS(TokenConstraint):
         whole_number("max_tries", self.max_tries, 1)
         if self.max_rejects is not None:
             whole_number("max_rejects", self.max_rejects, 1)
-        self._put(ess_threshold=finite_number("ess_threshold", self.ess_threshold))
-        if not 0.0 <= self.ess_threshold <= 1.0:
-            raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1], a share of the particles")
-        for name, known in (("sampler", SAMPLERS), ("estimator", ESTIMATORS), ("resampling", RESAMPLING)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        self._put(ess_threshold=share("ess_threshold", self.ess_threshold, "it is a share of the particles"))
+        one_of("sampler", self.sampler, SAMPLERS)
+        one_of("estimator", self.estimator, ESTIMATORS)
+        one_of("resampling", self.resampling, RESAMPLING)
+        self._check_after()
+        self._check_lookahead()
+        self._check_critic()
+
+    def _check_after(self) -> None:
         if self.after is not None and not (callable(self.after) or (isinstance(self.after, str) and self.after)):
             raise ValueError(f"after={self.after!r} must be a text, 'regex:PATTERN', a function of the text, or None")
         if self.after is not None and self.constraint is None:
-            raise ValueError(f"after={self.after!r} needs a constraint, which holds behind it; give one")
+            raise ValueError(f"after={self.after!r} needs a constraint, which applies after it; pass one")
+
+    def _check_lookahead(self) -> None:
         if isinstance(self.lookahead, os.PathLike):
             self._put(lookahead=os.fspath(self.lookahead))
-        named = self.lookahead in LOOKAHEADS or (isinstance(self.lookahead, str) and os.path.exists(self.lookahead))
-        if self.lookahead is not None and not named and not hasattr(self.lookahead, "begin"):
+        is_named = self.lookahead in LOOKAHEADS or (isinstance(self.lookahead, str) and os.path.exists(self.lookahead))
+        if self.lookahead is not None and not is_named and not hasattr(self.lookahead, "begin"):
             raise ValueError(
                 f"lookahead={self.lookahead!r} must be one of {', '.join(LOOKAHEADS)}, a file of 'textguide lookahead "
                 "train', or None"
             )
+
+    def _check_critic(self) -> None:
         if self.critic is not None and not callable(self.critic):
             raise ValueError(f"critic={self.critic!r} must be a function from a text to a log potential, or None")
         if self.sampler == "mask" and (self.particles > 1 or self.critic is not None):
-            what = f"particles={self.particles}" if self.particles > 1 else "critic"
-            raise ValueError(f"{what} needs weights, and sampler='mask' gives none; use sampler='awrs'")
+            field = f"particles={self.particles}" if self.particles > 1 else "critic"
+            raise ValueError(f"{field} needs weights, and sampler='mask' does not compute any; use sampler='awrs'")
         if self.sampler == "cars" and self.critic is not None:
-            raise ValueError("critic weighs texts, and those of sampler='cars' have equal weights; use sampler='asap'")
+            raise ValueError(
+                "critic changes the weights of texts, and with sampler='cars' all weights are equal; use sampler='asap'"
+            )
 
     @property
     def is_neutral(self) -> bool:
-        """Every text is allowed, and nothing weighs it."""
+        """Whether every text is allowed and there is no critic."""
         return self.critic is None and (self.constraint is None or bool(getattr(self.constraint, "is_neutral", False)))
 
     @property
     def weighs(self) -> bool:
-        """Whether it draws tokens, with weights; ``sampler="mask"`` leaves the draw to ``generate``."""
+        """Whether it draws tokens, with weights. With ``sampler="mask"``, ``generate`` draws them."""
         return self.sampler != "mask"
 
     @property
     def learns(self) -> bool:
-        """Whether texts are proposed by what failed before."""
+        """Whether failed texts change the proposals of later ones."""
         return self.sampler in ("cars", "asap")
 
     @property
@@ -158,9 +171,10 @@ class AWRS(TokenConstraint):
         return self.sampler == "cars"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a critic by its name, from which it cannot be made again."""
+        """Plain JSON values. A critic is written as its name, from which it cannot be created again."""
         values = super().to_dict()
-        for name in ("after", "max_tries", "sampler"):  # one that says nothing leaves the fingerprint as it was
+        for name in ("after", "max_tries", "sampler"):
+            # These fields were added later; at their defaults, earlier fingerprints stay valid.
             if values[name] == type(self).__dataclass_fields__[name].default:
                 del values[name]
         if callable(self.after):
@@ -176,7 +190,7 @@ class AWRS(TokenConstraint):
 
 
 class _Described(dict[str, Any]):
-    """A constraint as the dictionary that describes it, made hashable."""
+    """A hashable dictionary that describes a constraint."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True, default=str))

@@ -1,10 +1,10 @@
-"""What every guidance is: a value that says how to steer, and nothing that runs.
+"""Base classes of guidance: values that describe how to steer a model, and that run nothing.
 
-A guidance is a frozen dataclass: comparable, hashable, printable, to and from JSON, with a fingerprint that goes into
-results files and cache keys. It holds no model, no tokenizer and no state. Its kind says where in a step it acts:
-a :class:`BranchGuidance` declares passes and combines their log-probabilities, a :class:`TokenReweighting` weighs
-the candidates that came out of that, a :class:`Sampling` chooses the tokens: under a constraint, with weights, or by
-forking texts.
+A guidance is a frozen dataclass. It can be compared, hashed, printed and converted to and from JSON, and has a
+fingerprint for result files and cache keys. It does not contain a model, a tokenizer or state. Its kind determines at
+which point of a step it acts: a :class:`BranchGuidance` declares passes and combines their log-probabilities, a
+:class:`TokenReweighting` then reweights the candidates, and a :class:`Sampling` chooses the tokens, under a constraint,
+with weights, or by forking texts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Branch:
 
     @property
     def need(self) -> Need | None:
-        """What the place where it runs has to do for it beside running ``model`` again; None where that is all."""
+        """What the branch requires in addition to running ``model`` again; None if nothing."""
         if self.edit is not None:
             return self.edit[0].need if isinstance(self.edit, tuple) else self.edit.need
         if self.system is not None:
@@ -65,7 +65,7 @@ class Branch:
 
     @property
     def model_part(self) -> tuple[str, View | None]:
-        """What runs the branch; branches that share it are read in one pass."""
+        """The model and the part of it that run the branch. Branches with the same pair share one pass."""
         return self.model, self.view
 
 
@@ -172,7 +172,7 @@ class Guidance(Shown, ABC):
     about: ClassVar[About]
     registry: ClassVar[dict[str, type[Guidance]]] = {}
     former_names: ClassVar[Mapping[str, str]] = {}
-    """What JSON called a field before, which is still read."""
+    """Earlier names of fields in JSON, which are still accepted, with the current names."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -181,45 +181,46 @@ class Guidance(Shown, ABC):
 
     @property
     def is_neutral(self) -> bool:
-        """Whether this guidance changes nothing anywhere, so that nothing of it need run."""
+        """Whether this guidance never changes anything, so that it does not have to run."""
         return False
 
     @property
     def parts(self) -> tuple[Guidance, ...]:
-        """The guidances that act: this one, or those that it is made of."""
+        """The guidances that act: this one, or those that it consists of."""
         return (self,)
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the place where it runs has to offer; see :mod:`textguide.guidance.places`."""
+        """What the guidance requires of the place in which it runs; see :mod:`textguide.guidance.places`."""
         return frozenset()
 
     @property
     def is_timed(self) -> bool:
-        """Whether what it does depends on ``step.progress``."""
+        """Whether its effect depends on ``step.progress``."""
         return False
 
     def _put(self, **values: Any) -> None:
-        """Set fields while the object is made: the one time that they may change."""
+        """Set fields of this frozen dataclass. Only ``__post_init__`` may call this."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         about = getattr(type(self), "about", None)
-        told: list[tuple[str, str]] = []
-        untold: list[tuple[str, str]] = []
+        settings: list[tuple[str, str]] = []
+        defaults: list[tuple[str, str]] = []
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            shown = value if isinstance(value, str) else repr(value)
-            (untold if value == field.default and field.name != "scale" else told).append((field.name, shown))
-        blocks: list[Block] = [Facts(tuple(told))] if told else []
+            text = value if isinstance(value, str) else repr(value)
+            is_default = value == field.default and field.name != "scale"
+            (defaults if is_default else settings).append((field.name, text))
+        blocks: list[Block] = [Facts(tuple(settings))] if settings else []
         if about is not None:
             paper = f"; arXiv {about.paper}" if about.paper else ""
             blocks = [Line(about.rule), *blocks, Line(f"neutral at {about.neutral}{paper}", quiet=True)]
         if self.is_neutral:
-            blocks.append(Line("as it stands it changes nothing"))
-        if untold:
-            blocks.append(Folded(f"{len(untold)} fields at their defaults", (Facts(tuple(untold)),)))
+            blocks.append(Line("with these settings it changes nothing"))
+        if defaults:
+            blocks.append(Folded(f"{len(defaults)} fields at their defaults", (Facts(tuple(defaults)),)))
         return f"{type(self).__name__} ({self.name})", blocks
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,7 +239,7 @@ class Guidance(Shown, ABC):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Guidance:
-        """The guidance that :meth:`to_dict` described.
+        """Create a guidance from the dictionary that :meth:`to_dict` returned.
 
         Raises:
             ValueError: the method is unknown, or a field is not one of its fields.
@@ -247,32 +248,32 @@ class Guidance(Shown, ABC):
         method = values.pop("method", None)
         subclass = cls.registry.get(method) if isinstance(method, str) else None
         if subclass is None:
-            raise ValueError(f"method={method!r} is no guidance; use one of {', '.join(sorted(cls.registry))}")
+            raise ValueError(f"method={method!r} is not a guidance; use one of {', '.join(sorted(cls.registry))}")
         values = {subclass.former_names.get(key, key): value for key, value in values.items()}
         known = {field.name for field in fields(subclass)}  # type: ignore[arg-type]
         for key in values:
             if key not in known:
-                raise ValueError(f"{key!r} is no field of {method}; its fields are {', '.join(sorted(known))}")
+                raise ValueError(f"{key!r} is not a field of {method}; its fields are {', '.join(sorted(known))}")
         return subclass(**values)
 
     @classmethod
     def from_json(cls, text: str) -> Guidance:
-        """The guidance that :meth:`to_json` wrote."""
+        """Create a guidance from the text that :meth:`to_json` returned."""
         return cls.from_dict(json.loads(text))
 
 
 def parts_of(guidance: Guidance | None) -> tuple[Guidance, ...]:
-    """The guidances that act: those that ``guidance`` is made of; none for None."""
+    """The guidances that act: :attr:`Guidance.parts`, or none if ``guidance`` is None."""
     return () if guidance is None else guidance.parts
 
 
 class BranchGuidance(Guidance):
-    """Which passes to run besides the conditional one, and the rule that combines their log-probabilities."""
+    """Declares passes in addition to the conditional one, and a rule that combines their log-probabilities."""
 
     renormalize: bool = True
     skip_threshold: float | None = None
     across_rows: ClassVar[bool] = False
-    """Whether the result of a row depends on the other rows, so that rows have to keep their places."""
+    """Whether the result of a row depends on the other rows, so that rows have to keep their positions."""
     reads_likelihoods: ClassVar[bool] = False
     """Whether it needs :attr:`Step.likelihoods`; its branches are then run at every step."""
     reads_class_log_probs: ClassVar[bool] = False
@@ -281,22 +282,33 @@ class BranchGuidance(Guidance):
     @property
     @abstractmethod
     def branches(self) -> tuple[Branch, ...]:
-        """The extra passes, in the order in which :meth:`combine` gets them behind the conditional one."""
+        """The extra passes, in the order in which :meth:`combine` receives them after the conditional one."""
 
     @property
     def view(self) -> View | None:
-        """What the conditional pass runs of the model that is decoded; None: the model as it is."""
+        """The part of the model that the conditional pass runs. None: the model as it is."""
         return None
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Read off the branches and the conditional pass."""
-        found = {branch.need for branch in self.branches} - {None}
-        found |= {Need.MODEL for branch in self.branches if branch.model != SELF}
-        found |= {Need.PART for view in (self.view, *(branch.view for branch in self.branches)) if view is not None}
-        found |= {Need.LIKELIHOODS} if self.reads_likelihoods else set()
-        found |= {Need.CLASS_LOG_PROBS} if self.reads_class_log_probs else set()
-        return frozenset(found | ({Need.ROWS} if self.across_rows else set()))  # type: ignore[arg-type]
+        """What the branches, the conditional pass and the rule require."""
+        needs: set[Need] = set()
+        for branch in self.branches:
+            if branch.need is not None:
+                needs.add(branch.need)
+            if branch.model != SELF:
+                needs.add(Need.MODEL)
+            if branch.view is not None:
+                needs.add(Need.PART)
+        if self.view is not None:
+            needs.add(Need.PART)
+        if self.reads_likelihoods:
+            needs.add(Need.LIKELIHOODS)
+        if self.reads_class_log_probs:
+            needs.add(Need.CLASS_LOG_PROBS)
+        if self.across_rows:
+            needs.add(Need.ROWS)
+        return frozenset(needs)
 
     @abstractmethod
     def combine(self, logp: Tensor, step: Step) -> Tensor:
@@ -304,12 +316,12 @@ class BranchGuidance(Guidance):
 
         A pure function: the same input gives the same output. The scores need not be normalised; the step does that
         unless ``renormalize`` is off. Call :func:`textguide.step.guided_step.combine_branches` instead if a branch may
-        hold −inf.
+        contain −inf.
 
         Args:
             logp: normalised float32 log-probabilities (n, B, V), all finite; ``logp[0]`` is the conditional branch. V
                 is the number of tokens that no branch forbids.
-            step: where in the text this is.
+            step: the position in the text.
         """
 
     def active(self, step: Step) -> bool:
@@ -317,20 +329,27 @@ class BranchGuidance(Guidance):
         return True
 
     def factors(self, branches: int) -> tuple[int, ...]:
-        """Branches (by their place in ``logp``, of ``branches`` in all) that the rule adds or multiplies probabilities
-        of: a token that one of them forbids has probability 0 there. All others enter by their ratio to the conditional
-        branch, which a token that they forbid does not have; such a token keeps its conditional log-probability."""
+        """The branches whose probabilities the rule adds or multiplies, by their index in ``logp``.
+
+        If one of these forbids a token, its probability there is 0. All other branches only enter through their ratio
+        to the conditional branch. This ratio does not exist for a token that they forbid, so the token keeps its
+        conditional log-probability.
+
+        Args:
+            branches: number of branches, including the conditional one.
+        """
         return ()
 
     @property
     def ignores_shifts(self) -> bool:
-        """Whether adding a constant to a branch adds a constant to the scores, so that logits need no normalising."""
+        """Whether adding a constant to a branch only adds a constant to the scores, so that logits can be used as they
+        are."""
         return False
 
     @property
     def rule(self) -> Hashable:
-        """What rows that are computed together have in common: guidances with the same rule only differ in their
-        branches and in what :meth:`step_of_rows` puts into the step."""
+        """A key for rows that can be computed together: guidances with the same key only differ in their branches and
+        in the values that :meth:`step_of_rows` puts into the step."""
         return self
 
     def step_of_rows(self, guidances: Sequence[BranchGuidance], steps: Sequence[Step]) -> Step:
@@ -339,7 +358,7 @@ class BranchGuidance(Guidance):
         return Step(torch.tensor(progress))
 
     def keeps_equal_branches(self) -> bool:
-        """Whether a row whose branches all agree keeps its distribution; a plausibility cut, for one, acts on it."""
+        """Whether a row whose branches are all the same keeps its distribution. A plausibility mask would change it."""
         logp = torch.linspace(-3.0, 3.0, 9).log_softmax(-1).repeat(len(self.branches) + 1, 1, 1)
         zeros = logp.new_zeros(logp.shape[:2])
         step = Step(likelihoods=zeros, class_log_probs=zeros)
@@ -357,23 +376,23 @@ class TokenReweighting(Guidance):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The texts of all candidates."""
+        """The texts of the candidates."""
         return frozenset({Need.CANDIDATES})
 
 
 class Sampling(Guidance):
-    """Chooses the tokens of each prompt's rows, after everything else has moved their distribution.
+    """Chooses the tokens of each prompt's rows, after everything else has changed their distribution.
 
-    Rows of one prompt form a population: they may carry weights, be resampled, fork, or start again. A run uses one
-    sampling guidance at most.
+    Rows of one prompt form a population: they may have weights, be resampled, fork, or start again. A run uses at most
+    one sampling guidance.
     """
 
     particles: int = 1
     """Rows per prompt."""
     constraint: Any = None
-    """What every text has to satisfy; None: nothing."""
+    """The constraint that every text has to satisfy. None: no constraint."""
     rows_field: ClassVar[str] = "particles"
-    """The field that sets the number of rows per prompt, for messages."""
+    """The field that sets the number of rows per prompt, for error messages."""
 
     @property
     def weighs(self) -> bool:
@@ -387,7 +406,7 @@ class Sampling(Guidance):
 
     @property
     def learns(self) -> bool:
-        """Whether texts that failed change what later ones are drawn from."""
+        """Whether failed texts change the distribution of later ones."""
         return False
 
     @property
@@ -401,7 +420,7 @@ class Sampling(Guidance):
         return False
 
     def product(self, branching: BranchGuidance) -> BranchGuidance:
-        """The guidance with branches that a run combines; one that :attr:`corrects` leaves its scores un-normalised."""
+        """The guidance with branches that a run uses: not normalised if this guidance :attr:`corrects`."""
         return branching
 
     @property
@@ -411,9 +430,9 @@ class Sampling(Guidance):
 
 
 class TokenConstraint(Sampling):
-    """Rules out tokens that no text that satisfies a constraint can continue with."""
+    """Rules out tokens after which a text can no longer satisfy a constraint."""
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Draws, and rows that move if a prompt has several."""
+        """Constrained draws, and weights if a prompt has several rows."""
         return frozenset({Need.CONSTRAINT, Need.WEIGHTS} if self.particles > 1 else {Need.CONSTRAINT})

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..support.checks import finite_number
+from ..support.checks import number_from, share
 from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
@@ -19,8 +19,8 @@ class BetaCFG(Contrast):
     """Classifier-free guidance with a step of fixed length that follows a Beta density over the text.
 
     ``lu + γ Beta(s; a, b) g / ‖g‖^p`` with ``g = lc − lu`` and ``s`` the progress. With the default a = b = 2, the
-    density is 0 at both ends, where the distribution is the unconditional one, as in the paper. a = b = 1 and p = 0 is
-    classifier-free guidance. The length is the root mean square over the vocabulary, so γ does not depend on the
+    density is 0 at both ends, so the distribution there is the unconditional one, as in the paper. a = b = 1 and p = 0
+    is classifier-free guidance. The length is the root mean square over the vocabulary, so γ does not depend on the
     vocabulary's size. Costs the same as classifier-free guidance.
 
     Args:
@@ -35,27 +35,27 @@ class BetaCFG(Contrast):
 
     name = "beta-cfg"
     about = About(
-        "2502.10574", "lu + γ Beta(s; a, b) g / ‖g‖^p", ROW, "a = b = 1, p = 0, γ = 1",
-        "guidance that is strongest in the middle of a text",
-    )  # fmt: skip
+        paper="2502.10574",
+        rule="lu + γ Beta(s; a, b) g / ‖g‖^p",
+        passes=ROW,
+        neutral="a = b = 1, p = 0, γ = 1",
+        helps="guidance that is strongest in the middle of a text",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("a", "b", "power"):
-            self._put(**{name: finite_number(name, getattr(self, name))})
-        if self.a < 1 or self.b < 1:
-            raise ValueError(f"a={self.a} and b={self.b} must be 1 or more; below that the density has no bound")
-        if not 0.0 <= self.power <= 1.0:
-            raise ValueError(f"power={self.power} must lie in [0, 1]")
+        self._put(a=number_from("a", self.a, 1, "below that the density is unbounded"))
+        self._put(b=number_from("b", self.b, 1, "below that the density is unbounded"))
+        self._put(power=share("power", self.power))
 
     @property
     def off_at_one(self) -> bool:
-        """As plain classifier-free guidance."""
+        """Only with the settings of classifier-free guidance."""
         return self.a == 1.0 and self.b == 1.0 and self.power == 0.0
 
     @property
     def is_timed(self) -> bool:
-        """The density, or the scale, moves with progress."""
+        """Whether the density or the scale changes with progress."""
         return (self.a, self.b) != (1.0, 1.0) or super().is_timed
 
     def density(self, progress: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..support.checks import is_whole_number
 from .base import About
 from .text_reweighting import TextReweighting
 
@@ -48,20 +49,23 @@ class CAIF(TextReweighting):
     top_k: int | None = 100
 
     name = "caif"
-    asks = "classifier"
+    scorer_kind = "classifier"
     about = About(
-        "2205.07276", "lc + α log p(class | text), on the top candidates",
-        "one classifier call on `top_k` texts", "α = 0", "a style or a topic that a classifier recognises",
-        "caif:classifier=sentiment,target=positive",
-    )  # fmt: skip
+        paper="2205.07276",
+        rule="lc + α log p(class | text), on the top candidates",
+        passes="one classifier call on `top_k` texts",
+        neutral="α = 0",
+        helps="a style or a topic that a classifier recognises",
+        example="caif:classifier=sentiment,target=positive",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.classifier, str) and not hasattr(self.classifier, "log_prob"):
             raise ValueError(
-                f"classifier={self.classifier!r} gives no log_prob; wrap a function in "
+                f"classifier={self.classifier!r} does not have log_prob; wrap a function in "
                 "textguide.classifiers.FunctionClassifier, or name a classifier such as 'sentiment'"
             )
-        if isinstance(self.target, bool) or not isinstance(self.target, (str, int)):
+        if not isinstance(self.target, str) and not is_whole_number(self.target):
             raise ValueError(f"target={self.target!r} must be the name or the number of a class")
         super().__post_init__()
 
@@ -71,5 +75,5 @@ class CAIF(TextReweighting):
         return self.classifier
 
     def column(self, scorer: Any) -> int:
-        """The target's."""
+        """The index of the target class."""
         return int(scorer.index(self.target))

@@ -1,4 +1,4 @@
-"""What guidances share that ask a predictor about a canvas of masks as a whole."""
+"""Base classes of guidances that evaluate a canvas of masks as a whole with a predictor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..support.checks import factor, window
+from ..support.checks import factor, flag, is_whole_number, window
 from . import schedules
 from .base import Guidance, Step
 from .needs import Need
@@ -35,21 +35,21 @@ class CanvasGuidance(Guidance):
     include_prompt: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        named = isinstance(self.predictor, str) and bool(self.predictor.strip())
-        if not named and not any(hasattr(self.predictor, name) for name in ("log_prob", "reward", "__call__", "read")):
+        is_named = isinstance(self.predictor, str) and bool(self.predictor.strip())
+        methods = ("log_prob", "reward", "__call__", "read")
+        if not is_named and not any(hasattr(self.predictor, method) for method in methods):
             raise ValueError(
-                f"predictor={self.predictor!r} judges nothing; pass a classifier or a reward of textguide.classifiers, "
-                "a function from texts to numbers, a CanvasPredictor, or a name"
+                f"predictor={self.predictor!r} does not evaluate texts; pass a classifier or a reward of "
+                "textguide.classifiers, a function from texts to numbers, a CanvasPredictor, or a name"
             )
-        if self.target is not None and (isinstance(self.target, bool) or not isinstance(self.target, (str, int))):
+        if self.target is not None and not isinstance(self.target, str) and not is_whole_number(self.target):
             raise ValueError(f"target={self.target!r} must be the name or the number of a class, or None for a reward")
-        if not isinstance(self.include_prompt, bool):
-            raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
+        flag("include_prompt", self.include_prompt)
         self._put(weight=factor("weight", self.weight))
 
     @property
     def needs(self) -> frozenset[Need]:
-        """A canvas, and what judges the texts that it stands for."""
+        """A canvas, and a predictor for the texts that it can become."""
         return frozenset({Need.ESTIMATE})
 
     @property
@@ -58,29 +58,31 @@ class CanvasGuidance(Guidance):
         return self.weight == 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a function by the name by which it is found again, if it stands in a module."""
+        """Plain JSON values. A function is written as ``python:MODULE:NAME``, from which it can be imported again."""
         values = super().to_dict()
         if not isinstance(self.predictor, str) and not hasattr(self.predictor, "to_dict"):
-            place = (
-                getattr(self.predictor, "__module__", ""),
-                getattr(self.predictor, "__qualname__", type(self.predictor).__name__),
-            )
-            values["predictor"] = "python:" + ":".join(place)
+            module = getattr(self.predictor, "__module__", "")
+            name = getattr(self.predictor, "__qualname__", type(self.predictor).__name__)
+            values["predictor"] = f"python:{module}:{name}"
         return values
 
 
-class Asked(Protocol):
-    """A predictor asked about the canvases of one step, N masked positions in all, in rows of the batch.
+class CanvasPredictions(Protocol):
+    """A predictor's values for the canvases of one step, which have N masked positions in all.
 
     Attributes:
-        rows: the row of each position, (N,), from 0 without a gap; in order.
+        rows: the row of each position, (N,), in ascending order; rows are numbered from 0 without gaps.
     """
 
     rows: Tensor
 
     def with_token(self, candidates: Tensor, wanted: Tensor) -> Tensor:
-        """``log f`` (N, k) of each position's canvas with a candidate (N, k) in its place, the other masks as they are;
-        0 where it is not ``wanted``, bool (N, k)."""
+        """``log f`` (N, k) of canvases in which one position is filled.
+
+        Args:
+            candidates: the tokens to fill each position with, one at a time, (N, k). The other masks stay masks.
+            wanted: which candidates to evaluate, bool (N, k); the others get 0.
+        """
 
     def with_all(self, tokens: Tensor) -> Tensor:
         """``log f`` (K, B) of the canvases with all positions filled: tokens (K, N)."""
@@ -88,14 +90,14 @@ class Asked(Protocol):
     def gradient(self, weights: Tensor | None = None) -> Tensor:
         """``∂ log f / ∂ x`` (N, V) at the canvas as it is, or with each position a mixture of tokens, (N, V).
 
-        ``x`` is the canvas as one row of a table a position, which an embedding is linear in.
+        ``x`` is the canvas as one-hot rows, one row per position; embeddings are linear in it.
 
         Raises:
-            ValueError: the predictor reads text, which has no derivative.
+            ValueError: the predictor reads text, so it has no derivative.
         """
 
     def mask_gradient(self) -> Tensor:
-        """``∂ log f / ∂ x`` (N, V) less its value for the mask: the first-order change when a token comes in."""
+        """``∂ log f / ∂ x`` (N, V) minus its value for the mask: the first-order change when a token replaces it."""
 
     def uniform(self, draws: int) -> Tensor:
         """Uniform numbers (draws, N) in float64, from the run's seed."""
@@ -126,20 +128,20 @@ class CanvasReweighting(CanvasGuidance):
 
     @property
     def is_timed(self) -> bool:
-        """A schedule or a window moves the weight."""
+        """Whether a schedule or a window changes the weight."""
         return self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0)
 
     def share_at(self, step: Step) -> float | Tensor:
-        """What the fields are multiplied by: the schedule's share inside the window, 0 outside."""
+        """The factor of the fields at this step: the schedule's value inside the window, 0 outside."""
         progress: Any = step.progress
         return schedules.weight_at(self.schedule, 1.0, progress, self.start, self.stop)
 
     @abstractmethod
-    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
-        """The distributions that the predictor moved, (N, V).
+    def weigh(self, logp: Tensor, share: Tensor, predictions: CanvasPredictions) -> Tensor:
+        """The reweighted distributions, (N, V).
 
         Args:
-            logp: normalised log-probabilities at the masked positions, (N, V); −inf: not allowed.
-            share: :meth:`share_at`, (N, 1), not 0 anywhere.
-            asked: the predictor, and the canvases.
+            logp: normalised log-probabilities at the masked positions, (N, V); −inf for tokens that are not allowed.
+            share: :meth:`share_at` per position, (N, 1); never 0.
+            predictions: the predictor's values for the canvases.
         """

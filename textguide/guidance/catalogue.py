@@ -13,41 +13,45 @@ from .spec import as_guidance
 
 
 def methods() -> list[dict[str, Any]]:
-    """What is registered, by name: ``name``, ``class``, the fields of :class:`About`, and the fields with defaults.
+    """The registered methods by name: ``name``, ``class``, the fields of :class:`About`, and ``fields`` with defaults.
 
-    A method's class without an ``about`` (such as a sum of others) is left out.
+    Classes without an ``about`` (such as :class:`Composed`) are left out.
     """
-    found = []
+    rows = []
     for name, method in sorted(Guidance.registry.items()):
         about = getattr(method, "about", None)
         if about is not None:
             defaults = {field.name: _default(field) for field in fields(method)}  # type: ignore[arg-type]
-            found.append({"name": name, "class": method.__name__, **vars(about), "fields": defaults})
-    return found
+            rows.append({"name": name, "class": method.__name__, **vars(about), "fields": defaults})
+    return rows
 
 
 def described_fields(method: type[Guidance]) -> list[dict[str, Any]]:
-    """Every field of a method, inherited ones too: ``name``, ``default``, ``required``, ``text`` (what the docstring of
-    the class that documents it says; empty where none does) and ``of``, that class."""
+    """Every field of a method, including inherited ones.
+
+    Returns:
+        Dictionaries with ``name``, ``default``, ``required``, ``text`` (the description in the docstring of the class
+        that documents the field; empty if none does) and ``of``, the name of that class.
+    """
     texts: dict[str, tuple[str, str]] = {}
     for cls in reversed(method.__mro__):
         for name, text in _arguments(cls.__dict__.get("__doc__") or "").items():
             texts[name] = (text, cls.__name__)
-    found = []
+    rows = []
     for field in fields(method):  # type: ignore[arg-type]
         text, of = texts.get(field.name, ("", method.__name__))
         required = field.default is MISSING and field.default_factory is MISSING
         default = field.default_factory() if field.default_factory is not MISSING else _default(field)
-        found.append({"name": field.name, "default": default, "required": required, "text": text, "of": of})
-    return found
+        rows.append({"name": field.name, "default": default, "required": required, "text": text, "of": of})
+    return rows
 
 
 def _arguments(document: str) -> dict[str, str]:
-    """What the section ``Args:`` of a docstring says, by name."""
-    _, found, rest = inspect.cleandoc(document).partition("Args:\n")
+    """The descriptions in the section ``Args:`` of a docstring, by name."""
+    _, heading, rest = inspect.cleandoc(document).partition("Args:\n")
     texts: dict[str, str] = {}
     names: list[str] = []
-    for line in rest.splitlines() if found else []:
+    for line in rest.splitlines() if heading else []:
         if line.strip() and not line.startswith("    "):
             break
         head = re.match(r" {4}([\w, ]+): (.*)", line)
@@ -60,7 +64,7 @@ def _arguments(document: str) -> dict[str, str]:
 
 
 def markdown() -> str:
-    """The table of the documentation, each name a link to its page."""
+    """The table of methods in the documentation. Each name links to the method's page."""
     lines = [
         "| name, class, paper | rule | extra cost | use it for |",
         "|---|---|---|---|",
@@ -77,15 +81,15 @@ def markdown() -> str:
 
 
 def example(method: type[Guidance]) -> Guidance:
-    """A usual setting of a method."""
-    spelled = method.about.example
-    found = method() if spelled is None else as_guidance(spelled)
-    assert found is not None
-    return found
+    """A typical setting of a method."""
+    text = method.about.example
+    guidance = method() if text is None else as_guidance(text)
+    assert guidance is not None
+    return guidance
 
 
 def matrix() -> list[dict[str, Any]]:
-    """Methods × places: ``method`` (its name) and ``cells``, by place True, or the reason why it cannot run there."""
+    """Methods × places: ``method`` (its name) and ``cells``, per place True or the reason why it cannot run there."""
     return [
         {
             "method": name,
@@ -96,7 +100,7 @@ def matrix() -> list[dict[str, Any]]:
 
 
 def numbered_reasons(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """The reasons of empty cells, each once, with the numbers under which a table names them."""
+    """The distinct reasons of empty cells, with their numbers in the table."""
     reasons = dict.fromkeys(cell for row in rows for cell in row["cells"].values() if cell is not True)
     return {reason: number for number, reason in enumerate(reasons, start=1)}
 

@@ -60,26 +60,26 @@ class CFG(Contrast):
             raise ValueError(f"distilled={self.distilled!r} must be the folder of an adapter, or None")
         if self.is_timed or self.skip_threshold is not None:
             raise ValueError(
-                "distilled= has one strength for a whole text and no pass to skip; leave out schedule=, start=, stop= "
-                "and skip_threshold=, or distilled="
+                "distilled= has one strength for a whole text and runs no second pass; leave out schedule=, start=, "
+                "stop= and skip_threshold=, or distilled="
             )
         self._put(distilled=os.fspath(self.distilled))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; without an adapter those of the files that were written before there were any."""
+        """Plain JSON values."""
         values = super().to_dict()
-        if self.distilled is None:
+        if self.distilled is None:  # the field was added later; fingerprints of earlier files stay valid
             del values["distilled"]
         return values
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The unconditional branch; none where an adapter stands for it."""
+        """The unconditional branch; none if an adapter replaces it."""
         return super().branches if self.distilled is None else ()
 
     @property
     def view(self) -> View | None:
-        """The model with the adapter, where there is one."""
+        """The model with the adapter, if there is one."""
         return None if self.distilled is None else Adapted(self.distilled, float(self._bounded(self.scale)))
 
 

@@ -20,11 +20,11 @@ class Composed(Guidance):
 
     Args:
         parts: at most one guidance with branches, any number of token reweightings, at most one predictor of canvases
-            and at most one sampling guidance; in any order, which is made canonical.
+            and at most one sampling guidance. They are sorted by kind.
 
     Raises:
-        ValueError: two parts are of a kind that allows only one, a part is of none of these kinds, or a rule that
-            looks across rows is combined with particles, which move between rows.
+        ValueError: there are two parts of a kind that allows only one, a part is of none of these kinds, or a rule
+            that reads several rows is combined with particles, which move between rows.
     """
 
     parts: tuple[Guidance, ...] = ()
@@ -32,44 +32,65 @@ class Composed(Guidance):
     name = "composed"
 
     def __post_init__(self) -> None:
-        given = [Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part for part in self.parts]
-        parts = [part for one in given for part in one.parts]
-        kinds = (BranchGuidance, TokenReweighting, CanvasGuidance, Sampling)
-        found: list[list[Guidance]] = [[part for part in parts if isinstance(part, kind)] for kind in kinds]
-        for part in parts:
-            if not isinstance(part, kinds):
+        branching: list[BranchGuidance] = []
+        reweighting: list[TokenReweighting] = []
+        canvas: list[CanvasGuidance] = []
+        sampling: list[Sampling] = []
+        for part in self._flattened():
+            if isinstance(part, BranchGuidance):
+                branching.append(part)
+            elif isinstance(part, TokenReweighting):
+                reweighting.append(part)
+            elif isinstance(part, CanvasGuidance):
+                canvas.append(part)
+            elif isinstance(part, Sampling):
+                sampling.append(part)
+            else:
                 raise ValueError(_of_no_kind(part))
-        for group, what in (
-            (found[0], "branches of their own"),
-            (found[2], "a predictor of canvases"),
-            (found[3], "a constraint or a population"),
-        ):
-            if len(group) > 1:
-                names = ", ".join(part.name for part in group)
-                raise ValueError(f"guidance=[{names}]: two guidances with {what} cannot be combined; pass one")
-        moving = [part for part in found[3] if isinstance(part, Sampling) and part.moves_rows]
-        for part in found[0]:
-            if moving and isinstance(part, BranchGuidance) and part.across_rows and not part.is_neutral:
-                raise ValueError(
-                    f"guidance=[{part.name}, {moving[0].name}]: {part.name} holds every text against those of the "
-                    "other rows, and particles or branches are weighed and moved without them; leave one of the two "
-                    "out, or use AWRS with particles=1 and sampler='awrs'"
-                )
-        self._put(parts=tuple(part for group in found for part in group))
+        _check_at_most_one(branching, "their own branches")
+        _check_at_most_one(canvas, "a predictor of canvases")
+        _check_at_most_one(sampling, "a constraint or a population")
+        if branching and sampling:
+            _check_rows(branching[0], sampling[0])
+        self._put(parts=(*branching, *reweighting, *canvas, *sampling))
+
+    def _flattened(self) -> list[Guidance]:
+        """The parts of all parts; from JSON, they are dictionaries."""
+        flat: list[Guidance] = []
+        for part in self.parts:
+            guidance = Guidance.from_dict(dict(part)) if isinstance(part, Mapping) else part
+            flat.extend(guidance.parts)
+        return flat
 
     @property
     def is_neutral(self) -> bool:
-        """Every part is neutral."""
+        """Whether every part is neutral."""
         return all(part.is_neutral for part in self.parts)
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         parts = [part._shown() for part in self.parts]
-        return "several guidances together", [b for title, blocks in parts for b in (Line(title), *blocks)]
+        return "several guidances together", [block for title, blocks in parts for block in (Line(title), *blocks)]
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Those of every part."""
+        """The needs of all parts."""
         return frozenset().union(*(part.needs for part in self.parts))
+
+
+def _check_at_most_one(parts: Sequence[Guidance], kind: str) -> None:
+    if len(parts) > 1:
+        names = ", ".join(part.name for part in parts)
+        raise ValueError(f"guidance=[{names}]: two guidances with {kind} cannot be combined; pass one")
+
+
+def _check_rows(branching: BranchGuidance, sampling: Sampling) -> None:
+    """Refuse a rule that reads several rows together with a sampling that moves texts between rows."""
+    if branching.across_rows and not branching.is_neutral and sampling.moves_rows:
+        raise ValueError(
+            f"guidance=[{branching.name}, {sampling.name}]: {branching.name} contrasts each text with those of the "
+            "other rows, and particles or branches are weighted and moved independently of them; leave one of the "
+            "two out, or use AWRS with particles=1 and sampler='awrs'"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,8 +100,8 @@ class Parts:
     Args:
         branching: passes to combine.
         reweighting: token reweightings.
-        canvas: queries a predictor about canvases.
-        sampling: how tokens are chosen.
+        canvas: evaluates canvases with a predictor.
+        sampling: chooses the tokens.
     """
 
     branching: BranchGuidance | None = None
@@ -105,7 +126,7 @@ class Parts:
 
     @property
     def learns(self) -> bool:
-        """Whether texts that failed change what later ones are drawn from."""
+        """Whether failed texts change the distribution of later ones."""
         return self.sampling is not None and self.sampling.learns
 
     @property
@@ -115,7 +136,7 @@ class Parts:
 
 
 def together(guidances: Sequence[Guidance]) -> Guidance | None:
-    """Guidances that act together as one; None where there are none.
+    """Combine guidances into one; None if there are none.
 
     Raises:
         ValueError: they cannot be combined.
@@ -151,18 +172,18 @@ def split(guidance: Guidance | None) -> Parts:
 
 
 def with_scale(guidance: Guidance, scale: float) -> Guidance:
-    """``guidance`` at another scale; of several that act together, the one that has a scale.
+    """``guidance`` at another scale. If it has several parts, the first one with a scale is changed.
 
     Raises:
-        ValueError: none has.
+        ValueError: no part has a scale.
     """
     parts: list[Any] = list(guidance.parts)
     for number, part in enumerate(parts):
         if "scale" in {field.name for field in fields(part)}:
             parts[number] = replace(part, scale=float(scale))
             return parts[0] if len(parts) == 1 else Composed(tuple(parts))
-    raise ValueError(f"scales= needs a guidance with a scale, and {guidance!r} has none")
+    raise ValueError(f"scales= needs a guidance with a scale, and {guidance!r} does not have one")
 
 
 def _of_no_kind(part: Guidance) -> str:
-    return f"guidance={part!r} acts nowhere; derive it from BranchGuidance, TokenReweighting or Sampling"
+    return f"guidance={part!r} never acts; derive it from BranchGuidance, TokenReweighting or Sampling"

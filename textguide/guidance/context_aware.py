@@ -31,15 +31,20 @@ class ContextAware(Scaled):
 
     name = "context-aware"
     about = About(
-        "2305.14739", "lu + γ (lc − lu), u the prompt without the document", ROW, "γ = 1",
-        "answers and summaries that should come from a given text", "context-aware:context=THE DOCUMENT",
-    )  # fmt: skip
+        paper="2305.14739",
+        rule="lu + γ (lc − lu), u the prompt without the document",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="answers and summaries that should come from a given text",
+        example="context-aware:context=THE DOCUMENT",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = (self.context,) if isinstance(self.context, str) else self.context
-        if not isinstance(given, (list, tuple)) or not given or not all(isinstance(c, str) and c for c in given):
-            raise ValueError(f"context={self.context!r} must be the passage of the prompt to be followed")
+        passages = (self.context,) if isinstance(self.context, str) else self.context
+        is_list = isinstance(passages, (list, tuple)) and len(passages) > 0
+        if not is_list or not all(isinstance(passage, str) and passage for passage in passages):
+            raise ValueError(f"context={self.context!r} must be the passage of the prompt to follow")
         if not isinstance(self.context, str):
             self._put(context=tuple(self.context))
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..support.checks import factor, finite_number
+from ..support.checks import factor, share
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
 
@@ -26,15 +26,13 @@ class Plausible(BranchGuidance):
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        self._put(alpha=finite_number("alpha", self.alpha))
-        if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"alpha={self.alpha} must lie in [0, 1]; 0.1 is the paper's")
+        self._put(alpha=share("alpha", self.alpha, "the paper uses 0.1"))
         if self.beta is not None:
             self._put(beta=factor("beta", self.beta))
 
     @property
     def is_neutral(self) -> bool:
-        """β = 0 with all tokens plausible."""
+        """Whether β = 0 and all tokens are plausible."""
         return self.beta == 0.0 and self.alpha == 0.0
 
     def contrast(self, cond: Tensor, other: Tensor) -> Tensor:
@@ -70,9 +68,12 @@ class ContrastiveDecoding(Plausible):
 
     name: ClassVar[str] = "contrastive"
     about: ClassVar[About] = About(
-        "2210.15097", "lc − la, where p ≥ 0.1 max p; a an amateur model",
-        "one pass of the amateur", "β = 0 and α = 0", "long texts, if the model has a smaller sibling",
-    )  # fmt: skip
+        paper="2210.15097",
+        rule="lc − la, where p ≥ 0.1 max p; a an amateur model",
+        passes="one pass of the amateur",
+        neutral="β = 0 and α = 0",
+        helps="long texts, if the model has a smaller sibling",
+    )
 
     @classmethod
     def reward_free(cls, weight: float, reference: str = "reference") -> ContrastiveDecoding:

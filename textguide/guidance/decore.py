@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..support.checks import factor, finite_number, whole_number
+from ..support.checks import factor, number_from, whole_number
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
 from .views import MaskedHeads
@@ -20,7 +20,7 @@ class DeCoRe(BranchGuidance):
     """The model's prediction with its retrieval heads, contrasted with its prediction without them.
 
     ``(1 + α) lc − α lm``, where ``m`` reads the same prompt with the retrieval heads masked. α is the entropy of the
-    model's own next-token distribution, in nats, at every step and row (DeCoRe entropy): if the model is unsure, it
+    model's own next-token distribution, in nats, at every step and row (DeCoRe entropy): when the model is unsure, it
     relies more on its context. Or α is a fixed number (DeCoRe static). Useful for answers and summaries that should
     follow a text. Costs one extra pass.
 
@@ -47,24 +47,27 @@ class DeCoRe(BranchGuidance):
 
     name = "decore"
     about = About(
-        "2410.18860", "(1 + α) lc − α lm, m with the retrieval heads masked, α the entropy of lc",
-        "one extra pass", "α = 0", "answers that should follow a given text",
-    )  # fmt: skip
+        paper="2410.18860",
+        rule="(1 + α) lc − α lm, m with the retrieval heads masked, α the entropy of lc",
+        passes="one extra pass",
+        neutral="α = 0",
+        helps="answers that should follow a given text",
+    )
 
     def __post_init__(self) -> None:
         whole_number("count", self.count, 1)
         if self.alpha is not None:
             self._put(alpha=factor("alpha", self.alpha))
         if self.cap is not None:
-            self._put(cap=finite_number("cap", self.cap))
-            if self.cap < 0 or self.alpha is not None:
-                raise ValueError(f"cap={self.cap} must be 0 or more nats, and goes with alpha=None")
+            self._put(cap=number_from("cap", self.cap, 0, "in nats"))
+            if self.alpha is not None:
+                raise ValueError(f"cap={self.cap} only applies to alpha=None; leave one of the two out")
         if self.heads != AUTO:
             self._put(heads=_pairs(self.heads))
 
     @property
     def is_neutral(self) -> bool:
-        """α is 0."""
+        """Whether α is always 0."""
         return self.alpha == 0.0 or self.cap == 0.0
 
     @property
@@ -74,7 +77,7 @@ class DeCoRe(BranchGuidance):
         return (Branch(same_prompt=True, view=view),)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """The contrast on ``logp`` (2, B, V): with all heads, and with some masked."""
+        """The contrast on ``logp`` (2, B, V): with all heads, and with the retrieval heads masked."""
         cond, masked = logp
         alpha: float | Tensor
         if self.alpha is not None:
@@ -85,7 +88,7 @@ class DeCoRe(BranchGuidance):
 
 
 def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
-    given = list(value) if isinstance(value, (list, tuple)) else []
-    if not given or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in given):
+    pairs = list(value) if isinstance(value, (list, tuple)) else []
+    if not pairs or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"heads={value!r} must be 'auto', or pairs of a layer and a head such as [[12, 3], [14, 0]]")
-    return tuple(sorted({(whole_number("heads", layer, 0), whole_number("heads", head, 0)) for layer, head in given}))
+    return tuple(sorted({(whole_number("heads", layer, 0), whole_number("heads", head, 0)) for layer, head in pairs}))

@@ -37,21 +37,24 @@ class DExperts(BranchGuidance):
 
     name = "dexperts"
     about = About(
-        "2105.03023", "lc + α (l⁺ − l⁻), on the nucleus of lc", "one pass of each small model",
-        "α = 0 and top_p = 1", "a style for which two small models were tuned",
-    )  # fmt: skip
+        paper="2105.03023",
+        rule="lc + α (l⁺ − l⁻), on the nucleus of lc",
+        passes="one pass of each small model",
+        neutral="α = 0 and top_p = 1",
+        helps="a style for which two small models were tuned",
+    )
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha))
         self._put(top_p=finite_number("top_p", self.top_p))
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+            raise ValueError(f"top_p={self.top_p} must be a number in (0, 1]; 1 keeps all tokens")
         if not self.expert or self.expert == self.anti_expert:
-            raise ValueError(f"expert={self.expert!r} must name another model than anti_expert")
+            raise ValueError(f"expert={self.expert!r} must be the name of another model than anti_expert")
 
     @property
     def is_neutral(self) -> bool:
-        """α = 0 on all tokens."""
+        """Whether α = 0 and all tokens are kept."""
         return self.alpha == 0.0 and self.top_p == 1.0
 
     @property
@@ -92,9 +95,12 @@ class ProxyTuning(DExperts):
 
     name = "proxy-tuning"
     about = About(
-        "2401.08565", "lc + α (lt − lb), t a small tuned model and b the same before tuning",
-        "one pass of each small model", "α = 0", "a large model that cannot be tuned",
-    )  # fmt: skip
+        paper="2401.08565",
+        rule="lc + α (lt − lb), t a small tuned model and b the same before tuning",
+        passes="one pass of each small model",
+        neutral="α = 0",
+        helps="a large model that cannot be tuned",
+    )
 
 
 def nucleus(logp: Tensor, top_p: float) -> Tensor:

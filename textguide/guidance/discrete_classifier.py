@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..support.checks import whole_number
+from ..support.checks import flag, whole_number
 from .base import About
-from .canvas_guidance import Asked, CanvasReweighting
+from .canvas_guidance import CanvasPredictions, CanvasReweighting
 from .text_reweighting import reweigh
 
 
@@ -46,26 +46,27 @@ class DiscreteClassifier(CanvasReweighting):
 
     name = "discrete-classifier"
     about = About(
-        "2412.10193", "lc + γ log p(y | canvas with the token), exact or to first order",
-        "the classifier on every candidate of a position; with `taylor`, once per row", "γ = 0",
-        "a property that a classifier can judge on canvases with masks",
-        "discrete-classifier:predictor=sentiment,target=positive,top_k=10",
+        paper="2412.10193",
+        rule="lc + γ log p(y | canvas with the token), exact or to first order",
+        passes="the classifier on every candidate of a position; with `taylor`, once per row",
+        neutral="γ = 0",
+        helps="a property that a classifier can judge on canvases with masks",
+        example="discrete-classifier:predictor=sentiment,target=positive,top_k=10",
         compared="it fills canvases",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.taylor, bool):
-            raise ValueError(f"taylor={self.taylor!r} must be True or False")
+        flag("taylor", self.taylor)
         if self.top_k is not None:
             whole_number("top_k", self.top_k, 1)
 
-    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
+    def weigh(self, logp: Tensor, share: Tensor, predictions: CanvasPredictions) -> Tensor:
         """``p · p(y | …)^γ`` on the candidates, normalised."""
         count = logp.shape[-1]
         if self.taylor:
             everything = torch.arange(count, device=logp.device).expand(len(logp), -1)
-            return reweigh(logp, everything, share * self.weight * asked.mask_gradient())
+            return reweigh(logp, everything, share * self.weight * predictions.mask_gradient())
         candidates = logp.topk(min(self.top_k or count, count), dim=-1).indices
-        bonus = asked.with_token(candidates, logp.gather(-1, candidates).isfinite()).to(logp)
+        bonus = predictions.with_token(candidates, logp.gather(-1, candidates).isfinite()).to(logp)
         return reweigh(logp, candidates, share * self.weight * bonus)

@@ -37,9 +37,12 @@ class DoLa(Plausible):
 
     name = "dola"
     about = About(
-        "2309.03883", "lc − le, where p ≥ 0.1 max p; e the most different of some early layers",
-        "the early layers once more for every exit", "β = 0 and α = 0", "factual answers",
-    )  # fmt: skip
+        paper="2309.03883",
+        rule="lc − le, where p ≥ 0.1 max p; e the most different of some early layers",
+        passes="the early layers once more for every exit",
+        neutral="β = 0 and α = 0",
+        helps="factual answers",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +59,7 @@ class DoLa(Plausible):
         if len(early) == 1:
             return self.contrast(cond, early[0])
         middle = torch.logaddexp(early, cond.expand_as(early)) - torch.log(torch.tensor(2.0))
-        apart = algebra.kl_divergence(early, middle) + algebra.kl_divergence(cond.expand_as(early), middle)
-        premature = apart.argmax(0)
+        # Twice the Jensen–Shannon divergence, which is enough to find the largest.
+        divergence = algebra.kl_divergence(early, middle) + algebra.kl_divergence(cond.expand_as(early), middle)
+        premature = divergence.argmax(0)
         return self.contrast(cond, early[premature, torch.arange(early.shape[1], device=early.device)])

@@ -1,5 +1,4 @@
-"""How what an extra branch reads differs from the user's own prompt: values that turn token ids into token ids, and one
-for the image beside them."""
+"""Changes to the user's prompt, for extra branches: values that map token ids to token ids, and one for images."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from .needs import Need
 from .prompts import Message, Prompt, TokenIds, to_json
 
 Encode = Callable[[Prompt], list[int]]
-"""From a text or a chat to token ids; raises where there is no tokenizer."""
+"""From a text or a chat to token ids. Raises an error if there is no tokenizer."""
 
 
 class Edit(ABC):
@@ -25,15 +24,15 @@ class Edit(ABC):
 
     @abstractmethod
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """What the branch reads.
+        """The token ids that the branch reads.
 
         Args:
-            ids: the user's prompt.
-            prompt: the same as it was given, where it is known: a text, a chat, or token ids.
+            ids: the user's prompt, as token ids.
+            prompt: the same prompt as the user passed it: a text, a chat, or token ids. None if that is not known.
             encode: the tokenizer of the run.
 
         Raises:
-            ValueError: the prompt does not hold what is to be changed.
+            ValueError: the prompt does not contain the part to change.
         """
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class Without(Edit):
     passage: str
 
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """Text and chats lose the passage as text, token ids lose its tokens."""
+        """Remove the passage from a text or a chat as text, or from token ids as tokens."""
         if isinstance(prompt, str):
             if self.passage not in prompt:
                 raise ValueError(_absent(self.passage))
@@ -62,12 +61,15 @@ class Without(Edit):
             if not any(self.passage in turn.content for turn in turns):
                 raise ValueError(_absent(self.passage))
             return encode(tuple(Message(t.role, t.content.replace(self.passage, "")) for t in turns))
-        lost = encode(self.passage)
-        for start in range(len(ids) - len(lost) + 1):
-            if ids[start : start + len(lost)] == lost:
-                rest = ids[:start] + ids[start + len(lost) :]
+        # Token ids: a tokenizer may split the passage differently inside the prompt, and it is then not found.
+        removed = encode(self.passage)
+        for start in range(len(ids) - len(removed) + 1):
+            if ids[start : start + len(removed)] == removed:
+                rest = ids[:start] + ids[start + len(removed) :]
                 return rest or ids[-1:]
-        raise ValueError(_absent(self.passage) + " (its tokens do not stand in the prompt's; give the prompt as text)")
+        raise ValueError(
+            _absent(self.passage) + " (the prompt's tokens do not contain its tokens; give the prompt as text)"
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Shuffled(Edit):
     seed: int = 0
 
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """A permutation that the ids and the seed determine."""
+        """A permutation that only depends on the ids and the seed."""
         body = list(ids[:-1])
         random.Random(f"{self.seed} {ids}").shuffle(body)
         return [*body, *ids[-1:]]
@@ -98,7 +100,7 @@ class Unrelated(Edit):
     text: str | TokenIds
 
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """The first ``len(ids)`` tokens of the text, over and over."""
+        """The first ``len(ids)`` tokens of the text, which is repeated if it is shorter."""
         other = encode(self.text)
         return [other[i % len(other)] for i in range(len(ids))]
 
@@ -114,7 +116,7 @@ class Prefixed(Edit):
     instruction: str | TokenIds
 
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """In front of a text, of the last turn of a chat, or of token ids."""
+        """Insert the instruction before a text, before the last turn of a chat, or before token ids."""
         if isinstance(self.instruction, str):
             if isinstance(prompt, str):
                 return encode(f"{self.instruction}{prompt}")
@@ -132,7 +134,7 @@ class NoisedImage(Edit):
     The rates of the steps rise as a sigmoid from 1e-5 to 5e-3, as in the code of visual contrastive decoding.
 
     Args:
-        steps: from 0 to 999.
+        steps: number of steps, from 0 to 999.
     """
 
     steps: int = 500
@@ -146,18 +148,18 @@ class NoisedImage(Edit):
 
     @property
     def share(self) -> float:
-        """√(1 − ᾱ): the standard deviation of the noise beside one of √ᾱ for the image."""
+        """√(1 − ᾱ): the standard deviation of the noise; the image is multiplied by √ᾱ."""
         rates = (1 / (1 + math.exp(6 - 12 * step / 999)) * (5e-3 - 1e-5) + 1e-5 for step in range(self.steps + 1))
         return math.sqrt(1 - math.prod(1 - rate for rate in rates))
 
     def apply(self, ids: list[int], prompt: Prompt | None, encode: Encode) -> list[int]:
-        """Raises ValueError: here are no pixels."""
+        """Raise a ValueError: token ids have no pixels."""
         raise ValueError(
-            "this guidance changes the image, and this run reads text alone; use textguide.caption, or images= of "
+            "this guidance changes the image, and this run only reads text; use textguide.caption, or images= of "
             "textguide.generate"
         )
 
 
 def _absent(passage: str) -> str:
     short = passage if len(passage) <= 40 else passage[:39] + "…"
-    return f"context={short!r} does not stand in the prompt, so nothing can be left out; give it letter by letter"
+    return f"context={short!r} is not in the prompt, so it cannot be left out; copy it character by character"

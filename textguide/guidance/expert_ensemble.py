@@ -1,4 +1,4 @@
-"""Expert ensembles: several models, weighed by how well each predicts the text (Li et al., arXiv 2208.03306)."""
+"""Expert ensembles: several models, weighted by how well each predicts the text (Li et al., arXiv 2208.03306)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.checks import finite_number
+from ..support.checks import finite_number, flag
 from . import algebra
 from .base import About, Branch, BranchGuidance, Step
 
@@ -49,29 +49,31 @@ class ExpertEnsemble(BranchGuidance):
     name = "expert-ensemble"
     reads_likelihoods = True
     about = About(
-        "2208.03306", "log Σ P(j | text so far) p_j, j over several models", "one pass of each additional model",
-        "the prior of the model itself is 1", "texts of several domains, each with its own model or adapter",
-    )  # fmt: skip
+        paper="2208.03306",
+        rule="log Σ P(j | text so far) p_j, j over several models",
+        passes="one pass of each additional model",
+        neutral="the prior of the model itself is 1",
+        helps="texts of several domains, each with its own model or adapter",
+    )
 
     def __post_init__(self) -> None:
-        given = (self.models,) if isinstance(self.models, str) else self.models
-        names = tuple(given) if isinstance(given, Sequence) else ()
+        models = (self.models,) if isinstance(self.models, str) else self.models
+        names = tuple(models) if isinstance(models, Sequence) else ()
         if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"models={self.models!r} must be different names of models in models=, at least one")
         self._put(models=names)
-        if not isinstance(self.updated, bool):
-            raise ValueError(f"updated={self.updated!r} must be True or False")
+        flag("updated", self.updated)
         if self.prior is not None:
             self._put(prior=_prior(self.prior, len(names) + 1))
 
     @property
     def is_neutral(self) -> bool:
-        """The prior of the model that is decoded is all there is."""
+        """Whether only the model that is being decoded has a prior above 0."""
         return self.prior is not None and not any(self.prior[1:])
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The further experts, behind the same prompt."""
+        """The other experts, after the same prompt."""
         return tuple(Branch(same_prompt=True, model=name) for name in self.models)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
@@ -86,7 +88,7 @@ class ExpertEnsemble(BranchGuidance):
         """``log P(j | text so far)``, (n, B), in the dtype of ``logp`` (n, B, V).
 
         Raises:
-            ValueError: the step does not say what each branch gave to the text.
+            ValueError: the step does not contain the likelihoods of the text.
         """
         shares = self.prior or (1.0,) * len(logp)
         prior = torch.tensor([math.log(share) if share else -math.inf for share in shares], device=logp.device)
@@ -95,10 +97,10 @@ class ExpertEnsemble(BranchGuidance):
             return prior.to(logp.dtype)
         if step.likelihoods is None:
             raise ValueError(
-                "step.likelihoods=None: ExpertEnsemble weighs experts by what they gave to the text so far"
+                "step.likelihoods=None: ExpertEnsemble needs the probability of the text so far under each expert"
             )
         weights = prior + step.likelihoods
-        # Where every expert holds the text for impossible (it was forced), it says nothing about them.
+        # A forced token may be impossible for every expert. The text is then no evidence, and the prior applies.
         weights = torch.where((weights.amax(0) > algebra.FORBIDDEN)[None], weights, prior)
         return weights.log_softmax(0).to(logp.dtype)
 

@@ -13,7 +13,7 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class FeynmanKac(Sampling):
-    """Sample whole texts from the guided *product*, which guided sampling token by token does not.
+    """Sample whole texts from the guided *product*. Guided sampling token by token does not do that.
 
     Guidance defines a product over whole texts, ``π(x) ∝ p(x|c)^γ p(x|u)^(1−γ)``. Sampling it one token at a time
     normalises every step by ``Z_t = Σ_w p(w|c)^γ p(w|u)^(1−γ)``, which draws from ``π(x) / Π Z_t``: texts whose
@@ -26,7 +26,7 @@ class FeynmanKac(Sampling):
     Use it together with a guidance with branches that has ``renormalize``:
     ``guidance=[CFG(1.5), FeynmanKac(particles=8)]``. Texts that the token limit cuts off count as texts. With
     processors or warpers, tokens are drawn from the warped distribution ``q_t`` and the product is ``Π q_t(x_t) Z_t``.
-    Useful if the product itself is needed, for example for unbiased estimates or for samples of a target without a
+    Useful when the product itself is needed, for example for unbiased estimates or for samples of a target without a
     schedule. Weights spread with length, so long texts need many particles. Costs ``particles`` rows per prompt in the
     same pass.
 
@@ -48,10 +48,13 @@ class FeynmanKac(Sampling):
 
     name: ClassVar[str] = "feynman-kac"
     about: ClassVar[About] = About(
-        "2503.02819", "lu + γ(lc − lu), each text weighted by Π Z_t, Z = Σ exp of it",
-        "`particles` rows per prompt", "γ = 1", "samples from the guided product over whole texts",
-        "cfg:scale=1.5 + feynman-kac:particles=8",
-    )  # fmt: skip
+        paper="2503.02819",
+        rule="lu + γ(lc − lu), each text weighted by Π Z_t, Z = Σ exp of it",
+        passes="`particles` rows per prompt",
+        neutral="γ = 1",
+        helps="samples from the guided product over whole texts",
+        example="cfg:scale=1.5 + feynman-kac:particles=8",
+    )
 
     def __post_init__(self) -> None:
         checked = AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
@@ -61,7 +64,7 @@ class FeynmanKac(Sampling):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Weights of whole texts, and draws where there is a constraint."""
+        """Weights of whole texts, and constrained draws if there is a constraint."""
         return frozenset({Need.WEIGHTS} if self.constraint is None else {Need.WEIGHTS, Need.CONSTRAINT})
 
     @property
@@ -71,23 +74,23 @@ class FeynmanKac(Sampling):
 
     @property
     def corrects(self) -> bool:
-        """Always: that is the correction."""
+        """Always: this is the correction."""
         return True
 
     @property
     def constrained(self) -> AWRS:
-        """The constraint as a guidance of its own."""
+        """The constraint as a separate guidance."""
         return AWRS(self.constraint, self.particles, self.ess_threshold, resampling=self.resampling)
 
     def product(self, branching: BranchGuidance) -> BranchGuidance:
-        """``branching`` with its scores left un-normalised, whose normalisers are the weights.
+        """``branching`` without normalisation: the normalisers of its scores are the weights.
 
         Raises:
-            ValueError: it gives no un-normalised scores.
+            ValueError: it does not have un-normalised scores.
         """
         if "renormalize" not in getattr(branching, "__dataclass_fields__", {}):
             raise ValueError(
-                f"FeynmanKac weighs texts by what normalising a guidance divides by, and {branching.name} names no "
+                f"FeynmanKac weights texts by the normalisers of a guidance, and {branching.name} does not have an "
                 "un-normalised product; use CFG or another guidance with renormalize"
             )
         return replace(branching, renormalize=False)  # type: ignore[type-var]

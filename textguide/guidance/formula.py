@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.checks import LARGEST_FACTOR, factor
+from ..support.checks import LARGEST_FACTOR, factor, flag
 from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
 from .caif import CAIF
 from .composed import together
 
 _OPERATORS: dict[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2}
+_ARGUMENTS = {"P": (1,), "M": (1, 2), "C": (2,)}
+"""How many texts each kind of leaf may have."""
 _USE = "write it with cond, last, P('prompt'), M('model'), M('model', 'prompt'), C('classifier', 'class'), max, min"
 
 
@@ -71,41 +73,45 @@ class Term:
             return f"{self.kind}({', '.join(map(str, self.parts))})"
         left, right = self.parts
         strength = _STRENGTH[self.kind]
-        texts = [
-            f"({part})" if _STRENGTH.get(part.kind, 3) < strength + (place and self.kind in "-/") else str(part)
-            for place, part in enumerate((left, right))
-        ]
-        return f"{texts[0]} {self.kind} {texts[1]}" if strength == 1 else f"{texts[0]}{self.kind}{texts[1]}"
+        # a - (b - c) needs its parentheses, and (a - b) - c does not.
+        least_right = strength + 1 if self.kind in "-/" else strength
+        operator = f" {self.kind} " if strength == 1 else self.kind
+        return _in_parentheses(left, strength) + operator + _in_parentheses(right, least_right)
+
+
+def _in_parentheses(part: Term, least: int) -> str:
+    """The text of an operand, in parentheses if its operator is weaker than ``least``."""
+    return f"({part})" if _STRENGTH.get(part.kind, 3) < least else str(part)
 
 
 cond = Term("cond")
-"""What the model says behind the prompt."""
+"""The model's log-probabilities after the prompt."""
 last = Term("last")
-"""What it says behind the last token of the prompt: the unconditional branch of classifier-free guidance."""
+"""Its log-probabilities after only the last token of the prompt: the unconditional branch of CFG."""
 
 
 def P(prompt: str) -> Term:
-    """What the model says behind another prompt."""
+    """The model's log-probabilities after another prompt."""
     return Term("P", (prompt,))
 
 
 def M(model: str, prompt: str | None = None) -> Term:
-    """What another model (of ``models=``) says behind the prompt, or behind another one."""
+    """The log-probabilities of another model (of ``models=``) after the prompt, or after another prompt."""
     return Term("M", (model,) if prompt is None else (model, prompt))
 
 
 def C(classifier: str, target: str) -> Term:
-    """What a classifier says of every candidate; a term of the sum, by itself or times a number."""
+    """A classifier's log-probability of a class for every candidate: a summand, on its own or times a number."""
     return Term("C", (classifier, target))
 
 
 def largest(*terms: Any) -> Term:
-    """The union: for every token the largest of some log-probabilities."""
+    """The union: the largest of some log-probabilities, for every token."""
     return Term("max", tuple(map(term, terms)))
 
 
 def smallest(*terms: Any) -> Term:
-    """The intersection: for every token the smallest of some log-probabilities."""
+    """The intersection: the smallest of some log-probabilities, for every token."""
     return Term("min", tuple(map(term, terms)))
 
 
@@ -119,14 +125,14 @@ def term(value: Any) -> Term:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return Term("number", (float(value),))
-    raise ValueError(f"{value!r} cannot stand in a formula; {_USE}")
+    raise ValueError(f"{value!r} cannot be part of a formula; {_USE}")
 
 
 def parse(text: str) -> Term:
-    """The formula that ``text`` spells.
+    """Parse the text of a formula.
 
     Raises:
-        ValueError: it is no formula; the message shows the part that is not understood.
+        ValueError: it is not a formula; the message shows the part that is not understood.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
@@ -161,49 +167,52 @@ class Formula(BranchGuidance):
 
     name = "formula"
     about = About(
-        "2311.14479", "any sum, maximum or minimum of log-probabilities", f"{ROW} per prompt, one pass per model",
-        "`cond`", "several goals at the same time", "formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
-    )  # fmt: skip
+        paper="2311.14479",
+        rule="any sum, maximum or minimum of log-probabilities",
+        passes=f"{ROW} per prompt, one pass per model",
+        neutral="`cond`",
+        helps="several goals at the same time",
+        example="formula:2*cond - 0.5*last - 0.5*P('A dull text: ')",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.expression, Term):
             self._put(expression=str(self.expression))
-        if not isinstance(self.renormalize, bool):
-            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
+        flag("renormalize", self.renormalize)
         _constant(self._tree, self.expression)
         for leaf in _leaves(self._tree):
             if leaf.kind == "C":
                 raise ValueError(
-                    f"formula {self.expression!r}: {leaf} is a classifier, which weighs what the formula gives; use "
-                    "Formula.of(…), where it is a term of the outermost sum"
+                    f"formula {self.expression!r}: {leaf} is a classifier, which reweights the result; use "
+                    "Formula.of(…), with the classifier as a term of the outermost sum"
                 )
 
     @staticmethod
     def of(expression: str | Term) -> Guidance:
-        """The guidance that a formula describes; classifier terms become :class:`textguide.CAIF` beside it.
+        """The guidance that a formula describes. Its classifier terms become :class:`textguide.CAIF` guidances.
 
         Example:
             >>> Formula.of("1.5*cond - 0.5*P('A dull text: ') + 5*C('sentiment', 'positive')")
 
         Raises:
-            ValueError: it is no formula, or a classifier stands elsewhere than in the outermost sum.
+            ValueError: it is not a formula, or a classifier is not a term of the outermost sum.
         """
         plain: list[tuple[float, Term]] = []
-        weighing = []
+        classifiers = []
         for sign, part in _summands(expression if isinstance(expression, Term) else parse(expression), 1.0):
             weight, leaf = _classifier(part)
             if leaf is None:
                 plain.append((sign, part))
             else:
                 classifier, target = leaf.parts
-                weighing.append(CAIF(classifier, target, sign * weight))
+                classifiers.append(CAIF(classifier, target, sign * weight))
         (sign, rest), *others = plain or [(1.0, cond)]
         rest = rest if sign > 0 else -rest
         for sign, part in others:
             rest = rest + part if sign > 0 else rest - part
-        found = together([Formula(str(rest)), *weighing])
-        assert found is not None
-        return found
+        guidance = together([Formula(str(rest)), *classifiers])
+        assert guidance is not None
+        return guidance
 
     @cached_property
     def _tree(self) -> Term:
@@ -211,17 +220,17 @@ class Formula(BranchGuidance):
 
     @cached_property
     def _terms(self) -> list[Term]:
-        """The log-probabilities beside ``cond``, each once, in the order in which they stand."""
+        """The log-probabilities other than ``cond``, each once, in the order in which they occur."""
         return list(dict.fromkeys(leaf for leaf in _leaves(self._tree) if leaf.kind in ("last", "P", "M")))
 
     @property
     def is_neutral(self) -> bool:
-        """The formula is ``cond``."""
+        """Whether the formula is ``cond``."""
         return self._tree == cond
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """One for every term beside ``cond``; none where the formula is about ``cond`` alone."""
+        """One for every term except ``cond``."""
         return tuple(_branch(leaf) for leaf in self._terms)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
@@ -254,10 +263,10 @@ def _evaluate(part: Term, logps: dict[Term, Tensor]) -> Any:
 
 
 def _constant(part: Term, text: str) -> float | None:
-    """The number that ``part`` stands for whatever the models say; None where it depends on them.
+    """The value of ``part`` if it is a constant; None if it depends on the models.
 
     Raises:
-        ValueError: a number lies outside what log-probabilities may be multiplied by, or something is divided by 0.
+        ValueError: a number is too large a factor of log-probabilities, or something is divided by 0.
     """
     if part.kind == "number":
         return factor(f"formula {text!r}: the number", part.parts[0])
@@ -296,7 +305,7 @@ def _summands(part: Term, sign: float) -> list[tuple[float, Term]]:
 
 
 def _classifier(part: Term) -> tuple[float, Term | None]:
-    """The weight and the classifier of a summand such as ``5*C(…)``; None where it is another one."""
+    """The weight and the classifier of a summand such as ``5*C(…)``; None instead of the classifier for all others."""
     if part.kind == "C":
         return 1.0, part
     if part.kind == "*":
@@ -307,23 +316,47 @@ def _classifier(part: Term) -> tuple[float, Term | None]:
 
 
 def _read(node: ast.AST, text: str) -> Term:
+    """The term of a node of Python's syntax tree of ``text``.
+
+    Raises:
+        ValueError: formulas have no such node.
+    """
+    result: Term | None = None
     if isinstance(node, ast.Constant) and not isinstance(node.value, str):
-        return term(node.value)
-    if isinstance(node, ast.Name) and node.id in ("cond", "last"):
-        return Term(node.id)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        inner = _read(node.operand, text)
-        if isinstance(node.op, ast.UAdd):
-            return inner
-        return term(-inner.parts[0]) if inner.kind == "number" else -inner
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return Term(_OPERATORS[type(node.op)], (_read(node.left, text), _read(node.right, text)))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        name = node.func.id
-        if name in ("max", "min") and len(node.args) > 1:
-            return Term(name, tuple(_read(argument, text) for argument in node.args))
-        said = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-        wanted = {"P": (1,), "M": (1, 2), "C": (2,)}.get(name, ())
-        if len(said) == len(node.args) and len(said) in wanted and all(isinstance(s, str) and s for s in said):
-            return Term(name, tuple(said))
-    raise ValueError(f"formula {text!r}: {ast.unparse(node)!r} is not understood; {_USE}")
+        result = term(node.value)
+    elif isinstance(node, ast.Name) and node.id in ("cond", "last"):
+        result = Term(node.id)
+    elif isinstance(node, ast.UnaryOp):
+        result = _read_sign(node, text)
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        result = Term(_OPERATORS[type(node.op)], (_read(node.left, text), _read(node.right, text)))
+    elif isinstance(node, ast.Call):
+        result = _read_call(node, text)
+    if result is None:
+        raise ValueError(f"formula {text!r}: {ast.unparse(node)!r} is not understood; {_USE}")
+    return result
+
+
+def _read_sign(node: ast.UnaryOp, text: str) -> Term | None:
+    """The term of ``+x`` or ``-x``; None for other operators."""
+    if not isinstance(node.op, (ast.USub, ast.UAdd)):
+        return None
+    operand = _read(node.operand, text)
+    if isinstance(node.op, ast.UAdd):
+        return operand
+    return term(-operand.parts[0]) if operand.kind == "number" else -operand
+
+
+def _read_call(node: ast.Call, text: str) -> Term | None:
+    """The term of ``max(…)``, ``min(…)``, ``P(…)``, ``M(…)`` or ``C(…)``; None for other calls."""
+    if not isinstance(node.func, ast.Name) or node.keywords:
+        return None
+    name = node.func.id
+    if name in ("max", "min") and len(node.args) > 1:
+        return Term(name, tuple(_read(argument, text) for argument in node.args))
+    texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    if len(texts) != len(node.args) or len(texts) not in _ARGUMENTS.get(name, ()):
+        return None
+    if not all(isinstance(argument, str) and argument for argument in texts):
+        return None
+    return Term(name, tuple(texts))

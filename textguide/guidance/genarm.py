@@ -1,4 +1,4 @@
-"""GenARM: an autoregressive reward model weighs every next token (Xu et al., arXiv 2410.08193)."""
+"""GenARM: an autoregressive reward model reweights every next token (Xu et al., arXiv 2410.08193)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..support.checks import LARGEST_FACTOR, finite_number
+from ..support.checks import LARGEST_FACTOR, flag, number_from
 from .base import About, Branch, BranchGuidance, Step
 
 
@@ -44,30 +44,29 @@ class GenARM(BranchGuidance):
 
     name = "genarm"
     about = About(
-        "2410.08193", "lc + (1/β) lr, r an autoregressive reward model", "one pass of the reward model", "β = ∞ (None)",
-        "preferences for which a small model was trained",
-    )  # fmt: skip
+        paper="2410.08193",
+        rule="lc + (1/β) lr, r an autoregressive reward model",
+        passes="one pass of the reward model",
+        neutral="β = ∞ (None)",
+        helps="preferences for which a small model was trained",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.reward_model, str) or not self.reward_model:
             raise ValueError(f"reward_model={self.reward_model!r} must be the name of a model in models=")
         if self.beta is not None:
-            self._put(beta=finite_number("beta", self.beta))
-            if self.beta < 1 / LARGEST_FACTOR:
-                raise ValueError(
-                    f"beta={self.beta} must be {1 / LARGEST_FACTOR:g} or more; the larger, the less the reward counts"
-                )
-        if not isinstance(self.renormalize, bool):
-            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
+            remedy = "a larger beta makes the reward weaker"
+            self._put(beta=number_from("beta", self.beta, 1 / LARGEST_FACTOR, remedy))
+        flag("renormalize", self.renormalize)
 
     @property
     def is_neutral(self) -> bool:
-        """β is infinite."""
+        """Whether β is infinite."""
         return self.beta is None
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The reward model, behind the same prompt."""
+        """The reward model, after the same prompt."""
         return (Branch(same_prompt=True, model=self.reward_model),)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:

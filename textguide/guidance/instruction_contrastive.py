@@ -28,9 +28,12 @@ class InstructionContrastive(Scaled):
 
     name = "instruction-contrastive"
     about = About(
-        "2403.18715", "li + γ (lc − li), i the prompt after a disturbing instruction", ROW, "γ = 1",
-        "reducing answers that are made up",
-    )  # fmt: skip
+        paper="2403.18715",
+        rule="li + γ (lc − li), i the prompt after a disturbing instruction",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="reducing answers that are made up",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,5 +41,5 @@ class InstructionContrastive(Scaled):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The prompt behind the instruction."""
+        """The prompt after the instruction."""
         return (Branch(edit=Prefixed(self.instruction)),)

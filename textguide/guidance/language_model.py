@@ -40,9 +40,12 @@ class LMGuidance(BranchGuidance):
 
     name = "lm"
     about = About(
-        "2307.16686", "lm + α lc − β lu, lm a text-only model after captions",
-        f"{ROW}, and one of the text-only model", "no setting", "captions that describe what only this image shows",
-    )  # fmt: skip
+        paper="2307.16686",
+        rule="lm + α lc − β lu, lm a text-only model after captions",
+        passes=f"{ROW}, and one of the text-only model",
+        neutral="no setting",
+        helps="captions that describe what only this image shows",
+    )
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha))
@@ -50,12 +53,12 @@ class LMGuidance(BranchGuidance):
             self._put(beta=factor("beta", self.beta))
         prompt = as_prompts(self.prompt, "prompt")
         if not prompt:
-            raise ValueError("prompt is empty; give some captions with a newline behind each, or '\\n'")
+            raise ValueError("prompt is empty; give some captions with a newline after each, or '\\n'")
         self._put(prompt=prompt)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The captioner without the image, and the text-only model behind its captions."""
+        """The captioner without the image, and the text-only model after its captions."""
         return (Branch(), Branch(prompt=self.prompt, model=LANGUAGE_MODEL))
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
@@ -65,5 +68,5 @@ class LMGuidance(BranchGuidance):
         return text + self.alpha * cond - beta * uncond
 
     def factors(self, branches: int) -> tuple[int, ...]:
-        """The text-only model: what it forbids is forbidden."""
+        """The text-only model: tokens that it forbids are forbidden."""
         return (2,)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..support.checks import finite_number
+from ..support.checks import finite_number, number_from
 from . import algebra
 from .base import ROW, About, Step
 from .scaled import Contrast
@@ -31,31 +31,32 @@ class NAG(Contrast):
 
     name = "nag"
     about = About(
-        "2505.21179", "α Z̃ + (1 − α) Z⁺, Z̃ = γ Z⁺ − (γ − 1) Z⁻ capped at τ ‖Z⁺‖₁", ROW, "γ = 1",
-        "a large γ that would otherwise diverge",
-    )  # fmt: skip
+        paper="2505.21179",
+        rule="α Z̃ + (1 − α) Z⁺, Z̃ = γ Z⁺ − (γ − 1) Z⁻ capped at τ ‖Z⁺‖₁",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="a large γ that would otherwise diverge",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._put(tau=finite_number("tau", self.tau))
+        self._put(tau=number_from("tau", self.tau, 1))
         self._put(blend=finite_number("blend", self.blend))
-        if self.tau < 1:
-            raise ValueError(f"tau={self.tau} must be 1 or more")
         if not 0.0 < self.blend <= 1.0:
-            raise ValueError(f"blend={self.blend} must lie in (0, 1]")
+            raise ValueError(f"blend={self.blend} must be a number in (0, 1]")
 
     @property
     def off_at_one(self) -> bool:
-        """Always: Z̃ is then Z⁺, which no cap shortens."""
+        """Always, because Z̃ is then Z⁺, which the cap does not shorten."""
         return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
         """Equations 7 to 10 on ``logp`` (2, B, V)."""
         cond, uncond = logp
-        here = algebra.centered(cond)
-        there = algebra.centered(uncond)
-        moved = scale * here - (scale - 1.0) * there
-        longer = moved.abs().sum(-1, keepdim=True) / here.abs().sum(-1, keepdim=True).clamp(min=1e-12)
-        moved = moved * (self.tau / longer.clamp(min=1e-12)).clamp(max=1.0)
-        # With the mean added again the scores are comparable to those of tokens that a branch forbids.
-        return cond.mean(-1, keepdim=True) + self.blend * moved + (1.0 - self.blend) * here
+        positive = algebra.centered(cond)
+        negative = algebra.centered(uncond)
+        extrapolated = scale * positive - (scale - 1.0) * negative
+        ratio = extrapolated.abs().sum(-1, keepdim=True) / positive.abs().sum(-1, keepdim=True).clamp(min=1e-12)
+        capped = extrapolated * (self.tau / ratio.clamp(min=1e-12)).clamp(max=1.0)
+        # The mean makes the scores comparable to the log-probabilities of tokens that a branch forbids.
+        return cond.mean(-1, keepdim=True) + self.blend * capped + (1.0 - self.blend) * positive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..support.checks import finite_number, whole_number
+from ..support.checks import share, whole_number
 from .base import About
 from .canvas_guidance import CanvasGuidance
 
@@ -45,17 +45,17 @@ class ParticleGibbs(CanvasGuidance):
 
     name = "particle-gibbs"
     about = About(
-        "2507.08390", "texts in proportion to p(x) f(y|x)^w, by resampling canvases",
-        "`particles` rows per prompt, `iterations` times", "w = 0",
-        "weighted samples from a model that is tilted by a reward",
-        "particle-gibbs:predictor=sentiment,target=positive,particles=4",
+        paper="2507.08390",
+        rule="texts in proportion to p(x) f(y|x)^w, by resampling canvases",
+        passes="`particles` rows per prompt, `iterations` times",
+        neutral="w = 0",
+        helps="weighted samples from a model that is tilted by a reward",
+        example="particle-gibbs:predictor=sentiment,target=positive,particles=4",
         compared="it fills canvases",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole_number("particles", self.particles, 2)
         whole_number("iterations", self.iterations, 1)
-        self._put(ess_threshold=finite_number("ess_threshold", self.ess_threshold))
-        if not 0.0 <= self.ess_threshold <= 1.0:
-            raise ValueError(f"ess_threshold={self.ess_threshold} must lie in [0, 1]; 1 resamples at every step")
+        self._put(ess_threshold=share("ess_threshold", self.ess_threshold, "1 resamples at every step"))

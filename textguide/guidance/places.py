@@ -1,8 +1,8 @@
-"""The places where guidance acts, what each lacks and why: with what methods need, the matrix of methods and places.
+"""The places in which guidance runs, and what each of them lacks: together with the methods' needs, a support matrix.
 
-A guidance says by :attr:`~textguide.guidance.base.Guidance.needs` what has to be there, most of it read off its
-branches; a :class:`Place` says what it lacks, with the reason. A cell of the matrix is empty where the two meet, and
-the same sentence refuses the guidance there.
+A guidance lists its requirements in :attr:`~textguide.guidance.base.Guidance.needs`, most of which follow from its
+branches. A :class:`Place` lists the needs that it cannot meet, each with the reason. If a method has one of these
+needs, its cell of the matrix is empty, and the error message of that place gives the same reason.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class Place:
-    """Somewhere that guidance acts.
+    """A way to run guidance.
 
     Args:
-        name: its column.
-        title: what it is, as a sentence names it.
-        call: how a user gets there.
-        lacks: needs that it cannot meet, each with the reason, a clause without a capital or a full stop.
+        name: its column in the matrix.
+        title: its description, for use within a sentence.
+        call: the function, class or command that users call.
+        lacks: needs that it cannot meet, each with the reason: a clause without a capital letter and a full stop.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Place:
     lacks: Mapping[Need, str]
 
     def reason(self, guidance: Guidance) -> str | None:
-        """Why ``guidance`` cannot run here, as a clause; None where it can."""
+        """The reason why ``guidance`` cannot run here, as a clause; None if it can."""
         return next((self.lacks[need] for need in Need if need in guidance.needs and need in self.lacks), None)
 
     def refusal(self, guidance: Guidance) -> str | None:
-        """What a user who tried is told: the reason, and the places that can; None where it can run."""
+        """The error message if ``guidance`` cannot run here: the reason, and places that can. None if it can run."""
         need = next((need for need in Need if need in guidance.needs and need in self.lacks), None)
         if need is None:
             return None
@@ -44,8 +44,8 @@ class Place:
         return f"guidance {guidance.name!r} {need.value}, and {self.lacks[need]}{use}"
 
 
-_NO_CANVAS = "a text that is written from left to right has no masks to fill"
-_NO_IMAGE = "only a model that sees images has one"
+_NO_CANVAS = "a text that is generated from left to right has no masks to fill"
+_NO_IMAGE = "only models that see images have one"
 
 PLACES = (
     Place(
@@ -55,23 +55,23 @@ PLACES = (
     Place(
         "dropin", "a logits processor of model.generate", "GuidanceLogitsProcessor",
         {
-            Need.WEIGHTS: "a logits processor is handed scores and cannot move rows",
-            Need.FORK: "a logits processor is handed scores and cannot add rows",
+            Need.WEIGHTS: "a logits processor only receives scores and cannot move rows",
+            Need.FORK: "a logits processor only receives scores and cannot add rows",
             Need.CLASS_LOG_PROBS: "this logits processor reads no texts",
             Need.CANVAS: _NO_CANVAS,
             Need.ESTIMATE: _NO_CANVAS,
-            Need.IMAGE: "a logits processor is handed no image",
+            Need.IMAGE: "a logits processor does not receive images",
         },
     ),
     Place(
         "score", "textguide.score", "textguide.score",
         {
             Need.CONSTRAINT: "the probability of a given text under a constraint depends on every other text that "
-            "satisfies it, which drawing estimates and reading does not",
-            Need.WEIGHTS: "the probability of a given text depends on the weights of all others, which drawing "
-            "estimates and reading does not",
-            Need.FORK: "a text that is given forks nowhere",
-            Need.ROWS: "each given text is scored by itself",
+            "satisfies it, which sampling estimates and scoring does not",
+            Need.WEIGHTS: "the probability of a given text depends on the weights of all others, which sampling "
+            "estimates and scoring does not",
+            Need.FORK: "a given text does not fork",
+            Need.ROWS: "each given text is scored on its own",
             Need.CANVAS: _NO_CANVAS,
             Need.ESTIMATE: _NO_CANVAS,
             Need.IMAGE: _NO_IMAGE,
@@ -81,34 +81,34 @@ PLACES = (
         "lm_eval", "lm-eval's model", "lm_eval with model='textguide'",
         {
             Need.ROWS: "the questions that lm-eval puts into a batch have nothing to do with each other",
-            Need.IMAGE: "lm-eval's text tasks have none",
+            Need.IMAGE: "lm-eval's text tasks have no images",
         },
     ),
     Place(
         "vllm", "vLLM", "textguide serve",
         {
-            Need.PART: "vLLM runs the layers of its model whole and as they are, with one cache for each",
-            Need.REWARD: "the engine asks the one classifier that it was started with",
-            Need.VALUE: "the engine asks the one classifier that it was started with",
-            Need.FORK: "vLLM writes each request by itself and forks none",
-            Need.CLASS_LOG_PROBS: "the engine asks its classifier about candidates alone",
-            Need.LIKELIHOODS: "a request that was preempted is read again without what each model gave to its text",
-            Need.ROWS: "vLLM decides by itself which requests share a step",
+            Need.PART: "vLLM runs all layers of its model without changes, with one cache for each",
+            Need.REWARD: "the engine only calls the classifier that it was started with",
+            Need.VALUE: "the engine only calls the classifier that it was started with",
+            Need.FORK: "vLLM generates each request on its own and cannot fork it",
+            Need.CLASS_LOG_PROBS: "the engine only calls its classifier on candidates",
+            Need.LIKELIHOODS: "a preempted request is read again without the probabilities of its text",
+            Need.ROWS: "vLLM decides which requests share a step",
             Need.CANVAS: _NO_CANVAS,
             Need.ESTIMATE: _NO_CANVAS,
-            Need.IMAGE: "the branch requests of a guided request read text alone",
+            Need.IMAGE: "the branch requests of a guided request only read text",
         },
     ),
     Place(
         "diffusion", "masked diffusion", "textguide.diffusion.generate",
         {
-            Need.PART: "a denoiser is any module from tokens to logits, whose layers are not known",
-            Need.VALUE: "positions are filled in any order, so that a canvas is no beginning",
+            Need.PART: "a denoiser is any module from tokens to logits, and its layers are not known",
+            Need.VALUE: "positions are filled in any order, so a canvas is not a prefix",
             Need.CONSTRAINT: "a constraint reads texts from left to right, and positions are filled in any order",
-            Need.WEIGHTS: "rows of a canvas stay where they are",
-            Need.FORK: "rows of a canvas stay where they are",
+            Need.WEIGHTS: "rows of a canvas keep their positions",
+            Need.FORK: "rows of a canvas keep their positions",
             Need.CLASS_LOG_PROBS: "positions are filled in any order, and a classifier reads whole texts",
-            Need.LIKELIHOODS: "positions are filled in any order, so that there is no text so far",
+            Need.LIKELIHOODS: "positions are filled in any order, so there is no text so far",
             Need.ROWS: "rows of a canvas are filled at their own pace",
             Need.IMAGE: _NO_IMAGE,
         },
@@ -126,15 +126,15 @@ PLACES = (
 
 
 def place(name: str) -> Place:
-    """The place called ``name``."""
-    return next(one for one in PLACES if one.name == name)
+    """The place named ``name``."""
+    return next(place for place in PLACES if place.name == name)
 
 
 def check_place(guidance: Guidance | None, name: str) -> None:
-    """Refuse a guidance that the place called ``name`` cannot run.
+    """Refuse a guidance that the place named ``name`` cannot run.
 
     Raises:
-        ValueError: the sentence says what it needs, why that is not there, and the place that can.
+        ValueError: it cannot run there; the message contains its need, the reason, and other places that can run it.
     """
     for part in parts_of(guidance):
         refusal = None if part.is_neutral else place(name).refusal(part)

@@ -1,9 +1,9 @@
-"""Methods that come from elsewhere: modules that define a guidance, imported when textguide's own methods are.
+"""Methods from other packages: modules that define a guidance, which are imported together with textguide's methods.
 
-A module that is imported has registered its classes, and they then run wherever textguide's own do. Two ways to name
-one: an entry point of the group ``textguide.guidance`` in an installed package, or ``TEXTGUIDE_METHODS``, an
-environment variable with names of modules on Python's path, separated by commas. A class may also be named by its
-place, ``python:MODULE:CLASS``, where the one who names it may run code here: on the command line, not in a request.
+When a module is imported, its classes are registered. They can then be used in the same way as textguide's own methods.
+There are two ways to name such a module: an entry point of the group ``textguide.guidance`` in an installed package, or
+the environment variable ``TEXTGUIDE_METHODS`` with names of modules on Python's path, separated by commas. A class can
+also be named as ``python:MODULE:CLASS``. As this runs code, it is accepted on the command line, but not in requests.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ VARIABLE = "TEXTGUIDE_METHODS"
 
 
 def load() -> None:
-    """Import them.
+    """Import the modules of all entry points and of ``TEXTGUIDE_METHODS``.
 
     Raises:
-        ImportError: a module that ``TEXTGUIDE_METHODS`` names cannot be imported, or an entry point does not load; the
-            message names it.
+        ImportError: a module of ``TEXTGUIDE_METHODS`` cannot be imported, or an entry point does not load; the message
+            names it.
     """
     for point in entry_points(group=GROUP):
         try:
@@ -48,39 +48,39 @@ PREFIX = "python:"
 
 
 def named(path: str) -> type[Guidance] | Guidance:
-    """The guidance, or the class of one, that ``MODULE:NAME`` leads to.
+    """Import ``MODULE:NAME``, a guidance or a class of guidance.
 
     Raises:
-        ValueError: there is no such thing, or it is something else; the message says which part is wrong.
+        ValueError: it does not exist, or it is something else; the message names the wrong part.
     """
     value = named_object(path, "guidance")
     is_class = isinstance(value, type) and issubclass(value, Guidance) and "name" in vars(value)
     if not is_class and not isinstance(value, Guidance):
-        what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        kind = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
         raise ValueError(
-            f"guidance 'python:{path}' gives {what}; it must be a subclass of textguide.guidance.Guidance with a name, "
+            f"guidance 'python:{path}' is {kind}; it must be a subclass of textguide.guidance.Guidance with a name, "
             "or a guidance"
         )
     return value
 
 
 def registered(values: Any) -> Any:
-    """``values`` as JSON gives them, with each ``"method": "python:MODULE:CLASS"`` imported and called by its name.
+    """``values`` from JSON, in which each ``"method": "python:MODULE:CLASS"`` is imported and replaced with its name.
 
     Raises:
-        ValueError: as for :func:`named`, or a guidance stands where fields belong to a class.
+        ValueError: as for :func:`named`, or there are further fields although the name is a guidance and not a class.
     """
     if isinstance(values, list):
         return [registered(value) for value in values]
     if not isinstance(values, dict):
         return values
-    found = {key: registered(value) for key, value in values.items()}
-    method = found.get("method")
+    fields = {key: registered(value) for key, value in values.items()}
+    method = fields.get("method")
     if isinstance(method, str) and method.startswith(PREFIX):
         value = named(method.removeprefix(PREFIX))
         if isinstance(value, Guidance):
-            if len(found) > 1:
-                raise ValueError(f"method={method!r} is a guidance and has its fields; leave the others out")
+            if len(fields) > 1:
+                raise ValueError(f"method={method!r} is a guidance, whose fields are set; leave the others out")
             return value.to_dict()
-        found["method"] = value.name
-    return found
+        fields["method"] = value.name
+    return fields

@@ -14,7 +14,7 @@ from .needs import Need
 
 @dataclass(frozen=True)
 class PowerSampling(Guidance):
-    """Sample whole texts from ``π(x) ∝ p(x)^α``, which a low temperature does not.
+    """Sample whole texts from ``π(x) ∝ p(x)^α``. A low temperature does not do that.
 
     A temperature of 1/α sharpens every token on its own, ``Π p(x_t)^α / Z_t`` with ``Z_t = Σ_w p(w)^α``: it prefers
     tokens that are likely now to tokens that lead to likely texts. The power of the whole text's probability is that
@@ -37,7 +37,7 @@ class PowerSampling(Guidance):
         resampling: ``stratified`` or ``systematic``.
 
     Raises:
-        ValueError: a field has an invalid value; the message names it. Also in combination with a guidance with
+        ValueError: a field has an invalid value; the message names it. Also when it is combined with a guidance with
             branches: for a power of its product, write a formula such as
             ``[Formula("6*cond - 2*last"), FeynmanKac()]``.
     """
@@ -49,9 +49,12 @@ class PowerSampling(Guidance):
 
     name = "power-sampling"
     about = About(
-        "2510.14901", "α lc, each text weighted by Π Z_t, Z = Σ exp of it", "`particles` rows per prompt", "α = 1",
-        "answers that must be consistent as a whole: reasoning, code",
-    )  # fmt: skip
+        paper="2510.14901",
+        rule="α lc, each text weighted by Π Z_t, Z = Σ exp of it",
+        passes="`particles` rows per prompt",
+        neutral="α = 1",
+        helps="answers that must be consistent as a whole: reasoning, code",
+    )
 
     def __post_init__(self) -> None:
         self._put(alpha=factor("alpha", self.alpha))

@@ -1,6 +1,6 @@
-"""Prompts as values: what an extra branch reads in place of the user's prompt.
+"""Prompts as values: what an extra branch reads instead of the user's prompt.
 
-A guidance is hashable and goes to and from JSON, so the prompts inside it are plain tuples.
+A guidance is hashable and can be converted to and from JSON, so the prompts in it are plain tuples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def as_chat(messages: Iterable[Any]) -> Chat:
     """Messages, each a :class:`Message` or a mapping with ``role`` and ``content``, as a tuple.
 
     Raises:
-        ValueError: a role or content is no text, such as a list of parts.
+        ValueError: a role or a content is not a text, but for example a list of parts.
     """
     turns = []
     for turn in messages:
@@ -45,7 +45,7 @@ def as_chat(messages: Iterable[Any]) -> Chat:
 
 
 def as_prompt(value: Any) -> Prompt | None:
-    """One prompt in its canonical form, or None where ``value`` is not a single prompt."""
+    """One prompt in its canonical form, or None if ``value`` is not a single prompt."""
     if isinstance(value, str):
         return value
     if is_chat(value):
@@ -53,7 +53,7 @@ def as_prompt(value: Any) -> Prompt | None:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (bytes, bytearray)):
-        return None  # sequences of integers, and yet no token ids
+        return None  # these are sequences of integers, but not token ids
     if isinstance(value, Sequence) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         return tuple(value)
     return None
@@ -63,7 +63,7 @@ def as_prompts(value: Any, name: str) -> Prompt | tuple[Prompt, ...] | None:
     """One prompt for all rows, or a tuple with one per row, or None, in canonical form.
 
     Raises:
-        ValueError: ``value`` is none of these; ``name`` is the argument that the message names.
+        ValueError: ``value`` is none of these; the message contains ``name``, the name of the argument.
     """
     if value is None:
         return None
@@ -77,16 +77,16 @@ def as_prompts(value: Any, name: str) -> Prompt | tuple[Prompt, ...] | None:
         if all(row is not None for row in rows):
             return rows  # type: ignore[return-value]
     raise ValueError(
-        f"{name}={_brief(value)} is no prompt; give a text, token ids or chat messages, "
-        "or a list with one of these a row"
+        f"{name}={_brief(value)} is not a prompt; give a text, token ids or chat messages, "
+        "or a list with one of these per row"
     )
 
 
 def as_text_or_ids(value: Any, name: str) -> str | TokenIds:
-    """One text or the token ids of one, in canonical form.
+    """A text or token ids, in canonical form.
 
     Raises:
-        ValueError: ``value`` is neither; ``name`` is the argument that the message names.
+        ValueError: ``value`` is neither; the message contains ``name``, the name of the argument.
     """
     prompt = as_prompt(value)
     if not prompt or not isinstance(prompt[0], (str, int)):
@@ -95,7 +95,7 @@ def as_text_or_ids(value: Any, name: str) -> str | TokenIds:
 
 
 def per_row(prompts: Prompt | tuple[Prompt, ...]) -> bool:
-    """Whether a canonical value holds one prompt a row (as opposed to one for all)."""
+    """Whether a canonical value has one prompt per row, and not one for all rows."""
     return as_prompt(prompts) is None
 
 

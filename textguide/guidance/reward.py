@@ -1,4 +1,4 @@
-"""ARGS: a reward joins the scores of the candidates for the next token (Khanov et al., arXiv 2402.01694)."""
+"""ARGS: a reward is added to the scores of the candidates for the next token (Khanov et al., arXiv 2402.01694)."""
 
 from __future__ import annotations
 
@@ -47,18 +47,22 @@ class Reward(TextReweighting):
     top_k: int | None = 10
 
     name = "reward"
-    asks = "reward"
+    scorer_kind = "reward"
     about = About(
-        "2402.01694", "lc + w r(text), on the top candidates", "one call of the reward on `top_k` texts", "w = 0",
-        "answers that a reward model prefers", "reward:model=FOLDER",
-    )  # fmt: skip
+        paper="2402.01694",
+        rule="lc + w r(text), on the top candidates",
+        passes="one call of the reward on `top_k` texts",
+        neutral="w = 0",
+        helps="answers that a reward model prefers",
+        example="reward:model=FOLDER",
+    )
 
     def __post_init__(self) -> None:
         is_named = isinstance(self.model, str) and bool(self.model.strip())
         is_scorer = hasattr(self.model, "reward") or (callable(self.model) and not hasattr(self.model, "config"))
         if not is_named and not is_scorer:
             raise ValueError(
-                f"model={self.model!r} gives no reward; pass a function from texts to numbers, wrap a transformers "
+                f"model={self.model!r} is not a reward; pass a function from texts to numbers, wrap a transformers "
                 "model in textguide.classifiers.RewardModel(model, tokenizer), or name a folder"
             )
         super().__post_init__()
@@ -73,12 +77,10 @@ class Reward(TextReweighting):
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a function by the name by which it is found again, if it stands in a module."""
+        """Plain JSON values. A function is written as ``python:MODULE:NAME``, from which it can be imported again."""
         values = super().to_dict()
         if not isinstance(self.model, str) and not hasattr(self.model, "to_dict"):
-            place = (
-                getattr(self.model, "__module__", ""),
-                getattr(self.model, "__qualname__", type(self.model).__name__),
-            )
-            values["model"] = "python:" + ":".join(place)
+            module = getattr(self.model, "__module__", "")
+            name = getattr(self.model, "__qualname__", type(self.model).__name__)
+            values["model"] = f"python:{module}:{name}"
         return values

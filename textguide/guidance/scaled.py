@@ -1,4 +1,4 @@
-"""What guidances with a scale share: the scale's movement, its bounds, and when it is off."""
+"""Base classes of guidances with a scale: its schedule, its bounds and its window."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..support.checks import factor, finite_number, window
+from ..support.checks import factor, flag, number_from, window
 from . import algebra, schedules
 from .base import Branch, BranchGuidance, Step
 from .prompts import as_prompts
@@ -50,40 +51,37 @@ class Scaled(BranchGuidance):
 
     def __post_init__(self) -> None:
         self._put(scale=factor("scale", self.scale))
-        if not isinstance(self.renormalize, bool):
-            raise ValueError(f"renormalize={self.renormalize!r} must be True or False")
+        flag("renormalize", self.renormalize)
         schedules.parse(self.schedule)
         for name in ("min_scale", "max_scale"):
             if getattr(self, name) is not None:
                 self._put(**{name: factor(name, getattr(self, name))})
         if self.min_scale is not None and self.max_scale is not None and self.min_scale > self.max_scale:
-            raise ValueError(f"min_scale={self.min_scale} lies above max_scale={self.max_scale}; swap them")
+            raise ValueError(f"min_scale={self.min_scale} is larger than max_scale={self.max_scale}; swap them")
         if self.skip_threshold is not None:
-            self._put(skip_threshold=finite_number("skip_threshold", self.skip_threshold))
-            if self.skip_threshold < 0:
-                raise ValueError(f"skip_threshold={self.skip_threshold} must be 0 or more nats, or None")
+            self._put(skip_threshold=number_from("skip_threshold", self.skip_threshold, 0, "or None"))
             warnings.warn(
                 f"skip_threshold={self.skip_threshold} is ignored: leaving branches out saved no time on any machine; "
                 "leave it out",
                 DeprecationWarning,
-                stacklevel=4,
+                stacklevel=4,  # the caller of the class: below it are __init__, and __post_init__ of Contrast
             )
         start, stop = window(self.start, self.stop)
         self._put(start=start, stop=stop)
 
     @property
     def off_at_one(self) -> bool:
-        """Whether γ = 1 changes nothing; False for a :meth:`mix` that does not say so."""
+        """Whether γ = 1 changes nothing. A subclass that overrides :meth:`mix` has to override this too if it does."""
         return type(self).mix is Scaled.mix
 
     @property
     def is_neutral(self) -> bool:
-        """γ(s) is 1 at every step, and nothing acts there."""
-        return self.off_at_one and self.scale == 1.0 and self._bounded(1.0) == 1.0
+        """Whether γ(s) is 1 at every step, and 1 changes nothing."""
+        return self.scale == 1.0 and self.off_at_one and self._bounded(1.0) == 1.0
 
     @property
     def is_timed(self) -> bool:
-        """A schedule or a window moves γ."""
+        """Whether a schedule or a window changes γ."""
         return self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0)
 
     def acts(self, step: Step) -> bool | Tensor:
@@ -91,18 +89,20 @@ class Scaled(BranchGuidance):
 
         Bool, or a bool tensor (B, 1) if the rows have different progress.
         """
-        inside = self.inside(step)
+        fixed = self._fixed_scale
+        if fixed is not None and step.scales is None and not isinstance(step.progress, Tensor):
+            return fixed != 1.0 or not self.off_at_one
         if not self.off_at_one:
-            return inside
-        return (self.scale_at(step) != 1.0) & inside
+            return self.inside(step)
+        return self.scale_at(step) != 1.0  # it is 1 outside the window
 
     def active(self, step: Step) -> bool:
         """:meth:`acts` at one step."""
         return bool(self.acts(step))
 
     def inside(self, step: Step) -> bool | Tensor:
-        """Whether the window is open: bool, or a bool tensor (B, 1) if the rows have different progress."""
-        if step.scales is not None:  # rows with windows of their own, all of them open
+        """Whether the step is inside the window: bool, or a bool tensor (B, 1) if the rows have different progress."""
+        if step.scales is not None:  # only rows inside their own windows are computed together
             return True
         return schedules.inside(step.progress, self.start, self.stop)
 
@@ -111,6 +111,8 @@ class Scaled(BranchGuidance):
         if step.scales is not None:
             return step.scales
         progress: Any = step.progress
+        if self._fixed_scale is not None and not isinstance(progress, Tensor):
+            return self._fixed_scale
         inside = self.inside(step)
         if isinstance(inside, Tensor):
             scale = self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
@@ -119,8 +121,19 @@ class Scaled(BranchGuidance):
             return 1.0
         return self._bounded(schedules.scale_at(self.schedule, self.scale, progress))
 
+    @cached_property
+    def _fixed_scale(self) -> float | None:
+        """γ(s) at every step, if neither a schedule nor a window changes it; otherwise None.
+
+        Decoding reads the scale several times per step, and this saves the schedule and the window each time.
+        """
+        if self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0):
+            return None
+        # The schedule's formula rounds: 1 + (0.1 − 1) is not 0.1. So it computes this value as well.
+        return float(self._bounded(schedules.scale_at(self.schedule, self.scale, 0.0)))
+
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch in rows where the scale does not act."""
+        """:meth:`mix` at γ(s) on ``logp`` (n, B, V); the conditional branch for rows that are not guided."""
         acts = self.acts(step)
         if isinstance(acts, Tensor):
             return torch.where(acts, self.mix(logp, self.scale_at(step), step), logp[0])
@@ -141,22 +154,22 @@ class Scaled(BranchGuidance):
 
     @property
     def ignores_shifts(self) -> bool:
-        """``lu + γ (lc − lu)`` does."""
+        """Only for ``lu + γ (lc − lu)``: its two weights add up to 1."""
         return type(self).mix is Scaled.mix and type(self).combine is Scaled.combine
 
     @property
     def rule(self) -> Hashable:
-        """The class, and the fields that :meth:`mix` may read; the scale and its movement differ from row to row."""
+        """The class, and the fields that :meth:`mix` may read. The scale and its schedule may differ per row."""
         if (type(self).combine, type(self).scale_at, type(self).acts) != (Scaled.combine, Scaled.scale_at, Scaled.acts):
             return self
         if type(self).mix is Scaled.mix:
             return type(self), self.renormalize
-        moving = {field.name for field in fields(Contrast)} - {"renormalize"}
-        own = [getattr(self, field.name) for field in fields(self) if field.name not in moving]
+        per_row = {field.name for field in fields(Contrast)} - {"renormalize"}
+        own = [getattr(self, field.name) for field in fields(self) if field.name not in per_row]
         return type(self), *own, len(self.branches)
 
     def step_of_rows(self, guidances: Sequence[BranchGuidance], steps: Sequence[Step]) -> Step:
-        """One step with the scale of every row; every row is active."""
+        """One step with the scale of every row. Every row has to be active."""
         together = super().step_of_rows(guidances, steps)
         scales = [[float(one.scale_at(step))] for one, step in zip(guidances, steps, strict=True)]  # type: ignore[attr-defined]
         return replace(together, scales=torch.tensor(scales))

@@ -1,12 +1,12 @@
 """The guidance scale as a function of progress (arXiv 2404.13040).
 
-A schedule is named by a string, optionally with a parameter behind a colon: ``"constant"``, ``"linear"``,
+A schedule is named by a string, optionally with a parameter after a colon: ``"constant"``, ``"linear"``,
 ``"powered-cosine:2"``, ``"clamp-linear:0.5"``. It multiplies the guidance weight ``w = γ − 1``::
 
     γ(s) = 1 + (γ − 1) · m(s),    s = progress in [0, 1]
 
-so a scale of 1 changes nothing under every schedule. All multipliers but the clamped ones average 1 over ``s``: the
-total amount of guidance is the one that the constant schedule would give.
+so a scale of 1 changes nothing under any schedule. The mean of every multiplier over ``s`` is 1, except for the clamped
+ones, so the total amount of guidance is the same as with the constant schedule.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Progress = TypeVar("Progress", float, Tensor)
 
 class _Shape(NamedTuple):
     multiplier: Callable[[Any, float], Any]
-    parameter: float | None  # the default; None where the schedule takes none
+    parameter: float | None  # the default; None if the schedule does not have one
     meaning: str
 
 
@@ -74,10 +74,10 @@ SCHEDULES: dict[str, _Shape] = {
 
 
 def parse(schedule: str) -> tuple[Callable[[Any, float], Any], float]:
-    """The multiplier and the parameter that ``schedule`` names.
+    """The multiplier and the parameter of a schedule.
 
     Raises:
-        ValueError: no such schedule, or a parameter that is not a number above zero or not taken.
+        ValueError: there is no such schedule, it does not have a parameter, or the parameter is not a number above 0.
     """
     name, colon, text = str(schedule).partition(":")
     shape = SCHEDULES.get(name)
@@ -86,39 +86,51 @@ def parse(schedule: str) -> tuple[Callable[[Any, float], Any], float]:
     if not colon:
         return shape.multiplier, shape.parameter if shape.parameter is not None else 0.0
     if shape.parameter is None:
-        raise ValueError(f"schedule={schedule!r}: {name!r} takes no parameter; write schedule={name!r}")
+        raise ValueError(f"schedule={schedule!r}: {name!r} does not have a parameter; write schedule={name!r}")
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value <= STEEPEST:
         raise ValueError(
-            f"schedule={schedule!r}: the part behind the colon must be a number above 0, {STEEPEST} at most"
+            f"schedule={schedule!r}: the part after the colon must be a number above 0 and at most {STEEPEST}"
         )
     return shape.multiplier, value
 
 
 CORNER = 1e-6
+"""Tolerance at both ends of a window: 1/3 is inside in float32 and in float64."""
 STEEPEST = 1000
-"""The largest parameter of a schedule, with which scales stay far inside float32."""
+"""The largest parameter of a schedule. With it, scales are still far within the range of float32."""
 
 
 def inside(progress: float | Tensor, start: float, stop: float) -> bool | Tensor:
-    """Whether ``start <= progress <= stop``: bool for a float, a bool tensor for a tensor.
+    """Whether ``start <= progress <= stop``, with the tolerance :data:`CORNER`.
 
-    What lies within a millionth of a corner is inside, so that 1/3 is the same place in float32 and in float64.
+    Returns:
+        A bool for a float, a bool tensor for a tensor.
     """
     return (progress >= start - CORNER) & (progress <= stop + CORNER)
 
 
 def scale_at(schedule: str, scale: float, progress: Progress, start: float = 0.0, stop: float = 1.0) -> Progress:
-    """γ(s) for the scale γ and a progress ``s`` in [0, 1], 1 outside the window: a float for a float, a tensor for a
-    tensor."""
+    """γ(s) for a scale γ; 1 outside the window.
+
+    Args:
+        schedule: name of the schedule.
+        scale: γ.
+        progress: ``s``, in [0, 1].
+        start: progress at which the window begins.
+        stop: progress at which it ends.
+
+    Returns:
+        A float for a float, a tensor for a tensor.
+    """
     return 1 + weight_at(schedule, scale - 1, progress, start, stop)
 
 
 def weight_at(schedule: str, weight: float, progress: Progress, start: float = 0.0, stop: float = 1.0) -> Progress:
-    """``w · m(s)`` for a weight that is off at 0, as it is outside the window."""
+    """``w · m(s)`` for a weight that changes nothing at 0; 0 outside the window. See :func:`scale_at`."""
     multiplier, parameter = parse(schedule)
     weighed: Any = weight * multiplier(progress, parameter)
     within = inside(progress, start, stop)

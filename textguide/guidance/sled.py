@@ -51,9 +51,12 @@ class SLED(BranchGuidance):
 
     name = "sled"
     about = About(
-        "2411.02433", "ten steps from lc towards P̂, estimated from how the logits moved since early layers",
-        "the early layers once more for every exit", "rate = 0 and top_k = None", "factual answers",
-    )  # fmt: skip
+        paper="2411.02433",
+        rule="ten steps from lc towards P̂, estimated from how the logits moved since early layers",
+        passes="the early layers once more for every exit",
+        neutral="rate = 0 and top_k = None",
+        helps="factual answers",
+    )
 
     def __post_init__(self) -> None:
         self._put(rate=factor("rate", self.rate), exits=as_exits(self.exits))
@@ -62,7 +65,7 @@ class SLED(BranchGuidance):
 
     @property
     def is_neutral(self) -> bool:
-        """A rate of 0 with all tokens."""
+        """Whether the rate is 0 and all tokens are kept."""
         return self.rate == 0.0 and self.top_k is None
 
     @property
@@ -76,11 +79,12 @@ class SLED(BranchGuidance):
         candidates = torch.ones_like(cond, dtype=torch.bool)
         if self.top_k is not None and self.top_k < cond.shape[-1]:
             candidates = cond >= cond.topk(self.top_k).values[..., -1:]
-        moved = algebra.centered(early - cond)
+        difference = algebra.centered(early - cond)
         probs = early.exp()
-        dot = (probs * moved).sum(-1, keepdim=True) - moved
+        # The vector p − e_i differs per token i; these are its dot product with the difference, and its length.
+        dot = (probs * difference).sum(-1, keepdim=True) - difference
         length = (probs.square().sum(-1, keepdim=True) - 2.0 * probs + 1.0).clamp(min=0.0).sqrt()
-        cosine = dot / (length * moved.norm(dim=-1, keepdim=True)).clamp(min=1e-12)
+        cosine = dot / (length * difference.norm(dim=-1, keepdim=True)).clamp(min=1e-12)
         fits = torch.where(candidates, cosine.clamp(min=0.0).square(), 0.0).sum(0)
         latent = fits / fits.sum(-1, keepdim=True).clamp(min=1e-30)
         scores = cond

@@ -1,4 +1,4 @@
-"""Guidance named in a line of text: ``cfg:scale=1.5,schedule=linear``, JSON, a JSON file; `` + `` joins several."""
+"""Guidance as text: ``cfg:scale=1.5,schedule=linear``, JSON, or the name of a JSON file; `` + `` combines several."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .formula import Formula
 
 
 def as_guidance(value: Any) -> Guidance | None:
-    """What a user passed as ``guidance=``, as one object.
+    """Convert the value of an argument ``guidance=`` to one object.
 
     Args:
-        value: a guidance; text as :func:`parse` takes it, or ``"plain"``; a dict as :meth:`Guidance.to_dict` writes it;
-            a list of these, which act together; None for plain decoding.
+        value: a guidance; text for :func:`parse`, or ``"plain"``; a dictionary from :meth:`Guidance.to_dict`; a list
+            of these, which act together; None for plain decoding.
 
     Raises:
-        ValueError: something in it is no guidance, or parts cannot be combined.
+        ValueError: a part of it is not a guidance, or parts cannot be combined.
     """
     if isinstance(value, (list, tuple)):
         parts = []
         for one in value:
             part = as_guidance(one)
             if part is None:
-                raise ValueError(f"guidance={value!r}: {one!r} is plain decoding and acts with nothing; leave it out")
+                raise ValueError(f"guidance={value!r}: {one!r} is plain decoding, which has no effect; leave it out")
             parts.append(part)
         return together(parts)
     if isinstance(value, str):
@@ -39,21 +39,21 @@ def as_guidance(value: Any) -> Guidance | None:
         return Guidance.from_dict(dict(value))
     if value is None or isinstance(value, Guidance):
         return value
-    raise ValueError(f"guidance={value!r} is no guidance; pass an object such as textguide.CFG(scale=1.5), or text")
+    raise ValueError(f"guidance={value!r} is not a guidance; pass an object such as textguide.CFG(scale=1.5), or text")
 
 
 def parse(text: str, imports: bool = False) -> Guidance:
-    """The guidance that ``text`` names.
+    """Create the guidance that ``text`` describes.
 
     Args:
-        text: ``NAME``, ``NAME:FIELD=VALUE,FIELD=VALUE``, a JSON object as :meth:`Guidance.to_json` writes it, or the
-            name of a file with one; several with `` + `` between them act together. ``formula:`` takes the whole
-            rest as a formula.
-        imports: ``NAME`` (and ``method`` in JSON) may be ``python:MODULE:CLASS``, which imports the module: for text
-            of whoever runs the program, not of a request.
+        text: ``NAME``, ``NAME:FIELD=VALUE,FIELD=VALUE``, a JSON object from :meth:`Guidance.to_json`, or the name
+            of a file with such an object. Several with `` + `` between them act together. Everything after
+            ``formula:`` is a formula.
+        imports: ``NAME`` (and ``method`` in JSON) may be ``python:MODULE:CLASS``, which imports the module. Only
+            for text from the person who runs the program, not for requests.
 
     Raises:
-        ValueError: the name or a field is unknown (the message names the nearest), or a value does not fit.
+        ValueError: the name or a field is unknown (the message suggests similar ones), or a value is invalid.
     """
     text = text.strip()
     if text.startswith("formula:") and not text.startswith("formula:expression="):
@@ -70,19 +70,7 @@ def parse(text: str, imports: bool = False) -> Guidance:
         except OSError as error:
             raise ValueError(f"guidance file {text} cannot be read ({error.strerror}); check the path") from error
     if text.startswith(plugins.PREFIX):
-        if not imports:
-            raise ValueError(
-                f"guidance {text!r} names a class by its place, which the command line alone imports; import it and "
-                f"pass an object, or name its module in {plugins.VARIABLE}"
-            )
-        module, _, rest = text.removeprefix(plugins.PREFIX).partition(":")
-        attribute, _, rest = rest.partition(":")
-        value = plugins.named(f"{module}:{attribute}")
-        if isinstance(value, Guidance):
-            if rest:
-                raise ValueError(f"guidance {text!r} is a guidance and has its fields; leave {rest!r} out")
-            return value
-        return _with_fields(value, rest, text)
+        return _imported(text, imports)
     name, _, rest = text.partition(":")
     method = Guidance.registry.get(name)
     if method is None:
@@ -90,8 +78,25 @@ def parse(text: str, imports: bool = False) -> Guidance:
     return _with_fields(method, rest, text)
 
 
+def _imported(text: str, imports: bool) -> Guidance:
+    """The guidance of ``python:MODULE:NAME``, with or without fields."""
+    if not imports:
+        raise ValueError(
+            f"guidance {text!r} names a class in a module, which only the command line imports; import it and pass an "
+            f"object, or name its module in {plugins.VARIABLE}"
+        )
+    module, _, rest = text.removeprefix(plugins.PREFIX).partition(":")
+    attribute, _, rest = rest.partition(":")
+    value = plugins.named(f"{module}:{attribute}")
+    if not isinstance(value, Guidance):
+        return _with_fields(value, rest, text)
+    if rest:
+        raise ValueError(f"guidance {text!r} is a guidance, whose fields are set; leave {rest!r} out")
+    return value
+
+
 def _with_fields(method: type[Guidance], rest: str, text: str) -> Guidance:
-    """``method`` with the fields that ``rest`` of ``text`` spells."""
+    """``method`` with the fields in ``rest``; ``text`` is the whole text, for error messages."""
     name = method.name
     known = [field.name for field in fields(method)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -99,7 +104,7 @@ def _with_fields(method: type[Guidance], rest: str, text: str) -> Guidance:
         key, equals, value = part.partition("=")
         key = key.strip()
         if key not in known:
-            raise ValueError(f"guidance {text!r}: {key!r} is no field of {name}; {_nearest(key, known)}")
+            raise ValueError(f"guidance {text!r}: {key!r} is not a field of {name}; {_nearest(key, known)}")
         if not equals:
             raise ValueError(f"guidance {text!r}: write {key}=VALUE")
         values[key] = _value(value.strip())
@@ -110,7 +115,7 @@ def _with_fields(method: type[Guidance], rest: str, text: str) -> Guidance:
 
 
 def unknown(name: str) -> str:
-    """What to say of a name that is no method's."""
+    """The error message for a name that is not the name of a method."""
     return f"guidance {name!r} is unknown; {_nearest(name, Guidance.registry)}"
 
 
@@ -139,7 +144,7 @@ def _from_json(text: str, source: str, imports: bool) -> Guidance:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"guidance {source!r} is no JSON ({error})") from error
+        raise ValueError(f"guidance {source!r} is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"guidance {source!r} must be a JSON object with a method and its fields")
     return Guidance.from_dict(plugins.registered(values) if imports else values)

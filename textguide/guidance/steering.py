@@ -45,10 +45,13 @@ class Steering(Scaled):
 
     name = "steering"
     about = About(
-        "2312.06681", "lu + γ (ls − lu), s with h_l + strength · v_l after chosen layers",
-        "nothing; with γ ≠ 1, one extra pass", "strength = 0", "a style or an attitude that pairs of texts can show",
+        paper="2312.06681",
+        rule="lu + γ (ls − lu), s with h_l + strength · v_l after chosen layers",
+        passes="nothing; with γ ≠ 1, one extra pass",
+        neutral="strength = 0",
+        helps="a style or an attitude that pairs of texts can show",
         example="steering:vector=FOLDER",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +59,7 @@ class Steering(Scaled):
 
     @property
     def is_neutral(self) -> bool:
-        """The strength is 0: both passes are the same."""
+        """Whether the strength is 0, so that both passes are the same."""
         return self.strength == 0.0
 
     @property
@@ -67,14 +70,18 @@ class Steering(Scaled):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The model as it is, where some γ is not 1."""
-        return () if self.scale == 1.0 and self._bounded(1.0) == 1.0 else (Branch(same_prompt=True),)
+        """The unsteered model, if γ is not always 1."""
+        if self.scale == 1.0 and self._bounded(1.0) == 1.0:
+            return ()
+        return (Branch(same_prompt=True),)
 
 
 def _vector(value: Any) -> Any:
     if isinstance(value, Mapping):
         if value.get("folder") is None:
-            raise ValueError(f"vector={dict(value)!r} is on no disk; save the vector into a folder and name that")
+            raise ValueError(
+                f"vector={dict(value)!r} is not saved in a folder; save it, and pass the name of the folder"
+            )
         return VectorFile(str(value["folder"]), value.get("fingerprint"))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -98,7 +105,7 @@ def _layers(value: Any) -> tuple[int | float, ...]:
         value = range(int(first), int(last if dash else first) + 1)
     several = list(value) if isinstance(value, (list, tuple, range)) else [value]
     if not several:
-        raise ValueError(f"layers={value!r} names no layer; give at least one")
+        raise ValueError(f"layers={value!r} does not contain a layer; give at least one")
     for layer in several:
         number = finite_number("layers", layer)
         if number < 0 or (not isinstance(layer, int) and not 0.0 < number < 1.0):

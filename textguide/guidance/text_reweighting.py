@@ -1,4 +1,4 @@
-"""What reweightings of candidates share that ask something about the texts these make."""
+"""Base class of reweightings that score the texts that the candidates would make."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..support.checks import factor, finite_number, whole_number, window
+from ..support.checks import factor, flag, number_from, whole_number, window
 from . import algebra, schedules
 from .base import Step, TokenReweighting
 from .needs import Need
@@ -19,9 +19,9 @@ from .needs import Need
 class TextReweighting(TokenReweighting):
     """``p'(w) ∝ p(w) · exp(weight · score(text with w))`` on the most likely candidates.
 
-    Subclasses define a ``weight``, a ``top_k``, the :attr:`scorer` that they call (of a kind :attr:`asks`), and which
-    of the returned numbers is used (:meth:`column`). Several reweightings in one run see the same distribution and
-    candidates, and what they add to a candidate's log-probability adds up.
+    Subclasses define a ``weight``, a ``top_k``, the :attr:`scorer` that they call, its :attr:`scorer_kind`, and which
+    of the returned numbers is used (:meth:`column`). If there are several reweightings in one run, they see the same
+    distribution and candidates, and the numbers that they add to a candidate's log-probability are summed.
 
     Args:
         entropy_threshold: rows whose next-token entropy is below this many nats are left unchanged and are not scored.
@@ -43,36 +43,33 @@ class TextReweighting(TokenReweighting):
     start: float = field(default=0.0, kw_only=True)
     stop: float = field(default=1.0, kw_only=True)
 
-    asks: ClassVar[str]
-    """What kind of scorer a name in :attr:`scorer` stands for: a name of ``textguide.classifiers.RESOLVERS``."""
+    scorer_kind: ClassVar[str]
+    """How the name of a :attr:`scorer` is resolved: a key of ``textguide.classifiers.RESOLVERS``."""
 
     def __post_init__(self) -> None:
         self._put(weight=factor("weight", self.weight))
-        self._put(entropy_threshold=finite_number("entropy_threshold", self.entropy_threshold))
-        if self.entropy_threshold < 0:
-            raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
+        self._put(entropy_threshold=number_from("entropy_threshold", self.entropy_threshold, 0, "in nats"))
         whole_number("every", self.every, 1)
         if self.top_k is not None:
             whole_number("top_k", self.top_k, 1)
-        if not isinstance(self.include_prompt, bool):
-            raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False")
+        flag("include_prompt", self.include_prompt)
         schedules.parse(self.schedule)
         start, stop = window(self.start, self.stop)
         self._put(start=start, stop=stop)
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The texts of all candidates, and what scores them."""
-        return super().needs | (frozenset() if self.asks == "classifier" else {Need.REWARD})
+        """The texts of the candidates, and a scorer for them."""
+        return super().needs | (frozenset() if self.scorer_kind == "classifier" else {Need.REWARD})
 
     @property
     @abstractmethod
     def scorer(self) -> Any:
-        """What gives the numbers: an object, or a name."""
+        """The source of the scores: an object, or its name."""
 
     @abstractmethod
     def column(self, scorer: Any) -> int:
-        """Which of the numbers that the scorer (an object) gives for a text counts."""
+        """The index of the number to use, among those that the scorer (an object) returns for a text."""
 
     @property
     def is_neutral(self) -> bool:
@@ -81,28 +78,28 @@ class TextReweighting(TokenReweighting):
 
     @property
     def is_timed(self) -> bool:
-        """A schedule or a window moves the weight."""
+        """Whether a schedule or a window changes the weight."""
         return self.schedule != "constant" or (self.start, self.stop) != (0.0, 1.0)
 
     def weight_at(self, step: Step) -> float | Tensor:
-        """The schedule's share of the weight inside the window, 0 outside."""
+        """The weight at this step: the schedule's value inside the window, 0 outside."""
         progress: Any = step.progress
         return schedules.weight_at(self.schedule, self.weight, progress, self.start, self.stop)
 
 
 def reweigh(logp: Tensor, candidates: Tensor, bonus: Tensor) -> Tensor:
-    """The distribution over the candidates alone, ``∝ p · exp(bonus)``.
+    """The distribution over only the candidates, ``∝ p · exp(bonus)``.
 
     Args:
         logp: normalised log-probabilities, (B, V).
         candidates: token ids, (B, k).
-        bonus: what is added to each candidate's log-probability: ``Σ weight · score``; −inf forbids it. (B, k).
+        bonus: the number to add to each candidate's log-probability, ``Σ weight · score``, (B, k); −inf forbids it.
 
     Returns:
-        Normalised log-probabilities (B, V), −inf everywhere but at the candidates. A token that ``logp`` forbids
+        Normalised log-probabilities (B, V), −inf for all tokens except the candidates. A token that ``logp`` forbids
         stays forbidden.
     """
-    at = logp.gather(-1, candidates)
-    # A forbidden token was not scored, and −inf plus whatever stands in its place must not come alive.
-    weighed = torch.where(torch.isneginf(at), at, at + bonus)
+    plain = logp.gather(-1, candidates)
+    # A forbidden token is not scored, and its bonus may be anything: −inf plus +inf would be NaN.
+    weighed = torch.where(torch.isneginf(plain), plain, plain + bonus)
     return algebra.log_softmax(torch.full_like(logp, -torch.inf).scatter(-1, candidates, weighed))

@@ -1,4 +1,4 @@
-"""A guidance that changes the model inside, run together with the model as it is, so that its effect can be seen."""
+"""A guidance that changes the model inside, together with the unchanged model, so that its effect can be measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class WithUnchanged(BranchGuidance):
     """``guidance``, whose conditional pass runs a changed model, with the unchanged model as one more branch.
 
     Args:
-        guidance: what is combined, as if the last branch were not there.
+        guidance: the guidance. It combines all branches except the last one.
     """
 
     guidance: BranchGuidance
@@ -38,5 +38,5 @@ class WithUnchanged(BranchGuidance):
         return self.guidance.combine(logp[:-1], step)
 
     def factors(self, branches: int) -> tuple[int, ...]:
-        """Those of the guidance; what the unchanged model forbids changes nothing."""
+        """The factors of the guidance, and the unchanged model, so that a token that it forbids has no effect."""
         return (*self.guidance.factors(branches - 1), branches - 1)

@@ -1,4 +1,4 @@
-"""Controlled decoding: candidates weighed by what they lead to (arXiv 2310.17022; FUDGE, arXiv 2104.05218)."""
+"""Controlled decoding: reweighting by the value of prefixes (arXiv 2310.17022; FUDGE, arXiv 2104.05218)."""
 
 from __future__ import annotations
 
@@ -51,11 +51,15 @@ class ValueGuidance(TextReweighting):
     top_k: int | None = 100
 
     name = "value"
-    asks = "value"
+    scorer_kind = "value"
     about = About(
-        "2310.17022", "lc + λ V(text), V the expected reward of its continuations, on the top candidates",
-        "one pass over `top_k` tokens", "λ = 0", "rewards and attributes of whole texts", "value:value=FOLDER",
-    )  # fmt: skip
+        paper="2310.17022",
+        rule="lc + λ V(text), V the expected reward of its continuations, on the top candidates",
+        passes="one pass over `top_k` tokens",
+        neutral="λ = 0",
+        helps="rewards and attributes of whole texts",
+        example="value:value=FOLDER",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.value, os.PathLike):
@@ -70,7 +74,7 @@ class ValueGuidance(TextReweighting):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Beginnings of texts, which are written from left to right."""
+        """The candidates, and the value of prefixes of texts."""
         return frozenset({Need.CANDIDATES, Need.VALUE})
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..support.checks import factor, finite_number
+from ..support.checks import factor, share
 from . import algebra
 from .base import ROW, About, Branch, BranchGuidance, Step
 from .edits import NoisedImage
@@ -40,28 +40,30 @@ class VCD(BranchGuidance):
 
     name = "vcd"
     about = About(
-        "2311.16922", "(1 + α) lc − α ln, where p ≥ 0.1 max p; n the image with noise", ROW, "α = 0 and β = 0",
-        "captions and answers that mention objects that are not in the image",
-    )  # fmt: skip
+        paper="2311.16922",
+        rule="(1 + α) lc − α ln, where p ≥ 0.1 max p; n the image with noise",
+        passes=ROW,
+        neutral="α = 0 and β = 0",
+        helps="captions and answers that mention objects that are not in the image",
+    )
 
     def __post_init__(self) -> None:
-        self._put(alpha=factor("alpha", self.alpha), beta=finite_number("beta", self.beta))
-        if not 0.0 <= self.beta <= 1.0:
-            raise ValueError(f"beta={self.beta} must lie in [0, 1]; 0.1 is the paper's")
-        NoisedImage(self.steps)
+        self._put(alpha=factor("alpha", self.alpha))
+        self._put(beta=share("beta", self.beta, "the paper uses 0.1"))
+        NoisedImage(self.steps)  # checks the number of steps
 
     @property
     def is_neutral(self) -> bool:
-        """α = 0 with all tokens plausible."""
+        """Whether α = 0 and all tokens are plausible."""
         return self.alpha == 0.0 and self.beta == 0.0
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The image under noise."""
+        """The image with noise."""
         return (Branch(edit=NoisedImage(self.steps)),)
 
     def combine(self, logp: Tensor, step: Step) -> Tensor:
-        """The contrast on ``logp`` (2, B, V): the image as it is, and under noise."""
+        """The contrast on ``logp`` (2, B, V): the original image, and the image with noise."""
         score = algebra.extrapolate(logp[0], logp[1], 1.0 + self.alpha)
         if self.beta > 0.0:
             score = score.masked_fill(~algebra.plausibility_mask(logp[0], self.beta), float("-inf"))

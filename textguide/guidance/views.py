@@ -1,4 +1,4 @@
-"""What is run of a model: values that name layers and what changes inside them, without a model at hand."""
+"""Parts of a model to run: values that describe layers and changes inside them, without the model itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..support.checks import finite_number
 
 
 class View:
-    """Some layers of a model, in order, with its embeddings, last norm and head. A view may also change them."""
+    """Some layers of a model, in order, with its embeddings, last norm and head. A view may also change the layers."""
 
     def layers(self, count: int) -> list[int]:
-        """Which of ``count`` layers are run; all of them unless a view says otherwise.
+        """The layers to run, of ``count`` layers. The default is all of them.
 
         Raises:
-            ValueError: the model is too shallow for it.
+            ValueError: the model does not have enough layers.
         """
         return list(range(count))
 
@@ -40,18 +40,20 @@ class EarlyExit(View):
 
     def layers(self, count: int) -> list[int]:
         """The first ones."""
-        share = isinstance(self.depth, float)
-        depth = int(max(1, min(round(self.depth * count), count - 1)) if share else self.depth)
+        if isinstance(self.depth, float):
+            depth = max(1, min(round(self.depth * count), count - 1))
+        else:
+            depth = self.depth
         if depth >= count:
             raise ValueError(f"exit={self.depth} leaves no layer out of {count}; use a smaller one")
         return list(range(depth))
 
 
 def as_exits(value: Any) -> tuple[int | float, ...]:
-    """One depth or several as a tuple of those that :class:`EarlyExit` takes.
+    """One or several depths of :class:`EarlyExit`, as a tuple.
 
     Raises:
-        ValueError: there is none, or one is no depth.
+        ValueError: there is none, or one is not a valid depth.
     """
     exits = value if isinstance(value, (list, tuple)) else (value,)
     if not exits:
@@ -76,13 +78,13 @@ class WithoutBlocks(View):
             raise ValueError(f"drop={self.share} must be a share of the blocks between 0 and 1")
 
     def layers(self, count: int) -> list[int]:
-        """Those that stay."""
+        """The layers that are not left out."""
         inner = range(1, count - 1) if count > 2 else range(count)
-        lost = max(1, round(self.share * count))
-        if lost >= count:
+        number = max(1, round(self.share * count))
+        if number >= count:
             raise ValueError(f"drop={self.share} leaves none of {count} blocks; use a smaller share")
-        gone = set(random.Random(self.seed).sample(list(inner), min(lost, len(inner))))
-        return [layer for layer in range(count) if layer not in gone]
+        dropped = set(random.Random(self.seed).sample(list(inner), min(number, len(inner))))
+        return [layer for layer in range(count) if layer not in dropped]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class VectorFile:
 
     Args:
         folder: folder that ``textguide steering train`` wrote.
-        fingerprint: of its content; any other content is refused. None: accept any content.
+        fingerprint: fingerprint of its content; any other content is refused. None: accept any content.
     """
 
     folder: str
@@ -109,7 +111,7 @@ class Steered(View):
     Args:
         vector: numbers, as many as the model's width; a :class:`VectorFile`; or an object with ``directions`` (layers,
             width) and ``fingerprint``, such as a :class:`textguide.steering.SteeringVector`.
-        at: after which layers: numbers from 0, or shares of the depth in (0, 1).
+        at: the layers after which the vector is added: numbers from 0, or shares of the depth in (0, 1).
         strength: factor of the vector.
     """
 
@@ -118,16 +120,16 @@ class Steered(View):
     strength: float = 1.0
 
     def places(self, count: int) -> list[int]:
-        """The numbers of the layers, among ``count``.
+        """The numbers of the layers in a model with ``count`` layers.
 
         Raises:
-            ValueError: the model has fewer.
+            ValueError: the model has fewer layers.
         """
-        found = [int(place * count) if isinstance(place, float) else place for place in self.at]
-        for place in found:
-            if place >= count:
-                raise ValueError(f"layers={place} is none of the {count} layers of the model, which count from 0")
-        return sorted(set(found))
+        numbers = {int(place * count) if isinstance(place, float) else place for place in self.at}
+        for number in sorted(numbers):
+            if number >= count:
+                raise ValueError(f"layers={number} is not one of the model's {count} layers, which are counted from 0")
+        return sorted(numbers)
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ class MaskedHeads(View):
     """All layers, with the output of some attention heads set to 0.
 
     Args:
-        heads: pairs of a layer and a head in it, both counted from 0. None: the heads that copy most from the text,
-            which are found in the model.
+        heads: pairs of a layer and a head in it, both counted from 0. None: find the heads that copy most from the
+            text.
         count: number of heads to find.
     """
 
@@ -145,16 +147,16 @@ class MaskedHeads(View):
 
     @staticmethod
     def check(heads: tuple[tuple[int, int], ...], layers: int, each: int) -> None:
-        """Refuse ``heads`` that a model with as many ``layers`` of ``each`` heads has not.
+        """Refuse ``heads`` that a model with this number of ``layers``, with ``each`` heads per layer, does not have.
 
         Raises:
-            ValueError: the message names the first of them.
+            ValueError: the model does not have one of them; the message names the first.
         """
         for layer, head in heads:
             if layer >= layers or head >= each:
                 raise ValueError(
                     f"heads names head {head} of layer {layer}, and the model has {layers} layers of {each} heads, "
-                    "which count from 0"
+                    "which are counted from 0"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Loading models: the bundled ones, a folder, or a hub name; adapters of a model."""
+"""Loading models: bundled ones, folders, GGUF files and hub names; adapters of a model."""
 
 from .adapters import adapters
 from .loading import default_device, load

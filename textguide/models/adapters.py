@@ -1,4 +1,4 @@
-"""Further models beside one: by name, or adapters of it (PEFT), which share its weights."""
+"""Further models for one run: by name, or PEFT adapters of the main model, which share its weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 from ..forward.low_rank import is_adapter, with_adapter
 from .loading import load
 
+_PATH = (str, os.PathLike)
+
 
 def adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
-    """A model for each adapter, for ``models=`` of :func:`textguide.generate`.
+    """Load a model for each adapter, for ``models=`` of :func:`textguide.generate`.
 
-    Each is a copy of the structure of ``model`` around the same parameters, with the adapter put into the copy: several
-    adapters cost their own weights alone, all of them can be read in one step, and ``model`` stays as it is.
+    Each is a copy of ``model`` with the same parameters, to which the adapter is added. Several adapters only need
+    memory for their own weights, all of them can run in one step, and ``model`` does not change.
 
     Args:
-        model: the base model, without an adapter of its own.
-        folders: what ``save_pretrained`` of a PEFT model wrote, by the name that a guidance gives it.
+        model: the base model, without an adapter.
+        folders: folders that ``save_pretrained`` of a PEFT model wrote, by the names that guidance uses.
 
     Raises:
         MissingExtraError: the package ``peft`` is not installed.
-        ModelUnavailableError: a folder holds no adapter that fits the model.
-        ValueError: ``model`` has adapters itself.
+        ModelUnavailableError: a folder has no adapter that fits the model.
+        ValueError: ``model`` already has adapters.
 
     Example:
         >>> experts = textguide.models.adapters(model, {"law": "lora-law", "code": "lora-code"})
@@ -31,21 +33,21 @@ def adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> dict[
         >>> textguide.generate(model, tokenizer, prompts, guidance, models=experts)
     """
     if hasattr(model, "peft_config"):
-        raise ValueError("model has adapters itself; load the base model without them and name each by its folder")
+        raise ValueError("model already has adapters; load the base model without them and pass each adapter's folder")
     return {name: with_adapter(model, folder, name) for name, folder in folders.items()}
 
 
 def load_further(model: Any, named: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """The models that are named, by the name that a guidance gives each.
+    """Load the models of the extra branches, by the names that guidance uses.
 
     Args:
-        model: the model that is decoded; a folder of an adapter is one of its adapters.
-        named: folders and what :func:`textguide.load` takes; models stay as they are.
-        **options: of :func:`textguide.load`.
+        model: the model that is decoded.
+        named: by name: the folder of an adapter of ``model``, a name that :func:`textguide.load` accepts, or a model.
+        **options: options of :func:`textguide.load`.
     """
-    own = {name: one for name, one in named.items() if isinstance(one, (str, os.PathLike)) and is_adapter(one)}
-    found = {} if not own else adapters(model, own)
-    for name, one in named.items():
-        if name not in own:
-            found[name] = load(one, **options)[0] if isinstance(one, str) else one
-    return found
+    folders = {name: value for name, value in named.items() if isinstance(value, _PATH) and is_adapter(value)}
+    models = adapters(model, folders) if folders else {}
+    for name, value in named.items():
+        if name not in folders:
+            models[name] = load(value, **options)[0] if isinstance(value, str) else value
+    return models

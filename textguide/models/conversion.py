@@ -1,8 +1,8 @@
-"""GGUF files as folders that load fast: each is converted once, into the user's cache directory.
+"""Converting GGUF files to folders that load fast, once per file, in the user's cache directory.
 
 Dequantising takes from twenty seconds to minutes, so the result is written as safetensors. Writes are atomic (a sibling
-folder that is renamed when complete), racing processes are held apart by a file lock, and every read is checked against
-the sizes and SHA-256 sums that were recorded when the folder was written (sizes alone above :data:`SUMMED`).
+folder is renamed when it is complete), and a file lock excludes other processes. Every read is checked against the
+sizes and SHA-256 sums that were recorded when the folder was written; files above :data:`SUMMED` only by their sizes.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from . import dequantizing, quantized_file
 MANIFEST = "textguide.json"
 FORMAT = 1
 SUMMED = 2**30
-"""Bytes of the largest file whose content is compared whenever it is loaded; a larger one would take seconds."""
+"""Size in bytes up to which the content of a file is compared at every load; larger ones would take seconds."""
 LARGE = 500_000_000
-"""Weights from which on a quantised file is kept in bfloat16."""
-_OWN = {quantized_file.F32: "float32", quantized_file.F16: "float16", quantized_file.BF16: "bfloat16"}
+"""Number of weights from which a quantised file is stored in bfloat16."""
+_UNQUANTIZED = {quantized_file.F32: "float32", quantized_file.F16: "float16", quantized_file.BF16: "bfloat16"}
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def folder_of(path: Path, dtype: Any = None, refresh: bool = False) -> Path:
-    """The checked folder of a GGUF file, converted first if need be.
+    """The folder of a GGUF file, which is converted first if necessary.
 
-    It is called ``NAME-KEY-DTYPE``, by the file's name, eight digits that change with the file (its size, its time of
-    change and its first megabyte), and the dtype of the weights: see :func:`stored_dtype`.
+    The folder is named ``NAME-KEY-DTYPE``: the name of the file, eight digits that change with the file (its size, its
+    modification time and its first megabyte), and the dtype of the weights (see :func:`stored_dtype`).
 
     Args:
         path: the file.
-        dtype: in which the model is wanted: a ``torch.dtype`` or its name; None and ``"auto"`` leave the choice here.
-        refresh: convert again even where a converted copy exists.
+        dtype: the dtype that the caller will use, a ``torch.dtype`` or its name; None and ``"auto"``: any.
+        refresh: convert again even if a converted copy exists.
 
     Raises:
-        UnknownModelError: ``path`` is no GGUF file.
-        ModelUnavailableError: it cannot be read in full, the cache cannot be written, or the cached copy is damaged.
+        UnknownModelError: ``path`` is not a GGUF file.
+        ModelUnavailableError: it cannot be read completely, the cache cannot be written, or the cached copy is damaged.
         MissingExtraError: the ``gguf`` reader is not installed.
     """
     header = quantized_file.read(path)
     stored = stored_dtype(header, str(dtype or "auto").removeprefix("torch."))
-    about = path.stat()
-    digest = hashlib.sha256(f"{about.st_size} {about.st_mtime_ns} ".encode())
+    status = path.stat()
+    digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns} ".encode())
     with path.open("rb") as stream:
         digest.update(stream.read(1 << 20))
     name = re.sub(r"[^\w.-]+", "-", path.stem)[:80]
@@ -60,30 +60,30 @@ def folder_of(path: Path, dtype: Any = None, refresh: bool = False) -> Path:
 
 
 def stored_dtype(header: quantized_file.Header, wanted: str = "auto") -> str:
-    """The name of the dtype in which the converted copy of a file is kept.
+    """The name of the dtype in which the converted copy of a file is stored.
 
-    Below 500 million weights float32, which holds every value of every file. Above, where that would take gigabytes, a
-    file whose matrices are not quantised keeps their dtype, and a quantised one becomes bfloat16: its weights have
-    eight significant bits or fewer, and the rounding is finer than what quantising has cost. Where float32 or float16
-    is wanted, all bits of a quantised file are kept too, in a float32 copy of twice the size.
+    Below 500 million weights it is float32, which represents every value of every file. Above, float32 would take
+    gigabytes. A file whose matrices are not quantised keeps their dtype. A quantised one becomes bfloat16: its weights
+    have at most eight significant bits, and rounding loses less than quantising did. If the caller uses float32 or
+    float16, a quantised file becomes a float32 copy of twice that size, which keeps all bits.
     """
     if header.parameters < LARGE:
         return "float32"
-    for kind, name in _OWN.items():
+    for kind, name in _UNQUANTIZED.items():
         if header.matrix_kinds == {kind}:
             return name
     return "float32" if wanted in ("float32", "float16") else "bfloat16"
 
 
-def converted(name: str, source: Callable[[], Path], dtype: str, refresh: bool, asked: str) -> Path:
-    """The checked folder ``name`` of the cache, made from a GGUF file if need be.
+def converted(name: str, source: Callable[[], Path], dtype: str, refresh: bool, model: str) -> Path:
+    """The folder ``name`` of the cache, checked, which is created from a GGUF file if necessary.
 
     Args:
-        name: of the folder.
-        source: leads to the file; called only where it has to be converted.
+        name: name of the folder.
+        source: returns the path of the file; only called if it has to be converted.
         dtype: name of the dtype of the weights.
-        refresh: convert again even where a converted copy exists.
-        asked: what a user gives to :func:`textguide.load`, for messages.
+        refresh: convert again even if a converted copy exists.
+        model: the name that the user passes to :func:`textguide.load`, for error messages.
 
     Raises:
         ModelUnavailableError: as for :func:`folder_of`.
@@ -91,7 +91,7 @@ def converted(name: str, source: Callable[[], Path], dtype: str, refresh: bool, 
     """
     target = cache_root() / name
     if not refresh and (target / MANIFEST).is_file():
-        verify(target, asked)
+        verify(target, model)
         return target
 
     from filelock import FileLock
@@ -104,23 +104,27 @@ def converted(name: str, source: Callable[[], Path], dtype: str, refresh: bool, 
             if refresh or not (target / MANIFEST).is_file():
                 _convert(source(), target, dtype)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # one of our own, and already in words
+        if isinstance(error, OSError) and error.errno is None:  # one of textguide's errors, which has a message
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ModelUnavailableError(
-            f"the model cache {target.parent} cannot be written ({reason}); set TEXTGUIDE_CACHE to a folder that can be"
+            f"the model cache {target.parent} cannot be written ({reason}); set TEXTGUIDE_CACHE to a writable folder"
         ) from error
-    verify(target, asked)
+    verify(target, model)
     return target
 
 
-def verify(path: Path, asked: str) -> None:
+def verify(path: Path, model: str) -> None:
     """Check every file in a converted folder against its manifest.
+
+    Args:
+        path: the folder.
+        model: the name that the user passes to :func:`textguide.load`, for error messages.
 
     Raises:
         ModelUnavailableError: a file is missing or differs from what was written.
     """
-    remedy = f"delete {path} or call textguide.load({asked!r}, refresh=True)"
+    remedy = f"delete {path} or call textguide.load({model!r}, refresh=True)"
     try:
         recorded = json.loads((path / MANIFEST).read_text())["files"]
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in recorded.items()}
@@ -139,7 +143,7 @@ def verify(path: Path, asked: str) -> None:
 def _convert(gguf: Path, target: Path, dtype: str) -> None:
     import torch
 
-    # What a killed conversion left; the lock says that none is running.
+    # Left by a conversion that was killed: the lock excludes one that is still running.
     for stale in target.parent.glob(f"{target.name}.*"):
         if stale.is_dir():
             shutil.rmtree(stale, ignore_errors=True)
@@ -147,7 +151,7 @@ def _convert(gguf: Path, target: Path, dtype: str) -> None:
     _check_room(header, target.parent, getattr(torch, dtype).itemsize)
     staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
-        mask = os.umask(0)
+        mask = os.umask(0)  # the only way to read it
         os.umask(mask)
         with dequantizing.quiet(), _bar(header) as advance:
             model, tokenizer = dequantizing.read(header, getattr(torch, dtype), advance)
@@ -156,7 +160,7 @@ def _convert(gguf: Path, target: Path, dtype: str) -> None:
         files = {}
         for file in sorted(staging.iterdir()):
             files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            file.chmod(0o666 & ~mask)  # safetensors and mkdtemp write for one user, and a cache may be shared
+            file.chmod(0o666 & ~mask)  # safetensors and mkdtemp only allow the owner, but a cache may be shared
         manifest = {"format": FORMAT, "source": str(gguf.absolute()), "dtype": dtype, "files": files}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
         staging.chmod(0o777 & ~mask)
@@ -168,17 +172,18 @@ def _convert(gguf: Path, target: Path, dtype: str) -> None:
 
 
 def _check_room(header: quantized_file.Header, cache: Path, itemsize: int) -> None:
-    needed, free = header.parameters * itemsize, shutil.disk_usage(cache).free
+    needed = header.parameters * itemsize
+    free = shutil.disk_usage(cache).free
     if free < needed:
         raise ModelUnavailableError(
             f"the converted copy of {header.path} needs {needed / 1e9:.1f} GB and the model cache {cache} has "
-            f"{free / 1e9:.1f} GB left; free some, or set TEXTGUIDE_CACHE to a folder on another disk"
+            f"{free / 1e9:.1f} GB left; free some space, or set TEXTGUIDE_CACHE to a folder on another disk"
         )
 
 
 @contextmanager
 def _bar(header: quantized_file.Header) -> Iterator[Callable[[int], Any]]:
-    """A progress bar in weights on standard error; nothing where that is no terminal."""
+    """A progress bar on standard error that counts weights; none if that is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -190,12 +195,8 @@ def _bar(header: quantized_file.Header) -> Iterator[Callable[[int], Any]]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(stream)
-
-
-def _sha(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

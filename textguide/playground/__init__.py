@@ -1,1 +1,1 @@
-"""A page to play on: write, look at what guidance did, fork, constrain, fill a canvas, caption."""
+"""A page in the browser on which guidance can be tried out and inspected."""

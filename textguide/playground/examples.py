@@ -1,4 +1,4 @@
-"""Settings to start from, one a task and idea; each is run by a test."""
+"""Examples to start from, one per task and idea; a test runs each of them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "model": "sudoku4",
             "prompt": ABOUT["sudoku4"]["prompt"],
             "guidance": [{"method": "acfg", "scale": 2.0, "remask_ratio": 0.5}],
-            "options": {"gen_length": 16, "steps": 16},
+            "options": {"max_new_tokens": 16, "steps": 16},
         },
         {
             "title": "A whole sudoku, sure cells first",
@@ -112,7 +112,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "model": "molecules",
             "prompt": "",
             "guidance": [],
-            "options": {"gen_length": 24, "steps": 24, "temperature": 0.7, "seed": 1},
+            "options": {"max_new_tokens": 24, "steps": 24, "temperature": 0.7, "seed": 1},
         },
     ],
     "caption": [

@@ -1,4 +1,4 @@
-"""Captions of drawn scenes and of images that a visitor brings."""
+"""Captions of drawn scenes and of images that a visitor uploads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 from ..captioning.images import read_image
 from ..explanation.explaining import explain
-from ..guidance.spec import label
+from ..serving.errors import RefusedError
+from ..serving.rules import Rules
+from ..serving.schema import refuse_unknown
 from ..support.errors import MissingExtraError
-from .asking import RefusedError, Rules, only
 from .models import Models
-from .turns import Attention
-from .writing import PLAIN, Send
+from .runs import Send, let_others_run
+from .write import PLAIN, explained
 
 HOME = Path(__file__).parent / "assets" / "scenes"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -25,12 +26,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 @lru_cache(maxsize=1)
 def scenes() -> tuple[dict[str, Any], ...]:
-    """The bundled scenes: a name and the bytes of a PNG file each."""
+    """The bundled scenes: the name of each and the bytes of its PNG file."""
     return tuple({"name": path.stem, "data": path.read_bytes()} for path in sorted(HOME.glob("*.png")))
 
 
 def caption(models: Models, values: Mapping[str, Any], rules: Rules) -> Callable[[Send], None]:
-    """A run that captions an image: the events of :func:`.writing.write`.
+    """A run that captions an image, with the events of :func:`textguide.playground.write.write`.
 
     Args:
         values: ``scene`` (a bundled one) or ``image`` (a file as a data URL), ``guidance`` and ``options``.
@@ -38,10 +39,10 @@ def caption(models: Models, values: Mapping[str, Any], rules: Rules) -> Callable
     Raises:
         RefusedError: something in the request does not work; the message names it.
     """
-    only(values, ("scene", "image", "guidance", "options"))
+    refuse_unknown(values, ("scene", "image", "guidance", "options"))
     guidance = rules.guidance(values.get("guidance"), "caption")
     options = rules.options(values.get("options") or {})
-    image = picture_of(values, rules)
+    image = image_of(values, rules)
 
     def run(send: Send) -> None:
         model, processor = models.captioner()
@@ -53,33 +54,32 @@ def caption(models: Models, values: Mapping[str, Any], rules: Rules) -> Callable
             images=image,
             models=models.further(guidance),
             progress=lambda step: send("step", step.to_dict()),
-            stopping_criteria=[Attention(lambda: send("", None))],
+            stopping_criteria=let_others_run(send),
             **options,
         )
-        found = explanation.to_dict()
-        send("end", {
-            **found, "kind": "text", "model": "drawn-scenes", "prompt": "", "scorable": "captions are not scored here",
-            "summary": "" if guidance is None else explanation.summary,
-            "note": "" if guidance is None else explanation.note,
-            "guidance": None if guidance is None else found["guidance"],
-            "label": label(guidance),
-        })  # fmt: skip
+        end = {
+            **explained(explanation, guidance),
+            "model": "drawn-scenes",
+            "prompt": "",
+            "scorable": "captions cannot be scored here",
+        }
+        send("end", end)
 
     return run
 
 
-def picture_of(values: Mapping[str, Any], rules: Rules) -> Any:
-    """The image that a request names or holds.
+def image_of(values: Mapping[str, Any], rules: Rules) -> Any:
+    """The image that a request names or contains.
 
     Raises:
         RefusedError: there is none, or it cannot be read.
     """
-    scene, image = values.get("scene"), values.get("image")
+    scene = values.get("scene")
+    image = values.get("image")
     if image is None:
-        found = next((one["data"] for one in scenes() if one["name"] == scene), None)
-        if found is None:
+        data = next((one["data"] for one in scenes() if one["name"] == scene), None)
+        if data is None:
             raise RefusedError(f"scene={scene!r} is unknown; use one of {', '.join(one['name'] for one in scenes())}")
-        data = found
     else:
         head, _, text = image.partition(",") if isinstance(image, str) else ("", "", "")
         if not head.startswith("data:image/") or not head.endswith(";base64"):
@@ -88,14 +88,14 @@ def picture_of(values: Mapping[str, Any], rules: Rules) -> Any:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise RefusedError("image is damaged; choose another file") from None
-    return opened(data, rules.limits.pixels)
+    return open_image(data, rules.limits.pixels)
 
 
-def opened(data: bytes, most: int) -> Any:
-    """An RGB image from the bytes of a file, as Pillow has it.
+def open_image(data: bytes, most: int) -> Any:
+    """An RGB image of Pillow from the bytes of a file.
 
     Raises:
-        RefusedError: it is no image, or a larger one than ``most`` pixels wide or high.
+        RefusedError: it is not an image, or it is more than ``most`` pixels wide or high.
     """
     try:
         from PIL import Image
@@ -103,6 +103,7 @@ def opened(data: bytes, most: int) -> Any:
         raise MissingExtraError("pillow", "captioning", "captions on the page") from error
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            # Checked before the pixels are decoded.
             if max(file.size) > most:
                 raise RefusedError(f"the image has {file.width}×{file.height} pixels; scale it to {most} or fewer")
             file.load()

@@ -1,4 +1,4 @@
-"""The models behind the page: the one that it was started with, and others that are loaded when they are asked for."""
+"""The models of the page: the one that it was started with, and others that are loaded when they are needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from ..guidance import Guidance
-from .asking import RefusedError, names_of_models
+from ..serving.errors import RefusedError
+from ..serving.requests import model_names
 
 SMALL = {
     "amateur": "smollm2-small",
@@ -19,18 +20,18 @@ SMALL = {
     "untuned": "smollm2-small",
     "reward": "smollm2-small-positive",
 }
-"""What further models stand for where the page runs the bundled model, whose tokens they share."""
+"""Further models for a page that runs a model of the bundled family, with which they share their tokens."""
 
 
 @dataclass
 class Models:
-    """Everything that runs.
+    """The models of one page.
 
     Args:
-        name: what the model is called.
+        name: name of the model.
         model: a transformers model.
         tokenizer: its tokenizer.
-        sources: further models by the name that guidance gives them, and what loads each.
+        sources: further models, by the name that guidance uses, as functions that load them.
     """
 
     name: str
@@ -43,40 +44,40 @@ class Models:
         self._loading = threading.Lock()
 
     def further(self, guidance: Guidance | None) -> dict[str, Any] | None:
-        """The further models that ``guidance`` asks; None where it asks none.
+        """The further models that ``guidance`` runs; None if it runs none.
 
         Raises:
             RefusedError: the page was started without one of them.
         """
-        wanted = names_of_models(guidance)
-        for name in sorted(wanted):
+        names = model_names(guidance)
+        for name in sorted(names):
             if name not in self.sources:
                 known = ", ".join(sorted(self.sources)) or "none"
                 raise RefusedError(
-                    f"the guidance asks the model {name!r}, and this server has {known}; start it with "
+                    f"the guidance needs the model {name!r}, and this server has {known}; start it with "
                     f"textguide playground --extra-model {name}=MODEL"
                 )
-        return {name: self._once(("further", name), self.sources[name]) for name in wanted} or None
+        return {name: self._load_once(("further", name), self.sources[name]) for name in names} or None
 
     def denoiser(self, name: str) -> tuple[Any, Any]:
         """A bundled masked diffusion model with its tokenizer.
 
         Raises:
-            RefusedError: nothing bundled has that name.
+            RefusedError: no bundled model has that name.
         """
         from .. import diffusion
 
         if name not in diffusion.bundled():
             raise RefusedError(f"model={name!r} is unknown; use one of {', '.join(diffusion.bundled())}")
-        return self._once(("diffusion", name), lambda: diffusion.load(name, device="cpu"))
+        return self._load_once(("diffusion", name), lambda: diffusion.load(name, device="cpu"))
 
     def captioner(self) -> tuple[Any, Any]:
         """The bundled captioner with its processor."""
         from .. import captioning
 
-        return self._once(("captioner",), lambda: captioning.load("drawn-scenes", device="cpu"))
+        return self._load_once(("captioner",), lambda: captioning.load("drawn-scenes", device="cpu"))
 
-    def _once(self, key: Any, load: Callable[[], Any]) -> Any:
+    def _load_once(self, key: Any, load: Callable[[], Any]) -> Any:
         with self._loading:
             if key not in self._loaded:
                 self._loaded[key] = load()
@@ -84,7 +85,7 @@ class Models:
 
 
 def small_models(name: str) -> dict[str, Callable[[], Any]]:
-    """The models of :data:`SMALL`, for a page that runs one of the bundled family; else none."""
+    """The models of :data:`SMALL` for a page that runs one of the bundled family; else none."""
     from ..models import bundled, small
 
     if name != bundled.NAME and name not in small.NAMES:

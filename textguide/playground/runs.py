@@ -1,75 +1,67 @@
-"""Runs in threads of their own, whose events travel to the visitor; a run ends when its visitor leaves."""
+"""Runs in threads, whose events are streamed to the visitor; a run ends when its visitor leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..support.errors import MissingExtraError, ModelUnavailableError
-from .turns import Turns, VisitorLeftError
+import torch
+from torch import Tensor
 
-LOG = logging.getLogger("textguide.playground")
+from ..serving.errors import ClientLeftError, error_message
+from ..serving.turns import RunSlots, Turns
+
 HEARTBEAT = 0.5
-"""Seconds after which a silent run sends a comment, by which the server sees whether its visitor is there."""
+"""Seconds after which a silent run sends a comment, by which the server notices that its visitor has left."""
 
-
-class BusyError(Exception):
-    """Too many runs at once."""
+Send = Callable[[str, Any], None]
+"""Sends an event (a name and JSON values) to the visitor; raises ClientLeftError if the visitor has left."""
 
 
 class Runs:
-    """All runs of one page.
+    """All runs of one page. They take turns, one step each.
 
     Args:
-        most: how many at once.
+        most: runs at the same time.
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most
         self.turns = Turns()
         self._ending = threading.Event()
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="playground")
-        self._places = threading.BoundedSemaphore(most)
+        self._slots = RunSlots(most, name="playground")
 
     @property
     def free(self) -> int:
-        """How many more may start."""
-        return self._places._value
+        """How many more runs may be started."""
+        return self._slots.free
 
     def _start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
-        if not self._places.acquire(blocking=False):
-            raise BusyError(f"{self.most} runs are going already; wait until one of them ends")
+        def run() -> Any:
+            with self.turns.turn():
+                return work()
 
-        def placed() -> Any:
-            try:
-                with self.turns.turn():
-                    return work()
-            finally:
-                self._places.release()
-
-        return asyncio.get_running_loop().run_in_executor(self._pool, placed)
+        return self._slots.start(run)
 
     async def once(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives.
+        """The result of ``work``.
 
         Raises:
-            BusyError: there is no place for it.
+            BusyError: there are too many runs.
         """
         return await self._start(work)
 
-    def stream(self, run: Callable[[Callable[[str, Any], None]], None]) -> AsyncIterator[str]:
-        """The events of a run as lines of server-sent events; it starts at once.
+    def stream(self, run: Callable[[Send], None]) -> AsyncIterator[str]:
+        """Start a run; its events are yielded as lines of server-sent events.
 
         Args:
-            run: called with what sends an event; events without a name are not sent, and let others have their turn.
+            run: called with a function that sends an event. An event without a name is not sent, and only lets others
+                have their turn.
 
         Raises:
-            BusyError: there is no place for it.
+            BusyError: there are too many runs.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
@@ -79,59 +71,65 @@ class Runs:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def send(kind: str, data: Any) -> None:
+        def send(name: str, data: Any) -> None:
             if left.is_set() or self._ending.is_set():
-                raise VisitorLeftError
-            if kind:
-                put((kind, data))
+                raise ClientLeftError
+            if name:
+                put((name, data))
             self.turns.pass_on()
 
         def work() -> None:
             try:
                 run(send)
-            except VisitorLeftError:
+            except ClientLeftError:
                 pass
             except Exception as error:
-                put(("error", {"error": message_of(error)}))
+                put(("error", {"error": error_message(error)}))
             finally:
                 put(None)
 
         self._start(work)
+        return self._lines(events, left)
 
-        async def lines() -> AsyncIterator[str]:
-            try:
-                while True:
-                    try:
-                        event = await asyncio.wait_for(events.get(), HEARTBEAT)
-                    except asyncio.TimeoutError:
-                        if self._ending.is_set():
-                            return
-                        yield ": still here\n\n"
-                        continue
-                    if event is None:
+    async def _lines(self, events: asyncio.Queue[tuple[str, Any] | None], left: threading.Event) -> AsyncIterator[str]:
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(events.get(), HEARTBEAT)
+                except asyncio.TimeoutError:
+                    if self._ending.is_set():
                         return
-                    kind, data = event
-                    yield f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
-            finally:
-                left.set()
-
-        return lines()
+                    yield ": still here\n\n"
+                    continue
+                if event is None:
+                    return
+                name, data = event
+                yield f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+        finally:
+            left.set()
 
     def end(self) -> None:
         """End all runs at their next step; for a server that stops."""
         self._ending.set()
 
     def close(self) -> None:
-        """Take no more runs."""
+        """Start no further runs."""
         self.end()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._slots.close()
 
 
-def message_of(error: BaseException) -> str:
-    """What the visitor is told; what nobody expected goes to the log as well."""
-    if isinstance(error, (ValueError, MissingExtraError, ModelUnavailableError)):
-        return " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return "the machine ran out of memory; ask for fewer tokens or particles"
-    LOG.exception("a run failed", exc_info=error)
-    return f"something went wrong in the server ({type(error).__name__}); its log has more"
+class StepCallback:
+    """A stopping criterion of transformers that stops nothing, and calls a function at every step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """False for every row, bool (B,)."""
+        self._function()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def let_others_run(send: Send) -> list[StepCallback]:
+    """Stopping criteria that give other runs their turn at every step."""
+    return [StepCallback(lambda: send("", None))]

@@ -2,70 +2,91 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..engine.loop import StepView
+from ..engine.results import GenerateResult
 from ..explanation.rows import RowsStep
 from ..generation import generate
 from ..guidance import Guidance, split
 from ..guidance.spec import label
-from .asking import Asked, RefusedError, Rules
+from ..serving.errors import RefusedError
+from ..serving.requests import TextRequest
+from ..serving.rules import Rules
 from .models import Models
-from .turns import Attention
-from .writing import Send, check_lengths
+from .runs import Send, let_others_run
+from .write import check_lengths, finite
 
 
-def write_together(models: Models, asked: Asked, rules: Rules, send: Send) -> None:
+def write_together(models: Models, request: TextRequest, rules: Rules, send: Send) -> None:
     """Write several texts: an event ``rows`` for every step and ``end`` with all texts and their weights.
 
     Raises:
         ValueError: something in the request does not work; the message names it.
     """
-    if split(asked.guidance).sampling is None:
+    if split(request.guidance).sampling is None:
         raise RefusedError("nothing holds the texts together; give a constraint, feynman-kac, power-sampling or eager")
-    if split(asked.guidance).restarts:
-        raise RefusedError("sampler='cars' begins texts again, so that they do not stand side by side; take 'asap'")
-    if asked.forced:
-        raise RefusedError("texts that are written together cannot go on from a given one")
-    check_lengths(models, asked, rules)
+    if split(request.guidance).restarts:
+        raise RefusedError("sampler='cars' begins texts again, so they cannot be shown side by side; use 'asap'")
+    if request.forced:
+        raise RefusedError("texts that are written together cannot continue a given one")
+    check_lengths(models, request, rules)
     steps: list[RowsStep] = []
 
     def observe(view: StepView) -> None:
         steps.append(RowsStep.of(view, models.tokenizer, steps[-1] if steps else None))
         send("rows", steps[-1].to_dict())
 
-    out = generate(
+    result = generate(
         models.model,
         models.tokenizer,
-        asked.prompt,
-        asked.guidance,
-        models=models.further(asked.guidance),
+        request.prompt,
+        request.guidance,
+        models=models.further(request.guidance),
         observer=observe,
-        stopping_criteria=[Attention(lambda: send("", None))],
-        **asked.options,
+        stopping_criteria=let_others_run(send),
+        **request.options,
     )
-    weighed = out.log_weights is not None
-    finished = [True] * len(out.texts) if out.finished is None else out.finished.tolist()
-    drawn = out.weighted_sample(asked.options.get("seed", 0))[0] if weighed and any(finished) else None
-    send("end", {
-        "kind": "rows", "model": models.name, "label": label(asked.guidance),
-        "guidance": None if asked.guidance is None else asked.guidance.to_dict(), "prompt": asked.prompt,
-        "texts": out.texts, "finished": finished, "deaths": out.deaths or [None] * len(out.texts),
-        "log_weights": [_finite(value) for value in out.log_weights.tolist()] if out.log_weights is not None else None,
-        "log_evidence": _finite(float(out.log_evidence[0])) if out.log_evidence is not None else None,
-        "ess": _finite(float(out.ess[0])) if out.ess is not None else None,
-        "constraint_calls": out.constraint_calls, "constrained": is_constrained(asked.guidance),
-        "drawn": drawn, "steps": [step.to_dict() for step in steps],
-        "summary": str(out.effect) if out.effect.guided_steps else "",
-    })  # fmt: skip
+    end = {
+        "kind": "rows",
+        "model": models.name,
+        "label": label(request.guidance),
+        "guidance": None if request.guidance is None else request.guidance.to_dict(),
+        "prompt": request.prompt,
+        **_texts(result, request.options.get("seed", 0)),
+        "constrained": is_constrained(request.guidance),
+        "steps": [step.to_dict() for step in steps],
+        "summary": str(result.effect) if result.effect.guided_steps else "",
+    }
+    send("end", end)
+
+
+def _texts(result: GenerateResult, seed: int) -> dict[str, Any]:
+    """Texts, weights and one row that is drawn by its weight, as JSON."""
+    count = len(result.texts)
+    finished = [True] * count if result.finished is None else result.finished.tolist()
+    values: dict[str, Any] = {
+        "texts": result.texts,
+        "finished": finished,
+        "deaths": result.deaths or [None] * count,
+        "log_weights": None,
+        "log_evidence": None,
+        "ess": None,
+        "constraint_calls": result.constraint_calls,
+        "drawn": None,
+    }
+    if result.log_weights is not None:
+        values["log_weights"] = [finite(value) for value in result.log_weights.tolist()]
+        if any(finished):
+            values["drawn"] = result.weighted_sample(seed)[0]
+    if result.log_evidence is not None:
+        values["log_evidence"] = finite(float(result.log_evidence[0]))
+    if result.ess is not None:
+        values["ess"] = finite(float(result.ess[0]))
+    return values
 
 
 def is_constrained(guidance: Guidance | None) -> bool:
-    """Whether something says which texts may be written."""
+    """Whether a constraint determines which texts may be written."""
     sampling = split(guidance).sampling
     return sampling is not None and sampling.constraint is not None
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None

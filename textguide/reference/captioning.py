@@ -33,7 +33,7 @@ def next_log_probs(model: Any, inputs: Mapping[str, Any], written: Sequence[int]
         inputs.pop("attention_mask", None)
         given = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new], dim=1)}
         for name, value in (("token_type_ids", 1), ("mm_token_type_ids", 0)):
-            if name in given:  # generated tokens are text behind the prompt
+            if name in given:  # generated tokens are text after the prompt
                 given[name] = torch.cat([given[name], torch.full_like(new, value)], dim=1)
     with torch.no_grad():
         if model.config.model_type == "blip" and "pixel_values" not in given:
@@ -55,7 +55,7 @@ def text_log_probs(
     Args:
         prompt: what it reads first, in its own tokens.
         written: the captioner's tokens so far.
-        index: its token for each of the captioner's; −1 where there is none.
+        index: its token for each of the captioner's; −1 if there is none.
         end: the captioner's end token, which gets the probability of all of ``ends``.
     """
     with torch.no_grad():

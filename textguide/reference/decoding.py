@@ -35,7 +35,7 @@ def next_log_probs(model: Any, ids: Sequence[int], source: Sequence[int] | None 
 
 
 def part_log_probs(model: Any, view: View, ids: Sequence[int]) -> Distribution:
-    """log P(next token | ids) where the layers outside ``view`` hand on what they get, and others what it adds."""
+    """log P(next token | ids) if the layers outside ``view`` return their input, and the others add what it adds."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     layers: Any = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
     kept = view.layers(count)
@@ -166,7 +166,7 @@ def reweighed(
 
     Args:
         text_of: the text of token ids.
-        score: what the guidance's scorer says of a text.
+        score: the guidance's score of a text.
     """
     spread = -sum(math.exp(p) * p for p in distribution if p > -math.inf)
     mixed, acts = list(distribution), False
@@ -208,19 +208,22 @@ def guided_distribution(
     guidance: BranchGuidance | None,
     distributions: Sequence[Distribution],
     s: float,
-    told: Sequence[float] | None = None,
+    likelihoods: Sequence[float] | None = None,
     text: Any = None,
 ) -> Distribution:
     """What ``guidance`` makes of the distributions of its branches at progress ``s``.
 
     Args:
-        told: log-probability that each branch has given to the text so far, for guidances that ask for it.
+        likelihoods: log-probability that each branch has given to the text so far, for guidances that ask for it.
         text: the text so far, or its tokens, for guidances that ask a classifier about it.
     """
     if guidance is None:
         return distributions[0]
     rule: Any = COMBINE[guidance.name]
-    known = [*([told] if guidance.reads_likelihoods else []), *([text] if guidance.reads_class_log_probs else [])]
+    known = [
+        *([likelihoods] if guidance.reads_likelihoods else []),
+        *([text] if guidance.reads_class_log_probs else []),
+    ]
     found: Distribution = rule(guidance, distributions, s, *known)
     return found
 
@@ -244,23 +247,23 @@ def generate(
         prompt: token ids; for an encoder-decoder what its decoder starts with.
         negatives: what each extra branch reads (for an encoder-decoder its source).
         source: what the conditional branch of an encoder-decoder reads.
-        end: stop behind this token.
+        end: stop after this token.
         models: models of branches by name.
         reweigh: what becomes of the combined distribution.
         text_of: the text of token ids, for guidances that ask a classifier about it; default: the ids.
     """
     written: list[int] = []
     distributions = []
-    told = [0.0] * (1 + len(negatives))
+    likelihoods = [0.0] * (1 + len(negatives))
     for index in range(new_tokens):
         progress = index / (new_tokens - 1) if new_tokens > 1 else 0.0
         branches = _branches(model, prompt, written, guidance, negatives, source, models)
-        distribution = guided_distribution(guidance, branches, progress, told, text_of([*prompt, *written]))
+        distribution = guided_distribution(guidance, branches, progress, likelihoods, text_of([*prompt, *written]))
         if reweigh is not None:
             distribution = reweigh(distribution, written, index, progress)
         distributions.append(distribution)
         written.append(max(range(len(distribution)), key=distribution.__getitem__))
-        told = [total + branch[written[-1]] for total, branch in zip(told, branches, strict=False)]
+        likelihoods = [total + branch[written[-1]] for total, branch in zip(likelihoods, branches, strict=False)]
         if written[-1] == end:
             break
     return written, distributions
@@ -278,12 +281,12 @@ def score(
 ) -> tuple[list[float], bool]:
     """Guided log-probability of each token of ``continuation``, and whether each is the most likely one."""
     total, greedy = [], True
-    told = [0.0] * (1 + len(negatives))
+    likelihoods = [0.0] * (1 + len(negatives))
     for index, token in enumerate(continuation):
         progress = index / (len(continuation) - 1) if len(continuation) > 1 else 0.0
         branches = _branches(model, prompt, continuation[:index], guidance, negatives, source, models)
-        distribution = guided_distribution(guidance, branches, progress, told, [*prompt, *continuation[:index]])
-        told = [sum_ + branch[token] for sum_, branch in zip(told, branches, strict=False)]
+        distribution = guided_distribution(guidance, branches, progress, likelihoods, [*prompt, *continuation[:index]])
+        likelihoods = [sum_ + branch[token] for sum_, branch in zip(likelihoods, branches, strict=False)]
         total.append(distribution[token])
         greedy = greedy and distribution[token] == max(distribution)
     return total, greedy

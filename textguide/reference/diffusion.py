@@ -111,9 +111,15 @@ def step(
 
 
 def combined(
-    read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: BranchGuidance | None,
-    holes: Sequence[int], progress: float, others: Sequence[Other] | None,
-) -> dict[int, Distribution]:  # fmt: skip
+    read: Read,
+    ids: Sequence[int],
+    mask: int,
+    given: Sequence[int],
+    guidance: BranchGuidance | None,
+    holes: Sequence[int],
+    progress: float,
+    others: Sequence[Other] | None,
+) -> dict[int, Distribution]:
     """The distributions of the branches, put together position by position."""
     cond = read(ids)
     if guidance is None:
@@ -135,9 +141,14 @@ def combined(
 
 
 def algorithm_1(
-    read: Read, ids: Sequence[int], mask: int, given: Sequence[int], guidance: ACFG, holes: Sequence[int],
+    read: Read,
+    ids: Sequence[int],
+    mask: int,
+    given: Sequence[int],
+    guidance: ACFG,
+    holes: Sequence[int],
     progress: float,
-) -> tuple[dict[int, Distribution], list[int]]:  # fmt: skip
+) -> tuple[dict[int, Distribution], list[int]]:
     """Algorithm 1 of arXiv 2505.20199."""
     distributions = read(ids)
     scale = scale_at(guidance, progress)
@@ -167,7 +178,7 @@ def reweighed(
         end: the text ends in front of the first such token that is filled in; None: it is the whole row.
         index: number of the step, from the row as it is.
         text_of: the text of token ids.
-        score: what the guidance's scorer says of a text.
+        score: the guidance's score of a text.
     """
 
     def read(guidance: TextReweighting, row: Sequence[int], place: int, candidate: int) -> str:
@@ -181,11 +192,17 @@ def reweighed(
         return text_of(shown)
 
     def reweigh(distribution: Distribution, row: list[int], place: int, s: float) -> Distribution:
-        # The rule itself is that of texts that grow; the candidate stands for the text that it makes.
+        # The rule itself is that of texts that grow; the candidate represents the text that it makes.
         return decoding.reweighed(
-            guidances, distribution, (), (), index(row), s, text_of=lambda tokens: str(tokens[-1]),
+            guidances,
+            distribution,
+            (),
+            (),
+            index(row),
+            s,
+            text_of=lambda tokens: str(tokens[-1]),
             score=lambda guidance, token: score(guidance, read(guidance, row, place, int(token))),
-        )  # fmt: skip
+        )
 
     return reweigh
 
@@ -232,7 +249,7 @@ def fill(
     others: Sequence[Other] | None,
     reweigh: Reweigh | None,
 ) -> list[int]:
-    """The row with the positions of the blocks filled, one block behind the other."""
+    """The row with the positions of the blocks filled, one block after the other."""
     ids, targets = list(text), [j for inside in blocks for j in inside]
     given = [j for j in range(len(ids)) if j not in targets]
     for number, inside in enumerate(blocks):

@@ -44,7 +44,7 @@ def marginals(chances: dict[tuple[int, ...], float], place: int) -> dict[int, fl
 
 
 def generation(at: At, ids: Sequence[int], mask: int, in_form: InForm) -> dict[tuple[int, ...], float]:
-    """The distribution of finished rows where each step draws a whole text given the form and keeps the token of its
+    """The distribution of finished rows if each step draws a whole text given the form and keeps the token of its
     surest position: the one whose drawn token has the largest marginal, the first among equals."""
     states: dict[tuple[int, ...], float] = {tuple(ids): 1.0}
     done: dict[tuple[int, ...], float] = {}

@@ -1,4 +1,4 @@
-"""The oracles of orders and samplers on a canvas: one row, one block behind the other, by enumeration."""
+"""The oracles of orders and samplers on a canvas: one row, one block after the other, by enumeration."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def path_planning(eta: float, logarithm: Callable[[float], float] = math.log) ->
         scores = {j: logarithm(c) * (1.0 if j in view.masked else eta) for j, c in view.certainty.items()}
         filled_first = sorted(scores, key=lambda j: (-scores[j], j in view.masked, j))
         keep = filled_first[: math.ceil(count)]
-        return [
-            (1.0, frozenset(j for j in keep if j in view.masked), frozenset(set(view.confidence) - set(keep)))
-        ]  # fmt: skip
+        return [(1.0, frozenset(j for j in keep if j in view.masked), frozenset(set(view.confidence) - set(keep)))]
 
     return rule
 
@@ -150,13 +148,14 @@ def remasking(eta: float, strategy: str, confident: bool = False) -> Rule:
     """arXiv 2503.00307, eq. 6, with α = 1 − t; ``cap`` or ``rescale``."""
 
     def rule(view: View) -> list[Outcome]:
-        before, behind = view.turn / view.turns, (view.turn + 1) / view.turns
-        most = min(1.0, (1 - behind) / before) if before else 1.0
+        before = view.turn / view.turns
+        after = (view.turn + 1) / view.turns
+        most = min(1.0, (1 - after) / before) if before else 1.0
         sigma = min(eta, most) if strategy == "cap" else eta * most
         total = sum(math.exp(-c) for c in view.confidence.values())
         chances = {j: sigma * (math.exp(-c) / total if confident else 1.0) for j, c in view.confidence.items()}
         here = 0.0 if confident else sigma
-        chances |= dict.fromkeys(view.masked, (behind - (1 - here) * before) / (1 - before))
+        chances |= dict.fromkeys(view.masked, (after - (1 - here) * before) / (1 - before))
         found = []
         for moves in product((False, True), repeat=len(chances)):
             chance = math.prod(p if move else 1 - p for move, p in zip(moves, chances.values(), strict=True))
@@ -193,7 +192,7 @@ def distribution(
         steps: of each block; a block ends when it is full, or (``revises``) when its steps are over.
         greedy: the most likely token everywhere, in place of all of them.
         history: how many steps back the rule looks.
-        until: the rows behind so many steps of each block, in place of the finished ones.
+        until: the rows after that many steps of each block, instead of the finished ones.
         confidences: whether the rule asks for those of filled positions.
     """
     states: dict[State, float] = {(tuple(row), (0.0,) * len(row), ()): 1.0}
@@ -204,15 +203,15 @@ def distribution(
         done: dict[State, float] = {}
         while states:
             quota = len(inside) // turns + (turn < len(inside) % turns) if turn < turns else len(inside)
-            behind = [
+            following = [
                 outcome
                 for state, p in states.items()
-                for outcome in _behind(at, state, p, mask, inside, quota, turn, turns, rule, certainty, greedy)
+                for outcome in _next_states(at, state, p, mask, inside, quota, turn, turns, rule, certainty, greedy)
             ]
             states = _merged(
                 [
                     ((ids, past if confidences else (0.0,) * len(ids), rows[-history:] if history else ()), p)
-                    for (ids, past, rows), p in behind
+                    for (ids, past, rows), p in following
                 ]
             )
             turn += 1
@@ -233,29 +232,44 @@ def _merged(pairs: list[tuple[State, float]]) -> dict[State, float]:
     return found
 
 
-def _behind(
-    at: At, state: State, share: float, mask: int, inside: Sequence[int], quota: int, turn: int, turns: int,
-    rule: Rule, certainty: Certainty, greedy: bool,
-) -> list[tuple[State, float]]:  # fmt: skip
-    """The states behind one step, and how likely each is."""
+def _next_states(
+    at: At,
+    state: State,
+    share: float,
+    mask: int,
+    inside: Sequence[int],
+    quota: int,
+    turn: int,
+    turns: int,
+    rule: Rule,
+    certainty: Certainty,
+    greedy: bool,
+) -> list[tuple[State, float]]:
+    """The states after one step, and the probability of each."""
     ids, past, rows = state
     masked = [j for j in inside if ids[j] == mask]
     now = at(ids, inside)
     said = [at(before, inside) for before in rows] + [now]
     moved = {j: [divergence(b[j], a[j]) for a, b in pairwise(said)] for j in masked}
     choices = [
-        [(max(range(len(now[j])), key=now[j].__getitem__), 0.0)] if greedy else
-        [(token, lp) for token, lp in enumerate(now[j]) if lp > -math.inf]
+        [(max(range(len(now[j])), key=now[j].__getitem__), 0.0)]
+        if greedy
+        else [(token, lp) for token, lp in enumerate(now[j]) if lp > -math.inf]
         for j in masked
-    ]  # fmt: skip
+    ]
     found: dict[State, float] = {}
     for drawn in product(*choices):
         tokens = dict(zip(masked, (token for token, _ in drawn), strict=True))
         view = View(
             {j: certainty(now[j], tokens.get(j, ids[j]), n) for n, j in enumerate(inside)},
-            {j: entropy(now[j]) for j in masked}, moved, {j: past[j] for j in inside if j not in masked},
-            quota, turn, turns, tuple(masked),
-        )  # fmt: skip
+            {j: entropy(now[j]) for j in masked},
+            moved,
+            {j: past[j] for j in inside if j not in masked},
+            quota,
+            turn,
+            turns,
+            tuple(masked),
+        )
         for chance, fill, empty in rule(view):
             new = [tokens[j] if j in fill else mask if j in empty else token for j, token in enumerate(ids)]
             sure = [

@@ -112,11 +112,11 @@ def future(
     text: Text = (),
 ) -> float:
     """The approximate expected future of ASAp (arXiv 2405.21047), and the mass that CARS leaves to a prefix: how
-    probable it is that ``text`` becomes a member, where every text that was not visited is sure to.
+    probable it is that ``text`` becomes a member, if every text that was not visited is sure to.
 
     Args:
-        may_follow: whether a token may follow a text; its third argument says that it is the last one.
-        visited: texts behind which the model and the constraint were asked.
+        may_follow: whether a token may follow a text; its third argument is whether it is the last one.
+        visited: texts after which the model and the constraint were queried.
     """
     if text not in visited:
         return 1.0
@@ -137,7 +137,7 @@ def learned(
     length: int,
     size: int,
 ) -> dict[Text, float]:
-    """What ASAp samples while it knows what was asked behind ``visited``, each token in proportion to
+    """What ASAp samples while it knows the answers after ``visited``, each token in proportion to
     ``p(a|u) future(ua)``: the probability of every text, those that are cut off in a dead end left out."""
 
     def local(text: Text) -> Sequence[float]:
@@ -164,7 +164,7 @@ def locally_masked(
     """What masking and renormalising at every step samples: Π p(x_t) 1 / Z_t.
 
     Args:
-        may_follow: whether a token may follow a text; its third argument says that it is the last one.
+        may_follow: whether a token may follow a text; its third argument is whether it is the last one.
     """
 
     def local(text: Text) -> Sequence[float]:
@@ -205,7 +205,7 @@ def speculative(
 ) -> Text:
     """A text by speculative sampling from guesses that are not drawn (arXiv 2211.17192, section 2.3, with a
     distribution of the guess that is 1 on it): keep the guess with the probability the distribution gives it, else
-    draw from the distribution without it and guess anew; behind guesses that were all kept, draw from the
+    draw from the distribution without it and guess again; after guesses that were all kept, draw from the
     distribution."""
     text: Text = ()
     while len(text) < length:

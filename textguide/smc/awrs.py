@@ -1,16 +1,16 @@
 """Adaptive weighted rejection sampling of one token (Lipkin et al., arXiv 2504.05410).
 
-Given next-token distribution ``p`` and a yes-or-no constraint, draw ``x`` and a weight ``W`` with ``E[W · 1(x = t)] =
+Given a next-token distribution ``p`` and a yes-or-no constraint, draw ``x`` and a weight ``W`` with ``E[W · 1(x = t)] =
 p(t)`` for every allowed token and 0 for every other one, so that ``E[W]`` is the mass ``Z`` that the constraint
-leaves, asking the constraint about as few tokens as possible. Candidates are drawn without replacement.
+leaves, and check as few tokens as possible. Candidates are drawn without replacement.
 
-What is known costs nothing: a token that is known to be rejected leaves the proposal, and the weight is multiplied by
-the mass that is left; a token that is known to be accepted is not asked about. Which tokens a rejection takes along
-(all those that start with the same bytes, say) may depend on anything that happened before; the estimators stay
+Known tokens need no checks: a token that is known to be rejected leaves the proposal, and the weight is multiplied by
+the mass that is left; a token that is known to be accepted is not checked again. Which tokens a rejection includes (all
+those that start with the same bytes, for example) may depend on anything that happened before; the estimators stay
 unbiased.
 
-The mass left is never computed as a difference of almost equal numbers: once little is left, it is summed anew over
-the tokens that remain, in a scale of their own. So very unlikely constraints keep their true, tiny weights.
+The mass that is left is never computed as a difference of almost equal numbers: once little is left, it is summed again
+over the remaining tokens, in its own scale. Very unlikely constraints therefore keep their true, tiny weights.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from torch import Tensor
 Span = tuple[int, int]
 
 GEOMETRIC_ABOVE = 2 / 3
-"""Largest probability from which on the geometric estimator asks less than the recursive one, which looks twice."""
+"""Largest probability above which the geometric estimator checks fewer tokens than the recursive one, which checks two
+or more."""
 
-_MISSES = 3  # draws in vain that cost as much as a new table
-_RESUM = 0.25  # the share of the last sum below which subtraction is not trusted any more
-_RESCALE = 1e-4
+_MAX_MISSES = 3  # failed draws that cost as much as a new table
+_RESUM = 0.25  # share of the last sum below which subtraction is too inaccurate
+_RESCALE = 1e-4  # mass below which the probabilities are scaled up
 
 
 @dataclass(frozen=True)
@@ -37,43 +38,46 @@ class Draw:
     """One token and its weight.
 
     Args:
-        token: position of the token in the distribution, or −1 where none was accepted.
-        log_weight: log W; −inf where none was accepted.
-        looks: candidates that the constraint was asked about.
-        exhausted: no token at all is allowed (as opposed to a cap that was reached).
+        token: position of the token in the distribution; −1 if none was accepted.
+        log_weight: log W; −inf if none was accepted.
+        checks: number of candidates that the constraint checked.
+        exhausted: whether no token is allowed at all, as opposed to a cap that was reached.
     """
 
     token: int
     log_weight: float
-    looks: int
+    checks: int
     exhausted: bool = False
 
 
 class Knowledge:
-    """What is known about the tokens of one distribution: spans of rejected positions and single accepted ones.
+    """What is known about the tokens of one distribution: spans of rejected positions, and accepted positions.
 
-    This base class asks about every token by itself; :class:`textguide.smc.trie.TrieKnowledge` asks about bytes.
+    This base class checks every token on its own; :class:`textguide.smc.trie.TrieKnowledge` checks bytes.
 
     Args:
         accepts: whether the token at a position is allowed.
-        rejected: spans known in advance.
-        accepted: positions known in advance.
+        rejected: spans that are known in advance.
+        accepted: positions that are known in advance.
     """
 
     def __init__(
-        self, accepts: Callable[[int], bool] | None = None, rejected: list[Span] | None = None,
+        self,
+        accepts: Callable[[int], bool] | None = None,
+        rejected: list[Span] | None = None,
         accepted: set[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._accepts = accepts
         self.rejected: list[Span] = list(rejected or [])
         self.accepted: set[int] = set(accepted or ())
 
-    def look(self, position: int, mass: Mass, rejections: int) -> bool:
-        """Ask about the token at ``position`` and note all that follows from the answer.
+    def check(self, position: int, mass: Mass, rejections: int) -> bool:
+        """Check the token at ``position`` and note everything that follows from the answer.
 
         Args:
-            mass: what is left of the distribution, for deciding which questions are worth a call.
-            rejections: how many candidates were rejected before this one.
+            position: the position of the token.
+            mass: what is left of the distribution, to decide which further checks are worth a call.
+            rejections: number of candidates that were rejected before this one.
         """
         assert self._accepts is not None
         if self._accepts(position):
@@ -84,11 +88,11 @@ class Knowledge:
 
 
 class Mass:
-    """What is left of a distribution while tokens are rejected.
+    """The rest of a distribution while tokens are rejected.
 
     Args:
         logp: log-probabilities (V,), normalised; −inf for tokens that cannot be drawn.
-        probs: their exponentials (V,), if at hand.
+        probs: their exponentials (V,), if available.
         rejected: spans that are known to be rejected.
     """
 
@@ -111,17 +115,17 @@ class Mass:
         return self.logp[position].item() != -math.inf
 
     def share(self, low: int, high: int) -> float:
-        """The part of the mass left that lies in a span."""
+        """The share of the remaining mass in a span."""
         return float(self.p[low:high].sum(dtype=torch.float64)) / self._left if self._left > 0 else 0.0
 
     def shares(self, positions: set[int]) -> Tensor:
-        """The part of the mass left on each of some positions, in ascending order of position, float64."""
+        """The shares of the remaining mass at some positions, in ascending order of position, float64."""
         index = torch.tensor(sorted(positions), device=self.p.device)
         share = self.p[index].double()
         return share / self._left if self._left > 0 else torch.zeros_like(share)
 
     def reject(self, low: int, high: int) -> None:
-        """Take a span out."""
+        """Remove a span."""
         self._left -= float(self.p[low:high].sum(dtype=torch.float64))
         self.logp[low:high] = -math.inf
         self.p[low:high] = 0.0
@@ -144,7 +148,8 @@ class Uniforms:
     """Uniform numbers in (0, 1), drawn in blocks."""
 
     def __init__(self, generator: torch.Generator | None, device: torch.device | str = "cpu") -> None:
-        self._generator, self._device = generator, device
+        self._generator = generator
+        self._device = device
         self._block: list[float] = []
 
     def next(self) -> float:
@@ -156,12 +161,11 @@ class Uniforms:
 
 
 class Order:
-    """Positions drawn from what is left of a distribution, none of them twice: the order of Gumbel top-k, as far as
-    asked for.
+    """Positions drawn from the rest of a distribution without replacement: the order of Gumbel top-k, made lazily.
 
-    A draw comes from a table of the distribution's running sums. Where it hits something that was given out or
-    rejected since, it is repeated, which gives the distribution of the rest; after a few such misses the table is
-    made anew.
+    A draw uses a table of the distribution's running sums. If it hits a position that was used or rejected since the
+    table was made, it is repeated, which gives the distribution of the rest; after a few such misses a new table is
+    made.
 
     Args:
         uniforms: the randomness.
@@ -169,34 +173,34 @@ class Order:
 
     def __init__(self, uniforms: Uniforms) -> None:
         self._uniforms = uniforms
-        self._given: set[int] = set()
+        self._used: set[int] = set()
         self._sums: Tensor | None = None
 
-    def give(self, position: int) -> None:
-        """Note a position that was given out by other means."""
-        self._given.add(position)
+    def use(self, position: int) -> None:
+        """Note a position that was used elsewhere."""
+        self._used.add(position)
 
     def next(self, mass: Mass, without: Collection[int] = ()) -> int | None:
-        """The next position, or None where nothing is left.
+        """The next position, or None if nothing is left.
 
         Args:
             mass: what is left of the distribution.
-            without: positions that are passed over.
+            without: positions to skip.
         """
         misses = 0
         while True:
-            if self._sums is None or misses == _MISSES:
+            if self._sums is None or misses == _MAX_MISSES:
                 left = mass.p.to(torch.float64, copy=True)
-                left[torch.tensor([*self._given, *without], dtype=torch.long)] = 0.0
+                left[torch.tensor([*self._used, *without], dtype=torch.long)] = 0.0
                 self._sums = left.cumsum(0)
             total = self._sums[-1].item()
             if total <= 0:
                 return None
             position = int(torch.searchsorted(self._sums, self._uniforms.next() * total, right=True))
-            # Rounding may put the product on the total itself.
-            out = position == len(self._sums) or position in self._given or position in without
-            if not out and mass.is_left(position):
-                self._given.add(position)
+            # Because of rounding the product may be the total itself.
+            is_used = position == len(self._sums) or position in self._used or position in without
+            if not is_used and mass.is_left(position):
+                self._used.add(position)
                 return position
             misses += 1
 
@@ -218,16 +222,16 @@ def draw(
 
     Args:
         logp: log-probabilities (V,), normalised.
-        knowledge: what is known, and whom to ask.
+        knowledge: what is known about the tokens; checks the others.
         generator: the randomness.
-        estimator: ``recursive``, ``geometric``, or ``auto``: geometric where one token has 2/3 of the mass or more than
-            two accepts are asked for.
-        accepts: accepted draws that the geometric estimator waits for.
-        max_rejects: give up at this many rejections, with weight 0; the weights of the others allow for it.
-        first: the first candidate, where it was drawn from the distribution already.
-        order: of the candidates behind it; default: one that draws from ``uniforms``.
-        probs: exponentials of ``logp``, if at hand.
-        uniforms: where all numbers come from; default: ``generator``.
+        estimator: ``recursive``, ``geometric``, or ``auto``, which is geometric if one token has 2/3 of the mass or
+            ``accepts`` is more than two.
+        accepts: number of accepted draws at which the geometric estimator stops.
+        max_rejects: give up after this many rejections, with weight 0; the other weights account for that.
+        first: the first candidate, if it was already drawn from the distribution.
+        order: the order of the further candidates; default: one that draws from ``uniforms``.
+        probs: exponentials of ``logp``, if available.
+        uniforms: the source of all random numbers; default: ``generator``.
     """
     mass = Mass(logp, probs, knowledge.rejected)
     uniforms = uniforms if uniforms is not None else Uniforms(generator, logp.device)
@@ -241,70 +245,79 @@ def draw(
 
 
 class _Candidates:
+    """Candidates in the order in which they are checked."""
+
     def __init__(self, mass: Mass, order: Order, first: int | None) -> None:
-        self._mass, self._order, self._first = mass, order, first
+        self._mass = mass
+        self._order = order
+        self._first = first
 
     def next(self, unknown_to: Knowledge | None = None) -> int | None:
-        """The next candidate among those left (and not known to be accepted), or None."""
+        """The next candidate, not among those that ``unknown_to`` knows to be accepted; None if there is none."""
         known = () if unknown_to is None else unknown_to.accepted
-        position, self._first = self._first, None
+        position = self._first
+        self._first = None
         if position is not None and self._mass.is_left(position):
-            self._order.give(position)
+            self._order.use(position)
             if position not in known:
                 return position
         return self._order.next(self._mass, known)
 
 
-def _look(position: int, mass: Mass, knowledge: Knowledge, rejections: int) -> bool:
+def _check(position: int, mass: Mass, knowledge: Knowledge, rejections: int) -> bool:
+    """Check a candidate, and remove from the mass what is rejected."""
     before = len(knowledge.rejected)
-    accepted = knowledge.look(position, mass, rejections)
+    accepted = knowledge.check(position, mass, rejections)
     for low, high in knowledge.rejected[before:]:
         mass.reject(low, high)
     return accepted
 
 
 def _recursive(mass: Mass, candidates: _Candidates, knowledge: Knowledge, max_rejects: int | None) -> Draw:
-    """``Z = q_D · 0 + (1 − q_D) Z'`` behind a rejection that takes ``D`` along; behind an accept,
+    """The recursive estimator.
+
+    After a rejection of the tokens ``D``, ``Z = q_D · 0 + (1 − q_D) Z'``. After an accept,
     ``Z = known + (1 − known) · 1(next unknown candidate is accepted)`` in expectation.
 
-    ``known`` is the part of the mass left that is known to be accepted: the token itself (its ``q``, which is the
-    published estimator) and whatever else its acceptance implies.
+    ``known`` is the share of the remaining mass that is known to be accepted: the token itself (its ``q``, which is the
+    published estimator) and everything else that its acceptance implies.
     """
-    looks = rejections = 0
+    checks = rejections = 0
     while True:
         token = candidates.next()
         if token is None:
-            return Draw(-1, -math.inf, looks, exhausted=True)
+            return Draw(-1, -math.inf, checks, exhausted=True)
         if token not in knowledge.accepted:
-            looks += 1
-            if not _look(token, mass, knowledge, rejections):
+            checks += 1
+            if not _check(token, mass, knowledge, rejections):
                 rejections += 1
                 if rejections == max_rejects:
-                    return Draw(-1, -math.inf, looks)
+                    return Draw(-1, -math.inf, checks)
                 continue
         log_weight = mass.log_left
         if max_rejects is not None and rejections == max_rejects - 1:
-            return Draw(token, log_weight, looks)
+            return Draw(token, log_weight, checks)
         following = candidates.next(unknown_to=knowledge)
         known = min(1.0, float(mass.shares(knowledge.accepted).sum()))
         if following is None:
-            return Draw(token, log_weight + _log(known), looks)
-        # Nothing is drawn behind this look, so that it need not find out more than its answer.
-        if not _look(following, mass, knowledge, 0):
+            return Draw(token, log_weight + _log(known), checks)
+        # Nothing is drawn after this check, so nothing beyond its answer is worth finding out.
+        if not _check(following, mass, knowledge, 0):
             log_weight += _log(known)
-        return Draw(token, log_weight, looks + 1)
+        return Draw(token, log_weight, checks + 1)
 
 
 def _geometric(
     mass: Mass, candidates: _Candidates, knowledge: Knowledge, uniforms: Uniforms, accepts: int, max_rejects: int | None
 ) -> Draw:
-    """Drawing with replacement until A accepts or the cap: ``Z ≈ (A − 1)/(A + B − 1)`` behind A accepts and B
-    rejections, ``a/(a + B − 1)`` where the cap came first.
+    """The geometric estimator: draw with replacement until A accepts or the cap.
 
-    Draws that would fall on tokens that are known by then are counted, not asked about.
+    ``Z ≈ (A − 1)/(A + B − 1)`` after A accepts and B rejections, and ``a/(a + B − 1)`` after a accepts if the cap came
+    first. Draws of tokens that are known by then are counted without a check.
     """
     log_base = mass.log_left
-    looks = accepted = rejected = refused = 0
+    checks = accepted = rejected = 0
+    failed_checks = 0
     token = -1
     while True:
         log_rest = mass.log_left - log_base
@@ -317,27 +330,27 @@ def _geometric(
         if chosen is None:
             chosen = candidates.next(unknown_to=knowledge)
             if chosen is None and (not knowledge.accepted or mass.log_left == -math.inf):
-                return Draw(-1, -math.inf, looks, exhausted=True)
-            if chosen is None:  # all that is left is known, and the last share lost a rounding error
+                return Draw(-1, -math.inf, checks, exhausted=True)
+            if chosen is None:  # everything left is known, and the shares fell short of 1 by a rounding error
                 chosen = max(knowledge.accepted, key=lambda known: float(mass.p[known]))
             else:
-                looks += 1
-                if not _look(chosen, mass, knowledge, refused):
+                checks += 1
+                if not _check(chosen, mass, knowledge, failed_checks):
                     rejected += 1
-                    refused += 1
+                    failed_checks += 1
                     continue
         accepted += 1
         token = chosen if token < 0 else token
         if accepted == accepts:
             break
     if not accepted:
-        return Draw(-1, -math.inf, looks)
-    seen = min(accepted, accepts - 1)
-    return Draw(token, log_base + math.log(seen) - math.log(accepted + rejected - 1), looks)
+        return Draw(-1, -math.inf, checks)
+    counted = min(accepted, accepts - 1)
+    return Draw(token, log_base + math.log(counted) - math.log(accepted + rejected - 1), checks)
 
 
 def _known(mass: Mass, knowledge: Knowledge, uniforms: Uniforms) -> int | None:
-    """A token that is known to be accepted, with the probability that a draw from what is left hits one of them."""
+    """A token that is known to be accepted, with the probability that a draw from the rest hits one; else None."""
     if not knowledge.accepted:
         return None
     u = uniforms.next()
@@ -348,10 +361,10 @@ def _known(mass: Mass, knowledge: Knowledge, uniforms: Uniforms) -> int | None:
 
 
 def _failures(log_success: float, uniforms: Uniforms) -> int:
-    """Failures before the first success of probability ``exp(log_success)`` below 1."""
+    """Number of failures before the first success, which has the probability ``exp(log_success)``, below 1."""
     success = math.exp(log_success)
     log_failure = math.log1p(-success) if success < 1 else -math.inf
-    if log_failure == 0.0:  # too small for a double: any count is as good as infinite
+    if log_failure == 0.0:  # below the precision of a double: practically infinite
         return 2**62
     return min(2**62, int(math.log(uniforms.next()) / log_failure))
 

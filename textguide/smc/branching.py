@@ -1,4 +1,4 @@
-"""Rows that fork where the distribution has much entropy."""
+"""Rows that fork if the distribution has a high entropy (EAGer)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ UNUSED = "no text forked into this row"
 
 
 class Branching(Rows):
-    """One text a prompt at first; free rows of the prompt are filled where a text forks.
+    """Starts with one text per prompt; when a text forks, it fills a free row of its prompt.
 
     Args:
         guidance: threshold and budget.
         rows: prompts times branches.
         generator: randomness; None: torch's global generator.
         ends: end tokens.
-        do_sample: draw tokens, in place of taking the most likely ones.
+        do_sample: draw tokens instead of choosing the most likely ones.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class Branching(Rows):
     ) -> None:
         super().__init__(rows, guidance.max_branches)
         self.begin(rows, generator, ends)
-        self.guidance, self.do_sample = guidance, do_sample
+        self.guidance = guidance
+        self.do_sample = do_sample
         self._open = [row % self.size == 0 for row in range(rows)]
         self._origins: list[tuple[int, int] | None] = [None] * rows
         self._used = list(self._open)
@@ -40,28 +41,28 @@ class Branching(Rows):
 
     @property
     def weighs(self) -> bool:
-        """Texts get no weights."""
+        """False: texts have no weights."""
         return False
 
     @property
     def begun(self) -> list[bool]:
-        """Rows that hold a text; the others wait until one forks into them."""
+        """For each row whether it contains a text; the others wait for a fork."""
         return list(self._used)
 
     def observe(self, guided: Tensor, rows: Sequence[int]) -> None:
-        """Note the entropy of the guided distribution of every row."""
+        """Note the guided distribution of every row and its entropy."""
         distribution = log_softmax(guided)
         self._entropy = dict(zip(rows, entropy(distribution).tolist(), strict=True))
         self._distributions = dict(zip(rows, distribution, strict=True))
 
     def choose(self, scores: Tensor, last: bool) -> Tensor:
-        """A token for every open row, and another one for the row that it forks into."""
-        going = [row for row, opened in enumerate(self._open) if opened]
-        index = torch.tensor(going, device=scores.device)
+        """Choose a token for every open row, and another one for the row that it forks into."""
+        rows = [row for row, is_open in enumerate(self._open) if is_open]
+        index = torch.tensor(rows, device=scores.device)
         tokens = torch.zeros(len(self._open), dtype=torch.long, device=scores.device)
         tokens[index] = self._pick(scores[index])
         self._forks = {}
-        for row in going:
+        for row in rows:
             if last or self._entropy[row] <= self.guidance.entropy_threshold:
                 continue
             first = row - row % self.size
@@ -75,7 +76,7 @@ class Branching(Rows):
         return tokens
 
     def resample(self) -> Tensor | None:
-        """The row that each row goes on from; None where none forks."""
+        """The row that each row continues; None if no row forks."""
         if not self._forks:
             return None
         ancestors = torch.arange(len(self._open))
@@ -88,11 +89,11 @@ class Branching(Rows):
         return ancestors
 
     def rewritten(self) -> dict[int, tuple[int, float]]:
-        """The tokens that new rows have in place of their parents' last one, with their log-probabilities."""
+        """The last tokens of new rows, which differ from their parents', with their log-probabilities."""
         return {row: (token, log_prob) for row, (_, token, log_prob) in self._forks.items()}
 
     def outcome(self) -> Outcome:
-        """What came of the run."""
+        """The outcome of the run."""
         deaths = [None if used else UNUSED for used in self._used]
         return self._outcome(list(self._used), list(self._lengths), deaths, 0, list(self._origins))
 

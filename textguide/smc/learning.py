@@ -1,14 +1,15 @@
-"""Texts under a constraint that are proposed by what earlier texts learned: CARS (Parys et al., arXiv 2510.01902) and
-ASAp (Park et al., arXiv 2405.21047).
+"""Texts under a constraint whose proposal learns from earlier texts: CARS (Parys et al., arXiv 2510.01902) and ASAp
+(Park et al., arXiv 2405.21047).
 
-Behind a prefix ``u`` a token is drawn in proportion to ``p(a|u) θ(ua)``, with ``θ`` the mass of
-:class:`textguide.smc.lessons.Prefix`: 0 where nothing can follow, 1 where nothing is known. Let ``θ'(u)`` be the value
-with which ``u`` itself was drawn, and ``S(u) = Σ p(a|u) θ(ua) 1(a may follow)`` what is known now. The product of
-``S(u)/θ'(u)`` along a text, times ``θ'`` of the empty one, is ``p`` over the probability with which the text was drawn.
-Every factor is at most 1, so that it can be a weight (ASAp) or the probability of going on (CARS), and neither depends
-on what is learned in the meantime, by other rows or other threads: whatever ``θ`` was, a try ends in the member ``x``
-with probability ``p(x)/θ'``. Where the constraint is only asked about tokens, the draw of :mod:`textguide.smc.awrs`
-and its weight, whose expectation is the indicator, stand for the mask.
+After a prefix ``u`` a token is drawn in proportion to ``p(a|u) θ(ua)``, where ``θ`` is the mass of
+:class:`textguide.smc.lessons.Prefix`: 0 if nothing can follow, 1 if nothing is known. Let ``θ'(u)`` be the value with
+which ``u`` itself was drawn, and ``S(u) = Σ p(a|u) θ(ua) 1(a is allowed)`` the present value. The product of
+``S(u)/θ'(u)`` along a text, times ``θ'`` of the empty text, is ``p`` over the probability of drawing the text.
+
+Every factor is at most 1, so it can be a weight (ASAp) or the probability of continuing (CARS). Neither depends on what
+other rows or threads learn in the meantime: whatever ``θ`` was, a try ends in the member ``x`` with probability
+``p(x)/θ'``. If the constraint has no mask, the draw of :mod:`textguide.smc.awrs` and its weight, whose expectation is
+the indicator, replace the mask.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ AGAIN = "the draw fell on what is ruled out"
 
 
 class Learning(Constrained):
-    """Chooses tokens by what is known of prefixes, and learns from them; arguments as for :class:`Constrained`.
+    """Chooses tokens by what is known about prefixes, and learns from them; other arguments as for
+    :class:`Constrained`.
 
     Args:
-        lessons: what is known.
-        keys: of each population, what its tree depends on; equal ones share it.
+        lessons: the knowledge about prefixes.
+        keys: for each population everything that its tree depends on; populations with equal keys share one tree.
     """
 
     def __init__(
@@ -57,78 +59,94 @@ class Learning(Constrained):
         lookahead: Lookahead | None = None,
         prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        super().__init__(guidance, session, vocabulary, rows, generator, device, limit=limit, lookahead=lookahead,
-                         prompts=prompts)  # fmt: skip
-        self._foreseen: dict[int, Tensor] = {}  # log ψ of this step
-        self._fresh = [row.ahead for row in self._rows]
+        super().__init__(
+            guidance, session, vocabulary, rows, generator, device, limit=limit, lookahead=lookahead, prompts=prompts
+        )
+        self._log_psi: dict[int, Tensor] = {}  # of this step, by row
+        self._first_ahead = [row.ahead for row in self._rows]
         self._lessons = lessons
         self._roots = [lessons.root(keys[number // self.size]) for number in range(rows)]
         self._tries = [0] * rows
-        self._exposure = [0.0] * (rows // self.size)
-        self._told: dict[int, weakref.ref[TrieKnowledge]] = {}
-        self._at: list[Prefix | None] = [None] * rows
-        self._bound = [0.0] * rows  # log θ' of the place of each row
+        self._exposure = [0.0] * (rows // self.size)  # for each population the sum of 1/θ' over its tries
+        self._informed: dict[int, weakref.ref[TrieKnowledge]] = {}
+        self._prefixes: list[Prefix | None] = [None] * rows
+        self._bound = [0.0] * rows  # log θ' of the prefix of each row
         for number in range(rows):
             self._begin(number)
 
     @property
     def repeats(self) -> bool:
-        """Whether texts that fail begin again."""
+        """Whether texts that fail are restarted."""
         return self.guidance.sampler == "cars"
 
     def choose(self, scores: Tensor, last: bool) -> Tensor:
-        """Draw a token for every row that goes on; see the module."""
-        going = [number for number, opened in enumerate(self.open) if opened]
-        index = torch.tensor(going, device=scores.device)
-        known, proposed = {}, scores.clone()
-        for number in going:
-            place = self._at[number]
-            tokens, masses = self._lessons.bounds(place) if place is not None else ([], [])
-            known[number] = dict(zip(tokens, masses, strict=True))
-            if tokens:
-                proposed[number, tokens] += torch.tensor(masses, device=scores.device).log().to(scores.dtype)
-        shares = (proposed[index].double().logsumexp(-1) - scores[index].double().logsumexp(-1)).tolist()
-        for number, share in zip(going, shares, strict=True):
-            if share == -math.inf or math.isnan(share):
-                self._die(number, NO_TOKEN)
-                proposed[number] = scores[number]
+        """Draw a token for every open row; see the module."""
+        rows = [number for number, is_open in enumerate(self.open) if is_open]
+        masses = {number: self._known_masses(number) for number in rows}
+        proposed, log_shares = self._propose(scores, masses)
         before = self.log_weights.clone()
-        self._foreseen = {}
-        chosen = super().choose(proposed, last)
-        for number, share in zip(going, shares, strict=True):
+        self._log_psi = {}
+        tokens = super().choose(proposed, last)
+        for number, log_share in log_shares.items():
             if not self._rows[number].open:
                 continue
-            gained = float(self.log_weights[number] - before[number]) + min(share, 0.0) - self._bound[number]
-            self.log_weights[number] = before[number] + (0.0 if self.repeats else gained)
-            mass = known[number].get(int(chosen[number]), 1.0)
+            gain = float(self.log_weights[number] - before[number]) + min(log_share, 0.0) - self._bound[number]
+            self.log_weights[number] = before[number] + (0.0 if self.repeats else gain)
+            mass = masses[number].get(int(tokens[number]), 1.0)
             self._bound[number] = math.log(mass) if mass > 0 else 0.0
-            if self.repeats and float(torch.rand((), generator=self._twin, dtype=torch.float64)) >= math.exp(
-                min(gained, 0.0)
-            ):
+            if self.repeats and self._uniform() >= math.exp(min(gain, 0.0)):
                 self._die(number, AGAIN)
-        for number in going:
-            self._note(number, scores[number], int(chosen[number]), last)
-        return chosen
+        for number in rows:
+            self._note(number, scores[number], int(tokens[number]), last)
+        return tokens
+
+    def _known_masses(self, number: int) -> dict[int, float]:
+        """θ by token, for the tokens after a row's prefix about which something is known."""
+        prefix = self._prefixes[number]
+        return {} if prefix is None else self._lessons.bounds(prefix)
+
+    def _propose(self, scores: Tensor, masses: dict[int, dict[int, float]]) -> tuple[Tensor, dict[int, float]]:
+        """Multiply the scores of open rows by θ; rows without any mass left are given up.
+
+        Returns:
+            The new scores (B, V), and for each row the log of the mass that θ leaves.
+        """
+        rows = torch.tensor(list(masses), device=scores.device)
+        proposed = scores.clone()
+        for number, known in masses.items():
+            if known:
+                theta = torch.tensor(list(known.values()), device=scores.device)
+                proposed[number, list(known)] += theta.log().to(scores.dtype)
+        log_shares = (proposed[rows].double().logsumexp(-1) - scores[rows].double().logsumexp(-1)).tolist()
+        for number, log_share in zip(masses, log_shares, strict=True):
+            if log_share == -math.inf or math.isnan(log_share):
+                self._die(number, NO_TOKEN)
+                proposed[number] = scores[number]
+        return proposed, dict(zip(masses, log_shares, strict=True))
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._twin, dtype=torch.float64))
 
     def advance(self, tokens: Tensor, last: bool) -> None:
-        """Write the tokens (B,) behind the rows that go on."""
-        going = self.open
+        """Append the tokens (B,) to the open rows."""
+        was_open = self.open
         super().advance(tokens, last)
         for number, row in enumerate(self._rows):
-            if not going[number]:
+            if not was_open[number]:
                 continue
-            place, token = self._at[number], int(tokens[number])
-            self._at[number] = None if place is None or row.finished else place.children.get(token)
-            if row.death == LIMIT and self._at[number] is not None:
+            before = self._prefixes[number]
+            prefix = None if before is None or row.finished else before.children.get(int(tokens[number]))
+            self._prefixes[number] = prefix
+            if row.death == LIMIT and prefix is not None:
                 with self._lessons.lock:
-                    self._at[number].close()  # type: ignore[union-attr]
+                    prefix.close()
 
     def resample(self) -> Tensor | None:
-        """As for every population; texts that begin again have equal weights."""
+        """As :meth:`Weighed.resample`; never for texts that are restarted, because their weights are equal."""
         return None if self.repeats else super().resample()
 
     def again(self) -> list[int]:
-        """Rows that begin once more with the prompt; they are open now."""
+        """Restart rows that failed and may still succeed; returns them."""
         if not self.repeats:
             return []
         failed = [number for number, row in enumerate(self._rows) if not row.finished]
@@ -138,13 +156,21 @@ class Learning(Constrained):
             if number not in rows:
                 self._rows[number].death = TRIES
         for number in rows:
-            self._rows[number] = replace(self._rows[number], session=self._root.fork(), known=None, length=0, open=True,
-                                         death=None, ahead=self._fresh[number], foreseen=0.0)  # fmt: skip
+            self._rows[number] = replace(
+                self._rows[number],
+                session=self._root.fork(),
+                known=None,
+                length=0,
+                open=True,
+                death=None,
+                ahead=self._first_ahead[number],
+                log_psi=0.0,
+            )
             self._begin(number)
         return rows
 
     def outcome(self) -> Outcome:
-        """What came of the run."""
+        """The outcome of the run; restarted texts estimate the evidence by their rate of success."""
         outcome = super().outcome()
         if not self.repeats:
             return outcome
@@ -153,11 +179,12 @@ class Learning(Constrained):
         estimate = (accepted / exposure).log().clamp(max=0.0)
         return replace(outcome, log_evidence=estimate, tries=list(self._tries))
 
-    # -- parts -----------------------------------------------------------------------------------------------------
+    # -- details ---------------------------------------------------------------------------------------------------
 
     def _begin(self, number: int) -> None:
-        """Let a row stand in front of its first token."""
-        root = self._at[number] = self._roots[number]
+        """Set a row to the start of its text."""
+        root = self._roots[number]
+        self._prefixes[number] = root
         if root.mass == 0:
             self._die(number, HOPELESS)
             return
@@ -167,60 +194,73 @@ class Learning(Constrained):
         self.log_weights[number] = 0.0 if self.repeats else self._bound[number]
 
     def _note(self, number: int, scores: Tensor, token: int, last: bool) -> None:
-        """Learn from one row's step, from ``scores`` (V,) of the model itself."""
-        place, row = self._at[number], self._rows[number]
-        if place is None:
+        """Learn from one step of a row.
+
+        Args:
+            number: the row.
+            scores: those of the model, (V,).
+            token: the token that was drawn.
+            last: whether it is the last one within the limit.
+        """
+        prefix = self._prefixes[number]
+        row = self._rows[number]
+        if prefix is None:
             return
         mask = self._mask_of(row, last)
         if mask is None:
-            trie, known = self._memory.trie, row.known
-            assert known is not None
+            trie = self._memory.trie
+            assert row.known is not None
             with self._lessons.lock:
-                place.rejected = merged([*place.rejected, *known.rejected])
-                spans = place.rejected
+                prefix.rejected = merged([*prefix.rejected, *row.known.rejected])
+                spans = prefix.rejected
             allowed = torch.ones(self.vocabulary.size, dtype=torch.bool)
             for low, high in spans:
                 allowed[trie.order[low:high]] = False
         else:
             allowed = mask.cpu()
-        ahead = self._foreseen.get(number)
-        if ahead is not None:
-            allowed = allowed & (ahead.cpu() > -math.inf)
+        log_psi = self._log_psi.get(number)
+        if log_psi is not None:
+            allowed = allowed & (log_psi.cpu() > -math.inf)
         follows = row.open and token not in self.vocabulary.ends
         probs = scores.double().softmax(-1).cpu()
-        self._lessons.learn(place, self._roots[number], probs, allowed, token if follows else None)
+        self._lessons.learn(prefix, self._roots[number], probs, allowed, token if follows else None)
 
-    def _foresee(self, scores: Tensor, last: bool) -> dict[int, Tensor]:
-        found = super()._foresee(scores, last)
-        self._foreseen = dict(found)
-        return found
+    def _look_ahead(self, scores: Tensor, last: bool) -> dict[int, Tensor]:
+        log_psi = super()._look_ahead(scores, last)
+        self._log_psi = dict(log_psi)
+        return log_psi
 
     def _following(self, row: _Row, scores: Tensor | None = None, more: int = 0) -> Tensor | None:
-        """As for all constraints; where texts begin again, of what is foreseen only what it rules out, since the
-        probability of going on needs a bound and no guess."""
+        """As :meth:`Constrained._following`; for texts that are restarted only the tokens that it rules out.
+
+        The probability of continuing needs an upper bound, and the other values are guesses.
+        """
         values = super()._following(row, scores, more)
         if values is None or not self.repeats:
             return values
         return torch.where(values > -math.inf, 0.0, values)
 
-    def _expect(self, number: int, row: _Row) -> None:
+    def _add_potential(self, number: int, row: _Row) -> None:
         if not self.repeats:
-            super()._expect(number, row)
+            super()._add_potential(number, row)
 
     def _know(self, number: int) -> TrieKnowledge:
-        known, place = super()._know(number), self._at[number]
-        told = self._told.get(id(known))
-        if place is not None and place.rejected and (told is None or told() is not known):
-            # What the bound of this place rests on must stay known, however long ago it was asked.
-            known.rejected.extend(place.rejected)
-            self._told[id(known)] = weakref.ref(known)
+        known = super()._know(number)
+        prefix = self._prefixes[number]
+        informed = self._informed.get(id(known))
+        if prefix is not None and prefix.rejected and (informed is None or informed() is not known):
+            # The bound of this prefix relies on these rejections, so they must be known, however long ago they were.
+            known.rejected.extend(prefix.rejected)
+            self._informed[id(known)] = weakref.ref(known)
         return known
 
     def _move(self, ancestors: list[int]) -> None:
         super()._move(ancestors)
-        self._at = [self._at[a] for a in ancestors]
-        self._bound = [self._bound[a] for a in ancestors]
+        self._prefixes = [self._prefixes[ancestor] for ancestor in ancestors]
+        self._bound = [self._bound[ancestor] for ancestor in ancestors]
 
     def _unshare(self) -> None:
         super()._unshare()
-        self._at, self._bound, self._told = list(self._at), list(self._bound), {}
+        self._prefixes = list(self._prefixes)
+        self._bound = list(self._bound)
+        self._informed = {}

@@ -1,4 +1,4 @@
-"""What texts that failed taught: trees of prefixes, each with the probability that a text can still become a member."""
+"""Knowledge from texts that failed: trees of prefixes, each with a bound of the probability to become a member."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
+from ..support.checks import whole_number
 from .awrs import Span
 
 MAX_PREFIXES = 100_000
@@ -18,20 +19,20 @@ _CURRENT: ContextVar[tuple[Lessons, ...]] = ContextVar("lessons", default=())
 
 
 class Prefix:
-    """One text that was written by tokens, in a tree.
+    """A text as a sequence of tokens, in a tree.
 
-    ``mass`` is an upper bound of the probability that what the model writes behind it becomes a member in time. It is
-    ``rest``, the mass of the tokens that are not known to be ruled out and have no prefix of their own here, plus
-    ``chance · mass`` of those that have one: a sum of positive numbers, so that bounds near 0 keep their digits.
+    ``mass`` is an upper bound of the probability that the model continues the text to a member within the limit. It is
+    ``rest``, the mass of the tokens that are not ruled out and have no prefix in the tree, plus ``chance · mass`` of
+    those that have one. This is a sum of positive numbers, so bounds near 0 keep their digits.
 
     Attributes:
-        parent: the text without its last token; None in front of the first one.
-        children: texts with one token more, by that token.
+        parent: the text without its last token; None for the empty text.
+        children: texts with one more token, by that token.
         chances: the probability of that token.
-        rest: see above; None before the model was asked.
-        mass: see above; 1 before the model was asked. It never grows.
-        rejected: spans of :class:`textguide.smc.trie.Trie` that are known to be ruled out, where no mask is known.
-        size: texts that are kept of it and behind it.
+        rest: see above; None before the model was evaluated.
+        mass: see above; 1 before the model was evaluated. It never grows.
+        rejected: spans of :class:`textguide.smc.trie.Trie` that are ruled out, if the constraint has no mask.
+        size: number of prefixes in this subtree.
     """
 
     __slots__ = ("chances", "children", "mass", "parent", "rejected", "rest", "size")
@@ -46,49 +47,51 @@ class Prefix:
         self.size = 1
 
     def close(self) -> None:
-        """Nothing behind this text is a member."""
+        """Note that no continuation of this text is a member."""
         self._drop()
-        self.settle()
+        self.update_mass()
 
     def follow(self, token: int) -> None:
-        """Keep the text with one token more."""
+        """Add the text with one more token to the tree."""
         self.children[token] = Prefix(self)
         self._grow(1)
 
-    def settle(self) -> None:
-        """Sum the mass of this text anew, and of all texts that it begins with."""
-        place: Prefix | None = self
-        while place is not None and place.rest is not None:
-            mass = place.rest + sum(place.chances[token] * child.mass for token, child in place.children.items())
-            if mass >= place.mass:
+    def update_mass(self) -> None:
+        """Recompute the mass of this text and of its prefixes."""
+        prefix: Prefix | None = self
+        while prefix is not None and prefix.rest is not None:
+            mass = prefix.rest + sum(prefix.chances[token] * child.mass for token, child in prefix.children.items())
+            if mass >= prefix.mass:
                 return
-            place.mass = mass
+            prefix.mass = mass
             if mass == 0.0:
-                place._drop()
-            place = place.parent
+                prefix._drop()
+            prefix = prefix.parent
 
     def _drop(self) -> None:
-        """Forget the texts behind this one; those that a run still stands at are no part of the tree."""
+        """Remove the continuations of this text; a run that is still at one of them keeps it outside of the tree."""
         for child in self.children.values():
             child.parent = None
         self._grow(1 - self.size)
-        self.children, self.chances, self.rest = {}, {}, 0.0
+        self.children = {}
+        self.chances = {}
+        self.rest = 0.0
 
     def _grow(self, number: int) -> None:
-        place: Prefix = self
-        place.size += number
-        while place.parent is not None:
-            place = place.parent
-            place.size += number
-        if isinstance(place, Root) and place.lessons is not None:
-            place.lessons.prefixes += number
+        prefix: Prefix = self
+        prefix.size += number
+        while prefix.parent is not None:
+            prefix = prefix.parent
+            prefix.size += number
+        if isinstance(prefix, Root) and prefix.lessons is not None:
+            prefix.lessons.prefixes += number
 
 
 class Root(Prefix):
-    """The text in front of the first token.
+    """The empty text.
 
     Attributes:
-        lessons: those that keep it and count its size; None once they have dropped it.
+        lessons: the lessons that contain the tree and count its size; None after they have dropped it.
     """
 
     __slots__ = ("lessons",)
@@ -99,28 +102,29 @@ class Root(Prefix):
         lessons.prefixes += self.size
 
     def leave(self) -> None:
-        """Be kept no longer."""
+        """Remove the tree from its lessons."""
         if self.lessons is not None:
             self.lessons.prefixes -= self.size
             self.lessons = None
 
 
 class Lessons:
-    """What rejected prefixes taught ``AWRS(sampler="cars")`` and ``"asap"``, for all runs inside a ``with`` block.
+    """What ``AWRS(sampler="cars")`` and ``"asap"`` learn from rejected prefixes, for all runs in a ``with`` block.
 
-    Without one, what is learned serves the batches of one call. Prompts, models, guidances, constraints and settings
-    that differ never share anything. Under one seed a second run within the block writes other texts than the first,
-    since it begins with what that one learned.
+    Without one, the batches of a single call share what they learn. Runs with different prompts, models, guidances,
+    constraints or settings share nothing. With the same seed, a second run in the block generates other texts than the
+    first one, because it starts with what the first one learned.
 
     Args:
-        max_prefixes: texts that are kept, over all prompts. Of the prompts that were used longest ago all are dropped
-            first; where one prompt alone fills the room, further prefixes are not kept: more tries, and as exact.
+        max_prefixes: largest number of prefixes, over all prompts. The prompts that were used longest ago are dropped
+            first. If a single prompt reaches the limit, further prefixes are not stored: that costs more tries, and the
+            results are just as exact.
 
     Raises:
-        ValueError: ``max_prefixes`` is no whole number of 1 or more.
+        ValueError: ``max_prefixes`` is not a whole number of 1 or more.
 
     Attributes:
-        prefixes: texts that are kept.
+        prefixes: number of prefixes that are stored.
 
     Example:
         >>> with textguide.Lessons():
@@ -129,9 +133,8 @@ class Lessons:
     """
 
     def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
-        if isinstance(max_prefixes, bool) or not isinstance(max_prefixes, int) or max_prefixes < 1:
-            raise ValueError(f"max_prefixes={max_prefixes!r} must be a whole number of 1 or more")
-        self.max_prefixes, self.prefixes = max_prefixes, 0
+        self.max_prefixes = whole_number("max_prefixes", max_prefixes, 1)
+        self.prefixes = 0
         self.lock = threading.RLock()
         self._roots: OrderedDict[Hashable, Root] = OrderedDict()
 
@@ -143,7 +146,7 @@ class Lessons:
         _CURRENT.set(_CURRENT.get()[:-1])
 
     def root(self, key: Hashable) -> Root:
-        """The place in front of the first token, for all runs with one ``key``."""
+        """The empty text of the tree for ``key``, shared by all runs with that key."""
         with self.lock:
             if key not in self._roots:
                 while self._roots and self.prefixes >= self.max_prefixes:
@@ -152,51 +155,52 @@ class Lessons:
             self._roots.move_to_end(key)
             return self._roots[key]
 
-    def bounds(self, place: Prefix) -> tuple[list[int], list[float]]:
-        """Tokens behind which something is known, and the mass there."""
+    def bounds(self, prefix: Prefix) -> dict[int, float]:
+        """The mass after each token about which something is known, by token."""
         with self.lock:
-            return list(place.children), [child.mass for child in place.children.values()]
+            return {token: child.mass for token, child in prefix.children.items()}
 
-    def learn(self, place: Prefix, root: Root, probs: Tensor, allowed: Tensor, token: int | None) -> Prefix | None:
-        """Note what the model and the constraint say behind ``place``.
+    def learn(self, prefix: Prefix, root: Root, probs: Tensor, allowed: Tensor, token: int | None) -> Prefix | None:
+        """Note the probabilities of the model and the verdicts of the constraint after ``prefix``.
 
         Args:
-            root: of its tree.
-            probs: of the next token (V,), float64.
-            allowed: those that are not known to be ruled out, bool (V,).
-            token: the one that was drawn and does not end the text; None where there is none.
+            prefix: a text in the tree.
+            root: the root of the tree.
+            probs: the distribution of the next token (V,), float64.
+            allowed: the tokens that are not ruled out, bool (V,).
+            token: the token that was drawn; None if the text ends or was given up.
 
         Returns:
-            The place behind ``token``, None where there is none or no room for it.
+            The prefix with ``token``; None if there is no token or no room for it.
         """
         with self.lock:
-            room = root.lessons is self and self.prefixes < self.max_prefixes
-            if place.mass > 0.0 and token is not None and token not in place.children and room:
-                place.follow(token)
-            visited = list(place.children)
-            kept = probs * allowed
-            place.chances = dict(zip(visited, kept[visited].tolist(), strict=True))
-            kept[visited] = 0.0
-            place.rest = float(kept.sum())
-            behind = None if token is None else place.children.get(token)
-            place.settle()
-            return behind
+            has_room = root.lessons is self and self.prefixes < self.max_prefixes
+            if prefix.mass > 0.0 and token is not None and token not in prefix.children and has_room:
+                prefix.follow(token)
+            visited = list(prefix.children)
+            mass = probs * allowed
+            prefix.chances = dict(zip(visited, mass[visited].tolist(), strict=True))
+            mass[visited] = 0.0
+            prefix.rest = float(mass.sum())
+            following = None if token is None else prefix.children.get(token)
+            prefix.update_mass()
+            return following
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:
-    """The same positions in as few spans as can be, ascending."""
-    found: list[Span] = []
+    """The same positions in as few spans as possible, ascending."""
+    disjoint: list[Span] = []
     for low, high in sorted(spans):
-        if found and low <= found[-1][1]:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        if disjoint and low <= disjoint[-1][1]:
+            disjoint[-1] = (disjoint[-1][0], max(high, disjoint[-1][1]))
         else:
-            found.append((low, high))
-    return found
+            disjoint.append((low, high))
+    return disjoint
 
 
 @contextmanager
 def lessons() -> Iterator[Lessons]:
-    """Those of the ``with`` block that this runs in; new ones where there is none."""
+    """The lessons of the enclosing ``with`` block, or new ones for this block if there is none."""
     if _CURRENT.get():
         yield current_lessons()
         return
@@ -205,6 +209,6 @@ def lessons() -> Iterator[Lessons]:
 
 
 def current_lessons() -> Lessons:
-    """Those of the ``with`` block that this runs in; new ones, which nothing else sees, where there is none."""
+    """The lessons of the enclosing ``with`` block; new, unshared ones if there is none."""
     current = _CURRENT.get()
     return current[-1] if current else Lessons()

@@ -1,6 +1,6 @@
 """Weighted particles: effective sample size, resampling, evidence, expectations (sequential Monte Carlo).
 
-Log-weights are float64, (P, N): P populations of N particles. A particle of weight −inf is dead.
+Log-weights are float64, (P, N): P populations of N particles. A particle with log-weight −inf is dead.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ RESAMPLING = ("stratified", "systematic")
 
 
 def log_evidence(log_weights: Tensor) -> Tensor:
-    """Log of the mean weight of every population (..., N) → (...): an unbiased estimate of the evidence in exp."""
+    """Log of the mean weight of every population, (..., N) → (...); its exp is an unbiased estimate of the evidence."""
     return log_weights.double().logsumexp(-1) - math.log(log_weights.shape[-1])
 
 
 def normalized(log_weights: Tensor) -> Tensor:
-    """Self-normalised weights (..., N), summing to 1; all 0 where every particle is dead."""
+    """Self-normalised weights (..., N), summing to 1; all 0 if every particle is dead."""
     log_weights = log_weights.double()
     weights = (log_weights - log_weights.amax(-1, keepdim=True).clamp_min(-1e300)).exp()
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """(Σ w)² / Σ w² of every population, (..., N) → (...); 0 where every particle is dead."""
+    """(Σ w)² / Σ w² of every population, (..., N) → (...); 0 if every particle is dead."""
     weights = normalized(log_weights)
-    total, squares = weights.sum(-1), weights.square().sum(-1)
+    total = weights.sum(-1)
+    squares = weights.square().sum(-1)
     return torch.where(squares > 0, total.square() / squares.clamp_min(1e-300), 0.0)
 
 
 def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Ancestors (P, N): one point in each of N equal strata of the cumulated weights.
+    """Ancestors (P, N): one point in each of N equal strata of the cumulative weights.
 
     Args:
-        log_weights: (P, N), with a particle alive in every population.
+        log_weights: (P, N), with at least one live particle in every population.
         uniforms: numbers in [0, 1), (P, N).
     """
     count = log_weights.shape[-1]
@@ -51,12 +52,12 @@ def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def systematic(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Ancestors (P, N): N points at equal distances, shifted by one uniform number a population, (P, 1)."""
+    """Ancestors (P, N): N points at equal distances, shifted by one uniform number per population, (P, 1)."""
     return stratified(log_weights, uniforms.expand_as(log_weights))
 
 
 def in_place(ancestors: Tensor) -> Tensor:
-    """The same ancestors (P, N), reordered so that every particle that survives keeps its place."""
+    """The same ancestors (P, N), reordered so that every surviving particle keeps its row."""
     rows = []
     for row in ancestors.tolist():
         spare = list(row)
@@ -69,7 +70,7 @@ def in_place(ancestors: Tensor) -> Tensor:
 
 
 def resample(log_weights: Tensor, generator: torch.Generator | None, scheme: str = "stratified") -> Tensor:
-    """Ancestors (P, N) by a named scheme; survivors keep their places."""
+    """Ancestors (P, N) by a named scheme; survivors keep their rows."""
     shape = (*log_weights.shape[:-1], log_weights.shape[-1] if scheme == "stratified" else 1)
     uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)
     return in_place({"stratified": stratified, "systematic": systematic}[scheme](log_weights, uniforms))

@@ -1,4 +1,4 @@
-"""Rows with weights, a population a prompt, and their resampling: what every weighed run shares."""
+"""The rows of a run that choose their tokens together, in populations per prompt; their weights and resampling."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from . import particles
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a weighed or constrained run; rows are populations times particles, in order.
+    """The outcome of a weighted or constrained run; rows are populations times particles, in order.
 
     Args:
-        log_weights: log of each particle's weight, float64 (rows,); None where the method gives none.
+        log_weights: log of each particle's weight, float64 (rows,); None if the method has no weights.
         log_evidence: log of the mean weight of each population, (populations,); None likewise.
         ess: effective sample size of each population at the end, (populations,); None likewise.
         finished: whether each text ended as a member of the constraint, bool (rows,).
         lengths: tokens of each text, its end token included.
-        deaths: why a text did not finish, None for those that did, a list over rows.
-        calls: how often the constraint was asked.
-        resamplings: how often a population was resampled.
-        tries: how often each row was begun, (rows,); None where rows are written once.
-        origins: the row that each row forked from and how many tokens they share; None for those that began with the
-            prompt; None where rows do not fork.
+        deaths: for each row why its text did not finish; None if it did.
+        calls: number of evaluations of the constraint.
+        resamplings: number of times that a population was resampled.
+        tries: number of times that each row was started, (rows,); None if rows are never restarted.
+        origins: for each row the row that it forked from and the number of tokens that they share; None for rows that
+            started with the prompt. None if rows do not fork.
     """
 
     log_weights: Tensor | None
@@ -44,11 +44,11 @@ class Outcome:
 
 
 class Population(ABC):
-    """What the loop asks of the rows of one batch that choose their tokens together.
+    """The interface between the loop and the rows of one batch that choose their tokens together.
 
     Args:
         rows: number of rows, populations times their size.
-        size: rows of a population, which begin with one prompt.
+        size: number of rows of a population, which share one prompt.
     """
 
     def __init__(self, rows: int, size: int) -> None:
@@ -58,7 +58,7 @@ class Population(ABC):
 
     @property
     def weighs(self) -> bool:
-        """Whether texts get weights."""
+        """Whether texts have weights."""
         return True
 
     @property
@@ -68,22 +68,22 @@ class Population(ABC):
 
     @property
     def repeats(self) -> bool:
-        """Whether rows that fail begin again."""
+        """Whether rows that fail are restarted."""
         return False
 
     @property
     @abstractmethod
     def open(self) -> list[bool]:
-        """Rows that go on."""
+        """For each row whether its text continues."""
 
     @property
     def begun(self) -> list[bool]:
-        """Rows that hold a text; the others wait until one forks into them."""
+        """For each row whether it contains a text; the others wait for a fork."""
         return [True] * len(self.open)
 
     @property
     def deaths(self) -> list[str | None]:
-        """Why each row was given up, None for those that were not."""
+        """Why each row was given up; None for the others."""
         return [None] * len(self.open)
 
     @property
@@ -92,47 +92,48 @@ class Population(ABC):
         return False
 
     def weigh(self, normaliser: Tensor, rows: Sequence[int]) -> None:
-        """Multiply the weights of ``rows`` by what normalising their guided scores divided by, a logarithm (b,)."""
+        """Multiply the weights of ``rows`` by the normalisers of their guided scores, given as logarithms (b,)."""
         raise NotImplementedError
 
-    def observe(self, guided: Tensor, rows: Sequence[int]) -> None:  # noqa: B027 — most populations need nothing of it
+    def observe(self, guided: Tensor, rows: Sequence[int]) -> None:  # noqa: B027 — most populations do not need it
         """Note the guided distribution (b, V) of ``rows``, before processors."""
 
     def mask(self, scores: Tensor) -> Tensor:
-        """``scores`` (B, V) with −inf where a token may not follow."""
+        """``scores`` (B, V) with −inf for tokens that are not allowed."""
         return scores
 
     @abstractmethod
     def choose(self, scores: Tensor, last: bool) -> Tensor:
-        """A token for every row that goes on, from processed scores (B, V).
+        """Choose a token for every open row.
 
         Args:
-            last: the limit allows no token behind this one.
+            scores: processed scores (B, V).
+            last: the limit allows no token after this one.
         """
 
     @abstractmethod
     def advance(self, tokens: Tensor, last: bool) -> None:
-        """Write the tokens (B,) behind the rows that go on."""
+        """Append the tokens (B,) to the open rows."""
 
     @abstractmethod
     def stop(self, going: Sequence[float]) -> None:
-        """Close the rows that a stopping criterion ended, those where ``going`` (B,) is 0."""
+        """Close the rows that a stopping criterion ended: those for which ``going`` (B,) is 0."""
 
     @abstractmethod
     def resample(self) -> Tensor | None:
-        """The row that each row goes on from, (B,), or None where all stay."""
+        """The row that each row continues, (B,); None if every row continues itself."""
 
     def rewritten(self) -> dict[int, tuple[int, float]]:
-        """Rows whose last token is not their ancestor's after :meth:`resample`: that token and its log-probability."""
+        """After :meth:`resample`, rows whose last token is not their ancestor's: the token and its log-probability."""
         return {}
 
     def again(self) -> list[int]:
-        """Rows that begin once more with the prompt, now that none goes on; they are open again."""
+        """Restart rows with the prompt when no row is open any more; returns them."""
         return []
 
     @abstractmethod
     def outcome(self) -> Outcome:
-        """What came of the run."""
+        """The outcome of the run."""
 
     def _outcome(
         self,
@@ -158,16 +159,16 @@ class Population(ABC):
 
 
 class Weighed(Population):
-    """Rows with weights, resampled where these spread.
+    """Rows with weights, resampled if the weights differ too much.
 
     Args:
         rows: number of rows, populations times particles.
-        size: particles of a population.
-        ess_threshold: resample below this share of them.
+        size: number of particles of a population.
+        ess_threshold: resample if the effective sample size is below this share of the particles.
         resampling: scheme of :func:`textguide.smc.particles.resample`.
-        generator: randomness of the run; resampling has a twin that is seeded from its state, so that tokens are drawn
-            as plain decoding draws them.
-        corrects: multiply weights by what normalising guided scores divides by.
+        generator: randomness of the run; resampling uses another generator that is seeded from its state, so that
+            tokens are drawn as plain decoding draws them.
+        corrects: whether weights are multiplied by the normalisers of guided scores.
     """
 
     def __init__(
@@ -180,14 +181,18 @@ class Weighed(Population):
         corrects: bool = False,
     ) -> None:
         super().__init__(rows, size)
-        self.ess_threshold, self.resampling, self._corrects = ess_threshold, resampling, corrects
-        # Not the twin of this state itself: the first step may seed its candidates from that, and the same numbers
+        self.ess_threshold = ess_threshold
+        self.resampling = resampling
+        self._corrects = corrects
+        # Not the twin of this state itself: the first step may seed its candidates from that one, and the same numbers
         # would then decide which tokens are drawn and which particles survive.
         self._twin = twin(twin(generator))
 
     def fork(self) -> Weighed:
-        """The same rows at the same place, to go on from once more: both draw their tokens from one generator, and what
-        was learned about a constraint stays with the first."""
+        """A copy of the rows that continues independently.
+
+        Both draw their tokens from one generator. Knowledge about the constraint stays with the original.
+        """
         other = copy.copy(self)
         other.log_weights = self.log_weights.clone()
         other._twin = torch.Generator()
@@ -197,11 +202,11 @@ class Weighed(Population):
 
     @abstractmethod
     def _unshare(self) -> None:
-        """Copy the rows, which are another population's."""
+        """Copy all state that is shared with the population that this one was copied from."""
 
     @abstractmethod
     def _move(self, ancestors: list[int]) -> None:
-        """Let every row go on from the one that is named in its place."""
+        """Replace every row by a copy of its ancestor."""
 
     @property
     def corrects(self) -> bool:
@@ -209,25 +214,26 @@ class Weighed(Population):
         return self._corrects
 
     def weigh(self, normaliser: Tensor, rows: Sequence[int]) -> None:
-        """Multiply the weights of the ``rows`` that continue by the normalisers of their scores."""
-        going = torch.tensor(self.open)[list(rows)]
-        self.log_weights[list(rows)] += torch.where(going, normaliser.cpu(), 0.0)
+        """Multiply the weights of the ``rows`` that are open by the normalisers of their scores."""
+        is_open = torch.tensor(self.open)[list(rows)]
+        self.log_weights[list(rows)] += torch.where(is_open, normaliser.cpu(), 0.0)
 
     def resample(self) -> Tensor | None:
         """Resample the populations whose effective sample size fell below the threshold.
 
         Returns:
-            The row that each row goes on from, (B,), or None where all stay.
+            The row that each row continues, (B,); None if every row continues itself.
         """
-        size, going = self.size, self.open
-        if size == 1 or not any(going):
+        size = self.size
+        is_open = self.open
+        if size == 1 or not any(is_open):
             return None
         weights = self.log_weights.view(-1, size)
         sizes = particles.effective_sample_size(weights).tolist()
-        ancestors = torch.arange(len(going)).view(-1, size)
+        ancestors = torch.arange(len(is_open)).view(-1, size)
         moved = False
         for number, ess in enumerate(sizes):
-            if not 0 < ess < self.ess_threshold * size or not any(going[number * size : (number + 1) * size]):
+            if not 0 < ess < self.ess_threshold * size or not any(is_open[number * size : (number + 1) * size]):
                 continue
             picked = particles.resample(weights[number][None], self._twin, self.resampling)[0]
             weights[number] = particles.log_evidence(weights[number])
@@ -241,26 +247,28 @@ class Weighed(Population):
 
 
 class Rows(Population):
-    """Rows without a constraint: every text counts, whether it ends or is cut off at the limit."""
+    """Rows without a constraint: every text is a result, whether it ends or is cut off at the limit."""
 
     def begin(self, rows: int, generator: torch.Generator | None, ends: frozenset[int]) -> None:
-        """Stand in front of the first token.
+        """Set up the rows before their first token.
 
         Args:
-            rows: their number.
+            rows: number of rows.
             generator: randomness; None: torch's global generator.
             ends: end tokens.
         """
-        self._generator, self._ends = generator, ends
-        self._open, self._lengths = [True] * rows, [0] * rows
+        self._generator = generator
+        self._ends = ends
+        self._open = [True] * rows
+        self._lengths = [0] * rows
 
     @property
     def open(self) -> list[bool]:
-        """Rows that go on."""
+        """For each row whether its text continues."""
         return list(self._open)
 
     def advance(self, tokens: Tensor, last: bool) -> None:
-        """Write the tokens (B,) behind the rows that go on."""
+        """Append the tokens (B,) to the open rows."""
         for row, token in enumerate(tokens.tolist()):
             if self._open[row]:
                 self._lengths[row] += 1
@@ -272,7 +280,7 @@ class Rows(Population):
 
 
 class Corrected(Rows, Weighed):
-    """Rows that are weighed by the normalisers of their guided scores; see :class:`Weighed` and :meth:`Rows.begin`."""
+    """Rows that are weighted by the normalisers of their guided scores; see :class:`Weighed` and :meth:`Rows.begin`."""
 
     def __init__(
         self,
@@ -292,20 +300,21 @@ class Corrected(Rows, Weighed):
         return torch.multinomial(probs, num_samples=1, generator=self._generator).squeeze(1)
 
     def outcome(self) -> Outcome:
-        """What came of the run."""
+        """The outcome of the run."""
         rows = len(self._open)
         return self._outcome([True] * rows, list(self._lengths), [None] * rows, 0)
 
     def _unshare(self) -> None:
-        self._open, self._lengths = list(self._open), list(self._lengths)
+        self._open = list(self._open)
+        self._lengths = list(self._lengths)
 
     def _move(self, ancestors: list[int]) -> None:
-        self._open = [self._open[a] for a in ancestors]
-        self._lengths = [self._lengths[a] for a in ancestors]
+        self._open = [self._open[ancestor] for ancestor in ancestors]
+        self._lengths = [self._lengths[ancestor] for ancestor in ancestors]
 
 
 def twin(generator: torch.Generator | None) -> torch.Generator:
-    """A generator that is seeded from the state of another one (None: torch's global one), which stays as it is."""
+    """A generator that is seeded from the state of another one (None: torch's global one), which does not change."""
     copy = torch.Generator("cpu" if generator is None else generator.device)
     copy.set_state(torch.get_rng_state() if generator is None else generator.get_state())
     seed = int(torch.randint(2**62, (1,), generator=copy, device=copy.device))

@@ -1,4 +1,4 @@
-"""Texts under a constraint that a value is learned from."""
+"""Texts under a constraint, from which a value is learned."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ from .constrained import Constrained
 from .lookahead import lookahead_of, value
 
 Reader = Callable[[Tensor, Any], tuple[Tensor, Any]]
-"""From new tokens (n, k) and the cache of what is before (None: nothing) to the scores of the next ones (n, V), and the
-cache with them."""
+"""Maps new tokens (n, k) and the cache of the tokens before them (None: there are none) to the scores of the next
+tokens (n, V) and the new cache."""
 
 
 @dataclass
 class _Step:
-    """What one step of a batch left: rows that wrote a token, where they stood, what was read, and the token."""
+    """One step of a batch.
+
+    Args:
+        wrote: rows that wrote a token with bytes, bool (rows,).
+        states: the automaton's states before the token, (rows,).
+        features: those of the scores, (rows, WIDTH + 1).
+        tokens: the tokens, (rows,).
+        log_weights: the log-weights after the token, without ψ, (rows,).
+    """
 
     wrote: Tensor
     states: Tensor
-    read: Tensor
+    features: Tensor
     tokens: Tensor
-    weights: Tensor  # log-weights behind it, ψ left out
+    log_weights: Tensor
 
 
 @torch.no_grad()
@@ -46,22 +54,22 @@ def rollouts(
     device: torch.device | str = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> value.Examples:
-    """Write texts one by one by :class:`textguide.AWRS`, and note what became of each beginning.
+    """Write texts by :class:`textguide.AWRS` with one particle, and note the outcome for each of their prefixes.
 
-    A text's last weight over its weight at a place is an unbiased estimate of the probability that the model makes a
-    member of what stood there.
+    The final weight of a text over its weight after a prefix is an unbiased estimate of the probability that the model
+    continues the prefix to a member.
 
     Args:
         read: the language model.
-        prompts: token ids, one or more each.
-        constraint: what texts have to satisfy.
-        vocabulary: of the model.
-        number: texts behind each prompt.
-        limit: most tokens of a text, an end token included.
-        temperature: of the draws, as the run's will be.
-        batch_size: texts written at once.
-        seed: of the draws.
-        device: of the model.
+        prompts: token ids, at least one each.
+        constraint: the constraint of the texts.
+        vocabulary: the model's vocabulary.
+        number: number of texts per prompt.
+        limit: largest number of tokens of a text, including an end token.
+        temperature: the temperature of the draws; use that of the later run.
+        batch_size: number of texts that are written together.
+        seed: the seed of the draws.
+        device: the device of the model.
         progress: called with the number of texts just written.
 
     Raises:
@@ -72,8 +80,8 @@ def rollouts(
     for prompt in prompts:
         for begin in range(0, number, batch_size):
             rows = min(batch_size, number - begin)
-            given = torch.tensor([list(prompt)], device=device).expand(rows, -1)
-            parts.append(_batch(read, given, constraint, vocabulary, limit, temperature, generator))
+            ids = torch.tensor([list(prompt)], device=device).expand(rows, -1)
+            parts.append(_batch(read, ids, constraint, vocabulary, limit, temperature, generator))
             if progress is not None:
                 progress(rows)
     states, features, tokens, values = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -82,44 +90,52 @@ def rollouts(
 
 def _batch(
     read: Reader,
-    given: Tensor,
+    ids: Tensor,
     constraint: Constraint,
     vocabulary: Vocabulary,
     limit: int,
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, ...]:
-    automaton, guidance = automaton_of(constraint, vocabulary), AWRS(constraint)
-    state = Constrained(
-        guidance, constraint.start(vocabulary), vocabulary, len(given), generator, given.device, limit=limit,
-        lookahead=lookahead_of(guidance.lookahead, constraint, vocabulary), prompts=given.tolist(),
-    )  # fmt: skip
-    at = torch.full((len(given),), value.ANYWHERE if automaton is None else automaton.begin)
+    """States, features, tokens and values of one batch of texts, as :class:`value.Examples` has them."""
+    automaton = automaton_of(constraint, vocabulary)
+    guidance = AWRS(constraint)
+    rows = Constrained(
+        guidance,
+        constraint.start(vocabulary),
+        vocabulary,
+        len(ids),
+        generator,
+        ids.device,
+        limit=limit,
+        lookahead=lookahead_of(guidance.lookahead, constraint, vocabulary),
+        prompts=ids.tolist(),
+    )
+    states = torch.full((len(ids),), value.ANYWHERE if automaton is None else automaton.begin)
     ends = torch.tensor(sorted(vocabulary.ends), dtype=torch.long)
     steps: list[_Step] = []
     cache: Any = None
     for index in range(limit):
         last = index == limit - 1
-        scores, cache = read(given, cache)
+        scores, cache = read(ids, cache)
         scores = scores.float() / temperature
-        tokens = state.choose(scores, last)
-        drawn = torch.tensor(state.open)
-        state.advance(tokens, last)
-        wrote = drawn & ~torch.isin(tokens.cpu(), ends)
-        foreseen = torch.tensor([row.foreseen for row in state._rows], dtype=torch.float64)
-        weights = state.log_weights - foreseen
-        steps.append(_Step(wrote, at, value.features(scores, limit - index - 1), tokens.cpu(), weights))
+        tokens = rows.choose(scores, last)
+        is_open = torch.tensor(rows.open)
+        rows.advance(tokens, last)
+        wrote = is_open & ~torch.isin(tokens.cpu(), ends)
+        log_psi = torch.tensor([row.log_psi for row in rows._rows], dtype=torch.float64)
+        features = value.features(scores, limit - index - 1)
+        steps.append(_Step(wrote, states, features, tokens.cpu(), rows.log_weights - log_psi))
         if automaton is not None:
-            moved = zip(at.tolist(), tokens.tolist(), wrote.tolist(), strict=True)
-            at = torch.tensor([automaton.step(s, token) if went else s for s, token, went in moved])
-        given = tokens[:, None].to(given.device)
-        if not any(state.open):
+            moves = zip(states.tolist(), tokens.tolist(), wrote.tolist(), strict=True)
+            states = torch.tensor([automaton.step(state, token) if moved else state for state, token, moved in moves])
+        ids = tokens[:, None].to(ids.device)
+        if not any(rows.open):
             break
-    final = torch.where(state.outcome().finished, state.log_weights, -torch.inf)
+    final = torch.where(rows.outcome().finished, rows.log_weights, -torch.inf)
     parts = []
     for step in steps:
-        kept = step.wrote
-        togo = torch.where(final[kept] > -torch.inf, final[kept] - step.weights[kept], -torch.inf)
-        parts.append((step.states[kept], step.read[kept], step.tokens[kept], togo))
-    states, features, tokens, values = (torch.cat(part) for part in zip(*parts, strict=True))
-    return states, features, tokens, values
+        final_weights = final[step.wrote]
+        gains = torch.where(final_weights > -torch.inf, final_weights - step.log_weights[step.wrote], -torch.inf)
+        parts.append((step.states[step.wrote], step.features[step.wrote], step.tokens[step.wrote], gains))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""Setting a constraint up for a run of a model, and what has to be said about its outcome."""
+"""Set up the rows of a run from its guidance and model, and warn about its outcome."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from .population import Corrected, Outcome, Population
 
 @dataclass(frozen=True)
 class Anything(Constraint):
-    """Every text: what a critic alone weighs."""
+    """Every text; for runs in which only a critic weighs."""
 
     kind = "anything"
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind."""
         return {"kind": self.kind}
 
     def start(self, vocabulary: Vocabulary) -> Session:
@@ -42,7 +41,9 @@ class _Anything(Session):
     calls = 0
 
     def __init__(self, vocabulary: Vocabulary, allowed: Tensor, text: bytes = b"") -> None:
-        self._vocabulary, self.allowed, self.text = vocabulary, allowed, text
+        self._vocabulary = vocabulary
+        self.allowed = allowed
+        self.text = text
 
     def is_prefix(self, text: bytes) -> bool:
         return True
@@ -61,7 +62,7 @@ class _Anything(Session):
 
 
 def check_run(guidance: Any, config: Any, streamer: Any = None) -> None:
-    """Refuse what a run under ``guidance`` cannot do.
+    """Refuse options that do not work with ``guidance``.
 
     Args:
         guidance: the constraint of the run.
@@ -69,21 +70,21 @@ def check_run(guidance: Any, config: Any, streamer: Any = None) -> None:
         streamer: a transformers streamer.
 
     Raises:
-        ValueError: an option does not work with it; the message names the option and the remedy.
+        ValueError: an option does not work; the message names the option and the remedy.
     """
     if not isinstance(guidance, (AWRS, EAGer, FeynmanKac)):
-        raise ValueError(f"guidance={guidance!r} is no constraint that this loop knows; pass textguide.AWRS(...)")
+        raise ValueError(f"guidance={guidance!r} is not a constraint that this loop supports; pass textguide.AWRS(...)")
     name = type(guidance).__name__
     many = f"{guidance.rows_field}={guidance.particles}"
     copies = config.num_return_sequences or 1
     if guidance.weighs and not config.do_sample:
-        mask = ", or AWRS(..., sampler='mask') to take the most likely token that the constraint allows"
-        raise ValueError(
-            f"do_sample=False: {name} draws its tokens; pass do_sample=True{mask if name == 'AWRS' else ''}"
-        )
+        remedy = "pass do_sample=True"
+        if isinstance(guidance, AWRS):
+            remedy += ", or AWRS(..., sampler='mask') to choose the most likely token that the constraint allows"
+        raise ValueError(f"do_sample=False: {name} draws its tokens; {remedy}")
     if copies % guidance.particles and not guidance.forks:
         raise ValueError(
-            f"num_return_sequences={copies} must be a multiple of {many}, since each is a row of the output; pass "
+            f"num_return_sequences={copies} must be a multiple of {many}, because each is a row of the output; pass "
             f"num_return_sequences={guidance.particles}"
         )
     if isinstance(guidance, AWRS) and guidance.learns:
@@ -92,11 +93,11 @@ def check_run(guidance: Any, config: Any, streamer: Any = None) -> None:
         return
     if config.cache_implementation == "static":
         raise ValueError(
-            f"cache_implementation='static' keeps every row in its place, and {many} move between rows; leave "
+            f"cache_implementation='static' cannot move rows, but {many} move between rows; leave "
             "cache_implementation out"
         )
     if streamer is not None:
-        raise ValueError(f"a streamer writes texts that {many} may still drop, or fork; leave it out, or use one")
+        raise ValueError(f"a streamer shows texts that {many} may still drop or fork; leave it out, or use one row")
 
 
 def _check_learning(guidance: AWRS, config: Any, streamer: Any) -> None:
@@ -104,22 +105,22 @@ def _check_learning(guidance: AWRS, config: Any, streamer: Any) -> None:
     if guidance.sampler == "asap":
         return
     if streamer is not None:
-        raise ValueError(f"a streamer writes texts that {sampler} may begin again; leave it out, or use sampler='asap'")
+        raise ValueError(f"a streamer shows texts that {sampler} may restart; leave it out, or use sampler='asap'")
     if config.return_dict_in_generate and (config.output_scores or config.output_logits):
         raise ValueError(
-            f"output_scores= and output_logits= hold one try, and texts of {sampler} begin again; leave them out"
+            f"output_scores= and output_logits= contain a single try, but {sampler} restarts texts; leave them out"
         )
     if config.cache_implementation == "static":
         raise ValueError(
-            f"cache_implementation='static' is filled once, and texts of {sampler} begin again; leave it out"
+            f"cache_implementation='static' is filled only once, but {sampler} restarts texts; leave it out"
         )
 
 
 def constraint_of(guidance: AWRS) -> Constraint:
-    """The constraint that ``guidance`` names.
+    """The constraint of ``guidance``.
 
     Raises:
-        ValueError: it names none; the message says what does.
+        ValueError: its ``constraint`` is not a constraint; the message names what is.
     """
     constraint = Anything() if guidance.constraint is None else resolve(guidance.constraint)
     return constraint if guidance.after is None else After(guidance.after, constraint)
@@ -136,68 +137,73 @@ def start(
     keys: Sequence[Hashable] = (),
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> Population:
-    """The rows of a run in front of their first token.
+    """The rows of a run before their first token.
 
     Args:
         guidance: an :class:`AWRS`, :class:`FeynmanKac` or :class:`EAGer`.
-        model: the model that is decoded.
+        model: the model.
         ids: prompts, (rows, L).
-        config: transformers' generation configuration, whose end tokens end texts.
+        config: transformers' generation configuration; its end tokens end texts.
         tokenizer: its tokenizer; not needed with ``vocabulary``.
-        vocabulary: what each token adds to a text.
+        vocabulary: what each token adds to a text; None: that of the tokenizer.
         generator: the randomness.
-        keys: of each row, what the next-token distributions behind it depend on; needed where the guidance learns.
+        keys: for each row everything that its next-token distributions depend on; required if the guidance learns.
         prompts: token ids of each row without its padding; None: ``ids`` have none.
 
     Raises:
         ValueError: the constraint cannot be built, or nothing satisfies it.
     """
     ends = config.eos_token_id
-    tokens = frozenset(ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,))
+    if ends is None:
+        ends = ()
+    end_tokens = frozenset(ends if isinstance(ends, (list, tuple)) else (ends,))
     if isinstance(guidance, EAGer):
         size = guidance.max_branches
         if len(ids) % size or any(not torch.equal(row, ids[n - n % size]) for n, row in enumerate(ids)):
             raise ValueError(
-                f"max_branches={size} needs that many rows of each prompt behind each other; use textguide.eager, or "
+                f"max_branches={size} needs that many rows of each prompt in a row; use textguide.eager, or "
                 f"num_return_sequences={size}"
             )
-        return Branching(guidance, ids.shape[0], generator, tokens, config.do_sample)
+        return Branching(guidance, ids.shape[0], generator, end_tokens, config.do_sample)
     corrects = isinstance(guidance, FeynmanKac)
     if corrects and guidance.constraint is None:
-        size, threshold = guidance.particles, guidance.ess_threshold
-        return Corrected(ids.shape[0], size, threshold, guidance.resampling, generator, tokens)
+        return Corrected(
+            ids.shape[0], guidance.particles, guidance.ess_threshold, guidance.resampling, generator, end_tokens
+        )
     awrs = guidance.constrained if corrects else guidance
     if vocabulary is None:
         vocabulary = vocabulary_of(model, config, tokenizer)
     constraint = constraint_of(awrs)
     session = constraint.start(vocabulary)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "limit": None if config.max_length is None else config.max_length - ids.shape[1],
         "lookahead": lookahead_of(awrs.lookahead, constraint, vocabulary),
         "prompts": ids.tolist() if prompts is None else prompts,
     }
     if awrs.learns:
-        given["keys"] = [(constraint, vocabulary, keys[row]) for row in range(0, len(ids), awrs.particles)]
+        options["keys"] = [(constraint, vocabulary, keys[row]) for row in range(0, len(ids), awrs.particles)]
         return Learning(
-            awrs, session, vocabulary, ids.shape[0], generator, ids.device, lessons=current_lessons(), **given
-        )  # fmt: skip
-    return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects, **given)
+            awrs, session, vocabulary, ids.shape[0], generator, ids.device, lessons=current_lessons(), **options
+        )
+    return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects, **options)
 
 
 def vocabulary_of(model: Any, config: Any, tokenizer: Any) -> Vocabulary:
     """What each token of ``model`` adds to a text."""
     if tokenizer is None:
-        raise ValueError("tokenizer=None: a constraint speaks of bytes; give the tokenizer of the model")
+        raise ValueError("tokenizer=None: a constraint needs the bytes of tokens; pass the tokenizer of the model")
     size = model.config.get_text_config(decoder=True).vocab_size
-    # A model that names no end token would have no way to end a text; the tokenizer's serves.
+    # Without an end token in the configuration, that of the tokenizer is used, or no text could end.
     return Vocabulary.of(tokenizer, size, config.eos_token_id)
 
 
 def warn_of_deaths(outcomes: Sequence[Outcome]) -> None:
-    """Warn where every particle of a population was given up."""
-    dead, total, reasons = 0, 0, Counter[str]()
+    """Warn if every particle of a population was given up."""
+    dead = 0
+    total = 0
+    reasons = Counter[str]()
     for outcome in outcomes:
-        if outcome.origins is not None:  # rows that no text forked into are no loss
+        if outcome.origins is not None:  # unused rows for forks are not failures
             continue
         populations = outcome.finished[:, None] if outcome.ess is None else outcome.finished.view(len(outcome.ess), -1)
         size = populations.shape[1]
@@ -205,12 +211,13 @@ def warn_of_deaths(outcomes: Sequence[Outcome]) -> None:
             total += 1
             if not any(rows):
                 dead += 1
-                reasons.update(r for r in outcome.deaths[number * size : (number + 1) * size] if r is not None)
+                deaths = outcome.deaths[number * size : (number + 1) * size]
+                reasons.update(reason for reason in deaths if reason is not None)
     if dead:
-        why = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common())
+        summary = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common())
         warnings.warn(
-            f"no text finished for {dead} of {total} prompts: {why}. Their weights are 0: raise max_new_tokens, use "
-            "more particles, or loosen the constraint",
+            f"no text finished for {dead} of {total} prompts: {summary}. Their weights are 0: raise max_new_tokens, "
+            "use more particles, or loosen the constraint",
             NoParticleLeftWarning,
             stacklevel=3,
         )

@@ -96,9 +96,9 @@ class Reweighter:
         self._alphabet = alphabet
         resolved: dict[Any, Scorer] = {}
         for number, guidance in enumerate(self.guidances):
-            key = guidance.asks, guidance.scorer
+            key = guidance.scorer_kind, guidance.scorer
             if key not in resolved:
-                resolved[key] = RESOLVERS[guidance.asks](guidance.scorer, model, tokenizer)
+                resolved[key] = RESOLVERS[guidance.scorer_kind](guidance.scorer, model, tokenizer)
             scorer = resolved[key]
             self._columns.append(guidance.column(scorer))
             same = [g for g in self._groups if g.scorer is scorer and g.include_prompt == guidance.include_prompt]
@@ -247,7 +247,7 @@ class Reweighter:
         return [answer[: len(row)] for answer, row in zip(answers, candidates, strict=True)]
 
     def _name(self, guidance: TextReweighting) -> str:
-        return f"{guidance.asks} {getattr(guidance.scorer, 'name', guidance.scorer)}"
+        return f"{guidance.scorer_kind} {getattr(guidance.scorer, 'name', guidance.scorer)}"
 
 
 def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any, ends: Any = None) -> Reweighter | None:

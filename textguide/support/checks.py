@@ -77,7 +77,7 @@ def share(name: str, value: Any, remedy: str = "") -> float:
         ValueError: it is not a number there.
     """
     if is_number(value) and 0.0 <= value <= 1.0:
-        return float(value)
+        return finite_number(name, value)
     raise ValueError(f"{name}={value!r} must be a number in [0, 1]{'; ' + remedy if remedy else ''}")
 
 
@@ -130,6 +130,12 @@ def window(start: Any, stop: Any) -> tuple[float, float]:
     if not 0.0 <= first <= last <= 1.0:
         raise ValueError(f"start={start} and stop={stop} must satisfy 0 <= start <= stop <= 1")
     return first, last
+
+
+def brief(value: Any, limit: int = 60) -> str:
+    """``value`` as code, cut off after ``limit`` characters, for messages about values of any size."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any, needs_tokenizer: bool = True) -> None:

@@ -227,9 +227,9 @@ def test_registered_in_lm_eval(tiny_model: str) -> None:
     ("options", "message"),
     [
         ({"guidance": "cgf:scale=2"}, "'cgf' is unknown; did you mean cfg"),
-        ({"guidance": "cfg:scal=2"}, "'scal' is no field of cfg; did you mean scale"),
+        ({"guidance": "cfg:scal=2"}, "'scal' is not a field of cfg; did you mean scale"),
         ({"guidance": "cfg:scale"}, "write scale=VALUE"),
-        ({"guidance": 3}, "guidance=3 is no guidance"),
+        ({"guidance": 3}, "guidance=3 is not a guidance"),
         ({"guidance": "cfg", "scale": 2.0}, "exclude each other"),
         ({"settings": []}, "settings is empty"),
         ({"settings": [None], "scale": 2.0}, "excludes guidance="),
@@ -246,10 +246,10 @@ def test_bad_arguments(tiny_model: str, options: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("name", "options", "kind", "message"),
     [
-        ("tiny", {"dtype": "f16"}, ValueError, "dtype='f16' is no floating-point type"),
-        ("tiny", {"dtype": "int8"}, ValueError, "dtype='int8' is no floating-point type"),
-        ("tiny", {"device": "tpu"}, ValueError, "device='tpu' is no torch device"),
-        ("/nonexistent", {}, UnknownModelError, "model '/nonexistent' looks like a folder, and there is none"),
+        ("tiny", {"dtype": "f16"}, ValueError, "dtype='f16' is not a floating-point type"),
+        ("tiny", {"dtype": "int8"}, ValueError, "dtype='int8' is not a floating-point type"),
+        ("tiny", {"device": "tpu"}, ValueError, "device='tpu' is not a torch device"),
+        ("/nonexistent", {}, UnknownModelError, "model '/nonexistent' looks like a folder that does not exist"),
         ("smollm", {}, UnknownModelError, "did you mean 'smollm2'"),
         ("nothing.gguf", {}, UnknownModelError, "there is no file nothing.gguf"),
         ("nobody/has-this-model", {}, ModelUnavailableError, "the hub cannot be reached"),

@@ -160,7 +160,7 @@ def test_unconditional_contexts() -> None:
         unconditional_context(tasks, bare, "question-only")
     with pytest.raises(ValueError, match="needs the task"):
         unconditional_context({}, request, "no-instruction")
-    with pytest.raises(ValueError, match="does not end its context"):
+    with pytest.raises(ValueError, match="is not the end of its context"):
         unconditional_context(tasks, _request("Answer well.\nQ: z\nA:", "Q: c\nA:"), "question-only")
 
 

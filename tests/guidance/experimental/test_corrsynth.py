@@ -72,13 +72,13 @@ def test_copies_of_a_prompt_never_meet() -> None:
 
 @pytest.mark.parametrize("beside", [AWRS("regex:a+", particles=2), FeynmanKac(particles=1), EAGer(max_branches=2)])
 def test_rows_that_move_are_refused(beside: Guidance) -> None:
-    with pytest.raises(ValueError, match=rf"\[corrsynth, {beside.name}\]: corrsynth holds every text"):
+    with pytest.raises(ValueError, match=rf"\[corrsynth, {beside.name}\]: corrsynth contrasts each text"):
         Composed((CorrSynth(2.0), beside))
     assert Composed((CorrSynth(2.0), AWRS("regex:a+", sampler="mask")))
 
 
 def test_whole_groups_are_asked_for_before_the_window_opens() -> None:
-    with pytest.raises(ValueError, match="group=3 and a batch of 4 prompts"):
+    with pytest.raises(ValueError, match="group=3 does not divide a batch of 4 prompts"):
         textguide.generate(build("llama"), Tokenizer(), PROMPTS, CorrSynth(2.0, group=3, start=0.9), max_new_tokens=1)
 
 
@@ -108,7 +108,7 @@ def test_gamma_one_is_plain() -> None:
 def test_what_cannot_work_is_named() -> None:
     with pytest.raises(ValueError, match="group=1"):
         CorrSynth(group=1)
-    with pytest.raises(ValueError, match="group=3 and a batch of 4 prompts"):
+    with pytest.raises(ValueError, match="group=3 does not divide a batch of 4 prompts"):
         textguide.generate(build("llama"), Tokenizer(), PROMPTS, CorrSynth(2.0, group=3), max_new_tokens=2)
-    with pytest.raises(ValueError, match="each given text is scored by itself"):
+    with pytest.raises(ValueError, match="each given text is scored on its own"):
         textguide.score(build("llama"), Tokenizer(), PROMPTS, PROMPTS, CorrSynth(2.0))

@@ -124,20 +124,20 @@ def test_identity_and_places() -> None:
     system = GradientFreeClassifier("sentiment", "positive", {"negative": "Be sad."}, system=True)
     assert system.branches[0].system == "Be sad."
     for place in ("dropin", "vllm", "diffusion"):
-        with pytest.raises(ValueError, match=r"another prompt|asks a classifier about the text so far"):
+        with pytest.raises(ValueError, match=r"another prompt|calls a classifier on the text so far"):
             check_place(guidance, place)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"classifier": None}, "classifier=None gives no log_prob"),
+        ({"classifier": None}, "classifier=None does not have log_prob"),
         ({"target": ""}, "target=''"),
         ({"prompts": {}}, r"prompts=\{\} must map"),
         ({"prompts": "sad"}, "prompts='sad' must map"),
         ({"prompts": {"positive": "x"}}, "must differ from target"),
         ({"prompts": {"negative": None}}, "=None must be a prompt"),
-        ({"prompts": {"negative": 3.5}}, r"prompts\['negative'\]=3\.5 is no prompt"),
+        ({"prompts": {"negative": 3.5}}, r"prompts\['negative'\]=3\.5 is not a prompt"),
         ({"prompts": {"negative": (1, 2)}, "system": True}, "must be a text"),
         ({"system": 1}, "system=1"),
         ({"scale": math.inf}, "scale=inf"),
@@ -152,7 +152,7 @@ def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
 
 def test_a_class_that_is_none_is_named() -> None:
     guidance = GradientFreeClassifier(KINDS, "good", {"strange": "x"})
-    with pytest.raises(ValueError, match="'strange' is no class of kinds"):
+    with pytest.raises(ValueError, match="'strange' is not a class of kinds"):
         textguide.generate(build("llama"), TOKENIZER, [[5, 9]], guidance, max_new_tokens=1)
     with pytest.raises(ValueError, match="tokenizer=None"):
         build("llama").generate(

@@ -16,7 +16,7 @@ from textguide.guidance import CFG, ContrastiveDecoding, Formula, InstructionCon
 from textguide.logits_processors.vllm_plugin import adapters, adapters_on_cpu, images
 from textguide.logits_processors.vllm_plugin.adapters import BASE, Adapter
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.described import Given
+from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
 from textguide.logits_processors.vllm_plugin.requests import Limits, Request
 
 TUNED, OTHER, THIRD = (Adapter(name, number, f"/{name}") for number, name in enumerate(("tuned", "other", "third"), 1))
@@ -32,10 +32,10 @@ class Tokenizer:
 
 
 LIMITS = Limits(Tokenizer(), vocabulary=200, longest=64, adapters=NAMED, most_adapters=2)
-GIVEN = Given((5, 6, 7), adapter=TUNED)
+GIVEN = RequestPrompt((5, 6, 7), adapter=TUNED)
 
 
-def asked(given: Given = GIVEN, limits: Limits = LIMITS, **extra: Any) -> Request:
+def asked(given: RequestPrompt = GIVEN, limits: Limits = LIMITS, **extra: Any) -> Request:
     request = parse(SimpleNamespace(extra_args=extra, logprobs=None), limits, given)
     assert request is not None
     assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
@@ -75,16 +75,16 @@ def test_branches_name_adapters_as_models() -> None:
 @pytest.mark.parametrize(
     ("extra", "limits", "named"),
     [
-        ({"negative_lora": "nobody"}, LIMITS, "'nobody' is no adapter of this engine; those are base, tuned"),
-        ({"negative_lora": 3}, LIMITS, "negative_lora=3 is no adapter"),
+        ({"negative_lora": "nobody"}, LIMITS, "'nobody' is not an adapter of this engine; those are base, tuned"),
+        ({"negative_lora": 3}, LIMITS, "negative_lora=3 is not an adapter"),
         ({"negative_lora": "tuned"}, LIMITS, "negative_lora='tuned' is the adapter of the request itself"),
         ({"negative_lora": "base"}, Limits(Tokenizer()), "this engine serves no adapters; start it with them"),
         ({"negative_lora": "base", "guidance": "cfg"}, LIMITS, "guidance and negative_lora exclude each other"),
-        ({"negative_lroa": "base"}, LIMITS, "'negative_lroa' is no argument of guidance; use negative_lora"),
+        ({"negative_lroa": "base"}, LIMITS, "'negative_lroa' is not an argument of guidance; use negative_lora"),
         ({"guidance": "contrastive"}, LIMITS, "--lora-modules amateur=FOLDER"),
         ({"guidance": "formula:cond + M('other') - M('third')"}, LIMITS, "run with 3 adapters, and max_loras is 2"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_named(extra: dict[str, Any], limits: Limits, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         asked(limits=limits, **extra)
@@ -92,9 +92,10 @@ def test_what_cannot_run_is_named(extra: dict[str, Any], limits: Limits, named: 
 
 def test_adapters_are_those_that_the_server_has_now() -> None:
     config = SimpleNamespace(
-        lora_config=SimpleNamespace(max_loras=3), instance_id="here",
+        lora_config=SimpleNamespace(max_loras=3),
+        instance_id="here",
         additional_config={"textguide": {"adapters": {"started": "/s"}}},
-    )  # fmt: skip
+    )
 
     class Served:
         def __init__(self, config: Any) -> None:
@@ -127,7 +128,7 @@ def test_an_engine_takes_its_adapters_by_name(tmp_path: Path) -> None:
     folders = {name: str(tmp_path / name) for name in "ab"}
     assert adapters.with_adapters({}, folders) == {"max_loras": 2, "max_lora_rank": 64, "enable_lora": True}
     assert adapters.with_adapters({"max_loras": 1, "seed": 3}, folders)["max_loras"] == 1
-    for wrong, named in (({"a": str(tmp_path)}, "no LoRA adapter is there"), ({"base": folders["a"]}, "is no name")):
+    for wrong, named in (({"a": str(tmp_path)}, "has no LoRA adapter"), ({"base": folders["a"]}, "cannot be the name")):
         with pytest.raises(ValueError, match=named):
             adapters.with_adapters({}, wrong)
 
@@ -145,7 +146,7 @@ def config(kind: str = "llava") -> Any:
 
 
 IDS = (5, IMAGE, IMAGE, IMAGE, 6)
-SEEN = Given(IDS, images=images.images_of(prompt(), config(), Tokenizer()))
+SEEN = RequestPrompt(IDS, images=images.images_of(prompt(), config(), Tokenizer()))
 
 
 @pytest.mark.parametrize(
@@ -181,17 +182,17 @@ def test_requests_without_images_see_none() -> None:
     [
         (GIVEN, {"negative_image": "blank"}, "negative_image='blank': this request has no image"),
         (SEEN, {"negative_image": "none"}, "negative_image='none' must be one of blank, text"),
-        (SEEN, {"guidance": InstructionContrastive(2.0).to_json()}, "in which an image stands"),
-        (SEEN, {"guidance": CFG(2.0, negative_system="Be long.").to_json()}, "in which an image stands"),
+        (SEEN, {"guidance": InstructionContrastive(2.0).to_json()}, "which has an image"),
+        (SEEN, {"guidance": CFG(2.0, negative_system="Be long.").to_json()}, "which has an image"),
     ],
-)  # fmt: skip
-def test_what_cannot_see_is_named(given: Given, extra: dict[str, Any], named: str) -> None:
+)
+def test_what_cannot_see_is_named(given: RequestPrompt, extra: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         asked(given, **extra)
 
 
 def test_what_was_not_tried_is_refused() -> None:
-    with pytest.raises(ValueError, match="video in the prompt: it was tested with images alone"):
+    with pytest.raises(ValueError, match="video in the prompt: it was only tested with images"):
         images.images_of(prompt(video=[1]), config(), None)
     with pytest.raises(ValueError, match=r"images of a model of kind 'phi3_v': it was tested with llava"):
         images.images_of(prompt(), config("phi3_v"), None)

@@ -14,13 +14,14 @@ import torch
 
 from textguide.constraints import Grammar, Predicate, Regex, Vocabulary
 from textguide.guidance import AWRS, CFG, Guidance
+from textguide.logits_processors.vllm_plugin import constraint_arguments
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.combination import Drawing, guide
-from textguide.logits_processors.vllm_plugin.described import Given
-from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
-from textguide.logits_processors.vllm_plugin.report import Report
-from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
+from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+from textguide.logits_processors.vllm_plugin.combination import GuidedRow, guide
+from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.constrained import Constrained
 
@@ -39,32 +40,33 @@ def request(seed: int, **fields: Any) -> Request:
     return Request(draw=draw, horizon=LENGTH, awrs=FORM, limit=LENGTH, **fields)
 
 
-def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[Drawing]:
+def drawing(asked: Request, written: list[int], constraint: Strings) -> Member[GuidedRow]:
     assert asked.awrs is not None
     row = ours.ConstrainedRow(asked.awrs, constraint.start(VOCABULARY), VOCABULARY, asked.limit)
-    return Member("group", MAIN, Drawing(asked, list, lambda: written, constraint=row))
+    return Member("group", MAIN, GuidedRow(asked, list, lambda: written, constraint=row))
 
 
 def write(
     logits_behind: Any, constraint: Strings, seed: int, interrupted: random.Random | None = None
-) -> tuple[Any, Report]:
+) -> tuple[Any, RequestState]:
     """A text and what the scheduler knows of it; tokens are thrown away, and rows made anew, now and then."""
     asked = request(seed)
-    report, written = Report(asked), list[int]()
+    state = RequestState(asked)
+    written: list[int] = []
     member = drawing(asked, written, constraint)
     while len(written) < LENGTH:
         logits = logits_behind(tuple(written))[None].clone()
-        (seen,) = guide(logits, [Standing(0, (), member)], [len(written)])
+        (seen,) = guide(logits, [GroupRows(0, (), member)], [len(written)])
         assert int(logits[0].argmax()) == seen.token
         if interrupted is not None and interrupted.random() < 0.3:  # nobody takes the token
             if interrupted.random() < 0.5:  # preempted
                 member = drawing(asked, written, constraint)
             continue
-        report.observe(len(written), False, json.loads(json.dumps(vars(seen))))
+        state.observe(False, json.loads(json.dumps(vars(seen))))
         written.append(int(seen.token))
         if seen.token == END:
             break
-    return tuple(written), report
+    return tuple(written), state
 
 
 def uninterrupted(logits_behind: Any, constraint: Strings, seed: int) -> tuple[Any, float, list[str | None]]:
@@ -132,13 +134,13 @@ def test_weights_make_the_global_conditional(masks: bool, interrupted: bool) -> 
 
 
 def test_a_text_that_was_stopped_has_no_weight() -> None:
-    report = Report(request(0))
-    report.observe(0, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
-    assert report.summary()["log_weight"] is None
-    assert "stopping" in report.summary()["death"]
-    report.observe(1, False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(END, -0.25, 1, True))})
-    assert report.summary()["log_weight"] == -0.75
-    assert report.summary()["constraint_calls"] == 3
+    state = RequestState(request(0))
+    state.observe(False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(1, -0.5, 2, False))})
+    assert state.summary()["log_weight"] is None
+    assert "stopping" in state.summary()["death"]
+    state.observe(False, {"kl": 0.0, "changed": False, "drawn": vars(ours.Drawn(END, -0.25, 1, True))})
+    assert state.summary()["log_weight"] == -0.75
+    assert state.summary()["constraint_calls"] == 3
 
 
 def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,7 +161,7 @@ def test_a_constraint_that_fails_ends_its_text_and_nothing_else(caplog: pytest.L
     assert row(scores, [], torch.Generator().manual_seed(0)).death is None
     refused = ToyConstraints({}, Tokenizer, 9).row(AWRS({"kind": "nonsense"}), [END], 9)
     assert refused(scores, [], torch.Generator()).token == END
-    assert "'nonsense' is no constraint" in str(refused(scores, [], torch.Generator()).death)
+    assert "'nonsense' is not a constraint" in str(refused(scores, [], torch.Generator()).death)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ LIMITS = Limits(Tokenizer(), vocabulary=200, longest=20, constraints=ToyConstrai
 
 
 def test_requests_that_are_understood() -> None:
-    asked = parse(params(awrs_constraint="vowels", awrs_accepts=3, guidance_scale=2), LIMITS, Given((4, 5)))
+    asked = parse(params(awrs_constraint="vowels", awrs_accepts=3, guidance_scale=2), LIMITS, RequestPrompt((4, 5)))
     assert asked is not None
     assert asked.guidance == CFG(2.0)
     assert asked.awrs == AWRS({ours.NAMED: "vowels"}, accepts=3)
@@ -210,14 +212,14 @@ def test_requests_that_are_understood() -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"awrs_regexp": "a"}, "'awrs_regexp' is no argument of guidance; use awrs_regex"),
+        ({"awrs_regexp": "a"}, "'awrs_regexp' is not an argument of guidance; use awrs_regex"),
         ({"awrs_regex": 5}, "awrs_regex=5 must be a text"),
         ({"awrs_regex": r"(a)\1"}, "awrs_regex: pattern=.* a backreference at 3 .*; name it when the engine starts"),
         ({"awrs_regex": "("}, "awrs_regex: pattern=.* cannot be used"),
-        ({"awrs_json_schema": "/etc/passwd"}, "awrs_json_schema='/etc/passwd' is no JSON"),
+        ({"awrs_json_schema": "/etc/passwd"}, "awrs_json_schema='/etc/passwd' is not JSON"),
         ({"awrs_json_schema": "[1]"}, "awrs_json_schema: schema="),
         ({"awrs_grammar": " "}, "awrs_grammar: grammar="),
-        ({"awrs_constraint": "consonants"}, "'consonants' is no constraint of this engine; those are vowels"),
+        ({"awrs_constraint": "consonants"}, "'consonants' is not a constraint of this engine; those are vowels"),
         ({"awrs_constraint": "vowels", "awrs_regex": "a"}, "awrs_regex and awrs_constraint exclude each other"),
         ({"awrs_accepts": 3}, "awrs_accepts=3 needs a constraint"),
         ({"awrs_constraint": "vowels", "awrs_accepts": 1}, "awrs_accepts=1 must be"),
@@ -236,7 +238,7 @@ def test_what_is_wrong_is_named(given: dict[str, Any], named: str) -> None:
 def test_a_grammar_is_never_read_from_a_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.lark").write_text('start: "secret"')
-    asked = ours.asked({"awrs_grammar": "secret.lark"}, {})
+    asked = constraint_arguments.awrs_of({"awrs_grammar": "secret.lark"}, {})
     assert asked is not None
     assert asked.constraint["grammar"] == "secret.lark\n"
     assert "secret" not in str(ours.constraint_for(asked.constraint, {}).to_dict()["grammar"]).replace(
@@ -254,13 +256,13 @@ def test_greedy_requests_and_engines_without_constraints_are_told() -> None:
     with pytest.raises(ValueError, match="awrs_regex='a' needs the engine's tokenizer, and this engine has none"):
         parse(params(awrs_regex="a"))
     with pytest.raises(ValueError, match=r"constraint x='python:nowhere:name': .*no module"):
-        ours.engines_constraint("x", "python:nowhere:name")
+        ours.engine_constraint("x", "python:nowhere:name")
 
 
 def test_patterns_that_need_backtracking_are_named_at_the_start() -> None:
-    twice = ours.engines_constraint("twice", r"regex:(a|b)\1")
+    twice = ours.engine_constraint("twice", r"regex:(a|b)\1")
     assert twice == Regex(r"(a|b)\1", engine="regex")
-    assert ours.engines_constraint("plain", "regex:a+") == Regex("a+", engine="xgrammar")
+    assert ours.engine_constraint("plain", "regex:a+") == Regex("a+", engine="xgrammar")
     names = {"twice": r"regex:(a|b)\1"}
     limits = Limits(Tokenizer(), 200, 20, constraints=ToyConstraints(names, Tokenizer, 9))
     asked = parse(params(awrs_constraint="twice"), limits)
@@ -268,18 +270,18 @@ def test_patterns_that_need_backtracking_are_named_at_the_start() -> None:
     session = ours.constraint_for(asked.awrs.constraint, names).start(VOCABULARY)
     assert session.is_complete(b"aa")
     assert not session.is_prefix(b"ab")
-    assert ours.travelling(AWRS(twice), names)["constraint"] == {"named": "twice"}
+    assert constraint_arguments.awrs_as_json(AWRS(twice), names)["constraint"] == {"named": "twice"}
     with pytest.raises(ValueError, match="does not travel with a request"):
-        ours.travelling(AWRS(twice), {})
+        constraint_arguments.awrs_as_json(AWRS(twice), {})
     with pytest.raises(ValueError, match=r"constraint x='regex:\(': pattern="):
-        ours.engines_constraint("x", "regex:(")
+        ours.engine_constraint("x", "regex:(")
 
 
 def arrived(guidance: AWRS, named: dict[str, str]) -> dict[str, Any]:
     """The short arguments that an engine makes of a guidance that was sent to it as JSON."""
-    sent = Guidance.from_dict(json.loads(json.dumps(ours.travelling(guidance, named))))
+    sent = Guidance.from_dict(json.loads(json.dumps(constraint_arguments.awrs_as_json(guidance, named))))
     assert isinstance(sent, AWRS)
-    return ours.requested(sent)
+    return constraint_arguments.short_arguments(sent)
 
 
 def test_guidance_objects_travel_as_json() -> None:
@@ -300,11 +302,11 @@ def test_guidance_objects_travel_as_json() -> None:
     assert arrived(AWRS(Grammar('start: "a"\n', engine=ours.ENGINE)), {})["awrs_grammar"].startswith("start:")
     for constraint, message in (
         (AWRS("regex:a", sampler="mask"), "requests draw their tokens"),
-        (AWRS("regex:a", lookahead="automaton"), "lookahead='automaton' is not known inside vLLM"),
+        (AWRS("regex:a", lookahead="automaton"), "lookahead='automaton' does not work inside vLLM"),
         (AWRS(Predicate(str.isascii)), "does not travel with a request"),
     ):
         with pytest.raises(ValueError, match=message):
-            ours.travelling(constraint, NAMES)
+            constraint_arguments.awrs_as_json(constraint, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -323,4 +325,4 @@ def test_guidance_objects_travel_as_json() -> None:
 )
 def test_a_request_brings_no_code_and_no_path(constraint: Any) -> None:
     with pytest.raises(ValueError, match=r"constraint=.* does not travel with a request"):
-        ours.requested(AWRS(constraint))
+        constraint_arguments.short_arguments(AWRS(constraint))

@@ -2,7 +2,11 @@
 
 import random
 
-from textguide.logits_processors.vllm_plugin.groups import MAIN, Groups, Indices, Member, Rows
+from textguide.logits_processors.vllm_plugin.batch_rows import Indices, Member, Rows
+from textguide.logits_processors.vllm_plugin.branch_group import BranchGroup
+from textguide.logits_processors.vllm_plugin.groups import Groups
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Request
 
 STEPS = 10_000
 
@@ -136,25 +140,33 @@ def test_indices_forget_whoever_had_them_before():
 def test_groups_follow_a_dictionary():
     random_ = random.Random(2)
     groups, model = Groups(), {}  # main request → branch requests
+    state = RequestState(Request())
     for number in range(STEPS):
         chance = random_.random()
         if chance < 0.3 or not model:
-            groups.add(f"r{number}", state=number)
-            model[f"r{number}"] = ()
+            group = BranchGroup(f"r{number}", state)
+            groups.add(group)
+            groups.add_client(group, group.name)
+            model[group.name] = ()
         else:
             main = random_.choice(sorted(model))
             group = groups.of(main)
             if chance < 0.55:
-                assert groups.drop(group) == model.pop(main)
+                groups.remove(group)
+                del model[main]
             elif not model[main]:
-                model[main] = groups.spawn(group, random_.choice((1, 2, 3)))
+                model[main] = tuple(f"{main}/{number}-{place}" for place in range(random_.choice((1, 2, 3))))
+                group.branches = model[main]
+                groups.add_internal(group, group.branches)
             else:
-                assert groups.dismiss(group) == model[main]
-                model[main] = ()
-        assert {group.main: group.branches for group in groups} == model
+                groups.remove_internal(group.branches)
+                group.branches = model[main] = ()
+        assert {group.name: group.branches for group in groups} == model
         branches = {branch: main for main, several in model.items() for branch in several}
-        assert set(groups.by_branch) == set(branches)
+        assert set(groups.by_internal) == set(branches)
+        assert set(groups.by_client) == set(model)
         for branch, main in branches.items():
-            assert groups.is_branch(branch)
+            assert groups.is_internal(branch)
+            assert not groups.is_internal(main)
             assert groups.of(branch) is groups.of(main)
             assert groups.of(branch).members == (main, *model[main])

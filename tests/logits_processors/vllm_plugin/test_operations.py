@@ -14,32 +14,35 @@ from typing import Any
 import pytest
 
 from textguide.guidance import CFG
-from textguide.logits_processors.vllm_plugin import admission, operations, starting
-from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin import operations, startup, validation
+from textguide.logits_processors.vllm_plugin.borrowed_fields import PREFIX
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import Request
-from textguide.logits_processors.vllm_plugin.totals import COUNTED, PREFIX, STANDING, Totals
+from textguide.logits_processors.vllm_plugin.totals import COUNTERS, GAUGES, Totals
 
 DASHBOARD = Path(__file__).parents[3] / "docker" / "grafana-dashboard.json"
 
 
-def report(**counted: int) -> Report:
-    return Report(Request(CFG(2.0), ((1,),), ((1, ""),)), **counted)
+def state(**counted: int) -> RequestState:
+    return RequestState(Request(CFG(2.0), ((1,),), ((1, ""),)), **counted)
 
 
 def test_what_ended_stays_counted() -> None:
     totals = Totals()
-    totals.taken, totals.failed = 3, 1
-    one, other = report(guided=5, skipped=2, branch_tokens=9), report(guided=1, discarded=4, preemptions=1)
-    both = totals.news([one, other], 1, 1)
-    assert both["textguide:guided_requests"] == 3
-    assert both["textguide:guided_steps"] == 6
-    assert both["textguide:discarded_steps"] == 4
-    assert set(both) == {f"{PREFIX}{name}" for name in (*COUNTED, *STANDING)}
+    totals.received = 3
+    totals.failed = 1
+    one = state(guided=5, branch_tokens=9)
+    other = state(guided=1, discarded=4, preemptions=1)
+    both = totals.changes([one, other], 1, 1)
+    assert both["guided_requests"] == 3
+    assert both["guided_steps"] == 6
+    assert both["discarded_steps"] == 4
+    assert set(both) == {*COUNTERS, *GAUGES}
     one.guided += 2
     totals.end(one)
     other.branch_tokens += 5
-    news = {name: value for name, value in totals.news([other], 0, 1).items() if value}
-    assert news == {"textguide:guided_steps": 2, "textguide:branch_tokens": 5, "textguide:groups_waiting": 1}
+    changes = {name: value for name, value in totals.changes([other], 0, 1).items() if value}
+    assert changes == {"guided_steps": 2, "branch_tokens": 5, "groups_waiting": 1}
 
 
 def test_figures_of_several_engines_add_up_and_leave_vllms_alone() -> None:
@@ -76,19 +79,19 @@ def test_the_dashboard_shows_what_is_counted() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     queries = " ".join(target["expr"] for panel in panels for target in panel.get("targets", ()))
     named = set(re.findall(r"textguide:(\w+)", queries))
-    counted = {f"{name}_total" for name in (*COUNTED, "refused_requests")} | set(STANDING)
+    counted = {f"{name}_total" for name in (*COUNTERS, "refused_requests")} | set(GAUGES)
     assert named <= counted
-    assert named >= {f"{name}_total" for name in ("guided_steps", "skipped_steps", "discarded_steps")}
+    assert named >= {f"{name}_total" for name in ("guided_steps", "unguided_steps", "discarded_steps")}
     assert named >= {"refused_requests_total", "groups_waiting"}
     assert all(panel["gridPos"]["w"] for panel in panels)
 
 
 def test_refusals_of_requests_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    monkeypatch.setattr(admission, "hears_refusals", [lambda error: heard.append(str(error))])
-    with pytest.raises(ValueError, match="guidance_scale='high'"):
-        admission.validate(SimpleNamespace(extra_args={"guidance_scale": "high"}, logprobs=None))
-    admission.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
+    monkeypatch.setattr(validation, "refusal_listeners", [lambda error: heard.append(str(error))])
+    with pytest.raises(ValueError, match="arrived before textguide was loaded"):
+        validation.validate(SimpleNamespace(extra_args={"guidance_scale": 2.0}, logprobs=None))
+    validation.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
     assert len(heard) == 1
 
 
@@ -130,7 +133,7 @@ def test_a_server_that_drains_takes_nothing_more() -> None:
 
 
 def refuse(reason: str) -> None:
-    with starting.refusing():
+    with startup.refusing():
         raise ValueError(reason)
 
 
@@ -142,17 +145,17 @@ def test_what_an_engines_process_refuses_is_told_where_it_was_started(capfd: pyt
         assert process.exitcode == 1
         raise RuntimeError("Engine core initialization failed.")
 
-    with pytest.raises(ValueError, match=r"^max_model_len=9: ü\.$"), starting.starting():
+    with pytest.raises(ValueError, match=r"^max_model_len=9: ü\.$"), startup.starting():
         start()
     assert "Traceback" not in capfd.readouterr().err
-    assert starting.VARIABLE not in os.environ
+    assert startup.VARIABLE not in os.environ
 
 
 def test_what_is_no_refusal_stays_as_it_is() -> None:
-    with pytest.raises(ValueError, match="here"), starting.starting():  # in this very process
+    with pytest.raises(ValueError, match="here"), startup.starting():  # in this very process
         refuse("here")
-    with pytest.raises(RuntimeError, match="out of memory"), starting.starting():
+    with pytest.raises(RuntimeError, match="out of memory"), startup.starting():
         raise RuntimeError("out of memory")
-    with starting.starting(), starting.starting():
+    with startup.starting(), startup.starting():
         pass
-    assert starting.VARIABLE not in os.environ
+    assert startup.VARIABLE not in os.environ

@@ -14,14 +14,16 @@ import torch
 
 from textguide.constraints import Predicate
 from textguide.guidance import AWRS, CFG
+from textguide.logits_processors.vllm_plugin import constraint_arguments
 from textguide.logits_processors.vllm_plugin import constraints as ours
 from textguide.logits_processors.vllm_plugin.arguments import parse
-from textguide.logits_processors.vllm_plugin.combination import Drawing, guide, messages
-from textguide.logits_processors.vllm_plugin.described import Given
-from textguide.logits_processors.vllm_plugin.groups import MAIN, Member, Standing
-from textguide.logits_processors.vllm_plugin.particles import Populations, Seat
-from textguide.logits_processors.vllm_plugin.populations import Population, front_of
-from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
+from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+from textguide.logits_processors.vllm_plugin.combination import GuidedRow, guide, messages
+from textguide.logits_processors.vllm_plugin.particles import Particle, Populations
+from textguide.logits_processors.vllm_plugin.population import Population, population_of
+from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Limits, Request
 from textguide.reference import smc as reference
 from textguide.smc.population import Outcome
 
@@ -58,17 +60,20 @@ def write(
     asked = Request(draw=Draw(1.0, seed=seed, logprobs=0), horizon=LENGTH, limit=LENGTH, population=awrs, critic=critic)
     asked = Request.from_dict(asked.to_dict())
     populations = Populations(toys, 4)
-    known = Population.of("group", size)
+    known = Population.of_size("group", RequestState(asked), size)
     while any(known.open):
         rows = [number for number in range(size) if known.open[number]]
         if chance is not None:
             chance.shuffle(rows)
         groups = []
         for place, number in enumerate(rows):
-            drawing = Drawing(
-                asked, list, lambda number=number: known.texts[number], seat=Seat("group", number, ENDS, populations)
+            drawing = GuidedRow(
+                asked,
+                list,
+                lambda number=number: known.texts[number],
+                particle=Particle("group", number, ENDS, populations),
             )
-            groups.append(Standing(place, (), Member(f"particle {number}", MAIN, drawing)))
+            groups.append(GroupRows(place, (), Member(f"particle {number}", MAIN, drawing)))
         at = known.position
         if chance is not None and len(rows) > 1 and chance.random() < 0.3:  # one is missing: nothing is drawn
             part = groups[:-1]
@@ -160,9 +165,12 @@ def sampled(guidance: AWRS, count: int, masks: bool, chance: bool) -> tuple[list
 @pytest.mark.parametrize(("masks", "chance"), [(True, False), (False, True)])
 def test_texts_by_their_weights_follow_the_global_conditional(masks: bool, chance: bool) -> None:
     conditional, evidence = reference.global_conditional(
-        floats(LAW), lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH,
+        floats(LAW),
+        lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS,
+        END,
+        LENGTH,
         len(PIECES),
-    )  # fmt: skip
+    )
     drawn, means = sampled(AWRS(particles=4, ess_threshold=0.9), 600 if masks else 450, masks, chance)
     assert len(drawn) > 60
     assert chi_square(Counter(drawn), conditional, len(drawn)) > 1e-3
@@ -171,9 +179,12 @@ def test_texts_by_their_weights_follow_the_global_conditional(masks: bool, chanc
 
 def test_texts_without_their_weights_follow_another_distribution() -> None:
     conditional, _ = reference.global_conditional(
-        floats(LAW), lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS, END, LENGTH,
+        floats(LAW),
+        lambda t: len(PIECES) - 1 not in t and b"".join(PIECES[i] for i in t) in MEMBERS,
+        END,
+        LENGTH,
         len(PIECES),
-    )  # fmt: skip
+    )
     alive: Counter[Any] = Counter()
     for seed in range(300):
         population = write(LAW, Toys(Strings(MEMBERS, True)), AWRS(particles=2, ess_threshold=0.0), seed)
@@ -220,7 +231,7 @@ def asked(extra: dict[str, Any], limits: Limits | None = None, **fields: Any) ->
     params = SimpleNamespace(**{"extra_args": extra, "temperature": 1.0, "max_tokens": 8, "n": 1, **fields})
     toys = Toys(Strings(MEMBERS), {"polite": polite})
     limits = limits or Limits(constraints=toys, tokenizer=Tokenizer(), places=8, budget=64, blocks=64, block_size=4)
-    return parse(params, limits, Given((1, 2, 3)))
+    return parse(params, limits, RequestPrompt((1, 2, 3)))
 
 
 def test_requests_name_particles() -> None:
@@ -246,18 +257,21 @@ def test_requests_name_particles() -> None:
         ({"awrs_particles": 4}, {"output_kind": SimpleNamespace(name="DELTA")}, r"stream=True does not work with"),
         ({"awrs_particles": 9}, {}, r"awrs_particles=9 does not fit this engine.*max_num_seqs is 8"),
         ({"awrs_particles": 5, "guidance_scale": 2.0}, {}, r"awrs_particles=5 under guidance 'cfg' does not fit"),
-        ({"awrs_particles": 4, "guidance_scale": 2.0, "guidance_skip_threshold": 0.1}, {}, r"skip_threshold=0.1 does"),
         ({"awrs_particles": 4}, {"max_tokens": 200}, r"awrs_particles=4 does not fit this engine.*tokens of cache"),
         ({"awrs_particles": 2, "awrs_critic": "rude"}, {}, r"awrs_critic='rude'"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_work_is_refused_by_name(extra: dict[str, Any], fields: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, KeyError), match=message if "rude" not in message else "rude"):
         asked({"awrs_regex": "[a-z]+", **extra}, **fields)
 
 
 def test_engines_that_share_out_answers_are_refused() -> None:
-    limits = Limits(constraints=Toys(Strings(MEMBERS)), tokenizer=Tokenizer(), lone="data_parallel_size=2, whose ranks")
+    limits = Limits(
+        constraints=Toys(Strings(MEMBERS)),
+        tokenizer=Tokenizer(),
+        why_no_populations="data_parallel_size=2, whose ranks",
+    )
     with pytest.raises(ValueError, match=r"awrs_particles=2 does not work with data_parallel_size=2"):
         asked({"awrs_regex": "[a-z]+", "awrs_particles": 2}, limits)
 
@@ -266,14 +280,14 @@ def test_engine_critics_are_found_by_their_place() -> None:
     constraints = ours.EngineConstraints({}, lambda: None, 9, {"count": f"python:{__name__}:polite"})
     constraints.load()
     assert constraints.critic("count") is not None
-    with pytest.raises(ValueError, match=r"awrs_critic='rude' is no critic of this engine; those are count"):
+    with pytest.raises(ValueError, match=r"awrs_critic='rude' is not a critic of this engine; those are count"):
         constraints.critic("rude")
     with pytest.raises(ValueError, match=r"has no 'nothing'"):
-        ours.engines_critic("x", f"python:{__name__}:nothing")
+        ours.engine_critic("x", f"python:{__name__}:nothing")
     with pytest.raises(ValueError, match="does not travel with a request; name it when the engine starts"):
-        ours.critic_name(AWRS(critic=len), {"count": f"python:{__name__}:polite"})
+        constraint_arguments.critic_name(AWRS(critic=len), {"count": f"python:{__name__}:polite"})
 
 
 def test_answers_know_their_population() -> None:
-    assert front_of("2_cmpl-1_x", 4) == ("cmpl-1_x", 2)
-    assert front_of("cmpl-1_x", 1) == ("cmpl-1_x", 0)
+    assert population_of("2_cmpl-1_x", 4) == ("cmpl-1_x", 2)
+    assert population_of("cmpl-1_x", 1) == ("cmpl-1_x", 0)

@@ -13,10 +13,9 @@ from textguide.guidance import APG, CFG, NAG, AnnealedCFG, Formula, Step
 from textguide.guidance.algebra import log_softmax
 from textguide.logits_processors.vllm_plugin.combination import Noise
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
 from textguide.logits_processors.vllm_plugin.processor_v2 import SecondRunnerProcessor
-from textguide.logits_processors.vllm_plugin.requests import Draw, Request
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Request
 from textguide.step.guided_step import guided_log_probs
 
 STEPS = 3_000

@@ -50,8 +50,8 @@ def outputs() -> Any:
 
 def test_every_choice_has_its_report_whoever_ends_last() -> None:
     kind = outputs()
-    reports.carry(kind)
-    reports.carry(kind)  # a second time changes nothing
+    reports.gather_reports(kind)
+    reports.gather_reports(kind)  # a second time changes nothing
     found, parent = kind(), Parent(3)
     for number in range(3):
         name = f"{number}_a"
@@ -105,8 +105,8 @@ def serving(*batches: list[str]) -> Any:
             for one in todo[0]:
                 yield one
 
-    reports.in_streams(Serving, "stream")
-    reports.in_streams(Serving, "stream")
+    reports.stream_reports(Serving, "stream")
+    reports.stream_reports(Serving, "stream")
     return Serving
 
 
@@ -179,7 +179,7 @@ def test_an_answer_to_several_prompts_has_all_reports(guided: tuple[int, ...]) -
         def request_output_to_completion_response(self, results: Any, request: Any) -> Any:
             return SimpleNamespace(kv_transfer_params=results[0].kv_transfer_params)
 
-    reports.of_all_prompts(Serving)
+    reports.gather_reports_of_prompts(Serving)
     results = [result({"k": n} if n in guided else None) for n in range(2)]
     answer = Serving().request_output_to_completion_response(results, SimpleNamespace(n=1))
     expected = [{"k": n} if n in guided else None for n in range(2)]

@@ -12,9 +12,9 @@ import torch
 from textguide.guidance import CFG
 from textguide.logits_processors.vllm_plugin.arguments import parse
 from textguide.logits_processors.vllm_plugin.combination import Noise
-from textguide.logits_processors.vllm_plugin.described import Given
 from textguide.logits_processors.vllm_plugin.plan import Load, share, too_large
-from textguide.logits_processors.vllm_plugin.report import Report
+from textguide.logits_processors.vllm_plugin.request_guidance import RequestPrompt
+from textguide.logits_processors.vllm_plugin.request_state import RequestState
 from textguide.logits_processors.vllm_plugin.requests import Draw, Limits, Request
 
 
@@ -46,7 +46,7 @@ def test_requests_that_are_understood():
     assert parse(SimpleNamespace(extra_args=None)) is None
     assert parse(params(other=1)) is None
     assert parse(params(guidance_scale=1.0)) is None
-    assert parse(params(guidance_scale=2), None, Given((5, 6))) == reads(CFG(2.0), 6)
+    assert parse(params(guidance_scale=2), None, RequestPrompt((5, 6))) == reads(CFG(2.0), 6)
     asked = parse(
         params(guidance_scale=2, negative_prompt="ab", guidance_schedule="linear", guidance_stop=0.5, other=3), LIMITS
     )
@@ -56,7 +56,7 @@ def test_requests_that_are_understood():
     messages = [{"role": "system", "content": "abc"}]
     for given in (messages, json.dumps(messages)):
         assert parse(params(negative_messages=given), LIMITS) == reads(CFG(1.5), 3)
-    assert parse(params(guidance_scale=2, guidance_effect=True), None, Given((5,))).effect
+    assert parse(params(guidance_scale=2, guidance_effect=True), None, RequestPrompt((5,))).effect
     assert Request.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
 
 
@@ -78,7 +78,7 @@ def test_requests_that_are_understood():
         ({"negative_prompt": [-1]}, "token id -1"),
         ({"negative_prompt": "x" * 20}, "20 tokens, and the engine has room for 19"),
         ({"negative_prompt_token_ids": "text"}, "negative_prompt_token_ids='text'"),
-        ({"negative_messages": "{"}, "negative_messages='{' is no JSON"),
+        ({"negative_messages": "{"}, "negative_messages='{' is not JSON"),
         ({"negative_messages": "[]"}, r"negative_messages=\[\]"),
         ({"negative_messages": '[{"role": "user"}]'}, "negative_messages="),
         ({"negative_messages": '"text"'}, "negative_messages='text'"),
@@ -166,32 +166,13 @@ def test_what_can_never_stand_together_is_told():
     assert too_large((30, 30), 2, 2, 4, 16) is None
     assert too_large((30, 30), None, None, None, 16) is None
     assert "takes 3 places, and max_num_seqs is 2" in too_large((1, 1, 1), 2, 9, 9, 16)
-    assert "take 3 tokens a step, and max_num_batched_tokens is 2" in too_large((1, 1, 1), 3, 2, 9, 16)
+    assert "take 3 tokens per step, and max_num_batched_tokens is 2" in too_large((1, 1, 1), 3, 2, 9, 16)
     assert "may need 80 tokens of cache, and there is room for 64" in too_large((33, 30), 2, 2, 4, 16)
 
 
-def test_branches_rest_where_guidance_changes_nothing():
-    report = Report(Request(CFG(2.0, skip_threshold=0.01), ((1,),), ((1, ""),), Draw(), horizon=200))
-    guided = []
-    for position in range(200):
-        wants = report.wants_branches(position)
-        guided.append(wants)
-        kl = 0.5 if 60 <= position < 80 else 0.001
-        report.observe(position, wants, {"kl": kl, "changed": False} if wants else None)
-    assert all(guided[:8])
-    assert not any(guided[8:15])
-    assert sum(guided[80:]) < 60
-    assert report.summary()["guided_steps"] == sum(guided)
-    assert report.summary()["skipped_steps"] == 200 - sum(guided)
-    never = Report(Request(CFG(2.0), ((1,),), ((1, ""),), Draw(), horizon=200))
-    for position in range(200):
-        assert never.wants_branches(position)
-        never.observe(position, True, {"kl": 0.0, "changed": False})
-
-
 def test_branches_rest_outside_of_their_window():
-    report = Report(Request(CFG(2.0, start=0.25, stop=0.5), ((1,),), ((1, ""),), Draw(), horizon=101))
-    assert [n for n in range(101) if report.wants_branches(n)] == list(range(25, 51))
-    assert not report.idles(24)
-    assert report.idles(51)
-    assert report.idles(10)
+    state = RequestState(Request(CFG(2.0, start=0.25, stop=0.5), ((1,),), ((1, ""),), Draw(), horizon=101))
+    assert [n for n in range(101) if state.needs_branches(n)] == list(range(25, 51))
+    assert not state.can_drop_branches(24)
+    assert state.can_drop_branches(51)
+    assert state.can_drop_branches(10)

@@ -14,17 +14,16 @@ from transformers import MistralConfig, MistralForCausalLM
 from textguide.guidance import APG, CFG, Formula
 from textguide.logits_processors.vllm_plugin.draft_model import ModelGuesser
 from textguide.logits_processors.vllm_plugin.extras import OURS
-from textguide.logits_processors.vllm_plugin.groups import MAIN
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
-from textguide.logits_processors.vllm_plugin.requests import Draw, Request
+from textguide.logits_processors.vllm_plugin.requests import MAIN, Draw, Request
 from textguide.logits_processors.vllm_plugin.speculation import (
-    Guesser,
-    check_beside,
+    LookupGuesser,
+    check_config,
+    check_excluded,
     may_guess,
-    refuse_with,
     settings_of,
 )
-from textguide.logits_processors.vllm_plugin.verification import judged, read_guesses
+from textguide.logits_processors.vllm_plugin.verification import read_guesses, verified
 
 from ...smc.table import table
 from ...tiny_folder import make_model, make_tokenizer
@@ -100,7 +99,7 @@ def write(requests: list[tuple[Request | None, int]], chance: random.Random | No
             draft_token_ids=torch.tensor([token for one in guesses for token in one], dtype=torch.long),
             bonus_logits_indices=bonus,
         )
-        output = judged(processor, sampler, logits, metadata, None).sampled_token_ids.tolist()
+        output = verified(processor, sampler, logits, metadata, None).sampled_token_ids.tolist()
         for group, told in processor.outbox.take().items():
             seen.setdefault(group, {}).update(told)
         for text, tokens in zip(written, output, strict=True):
@@ -146,14 +145,14 @@ def test_the_same_is_written_with_guesses_as_without() -> None:
 
 
 def test_a_worker_that_takes_every_guess_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = FirstRunnerProcessor.judge
+    verify = FirstRunnerProcessor.verify
 
     def takes_all(self: Any, logits: Any, starts: Any, guesses: Any, greedy: Any) -> Any:
         return {
-            row: [*guesses[row], *tokens[-1:]] for row, tokens in judge(self, logits, starts, guesses, greedy).items()
+            row: [*guesses[row], *tokens[-1:]] for row, tokens in verify(self, logits, starts, guesses, greedy).items()
         }
 
-    monkeypatch.setattr(FirstRunnerProcessor, "judge", takes_all)
+    monkeypatch.setattr(FirstRunnerProcessor, "verify", takes_all)
     with pytest.raises((AssertionError, KeyError)):
         test_the_same_is_written_with_guesses_as_without()
 
@@ -174,7 +173,7 @@ def test_runners_of_one_class_are_wrapped_once() -> None:
 
 
 def test_guesses_follow_what_stood_there_before() -> None:
-    guesser = Guesser(settings_of({"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 2}))
+    guesser = LookupGuesser(settings_of({"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 2}))
     assert guesser.guess("a", [1, 2, 3, 4, 1, 2], 3) == [3, 4, 1]
     guesser.judge("a", 3)
     assert guesser.guess("a", [1, 2, 3, 4, 1, 2], 2) == [3, 4]
@@ -228,9 +227,14 @@ def test_a_draft_model_guesses_what_it_would_write(tmp_path: Path) -> None:
 def test_a_draft_model_that_forgets_is_refused(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, sliding_window=4,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=4,
+    )
     MistralForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"speculative_config: model=.* forgets what it has read"):
@@ -244,12 +248,12 @@ def test_a_draft_model_that_forgets_is_refused(tmp_path: Path) -> None:
         ({"method": "draft_model", "model": 5}, "model=5 must name the draft model"),
         (
             {"method": "draft_model", "model": "smollm2-small", "prompt_lookup_max": 3},
-            "'prompt_lookup_max' is no field",
+            "'prompt_lookup_max' is not a field",
         ),
         (5, "speculative_config=5 must be an object"),
         ({"method": "eagle"}, "method='eagle' does not work with guidance"),
         ({"num_speculative_tokens": 3}, "method=None does not work with guidance"),
-        ({"method": "ngram", "draft_tensor_parallel_size": 2}, "'draft_tensor_parallel_size' is no field here"),
+        ({"method": "ngram", "draft_tensor_parallel_size": 2}, "'draft_tensor_parallel_size' is not a field of"),
         ({"method": "ngram", "num_speculative_tokens": True}, "num_speculative_tokens=True must be a whole number"),
         ({"method": "ngram", "prompt_lookup_min": 4}, "prompt_lookup_min=4 must be at most prompt_lookup_max=3"),
     ],
@@ -261,8 +265,8 @@ def test_what_cannot_be_asked_for_is_named(given: Any, message: str) -> None:
 
 def test_what_was_not_tried_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"speculative_config does not work with tensor_parallel_size=2: it was not"):
-        check_beside({"tensor_parallel_size": 2})
-    check_beside({"tensor_parallel_size": 1, "enable_lora": None})
+        check_excluded({"tensor_parallel_size": 2})
+    check_excluded({"tensor_parallel_size": 1, "enable_lora": None})
     config = SimpleNamespace(
         scheduler_config=SimpleNamespace(async_scheduling=False),
         parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
@@ -271,9 +275,9 @@ def test_what_was_not_tried_is_refused_by_name() -> None:
         additional_config=None,
     )
     with pytest.raises(ValueError, match="does not work with enable_lora=True"):
-        refuse_with(config)
+        check_config(config)
     config.lora_config, config.use_v2_model_runner = None, True
     with pytest.raises(ValueError, match="does not work with VLLM_USE_V2_MODEL_RUNNER=True"):
-        refuse_with(config)
+        check_config(config)
     assert may_guess(SimpleNamespace(min_tokens=0, bad_words=None))
     assert not may_guess(SimpleNamespace(logit_bias={3: 1.0}))

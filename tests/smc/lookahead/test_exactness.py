@@ -143,7 +143,7 @@ def test_the_perfect_lookahead_makes_all_weights_equal() -> None:
     assert foreseen.ess.mean() > 1.2 * plain.ess.mean()
 
 
-@pytest.mark.parametrize("half", ["_foresee", "_twist"], ids=["stays in the weights", "only moves draws"])
+@pytest.mark.parametrize("half", ["_look_ahead", "_twist"], ids=["stays in the weights", "only moves draws"])
 def test_a_twist_that_does_half_of_it_is_seen(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(Constrained, half)
 
@@ -185,12 +185,16 @@ def test_beside_a_function_tokens_are_asked_about() -> None:
     constraint = AllOf(Regex("[abc]{3,7}"), Predicate(lambda text: "aa" not in text and "cb" not in text))
     conditional, evidence = reference.global_conditional(
         floats(LAW),
-        lambda text: SIZE - 1 not in text
-        and 3 <= len(spelled(text)) <= 7
-        and b"aa" not in spelled(text)
-        and b"cb" not in spelled(text),
-        END, LENGTH, SIZE,
-    )  # fmt: skip
+        lambda text: (
+            SIZE - 1 not in text
+            and 3 <= len(spelled(text)) <= 7
+            and b"aa" not in spelled(text)
+            and b"cb" not in spelled(text)
+        ),
+        END,
+        LENGTH,
+        SIZE,
+    )
     texts, outcome = run(LAW, constraint, AWRS(particles=3, ess_threshold=0.9), 300, LENGTH, 2)
     assert abs(z_score(outcome.log_evidence.exp().tolist(), evidence)) < 3.5
     drawn = exact_samples(texts, outcome)

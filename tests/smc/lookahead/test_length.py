@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from textguide.constraints import Regex
-from textguide.constraints.automata import automaton_of, tokens
+from textguide.constraints.automata import automaton_of, token_automaton
 from textguide.smc.lookahead.length import LengthLookahead
 
 from ..toys import VOCABULARY
@@ -16,14 +16,14 @@ from ..toys import VOCABULARY
 def test_moves_that_are_too_many_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     automaton = automaton_of(Regex("[abc]{2,9}"), VOCABULARY)
     assert automaton is not None
-    walk, walks = tokens._walk, []
+    walk, walks = token_automaton._walk, []
 
     def counted(*given: Any) -> Any:
         walks.append(given)
         return walk(*given)
 
-    monkeypatch.setattr(tokens, "_walk", counted)
-    monkeypatch.setattr(tokens, "MOVES", 1)
+    monkeypatch.setattr(token_automaton, "_walk", counted)
+    monkeypatch.setattr(token_automaton, "MOVES", 1)
     ahead = LengthLookahead(automaton).begin(())
     assert [ahead.following(left) for left in (4, 3, 2)] == [None] * 3
     assert len(walks) == 1

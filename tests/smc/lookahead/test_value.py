@@ -139,9 +139,9 @@ def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
         assert torch.equal(other.biases, head.biases)
     _, outcome = run(LAW, REGULAR, AWRS(REGULAR, lookahead=path), 5, LENGTH)
     assert outcome.finished.any()
-    with pytest.raises(ValueError, match="was learned for another constraint; train it anew"):
+    with pytest.raises(ValueError, match="was learned for another constraint; train it again"):
         run(LAW, Regex("a+"), AWRS(lookahead=path), 1, LENGTH)
-    with pytest.raises(ValueError, match="another vocabulary, or other end tokens; train it anew"):
+    with pytest.raises(ValueError, match="another vocabulary, or other end tokens; train it again"):
         run(LAW, REGULAR, AWRS(lookahead=path), 1, LENGTH, vocabulary=Vocabulary(PIECES[:-1], VOCABULARY.ends))
     with pytest.raises(ValueError, match="lookahead='value': a value is learned for one constraint"):
         run(LAW, REGULAR, AWRS(lookahead="value"), 1, LENGTH)

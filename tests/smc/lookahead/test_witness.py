@@ -73,9 +73,14 @@ def written(options: dict[str, Any], limit: int, rows: int = 12) -> tuple[int, l
     scores = torch.zeros(rows, DOCUMENTS.size)
     scores[:, [0, 1 + ord('"'), 1 + ord("}"), 1 + ord(",")]] = -4.0
     state = Constrained(
-        guidance, constraint.start(DOCUMENTS), DOCUMENTS, rows, generator, limit=limit,
+        guidance,
+        constraint.start(DOCUMENTS),
+        DOCUMENTS,
+        rows,
+        generator,
+        limit=limit,
         lookahead=lookahead_of(guidance.lookahead, constraint, DOCUMENTS),
-    )  # fmt: skip
+    )
     for index in range(limit):
         last = index == limit - 1
         if state.chooses:

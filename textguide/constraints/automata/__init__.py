@@ -1,5 +1,5 @@
-"""Regular constraints as finite automata, over bytes and over the tokens of a vocabulary: what looking ahead needs."""
+"""Regular constraints as finite automata over bytes and over the tokens of a vocabulary, for looking ahead."""
 
-from .tokens import TokenAutomaton, automaton_of
+from .token_automaton import TokenAutomaton, automaton_of
 
 __all__ = ["TokenAutomaton", "automaton_of"]

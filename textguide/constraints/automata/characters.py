@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import regex
@@ -18,36 +18,44 @@ LAST = 0x10FFFF
 
 
 def ranges_of(text: str, flags: str, wide: bool) -> list[Range]:
-    """The characters that one part of a pattern takes: a set, an escape or the point.
+    """The characters that one part of a pattern matches: a set, an escape or the point.
 
-    What ``\\w`` and its like are beyond ASCII depends on the version of Unicode, so that it is not asked: all
-    characters there are taken (or none), which makes the whole a superset (or subset) of what the engine takes.
+    The meaning of ``\\w`` and the like beyond ASCII depends on the version of Unicode, so it is not evaluated: such a
+    part matches all characters beyond ASCII (or none), and the result is a superset (or subset) of what the engine
+    matches.
 
     Args:
-        text: the part, in the engine's spelling.
-        flags: those of ``i`` and ``s`` that hold there.
-        wide: take all of them rather than none.
+        text: the part, in the engine's syntax.
+        flags: those of the flags ``i`` and ``s`` that apply to it.
+        wide: match all of these characters instead of none.
+
+    Returns:
+        Ranges of code points, ascending, both ends included.
     """
-    text = _HEX.sub(lambda found: f"\\U{int(found[1], 16):08X}", text)
-    marks = regex.V1 | (regex.IGNORECASE if "i" in flags else 0) | (regex.DOTALL if "s" in flags else 0)
-    pattern = regex.compile(text, marks)
-    plain = [code for code in range(0x80) if pattern.fullmatch(chr(code))]
+    text = _HEX.sub(lambda match: f"\\U{int(match[1], 16):08X}", text)
+    options = regex.V1
+    if "i" in flags:
+        options |= regex.IGNORECASE
+    if "s" in flags:
+        options |= regex.DOTALL
+    pattern = regex.compile(text, options)
+    ascii_codes = [code for code in range(0x80) if pattern.fullmatch(chr(code))]
     if _UNICODE.search(text) or ("i" in flags and re.search(r"[^\W\d_]|\\", text)):
         others = [(0x80, LAST)] if wide else []
     elif text.isascii() and not re.search(r"\\[uUNx]", text):
         others = [(0x80, LAST)] if pattern.fullmatch("\U0010fffd") else []
     else:
-        found = [ord(character) for character in pattern.findall(_beyond_ascii())]
-        others = list(_joined(found))
-    return [*_joined(plain), *others]
+        others = list(_ranges(ord(character) for character in pattern.findall(_beyond_ascii())))
+    return [*_ranges(ascii_codes), *others]
 
 
 def expression(expressions: Expressions, ranges: list[Range]) -> Node:
-    """One character of ``ranges``, as its bytes."""
+    """The expression of one character in ``ranges``, as its bytes."""
     return _trie(expressions, [sequence for low, high in ranges for sequence in _sequences(low, high)])
 
 
-def _joined(codes: list[int]) -> Iterator[Range]:
+def _ranges(codes: Iterable[int]) -> Iterator[Range]:
+    """Ascending code points as ranges."""
     start = previous = None
     for code in codes:
         if start is None or previous is None:
@@ -65,15 +73,19 @@ def _beyond_ascii() -> str:
 
 
 def _sequences(low: int, high: int) -> Iterator[list[Range]]:
-    """Sequences of ranges of bytes that hold the encodings of ``low`` to ``high``; surrogates have none."""
+    """Sequences of byte ranges that cover the encodings of ``low`` to ``high``; surrogates have none."""
     for size, (first, last) in zip((0, 1, 2, 2, 3), _SIZES, strict=True):
         if low <= last and high >= first:
             yield from _split(max(low, first), min(high, last), size)
 
 
 def _split(low: int, high: int, size: int) -> Iterator[list[Range]]:
-    for place in range(1, size + 1):
-        mask = (1 << (6 * place)) - 1
+    """The same for encodings of one length, ``size`` bytes after the first one.
+
+    A range is one sequence if, from some byte on, all bytes run through their full range.
+    """
+    for count in range(1, size + 1):
+        mask = (1 << (6 * count)) - 1
         if low & ~mask != high & ~mask:
             if low & mask:
                 yield from _split(low, low | mask, size)
@@ -87,6 +99,7 @@ def _split(low: int, high: int, size: int) -> Iterator[list[Range]]:
 
 
 def _trie(expressions: Expressions, sequences: list[list[Range]]) -> Node:
+    """The union of sequences of byte ranges, as a decision on each byte."""
     if not sequences:
         return expressions.branch(())
     if not sequences[0]:

@@ -1,7 +1,7 @@
 """Regular expressions over bytes, with intersection and complement, and their automata by derivatives.
 
-The derivative of a set of texts by a byte holds the rests of its texts that begin with that byte (Brzozowski 1964). The
-derivatives of an expression are finitely many once unions are sorted, and they are the states of its automaton.
+The derivative of a set of texts by a byte contains the rests of the texts that start with that byte (Brzozowski 1964).
+An expression has finitely many derivatives if unions are sorted, and they are the states of its automaton.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-EMPTY, NOTHING_MORE = 0, 1
-"""The expression without any text, and the one of the empty text."""
+EMPTY = 0
+"""The expression that no text matches."""
+NOTHING_MORE = 1
+"""The expression that only the empty text matches."""
 Node = int
 _Key = tuple[Any, ...]
 
 
 class TooLargeError(ValueError):
-    """An automaton would have more states than are worth making."""
+    """An automaton would be too large."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ByteAutomaton:
     """A deterministic automaton.
 
     Args:
-        moves: the state behind each state and byte, int32 (S + 1, 256); S is the dead one, which nothing leaves.
+        moves: the state after each state and byte, int32 (S + 1, 256); S is the dead state, which is never left.
         accepting: states in which a text is complete, bool (S + 1,).
         start: the first state.
     """
@@ -42,26 +44,26 @@ class ByteAutomaton:
 
     @property
     def dead(self) -> int:
-        """The state from which nothing is complete."""
+        """The state from which no text can be completed."""
         return len(self.accepting) - 1
 
     @property
     def digest(self) -> str:
-        """What tells it from other automata, equal in every process."""
+        """A hash that identifies the automaton, the same in every process."""
         digest = hashlib.sha256(f"{self.start} {self.moves.shape}".encode())
         digest.update(self.moves.tobytes())
         digest.update(self.accepting.tobytes())
         return digest.hexdigest()
 
     def run(self, state: int, text: bytes) -> int:
-        """The state behind ``text``."""
+        """The state after ``text``."""
         for byte in text:
             state = int(self.moves[state, byte])
         return state
 
     @cached_property
     def distances(self) -> NDArray[np.int64]:
-        """The fewest bytes that complete a text from each state, (S + 1,); very many from the dead one."""
+        """The smallest number of bytes that complete a text from each state, (S + 1,); very large for the dead one."""
         distances = np.where(self.accepting, 0, np.iinfo(np.int64).max // 2)
         while True:
             nearer = np.minimum(distances, distances[self.moves].min(axis=1) + 1)
@@ -70,18 +72,18 @@ class ByteAutomaton:
             distances = nearer
 
     def shortest(self, state: int) -> bytes:
-        """The fewest bytes that complete a text from a state that is not dead; of several ways one that reads well."""
-        found = bytearray()
+        """The shortest text that completes a text from a state that is not dead; alphanumeric bytes are preferred."""
+        text = bytearray()
         while self.distances[state]:
             nearer = np.flatnonzero(self.distances[self.moves[state]] == self.distances[state] - 1)
             byte = min(nearer.tolist(), key=lambda one: (not chr(one).isalnum(), not 32 < one < 127, one))
-            found.append(byte)
+            text.append(byte)
             state = int(self.moves[state, byte])
-        return bytes(found)
+        return bytes(text)
 
 
 class Expressions:
-    """Makes expressions; equal ones are made once and are a number."""
+    """Creates expressions; equal expressions are the same number."""
 
     def __init__(self) -> None:
         self._keys: list[_Key] = [("empty",), ("nothing more",)]
@@ -90,54 +92,54 @@ class Expressions:
         self._derivatives: dict[tuple[Node, int], Node] = {}
         self._cuts: dict[Node, frozenset[int]] = {}
 
-    # -- making ----------------------------------------------------------------------------------------------------
+    # -- building --------------------------------------------------------------------------------------------------
 
     def branch(self, ranges: Iterable[tuple[int, int, Node]]) -> Node:
-        """The next byte decides: ``(low, high, rest)``, which do not overlap."""
-        kept = tuple(sorted(item for item in ranges if item[2] != EMPTY))
-        return self._make(("branch", kept), False) if kept else EMPTY
+        """The next byte decides: ranges ``(low, high, rest)`` that do not overlap."""
+        possible = tuple(sorted(item for item in ranges if item[2] != EMPTY))
+        return self._make(("branch", possible), False) if possible else EMPTY
 
     def join(self, parts: Sequence[Node]) -> Node:
-        """One behind the other."""
+        """The parts one after the other."""
         whole = NOTHING_MORE
         for part in reversed(parts):
             whole = self._pair(part, whole)
         return whole
 
     def either(self, parts: Iterable[Node]) -> Node:
-        """One of them."""
-        kept: set[Node] = set()
+        """At least one of the parts."""
+        members: set[Node] = set()
         for part in parts:
             key = self._keys[part]
-            kept.update(key[1] if key[0] == "either" else (part,))
-        kept.discard(EMPTY)
-        if not kept or len(kept) == 1:
-            return kept.pop() if kept else EMPTY
+            members.update(key[1] if key[0] == "either" else (part,))
+        members.discard(EMPTY)
+        if not members or len(members) == 1:
+            return members.pop() if members else EMPTY
         everything = self.outside(EMPTY)
-        if everything in kept:
+        if everything in members:
             return everything
-        return self._make(("either", tuple(sorted(kept))), any(self._nullable[part] for part in kept))
+        return self._make(("either", tuple(sorted(members))), any(self._nullable[part] for part in members))
 
     def both(self, parts: Iterable[Node]) -> Node:
-        """All of them."""
-        kept: set[Node] = set()
+        """All of the parts."""
+        members: set[Node] = set()
         for part in parts:
             key = self._keys[part]
-            kept.update(key[1] if key[0] == "both" else (part,))
-        kept.discard(self.outside(EMPTY))
-        if EMPTY in kept:
+            members.update(key[1] if key[0] == "both" else (part,))
+        members.discard(self.outside(EMPTY))
+        if EMPTY in members:
             return EMPTY
-        if not kept or len(kept) == 1:
-            return kept.pop() if kept else self.outside(EMPTY)
-        return self._make(("both", tuple(sorted(kept))), all(self._nullable[part] for part in kept))
+        if not members or len(members) == 1:
+            return members.pop() if members else self.outside(EMPTY)
+        return self._make(("both", tuple(sorted(members))), all(self._nullable[part] for part in members))
 
     def outside(self, part: Node) -> Node:
-        """Every text of bytes but its."""
+        """The complement: all texts of bytes that do not match the part."""
         key = self._keys[part]
         return key[1] if key[0] == "outside" else self._make(("outside", part), not self._nullable[part])
 
     def repeat(self, part: Node, least: int, most: int | None) -> Node:
-        """``least`` to ``most`` times in a row; None: any number."""
+        """The part ``least`` to ``most`` times; None: any number of times."""
         if most == 0 or part == NOTHING_MORE:
             return NOTHING_MORE
         if part == EMPTY:
@@ -153,7 +155,7 @@ class Expressions:
         if first == NOTHING_MORE or rest == NOTHING_MORE:
             return rest if first == NOTHING_MORE else first
         key = self._keys[first]
-        if key[0] == "join":  # brackets to the right, so that equal texts are equal expressions
+        if key[0] == "join":  # associate to the right, so that equal joins are equal expressions
             return self._pair(key[1], self._pair(key[2], rest))
         return self._make(("join", first, rest), self._nullable[first] and self._nullable[rest])
 
@@ -165,19 +167,22 @@ class Expressions:
             self._nullable.append(nullable)
         return node
 
-    # -- taking apart ----------------------------------------------------------------------------------------------
+    # -- derivatives ----------------------------------------------------------------------------------------------
 
     def automaton(self, node: Node, most: int) -> ByteAutomaton:
-        """The automaton of an expression, without states that lead nowhere.
+        """The automaton of an expression, without states from which no text can be completed.
 
         Args:
-            most: states that it may have.
+            node: the expression.
+            most: largest number of states.
 
         Raises:
-            TooLargeError: it has more.
+            TooLargeError: it has more states.
         """
-        states, rows, at = {node: 0}, [], 0
+        states = {node: 0}
         order = [node]
+        rows = []
+        at = 0
         while at < len(order):
             row = np.zeros(256, dtype=np.int32)
             cuts = sorted(self._cuts_of(order[at]) | {0, 256})
@@ -195,11 +200,11 @@ class Expressions:
         return _trimmed(moves, np.array([self._nullable[state] for state in order]))
 
     def derivative(self, node: Node, byte: int) -> Node:
-        """What may follow behind a byte."""
-        found = self._derivatives.get((node, byte))
-        if found is None:
-            found = self._derivatives[node, byte] = self._derive(node, byte)
-        return found
+        """The rests of the texts that start with a byte."""
+        derivative = self._derivatives.get((node, byte))
+        if derivative is None:
+            derivative = self._derivatives[node, byte] = self._derive(node, byte)
+        return derivative
 
     def _derive(self, node: Node, byte: int) -> Node:
         kind, *parts = self._keys[node]
@@ -207,10 +212,10 @@ class Expressions:
             return next((rest for low, high, rest in parts[0] if low <= byte <= high), EMPTY)
         if kind == "join":
             first, rest = parts
-            behind = self._pair(self.derivative(first, byte), rest)
+            in_first = self._pair(self.derivative(first, byte), rest)
             if not self._nullable[first]:
-                return behind
-            return self.either((behind, self.derivative(rest, byte)))
+                return in_first
+            return self.either((in_first, self.derivative(rest, byte)))
         if kind == "either":
             return self.either(self.derivative(part, byte) for part in parts[0])
         if kind == "both":
@@ -219,33 +224,33 @@ class Expressions:
             return self.outside(self.derivative(parts[0], byte))
         if kind == "repeat":
             part, least, most = parts
-            left = self.repeat(part, max(least - 1, 0), None if most is None else most - 1)
-            return self._pair(self.derivative(part, byte), left)
+            remaining = self.repeat(part, max(least - 1, 0), None if most is None else most - 1)
+            return self._pair(self.derivative(part, byte), remaining)
         return EMPTY
 
     def _cuts_of(self, node: Node) -> frozenset[int]:
-        """Bytes at which the derivative may change."""
-        found = self._cuts.get(node)
-        if found is None:
+        """The bytes at which the derivative may change."""
+        cuts = self._cuts.get(node)
+        if cuts is None:
             kind, *parts = self._keys[node]
             if kind == "branch":
-                found = frozenset(cut for low, high, _ in parts[0] for cut in (low, high + 1))
+                cuts = frozenset(cut for low, high, _ in parts[0] for cut in (low, high + 1))
             elif kind == "join":
-                found = self._cuts_of(parts[0])
+                cuts = self._cuts_of(parts[0])
                 if self._nullable[parts[0]]:
-                    found |= self._cuts_of(parts[1])
+                    cuts |= self._cuts_of(parts[1])
             elif kind in ("either", "both"):
-                found = frozenset().union(*(self._cuts_of(part) for part in parts[0]))
+                cuts = frozenset().union(*(self._cuts_of(part) for part in parts[0]))
             elif kind in ("outside", "repeat"):
-                found = self._cuts_of(parts[0])
+                cuts = self._cuts_of(parts[0])
             else:
-                found = frozenset()
-            self._cuts[node] = found
-        return found
+                cuts = frozenset()
+            self._cuts[node] = cuts
+        return cuts
 
 
 def _trimmed(moves: NDArray[np.int32], accepting: NDArray[np.bool_]) -> ByteAutomaton:
-    """The same automaton, with one dead state, the last."""
+    """The automaton with a single dead state, which is the last one."""
     alive = accepting.copy()
     while True:
         more = alive | alive[moves].any(axis=1)
@@ -255,5 +260,5 @@ def _trimmed(moves: NDArray[np.int32], accepting: NDArray[np.bool_]) -> ByteAuto
     number = np.full(len(alive), int(alive.sum()), dtype=np.int32)
     number[alive] = np.arange(int(alive.sum()), dtype=np.int32)
     dead = np.full((1, 256), int(alive.sum()), dtype=np.int32)
-    kept = number[moves[alive]].reshape(-1, 256)
-    return ByteAutomaton(np.concatenate([kept, dead]), np.append(accepting[alive], False), int(number[0]))
+    alive_moves = number[moves[alive]].reshape(-1, 256)
+    return ByteAutomaton(np.concatenate([alive_moves, dead]), np.append(accepting[alive], False), int(number[0]))

@@ -1,18 +1,19 @@
-"""What is kept of a row between two passes, one value of ``cache=`` a file."""
+"""What is kept of a row between two passes, one value of ``cache=`` per file."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .base import Caching, Kept, Reading
-from .delayed import DelayedCache
-from .prefix import PrefixCache
+from .base import CachedReader, Caching, Reading
+from .delayed_cache import DelayedCache
+from .prefix_cache import PrefixCache
 
-__all__ = ["Caching", "DelayedCache", "Kept", "PrefixCache", "Reading", "caching_of"]
+__all__ = ["CachedReader", "Caching", "DelayedCache", "PrefixCache", "Reading", "resolve_cache"]
 
 
-def caching_of(value: Any) -> Caching | None:
-    """The value of ``cache=``: False or None for none, True for finished blocks, or an object or its text.
+def resolve_cache(value: Any) -> Caching | None:
+    """The value of ``cache=`` as an object: False or None for no cache, True for keys of finished blocks, an object, or
+    its text.
 
     Raises:
         ValueError: it is unknown.

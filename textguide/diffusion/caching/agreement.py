@@ -1,4 +1,4 @@
-"""How far a run that keeps keys is from one that reads everything anew."""
+"""How far a run with a cache is from one that reads everything in every pass."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from torch import Tensor
 
 from ...support.showing import Block, Shown, table
 from ..denoisers import denoiser
-from ..generation import DiffusionResult, finish, generate, prepared
 from ..guiding import checked_guidance
+from ..options import CanvasOptions
+from ..results import DiffusionResult
+from ..run import CanvasRun
 
 
 @dataclass(frozen=True)
 class CacheAgreement(Shown):
-    """A run with ``cache=`` beside the same run without.
+    """A run with ``cache=`` compared with the same run without.
 
     Attributes:
         equal_tokens: share of the filled positions at which both runs wrote the same token.
-        equal_rows: share of the rows in which they wrote the same text.
-        largest_difference: the largest difference, in nats, between a log-probability that a pass of the run with the
-            cache gave and the one that reading the same canvas whole gives: over all passes, branches, positions that
-            were asked for, and tokens. inf where one of the two is 0.
+        equal_rows: share of the rows in which both runs wrote the same text.
+        largest_difference: the largest difference, in nats, between a log-probability from a pass of the run with the
+            cache and the one from reading the same canvas whole: over all passes, branches, requested positions and
+            tokens. inf if one of the two probabilities is 0.
         distances: the total variation between the two distributions at each of these positions, (N,).
-        exact, kept: what the runs wrote; ``passes`` and ``tokens`` say what they read. The whole readings of the
-            comparison are not counted.
+        exact, kept: results of the run without and with the cache; ``passes`` and ``tokens`` state what they read. The
+            whole readings of the comparison are not counted.
     """
 
     equal_tokens: float
@@ -51,40 +53,47 @@ class CacheAgreement(Shown):
 
 
 def cache_agreement(
-    model: Any, tokenizer: Any, prompts: Any, *, cache: Any = "delayed", guidance: Any = None, **arguments: Any
+    model: Any, tokenizer: Any, prompts: Any, *, cache: Any = "delayed", guidance: Any = None, **options: Any
 ) -> CacheAgreement:
     """Generate with and without a cache, and compare.
 
-    Both runs draw the same random numbers, those of ``seed`` (0 where none is given). Equal tokens say what the error
-    does to a text, and once one token differs the canvases do too; the differences of log-probabilities compare
-    readings of the same canvas, which also tells the error of a run whose tokens are all equal.
+    Both runs draw the same random numbers, those of ``seed`` (default 0). Equal tokens show what the error does to a
+    text, but once one token differs the canvases differ too. The differences of log-probabilities compare readings of
+    the same canvas, and so show the error of a run whose tokens are all equal as well.
 
     Args:
         model, tokenizer, prompts, guidance: as for :func:`textguide.diffusion.generate`.
         cache: the value to measure: ``True``, a :class:`~textguide.diffusion.DelayedCache` or its text.
-        **arguments: further arguments of :func:`textguide.diffusion.generate` that shape the canvas, as those of
-            :func:`textguide.diffusion.stream`.
+        **options: further options of :func:`textguide.diffusion.stream`, and ``models``.
 
     Raises:
         ValueError: as ``generate``.
 
     Example:
-        >>> textguide.diffusion.cache_agreement(model, tokenizer, prompts, cache="delayed:refresh=4", gen_length=64)
+        >>> textguide.diffusion.cache_agreement(model, tokenizer, prompts, cache="delayed:refresh=4", max_new_tokens=64)
     """
-    made, wanted = denoiser(model, tokenizer), checked_guidance(guidance)
-    arguments = {"seed": 0, **arguments}
-    exact = generate(made, tokenizer, prompts, guidance=wanted, warn=False, **arguments)
-    sampler = prepared(made, tokenizer, prompts, guidance=wanted, cache=cache, **arguments)
-    distances, largest = [], [0.0]
+    reader = denoiser(model, tokenizer)
+    guidance = checked_guidance(guidance)
+    models = options.pop("models", None)
+    name = "textguide.diffusion.cache_agreement"
+    runs = []
+    for value in (False, cache):
+        canvas_options = CanvasOptions.of({"seed": 0, **options, "cache": value}, name)
+        runs.append(CanvasRun.after_prompts(reader, prompts, guidance, models, canvas_options))
+    exact = runs[0].result(warn=False)
+    sampler = runs[1].sampler()
+    distances: list[Tensor] = []
+    largest = [0.0]
 
-    def watch(kept: Tensor, whole: Tensor, asked: Tensor) -> None:
-        one, other = (logits[asked].double().log_softmax(-1) for logits in (kept, whole))
-        apart = torch.where(one == other, 0.0, one - other).abs()  # both −inf: the same
-        largest.append(float(apart.max()))
+    def compare(with_cache: Tensor, whole: Tensor, positions: Tensor) -> None:
+        one = with_cache[positions].double().log_softmax(-1)
+        other = whole[positions].double().log_softmax(-1)
+        difference = torch.where(one == other, 0.0, one - other).abs()  # equal if both are −inf
+        largest.append(float(difference.max()))
         distances.append((one.exp() - other.exp()).abs().sum(-1).cpu() / 2)
 
-    sampler.guide.watch(watch)
-    kept = finish(sampler, wanted, keep_history=False, warn=False, whole=False)
+    sampler.guide.watch(compare)
+    kept = runs[1].finish(sampler)
     same = (exact.sequences == kept.sequences) | ~exact.targets
     return CacheAgreement(
         equal_tokens=float(same[exact.targets].double().mean()),

@@ -1,4 +1,4 @@
-"""Orders and samplers of masked diffusion, one paper a file: which positions a step fills, and which it empties.
+"""Orders and samplers of masked diffusion, one paper per file: which positions a step fills, and which it empties.
 
 Example::
 

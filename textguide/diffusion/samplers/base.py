@@ -1,22 +1,24 @@
-"""What an order and a sampler are: values that say which positions are surest, and which of them a step fills."""
+"""Base classes of orders, which rank positions by certainty, and of samplers, which choose those that a step fills."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from ...support.checks import is_number
+
 N = TypeVar("N", bound="Named")
 
 
 class Named:
-    """Values with a name, which text can spell: ``name``, or ``name:field=value,field=value``."""
+    """Values that have a name and can be written as text: ``name``, or ``name:field=value,field=value``."""
 
     name: ClassVar[str]
     argument: ClassVar[str]
@@ -29,29 +31,29 @@ class Named:
 
     @classmethod
     def of(cls: type[N], value: Any) -> N:
-        """``value`` where it is one of these, or the one that a text names.
+        """``value`` itself if it is an instance of this class, or the instance that the text ``value`` describes.
 
         Raises:
-            ValueError: it is neither; the message names the argument, the value and what there is.
+            ValueError: it is neither; the message names the argument, the value and the known names.
         """
         if isinstance(value, cls):
             return value
-        known = ", ".join(cls.registry)
         name, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
         if name not in cls.registry:
-            raise ValueError(f"{cls.argument}={value!r} is unknown; use one of {known}")
-        made = cls.registry[name]
-        kinds = {one.name: one.default for one in dataclasses.fields(made)}
+            raise ValueError(f"{cls.argument}={value!r} is unknown; use one of {', '.join(cls.registry)}")
+        kind = cls.registry[name]
+        defaults = {one.name: one.default for one in dataclasses.fields(kind)}
         values = {}
         for part in filter(None, rest.split(",")):
             key, _, text = part.partition("=")
-            if key not in kinds:
-                raise ValueError(f"{cls.argument}={value!r}: {key!r} is no field; {name} has {', '.join(kinds)}")
-            values[key] = _read(text, kinds[key], f"{cls.argument}={value!r}: {key}")
-        return made(**values)
+            if key not in defaults:
+                raise ValueError(f"{cls.argument}={value!r}: {key!r} is not a field; {name} has {', '.join(defaults)}")
+            values[key] = _parse(text, defaults[key], f"{cls.argument}={value!r}: {key}")
+        return kind(**values)
 
 
-def _read(text: str, default: Any, what: str) -> Any:
+def _parse(text: str, default: Any, what: str) -> Any:
+    """The value that ``text`` means for a field with this default."""
     if isinstance(default, str):
         return text
     if isinstance(default, bool):
@@ -65,10 +67,11 @@ def _read(text: str, default: Any, what: str) -> Any:
 
 
 class Order(Named, ABC):
-    """Which masked positions come first: how sure a distribution is of each.
+    """Ranks masked positions by how certain the model is of them.
 
     Attributes:
-        is_probability: the values are probabilities or differences of such, which a threshold can be compared with.
+        is_probability: the certainties are probabilities or differences of probabilities, which a threshold can be
+            compared with.
         is_random: :meth:`certainty` needs uniform draws.
     """
 
@@ -79,37 +82,37 @@ class Order(Named, ABC):
 
     @abstractmethod
     def certainty(self, logp: Tensor, tokens: Tensor, places: Tensor, uniform: Tensor | None) -> Tensor:
-        """How sure a distribution is of each position, (N,); larger is surer.
+        """The certainty of each position, (N,); positions with a larger one are filled earlier.
 
         Args:
-            logp: log-probabilities, (N, V).
-            tokens: the tokens that were drawn there, (N,).
-            places: which position of its block each is, from 0, (N,).
-            uniform: draws from [0, 1), (N,), for an order that is random.
+            logp: log-probabilities of each position, (N, V).
+            tokens: the token that was drawn at each position, (N,).
+            places: the number of each position within its block, from 0, (N,).
+            uniform: draws from [0, 1), (N,), if the order is random; else None.
         """
 
     def log_certainty(self, certainty: Tensor) -> Tensor:
-        """The values on the scale of log-probabilities, 0 at the surest."""
+        """The certainties on the scale of log-probabilities: 0 for the highest certainty."""
         return certainty.log()
 
 
 @dataclass
 class Turn:
-    """What a sampler sees of one row in one step: the current block, n masked positions and m that are filled.
+    """What a sampler sees of one row in one step: the current block with n masked and m filled positions.
 
     Attributes:
         row: number of the row in the batch.
-        certainty: by the order, (n,).
-        logp: log-probabilities that rank positions, (n, V).
-        places: which positions of the row are masked, (n,).
-        quota: how many an equal share of the steps fills now.
+        certainty: certainty of each masked position by the order, (n,).
+        logp: log-probabilities by which positions are ranked, (n, V).
+        places: the masked positions of the row, (n,).
+        quota: how many positions this step fills if all steps fill an equal share.
         turn: number of the step within its block, from 0.
         turns: steps of the block.
-        uniform: gives so many float64 draws from [0, 1).
-        filled: which positions of the row are filled, (m,).
+        uniform: returns the requested number of float64 draws from [0, 1).
+        filled: the filled positions of the row, (m,).
         confidence: probability of each filled token when it was filled, (m,).
-        filled_certainty: by the order, from the distribution at a filled position and the token there, (m,); only
-            where the sampler reads filled positions.
+        filled_certainty: certainty of the token at each filled position by its current distribution, (m,); only set
+            if the sampler reads filled positions.
     """
 
     row: int
@@ -126,16 +129,16 @@ class Turn:
 
 
 Chosen = tuple[Tensor, "Tensor | None"]
-"""Which masked positions are filled, bool (n,), and which filled ones are emptied, bool (m,); None: none is."""
+"""The masked positions that are filled, bool (n,), and the filled positions that are emptied, bool (m,); None: none."""
 
 
 class Unmasking(Named, ABC):
-    """A sampler: which positions a step fills, and which it empties.
+    """A sampler: decides which positions a step fills, and which it empties.
 
     Attributes:
-        revises: it empties positions, so that each block takes all of its steps, and a row ends at the last of them.
-        reads_filled: it wants the distributions at filled positions too.
-        remembers: what it chooses depends on a row's steps before.
+        revises: the sampler empties positions. Each block then takes all of its steps, and a row ends after the last.
+        reads_filled: the sampler needs the distributions at filled positions too.
+        remembers: its choice depends on earlier steps of a row.
     """
 
     argument = "sampler"
@@ -151,52 +154,43 @@ class Unmasking(Named, ABC):
         return False
 
     def check(self, order: Order) -> None:
-        """Refuse an order that the sampler cannot use.
+        """Refuse an order that this sampler cannot use.
 
         Raises:
-            ValueError: it is one; the message names both.
+            ValueError: the sampler cannot use ``order``; the message names both.
         """
 
     def start(self, order: Order) -> Callable[[Turn], Chosen]:
-        """What chooses in one run; whatever it remembers of a row, it remembers by :attr:`Turn.row`."""
+        """The function that chooses in one run. A sampler that remembers keeps its state there, by :attr:`Turn.row`."""
         return lambda turn: self.choose(turn, order)
 
     def choose(self, turn: Turn, order: Order) -> Chosen:
-        """The choice of a sampler that remembers nothing."""
+        """The choice of a sampler without state."""
         raise NotImplementedError
 
-    def counts(self, sure: Tensor, quotas: Tensor) -> Tensor | None:
-        """For samplers that fill the surest positions and ask for nothing else: how many in each row, (B,); else None.
+    def counts(self, certainties: Tensor, quotas: Tensor) -> Tensor | None:
+        """How many of the most certain positions to fill in each row, (B,), for samplers that need no more than this:
+        the whole batch is then filled at once. None for all others, whose :meth:`choose` is called row by row.
 
         Args:
-            sure: certainties, (B, L), the largest first; −inf behind those of the masked positions.
+            certainties: of each row in descending order, (B, L); −inf after those of the masked positions.
             quotas: :attr:`Turn.quota` of each row, (B,).
         """
         return None
 
 
 def surest(values: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of (n,) values as bool (n,), the first among equals."""
+    """The ``count`` largest of (n,) values as bool (n,); of equal values, the first."""
     chosen = torch.zeros_like(values, dtype=torch.bool)
     chosen[values.sort(descending=True, stable=True).indices[:count]] = True
     return chosen
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Refuse a field that is no number from ``low`` to ``high``.
+    """Refuse a field that is not a number from ``low`` to ``high``; infinity is allowed.
 
     Raises:
-        ValueError: it is none; the message names it.
+        ValueError: it is not; the message names it.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         raise ValueError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
-
-
-def one_of(name: str, value: Any, names: Sequence[str]) -> None:
-    """Refuse a field that is none of ``names``.
-
-    Raises:
-        ValueError: it is none; the message names it.
-    """
-    if value not in names:
-        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(names)}")

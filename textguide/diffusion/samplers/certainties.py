@@ -1,4 +1,4 @@
-"""The orders that ask one distribution alone."""
+"""The orders that look at one distribution only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import Order
 
 @dataclass(frozen=True)
 class Confidence(Order):
-    """The probability of the token that was drawn (MaskGIT, arXiv 2202.04200; LLaDA's low-confidence remasking)."""
+    """The probability of the drawn token (MaskGIT, arXiv 2202.04200; LLaDA's low-confidence remasking)."""
 
     name = "confidence"
     is_probability = True
@@ -23,7 +23,7 @@ class Confidence(Order):
 
 @dataclass(frozen=True)
 class Margin(Order):
-    """The difference of the two largest probabilities (arXiv 2502.06768)."""
+    """The difference between the two largest probabilities (arXiv 2502.06768)."""
 
     name = "margin"
     is_probability = True
@@ -35,7 +35,7 @@ class Margin(Order):
 
 @dataclass(frozen=True)
 class Entropy(Order):
-    """Minus the entropy, in nats."""
+    """The negative entropy, in nats."""
 
     name = "entropy"
 
@@ -48,7 +48,7 @@ class Entropy(Order):
 
 @dataclass(frozen=True)
 class Random(Order):
-    """No certainty: every position is as likely to come first."""
+    """A uniform draw: all positions are equally likely to be filled first."""
 
     name = "random"
     is_random = True

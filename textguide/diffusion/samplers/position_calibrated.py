@@ -1,4 +1,4 @@
-"""PC-Sampler: confidence, less for tokens that are frequent anyway, and less for positions further right."""
+"""PC-Sampler: confidence, reduced for tokens that are frequent anyway and for positions further to the right."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .base import Order, number
 class PositionCalibrated(Order):
     """PC-Sampler (arXiv 2508.13021, eq. 5 to 7): ``exp(−λ i) · min(α, −p(x) log f(x))``.
 
-    ``p(x)`` is the probability of the drawn token, ``f(x)`` its frequency in texts at large: what is likely whatever
-    the text says (full stops, line breaks, end tokens) comes later. ``i`` counts the positions of the block from 0.
+    ``p(x)`` is the probability of the drawn token and ``f(x)`` its frequency in a text corpus: tokens that are likely
+    in any text (full stops, line breaks, end tokens) are filled later. ``i`` counts the positions of the block from 0.
 
     Args:
-        decay: λ ≥ 0, the weight of the position; 0 takes none. The paper: 0.25 for mathematics, 0 for Sudoku.
-        clip: α > 0, the largest value that a token may reach.
-        frequencies: how often each token of the vocabulary comes in a text corpus, (V,), as counts or shares; a token
-            that never comes counts as once (or as the least share). None: all are as frequent, which leaves the
-            position.
+        decay: λ ≥ 0, the weight of the position; 0 ignores it. The paper uses 0.25 for mathematics and 0 for Sudoku.
+        clip: α > 0, the largest value of the second factor.
+        frequencies: how often each token of the vocabulary occurs in a text corpus, (V,), as counts or shares. A token
+            that never occurs counts as once (or as the smallest share). None: all tokens are equally frequent, so that
+            only the position matters.
 
     Raises:
         ValueError: a field has a value that cannot work.
@@ -40,7 +40,7 @@ class PositionCalibrated(Order):
         number("decay", self.decay, 0.0)
         number("clip", self.clip, 0.0)
         if self.clip == 0.0:
-            raise ValueError("clip=0 makes all positions equal; take a larger one")
+            raise ValueError("clip=0 makes all positions equal; use a larger number")
         if self.frequencies is None:
             return
         frequencies = torch.as_tensor(self.frequencies, dtype=torch.float64)
@@ -50,14 +50,16 @@ class PositionCalibrated(Order):
 
     def certainty(self, logp: Tensor, tokens: Tensor, places: Tensor, uniform: Tensor | None) -> Tensor:
         chance = logp.gather(-1, tokens[:, None])[:, 0].exp()
-        rarity = math.log(logp.shape[-1]) if self.frequencies is None else self._rarity(logp).to(chance)[tokens]
+        if self.frequencies is None:
+            rarity: Tensor | float = math.log(logp.shape[-1])
+        else:
+            rarity = self._surprise_for(logp.shape[-1]).to(chance)[tokens]
         return torch.exp(-self.decay * places.to(chance)) * (chance * rarity).clamp(max=self.clip)
 
-    def _rarity(self, logp: Tensor) -> Tensor:
-        """−log f of every token, where ``logp`` says."""
-        if len(self._surprise) != logp.shape[-1]:
+    def _surprise_for(self, size: int) -> Tensor:
+        if len(self._surprise) != size:
             have = len(self._surprise)
-            raise ValueError(f"frequencies has {have} tokens, and the vocabulary {logp.shape[-1]}; give as many")
+            raise ValueError(f"frequencies has {have} tokens, and the vocabulary {size}; give as many")
         return self._surprise
 
     @cached_property
@@ -65,5 +67,5 @@ class PositionCalibrated(Order):
         """−log f of every token, float64 (V,)."""
         assert self.frequencies is not None
         least = float(self.frequencies[self.frequencies > 0].min())
-        seen = self.frequencies.clamp(min=min(1.0, least))
-        return (seen.sum().log() - seen.log()).clamp(min=0.0)
+        counts = self.frequencies.clamp(min=min(1.0, least))
+        return (counts.sum().log() - counts.log()).clamp(min=0.0)

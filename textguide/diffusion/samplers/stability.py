@@ -1,4 +1,4 @@
-"""KLASS: positions whose distribution is sure and has stopped moving."""
+"""KLASS: positions whose distribution is certain and has stopped changing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from .base import Chosen, Order, Turn, Unmasking, number, surest
 
 @dataclass(frozen=True)
 class Stability(Unmasking):
-    """KLASS (arXiv 2511.05664, algorithm 1): every position whose certainty exceeds τ and whose distribution moved by
-    less than ε, as ``KL(p_t ‖ p_{t−1})``, in each of the last ``history`` steps; where there is none, an equal share of
-    the surest.
+    """KLASS (arXiv 2511.05664, algorithm 1): every position whose certainty exceeds τ and whose distribution changed by
+    less than ε, as ``KL(p_t ‖ p_{t−1})``, in each of the last ``history`` steps. If there is no such position, an equal
+    share of the most certain ones.
 
-    Experimental: what is remembered of a position begins when its block does, so that none is stable in the first
+    Experimental: the history of a position starts with its block, so that no position is stable in the first
     ``history`` steps of a block. The authors' code compares positions of later blocks too.
 
     Args:
-        confidence: τ in [0, 1]; at 1 no position is sure enough, and all steps are equal shares. The paper: 0.6 to 0.9.
-        divergence: ε ≥ 0, in nats. The paper: 0.001 to 0.01.
-        history: n ≥ 1 steps. The paper: 2.
+        confidence: τ in [0, 1]. With 1 no position is certain enough, and all steps fill equal shares. The paper uses
+            0.6 to 0.9.
+        divergence: ε ≥ 0, in nats. The paper uses 0.001 to 0.01.
+        history: n ≥ 1 steps. The paper uses 2.
 
     Raises:
         ValueError: a field has a value that cannot work.
@@ -52,22 +53,40 @@ class Stability(Unmasking):
             )
 
     def start(self, order: Order) -> Callable[[Turn], Chosen]:
-        known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by row: places, their distributions, their divergences
+        known: dict[int, _RowHistory] = {}
 
         def choose(turn: Turn) -> Chosen:
-            moved = torch.full((len(turn.places), self.history), math.inf, device=turn.logp.device)
+            changes = torch.full((len(turn.places), self.history), math.inf, device=turn.logp.device)
             if turn.turn and turn.row in known:
-                places, before, past = known[turn.row]
-                # A masked position was masked a step ago too, unless a corrector or another block came between.
-                there = (turn.places[:, None] == places[None]).int()
-                found, at = there.max(1)
-                now = kl_divergence(turn.logp, before[at])
-                moved = torch.cat([past[at, 1:], now[:, None].to(past)], 1)
-                moved = moved.masked_fill(~found.bool()[:, None], math.inf)
-            known[turn.row] = (turn.places, turn.logp, moved)
-            ready = (moved < self.divergence).all(1) & (turn.certainty > self.confidence)
+                changes = known[turn.row].changes_to(turn)
+            known[turn.row] = _RowHistory(turn.places, turn.logp, changes)
+            ready = (changes < self.divergence).all(1) & (turn.certainty > self.confidence)
             if self.confidence < 1.0 and ready.any():
                 return ready, None
             return surest(turn.certainty, turn.quota), None
 
         return choose
+
+
+@dataclass
+class _RowHistory:
+    """What is known of a row from its last step.
+
+    Attributes:
+        places: its masked positions, (n,).
+        logp: their distributions, (n, V).
+        changes: how much these changed in each of the steps before, the last one at the end, (n, history).
+    """
+
+    places: Tensor
+    logp: Tensor
+    changes: Tensor
+
+    def changes_to(self, turn: Turn) -> Tensor:
+        """The changes of the positions that are masked now, (n, history); inf for those that were not masked a step
+        ago, which happens after a corrector step or when a new block starts."""
+        same = (turn.places[:, None] == self.places[None]).int()
+        known, index = same.max(1)
+        newest = kl_divergence(turn.logp, self.logp[index])
+        changes = torch.cat([self.changes[index, 1:], newest[:, None].to(self.changes)], 1)
+        return changes.masked_fill(~known.bool()[:, None], math.inf)

@@ -1,32 +1,43 @@
-"""Requests to a server of a masked diffusion model: OpenAI's fields, and those of a canvas."""
+"""Requests to a server of a masked diffusion model: OpenAI's fields, and the options of a canvas."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...guidance import Guidance
 from ...guidance.composed import split
 from ...guidance.particle_gibbs import ParticleGibbs
 from ...guidance.spec import as_guidance
-from ...playground.asking import RefusedError, Rules
+from ...serving.errors import RefusedError
+from ...serving.rules import Rules
+from ...serving.schema import RequestField, field_names
+from ...support.checks import is_whole_number
+from ..denoisers import Denoiser
+from ..options import CanvasOptions
+from ..run import CanvasRun
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_p": (1, 1.0), "presence_penalty": (0, 0.0), "frequency_penalty": (0, 0.0), "logprobs": (False, 0),
-    "top_logprobs": (0,), "echo": (False,), "best_of": (1,), "suffix": ("",), "logit_bias": ({},), "tools": ([],),
-    "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},), "min_tokens": (0,), "top_k": (0, -1),
-}  # fmt: skip
-"""OpenAI's fields that a canvas cannot honour, with the values at which there is nothing to honour."""
+    "top_p": (1, 1.0),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "logprobs": (False, 0),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "min_tokens": (0,),
+    "top_k": (0, -1),
+}
+"""OpenAI's fields that a canvas cannot honour, with the values that ask for nothing."""
 IGNORED = ("user", "store", "metadata", "stream_options")
-CANVAS = (
-    "steps", "block_length", "order", "sampler", "threshold", "positions", "corrector", "early_end", "constraint",
-    "cache",
-)  # fmt: skip
-"""Fields of :func:`textguide.diffusion.generate` that a request may set."""
-COMMON = ("model", "seed", "n", "stream", "stop", "temperature", "max_tokens", "guidance", *CANVAS)
-STOPS = 4
-"""Texts at which an answer may be cut off."""
+COMMON = ("model", "n", "stream", "stop", "guidance")
+MOST_STOPS = 4
 
 
 @dataclass(frozen=True)
@@ -34,86 +45,127 @@ class CanvasRequest:
     """One request.
 
     Args:
-        chat: it came to the chats.
-        prompts: texts, token ids or chats, one a row; those of ``n`` answers follow each other.
-        options: arguments of :func:`textguide.diffusion.generate` or ``infill``.
+        chat: it came to the chat endpoint.
+        prompts: texts, token ids or chats, one per row; those of ``n`` answers are adjacent.
+        options: how the canvas is filled.
         guidance: None for plain decoding.
-        stop: the answer ends in front of the first of these.
+        stop: the answer ends before the first of these texts.
         stream: whether the canvas is sent step by step.
         usage: whether a stream ends with the numbers of tokens.
-        infill: the prompts hold the masks themselves.
+        infill: the prompts contain the masks themselves.
     """
 
     chat: bool
     prompts: tuple[Any, ...]
-    options: dict[str, Any]
+    options: CanvasOptions
     guidance: Guidance | None
     stop: tuple[str, ...] = ()
     stream: bool = False
     usage: bool = False
     infill: bool = False
 
+    def run(self, model: Denoiser, models: Mapping[str, Any]) -> CanvasRun:
+        """The run that answers the request.
+
+        Raises:
+            ValueError: the model cannot do it.
+        """
+        make = CanvasRun.in_texts if self.infill else CanvasRun.after_prompts
+        return make(model, list(self.prompts), self.guidance, models, self.options)
+
 
 def request_of(values: Mapping[str, Any], rules: Rules, chat: bool) -> CanvasRequest:
-    """The request that a body holds.
+    """The request in the body of a request over HTTP.
 
     Raises:
         RefusedError: something in it is malformed, beyond the limits, or cannot be honoured; the message names it.
+        ValueError: an option of the canvas has a value that cannot work.
     """
-    own = ("messages", "max_completion_tokens") if chat else ("prompt", "infill")
-    for name, value in values.items():
-        if name in NEUTRAL:
-            if value is not None and value not in NEUTRAL[name]:
-                raise RefusedError(f"{name}={value!r} cannot be honoured on a canvas of masks; leave it out")
-        elif name not in (*COMMON, *IGNORED, *own):
-            raise RefusedError(
-                f"{name!r} is no field of this server; known are {', '.join((*own, *COMMON, *NEUTRAL, *IGNORED))}"
-            )
+    schema = _canvas_fields(chat)
+    _refuse_other_fields(values, schema, chat)
     given = {name: value for name, value in values.items() if value is not None}
-    stream, infill = (_flag(given, name) for name in ("stream", "infill"))
+    stream = _flag(given, "stream")
+    infill = _flag(given, "infill")
     guidance = guidance_of(given.get("guidance"), rules)
     if stream and infill:
-        raise RefusedError("stream=true is for what is written behind a prompt; leave it out with infill")
+        raise RefusedError("stream=true is for text after a prompt; leave it out with infill")
     if stream and isinstance(split(guidance).canvas, ParticleGibbs):
         raise RefusedError("stream=true shows one canvas, and particle-gibbs moves several; leave one of them out")
-    prompts = prompts_of(given, rules, chat)
-    count = _whole(given, "n", 1, rules.limits.particles, 1)
+    prompts = _repeat(prompts_of(given, rules, chat), given, rules)
+    return CanvasRequest(
+        chat=chat,
+        prompts=prompts,
+        options=_options(given, schema, rules, infill),
+        guidance=guidance,
+        stop=stops_of(given, rules),
+        stream=stream,
+        usage=_flag(given.get("stream_options") or {}, "include_usage"),
+        infill=infill,
+    )
+
+
+def _canvas_fields(chat: bool) -> dict[str, RequestField]:
+    """The options of a canvas, whose length also has OpenAI's names."""
+    schema = CanvasOptions.request_fields()
+    length = schema["max_new_tokens"]
+    names = ("max_tokens", "max_completion_tokens") if chat else ("max_tokens",)
+    return {**schema, "max_new_tokens": replace(length, aliases=(*length.aliases, *names))}
+
+
+def _refuse_other_fields(values: Mapping[str, Any], schema: Mapping[str, RequestField], chat: bool) -> None:
+    own = ("messages",) if chat else ("prompt", "infill")
+    known = (*own, *COMMON, *field_names(schema), *NEUTRAL, *IGNORED)
+    for name, value in values.items():
+        if name not in known:
+            raise RefusedError(f"{name!r} is not a field of this server; known are {', '.join(known)}")
+        if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
+            raise RefusedError(f"{name}={value!r} cannot be honoured on a canvas of masks; leave it out")
+
+
+def _repeat(prompts: list[Any], given: Mapping[str, Any], rules: Rules) -> tuple[Any, ...]:
+    """The prompts with ``n`` rows each."""
+    count = RequestField((int,), 1, "particles").check("n", given.get("n", 1), rules.limits)
     if count * len(prompts) > rules.limits.rows:
         raise RefusedError(
             f"{len(prompts)} prompts times n={count} are more than the {rules.limits.rows} rows that a request may have"
         )
-    options = options_of(given, rules)
+    return tuple(prompt for prompt in prompts for _ in range(count))
+
+
+def _options(given: Mapping[str, Any], schema: Mapping[str, RequestField], rules: Rules, infill: bool) -> CanvasOptions:
+    names = field_names(schema)
+    values = {name: value for name, value in given.items() if name in names}
     if infill:
-        for name in ("max_tokens", "block_length", "early_end"):
-            if name in given:
-                raise RefusedError(f"{name} is for what is written behind a prompt; leave it out with infill")
-        options = {name: value for name, value in options.items() if name not in ("gen_length",)}
-    return CanvasRequest(
-        chat, tuple(prompt for prompt in prompts for _ in range(count)), options, guidance, stops_of(given, rules),
-        stream, _flag(given.get("stream_options") or {}, "include_usage"), infill,
-    )  # fmt: skip
+        accepted = CanvasOptions.request_fields(infilling=True)
+        for name in values:
+            if names[name] not in accepted:
+                raise RefusedError(f"{name} is for text after a prompt; leave it out with infill")
+    options = rules.canvas_options(values, schema)
+    options.setdefault("max_new_tokens", min(64, rules.limits.canvas))
+    return CanvasOptions(**options)
 
 
 def guidance_of(value: Any, rules: Rules) -> Guidance | None:
-    """A guidance as JSON, or as the line of text that the command line takes.
+    """A guidance as JSON, or as the line of text that the command line accepts.
 
     Raises:
-        RefusedError: it is malformed, names something of this machine, costs too much, or does not run on a canvas.
+        RefusedError: it is malformed, names something of the server's machine, is too expensive, or does not run on a
+            canvas.
     """
     if isinstance(value, str):
         text = rules.text(value, "guidance")
         if ".json" in text or "python:" in text:
             raise RefusedError(f"guidance={value!r} names a file or code; send the guidance itself")
         try:
-            found = as_guidance(text)
+            guidance = as_guidance(text)
         except (ValueError, TypeError) as error:
             raise RefusedError(str(error)) from None
-        value = None if found is None else found.to_dict()
+        value = None if guidance is None else guidance.to_dict()
     return rules.guidance(value, "diffusion")
 
 
 def prompts_of(given: Mapping[str, Any], rules: Rules, chat: bool) -> list[Any]:
-    """The prompts, one a row.
+    """The prompts, one per row.
 
     Raises:
         RefusedError: there are none, or one is malformed or too long.
@@ -125,83 +177,44 @@ def prompts_of(given: Mapping[str, Any], rules: Rules, chat: bool) -> list[Any]:
     value = given.get("prompt")
     if value is None:
         raise RefusedError("prompt is missing; give a text, token ids, or a list of these")
-    if isinstance(value, str):
-        return [rules.text(value, "prompt")]
+    if isinstance(value, str) or (value and _is_token_ids(value)):
+        value = [value]
     if not isinstance(value, list) or not value:
         raise RefusedError("prompt must be a text, token ids, or a list of these")
-    if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
-        value = [value]
-    rows: list[Any] = []
-    for one in value:
-        if isinstance(one, str):
-            rows.append(rules.text(one, "prompt"))
-        elif isinstance(one, list) and all(isinstance(t, int) and not isinstance(t, bool) for t in one):
-            if len(one) > rules.limits.prompt_tokens:
-                raise RefusedError(f"a prompt has {len(one)} tokens; {rules.limits.prompt_tokens} at most")
-            rows.append(one)
-        else:
-            raise RefusedError("prompt must be a text, token ids, or a list of these")
-    return rows
+    return [_prompt(one, rules) for one in value]
 
 
-def options_of(given: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
-    """How the canvas is filled. Types and bounds that ``generate`` checks itself are left to it.
+def _prompt(value: Any, rules: Rules) -> Any:
+    """A text or a list of token ids."""
+    if isinstance(value, str):
+        return rules.text(value, "prompt")
+    if not _is_token_ids(value):
+        raise RefusedError("prompt must be a text, token ids, or a list of these")
+    if len(value) > rules.limits.prompt_tokens:
+        raise RefusedError(f"a prompt has {len(value)} tokens; {rules.limits.prompt_tokens} at most")
+    return value
 
-    Raises:
-        RefusedError: a number is malformed or beyond the limits.
-    """
-    most = rules.limits.canvas
-    found: dict[str, Any] = {name: given[name] for name in CANVAS if name in given}
-    name = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
-    found["gen_length"] = _whole(given, name, 1, most, min(64, most))
-    if "steps" in found:
-        _whole(found, "steps", 1, 4 * most, 1)
-    if "corrector" in found:
-        _whole(found, "corrector", 0, most, 0)
-    if "constraint" in found:
-        rules.constraint(found["constraint"])
-    for name in ("order", "sampler", "positions"):
-        if not isinstance(found.get(name, ""), str):
-            raise RefusedError(f"{name}={found[name]!r} must be a text")
-    if not isinstance(found.get("cache", False), (bool, str)):
-        raise RefusedError(f"cache={found['cache']!r} must be true, false or a text such as delayed:refresh=4")
-    temperature = given.get("temperature", 0.0)
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature <= 100:
-        raise RefusedError(f"temperature={temperature!r} must be a number between 0 and 100")
-    found["temperature"] = temperature
-    if "seed" in given:
-        found["seed"] = _whole(given, "seed", -(2**63), 2**63 - 1, 0)
-    return found
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(is_whole_number(token) for token in value)
 
 
 def stops_of(given: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
     """Texts that end an answer.
 
     Raises:
-        RefusedError: they are no texts, or too many.
+        RefusedError: they are not texts, or too many.
     """
     value = given.get("stop", [])
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > STOPS or not all(isinstance(one, str) and one for one in texts):
-        raise RefusedError(f"stop={value!r} must be a text, or a list of {STOPS} at most")
+    valid = isinstance(texts, list) and all(isinstance(one, str) and one for one in texts)
+    if not valid or len(texts) > MOST_STOPS:
+        raise RefusedError(f"stop={value!r} must be a text, or a list of {MOST_STOPS} at most")
     return tuple(rules.text(one, "stop") for one in texts)
-
-
-def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-    """``text`` in front of the first of ``stops``, and whether there was one."""
-    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-    return (text[: min(places)], True) if places else (text, False)
 
 
 def _flag(given: Any, name: str) -> bool:
     value = given.get(name, False) if isinstance(given, Mapping) else None
     if not isinstance(value, bool):
         raise RefusedError(f"{name}={value!r} must be true or false")
-    return value
-
-
-def _whole(given: Mapping[str, Any], name: str, least: int, most: int, default: int) -> int:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise RefusedError(f"{name}={value!r} must be a whole number between {least} and {most}")
     return value

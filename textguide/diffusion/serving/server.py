@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,28 +16,30 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ... import __version__
-from ...playground.asking import RefusedError, Rules, from_stream, names_of_models
-from ...playground.runs import BusyError, message_of
-from ...playground.turns import VisitorLeftError
-from .. import denoiser, generate, infill
-from ..generation import decode, prepared
-from ..pooling import PassPool
-from ..sampling import finished
-from .requests import CanvasRequest, cut, request_of
+from ...engine.results import before
+from ...serving.access import has_key
+from ...serving.errors import BusyError, ClientLeftError, RefusedError, error_message
+from ...serving.requests import model_names, read_json
+from ...serving.rules import Rules
+from ...serving.turns import RunSlots
+from ..denoisers import Denoiser, denoiser
+from ..pass_pool import PassPool
+from ..results import DiffusionResult
+from .requests import CanvasRequest, request_of
 
 Send = Callable[[dict[str, Any]], None]
 HEARTBEAT = 0.25
-"""Seconds after which it is seen whether the client of a silent run is there."""
+"""Seconds between two checks whether the client of a silent run is still connected."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one row became.
+    """The text of one row.
 
     Args:
-        text: up to the end token, or the first stop.
+        text: up to the end token, or the first text of ``stop``.
         reason: ``stop`` or ``length``.
-        tokens: that were filled in, up to the end token and with it.
+        tokens: tokens that were filled in, up to and including the end token.
     """
 
     text: str
@@ -47,89 +47,84 @@ class Answer:
     tokens: int
 
 
-class Served:
+class CanvasService:
     """One model and the runs on it, whose passes are joined.
 
     Args:
-        name: what clients call it.
+        name: what clients call the model.
         model: a masked diffusion model.
         tokenizer: its tokenizer.
         further: models that branches may run, by name: pairs of a model and a tokenizer.
-        runs: requests that are filled at once.
-        waiting: requests that may wait for one of these places; further ones are told to come again.
+        runs: requests that are filled at the same time.
+        waiting: requests that may wait for one of these places; further ones are refused.
     """
 
     def __init__(
-        self, name: str, model: Any, tokenizer: Any, further: Mapping[str, tuple[Any, Any]] | None = None,
-        runs: int = 32, waiting: int = 1000,
-    ) -> None:  # fmt: skip
-        self.name, self.started = name, int(time.time())
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        further: Mapping[str, tuple[Any, Any]] | None = None,
+        runs: int = 32,
+        waiting: int = 1000,
+    ) -> None:
+        self.name = name
+        self.started = int(time.time())
         self.pool = PassPool(denoiser(model, tokenizer))
         self.further = {role: PassPool(denoiser(*pair)) for role, pair in (further or {}).items()}
         self.tokenizer = self.pool.model.tokenizer
-        self._executor = ThreadPoolExecutor(runs, thread_name_prefix="canvas")
-        self._places = threading.BoundedSemaphore(runs + waiting)
+        self._slots = RunSlots(runs, waiting, "canvas")
         self._ending = threading.Event()
-        self._most = runs + waiting
 
     def start(self, work: Callable[[threading.Event], Any]) -> tuple[asyncio.Future[Any], threading.Event]:
-        """Run ``work`` in a thread; it is handed an event that says that its client has gone.
+        """Call ``work`` in a thread, with an event that is to be set when its client has left.
 
         Raises:
-            BusyError: too many wait already.
+            BusyError: too many requests wait already.
         """
-        if not self._places.acquire(blocking=False):
-            raise BusyError(f"{self._most} requests are being answered or wait already; come again later")
         left = threading.Event()
 
-        def placed() -> Any:
-            try:
-                self._attend(left)
-                return work(left)
-            finally:
-                self._places.release()
+        def run() -> Any:
+            self._check_client(left)
+            return work(left)
 
-        return asyncio.get_running_loop().run_in_executor(self._executor, placed), left
+        return self._slots.start(run), left
 
-    def _attend(self, left: threading.Event) -> None:
+    def _check_client(self, left: threading.Event) -> None:
         if left.is_set() or self._ending.is_set():
-            raise VisitorLeftError
+            raise ClientLeftError
 
     def answer(self, request: CanvasRequest, left: threading.Event, send: Send | None = None) -> list[Answer]:
-        """Fill the canvas of a request; ``send`` is told of every step.
+        """Fill the canvas of a request.
+
+        Args:
+            left: set when the client has left.
+            send: called with the canvas after every step, for a stream.
 
         Raises:
-            ValueError: the model cannot do what is asked.
-            VisitorLeftError: the client has gone.
+            ValueError: the model cannot do what the request asks for.
+            ClientLeftError: the client has left.
         """
         with ExitStack() as stack:
 
-            def attend() -> None:
-                self._attend(left)
+            def check_client() -> None:
+                self._check_client(left)
 
-            model = stack.enter_context(self.pool.run(attend))
-            used = names_of_models(request.guidance)  # a pool waits for every run that entered it
+            model = stack.enter_context(self.pool.run(check_client))
+            # Only the pools of models that this request runs are entered: a pass waits for every run in its pool.
+            used = model_names(request.guidance)
             models = {
-                role: stack.enter_context(pool.run(attend)) if role in used else pool.model
+                role: stack.enter_context(pool.run(check_client)) if role in used else pool.model
                 for role, pool in self.further.items()
             }
-            prompts = list(request.prompts)
-            arguments = {"guidance": request.guidance, "models": models, **request.options}
-            if request.infill or send is None:
-                run = infill if request.infill else generate
-                out = run(model, None, prompts, warn=False, **arguments)
-                sequences, targets, texts = out.sequences, out.targets, out.texts
-            else:
-                sampler = prepared(model, None, prompts, **arguments)
-                for step in sampler.run():
-                    attend()
-                    send({"step": step.index, "rows": canvas_rows(model, step.ids, sampler.canvas.target)})
-                sequences, targets = sampler.canvas.ids, sampler.canvas.target
-                texts = [decode(model, sampler.canvas, row, False) for row in range(len(prompts))]
-            return [
-                answer_of(model, text, ids[target].tolist(), request)
-                for text, ids, target in zip(texts, sequences, targets, strict=True)
-            ]
+            run = request.run(model, models)
+            if send is None:
+                return answers_of(run.result(warn=False), request)
+            sampler = run.sampler()
+            for step in sampler.run():
+                check_client()
+                send({"step": step.index, "rows": shown_rows(model, step.ids, sampler.canvas.target)})
+            return answers_of(run.finish(sampler), request)
 
     def prompt_tokens(self, request: CanvasRequest) -> int:
         """Tokens of all prompts."""
@@ -138,127 +133,145 @@ class Served:
     def close(self) -> None:
         """End all runs at their next pass."""
         self._ending.set()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._slots.close()
         for pool in (self.pool, *self.further.values()):
             pool.close()
 
 
-def answer_of(model: Any, text: str, tokens: Sequence[int], request: CanvasRequest) -> Answer:
-    """A row as an answer."""
-    written = tokens if request.infill else finished(tokens, model.end_id)
-    ended = len(written) < len(tokens)
-    text, stopped = cut(text, request.stop)
-    return Answer(text, "stop" if ended or stopped or request.infill else "length", len(written) + ended)
+def answers_of(result: DiffusionResult, request: CanvasRequest) -> list[Answer]:
+    """The rows of a result as answers. An infilled text is complete, which OpenAI's clients read as ``stop``."""
+    answers = []
+    for text, tokens, reason in zip(result.texts, result.new_tokens, result.finish_reasons, strict=True):
+        cut = before(text, request.stop)
+        ended = reason == "eos" or len(cut) < len(text) or request.infill
+        answers.append(Answer(cut, "stop" if ended else "length", len(tokens)))
+    return answers
 
 
-def canvas_rows(model: Any, ids: Any, targets: Any) -> list[list[str | None]]:
-    """What stands on the canvas, token by token; None for a mask."""
+def shown_rows(model: Denoiser, ids: Any, targets: Any) -> list[list[str | None]]:
+    """The canvas token by token; None for a mask."""
     return [
         [None if token == model.mask_id else model.tokenizer.decode([token]) for token in row[target].tolist()]
         for row, target in zip(ids, targets, strict=True)
     ]
 
 
-def application(served: Served, rules: Rules, api_key: str | None = None) -> FastAPI:
+def application(service: CanvasService, rules: Rules, api_key: str | None = None) -> FastAPI:
     """The application.
 
     Args:
-        served: the model.
-        rules: what may be asked for.
-        api_key: clients have to send it as a bearer token; None: none is needed.
+        service: the model.
+        rules: what requests may ask for.
+        api_key: clients must send it as a bearer token; None: no key is needed.
     """
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        served.close()
+        service.close()
 
-    app = FastAPI(title="textguide, masked diffusion", version=__version__, docs_url=None, redoc_url=None,
-                  openapi_url=None, lifespan=life)  # fmt: skip
+    app = FastAPI(
+        title="textguide, masked diffusion",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+    )
 
-    def stranger(request: Request) -> bool:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode())
-
-    @app.get("/health")
     async def health() -> Response:
         return Response()
 
-    @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        if stranger(request):
-            return failed("the API key is missing or wrong", 401)
-        one = {"id": served.name, "object": "model", "created": served.started, "owned_by": "textguide"}
+        if not has_key(request.headers, api_key):
+            return key_missing()
+        one = {"id": service.name, "object": "model", "created": service.started, "owned_by": "textguide"}
         return JSONResponse({"object": "list", "data": [one]})
 
-    def answering(path: str, chat: bool) -> None:
-        @app.post(path)
-        async def respond(request: Request) -> Response:
-            if stranger(request):
-                return failed("the API key is missing or wrong", 401)
-            try:
-                values = await from_stream(request.stream(), rules.limits.body)
-                if values.get("model") not in (None, served.name):
-                    return failed(f"The model {str(values['model'])[:80]!r} does not exist.", 404)
-                asked = request_of(values, rules, chat)
-                check_lengths(served, asked, rules)
-                if asked.stream:
-                    told = await begun(served, asked, request)
-                    headers = {"Cache-Control": "no-store"}
-                    return StreamingResponse(told, media_type="text/event-stream", headers=headers)
-                answers = await waited(served, asked, request)
-                return JSONResponse(whole(served, asked, answers))
-            except VisitorLeftError:
-                return Response(status_code=499)
-            except BusyError as error:
-                return failed(str(error), 429)
-            except ValueError as error:
-                return failed(message_of(error), 400)
-            except Exception as error:
-                return failed(message_of(error), 500)
-
-    answering("/v1/completions", False)
-    answering("/v1/chat/completions", True)
+    app.add_api_route("/health", health)
+    app.add_api_route("/v1/models", models)
+    for path, chat in (("/v1/completions", False), ("/v1/chat/completions", True)):
+        app.add_api_route(path, _endpoint(service, rules, api_key, chat), methods=["POST"])
     return app
 
 
-def check_lengths(served: Served, asked: CanvasRequest, rules: Rules) -> None:
+def _endpoint(
+    service: CanvasService, rules: Rules, api_key: str | None, chat: bool
+) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(request: Request) -> Response:
+        if not has_key(request.headers, api_key):
+            return key_missing()
+        try:
+            return await _respond(service, rules, chat, request)
+        except ClientLeftError:
+            return Response(status_code=499)
+        except BusyError as error:
+            return failed(error_message(error), 429)
+        except ValueError as error:
+            return failed(error_message(error), 400)
+        except Exception as error:
+            return failed(error_message(error), 500)
+
+    return respond
+
+
+async def _respond(service: CanvasService, rules: Rules, chat: bool, request: Request) -> Response:
+    values = await read_json(request.stream(), rules.limits.body)
+    if values.get("model") not in (None, service.name):
+        return failed(f"The model {str(values['model'])[:80]!r} does not exist.", 404)
+    canvas_request = request_of(values, rules, chat)
+    check_lengths(service, canvas_request, rules)
+    if canvas_request.stream:
+        events = await start_stream(service, canvas_request, request)
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    answers = await answers_for(service, canvas_request, request)
+    return JSONResponse(whole_answer(service, canvas_request, answers))
+
+
+def check_lengths(service: CanvasService, request: CanvasRequest, rules: Rules) -> None:
     """Refuse prompts that are too long before they wait for a place.
 
     Raises:
-        ValueError: one is too long, or cannot be read by the model.
+        ValueError: a prompt is too long, or the model cannot read it.
     """
-    if asked.chat and not getattr(served.tokenizer, "chat_template", None):
+    if request.chat and not getattr(service.tokenizer, "chat_template", None):
         raise RefusedError("the model's tokenizer has no chat template; use /v1/completions")
-    for prompt in asked.prompts:
-        tokens = len(served.pool.model.encode(prompt))
+    for prompt in request.prompts:
+        tokens = len(service.pool.model.encode(prompt))
         if tokens > rules.limits.prompt_tokens:
             raise RefusedError(f"a prompt has {tokens} tokens; {rules.limits.prompt_tokens} at most")
 
 
-async def waited(served: Served, asked: CanvasRequest, request: Request) -> list[Answer]:
-    """The answers to a request; its run ends when the client leaves."""
-    future, left = served.start(lambda left: served.answer(asked, left))
+async def answers_for(service: CanvasService, canvas_request: CanvasRequest, request: Request) -> list[Answer]:
+    """The answers to a request; its run ends when the client leaves.
+
+    Raises:
+        BusyError: too many requests wait already.
+        ClientLeftError: the client has left.
+    """
+    future, left = service.start(lambda left: service.answer(canvas_request, left))
     try:
         while True:
             done, _ = await asyncio.wait({future}, timeout=HEARTBEAT)
             if done:
                 return list(future.result())
             if await request.is_disconnected():
-                raise VisitorLeftError
+                raise ClientLeftError
     finally:
         left.set()
 
 
-async def begun(served: Served, asked: CanvasRequest, request: Request) -> AsyncIterator[str]:
-    """The events of a run whose first step, or first error, is there.
+async def start_stream(service: CanvasService, canvas_request: CanvasRequest, request: Request) -> AsyncIterator[str]:
+    """The events of a run. Returns after its first step, so that an error before it gets an HTTP status.
 
     Raises:
-        ValueError: the model cannot do what is asked.
-        BusyError: too many wait already.
-        VisitorLeftError: the client has gone.
+        ValueError: the model cannot do what the request asks for.
+        BusyError: too many requests wait already.
+        ClientLeftError: the client has left.
     """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+    loop = asyncio.get_running_loop()
+    queue = asyncio.Queue[Any]()
 
     def put(value: Any) -> None:
         if not loop.is_closed():
@@ -266,11 +279,11 @@ async def begun(served: Served, asked: CanvasRequest, request: Request) -> Async
 
     def work(left: threading.Event) -> None:
         try:
-            put(served.answer(asked, left, put))
+            put(service.answer(canvas_request, left, put))
         except Exception as error:
             put(error)
 
-    _, left = served.start(work)
+    _, left = service.start(work)
     while True:
         try:
             first = await asyncio.wait_for(queue.get(), HEARTBEAT)
@@ -278,72 +291,79 @@ async def begun(served: Served, asked: CanvasRequest, request: Request) -> Async
         except asyncio.TimeoutError:
             if await request.is_disconnected():
                 left.set()
-                raise VisitorLeftError from None
+                raise ClientLeftError from None
     if isinstance(first, Exception):
         raise first
-    return events(served, asked, first, queue, left)
+    return _events(service, canvas_request, first, queue, left)
 
 
-async def events(
-    served: Served, asked: CanvasRequest, value: Any, queue: asyncio.Queue[Any], left: threading.Event
+async def _events(
+    service: CanvasService, request: CanvasRequest, value: Any, queue: asyncio.Queue[Any], left: threading.Event
 ) -> AsyncIterator[str]:
-    """Server-sent events: the canvas behind each step, the whole text of each row, usage, ``[DONE]``."""
-    head = head_of(served, asked, stream=True)
+    """Server-sent events: the canvas after each step, the whole text of each row, usage, ``[DONE]``.
+
+    Args:
+        value: the first value of the queue: a canvas, the answers, or an error.
+    """
+    head = head_of(service, request, stream=True)
     try:
         while isinstance(value, dict):
-            yield line({**head, "choices": [], "canvas": value})
+            yield event({**head, "choices": [], "canvas": value})
             value = None
             while value is None:
                 try:
                     value = await asyncio.wait_for(queue.get(), HEARTBEAT)
                 except asyncio.TimeoutError:
                     yield ": still here\n\n"
-        if isinstance(value, VisitorLeftError):
+        if isinstance(value, ClientLeftError):
             return
         if isinstance(value, Exception):
-            yield line(error_of(message_of(value), 400 if isinstance(value, ValueError) else 500))
+            yield event(error_of(error_message(value), 400 if isinstance(value, ValueError) else 500))
         else:
             for row, answer in enumerate(value):
-                yield line({**head, "choices": [choice(asked, row, answer.text, answer.reason, stream=True)]})
-            if asked.usage:
-                yield line({**head, "choices": [], "usage": usage_of(served, asked, value)})
+                yield event({**head, "choices": [choice(request, row, answer, stream=True)]})
+            if request.usage:
+                yield event({**head, "choices": [], "usage": usage_of(service, request, value)})
         yield "data: [DONE]\n\n"
     finally:
         left.set()
 
 
-def whole(served: Served, asked: CanvasRequest, answers: Sequence[Answer]) -> dict[str, Any]:
+def whole_answer(service: CanvasService, request: CanvasRequest, answers: Sequence[Answer]) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
-    choices = [choice(asked, row, answer.text, answer.reason) for row, answer in enumerate(answers)]
-    return {**head_of(served, asked), "choices": choices, "usage": usage_of(served, asked, answers)}
+    choices = [choice(request, row, answer) for row, answer in enumerate(answers)]
+    return {**head_of(service, request), "choices": choices, "usage": usage_of(service, request, answers)}
 
 
-def head_of(served: Served, asked: CanvasRequest, stream: bool = False) -> dict[str, Any]:
-    """What stands in every answer and event."""
-    name = ("chat.completion" if asked.chat else "text_completion") + (".chunk" if asked.chat and stream else "")
-    prefix = "chatcmpl" if asked.chat else "cmpl"
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": name, "created": int(time.time()), "model": served.name}
+def head_of(service: CanvasService, request: CanvasRequest, stream: bool = False) -> dict[str, Any]:
+    """The fields that every answer and event has."""
+    name = "text_completion"
+    if request.chat:
+        name = "chat.completion.chunk" if stream else "chat.completion"
+    prefix = "chatcmpl" if request.chat else "cmpl"
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": name, "created": int(time.time()), "model": service.name}
 
 
-def choice(asked: CanvasRequest, row: int, text: str, reason: str, stream: bool = False) -> dict[str, Any]:
+def choice(request: CanvasRequest, row: int, answer: Answer, stream: bool = False) -> dict[str, Any]:
     """One row of an answer."""
-    said: dict[str, Any] = {"text": text}
-    if asked.chat:
-        said = {"delta" if stream else "message": {"role": "assistant", "content": text}}
-    return {"index": row, **said, "logprobs": None, "finish_reason": reason}
+    text: dict[str, Any] = {"text": answer.text}
+    if request.chat:
+        text = {"delta" if stream else "message": {"role": "assistant", "content": answer.text}}
+    return {"index": row, **text, "logprobs": None, "finish_reason": answer.reason}
 
 
-def usage_of(served: Served, asked: CanvasRequest, answers: Sequence[Answer]) -> dict[str, int]:
+def usage_of(service: CanvasService, request: CanvasRequest, answers: Sequence[Answer]) -> dict[str, int]:
     """Numbers of tokens."""
-    prompt, written = served.prompt_tokens(asked), sum(answer.tokens for answer in answers)
+    prompt = service.prompt_tokens(request)
+    written = sum(answer.tokens for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
 def error_of(message: str, status: int) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
     kinds = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
-    return {"error": {"message": message, "type": kinds.get(status, "InternalServerError"), "param": None,
-                      "code": status}}  # fmt: skip
+    kind = kinds.get(status, "InternalServerError")
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
 def failed(message: str, status: int) -> Response:
@@ -351,6 +371,11 @@ def failed(message: str, status: int) -> Response:
     return JSONResponse(error_of(message, status), status)
 
 
-def line(value: Mapping[str, Any]) -> str:
+def key_missing() -> Response:
+    """The response to a client without the API key."""
+    return failed("the API key is missing or wrong", 401)
+
+
+def event(value: Mapping[str, Any]) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

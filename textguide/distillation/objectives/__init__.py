@@ -1,4 +1,4 @@
-"""What an adapter is trained on, one objective a file."""
+"""Training objectives, one per file."""
 
 from .base import Objective, Reading
 from .cca import CCA
@@ -8,11 +8,18 @@ from .likelihood import Likelihood
 from .model_guidance import ModelGuidance
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    one.name: one for one in (ForwardKL, ReverseKL, Likelihood, CCA, GuidanceFree, ModelGuidance)
+    objective.name: objective for objective in (ForwardKL, ReverseKL, Likelihood, CCA, GuidanceFree, ModelGuidance)
 }
 """Objectives by name."""
 
 __all__ = [
-    "CCA", "OBJECTIVES", "ForwardKL", "GuidanceFree", "Likelihood", "ModelGuidance", "Objective", "Reading",
+    "CCA",
+    "OBJECTIVES",
+    "ForwardKL",
+    "GuidanceFree",
+    "Likelihood",
+    "ModelGuidance",
+    "Objective",
+    "Reading",
     "ReverseKL",
-]  # fmt: skip
+]

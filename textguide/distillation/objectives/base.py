@@ -1,4 +1,4 @@
-"""What an objective is, and what it may look at."""
+"""The interface of objectives, and what they compute a loss from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Reading(Protocol):
-    """A batch of texts, read by the model in training and by its teacher; each pass is made when it is asked for.
+    """A batch of texts, read by the model in training and by its teacher. A pass only runs when it is needed.
 
-    ``P`` positions predict a token each; those of a text stand side by side.
+    ``P`` positions predict one token each; the positions of a text are consecutive.
     """
 
     scale: float
@@ -19,7 +19,7 @@ class Reading(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """The token behind each position, (P,)."""
+        """The token after each position, (P,)."""
 
     @property
     def texts(self) -> Tensor:
@@ -27,7 +27,7 @@ class Reading(Protocol):
 
     @property
     def weights(self) -> Tensor:
-        """The weight of each text; their mean over all training texts is 1, (texts,)."""
+        """The weight of each text, (texts,); the mean over all training texts is 1."""
 
     @property
     def student(self) -> Tensor:
@@ -38,29 +38,29 @@ class Reading(Protocol):
         """Guided log-probabilities, (P, V)."""
 
     @property
-    def before(self) -> Tensor:
-        """Log-probabilities of the model that training began with, (P, V)."""
+    def original(self) -> Tensor:
+        """Log-probabilities of the model before training, (P, V)."""
 
     @property
     def branches(self) -> Tensor:
         """Log-probabilities of the teacher's branches, the conditional one first, (n, P, V)."""
 
-    def wrong(self) -> Reading:
-        """The same continuations behind the prompts of other texts of the batch."""
+    def with_other_prompts(self) -> Reading:
+        """The same continuations after the prompts of other texts of the batch."""
 
 
 class Objective(ABC):
-    """A loss."""
+    """A loss to train an adapter with."""
 
     name: ClassVar[str]
     needs_contrast: ClassVar[bool] = False
-    """Whether the guidance has to be classifier-free guidance, whose two branches and γ it takes."""
+    """Whether it only works with classifier-free guidance, because it uses γ and its two branches."""
     needs_prompts: ClassVar[bool] = False
-    """Whether a text has to have a prompt, which is not trained on."""
+    """Whether texts need a prompt, which is not trained on."""
 
     @abstractmethod
     def loss(self, reading: Reading) -> Tensor:
-        """A scalar, in nats a token or a text."""
+        """The loss as a scalar, in nats per token or per text."""
 
 
 def picked(logp: Tensor, tokens: Tensor) -> Tensor:
@@ -74,5 +74,5 @@ def by_text(values: Tensor, reading: Reading) -> Tensor:
 
 
 def weighted_mean(values: Tensor, reading: Reading) -> Tensor:
-    """The mean over positions, each with the weight of its text."""
+    """The mean over positions, each weighted by its text."""
     return (values * reading.weights[reading.texts]).mean()

@@ -1,4 +1,4 @@
-"""Distribution matching: the divergence between the guided distribution and the model's, at every position."""
+"""Distribution matching: the divergence between the guided distribution and that of the model, at every position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .base import Objective, Reading, weighted_mean
 
 
 class ForwardKL(Objective):
-    """``KL(guided ‖ model)``, nats a token: covers all that the guided distribution may say."""
+    """``KL(guided ‖ model)`` in nats per token: the model covers every token that the guided distribution allows."""
 
     name = "forward-kl"
 
@@ -19,7 +19,7 @@ class ForwardKL(Objective):
 
 
 class ReverseKL(Objective):
-    """``KL(model ‖ guided)``, nats a token: keeps to what the guided distribution says most."""
+    """``KL(model ‖ guided)`` in nats per token: the model avoids tokens that the guided distribution makes unlikely."""
 
     name = "reverse-kl"
 
@@ -30,5 +30,5 @@ class ReverseKL(Objective):
 
 
 def _finite(logp: Tensor) -> Tensor:
-    """Log-probabilities of tokens that are ruled out as a number that products survive."""
+    """Log-probabilities without −inf, because 0 · −inf is NaN."""
     return logp.clamp_min(-1e4)

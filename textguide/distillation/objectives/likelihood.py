@@ -1,4 +1,4 @@
-"""Maximum likelihood of given texts, by their weights."""
+"""Maximum likelihood of weighted texts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .base import Objective, Reading, picked, weighted_mean
 
 
 class Likelihood(Objective):
-    """``−log p(text)``, nats a token, each text by its weight.
+    """``−log p(text)`` in nats per token, weighted by text.
 
-    With texts that the guidance wrote and weighed (constraints, particles) its optimum is the distribution that those
-    sample from, sequence by sequence, which no distribution of single steps tells.
+    With texts that were sampled with weights (constraints, particles), the optimum is the distribution of whole texts
+    that these samples represent. It cannot be computed from the distributions of single steps.
     """
 
     name = "likelihood"

@@ -9,21 +9,21 @@ from .base import Objective, Reading, picked, weighted_mean
 
 
 class ModelGuidance(Objective):
-    """Texts as target, moved by what the model in training says more than without the prompt.
+    """Likelihood of texts, shifted by the difference of the model in training to its unconditional branch.
 
-    The paper adds ``w (ε(x|c) − ε(x))``, held constant, to the target of a denoiser. On log-probabilities this
-    is the likelihood of the texts under ``log p(w|c) − w (log p(w|c) − log p₀(w|u))``, normalised, with what is in
-    brackets held constant: where the gradient vanishes, ``log p = lu + γ (lc − lu)`` with ``γ = 1 / (1 − w)``. It has
-    the optimum of :class:`.guidance_free.GuidanceFree` with a gradient that is γ times as long.
+    The paper adds ``w (ε(x|c) − ε(x))``, without gradient, to the target of a denoiser. For log-probabilities this is
+    the likelihood of the texts under ``log p(w|c) − w (log p(w|c) − log p₀(w|u))``, normalised, without gradient
+    through the bracket. The gradient vanishes at ``log p = lu + γ (lc − lu)`` with ``γ = 1 / (1 − w)``. The optimum is
+    that of :class:`.guidance_free.GuidanceFree`, with a gradient that is γ times as long.
 
-    Experimental: the paper has continuous data and one network for both branches; the carrying over is ours.
+    Experimental: the paper has continuous data and one network for both branches; the form for tokens is ours.
     """
 
     name = "model-guidance"
     needs_contrast = True
 
     def loss(self, reading: Reading) -> Tensor:
-        """Nats a token, the mean over positions."""
+        """The mean over positions, in nats per token."""
         weight = 1.0 - 1.0 / reading.scale
         student = reading.student
         moved = student - weight * (student.detach() - reading.branches[1])

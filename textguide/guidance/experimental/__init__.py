@@ -1,1 +1,1 @@
-"""Methods whose paper leaves open, or says of other models, what is done here: each docstring says what."""
+"""Methods whose paper leaves something open or is about other models; each docstring describes the differences."""

@@ -36,31 +36,35 @@ class AnnealedCFG(Contrast):
 
     name = "annealed"
     about = About(
-        "2506.24108", "lu + (1 + (γ(s) − 1) m(‖g‖))(lc − lu)", ROW, "γ = 1",
-        "branches that are far apart at some steps", experimental=True,
-    )  # fmt: skip
+        paper="2506.24108",
+        rule="lu + (1 + (γ(s) − 1) m(‖g‖))(lc − lu)",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="branches that are far apart at some steps",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
             line = tuple((finite_number("line", d), factor("line", m)) for d, m in self.line)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"line={self.line!r} must hold pairs of numbers (d, m)") from error
+            raise ValueError(f"line={self.line!r} must contain pairs of numbers (d, m)") from error
         if not line or any(a[0] >= b[0] for a, b in pairwise(line)):
-            raise ValueError(f"line={self.line!r} must hold at least one pair, with rising d")
+            raise ValueError(f"line={self.line!r} must contain at least one pair, with increasing d")
         self._put(line=line)
 
-    def multiplier(self, apart: Tensor) -> Tensor:
+    def multiplier(self, distance: Tensor) -> Tensor:
         """m(d) for distances (B, 1)."""
-        value = torch.full_like(apart, self.line[0][1])
+        value = torch.full_like(distance, self.line[0][1])
         for (d0, m0), (d1, m1) in pairwise(self.line):
-            share = ((apart - d0) / (d1 - d0)).clamp(0.0, 1.0)
-            value = torch.where(apart >= d0, m0 + share * (m1 - m0), value)
+            share = ((distance - d0) / (d1 - d0)).clamp(0.0, 1.0)
+            value = torch.where(distance >= d0, m0 + share * (m1 - m0), value)
         return value
 
     @property
     def off_at_one(self) -> bool:
-        """Always: the factor is 1 + (γ − 1) m."""
+        """Always, because the factor is 1 + (γ − 1) m."""
         return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:

@@ -37,9 +37,13 @@ class CorrSynth(Scaled):
 
     name = "corrsynth"
     about = About(
-        "2411.08553", "lᵢ + (γ − 1)(lᵢ − mean of the other rows' l)", "nothing", "γ = 1",
-        "sets of texts with one prompt per class", experimental=True,
-    )  # fmt: skip
+        paper="2411.08553",
+        rule="lᵢ + (γ − 1)(lᵢ − mean of the other rows' l)",
+        passes="nothing",
+        neutral="γ = 1",
+        helps="sets of texts with one prompt per class",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,47 +51,47 @@ class CorrSynth(Scaled):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """None: the other rows of the batch are the branches."""
+        """None, because the other rows of the batch take their role."""
         return ()
 
     @property
     def off_at_one(self) -> bool:
-        """Always: a text then keeps its own log-probabilities."""
+        """Always, because a text then keeps its own log-probabilities."""
         return True
 
     def acts(self, step: Step) -> bool | Tensor:
-        """As for every scale; a batch that holds no whole groups is refused at its first token.
+        """As for every scale. A batch that does not consist of whole groups is refused at its first token.
 
         Raises:
-            ValueError: the batch does not hold whole groups.
+            ValueError: the batch does not consist of whole groups.
         """
         prompts = step.batch // step.copies
         if prompts % self.group:
             raise ValueError(
-                f"group={self.group} and a batch of {prompts} prompts do not fit; give whole groups, side by side"
+                f"group={self.group} does not divide a batch of {prompts} prompts; pass whole groups in order"
             )
         return super().acts(step)
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:
-        """The formula above on ``logp`` (1, B, V), with ``step.rows`` saying which rows these are.
+        """The formula above on ``logp`` (1, B, V), for the rows ``step.rows``.
 
         Raises:
             ValueError: the rows are not known (a text is scored).
         """
         if step.rows is None:
-            raise ValueError("corrsynth looks at texts that are written together; it cannot score a text")
+            raise ValueError("corrsynth contrasts texts that are generated together; it cannot score a text")
         cond = logp[0]
         guided = cond.clone()
-        together: dict[tuple[int, int], list[int]] = {}
-        for place, row in enumerate(step.rows):
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, row in enumerate(step.rows):
             prompt, copy = divmod(row, step.copies)
-            together.setdefault((prompt // self.group, copy), []).append(place)
-        for places in together.values():
-            if len(places) < 2:
+            groups.setdefault((prompt // self.group, copy), []).append(index)
+        for indices in groups.values():
+            if len(indices) < 2:  # the other texts of the group are finished
                 continue
-            members = torch.tensor(places, device=cond.device)
+            members = torch.tensor(indices, device=cond.device)
             logps = cond[members]
-            others = (logps.sum(0) - logps) / (len(places) - 1)
-            at = scale[members] if isinstance(scale, Tensor) else scale
-            guided[members] = algebra.extrapolate(logps, others, at)
+            others = (logps.sum(0) - logps) / (len(indices) - 1)
+            own_scale = scale[members] if isinstance(scale, Tensor) else scale
+            guided[members] = algebra.extrapolate(logps, others, own_scale)
         return guided

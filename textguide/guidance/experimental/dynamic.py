@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...support.checks import factor, finite_number
+from ...support.checks import factor, number_from
 from .. import algebra
 from ..base import ROW, About, Step
 from ..scaled import Contrast
@@ -37,24 +37,26 @@ class DynamicCFG(Contrast):
 
     name = "dynamic"
     about = About(
-        "2509.16131", "lu + γ (lc − lu), the largest γ of a grid with KL(guided‖lc) ≤ budget", ROW, "γ = 1",
-        "guidance without choosing a scale", experimental=True,
-    )  # fmt: skip
+        paper="2509.16131",
+        rule="lu + γ (lc − lu), the largest γ of a grid with KL(guided‖lc) ≤ budget",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="guidance without choosing a scale",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         grid = self.scales if isinstance(self.scales, (list, tuple)) else (self.scales,)
         values = sorted({1.0, *(factor("scales", value) for value in grid)})
         if values[0] < 1.0:
-            raise ValueError(f"scales={self.scales!r} must hold numbers of 1 or more")
+            raise ValueError(f"scales={self.scales!r} must contain numbers of 1 or more")
         self._put(scales=tuple(values))
-        self._put(budget=finite_number("budget", self.budget))
-        if self.budget < 0:
-            raise ValueError(f"budget={self.budget} must be 0 or more nats")
+        self._put(budget=number_from("budget", self.budget, 0, "in nats"))
 
     @property
     def off_at_one(self) -> bool:
-        """Always: no value of the grid lies below 1."""
+        """Always, because no value of the grid is below 1."""
         return True
 
     def mix(self, logp: Tensor, scale: float | Tensor, step: Step) -> Tensor:

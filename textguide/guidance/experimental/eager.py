@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...support.checks import finite_number, whole_number
+from ...support.checks import number_from, whole_number
 from ..base import About, Sampling
 from ..needs import Need
 
@@ -20,7 +20,7 @@ class EAGer(Sampling):
     until the prompt has ``max_branches`` texts. Shared tokens are read once.
 
     :func:`textguide.eager` returns the texts of each prompt and which text forked from which. Used as a guidance, the
-    output has prompts × ``max_branches`` rows, and unused rows are empty. Useful if several answers are compared or
+    output has prompts × ``max_branches`` rows, and unused rows are empty. Useful when several answers are compared or
     voted on, with a fraction of the tokens of as many independent samples. Costs one row in the same pass per text.
 
     Experimental: which token the new branch gets, and that the entropy is measured before the temperature, are the
@@ -40,15 +40,16 @@ class EAGer(Sampling):
 
     name: ClassVar[str] = "eager"
     about: ClassVar[About] = About(
-        "2510.11170", "lc; a text forks, with another token, if its entropy exceeds a threshold",
-        "one row in the same pass for every text", "one branch",
-        "several answers at a lower cost than independent samples", experimental=True,
-    )  # fmt: skip
+        paper="2510.11170",
+        rule="lc; a text forks, with another token, if its entropy exceeds a threshold",
+        passes="one row in the same pass for every text",
+        neutral="one branch",
+        helps="several answers at a lower cost than independent samples",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
-        self._put(entropy_threshold=finite_number("entropy_threshold", self.entropy_threshold))
-        if self.entropy_threshold < 0:
-            raise ValueError(f"entropy_threshold={self.entropy_threshold} must be 0 or more nats")
+        self._put(entropy_threshold=number_from("entropy_threshold", self.entropy_threshold, 0, "in nats"))
         whole_number("max_branches", self.max_branches, 1)
 
     rows_field: ClassVar[str] = "max_branches"
@@ -70,5 +71,5 @@ class EAGer(Sampling):
 
     @property
     def is_neutral(self) -> bool:
-        """No text may fork."""
+        """Whether no text may fork."""
         return self.max_branches == 1

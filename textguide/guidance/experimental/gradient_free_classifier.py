@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...support.checks import flag, is_whole_number
 from .. import algebra
 from ..base import ROW, About, Branch, Step
 from ..prompts import Prompt, as_prompts
@@ -56,26 +57,27 @@ class GradientFreeClassifier(Scaled):
     name = "gradient-free-classifier"
     reads_class_log_probs = True
     about = About(
-        "2411.15393", "lr + γ (lc − lr), r the class that the text is confused with, γ by how much it is",
-        f"{ROW} for each other class, and a classifier call on one text", "γ = 1",
-        "texts that should not be mistaken for another class",
-        '{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
+        paper="2411.15393",
+        rule="lr + γ (lc − lr), r the class that the text is confused with, γ by how much it is",
+        passes=f"{ROW} for each other class, and a classifier call on one text",
+        neutral="γ = 1",
+        helps="texts that should not be mistaken for another class",
+        example='{"method": "gradient-free-classifier", "classifier": "sentiment", "target": "positive", '
         '"prompts": {"negative": "A sad text:"}}',
         experimental=True,
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.classifier, str) and not hasattr(self.classifier, "log_prob"):
             raise ValueError(
-                f"classifier={self.classifier!r} gives no log_prob; wrap a function in "
+                f"classifier={self.classifier!r} does not have log_prob; wrap a function in "
                 "textguide.classifiers.FunctionClassifier, or name a classifier such as 'sentiment'"
             )
-        if isinstance(self.target, bool) or not isinstance(self.target, (str, int)) or self.target == "":
+        if not _is_class(self.target) or self.target == "":
             raise ValueError(f"target={self.target!r} must be the name or the number of a class")
-        for name in ("system", "include_prompt"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        flag("system", self.system)
+        flag("include_prompt", self.include_prompt)
         self._put(prompts=self._checked(self.prompts))
 
     @property
@@ -85,7 +87,7 @@ class GradientFreeClassifier(Scaled):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """One for every other class."""
+        """One branch for every other class."""
         if self.system:
             return tuple(Branch(system=prompt) for _, prompt in self.prompts)
         return tuple(Branch(prompt=prompt) for _, prompt in self.prompts)
@@ -99,15 +101,15 @@ class GradientFreeClassifier(Scaled):
         """Guidance against the branch of the reference on ``logp`` (1 + classes, B, V).
 
         Raises:
-            ValueError: the step does not say what the classifier says of the text.
+            ValueError: the step does not contain the log-probabilities of the classes.
         """
         if step.class_log_probs is None:
             raise ValueError(
-                "step.class_log_probs=None: GradientFreeClassifier needs what its classifier says of the text"
+                "step.class_log_probs=None: GradientFreeClassifier needs its classifier's log-probabilities of the text"
             )
-        confused, which = step.class_log_probs[1:].max(dim=0)
+        likeliest, which = step.class_log_probs[1:].max(dim=0)
         reference = logp[1:].gather(0, which[None, :, None].expand(1, -1, logp.shape[-1]))[0]
-        confusion = torch.sigmoid(confused - step.class_log_probs[0])[:, None].to(logp.dtype)
+        confusion = torch.sigmoid(likeliest - step.class_log_probs[0])[:, None].to(logp.dtype)
         return algebra.extrapolate(logp[0], reference, 1.0 + (scale - 1.0) * confusion)
 
     def _checked(self, value: Any) -> tuple[tuple[str | int, Prompt | tuple[Prompt, ...]], ...]:
@@ -117,9 +119,9 @@ class GradientFreeClassifier(Scaled):
                 f"prompts={value!r} must map each other class to the prompt that asks for it, such as "
                 "{'negative': 'A bad review:'}"
             )
-        found: dict[str | int, Any] = {}
+        prompts: dict[str | int, Any] = {}
         for label, prompt in pairs:
-            if isinstance(label, bool) or not isinstance(label, (str, int)) or label == self.target or label in found:
+            if not _is_class(label) or label == self.target or label in prompts:
                 raise ValueError(
                     f"prompts names the class {label!r}, which must differ from target and from the others"
                 )
@@ -127,10 +129,15 @@ class GradientFreeClassifier(Scaled):
                 raise ValueError(
                     f"prompts[{label!r}]={prompt!r} must be a text, since system=True makes it a system prompt"
                 )
-            found[label] = as_prompts(prompt, f"prompts[{label!r}]")
-            if found[label] is None:
+            prompts[label] = as_prompts(prompt, f"prompts[{label!r}]")
+            if prompts[label] is None:
                 raise ValueError(f"prompts[{label!r}]=None must be a prompt")
-        return tuple(found.items())
+        return tuple(prompts.items())
+
+
+def _is_class(value: Any) -> bool:
+    """Whether ``value`` may name a class: a name or a number."""
+    return isinstance(value, str) or is_whole_number(value)
 
 
 def _is_pair(value: Any) -> bool:

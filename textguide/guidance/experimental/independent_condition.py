@@ -35,9 +35,13 @@ class IndependentCondition(Scaled):
 
     name = "independent-condition"
     about = About(
-        "2407.02687", "lu + γ (lc − lu), u an unrelated prompt of the same length", ROW, "γ = 1",
-        "models that produce nothing sensible without a prompt", experimental=True,
-    )  # fmt: skip
+        paper="2407.02687",
+        rule="lu + γ (lc − lu), u an unrelated prompt of the same length",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="models that produce nothing sensible without a prompt",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,18 +35,22 @@ class S2Guidance(Contrast):
 
     name = "s2"
     about = About(
-        "2508.12880", "lu + γ (lc − lu) − ω (ld − lc), d with a tenth of the blocks left out",
-        f"{ROW}, and nine tenths of a pass", "γ = 1 and ω = 0", "tasks on which CFG helps", experimental=True,
-    )  # fmt: skip
+        paper="2508.12880",
+        rule="lu + γ (lc − lu) − ω (ld − lc), d with a tenth of the blocks left out",
+        passes=f"{ROW}, and nine tenths of a pass",
+        neutral="γ = 1 and ω = 0",
+        helps="tasks on which CFG helps",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._put(weight=factor("weight", self.weight))
-        WithoutBlocks(self.drop, whole_number("seed", self.seed))
+        WithoutBlocks(self.drop, whole_number("seed", self.seed))  # checks the share
 
     @property
     def off_at_one(self) -> bool:
-        """Without the weakened branch."""
+        """Only if there is no weakened branch."""
         return self.weight == 0.0
 
     @property

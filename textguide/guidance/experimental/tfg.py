@@ -11,10 +11,10 @@ from torch import Tensor
 from ...support.checks import factor, whole_number
 from .. import algebra
 from ..base import About
-from ..canvas_guidance import Asked, CanvasReweighting
+from ..canvas_guidance import CanvasPredictions, CanvasReweighting
 
 MOST = 20_000
-"""Completions of a row that are asked about, where all of them are."""
+"""The largest number of texts per row that ``samples=None`` evaluates."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TFG(CanvasReweighting):
     ``p(v at l) · E[f(y|x)^ρ | v at l]``. The predictor needs no training on masks and no gradient.
 
     Before that, if ``mean_strength`` μ is not 0, the estimate itself is optimised for ``iterations`` steps (mean
-    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``,
-    where the predictor reads each mask as the mixture of its tokens. This needs a
+    guidance of arXiv 2409.15761, Algorithm 1, line 6): ``θ ← θ + μ ∇_θ log f(y | softmax θ)`` from ``θ = log p``.
+    The predictor then reads each mask as the mixture of its tokens. This needs a
     :class:`textguide.classifiers.CanvasPredictor`.
 
     Experimental: the papers guide continuous variables, or rates in continuous time. Here the distributions of one
@@ -57,11 +57,15 @@ class TFG(CanvasReweighting):
 
     name = "tfg"
     about = About(
-        "2409.15761", "Σ f(y|x)^ρ over texts x that have the token, drawn from the denoised estimate",
-        "`samples` predictor calls per row", "ρ = 0, or no samples; and μ = 0",
-        "a property of finished texts that any function can judge", "tfg:predictor=sentiment,target=positive",
-        experimental=True, compared="it fills canvases",
-    )  # fmt: skip
+        paper="2409.15761",
+        rule="Σ f(y|x)^ρ over texts x that have the token, drawn from the denoised estimate",
+        passes="`samples` predictor calls per row",
+        neutral="ρ = 0, or no samples; and μ = 0",
+        helps="a property of finished texts that any function can judge",
+        example="tfg:predictor=sentiment,target=positive",
+        experimental=True,
+        compared="it fills canvases",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,29 +76,32 @@ class TFG(CanvasReweighting):
 
     @property
     def is_neutral(self) -> bool:
-        """Neither texts nor the derivative count."""
+        """Whether neither texts nor mean guidance have an effect."""
         return (self.weight == 0.0 or self.samples == 0) and self.mean_strength == 0.0
 
-    def weigh(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
-        """Mean guidance, then the texts."""
+    def weigh(self, logp: Tensor, share: Tensor, predictions: CanvasPredictions) -> Tensor:
+        """Mean guidance, and then the reweighting by texts."""
         if self.mean_strength != 0.0:
-            logp = self.climbed(logp, share, asked)
+            logp = self.with_mean_guidance(logp, share, predictions)
         if self.weight == 0.0 or self.samples == 0:
             return logp
         if self.samples is None:
-            tokens, chances = every_text(logp, asked.rows)
+            tokens, chances = every_text(logp, predictions.rows)
         else:
-            tokens = drawn_texts(logp, asked.uniform(self.samples))
+            tokens = drawn_texts(logp, predictions.uniform(self.samples))
             chances = None
-        worth = asked.with_all(tokens).to(logp.device, torch.float64)[:, asked.rows] * (share * self.weight)[:, 0]
-        return counted(tokens, worth if chances is None else worth + chances[:, asked.rows], logp)
+        values = predictions.with_all(tokens).to(logp.device, torch.float64)[:, predictions.rows]
+        log_weights = values * (share * self.weight)[:, 0]
+        if chances is not None:
+            log_weights = log_weights + chances[:, predictions.rows]
+        return weighted_counts(tokens, log_weights, logp)
 
-    def climbed(self, logp: Tensor, share: Tensor, asked: Asked) -> Tensor:
-        """``θ ← θ + μ ∇_θ log f(y | softmax θ)``, ``iterations`` times, normalised; what is forbidden stays so."""
+    def with_mean_guidance(self, logp: Tensor, share: Tensor, predictions: CanvasPredictions) -> Tensor:
+        """``θ ← θ + μ ∇_θ log f(y | softmax θ)``, ``iterations`` times, normalised. Forbidden tokens stay forbidden."""
         theta, allowed = logp, torch.isfinite(logp)
         for _ in range(self.iterations):
             weights = torch.softmax(theta, -1)
-            slope = asked.gradient(weights).to(theta)
+            slope = predictions.gradient(weights).to(theta)
             # The derivative through the softmax: p ⊙ (g − p·g).
             slope = weights * (slope - (weights * slope).sum(-1, keepdim=True))
             theta = torch.where(allowed, theta + share * self.mean_strength * slope, theta)
@@ -104,18 +111,18 @@ class TFG(CanvasReweighting):
 def drawn_texts(logp: Tensor, uniform: Tensor) -> Tensor:
     """A token for each position in each of K texts, (N, V) and (K, N) → (K, N), by inverting the distribution."""
     mass = logp.double().exp().cumsum(-1)
-    found = torch.searchsorted(mass, (uniform.T * mass[:, -1:]).contiguous(), right=True).T
-    last = logp.isfinite().long().cumsum(-1).argmax(-1)  # rounding at the end must not leave what is allowed
-    return torch.minimum(found, last)
+    tokens = torch.searchsorted(mass, (uniform.T * mass[:, -1:]).contiguous(), right=True).T
+    last = logp.isfinite().long().cumsum(-1).argmax(-1)  # rounding must not lead past the last allowed token
+    return torch.minimum(tokens, last)
 
 
 def every_text(logp: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Every text that is allowed, tokens (K, N), with its log-probability in each row, (K, B) in float64.
+    """Every allowed text, as tokens (K, N), with its log-probability in each row, (K, B) in float64.
 
-    Rows with fewer texts than others repeat some at −inf.
+    Rows with fewer texts than others are padded with repeated texts at −inf.
 
     Raises:
-        ValueError: there are too many.
+        ValueError: a row has more than 20,000 texts.
     """
     count = int(rows.max()) + 1
     each: list[list[tuple[int, ...]]] = []
@@ -126,25 +133,25 @@ def every_text(logp: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             size *= len(tokens)
         if size > MOST:
             raise ValueError(
-                f"samples=None asks about every text, and {len(allowed)} masks of a row have {size:,} of them; "
-                f"{MOST:,} at most: give a number of samples"
+                f"samples=None evaluates every text, and {len(allowed)} masks of a row have {size:,} texts, of at most "
+                f"{MOST:,}; give a number of samples"
             )
         each.append(list(product(*allowed)))
     longest = max(map(len, each))
     chances = torch.full((longest, count), -torch.inf, dtype=torch.float64, device=logp.device)
     tokens = torch.zeros(longest, len(rows), dtype=torch.long, device=logp.device)
     for row, texts in enumerate(each):
-        mine = (rows == row).nonzero()[:, 0]
+        positions = (rows == row).nonzero()[:, 0]
         filled = torch.tensor(texts, device=logp.device)
-        chances[: len(texts), row] = logp[mine].double()[torch.arange(len(mine)), filled].sum(-1)
-        tokens[:, mine] = filled[:1]
-        tokens[: len(texts), mine] = filled
+        chances[: len(texts), row] = logp[positions].double()[torch.arange(len(positions)), filled].sum(-1)
+        tokens[:, positions] = filled[:1]
+        tokens[: len(texts), positions] = filled
     return tokens, chances
 
 
-def counted(tokens: Tensor, worth: Tensor, like: Tensor) -> Tensor:
-    """``log Σ_k exp(worth) [token]`` of every token, normalised: (K, N) and (K, N) → (N, V)."""
-    weights = torch.softmax(worth, 0)
-    total = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+def weighted_counts(tokens: Tensor, log_weights: Tensor, logp: Tensor) -> Tensor:
+    """``log Σ_k exp(log_weights) [token]`` of every token, normalised: (K, N) and (K, N) → (N, V) as ``logp``."""
+    weights = torch.softmax(log_weights, 0)
+    total = torch.zeros(logp.shape, dtype=torch.float64, device=logp.device)
     total.scatter_add_(1, tokens.T, weights.T.contiguous())
-    return algebra.log_softmax(total.log().to(like.dtype))
+    return algebra.log_softmax(total.log().to(logp.dtype))

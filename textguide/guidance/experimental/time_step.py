@@ -52,15 +52,20 @@ class TimeStepGuidance(Scaled):
 
     name: ClassVar[str] = "tsg"
     about: ClassVar[About] = About(
-        "2407.02687", "lt̃ + γ (lc − lt̃), t̃ the same canvas at a higher noise level", "one row in the same pass",
-        "γ = 1", "masked diffusion without a prompt to move away from", experimental=True, compared="it fills canvases",
-    )  # fmt: skip
+        paper="2407.02687",
+        rule="lt̃ + γ (lc − lt̃), t̃ the same canvas at a higher noise level",
+        passes="one row in the same pass",
+        neutral="γ = 1",
+        helps="masked diffusion without a prompt to move away from",
+        experimental=True,
+        compared="it fills canvases",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._put(shift=finite_number("shift", self.shift))
         if not 0.0 < self.shift <= 1.0:
-            raise ValueError(f"shift={self.shift} must lie in (0, 1]; it is a share of the canvas")
+            raise ValueError(f"shift={self.shift} must be a number in (0, 1]; it is a share of the canvas")
 
     @property
     def branches(self) -> tuple[Branch, ...]:

@@ -29,9 +29,13 @@ class TokenPerturbation(Scaled):
 
     name = "token-perturbation"
     about = About(
-        "2506.10036", "lp + γ (lc − lp), p the prompt with its tokens shuffled", ROW, "γ = 1",
-        "prompts whose order matters", experimental=True,
-    )  # fmt: skip
+        paper="2506.10036",
+        rule="lp + γ (lc − lp), p the prompt with its tokens shuffled",
+        passes=ROW,
+        neutral="γ = 1",
+        helps="prompts whose order matters",
+        experimental=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,8 +5,6 @@ import { TakeAway } from "textguide/away";
 import { Examples, Go, Options, useRun } from "textguide/controls";
 import { Guidance } from "textguide/field";
 
-const OPTIONS = [["gen_length", "masks behind the prompt", 1, 1], ["steps", "empty: one a mask", 1, 1], ["temperature", "", 0, "any"], ["block_length", "", 1, 1], ["corrector", "", 0, 1], ["threshold", "", 0, "any"], ["seed", "", undefined, 1]];
-
 export function CanvasTab({ info, first }) {
   const start = first ?? info.examples.diffuse[0];
   const [model, setModel] = useState(start.model);
@@ -33,7 +31,7 @@ export function CanvasTab({ info, first }) {
     const chosen = info.canvases.find((one) => one.name === name);
     setModel(name);
     setPrompt(chosen.prompt);
-    setOptions(chosen.gen_length ? { gen_length: chosen.gen_length } : {});
+    setOptions(chosen.max_new_tokens ? { max_new_tokens: chosen.max_new_tokens } : {});
   };
   return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write}>
       <${Examples} examples=${info.examples.diffuse} onChoose=${load} />
@@ -43,7 +41,7 @@ export function CanvasTab({ info, first }) {
         <div class="field"><label class="name" for=${`${id}-p`}>prompt</label><input id=${`${id}-p`} type="text" class="code" value=${prompt} aria-describedby=${`${id}-h`} onInput=${(event) => setPrompt(event.target.value)} />
           <small class="help" id=${`${id}-h`}>${about?.hint}</small></div></fieldset>
       <${Guidance} info=${info} place="diffusion" value=${guidance} onChange=${setGuidance} error=${task.error} />
-      <${Options} value=${options} onChange=${setOptions} info=${info} names=${OPTIONS} />
+      <${Options} value=${options} onChange=${setOptions} fields=${info.canvas_options} />
       <${Go} task=${task} label="Fill" /></form>
     <section aria-label="the canvas">${data ? html`<${Canvas} data=${data} live=${data.busy} />${data.text !== undefined ? html`<h2>Text</h2><p class="text small">${data.text}</p>` : ""}`
       : html`<p class="empty">Press Fill: the canvas fills position by position; what A-CFG masks again is marked.</p>`}

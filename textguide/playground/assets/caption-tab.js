@@ -51,7 +51,7 @@ export function CaptionTab({ info, first }) {
         <small class="help">The bundled captioner has seen drawn shapes only; photographs confuse it. The file stays on this machine.</small>
         <p class="error" role="alert">${wrong}</p></fieldset>
       <${Guidance} info=${info} place="caption" value=${guidance} onChange=${setGuidance} error=${task.error} />
-      <${Options} value=${options} onChange=${setOptions} info=${info} />
+      <${Options} value=${options} onChange=${setOptions} fields=${info.text_options} />
       <${Go} task=${task} label="Caption" /></form>
     <section aria-label="the caption"><img class="shown" src=${image ? image.data : `./assets/${scene}.png`} alt=${image ? image.name : scene.replaceAll("-", " ")} />
       ${plain ? html`<h2>Plain</h2><p class="text small">${readable(plain.steps.map((step) => step.chosen.text).join(""))}</p>` : ""}

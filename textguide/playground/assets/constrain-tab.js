@@ -27,7 +27,7 @@ export function ConstrainTab({ info, first }) {
       <${Examples} examples=${info.examples.together} onChoose=${load} />
       <${Prompt} value=${prompt} onChange=${setPrompt} info=${info} />
       <${Guidance} info=${info} place="generate" value=${guidance} onChange=${setGuidance} error=${task.error} />
-      <${Options} value=${options} onChange=${setOptions} info=${info} />
+      <${Options} value=${options} onChange=${setOptions} fields=${info.text_options} />
       <${Go} task=${task} /></form>
     <section aria-label="what was written">${data ? html`<${Together} data=${data} live=${data.busy} />`
       : html`<p class="empty">Press Write: texts are drawn together, each a line with its weight; those with little weight are replaced by those with much.</p>`}

@@ -2,11 +2,6 @@
 import { html, useId, useRef, useState } from "textguide/html";
 import { run } from "textguide/api";
 
-const SAMPLING = [
-  ["max_new_tokens", "longest text, in tokens", 1, 1], ["temperature", "0 or empty: the likeliest token", 0, "any"], ["top_p", "", 0, "any"], ["top_k", "", 1, 1],
-  ["min_p", "", 0, "any"], ["repetition_penalty", "", 0, "any"], ["seed", "makes draws repeatable", undefined, 1],
-];
-
 export function Number_({ name, help, value, onChange, min, max, step = 1 }) {
   const id = useId();
   return html`<div class="field"><label class="name" for=${id}>${name}</label>
@@ -15,17 +10,17 @@ export function Number_({ name, help, value, onChange, min, max, step = 1 }) {
     ${help ? html`<small class="help" id=${`${id}-help`}>${help}</small>` : ""}</div>`;
 }
 
-export function Options({ value, onChange, info, names, open }) {
+/** Inputs for options of a run, as the server describes them: the first two are shown, the rest is folded. */
+export function Options({ value, onChange, fields, open }) {
   const put = (name, now) => {
     const next = { ...value, [name]: now };
     if (now === undefined) delete next[name];
     onChange(next);
   };
-  const fields = names ?? SAMPLING;
-  const one = ([name, help, min, step]) => html`<${Number_} key=${name} name=${name} help=${help} min=${min} step=${step}
-    max=${name === "max_new_tokens" ? info.limits.new_tokens : undefined} value=${value[name]} onChange=${(now) => put(name, now)} />`;
-  return html`<fieldset class="group"><legend>Sampling</legend><div class="pair">${fields.slice(0, 2).map(one)}</div>
-    <details open=${open}><summary>More</summary><div class="pair">${fields.slice(2).map(one)}</div></details></fieldset>`;
+  const input = (field) => html`<${Number_} key=${field.name} name=${field.name} help=${field.label} step=${field.step}
+    min=${field.minimum ?? undefined} max=${field.maximum ?? undefined} value=${value[field.name]} onChange=${(now) => put(field.name, now)} />`;
+  return html`<fieldset class="group"><legend>Sampling</legend><div class="pair">${fields.slice(0, 2).map(input)}</div>
+    <details open=${open}><summary>More</summary><div class="pair">${fields.slice(2).map(input)}</div></details></fieldset>`;
 }
 
 export function Prompt({ value, onChange, info }) {

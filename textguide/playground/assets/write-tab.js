@@ -122,7 +122,7 @@ export function WriteTab({ info, first }) {
       <${Examples} examples=${info.examples.write} onChoose=${load} />
       <${Prompt} value=${prompt} onChange=${setPrompt} info=${info} />
       <${Guidance} info=${info} place="generate" value=${guidance} onChange=${setGuidance} error=${task.error} />
-      <${Options} value=${options} onChange=${setOptions} info=${info} />
+      <${Options} value=${options} onChange=${setOptions} fields=${info.text_options} />
       <label class="check"><input type="checkbox" checked=${compare} onChange=${(event) => setCompare(event.target.checked)} /> beside plain decoding</label>
       <${Go} task=${task} /></form>
     <section aria-label="what was written">

@@ -1,4 +1,4 @@
-"""What is foreseen of texts under a constraint: how likely it is, from here, that they still become members in time."""
+"""Lookahead under a constraint: estimates how likely a text is to become a member within the limit of tokens."""
 
 from .base import Ahead, Lookahead
 from .naming import lookahead_of

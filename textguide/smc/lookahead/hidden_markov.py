@@ -1,4 +1,4 @@
-"""A hidden Markov model over tokens, small enough to be multiplied with an automaton."""
+"""A hidden Markov model over tokens, small enough to be combined with an automaton."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from . import stored
 
 STEP = 0.08
-"""Nats between two of the 256 values that a stored log-probability may have; the smallest is 20 below the largest."""
+"""Nats between two of the 256 values of a stored log-probability; the smallest is 20 below the largest."""
 KIND = "hidden-markov"
 READ = 256
-"""Tokens of a prompt that are read, the last ones."""
+"""Number of tokens at the end of a prompt that are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class HiddenMarkov:
 
     @property
     def states(self) -> int:
-        """H."""
+        """H, the number of hidden states."""
         return len(self.initial)
 
     @cached_property
@@ -46,35 +46,37 @@ class HiddenMarkov:
 
     @cached_property
     def digest(self) -> str:
-        """What tells its emissions from those of other models."""
+        """A hash that identifies the emissions."""
         return hashlib.sha256(self.emission.contiguous().numpy().data).hexdigest()
 
     def read(self, tokens: Sequence[int]) -> Tensor:
-        """Of each state the probability that it emits the *next* token behind ``tokens``, (H,)."""
+        """For each state the probability that it emits the *next* token after ``tokens``, (H,)."""
         belief = self.initial
         for token in tokens[-READ:]:
             belief = self.next(belief, token)
         return belief
 
     def next(self, belief: Tensor, token: int) -> Tensor:
-        """The same one token later."""
-        seen = belief * self.columns[token]
-        total = seen.sum()
-        return (seen / total if total > 0 else belief) @ self.transition
+        """The same after one more token."""
+        joint = belief * self.columns[token]
+        total = joint.sum()
+        return (joint / total if total > 0 else belief) @ self.transition
 
     def log_likelihood(self, tokens: Sequence[int]) -> float:
         """log p(tokens)."""
-        belief, total = self.initial, 0.0
+        belief = self.initial
+        total = 0.0
         for token in tokens:
             total += float(torch.log((belief * self.columns[token]).sum()))
             belief = self.next(belief, token)
         return total
 
     def save(self, path: str | os.PathLike[str], about: dict[str, object] | None = None) -> None:
-        """Write a safetensors file: emissions in bytes, a byte each of ``H V``.
+        """Write a safetensors file, with one byte per emission.
 
         Args:
-            about: what else the file's header says.
+            path: the file.
+            about: further values for the header of the file.
         """
         log = self.emission.clamp_min(1e-30).log()
         top = log.amax(0)
@@ -84,20 +86,20 @@ class HiddenMarkov:
 
     @classmethod
     def of(cls, file: stored.Stored) -> HiddenMarkov:
-        """What :meth:`save` wrote."""
-        found = file.tensors
-        emission = (found["top"] - STEP * found["codes"].float()).exp()
+        """The model that :meth:`save` wrote."""
+        tensors = file.tensors
+        emission = (tensors["top"] - STEP * tensors["codes"].float()).exp()
         emission = emission / emission.sum(-1, keepdim=True)
-        return cls(found["initial"], found["transition"], emission)
+        return cls(tensors["initial"], tensors["transition"], emission)
 
 
 def load(path: str | os.PathLike[str]) -> HiddenMarkov:
-    """What :meth:`HiddenMarkov.save` wrote.
+    """The model that :meth:`HiddenMarkov.save` wrote.
 
     Raises:
-        ValueError: there is none at this place.
+        ValueError: the file does not exist, or contains something else.
     """
     file = stored.read(path)
     if file.kind != KIND:
-        raise ValueError(f"lookahead={file.path!r} holds a {file.kind}, no {KIND}")
+        raise ValueError(f"lookahead={file.path!r} contains a {file.kind}, not a {KIND}")
     return HiddenMarkov.of(file)

@@ -1,4 +1,4 @@
-"""Length: what cannot end within the limit of tokens is never begun."""
+"""Lookahead by length: a text that cannot end within the limit of tokens is never started."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from ...constraints.automata import TokenAutomaton
 from ...constraints.automata.expressions import TooLargeError
-from ...constraints.automata.tokens import Moves
+from ...constraints.automata.token_automaton import Moves
 from .base import Ahead, Lookahead
 
 AMPLE = 12
-"""Tokens beyond the fewest that complete a text, from which on length is no matter."""
+"""Number of spare tokens from which on the length does not matter."""
 
 
 class LengthLookahead(Lookahead):
-    """ψ from the fewest tokens ``d`` that complete a text and the ``n`` that are left.
+    """ψ from the smallest number ``d`` of tokens that complete a text and the number ``n`` of tokens that are left.
 
-    Where ``d + 1 > n`` (an end token comes behind) ψ is 0: no member follows, whatever is written. Else it is
-    ``1 − 2^−(n − d)``: half where only the shortest ways are left, about 1 where there is ample room.
+    If ``d + 1 > n`` (one token is the end token), ψ is 0, because no continuation is a member. Otherwise it is
+    ``1 − 2^−(n − d)``: one half if only the shortest completions fit, about 1 if there is plenty of room.
 
     Args:
-        automaton: of the constraint, or of one that all its members satisfy.
+        automaton: that of the constraint, or of a weaker one.
     """
 
     def __init__(self, automaton: TokenAutomaton) -> None:
@@ -34,20 +34,22 @@ class LengthLookahead(Lookahead):
         self.vector = lru_cache(maxsize=256)(self._vector)
 
     def begin(self, prompt: Sequence[int]) -> Ahead:
-        return _At(self, self.automaton.begin)
+        return _StateAhead(self, self.automaton.begin)
 
     @cached_property
     def _moves(self) -> Moves | None:
-        """Those of the automaton; None where there are too many, which takes long to find out."""
+        """The moves of the automaton; None if there are too many. Cached, because finding that out takes long."""
         try:
             return self.automaton.moves
         except TooLargeError:
             return None
 
     def _vector(self, state: int, left: int) -> Tensor | None:
-        automaton, most = self.automaton, self.automaton.most_bytes
+        automaton = self.automaton
+        most = automaton.most_bytes
         end = 1 if automaton.vocabulary.ends else 0
-        if most is not None and left >= most + end + AMPLE:  # the moves of tokens need not be listed yet
+        # With that much room every state is fine, and the moves by tokens need not be listed yet.
+        if most is not None and left >= most + end + AMPLE:
             return None
         if self._moves is None:
             return None
@@ -55,18 +57,21 @@ class LengthLookahead(Lookahead):
         spare = left - automaton.distances[targets] - end
         values = np.where(spare < 0, -math.inf, np.log1p(-(0.5 ** (np.clip(spare, 0, AMPLE) + 1.0))))
         values[spare >= AMPLE] = 0.0
-        found = torch.full((automaton.vocabulary.size,), -math.inf)
-        found[torch.from_numpy(tokens).long()] = torch.from_numpy(values).float()
-        found[sorted(automaton.vocabulary.ends)] = 0.0
-        return found
+        log_psi = torch.full((automaton.vocabulary.size,), -math.inf)
+        log_psi[torch.from_numpy(tokens).long()] = torch.from_numpy(values).float()
+        log_psi[sorted(automaton.vocabulary.ends)] = 0.0
+        return log_psi
 
 
-class _At(Ahead):
+class _StateAhead(Ahead):
+    """The lookahead in one state of the automaton."""
+
     def __init__(self, lookahead: LengthLookahead, state: int) -> None:
-        self._lookahead, self._state = lookahead, state
+        self._lookahead = lookahead
+        self._state = state
 
     def following(self, left: int, scores: Tensor | None = None) -> Tensor | None:
         return self._lookahead.vector(self._state, left)
 
     def after(self, token: int) -> Ahead:
-        return _At(self._lookahead, self._lookahead.automaton.step(self._state, token))
+        return _StateAhead(self._lookahead, self._lookahead.automaton.step(self._state, token))

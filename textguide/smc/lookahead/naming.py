@@ -1,4 +1,4 @@
-"""Lookaheads by the names that :class:`textguide.AWRS` takes."""
+"""Lookaheads by the names that :class:`textguide.AWRS` accepts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from .length import LengthLookahead
 from .markov import MarkovLookahead
 from .witness import WitnessLookahead
 
-AUTO, AUTOMATON, HMM, VALUE = "auto", "automaton", "hmm", "value"
+AUTO = "auto"
+AUTOMATON = "automaton"
+HMM = "hmm"
+VALUE = "value"
 SHIPPED = Path(__file__).parent / "weights" / "smollm2.safetensors"
-"""The bundled model's, made by ``python scripts/train/lookahead.py``."""
+"""The one for the bundled model, made by ``python scripts/train/lookahead.py``."""
 
 
 def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> Lookahead | None:
-    """The lookahead that ``value`` names for a constraint, or is.
+    """The lookahead for a constraint.
 
     Args:
-        value: ``lookahead`` of an :class:`textguide.AWRS`.
-        constraint: what texts have to satisfy.
-        vocabulary: of the model.
+        value: the ``lookahead`` of an :class:`textguide.AWRS`: a name, a file, a lookahead, or None.
+        constraint: the constraint of the texts.
+        vocabulary: the model's vocabulary.
 
     Raises:
-        ValueError: there is none of that name for this constraint; the message says why, and what to do.
+        ValueError: the lookahead is not possible for this constraint; the message contains the reason and the remedy.
     """
     if value is None or isinstance(value, Lookahead):
         return value
@@ -44,9 +47,9 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
         return None
     if value == VALUE:
         raise ValueError(
-            "lookahead='value': a value is learned for one constraint, and none comes with textguide; make one with "
+            "lookahead='value': a value is learned for one constraint, and textguide contains none; train one with "
             "'textguide lookahead train --kind value --prompts FILE --out FILE' and the options of the constraint, and "
-            "give the file"
+            "pass the file"
         )
     path = str(SHIPPED) if value == HMM else os.fspath(value)
     file = stored.read(path)
@@ -54,8 +57,8 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
         return _value(file, constraint, vocabulary, automaton)
     if file.kind != hidden_markov.KIND:
         raise ValueError(
-            f"lookahead={path!r} holds a {file.kind}, which this version does not know; train it anew with 'textguide "
-            "lookahead train'"
+            f"lookahead={path!r} contains a {file.kind}, which this version does not support; train it again with "
+            "'textguide lookahead train'"
         )
     if automaton is not None:
         try:
@@ -64,7 +67,7 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
             raise ValueError(f"lookahead={value!r}: the automaton is too large: {error}; use 'automaton'") from None
     raise ValueError(
         f"lookahead={value!r} needs the automaton of a regular constraint, and {type(constraint).__name__} has "
-        "none, or one that is too large; use 'automaton', which then goes by completions that were found, or a file of "
+        "none, or one that is too large; use 'automaton', which then searches for short completions, or a file of "
         "'textguide lookahead train --kind value'"
     )
 
@@ -72,15 +75,15 @@ def lookahead_of(value: Any, constraint: Constraint, vocabulary: Vocabulary) -> 
 def _value(
     file: stored.Stored, constraint: Constraint, vocabulary: Vocabulary, automaton: TokenAutomaton | None
 ) -> Lookahead:
-    """A value, which belongs to one constraint: states of another's automaton would mean something else."""
+    """The lookahead of a file, which must belong to this constraint: its heads belong to states of the automaton."""
     for name, mine in (("constraint", learned.described(constraint)), ("vocabulary", vocabulary.digest)):
         if file.about.get(name) != mine:
-            what = name if name == "constraint" else f"{name}, or other end tokens"
+            other = name if name == "constraint" else f"{name}, or other end tokens"
             raise ValueError(
-                f"lookahead={file.path!r} was learned for another {what}; train it anew with 'textguide lookahead "
+                f"lookahead={file.path!r} was learned for another {other}; train it again with 'textguide lookahead "
                 "train --kind value'"
             )
-    return _valued(file, vocabulary, automaton)
+    return _value_lookahead(file, vocabulary, automaton)
 
 
 @lru_cache(maxsize=32)
@@ -94,5 +97,7 @@ def _markov(automaton: TokenAutomaton, file: stored.Stamp) -> MarkovLookahead:
 
 
 @lru_cache(maxsize=4)
-def _valued(file: stored.Stored, vocabulary: Vocabulary, automaton: TokenAutomaton | None) -> learned.ValueLookahead:
+def _value_lookahead(
+    file: stored.Stored, vocabulary: Vocabulary, automaton: TokenAutomaton | None
+) -> learned.ValueLookahead:
     return learned.ValueLookahead(learned.Value.of(file), vocabulary, automaton)

@@ -1,4 +1,4 @@
-"""Files of ``textguide lookahead train``: safetensors whose header says which kind of lookahead they hold."""
+"""Files of ``textguide lookahead train``: safetensors with the kind of lookahead in their header."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor
 from ...support import files
 
 Stamp = tuple[str, int, int, int]
-"""A file as it is now: its path, its time of change, its size and its number on the disk, since another file that takes
-its place has another."""
+"""Identifies the present version of a file: its path, modification time, size and inode, which differs if another file
+replaces it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """One file.
+    """The content of a file.
 
     Args:
-        path: its place.
-        kind: what it holds.
-        tensors: by name.
-        about: what else its header says.
+        path: the file.
+        kind: the kind of lookahead.
+        tensors: the tensors by name.
+        about: the other values of the header.
     """
 
     path: str
@@ -37,36 +37,36 @@ class Stored:
 
 
 def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Put a file into its place, whole."""
+    """Write a file atomically."""
     from safetensors.torch import save
 
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()},
-                {"kind": kind, "about": json.dumps(dict(about))})  # fmt: skip
+    header = {"kind": kind, "about": json.dumps(dict(about))}
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
     with files.replacing(path) as stream:
         stream.write(data)
 
 
 def stamp(path: str | os.PathLike[str]) -> Stamp:
-    """What tells a file from the one that stands there after another training."""
-    place = Path(path).expanduser()
+    """The stamp of a file, which changes if the file is written again."""
+    file = Path(path).expanduser()
     try:
-        about = place.stat()
+        about = file.stat()
     except OSError as error:
         raise _no_file(os.fspath(path), error) from None
-    return str(place), about.st_mtime_ns, about.st_size, about.st_ino
+    return str(file), about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
-    """A file, read once for as long as it stays as it is.
+    """Read a file; cached until the file changes.
 
     Raises:
-        ValueError: there is none at this place.
+        ValueError: the file cannot be read, or is not one of ``textguide lookahead train``.
     """
     return _read(stamp(path), os.fspath(path))
 
 
 @lru_cache(maxsize=4)
-def _read(file: Stamp, asked: str) -> Stored:
+def _read(file: Stamp, path: str) -> Stored:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -74,11 +74,13 @@ def _read(file: Stamp, asked: str) -> Stored:
             header = opened.metadata() or {}
             if "kind" not in header:
                 raise KeyError("kind")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dictionary
-        return Stored(asked, header["kind"], tensors, json.loads(header.get("about", "{}")))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a dictionary
+        return Stored(path, header["kind"], tensors, json.loads(header.get("about", "{}")))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise _no_file(asked, error) from None
+        raise _no_file(path, error) from None
 
 
 def _no_file(path: str, error: Exception) -> ValueError:
-    return ValueError(f"lookahead={path!r} is no file of 'textguide lookahead train' ({type(error).__name__}: {error})")
+    return ValueError(
+        f"lookahead={path!r} is not a file of 'textguide lookahead train' ({type(error).__name__}: {error})"
+    )

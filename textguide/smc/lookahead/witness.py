@@ -1,7 +1,7 @@
-"""Length where no automaton is known: short completions that were found, against the tokens that are left.
+"""Lookahead by length without an automaton: short completions that were found, compared to the tokens that are left.
 
-A *witness* of a text is one way to complete it. Where it fits into the tokens that are left the text can end in time;
-where none was found that fits, nobody knows, and ψ is small, never 0.
+A *witness* of a text is one way to complete it. If it fits into the tokens that are left, the text can end within the
+limit. If no witness fits, this is not known, so ψ is small, but never 0.
 """
 
 from __future__ import annotations
@@ -18,40 +18,44 @@ from ...constraints import Constraint, Session, Vocabulary
 from .base import Ahead, Lookahead
 
 AMPLE = 8
-"""Tokens beyond those of a witness, from which on length is no matter."""
+"""Number of spare tokens from which on the length does not matter."""
 FLOOR = -60.0
-"""Log ψ of what seems too long."""
+"""Log ψ of texts that seem to be too long."""
 CANDIDATES = 16
-"""Likeliest tokens that witnesses are looked for behind."""
+"""Number of likeliest tokens after which witnesses are searched for."""
 CLOSING = 16
-"""Further tokens, which close something."""
+"""Number of further tokens, which close brackets and quotations."""
 LONGEST = 128
-"""Tokens of a witness up to which it is searched for."""
-TRIES, KEPT = 4, 512
-COUNTED = 100_000
-"""Texts whose tokens stay counted."""
+"""Largest number of tokens of a witness that is searched for."""
+TRIES = 4
+"""Number of walks per search."""
+MAX_TEXTS = 512
+"""Number of texts whose witnesses are cached."""
+MAX_COUNTS = 100_000
+"""Number of texts whose numbers of tokens are cached."""
 PAUSE = 16
-"""Texts in a row that are not searched for at most."""
+"""Largest number of texts in a row without a search, after searches that failed."""
 _CLOSERS = {ord("("): b")", ord("["): b"]", ord("{"): b"}"}
 _CLOSING = frozenset(b"\"'])}>;")
 _SPACES = frozenset(b" \t\r\n")
 
 
 class WitnessLookahead(Lookahead):
-    """ψ from the tokens ``d`` of the shortest witness that was found and the ``n`` that are left: ``1 − 2^−(n − d)``,
-    as :class:`LengthLookahead` has it, and next to nothing where ``d + 1 > n``.
+    """ψ from the number ``d`` of tokens of the shortest known witness and the number ``n`` of tokens that are left.
 
-    Witnesses come from the constraint, where it guesses some, from the text itself (what is open is closed), from the
-    text before, and from walks through the constraint that prefer what closes. Of tokens that are unlikely and close
-    nothing, a few more than of the text are supposed to be needed.
+    It is ``1 − 2^−(n − d)``, as in :class:`LengthLookahead`, and close to 0 if ``d + 1 > n``. Witnesses come from the
+    constraint, if it guesses completions; from the text itself (what is open is closed); from the text before; and from
+    walks through the constraint that prefer to close. After unlikely tokens that close nothing, a few more tokens are
+    assumed to be needed than after the text.
 
     Args:
-        constraint: what texts have to satisfy.
-        vocabulary: of the model.
+        constraint: the constraint of the texts.
+        vocabulary: the model's vocabulary.
     """
 
     def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
-        self.vocabulary, self.ends = vocabulary, 1 if vocabulary.ends else 0
+        self.vocabulary = vocabulary
+        self.ends = 1 if vocabulary.ends else 0
         self.guess = constraint.completion
         self.guesses = constraint.completion(b"") is not None
         self._session = constraint.start(vocabulary)
@@ -61,33 +65,34 @@ class WitnessLookahead(Lookahead):
         return self.node(b"", None)
 
     def node(self, text: bytes, before: _Text | None) -> _Text:
-        """What is known of a text that is allowed, kept for other particles."""
-        found = self._nodes.get(text)
-        if found is None:
+        """The lookahead after a text, which must be allowed; cached for other particles."""
+        node = self._nodes.get(text)
+        if node is None:
             session = (self._session if before is None else before.session).fork()
             if before is not None:
                 session.write(text[len(before.session.text) :])
-            found = self._nodes[text] = _Text(self, session, before)
-            if len(self._nodes) > KEPT:
+            node = self._nodes[text] = _Text(self, session, before)
+            if len(self._nodes) > MAX_TEXTS:
                 self._nodes.popitem(last=False)
-        return found
+        return node
 
     def tokens_of(self, text: bytes) -> int:
-        """Tokens that write ``text``, the longest first."""
-        return _spelled(self.vocabulary, text)
+        """The number of tokens that write ``text``, the longest possible first."""
+        return _count_tokens(self.vocabulary, text)
 
 
 class _Text(Ahead):
-    """One text.
+    """The lookahead after one text.
 
     Args:
-        lookahead: whose it is.
-        session: behind the text.
-        before: the text that it goes on from.
+        lookahead: the lookahead of the run.
+        session: the constraint after the text.
+        before: the lookahead before its last token; None for the empty text.
     """
 
     def __init__(self, lookahead: WitnessLookahead, session: Session, before: _Text | None) -> None:
-        self.lookahead, self.session = lookahead, session
+        self.lookahead = lookahead
+        self.session = session
         self._before = None if before is None else before.known
         self._pause, self._rest = (0, 0) if before is None else before.pause
         self._found: bytes | None = None
@@ -96,22 +101,27 @@ class _Text(Ahead):
 
     @cached_property
     def quick(self) -> bytes | None:
-        """A witness that is seen without a search."""
-        text, complete = self.session.text, self.session.is_complete
-        return next((rest for rest in self._guesses() if complete(text + rest)), None)
+        """A witness that is known without a search."""
+        text = self.session.text
+        return next((rest for rest in self._guesses() if self.session.is_complete(text + rest)), None)
 
     @property
     def witness(self) -> bytes | None:
-        """The shortest one that is known; searched for where none is seen, not too often in vain, and not at all where
-        the constraint guesses: behind half a character it does not, and one token later it does."""
+        """The shortest witness that is known.
+
+        If there is none, it is searched for, but less often after searches that failed. If the constraint guesses
+        completions there is no search: it only makes no guess inside a character, and makes one a token later.
+        """
         if self.quick is not None or self._rest or (self.lookahead.guesses and self._before is not None):
             return self.quick
         return self._searched
 
     @property
     def pause(self) -> tuple[int, int]:
-        """How many texts behind a search in vain are not searched for, twice as many each time, and how many of these
-        are left behind this one. A search in vain asks for hundreds of masks."""
+        """The number of texts without a search after a failed search, and how many of them are left after this text.
+
+        The number doubles with every failure, because a search that fails computes hundreds of masks.
+        """
         if "_searched" not in self.__dict__:
             return self._pause, max(self._rest - 1, 0)
         if self._searched is not None:
@@ -121,7 +131,7 @@ class _Text(Ahead):
 
     @property
     def known(self) -> tuple[bytes, bytes] | None:
-        """The text and the witness, where one was looked for; else what is known of an earlier text."""
+        """The text and its witness, if there is one, or else those of an earlier text."""
         return (self.session.text, self._found) if self._found is not None else self._before
 
     @cached_property
@@ -129,6 +139,7 @@ class _Text(Ahead):
         return _search(self.session, self.lookahead.vocabulary, LONGEST)
 
     def _guesses(self) -> Iterator[bytes]:
+        """Texts that may be witnesses."""
         text = self.session.text
         yield b""
         guess = self.lookahead.guess(text) if self.lookahead.guesses else None
@@ -157,7 +168,8 @@ class _Text(Ahead):
         spare = left + 1 - needed - lookahead.ends
         if spare > AMPLE:
             return None
-        text, tokens = self.session.text, lookahead.vocabulary.tokens
+        text = self.session.text
+        tokens = lookahead.vocabulary.tokens
         values = torch.full((lookahead.vocabulary.size,), _value(spare - 3))
         mask = self.session.mask()
         for token in self._candidates(mask, scores):
@@ -176,34 +188,39 @@ class _Text(Ahead):
         return self.lookahead.node(self.session.text + self.lookahead.vocabulary.tokens[token], self)
 
     def _candidates(self, mask: Tensor | None, scores: Tensor | None) -> list[int]:
-        """Tokens with bytes that may follow: the likeliest, those that close something, and the witness's own."""
+        """Tokens to examine: the likeliest ones, those that close something, and those that start the witness."""
         vocabulary = self.lookahead.vocabulary
         index = _tokens(vocabulary)
         likely: list[int] = []
         if scores is not None:
-            some = scores.detach().cpu()
-            some = some if mask is None else some.masked_fill(~mask, -math.inf)
-            top = some.topk(min(CANDIDATES, len(some)))
-            likely = [
-                token
-                for token, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-                if score > -math.inf
-            ]
-        some_close = () if self.lookahead.guesses else _closing(vocabulary)  # a guess closes what is open
-        close = [token for token in some_close if mask is None or bool(mask[token])][:CLOSING]
+            possible = scores.detach().cpu()
+            if mask is not None:
+                possible = possible.masked_fill(~mask, -math.inf)
+            top = possible.topk(min(CANDIDATES, len(possible)))
+            likely = top.indices[top.values > -math.inf].tolist()
+        closing: list[int] = []
+        if not self.lookahead.guesses:  # a guess closes what is open
+            closing = [token for token in _closing(vocabulary) if mask is None or bool(mask[token])][:CLOSING]
         witness = self._found or b""
-        own = [index[witness[:size]] for size in range(1, len(witness) + 1) if witness[:size] in index]
-        return [token for token in dict.fromkeys((*likely, *close, *own)) if vocabulary.tokens[token]]
+        starts = [index[witness[:size]] for size in range(1, len(witness) + 1) if witness[:size] in index]
+        return [token for token in dict.fromkeys((*likely, *closing, *starts)) if vocabulary.tokens[token]]
 
 
 def _value(spare: int) -> float:
-    return FLOOR if spare < 0 else 0.0 if spare > AMPLE else math.log1p(-(0.5 ** (spare + 1)))
+    """Log ψ with so many spare tokens."""
+    if spare < 0:
+        return FLOOR
+    return 0.0 if spare > AMPLE else math.log1p(-(0.5 ** (spare + 1)))
 
 
 def _open(text: bytes) -> tuple[bytes, bytes]:
-    """What closes the brackets and the quotation that are open, and digits that come an odd number of times, as the
-    marks of rings do in SMILES."""
-    closing, quoted, escaped = [], False, False
+    """The text that closes the open brackets and quotation, and the digits that occur an odd number of times.
+
+    Such digits mark open rings in SMILES.
+    """
+    closing = []
+    quoted = False
+    escaped = False
     for byte in text:
         if quoted:
             quoted = escaped or byte != ord('"')
@@ -219,11 +236,15 @@ def _open(text: bytes) -> tuple[bytes, bytes]:
 
 
 def _search(session: Session, vocabulary: Vocabulary, most: int) -> bytes | None:
-    """What completes the text of ``session``, by a walk that closes what is open as soon as that is allowed; where it
-    does not end, by others that turn elsewhere."""
-    taste, index = _taste(vocabulary), _tokens(vocabulary)
+    """A text that completes that of ``session``: the first of some walks that ends.
+
+    A walk closes what is open as soon as that is allowed, and prefers some tokens otherwise; later walks vary these.
+    """
+    preference = _preference(vocabulary)
+    index = _tokens(vocabulary)
     for attempt in range(TRIES):
-        walk, here = bytearray(), session.fork()
+        walk = bytearray()
+        here = session.fork()
         generator = torch.Generator().manual_seed(attempt)
         for _ in range(most):
             if here.is_complete(here.text):
@@ -233,13 +254,13 @@ def _search(session: Session, vocabulary: Vocabulary, most: int) -> bytes | None
                 return None
             closing = _open(here.text)[0]
             close = (index.get(closing[:size]) for size in range(len(closing), 0, -1))
-            token = next((found for found in close if found is not None and bool(mask[found])), None)
+            token = next((one for one in close if one is not None and bool(mask[one])), None)
             if token is None:
-                liked = taste.masked_fill(~mask, -math.inf)
+                allowed = preference.masked_fill(~mask, -math.inf)
                 if attempt:
-                    liked = liked + 3 * torch.rand(len(liked), generator=generator)
-                token = int(liked.argmax())
-                if liked[token] == -math.inf:
+                    allowed = allowed + 3 * torch.rand(len(allowed), generator=generator)
+                token = int(allowed.argmax())
+                if allowed[token] == -math.inf:
                     break
             here.advance(token)
             walk += vocabulary.tokens[token]
@@ -260,10 +281,10 @@ def _closing(vocabulary: Vocabulary) -> list[int]:
 
 
 @lru_cache(maxsize=4)
-def _taste(vocabulary: Vocabulary) -> Tensor:
-    """How much a walk that wants to end likes each token, (V,)."""
+def _preference(vocabulary: Vocabulary) -> Tensor:
+    """A score of each token for walks that should end soon, (V,)."""
 
-    def liked(text: bytes) -> float:
+    def score(text: bytes) -> float:
         if not text:
             return -math.inf
         if _SPACES.issuperset(text):
@@ -272,17 +293,20 @@ def _taste(vocabulary: Vocabulary) -> Tensor:
         spaces = sum(byte in _SPACES for byte in text)
         return 5.0 * (text[:1] == b'"') + 3.0 * text.isalnum() - 2 * opening - spaces + 0.05 * len(text)
 
-    return torch.tensor([liked(text) for text in vocabulary.tokens])
+    return torch.tensor([score(text) for text in vocabulary.tokens])
 
 
-def _spelled(vocabulary: Vocabulary, text: bytes) -> int:
-    """How many tokens write ``text``, the longest first; texts that end alike share what was counted."""
-    index, known, before = _tokens(vocabulary), _counts(vocabulary), []
-    if len(known) > COUNTED:
+def _count_tokens(vocabulary: Vocabulary, text: bytes) -> int:
+    """The number of tokens that write ``text``, the longest possible first; counts of all its ends are cached."""
+    index = _tokens(vocabulary)
+    known = _counts(vocabulary)
+    before = []
+    if len(known) > MAX_COUNTS:
         known.clear()
     while text and text not in known:
         before.append(text)
-        text = text[next((size for size in range(min(len(text), 24), 1, -1) if text[:size] in index), 1) :]
+        sizes = range(min(len(text), 24), 1, -1)
+        text = text[next((size for size in sizes if text[:size] in index), 1) :]
     count = known.get(text, 0)
     for earlier in reversed(before):
         count += 1

@@ -1,0 +1,5 @@
+"""Context-free grammars in Lark's notation."""
+
+from .constraint import Grammar
+
+__all__ = ["Grammar"]

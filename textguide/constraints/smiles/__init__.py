@@ -1,0 +1,5 @@
+"""Molecules as SMILES strings."""
+
+from .constraint import SMILES
+
+__all__ = ["SMILES"]
