@@ -262,7 +262,7 @@ def test_json() -> None:
         (
             [ContrastiveDecoding(), FeynmanKac()],
             {"models": {"amateur": build("gpt2")}},
-            "contrastive names no un-normalised",
+            "contrastive does not have an un-normalised",
         ),
         (
             [CFG(1.5), CAIF("sentiment", "positive", 1.0, top_k=8), FeynmanKac()],
