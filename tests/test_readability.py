@@ -26,7 +26,6 @@ EXCEPTIONS: dict[str, str] = {
     "textguide/scoring.py:_settings": "one branch per combination of arguments, each with its error",
     "textguide/scoring.py:score_groups": "checks and one loop; the comprehensions count",
     "textguide/value.py:rollouts": "checks and one loop; the comprehensions count",
-    "textguide/support/options.py:_keywords": "one branch per property of an option of argparse",
 }
 # `# fmt: skip` is for tables of data.
 UNFORMATTED = 40
