@@ -1,4 +1,4 @@
-"""Where guidance meets other people's decoding loops."""
+"""Guidance for decoding loops that cannot be replaced: logits processors and hooks."""
 
 from .awrs import AWRSLogitsProcessor
 from .caif import CAIFLogitsProcessor

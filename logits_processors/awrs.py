@@ -17,6 +17,7 @@ from textguide.smc.constrained import Constrained
 from textguide.smc.lookahead import lookahead_of
 from textguide.smc.population import Outcome
 from textguide.smc.starting import constraint_of
+from textguide.support.checks import whole_number
 
 from .runs import Runs
 
@@ -24,24 +25,24 @@ from .runs import Runs
 class AWRSLogitsProcessor(LogitsProcessor):
     """Draws every token by adaptive weighted rejection sampling, inside the loop of ``generate``.
 
-    The scores that it returns allow the drawn token alone, so that ``generate`` writes it, sampling or not. It is
-    drawn from the distribution that the processors before it in the list leave; put temperature and the like there,
-    since ``generate`` applies its own behind. Rows are single particles: for resampling, use
-    ``custom_generate=textguide.guided_decoding(AWRS(..., particles=N))``.
+    The scores that it returns only allow the drawn token, so that ``generate`` writes it, whether it samples or not.
+    The token is drawn from the distribution that the processors before it in the list return. Put temperature and
+    similar processors there, because ``generate`` applies its own ones later. Rows are single particles: for
+    resampling, use ``custom_generate=textguide.guided_decoding(AWRS(..., particles=N))``.
 
-    One object may serve any number of ``generate`` calls, one after the other or interleaved; every call starts anew.
+    One object can be used by any number of ``generate`` calls, one after the other or interleaved.
 
     Args:
-        constraint: what :class:`textguide.AWRS` takes, or such an object with ``particles=1``.
+        constraint: a constraint, as for :class:`textguide.AWRS`, or an ``AWRS`` with ``particles=1``.
         tokenizer: the tokenizer of the model; not needed with ``vocabulary``.
-        vocabulary: what each token adds to a text.
-        eos_token_id: tokens that end a text; default: the tokenizer's.
-        horizon: ``max_new_tokens`` of the run, at whose last token the end is forced with its weight. None: texts that
-            reach the limit are unfinished.
-        generator: randomness; None: torch's global generator.
+        vocabulary: the bytes of each token; default: read from ``tokenizer``.
+        eos_token_id: tokens that end a text; default: those of the tokenizer.
+        horizon: ``max_new_tokens`` of the run. At its last token the end is forced, and the weight changes accordingly.
+            If None, texts that reach the limit are unfinished.
+        generator: random generator; None: torch's global generator.
 
     Raises:
-        ValueError: an argument has a value that cannot work, or rows change places (beam search, speculation).
+        ValueError: an argument has a value that cannot work, or rows are reordered (beam search, speculation).
 
     Example:
         >>> awrs = AWRSLogitsProcessor("regex:[0-9]{4}", tokenizer, horizon=8)
@@ -67,37 +68,42 @@ class AWRSLogitsProcessor(LogitsProcessor):
             )
         if guidance.sampler != "awrs":
             raise ValueError(
-                f"sampler={guidance.sampler!r} is not what a processor does, which draws each token once; use "
+                f"sampler={guidance.sampler!r} does not work in a processor, which draws each token once; use "
                 "sampler='awrs', or custom_generate=textguide.guided_decoding(AWRS(...))"
             )
         if tokenizer is None and vocabulary is None:
-            raise ValueError("tokenizer=None: a constraint speaks of bytes; give the tokenizer, or vocabulary=")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon={horizon} must be max_new_tokens of the run, 1 or more")
+            raise ValueError(
+                "tokenizer=None: a constraint needs the bytes of tokens; pass the tokenizer, or vocabulary="
+            )
+        if horizon is not None:
+            whole_number("horizon", horizon, 1, "pass max_new_tokens of the run")
         self.guidance = replace(guidance, particles=1)
-        self.tokenizer, self.vocabulary = tokenizer, vocabulary
-        self.eos_token_id, self.horizon, self.generator = eos_token_id, horizon, generator
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.eos_token_id = eos_token_id
+        self.horizon = horizon
+        self.generator = generator
         self._runs: Runs[_Run] = Runs()
         self._latest: _Run | None = None
 
     @property
     def outcome(self) -> Outcome | None:
-        """What came of the latest run, None before the first."""
+        """The outcome of the latest run; None before the first one."""
         return None if self._latest is None else self._latest.outcome()
 
     @property
     def log_weights(self) -> Tensor | None:
-        """Log-weights of the rows of the latest run, float64 (rows,); −inf for rows that are not finished."""
+        """Log-weights of the rows of the latest run, float64 (rows,); −inf if a row is not finished."""
         outcome = self.outcome
         return None if outcome is None else outcome.log_weights
 
     def reset(self) -> None:
-        """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
-        a run whose prompt continues an earlier text from the next step of the earlier one."""
+        """Forget every run. Custom loops call this before a new run, because ids are ambiguous if a prompt continues an
+        earlier text."""
         self._runs.reset()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (R, V) that allow the drawn token of each row alone."""
+        """Draw a token for each row, and return scores (R, V) that only allow it."""
         if self.guidance.is_neutral:
             return scores
         call = running_generate_call()
@@ -105,8 +111,8 @@ class AWRSLogitsProcessor(LogitsProcessor):
         def follows(run: _Run) -> bool:
             if not run.continues(input_ids) and call is not None:
                 raise ValueError(
-                    "rows changed places or tokens were taken back, as beam search and speculation do; AWRS draws rows "
-                    "that go on one by one: leave num_beams, prompt lookup and assistant_model out"
+                    "rows were reordered or tokens were removed, as beam search and speculation do; AWRS only draws "
+                    "rows that grow by one token per step: leave num_beams, prompt lookup and assistant_model out"
                 )
             return run.continues(input_ids)
 
@@ -118,10 +124,16 @@ class AWRSLogitsProcessor(LogitsProcessor):
             self.vocabulary = Vocabulary.of(self.tokenizer, scores.shape[-1], self.eos_token_id)
         constraint = constraint_of(self.guidance)
         rows = Constrained(
-            self.guidance, constraint.start(self.vocabulary), self.vocabulary, ids.shape[0], self.generator,
-            scores.device, limit=self.horizon, prompts=ids.tolist(),
+            self.guidance,
+            constraint.start(self.vocabulary),
+            self.vocabulary,
+            ids.shape[0],
+            self.generator,
+            scores.device,
+            limit=self.horizon,
+            prompts=ids.tolist(),
             lookahead=lookahead_of(self.guidance.lookahead, constraint, self.vocabulary),
-        )  # fmt: skip
+        )
         return _Run(rows, self.vocabulary, self.horizon)
 
 
@@ -129,27 +141,29 @@ class _Run:
     """The rows of one ``generate`` call."""
 
     def __init__(self, rows: Constrained, vocabulary: Vocabulary, horizon: int | None) -> None:
-        self.rows, self.horizon, self.index = rows, horizon, 0
+        self.rows = rows
+        self.horizon = horizon
+        self.index = 0
         self.end = min(vocabulary.ends, default=0)
         self.written: Tensor | None = None
         self.drawing: list[bool] = []
 
     def continues(self, ids: Tensor) -> bool:
-        """Whether ``ids`` is what was read and drawn before."""
+        """Whether ``ids`` are the ids of the last step with the tokens that were drawn."""
         written = self.written
         if written is None or ids.shape != written.shape:
             return False
-        going = torch.tensor(self.drawing, device=ids.device)
-        # Rows that ended are padded with whatever the caller likes.
-        return bool(((ids == written).all(-1) | ~going).all())
+        is_drawing = torch.tensor(self.drawing, device=ids.device)
+        # Rows that ended may be padded with any token.
+        return bool(((ids == written).all(-1) | ~is_drawing).all())
 
     def draw(self, ids: Tensor, scores: Tensor) -> Tensor:
         last = self.horizon is not None and self.index == self.horizon - 1
         tokens = self.rows.choose(scores, last)
         self.drawing = self.rows.open
         self.rows.advance(tokens, last)
-        going = torch.tensor(self.drawing, device=scores.device)
-        tokens = torch.where(going, tokens, self.end)
+        is_drawing = torch.tensor(self.drawing, device=scores.device)
+        tokens = torch.where(is_drawing, tokens, self.end)
         self.index += 1
         self.written = torch.cat([ids, tokens[:, None].to(ids.device)], dim=-1)
         return torch.full_like(scores, -math.inf).scatter_(-1, tokens[:, None], 0.0)
@@ -157,6 +171,6 @@ class _Run:
     def outcome(self) -> Outcome:
         outcome = self.rows.outcome()
         assert outcome.log_weights is not None
-        # A text that was cut off has not become one yet.
+        # A text that was cut off may still become invalid, so that it has no weight.
         weights = torch.where(outcome.finished, outcome.log_weights, -math.inf)
         return replace(outcome, log_weights=weights, log_evidence=weights.clone())

@@ -1,4 +1,4 @@
-"""The extra branches of a run of transformers' ``generate``, which a logits processor follows by its ids."""
+"""The extra branches of a run of transformers' ``generate``, which a logits processor recognises by its ids."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from textguide.guidance.needs import Need
 from textguide.guidance.prompts import per_row
 from textguide.step.effect import EffectMeter
 
-TAKEN_BACK = 32
-"""How many tokens speculation may take back under a guidance that adds up what its branches gave to a text."""
+REMOVABLE = 32
+"""How many tokens speculation may remove if the guidance reads the likelihoods of a text."""
 
 
 class Processor(Protocol):
-    """What a run is told by the processor whose it is."""
+    """Arguments that the processor passes to a run."""
 
     rows_of: str
     model: Any
@@ -37,63 +37,72 @@ class Processor(Protocol):
 
 @dataclass
 class _Match:
-    order: Tensor | None  # which read row each row continues; None: its own
-    kept: int  # columns of the read ids that stay valid
+    """How new ids continue the ids that were read before.
+
+    Args:
+        order: for each row, the row that it continues; None: itself.
+        columns: number of columns of the read ids that are still valid.
+    """
+
+    order: Tensor | None
+    columns: int
 
 
 class BranchRun:
     """The extra branches of one ``generate`` call.
 
-    The branches that one model runs, or one part of a model, are rows of one pass, branch behind branch.
+    The branches that one model or one part of a model runs are rows of one pass, ordered by branch.
     """
 
     def __init__(
         self, processor: Processor, guidance: BranchGuidance, ids: Tensor, device: Any, call: GenerateCall | None
     ) -> None:
-        model, horizon, name = processor.model, processor.horizon, processor.rows_of
+        model = processor.model
+        name = processor.rows_of
         self.guidance = guidance
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]
         self.meter = EffectMeter(len(guidance.branches), device)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         if self.is_encoder_decoder and {Need.EDIT, Need.SYSTEM} & guidance.needs:
-            raise ValueError(_encoded(guidance))
+            raise ValueError(_needs_prompt(guidance))
         self.copies = _copies(ids, guidance, call)
         cond = prompt_rows(ids, None if self.is_encoder_decoder else call, model.generation_config)
         branches = [*guidance.branches]
-        # Where the conditional branch runs the model with a change inside, it is read here as the others are.
+        # If the guidance changes the model inside, the scores of `generate` are not those of the conditional branch.
         self.rereads = guidance.view is not None
         if self.rereads:
             branches.insert(0, Branch(same_prompt=True, view=guidance.view))
         if self.is_encoder_decoder and any(branch.same_prompt for branch in branches):
-            raise ValueError(_encoded(guidance))
+            raise ValueError(_needs_prompt(guidance))
         empty = empty_source(model.config) if self.is_encoder_decoder else None
         prompts = None
         if processor.prompts is not None:
-            given = branch_inputs.canonical_prompts(processor.prompts, None, processor.tokenizer)
-            prompts = branch_inputs.expand(given, self.rows, "prompts", self.copies)
+            canonical = branch_inputs.canonical_prompts(processor.prompts, None, processor.tokenizer)
+            prompts = branch_inputs.expand(canonical, self.rows, "prompts", self.copies)
         texts = [
             branch_inputs.rows_of(branch, cond, processor.tokenizer, prompts, empty, self.copies, name)
             for branch in branches
         ]
         parts = model_views.model_parts(model, processor.models, branches)
         for branch, rows in zip(branches, texts, strict=True):
-            branch_inputs.check_rows(parts[branch.model_part], rows, name, horizon or 1)
+            branch_inputs.check_rows(parts[branch.model_part], rows, name, processor.horizon or 1)
         if not self.is_encoder_decoder and not self.rereads:
             branch_inputs.warn_of_same(guidance, cond, texts, "input_ids", whole=True)
         self.readers = [
             _Reader(parts[part], {n: texts[n] for n, branch in enumerate(branches) if branch.model_part == part}, name)
             for part in dict.fromkeys(branch.model_part for branch in branches)
         ]
-        # Rows may change places where every branch reads the same for them: the beams of one prompt do.
-        read = [tuple(tuple(rows[row]) for rows in texts) for row in range(self.rows)]
-        first = torch.tensor([read.index(one) for one in read], device=ids.device)
-        self.alike = first[:, None] == first[None, :]
+        # Rows may be reordered if every branch reads the same prompt for them, like the beams of one prompt.
+        inputs = [tuple(tuple(rows[row]) for rows in texts) for row in range(self.rows)]
+        first = torch.tensor([inputs.index(row) for row in inputs], device=ids.device)
+        self.same_prompt = first[:, None] == first[None, :]
         self.prompt = ids
-        self.seen = ids.shape[1]
+        self.length = ids.shape[1]  # of the newest ids
         self.ids = ids[:, :0]
         self._match: _Match | None = None
-        self._steps: dict[int, tuple[Tensor, Tensor]] = {}  # by the columns of ids: sums so far, and what came behind
+        # For each number of columns of ids: the likelihoods so far, and the log-probabilities of the next token.
+        self._steps: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def has_read(self) -> bool:
@@ -101,20 +110,20 @@ class BranchRun:
         return self.ids.shape[1] > 0
 
     def step(self, ids: Tensor, horizon: int | None) -> Step:
-        """Where in the text ``ids`` stand."""
+        """The step that follows ``ids``."""
         rows = tuple(range(self.rows))
         index = ids.shape[1] - self.prompt_length
         likelihoods = self._likelihoods(ids) if self.guidance.reads_likelihoods else None
         return Step.at(index if horizon else 0, horizon or 1, rows, self.rows, self.copies, likelihoods)
 
     def keep(self, ids: Tensor, logp: Tensor, step: Step) -> None:
-        """Remember the log-probabilities (n, R, V) behind ``ids``, where the next step adds up those of its tokens."""
+        """Store the log-probabilities (n, R, V) after ``ids`` if the next step needs those of its tokens."""
         if step.likelihoods is not None:
             self._steps[ids.shape[1]] = (step.likelihoods, logp)
-            self._steps.pop(ids.shape[1] - TAKEN_BACK, None)
+            self._steps.pop(ids.shape[1] - REMOVABLE, None)
 
     def _likelihoods(self, ids: Tensor) -> Tensor:
-        """What every branch gave to the tokens behind the prompt, (n, R)."""
+        """The log-probability of the tokens after the prompt under every branch, (n, R)."""
         order = None if self._match is None else self._match.order
         if order is not None:
             self._steps = {width: (sums[:, order], logp[:, order]) for width, (sums, logp) in self._steps.items()}
@@ -123,23 +132,23 @@ class BranchRun:
         if ids.shape[1] - 1 not in self._steps:
             raise ValueError(
                 f"guidance {self.guidance.name!r} needs every step of a text, and {ids.shape[1] - self.prompt_length} "
-                "tokens of it were written or taken back at once; call the processor at every token"
+                "tokens of it were written or removed in one step; call the processor at every token"
             )
         sums, logp = self._steps[ids.shape[1] - 1]
         chosen = ids[:, -1].to(logp.device)[None, :, None].expand(len(logp), -1, 1)
         return sums + logp.gather(-1, chosen).squeeze(-1).to(sums)
 
     def continues(self, ids: Tensor, one_by_one: bool = False) -> bool:
-        """Whether ``ids`` may be a later step of this run; remembers how its rows follow.
+        """Whether ``ids`` can be a later step of this run; if so, store how they continue the earlier ids.
 
         Args:
-            one_by_one: a step adds one token, and more of them are another run.
+            one_by_one: every step adds one token, so that ids with more new tokens belong to another run.
         """
         if ids.shape[0] != self.rows or (ids.shape[1] <= self.prompt_length and not self.has_read):
             return False
-        if one_by_one and ids.shape[1] > self.seen + 1:
+        if one_by_one and ids.shape[1] > self.length + 1:
             return False
-        self.seen = ids.shape[1]
+        self.length = ids.shape[1]
         read = self.ids if self.has_read else self.prompt
         width = read.shape[1]
         if ids.shape[1] > width:
@@ -147,25 +156,26 @@ class BranchRun:
             if order is not False:
                 self._match = _Match(order, width)
                 return True
-        # Speculation: some tokens were taken back, or positions are asked for again.
+        # Speculation: some tokens were removed, or the same position is computed again.
         common = min(width, ids.shape[1])
         equal = (read[:, :common] == ids[:, :common]).all(dim=0).long().cumprod(0).sum()
-        kept = min(int(equal), ids.shape[1] - 1)
-        if kept < self.prompt_length or not self.has_read:
+        columns = min(int(equal), ids.shape[1] - 1)
+        if columns < self.prompt_length or not self.has_read:
             return False
-        self._match = _Match(None, kept)
+        self._match = _Match(None, columns)
         return True
 
     def read(self, ids: Tensor, size: int) -> Tensor:
-        """Logits (branches, R, V) of the position behind ``ids`` (R, T)."""
-        match, self._match = self._match, None
+        """Logits (branches, R, V) of the token after ``ids`` (R, T)."""
+        match = self._match
+        self._match = None
         written = ids[:, self.prompt_length :].tolist()
-        found: dict[int, Tensor] = {}
+        branch_logits: dict[int, Tensor] = {}
         for reader in self.readers:
             reader.check_length(len(written[0]))
             logits = None
             if match is not None and self.has_read:
-                logits = reader.go_on(ids, match.order, match.kept, self.ids.shape[1])
+                logits = reader.resume(ids, match.order, match.columns, self.ids.shape[1])
             if logits is None:
                 logits = reader.start(ids, written)
             if logits.shape[-1] != size:
@@ -173,23 +183,23 @@ class BranchRun:
                     f"model= has {logits.shape[-1]} tokens in its vocabulary and the decoding model {size}; "
                     "use models that share a tokenizer"
                 )
-            found |= dict(zip(reader.branches, logits.split(self.rows), strict=True))
+            branch_logits |= dict(zip(reader.branches, logits.split(self.rows), strict=True))
         self.ids = ids
-        if not found:
+        if not branch_logits:
             return torch.empty(0, self.rows, size, device=ids.device)
-        return torch.stack([found[number].to(ids.device) for number in sorted(found)])
+        return torch.stack([branch_logits[number].to(ids.device) for number in sorted(branch_logits)])
 
     def _order(self, read: Tensor, ids: Tensor) -> Any:
-        """Which row of ``read`` each row of ``ids`` equals: None for its own, a LongTensor, or False for none."""
+        """For each row of ``ids``, the equal row of ``read``: None if all rows are in order, False if there is none."""
         if torch.equal(read, ids):
             return None
-        same = (ids[:, None, :] == read[None, :, :]).all(dim=-1) & self.alike
+        same = (ids[:, None, :] == read[None, :, :]).all(dim=-1) & self.same_prompt
         if not bool(same.any(dim=1).all()):
             return False
         if self.guidance.across_rows:
             raise ValueError(
-                f"rows changed places, as beam search lets them, and guidance {self.guidance.name!r} holds rows "
-                "against each other; leave num_beams out"
+                f"rows were reordered, as in beam search, and guidance {self.guidance.name!r} compares rows with "
+                "each other; leave num_beams out"
             )
         return same.long().argmax(dim=1)
 
@@ -198,9 +208,9 @@ class _Reader:
     """The branches that one model runs, in one pass.
 
     Args:
-        model: what runs them.
-        branches: what each of them reads, by its number.
-        name: the argument that an error names.
+        model: the model or model part that runs them.
+        branches: for each branch number, the token ids that it reads in every row.
+        name: the argument, for error messages.
     """
 
     def __init__(self, model: Any, branches: Mapping[int, list[list[int]]], name: str) -> None:
@@ -216,7 +226,7 @@ class _Reader:
         branch_inputs.check_lengths(self.model, self.lengths, self.name, new + 1)
 
     def start(self, ids: Tensor, written: list[list[int]]) -> Tensor:
-        """Read everything: logits (rows, V)."""
+        """Read the prompts and the written tokens; return logits (rows, V)."""
         count = len(self.branches)
         if adapter(self.model).is_encoder_decoder:
             rows, logits = read_branch(self.model, self.texts, ids.repeat(count, 1))
@@ -227,38 +237,40 @@ class _Reader:
         self.rows.run_fast()
         return logits[:, -1]
 
-    def go_on(self, ids: Tensor, order: Tensor | None, kept: int, width: int) -> Tensor | None:
-        """Read what is new after the first ``kept`` of ``width`` columns; None if the rest cannot be taken back."""
+    def resume(self, ids: Tensor, order: Tensor | None, columns: int, width: int) -> Tensor | None:
+        """Read the ids after the first ``columns``; None if the cache cannot drop the others of ``width`` columns."""
         assert self.rows is not None
         if order is not None:
             self.rows.select(order, len(order))
-        if not self.rows.crop(width - kept):
+        if not self.rows.crop(width - columns):
             return None
-        new = ids[:, kept:].to(adapter(self.model).device)
+        new = ids[:, columns:].to(adapter(self.model).device)
         return torch.cat([logits[:, -1] for _, logits in self.rows.forward(new)])
 
 
-def _encoded(guidance: BranchGuidance) -> str:
+def _needs_prompt(guidance: BranchGuidance) -> str:
     return (
-        f"guidance {guidance.name!r} reads the prompt again, and a processor of an encoder-decoder sees the decoder's "
-        "tokens alone; use textguide.generate"
+        f"guidance {guidance.name!r} reads the prompt again, and a processor of an encoder-decoder only receives the "
+        "decoder's tokens; use textguide.generate"
     )
 
 
 def _copies(ids: Tensor, guidance: BranchGuidance, call: GenerateCall | None) -> int:
-    """How often ``ids`` (R, T) holds each prompt, side by side, as samples and beams do."""
+    """The number of adjacent rows of ``ids`` (R, T) per prompt, as for samples and beams."""
     if call is not None and call.prompts is not None:
         return max(1, ids.shape[0] // call.prompts)
-    each = [len(one) for one in map(_per_row, guidance.branches) if one is not None]
-    if not each or ids.shape[0] % each[0]:
+    # Called without `generate`: rows are copies if there are fewer branch prompts, and the ids repeat accordingly.
+    prompts = [_per_row(branch) for branch in guidance.branches]
+    counts = [len(rows) for rows in prompts if rows is not None]
+    if not counts or ids.shape[0] % counts[0]:
         return 1
-    copies = ids.shape[0] // each[0]
-    alike = (ids.view(each[0], copies, -1) == ids.view(each[0], copies, -1)[:, :1]).all()
-    return copies if bool(alike) else 1
+    copies = ids.shape[0] // counts[0]
+    grouped = ids.view(counts[0], copies, -1)
+    return copies if bool((grouped == grouped[:, :1]).all()) else 1
 
 
 def _per_row(branch: Branch) -> tuple[Any, ...] | None:
-    """What a branch reads in each row, where that is not the same for all."""
+    """The prompts or edits of a branch for each row; None if they are the same for all rows."""
     if isinstance(branch.edit, tuple):
         return branch.edit
     return branch.prompt if isinstance(branch.prompt, tuple) and per_row(branch.prompt) else None
@@ -268,14 +280,14 @@ def prompt_rows(ids: Tensor, call: GenerateCall | None, config: Any) -> branch_i
     """The prompts (R, T) of a run without their padding.
 
     Args:
-        call: the ``generate`` call, whose attention mask says what padding is; None: not known, so that tokens at the
-            beginning that equal the padding token are padding.
+        call: the ``generate`` call, whose attention mask defines the padding. If None, tokens at the beginning that
+            equal the padding token count as padding.
         config: the model's generation configuration.
     """
     if call is not None:
         mask = call.attention_mask
         if mask is not None and mask.shape[-1] == ids.shape[1] and len(ids) % len(mask) == 0:
-            # Beams repeat prompts after the mask was made.
+            # With beams, `generate` repeats prompts after it made the mask.
             return branch_inputs.without_padding(ids, mask.repeat_interleave(len(ids) // len(mask), dim=0))
         if mask is None:
             return branch_inputs.without_padding(ids, None)

@@ -19,18 +19,18 @@ from .branches import prompt_rows
 from .runs import Runs
 
 _ONE_AT_A_TIME = threading.Lock()
-"""A classifier holds the texts of one call; threads may share it, in one processor or in several."""
+"""A classifier keeps the texts of one call, but threads can share it, in one processor or in several."""
 
 
 class CAIFLogitsProcessor(LogitsProcessor):
-    """A classifier weighs the candidates for the next token; see :class:`textguide.CAIF`. Rewards do as well.
+    """Reweights the candidates for the next token with a classifier or a reward; see :class:`textguide.CAIF`.
 
-    For loops that cannot be replaced, such as beam search. It keeps no text between steps: every row is decoded anew,
-    so that rows may be reordered and tokens taken back. Where ``custom_generate=textguide.guided_decoding(...)``
-    works it is faster: texts grow there by a token a step, and a causal classifier keeps its cache.
+    Use it for loops that cannot be replaced, such as beam search. It keeps no text between steps: every row is decoded
+    again, so that rows may be reordered and tokens removed. If ``custom_generate=textguide.guided_decoding(...)``
+    works, it is faster: its texts grow by one token per step, and a causal classifier keeps its cache.
 
-    It sees the scores that stand in front of it in the list: transformers puts its own penalties first, and its
-    warpers (temperature, top-k, top-p) behind. One object may serve any number of ``generate`` calls.
+    The processor receives the scores of the processors before it in the list: transformers applies its own penalties
+    first, and its warpers (temperature, top-k, top-p) last. One object can be used by any number of ``generate`` calls.
 
     Args:
         model: the model that decodes.
@@ -38,8 +38,9 @@ class CAIFLogitsProcessor(LogitsProcessor):
         classifier: as for :class:`textguide.CAIF`.
         target: as for :class:`textguide.CAIF`.
         weight: as for :class:`textguide.CAIF`.
-        guidance: a :class:`textguide.CAIF` or :class:`textguide.Reward`, or a sequence of them, in place of the three.
-        horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
+        guidance: a :class:`textguide.CAIF` or :class:`textguide.Reward`, or a sequence of them, instead of
+            ``classifier``, ``target`` and ``weight``.
+        horizon: ``max_new_tokens`` of the run; needed if there is a schedule or a window, whose progress it defines.
         **options: further fields of :class:`textguide.CAIF`, such as ``top_k``.
 
     Raises:
@@ -62,15 +63,15 @@ class CAIFLogitsProcessor(LogitsProcessor):
         horizon: int | None = None,
         **options: Any,
     ) -> None:
-        named = {"classifier": classifier, "target": target, "weight": weight, **options}
-        given = {name: value for name, value in named.items() if value is not None}
-        if guidance is not None and given:
-            raise ValueError(f"guidance= already holds {', '.join(given)}; give one or the other")
+        arguments = {"classifier": classifier, "target": target, "weight": weight, **options}
+        fields = {name: value for name, value in arguments.items() if value is not None}
+        if guidance is not None and fields:
+            raise ValueError(f"guidance= already contains {', '.join(fields)}; pass one or the other")
         if guidance is None:
-            missing = [name for name in ("classifier", "target") if name not in given]
+            missing = [name for name in ("classifier", "target") if name not in fields]
             if missing:
-                raise ValueError(f"{' and '.join(missing)} must be given, or a guidance= that holds them")
-            guidance = CAIF(**given)
+                raise ValueError(f"{' and '.join(missing)} must be passed, or a guidance= that contains them")
+            guidance = CAIF(**fields)
         parts = split(as_guidance(guidance))
         if parts.branching is not None or parts.sampling is not None:
             raise ValueError(f"guidance={guidance!r} must be textguide.CAIF or Reward, or a sequence of them")
@@ -83,12 +84,12 @@ class CAIFLogitsProcessor(LogitsProcessor):
         self._prompt_lengths: Runs[int] = Runs()
 
     def reset(self) -> None:
-        """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
-        a run whose prompt continues an earlier text from the next step of the earlier one."""
+        """Forget every run. Custom loops call this before a new run, because ids are ambiguous if a prompt continues an
+        earlier text."""
         self._prompt_lengths.reset()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (R, V) for ids (R, T), in the dtype they came in; rows that are left alone keep their scores."""
+        """Reweight scores (R, V) for ids (R, T); the dtype stays, and so do the scores of rows that do not change."""
         if self._reweighter is None:
             return scores
         size = input_ids.shape[1]

@@ -1,4 +1,4 @@
-"""A masked diffusion model whose logits are guided, for pipelines and loops that call ``model(ids, …).logits``."""
+"""A masked diffusion model with guided logits, for pipelines and loops that call ``model(ids, …).logits``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from textguide.step.effect import Effect
 
 
 class GuidedDenoiser(torch.nn.Module):
-    """Stands for a masked diffusion model in the loop of somebody else, and returns guided log-probabilities.
+    """Replaces a masked diffusion model in an existing loop, and returns guided log-probabilities.
 
-    The loop keeps its own schedule, order and temperature. It may show the canvas as a window that grows by blocks, as
-    diffusers' ``LLaDA2Pipeline`` does. What is not masked when a text begins is its prompt; a canvas that does not
-    go on from the last one begins a new batch. Filled positions are guided as masked ones are, so that a loop that
-    edits them edits under guidance.
+    The loop keeps its own schedule, order and temperature. It may pass the canvas as a window that grows by blocks, as
+    diffusers' ``LLaDA2Pipeline`` does. Positions that are not masked when a text begins are its prompt. A canvas that
+    does not continue the last one begins a new batch. Filled positions are guided like masked ones, so that a loop that
+    edits them does so under guidance.
 
     Args:
-        model: the model that the loop runs, or the :class:`~textguide.diffusion.Denoiser` of one, which stays as it is.
+        model: the model that the loop runs, or its :class:`~textguide.diffusion.Denoiser`, which does not change.
         tokenizer: its tokenizer.
-        guidance: as for :func:`textguide.diffusion.generate`, but for particles.
-        kind, mask_id, probe: as for :func:`textguide.diffusion.denoiser`. The model is called as the loop calls it,
-            with a two-dimensional attention mask, so that ``kind`` says at most that logits are shifted.
-        models: further denoisers by the name that branches use.
+        guidance: as for :func:`textguide.diffusion.generate`, except that particles are not supported.
+        kind, mask_id, probe: as for :func:`textguide.diffusion.denoiser`. The model is called with a two-dimensional
+            attention mask, as the loop calls it, so that ``kind`` only determines whether logits are shifted.
+        models: further denoisers, by the names that branches use.
 
     Raises:
         ValueError: an argument has a value that cannot work.
@@ -53,18 +53,19 @@ class GuidedDenoiser(torch.nn.Module):
         self._reader.block_size = None  # the loop's model knows its own blocks
         self.model = self._reader.model
         self.config = getattr(self.model, "config", None)
-        self._guidance, self._models = checked_guidance(guidance), dict(models or {})
+        self._guidance = checked_guidance(guidance)
+        self._models = dict(models or {})
         self._guide: Guide | None = None
         self._canvas: Canvas | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self._reader.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's weights."""
+        """The dtype of the model's weights."""
         return next(iter(self.model.parameters())).dtype
 
     @property
@@ -75,31 +76,43 @@ class GuidedDenoiser(torch.nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **other: Any
     ) -> Any:
-        """An object with ``logits`` (B, L, V): guided at every position that was masked when it came into view.
+        """Run the model under guidance.
+
+        Args:
+            input_ids: token ids of the canvas, (B, L).
+            attention_mask: (B, L), 1 for real tokens; None: there is no padding.
+            position_ids: passed to the model if no guidance acts.
+
+        Returns:
+            An object with ``logits`` (B, L, V), guided at every position that was masked when it first appeared.
 
         Raises:
-            ValueError: the loop asks for something that guidance cannot follow.
+            ValueError: the loop passes an argument that guidance does not support.
         """
         extra = {name: value for name, value in other.items() if value is not None and value is not False}
         if extra:
             raise ValueError(
-                f"{next(iter(extra))}= cannot be followed by guidance, which reads whole canvases; leave it out"
+                f"{next(iter(extra))}= does not work with guidance, which reads whole canvases; leave it out"
             )
         attention = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if attention.dim() != 2:
-            raise ValueError(f"attention_mask has {attention.dim()} dimensions; give (B, L), 1 for real tokens")
+            raise ValueError(f"attention_mask has {attention.dim()} dimensions; pass (B, L), 1 for real tokens")
         attention = attention.bool()
         canvas, guide = self._at(input_ids, attention)
         if guide.is_neutral or not canvas.target.any():
-            given = {"attention_mask": attention_mask, "position_ids": position_ids}
+            arguments: dict[str, Tensor] = {}
+            if attention_mask is not None:
+                arguments["attention_mask"] = attention_mask
+            if position_ids is not None:
+                arguments["position_ids"] = position_ids
             with torch.no_grad():
-                return self.model(input_ids, **{name: value for name, value in given.items() if value is not None})
+                return self.model(input_ids, **arguments)
         if self._reader.shifted:
             raise ValueError("this model's logits are shifted by one; use MaskedDiffusionCFGHook in its own loop")
         rows = torch.arange(len(canvas), device=input_ids.device)
-        with _heard(self.model) as outputs:
+        with _recorded_outputs(self.model) as outputs:
             guided = guide.distributions(canvas, rows, canvas.target).guided
-        # The rows of the first pass begin with the canvas itself, whose prompt no guidance changes.
+        # The first rows of the first pass are the canvas itself; guidance does not change the logits of its prompt.
         logits = outputs[0].logits[: len(canvas), : input_ids.shape[1]].clone()
         logits[canvas.target] = guided.to(logits.dtype)
         return SimpleNamespace(logits=logits)
@@ -135,10 +148,10 @@ class GuidedDenoiser(torch.nn.Module):
 
 
 @contextmanager
-def _heard(model: torch.nn.Module) -> Iterator[list[Any]]:
-    """What the model returns meanwhile, pass by pass."""
+def _recorded_outputs(model: torch.nn.Module) -> Iterator[list[Any]]:
+    """A list that receives the output of every pass of the model while the block runs."""
     outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda _, given, out: outputs.append(out))
+    handle = model.register_forward_hook(lambda _, inputs, output: outputs.append(output))
     try:
         yield outputs
     finally:
@@ -149,20 +162,29 @@ def _heard(model: torch.nn.Module) -> Iterator[list[Any]]:
 def guided_pipeline(
     pipeline: Any, guidance: Any, *, models: Mapping[str, Any] | None = None, probe: bool = True
 ) -> Iterator[Any]:
-    """A text pipeline of diffusers (``LLaDA2Pipeline``) whose model is guided while the block is entered.
+    """Guide the model of a text pipeline of diffusers (``LLaDA2Pipeline``) inside a ``with`` block.
+
+    Args:
+        pipeline: the pipeline; its model is restored when the block ends.
+        guidance, models, probe: as for :class:`GuidedDenoiser`.
 
     Raises:
-        ValueError: its canvas has no masks (``DiffusionGemmaPipeline``), or the guidance cannot be used.
+        ValueError: the canvas has no masks (``DiffusionGemmaPipeline``), or the guidance cannot be used.
 
     Example:
         >>> with textguide.logits_processors.guided_pipeline(pipe, "cfg:scale=1.5") as guided:
         ...     guided("Why is the sky blue?", gen_length=64)
     """
-    model, tokenizer = pipeline.model, getattr(pipeline, "tokenizer", None)
+    model = pipeline.model
     guided = GuidedDenoiser(
-        model, tokenizer, guidance, kind="llada", mask_id=getattr(pipeline, "mask_token_id", None), models=models,
+        model,
+        getattr(pipeline, "tokenizer", None),
+        guidance,
+        kind="llada",
+        mask_id=getattr(pipeline, "mask_token_id", None),
+        models=models,
         probe=probe,
-    )  # fmt: skip
+    )
     pipeline.model = guided
     try:
         yield pipeline

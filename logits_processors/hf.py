@@ -21,34 +21,34 @@ from .branches import BranchRun
 from .caif import CAIFLogitsProcessor
 from .runs import Runs
 
-_HAND_ON_NOTHING = {"JanusForConditionalGeneration"}
-"""Classes of transformers whose own ``generate`` leaves the processors out."""
+_IGNORE_PROCESSORS = {"JanusForConditionalGeneration"}
+"""Classes of transformers whose own ``generate`` ignores logits processors."""
 
 
 class GuidanceLogitsProcessor(LogitsProcessor):
-    """Guidance as a logits processor, whose extra branches are read by it with caches of its own.
+    """Guidance as a logits processor, which runs the extra branches with its own caches.
 
-    For loops that cannot be replaced: beam search, prompt lookup, assisted decoding. Where
-    ``custom_generate=textguide.guided_decoding(...)`` works it is faster, since the branches share one pass with the
-    decoding there. Of several guidances each acts in its place: branches, then classifiers and rewards, then a
-    constraint, which draws from what the processors in front of this one and the guidance leave.
+    Use it for loops that cannot be replaced: beam search, prompt lookup, assisted decoding. If
+    ``custom_generate=textguide.guided_decoding(...)`` works, it is faster, because there the branches share the forward
+    pass with the decoded rows. If there are several guidances, branches act first, then classifiers and rewards, then a
+    constraint, which draws from the resulting distribution.
 
-    One object may serve any number of ``generate`` calls. Rows may be reordered between steps (beam search) and
-    tokens may be taken back (speculation): the processor compares the ids it gets with those it has read, and
-    follows. Scores are combined in float32 and returned in the dtype they came in.
+    One object can be used by any number of ``generate`` calls. Rows may be reordered between steps (beam search) and
+    tokens may be removed (speculation): the processor compares the ids it receives with those it has read, and adapts
+    its caches. Scores are combined in float32 and returned in their original dtype.
 
     Args:
         model: the model that decodes.
-        guidance: one guidance or several, in any form that :func:`textguide.generate` takes.
-        tokenizer: needed where the guidance holds text, or asks about it.
-        models: further models by the name that branches use.
-        prompts: the prompts as texts or chats, one a row or one for all, for branches that change them as such: a
-            ``negative_system``, or an edit of a chat. Default: what stands in ``input_ids``, without its padding.
-        horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
-        generator: randomness of draws under a constraint; None: torch's global generator.
+        guidance: one guidance or several, in any form that :func:`textguide.generate` accepts.
+        tokenizer: needed if the guidance contains text or uses a classifier, a reward or a constraint.
+        models: further models, by the names that branches use.
+        prompts: the prompts as texts or chats, one per row or one for all. They are needed if a branch edits them: a
+            ``negative_system``, or an edit of a chat. Default: ``input_ids`` without padding.
+        horizon: ``max_new_tokens`` of the run; needed if there is a schedule or a window, whose progress it defines.
+        generator: random generator for draws under a constraint; None: torch's global generator.
 
     Attributes:
-        constraint: draws the tokens where the guidance holds a constraint, and has their weights.
+        constraint: draws the tokens and has their weights if the guidance contains a constraint; else None.
 
     Raises:
         ValueError: an argument has a value that cannot work, or the batch does not fit the branches' prompts.
@@ -59,7 +59,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
     """
 
     rows_of = "negative_prompt"
-    """The argument that an error about a branch's prompts names."""
+    """The argument that error messages about the prompts of a branch mention."""
 
     def __init__(
         self,
@@ -72,19 +72,22 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         horizon: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        given = as_guidance(guidance)
-        check_place(given, "dropin")
-        parts = split(given)
+        combined = as_guidance(guidance)
+        check_place(combined, "dropin")
+        parts = split(combined)
         self.guidance = branching = parts.branching
         if branching is not None and horizon is None and branching.is_timed:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.model = adapter(model).base
-        if type(self.model).__name__ in _HAND_ON_NOTHING:
+        if type(self.model).__name__ in _IGNORE_PROCESSORS:
             raise ValueError(
-                f"{type(self.model).__name__}.generate does not hand logits_processor= to its loop; use "
+                f"{type(self.model).__name__}.generate does not pass logits_processor= to its loop; use "
                 "custom_generate=textguide.guided_decoding(...)"
             )
-        self.tokenizer, self.models, self.prompts, self.horizon = tokenizer, models, prompts, horizon
+        self.tokenizer = tokenizer
+        self.models = models
+        self.prompts = prompts
+        self.horizon = horizon
         self._runs: Runs[BranchRun] = Runs()
         self._last: BranchRun | None = None
         self.reweighting: CAIFLogitsProcessor | None = None
@@ -96,19 +99,19 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
     @property
     def effect(self) -> Effect:
-        """What guidance did in the latest run (rows that finished early count on)."""
+        """What guidance did in the latest run; rows that finished early still count."""
         return self._last.meter.summary() if self._last is not None else Effect()
 
     def reset(self) -> None:
-        """Forget every run. Loops that call this object by hand begin a new run with it: ids alone do not always tell
-        a run whose prompt continues an earlier text from the next step of the earlier one."""
+        """Forget every run. Custom loops call this before a new run, because ids are ambiguous if a prompt continues an
+        earlier text."""
         self._runs.reset()
         for processor in (self.reweighting, self.constraint):
             if processor is not None:
                 processor.reset()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Guided scores (R, V) for ids (R, T): log-probabilities in the dtype of ``scores``."""
+        """Guided scores (R, V) for ids (R, T), as log-probabilities in the dtype of ``scores``."""
         if self.guidance is not None:
             scores = self._combine(self.guidance, input_ids, scores)
         for processor in (self.reweighting, self.constraint):
@@ -129,8 +132,11 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         if not run.rereads and not guidance.active(step):
             return scores
         branches = run.read(input_ids, scores.shape[-1]).to(scores.device)
-        # A guidance that changes the model inside reads the conditional branch again, with the change.
-        cond, extra = (branches[0], branches[1:]) if run.rereads else (scores, branches)
+        cond = scores
+        extra = branches
+        if run.rereads:  # the guidance changes the model inside, which `scores` do not contain
+            cond = branches[0]
+            extra = branches[1:]
         outcome = guided_step(cond, extra, guidance, step, measure=not run.rereads)
         assert outcome.log_probs is not None
         assert outcome.branches is not None
@@ -143,17 +149,17 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
 
 class CFGLogitsProcessor(GuidanceLogitsProcessor):
-    """Classifier-free guidance as a logits processor: :class:`GuidanceLogitsProcessor`, spelled as transformers does.
+    """Classifier-free guidance as a logits processor, with the argument names of transformers.
 
     Args:
         model: the model of the unconditional branch; usually the one that decodes.
         scale: γ; 1 changes nothing.
-        negative_prompt_ids: (N, L) or a list of token ids, with N = 1 or one row per prompt; for an encoder-decoder
-            a source. None: the last token of each prompt (for an encoder-decoder an empty source).
-        negative_prompt_attention_mask: (N, L), 0 on padding. Needed where rows are padded.
-        guidance: a :class:`textguide.CFG` with further settings, or another guidance with branches, in place of
+        negative_prompt_ids: (N, L) or a list of token ids, with N = 1 or one row per prompt; for an encoder-decoder,
+            a source. None: the last token of each prompt (for an encoder-decoder, an empty source).
+        negative_prompt_attention_mask: (N, L), 0 for padding. Needed if rows are padded.
+        guidance: a :class:`textguide.CFG` with further settings, or another guidance with branches, instead of
             ``scale``.
-        horizon: ``max_new_tokens`` of the run; needed for a schedule or a window, whose progress it defines.
+        horizon: ``max_new_tokens`` of the run; needed if there is a schedule or a window, whose progress it defines.
         **others: ``tokenizer``, ``models`` and ``prompts`` of :class:`GuidanceLogitsProcessor`.
 
     Raises:
@@ -177,7 +183,7 @@ class CFGLogitsProcessor(GuidanceLogitsProcessor):
         **others: Any,
     ) -> None:
         if guidance is not None and (scale is not None or negative_prompt_ids is not None):
-            raise ValueError("guidance= already holds the scale and the negative prompt; give one or the other")
+            raise ValueError("guidance= already contains the scale and the negative prompt; pass one or the other")
         if guidance is None:
             negatives = _unpadded(negative_prompt_ids, negative_prompt_attention_mask)
             guidance = CFG(1.5 if scale is None else scale, negatives)
@@ -196,10 +202,12 @@ def _unpadded(ids: Any, mask: Tensor | None) -> Any:
     if mask is None:
         rows = [tuple(row) for row in ids]
     else:
-        keep = mask.tolist() if isinstance(mask[0], Tensor) and mask.dim() == 2 else [mask.tolist()]
-        if [len(row) for row in keep] != [len(row) for row in ids]:
+        masks = mask.tolist() if isinstance(mask[0], Tensor) and mask.dim() == 2 else [mask.tolist()]
+        if [len(row) for row in masks] != [len(row) for row in ids]:
             raise ValueError("negative_prompt_attention_mask must have the shape of negative_prompt_ids")
-        rows = [tuple(t for t, k in zip(row, kept, strict=True) if k) for row, kept in zip(ids, keep, strict=True)]
+        rows = []
+        for row, row_mask in zip(ids, masks, strict=True):
+            rows.append(tuple(token for token, is_real in zip(row, row_mask, strict=True) if is_real))
     if not all(rows):
-        raise ValueError("negative_prompt_ids has a row without a token; give every row at least one")
+        raise ValueError("negative_prompt_ids has an empty row; every row needs at least one token")
     return rows[0] if len(rows) == 1 else tuple(rows)

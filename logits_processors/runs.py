@@ -16,8 +16,8 @@ State = TypeVar("State")
 class Runs(Generic[State]):
     """The state of every ``generate`` call that is using a processor.
 
-    A ``generate`` call makes a list of processors of its own, which identifies it. Ids alone could not tell a second
-    call, whose prompt continues the first one's text, from the next step of the first.
+    A ``generate`` call makes its own list of processors, which identifies it. Token ids are not sufficient, because the
+    prompt of a second call may continue the text of the first one.
     """
 
     def __init__(self) -> None:
@@ -27,15 +27,15 @@ class Runs(Generic[State]):
         return len(self._states)
 
     def of(self, call: GenerateCall | None, continues: Callable[[State], bool], new: Callable[[], State]) -> State:
-        """The state of a call, made by ``new`` at its first step.
+        """The state of a call, created by ``new`` at its first step.
 
         Args:
-            call: the ``generate`` call; None if the processor was called by hand.
-            continues: whether a state may belong to the ids at hand.
-            new: makes a state.
+            call: the ``generate`` call; None if a custom loop called the processor.
+            continues: whether a state can belong to the current ids.
+            new: creates a state.
         """
         owner = None if call is None else call.processors
-        # Threads that call a processor by hand have runs of their own.
+        # Custom loops in different threads have different runs.
         key = id(owner) if owner is not None else -threading.get_ident()
         entry = self._states.get(key)
         if entry is not None and (owner is None or entry[0]() is owner) and continues(entry[1]):

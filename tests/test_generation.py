@@ -301,7 +301,7 @@ def test_empty_prompt_without_a_begin_token() -> None:
     class NoBegin(Tokenizer):
         bos_token_id = None
 
-    with pytest.raises(ValueError, match=r"prompts\[0\]='' has no token"):
+    with pytest.raises(ValueError, match=r"prompts\[0\]='' is empty"):
         textguide.generate(build("llama"), NoBegin(), [""], CFG(1.5))
     assert len(run([""], CFG(1.5, negative_prompt="a")).new_tokens[0]) == 6
 

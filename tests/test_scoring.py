@@ -110,7 +110,7 @@ def test_texts_chats_and_one_context_for_all() -> None:
     ("contexts", "targets", "options", "message"),
     [
         (CONTEXTS, TARGETS[:2], {}, "3 contexts and 2 continuations"),
-        (CONTEXTS[:1], [[]], {}, r"continuations\[0\] has no token"),
+        (CONTEXTS[:1], [[]], {}, r"continuations\[0\] is empty"),
         (CONTEXTS, TARGETS, {"scales": []}, "scales is empty"),
         (CONTEXTS, TARGETS, {"scales": [float("nan")]}, "scale=nan"),
         (CONTEXTS, TARGETS, {"batch_size": 0}, "batch_size=0"),

@@ -185,7 +185,7 @@ for kind in BROKEN:  # only the tests below know them
     ("guidance", "reason"),
     [
         (WritesIntoItsInput(2.0), "writes into logp"),
-        (DependsOnTheBatch(2.0), "other scores in a batch than on its own"),
+        (DependsOnTheBatch(2.0), "other scores for row .* in a batch than on its own"),
         (KeepsAState(2.0), "another output for the same input"),
         (DrawsRandomNumbers(2.0), "draws random numbers"),
         (ReturnsAnotherShape(2.0), "one score per row and token"),

@@ -24,18 +24,18 @@ from .support.checks import check_model_and_tokenizer, flag
 from .support.showing import Block, Line, Shown, figure, table
 
 LONGEST = 128
-"""New tokens if nothing says how many."""
+"""Number of new tokens if neither the call nor ``generation_config`` sets it."""
 IMAGE_OPTIONS = ("unconditional", "language_model")
 """Options of :func:`textguide.caption` that :func:`generate` accepts with images."""
 
 
 class StreamChunk(str):
-    """A piece of text as it is written: a ``str``, so that ``"".join(stream(…))`` is the text of one prompt.
+    """A piece of generated text. It is a ``str``, so that ``"".join(stream(…))`` is the text of one prompt.
 
     Args:
-        row: the prompt it continues.
-        text: the new text; empty where a later token completes the character.
-        token: the token behind it.
+        row: index of the prompt that it continues.
+        text: the new text; empty if a later token completes the character.
+        token: the token that it was decoded from.
     """
 
     __slots__ = ("row", "token")
@@ -44,7 +44,8 @@ class StreamChunk(str):
 
     def __new__(cls, row: int, text: str, token: int) -> StreamChunk:
         chunk = super().__new__(cls, text)
-        chunk.row, chunk.token = row, token
+        chunk.row = row
+        chunk.token = token
         return chunk
 
     @property
@@ -86,42 +87,48 @@ def generate(
 
     Args:
         model: a transformers model, or an engine of :func:`textguide.vllm_engine`.
-        tokenizer: its tokenizer. None for the engine's own, or if prompts are token ids: the result then has token ids
-            and no texts.
+        tokenizer: its tokenizer. None uses the engine's own tokenizer. It may also be None if prompts are token ids;
+            the result then has token ids and no texts.
         prompts: a text, token ids or a chat (a list of ``{"role", "content"}``), or a list with one of these per row.
-        guidance: such as ``CFG(scale=1.5)``, its text ``"cfg:scale=1.5"``, or a list of guidances that act together;
-            None decodes plainly.
-        max_new_tokens: the longest continuation; default: that of ``generation_config``, else 128.
-        system: a system prompt; texts become chats.
-        constraint: what every text has to satisfy, such as ``Regex("[0-9]+")`` or ``"regex:[0-9]+"``: short for
-            ``AWRS(constraint)`` in the guidance, which has further settings (particles, lookahead, …).
+            The output of a tokenizer with ``input_ids`` and ``attention_mask`` is accepted too.
+        guidance: a guidance such as ``CFG(scale=1.5)``, its text form ``"cfg:scale=1.5"``, or a list of guidances that
+            act together. None decodes without guidance.
+        max_new_tokens: the largest number of new tokens; default: that of ``generation_config``, else 128.
+        system: a system prompt, added to every chat; prompts that are texts become chats.
+        constraint: what every text has to satisfy, such as ``Regex("[0-9]+")`` or ``"regex:[0-9]+"``. It is short for
+            ``AWRS(constraint)`` in the guidance, which has more settings (particles, lookahead, …).
         seed: makes sampling reproducible without touching torch's global generator; the draws are those of
             ``torch.manual_seed(seed)``. If None, the global generator is used. All rows share one generator, so a row's
             text depends on ``batch_size`` and on the other prompts. Pass a list with one seed per row to make each row
             independent of the others.
-        batch_size: rows decoded together; None: all.
-        stop: text or texts that end a continuation; they stay in it, with the rest of the token that completed them.
-        include_stop: False leaves the text of ``stop`` out of ``texts``; its tokens are counted either way.
-        do_sample: draw from the guided distribution instead of taking the most likely token; default: what
-            ``generation_config`` has, else whether a sampling option such as ``temperature`` or ``top_p`` is passed.
-        models: further models by the name that branches use.
+        batch_size: number of prompts decoded together; None: all of them.
+        stop: text or texts that end a continuation. The continuation includes the stop text and the rest of the token
+            that completed it.
+        include_stop: if False, the stop text is removed from ``texts``; its tokens remain in ``new_tokens``. Default:
+            True.
+        do_sample: draw from the guided distribution instead of taking the most likely token; default: the
+            value in ``generation_config``, else True if a sampling option such as ``temperature`` or ``top_p`` is
+            passed.
+        models: further models, by the names that branches use.
         streamer: a transformers streamer.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
         stopping_criteria: transformers stopping criteria in addition to those of ``options``.
-        vocabulary: what each token adds to a text, for constraints with a tokenizer that textguide cannot read.
+        vocabulary: the bytes of each token, for constraints with a tokenizer that textguide cannot read.
         speculation: guess tokens and verify the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. The text stays the same.
-        images: an image per prompt, for models that read images; ``tokenizer`` is then their processor, and the options
-            of :func:`textguide.caption` apply.
-        **options: anything of transformers' ``GenerationConfig``: ``temperature``, ``top_p``, ``repetition_penalty``,
-            ``num_return_sequences``…; or ``generation_config=`` with a whole one. What neither has is taken from the
-            model's own ``generation_config``, apart from ``do_sample`` and the length.
+        images: one image per prompt, for models that read images. ``tokenizer`` is then the model's processor, and the
+            options of :func:`textguide.caption` apply.
+        **options: any option of transformers' ``GenerationConfig``, such as ``temperature``, ``top_p``,
+            ``repetition_penalty`` or ``num_return_sequences``; or ``generation_config=``. Options that are not passed
+            are those of the model's own ``generation_config``, except ``do_sample`` and the length.
 
     Returns:
-        Texts, token ids, log-probabilities and what guidance did, in the order of the prompts.
+        A :class:`GenerateResult` with texts, token ids, log-probabilities and what guidance did, in the order of the
+        prompts.
 
     Raises:
-        ValueError: an argument has a value that cannot work, or is unknown; the message names it and a remedy.
+        ValueError: an argument has a value that cannot work, or it is unknown; the message names the argument and a
+            remedy.
 
     Example:
         >>> model, tokenizer = textguide.load("smollm2")
@@ -207,20 +214,27 @@ def stream(
     speculation: Any = None,
     **options: Any,
 ) -> Iterator[StreamChunk]:
-    """Like :func:`generate`, but yield text as it is written, token by token and row by row.
+    """Like :func:`generate`, but yield text while it is generated, token by token and row by row.
 
-    A chunk is a ``str`` that also knows its ``row`` and its ``token``: ``"".join(…)`` returns the text of one prompt,
-    and chunks of several prompts alternate. A token whose bytes do not complete a character waits for the token that
-    does, or for the end of its row. The run stops when the iterator is closed.
+    A chunk is a ``str`` with a ``row`` and a ``token``. ``"".join(…)`` returns the text if there is one prompt; the
+    chunks of several prompts alternate. When the bytes of a token do not complete a character, its text is yielded with
+    the token that completes it, or when its row ends. The run stops when the iterator is closed.
 
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
-        prompts: as for :func:`generate`, like all other arguments.
+        prompts: as for :func:`generate`, like all other arguments. ``seed`` is a single number.
+
+    Returns:
+        An iterator over :class:`StreamChunk`.
 
     Raises:
-        ValueError: as :func:`generate`, immediately and not at the first token; or the guidance may still change text
-            that was written (several particles, samplers that start texts again).
+        ValueError: as for :func:`generate`, when the function is called and not at the first token. Also if the
+            guidance may still change text that was generated (several particles, samplers that restart texts).
+
+    Example:
+        >>> for chunk in textguide.stream(model, tokenizer, "The dragon", CFG(1.5), max_new_tokens=8):
+        ...     print(chunk, end="", flush=True)  # doctest: +SKIP
     """
     request = Request.of(
         guidance,
@@ -241,11 +255,9 @@ def stream(
     sampling = split(request.guidance).sampling
     if sampling is not None and sampling.particles > 1:
         name = sampling.rows_field
-        raise ValueError(f"{name}={sampling.particles} may still change what is written; stream with {name}=1")
+        raise ValueError(f"{name}={sampling.particles} may still change text that was written; stream with {name}=1")
     if sampling is not None and sampling.restarts:
-        raise ValueError(
-            "sampler='cars' starts texts again, so that none can be streamed; use sampler='awrs' or 'asap'"
-        )
+        raise ValueError("sampler='cars' restarts texts, so that they cannot be streamed; use sampler='awrs' or 'asap'")
     run = Run.of(model, tokenizer, request)
     check_names(stream, options, run.model)
     (batch,) = _batches(run, prompts, system)
@@ -254,15 +266,15 @@ def stream(
 
 @dataclass
 class Branched(Shown):
-    """What :func:`eager` returns; lists over prompts.
+    """The result of :func:`eager`; its fields are lists over prompts.
 
     Args:
-        texts: the texts of each prompt, the first one never forked from another.
-        new_tokens: their ids.
-        log_likelihoods: guided log-probability of each.
+        texts: the texts of each prompt; the first one did not fork from another.
+        new_tokens: their token ids.
+        log_likelihoods: guided log-probability of each text, in nats.
         origins: for each text None, or the text of the same prompt that it forked from and how many tokens they share.
-        tokens: tokens that were computed, shared ones once, over all prompts.
-        result: everything, with a row for every branch that might have been used.
+        tokens: number of computed tokens over all prompts; tokens that texts share count once.
+        result: the complete result, with a row for every possible branch, whether it was used or not.
     """
 
     texts: list[list[str]]
@@ -273,16 +285,11 @@ class Branched(Shown):
     result: GenerateResult
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
-        rows = [
-            [
-                f"{prompt}.{place + 1}",
-                text,
-                figure(likelihood, 2),
-                "" if origin is None else f"{prompt}.{origin[0] + 1} behind {origin[1]} tokens",
-            ]
-            for prompt, group in enumerate(zip(self.texts, self.log_likelihoods, self.origins, strict=True), 1)
-            for place, (text, likelihood, origin) in enumerate(zip(*group, strict=True))
-        ]
+        rows = []
+        for prompt, group in enumerate(zip(self.texts, self.log_likelihoods, self.origins, strict=True), 1):
+            for number, (text, likelihood, origin) in enumerate(zip(*group, strict=True), 1):
+                source = "" if origin is None else f"{prompt}.{origin[0] + 1} after {origin[1]} tokens"
+                rows.append([f"{prompt}.{number}", text, figure(likelihood, 2), source])
         blocks: list[Block] = [table(["#", "text", "log-likelihood", "forked from"], rows, "llrl")]
         blocks += [Line(f"{self.tokens} tokens computed", quiet=True), Line(str(self.result.effect), quiet=True)]
         return f"{len(rows)} texts of {len(self.texts)} prompt{'s' * (len(self.texts) != 1)}", blocks
@@ -298,17 +305,21 @@ def eager(
     max_branches: int = 8,
     **options: Any,
 ) -> Branched:
-    """Continue each prompt as one text that forks where the guided distribution has much entropy; see
-    :class:`textguide.EAGer`.
+    """Continue each prompt as one text that forks when the guided distribution has a high entropy.
+
+    See :class:`textguide.EAGer`.
 
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
         prompts: as for :func:`textguide.generate`.
         guidance: a guidance or a list of them, without a constraint.
-        entropy_threshold: nats above which a text forks.
-        max_branches: most texts a prompt.
-        **options: of :func:`textguide.generate`: ``max_new_tokens``, ``seed``, ``temperature``…
+        entropy_threshold: entropy in nats above which a text forks. Default: 2.2.
+        max_branches: the largest number of texts per prompt. Default: 8.
+        **options: options of :func:`textguide.generate`, such as ``max_new_tokens``, ``seed`` or ``temperature``.
+
+    Returns:
+        The texts of each prompt, and the text that each one forked from.
 
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
@@ -327,11 +338,11 @@ def eager(
     out = Branched([], [], [], [], 0, result)
     for start in range(0, len(used), max_branches):
         rows = [row for row in range(start, start + max_branches) if used[row]]
-        place = {row: number for number, row in enumerate(rows)}
+        number_of = {row: number for number, row in enumerate(rows)}
         origins: list[tuple[int, int] | None] = []
         for row in rows:
             origin = result.origins[row]
-            origins.append(None if origin is None else (place[origin[0]], origin[1]))
+            origins.append(None if origin is None else (number_of[origin[0]], origin[1]))
             out.tokens += len(result.new_tokens[row]) - (0 if origin is None else origin[1])
         out.origins.append(origins)
         out.texts.append(_at(result.texts, rows))
@@ -341,7 +352,28 @@ def eager(
 
 
 def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
-    """A ``custom_generate`` callable for transformers; see :class:`GuidedDecoding` for the options."""
+    """Create a ``custom_generate`` callable for transformers' ``generate``.
+
+    ``generate`` prepares inputs, processors and stopping criteria, and textguide's loop runs the branches in the same
+    forward passes as the conditional rows.
+
+    Args:
+        guidance: a guidance, a list of them, or None, as for :func:`textguide.generate`.
+        **options: options of :class:`GuidedDecoding`, such as ``tokenizer`` (needed if the guidance contains text or
+            uses a classifier), ``models``, ``streamer``, ``observer`` or ``speculation``. ``captioning`` defaults to
+            :class:`textguide.captioning.Captioning`.
+
+    Returns:
+        The callable. After a run, its ``effect`` reports what guidance did.
+
+    Raises:
+        ValueError: an argument has a value that cannot work. When ``generate`` runs, also if the generation mode does
+            not work with guidance (beam search, for example).
+
+    Example:
+        >>> decoding = textguide.guided_decoding(CFG(1.5))
+        >>> ids = model.generate(**inputs, custom_generate=decoding, max_new_tokens=8)  # doctest: +SKIP
+    """
     from .captioning.conditions import Captioning
 
     if options.get("captioning") is None:
@@ -362,7 +394,7 @@ def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
 
 
 def _generate_by_engine(model: Any, *arguments: Any, stop: Any, options: Mapping[str, Any], **others: Any) -> Any:
-    """Let an engine generate, which refuses the options that it does not have."""
+    """Let an engine generate; it refuses options that it does not support."""
     stop_texts(stop, "stop")
     if others["constraint"] is None:
         del others["constraint"]
@@ -371,7 +403,7 @@ def _generate_by_engine(model: Any, *arguments: Any, stop: Any, options: Mapping
 
 
 def _are_token_ids(prompts: Any) -> bool:
-    """Whether prompts need no tokenizer: a row of token ids, or several."""
+    """Whether ``prompts`` are one or several rows of token ids, which do not need a tokenizer."""
     if isinstance(prompts, Mapping):
         return "input_ids" in prompts
     if hasattr(prompts, "tolist"):
@@ -382,8 +414,9 @@ def _are_token_ids(prompts: Any) -> bool:
 
 
 def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
-    """Prompts as what transformers and the branches read."""
-    request, tokenizer = run.request, run.tokenizer
+    """Convert prompts to the inputs of transformers and of the branches."""
+    request = run.request
+    tokenizer = run.tokenizer
     canonical = branch_inputs.canonical_prompts(prompts, system, tokenizer)
     rows = [branch_inputs.encode(prompt, tokenizer, f"prompts[{number}]") for number, prompt in enumerate(canonical)]
     branches: list[branch_inputs.Rows] = []
@@ -396,7 +429,7 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
             prompts=canonical,
             empty_source=branch_inputs.empty_source(run.model.config),
         )
-    if request.forks:  # a row for every branch, which transformers only makes for samples
+    if request.forks:  # a row for every branch; transformers only repeats prompts when it samples
         rows = _repeated(rows, request.particles)
         branches = [_repeated(branch, request.particles) for branch in branches]
     branch_inputs.check_rows(run.model, rows, "prompts", request.max_new_tokens, plain=branching is None)
@@ -410,8 +443,9 @@ def _batches(run: Run, prompts: Any, system: str | None) -> list[Batch]:
     batches = []
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        own = [branch[part] for branch in branches] if branching is not None else None
-        batches.append(Batch(_inputs(run, rows[part]), own, seeds=None if seeds is None else seeds[part]))
+        branch_prompts = [branch[part] for branch in branches] if branching is not None else None
+        batch_seeds = None if seeds is None else seeds[part]
+        batches.append(Batch(_inputs(run, rows[part]), branch_prompts, seeds=batch_seeds))
     return batches
 
 

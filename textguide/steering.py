@@ -14,6 +14,7 @@ from .engine.branch_inputs import canonical_prompts, check_rows, encode
 from .forward.model_adapter import adapter
 from .forward.model_views import residual_streams
 from .forward.steering_vectors import SteeringVector, model_fingerprint
+from .support.checks import whole_number
 
 __all__ = ["SteeringVector", "load", "read_pairs", "read_texts", "train"]
 
@@ -30,28 +31,31 @@ def train(
     name: str | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> SteeringVector:
-    """The mean of the residual stream behind each layer at the last token of ``positive``, minus that of ``negative``.
+    """Compute a steering vector from texts: the mean activation of ``positive`` minus that of ``negative``.
 
-    Where the two are pairs this is the mean of their differences (section 2). Every text is read once.
+    Activations are those of the residual stream after each layer at the last token. If the texts are pairs, the vector
+    is the mean of the differences of the pairs (section 2). Every text is read once.
 
     Args:
         model: a transformers model without an encoder.
-        tokenizer: its tokenizer; None where the texts are token ids.
-        positive: texts, token ids or chats that show what is steered to.
-        negative: the same for what is steered away from.
-        batch_size: texts of one length that are read at once.
-        name: what the model is called in errors; default: its own name.
+        tokenizer: its tokenizer; it may be None if the texts are token ids.
+        positive: texts, token ids or chats to steer towards.
+        negative: texts, token ids or chats to steer away from.
+        batch_size: number of texts of the same length that are read together. Default: 16.
+        name: the name of the model in error messages; default: its own name.
         progress: called with the number of texts just read.
 
+    Returns:
+        A vector (layers, width) in float32, which can be saved.
+
     Raises:
-        ValueError: one side is empty, a text cannot be read, or the model has no layers that can be told apart.
+        ValueError: one side is empty, a text cannot be read, or the layers of the model cannot be identified.
 
     Example:
         >>> vector = textguide.steering.train(model, tokenizer, ["What a joy"], ["What a bore"]).save("joy")
         >>> textguide.generate(model, tokenizer, "I went to", Steering("joy", layers=0.5, strength=2.0))
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    whole_number("batch_size", batch_size, 1)
     sides = []
     for side, texts in (("positive", positive), ("negative", negative)):
         if isinstance(texts, str) or not len(texts):
@@ -60,37 +64,40 @@ def train(
         check_rows(model, rows, side, 1)
         sides.append(_mean(model, rows, batch_size, progress))
     base = adapter(model).base
-    called = name or str(getattr(base, "name_or_path", "")) or type(base).__name__
-    return SteeringVector((sides[0] - sides[1]).to(torch.float32), model_fingerprint(model), called)
+    model_name = name or str(getattr(base, "name_or_path", "")) or type(base).__name__
+    return SteeringVector((sides[0] - sides[1]).to(torch.float32), model_fingerprint(model), model_name)
 
 
 def read_pairs(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """The texts of a file with a positive text, a tab and a negative one on each line.
+    """Read a file with a positive text, a tab and a negative text on each line.
+
+    Returns:
+        The positive texts and the negative texts.
 
     Raises:
-        ValueError: it cannot be read, or a line holds no pair; the message names the line.
+        ValueError: the file cannot be read, or a line is not a pair; the message names the line.
     """
     pairs = []
     for number, line in enumerate(_lines(path), 1):
         row = line.split("\t")
         if line.strip() and not (len(row) == 2 and all(cell.strip() for cell in row)):
-            raise ValueError(f"{path}: line {number} must hold a positive text, a tab and a negative one")
+            raise ValueError(f"{path}: line {number} must contain a positive text, a tab and a negative one")
         if line.strip():
             pairs.append(row)
     if not pairs:
-        raise ValueError(f"{path} holds no pair; write a positive text, a tab and a negative one on each line")
+        raise ValueError(f"{path} contains no pair; write a positive text, a tab and a negative one on each line")
     return [row[0] for row in pairs], [row[1] for row in pairs]
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """The texts of a file with one on each line.
+    """Read a file with one text on each line.
 
     Raises:
-        ValueError: it cannot be read, or holds none.
+        ValueError: the file cannot be read, or it contains no text.
     """
     texts = [line for line in _lines(path) if line.strip()]
     if not texts:
-        raise ValueError(f"{path} holds no text; write one on each line")
+        raise ValueError(f"{path} contains no text; write one on each line")
     return texts
 
 
@@ -104,7 +111,7 @@ def _lines(path: str | os.PathLike[str]) -> list[str]:
 
 def _mean(model: Any, rows: list[list[int]], batch_size: int, progress: Callable[[int], Any] | None) -> Tensor:
     """The mean over ``rows`` of the residual stream at their last tokens, (layers, width) in float64."""
-    # Rows of one length need no padding, which would change what some models say.
+    # Rows of the same length need no padding, which would change the activations of some models.
     order = sorted(rows, key=len)
     total: Tensor | float = 0.0
     start = 0

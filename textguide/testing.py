@@ -1,8 +1,8 @@
 """``textguide.testing.check``: everything that decoding relies on in a guidance method, checked in one call.
 
-Each check is one function below that raises :class:`MethodError` with what is wrong and how to mend it. The checks run
+Each check is one function below. If something is wrong, it raises :class:`MethodError` with a remedy. The checks run
 on random log-probabilities of a few tokens, so that they need no model and take milliseconds. They do not show that a
-rule computes what its paper says: compare it with a plain loop for that (``textguide.reference.decoding``).
+rule computes the formula of its paper: compare it with a plain loop to check that (``textguide.reference.decoding``).
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def check(guidance: Guidance, *, neutral: Guidance | None = None, seed: int = 0)
     """Check that a guidance method keeps every rule that decoding relies on.
 
     It checks that the object is a frozen value that survives JSON, pickle and copies; that its rule is a pure function
-    with the right shape and finite scores, also for tokens that are nearly impossible or forbidden (−inf); that a batch
-    gives what single rows give; that its neutral setting changes nothing; and that what the class declares about the
-    rule (``ignores_shifts``, ``rule``, ``reads_likelihoods``, ``factors``) is true.
+    with the right shape and finite scores, even if tokens are nearly impossible or forbidden (−inf); that rows have the
+    same results in a batch as on their own; that its neutral setting changes nothing; and that the declarations of the
+    class about the rule (``ignores_shifts``, ``rule``, ``reads_likelihoods``, ``factors``) are true.
 
     Args:
         guidance: a setting of the method, such as ``TopCFG(2.0, k=20)``. Check one setting per branch of your code.
@@ -113,13 +113,13 @@ def check_class(guidance: Guidance) -> None:
     if parameters is None or not parameters.frozen:
         _fail(guidance, "must be frozen; write @dataclass(frozen=True) above the class")
     if Guidance.registry.get(guidance.name) is not kind:
-        _fail(guidance, f"name = {guidance.name!r} belongs to another class; give the method its own name")
+        _fail(guidance, f"name = {guidance.name!r} belongs to another class; choose another name")
     if not isinstance(getattr(kind, "about", None), About):
         _fail(guidance, "has no about; set about = About(paper, rule, passes, neutral, helps)")
     try:
         hash(guidance)
     except TypeError as error:
-        _fail(guidance, f"cannot be hashed ({error}); hold tuples instead of lists, and no dictionaries")
+        _fail(guidance, f"cannot be hashed ({error}); use tuples instead of lists, and no dictionaries")
 
 
 def check_json(guidance: Guidance) -> None:
@@ -127,7 +127,7 @@ def check_json(guidance: Guidance) -> None:
     try:
         text = guidance.to_json()
     except TypeError as error:
-        _fail(guidance, f"cannot be written as JSON ({error}); hold numbers, texts, tuples and None in its fields")
+        _fail(guidance, f"cannot be written as JSON ({error}); its fields must be numbers, texts, tuples or None")
     try:
         read = Guidance.from_dict(json.loads(text))
     except (ValueError, TypeError) as error:
@@ -145,7 +145,7 @@ def check_pickle(guidance: Guidance) -> None:
     except Exception as error:  # pickle raises whatever the object raises
         _fail(
             guidance,
-            f"cannot be pickled ({error}); define the class at the top of a module, and hold plain values in its "
+            f"cannot be pickled ({error}); define the class at the top of a module, and use plain values for its "
             "fields, no functions or models",
         )
     copied = dataclasses.replace(guidance)  # type: ignore[type-var]
@@ -163,7 +163,7 @@ def check_branches(method: _Method) -> None:
     if not isinstance(branches, tuple) or not all(isinstance(branch, Branch) for branch in branches):
         _fail(method.guidance, f"branches={branches!r} must be a tuple of Branch objects")
     if method.guidance.branches != branches:
-        _fail(method.guidance, "returns other branches when it is asked again; derive them from the fields only")
+        _fail(method.guidance, "returns other branches when it is read again; derive them from the fields only")
 
 
 def check_shape(method: _Method) -> None:
@@ -183,7 +183,7 @@ def check_shape(method: _Method) -> None:
 
 
 def check_finite(method: _Method) -> None:
-    """No NaN and no +inf, also if a token is certain and all others are nearly impossible; −inf forbids a token."""
+    """No NaN and no +inf, even if a token is certain and all others are nearly impossible; −inf forbids a token."""
     for spread in (2.0, 60.0, 2000.0):
         scores = _combine(method, method.log_probs(spread=spread), method.step())
         if bool(scores.isnan().any()) or not bool(scores.amax(-1).isfinite().all()):
@@ -208,11 +208,11 @@ def check_purity(method: _Method) -> None:
         _fail(method.guidance, "combine draws random numbers; a rule is a pure function of logp and step")
     _combine(method, method.log_probs(), method.step())
     if not torch.equal(_combine(method, logp, step), first):
-        _fail(method.guidance, "combine gives another output for the same input; a rule must not keep a state")
+        _fail(method.guidance, "combine returns another output for the same input; a rule must not keep state")
 
 
 def check_rows(method: _Method) -> None:
-    """A batch gives what its rows give on their own; rows with their own guidance are computed together."""
+    """The result of a row in a batch is the same as on its own, if rows do not depend on each other."""
     if method.guidance.across_rows:
         return
     logp = method.log_probs()
@@ -224,13 +224,13 @@ def check_rows(method: _Method) -> None:
         if not _close(together[number], single):
             _fail(
                 method.guidance,
-                f"combine gives row {row} other scores in a batch than on its own; reduce over the last dimension "
-                "(the tokens) only, or set across_rows = True",
+                f"combine returns other scores for row {row} in a batch than on its own; only reduce over the last "
+                "dimension (the tokens), or set across_rows = True",
             )
 
 
 def check_groups(method: _Method) -> None:
-    """Rows at different positions, which servers compute together, give what each gives on its own."""
+    """Rows at different positions, which servers compute together, have the same results as on their own."""
     guidance = method.guidance
     if guidance.across_rows or guidance.reads_likelihoods or guidance.reads_class_log_probs:
         return
@@ -245,12 +245,12 @@ def check_groups(method: _Method) -> None:
     extra = [logp[1:, row] for row in range(3)]
     for members, outcome in guided_groups(logp[0], extra, [guidance] * 3, steps, normalised=True, measure=False):
         scores = outcome.scores.log_softmax(-1)
-        for place, row in enumerate(members):
-            if not _close(scores[place], expected[row]):
+        for number, row in enumerate(members):
+            if not _close(scores[number], expected[row]):
                 _fail(
                     guidance,
-                    f"combine gives other scores at progress {steps[row].progress} if rows with different progress are "
-                    "computed together; step.progress and the scale can be tensors (B, 1): use torch.where, not if",
+                    f"combine returns other scores at progress {steps[row].progress} if rows with different progress "
+                    "are computed together; step.progress and the scale can be tensors (B, 1): use torch.where, not if",
                 )
 
 
@@ -267,9 +267,9 @@ def check_forbidden(method: _Method) -> None:
         forbidden = forbidden.log_softmax(-1)
         scores = combine_branches(guidance, forbidden, step)
         if bool(scores.isnan().any()) or bool((scores == torch.inf).any()):
-            _fail(guidance, f"gives NaN or +inf if branch {branch or 0} forbids tokens; see combine's docstring")
+            _fail(guidance, f"returns NaN or +inf if branch {branch or 0} forbids tokens; see combine's docstring")
         if branch in (0, None) and not bool(scores[:, tokens].isneginf().all()):
-            _fail(guidance, "gives a chance to a token that the conditional branch forbids")
+            _fail(guidance, "allows a token that the conditional branch forbids")
         if not bool((scores > -torch.inf).any(-1).all()):
             _fail(guidance, f"leaves no token if branch {branch or 0} forbids some; check factors()")
 
@@ -281,7 +281,7 @@ def check_neutral(method: _Method) -> None:
         tried = replace(method, guidance=neutral)
         logp = tried.log_probs()
         if not _close(guided_log_probs(neutral, logp, tried.step()).log_softmax(-1), logp[0]):
-            _fail(neutral, "is the neutral setting, but combine changes the distribution; mend the rule, or is_neutral")
+            _fail(neutral, "is the neutral setting, but combine changes the distribution; fix the rule, or is_neutral")
     guidance = method.guidance
     if isinstance(guidance, Scaled) and guidance.off_at_one:  # combine does not call mix at a scale of 1
         logp = method.log_probs()
@@ -336,8 +336,8 @@ def _combine(method: _Method, logp: Tensor, step: Step) -> Tensor:
         ) from error
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found.exp(), expected.exp(), atol=TOLERANCE, rtol=TOLERANCE)
+def _close(scores: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(scores.exp(), expected.exp(), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def _fail(guidance: Guidance, message: str) -> NoReturn:

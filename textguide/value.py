@@ -1,4 +1,4 @@
-"""Value heads from a model's own rollouts (controlled decoding, arXiv 2310.17022; FUDGE, arXiv 2104.05218)."""
+"""Train value heads on a model's own rollouts (controlled decoding, arXiv 2310.17022; FUDGE, arXiv 2104.05218)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .classifiers.rewards import resolve_reward
 from .classifiers.value_head import LINEAR, PROBABILITY, load_value
 from .engine.branch_inputs import canonical_prompts, encode
 from .generation import generate
+from .support.checks import whole_number
 
 __all__ = ["Rollouts", "ValueHead", "load", "rollouts", "train"]
 
@@ -23,13 +24,13 @@ load = load_value
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Texts that a model wrote, and what each is worth.
+    """Texts that a model wrote, with their rewards.
 
     Args:
-        prompts: token ids of the prompt of each text, N of them.
-        tokens: token ids that were written behind each, at least one.
-        rewards: what each finished text got, (N,).
-        kind: ``linear`` for rewards, ``probability`` where they are probabilities of an attribute.
+        prompts: token ids of the prompt of each of the N texts.
+        tokens: token ids that were written after each prompt, at least one.
+        rewards: the reward of each finished text, (N,).
+        kind: ``linear`` for rewards, ``probability`` if the rewards are probabilities of an attribute.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -37,12 +38,14 @@ class Rollouts:
     rewards: Tensor
     kind: str = LINEAR
 
-    def pick(self, places: Sequence[int]) -> Rollouts:
-        """Those at ``places``."""
+    def pick(self, numbers: Sequence[int]) -> Rollouts:
+        """The texts with these ``numbers``."""
         return Rollouts(
-            tuple(self.prompts[i] for i in places), tuple(self.tokens[i] for i in places),
-            self.rewards[torch.tensor(list(places), dtype=torch.long)], self.kind,
-        )  # fmt: skip
+            tuple(self.prompts[number] for number in numbers),
+            tuple(self.tokens[number] for number in numbers),
+            self.rewards[torch.tensor(list(numbers), dtype=torch.long)],
+            self.kind,
+        )
 
 
 def rollouts(
@@ -61,59 +64,71 @@ def rollouts(
     progress: Callable[[int], Any] | None = None,
     **options: Any,
 ) -> Rollouts:
-    """Let a model write from prompts, at temperature 1, and ask what the texts are worth.
+    """Sample texts from a model at temperature 1, and compute their rewards.
 
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
         prompts: as for :func:`textguide.generate`.
-        reward: what :class:`textguide.Reward` takes: the texts are worth what it gives.
-        classifier: in place of it, what :class:`textguide.CAIF` takes; they are worth p(``target`` | text).
+        reward: a reward, as for :class:`textguide.Reward`.
+        classifier: a classifier instead of a reward, as for :class:`textguide.CAIF`; the rewards are then
+            p(``target`` | text).
         target: the class, by name or number.
-        number: texts a prompt.
-        max_new_tokens: where a text is cut off that does not end before.
-        include_prompt: whether prompt and answer are judged, or the answer alone.
-        batch_size: texts that are written at once.
-        seed: of the first batch; the others count on.
+        number: number of texts per prompt. Default: 4.
+        max_new_tokens: the number of tokens after which a text is cut off. Default: 64.
+        include_prompt: whether the reward is that of the prompt with the answer, or of the answer only.
+        batch_size: number of texts that are written together. Default: 16.
+        seed: seed of the first batch; the others count up.
         progress: called with the number of texts just written.
-        **options: of transformers' ``generate``.
+        **options: options of transformers' ``generate``.
+
+    Returns:
+        The texts and their rewards; empty texts are left out.
 
     Raises:
         ValueError: neither ``reward`` nor ``classifier`` is given, or both are; a class or number cannot work.
     """
     if (reward is None) == (classifier is None) or (classifier is None) != (target is None):
-        raise ValueError("give reward=, or classifier= with its target=, to say what a text is worth")
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"number={number!r} must be a whole number of 1 or more")
-    asked = canonical_prompts(prompts, None, tokenizer)
-    ids = [tuple(encode(prompt, tokenizer, f"prompts[{n}]")) for n, prompt in enumerate(asked)]
-    judge: Any = (
-        resolve_reward(reward, model, tokenizer) if classifier is None else resolve(classifier, model, tokenizer)
-    )
-    column = judge.index(target) if target is not None else 0
+        raise ValueError("pass reward=, or classifier= with its target=, to define the reward of a text")
+    number = whole_number("number", number, 1)
+    canonical = canonical_prompts(prompts, None, tokenizer)
+    ids = [tuple(encode(prompt, tokenizer, f"prompts[{n}]")) for n, prompt in enumerate(canonical)]
+    scorer: Any
+    if classifier is None:
+        scorer = resolve_reward(reward, model, tokenizer)
+    else:
+        scorer = resolve(classifier, model, tokenizer)
+    column = scorer.index(target) if target is not None else 0
     repeated = [row for row in ids for _ in range(number)]
-    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    written: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     texts: list[str] = []
-    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **options}
     for count, start in enumerate(range(0, len(repeated), batch_size)):
         rows = repeated[start : start + batch_size]
         out = generate(
-            model, tokenizer, [list(row) for row in rows], None, max_new_tokens=max_new_tokens, do_sample=True,
-            seed=seed + count, **plain,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            [list(row) for row in rows],
+            None,
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            seed=seed + count,
+            **sampling,
+        )
         for row, tokens in zip(rows, out.new_tokens, strict=True):
             if tokens:
-                kept.append((row, tuple(tokens)))
-                read = [*row, *tokens] if include_prompt else tokens
-                texts.append(tokenizer.decode(list(read), skip_special_tokens=True))
+                written.append((row, tuple(tokens)))
+                scored = [*row, *tokens] if include_prompt else tokens
+                texts.append(tokenizer.decode(list(scored), skip_special_tokens=True))
         if progress is not None:
             progress(len(rows))
-    values = torch.cat([judge.values(texts[i : i + 64])[:, column] for i in range(0, len(texts), 64)])
-    worth = values.exp() if classifier is not None else values
+    values = torch.cat([scorer.values(texts[start : start + 64])[:, column] for start in range(0, len(texts), 64)])
     return Rollouts(
-        tuple(row for row, _ in kept), tuple(tokens for _, tokens in kept), worth,
+        tuple(row for row, _ in written),
+        tuple(tokens for _, tokens in written),
+        values if classifier is None else values.exp(),
         LINEAR if classifier is None else PROBABILITY,
-    )  # fmt: skip
+    )
 
 
 def train(
@@ -127,36 +142,38 @@ def train(
     held_out: float = 0.1,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[ValueHead, dict[str, Any]]:
-    """Fit a head: every prefix of a text, from its first written token on, is an example of what the text got.
+    """Fit a value head that predicts the reward of a text from each of its prefixes.
 
-    Rewards are fitted by least squares (CD-FUDGE), probabilities by logistic regression on soft labels (FUDGE), both on
-    standardised hidden states with an L2 penalty.
+    Every prefix from the first written token on is an example. Rewards are fitted by least squares
+    (CD-FUDGE), probabilities by logistic regression on soft labels (FUDGE), both on standardised hidden states with an
+    L2 penalty.
 
     Args:
         model: the model that wrote the rollouts.
         tokenizer: its tokenizer.
         found: the rollouts.
-        model_name: what :func:`textguide.load` finds the model by when the head is loaded.
-        strength: inverse of the penalty; larger fits the rollouts more closely.
-        batch_size: texts read at once.
-        held_out: share of the texts, the last ones, that the report is about.
+        model_name: the name by which :func:`textguide.load` finds the model when the head is loaded.
+        strength: inverse of the penalty; larger values fit the rollouts more closely. Default: 0.1.
+        batch_size: number of texts read together. Default: 16.
+        held_out: share of the texts, taken from the end, that are not used for training but for the report. Default:
+            0.1.
         progress: called with the number of texts just read.
 
     Returns:
         The head, and a report: ``texts``, ``prefixes``, ``mean`` reward, and ``explained`` at the ``first``, ``middle``
-        and ``last`` prefix of the texts that were held out: the share of the variance of what texts get that their
-        value predicts; above 0 it is better than the mean. None where nothing was held out.
+        and ``last`` prefix of the held-out texts: the share of the variance of rewards that the value predicts. It is
+        above 0 if the prediction is better than the mean. None if no texts were held out.
 
     Raises:
-        ValueError: an argument has a value that cannot work, or all texts got the same.
+        ValueError: an argument has a value that cannot work, or all texts have the same reward.
     """
     if not strength > 0:
         raise ValueError(f"strength={strength!r} must be above 0")
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out={held_out!r} must lie in [0, 1)")
+        raise ValueError(f"held_out={held_out!r} must be in [0, 1)")
     if len(found.tokens) < 2 or float(found.rewards.std()) == 0.0:
         raise ValueError(
-            f"{len(found.tokens)} rollouts that all got the same teach nothing; write more of them, or use another "
+            f"{len(found.tokens)} rollouts with the same reward teach nothing; sample more of them, or use another "
             "reward"
         )
     size = model.base_model.config.hidden_size
@@ -172,8 +189,11 @@ def train(
     weights, bias = fit(vectors, goals, found.kind, strength)
     head = ValueHead(model, tokenizer, Head(weights.float(), bias.float()), found.kind, model_name=model_name)
     report: dict[str, Any] = {
-        "texts": len(states), "prefixes": len(goals), "mean": float(found.rewards.mean()), "explained": None,
-    }  # fmt: skip
+        "texts": len(states),
+        "prefixes": len(goals),
+        "mean": float(found.rewards.mean()),
+        "explained": None,
+    }
     if least < len(states):
         report["explained"] = _explained(head, states[least:], found.rewards[least:])
     return head, report
@@ -185,7 +205,8 @@ def fit(vectors: Tensor, goals: Tensor, kind: str, strength: float) -> tuple[Ten
     Minimises ``Σ loss + ‖w‖² / (2 · strength)`` on standardised vectors, and folds the scaling into the weights. The
     loss is half the squared error, or for probabilities the cross-entropy.
     """
-    mean, deviation = vectors.mean(0), vectors.std(0).clamp(min=1e-6)
+    mean = vectors.mean(0)
+    deviation = vectors.std(0).clamp(min=1e-6)
     scaled = (vectors - mean) / deviation
     size = scaled.shape[1]
     if kind == LINEAR:
@@ -200,34 +221,38 @@ def fit(vectors: Tensor, goals: Tensor, kind: str, strength: float) -> tuple[Ten
         def loss() -> Tensor:
             search.zero_grad()
             logits = scaled @ parameters[:-1] + parameters[-1]
-            found = torch.nn.functional.binary_cross_entropy_with_logits(logits, goals, reduction="sum")
-            total = (found + parameters[:-1].square().sum() / (2 * strength)) / len(goals)
+            errors = torch.nn.functional.binary_cross_entropy_with_logits(logits, goals, reduction="sum")
+            total = (errors + parameters[:-1].square().sum() / (2 * strength)) / len(goals)
             total.backward()
             return total
 
         with torch.enable_grad():
             search.step(loss)
-        solved, bias = parameters[:-1].detach(), parameters[-1].detach()
+        solved = parameters[:-1].detach()
+        bias = parameters[-1].detach()
     weights = solved / deviation
     return weights[:, None], (bias - mean @ weights).reshape(1)
 
 
 @torch.inference_mode()
-def _states(reader: ValueHead, found: Rollouts, places: Sequence[int]) -> list[Tensor]:
-    """Hidden states (tokens, H) of what was written of each text, on the CPU."""
-    rows = [reader.truncated([*found.prompts[n], *found.tokens[n]]) for n in places]
+def _states(reader: ValueHead, texts: Rollouts, numbers: Sequence[int]) -> list[Tensor]:
+    """Hidden states (tokens, H) of the written tokens of each text, on the CPU."""
+    rows = [reader.truncated([*texts.prompts[number], *texts.tokens[number]]) for number in numbers]
     hidden = reader.states(rows).float().cpu()
-    return [
-        one[-min(len(found.tokens[n]), len(row)) :].clone() for n, row, one in zip(places, rows, hidden, strict=True)
-    ]
+    states = []
+    for number, row, row_states in zip(numbers, rows, hidden, strict=True):
+        length = min(len(texts.tokens[number]), len(row))
+        states.append(row_states[-length:].clone())
+    return states
 
 
 def _explained(head: ValueHead, states: Sequence[Tensor], rewards: Tensor) -> dict[str, float]:
+    """The share of the variance of ``rewards`` that the head predicts at three positions of the texts."""
     spread = float((rewards - rewards.mean()).square().sum())
-    found = {}
-    for name, place in (("first", 0.0), ("middle", 0.5), ("last", 1.0)):
-        picked = torch.stack([one[round(place * (len(one) - 1))] for one in states])
+    explained = {}
+    for name, position in (("first", 0.0), ("middle", 0.5), ("last", 1.0)):
+        picked = torch.stack([text[round(position * (len(text) - 1))] for text in states])
         values = head.outputs(picked)[:, 0]
         values = values if head.kind == LINEAR else values.exp()
-        found[name] = 1.0 - float((values - rewards).square().sum()) / spread if spread else 0.0
-    return found
+        explained[name] = 1.0 - float((values - rewards).square().sum()) / spread if spread else 0.0
+    return explained

@@ -47,6 +47,6 @@ def test_a_model_that_sees_is_never_guided_without_a_reader() -> None:
     model, _ = models.build("git")
     inputs = image_rows("git")
     options = {"max_new_tokens": 3, "do_sample": False}
-    with pytest.raises(ValueError, match=r"captioning=None does not say what the other branch sees"):
+    with pytest.raises(ValueError, match=r"captioning=None does not define what the other branch sees"):
         model.generate(**inputs, **options, custom_generate=GuidedDecoding(CFG(2.0)))
     model.generate(**inputs, **options, custom_generate=guided_decoding(CFG(2.0), warn=False))

@@ -32,7 +32,7 @@ def test_train_on_pairs_and_on_two_files(run: Run, tmp_path: Path) -> None:
 def test_what_cannot_be_read(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one").write_text("a\tb\nc\n")
     out = ["--out", str(tmp_path / "V")]
-    assert "line 2 must hold a positive text" in run("steering", "train", str(tmp_path / "one"), *out).err
+    assert "line 2 must contain a positive text" in run("steering", "train", str(tmp_path / "one"), *out).err
     assert "cannot be read" in run("steering", "train", str(tmp_path / "none"), *out).err
     assert "give a file of PAIRS" in run("steering", "train", "--positive", "x", *out).err
     both = run("steering", "train", str(tmp_path / "one"), "--positive", "x", *out)

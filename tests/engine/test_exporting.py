@@ -70,12 +70,12 @@ def test_further_models(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     small = make_model(len(loaded[1]), seed=1)
     small.save_pretrained(tmp_path / "small")
     loaded[1].save_pretrained(tmp_path / "small")
-    with pytest.raises(ValueError, match=r"asks a model 'amateur'.*--extra-model amateur=MODEL"):
+    with pytest.raises(ValueError, match=r"needs a model named 'amateur'.*--extra-model amateur=MODEL"):
         export_generate(ContrastiveDecoding(), tmp_path / "method")
     folder = export_generate(ContrastiveDecoding(), tmp_path / "method", models={"amateur": "smollm2-small"})
     expected = textguide.generate(*loaded, PROMPT, ContrastiveDecoding(), models={"amateur": small}, max_new_tokens=6)
     assert run(loaded, folder, models={"amateur": small}) == expected.new_tokens[0]
-    with pytest.raises(ValueError, match=r"amateur='.*small' is a file of this machine"):
+    with pytest.raises(ValueError, match=r"amateur='.*small' is a file on this machine"):
         export_generate(ContrastiveDecoding(), tmp_path / "other", models={"amateur": str(tmp_path / "small")})
 
 
@@ -142,12 +142,12 @@ def test_what_no_other_machine_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plain decoding"):
         export_generate(None, tmp_path / "method")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match=r"classifier='.*mine' is a file of this machine"):
+    with pytest.raises(ValueError, match=r"classifier='.*mine' is a file on this machine"):
         export_generate(CAIF(str(tmp_path / "mine"), "positive"), tmp_path / "method")
     classifier = textguide.classifiers.FunctionClassifier(lambda texts: [0.0] * len(texts), ["no", "yes"])
-    with pytest.raises(ValueError, match="holds an object"):
+    with pytest.raises(ValueError, match="contains an object"):
         export_generate(CAIF(classifier, "yes"), tmp_path / "method")
-    with pytest.raises(ValueError, match="holds an object"):
+    with pytest.raises(ValueError, match="contains an object"):
         export_generate(AWRS(Predicate(str.isalpha)), tmp_path / "method")
     assert not (tmp_path / "method").exists()
 

@@ -19,7 +19,7 @@ from ..architectures import PAD, Tokenizer, build
 PROMPTS = [[5, 9, 33], [7], [4, 8], [20]]
 WARNING = (
     r"changes nothing for 2 of 4 rows \({0}\[1\], {0}\[3\]\): the other branch reads the last token of a prompt, and "
-    r"these prompts are one token; give a negative prompt that differs, or begin the prompt with .*BOS"
+    r"these prompts are one token; pass a negative prompt that differs, or begin the prompt with .*BOS"
 )
 
 

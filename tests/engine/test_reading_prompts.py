@@ -64,9 +64,13 @@ def test_padded_negatives_lose_their_padding() -> None:
         ([[5, 9, 8], [8, 9, EOS]], PadIsEnd(), r"prompts\[1\] ends with token 2, which pads"),
         ([[PAD, PAD], [5, 9]], Tokenizer(), r"prompts\[0\] only consists of the padding token 0"),
         ({"input_ids": [[5, 9]], "attention_mask": [[0, 0]]}, Tokenizer(), r"prompts\[0\]: attention_mask=\[0, 0\]"),
-        ({"input_ids": [[5, 9, 7]], "attention_mask": [[1, 0, 1]]}, Tokenizer(), r"must be 1 on a run of tokens"),
+        ({"input_ids": [[5, 9, 7]], "attention_mask": [[1, 0, 1]]}, Tokenizer(), r"must be 1 for a run of tokens"),
         ({"input_ids": [[5, 9]], "attention_mask": [[1]]}, Tokenizer(), "must have the shape of input_ids"),
-        ({"input_ids": [[5, 9]], "pixel_values": [[0.0]]}, Tokenizer(), "prompts has pixel_values beside input_ids"),
+        (
+            {"input_ids": [[5, 9]], "pixel_values": [[0.0]]},
+            Tokenizer(),
+            "prompts has pixel_values in addition to input_ids",
+        ),
     ],
 )
 def test_padding_that_cannot_be_told(prompts: Any, tokenizer: Any, message: str) -> None:
@@ -155,12 +159,12 @@ def test_two_negatives_for_four_prompts() -> None:
     ids = torch.tensor([PROMPT, PROMPT[::-1], [8] * 5, [4, 8, 5, 9, 33]])
     inputs = {"inputs": ids, "attention_mask": torch.ones(4, 5), "max_new_tokens": 4, "do_sample": False}
     two = CFG(1.5, negative_prompt=[[17], [18]])
-    with pytest.raises(ValueError, match="negative_prompt has 2 rows and the batch has 4; give one"):
+    with pytest.raises(ValueError, match="negative_prompt has 2 rows and the batch has 4; pass one"):
         model.generate(**inputs, custom_generate=guided_decoding(two))
-    with pytest.raises(ValueError, match="negative_prompt_ids has 2 rows and the batch has 4; give one"):
+    with pytest.raises(ValueError, match="negative_prompt_ids has 2 rows and the batch has 4; pass one"):
         model.generate(**inputs, logits_processor=[CFGLogitsProcessor(model, 1.5, [[17], [18]])])
     by_hand = CFGLogitsProcessor(model, 1.5, [[17], [18]])
-    with pytest.raises(ValueError, match="negative_prompt_ids has 2 rows and the batch has 4; give one"):
+    with pytest.raises(ValueError, match="negative_prompt_ids has 2 rows and the batch has 4; pass one"):
         by_hand(ids, torch.zeros(4, 61))
     by_hand(ids[[0, 0, 1, 1]], torch.zeros(4, 61))
     # One for each of two prompts that are sampled twice, and one for each row.

@@ -234,5 +234,5 @@ def test_adapters_that_do_not_fit(folders: dict[str, Path], tmp_path: Path) -> N
         adapters(build("llama"), {"a": tmp_path})
     with pytest.raises(ModelUnavailableError, match=r"'a' of .* does not fit"):
         adapters(build("gpt2"), folders)
-    with pytest.raises(ValueError, match="already has adapters"):
+    with pytest.raises(ValueError, match="model already has adapters"):
         adapters(adapters(build("llama"), folders)["a"], folders)

@@ -215,12 +215,12 @@ def test_what_cannot_work_is_said() -> None:
         textguide.generate(build("llama"), TOKENIZER, [PROMPT], ValueGuidance("nothing here"), max_new_tokens=1)
     with pytest.raises(ValueError, match="kind='odd'"):
         ValueHead(build("llama"), TOKENIZER, Head(torch.zeros(32, 1), torch.zeros(1)), "odd", model_name="x")
-    with pytest.raises(ValueError, match="give reward=, or classifier="):
+    with pytest.raises(ValueError, match="pass reward=, or classifier="):
         value.rollouts(build("llama"), TOKENIZER, [PROMPT])
     with pytest.raises(ValueError, match="number=0"):
         value.rollouts(build("llama"), TOKENIZER, [PROMPT], reward=letters, number=0)
     same = value.Rollouts(((5,), (5,)), ((6,), (7,)), torch.ones(2))
-    with pytest.raises(ValueError, match="all got the same"):
+    with pytest.raises(ValueError, match="with the same reward"):
         value.train(build("llama"), TOKENIZER, same, model_name="tiny")
     with pytest.raises(ValueError, match="strength=0"):
         value.train(build("llama"), TOKENIZER, written("linear"), model_name="tiny", strength=0)

@@ -83,7 +83,7 @@ def test_a_text_that_is_cut_off_is_unfinished() -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     processor = AWRSLogitsProcessor(Strings(MEMBERS), vocabulary=TOYS)
     assert processor.log_weights is None
-    with pytest.raises(ValueError, match="rows changed places"):
+    with pytest.raises(ValueError, match="rows were reordered"):
         run(processor, 2, num_beams=3, do_sample=False)
     with pytest.raises(ValueError, match="particles=2 move between rows"):
         AWRSLogitsProcessor(AWRS(Strings(MEMBERS), particles=2), vocabulary=TOYS)

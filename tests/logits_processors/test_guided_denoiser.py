@@ -101,7 +101,7 @@ def test_what_cannot_be_followed_is_named() -> None:
     model, words = Blockwise(), tiny.tokenizer()
     guided = GuidedDenoiser(model, words, CFG(1.5))
     ids = torch.tensor([[5, tiny.MASK]])
-    with pytest.raises(ValueError, match="past_key_values= cannot be followed"):
+    with pytest.raises(ValueError, match="past_key_values= does not work with guidance"):
         guided(ids, past_key_values=object())
     with pytest.raises(ValueError, match="attention_mask has 4 dimensions"):
         guided(ids, attention_mask=block_causal(2, 4)[None, None])

@@ -228,7 +228,7 @@ def test_sums_over_a_text_follow_tokens_that_are_taken_back() -> None:
     by_hand(torch.tensor([prompt]), torch.zeros(1, 61))
     run = by_hand._last
     assert run is not None
-    with pytest.raises(ValueError, match="2 tokens of it were written or taken back at once"):
+    with pytest.raises(ValueError, match="2 tokens of it were written or removed in one step"):
         run.step(torch.tensor([[*prompt, 3, 4]]), None)
 
 
@@ -328,12 +328,12 @@ def test_effect_is_reported() -> None:
     ("options", "message"),
     [
         ({"scale": float("nan")}, "scale=nan"),
-        ({"scale": 1.5, "guidance": CFG(1.5)}, "give one or the other"),
+        ({"scale": 1.5, "guidance": CFG(1.5)}, "pass one or the other"),
         ({"guidance": CFG(1.5, schedule="linear")}, "horizon="),
         ({"guidance": CFG(1.5, negative_system="x")}, "negative_system needs the prompts"),
         ({"guidance": "eager"}, "forks texts, and a logits processor only receives scores and cannot add rows; use"),
         ({"guidance": "beta-cfg"}, "horizon="),
-        ({"negative_prompt_ids": [[]]}, "row without a token"),
+        ({"negative_prompt_ids": [[]]}, "has an empty row"),
         ({"negative_prompt_ids": "bad idea"}, "needs a tokenizer"),
         (
             {

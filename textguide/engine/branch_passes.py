@@ -1,7 +1,7 @@
-"""The forward passes of one decoding run: the rows of every branch, read side by side.
+"""The forward passes of one decoding run, in which the rows of all branches are read together.
 
-Rows of the conditional branch are read at every step, those of the extra branches beside them in the same pass. A
-step may leave the extra branches out; when they come back, they read in one chunk what was written meanwhile.
+The rows of the conditional branch are read at every step, and those of the extra branches in the same pass. A step may
+leave the extra branches out; when they return, they read everything that was written in the meantime in one chunk.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ class StepLogits:
 
     Args:
         cond: the conditional branch, (B, V).
-        extra: the extra branches, (n, B, V); None where the step left them out.
+        extra: the extra branches, (n, B, V); None if the step left them out.
     """
 
     cond: Tensor
     extra: Tensor | None
 
 
-def step_logits(found: Mapping[int, Tensor], position: int = -1) -> StepLogits:
-    """Those behind one position of what was read, (B, k, V) a branch."""
-    extra = [found[branch][:, position] for branch in sorted(found) if branch != COND]
-    return StepLogits(found[COND][:, position], torch.stack(extra) if extra else None)
+def step_logits(logits: Mapping[int, Tensor], position: int = -1) -> StepLogits:
+    """The logits at one position, from those of each branch at all positions of a pass, (B, k, V)."""
+    extra = []
+    for branch in sorted(logits):
+        if branch != COND:
+            extra.append(logits[branch][:, position])
+    return StepLogits(logits[COND][:, position], torch.stack(extra) if extra else None)
 
 
 class Source(Protocol):
-    """What a branch reads where token ids alone do not say it, such as an image."""
+    """The input of a branch if it is more than token ids, such as an image."""
 
     shares: bool
-    """Whether its rows can ride in the pass of the model that is decoded."""
+    """Whether its rows can be part of the pass of the decoded model."""
 
     def prefill(self, model: Any, size: int) -> tuple[Rows, Tensor]:
         """Read it for ``size`` rows with the branch's model; the rows and the next-token logits (size, V)."""
@@ -60,13 +63,13 @@ class BranchPasses:
 
     Args:
         model: the model that is decoded.
-        models: further models by the name that branches use.
+        models: further models, by the names that branches use.
         branches: the extra branches.
         prompts: for each extra branch, the token ids of every row, or a :class:`Source`.
-        copies: every so many rows that follow each other have one prompt, which is then read once; rows stay one for
-            as long as they read the same.
-        fast: rows of runs without branches need not reproduce the bits of plain decoding either.
-        view: what the conditional pass runs of ``model``.
+        copies: number of adjacent rows per prompt. Each prompt is read once, and its rows share memory as long as they
+            read the same tokens.
+        fast: if True, runs without branches may differ from plain decoding by rounding, as runs with branches do.
+        view: the part of ``model`` that the conditional pass runs; None: all of it.
     """
 
     def __init__(
@@ -87,9 +90,11 @@ class BranchPasses:
         self.prompts = prompts
         self.running: dict[ModelPart, BranchRows] = {}
         self.resting: dict[ModelPart, BranchRows] = {}
-        self.read = self.rested = 0  # how many generated tokens the running and the resting rows have read
+        # How many generated tokens the running and the resting rows have read.
+        self.read = 0
+        self.rested = 0
         self.alive: list[int] = []  # the samples in the batch
-        self._rows: Tensor | None = None  # the same, where some have left
+        self._rows: Tensor | None = None  # the same as a tensor; None as long as no sample has left
 
     # -- prefill ---------------------------------------------------------------------------------------------------
 
@@ -97,12 +102,13 @@ class BranchPasses:
         """Read every branch's prompt, each at its own length, and return the first next-token logits.
 
         Args:
-            ids: the conditional prompt as transformers' ``generate`` hands it over, (B, L), padded on the left.
-            model_kwargs: what goes with it: attention mask, positions, cache, encoder outputs.
-            new_tokens: the most tokens that will be written.
+            ids: the conditional prompt as transformers' ``generate`` passes it, (B, L), padded on the left.
+            model_kwargs: its attention mask, positions, cache and encoder outputs.
+            new_tokens: the largest number of tokens that will be written.
 
         Raises:
-            ValueError: a model cannot be read by several branches, has another vocabulary, or cannot go on that far.
+            ValueError: a model does not support several branches, has another vocabulary, or cannot continue a text for
+                ``new_tokens`` tokens.
         """
         model = self.parts[self.own]
         self._samples = torch.arange(ids.shape[0], device=ids.device)
@@ -133,7 +139,7 @@ class BranchPasses:
     def _read_extra(
         self, number: int, branch: Branch, prompts: Sequence[Sequence[int]] | Source, ids: Tensor, new_tokens: int
     ) -> tuple[ModelPart, Rows, Tensor]:
-        """Read one extra branch: the model part whose pass its rows join, the rows, and their logits (B, V)."""
+        """Read one extra branch; return the model part whose pass its rows join, the rows, and their logits (B, V)."""
         part = self.parts[branch.model_part]
         if not isinstance(prompts, Sequence):
             rows, last = prompts.prefill(part, len(self.alive))
@@ -156,11 +162,11 @@ class BranchPasses:
                 f"cache_implementation='static' keeps all rows in one cache, and {batches[0].model.name} needs one for "
                 "every length; leave cache_implementation out"
             )
-        if not isinstance(batches[0].cache, StaticCache):  # without branches, the one that generate made
+        if not isinstance(batches[0].cache, StaticCache):  # without branches, it is the static cache that generate made
             batches[0].make_static(new_tokens)
 
     def replace_call(self, call: Any) -> None:
-        """Use ``call`` in place of the decoded model's own from the next step on (None: its own)."""
+        """Call ``call`` instead of the decoded model from the next step on; None: the model itself."""
         for batch in self.running[self.own].rows.batches() if self.own == WHOLE else ():
             batch.call = call
 
@@ -172,7 +178,7 @@ class BranchPasses:
         Args:
             ids: all ids so far, (rows at the start, T); the last ``new`` columns were generated.
             new: number of generated tokens.
-            with_branches: run the extra branches; if they were left out before, they first read what they missed.
+            with_branches: run the extra branches; if they were left out before, they first read the tokens they missed.
         """
         if with_branches and self.resting:
             return self._resume(ids, new)
@@ -182,7 +188,7 @@ class BranchPasses:
         return step_logits(self._forward(self.running, self.pick(ids[:, -1:])))
 
     def rest(self) -> None:
-        """Leave the extra branches out from the next pass on."""
+        """Leave the extra branches out of the passes from now on."""
         self.rested = self.read
         for name, group in list(self.running.items()):
             if COND not in group.branches:
@@ -191,28 +197,31 @@ class BranchPasses:
                 self.resting[name] = group.split_off(len(self.alive))
 
     def _resume(self, ids: Tensor, new: int) -> StepLogits:
-        """The step in which the extra branches return: they read what they missed in one chunk."""
+        """The step at which the extra branches return: they read the tokens they missed in one chunk."""
         self.read = new
         cond = self._forward(self.running, self.pick(ids[:, -1:]))[COND][:, -1]
-        found = self._forward(self.resting, self.pick(ids[:, self.rested - new :]))
-        extra = torch.stack([found[branch][:, -1] for branch in sorted(found)])
+        missed = self._forward(self.resting, self.pick(ids[:, self.rested - new :]))
+        extra = torch.stack([missed[branch][:, -1] for branch in sorted(missed)])
         for name, group in self.resting.items():
             self.running[name] = BranchRows.join([self.running[name], group] if name in self.running else [group])
         self.resting = {}
         return StepLogits(cond, extra)
 
     def _forward(self, groups: Mapping[ModelPart, BranchRows], tokens: Tensor, keep: int = 1) -> dict[int, Tensor]:
-        """Let ``groups`` read new ``tokens`` (B, k): the last ``keep`` logits of each branch, (B, keep, V)."""
-        return dict(found for group in groups.values() for found in group.forward(tokens, keep))
+        """Let ``groups`` read new ``tokens`` (B, k); return the last ``keep`` logits of each branch, (B, keep, V)."""
+        logits: dict[int, Tensor] = {}
+        for group in groups.values():
+            logits.update(group.forward(tokens, keep))
+        return logits
 
     # -- rows leave and move ---------------------------------------------------------------------------------------
 
     def pick(self, values: Tensor) -> Tensor:
-        """Of values for all samples those of the batch, (B, …)."""
+        """Select the rows of the batch from values for all samples, (B, …)."""
         return values if self._rows is None else values[self._rows]
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values of the batch (B, …) for all samples, with zeros for those that left."""
+        """Expand values of the batch (B, …) to all samples, with zeros for those that left."""
         if self._rows is None:
             return values
         return values.new_zeros(len(self._samples), *values.shape[1:]).index_copy(0, self._rows, values)
@@ -222,16 +231,16 @@ class BranchPasses:
         self.reindex({sample: sample for sample in self.alive if sample not in set(samples)})
 
     def reindex(self, sources: Mapping[int, int]) -> None:
-        """Let every sample of ``sources`` go on from what the sample that it names has read; all others leave.
+        """Let every sample in ``sources`` continue from what its source has read; all other samples leave.
 
-        Rows are copied, nothing is read again. A sample that left before may come back in the place of a copy.
+        Rows are copied, and nothing is read again. A sample that left before can return as a copy of another one.
         """
         size = len(self.alive)
-        places = torch.tensor([self.alive.index(sources[sample]) for sample in sorted(sources)])
+        rows = torch.tensor([self.alive.index(sources[sample]) for sample in sorted(sources)])
         self.alive = sorted(sources)
         self._rows = self._samples[self.alive] if len(self.alive) < len(self._samples) else None
         for groups in (self.running, self.resting):
             if not self.alive:
                 groups.clear()
             for group in groups.values():
-                group.select(places, size)
+                group.select(rows, size)

@@ -1,7 +1,7 @@
-"""The rows of the branches that one model runs: read in one pass, continued, moved and taken back.
+"""The rows of the branches that one model runs: read in one pass, continued, reordered and cropped.
 
 Generation and the logits processors decode with :class:`BranchRows`, scoring reads with :func:`read_branch`, and all of
-them check what they read with :func:`textguide.engine.branch_inputs.check_rows`.
+them check their inputs with :func:`textguide.engine.branch_inputs.check_rows`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def read_branch(
     fast: bool = True,
     sharing: bool = False,
 ) -> tuple[Rows, Tensor]:
-    """Read what a branch reads: its rows, and the last ``keep`` logits (R, keep, V).
+    """Read the prompts of a branch; return its rows and the last ``keep`` logits (R, keep, V).
 
     Args:
         model: the model that runs the branch, or a part of it.
-        texts: token ids of every row; for an encoder-decoder what its encoder reads.
-        written: for an encoder-decoder the tokens that its decoder starts with, (R, T).
-        fast: the pass need not reproduce the bits of plain decoding.
-        sharing: rows that read the same stay one row until they differ.
+        texts: token ids of every row; for an encoder-decoder, what its encoder reads.
+        written: for an encoder-decoder, the tokens that its decoder starts with, (R, T).
+        fast: if True, the pass may differ from plain decoding by rounding.
+        sharing: store rows that read the same tokens once until they differ.
     """
     known = adapter(model)
     if not known.is_encoder_decoder:
@@ -44,7 +44,7 @@ def read_branch(
 
 
 class BranchRows:
-    """Rows of one model: for each of its branches in turn every sample, branch after branch.
+    """Rows of one model, ordered by branch and then by sample.
 
     Args:
         rows: the rows, ``len(branches)`` times the samples.
@@ -57,28 +57,28 @@ class BranchRows:
 
     @staticmethod
     def join(several: Sequence[BranchRows]) -> BranchRows:
-        """All together; they must not be used afterwards."""
+        """Merge several into one; they must not be used afterwards."""
         branches = [branch for one in several for branch in one.branches]
         return BranchRows(row_batch.merge([one.rows for one in several]), branches)
 
     def run_fast(self, fast: bool = True) -> None:
-        """State whether passes need not reproduce the bits of plain decoding."""
+        """Set whether passes may differ from plain decoding by rounding."""
         for batch in self.rows.batches():
             batch.fast = fast
 
     def forward(self, tokens: Tensor, keep: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """Read new ``tokens`` (B, k) of every sample; the branches, and their last ``keep`` logits (B, keep, V)."""
+        """Read new ``tokens`` (B, k) of every sample; yield each branch with its last ``keep`` logits (B, keep, V)."""
         count = len(self.branches)
         logits = self.rows.forward(tokens.repeat(count, 1), keep).to(tokens.device)
         return zip(self.branches, logits.chunk(count), strict=True)
 
     def select(self, samples: Tensor, size: int) -> None:
-        """Let every sample continue from what another one of ``size`` has read: their numbers, (B,)."""
+        """Let every sample continue from what another one of the ``size`` samples has read, given as numbers (B,)."""
         first = torch.arange(len(self.branches))[:, None] * size
         self.rows.select((first + samples.cpu()).flatten().to(self.rows.device))
 
     def crop(self, columns: int) -> bool:
-        """Take back the last ``columns`` tokens of every row; False if the cache cannot."""
+        """Remove the last ``columns`` tokens of every row; return False if the cache does not support that."""
         return self.rows.crop(columns)
 
     def split_off(self, samples: int) -> BranchRows:

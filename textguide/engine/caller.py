@@ -1,11 +1,11 @@
 """The call of transformers' ``generate`` that is running.
 
-``generate`` does not pass everything on. A custom loop does not get ``streamer=``, ``assistant_model=``,
-``negative_prompt_ids=`` and ``synced_gpus=``, which would be ignored in silence. A logits processor cannot tell one
-call from the next, although a second call whose prompt continues the first one's text needs a new start, and does not
-see which tokens are padding. Nothing public in transformers 5 provides them, so the call is read from the stack: in
-this one place, and only for reading. ``tests/engine/test_caller.py`` fails by name if transformers renames what is
-read.
+``generate`` does not pass all of its arguments to a custom loop: ``streamer=``, ``assistant_model=``,
+``negative_prompt_ids=`` and ``synced_gpus=``, which would be ignored silently. A logits processor cannot distinguish
+one call from the next, although a second call whose prompt continues the text of the first one needs a new state, and
+does not know which tokens are padding. Transformers 5 has no public API for these, so the call is read from the stack,
+in this one place, and nothing is written to it. ``tests/engine/test_caller.py`` fails if transformers renames one of
+the variables.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class GenerateCall:
     """Arguments and state of one running ``generate`` call.
 
     Args:
-        streamer: has the prompt already.
+        streamer: it has received the prompt already.
         assistant_model, negative_prompt_ids, synced_gpus: as passed to ``generate``.
-        prompts: how many prompts it was given; None before it counted them.
+        prompts: number of prompts; None if the call has not counted them yet.
         options: the further keyword arguments of the call.
-        processors: the list of logits processors that it made for this call; None before it made one.
+        processors: the list of logits processors that ``generate`` made for this call; None if it has not made one yet.
         attention_mask: of the prompts, (rows, L); None if they have no padding.
     """
 
@@ -55,7 +55,7 @@ class GenerateCall:
 
 
 def running_generate_call() -> GenerateCall | None:
-    """The innermost ``generate`` call that is running in this thread; None if there is none."""
+    """The innermost ``generate`` call that is running in this thread, or None if there is none."""
     from transformers import GenerationMixin
 
     code = inspect.unwrap(GenerationMixin.generate).__code__

@@ -1,4 +1,4 @@
-"""The way into transformers: a callable for ``model.generate(custom_generate=…)``."""
+"""Guided decoding inside transformers: a callable for ``model.generate(custom_generate=…)``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _OTHER_LOOPS: dict[str, tuple[Any, str]] = {
     "output_hidden_states": (False, "leave it out"),
     "prefill_chunk_size": (None, "leave it out"),
 }
-"""Fields of ``GenerationConfig`` that need another loop than ours: the value that does not, and a remedy."""
+"""Fields of ``GenerationConfig`` that select another decoding loop: the default value, which does not, and a remedy."""
 
 
 class BranchReader(Protocol):
@@ -58,7 +58,7 @@ class BranchReader(Protocol):
 
     @property
     def models(self) -> Mapping[str, Any]:
-        """Further models that its branches use, by name."""
+        """Further models that the branches use, by name."""
 
     def reads(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
         """Whether it provides the branches of a run of ``model``."""
@@ -85,28 +85,35 @@ class GuidedDecoding:
     ``constraint`` with the weights of a constrained or weighted run (else None), and ``speculation``.
 
     Args:
-        guidance: a guidance, a sequence of them, or None for plain decoding. In a sequence each acts in its order:
-            branches, then classifiers, then a constraint.
-        tokenizer: needed if the guidance contains text or uses a classifier, and for ``stop``.
-        models: further models by the name that branches use.
-        streamer: a transformers streamer; ``streamer=`` of ``generate`` does the same.
-        generator: randomness for sampling, or one per row; None: torch's global generator, as ``generate`` uses.
+        guidance: a guidance, a sequence of guidances, or None for plain decoding. In a sequence, branches act first,
+            then classifiers and rewards, then a constraint.
+        tokenizer: needed if the guidance contains text or uses a classifier, and if ``stop`` is set.
+        models: further models, by the names that branches use.
+        streamer: a transformers streamer; equivalent to ``streamer=`` of ``generate``.
+        generator: random generator for sampling, or a tuple with one per row. If None, torch's global generator is
+            used, as ``generate`` does.
         observer: called with a :class:`textguide.engine.loop.StepView` after every step.
         log_probs: record the log-probability of every token.
-        warn: warn if guidance changed nothing.
-        vocabulary: what each token adds to a text, for constraints; default: read from ``tokenizer``.
-        branch_prompts: token ids of every branch and row, instead of those that the guidance names.
+        warn: warn if guidance changed nothing. Default: True.
+        vocabulary: the bytes of each token, for constraints; default: read from ``tokenizer``.
+        branch_prompts: token ids of every branch and row, instead of those that the guidance defines.
         speculation: guess tokens and verify the guesses in the same passes: ``prompt-lookup``, ``recycling``, ``both``,
             or a :class:`textguide.Speculation`. The text stays the same.
-        fast: let runs without guidance use this machine's faster matrix products too, and read a beginning that prompts
-            share once, as guided runs do; they then equal transformers' up to rounding, not bit for bit.
+        fast: also use this machine's faster matrix products, and read a prefix that prompts share only once, when there
+            is no guidance (guided runs always do). The output then equals that of transformers up to rounding, not bit
+            for bit.
         captioning: how branches are made if the model reads images; a :class:`textguide.captioning.Captioning`.
-            Default of :func:`textguide.guided_decoding`: the branch without a condition sees a blank image.
-        stop: text or texts that end a row. ``stop_strings=`` of ``generate`` needs a tokenizer, which ``generate`` does
-            not keep for custom loops; use this argument.
+            Default of :func:`textguide.guided_decoding`: the unconditional branch sees a blank image.
+        stop: text or texts that end a row. Use this instead of ``stop_strings=`` of ``generate``, which needs a
+            tokenizer that ``generate`` does not pass to custom loops.
 
     Raises:
         ValueError: the generation mode or an option does not work with guidance; the message names it.
+
+    Example:
+        >>> decoding = textguide.guided_decoding(CFG(1.5))
+        >>> ids = model.generate(**inputs, custom_generate=decoding, max_new_tokens=8)
+        >>> print(decoding.effect)  # doctest: +SKIP
     """
 
     guidance: Any
@@ -131,7 +138,9 @@ class GuidedDecoding:
         self.guidance = as_guidance(self.guidance)
         self.stop = stop_texts(self.stop, "stop")
         if self.stop and self.tokenizer is None:
-            raise ValueError(f"stop={self.stop!r} needs tokenizer=, since texts end between tokens; pass it")
+            raise ValueError(
+                f"stop={self.stop!r} needs tokenizer=, because a stop text can end inside a token; pass it"
+            )
         if self.speculation is not None:
             from .speculation import as_speculation
 
@@ -146,7 +155,7 @@ class GuidedDecoding:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        """Called by ``generate`` instead of its own loop."""
+        """Decode; ``generate`` calls this instead of its own loop."""
         call = running_generate_call() or GenerateCall()
         streamer = self._streamer(call, input_ids)
         decoded = None
@@ -182,7 +191,7 @@ class GuidedDecoding:
         call: GenerateCall,
         **model_kwargs: Any,
     ) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
-        """The same run step by step: see :func:`textguide.engine.loop.decode`."""
+        """The same run, one step at a time; see :func:`textguide.engine.loop.decode`."""
         guided = self.guidance is not None and not self.guidance.is_neutral
         _check_mode(model, generation_config, model_kwargs, call, guided)
         if guided and not self._reads_images(model, model_kwargs):
@@ -220,7 +229,7 @@ class GuidedDecoding:
         return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
 
     def _settings(self, parts: Parts, model: Any, ids: Tensor, mask: Tensor | None, config: Any) -> Settings:
-        """What the loop needs, with classifiers at the start of the batch."""
+        """The settings of the loop, with classifiers at the start of the batch."""
         models = dict(self.models or {})
         if self.captioning is not None:
             models.update(self.captioning.models)
@@ -241,12 +250,13 @@ class GuidedDecoding:
             from ..step.class_log_probs import ClassLogProbs
 
             settings.class_log_probs = ClassLogProbs(parts.branching, self.tokenizer, model)
-        classifiers = [one for one in (settings.reweighter, settings.class_log_probs) if one is not None]
+        candidates = (settings.reweighter, settings.class_log_probs)
+        classifiers = [classifier for classifier in candidates if classifier is not None]
         if classifiers:
 
             def start() -> None:
-                for one in classifiers:
-                    one.begin(branch_inputs.without_padding(ids, mask))
+                for classifier in classifiers:
+                    classifier.begin(branch_inputs.without_padding(ids, mask))
 
             start()
             settings.restart_classifiers = start
@@ -262,15 +272,15 @@ class GuidedDecoding:
         streamer: Any,
         keys: Sequence[Hashable],
     ) -> Population:
-        """The rows that choose their tokens together, at the start of the batch."""
+        """The population at the start of the batch: the rows that choose their tokens together."""
         from ..smc.starting import check_run, start
 
         sampling = parts.sampling
         assert sampling is not None
         if sampling.corrects and parts.reweighting:
             raise ValueError(
-                "FeynmanKac cannot be combined with classifiers: the distribution of weighted candidates has a "
-                "normaliser of its own, which is not part of the product; leave one of them out"
+                "FeynmanKac cannot be combined with classifiers: reweighted candidates have their own normaliser, "
+                "which is not part of the product; leave one of them out"
             )
         check_run(sampling, config, streamer)
         if isinstance(self.generator, tuple):
@@ -299,14 +309,14 @@ class GuidedDecoding:
         criteria: Any,
         horizon: int,
     ) -> Sequence[Hashable]:
-        """For each row, what the distributions of its text depend on."""
+        """A key for each row, of everything that the distributions of its text depend on."""
         from .lesson_keys import lesson_keys
 
-        reads: list[branch_inputs.Rows] | None = None
+        branches: list[branch_inputs.Rows] | None = None
         is_text = not branch_inputs.sees_images(model, model_kwargs) and not model.config.is_encoder_decoder
         if is_text and all(isinstance(rows, list) for rows in settings.prompts):
-            reads = [branch_inputs.without_padding(ids, mask), *settings.prompts]  # type: ignore[list-item]
-        return lesson_keys(model, settings.models, parts, reads, len(ids), processors, criteria, horizon)
+            branches = [branch_inputs.without_padding(ids, mask), *settings.prompts]  # type: ignore[list-item]
+        return lesson_keys(model, settings.models, parts, branches, len(ids), processors, criteria, horizon)
 
     def _prompts(
         self,
@@ -318,12 +328,12 @@ class GuidedDecoding:
         generation_config: Any,
         horizon: int,
     ) -> list[branch_inputs.Rows | Source]:
-        """What each extra branch reads."""
+        """The prompt of each extra branch."""
         if self.captioning is not None and self._reads_images(model, model_kwargs):
             return self.captioning.sources(guidance, model, ids, model_kwargs, self.tokenizer, self.models or {})
         if branch_inputs.sees_images(model, model_kwargs):
             raise ValueError(
-                "the model reads images, and captioning=None does not say what the other branch sees; use "
+                "the model reads images, and captioning=None does not define what the other branch sees; use "
                 "textguide.guided_decoding, or pass captioning=textguide.captioning.Captioning()"
             )
         copies = generation_config.num_return_sequences or 1
@@ -350,11 +360,11 @@ class GuidedDecoding:
         return [*rows]
 
     def _reads_images(self, model: Any, model_kwargs: Mapping[str, Any]) -> bool:
-        """Whether the reader of images provides the branches."""
+        """Whether ``captioning`` provides the branches."""
         return self.captioning is not None and self.captioning.reads(model, model_kwargs)
 
     def _streamer(self, call: GenerateCall, ids: Tensor) -> Any:
-        """Where tokens go; it has received the prompt, as transformers' streamers expect."""
+        """The streamer of the run; it has received the prompt, as transformers' streamers expect."""
         if call.streamer is not None:
             return call.streamer
         if self.streamer is not None:
@@ -362,17 +372,17 @@ class GuidedDecoding:
         return self.streamer
 
 
-# -- what the loop refuses ---------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], call: GenerateCall, guided: bool) -> None:
-    """Refuse what our loop would ignore.
+    """Refuse options that our loop would ignore.
 
     Args:
-        guided: whether guidance acts; without it our loop has to do what transformers does.
+        guided: whether there is a guidance; if not, our loop has to do what transformers does.
 
     Raises:
-        ValueError: something does not work with it; the message names it and a remedy.
+        ValueError: an option does not work with our loop; the message names it and a remedy.
     """
     for name, (usual, remedy) in _OTHER_LOOPS.items():
         value = getattr(config, name, None)
@@ -394,23 +404,24 @@ def _check_mode(model: Any, config: Any, model_kwargs: Mapping[str, Any], call: 
         _refuse(f"cache_implementation={config.cache_implementation!r}", "leave it out")
     if _has_own_cache(model_kwargs):
         _refuse("a cache of your own", "leave it out")
-    # While PEFT generates, prepare_inputs_for_generation is its own; learned prompts are refused there.
+    # While PEFT generates, prepare_inputs_for_generation is PEFT's own method, whose object is the wrapper. The adapter
+    # refuses learned prompts if it is given the wrapper.
     adapter(getattr(model.prepare_inputs_for_generation, "__self__", model))
 
 
 def _check_speculation(config: Any, model_kwargs: Mapping[str, Any]) -> None:
-    """Refuse caches that cannot forget a wrong guess."""
+    """Refuse caches that cannot drop a wrong guess."""
     if config.cache_implementation is not None:
         raise ValueError(
-            f"cache_implementation={config.cache_implementation!r} keeps what it read, and speculation= has to forget "
-            "wrong guesses; leave one of them out"
+            f"cache_implementation={config.cache_implementation!r} keeps everything it read, but speculation= has to "
+            "drop wrong guesses; leave one of them out"
         )
     if _has_own_cache(model_kwargs):
-        raise ValueError("a cache of your own may hold what speculation= has to forget; leave one of them out")
+        raise ValueError("a cache of your own cannot be cropped when speculation= guessed wrong; leave one of them out")
 
 
 def _check_inputs(model_kwargs: Mapping[str, Any]) -> None:
-    """Refuse inputs that the extra branches would not read."""
+    """Refuse inputs that the extra branches cannot read."""
     if model_kwargs.get("inputs_embeds") is not None:
         _refuse(
             "inputs_embeds=",
@@ -428,7 +439,7 @@ def _has_own_cache(model_kwargs: Mapping[str, Any]) -> bool:
 
 
 def _is_cache_off(model: Any, call: GenerateCall) -> bool:
-    """Whether the call has ``use_cache=False``, as opposed to the model's own configuration (MPT's has it)."""
+    """Whether the call itself sets ``use_cache=False``; the model's own configuration may set it too, as MPT's does."""
     if call.options.get("use_cache") is False:
         return True
     return getattr(model.generation_config, "use_cache", None) is not False
@@ -444,9 +455,11 @@ def _prompt_mask(model: Any, model_kwargs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _compiled(model: Any, config: Any, model_kwargs: dict[str, Any]) -> Any:
-    """The compiled call that transformers itself would use for these inputs (a static cache on a GPU), or None."""
-    valid = getattr(model, "_valid_auto_compile_criteria", None)
-    return model.get_compiled_call(config.compile_config) if valid is not None and valid(model_kwargs, config) else None
+    """The compiled call that transformers would use for these inputs (a static cache on a GPU), or None."""
+    is_compilable = getattr(model, "_valid_auto_compile_criteria", None)
+    if is_compilable is None or not is_compilable(model_kwargs, config):
+        return None
+    return model.get_compiled_call(config.compile_config)
 
 
 def _as_output(decoded: Decoded, model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A guidance as a folder that transformers loads by ``model.generate(custom_generate=FOLDER)``."""
+"""Export a guidance as a folder that transformers loads with ``model.generate(custom_generate=FOLDER)``."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from textguide.models.adapters import load_further
 
 GUIDANCE = $guidance
 MODELS = $models
-"""Further models by the name that the guidance gives them; each is loaded once."""
+"""Further models, by the names that the guidance uses; each is loaded once."""
 
 
 def generate(model, guidance=None, tokenizer=None, models=None, **arguments):
-    """What ``model.generate`` returns, under the guidance.
+    """Call ``model.generate`` under the guidance, and return its output.
 
     Args:
         model: the model that ``generate`` was called on.
         guidance: fields to change, such as ``{"scale": 2.0}``.
-        tokenizer: the model's tokenizer; needed where the guidance holds text or asks a classifier.
-        models: further models in place of the named ones.
+        tokenizer: the model's tokenizer; needed if the guidance contains text or uses a classifier.
+        models: further models, which replace those of the same names.
         **arguments: those of transformers' ``generate``.
     """
     chosen = Guidance.from_dict({**GUIDANCE, **(guidance or {})})
@@ -63,7 +63,7 @@ tags:
 
 $rule$about
 
-Decoded by textguide, which `custom_generate/requirements.txt` asks for.
+Decoded by textguide, which `custom_generate/requirements.txt` lists.
 
 ## Use
 
@@ -89,7 +89,7 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
 | `tokenizer` | the model's tokenizer; $tokenizer |
 | `models` | further models by name$models |
 
-The fields as they stand here:
+The fields:
 
 ```python
 $guidance
@@ -97,31 +97,35 @@ $guidance
 
 ## Output
 
-As transformers' `generate` gives it. With `return_dict_in_generate=True` the output has an attribute `effect` besides:
-what guidance did to the distributions, in nats.
+The same as that of transformers' `generate`. With `return_dict_in_generate=True` the output has an additional attribute
+`effect`, which reports what guidance did to the distributions, in nats.
 """)
 
 
 def export_generate(
     guidance: Any, folder: str | os.PathLike[str], *, models: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> Path:
-    """Write ``custom_generate/generate.py``, ``custom_generate/requirements.txt`` and ``README.md``, a card.
+    """Write ``custom_generate/generate.py``, ``custom_generate/requirements.txt`` and a model card, ``README.md``.
 
-    The folder holds no weights: any model of transformers decodes with it. ``huggingface_hub.upload_folder`` pushes it.
+    The folder contains no weights and works with any model of transformers. Use ``huggingface_hub.upload_folder`` to
+    push it.
 
     Args:
         guidance: as for :func:`textguide.generate`.
-        folder: where; made if need be.
-        models: further models of the guidance, by name, each as :func:`textguide.load` takes it.
-        overwrite: whether files that stand there already are replaced.
+        folder: the folder to write, which is created if needed.
+        models: further models of the guidance, by name, in any form that :func:`textguide.load` accepts.
+        overwrite: replace files that exist. Default: False.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: the guidance does not run in ``generate``, or holds something that no other machine has: an object,
-            a file, a method from outside textguide; or a file of the export stands there.
+        ValueError: the guidance does not run in ``generate``, or it contains something that other machines do not have
+            (an object, a file, a method from outside textguide); or a file exists and ``overwrite`` is False.
     """
     chosen = as_guidance(guidance)
     if chosen is None:
-        raise ValueError("guidance=None is plain decoding, which model.generate does by itself; name a method")
+        raise ValueError("guidance=None is plain decoding, which model.generate does without an export; name a method")
     check_place(chosen, "generate")
     check_portable(chosen, models or {})
     target = files.folder(folder)
@@ -130,9 +134,9 @@ def export_generate(
         "custom_generate/requirements.txt": f"textguide>={_version()}\n",
         "README.md": _card(chosen, models or {}),
     }
-    taken = [name for name in texts if (target / name).exists()]
-    if taken and not overwrite:
-        raise ValueError(f"{target / taken[0]} exists; give another folder, or overwrite=True (--overwrite)")
+    existing = [name for name in texts if (target / name).exists()]
+    if existing and not overwrite:
+        raise ValueError(f"{target / existing[0]} exists; choose another folder, or pass overwrite=True (--overwrite)")
     (target / "custom_generate").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         files.write_text(target / name, text)
@@ -140,24 +144,24 @@ def export_generate(
 
 
 def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
-    """Refuse what the folder would not carry to another machine.
+    """Refuse a guidance that the folder cannot carry to another machine.
 
     Raises:
-        ValueError: it names what that is.
+        ValueError: a part of the guidance only exists on this machine; the message names it.
     """
     for part in guidance.parts:
         module = type(part).__module__
         if not module.startswith("textguide."):
             raise ValueError(
-                f"guidance {part.name!r} comes from the module {module}, which the folder would not carry; "
-                "bring it into a package, and name that in custom_generate/requirements.txt by hand"
+                f"guidance {part.name!r} comes from the module {module}, which the folder does not contain; "
+                "move it into a package, and add that package to custom_generate/requirements.txt"
             )
         if Need.MODEL in part.needs:
-            asked = {branch.model for branch in getattr(part, "branches", ()) if branch.model} - models.keys()
-            if asked:
-                name = sorted(asked)[0]
+            missing = {branch.model for branch in getattr(part, "branches", ()) if branch.model} - models.keys()
+            if missing:
+                name = sorted(missing)[0]
                 raise ValueError(
-                    f"guidance {part.name!r} asks a model {name!r}; say which it is: models={{{name!r}: …}} "
+                    f"guidance {part.name!r} needs a model named {name!r}; pass models={{{name!r}: …}} "
                     f"(--extra-model {name}=MODEL)"
                 )
     try:
@@ -166,20 +170,22 @@ def check_portable(guidance: Guidance, models: Mapping[str, str]) -> None:
             constraint = getattr(part, "constraint", None)
             if constraint is not None:
                 constraint_spec.resolve(constraint)
-        same = again.to_json() == guidance.to_json()
+        survives_json = again.to_json() == guidance.to_json()
     except (TypeError, ValueError):
-        same = False
-    if not same:
-        raise ValueError(f"guidance={label(guidance)!r} holds an object that JSON does not name; give its name as text")
+        survives_json = False
+    if not survives_json:
+        raise ValueError(
+            f"guidance={label(guidance)!r} contains an object that JSON cannot represent; pass its name as text"
+        )
     for name, value in (*_texts(guidance.to_dict()), *models.items()):
         if os.path.exists(value) and "prompt" not in name and "system" not in name:
             raise ValueError(
-                f"{name}={value!r} is a file of this machine, which the folder would not carry; push it first"
+                f"{name}={value!r} is a file on this machine, which the folder does not contain; push it first"
             )
 
 
 def _texts(value: Any, name: str = "guidance") -> Iterator[tuple[str, str]]:
-    """Every text in plain JSON values, with the field that it stands in."""
+    """Every text in plain JSON values, with the name of its field."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):
@@ -223,7 +229,7 @@ def _card(guidance: Guidance, models: Mapping[str, str]) -> str:
 
 
 def _python(guidance: Guidance) -> str:
-    """The plain values as Python writes them."""
+    """The plain values as Python code."""
     return pformat(guidance.to_dict(), width=100, sort_dicts=False)
 
 

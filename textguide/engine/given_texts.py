@@ -1,4 +1,4 @@
-"""What every branch says of given texts, and the guided distribution at each of their positions."""
+"""Read given texts in every branch, and compute the guided distribution at each of their positions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from . import branch_inputs
 from .branch_inputs import empty_source
 from .branch_rows import read_branch
 
-# Positions whose log-probabilities over the vocabulary are held at once.
 POSITIONS_AT_ONCE = 256
+"""Positions that are computed together, which bounds the memory for log-probabilities over the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class Item:
     """One continuation to score, in token ids.
 
     Args:
-        number: the caller's name for it.
-        context: what the conditional branch reads (for an encoder-decoder what its decoder starts with).
+        number: identifies the item for the caller.
+        context: what the conditional branch reads before the continuation; for an encoder-decoder, what its decoder
+            starts with.
         continuation: the tokens to score, at least one.
-        negatives: what each extra branch reads in place of the context.
+        negatives: what each extra branch reads instead of the context.
         sources: for an encoder-decoder, what the encoder of every branch reads, the conditional one first.
     """
 
@@ -48,28 +49,31 @@ class Item:
     sources: tuple[list[int], ...] = ()
 
     def read_by(self, branch: int) -> list[int]:
-        """What branch ``branch`` reads in front of the continuation; 0 is the conditional one."""
+        """What branch number ``branch`` reads before the continuation; 0 is the conditional branch."""
         return self.context if branch == 0 else self.negatives[branch - 1]
 
 
 def leading(settings: Sequence[Guidance | None]) -> BranchGuidance | None:
-    """The first guidance with branches among ``settings``; one that has none at its scale stands behind one that has
-    some. None where all are plain."""
-    branching = (split(setting).branching for setting in settings)
-    return max((one for one in branching if one is not None), key=lambda one: len(one.branches), default=None)
+    """The first guidance in ``settings`` with the largest number of branches, or None if all settings are plain.
+
+    The settings share their branches, but a guidance may have none at its scale.
+    """
+    branching = [split(setting).branching for setting in settings]
+    guidances = [guidance for guidance in branching if guidance is not None]
+    return max(guidances, key=lambda guidance: len(guidance.branches), default=None)
 
 
 def as_items(
     model: Any, tokenizer: Any, contexts: Any, continuations: Any, system: str | None, lead: BranchGuidance | None
 ) -> list[Item]:
-    """What each branch of ``lead`` reads, in token ids; arguments as for :func:`score`."""
+    """Convert texts to items with the token ids of each branch of ``lead``; arguments as for :func:`score`."""
     prompts = branch_inputs.canonical_prompts(contexts, system, tokenizer)
     if isinstance(continuations, str) or (len(continuations) and isinstance(continuations[0], int)):
         continuations = [continuations]
     if len(prompts) == 1 and len(continuations) > 1:
         prompts = prompts * len(continuations)
     if len(prompts) != len(continuations):
-        raise ValueError(f"{len(prompts)} contexts and {len(continuations)} continuations; give one of each per item")
+        raise ValueError(f"{len(prompts)} contexts and {len(continuations)} continuations; pass one of each per item")
     cond = [branch_inputs.encode(prompt, tokenizer, f"contexts[{n}]") for n, prompt in enumerate(prompts)]
     targets = _targets(continuations, tokenizer)
     branch_inputs.check_rows(model, cond, "contexts")
@@ -100,23 +104,23 @@ def _targets(continuations: Sequence[Any], tokenizer: Any) -> list[list[int]]:
         if isinstance(continuation, str):
             continuation = tokenizer(continuation, add_special_tokens=False).input_ids
         if not len(continuation):
-            raise ValueError(f"continuations[{number}] has no token; there is nothing to score")
+            raise ValueError(f"continuations[{number}] is empty; there is nothing to score")
         targets.append([int(token) for token in continuation])
     return targets
 
 
 def decoder_start(model: Any) -> int:
-    """The token with which an encoder-decoder's decoder starts.
+    """The token that the decoder of an encoder-decoder starts with.
 
     Raises:
-        ValueError: its configuration names none.
+        ValueError: the configuration does not define it.
     """
     for config in (model.generation_config, model.config):
         for name in ("decoder_start_token_id", "bos_token_id"):
             token = getattr(config, name, None)
             if token is not None:
                 return int(token)
-    raise ValueError("the model's configuration names no decoder_start_token_id; set it")
+    raise ValueError("the model's configuration does not define decoder_start_token_id; set it")
 
 
 @torch.no_grad()
@@ -128,18 +132,16 @@ def distributions(
     tokenizer: Any = None,
     models: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Guided log-probabilities at every position that predicts a continuation token, item behind item, (T, V)."""
+    """Guided log-probabilities at every position that predicts a continuation token, item by item, (T, V)."""
     check_place(guidance, "score")
     model = adapter(model).base
-    own: dict[View | None, Tensor] = {}
-    logits = branch_logits(model, batch, own, [guidance], models or {})
+    cond_logits: dict[View | None, Tensor] = {}
+    logits = branch_logits(model, batch, cond_logits, [guidance], models or {})
     targets = torch.tensor([token for item in batch for token in item.continuation], device=logits[0].device)
     kinds = split(guidance)
-    weighing, asked = (
-        reweighter(kinds.reweighting, tokenizer, model),
-        class_log_probs(kinds.branching, tokenizer, model),
-    )
-    parts = along_texts(logits, own, batch, targets, [guidance], [weighing], [asked], None)
+    reweighting = reweighter(kinds.reweighting, tokenizer, model)
+    classifier = class_log_probs(kinds.branching, tokenizer, model)
+    parts = along_texts(logits, cond_logits, batch, targets, [guidance], [reweighting], [classifier], None)
     return torch.cat([guided for _, _, guided in parts])
 
 
@@ -147,25 +149,31 @@ def distributions(
 def branch_logits(
     model: Any,
     batch: list[Item],
-    own: dict[View | None, Tensor],
+    cond_logits: dict[View | None, Tensor],
     settings: Sequence[Guidance | None],
     models: Mapping[str, Any],
 ) -> list[Tensor]:
     """Logits (T, V) of every branch, the conditional one first, at each position that predicts a continuation token.
 
     Args:
-        own: gets the conditional logits by what of the model they come from, and is asked for them first.
+        cond_logits: the conditional logits for each part of the model, which are reused if they are in it and added to
+            it if not.
         settings: guidances that share their branches.
     """
     lead = leading(settings)
-    extra, view = (lead.branches, lead.view) if lead is not None else ((), None)
-    found = model_views.model_parts(model, models, extra, view)
-    plain = any(split(setting).branching is None for setting in settings)
-    for needed in {view, None} if plain else {view}:
-        if needed not in own:
-            own[needed] = _continuation_logits(model if needed is None else found[SELF, needed], batch, 0)
-    others = [_continuation_logits(found[branch.model_part], batch, n) for n, branch in enumerate(extra, start=1)]
-    logits = [own[view], *(other.to(own[view].device) for other in others)]
+    extra = () if lead is None else lead.branches
+    view = None if lead is None else lead.view
+    parts = model_views.model_parts(model, models, extra, view)
+    views = {view}
+    if any(split(setting).branching is None for setting in settings):  # plain decoding runs the whole model
+        views.add(None)
+    for needed in views:
+        if needed not in cond_logits:
+            part = model if needed is None else parts[SELF, needed]
+            cond_logits[needed] = _continuation_logits(part, batch, 0)
+    logits = [cond_logits[view]]
+    for number, branch in enumerate(extra, start=1):
+        logits.append(_continuation_logits(parts[branch.model_part], batch, number).to(logits[0].device))
     sizes = {one.shape[-1] for one in logits}
     if len(sizes) > 1:
         raise ValueError(f"the models of the branches have vocabularies of {sorted(sizes)} tokens; they must share one")
@@ -174,7 +182,7 @@ def branch_logits(
 
 def along_texts(
     logits: list[Tensor],
-    own: Mapping[View | None, Tensor],
+    cond_logits: Mapping[View | None, Tensor],
     batch: list[Item],
     targets: Tensor,
     settings: list[Guidance | None],
@@ -182,13 +190,26 @@ def along_texts(
     classifiers: list[ClassLogProbs | None],
     horizon: int | None,
 ) -> Iterator[tuple[int, slice, Tensor]]:
-    """The number of a setting, some positions, and its log-probabilities (P, V) there; a few positions at a time."""
-    lead = leading(settings)
+    """Compute the guided distributions, a few positions at a time.
+
+    Args:
+        logits: of all branches, from :func:`branch_logits`.
+        cond_logits: conditional logits for each part of the model, from :func:`branch_logits`.
+        batch: the items.
+        targets: the continuation tokens of all items, (T,).
+        settings: guidances that share their branches.
+        reweightings: for each setting, the classifiers and rewards that it uses.
+        classifiers: for each setting, the classifier that its guidance reads.
+        horizon: number of tokens from progress 0 to 1; None: the length of each continuation.
+
+    Yields:
+        The number of a setting, a slice of positions, and the log-probabilities (P, V) of the setting there.
+    """
     guidances = [split(setting).branching for setting in settings]
     positions = [(item, i) for item in batch for i in range(len(item.continuation))]
     steps = _steps(positions, horizon, logits, targets, guidances)
-    # A setting without branches runs the whole model, although others run it with a change inside.
-    plain = own[None] if lead is not None and lead.view is not None and None in own else logits[0]
+    # A setting without branches runs the whole model, even if the other settings run a part of it.
+    plain = cond_logits.get(None, logits[0])
     valid = torch.ones(len(settings), len(targets), dtype=torch.bool, device=logits[0].device)
     for start in range(0, len(targets), POSITIONS_AT_ONCE):
         part = slice(start, start + POSITIONS_AT_ONCE)
@@ -197,20 +218,16 @@ def along_texts(
             step = _step_at(steps, part, guidance, classifiers[number], positions[part])
             reweighting = reweightings[number]
             reweight = None if reweighting is None else partial(_reweigh, reweighting, step, positions[part])
-            cond, extra = (log_softmax(plain[part]), None) if guidance is None else _branches(logp, guidance)
+            cond = log_softmax(plain[part]) if guidance is None else logp[0]
+            count = 0 if guidance is None else len(guidance.branches)
+            extra = logp[1 : 1 + count] if count else None
             outcome = guided_step(cond, extra, guidance, step, reweight=reweight, measure=False, normalised=True)
             if outcome.valid is not None:
                 valid[number, part] = outcome.valid
             yield number, part, cond if outcome.log_probs is None else outcome.log_probs
     if not bool(valid.all()):
-        number, place = (~valid).nonzero()[0].tolist()
-        refuse_invalid(settings[number], [positions[place][0].number])
-
-
-def _branches(logp: Tensor, guidance: BranchGuidance) -> tuple[Tensor, Tensor | None]:
-    """Of the log-probabilities of all branches those that ``guidance`` reads: the conditional one, and the others."""
-    count = len(guidance.branches)
-    return logp[0], logp[1 : 1 + count] if count else None
+        number, position = (~valid).nonzero()[0].tolist()
+        refuse_invalid(settings[number], [positions[position][0].number])
 
 
 def _steps(
@@ -220,8 +237,8 @@ def _steps(
     targets: Tensor,
     guidances: Sequence[BranchGuidance | None],
 ) -> Step:
-    """The steps of all positions, (T, 1), with the likelihoods of all branches if one of the guidances reads them."""
-    progress = [_progress(i, horizon or len(item.continuation)) for item, i in positions]
+    """The steps of all positions, (T, 1), with the likelihoods of all branches if a guidance reads them."""
+    progress = [float(Step.at(i, horizon or len(item.continuation)).progress) for item, i in positions]
     steps = Step(torch.tensor(progress, device=logits[0].device)[:, None])
     if not any(guidance is not None and guidance.reads_likelihoods for guidance in guidances):
         return steps
@@ -236,7 +253,7 @@ def _step_at(
     classifier: ClassLogProbs | None,
     positions: Sequence[tuple[Item, int]],
 ) -> Step:
-    """The step of some positions, with what ``guidance`` reads of it."""
+    """The step of some positions, with the inputs that ``guidance`` reads."""
     assert isinstance(steps.progress, Tensor)
     step = replace(steps, progress=steps.progress[part], likelihoods=None)
     if guidance is None:
@@ -248,28 +265,24 @@ def _step_at(
     return step
 
 
-def _classes(classifier: ClassLogProbs, places: Sequence[tuple[Item, int]]) -> Tensor:
-    """The class log-probabilities of the text before each place, (n, P)."""
-    classifier.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
-    return classifier.of(range(len(places)))
+def _classes(classifier: ClassLogProbs, positions: Sequence[tuple[Item, int]]) -> Tensor:
+    """The class log-probabilities of the text before each position, (n, P)."""
+    classifier.begin([item.context for item, _ in positions], [item.continuation[:i] for item, i in positions])
+    return classifier.of(range(len(positions)))
 
 
 def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities (T,) of the tokens ``targets`` (T,) under ``logits`` (T, V), a part at a time."""
+    """Log-probabilities (T,) of the tokens ``targets`` (T,) under ``logits`` (T, V), some positions at a time."""
     parts = zip(logits.split(POSITIONS_AT_ONCE), targets.split(POSITIONS_AT_ONCE), strict=True)
     return torch.cat([log_softmax(some).gather(-1, token[:, None])[:, 0] for some, token in parts])
 
 
 def _reweigh(
-    reweighter: Reweighter, step: Step, places: Sequence[tuple[Item, int]], log_probs: Tensor
+    reweighter: Reweighter, step: Step, positions: Sequence[tuple[Item, int]], log_probs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reweight the distributions (P, V) at some places, each of which is an item and a number of its tokens."""
-    reweighter.begin([item.context for item, _ in places], [item.continuation[:i] for item, i in places])
-    return reweighter(log_probs, step, [i for _, i in places], range(len(places)))
-
-
-def _progress(index: int, horizon: int) -> float:
-    return float(Step.at(index, horizon).progress)
+    """Reweight the distributions (P, V) at some positions, each of which is an item and the index of its token."""
+    reweighter.begin([item.context for item, _ in positions], [item.continuation[:i] for item, i in positions])
+    return reweighter(log_probs, step, [i for _, i in positions], range(len(positions)))
 
 
 @torch.no_grad()
@@ -307,7 +320,7 @@ def _decoder_logits(model: Any, batch: list[Item], branch: int) -> Tensor:
 
 
 def _after_shared_contexts(model: Any, contexts: list[list[int]], continuations: list[list[int]]) -> Tensor:
-    """Read every context once, whatever the number of its continuations, and these behind it."""
+    """Read every context once, however many continuations it has, and then the continuations."""
     device = adapter(model).device
     rows, first = read_branch(model, contexts, fast=False)
     longer = [row for row, continuation in enumerate(continuations) if len(continuation) > 1]

@@ -1,4 +1,4 @@
-"""Which rows may learn from each other: those whose next-token distributions and ends depend on the same things."""
+"""Which rows can learn from each other: those whose next-token distributions and ends depend on the same inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, S
 
 from ..guidance.composed import Parts
 
-_KNOWN = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)  # told by the end tokens and the limit, or no lesson
+# Criteria that keys need not contain: two follow from the end tokens and the limit, and time teaches nothing.
+_KNOWN = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
 
 
 def lesson_keys(
@@ -25,15 +26,15 @@ def lesson_keys(
     criteria: Any,
     horizon: int,
 ) -> list[Hashable]:
-    """A key for each of ``size`` rows; rows with equal ones learn from each other.
+    """A key for each of ``size`` rows; rows with equal keys learn from each other.
 
     Args:
         models: further models by name.
         parts: of the guidance.
-        rows: the token ids that every branch reads, the conditional one first; None where rows read more than ids, so
-            that they share nothing.
-        processors: of transformers.
-        criteria: of transformers, for the end of a text.
+        rows: the token ids that every branch reads, the conditional one first. None if rows read more than ids, so that
+            no two rows are the same.
+        processors: logits processors of transformers.
+        criteria: stopping criteria of transformers.
         horizon: the limit of new tokens.
     """
     common = (
@@ -45,8 +46,8 @@ def lesson_keys(
         horizon,
     )
     if rows is None:
-        mine = object()
-        return [(common, mine, number) for number in range(size)]
+        run = object()  # differs from that of every other run
+        return [(common, run, number) for number in range(size)]
     return [(common, tuple(tuple(branch[number]) for branch in rows)) for number in range(size)]
 
 
@@ -55,7 +56,7 @@ def _ending(criterion: Any) -> Hashable:
 
 
 def _settings(processor: Any) -> Hashable:
-    """What a processor does, as a value; one that its plain settings do not tell equals itself alone."""
+    """A hashable value for what a processor does; a processor with settings that are not plain only equals itself."""
     values: list[tuple[str, Hashable]] = []
     for name, value in sorted(getattr(processor, "__dict__", {"": processor}).items()):
         if isinstance(value, Tensor) and value.numel() <= 64:
@@ -69,7 +70,7 @@ def _settings(processor: Any) -> Hashable:
 
 
 def _value(value: Any) -> Hashable:
-    """``value``, or what equals it alone where it has no hash."""
+    """``value``, or a wrapper that is only equal to itself if ``value`` has no hash."""
     try:
         hash(value)
     except TypeError:
@@ -78,7 +79,7 @@ def _value(value: Any) -> Hashable:
 
 
 class _Itself:
-    """An object that equals itself alone."""
+    """Wraps an object and compares by identity."""
 
     def __init__(self, one: Any) -> None:
         self.one = one

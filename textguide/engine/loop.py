@@ -23,12 +23,12 @@ from ..smc.population import Population
 from ..step.class_log_probs import ClassLogProbs
 from ..step.effect import EffectMeter
 from ..step.guided_step import StepOutcome, guided_step, refuse_invalid
+from ..step.likelihoods import Likelihoods
 from ..step.reweighting import Reweighter
 from .branch_passes import BranchPasses, Source, StepLogits
 from .results import Decoded, joined
 from .speculation import Speculation
 from .speculation.passes import SpeculativePasses
-from .step_inputs import StepInputs
 
 Observer = Callable[["StepView"], None]
 
@@ -48,18 +48,18 @@ class Moves:
 
 @dataclass(frozen=True)
 class StepView:
-    """What an observer gets of one step.
+    """One step, as passed to an observer.
 
     Args:
-        index: the number of the token, from 0.
+        index: the index of the token, from 0.
         samples: the rows that are in the batch, in the order of the tensors.
         cond: conditional log-probabilities, (B, V).
         extra: log-probabilities of the extra branches, (n, B, V); None if no row was guided.
         guided: the distribution that was sampled from, before processors and warpers, as log-probabilities (B, V).
         reweighed: rows whose candidates were reweighted by a classifier, bool (B,); None without a classifier.
         tokens: the tokens that were chosen, (B,).
-        population: rows that choose their tokens together, after this step; None if they do not.
-        moves: how rows moved before this step; None if they all stayed.
+        population: the rows that choose their tokens together, after this step; None if there are none.
+        moves: which rows continued other rows' texts before this step; None if no row did.
     """
 
     index: int
@@ -75,7 +75,7 @@ class StepView:
 
 @dataclass
 class Settings:
-    """What :func:`decode` needs besides the inputs that transformers prepared.
+    """What :func:`decode` needs in addition to the inputs that transformers prepared.
 
     Args:
         guidance: None, or a guidance with branches that is not neutral.
@@ -84,13 +84,13 @@ class Settings:
         class_log_probs: the classifier that the guidance reads; its batch has started.
         population: chooses the tokens of the rows, or rules some out.
         models: further models by name.
-        generator: randomness for sampling, or one per row; None: torch's global generator.
+        generator: random generator for sampling, or one per row; None: torch's global generator.
         observer: called after every step.
         log_probs: record the log-probability of every token.
         speculation: guess tokens, and verify the guesses in the same passes.
-        fast: use this machine's faster matrix products in unguided runs too, which then differ by rounding.
+        fast: also use this machine's faster matrix products in unguided runs, which then differ by rounding.
         static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
-        restart_classifiers: starts the batch of the classifiers again, for rows that start again.
+        restart_classifiers: restarts the batch of the classifiers when rows start again.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
 
@@ -125,7 +125,7 @@ def decode(
     settings: Settings,
     model_kwargs: dict[str, Any],
 ) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
-    """Decode; yield the next tokens (B,) of every step with the rows that wrote them, bool (B,), and at the end the
+    """Decode; yield the next tokens (B,) of every step with the rows that wrote them, bool (B,), and finally the
     :class:`Decoded`.
 
     Args:
@@ -134,18 +134,18 @@ def decode(
         logits_processor: transformers processors and warpers, applied to the guided distribution.
         stopping_criteria: transformers stopping criteria.
         generation_config: read for sampling, outputs and the padding token.
-        settings: guidance and everything else of ours.
-        model_kwargs: what ``generate`` prepared for the model.
+        settings: the guidance and all other settings of textguide.
+        model_kwargs: the inputs that ``generate`` prepared for the model.
     """
     population = settings.population
     restarts = population is not None and population.repeats
     tries: list[Decoded] = []
-    newest = [0] * len(input_ids)  # the try that counts, for each row
+    newest = [0] * len(input_ids)  # for each row, the try that counts
     again = list(range(len(input_ids)))
     while again:
         processors = logits_processor
         inputs = model_kwargs
-        if restarts:  # what one try leaves in processors and caches must not reach the next
+        if restarts:  # processors and caches keep state of a try, which must not reach the next one
             processors = _copied_processors(logits_processor)
             inputs = _copied_caches(model_kwargs)
         loop = _Loop(model, input_ids, processors, stopping_criteria, generation_config, settings)
@@ -165,7 +165,8 @@ def decode(
 
 def _is_out_of_time(criteria: Any, ids: Tensor) -> bool:
     """Whether the time for the whole run has passed."""
-    return any(isinstance(one, MaxTimeCriteria) and bool(one(ids, None).all()) for one in criteria)
+    timers = [criterion for criterion in criteria if isinstance(criterion, MaxTimeCriteria)]
+    return any(bool(timer(ids, None).all()) for timer in timers)
 
 
 def _copied_caches(model_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -175,9 +176,12 @@ def _copied_caches(model_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _copied_processors(processors: Any) -> Any:
     """Copies of processors; models and generators in them stay the same objects."""
-    shared = (torch.nn.Module, torch.Generator)
-    values = (value for one in processors for value in getattr(one, "__dict__", {}).values())
-    return copy.deepcopy(processors, {id(value): value for value in values if isinstance(value, shared)})
+    shared: dict[int, Any] = {}  # deepcopy takes objects in its memo as they are
+    for processor in processors:
+        for value in getattr(processor, "__dict__", {}).values():
+            if isinstance(value, (torch.nn.Module, torch.Generator)):
+                shared[id(value)] = value
+    return copy.deepcopy(processors, shared)
 
 
 class _Loop:
@@ -204,25 +208,21 @@ class _Loop:
             self.passes = BranchPasses(*run)
         else:
             self.passes = SpeculativePasses(settings.speculation, self.guidance, self.horizon, *run)
-        self.inputs = StepInputs(
-            self.guidance,
-            settings.class_log_probs,
-            self.passes,
-            len(ids),
-            self.horizon,
-            config.num_return_sequences or 1,
-            ids.device,
-        )
+        self.likelihoods: Likelihoods | None = None
+        if self.guidance is not None and self.guidance.reads_likelihoods:
+            self.likelihoods = Likelihoods(1 + len(branches), len(ids), self.passes, ids.device)
+        self.step = Step()  # the step that is being computed, and whether the guidance is active at it
+        self.is_active = False
         self.meter = EffectMeter(len(branches), ids.device)
         pad = config._pad_token_tensor
         self.pad = pad.to(ids.device) if pad is not None else torch.zeros((), dtype=torch.long, device=ids.device)
-        # Which rows still write. Finished rows may stay in the batch for a while, so that `passes` does not know.
+        # Rows that still write. `passes.alive` can differ, because finished rows may stay in the batch for a while.
         self.writing = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
         self.wrote = self.writing.bool()  # the rows that wrote in the newest step
         self.lengths = torch.zeros_like(self.writing)
-        self.valid: Tensor | None = None  # of the newest step, for the rows of the batch
+        self.valid: Tensor | None = None  # of the newest step, for the rows in the batch
         self.moves: Moves | None = None  # of rows, before this step
-        # What was recorded at every step.
+        # Records of every step.
         self.log_probs: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -235,7 +235,9 @@ class _Loop:
         if self.settings.static:
             self.passes.make_static(self.horizon)
         self.passes.replace_call(self.settings.call)
+        self._begin_step()
         if not self._runs_branches():
+            # The prompts are read nonetheless, so that the branches can join at a later step.
             self.passes.rest()
             logits.extra = None
         return logits
@@ -243,6 +245,7 @@ class _Loop:
     def read(self) -> StepLogits:
         """Run the forward pass of the next step."""
         self.index += 1
+        self._begin_step()
         return self.passes.step(self.ids, self.index, self._runs_branches())
 
     def write(self, logits: StepLogits) -> Tensor:
@@ -250,7 +253,8 @@ class _Loop:
         outcome = self._guided(logits)
         last = self.index == self.horizon - 1
         tokens, processed = self._chosen(outcome, last)
-        self.inputs.add(outcome.branches, tokens)
+        if self.likelihoods is not None and outcome.branches is not None:
+            self.likelihoods.add(outcome.branches, tokens)
         self._record(logits, outcome, processed, tokens)
         if self.settings.observer is not None:
             self.settings.observer(self._view(logits, outcome, tokens))
@@ -258,14 +262,16 @@ class _Loop:
         self.wrote = self.writing.bool()
         self.lengths = self.lengths + self.writing
         self.writing = self.writing & ~self.criteria(self.ids, processed)
-        if self.population is not None:  # each side learns which rows the other one ended
+        if self.population is not None:  # the criteria may end rows, and so may the population
             self.population.stop(self.writing.tolist())
             self.writing = self.writing * torch.tensor(self.population.open, device=self.ids.device)
         return tokens
 
     def finished(self) -> bool:
-        """Whether all rows have ended; finished rows leave the batch. The one place of a step that waits for the
-        device."""
+        """Remove finished rows from the batch; return whether all rows have ended.
+
+        This is the only part of a step that waits for the device.
+        """
         if self.population is not None:
             self._resample(self.population)
         checks = self.writing.bool()
@@ -283,7 +289,7 @@ class _Loop:
         return False
 
     def outcome(self) -> Decoded:
-        """What came of the try."""
+        """The result of the try."""
         if self.settings.reweighter is not None:
             self.meter.classified = self.settings.reweighter.texts_scored
         returns = self.config.return_dict_in_generate
@@ -300,22 +306,36 @@ class _Loop:
 
     # -- parts of a step -------------------------------------------------------------------------------------------
 
+    def _begin_step(self) -> None:
+        """Determine what the guidance reads at this step, and whether it is active."""
+        guidance = self.guidance
+        if guidance is None:
+            return
+        class_log_probs = None
+        if self.settings.class_log_probs is not None:
+            if self.index:
+                self.settings.class_log_probs.append(self.ids[:, -1].tolist())
+            class_log_probs = self.settings.class_log_probs.of(self.passes.alive).to(self.ids.device)
+        self.step = Step.at(
+            self.index,
+            self.horizon,
+            self.passes.alive,
+            len(self.ids),
+            self.config.num_return_sequences or 1,
+            None if self.likelihoods is None else self.likelihoods.of_batch(),
+            class_log_probs,
+        )
+        self.is_active = guidance.active(self.step)
+
     def _runs_branches(self) -> bool:
         """Whether the extra branches take part in this step."""
-        if self.guidance is None or not self.guidance.branches or self.settings.static:
-            return True
-        return self.guidance.active(Step.at(self.index, self.horizon))
+        # A cache of fixed shape cannot catch up later: its branches run at every step.
+        return self.is_active or self.settings.static or self.guidance is None or not self.guidance.branches
 
     def _guided(self, logits: StepLogits) -> StepOutcome:
         """The guided distribution of the rows in the batch."""
         reweighter = self.settings.reweighter
-        guidance = self.guidance
-        step = Step()
-        if guidance is not None:
-            step = self.inputs.step(self.index, self.ids)
-            # With a cache of fixed shape the branches run at every step, also outside of the window.
-            if not guidance.active(step) or (logits.extra is None and guidance.branches):
-                guidance = None
+        guidance = self.guidance if self.is_active else None
         if reweighter is not None and self.index:
             reweighter.append(self.ids[:, -1].tolist())
         corrects = self.population is not None and self.population.corrects
@@ -323,7 +343,7 @@ class _Loop:
             logits.cond,
             logits.extra if guidance is not None else None,
             guidance,
-            step,
+            self.step,
             reweight=None if reweighter is None else self._reweight,
             weigh=guidance is not None and corrects,
         )
@@ -336,7 +356,7 @@ class _Loop:
         return outcome
 
     def _inform(self, population: Population, outcome: StepOutcome) -> None:
-        """Pass on what the population weighs its texts by, and the distribution that it may fork at."""
+        """Give the population the weights of its texts, and the distribution at which it may fork."""
         if outcome.normaliser is not None:
             population.weigh(outcome.normaliser, self._rows)
         population.observe(outcome.scores if outcome.log_probs is None else outcome.log_probs, self._rows)
@@ -359,7 +379,7 @@ class _Loop:
             tokens = _drawn(torch.softmax(processed, dim=-1), self.settings.generator)
         else:
             tokens = torch.argmax(processed, dim=-1)
-        if population is not None:  # rows that the population gave up write padding and end
+        if population is not None:  # rows that the population has given up write padding and end
             self.writing = self.writing * torch.tensor(population.open, device=tokens.device)
         tokens = torch.where(self.writing.bool(), tokens, self.pad)
         if population is not None:
@@ -390,7 +410,7 @@ class _Loop:
         )
 
     def _resample(self, population: Population) -> None:
-        """Let rows continue the texts of others, if the population needs that: ids, caches, and what was recorded."""
+        """Let rows continue the texts of others if the population resamples: ids, caches and records."""
         ancestors = population.resample()
         self.moves = None
         if ancestors is None:
@@ -404,7 +424,10 @@ class _Loop:
             record[:] = [values[index] for values in record]
         rewritten = population.rewritten()
         self.moves = Moves(tuple(sources), {row: token for row, (token, _) in rewritten.items()})
-        self.inputs.move(sources, rewritten)
+        if self.likelihoods is not None:
+            self.likelihoods.move(sources, rewritten)
+        if self.settings.class_log_probs is not None:
+            self.settings.class_log_probs.select(sources)
         for row, (token, log_prob) in rewritten.items():
             self.ids[row, -1] = token
             self.writing[row] = int(population.open[row])
@@ -417,8 +440,8 @@ class _Loop:
 
 
 def _drawn(probs: Tensor, generator: torch.Generator | tuple[torch.Generator, ...] | None) -> Tensor:
-    """A token of every row, (B,); with a generator per row, what each row draws on its own."""
+    """Draw a token for every row, (B,); with one generator per row, each row draws on its own."""
     if not isinstance(generator, tuple):
         return torch.multinomial(probs, num_samples=1, generator=generator).squeeze(1)
     rows = zip(probs.split(1), generator, strict=True)
-    return torch.cat([torch.multinomial(row, num_samples=1, generator=own)[0] for row, own in rows])
+    return torch.cat([torch.multinomial(row, num_samples=1, generator=row_generator)[0] for row, row_generator in rows])

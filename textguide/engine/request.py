@@ -1,4 +1,4 @@
-"""What a user asks of a run, checked before anything runs: our own arguments and those of transformers."""
+"""The arguments of a run, both ours and those of transformers, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLING_OPTIONS = (
     "epsilon_cutoff",
     "eta_cutoff",
 )
-"""Options that change what is drawn: with one of them :func:`textguide.generate` samples."""
+"""Options that affect sampling: if one of them is passed, :func:`textguide.generate` samples."""
 
 _NOT_OURS: dict[str, str] = {
     "guidance_scale": "pass guidance=CFG(scale)",
@@ -52,11 +52,11 @@ _NOT_OURS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked for; arguments as for :func:`textguide.generate`.
+    """The arguments of one run, as for :func:`textguide.generate`.
 
     Args:
-        seed: one for the run, or a tuple with one per row.
-        options: of transformers' ``GenerationConfig``.
+        seed: a seed for the run, or a tuple with one per row.
+        options: options of transformers' ``GenerationConfig``.
 
     Raises:
         ValueError: an argument has a value that cannot work; the message names it.
@@ -126,12 +126,12 @@ class Request:
         constraint: Any = None,
         **fields: Any,
     ) -> Request:
-        """The request of a call. What is passed by itself counts before what ``generation_config=`` contains.
+        """Build the request of a call. Arguments override the fields of ``generation_config=``.
 
         Args:
-            options: the further keyword arguments of the call, with ``generation_config`` among them.
-            default_length: new tokens if nothing says how many.
-            constraint: short for ``AWRS(constraint)`` among the guidance.
+            options: the further keyword arguments of the call, which may contain ``generation_config``.
+            default_length: number of new tokens if neither the call nor ``generation_config`` sets it.
+            constraint: adds ``AWRS(constraint)`` to the guidance.
             **fields: further fields.
         """
         merged = with_config(options, max_new_tokens)
@@ -164,7 +164,7 @@ class Request:
 
     @property
     def forks(self) -> bool:
-        """Whether texts fork into rows, which have to be there from the start."""
+        """Whether texts fork into other rows of the batch, which have to exist from the start."""
         return split(self.guidance).forks
 
     @property
@@ -178,17 +178,17 @@ class Request:
         return split(self.guidance).weighs
 
     def rows_per_batch(self, rows: int) -> int:
-        """Rows that are decoded at once, of ``rows`` in all."""
+        """Number of rows decoded together, of ``rows`` in total."""
         if self.batch_size is None:
             return rows
         return self.batch_size * (self.particles if self.forks else 1)
 
 
 def with_constraint(guidance: Guidance | None, constraint: Any) -> Guidance | None:
-    """``guidance`` with ``AWRS(constraint)`` added; as it is if ``constraint`` is None.
+    """Add ``AWRS(constraint)`` to ``guidance``; return it unchanged if ``constraint`` is None.
 
     Raises:
-        ValueError: the guidance has a constraint or a population already.
+        ValueError: the guidance already has a constraint or a population.
     """
     if constraint is None:
         return guidance
@@ -203,18 +203,18 @@ def with_constraint(guidance: Guidance | None, constraint: Any) -> Guidance | No
 
 
 def with_config(options: Mapping[str, Any], max_new_tokens: int | None) -> dict[str, Any]:
-    """``options`` with the fields of ``generation_config=``, which they override.
+    """Merge ``options`` with the fields of ``generation_config=``; the options override the fields.
 
     Args:
-        max_new_tokens: as passed next to them; it, or the configuration's, counts before ``max_length``.
+        max_new_tokens: as passed to the call. If it or the configuration's is set, ``max_length`` is ignored.
 
     Raises:
         ValueError: ``generation_config`` is not a ``GenerationConfig``.
     """
-    own = dict(options)
-    config = own.pop("generation_config", None)
+    passed = dict(options)
+    config = passed.pop("generation_config", None)
     if config is None:
-        return own
+        return passed
     if not hasattr(config, "get_generation_mode"):
         raise ValueError(f"generation_config={config!r} must be a transformers.GenerationConfig")
     fields = {}
@@ -223,14 +223,14 @@ def with_config(options: Mapping[str, Any], max_new_tokens: int | None) -> dict[
             fields[name] = value
     if max_new_tokens is not None or "max_new_tokens" in fields:
         fields.pop("max_length", None)
-    return {**fields, **own}
+    return {**fields, **passed}
 
 
 def check_names(function: Any, options: Mapping[str, Any], model: Any) -> None:
-    """Refuse options that neither ``function``, transformers' ``generate`` nor ``model`` knows.
+    """Refuse options that neither ``function`` nor transformers' ``generate`` nor ``model`` accepts.
 
     Args:
-        function: the public function that was called, whose own arguments are suggested too.
+        function: the public function that was called; its arguments are suggested too.
 
     Raises:
         ValueError: an option is unknown; the message suggests the nearest one.
@@ -239,24 +239,25 @@ def check_names(function: Any, options: Mapping[str, Any], model: Any) -> None:
         return
     from transformers import GenerationConfig, GenerationMixin
 
-    own = inspect.signature(function).parameters.keys() - {"options"}
-    known = {*own, *_NOT_OURS, "generation_config", *vars(GenerationConfig()), "temperature", "top_p", "top_k"}
+    arguments = inspect.signature(function).parameters.keys() - {"options"}
+    known = {*arguments, *_NOT_OURS, "generation_config", *vars(GenerationConfig()), "temperature", "top_p", "top_k"}
     known |= inspect.signature(GenerationMixin.generate).parameters.keys()
     for name in options:
         if name in known or name in inspect.signature(model.forward).parameters:
             continue
-        suggestions = {*own, *vars(GenerationConfig())} - {*_NOT_OURS}
-        nearest = difflib.get_close_matches(name, sorted(one for one in suggestions if one[0] != "_"), n=1, cutoff=0.6)
+        suggestions = {*arguments, *vars(GenerationConfig())} - {*_NOT_OURS}
+        public = sorted(suggestion for suggestion in suggestions if not suggestion.startswith("_"))
+        nearest = difflib.get_close_matches(name, public, n=1, cutoff=0.6)
         remedy = f"did you mean {nearest[0]}=?" if nearest else "see its arguments and transformers' GenerationConfig"
         raise ValueError(f"{name}= is not an option of textguide.{function.__name__}; {remedy}")
 
 
 def check_values(options: Mapping[str, Any]) -> None:
-    """Refuse options that :func:`textguide.generate` would drop, and values that transformers would ignore or fail on
-    late."""
+    """Refuse options that :func:`textguide.generate` does not support, and values that transformers would ignore or
+    reject late."""
     for name in options.keys() & _NOT_OURS.keys():
         value = options[name]
-        is_neutral = name == "guidance_scale" and value == 1  # what a generation configuration may hold
+        is_neutral = name == "guidance_scale" and value == 1  # the default in some generation configurations
         if value is not None and value is not False and not is_neutral:
             raise ValueError(f"{name}= is not an option of textguide.generate; {_NOT_OURS[name]}")
     processors = options.get("logits_processor")
@@ -278,10 +279,10 @@ def check_values(options: Mapping[str, Any]) -> None:
 
 
 def stop_texts(stop: Any, name: str) -> tuple[str, ...]:
-    """Texts that end a continuation, as a tuple.
+    """Convert the texts that end a continuation to a tuple.
 
     Raises:
-        ValueError: one of them is not a text, or is empty, which would end every continuation immediately.
+        ValueError: one of them is not a text, or it is empty, which would end every continuation immediately.
     """
     if stop is None:
         return ()

@@ -28,9 +28,9 @@ class Ending:
 
     Args:
         ends: end tokens.
-        stop: texts.
-        limit: tokens of a text, at most; None: not known.
-        include_stop: whether the text that ended it stays.
+        stop: stop texts.
+        limit: the largest number of tokens of a text; None if unknown.
+        include_stop: whether the stop text remains in the result.
     """
 
     ends: frozenset[int] = frozenset()
@@ -49,14 +49,14 @@ class Ending:
         return "length"
 
     def shown(self, text: str) -> str:
-        """``text`` as the user gets it."""
+        """``text`` as it is returned to the user."""
         return text if self.include_stop else before(text, self.stop)
 
 
 def before(text: str, stop: Sequence[str]) -> str:
-    """``text`` up to the first of the texts ``stop`` in it."""
-    places = [place for one in stop if (place := text.find(one)) >= 0]
-    return text[: min(places)] if places else text
+    """``text`` up to the first stop text in it."""
+    starts = [text.find(one) for one in stop if one in text]
+    return text[: min(starts)] if starts else text
 
 
 @dataclass
@@ -65,13 +65,14 @@ class Decoded:
 
     Args:
         sequences: prompt and generated ids, (B, L + new), finished rows padded.
-        lengths: how many tokens each row wrote, its end token included; what stands behind them is padding.
+        lengths: how many tokens each row wrote, including its end token; the tokens after them are padding.
         effect: what guidance did.
-        log_probs: guided log-probability of each generated token, (B, new), 0 behind the end; None unless asked for.
-        scores: processed scores a step, (B, V) each, None unless ``output_scores``.
-        logits: unprocessed conditional logits a step, (B, V) each, None unless ``output_logits``.
-        population: what came of a constrained or weighted run; None for others.
-        speculation: what speculation did; None where there was none.
+        log_probs: guided log-probability of each generated token, (B, new), 0 after the end; None if they were not
+            recorded.
+        scores: processed scores per step, (B, V) each; None without ``output_scores``.
+        logits: unprocessed conditional logits per step, (B, V) each; None without ``output_logits``.
+        population: the outcome of a constrained or weighted run; None for other runs.
+        speculation: what speculation did; None without speculation.
     """
 
     sequences: Tensor
@@ -85,19 +86,21 @@ class Decoded:
 
 
 def joined(tries: Sequence[Decoded], newest: Sequence[int], pad: int) -> Decoded:
-    """Several tries of one batch as one: of each row the try that ``newest`` names, and what all of them did."""
+    """Join several tries of one batch: for each row the text of try ``newest[row]``, with the effect of all tries."""
     longest = max(one.sequences.shape[1] for one in tries)
-    kept = [(tries[n].sequences[row], longest - tries[n].sequences.shape[1]) for row, n in enumerate(newest)]
-    sequences = [F.pad(ids, (0, missing), value=pad) for ids, missing in kept]
-    log_probs = None
-    if tries[0].log_probs is not None:
-        found = [tries[n].log_probs[row] for row, n in enumerate(newest)]  # type: ignore[index]
-        log_probs = torch.stack([F.pad(one, (0, missing)) for one, (_, missing) in zip(found, kept, strict=True)])
+    sequences = []
+    log_probs = []
+    for row, number in enumerate(newest):
+        decoded = tries[number]
+        missing = longest - decoded.sequences.shape[1]
+        sequences.append(F.pad(decoded.sequences[row], (0, missing), value=pad))
+        if decoded.log_probs is not None:
+            log_probs.append(F.pad(decoded.log_probs[row], (0, missing)))
     return Decoded(
         sequences=torch.stack(sequences),
         lengths=[tries[n].lengths[row] for row, n in enumerate(newest)],
         effect=join_effects([one.effect for one in tries]),
-        log_probs=log_probs,
+        log_probs=torch.stack(log_probs) if log_probs else None,
         population=tries[-1].population,
         speculation=tries[-1].speculation,
     )
@@ -105,30 +108,32 @@ def joined(tries: Sequence[Decoded], newest: Sequence[int], pad: int) -> Decoded
 
 @dataclass
 class GenerateResult(Shown):
-    """What :func:`generate` returns; rows are prompts (times ``num_return_sequences``), in order.
+    """The result of :func:`generate`. Rows are prompts (times ``num_return_sequences``), in order.
 
     Args:
-        texts: the continuations, without special tokens; empty if the run had no tokenizer.
+        texts: the continuations, without special tokens; an empty list if the run had no tokenizer.
         sequences: prompt and continuation ids, (B, prompt + new), prompts padded on the left.
-        new_tokens: ids of each continuation up to and including its end token, a list per row.
-        log_likelihood: guided log-probability of each continuation, (B,): what :func:`textguide.score` gives.
-        log_probs: guided log-probability of each token before processors and warpers, (B, new), 0 behind the end.
+        new_tokens: ids of each continuation up to and including its end token, one list per row.
+        log_likelihood: guided log-probability of each continuation in nats, (B,), as :func:`textguide.score` computes
+            it.
+        log_probs: guided log-probability of each token before processors and warpers, (B, new), 0 after the end.
         effect: what guidance did.
         log_weights: log-weight of each row, float64 (B,): rows drawn in proportion to them follow the distribution
-            given the constraint; −inf where a row did not finish. None unless the guidance weighs its samples.
-        log_evidence: log of the mean weight of each prompt's particles, float64 (populations,): in expectation (of its
-            exponential) the probability that a text satisfies the constraint and ends in time. None likewise.
-        ess: effective sample size of each prompt's particles, (populations,). None likewise.
+            given the constraint; −inf if a row did not finish. None if the guidance does not weigh its samples.
+        log_evidence: log of the mean weight of each prompt's particles, float64 (populations,). The expectation of its
+            exponential is the probability that a text satisfies the constraint and ends in time. None if
+            ``log_weights`` is.
+        ess: effective sample size of each prompt's particles, (populations,). None if ``log_weights`` is.
         finish_reasons: why each row ended: ``"eos"`` (its end token), ``"stop"`` (a text of ``stop``, or stopping
-            criteria), ``"length"`` (``max_new_tokens``) or ``"constraint"`` (nothing of the constraint was left); of an
-            engine also ``"error"`` (its guidance gave no distribution).
+            criteria), ``"length"`` (``max_new_tokens``) or ``"constraint"`` (the constraint allowed no further token).
+            With an engine also ``"error"`` (its guidance did not return a distribution).
         finished: whether each row ended as a text that satisfies the constraint, bool (B,). None without a constraint.
-        deaths: why a row did not finish, None where it did. None without a constraint.
-        constraint_calls: how often the constraint was asked about a text, over all rows. None without a constraint.
-        tries: how often each row was begun, by ``sampler="cars"``; None elsewhere.
-        particles: rows of one population, N; those of a prompt stand together.
+        deaths: why each row did not finish; None for rows that did. None without a constraint.
+        constraint_calls: how often the constraint checked a text, over all rows. None without a constraint.
+        tries: how often each row was started, with ``sampler="cars"``; None with other samplers.
+        particles: rows per population, N; the rows of a prompt are adjacent.
         origins: the row that each row forked from, and how many new tokens they share; None for rows that began with
-            the prompt. None where texts do not fork.
+            the prompt. None if texts do not fork.
         speculation: passes, guesses and how many of them were right. None without speculation.
     """
 
@@ -151,37 +156,43 @@ class GenerateResult(Shown):
     finish_reasons: list[str] = field(default_factory=list)
 
     def weighted_sample(self, seed: int | None = None) -> list[int]:
-        """One row of every population, drawn in proportion to the weights: indices into :attr:`texts`.
+        """Draw one row of every population in proportion to the weights.
 
         Args:
-            seed: of one generator for all populations, in their order.
+            seed: seed of the generator, which all populations share in order; None: torch's global generator.
+
+        Returns:
+            Indices into :attr:`texts`, one per population.
 
         Raises:
             ValueError: nothing was weighed, or every particle of a population is dead.
         """
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return [
-            int(particles.weighted_sample(weights, rows, generator))
-            for weights, rows in zip(self._populations(), self._indices(), strict=True)
-        ]
+        rows = []
+        for weights, indices in zip(self._populations(), self._indices(), strict=True):
+            rows.append(int(particles.weighted_sample(weights, indices, generator)))
+        return rows
 
     def weighted_sample_of(self, population: int, seed: int | None = None) -> int:
-        """Likewise a row of one population alone, as if there were no other."""
+        """Draw a row of one population only, as :meth:`weighted_sample` would if there were no other."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         rows = self._indices()[population]
         return int(particles.weighted_sample(self._populations()[population], rows, generator))
 
     def expectation(self, function: Callable[[str], float]) -> list[float]:
-        """The expectation of ``function(text)`` given the constraint, one a population, from the weights.
+        """Estimate the expectation of ``function(text)`` given the constraint from the weights, per population.
 
         Raises:
             ValueError: nothing was weighed, or every particle of a population is dead.
         """
-        return [
-            particles.expectation(weights, [0.0 if w == -math.inf else function(self.texts[r]) for w, r in pairs])
-            for weights, rows in zip(self._populations(), self._indices(), strict=True)
-            for pairs in [list(zip(weights.tolist(), rows, strict=True))]
-        ]
+        expectations = []
+        for weights, rows in zip(self._populations(), self._indices(), strict=True):
+            values = []
+            for weight, row in zip(weights.tolist(), rows, strict=True):
+                # An unfinished text has no weight, and `function` may not accept it.
+                values.append(0.0 if weight == -math.inf else function(self.texts[row]))
+            expectations.append(particles.expectation(weights, values))
+        return expectations
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         header = ["#", "text", "tokens", "log-likelihood", "log weight", "unfinished because", "forked from"]
@@ -220,7 +231,7 @@ class GenerateResult(Shown):
     def _populations(self) -> Tensor:
         if self.log_weights is None:
             raise ValueError(
-                "log_weights=None: nothing weighed these texts; generate them under textguide.AWRS or FeynmanKac"
+                "log_weights=None: these texts have no weights; generate them with textguide.AWRS or FeynmanKac"
             )
         return self.log_weights.view(-1, self.particles)
 
@@ -231,7 +242,7 @@ class GenerateResult(Shown):
 
 @dataclass
 class ScoreResult(Shown):
-    """What :func:`textguide.score` returns for ``S`` settings and ``N`` continuations.
+    """The result of :func:`textguide.score` for ``S`` settings and ``N`` continuations.
 
     Args:
         log_likelihood: summed log-probability of each continuation, (S, N), in nats.
@@ -248,28 +259,22 @@ class ScoreResult(Shown):
     settings: list[Guidance | None]
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
-        rows = [
-            [
-                str(item + 1),
-                str(int(self.tokens[item])),
-                *(
-                    figure(value, 2) + (" ✓" if greedy else "")
-                    for value, greedy in zip(
-                        self.log_likelihood[:, item].tolist(), self.is_greedy[:, item].tolist(), strict=True
-                    )
-                ),
-            ]
-            for item in range(len(self.tokens))
-        ]
+        rows = []
+        for item in range(len(self.tokens)):
+            row = [str(item + 1), str(int(self.tokens[item]))]
+            for setting in range(len(self.settings)):
+                mark = " ✓" if self.is_greedy[setting, item] else ""
+                row.append(figure(float(self.log_likelihood[setting, item]), 2) + mark)
+            rows.append(row)
         blocks: list[Block] = [
             table(["#", "tokens", *map(label, self.settings)], rows, "r" * (2 + len(self.settings))),
-            Line("log-likelihoods in nats; ✓ where every token is the most likely one", quiet=True),
+            Line("log-likelihoods in nats; ✓ if every token is the most likely one", quiet=True),
         ]
         return f"{len(rows)} continuation{'s' * (len(rows) != 1)} scored", blocks
 
 
 def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The fields of :class:`GenerateResult` that a constraint sets, from the outcomes of the batches of a run."""
+    """The fields of :class:`GenerateResult` that a constraint sets, from the outcomes of all batches of a run."""
     first = outcomes[0]
     fields: dict[str, Any] = {
         "finished": torch.cat([outcome.finished for outcome in outcomes]),
@@ -300,11 +305,13 @@ def _joined_origins(outcomes: Sequence[Outcome]) -> list[tuple[int, int] | None]
 def collect(
     done: Sequence[Decoded], effect: Effect, tokenizer: Any, pad: int, ending: Ending | None = None
 ) -> GenerateResult:
-    """The batches of one run as one result.
+    """Collect the batches of one run into one result.
 
     Args:
-        tokenizer: decodes the texts; None: there are none.
-        pad: the token that fills rows up to one length.
+        done: the batches, in order.
+        effect: the effect over all batches.
+        tokenizer: decodes the texts; None: the result has no texts.
+        pad: the token that pads rows to the same length.
         ending: what ends a text.
     """
     ending = ending or Ending()
@@ -333,7 +340,7 @@ def collect(
 
 
 def _joined_rows(done: Sequence[Decoded], pad: int) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """The sequences, log-probabilities and new tokens of all batches, filled up to one length."""
+    """The sequences, log-probabilities and new tokens of all batches, padded to the same length."""
     prompt = 0
     new = 0
     for run in done:

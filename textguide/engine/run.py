@@ -1,4 +1,4 @@
-"""A run of many rows in batches: from a request, through transformers and our loop, to its result."""
+"""A run of many rows in batches: it passes a request to transformers and our loop, and collects the result."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Batch:
     """The rows that are decoded together.
 
     Args:
-        inputs: what ``model.generate`` reads.
-        branch_prompts: token ids of every branch and row; None: what the guidance names.
+        inputs: the inputs of ``model.generate``.
+        branch_prompts: token ids of every branch and row; None: those that the guidance defines.
         captioning: provides the branches if the rows have images.
-        seeds: of every row, if each has its own.
+        seeds: one seed per row, if each row has its own.
     """
 
     inputs: Mapping[str, Any]
@@ -45,9 +45,9 @@ class Run:
     Args:
         model: a transformers model.
         tokenizer: its tokenizer; None: the run reads and returns token ids only.
-        request: what is asked for.
+        request: the arguments of the run.
         ends: tokens that end a text.
-        pads: whether ``generate`` is given a token to pad with if the model has none.
+        pads: whether to pass a padding token to ``generate`` if the model does not define one.
     """
 
     model: Any
@@ -58,7 +58,7 @@ class Run:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, request: Request, needs_tokenizer: bool = True) -> Run:
-        """The run of ``request`` on ``model``, whose generation configuration names the tokens that end a text.
+        """Create a run, with the end tokens of the request or of the model's generation configuration.
 
         Raises:
             ValueError: ``model`` is not a model, or ``tokenizer`` not a tokenizer.
@@ -69,15 +69,16 @@ class Run:
 
     @property
     def pad(self) -> int:
-        """Fills rows that end before others."""
+        """The token that pads rows that end before others."""
         pad = self.request.options.get("pad_token_id", getattr(self.model.generation_config, "pad_token_id", None))
         return pad if pad is not None else min(self.ends, default=0)
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that end a row: those of the request, else those of the model's generation configuration."""
-        own = getattr(self.model.generation_config, "stop_strings", None)
-        return self.request.stop or (stop_texts(own, "stop_strings") if own else ())
+        """Texts that end a row: those of the request, or else those of the model's generation configuration."""
+        if self.request.stop:
+            return self.request.stop
+        return stop_texts(getattr(self.model.generation_config, "stop_strings", None) or None, "stop_strings")
 
     def result(self, batches: Iterable[Batch]) -> GenerateResult:
         """Decode all batches."""
@@ -101,13 +102,17 @@ class Run:
         return collect(done, effect, self.tokenizer, self.pad, ending)
 
     def steps(self, batch: Batch) -> Iterator[tuple[list[int], list[bool]]]:
-        """The tokens of every step of one batch, and which rows wrote them; the others had ended."""
+        """Yield the tokens of every step of one batch, and which rows wrote them; the other rows had ended."""
         decoding = self._for_batch(self._decoding(), batch)
 
         def loop(
-            model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+            model: Any,
+            input_ids: Tensor,
+            logits_processor: Any,
+            stopping_criteria: Any,
+            generation_config: Any,
             **model_kwargs: Any,
-        ) -> Iterator[Any]:  # fmt: skip
+        ) -> Iterator[Any]:
             call = GenerateCall(streamer=self.request.streamer)
             return decoding.steps(
                 model, input_ids, logits_processor, stopping_criteria, generation_config, call, **model_kwargs
@@ -121,7 +126,7 @@ class Run:
                 yield tokens.tolist(), wrote.tolist()
 
     def _decoding(self) -> GuidedDecoding:
-        """The request as our loop takes it."""
+        """The request in the form that our loop accepts."""
         request = self.request
         one_seed = request.seed if not isinstance(request.seed, tuple) else None
         return GuidedDecoding(
@@ -129,7 +134,7 @@ class Run:
             tokenizer=self.tokenizer,
             models=request.models,
             streamer=request.streamer,
-            generator=self._generator(one_seed),
+            generator=None if one_seed is None else self._generator(one_seed),
             observer=request.observer,
             log_probs=True,
             warn=False,
@@ -139,22 +144,19 @@ class Run:
         )
 
     def _for_batch(self, decoding: GuidedDecoding, batch: Batch) -> GuidedDecoding:
-        """The same decoding for the rows of one batch."""
+        """A copy of ``decoding`` for the rows of one batch."""
         generator = decoding.generator
         if isinstance(self.request.seed, tuple):
             if batch.seeds is None:
                 raise ValueError("seed= with one per row does not work with images; pass one seed")
-            generator = tuple(self._new_generator(seed) for seed in batch.seeds)
+            generator = tuple(self._generator(seed) for seed in batch.seeds)
         return replace(decoding, branch_prompts=batch.branch_prompts, captioning=batch.captioning, generator=generator)
 
-    def _generator(self, seed: int | None) -> torch.Generator | None:
-        return None if seed is None else self._new_generator(seed)
-
-    def _new_generator(self, seed: int) -> torch.Generator:
+    def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(adapter(self.model).device).manual_seed(seed)
 
     def _lessons(self) -> Any:
-        """Where texts that fail are remembered, for the samplers that learn from them."""
+        """A context in which samplers learn from texts that failed, if the guidance has such a sampler."""
         if not split(self.request.guidance).learns:
             return contextlib.nullcontext()
         from ..smc.lessons import lessons

@@ -1,4 +1,4 @@
-"""Text out of tokens as they come."""
+"""Decode tokens into text while they are generated."""
 
 from __future__ import annotations
 
@@ -8,69 +8,77 @@ from typing import Any
 from .results import before
 
 Piece = tuple[int, str]
-"""A token, and the text that it completes."""
+"""A token and the text that it completes."""
 
 
 class TextStream:
-    """Decodes a growing list of tokens; holds back tokens whose bytes do not make a character yet.
+    """Decodes a growing list of tokens. Tokens wait until their bytes form complete characters.
 
     Args:
-        tokenizer: turns token ids into text by ``decode``.
-        without: texts that end the row and are not shown: what may become one of them is held back until it has not.
+        tokenizer: its ``decode`` converts token ids to text.
+        without: texts that end the row and are not shown. Text that may become one of them waits until it cannot.
     """
 
     def __init__(self, tokenizer: Any, without: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.without = tuple(without)
-        self.held = ""
+        self.pending = ""  # text that may become a part of one of `without`
         self.tokens: list[int] = []
         self.waiting = 0
         self.written = ""
         self.ended = False
 
     def put(self, token: int) -> list[Piece]:
-        """The pieces that are complete with ``token``, one for every token: none while a character is not."""
+        """The pieces that ``token`` completes, one for every token that waited; none if a character is incomplete."""
         self.tokens.append(token)
         self.waiting += 1
         text = self._decode()
         return [] if text.endswith("�") else self._shown(self._pieces(text))
 
     def end(self) -> list[Piece]:
-        """What was held back, an incomplete character among it; nothing comes behind."""
+        """The text that still waited, including an incomplete character. No more tokens may follow."""
         if self.ended:
             return []
         self.ended = True
         pieces = self._shown(self._pieces(self._decode()) if self.waiting else [])
-        last, self.held = before(self.held, self.without), ""
+        last = before(self.pending, self.without)
+        self.pending = ""
         return [*pieces, (self.tokens[-1], last)] if last else pieces
 
     def _shown(self, pieces: list[Piece]) -> list[Piece]:
-        """``pieces`` without what may yet become a text of :attr:`without`."""
+        """``pieces`` without text that may still become one of :attr:`without`."""
         if not self.without:
             return pieces
         shown = []
         for token, text in pieces:
-            text = self.held + text
-            found = before(text, self.without)
-            keep = len(found)
-            if found == text:  # hold the longest ending that begins one of them
-                keep = min((n for n in range(len(text)) if any(w.startswith(text[n:]) for w in self.without)),
-                           default=keep)  # fmt: skip
-            self.held = text[keep:]
-            shown.append((token, text[:keep]))
+            text = self.pending + text
+            length = len(before(text, self.without))
+            if length == len(text):
+                length -= self._overlap(text)
+            self.pending = text[length:]
+            shown.append((token, text[:length]))
         return shown
+
+    def _overlap(self, text: str) -> int:
+        """The length of the longest ending of ``text`` that begins one of :attr:`without`."""
+        for start in range(len(text)):
+            if any(stop.startswith(text[start:]) for stop in self.without):
+                return len(text) - start
+        return 0
 
     def _decode(self) -> str:
         text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         return text
 
     def _pieces(self, text: str) -> list[Piece]:
-        held = self.tokens[-self.waiting :]
-        pieces = [*((token, "") for token in held[:-1]), (held[-1], text[len(self.written) :])]
-        self.written, self.waiting = text, 0
+        *earlier, last = self.tokens[-self.waiting :]
+        pieces = [(token, "") for token in earlier]
+        pieces.append((last, text[len(self.written) :]))
+        self.written = text
+        self.waiting = 0
         if text.endswith("\n"):
-            # Decode from here on, so that a long text costs no more a token than a short one. The last token stays in
-            # front: decoders of SentencePiece drop a space at the beginning.
+            # Only decode from here on, so that the cost per token does not grow with the text. The last token stays,
+            # because SentencePiece decoders drop a space at the beginning.
             del self.tokens[:-1]
             self.written = self._decode()
         return pieces

@@ -1,4 +1,4 @@
-"""What guidance did: how far it moved the next-token distribution, and what its passes cost."""
+"""The effect of guidance: how far it moved the next-token distribution, and what its passes cost."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .guided_step import StepOutcome
 
 @dataclass(frozen=True)
 class Effect(Shown):
-    """A report on one run. A step here is one token of one row.
+    """The report on what guidance did in one run. Here, a step is one token of one row.
 
     Args:
         mean_kl: mean KL(guided‖unguided) of the next-token distribution in nats, over guided steps.
-        max_kl: the largest of them.
-        top_changed: share of guided steps whose most likely token was another one without guidance.
+        max_kl: the largest KL of a guided step.
+        top_changed: share of guided steps at which guidance changed the most likely token.
         guided_steps: steps that combined all branches.
-        unguided_steps: steps decoded from the conditional branch alone: outside the window, at γ(s) = 1, or skipped.
-        extra_passes: rows of extra branches that were run to give a next-token distribution.
-        reweighed_steps: steps at which a classifier weighed the candidates.
-        classified_texts: candidates that classifiers were asked about.
+        unguided_steps: steps that only used the conditional branch, because they were outside the window or γ(s) was 1.
+        extra_passes: rows of extra branches that were run to compute a next-token distribution.
+        reweighed_steps: steps at which a classifier reweighted the candidates.
+        classified_texts: candidates that classifiers scored.
     """
 
     mean_kl: float = 0.0
@@ -61,7 +61,7 @@ class Effect(Shown):
 
 
 class EffectMeter:
-    """Gathers an :class:`Effect` on the device, without a host synchronisation a step."""
+    """Accumulates an :class:`Effect` on the device, without synchronising with the host at every step."""
 
     def __init__(self, branches: int, device: Any) -> None:
         self.branches = branches
@@ -78,11 +78,13 @@ class EffectMeter:
         """Record one step of ``B`` rows.
 
         Args:
-            outcome: the step, measured.
-            writing: rows that wrote a token, bool (B,); None: all. A row that is neither guided nor reweighted counts
-                as unguided.
+            outcome: the step, with ``kl`` and ``changed`` if anything acted.
+            writing: rows that wrote a token, bool (B,); None: all rows. If a row is neither guided nor reweighted, it
+                counts as unguided.
         """
-        kl, changed, reweighted = outcome.kl, outcome.changed, outcome.reweighted
+        kl = outcome.kl
+        changed = outcome.changed
+        reweighted = outcome.reweighted
         if kl is None or changed is None:
             assert writing is not None
             self._unguided += writing.sum()
@@ -117,7 +119,7 @@ class EffectMeter:
 
 
 def join(effects: list[Effect]) -> Effect:
-    """The report on several runs together."""
+    """Join the reports on several runs into one."""
     steps = max(sum(e.guided_steps for e in effects), 1)
     return Effect(
         mean_kl=sum(e.mean_kl * e.guided_steps for e in effects) / steps,
@@ -132,7 +134,7 @@ def join(effects: list[Effect]) -> Effect:
 
 
 def warn_if_none(effect: Effect, guidance: Any) -> None:
-    """Warn where guidance ran and moved nothing: the branches said the same, or it was never active."""
+    """Warn if guidance changed nothing, because it was never active or its branches agreed."""
     parts = parts_of(guidance)
     # A constraint moves no distribution that is measured here, and neither does what acts inside the model.
     if all(part.is_neutral or isinstance(part, Sampling) for part in parts):
@@ -144,8 +146,8 @@ def warn_if_none(effect: Effect, guidance: Any) -> None:
     elif effect.max_kl <= 1e-6:
         reason = (
             "it gave the same next-token distribution as plain decoding at every step. Do its branches read the same "
-            "prompt (the last token of a prompt of one token is the prompt: give a negative prompt, or begin it with "
-            "BOS), or does its classifier say the same of every candidate?"
+            "prompt (the last token of a prompt of one token is the prompt: pass a negative prompt, or begin it with "
+            "BOS), or does its classifier return the same score for every candidate?"
         )
     else:
         return

@@ -1,7 +1,7 @@
 """One guided decoding step: from the logits of all branches to the distribution that the next token is drawn from.
 
-Every loop calls :func:`guided_step`: text generation, scoring, canvases, the logits processors and vLLM. A loop decides
-which rows there are and which forward passes run; what a step computes is here and nowhere else.
+All decoding loops call :func:`guided_step`: text generation, scoring, canvases, the logits processors and vLLM. A loop
+decides which rows there are and which forward passes run; only this module computes a step.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Reweight = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class StepOutcome:
-    """What one step computed for ``B`` rows.
+    """The result of one step for ``B`` rows.
 
     Args:
-        scores: what processors, warpers and the draw see, (B, V): guided log-probabilities, shifted to where the
-            conditional logits are, so that a scale near 1 gives scores near those logits (penalties depend on that).
-            Rows that nothing acted on keep their logits bit for bit.
+        scores: the input of processors, warpers and sampling, (B, V): guided log-probabilities, shifted by the
+            normaliser of the conditional logits. When the scale is near 1, they are near those logits, which penalties
+            depend on. If nothing acted on a row, it keeps its logits bit for bit.
         log_probs: guided log-probabilities, (B, V); not normalised if the guidance has ``renormalize=False``. None if
             nothing acted.
         cond: log-probabilities of the conditional branch, (B, V); None if nothing acted.
         branches: log-probabilities of all branches in the rows that were guided, (n, B, V), the conditional branch
             first; None if none were combined.
-        normaliser: log-sum-exp of the rule's scores, float64 (B,), if the step was asked to ``weigh``; else None.
+        normaliser: log-sum-exp of the rule's scores, float64 (B,); None without ``weigh``.
         kl: KL(guided‖conditional) in nats, (B,); None if it was not measured.
         changed: whether the most likely token changed, bool (B,); None if it was not measured.
         reweighted: rows whose candidates were reweighted, bool (B,); None without ``reweight``.
         valid: rows that a token can be drawn from, bool (B,); None if nothing acted.
-        rows: the rows whose branches were combined, bool (B,), if not all were.
+        rows: the rows whose branches were combined, bool (B,); None if all were.
     """
 
     scores: Tensor
@@ -53,7 +53,7 @@ class StepOutcome:
     rows: Tensor | None = None
 
     def guided_rows(self, writing: Tensor) -> Tensor:
-        """Of the rows ``writing``, bool (B,), those whose branches were combined."""
+        """The rows among ``writing``, bool (B,), whose branches were combined."""
         if self.branches is None:
             return torch.zeros_like(writing)
         return writing if self.rows is None else writing & self.rows
@@ -79,20 +79,21 @@ def guided_step(
     Args:
         cond: logits of the conditional branch, (B, V), of any float dtype.
         extra: logits of the extra branches in the order of ``guidance.branches``, (n, B, V); None if there are none.
-        guidance: the rule that combines them; None: the conditional branch alone.
-        step: where in the text the rows are.
-        rows: the rows that the guidance acts on, bool (B,), if it does not act on all; ``extra`` and ``step`` then have
-            those rows only, and all rows are normalised, whatever ``renormalize`` is.
-        allowed: tokens that may be written, bool (B, V), applied after the rule; None: all.
+        guidance: the rule that combines them; None: only the conditional branch counts.
+        step: the position of the rows in their texts.
+        rows: the rows that the guidance acts on, bool (B,), if it does not act on all. ``extra`` and ``step`` then only
+            contain those rows, and all rows are normalised, even if ``renormalize`` is off.
+        allowed: tokens that may be written, bool (B, V), applied after the rule; None: all tokens.
         reweight: reweights the candidates of the combined distribution.
         measure: compute ``kl`` and ``changed``.
-        weigh: normalise the rule's scores, and return by what (``normaliser``): the weight of a text that is to follow
-            the product of its branches.
-        greedy: only the most likely token of ``scores`` is needed. A rule that ignores shifts then combines the logits
-            as they are, and nothing else is computed.
-        normalised: ``cond`` and ``extra`` are normalised log-probabilities; ``scores`` are then not shifted.
+        weigh: also return the ``normaliser`` of the rule's scores. It is the weight that lets a text follow the product
+            of its branches.
+        greedy: only the most likely token of ``scores`` is needed. If the rule ignores shifts, it then combines the
+            logits as they are, and nothing else is computed.
+        normalised: whether ``cond`` and ``extra`` are normalised log-probabilities. If they are, ``scores`` are not
+            shifted.
     """
-    logits = cond.to(torch.float32, copy=True)  # processors of transformers may write into what they get
+    logits = cond.to(torch.float32, copy=True)  # processors of transformers may write into their input
     if guidance is None and allowed is None and reweight is None:
         return StepOutcome(logits)
 
@@ -104,7 +105,7 @@ def guided_step(
     # 1. The rule combines the branches.
     combined = _combine(logits, extra, guidance, step, rows, weigh=weigh, normalised=normalised)
 
-    # 2. The constraint, and then classifiers and rewards, change what it gave.
+    # 2. The constraint, and then classifiers and rewards, change the result.
     if allowed is not None:
         combined = _limit(combined, allowed)
     reweighted: Tensor | None = None
@@ -112,7 +113,7 @@ def guided_step(
         changed_log_probs, reweighted = reweight(combined.normal_log_probs())
         combined.guided = torch.where(reweighted[:, None], changed_log_probs, combined.guided)
 
-    # 3. What that did, and the scores that processors and the draw see.
+    # 3. Measure the change, and compute the scores for processors and sampling.
     guided = combined.guided
     outcome = StepOutcome(
         guided, guided, combined.plain, combined.branches, combined.normaliser, reweighted=reweighted, rows=rows
@@ -129,8 +130,10 @@ def guided_step(
 
 
 def _greedy_scores(logits: Tensor, extra: Tensor | None, guidance: BranchGuidance, step: Step) -> Tensor | None:
-    """The rule on logits instead of log-probabilities; None if a branch forbids a token, which then keeps its
-    conditional log-probability, a number that logits do not have."""
+    """Apply the rule to logits instead of log-probabilities.
+
+    None if a branch forbids a token: that token keeps its conditional log-probability, which logits do not provide.
+    """
     stacked = _stack(logits, extra)
     if bool((stacked > FORBIDDEN).all()):
         return combine_branches(guidance, stacked, step)
@@ -139,14 +142,14 @@ def _greedy_scores(logits: Tensor, extra: Tensor | None, guidance: BranchGuidanc
 
 @dataclass
 class _Combined:
-    """What the rule made of the branches.
+    """The branches of a step, combined by the rule.
 
     Args:
         guided: guided log-probabilities, (B, V).
         plain: those of the conditional branch, (B, V).
         is_normal: whether ``guided`` is normalised.
         branches: those of all branches in the rows that were combined.
-        normaliser: what ``guided`` was normalised by, if that was asked for.
+        normaliser: the log-sum-exp by which ``guided`` was normalised; None without ``weigh``.
     """
 
     guided: Tensor
@@ -189,22 +192,24 @@ def _combine(
 
 
 def _among(rows: Tensor, some: _Combined, log_probs: Tensor) -> _Combined:
-    """All rows, of which ``some`` were combined; all are normalised."""
+    """Insert the combined rows ``some`` into ``log_probs`` (B, V) of all rows; all are normalised."""
     guided = log_probs.clone()
     guided[rows] = some.normal_log_probs()
     return _Combined(guided, log_probs, True, some.branches, some.normaliser)
 
 
 def _limit(combined: _Combined, allowed: Tensor) -> _Combined:
-    """Leave the tokens that are ``allowed``, bool (B, V), and normalise."""
+    """Forbid all tokens except ``allowed``, bool (B, V), and normalise."""
     guided = log_softmax(combined.guided.masked_fill(~allowed, -torch.inf))
     plain = log_softmax(combined.plain.masked_fill(~allowed, -torch.inf))
     return replace(combined, guided=guided, plain=plain, is_normal=True)
 
 
 def guided_log_probs(guidance: BranchGuidance, logp: Tensor, step: Step) -> Tensor:
-    """Guided log-probabilities (B, V) from those of the branches (n, B, V): the rule with the −inf rule around it,
-    normalised unless the guidance has ``renormalize=False``."""
+    """Guided log-probabilities (B, V) from those of the branches (n, B, V).
+
+    Applies :func:`combine_branches`, and normalises unless the guidance has ``renormalize=False``.
+    """
     extra = logp[1:] if len(logp) > 1 else None
     outcome = guided_step(logp[0], extra, guidance, step, measure=False, normalised=True)
     assert outcome.log_probs is not None
@@ -212,7 +217,7 @@ def guided_log_probs(guidance: BranchGuidance, logp: Tensor, step: Step) -> Tens
 
 
 def compare(outcome: StepOutcome, logits: Tensor) -> StepOutcome:
-    """The same outcome, measured against other logits (B, V) than those of its conditional branch."""
+    """Measure an outcome against ``logits`` (B, V) instead of those of its conditional branch."""
     assert outcome.log_probs is not None
     measured = replace(outcome, cond=log_softmax(logits))
     _measure(measured, log_softmax(outcome.log_probs), log_softmax(logits))
@@ -226,10 +231,10 @@ def _measure(outcome: StepOutcome, guided: Tensor, plain: Tensor) -> None:
 
 
 def combine_branches(guidance: BranchGuidance, logp: Tensor, step: Step) -> Tensor:
-    """The scores (B, V) of a rule for log-probabilities ``logp`` (n, B, V), with the −inf rule around it.
+    """Apply the rule of ``guidance`` to log-probabilities ``logp`` (n, B, V), which may contain −inf.
 
-    A rule only sees finite numbers. A token that the conditional branch forbids (−inf, or the lowest number of a dtype)
-    stays forbidden. A token that only another branch forbids has no ratio to the conditional one and keeps its
+    The rule only receives finite numbers. A token that the conditional branch forbids (−inf, or the lowest number of a
+    dtype) stays forbidden. A token that only another branch forbids has no ratio to the conditional one and keeps its
     conditional log-probability; if that branch is one of :attr:`~textguide.guidance.BranchGuidance.factors`, the token
     is forbidden instead. The rule works on the remaining tokens as if the vocabulary had no others: a mean over the
     vocabulary is a mean over these.
@@ -242,7 +247,8 @@ def combine_branches(guidance: BranchGuidance, logp: Tensor, step: Step) -> Tens
     visible = possible[deciding].all(0)
     if guidance.across_rows:  # the other rows are branches too
         visible = visible.all(0, keepdim=True).expand_as(visible)
-    finite = logp.clamp(min=FORBIDDEN / 2)  # what a factor forbids is so unlikely that no score makes up for it
+    # So low that no other branch makes up for a token that a factor forbids.
+    finite = logp.clamp(min=FORBIDDEN / 2)
     scores = logp[0].clone()
     for members, tokens in _same_tokens(visible):
         part = combine_branches(guidance, finite[:, members][..., tokens], step.pick(members))
@@ -257,39 +263,40 @@ def guided_groups(
     steps: Sequence[Step],
     **options: Any,
 ) -> Iterator[tuple[list[int], StepOutcome]]:
-    """:func:`guided_step` for rows with a guidance each; rows that share a rule are computed together, and rows whose
-    guidance is not active are left alone.
+    """:func:`guided_step` for rows with different guidances.
+
+    Rows that share a rule are computed together. If the guidance of a row is not active, the row is not changed.
 
     Args:
         cond: logits of the conditional branch, (B, V).
         extra: logits of each row's extra branches, (n, V).
         guidances: the guidance of each row.
-        steps: where in its text each row is.
+        steps: the position of each row in its text.
         **options: of :func:`guided_step`.
 
     Yields:
-        Row numbers, and what was computed for these rows in their order.
+        Row numbers, and the outcome for these rows in their order.
     """
     groups: dict[Hashable, list[int]] = {}
     for row, (guidance, step) in enumerate(zip(guidances, steps, strict=True)):
         rule: Hashable = (guidance.rule, len(extra[row])) if guidance.active(step) else None
         groups.setdefault(rule, []).append(row)
     for shared, members in groups.items():
-        own = cond if len(members) == len(cond) else cond[torch.tensor(members, device=cond.device)]
+        logits = cond if len(members) == len(cond) else cond[torch.tensor(members, device=cond.device)]
         first = guidances[members[0]]
         step = steps[members[0]]
         if shared is None:
-            yield members, guided_step(own, None, None, step, **options)
+            yield members, guided_step(logits, None, None, step, **options)
             continue
         if len(members) > 1:
             step = first.step_of_rows([guidances[row] for row in members], [steps[row] for row in members])
             step = step.to(cond.device)
         branches = torch.stack([extra[row] for row in members], dim=1)
-        yield members, guided_step(own, branches, first, step, **options)
+        yield members, guided_step(logits, branches, first, step, **options)
 
 
 def refuse_invalid(guidance: Any, rows: Sequence[int]) -> NoReturn:
-    """Report the rows whose :attr:`StepOutcome.valid` is False.
+    """Raise an error about the rows whose :attr:`StepOutcome.valid` is False.
 
     Raises:
         ValueError: always.
@@ -306,9 +313,10 @@ def _stack(cond: Tensor, extra: Tensor | None) -> Tensor:
 
 
 def _same_tokens(visible: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of ``visible``, bool (B, V), that are the same: their numbers, and the tokens that are True in them."""
+    """Group the rows of ``visible``, bool (B, V), that are equal; yield their numbers, and the tokens that are True."""
     if bool((visible == visible[:1]).all()):
-        patterns, number = visible[:1], torch.zeros(len(visible), dtype=torch.long, device=visible.device)
+        patterns = visible[:1]
+        number = torch.zeros(len(visible), dtype=torch.long, device=visible.device)
     else:
         patterns, number = visible.unique(dim=0, return_inverse=True)
     for pattern, tokens in enumerate(patterns):

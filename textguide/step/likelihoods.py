@@ -15,10 +15,10 @@ class BatchRows(Protocol):
     alive: list[int]
 
     def pick(self, values: Tensor) -> Tensor:
-        """Of values for all rows those of the batch."""
+        """Select the rows of the batch from values for all rows."""
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values of the batch for all rows, with zeros for those that left."""
+        """Expand values of the batch to all rows, with zeros for those that left."""
 
 
 class Likelihoods:
@@ -27,8 +27,9 @@ class Likelihoods:
     Args:
         branches: the number of branches, including the conditional one.
         rows: the number of rows of the run.
-        passes: knows which rows are still in the batch.
-        device: where the sums are. They are float64 if the device has that, since sums over long texts are compared.
+        passes: provides the rows that are still in the batch.
+        device: the device of the sums. They are float64 if the device supports it, because small differences between
+            sums over long texts matter.
     """
 
     def __init__(self, branches: int, rows: int, passes: BatchRows, device: torch.device) -> None:
@@ -47,11 +48,14 @@ class Likelihoods:
         """Add the tokens (rows,) of a step, given the log-probabilities (n, B, V) of the branches."""
         chosen = self._passes.pick(tokens)[None, :, None].expand(len(logp), -1, 1)
         added = logp.gather(-1, chosen).squeeze(-1).T.to(self.sums.dtype)
-        self._before, self._logp, self._alive = self.sums, logp, tuple(self._passes.alive)
+        self._before = self.sums
+        self._logp = logp
+        self._alive = tuple(self._passes.alive)
         self.sums = self.sums + self._passes.spread(added)
 
     def move(self, sources: Sequence[int], rewritten: Mapping[int, tuple[int, float]]) -> None:
         """Let row ``r`` continue the text of row ``sources[r]``; ``rewritten`` rows have another last token."""
+        # The sums of rewritten rows start again from those before the last token.
         moved = self.sums[torch.tensor(sources, device=self.sums.device)]
         for row, (token, _) in rewritten.items():
             assert self._logp is not None
@@ -61,7 +65,7 @@ class Likelihoods:
 
 
 def along(logp: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same sums before every token of given texts, which are concatenated.
+    """The same sums before every token of texts that are given as a whole and concatenated.
 
     Args:
         logp: log-probability of every token under every branch, (n, T).

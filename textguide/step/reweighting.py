@@ -1,5 +1,4 @@
-"""Running token reweighting: the candidates of every row go to what scores them, and the answers into the
-distribution."""
+"""Run token reweighting: score the candidates of every row, and apply the scores to the distribution."""
 
 from __future__ import annotations
 
@@ -20,7 +19,15 @@ from .texts import Alphabet, RowText
 
 @dataclass
 class Reading:
-    """One scorer and the texts of a batch, for the guidances that ask it about them."""
+    """One scorer and the texts of a batch, shared by the guidances that use this scorer.
+
+    Args:
+        scorer: the classifier or reward.
+        include_prompt: whether it reads the prompt too.
+        members: numbers of the guidances that use it.
+        texts: the text of every row, if the scorer reads whole texts.
+        state: the state of the rows, if the scorer reads token by token.
+    """
 
     scorer: Scorer
     include_prompt: bool
@@ -29,48 +36,49 @@ class Reading:
     state: CausalState | None = None
 
     def begin(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]], alphabet: Alphabet) -> None:
-        """Start a batch: the token ids of every prompt, and what was already written behind each."""
-        kept = prompts if self.include_prompt else [() for _ in prompts]
-        rows = [[*prompt, *more] for prompt, more in zip(kept, written, strict=True)]
+        """Start a batch with the token ids of every prompt and of the text already written after each."""
+        rows = []
+        for prompt, tokens in zip(prompts, written, strict=True):
+            rows.append([*prompt, *tokens] if self.include_prompt else list(tokens))
         if isinstance(self.scorer, CausalScorer):
             self.state = self.scorer.start(rows)
         else:
             self.texts = [alphabet.row(row) for row in rows]
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Write a token behind every row."""
+        """Append a token to every row."""
         if self.state is not None:
             self.state.append(range(len(tokens)), tokens)
         for row, token in zip(self.texts, tokens, strict=False):
             row.append(token)
 
     def select(self, index: Sequence[int]) -> None:
-        """Let row ``r`` go on from what row ``index[r]`` has written."""
+        """Let row ``r`` continue the text of row ``index[r]``."""
         if self.state is not None:
             self.state.select(index)
         else:
             self.texts = [self.texts[i].copy() for i in index]
 
     def values(self, rows: Sequence[int]) -> Tensor:
-        """What the scorer says of the texts of ``rows`` as they are, (r, C)."""
+        """The scores of the texts of ``rows``, (r, C)."""
         if self.state is not None:
             return self.state.current(rows)
         return in_batches(self.scorer, [self.texts[row].text for row in rows])
 
 
 class Reweighter:
-    """Applies guidances such as :class:`textguide.CAIF` to a batch's distributions; its rows grow by a token a step.
+    """Applies guidances such as :class:`textguide.CAIF` to the distributions of a batch of growing rows.
 
     Args:
-        guidances: what to apply; their weights add up.
+        guidances: the guidances to apply; their weights add up.
         tokenizer: the language model's tokenizer.
-        model: the language model, for scorers that are made from it.
-        ends: tokens that end a text; as candidates they stand for the finished text.
-        alphabet: how the tokens make text, where that is known already; default: found from the tokenizer.
-        size: tokens in the vocabulary; default: what the model's configuration says.
+        model: the language model, for scorers that are derived from it.
+        ends: tokens that end a text; as candidates they represent the finished text.
+        alphabet: converts tokens to text; default: created from the tokenizer.
+        size: number of tokens in the vocabulary; default: that of the model's configuration.
 
     Raises:
-        ValueError: a scorer cannot be resolved, or has no class of the name that a guidance targets.
+        ValueError: a scorer cannot be resolved, or it does not have the class that a guidance targets.
 
     Attributes:
         texts_scored: number of candidates that were scored.
@@ -86,7 +94,7 @@ class Reweighter:
         size: int | None = None,
     ) -> None:
         if tokenizer is None:
-            raise ValueError("tokenizer=None: a classifier or reward reads text; give the tokenizer of the model")
+            raise ValueError("tokenizer=None: a classifier or reward reads text; pass the tokenizer of the model")
         self.guidances: list[TextReweighting] = list(guidances)
         self.tokenizer = tokenizer
         self.ends = set(ends)
@@ -101,24 +109,29 @@ class Reweighter:
                 resolved[key] = RESOLVERS[guidance.scorer_kind](guidance.scorer, model, tokenizer)
             scorer = resolved[key]
             self._columns.append(guidance.column(scorer))
-            same = [g for g in self._groups if g.scorer is scorer and g.include_prompt == guidance.include_prompt]
-            if not same:
-                same = [Reading(scorer, guidance.include_prompt)]
-                self._groups += same
-            same[0].members.append(number)
+            self._group(scorer, guidance.include_prompt).members.append(number)
         size = model.config.get_text_config(decoder=True).vocab_size if size is None else size
         for guidance in self.guidances:
             if guidance.top_k is not None and guidance.top_k > size:
                 raise ValueError(
                     f"top_k={guidance.top_k} of {self._name(guidance)} is beyond the vocabulary of {size} "
-                    "tokens; lower it, or give None for the whole vocabulary"
+                    "tokens; lower it, or pass None for the whole vocabulary"
                 )
         self._size = size
+
+    def _group(self, scorer: Scorer, include_prompt: bool) -> Reading:
+        """The group of a scorer, which is created if there is none."""
+        for group in self._groups:
+            if group.scorer is scorer and group.include_prompt == include_prompt:
+                return group
+        group = Reading(scorer, include_prompt)
+        self._groups.append(group)
+        return group
 
     # -- the texts -------------------------------------------------------------------------------------------------
 
     def begin(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] | None = None) -> None:
-        """Start a batch: the token ids of every prompt, and what was already written behind each."""
+        """Start a batch with the token ids of every prompt and of the text already written after each."""
         if self._alphabet is None:
             self._alphabet = Alphabet(self.tokenizer, self._size)
         written = written if written is not None else [[] for _ in prompts]
@@ -126,13 +139,13 @@ class Reweighter:
             group.begin(prompts, written, self._alphabet)
 
     def show(self, texts: Callable[[bool], Sequence[RowText]]) -> None:
-        """Let candidates be judged by other texts than those of rows that grow.
+        """Set the texts that candidates complete, instead of those of growing rows.
 
         Args:
-            texts: gives them, one a row of the distributions to come, with the prompt or without.
+            texts: returns one text per row of the next distributions; its argument is whether the prompt is included.
 
         Raises:
-            ValueError: a scorer reads from left to right.
+            ValueError: a scorer only reads from left to right.
         """
         for group in self._groups:
             if isinstance(group.scorer, CausalScorer):
@@ -143,12 +156,12 @@ class Reweighter:
             group.texts = list(texts(group.include_prompt))
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Write a token behind every row."""
+        """Append a token to every row."""
         for group in self._groups:
             group.append(tokens)
 
     def select(self, index: Sequence[int]) -> None:
-        """Let row ``r`` go on from what row ``index[r]`` has written."""
+        """Let row ``r`` continue the text of row ``index[r]``."""
         for group in self._groups:
             group.select(index)
 
@@ -157,22 +170,25 @@ class Reweighter:
     def __call__(
         self, logp: Tensor, step: Step, index: int | Sequence[int], rows: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """The reweighed distributions.
+        """Reweight distributions.
 
         Args:
             logp: normalised log-probabilities, (B, V).
-            step: where in the text this is.
-            index: number of the token that is chosen, from 0; one, or one a row.
+            step: the position in the text.
+            index: index of the token that is chosen, from 0; one for all rows, or one per row.
             rows: which rows of the batch these are.
 
         Returns:
-            Log-probabilities (B, V), and which rows were acted upon, bool (B,); the others are as they were.
+            Log-probabilities (B, V), and the rows that changed, bool (B,); the other rows are unchanged.
+
+        Raises:
+            ValueError: the guidances forbid every candidate of a row.
         """
         weights = self._weights(logp, step, index)
-        acted = (weights != 0).any(0)
-        chosen = acted.nonzero()[:, 0]
+        acts = (weights != 0).any(0)
+        chosen = acts.nonzero()[:, 0]
         if not len(chosen):
-            return logp, acted
+            return logp, acts
         distribution = logp[chosen]
         depths = [guidance.top_k or self._size for guidance in self.guidances]
         weights = weights[:, chosen]
@@ -183,10 +199,10 @@ class Reweighter:
         if bool(changed.isnan().any()):
             names = ", ".join(sorted({self._name(guidance) for guidance in self.guidances}))
             raise ValueError(f"{names} forbids every candidate of a row; smooth it, or lower the weight")
-        return logp.index_copy(0, chosen, changed), acted
+        return logp.index_copy(0, chosen, changed), acts
 
     def _weights(self, logp: Tensor, step: Step, index: int | Sequence[int]) -> Tensor:
-        """The weight of every guidance in every row, (G, B); 0 where it does not act."""
+        """The weight of every guidance in every row, (G, B); 0 if it does not act."""
         size = logp.shape[0]
         indices = [index] * size if isinstance(index, int) else list(index)
         spread = entropy(logp) if any(guidance.entropy_threshold > 0 for guidance in self.guidances) else None
@@ -202,7 +218,7 @@ class Reweighter:
     def _bonus(
         self, distribution: Tensor, candidates: Tensor, weights: Tensor, depths: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
-        """``Σ weight · score`` of every candidate, (B, k); −inf behind the last candidate of a guidance."""
+        """``Σ weight · score`` of every candidate, (B, k); −inf after the last candidate of a guidance."""
         bonus = torch.zeros(candidates.shape, device=distribution.device)
         allowed = torch.isfinite(distribution.gather(-1, candidates)).sum(-1).tolist()
         ids = candidates.tolist()
@@ -226,11 +242,12 @@ class Reweighter:
         return bonus
 
     def _ask(self, group: Reading, rows: Sequence[int], candidates: list[list[int]]) -> list[Tensor]:
-        """The numbers of every candidate of every row: tensors (k, C)."""
+        """The scores of every candidate of every row: tensors (k, C)."""
         self.texts_scored += sum(map(len, candidates))
         if group.state is not None:
             return self._ask_causal(group.state, rows, candidates)
-        prefixes, endings = [], []
+        prefixes = []
+        endings = []
         for row, tokens in zip(rows, candidates, strict=True):
             prefix, ends = group.texts[row].endings(tokens)
             prefixes.append(prefix)
@@ -251,7 +268,7 @@ class Reweighter:
 
 
 def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any, ends: Any = None) -> Reweighter | None:
-    """A :class:`Reweighter` for a run of ``model``, or None where there is nothing to apply.
+    """A :class:`Reweighter` for a run of ``model``, or None if there are no guidances.
 
     Args:
         ends: the end token or tokens of the run; default: the model's.
@@ -261,6 +278,6 @@ def reweighter(guidances: Iterable[Any], tokenizer: Any, model: Any, ends: Any =
         return None
     if ends is None:
         ends = getattr(model.generation_config, "eos_token_id", None)
-    return Reweighter(
-        guidances, tokenizer, model, ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
-    )
+    if ends is None:
+        ends = []
+    return Reweighter(guidances, tokenizer, model, ends if isinstance(ends, (list, tuple)) else [ends])

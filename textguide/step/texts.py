@@ -1,4 +1,4 @@
-"""The text of a row that grows token by token, and the texts that each candidate for its next token would make."""
+"""The text of a row that grows token by token, and its text with each candidate for the next token."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Protocol
 from ..constraints.vocabulary import Vocabulary
 
 UNFINISHED = "�"
-# Tokens that are decoded again with a candidate where a token's text depends on its neighbours.
 WINDOW = 4
+"""Tokens that are decoded again with a candidate if the text of a token depends on its neighbours."""
 
 
 class RowText(Protocol):
     """The text of one row.
 
-    A character whose bytes are not complete yet is left out; special tokens add nothing, so that an end token stands
-    for the finished text.
+    Characters whose bytes are incomplete are left out. Special tokens add nothing, so that an end token leaves the
+    finished text unchanged.
     """
 
     def append(self, token: int) -> None:
-        """Write a token."""
+        """Append a token."""
 
     def endings(self, candidates: Sequence[int]) -> tuple[str, list[str]]:
-        """A beginning and, for every candidate, what follows it: their sum is the text with the candidate written."""
+        """A prefix and, for every candidate, an ending: their sum is the text with the candidate appended."""
 
     def copy(self) -> RowText:
         """An independent row with the same text."""
@@ -35,10 +35,10 @@ class RowText(Protocol):
 
 
 class Alphabet:
-    """How the tokens of one tokenizer make text; shared by all rows of a run.
+    """Converts the tokens of one tokenizer to text; shared by all rows of a run.
 
-    Where tokens are bytes that are simply put one behind the other (byte-level and byte-fallback tokenizers), a
-    candidate's text is looked up. Otherwise the last tokens are decoded again with each candidate.
+    If tokens are bytes that are simply concatenated (byte-level and byte-fallback tokenizers), the text of a candidate
+    is looked up. Otherwise, the last tokens are decoded again with each candidate.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -88,9 +88,11 @@ class _ByteRow:
         pieces = self._alphabet.pieces
         assert pieces is not None
         if not self._pending:
-            found = [pieces[token] for token in candidates]
-            decoded = [self._decoded(t) if e is None else e for t, e in zip(candidates, found, strict=True)]
-            return self._text, [self._shown(ending) for ending in decoded] if self._drops else decoded
+            endings = []
+            for token in candidates:
+                piece = pieces[token]
+                endings.append(self._shown(self._decoded(token) if piece is None else piece))
+            return self._text, endings
         return self._text, [self._decoded(token) for token in candidates]
 
     def _shown(self, text: str) -> str:
@@ -106,10 +108,12 @@ class _ByteRow:
         return text
 
     def copy(self) -> _ByteRow:
-        twin = _ByteRow(self._alphabet, ())
-        twin._text, twin._pending, twin._drops = self._text, self._pending, self._drops
-        twin._decoder.setstate(self._decoder.getstate())
-        return twin
+        row = _ByteRow(self._alphabet, ())
+        row._text = self._text
+        row._pending = self._pending
+        row._drops = self._drops
+        row._decoder.setstate(self._decoder.getstate())
+        return row
 
     @property
     def text(self) -> str:
@@ -118,7 +122,8 @@ class _ByteRow:
 
 class _DecodedRow:
     def __init__(self, tokenizer: Any, ids: list[int]) -> None:
-        self._tokenizer, self._ids = tokenizer, ids
+        self._tokenizer = tokenizer
+        self._ids = ids
 
     def append(self, token: int) -> None:
         self._ids.append(token)
@@ -128,7 +133,8 @@ class _DecodedRow:
         window = self._ids[-WINDOW:]
         tail = self._decode([window])[0]
         if not tail or not text.endswith(tail) or UNFINISHED in tail:
-            window, tail = self._ids, text
+            window = self._ids
+            tail = text
         decoded = self._decode([[*window, token] for token in candidates])
         return text[: len(text) - len(tail)], [ending.rstrip(UNFINISHED) for ending in decoded]
 
@@ -154,7 +160,7 @@ def _vocabulary(tokenizer: Any, size: int) -> Vocabulary | None:
 
 
 def _whole(piece: bytes) -> str | None:
-    """The text of a token that makes whole characters by itself, else None."""
+    """The text of a token that consists of complete characters, else None."""
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError:

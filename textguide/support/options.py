@@ -143,8 +143,7 @@ def _keywords(field: dataclasses.Field[Any], described: _Option, hint: Any) -> d
         default = field.default_factory()
     required = default is dataclasses.MISSING
     kind = _without_none(hint)
-    shown = not required and default not in (None, False, "", (), []) and not described.help.endswith("]")
-    keywords: dict[str, Any] = {"help": f"{described.help} [%(default)s]" if shown else described.help}
+    keywords: dict[str, Any] = {"help": _help(described.help, default)}
     if kind is bool:
         keywords["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
         keywords["default"] = default
@@ -161,6 +160,13 @@ def _keywords(field: dataclasses.Field[Any], described: _Option, hint: Any) -> d
     if described.parse is None and kind is not str:
         keywords["type"] = kind
     return {**keywords, "default": default}
+
+
+def _help(text: str, default: Any) -> str:
+    """``text`` with the default in brackets, if there is one to show and ``text`` does not end with brackets."""
+    if default in (dataclasses.MISSING, None, False, "", (), []) or text.endswith("]"):
+        return text
+    return f"{text} [%(default)s]"
 
 
 def _without_none(hint: Any) -> Any:

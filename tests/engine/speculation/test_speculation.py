@@ -230,9 +230,9 @@ def test_the_sampled_distribution_is_the_guided_distribution(monkeypatch: pytest
     # Distributions that are handed out without a look at what was drawn: the test sees it.
     def blind(self: SpeculativePasses, ids: Any, new: int, with_branches: bool = True) -> Any:
         ahead = self._ahead
-        if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
-            ahead.given += 1
-            return ahead.logits[ahead.given - 1]
+        if ahead is not None and ahead.used <= ahead.tokens.shape[1]:
+            ahead.used += 1
+            return ahead.logits[ahead.used - 1]
         return right(self, ids, new)
 
     right = SpeculativePasses.step

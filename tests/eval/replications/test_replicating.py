@@ -137,7 +137,7 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     register(tmp_path, "one", CLAIM_TEXT.replace("kind: texts", "kind: dream"))
     for arguments, message in (
         (["one"], "kind='dream' is not a kind of test"),
-        (["two"], "'two' is no claim"),
+        (["two"], "'two' is not a claim"),
         (["one", "--all"], "--all excludes names"),
         ([], "name a claim"),
         (["one", "--folder", str(tmp_path / "none")], "is not a folder"),

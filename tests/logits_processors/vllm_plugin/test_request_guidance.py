@@ -338,7 +338,7 @@ def test_two_ways_at_once_are_refused(other: dict[str, Any]) -> None:
     ("guidance", "reason"),
     [
         (DoLa(), "'dola' .*all layers of its model without changes.*; use textguide.generate"),
-        (CorrSynth(), "'corrsynth' .*decides which requests share a step; use textguide.generate"),
+        (CorrSynth(), "'corrsynth' .*vLLM decides which requests share a step; use textguide.generate"),
         (
             ContrastiveDecoding(),
             "'contrastive' needs the model 'amateur', .* has none besides .*serve MODEL --with amateur=PATH",

@@ -1,4 +1,4 @@
-"""Speculation: a pass reads guessed tokens too, and those that were right cost no pass of their own."""
+"""Speculation: a pass also reads guessed tokens, and right guesses do not need a pass of their own."""
 
 from .value import Speculation, SpeculationReport, as_speculation
 

@@ -1,7 +1,7 @@
-"""Guesses at the next tokens, made from tokens and distributions that were seen anyway.
+"""Guess the next tokens from tokens and distributions that were computed anyway.
 
-A guess may be wrong; nothing that is written depends on it. Each carries its kind, so that the share of right ones is
-learnt a kind at a time.
+A guess may be wrong; the text does not depend on it. Each guess has a kind, and the share of right guesses is learned
+per kind.
 """
 
 from __future__ import annotations
@@ -14,42 +14,44 @@ from .value import Speculation
 Guess = tuple[int, str]
 """A token and its kind."""
 
-# A kind is taken to have been right this often before it was seen.
-_PRIOR_RIGHT, _PRIOR_SEEN = 1.5, 2.0
+# A new kind starts as if it had been right in 1.5 of 2 guesses, so that it is tried.
+_PRIOR_RIGHT = 1.5
+_PRIOR_COUNT = 2.0
 _MEMORY = 32.0
 
 
 @dataclass
 class Record:
-    """How often the guesses of one kind were right, the latest ones counting most."""
+    """How often the guesses of one kind were right; recent guesses count most."""
 
     right: float = _PRIOR_RIGHT
-    seen: float = _PRIOR_SEEN
+    count: float = _PRIOR_COUNT
 
     def add(self, right: bool) -> None:
         """Count one guess."""
-        if self.seen >= _MEMORY:
-            self.right, self.seen = self.right * 0.75, self.seen * 0.75
+        if self.count >= _MEMORY:
+            self.right *= 0.75
+            self.count *= 0.75
         self.right += right
-        self.seen += 1
+        self.count += 1
 
     def fade(self) -> None:
-        """Forget a little, so that a kind that was left out for a while is tried again."""
+        """Move towards the prior, so that a kind that was not used for a while is tried again."""
         self.right = 0.95 * self.right + 0.05 * _PRIOR_RIGHT
-        self.seen = 0.95 * self.seen + 0.05 * _PRIOR_SEEN
+        self.count = 0.95 * self.count + 0.05 * _PRIOR_COUNT
 
     @property
     def rate(self) -> float:
-        """The share of right ones."""
-        return self.right / self.seen
+        """The share of right guesses."""
+        return self.right / self.count
 
 
 @dataclass
 class Text:
-    """One row as it grows: where its n-grams last ended, and what the guided distribution preferred behind them.
+    """One growing row: where its n-grams last ended, and the tokens that the guided distribution preferred after them.
 
     Args:
-        longest: of the n-grams.
+        longest: length of the longest n-grams.
     """
 
     longest: int
@@ -59,9 +61,9 @@ class Text:
     preferred: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Take in the whole row; what is known of its beginning already is not read again."""
+        """Read the whole row; tokens that were read before are skipped."""
         start = len(self.tokens)
-        if list(tokens[:start]) != self.tokens:  # the row goes on from another one
+        if list(tokens[:start]) != self.tokens:  # the row continues another one
             start = 0
             self.tokens.clear()
             self.ends.clear()
@@ -85,13 +87,13 @@ class Text:
         for n in range(min(self.longest, here), 0, -1):
             end = self.earlier[n - 1].get(tuple(self.tokens[here - n :]))
             if end is not None:
-                # What follows may run into the end of the text, which then repeats itself.
+                # If the continuation reaches the end of the text, it repeats from there.
                 period = here - end
                 return [(self.tokens[end + i % period], f"lookup{n}") for i in range(length)]
         return []
 
     def recycle(self, length: int) -> list[Guess]:
-        """The chain of tokens that the distribution last preferred, each behind the one or two before it."""
+        """A chain of tokens, each of which the distribution last preferred after the one or two tokens before it."""
         last = self.tokens[-2:]
         guesses: list[Guess] = []
         while len(guesses) < length:
@@ -106,8 +108,7 @@ class Text:
         return guesses
 
     def observe(self, guesses: Sequence[int], preferred: Sequence[int]) -> None:
-        """Note what the distribution preferred behind the row, and behind each of the guesses that were read after
-        it."""
+        """Record the tokens that the distribution preferred after the row and after each guess that followed."""
         before = self.tokens[-2:]
         self._prefer(before, preferred[0])
         for token, following in zip(guesses, preferred[1:], strict=True):
@@ -124,7 +125,7 @@ class Drafter:
     """Makes the guesses for the rows of a batch.
 
     Args:
-        speculation: how.
+        speculation: the settings.
     """
 
     def __init__(self, speculation: Speculation) -> None:
@@ -133,12 +134,12 @@ class Drafter:
         self._records: dict[str, Record] = {}
 
     def draft(self, row: int, tokens: Sequence[int], most: int) -> list[Guess]:
-        """Guesses for one row, as many as are likely enough to pay.
+        """Guess the next tokens of one row, as many as are likely enough to pay off.
 
         Args:
             row: number of the row.
-            tokens: all of it.
-            most: most guesses.
+            tokens: all tokens of the row.
+            most: the largest number of guesses.
         """
         text = self._text(row, tokens)
         most = min(most, self.speculation.tokens)
@@ -152,18 +153,18 @@ class Drafter:
         return guesses[: len(self.paying([kind for _, kind in guesses]))]
 
     def paying(self, kinds: Sequence[str]) -> Sequence[str]:
-        """Of guesses of these kinds, one behind the other, those that are likely enough to pay."""
+        """The first of these kinds of consecutive guesses, as many as are likely enough to pay off."""
         count = self._pays(kinds)
         if kinds and not count:
             self._records[kinds[0]].fade()
         return kinds[:count]
 
     def forget(self, row: int) -> None:
-        """A row has ended."""
+        """Drop the text of a row that has ended."""
         self._texts.pop(row, None)
 
     def observe(self, row: int, tokens: Sequence[int], guesses: Sequence[int], preferred: Sequence[int]) -> None:
-        """Learn from a pass over the newest of ``tokens`` and guesses behind it; see :meth:`Text.observe`."""
+        """Learn from a pass over the newest of ``tokens`` and the guesses after it; see :meth:`Text.observe`."""
         if self.speculation.draft != "prompt-lookup":
             text = self._text(row, tokens)
             text.observe(guesses, preferred)
@@ -174,13 +175,15 @@ class Drafter:
         return text
 
     def judge(self, guesses: Sequence[Guess], right: int) -> None:
-        """Learn that the first ``right`` guesses were right and the one behind them, if any, was not."""
+        """Learn that the first ``right`` guesses were right, and the next one, if any, was not."""
         for number, (_, kind) in enumerate(guesses[: right + 1]):
             self._records.setdefault(kind, Record()).add(number < right)
 
     def _pays(self, kinds: Sequence[str]) -> int:
-        """How many guesses are likely enough; none where too few would be right to pay for the wider pass."""
-        chance, expected, number = 1.0, 0.0, 0
+        """How many guesses are likely enough; 0 if too few would be right to pay for the longer pass."""
+        chance = 1.0
+        expected = 0.0
+        number = 0
         for kind in kinds:
             chance *= self._records.setdefault(kind, Record()).rate
             if chance < self.speculation.least:

@@ -1,4 +1,4 @@
-"""Forward passes that read guesses too, behind the same interface: the logits of one position a step."""
+"""Forward passes that also read guesses, with the same interface: the logits of one position per step."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from .value import Speculation, SpeculationReport
 
 @dataclass
 class _Ahead:
-    """What one pass read beyond the newest token.
+    """The guesses that one pass read after the newest token.
 
     Args:
-        guesses: of every row, with their kinds, equally many.
-        tokens: the guesses (B, k).
-        logits: of every position, k + 1.
-        given: how many of them were handed out.
+        guesses: the guesses of every row with their kinds, the same number for each.
+        tokens: the guesses, (B, k).
+        logits: the logits of all k + 1 positions.
+        used: how many of the logits were returned to the loop.
     """
 
     guesses: list[list[Guess]]
     tokens: Tensor
     logits: list[StepLogits]
-    given: int = 1
+    used: int = 1
 
 
 class SpeculativePasses(BranchPasses):
-    """Passes of one run that read guesses beside the newest token of every row.
+    """Passes of one run that read guesses together with the newest token of every row.
 
-    A step whose newest tokens are the guessed ones in all rows takes the logits that are at hand. Otherwise the guesses
-    from there on are forgotten by every branch, and a new pass reads the token that was written in their place. Rows
-    of a batch go as far as all of them were guessed right. Branches that are left out and rows that leave or move first
-    go back to what was written.
+    If the newest tokens of all rows are the guessed ones, a step returns logits that are already computed. Otherwise
+    every branch drops the remaining guesses, and a new pass reads the token that was written instead. All rows of a
+    batch advance together, up to the first guess that is wrong in any of them. Before branches are left out and before
+    rows leave or move, the guesses that were not written are dropped.
 
     Args:
-        speculation: what to guess.
-        guidance: says what the branches prefer together, for guesses.
-        horizon: most tokens that the run writes.
-        *run: what :class:`BranchPasses` takes.
+        speculation: the settings.
+        guidance: combines the branches, to find out which token they prefer.
+        horizon: the largest number of tokens that the run writes.
+        *run: the arguments of :class:`BranchPasses`.
 
     Raises:
-        ValueError: a model cannot forget what it read.
+        ValueError: a model cannot drop tokens that it has read.
     """
 
     def __init__(self, speculation: Speculation, guidance: BranchGuidance | None, horizon: int, *run: Any) -> None:
@@ -60,16 +60,20 @@ class SpeculativePasses(BranchPasses):
                     f"speculation={speculation.draft!r} reads guesses that have to be forgotten where they were wrong, "
                     f"and {type(part).__name__} keeps a state that cannot go back; leave speculation out"
                 )
-        self.guidance, self.horizon = guidance, horizon
+        self.guidance = guidance
+        self.horizon = horizon
         self._drafter = Drafter(speculation)
         self._ahead: _Ahead | None = None
-        self._steps = self._runs = self._drafted = self._accepted = 0
+        self._steps = 0
+        self._runs = 0
+        self._drafted = 0
+        self._accepted = 0
 
     def prefill(self, ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int = 1) -> StepLogits:
         """Read every branch's prompt; see :meth:`BranchPasses.prefill`."""
         logits = super().prefill(ids, model_kwargs, new_tokens)
         for batch in (batch for group in self.running.values() for batch in group.rows.batches()):
-            batch.fast = True  # several tokens a pass do not keep the bits of plain decoding anyway
+            batch.fast = True  # passes over several tokens differ from plain decoding by rounding anyway
             caches.record_past(batch.cache)
         return logits
 
@@ -84,11 +88,11 @@ class SpeculativePasses(BranchPasses):
             self.rest()
         self.read = new
         ahead = self._ahead
-        if ahead is not None and ahead.given <= ahead.tokens.shape[1]:
-            column = ahead.given - 1
+        if ahead is not None and ahead.used <= ahead.tokens.shape[1]:
+            column = ahead.used - 1
             right = (self.pick(ids[:, -1]) == ahead.tokens[:, column]).tolist()
             if all(right):
-                ahead.given += 1
+                ahead.used += 1
                 self._accepted += len(right)
                 return ahead.logits[column + 1]
         self._go_back(ids)
@@ -111,18 +115,18 @@ class SpeculativePasses(BranchPasses):
         super().rest()
 
     def reindex(self, sources: Mapping[int, int]) -> None:
-        """Let rows go on from others; see :meth:`BranchPasses.reindex`."""
+        """Let rows continue other rows; see :meth:`BranchPasses.reindex`."""
         self._go_back()
         super().reindex(sources)
 
     def report(self) -> SpeculationReport:
-        """What speculation did so far."""
+        """The report on the run so far."""
         return SpeculationReport(self._steps, self._runs, self._drafted, self._accepted)
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def _guess(self, ids: Tensor, most: int) -> list[list[Guess]]:
-        """Guesses for every row that is alive, equally many: those that every row has."""
+        """Guesses for every row in the batch, the same number for each: that of the row with the fewest."""
         if most < 1:
             return []
         texts = ids.tolist()
@@ -131,13 +135,13 @@ class SpeculativePasses(BranchPasses):
         return [row[:length] for row in rows]
 
     def _read(self, ids: Tensor, drafted: Tensor) -> list[StepLogits]:
-        """One pass over the newest tokens and the guesses: the logits behind every position."""
+        """Read the newest tokens and the guesses in one pass; return the logits at every position."""
         tokens = torch.cat([self.pick(ids[:, -1:]), drafted], dim=1)
-        found = self._forward(self.running, tokens, keep=tokens.shape[1])
-        return [step_logits(found, n) for n in range(tokens.shape[1])]
+        logits = self._forward(self.running, tokens, keep=tokens.shape[1])
+        return [step_logits(logits, position) for position in range(tokens.shape[1])]
 
     def _observe(self, ids: Tensor, drafted: Tensor, read: list[StepLogits], new: int) -> None:
-        """Let the drafter learn what guidance prefers behind every token that was read, right or wrong."""
+        """Let the drafter learn the token that guidance prefers after every token that was read, right or wrong."""
         if self._drafter.speculation.draft == "prompt-lookup":
             return
         preferred = torch.stack([self._preferred(logits, new + n) for n, logits in enumerate(read)], dim=1).tolist()
@@ -149,18 +153,19 @@ class SpeculativePasses(BranchPasses):
         """The most likely token of every row, (B,)."""
         if self.guidance is None or logits.extra is None:
             return logits.cond.argmax(-1)
-        # A guess may be wrong: it is made as if nothing were known of the text.
+        # Guesses may be wrong, so they need not know the likelihoods and classes of the text.
         zeros = torch.zeros(1 + len(logits.extra), len(logits.cond), device=logits.cond.device)
         step = Step.at(min(index, self.horizon - 1), self.horizon, likelihoods=zeros, class_log_probs=zeros)
         return guided_step(logits.cond, logits.extra, self.guidance, step, measure=False, greedy=True).scores.argmax(-1)
 
     def _go_back(self, ids: Tensor | None = None) -> None:
-        """Forget the guesses that were not written, and learn from the first of them where ``ids`` are given."""
-        ahead, self._ahead = self._ahead, None
+        """Drop the guesses that were not written. If ``ids`` are passed, learn from the first of them."""
+        ahead = self._ahead
+        self._ahead = None
         if ahead is None:
             return
-        # Logits number n (from 0) stand behind guess n; the token that follows it was written, but not read yet.
-        right = ahead.given - 1
+        # Logits number n (from 0) follow guess n; the token after it was written, but not read yet.
+        right = ahead.used - 1
         for row, guesses in enumerate(ahead.guesses):
             if ids is not None and right < len(guesses):
                 hit = int(ids[self.alive[row], -1]) == guesses[right][0]
@@ -169,4 +174,4 @@ class SpeculativePasses(BranchPasses):
                 self._drafter.judge(guesses[:right], right)
         surplus = ahead.tokens.shape[1] - right
         if not all(group.rows.crop(surplus) for group in self.running.values()):
-            raise RuntimeError("this cache cannot forget tokens")
+            raise RuntimeError("this cache cannot drop tokens")

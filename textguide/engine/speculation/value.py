@@ -1,4 +1,4 @@
-"""What to guess and how far, and what came of it."""
+"""The settings of speculation, and the report on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...support.checks import finite_number
+from ...support.checks import number_from, share, whole_number
 from ...support.showing import Block, Line, Shown
 
 DRAFTS = ("prompt-lookup", "recycling", "both")
@@ -14,26 +14,25 @@ DRAFTS = ("prompt-lookup", "recycling", "both")
 
 @dataclass(frozen=True)
 class Speculation:
-    """Guess the next tokens from what was seen, and let one pass of all branches read the guesses.
+    """Guess the next tokens from earlier ones, and verify the guesses in one pass of all branches.
 
-    The guesses cost rows in a pass, and change nothing in what is written: the token of every position is drawn from
-    the guided distribution of that position, and the distribution of the next one is at hand where that token is the
-    guessed one. For a guess that was not drawn at random this is the rule of speculative sampling (Leviathan et al.,
-    arXiv 2211.17192, section 2.3: keep the guess ``d`` with probability ``p(d)``, else draw from ``p`` without
-    ``d``), with the random
-    numbers of ordinary decoding: the same seed writes the same text, up to rounding.
+    Guesses make a pass longer, but do not change the text: the token at every position is drawn from the guided
+    distribution of that position, and if it equals the guess, the distribution of the next position is already known.
+    For a deterministic guess this is the rule of speculative sampling (Leviathan et al., arXiv 2211.17192, section 2.3:
+    accept the guess ``d`` with probability ``p(d)``, else draw from ``p`` without ``d``), with the random numbers of
+    ordinary decoding: the same seed writes the same text, up to rounding.
 
     Args:
-        draft: ``prompt-lookup`` guesses what followed the last words where they stood before (Saxena 2023, as in
-            transformers); ``recycling`` guesses the token that the guided distribution last preferred behind the same
-            token (Luo et al., arXiv 2408.08696, as a chain in place of a tree: a tree needs attention masks that not
-            every architecture takes); ``both`` looks up first and recycles where nothing is found.
-        tokens: most guesses a pass.
-        ngram: longest run of tokens that is looked up.
-        least: a guess is read while the chance that it and all before it are right, estimated from the guesses of its
-            kind so far, is this much or more. About the price of one more token in a pass, in passes.
-        worth: guesses are read where this many of them are expected to be right, or more. About the price of a pass
-            with guesses beyond one without, in passes; 0 where rows of a pass cost nothing, as on a GPU.
+        draft: ``prompt-lookup`` guesses the tokens that followed the last words when they occurred before (Saxena 2023,
+            as in transformers). ``recycling`` guesses the token that the guided distribution last preferred after the
+            same token (Luo et al., arXiv 2408.08696, but as a chain instead of a tree, because not every architecture
+            accepts the attention masks of a tree). ``both`` looks up first, and recycles if nothing is found.
+        tokens: the largest number of guesses per pass. Default: 8.
+        ngram: the largest number of tokens that are looked up. Default: 3.
+        least: a guess is read if the probability that it and all guesses before it are right, estimated from earlier
+            guesses of its kind, is at least this. Set it to about the cost of one more token in a pass, in passes.
+        worth: guesses are read if at least this many of them are expected to be right. Set it to about the additional
+            cost of a pass with guesses, in passes; 0 if longer passes cost nothing, as on a GPU.
 
     Raises:
         ValueError: a field has a value that cannot work; the message names it.
@@ -50,21 +49,16 @@ class Speculation:
             raise ValueError(f"speculation={self.draft!r} must be one of {', '.join(DRAFTS)}, or a Speculation")
         for name in ("tokens", "ngram"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more")
-        object.__setattr__(self, "least", finite_number("least", self.least))
-        if not 0.0 <= self.least <= 1.0:
-            raise ValueError(f"least={self.least} must lie in [0, 1], a probability")
-        object.__setattr__(self, "worth", finite_number("worth", self.worth))
-        if self.worth < 0.0:
-            raise ValueError(f"worth={self.worth} must be 0 or more, a number of guesses")
+            object.__setattr__(self, name, whole_number(name, value, 1))
+        object.__setattr__(self, "least", share("least", self.least, "it is a probability"))
+        object.__setattr__(self, "worth", number_from("worth", self.worth, 0.0, "it is a number of guesses"))
 
 
 def as_speculation(value: Any) -> Speculation | None:
-    """What a user passed as ``speculation=``: None, the name of a draft, or a :class:`Speculation`.
+    """Convert the argument ``speculation=``: None, the name of a draft, or a :class:`Speculation`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: ``value`` is none of these.
     """
     if value is None or isinstance(value, Speculation):
         return value
@@ -78,10 +72,10 @@ class SpeculationReport(Shown):
     """What speculation did in a run.
 
     Args:
-        steps: tokens written behind the first, a batch counted once: the passes that decoding without it takes.
-        passes: passes that were run behind the prompt's.
+        steps: steps after the first token, which is the number of passes that decoding without speculation needs.
+        passes: passes that were run after the one that read the prompt.
         drafted: guesses that were read, over all rows.
-        accepted: those of them that were right in every row of the batch, and so spared a pass.
+        accepted: guesses that were right in every row of the batch, and so saved a pass.
     """
 
     steps: int = 0
@@ -91,12 +85,12 @@ class SpeculationReport(Shown):
 
     @property
     def acceptance(self) -> float:
-        """Share of the guesses that were accepted; 0 where none was made."""
+        """Share of the guesses that were accepted; 0 if there were no guesses."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def tokens_per_pass(self) -> float:
-        """Tokens that a pass yields, 1 without speculation."""
+        """Tokens per pass; 1 without speculation."""
         return self.steps / self.passes if self.passes else 1.0
 
     def to_dict(self) -> dict[str, Any]:
