@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,7 +58,6 @@ class BranchRun:
         self, processor: Processor, guidance: BranchGuidance, ids: Tensor, device: Any, call: GenerateCall | None
     ) -> None:
         model = processor.model
-        name = processor.rows_of
         self.guidance = guidance
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]
@@ -75,24 +74,10 @@ class BranchRun:
             branches.insert(0, Branch(same_prompt=True, view=guidance.view))
         if self.is_encoder_decoder and any(branch.same_prompt for branch in branches):
             raise ValueError(_needs_prompt(guidance))
-        empty = empty_source(model.config) if self.is_encoder_decoder else None
-        prompts = None
-        if processor.prompts is not None:
-            canonical = branch_inputs.canonical_prompts(processor.prompts, None, processor.tokenizer)
-            prompts = branch_inputs.expand(canonical, self.rows, "prompts", self.copies)
-        texts = [
-            branch_inputs.rows_of(branch, cond, processor.tokenizer, prompts, empty, self.copies, name)
-            for branch in branches
-        ]
-        parts = model_views.model_parts(model, processor.models, branches)
-        for branch, rows in zip(branches, texts, strict=True):
-            branch_inputs.check_rows(parts[branch.model_part], rows, name, processor.horizon or 1)
+        texts = self._texts(processor, branches, cond)
+        self.readers = _readers(processor, branches, texts)
         if not self.is_encoder_decoder and not self.rereads:
             branch_inputs.warn_of_same(guidance, cond, texts, "input_ids", whole=True)
-        self.readers = [
-            _Reader(parts[part], {n: texts[n] for n, branch in enumerate(branches) if branch.model_part == part}, name)
-            for part in dict.fromkeys(branch.model_part for branch in branches)
-        ]
         # Rows may be reordered if every branch reads the same prompt for them, like the beams of one prompt.
         inputs = [tuple(tuple(rows[row]) for rows in texts) for row in range(self.rows)]
         first = torch.tensor([inputs.index(row) for row in inputs], device=ids.device)
@@ -103,6 +88,21 @@ class BranchRun:
         self._match: _Match | None = None
         # For each number of columns of ids: the likelihoods so far, and the log-probabilities of the next token.
         self._steps: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _texts(
+        self, processor: Processor, branches: Sequence[Branch], cond: branch_inputs.Rows
+    ) -> list[branch_inputs.Rows]:
+        """The token ids that each of ``branches`` reads in every row."""
+        tokenizer = processor.tokenizer
+        empty = empty_source(processor.model.config) if self.is_encoder_decoder else None
+        prompts = None
+        if processor.prompts is not None:
+            canonical = branch_inputs.canonical_prompts(processor.prompts, None, tokenizer)
+            prompts = branch_inputs.expand(canonical, self.rows, "prompts", self.copies)
+        texts = []
+        for branch in branches:
+            texts.append(branch_inputs.rows_of(branch, cond, tokenizer, prompts, empty, self.copies, processor.rows_of))
+        return texts
 
     @property
     def has_read(self) -> bool:
@@ -202,6 +202,16 @@ class BranchRun:
                 "each other; leave num_beams out"
             )
         return same.long().argmax(dim=1)
+
+
+def _readers(processor: Processor, branches: Sequence[Branch], texts: Sequence[branch_inputs.Rows]) -> list[_Reader]:
+    """One reader for each model part, with the branches that it runs."""
+    parts = model_views.model_parts(processor.model, processor.models, branches)
+    rows_of_part: dict[Any, dict[int, branch_inputs.Rows]] = {}
+    for number, (branch, rows) in enumerate(zip(branches, texts, strict=True)):
+        branch_inputs.check_rows(parts[branch.model_part], rows, processor.rows_of, processor.horizon or 1)
+        rows_of_part.setdefault(branch.model_part, {})[number] = rows
+    return [_Reader(parts[part], rows, processor.rows_of) for part, rows in rows_of_part.items()]
 
 
 class _Reader:

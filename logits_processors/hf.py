@@ -191,6 +191,7 @@ class CFGLogitsProcessor(GuidanceLogitsProcessor):
 
 
 def _unpadded(ids: Any, mask: Tensor | None) -> Any:
+    """The negative prompts as token ids without padding: one prompt, or a tuple of prompts."""
     if ids is None:
         return None
     if isinstance(ids, str):
@@ -199,15 +200,18 @@ def _unpadded(ids: Any, mask: Tensor | None) -> Any:
         ids = ids.tolist()
     if ids and isinstance(ids[0], int):
         ids = [ids]
-    if mask is None:
-        rows = [tuple(row) for row in ids]
-    else:
-        masks = mask.tolist() if isinstance(mask[0], Tensor) and mask.dim() == 2 else [mask.tolist()]
-        if [len(row) for row in masks] != [len(row) for row in ids]:
-            raise ValueError("negative_prompt_attention_mask must have the shape of negative_prompt_ids")
-        rows = []
-        for row, row_mask in zip(ids, masks, strict=True):
-            rows.append(tuple(token for token, is_real in zip(row, row_mask, strict=True) if is_real))
+    rows = [tuple(row) for row in ids] if mask is None else _masked_rows(ids, mask)
     if not all(rows):
         raise ValueError("negative_prompt_ids has an empty row; every row needs at least one token")
     return rows[0] if len(rows) == 1 else tuple(rows)
+
+
+def _masked_rows(ids: Any, mask: Tensor) -> list[tuple[int, ...]]:
+    """Rows of token ids without the tokens that ``mask`` leaves out."""
+    masks = mask.tolist() if isinstance(mask[0], Tensor) and mask.dim() == 2 else [mask.tolist()]
+    if [len(row) for row in masks] != [len(row) for row in ids]:
+        raise ValueError("negative_prompt_attention_mask must have the shape of negative_prompt_ids")
+    rows = []
+    for row, row_mask in zip(ids, masks, strict=True):
+        rows.append(tuple(token for token, is_real in zip(row, row_mask, strict=True) if is_real))
+    return rows

@@ -21,11 +21,6 @@ EXCEPTIONS: dict[str, str] = {
     "textguide/reference/diffusion.py:combined": PLAIN_LOOP,
     "textguide/reference/decoding.py:schedule_multiplier": "one line per schedule, each its definition",
     "textguide/reference/decoding.py:part_log_probs": PLAIN_LOOP,
-    "logits_processors/branches.py:__init__": "what a run reads is determined in one order, a line or two each",
-    "logits_processors/hf.py:_unpadded": "one branch per form that transformers accepts",
-    "textguide/scoring.py:_settings": "one branch per combination of arguments, each with its error",
-    "textguide/scoring.py:score_groups": "checks and one loop; the comprehensions count",
-    "textguide/value.py:rollouts": "checks and one loop; the comprehensions count",
 }
 # `# fmt: skip` is for tables of data.
 UNFORMATTED = 40

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import NormalDist
 from typing import Any
 
@@ -146,39 +147,41 @@ def score_groups(
     """
     model = adapter(model).base
     models = {name: adapter(other).base for name, other in (models or {}).items()}
-    settings = [setting for group, _ in groups for setting in group]
+    settings = list(chain.from_iterable(group for group, _ in groups))
     for setting in settings:
         check_place(setting, "score")
     if leading(settings) is not None:
-        adapter(model).needs_separate_passes([])  # raises an error if branches cannot share the model
-        if not adapter(model).is_encoder_decoder:
-            for item in items:
-                lengths = [len(item.read_by(branch)) for branch in range(len(item.negatives) + 1)]
-                adapter(model).check_lengths(lengths, len(item.continuation))
-    reweightings = [[reweighter(split(one).reweighting, tokenizer, model) for one in group] for group, _ in groups]
-    classifiers = [[class_log_probs(split(one).branching, tokenizer, model) for one in group] for group, _ in groups]
+        _check_branches(model, items)
+    reweightings: list[list[Reweighter | None]] = []
+    classifiers: list[list[ClassLogProbs | None]] = []
+    for group, _ in groups:
+        parts = [split(setting) for setting in group]
+        reweightings.append([reweighter(part.reweighting, tokenizer, model) for part in parts])
+        classifiers.append([class_log_probs(part.branching, tokenizer, model) for part in parts])
     for batch in _batches(items, batch_size):
-        cond_logits: dict[View | None, Tensor] = {}
-        scored = []
-        for number, (group, convert) in enumerate(groups):
+        cond_logits: dict[View | None, Tensor] = {}  # shared by the groups
+        group_log_probs = []
+        group_is_top = []
+        for (group, convert), reweighting, classifier in zip(groups, reweightings, classifiers, strict=True):
             converted = [convert(item) for item in batch]
-            scored.append(
-                _score_batch(
-                    model,
-                    converted,
-                    cond_logits,
-                    group,
-                    reweightings[number],
-                    classifiers[number],
-                    horizon,
-                    models,
-                )
-            )
+            values, tops = _score_batch(model, converted, cond_logits, group, reweighting, classifier, horizon, models)
+            group_log_probs.append(values)
+            group_is_top.append(tops)
         lengths = [len(item.continuation) for item in batch]
-        log_probs = torch.cat([group_log_probs for group_log_probs, _ in scored]).cpu().split(lengths, dim=1)
-        is_top = torch.cat([group_is_top for _, group_is_top in scored]).cpu().split(lengths, dim=1)
+        log_probs = torch.cat(group_log_probs).cpu().split(lengths, dim=1)
+        is_top = torch.cat(group_is_top).cpu().split(lengths, dim=1)
         for item, values, tops in zip(batch, log_probs, is_top, strict=True):
             yield item, values, tops.all(-1)
+
+
+def _check_branches(model: Any, items: Sequence[Item]) -> None:
+    """Refuse models and lengths for which branches cannot be computed exactly."""
+    adapter(model).needs_separate_passes([])  # raises an error if branches cannot share the model
+    if adapter(model).is_encoder_decoder:
+        return
+    for item in items:
+        lengths = [len(item.read_by(branch)) for branch in range(len(item.negatives) + 1)]
+        adapter(model).check_lengths(lengths, len(item.continuation))
 
 
 def _settings(
@@ -187,15 +190,7 @@ def _settings(
     if settings is not None:
         if guidance is not None or scales is not None:
             raise ValueError("settings= excludes guidance= and scales=; pass one or the other")
-        guidances = [as_guidance(setting) for setting in settings]
-        branching = [split(setting).branching for setting in guidances]
-        guided = [guidance for guidance in branching if guidance is not None]
-        branches = {guidance.branches for guidance in guided if guidance.branches}
-        if len(branches) > 1 or len({guidance.view for guidance in guided}) > 1:
-            raise ValueError("settings= must share their branches (same negative prompt); score the others separately")
-        if not guidances:
-            raise ValueError("settings is empty; pass at least one guidance, or None for plain decoding")
-        return guidances
+        return _with_shared_branches([as_guidance(setting) for setting in settings])
     if scales is None:
         return [guidance]
     if guidance is None:
@@ -203,6 +198,18 @@ def _settings(
     if not len(scales):
         raise ValueError("scales is empty; pass at least one number")
     return [with_scale(guidance, scale) for scale in scales]
+
+
+def _with_shared_branches(settings: list[Guidance | None]) -> list[Guidance | None]:
+    """Refuse settings that cannot be computed from the same passes."""
+    branching = [split(setting).branching for setting in settings]
+    guided = [guidance for guidance in branching if guidance is not None]
+    branches = {guidance.branches for guidance in guided if guidance.branches}
+    if len(branches) > 1 or len({guidance.view for guidance in guided}) > 1:
+        raise ValueError("settings= must share their branches (same negative prompt); score the others separately")
+    if not settings:
+        raise ValueError("settings is empty; pass at least one guidance, or None for plain decoding")
+    return settings
 
 
 def _check_lengths(model: Any, items: list[Item]) -> None:

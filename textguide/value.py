@@ -88,17 +88,10 @@ def rollouts(
     Raises:
         ValueError: neither ``reward`` nor ``classifier`` is given, or both are; a class or number cannot work.
     """
-    if (reward is None) == (classifier is None) or (classifier is None) != (target is None):
-        raise ValueError("pass reward=, or classifier= with its target=, to define the reward of a text")
+    rate = _rating(model, tokenizer, reward, classifier, target)
     number = whole_number("number", number, 1)
     canonical = canonical_prompts(prompts, None, tokenizer)
     ids = [tuple(encode(prompt, tokenizer, f"prompts[{n}]")) for n, prompt in enumerate(canonical)]
-    scorer: Any
-    if classifier is None:
-        scorer = resolve_reward(reward, model, tokenizer)
-    else:
-        scorer = resolve(classifier, model, tokenizer)
-    column = scorer.index(target) if target is not None else 0
     repeated = [row for row in ids for _ in range(number)]
     written: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     texts: list[str] = []
@@ -122,13 +115,31 @@ def rollouts(
                 texts.append(tokenizer.decode(list(scored), skip_special_tokens=True))
         if progress is not None:
             progress(len(rows))
-    values = torch.cat([scorer.values(texts[start : start + 64])[:, column] for start in range(0, len(texts), 64)])
     return Rollouts(
         tuple(row for row, _ in written),
         tuple(tokens for _, tokens in written),
-        values if classifier is None else values.exp(),
+        torch.cat([rate(texts[start : start + 64]) for start in range(0, len(texts), 64)]),
         LINEAR if classifier is None else PROBABILITY,
     )
+
+
+def _rating(
+    model: Any, tokenizer: Any, reward: Any, classifier: Any, target: str | int | None
+) -> Callable[[Sequence[str]], Tensor]:
+    """A function from texts to their rewards, (N,).
+
+    Raises:
+        ValueError: see :func:`rollouts`.
+    """
+    if (reward is None) == (classifier is None) or (classifier is None) != (target is None):
+        raise ValueError("pass reward=, or classifier= with its target=, to define the reward of a text")
+    scorer: Any
+    if classifier is None:
+        scorer = resolve_reward(reward, model, tokenizer)
+        return lambda texts: scorer.values(texts)[:, 0]
+    scorer = resolve(classifier, model, tokenizer)
+    column = scorer.index(target)
+    return lambda texts: scorer.values(texts)[:, column].exp()
 
 
 def train(
