@@ -61,6 +61,10 @@ def load(
         MissingExtraError: ``name`` is a GGUF file that is not converted yet and the package ``gguf`` is not installed,
             or ``adapter`` is used and the package ``peft`` is not installed.
         ValueError: an argument has an invalid value.
+
+    Example:
+        >>> model, tokenizer = textguide.load("smollm2")
+        >>> model, tokenizer = textguide.load("Qwen/Qwen2.5-0.5B", dtype="bfloat16")  # doctest: +SKIP
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
