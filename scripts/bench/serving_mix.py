@@ -21,6 +21,7 @@ from textguide.constraints import Regex
 from textguide.engine.branch_inputs import branch_rows
 from textguide.guidance import Contrast, Formula, Guidance, Step, as_guidance, parts_of, split
 from textguide.guidance.algebra import log_softmax
+from textguide.step.guided_step import guided_log_probs
 from textguide.support.errors import NoParticleLeftWarning
 from textguide.support.files import write_json
 
@@ -410,5 +411,7 @@ def margin(
             rows.append(((models or {}).get(branch.model, model), row))
     logp = torch.stack([log_softmax(one(torch.tensor([row + written])).logits[0, -1:]) for one, row in rows])
     step = Step.at(len(written), spec.tokens)
-    guided = logp[0] if guidance is None or not guidance.active(step) else guidance.combine(logp, step)
+    guided = logp[0]
+    if guidance is not None and guidance.active(step):
+        guided = guided_log_probs(guidance, logp, step)
     return float(guided[0, ours] - guided[0, theirs])
