@@ -89,7 +89,7 @@ def test_scoring_under_many_scales(visitor: Visitor, models: Any) -> None:
     [
         ([{"method": "dola"}], "no scale"),
         ([CFG, {"method": "caif", "classifier": "sentiment", "target": "positive"}], "other parts"),
-        ([{"method": "corrsynth"}], "by itself"),
+        ([{"method": "corrsynth"}], "on its own"),
     ],
 )
 def test_what_cannot_be_scored_says_why(visitor: Visitor, guidance: Any, said: str) -> None:

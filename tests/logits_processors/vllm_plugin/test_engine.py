@@ -104,7 +104,7 @@ def test_the_engines_classifier_may_weigh():
             SimpleNamespace(extra_args={"caif_target": "positive", "caif_weight": "much"}),
             Limits(classifier=classifier),
         )
-    with pytest.raises(ValueError, match="caif_target='happy': 'happy' is no class"):
+    with pytest.raises(ValueError, match="caif_target='happy': 'happy' is not a class"):
         parse(SimpleNamespace(extra_args={"caif_target": "happy"}), Limits(classifier=classifier))
     with pytest.raises(ValueError, match="caif_target is missing"):
         parse(SimpleNamespace(extra_args={"caif_weight": 1}), Limits(classifier=classifier))
