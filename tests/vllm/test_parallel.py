@@ -22,7 +22,7 @@ COUNT = 32
 
 def test_answers_are_those_of_one_device(tmp_path):
     asked = ["--model", "tiny", "--requests", str(COUNT), "--arrivals", "at once", "--engines", "budget 64"]
-    script = [str(SCRIPT.with_name("forked.py")), str(SCRIPT)]
+    script = [str(Path(__file__).with_name("forked.py")), str(SCRIPT)]
     command = [sys.executable, "-W", "ignore", *script, *asked, "--ways", *WAYS, "--json", str(tmp_path / "json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)

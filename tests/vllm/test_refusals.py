@@ -84,7 +84,7 @@ def test_a_server_is_vllms_with_guidance_on():
 
 def test_a_refusal_of_the_engines_own_process_is_one_line():
     options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--num-gpu-blocks-override", "3")
-    forked = str(Path(__file__).parents[2] / "scripts" / "bench" / "forked.py")
+    forked = str(Path(__file__).with_name("forked.py"))
     command = [sys.executable, "-W", "ignore", forked, "-m", "textguide", "serve", "smollm2-small", *options]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     environment["OMP_NUM_THREADS"] = "1"
