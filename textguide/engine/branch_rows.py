@@ -74,8 +74,8 @@ class BranchRows:
 
     def select(self, samples: Tensor, size: int) -> None:
         """Let every sample continue from what another one of the ``size`` samples has read, given as numbers (B,)."""
-        first = torch.arange(len(self.branches))[:, None] * size
-        self.rows.select((first + samples.cpu()).flatten().to(self.rows.device))
+        first = torch.arange(len(self.branches), device=samples.device)[:, None] * size
+        self.rows.select((first + samples).flatten().to(self.rows.device))
 
     def crop(self, columns: int) -> bool:
         """Remove the last ``columns`` tokens of every row; return False if the cache does not support that."""

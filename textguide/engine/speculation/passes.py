@@ -72,9 +72,10 @@ class SpeculativePasses(BranchPasses):
     def prefill(self, ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int = 1) -> StepLogits:
         """Read every branch's prompt; see :meth:`BranchPasses.prefill`."""
         logits = super().prefill(ids, model_kwargs, new_tokens)
-        for batch in (batch for group in self.running.values() for batch in group.rows.batches()):
-            batch.fast = True  # passes over several tokens differ from plain decoding by rounding anyway
-            caches.record_past(batch.cache)
+        for group in self.running.values():
+            group.run_fast()  # passes over several tokens differ from plain decoding by rounding anyway
+            for batch in group.rows.batches():
+                caches.record_past(batch.cache)
         return logits
 
     def step(self, ids: Tensor, new: int, with_branches: bool = True) -> StepLogits:
@@ -173,5 +174,5 @@ class SpeculativePasses(BranchPasses):
             else:
                 self._drafter.judge(guesses[:right], right)
         surplus = ahead.tokens.shape[1] - right
-        if not all(group.rows.crop(surplus) for group in self.running.values()):
+        if not all(group.crop(surplus) for group in self.running.values()):
             raise RuntimeError("this cache cannot drop tokens")
