@@ -162,6 +162,19 @@ class KnowsTheSizeOfItsVocabulary(Contrast):
         return super().mix(logp, scale, step) + torch.linspace(0, 1, 13)
 
 
+@dataclass(frozen=True)
+class DeclaresThatItIsElementwise(Contrast):
+    name, about = "declares-that-it-is-elementwise", ABOUT
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    def mix(self, logp: Tensor, scale: Any, step: Any) -> Tensor:
+        difference = logp[0] - logp[1]
+        return logp[0] + difference - difference.mean(-1, keepdim=True)
+
+
 BROKEN: tuple[type[Guidance], ...] = (
     WritesIntoItsInput,
     DependsOnTheBatch,
@@ -175,6 +188,7 @@ BROKEN: tuple[type[Guidance], ...] = (
     IsNotFrozen,
     ReadsProgressAsANumber,
     DeclaresThatItIgnoresShifts,
+    DeclaresThatItIsElementwise,
     KnowsTheSizeOfItsVocabulary,
 )
 for kind in BROKEN:  # only the tests below know them
@@ -196,6 +210,7 @@ for kind in BROKEN:  # only the tests below know them
         (IsNotFrozen(2.0), "must be frozen"),
         (ReadsProgressAsANumber(2.0), r"step\.progress and the scale can be tensors"),
         (DeclaresThatItIgnoresShifts(2.0), "declares ignores_shifts"),
+        (DeclaresThatItIsElementwise(2.0), "declares is_elementwise"),
         (KnowsTheSizeOfItsVocabulary(2.0), "fails for 4 rows and 2 tokens"),
     ],
 )

@@ -75,7 +75,7 @@ def check(guidance: Guidance, *, neutral: Guidance | None = None, seed: int = 0)
     It checks that the object is a frozen value that survives JSON, pickle and copies; that its rule is a pure function
     with the right shape and finite scores, even if tokens are nearly impossible or forbidden (−inf); that rows have the
     same results in a batch as on their own; that its neutral setting changes nothing; and that the declarations of the
-    class about the rule (``ignores_shifts``, ``rule``, ``reads_likelihoods``, ``factors``) are true.
+    class about the rule (``ignores_shifts``, ``is_elementwise``, ``rule``, ``factors``) are true.
 
     Args:
         guidance: a setting of the method, such as ``TopCFG(2.0, k=20)``. Check one setting per branch of your code.
@@ -303,6 +303,12 @@ def check_declarations(method: _Method) -> None:
         shifted = _combine(method, logp + shifts, step)
         if not _close(shifted.log_softmax(-1), _combine(method, logp, step).log_softmax(-1)):
             _fail(guidance, "declares ignores_shifts, but a constant added to a branch changes the distribution")
+    if guidance.is_elementwise:
+        logp = method.log_probs()
+        step = method.step()
+        some = [1, 4, 7]
+        if not _close(_combine(method, logp[..., some], step), _combine(method, logp, step)[..., some]):
+            _fail(guidance, "declares is_elementwise, but the score of a token depends on other tokens")
     step = method.step()
     if not isinstance(guidance.active(step), bool):
         _fail(guidance, f"active returns {guidance.active(step)!r}; return True or False")

@@ -347,6 +347,12 @@ class BranchGuidance(Guidance):
         return False
 
     @property
+    def is_elementwise(self) -> bool:
+        """Whether the score of a token only depends on the log-probabilities of that token, so that tokens that a
+        branch forbids do not have to be left out before the rule is applied. A rule with :meth:`factors` is not."""
+        return False
+
+    @property
     def rule(self) -> Hashable:
         """A key for rows that can be computed together: guidances with the same key only differ in their branches and
         in the values that :meth:`step_of_rows` puts into the step."""

@@ -158,6 +158,11 @@ class Scaled(BranchGuidance):
         return type(self).mix is Scaled.mix and type(self).combine is Scaled.combine
 
     @property
+    def is_elementwise(self) -> bool:
+        """Only for ``lu + γ (lc − lu)``."""
+        return self.ignores_shifts
+
+    @property
     def rule(self) -> Hashable:
         """The class, and the fields that :meth:`mix` may read. The scale and its schedule may differ per row."""
         if (type(self).combine, type(self).scale_at, type(self).acts) != (Scaled.combine, Scaled.scale_at, Scaled.acts):

@@ -240,8 +240,10 @@ def combine_branches(guidance: BranchGuidance, logp: Tensor, step: Step) -> Tens
     vocabulary is a mean over these.
     """
     possible = logp > FORBIDDEN
-    if bool(possible.all()):
-        return guidance.combine(logp, step)
+    all_possible = bool(possible.all())
+    if all_possible or guidance.is_elementwise:
+        scores = guidance.combine(logp if all_possible else logp.clamp(min=FORBIDDEN / 2), step)
+        return scores if all_possible else torch.where(possible.all(0), scores, logp[0])
     factors = set(guidance.factors(len(logp)))
     deciding = [number for number in range(len(logp)) if number not in factors]
     visible = possible[deciding].all(0)
