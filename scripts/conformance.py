@@ -1,4 +1,5 @@
-"""Every class of transformers that writes text, under guidance, against the oracle; writes the table of docs/models.md.
+"""Every class of transformers that writes text, under guidance, against the oracle; writes docs/models.md and the facts
+that the package ships (textguide/forward/facts.json).
 
 A tiny random model of each class is built from its configuration. What it is then held to is in
 ``tests/conformance/checks.py``. Each class runs in its own process, with a limit on its memory and time, and its
@@ -34,10 +35,11 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 import textguide  # noqa: E402
-from tests.conformance import table  # noqa: E402
+from tests.conformance import facts, table  # noqa: E402
 from tests.conformance.building import NotBuilt, build  # noqa: E402
 from tests.conformance.checks import CHECKS, CannotRun, reference, run  # noqa: E402
 from tests.conformance.classes import ModelClass, all_classes  # noqa: E402
+from textguide.forward.facts import FILE as FACTS  # noqa: E402
 from textguide.support.files import write_text  # noqa: E402
 
 MEMORY = 4 << 30
@@ -50,6 +52,7 @@ def examine(entry: ModelClass, checks: list[str], seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {**dataclasses.asdict(entry), "title": entry.title, "cells": {}}
     try:
         model = build(entry, seed)
+        row["facts"] = facts.established(model)
         row["parameters"] = sum(p.numel() for p in model.parameters())
         oracle = reference(model)
     except NotBuilt as error:
@@ -127,6 +130,7 @@ def main() -> int:
     path = options.json or (ROOT / "docs" / "results" / "models.json" if whole else None)
     rows = examine_all(chosen, path, options)
     if whole and path is not None:
+        write_text(FACTS, facts.text(list(rows.values())))
         page = ROOT / "docs" / "models.md"
         before = page.read_text(encoding="utf-8") if page.exists() else ""
         write_text(page, table.page(json.loads(path.read_text()), before))

@@ -22,6 +22,9 @@ VARIANTS: dict[tuple[str, str], dict[str, Any]] = {
         "max_position_embeddings": 96,
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
     },
+    ("MistralForCausalLM", "no window"): {"sliding_window": None},
+    ("Phi3ForCausalLM", "sliding window"): {"sliding_window": 5},
+    ("Starcoder2ForCausalLM", "sliding window"): {"sliding_window": 5},
     ("Phi3ForCausalLM", "long rope"): {
         "original_max_position_embeddings": 12,
         "rope_parameters": {

@@ -58,24 +58,29 @@ def tables(report: dict[str, Any]) -> str:
     tried = [row for row in rows if row["cells"]]
     reasons: dict[str, int] = {}
     notes: dict[str, int] = {}
+    padded: dict[str, int] = {}
     body = []
     for family, members in groupby(tried, key=lambda row: row["family"]):
         for number, row in enumerate(members):
             cells = [_cell(row, row["cells"].get(check), reasons) for check in CHECKS]
+            cells.append(_own_lengths(row, padded))
             title = f"`{row['title']}`" if not row["variant"] else f"`{row['name']}`, {row['variant']}"
             if row["note"]:
                 title += f" [{chr(96 + notes.setdefault(_general(row, row['note']), len(notes) + 1))}]"
             body.append(f"| {family if not number else ''} | {title} | {' | '.join(cells)} |")
     versions = report["versions"]
     count = counts(rows)
+    known = [row for row in tried if row.get("facts")]
     parts = [
         f"{count['classes tried']} classes of transformers {versions['transformers']} tried, with torch "
         f"{versions['torch']} in float32: {count['exact cells']} cells exact, {count['refused cells']} refused, "
-        f"{count['wrong cells']} wrong; {count['cells that need an image']} could not be tried without an image.",
+        f"{count['wrong cells']} wrong; {count['cells that need an image']} could not be tried without an image. "
+        f"Rows keep their own lengths in {sum(not row['facts']['stays_padded'] for row in known)} of {len(known)} "
+        "classes.",
         "\n".join(
             [
-                f"| family | class | {' | '.join(TITLES[check] for check in CHECKS)} |",
-                f"|---|---|{'---|' * len(CHECKS)}",
+                f"| family | class | {' | '.join(TITLES[check] for check in CHECKS)} | own lengths |",
+                f"|---|---|{'---|' * len(CHECKS)}---|",
                 *body,
             ]
         ),
@@ -83,6 +88,9 @@ def tables(report: dict[str, Any]) -> str:
     if reasons:
         parts.append("Refused, with these messages:")
         parts.append("\n".join(f"{number}. {reason}" for reason, number in reasons.items()))
+    if padded:
+        parts.append("Rows of different lengths are padded, or have passes of their own:")
+        parts.append("\n".join(f"* ({number}) {reason}" for reason, number in padded.items()))
     if notes:
         parts.append("For these classes, the reference is transformers' own cached decoding of one row:")
         parts.append("\n".join(f"* [{chr(96 + number)}] {note}" for note, number in notes.items()))
@@ -100,6 +108,14 @@ def _cell(row: dict[str, Any], cell: dict[str, str] | None, reasons: dict[str, i
     if cell["result"] != "refused":
         return {"exact": "✓", "needs an image": "needs an image"}.get(cell["result"], f"**{cell['result']}**")
     return f"refused {reasons.setdefault(_general(row, cell['detail']), len(reasons) + 1)}"
+
+
+def _own_lengths(row: dict[str, Any], padded: dict[str, int]) -> str:
+    """Whether rows keep their own lengths, or the number of the reason why they do not."""
+    if not row.get("facts"):
+        return ""
+    reason = row["facts"]["stays_padded"]
+    return f"padded ({padded.setdefault(reason, len(padded) + 1)})" if reason else "✓"
 
 
 def _general(row: dict[str, Any], text: str) -> str:

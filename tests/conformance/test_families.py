@@ -45,6 +45,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     "FSMTForConditionalGeneration": {},  # reads one token a pass
     "Florence2ForConditionalGeneration": {},  # encoder-decoder that embeds its source outside the encoder
     "LlavaForConditionalGeneration": {},  # image-text
+    "ChameleonForConditionalGeneration": {},  # forbids its image tokens with the lowest number of the dtype
+    "PaliGemmaForConditionalGeneration": {},  # reads prompts in both directions
     "Qwen2VLForConditionalGeneration": {},  # positions of three kinds
 }
 """Classes by name, and what is refused of them beside what a whole class is refused for."""

@@ -10,7 +10,7 @@ import torch
 
 from textguide import CFG
 from textguide.engine.branch_inputs import branch_rows, canonical_prompts, encode, expand, with_system
-from textguide.guidance import Branch, BranchGuidance, Message
+from textguide.guidance import Branch, BranchGuidance, Formula, Message
 
 from ..architectures import BOS, Tokenizer
 
@@ -159,19 +159,39 @@ def test_text_negative_without_tokenizer() -> None:
 
 def test_negative_system() -> None:
     guidance = CFG(negative_system="be rude")
-    rows = branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[CHAT, "ho"])
+    ho = (Message("user", "ho"),)
+    rows = branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[CHAT, ho])
     assert rows == [[ids("system:be rude\nuser:hi\n"), ids("system:be rude\nuser:ho\n")]]
     with pytest.raises(ValueError, match="negative_system needs the prompts"):
         branch_rows(guidance, cond=COND, tokenizer=Tokenizer())
     with pytest.raises(ValueError, match="token ids"):
         branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[(1, 2), (3,)])
     with pytest.raises(ValueError, match=r"negative_system is a chat.*no chat template"):
-        branch_rows(guidance, cond=COND, tokenizer=NoTemplate(), prompts=[CHAT, "ho"])
+        branch_rows(guidance, cond=COND, tokenizer=NoTemplate(), prompts=[CHAT, ho])
 
 
 def test_empty_negative_system_is_a_system_prompt() -> None:
-    rows = branch_rows(CFG(negative_system=""), cond=COND[:1], tokenizer=Tokenizer(), prompts=["ho"])
+    prompts = [(Message("user", "ho"),)]
+    rows = branch_rows(CFG(negative_system=""), cond=COND[:1], tokenizer=Tokenizer(), prompts=prompts)
     assert rows == [[ids("system:\nuser:ho\n")]]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "name"),
+    [
+        (CFG(negative_system="be rude"), "negative_system"),
+        (CFG(negative_prompt=TURNS), "negative_prompt"),
+        (CFG(negative_prompt=[[1, 2], TURNS]), "negative_prompt"),
+        (Formula("cond - 0.5*M('m')"), None),
+    ],
+)
+def test_a_text_is_not_compared_with_a_chat(guidance: Any, name: str | None) -> None:
+    if name is None:
+        assert branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[CHAT, "ho"])
+        return
+    with pytest.raises(ValueError, match=rf"{name} makes a chat.*'ho' is a plain text.*pass system="):
+        branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[CHAT, "ho"])
+    assert branch_rows(guidance, cond=COND, tokenizer=Tokenizer(), prompts=[CHAT, CHAT])
 
 
 def test_several_branches() -> None:

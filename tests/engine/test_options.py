@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import textguide
 from textguide import CFG, guided_decoding
+from textguide.engine.custom_generate import _OTHER_LOOPS
 
 from ..architectures import PAD, VOCAB, Tokenizer, build
 
@@ -370,3 +373,17 @@ def test_streamers_get_what_transformers_gives_them(name: str) -> None:
 def test_two_streamers_that_differ() -> None:
     with pytest.raises(ValueError, match="streamer= was passed to generate and to guided_decoding"):
         run({"streamer": Keep()}, custom_generate=guided_decoding(GUIDANCE, streamer=Keep()))
+
+
+def test_caches_that_need_a_package_are_refused_before_it_is_missed() -> None:
+    with pytest.raises(ValueError, match=r"cache_implementation='quantized' does not work with guided decoding"):
+        textguide.generate(
+            build("llama"), TOKENIZER, [PROMPT], GUIDANCE, max_new_tokens=2, cache_implementation="quantized"
+        )
+
+
+def test_remedies_name_classes_that_exist() -> None:
+    names = {name for _, remedy in _OTHER_LOOPS.values() for name in re.findall(r"textguide\.([\w.]+)", remedy)}
+    assert "guidance.ContrastiveDecoding" in names
+    for name in names - {"generate"}:
+        assert operator.attrgetter(name)(textguide)

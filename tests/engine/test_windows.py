@@ -9,6 +9,7 @@ import torch
 
 import textguide
 from textguide import CFG, guided_decoding
+from textguide.forward.model_adapter import adapter
 
 from ..architectures import PAD, Tokenizer, build
 
@@ -34,6 +35,7 @@ def test_caches_of_fixed_shape_run_every_step_with_all_branches(guidance: CFG, e
         whole = run(guidance, max_new_tokens=12)
         common["eos_token_id"] = whole.new_tokens[1][4]
     grown = model.generate(**common, custom_generate=guided_decoding(guidance))
+    assert adapter(model).reads_static  # established here, not while rows are counted
     rows: list[int] = []
     with model.register_forward_pre_hook(lambda _, __, kw: rows.append(kw["input_ids"].shape[0]), with_kwargs=True):
         static = model.generate(**common, cache_implementation="static", custom_generate=guided_decoding(guidance))

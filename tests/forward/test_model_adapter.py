@@ -209,8 +209,44 @@ def test_rotary_embeddings_that_change_with_the_length() -> None:
     long = [[5 + i % 40 for i in range(20)], [7 + i % 30 for i in range(25)]]
     together_and_alone(model, CFG(1.5), [*long, [11, 4, 52]])  # branches of one token beside rows beyond the switch
     together_and_alone(model, CFG(1.5), PROMPTS)
-    with pytest.raises(ValueError, match=r"rotary embeddings after 16 tokens.*14 tokens.*max_new_tokens=6"):
+    with pytest.raises(ValueError, match=r"rotary embeddings after 16 tokens.*14 tokens with 6 new ones"):
         textguide.generate(model, Tokenizer(), [long[0][:14]], CFG(1.5), max_new_tokens=NEW)
+
+
+def test_plain_runs_are_refused_if_transformers_would_read_their_text_again() -> None:
+    model = seeded(phi3)
+    prompt = [5 + i % 40 for i in range(14)]
+    message = r"rotary embeddings after 16 tokens.*14 tokens with \d new ones"
+    for guidance in (None, CFG(1.0)):
+        with pytest.raises(ValueError, match=message):
+            textguide.generate(model, Tokenizer(), [prompt], guidance, max_new_tokens=NEW)
+        with pytest.raises(ValueError, match=message):
+            model.generate(torch.tensor([prompt]), max_new_tokens=NEW, custom_generate=guided_decoding(guidance))
+    plain = textguide.generate(model, Tokenizer(), [prompt], None, max_new_tokens=3).new_tokens
+    assert plain == [model.generate(torch.tensor([prompt]), max_new_tokens=3)[0, 14:].tolist()]
+
+
+def test_every_way_in_refuses_a_branch_that_crosses_the_switch() -> None:
+    model = seeded(phi3)
+    prompt, negative = [11, 4, 52], [5 + i % 40 for i in range(14)]
+    guidance = CFG(1.5, negative)
+    message = r"rotary embeddings after 16 tokens.*14 tokens with \d new ones"
+    ids = torch.tensor([prompt])
+    for extra in (
+        {"custom_generate": guided_decoding(guidance)},
+        {"logits_processor": [CFGLogitsProcessor(model, 1.5, negative)]},
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, max_new_tokens=NEW, do_sample=False, **extra)
+    with pytest.raises(ValueError, match=message):
+        textguide.score(model, Tokenizer(), [prompt], [[7, 8, 9, 33, 20, 41]], guidance)
+    with pytest.raises(ValueError, match=message):
+        textguide.score(model, Tokenizer(), [negative], [[7, 8, 9, 33]])
+    # Up to the switch, all of them are exact.
+    processor = CFGLogitsProcessor(model, 1.5, negative[:8])
+    out = model.generate(ids, max_new_tokens=NEW, do_sample=False, logits_processor=[processor])
+    tokens, _ = decoding.generate(model, prompt, CFG(1.5), [negative[:8]], NEW)
+    assert out[0, 3:].tolist() == tokens
 
 
 def test_state_outside_the_cache_is_refused() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import textguide
+from textguide.engine.model_views import copying_heads
 from textguide.forward.attention_heads import TRIALS, CopyTest, retrieval_heads
 from textguide.forward.model_adapter import adapter
-from textguide.forward.model_views import copying_heads
 from textguide.guidance import DeCoRe, Guidance, Step
 from textguide.guidance.spec import as_guidance
 from textguide.reference import decoding

@@ -20,7 +20,7 @@ from .oracles import INF, oracle, settings
 @oracle("formula")
 def formula_oracle(guidance: Formula, logps: list[list[float]], s: float) -> list[float]:
     """Python's own arithmetic on every token, with a name for the value of each branch in the order of the branches."""
-    names = {"last": "last", "M('amateur')": "a", "P('hello')": "p", "M('expert', 'no')": "e"}
+    names = {"last": "last", "M('amateur')": "a", "P('cab')": "p", "P('hello')": "h", "M('expert', 'bad')": "e"}
     expression = guidance.expression
     order = sorted((expression.index(spelled), name) for spelled, name in names.items() if spelled in expression)
     for spelled, name in names.items():
@@ -35,7 +35,7 @@ def formula_oracle(guidance: Formula, logps: list[list[float]], s: float) -> lis
 settings(
     Formula("cond"),
     Formula("1.5*cond - 0.5*last"),
-    Formula("max(cond, P('hello')) + 0.3*(M('amateur') - M('expert', 'no'))/2"),
+    Formula("max(cond, P('cab')) + 0.3*(M('amateur') - M('expert', 'bad'))/2"),
     Formula("2*cond - 0.5*last", renormalize=False),
 )
 
@@ -132,3 +132,13 @@ def test_a_number_keeps_its_digits() -> None:
     exact = Formula(1.23456789 * cond - 0.1 * last)  # type: ignore[arg-type]
     assert exact.expression == "1.23456789*cond - 0.1*last"
     assert exact == Formula("1.23456789*cond - 0.1*last")
+
+
+@pytest.mark.parametrize("text", ["+".join(["cond"] * 5000), "+".join(["cond"] * 120), "-" * 3000 + "cond"])
+def test_formulas_of_many_terms_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expression='.{,70} (has more than|is too long)"):
+        Formula(text)
+
+
+def test_formulas_of_ninety_terms_work() -> None:
+    assert Formula("+".join(["cond"] * 90)).branches == ()

@@ -112,3 +112,28 @@ def test_captions_and_canvases_take_text(tmp_path: Any) -> None:
     ]
     assert outs[0].texts == outs[1].texts
     assert outs[0].effect == outs[1].effect
+
+
+@pytest.mark.parametrize(
+    ("guidance", "text"),
+    [
+        (CFG(), "CFG(scale=1.5)"),
+        (CFG(2.0, negative_prompt="no"), "CFG(scale=2.0, negative_prompt='no')"),
+        ([CFG(1.5), CAIF("sentiment", "positive")], "CFG(scale=1.5) + CAIF(classifier='sentiment', target='positive')"),
+    ],
+)
+def test_messages_name_the_fields_that_differ_from_their_defaults(guidance: Any, text: str) -> None:
+    assert str(as_guidance(guidance)) == text
+
+
+def test_a_long_value_is_cut_in_messages() -> None:
+    assert len(str(CFG(2.0, negative_prompt="x" * 100_000))) < 120
+
+
+def test_missing_fields_are_named() -> None:
+    with pytest.raises(
+        ValueError, match="'caif' needs classifier and target; write caif:classifier=VALUE,target=VALUE"
+    ):
+        as_guidance("caif")
+    with pytest.raises(ValueError, match="caif needs classifier; add it"):
+        Guidance.from_dict({"method": "caif", "target": "positive"})

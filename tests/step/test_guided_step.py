@@ -131,6 +131,12 @@ def test_rows_that_hold_no_distribution_are_reported(wrong: float, greedy: bool)
         refuse_invalid(CFG(1.5), [1, 2])
 
 
+def test_without_renormalising_scores_are_the_sums_of_the_rule() -> None:
+    cond, uncond = logits()
+    outcome = guided_step(cond, uncond[None], CFG(2.0, renormalize=False), Step())
+    torch.testing.assert_close(outcome.scores, 2 * log_softmax(cond) - log_softmax(uncond))
+
+
 def test_weighing_normalises_and_returns_the_normaliser() -> None:
     cond, uncond = logits()
     raw = guided_step(cond, uncond[None], CFG(2.0, renormalize=False), Step()).log_probs

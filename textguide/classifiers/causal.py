@@ -380,4 +380,4 @@ class CausalRows(CausalState):
 
 
 def _crops(cache: Any) -> bool:
-    return all(type(layer) is caches.DynamicLayer for layer in cache.layers)
+    return all(caches.is_full_attention(layer) for layer in cache.layers)

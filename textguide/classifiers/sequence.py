@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.hub import offline_if_unreachable
 from ..support.checks import is_whole_number
 from ..support.errors import ModelUnavailableError
 from . import heads
@@ -151,8 +152,9 @@ def load_with_head(source: str, what: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with offline_if_unreachable(source):
+            model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         reason = " ".join(str(error).split())[:300]
         raise ModelUnavailableError(f"{what} hf:{source} could not be loaded: {reason}") from error

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.columns import names_columns
 from ..support.errors import MissingExtraError
 from .base import Classifier, in_batches
 from .linear import _PIECE, Features, LinearClassifier
@@ -51,8 +52,8 @@ def read_examples(
         path: the file, in UTF-8. Quotes are part of the text in a tab-separated file.
         text_column: the column of the texts, by number from 0 or by its name in the header.
         label_column: the column of the labels.
-        header: whether the first line has the names of the columns. None: it does if a column is passed by name, or if
-            the first line's label does not occur again.
+        header: whether the first line has the names of the columns. None: it does if a column is passed by name, if
+            all its cells are common names of columns, or if its label does not occur again.
         names: names that replace the labels, in the order of :attr:`Examples.classes`.
 
     Raises:
@@ -69,7 +70,7 @@ def read_examples(
     _check_widths(source, rows, max(text_number, label_number))
     labels = [row[label_number].strip() for row in rows]
     if header is None:
-        header = by_name or labels[0] not in labels[1:]
+        header = by_name or names_columns(rows[0]) or labels[0] not in labels[1:]
     first = 1 if header else 0
     texts = [row[text_number] for row in rows]
     examples = Examples(tuple(texts[first:]), tuple(labels[first:]))
@@ -212,7 +213,9 @@ def train_embedding(
     from .embedding import EmbeddingClassifier
 
     names = tuple(labels) if labels is not None else examples.classes
-    _checked_targets(examples, names, strength)  # before the texts are read, which takes long
+    # Before the texts are read, which takes long.
+    _sklearn("linear_model")
+    _checked_targets(examples, names, strength)
     weights, bias = train_head(encoder(examples.texts), examples, names, strength)
     return EmbeddingClassifier(encoder, weights, bias, names, name=name)
 
@@ -243,7 +246,9 @@ def train_causal(
     from .causal_head import Head, HeadClassifier, last_states
 
     names = tuple(labels) if labels is not None else examples.classes
-    _checked_targets(examples, names, strength)  # before the texts are read, which takes long
+    # Before the texts are read, which takes long.
+    _sklearn("linear_model")
+    _checked_targets(examples, names, strength)
     weights, bias = train_head(last_states(model, tokenizer, examples.texts, progress), examples, names, strength)
     return HeadClassifier(model, tokenizer, Head(weights, bias), names, model_name=model_name, name=name)
 

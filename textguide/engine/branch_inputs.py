@@ -11,6 +11,7 @@ from torch import Tensor
 from ..forward.model_adapter import adapter
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.prompts import Chat, Message, Prompt, as_prompt, is_chat, per_row
+from ..support.checks import brief
 from ..support.errors import GuidanceHadNoEffectWarning
 
 Rows = list[list[int]]
@@ -274,7 +275,9 @@ def rows_of(
                 "negative_system needs the prompts as texts or chats; use textguide.generate or textguide.score, "
                 "or pass negative_prompt"
             )
-        return [encode(with_system(prompt, branch.system), tokenizer, "negative_system") for prompt in prompts]
+        chats = [with_system(prompt, branch.system) for prompt in prompts]
+        check_templates(prompts, chats, "negative_system")
+        return [encode(chat, tokenizer, "negative_system") for chat in chats]
     if branch.prompt is None:
         if empty_source is not None:
             return [list(empty_source) for _ in cond]
@@ -282,8 +285,30 @@ def rows_of(
     branch_prompts: list[Any] = [branch.prompt]
     if per_row(branch.prompt):
         branch_prompts = _strip_padding(list(branch.prompt), tokenizer, name)  # type: ignore[arg-type]
+    if prompts is not None:
+        check_templates(prompts, expand(branch_prompts, len(cond), name, copies), name)
     rows = [encode(prompt, tokenizer, name) for prompt in branch_prompts]
     return expand(rows, len(cond), name, copies)
+
+
+def check_templates(prompts: Sequence[Prompt], others: Sequence[Prompt], name: str) -> None:
+    """Refuse rows whose prompt is a text if the other branch reads a chat: they would differ by the template as well.
+
+    Args:
+        prompts: the user's prompts in canonical form.
+        others: what the other branch reads instead of each of them.
+        name: the argument that defines it.
+
+    Raises:
+        ValueError: a prompt is a text and the other one a chat.
+    """
+    for prompt, other in zip(prompts, others, strict=True):
+        if isinstance(prompt, str) and is_chat(other):
+            raise ValueError(
+                f"{name} makes a chat for the other branch, but the prompt {brief(prompt)} is a plain text, and the "
+                "branches would differ by the chat template as well; pass the prompt as chat messages, or pass system= "
+                "too, or a negative_prompt that is a text"
+            )
 
 
 def _edited(branch: Branch, cond: Rows, tokenizer: Any, prompts: Sequence[Prompt] | None, copies: int) -> Rows:
@@ -333,7 +358,7 @@ def check_lengths(model: Any, lengths: Sequence[int], name: str, new: int, *, pl
         name: the argument, for error messages.
         new: tokens that are written after each row; the last of them is not read.
         plain: whether the run has no other branches. If so, transformers decides what happens when a row crosses a
-            length at which the model changes what it has read.
+            length at which the model changes what it has read, unless it would read the text again.
 
     Raises:
         ValueError: a row is longer than the model has positions for, or crosses a length at which the model changes
@@ -348,7 +373,7 @@ def check_lengths(model: Any, lengths: Sequence[int], name: str, new: int, *, pl
                 f"{name}[{number}] has {length} tokens and max_new_tokens={new}, but the model has {limit} "
                 "positions; shorten one of them"
             )
-    if not known.is_encoder_decoder and not plain:
+    if not known.is_encoder_decoder and (known.reads_again or not plain):
         known.check_lengths(lengths, new)
 
 

@@ -16,11 +16,11 @@ from transformers.cache_utils import StaticCache
 
 from ..forward import prefill
 from ..forward.model_adapter import adapter
-from ..forward.model_views import ModelPart, model_parts
 from ..forward.row_batch import Rows
 from ..guidance.base import SELF, Branch
 from ..guidance.views import View
 from .branch_rows import BranchRows, read_branch
+from .model_views import ModelPart, model_parts
 
 COND = 0
 WHOLE: ModelPart = (SELF, None)
@@ -94,6 +94,8 @@ class BranchPasses:
         self.read = 0
         self.rested = 0
         self.alive: list[int] = []  # the samples in the batch
+        # Whether a pass was run for the newest step; if not, an earlier one had read its tokens in advance.
+        self.is_read = True
         self._rows: Tensor | None = None  # the same as a tensor; None as long as no sample has left
 
     # -- prefill ---------------------------------------------------------------------------------------------------
@@ -114,10 +116,14 @@ class BranchPasses:
         self._samples = torch.arange(ids.shape[0], device=ids.device)
         self.alive = list(range(ids.shape[0]))
         guided = bool(self.branches)
+        if ids.shape[0] > 1:
+            adapter(model).check_state()  # rows leave the batch when their texts end
         if guided:
             mask = model_kwargs.get("attention_mask")
             lengths = [ids.shape[1]] if mask is None or mask.shape[-1] != ids.shape[1] else mask.sum(-1).tolist()
             adapter(model).check_lengths(lengths, new_tokens)
+        elif adapter(model).reads_again:
+            adapter(model).check_lengths([ids.shape[1]], new_tokens)
         rows, logits = prefill.read_prepared(model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast)
         groups = {self.own: [BranchRows(rows, [COND])]}
         extra = []

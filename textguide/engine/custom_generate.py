@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -16,15 +16,14 @@ from ..guidance import BranchGuidance, as_guidance, split
 from ..guidance.composed import Parts
 from ..smc.population import Population
 from ..step.effect import Effect, warn_if_none
+from ..support.checks import whole_number
 from . import branch_inputs
 from .branch_passes import Source
 from .caller import GenerateCall, running_generate_call
 from .loop import Observer, Settings, decode
-from .request import stop_texts
+from .request import CACHES, stop_texts
 from .results import Decoded
-
-CACHES = (None, "dynamic", "static")
-"""Values of ``cache_implementation`` whose rows the branches of a guidance can share."""
+from .verification import Verifier
 
 _BEAMS = "put GuidanceLogitsProcessor into logits_processor= for beam search"
 _SPECULATION = (
@@ -44,7 +43,7 @@ _OTHER_LOOPS: dict[str, tuple[Any, str]] = {
     "speculation_type": (None, _SPECULATION),
     "use_mtp": (False, _SPECULATION),
     "is_assistant": (False, "leave it out"),
-    "penalty_alpha": (None, "leave contrastive search out, or use textguide.guidance.Contrastive"),
+    "penalty_alpha": (None, "leave contrastive search out, or use textguide.guidance.ContrastiveDecoding"),
     "dola_layers": (None, "leave it out, or use textguide.guidance.DoLa"),
     "output_attentions": (False, "leave it out"),
     "output_hidden_states": (False, "leave it out"),
@@ -106,6 +105,9 @@ class GuidedDecoding:
             Default of :func:`textguide.guided_decoding`: the unconditional branch sees a blank image.
         stop: text or texts that end a row. Use this instead of ``stop_strings=`` of ``generate``, which needs a
             tokenizer that ``generate`` does not pass to custom loops.
+        verify: number of random steps that are read again after the run; see :func:`textguide.generate`. The
+            differences are in ``effect``.
+        verifier: keeps random steps, whose report the caller asks for, instead of ``verify``.
 
     Raises:
         ValueError: the generation mode or an option does not work with guidance; the message names it.
@@ -131,6 +133,8 @@ class GuidedDecoding:
     fast: bool = False
     captioning: BranchReader | None = None
     stop: Any = None
+    verify: int = 0
+    verifier: Verifier | None = None
     effect: Effect | None = field(default=None, init=False)
     last: Decoded | None = field(default=None, init=False)
 
@@ -145,6 +149,7 @@ class GuidedDecoding:
             from .speculation import as_speculation
 
             self.speculation = as_speculation(self.speculation)
+        whole_number("verify", self.verify, 0)
 
     def __call__(
         self,
@@ -156,6 +161,8 @@ class GuidedDecoding:
         **model_kwargs: Any,
     ) -> Any:
         """Decode; ``generate`` calls this instead of its own loop."""
+        if self.verify:
+            self.verifier = Verifier(self.verify)
         call = running_generate_call() or GenerateCall()
         streamer = self._streamer(call, input_ids)
         decoded = None
@@ -169,6 +176,8 @@ class GuidedDecoding:
         if streamer is not None:
             streamer.end()
         assert decoded is not None
+        if self.verify and self.verifier is not None:
+            decoded.effect = replace(decoded.effect, verification=self.verifier.report())
         self.effect = decoded.effect
         self.last = decoded
         if self.warn:
@@ -192,16 +201,7 @@ class GuidedDecoding:
         **model_kwargs: Any,
     ) -> Iterator[tuple[Tensor, Tensor] | Decoded]:
         """The same run, one step at a time; see :func:`textguide.engine.loop.decode`."""
-        guided = self.guidance is not None and not self.guidance.is_neutral
-        _check_mode(model, generation_config, model_kwargs, call, guided)
-        if guided and not self._reads_images(model, model_kwargs):
-            _check_inputs(model_kwargs)
-        if self.speculation is not None:
-            _check_speculation(generation_config, model_kwargs)
-        if self.streamer is not None and call.streamer not in (None, self.streamer):
-            raise ValueError(
-                "streamer= was passed to generate and to guided_decoding, and they differ; pass one of them"
-            )
+        self._check(model, generation_config, model_kwargs, call)
         if self.stop:
             from transformers import StopStringCriteria
 
@@ -224,9 +224,26 @@ class GuidedDecoding:
                     parts, settings, model, input_ids, mask, model_kwargs, logits_processor, stopping_criteria, horizon
                 )
             settings.population = self._population(parts, model, input_ids, mask, generation_config, streamer, keys)
+            settings.sampler = parts.sampling.name
             if parts.sampling.corrects and settings.guidance is not None:
                 settings.guidance = parts.sampling.product(settings.guidance)
+        if self.verifier is not None:
+            settings.verifier = self.verifier
+            self.verifier.begin(model, input_ids, settings, model_kwargs)
         return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, settings, model_kwargs)
+
+    def _check(self, model: Any, generation_config: Any, model_kwargs: Mapping[str, Any], call: GenerateCall) -> None:
+        """Refuse options and inputs that do not work with the loop."""
+        guided = self.guidance is not None and not self.guidance.is_neutral
+        _check_mode(model, generation_config, model_kwargs, call, guided)
+        if guided and not self._reads_images(model, model_kwargs):
+            _check_inputs(model_kwargs)
+        if self.speculation is not None:
+            _check_speculation(generation_config, model_kwargs)
+        if self.streamer is not None and call.streamer not in (None, self.streamer):
+            raise ValueError(
+                "streamer= was passed to generate and to guided_decoding, and they differ; pass one of them"
+            )
 
     def _settings(self, parts: Parts, model: Any, ids: Tensor, mask: Tensor | None, config: Any) -> Settings:
         """The settings of the loop, with classifiers at the start of the batch."""
@@ -243,11 +260,11 @@ class GuidedDecoding:
             fast=self.fast,
         )
         if parts.reweighting:
-            from ..step.reweighting import reweighter
+            from ..classifiers.reweighting import reweighter
 
             settings.reweighter = reweighter(parts.reweighting, self.tokenizer, model, config.eos_token_id)
         if parts.branching is not None and parts.branching.reads_class_log_probs:
-            from ..step.class_log_probs import ClassLogProbs
+            from ..classifiers.class_log_probs import ClassLogProbs
 
             settings.class_log_probs = ClassLogProbs(parts.branching, self.tokenizer, model)
         candidates = (settings.reweighter, settings.class_log_probs)

@@ -14,7 +14,7 @@ from ..guidance import Guidance, as_guidance
 from ..guidance.needs import Need
 from ..guidance.places import check_place
 from ..guidance.spec import label
-from ..support import files
+from ..support import __version__, files
 
 _CODE = Template('''"""$title for transformers' ``model.generate(custom_generate=…)``, decoded by textguide."""
 
@@ -131,7 +131,7 @@ def export_generate(
     target = files.folder(folder)
     texts = {
         "custom_generate/generate.py": _code(chosen, models or {}),
-        "custom_generate/requirements.txt": f"textguide>={_version()}\n",
+        "custom_generate/requirements.txt": f"textguide>={__version__}\n",
         "README.md": _card(chosen, models or {}),
     }
     existing = [name for name in texts if (target / name).exists()]
@@ -231,9 +231,3 @@ def _card(guidance: Guidance, models: Mapping[str, str]) -> str:
 def _python(guidance: Guidance) -> str:
     """The plain values as Python code."""
     return pformat(guidance.to_dict(), width=100, sort_dicts=False)
-
-
-def _version() -> str:
-    from textguide import __version__
-
-    return __version__

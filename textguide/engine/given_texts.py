@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..forward import model_views
+from ..classifiers.class_log_probs import ClassLogProbs, class_log_probs
+from ..classifiers.reweighting import Reweighter, reweighter
 from ..forward.model_adapter import adapter
 from ..guidance import BranchGuidance, Guidance, Step, split
 from ..guidance.algebra import log_softmax
 from ..guidance.base import SELF
 from ..guidance.places import check_place
 from ..guidance.views import View
-from ..step.class_log_probs import ClassLogProbs, class_log_probs
 from ..step.guided_step import guided_step, refuse_invalid
 from ..step.likelihoods import along
-from ..step.reweighting import Reweighter, reweighter
-from . import branch_inputs
+from . import branch_inputs, model_views
 from .branch_inputs import empty_source
 from .branch_rows import read_branch
 

@@ -10,22 +10,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import MaxTimeCriteria
 
+from ..classifiers.class_log_probs import ClassLogProbs
+from ..classifiers.reweighting import Reweighter
 from ..forward import caches
+from ..forward.model_adapter import adapter
 from ..guidance.algebra import log_softmax
 from ..guidance.base import BranchGuidance, Step
+from ..guidance.unchanged import WithUnchanged
 from ..smc.population import Population
-from ..step.class_log_probs import ClassLogProbs
 from ..step.effect import EffectMeter
-from ..step.guided_step import StepOutcome, guided_step, refuse_invalid
+from ..step.guided_step import StepOutcome, compare, guided_step, refuse_invalid
 from ..step.likelihoods import Likelihoods
-from ..step.reweighting import Reweighter
 from .branch_passes import BranchPasses, Source, StepLogits
+from .model_views import movement_of
 from .results import Decoded, joined
 from .speculation import Speculation
 from .speculation.passes import SpeculativePasses
@@ -73,6 +76,13 @@ class StepView:
     moves: Moves | None = None
 
 
+class Recorder(Protocol):
+    """Keeps steps of a run."""
+
+    def observe(self, view: StepView, ids: Tensor, step: Step, writing: Tensor) -> None:
+        """Called with every step, all ids before it, its position, and the rows that write, of all rows."""
+
+
 @dataclass
 class Settings:
     """What :func:`decode` needs in addition to the inputs that transformers prepared.
@@ -83,6 +93,7 @@ class Settings:
         reweighter: reweights the candidates of the combined distribution; its batch has started.
         class_log_probs: the classifier that the guidance reads; its batch has started.
         population: chooses the tokens of the rows, or rules some out.
+        sampler: name of the guidance that the population belongs to.
         models: further models by name.
         generator: random generator for sampling, or one per row; None: torch's global generator.
         observer: called after every step.
@@ -91,6 +102,7 @@ class Settings:
         fast: also use this machine's faster matrix products in unguided runs, which then differ by rounding.
         static: use a cache of fixed shape; finished rows then stay in the batch, and every step runs all branches.
         restart_classifiers: restarts the batch of the classifiers when rows start again.
+        verifier: keeps some steps, to read them again after the run.
         call: replaces the model's call from the second step on, such as a compiled one; None: the model itself.
     """
 
@@ -99,6 +111,7 @@ class Settings:
     reweighter: Reweighter | None = None
     class_log_probs: ClassLogProbs | None = None
     population: Population | None = None
+    sampler: str = ""
     models: Mapping[str, Any] = field(default_factory=dict)
     generator: torch.Generator | tuple[torch.Generator, ...] | None = None
     observer: Observer | None = None
@@ -108,6 +121,7 @@ class Settings:
     static: bool = False
     call: Any = None
     restart_classifiers: Callable[[], None] | None = None
+    verifier: Recorder | None = None
 
     @property
     def steers(self) -> bool:
@@ -258,6 +272,8 @@ class _Loop:
         self._record(logits, outcome, processed, tokens)
         if self.settings.observer is not None:
             self.settings.observer(self._view(logits, outcome, tokens))
+        if self.settings.verifier is not None:
+            self.settings.verifier.observe(self._view(logits, outcome, tokens), self.ids, self._now(), self.writing)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
         self.wrote = self.writing.bool()
         self.lengths = self.lengths + self.writing
@@ -292,6 +308,16 @@ class _Loop:
         """The result of the try."""
         if self.settings.reweighter is not None:
             self.meter.classified = self.settings.reweighter.texts_scored
+        written = int(self.lengths.sum())
+        view = self.guidance.view if self.guidance is not None else None
+        if view is not None:
+            module = self.passes.parts[self.passes.own]
+            self.meter.inside = view.change(adapter(module).text_config.num_hidden_layers)
+            self.meter.inside_steps = written
+            self.meter.moved = movement_of(module)
+        if self.population is not None:
+            self.meter.sampler = self.settings.sampler
+            self.meter.sampled_steps = written
         returns = self.config.return_dict_in_generate
         return Decoded(
             sequences=self.ids,
@@ -349,8 +375,12 @@ class _Loop:
         )
         self.valid = outcome.valid
         self._rows = tuple(self.passes.alive)
-        if self.guidance is not None or reweighter is not None:
-            self.meter.add(outcome, self.passes.pick(self.writing).bool())
+        if reweighter is not None or (self.guidance is not None and not _only_inside(self.guidance)):
+            measured = outcome
+            if isinstance(guidance, WithUnchanged):
+                assert logits.extra is not None
+                measured = compare(outcome, logits.extra[-1])
+            self.meter.add(measured, self.passes.pick(self.writing).bool(), is_read=self.passes.is_read)
         if self.population is not None:
             self._inform(self.population, outcome)
         return outcome
@@ -363,8 +393,11 @@ class _Loop:
 
     def _reweight(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         assert self.settings.reweighter is not None
-        step = Step.at(self.index, self.horizon)
-        return self.settings.reweighter(log_probs, step, self.index, self.passes.alive)
+        return self.settings.reweighter(log_probs, self._now(), self.index, self.passes.alive)
+
+    def _now(self) -> Step:
+        """The step that is being computed, which a run without guidance does not keep."""
+        return Step.at(self.index, self.horizon) if self.guidance is None else self.step
 
     def _chosen(self, outcome: StepOutcome, last: bool) -> tuple[Tensor, Tensor]:
         """The token of every row, and the processed scores; rows that do not write get padding."""
@@ -437,6 +470,11 @@ class _Loop:
             self.settings.reweighter.select(sources)
         going = [row for row, is_open in enumerate(population.open) if is_open]
         self.passes.reindex({row: sources[row] for row in going})
+
+
+def _only_inside(guidance: BranchGuidance) -> bool:
+    """Whether it only changes the model, so that there is no other distribution to measure it against."""
+    return guidance.view is not None and not guidance.branches
 
 
 def _drawn(probs: Tensor, generator: torch.Generator | tuple[torch.Generator, ...] | None) -> Tensor:

@@ -28,8 +28,11 @@ SAMPLING_OPTIONS = (
 )
 """Options that affect sampling: if one of them is passed, :func:`textguide.generate` samples."""
 
+CACHES = (None, "dynamic", "static")
+"""Values of ``cache_implementation`` whose rows the branches of a guidance can share."""
+
 _NOT_OURS: dict[str, str] = {
-    "guidance_scale": "pass guidance=CFG(scale)",
+    "guidance_scale": "pass guidance=CFG(scale), and renormalize=False for the tokens of transformers under penalties",
     "custom_generate": "use model.generate for it",
     "logits_to_keep": "leave it out",
     "max_length": "pass max_new_tokens",
@@ -75,10 +78,12 @@ class Request:
     stopping_criteria: Any = None
     vocabulary: Vocabulary | None = None
     speculation: Speculation | None = None
+    verify: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole_number("max_new_tokens", self.max_new_tokens, 1)
+        whole_number("verify", self.verify, 0)
         for name, value in (
             ("batch_size", self.batch_size),
             ("num_return_sequences", self.options.get("num_return_sequences")),
@@ -100,6 +105,10 @@ class Request:
             if value is not None and not holds(value):
                 raise ValueError(f"{name}={value!r} must be {meaning}")
         check_values(self.options)
+        cache = self.options.get("cache_implementation")
+        guided = self.guidance is not None and not self.guidance.is_neutral
+        if guided and cache not in CACHES:  # before transformers makes it, which may need another package
+            raise ValueError(f"cache_implementation={cache!r} does not work with guided decoding; leave it out")
         if isinstance(self.seed, tuple):
             self._check_seeds()
 

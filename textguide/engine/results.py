@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from ..smc import particles
 from ..smc.population import Outcome
 from ..step.effect import Effect
 from ..step.effect import join as join_effects
+from ..support.errors import EmptyTextWarning
 from ..support.showing import Block, Facts, Line, Shown, figure, table
 from .speculation import SpeculationReport
 from .speculation.value import join as join_speculation
@@ -57,6 +59,23 @@ def before(text: str, stop: Sequence[str]) -> str:
     """``text`` up to the first stop text in it."""
     starts = [text.find(one) for one in stop if one in text]
     return text[: min(starts)] if starts else text
+
+
+def warn_of_empty_texts(texts: Sequence[str], ending: Ending) -> None:
+    """Warn if nothing is visible of a text because its stop text came first."""
+    first = []
+    for text in texts:
+        found = [stop for stop in ending.stop if stop in text]
+        if found and not ending.shown(text).strip():
+            first.append(min(found, key=text.find))
+    if first:
+        names = ", ".join(repr(one) for one in dict.fromkeys(first))
+        warnings.warn(
+            f"{len(first)} of {len(texts)} texts are empty: the model generated the stop text {names} first. Without a "
+            "chat, many models start with a line break: pass the prompt as a chat, or another stop text",
+            EmptyTextWarning,
+            stacklevel=4,
+        )
 
 
 @dataclass
@@ -123,7 +142,11 @@ class GenerateResult(Shown):
         log_evidence: log of the mean weight of each prompt's particles, float64 (populations,). The expectation of its
             exponential is the probability that a text satisfies the constraint and ends in time. None if
             ``log_weights`` is.
-        ess: effective sample size of each prompt's particles, (populations,). None if ``log_weights`` is.
+        ess: effective sample size of each prompt's particles, (populations,). It compares weights only; see
+            ``ancestors`` and ``distinct_texts``. None if ``log_weights`` is.
+        ancestors: number of particles of each prompt from whose first tokens its texts with a weight above 0 continue,
+            (populations,): resampling replaces the others. None if ``log_weights`` is.
+        rows_per_prompt: adjacent rows that continue the same prompt: ``num_return_sequences`` times particles.
         finish_reasons: why each row ended: ``"eos"`` (its end token), ``"stop"`` (a text of ``stop``, or stopping
             criteria), ``"length"`` (``max_new_tokens``) or ``"constraint"`` (the constraint allowed no further token).
             With an engine also ``"error"`` (its guidance did not return a distribution).
@@ -154,6 +177,21 @@ class GenerateResult(Shown):
     origins: list[tuple[int, int] | None] | None = None
     speculation: SpeculationReport | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    ancestors: Tensor | None = None
+    rows_per_prompt: int = 1
+
+    @property
+    def grouped(self) -> list[list[str]]:
+        """The texts by prompt: one list per prompt, in the order of the prompts."""
+        size = self.rows_per_prompt
+        return [self.texts[start : start + size] for start in range(0, len(self.texts), size)]
+
+    @property
+    def distinct_texts(self) -> Tensor | None:
+        """Number of different texts of each prompt, without those of weight 0, (populations,). None without weights."""
+        if self.log_weights is None:
+            return None
+        return particles.distinct(self._populations(), self.texts or list(map(tuple, self.new_tokens)))
 
     def weighted_sample(self, seed: int | None = None) -> list[int]:
         """Draw one row of every population in proportion to the weights.
@@ -201,7 +239,7 @@ class GenerateResult(Shown):
         facts = self._shown_facts()
         if facts:
             blocks.append(Facts(tuple(facts)))
-        if self.effect.guided_steps or self.finished is None:
+        if self.effect.changes_distributions or self.finished is None:
             blocks.append(Line(str(self.effect), quiet=True))
         if self.speculation is not None:
             blocks.append(Line(str(self.speculation), quiet=True))
@@ -222,6 +260,10 @@ class GenerateResult(Shown):
         if self.log_evidence is not None and self.ess is not None:
             facts.append(("log evidence", ", ".join(figure(value, 2) for value in self.log_evidence.tolist())))
             facts.append(("effective sample size", ", ".join(figure(value, 1) for value in self.ess.tolist())))
+        if self.particles > 1:
+            for name, counts in (("distinct texts", self.distinct_texts), ("ancestors", self.ancestors)):
+                if counts is not None:
+                    facts.append((name, ", ".join(f"{count} of {self.particles}" for count in counts.tolist())))
         if self.constraint_calls is not None:
             facts.append(("constraint calls", str(self.constraint_calls)))
         if self.tries is not None and self.finished is not None:
@@ -286,7 +328,7 @@ def constraint_fields(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     if first.origins is not None:
         fields["origins"] = _joined_origins(outcomes)
     if first.log_weights is not None:
-        for name in ("log_weights", "log_evidence", "ess"):
+        for name in ("log_weights", "log_evidence", "ess", "ancestors"):
             fields[name] = torch.cat([getattr(outcome, name) for outcome in outcomes])
         fields["particles"] = len(fields["log_weights"]) // len(fields["ess"])
     return fields
@@ -303,7 +345,12 @@ def _joined_origins(outcomes: Sequence[Outcome]) -> list[tuple[int, int] | None]
 
 
 def collect(
-    done: Sequence[Decoded], effect: Effect, tokenizer: Any, pad: int, ending: Ending | None = None
+    done: Sequence[Decoded],
+    effect: Effect,
+    tokenizer: Any,
+    pad: int,
+    ending: Ending | None = None,
+    rows_per_prompt: int = 1,
 ) -> GenerateResult:
     """Collect the batches of one run into one result.
 
@@ -313,6 +360,7 @@ def collect(
         tokenizer: decodes the texts; None: the result has no texts.
         pad: the token that pads rows to the same length.
         ending: what ends a text.
+        rows_per_prompt: adjacent rows that continue the same prompt.
     """
     ending = ending or Ending()
     sequences, log_probs, tokens = _joined_rows(done, pad)
@@ -322,6 +370,7 @@ def collect(
     shown: list[str] = []
     if tokenizer is not None:
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+        warn_of_empty_texts(texts, ending)
         shown = [ending.shown(text) for text in texts]
     deaths: list[str | None] = [death for outcome in outcomes for death in outcome.deaths]
     if not deaths:
@@ -335,6 +384,7 @@ def collect(
         log_probs=log_probs,
         effect=effect,
         speculation=join_speculation(reports) if reports else None,
+        rows_per_prompt=rows_per_prompt,
         **(constraint_fields(outcomes) if outcomes else {}),
     )
 

@@ -14,11 +14,12 @@ from ..forward.model_adapter import adapter
 from ..guidance import split
 from ..step.effect import join, warn_if_none
 from ..support.checks import check_model_and_tokenizer
-from .branch_inputs import Rows
+from .branch_inputs import Rows, without_padding
 from .caller import GenerateCall
 from .custom_generate import BranchReader, GuidedDecoding
 from .request import Request, stop_texts
 from .results import Decoded, Ending, GenerateResult, collect
+from .verification import Verifier
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,13 @@ class Run:
             return self.request.stop
         return stop_texts(getattr(self.model.generation_config, "stop_strings", None) or None, "stop_strings")
 
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows that continue the same prompt."""
+        name = "num_return_sequences"
+        texts = self.request.options.get(name) or getattr(self.model.generation_config, name, None) or 1
+        return int(texts) * self.request.particles
+
     def result(self, batches: Iterable[Batch]) -> GenerateResult:
         """Decode all batches."""
         request = self.request
@@ -92,6 +100,8 @@ class Run:
                 assert decoding.last is not None
                 done.append(decoding.last)
         effect = join([decoded.effect for decoded in done])
+        if decoding.verifier is not None:
+            effect = replace(effect, verification=decoding.verifier.report())
         warn_if_none(effect, request.guidance)
         populations = [decoded.population for decoded in done if decoded.population is not None]
         if populations:
@@ -99,7 +109,7 @@ class Run:
 
             warn_of_deaths(populations)
         ending = Ending(self.ends, self.stop, request.max_new_tokens, request.include_stop)
-        return collect(done, effect, self.tokenizer, self.pad, ending)
+        return collect(done, effect, self.tokenizer, self.pad, ending, self.rows_per_prompt)
 
     def steps(self, batch: Batch) -> Iterator[tuple[list[int], list[bool]]]:
         """Yield the tokens of every step of one batch, and which rows wrote them; the other rows had ended."""
@@ -121,6 +131,8 @@ class Run:
         for step in self._generate(loop, batch):
             if isinstance(step, Decoded):
                 warn_if_none(step.effect, decoding.guidance)
+                if decoding.verifier is not None:
+                    decoding.verifier.report()
             else:
                 tokens, wrote = step
                 yield tokens.tolist(), wrote.tolist()
@@ -141,6 +153,7 @@ class Run:
             vocabulary=request.vocabulary,
             speculation=request.speculation,
             stop=self.stop,
+            verifier=Verifier(request.verify, one_seed or 0) if request.verify else None,
         )
 
     def _for_batch(self, decoding: GuidedDecoding, batch: Batch) -> GuidedDecoding:
@@ -150,6 +163,8 @@ class Run:
             if batch.seeds is None:
                 raise ValueError("seed= with one per row does not work with images; pass one seed")
             generator = tuple(self._generator(seed) for seed in batch.seeds)
+        if decoding.verifier is not None and self.model.config.is_encoder_decoder and "input_ids" in batch.inputs:
+            decoding.verifier.sources = without_padding(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         return replace(decoding, branch_prompts=batch.branch_prompts, captioning=batch.captioning, generator=generator)
 
     def _generator(self, seed: int) -> torch.Generator:

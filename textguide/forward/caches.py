@@ -25,7 +25,13 @@ from transformers.cache_utils import (
     StaticCache,
 )
 
+from .growing_cache import GrowingLayer, GrowingWindowLayer, forget_buffers, grow_in_place
+from .own_lengths import DummyLayer, OwnLengthsCache, OwnLengthsLayer
+
 ARGUMENTS = ("cache", "past_key_values", "cache_params")
+# Their subclasses in transformers hold more than keys and values.
+_FULL_ATTENTION = (DynamicLayer, GrowingLayer)
+_SLIDING_WINDOW = (DynamicSlidingWindowLayer, GrowingWindowLayer)
 
 
 @lru_cache(maxsize=256)
@@ -61,7 +67,7 @@ def new_cache(model: Any) -> Cache:
     if supports is not None and not supports():
         raise _unsupported(model)
     config = model.config.get_text_config(decoder=True)
-    cache = DynamicCache(config=config)
+    cache = grow_in_place(DynamicCache(config=config))
     if model.config.is_encoder_decoder:
         return EncoderDecoderCache(cache, DynamicCache())  # no window slides over a source
     return cache
@@ -109,12 +115,17 @@ def select_rows(cache: Cache, index: Tensor) -> None:
         select_rows(cache.self_attention_cache, index)
         select_rows(cache.cross_attention_cache, index)
         return
+    if isinstance(cache, OwnLengthsCache):
+        cache.select(index)
+        return
     for layer in cache.layers:
         layer.reorder_cache(index)
 
 
 def copy_rows(cache: Cache, index: Tensor) -> Cache:
     """A new cache with the rows ``index`` of ``cache``, which does not change."""
+    if isinstance(cache, OwnLengthsCache):
+        return cache.copy(index)
     rows: Cache = copy.copy(cache)
     if isinstance(cache, EncoderDecoderCache):
         rows.self_attention_cache = copy_rows(cache.self_attention_cache, index)
@@ -162,11 +173,15 @@ def write_back(cache: Cache, positions: Tensor, real: Tensor) -> None:
 
 def can_crop(cache: Cache) -> bool:
     """Whether :func:`crop` can remove positions: every layer still holds the positions before them."""
-    return all(
-        type(layer) is DynamicLayer
-        or (type(layer) is DynamicSlidingWindowLayer and getattr(layer, "record_past", False))
-        for layer in _self_attention_layers(cache)
-    )
+    if isinstance(cache, OwnLengthsCache):
+        return cache.can_crop
+    return all(_layer_can_crop(layer) for layer in _self_attention_layers(cache))
+
+
+def _layer_can_crop(layer: Any) -> bool:
+    if type(layer) in _SLIDING_WINDOW:
+        return getattr(layer, "record_past", False)
+    return type(layer) in _FULL_ATTENTION or isinstance(layer, DummyLayer)
 
 
 def record_past(cache: Cache) -> bool:
@@ -176,9 +191,14 @@ def record_past(cache: Cache) -> bool:
         Whether the cache can now be cropped.
     """
     for layer in _self_attention_layers(cache):
-        if type(layer) is DynamicSlidingWindowLayer and hasattr(layer, "activate_past_recording"):
-            layer.activate_past_recording()
+        if getattr(layer, "is_sliding", False) and hasattr(layer, "record_past"):
+            layer.record_past = True
     return can_crop(cache)
+
+
+def is_full_attention(layer: Any) -> bool:
+    """Whether a layer holds the keys and values of every position, and nothing else."""
+    return type(layer) in _FULL_ATTENTION
 
 
 def has_no_time_axis(cache: Cache) -> bool:
@@ -191,17 +211,30 @@ def _self_attention_layers(cache: Cache) -> list[Any]:
     return layers
 
 
+def check_static(cache: Cache, model: Any) -> None:
+    """Refuse a ``cache`` whose content does not fit into a static one.
+
+    Raises:
+        ValueError: the cache has layers other than those of full attention.
+    """
+    if isinstance(cache, OwnLengthsCache):
+        fits = all(isinstance(layer, OwnLengthsLayer) and layer.sliding_window is None for layer in cache.layers)
+    else:
+        fits = isinstance(cache, DynamicCache) and all(is_full_attention(layer) for layer in cache.layers)
+    if not fits:
+        raise ValueError(
+            "cache_implementation='static' under guidance only works with full-attention decoders, and "
+            f"{type(model).__name__} is not one; leave cache_implementation out"
+        )
+
+
 def to_static(cache: Cache, model: Any, length: int) -> StaticCache:
     """A static cache of ``length`` positions with the content of ``cache``: fixed shapes, as compilation needs them.
 
     Raises:
         ValueError: the cache has layers other than those of full attention.
     """
-    if not isinstance(cache, DynamicCache) or not all(type(layer) is DynamicLayer for layer in cache.layers):
-        raise ValueError(
-            "cache_implementation='static' under guidance only works with full-attention decoders, and "
-            f"{type(model).__name__} is not one; leave cache_implementation out"
-        )
+    check_static(cache, model)
     static = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
     for source, target in zip(cache.layers, static.layers, strict=True):
         target.update(source.keys, source.values)
@@ -210,6 +243,7 @@ def to_static(cache: Cache, model: Any, length: int) -> StaticCache:
 
 def _shallow_copy(layer: Any) -> Any:
     copied = copy.copy(layer)
+    forget_buffers(copied)
     if isinstance(copied, LinearAttentionCacheLayerMixin):
         # The states are in dictionaries, which a shallow copy would share.
         copied.conv_states = dict(copied.conv_states)
@@ -225,9 +259,11 @@ def _merge_layers(caches: Sequence[Cache], pad_left: bool) -> Cache:
 
 def _merge_layer(layers: Sequence[Any], pad_left: bool) -> Any:
     first = layers[0]
+    if isinstance(first, DummyLayer):  # it uses the keys of another layer, or has none
+        return first
     # Hybrid layers have both a state and keys.
     has_state = isinstance(first, LinearAttentionCacheLayerMixin)
-    if not has_state and type(first) not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if not has_state and type(first) not in (*_FULL_ATTENTION, *_SLIDING_WINDOW):
         raise ValueError(
             f"cache layers of type {type(first).__name__} cannot hold the rows of two branches; "
             "use GuidanceLogitsProcessor, which keeps a separate cache for each"

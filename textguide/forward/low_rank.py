@@ -28,11 +28,12 @@ def is_adapter(folder: Any) -> bool:
     return (Path(folder).expanduser() / CONFIG).is_file()
 
 
-def peft(what: str = "loading an adapter") -> Any:
+def peft(what: str = "loading an adapter", extra: str = "adapters") -> Any:
     """The package ``peft``.
 
     Args:
         what: what it is needed for, for the error message.
+        extra: the extra that the message names.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -40,7 +41,7 @@ def peft(what: str = "loading an adapter") -> Any:
     try:
         import peft
     except ImportError as error:
-        raise MissingExtraError("peft", "adapters", what) from error
+        raise MissingExtraError("peft", extra, what) from error
     return peft
 
 

@@ -1,8 +1,8 @@
 """How a transformers model is called, and what it cannot do.
 
-All other files call models through :class:`ModelAdapter`. What a model's signature does not state is found out by
-:mod:`.probes`, once per model: whether rows of different lengths may share a pass, whether their caches may be merged,
-and whether all of its state is in the cache.
+All other files call models through :class:`ModelAdapter`. What a model's signature does not state is known for the
+classes of transformers (:mod:`.facts`), and for other models found out by :mod:`.probes`, once per model: whether rows
+of different lengths may share a pass, whether their caches may be merged, and whether all of its state is in the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
-from . import caches, probes, small_matmul
+from . import caches, facts, own_lengths, probes, small_matmul
+from .facts import Facts
 from .probes import Padding
 
 _adapters: weakref.WeakKeyDictionary[Any, ModelAdapter] = weakref.WeakKeyDictionary()
@@ -170,7 +171,11 @@ class ModelAdapter:
         prepared[caches.cache_argument(model)] = cache
         if call is None:
             call = self._current_fast_copy(first) if fast else model
-        logits: Tensor = call(**prepared, return_dict=True).logits
+        if isinstance(cache, own_lengths.OwnLengthsCache):
+            with own_lengths.reading_own_lengths(self._attention_configurations):
+                logits: Tensor = call(**prepared, return_dict=True).logits
+        else:
+            logits = call(**prepared, return_dict=True).logits
         if logits.shape[1] < keep:
             raise ValueError(f"{self.name} returned the logits of {logits.shape[1]} positions instead of {keep}")
         return logits[:, -keep:]
@@ -212,23 +217,74 @@ class ModelAdapter:
     # -- what it cannot do -----------------------------------------------------------------------------------------
 
     @cached_property
+    def shipped(self) -> Facts | None:
+        """What is known about the architecture; None if this model has to be probed."""
+        return facts.shipped(self.base)
+
+    @cached_property
     def padding(self) -> Padding:
         """What left padding does to its answer.
 
         Raises:
             ValueError: see :func:`.probes.padding`.
         """
-        return probes.padding(self)
+        self.check_direction()
+        return probes.padding(self) if self.shipped is None else self.shipped.padding
+
+    @property
+    def keeps_own_lengths(self) -> bool:
+        """Whether rows of different lengths can share a pass without padding, see :mod:`.own_lengths`."""
+        return not self.stays_padded
+
+    @property
+    def stays_padded(self) -> str:
+        """Why rows of different lengths are padded if they share a pass; empty: they are not."""
+        if not own_lengths.is_supported(self.text_config):
+            return f"attention by {self.text_config._attn_implementation}"
+        return self._stays_padded
+
+    @cached_property
+    def _stays_padded(self) -> str:
+        return probes.stays_padded(self) if self.shipped is None else self.shipped.stays_padded
+
+    @cached_property
+    def _attention_configurations(self) -> list[Any]:
+        return own_lengths.attention_configurations(self.base)
 
     @cached_property
     def reads_chunks(self) -> bool:
         """Whether several new tokens of a row may be read in one pass after a cache."""
-        return probes.reads_chunks(self)
+        return probes.reads_chunks(self) if self.shipped is None else self.shipped.reads_chunks
 
     @cached_property
     def is_causal(self) -> bool:
         """Whether the logits of a prompt's token stay the same when more tokens follow it."""
-        return probes.is_causal(self)
+        return probes.is_causal(self) if self.shipped is None else self.shipped.is_causal
+
+    @cached_property
+    def reads_static(self) -> bool:
+        """Whether a cache of fixed shape gives the logits of one that grows; the class may ignore its free places."""
+        return probes.reads_static(self)
+
+    def check_direction(self) -> None:
+        """Refuse models that the configuration makes look at later tokens: they do not write from left to right.
+
+        Raises:
+            ValueError: the logits of a token change when more tokens follow it.
+        """
+        config = self.text_config
+        remedy = ""
+        # Prefix language models such as PaliGemma have it by default: they read prompts in both directions, and write
+        # from left to right.
+        if getattr(config, "use_bidirectional_attention", None) and facts.changes(self.base.config, "bidirectional"):
+            remedy = "use_bidirectional_attention=False"
+        elif getattr(config, "is_decoder", None) is False and not self.is_encoder_decoder:
+            remedy = "is_decoder=True"
+        if remedy and not self.is_causal:
+            raise ValueError(
+                f"{self.name} is not causal: what it computes for a token changes when more tokens follow it, so that "
+                f"its texts have no next-token distributions; load it with {remedy}, or use a causal model"
+            )
 
     @property
     def selects_tokens(self) -> int | None:
@@ -256,6 +312,13 @@ class ModelAdapter:
         if original is not None and original < (self.max_positions or original):
             return original
         return None
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether transformers' own ``generate`` reads the whole text again after :attr:`rotary_switch` tokens."""
+        original = getattr(self.text_config, "original_max_position_embeddings", None)
+        own = getattr(type(self.base), "prepare_inputs_for_generation", None)
+        return original is not None and own is not GenerationMixin.prepare_inputs_for_generation
 
     def reads_chunk_up_to(self, length: int) -> bool:
         """Whether several tokens that end at position ``length`` may be read in one pass after a cache."""
@@ -294,6 +357,14 @@ class ModelAdapter:
         switch = self.rotary_switch
         return padding is Padding.CHANGES or (switch is not None and min(lengths) <= switch < max(lengths))
 
+    def check_state(self) -> None:
+        """Refuse models that keep state outside their cache: branches cannot take turns, and rows cannot be dropped.
+
+        Raises:
+            ValueError: see :func:`.probes.padding`.
+        """
+        _ = self.padding
+
     def check_lengths(self, lengths: Sequence[int], new: int) -> None:
         """Refuse runs that this model cannot continue exactly.
 
@@ -302,9 +373,10 @@ class ModelAdapter:
             new: the largest number of tokens that are generated after each of them.
 
         Raises:
-            ValueError: a row would cross the length after which rotary embeddings change, or become longer than the
-                number of tokens that an image-text model selects.
+            ValueError: the model is not causal; a row would cross the length after which rotary embeddings change, or
+                become longer than the number of tokens that an image-text model selects.
         """
+        self.check_direction()
         switch = self.rotary_switch
         selects = self.selects_tokens
         for length in sorted(set(lengths)):
@@ -317,6 +389,6 @@ class ModelAdapter:
             if switch is not None and length <= switch < length + new - 1:
                 raise ValueError(
                     f"{self.name} switches its rotary embeddings after {switch} tokens, and earlier tokens would have "
-                    f"to be read again: a branch of {length} tokens with max_new_tokens={new} crosses that length; "
-                    "shorten the prompt or lower max_new_tokens"
+                    f"to be read again: a branch of {length} tokens with {new} new ones crosses that length; "
+                    "shorten it, or generate or score fewer tokens"
                 )

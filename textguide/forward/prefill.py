@@ -20,7 +20,7 @@ from .row_batch import RowBatch, Rows, SharedRows, merge
 COMPARED = 32
 """Prompts that start with the same tokens, this many of them, are considered for reading their prefix once."""
 LEAST_SAVED = 256
-"""The number of tokens that reading a prefix once has to save; a further pass costs more than fewer tokens do."""
+"""The number of tokens that a further pass has to save, by reading a prefix once or by padding less."""
 _EVERY_STEP = ("encoder_hidden_states", "encoder_attention_mask")
 """What decoders with cross-attention read in every pass; other inputs are only read in the first."""
 
@@ -206,8 +206,8 @@ def read_prompts(
     """Read the prompts of a decoder, and return their rows and last logits.
 
     Equal prompts are read once. A long prefix that several prompts have in common, such as instructions or worked
-    examples, is read once, too. Prompts of different lengths are padded on the left if the model allows it, and read
-    in one pass per length if not.
+    examples, is read once, too. Prompts of similar length are padded on the left and read in one pass if the model
+    allows it; prompts of very different lengths, and all lengths of other models, have a pass of their own.
 
     Args:
         prompts: token ids of each prompt.
@@ -220,6 +220,8 @@ def read_prompts(
         ``len(prompts)`` rows in order, and logits (R, keep, V).
     """
     known = adapter(model)
+    if len(prompts) > 1:
+        known.check_state()
     unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     parts: list[Rows] = []
     logits: list[Tensor] = []
@@ -272,7 +274,28 @@ def _groups_by_prefix(known: ModelAdapter, prompts: list[TokenIds], keep: int) -
         else:
             rest += group
     if rest:
-        yield 0, rest
+        for group in _groups_with_little_padding(rest):
+            yield 0, group
+
+
+def _groups_with_little_padding(prompts: list[TokenIds]) -> Iterator[list[TokenIds]]:
+    """Groups of similar length, each of which is padded to its longest prompt."""
+    longest = max(map(len, prompts))
+    if sum(longest - len(prompt) for prompt in prompts) <= LEAST_SAVED:
+        yield prompts
+        return
+    group: list[TokenIds] = []
+    padding = 0
+    for prompt in sorted(prompts, key=len, reverse=True):
+        more = len(group[0]) - len(prompt) if group else 0
+        if padding + more > LEAST_SAVED:
+            yield group
+            group = []
+            padding = 0
+            more = 0
+        group.append(prompt)
+        padding += more
+    yield group
 
 
 def _common_prefix(prompts: list[TokenIds]) -> int:
@@ -350,7 +373,7 @@ def read_padded(
         next_position = positions[-3:].amax(dim=(0, 2))[:, None] + 1
     else:
         next_position = (positions[:, -1:] + 1).expand(ids.shape[0], 1)
-    cache = cache if cache is not None else caches.new_cache(known.base)
+    cache = caches.grow_in_place(cache) if cache is not None else caches.new_cache(known.base)
     if extra.get("encoder_hidden_states") is not None:
         cache = caches.with_cross_attention(cache, known.base)
     logits = known.read(ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, fast=fast)
@@ -392,7 +415,7 @@ def read_encoded(
         )
     inputs = {"encoder_outputs": encoder_outputs, "attention_mask": encoder_mask}
     position = torch.full((decoder_ids.shape[0], 1), decoder_ids.shape[1], device=decoder_ids.device)
-    cache = cache if cache is not None else caches.new_cache(known.base)
+    cache = caches.grow_in_place(cache) if cache is not None else caches.new_cache(known.base)
     logits = known.read(decoder_ids, cache, mask=decoder_mask, positions=None, keep=keep, first=True, inputs=inputs)
     return RowBatch(known, cache, decoder_ids.shape[1], decoder_mask, position, inputs), logits
 

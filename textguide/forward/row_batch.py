@@ -18,6 +18,11 @@ from torch import Tensor
 
 from . import caches
 from .model_adapter import ModelAdapter
+from .own_lengths import OwnLengthsCache
+
+LEAST_PADDING = 512
+"""The number of padded positions in a cache from which on rows keep their own lengths; one call of attention for each
+length costs more than a little padding does."""
 
 
 class Rows(ABC):
@@ -144,8 +149,20 @@ class RowBatch(Rows):
         self.mask = None if self.mask is None else F.pad(self.mask, (0, tokens), value=1)
 
     def make_static(self, new_tokens: int) -> None:
-        """Copy the cache into one of fixed shapes with room for ``new_tokens`` more positions."""
+        """Copy the cache into one of fixed shapes with room for ``new_tokens`` more positions.
+
+        Raises:
+            ValueError: the model has no such cache, or computes something else with it.
+        """
+        if isinstance(self.cache, OwnLengthsCache):
+            caches.check_static(self.cache, self.model.base)
+            self.cache, self.mask = self.cache.padded()
         self.cache = caches.to_static(self.cache, self.model.base, self.length + new_tokens)
+        if not self.model.reads_static:
+            raise ValueError(
+                f"cache_implementation='static': {self.model.name} computes other logits with a cache of fixed shape, "
+                "in transformers too; leave cache_implementation out"
+            )
 
     def _select_vectors(self, index: Tensor) -> None:
         self.next_position = self.next_position[index]
@@ -301,19 +318,43 @@ def _merge_batches(batches: Sequence[RowBatch]) -> RowBatch:
         return first
     length = max(batch.length for batch in batches)
     mask: Tensor | None = None
-    # A state has no positions that could be masked.
-    stateful = caches.has_no_time_axis(first.cache)
-    if not stateful and any(batch.mask is not None or batch.length != length for batch in batches):
-        masks = [_as_mask(batch.mask, (batch.rows, batch.length), batch.device) for batch in batches]
-        mask = torch.cat([F.pad(own, (length - own.shape[1], 0)) for own in masks])
+    cache: Any
+    if _keep_own_lengths(batches, length):
+        cache = OwnLengthsCache(
+            [batch.cache for batch in batches],
+            [batch.mask for batch in batches],
+            [batch.length for batch in batches],
+        )
+    else:
+        cache = caches.merge([batch.cache for batch in batches])
+        # A state has no positions that could be masked.
+        stateful = caches.has_no_time_axis(cache)
+        if not stateful and any(batch.mask is not None or batch.length != length for batch in batches):
+            masks = [_as_mask(batch.mask, (batch.rows, batch.length), batch.device) for batch in batches]
+            mask = torch.cat([F.pad(own, (length - own.shape[1], 0)) for own in masks])
     return replace(
         first,
-        cache=caches.merge([batch.cache for batch in batches]),
+        cache=cache,
         length=length,
         mask=mask,
         next_position=torch.cat([batch.next_position for batch in batches]),
         inputs=_merge_inputs(batches),
     )
+
+
+def _keep_own_lengths(batches: Sequence[RowBatch], length: int) -> bool:
+    """Whether the rows keep their own lengths instead of being padded to ``length``."""
+    if any(isinstance(batch.cache, OwnLengthsCache) for batch in batches):
+        return True
+    padding = 0
+    for batch in batches:
+        tokens = batch.rows * batch.length
+        if batch.mask is not None:
+            if bool((batch.mask[:, 1:] < batch.mask[:, :-1]).any()):
+                return False  # padding between the tokens of a row
+            tokens = int(batch.mask.sum())
+        padding += batch.rows * length - tokens
+    return padding >= LEAST_PADDING and batches[0].model.keeps_own_lengths
 
 
 def _merge_inputs(batches: Sequence[RowBatch]) -> dict[str, Any]:

@@ -156,8 +156,32 @@ def _load(file: Any) -> SteeringVector:
     return vector
 
 
-def add_to_output(layer: Any, addition: Tensor) -> Any:
-    """A copy of a ``layer`` that adds ``addition``, (width,), to its output at every position."""
+class Movement:
+    """How far additions moved hidden states at the newest position of every row, over layers and passes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[torch.device, Tensor | float] = {}  # the layers of one model may be on several devices
+        self._count = 0
+
+    def add(self, hidden: Tensor, addition: Tensor) -> None:
+        """Record ``addition`` (width,) to ``hidden`` (R, T, width)."""
+        lengths = hidden[:, -1].float().norm(dim=-1).clamp(min=1e-12)
+        ratios = addition.float().norm() / lengths
+        self._sums[ratios.device] = self._sums.get(ratios.device, 0.0) + ratios.sum()
+        self._count += len(hidden)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the length of what was added, relative to that of the hidden state; 0 if there was none."""
+        return sum(map(float, self._sums.values())) / max(self._count, 1)
+
+
+def add_to_output(layer: Any, addition: Tensor, movement: Movement | None = None) -> Any:
+    """A copy of a ``layer`` that adds ``addition``, (width,), to its output at every position.
+
+    Args:
+        movement: records how far this moves hidden states.
+    """
     # By device and dtype, because the layers of one model may be on several devices.
     converted: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -165,6 +189,8 @@ def add_to_output(layer: Any, addition: Tensor) -> Any:
         key = (hidden.device, hidden.dtype)
         if key not in converted:
             converted[key] = addition.to(*key)
+        if movement is not None:
+            movement.add(hidden, converted[key])
         return hidden + converted[key]
 
     return _with_output_hook(layer, add)

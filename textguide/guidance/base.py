@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -157,6 +157,8 @@ class About:
     compared: tuple[str, ...] | str = ()
 
 
+LONGEST_VALUE = 60
+"""Characters of a field's value in messages."""
 ROW = "one row in the same pass"
 """The cost of a branch of the model that is decoded."""
 
@@ -198,6 +200,16 @@ class Guidance(Shown, ABC):
     def is_timed(self) -> bool:
         """Whether its effect depends on ``step.progress``."""
         return False
+
+    def __str__(self) -> str:
+        """The class with γ and the fields that differ from their defaults, for messages."""
+        shown = []
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default or field.name == "scale":
+                text = repr(value)
+                shown.append(f"{field.name}={text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + '…'}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _put(self, **values: Any) -> None:
         """Set fields of this frozen dataclass. Only ``__post_init__`` may call this."""
@@ -242,7 +254,7 @@ class Guidance(Shown, ABC):
         """Create a guidance from the dictionary that :meth:`to_dict` returned.
 
         Raises:
-            ValueError: the method is unknown, or a field is not one of its fields.
+            ValueError: the method is unknown, a field is not one of its fields, or one without a default is missing.
         """
         values = dict(values)
         method = values.pop("method", None)
@@ -254,7 +266,19 @@ class Guidance(Shown, ABC):
         for key in values:
             if key not in known:
                 raise ValueError(f"{key!r} is not a field of {method}; its fields are {', '.join(sorted(known))}")
+        missing = subclass.missing_fields(values)
+        if missing:
+            raise ValueError(f"{method} needs {' and '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
         return subclass(**values)
+
+    @classmethod
+    def missing_fields(cls, values: Collection[str]) -> list[str]:
+        """The fields without a default that are not among the names ``values``."""
+        missing = []
+        for field in fields(cls):  # type: ignore[arg-type]
+            if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
+                missing.append(field.name)
+        return missing
 
     @classmethod
     def from_json(cls, text: str) -> Guidance:

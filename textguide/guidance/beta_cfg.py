@@ -20,8 +20,8 @@ class BetaCFG(Contrast):
 
     ``lu + γ Beta(s; a, b) g / ‖g‖^p`` with ``g = lc − lu`` and ``s`` the progress. With the default a = b = 2, the
     density is 0 at both ends, so the distribution there is the unconditional one, as in the paper. a = b = 1 and p = 0
-    is classifier-free guidance. The length is the root mean square over the vocabulary, so γ does not depend on the
-    vocabulary's size. Costs the same as classifier-free guidance.
+    is classifier-free guidance. The length is the root mean square over the vocabulary (the mean of ``g`` is not
+    subtracted), so γ does not depend on the vocabulary's size. Costs the same as classifier-free guidance.
 
     Args:
         scale: γ. Unlike in other methods, 1 is only neutral if a = b = 1 and p = 0.

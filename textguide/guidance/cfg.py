@@ -33,7 +33,8 @@ class CFG(Contrast):
             ``negative_prompt``.
         schedule: how γ changes with progress; a name from ``textguide.guidance.schedules``.
         renormalize: return normalised log-probabilities. False returns the sums ``γ·lc + (1 − γ)·lu`` of the published
-            evaluation; the sampled distribution is the same either way.
+            evaluation, which penalties then act on, as they do with transformers' ``guidance_scale``; without a
+            penalty, the sampled distribution is the same either way.
         skip_threshold: deprecated and ignored; every step runs the extra branch.
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).

@@ -62,6 +62,10 @@ class Composed(Guidance):
             flat.extend(guidance.parts)
         return flat
 
+    def __str__(self) -> str:
+        """The parts with ``+`` between them."""
+        return " + ".join(map(str, self.parts))
+
     @property
     def is_neutral(self) -> bool:
         """Whether every part is neutral."""
@@ -182,7 +186,7 @@ def with_scale(guidance: Guidance, scale: float) -> Guidance:
         if "scale" in {field.name for field in fields(part)}:
             parts[number] = replace(part, scale=float(scale))
             return parts[0] if len(parts) == 1 else Composed(tuple(parts))
-    raise ValueError(f"scales= needs a guidance with a scale, and {guidance!r} does not have one")
+    raise ValueError(f"scales= needs a guidance with a scale, and {guidance} does not have one")
 
 
 def _of_no_kind(part: Guidance) -> str:

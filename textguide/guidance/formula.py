@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..support.checks import LARGEST_FACTOR, factor, flag
+from ..support.checks import LARGEST_FACTOR, brief, factor, flag
 from .base import ROW, About, Branch, BranchGuidance, Guidance, Step
 from .caif import CAIF
 from .composed import together
@@ -128,6 +128,10 @@ def term(value: Any) -> Term:
     raise ValueError(f"{value!r} cannot be part of a formula; {_USE}")
 
 
+DEEPEST = 100
+"""Formulas are read and computed by recursion, in the engine of a server too."""
+
+
 def parse(text: str) -> Term:
     """Parse the text of a formula.
 
@@ -136,9 +140,24 @@ def parse(text: str) -> Term:
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
+    except (RecursionError, MemoryError):
+        raise ValueError(f"expression={brief(text)} is too long or nested too deeply; use fewer terms") from None
     except SyntaxError as error:
         raise ValueError(f"formula {text!r} is not understood ({error.msg}); {_USE}") from error
+    if _depth(tree) > DEEPEST:
+        raise ValueError(f"expression={brief(text)} has more than {DEEPEST} terms in one sum or product; use fewer")
     return _read(tree.body, text)
+
+
+def _depth(tree: ast.AST) -> int:
+    """The number of nodes from the root to the deepest leaf, counted without recursion."""
+    deepest = 0
+    left = [(tree, 1)]
+    while left:
+        node, depth = left.pop()
+        deepest = max(deepest, depth)
+        left += [(child, depth + 1) for child in ast.iter_child_nodes(node)]
+    return deepest
 
 
 @dataclass(frozen=True)

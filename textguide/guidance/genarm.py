@@ -29,7 +29,8 @@ class GenARM(BranchGuidance):
         reward_model: name of the reward model in ``models``.
         beta: β, the penalty for leaving the model: above 0; a smaller β makes the reward stronger. None: infinite,
             which changes nothing.
-        renormalize: return normalised log-probabilities; the sampled distribution is the same either way.
+        renormalize: return normalised log-probabilities; without a penalty, the sampled distribution is the same
+            either way.
 
     A token that the model forbids stays forbidden; a token that only the reward model forbids keeps its
     log-probability.

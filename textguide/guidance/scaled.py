@@ -29,7 +29,8 @@ class Scaled(BranchGuidance):
     Args:
         scale: γ. 1 changes nothing, above 1 moves away from the other branch, 0 samples from it.
         schedule: how γ changes with progress; a name from ``textguide.guidance.schedules``.
-        renormalize: return normalised log-probabilities.
+        renormalize: return normalised log-probabilities. Penalties such as ``repetition_penalty`` act on these plus
+            the normaliser of the conditional logits; if False, on the result of the rule as it is.
         skip_threshold: deprecated and ignored; every step runs the extra branch.
         min_scale: lower bound on γ(s).
         max_scale: upper bound on γ(s).

@@ -108,10 +108,11 @@ def _with_fields(method: type[Guidance], rest: str, text: str) -> Guidance:
         if not equals:
             raise ValueError(f"guidance {text!r}: write {key}=VALUE")
         values[key] = _value(value.strip())
-    try:
-        return method(**values)
-    except TypeError as error:
-        raise ValueError(f"guidance {text!r} lacks a field ({error}); write {name}:FIELD=VALUE,FIELD=VALUE") from error
+    missing = method.missing_fields(values)
+    if missing:
+        example = ",".join(f"{field}=VALUE" for field in missing)
+        raise ValueError(f"guidance {text!r} needs {' and '.join(missing)}; write {name}:{example}")
+    return method(**values)
 
 
 def unknown(name: str) -> str:

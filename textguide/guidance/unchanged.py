@@ -23,6 +23,10 @@ class WithUnchanged(BranchGuidance):
     def __post_init__(self) -> None:
         self._put(name=self.guidance.name, renormalize=self.guidance.renormalize)
 
+    def __str__(self) -> str:
+        """The guidance."""
+        return str(self.guidance)
+
     @property
     def view(self) -> View | None:
         """The view of the guidance."""

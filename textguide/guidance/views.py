@@ -20,6 +20,10 @@ class View:
         """
         return list(range(count))
 
+    def change(self, count: int) -> str:
+        """What the view changes inside a model with ``count`` layers, in a few words for reports."""
+        return f"a part of the model ({type(self).__name__})"
+
 
 @dataclass(frozen=True)
 class EarlyExit(View):
@@ -119,6 +123,11 @@ class Steered(View):
     at: tuple[int | float, ...]
     strength: float = 1.0
 
+    def change(self, count: int) -> str:
+        """The strength and the layers."""
+        layers = self.places(count)
+        return f"vector × {self.strength:g} after layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
     def places(self, count: int) -> list[int]:
         """The numbers of the layers in a model with ``count`` layers.
 
@@ -171,3 +180,7 @@ class Adapted(View):
 
     folder: str
     scale: float
+
+    def change(self, count: int) -> str:
+        """The adapter and γ."""
+        return f"adapter {self.folder} at γ = {self.scale:g}"

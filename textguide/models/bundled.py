@@ -37,7 +37,10 @@ def gguf_path() -> Path:
     """
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise ModelUnavailableError(f"the bundled model needs the package {PACKAGE}: {INSTALL}")
+        raise ModelUnavailableError(
+            f"the model {NAME!r} needs the package {PACKAGE}: {INSTALL}. To only try things out, name the model "
+            "'smollm2-small', which needs no other package but generates poor texts"
+        )
     path = Path(next(iter(spec.submodule_search_locations))) / GGUF_FILE
     if not path.is_file():
         raise ModelUnavailableError(f"{PACKAGE} does not contain {GGUF_FILE}; install it again: {INSTALL}")

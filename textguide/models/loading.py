@@ -11,6 +11,7 @@ from typing import Any
 from ..forward.low_rank import merged
 from ..support.errors import ModelUnavailableError, UnknownModelError
 from . import bundled, conversion, quantized_file, small
+from .hub import offline_if_unreachable
 
 
 def default_device() -> str:
@@ -80,7 +81,7 @@ def load(
     if name in small.NAMES and not Path(name).is_dir():
         small_dtype = None if dtype == "auto" else dtype
         model = small.load(name, device=None if device_map else device, dtype=small_dtype)
-        tokenizer = AutoTokenizer.from_pretrained(bundled.folder(), padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(small.TOKENIZER, padding_side="left")
         return _with_adapter(model, adapter, adapter_scale), tokenizer
     source = locate(name, requested, refresh)
     common = {"trust_remote_code": trust_remote_code}
@@ -155,13 +156,14 @@ def refuse_near_miss(name: str, known: Collection[str]) -> None:
 
 @contextmanager
 def explained(name: Any, source: Path | str) -> Iterator[None]:
-    """Turn errors of transformers while it loads a model into one line.
+    """Turn errors of transformers while it loads a model into one line; ask the hub only if it can be reached.
 
     Raises:
         ModelUnavailableError: instead of the error of transformers.
     """
     try:
-        yield
+        with offline_if_unreachable(source):
+            yield
     except (RuntimeError, ImportError, MemoryError):  # about this machine, and clear enough
         raise
     except Exception as error:  # damaged files raise all kinds of errors

@@ -35,6 +35,24 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return torch.where(squares > 0, total.square() / squares.clamp_min(1e-300), 0.0)
 
 
+def distinct(log_weights: Tensor, values: Sequence[Any]) -> Tensor:
+    """Number of different values of the live particles of every population, (P, N) → int64 (P,).
+
+    The effective sample size compares weights only: it is N if N particles continue the same text.
+
+    Args:
+        log_weights: (P, N).
+        values: a value of each particle, P·N in order.
+    """
+    rows, size = log_weights.shape
+    is_alive = (log_weights > -math.inf).tolist()
+    counts = []
+    for row in range(rows):
+        alive = zip(values[row * size : (row + 1) * size], is_alive[row], strict=True)
+        counts.append(len({value for value, live in alive if live}))
+    return torch.tensor(counts)
+
+
 def stratified(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """Ancestors (P, N): one point in each of N equal strata of the cumulative weights.
 

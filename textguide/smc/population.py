@@ -29,6 +29,8 @@ class Outcome:
         tries: number of times that each row was started, (rows,); None if rows are never restarted.
         origins: for each row the row that it forked from and the number of tokens that they share; None for rows that
             started with the prompt. None if rows do not fork.
+        ancestors: number of particles of each population from whose first tokens its texts continue, (populations,);
+            texts of weight 0 do not count. None if the method has no weights.
     """
 
     log_weights: Tensor | None
@@ -41,6 +43,7 @@ class Outcome:
     resamplings: int
     origins: list[tuple[int, int] | None] | None = None
     tries: list[int] | None = None
+    ancestors: Tensor | None = None
 
 
 class Population(ABC):
@@ -55,6 +58,7 @@ class Population(ABC):
         self.size = size
         self.log_weights = torch.zeros(rows, dtype=torch.float64)
         self._resamplings = 0
+        self._first = list(range(rows))
 
     @property
     def weighs(self) -> bool:
@@ -155,6 +159,7 @@ class Population(ABC):
             calls=calls,
             resamplings=self._resamplings,
             origins=origins,
+            ancestors=None if populations is None else particles.distinct(populations, self._first),
         )
 
 
@@ -195,6 +200,7 @@ class Weighed(Population):
         """
         other = copy.copy(self)
         other.log_weights = self.log_weights.clone()
+        other._first = list(self._first)
         other._twin = torch.Generator()
         other._twin.set_state(self._twin.get_state())
         other._unshare()
@@ -242,6 +248,7 @@ class Weighed(Population):
             moved = moved or picked.tolist() != list(range(size))
         if not moved:
             return None
+        self._first = [self._first[ancestor] for ancestor in ancestors.flatten().tolist()]
         self._move(ancestors.flatten().tolist())
         return ancestors.flatten()
 

@@ -73,7 +73,7 @@ def check_run(guidance: Any, config: Any, streamer: Any = None) -> None:
         ValueError: an option does not work; the message names the option and the remedy.
     """
     if not isinstance(guidance, (AWRS, EAGer, FeynmanKac)):
-        raise ValueError(f"guidance={guidance!r} is not a constraint that this loop supports; pass textguide.AWRS(...)")
+        raise ValueError(f"guidance={guidance} is not a constraint that this loop supports; pass textguide.AWRS(...)")
     name = type(guidance).__name__
     many = f"{guidance.rows_field}={guidance.particles}"
     copies = config.num_return_sequences or 1

@@ -27,7 +27,8 @@ class StepOutcome:
     Args:
         scores: the input of processors, warpers and sampling, (B, V): guided log-probabilities, shifted by the
             normaliser of the conditional logits. When the scale is near 1, they are near those logits, which penalties
-            depend on. If nothing acted on a row, it keeps its logits bit for bit.
+            depend on. They are not shifted if the guidance has ``renormalize=False``, as in transformers' own guidance.
+            If nothing acted on a row, it keeps its logits bit for bit.
         log_probs: guided log-probabilities, (B, V); not normalised if the guidance has ``renormalize=False``. None if
             nothing acted.
         cond: log-probabilities of the conditional branch, (B, V); None if nothing acted.
@@ -123,7 +124,7 @@ def guided_step(
     else:
         outcome.valid = guided.amax(-1).isfinite()
     if not normalised:
-        outcome.scores = guided + logits.logsumexp(-1, keepdim=True)
+        outcome.scores = combined.shifted(logits)
     if reweighted is not None and guidance is None and allowed is None:
         outcome.scores = torch.where(reweighted[:, None], outcome.scores, logits)
     return outcome
@@ -161,6 +162,10 @@ class _Combined:
     def normal_log_probs(self) -> Tensor:
         """Guided log-probabilities, normalised."""
         return self.guided if self.is_normal else log_softmax(self.guided)
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """Guided log-probabilities plus the normaliser of ``logits`` (B, V); as they are if they are not normalised."""
+        return self.guided + logits.logsumexp(-1, keepdim=True) if self.is_normal else self.guided
 
 
 def _combine(

@@ -81,6 +81,7 @@ class SpeculativePasses(BranchPasses):
     def step(self, ids: Tensor, new: int, with_branches: bool = True) -> StepLogits:
         """The logits after the newest token of every row; see :meth:`BranchPasses.step`."""
         self._steps += 1
+        self.is_read = True
         if with_branches and self.resting:
             self._go_back(ids)
             self._runs += 1
@@ -94,6 +95,7 @@ class SpeculativePasses(BranchPasses):
             right = (self.pick(ids[:, -1]) == ahead.tokens[:, column]).tolist()
             if all(right):
                 ahead.used += 1
+                self.is_read = False
                 self._accepted += len(right)
                 return ahead.logits[column + 1]
         self._go_back(ids)

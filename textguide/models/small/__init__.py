@@ -1,8 +1,9 @@
-"""Small language models with SmolLM2's tokens, for use together with it: an amateur, and experts of a mood.
+"""Small language models with SmolLM2's tokens: an amateur, and experts of a mood.
 
 Contrastive decoding needs a weaker model with the same tokens; DExperts and proxy tuning need small tuned ones. These
-models read SmolLM2's token embeddings through a narrow projection, so that their own weights are small, and therefore
-need the bundled model. ``scripts/train/small_lms.py`` trains them; ``README.md`` describes the data and the results.
+models read SmolLM2's token embeddings through a narrow projection, which they share. The projected embeddings and
+SmolLM2's tokenizer are in this folder, so the models load without any other package.
+``scripts/train/small_lms.py`` trains them; ``README.md`` describes the data and the results.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...support import files
 from ...support.errors import ModelUnavailableError
-from .. import bundled
 
 HOME = Path(__file__).parent / "weights"
+TOKENIZER = Path(__file__).parent / "tokenizer"
+"""The folder of SmolLM2's tokenizer, the same as in the folder of the bundled model."""
+TABLES = ("embeddings-1.safetensors", "embeddings-2.safetensors")
+"""The files of the projected embeddings, each with half of the tokens, which keeps a file below 10 MB."""
 NAMES = {
     "smollm2-small": "base",
     "smollm2-small-positive": "positive",
@@ -56,7 +59,7 @@ def load(name: str, *, device: str | None = None, dtype: Any = None, home: Path 
         home: the folder of the weights.
 
     Raises:
-        ModelUnavailableError: the bundled model, whose embeddings it reads, is not available.
+        ModelUnavailableError: a file of the model is missing.
         ValueError: no model has that name.
     """
     import torch
@@ -65,11 +68,16 @@ def load(name: str, *, device: str | None = None, dtype: Any = None, home: Path 
 
     if name not in NAMES:
         raise ValueError(f"name={name!r} is not a small model; use one of {', '.join(NAMES)}")
-    weights = load_file(home / f"{NAMES[name]}.safetensors")
+    file = f"{NAMES[name]}.safetensors"
+    absent = [part for part in (file, "sizes.json", *TABLES) if not (home / part).is_file()]
+    if absent:
+        raise ModelUnavailableError(f"model {name!r} lacks {absent[0]} in {home}; install textguide again")
+    weights = load_file(home / file)
+    weights.pop("projection", None)
     sizes = json.loads((home / "sizes.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         model = LlamaForCausalLM(config(**sizes))
-    table = embeddings() @ weights.pop("projection").float()
+    table = read_table(home)
     state = {key: value.float() for key, value in weights.items()}
     model.to_empty(device="cpu")
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # no file contains its buffers
@@ -90,7 +98,8 @@ def folder(name: str) -> Path:
     """
     if name not in NAMES:
         raise ValueError(f"name={name!r} is not a small model; use one of {', '.join(NAMES)}")
-    content = b"".join((HOME / file).read_bytes() for file in (f"{NAMES[name]}.safetensors", "sizes.json"))
+    parts = (f"{NAMES[name]}.safetensors", "sizes.json", *TABLES)
+    content = b"".join((HOME / part).read_bytes() for part in parts)
     target = files.cache_root() / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not target.is_dir():
         from transformers import AutoTokenizer
@@ -99,7 +108,7 @@ def folder(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
             complete = Path(unfinished) / "model"
             load(name).save_pretrained(complete)
-            AutoTokenizer.from_pretrained(bundled.folder()).save_pretrained(complete)
+            AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(complete)
             try:
                 complete.rename(target)
             except OSError:  # another process was faster
@@ -108,18 +117,29 @@ def folder(name: str) -> Path:
     return target
 
 
-@lru_cache(maxsize=1)
-def embeddings() -> Any:
-    """SmolLM2's token embeddings, float32 (49152, 576).
+def write_table(table: Any, home: Path = HOME) -> None:
+    """Write the projected embeddings, each row as 16-bit whole numbers and a scale.
 
-    Raises:
-        ModelUnavailableError: the bundled model is not available.
+    Rounding changes logits by less than 0.001 nats; float32 would take twice the space.
+
+    Args:
+        table: (V, D), one row per token.
+        home: the folder of the weights.
     """
-    from safetensors import safe_open
+    import torch
+    from safetensors.torch import save_file
 
-    folder = bundled.folder()
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            if "model.embed_tokens.weight" in opened.keys():  # noqa: SIM118 (it is not a mapping)
-                return opened.get_tensor("model.embed_tokens.weight").float()
-    raise ModelUnavailableError(f"{folder} has no token embeddings; load the bundled model with refresh=True")
+    scales = table.abs().amax(1).clamp_min(1e-9) / torch.iinfo(torch.int16).max
+    steps = (table / scales[:, None]).round().to(torch.int16)
+    half = len(table) // 2
+    for part, rows in zip(TABLES, (slice(None, half), slice(half, None)), strict=True):
+        save_file({"steps": steps[rows].contiguous(), "scales": scales[rows].contiguous()}, home / part)
+
+
+def read_table(home: Path = HOME) -> Any:
+    """The projected embeddings that :func:`write_table` wrote, float32 (49152, 128)."""
+    import torch
+    from safetensors.torch import load_file
+
+    parts = [load_file(home / part) for part in TABLES]
+    return torch.cat([part["steps"] * part["scales"][:, None] for part in parts])

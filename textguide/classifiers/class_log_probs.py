@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..classifiers import RESOLVERS
 from ..guidance.base import BranchGuidance
+from .resolving import RESOLVERS
 from .reweighting import Reading
 from .texts import Alphabet
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers import RESOLVERS, CausalScorer, CausalState, Scorer
-from ..classifiers.base import in_batches
 from ..guidance.algebra import entropy
 from ..guidance.base import Step
 from ..guidance.text_reweighting import TextReweighting, reweigh
+from .base import CausalScorer, CausalState, Scorer, in_batches
+from .resolving import RESOLVERS
 from .texts import Alphabet, RowText
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..forward import attention_heads, low_rank, prefill, steering_vectors
+from ..forward.model_adapter import ModelAdapter, adapter
+from ..forward.module_copies import shallow_copy
 from ..guidance.base import SELF, Branch
 from ..guidance.views import Adapted, MaskedHeads, Steered, View
-from . import attention_heads, low_rank, prefill, steering_vectors
-from .model_adapter import ModelAdapter, adapter
-from .module_copies import shallow_copy
 
 ModelPart = tuple[str, View | None]
 """A model by its name, and what is run of it (None: all)."""
@@ -108,9 +108,15 @@ def part(model: Any, view: View) -> Any:
     name = path[-1]
     layers = nn.ModuleList(_renumbered(parent._modules[name][old], new) for new, old in enumerate(chosen))
     parent._modules[name] = layers
-    _change(known, view, layers, text)
+    whole.textguide_movement = _change(known, view, layers, text)
     adapter(whole).adopt(known)
     return whole
+
+
+def movement_of(module: Any) -> float:
+    """How far a steered module, made by :func:`part`, has moved its hidden states so far; 0 for other modules."""
+    movement = getattr(module, "textguide_movement", None)
+    return 0.0 if movement is None else movement.mean
 
 
 def _path_of_layers(model: Any, count: int) -> list[str]:
@@ -157,13 +163,19 @@ def _copy_along(model: Any, path: Sequence[str], config: Any, text: Any) -> tupl
     return whole, parent
 
 
-def _change(known: ModelAdapter, view: View, layers: Any, config: Any) -> None:
-    """Put what ``view`` changes into ``layers``, copies of the layers of ``known`` with their own ``config``."""
+def _change(known: ModelAdapter, view: View, layers: Any, config: Any) -> steering_vectors.Movement | None:
+    """Put what ``view`` changes into ``layers``, copies of the layers of ``known`` with their own ``config``.
+
+    Returns:
+        Records how far hidden states are moved, if the view adds something to them.
+    """
     if isinstance(view, Steered):
+        movement = steering_vectors.Movement()
         numbers = view.places(len(layers))
         for number, direction in steering_vectors.directions_for(known.base, view.vector, numbers).items():
-            layers[number] = steering_vectors.add_to_output(layers[number], view.strength * direction)
-    elif isinstance(view, _Recorded):
+            layers[number] = steering_vectors.add_to_output(layers[number], view.strength * direction, movement)
+        return movement
+    if isinstance(view, _Recorded):
         for number, layer in enumerate(layers):
             layers[number] = steering_vectors.record_output(layer, view.outputs, number)
     elif isinstance(view, MaskedHeads):
@@ -181,6 +193,7 @@ def _change(known: ModelAdapter, view: View, layers: Any, config: Any) -> None:
         config._attn_implementation = "eager"
         for layer in layers:
             attention_heads.observe(attention_heads.attention_of(layer)[0], config, view.observe)
+    return None
 
 
 def _is_numbered(module: nn.Module) -> bool:

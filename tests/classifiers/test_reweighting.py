@@ -240,7 +240,7 @@ def test_an_end_token_stands_for_the_finished_text_and_finished_rows_are_not_ask
     assert min(lengths) <= 2
     assert out.effect.classified_texts == sum(lengths) * VOCAB
     model = build("llama")
-    from textguide.step.reweighting import Reweighter
+    from textguide.classifiers.reweighting import Reweighter
 
     reweighting = Reweighter([CAIF(TONE, "high", 1.0, top_k=None)], TOKENIZER, model, [2])
     reweighting.begin([[5, 6, 7]])

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from textguide.step.texts import UNFINISHED, Alphabet
+from textguide.classifiers.texts import UNFINISHED, Alphabet
 
 TEXTS = ["The café — 🦜 naïve!", "  two  spaces\nand\tlines", "日本語 text", "a", "''don't'' , stop ."]
 

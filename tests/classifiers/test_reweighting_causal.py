@@ -71,8 +71,8 @@ def test_generation_equals_reading_every_candidate_anew(name: str, options: dict
 
 
 def test_the_end_token_is_the_finished_text() -> None:
+    from textguide.classifiers.reweighting import Reweighter
     from textguide.guidance import Step
-    from textguide.step.reweighting import Reweighter
 
     guide = classifier("llama")
     reweighting = Reweighter([CAIF(guide, "high", 1.0, top_k=None)], Tokenizer(), build("llama"), [EOS])
