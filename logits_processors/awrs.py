@@ -97,6 +97,11 @@ class AWRSLogitsProcessor(LogitsProcessor):
         outcome = self.outcome
         return None if outcome is None else outcome.log_weights
 
+    @property
+    def drawn(self) -> int:
+        """Tokens that the latest run drew, over all rows."""
+        return 0 if self._latest is None else self._latest.drawn
+
     def reset(self) -> None:
         """Forget every run. Custom loops call this before a new run, because ids are ambiguous if a prompt continues an
         earlier text."""
@@ -147,6 +152,7 @@ class _Run:
         self.end = min(vocabulary.ends, default=0)
         self.written: Tensor | None = None
         self.drawing: list[bool] = []
+        self.drawn = 0
 
     def continues(self, ids: Tensor) -> bool:
         """Whether ``ids`` are the ids of the last step with the tokens that were drawn."""
@@ -159,6 +165,7 @@ class _Run:
 
     def draw(self, ids: Tensor, scores: Tensor) -> Tensor:
         last = self.horizon is not None and self.index == self.horizon - 1
+        self.drawn += sum(self.rows.open)
         tokens = self.rows.choose(scores, last)
         self.drawing = self.rows.open
         self.rows.advance(tokens, last)

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from textguide.engine import branch_inputs
+from textguide.engine import branch_inputs, model_views
 from textguide.engine.branch_inputs import empty_source
 from textguide.engine.branch_rows import BranchRows, read_branch
 from textguide.engine.caller import GenerateCall
-from textguide.forward import model_views
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import Branch, BranchGuidance, Step
 from textguide.guidance.needs import Need
@@ -61,7 +60,6 @@ class BranchRun:
         self.guidance = guidance
         self.prompt_length = ids.shape[1]
         self.rows = ids.shape[0]
-        self.meter = EffectMeter(len(guidance.branches), device)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         if self.is_encoder_decoder and {Need.EDIT, Need.SYSTEM} & guidance.needs:
             raise ValueError(_needs_prompt(guidance))
@@ -72,6 +70,7 @@ class BranchRun:
         self.rereads = guidance.view is not None
         if self.rereads:
             branches.insert(0, Branch(same_prompt=True, view=guidance.view))
+        self.meter = EffectMeter(len(branches), device)
         if self.is_encoder_decoder and any(branch.same_prompt for branch in branches):
             raise ValueError(_needs_prompt(guidance))
         texts = self._texts(processor, branches, cond)
@@ -115,6 +114,16 @@ class BranchRun:
         index = ids.shape[1] - self.prompt_length
         likelihoods = self._likelihoods(ids) if self.guidance.reads_likelihoods else None
         return Step.at(index if horizon else 0, horizon or 1, rows, self.rows, self.copies, likelihoods)
+
+    def count_change(self) -> None:
+        """Record the newest step in :attr:`meter` if the guidance changes the model inside."""
+        view = self.guidance.view
+        if view is None:
+            return
+        module = self.readers[0].model  # the changed model is the first branch
+        self.meter.inside = view.change(adapter(module).text_config.num_hidden_layers)
+        self.meter.inside_steps += self.rows
+        self.meter.moved = model_views.movement_of(module)
 
     def keep(self, ids: Tensor, logp: Tensor, step: Step) -> None:
         """Store the log-probabilities (n, R, V) after ``ids`` if the next step needs those of its tokens."""
@@ -291,8 +300,11 @@ def prompt_rows(ids: Tensor, call: GenerateCall | None, config: Any) -> branch_i
 
     Args:
         call: the ``generate`` call, whose attention mask defines the padding. If None, tokens at the beginning that
-            equal the padding token count as padding.
+            equal the padding token count as padding, unless that token also begins or ends texts.
         config: the model's generation configuration.
+
+    Raises:
+        ValueError: it is unclear whether tokens are padding.
     """
     if call is not None:
         mask = call.attention_mask
@@ -301,12 +313,27 @@ def prompt_rows(ids: Tensor, call: GenerateCall | None, config: Any) -> branch_i
             return branch_inputs.without_padding(ids, mask.repeat_interleave(len(ids) // len(mask), dim=0))
         if mask is None:
             return branch_inputs.without_padding(ids, None)
+    rows = ids.tolist()
     pad = getattr(config, "pad_token_id", None)
-    begin = getattr(config, "bos_token_id", None)
-    rows = []
-    for row in ids.tolist():
-        start = next((place for place, token in enumerate(row) if token != pad), len(row) - 1)
-        if start and pad == begin:  # the last of these tokens begins the text
-            start -= 1
-        rows.append(row[start:])
-    return rows
+    ends = getattr(config, "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    if pad is not None and pad in (getattr(config, "bos_token_id", None), *ends):
+        _check_begins(rows, pad)
+        return rows
+    return [row[_padding(row, pad) :] for row in rows]
+
+
+def _padding(row: Sequence[int], pad: int | None) -> int:
+    """The number of tokens that pad a row on the left."""
+    return next((place for place, token in enumerate(row) if token != pad), len(row) - 1)
+
+
+def _check_begins(rows: Sequence[Sequence[int]], pad: int) -> None:
+    """Refuse rows if only some of them begin with ``pad``: the longest row of a padded batch has no padding."""
+    padded = [number for number, row in enumerate(rows) if row[0] == pad]
+    if padded and len(padded) < len(rows):
+        raise ValueError(
+            f"input_ids[{padded[0]}] begins with token {pad}, which pads and also begins or ends texts, and there is "
+            "no attention mask outside of model.generate; call model.generate with attention_mask=, or use another "
+            "padding token"
+        )

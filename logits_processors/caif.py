@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from textguide.classifiers.reweighting import Reweighter, reweighter
 from textguide.engine.caller import running_generate_call
 from textguide.guidance import CAIF, Step, TokenReweighting, as_guidance, split
+from textguide.step.effect import Effect, EffectMeter
 from textguide.step.guided_step import guided_step
-from textguide.step.reweighting import Reweighter, reweighter
 
 from .branches import prompt_rows
 from .runs import Runs
 
 _ONE_AT_A_TIME = threading.Lock()
 """A classifier keeps the texts of one call, but threads can share it, in one processor or in several."""
+
+
+@dataclass
+class _Run:
+    """One ``generate`` call: the length of its prompts, and what reweighting did."""
+
+    prompt: int
+    meter: EffectMeter
 
 
 class CAIFLogitsProcessor(LogitsProcessor):
@@ -81,12 +91,18 @@ class CAIFLogitsProcessor(LogitsProcessor):
         self.guidances = parts.reweighting
         self._reweighter: Reweighter | None = reweighter(parts.reweighting, tokenizer, model)
         self._special = model.generation_config
-        self._prompt_lengths: Runs[int] = Runs()
+        self._runs: Runs[_Run] = Runs()
+        self._last: _Run | None = None
+
+    @property
+    def effect(self) -> Effect:
+        """What reweighting did in the latest run; rows that finished early still count."""
+        return Effect() if self._last is None else self._last.meter.summary()
 
     def reset(self) -> None:
         """Forget every run. Custom loops call this before a new run, because ids are ambiguous if a prompt continues an
         earlier text."""
-        self._prompt_lengths.reset()
+        self._runs.reset()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Reweight scores (R, V) for ids (R, T); the dtype stays, and so do the scores of rows that do not change."""
@@ -94,7 +110,9 @@ class CAIFLogitsProcessor(LogitsProcessor):
             return scores
         size = input_ids.shape[1]
         call = running_generate_call()
-        prompt = self._prompt_lengths.of(call, lambda length: size > length, lambda: size)
+        run = self._runs.of(call, lambda run: size > run.prompt, lambda: _Run(size, EffectMeter(0, scores.device)))
+        self._last = run
+        prompt = run.prompt
         rows = input_ids.tolist()
         prompts = prompt_rows(input_ids[:, :prompt], call, self._special)
         index = size - prompt
@@ -102,4 +120,8 @@ class CAIFLogitsProcessor(LogitsProcessor):
         with _ONE_AT_A_TIME:
             self._reweighter.begin(prompts, [row[prompt:] for row in rows])
             reweight = partial(self._reweighter, step=step, index=index, rows=range(len(rows)))
-            return guided_step(scores, None, None, step, reweight=reweight, measure=False).scores.to(scores.dtype)
+            before = self._reweighter.texts_scored
+            outcome = guided_step(scores, None, None, step, reweight=reweight)
+            run.meter.classified += self._reweighter.texts_scored - before
+        run.meter.add(outcome)
+        return outcome.scores.to(scores.dtype)

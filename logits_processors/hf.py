@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from textguide.engine.caller import running_generate_call
+from textguide.engine.caller import GenerateCall, running_generate_call
 from textguide.forward.model_adapter import adapter
 from textguide.guidance import AWRS, CFG, BranchGuidance, as_guidance, split
 from textguide.guidance.places import check_place
@@ -79,6 +80,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         if branching is not None and horizon is None and branching.is_timed:
             raise ValueError("a schedule or a window needs horizon=, the max_new_tokens of the run")
         self.model = adapter(model).base
+        if branching is not None:
+            adapter(model).check_direction()  # also if no branch runs this model
         if type(self.model).__name__ in _IGNORE_PROCESSORS:
             raise ValueError(
                 f"{type(self.model).__name__}.generate does not pass logits_processor= to its loop; use "
@@ -99,8 +102,21 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
     @property
     def effect(self) -> Effect:
-        """What guidance did in the latest run; rows that finished early still count."""
-        return self._last.meter.summary() if self._last is not None else Effect()
+        """What guidance did in the latest run; rows that finished early still count.
+
+        KL divergences are those of the branches if there are any, and else those of classifiers and rewards.
+        """
+        effect = Effect() if self._last is None else self._last.meter.summary()
+        if self.reweighting is not None:
+            reweighting = self.reweighting.effect
+            if self.guidance is None:
+                effect = reweighting
+            else:
+                counts = {name: getattr(reweighting, name) for name in ("reweighed_steps", "classified_texts")}
+                effect = replace(effect, **counts)
+        if self.constraint is not None:
+            effect = replace(effect, sampler=AWRS.name, sampled_steps=self.constraint.drawn)
+        return effect
 
     def reset(self) -> None:
         """Forget every run. Custom loops call this before a new run, because ids are ambiguous if a prompt continues an
@@ -121,6 +137,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
     def _combine(self, guidance: BranchGuidance, input_ids: Tensor, scores: Tensor) -> Tensor:
         call = running_generate_call()
+        if call is not None:
+            _refuse_other_guidance(call)
         input_ids = input_ids.to(adapter(self.model).device)
         run = self._runs.of(
             call,
@@ -144,6 +162,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         if run.rereads:
             outcome = compare(outcome, scores)
         run.meter.add(outcome)
+        run.count_change()
         assert outcome.log_probs is not None
         return outcome.log_probs.to(scores.dtype)
 
@@ -188,6 +207,16 @@ class CFGLogitsProcessor(GuidanceLogitsProcessor):
             negatives = _unpadded(negative_prompt_ids, negative_prompt_attention_mask)
             guidance = CFG(1.5 if scale is None else scale, negatives)
         super().__init__(model, guidance, horizon=horizon, **others)
+
+
+def _refuse_other_guidance(call: GenerateCall) -> None:
+    """Refuse a call in which transformers guides as well."""
+    for processor in call.processors or ():
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            raise ValueError(
+                f"guidance_scale={processor.guidance_scale} of transformers guides the same scores, so that guidance "
+                "would apply twice; leave guidance_scale= out, or leave the logits processor out"
+            )
 
 
 def _unpadded(ids: Any, mask: Tensor | None) -> Any:

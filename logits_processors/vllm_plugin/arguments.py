@@ -9,21 +9,22 @@ sampling parameters.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from textguide.engine import branch_inputs
 from textguide.guidance import AWRS, CAIF, CFG, BranchGuidance, FeynmanKac
 from textguide.guidance.base import SELF
 from textguide.guidance.prompts import as_prompt
+from textguide.serving.field_names import meant, named_field
 from textguide.support.checks import brief
 
 from .adapters import find, too_many
-from .constraint_arguments import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, awrs_of, short_arguments
-from .constraints import CRITIC
+from .constraint_arguments import AWRS_ARGUMENTS, CONSTRAINT_ARGUMENTS, awrs_of, is_compiled, short_arguments
+from .constraints import CRITIC, check_after
+from .extras import OURS
 from .images import NEGATIVE_IMAGE, NONE, SAME, kind_of
 from .plan import too_large
 from .request_guidance import BRANCH_IDS, GUIDANCE, Reading, RequestPrompt, branches_of, parse_guidance
@@ -59,7 +60,20 @@ SHORT = (*CFG_ARGUMENTS, *PROMPTS, NEGATIVE_LORA, *CAIF_ARGUMENTS, *CONSTRAINT_A
 KNOWN = (GUIDANCE, BRANCH_IDS, EFFECT, NEGATIVE_IMAGE, CRITIC, *SHORT)
 PREFIXES = ("guidance", "negative", "caif", "awrs")
 """Arguments that start with one of these are textguide's; others are left to vLLM and its plugins."""
+ARGUMENTS = "textguide_arguments"
+"""The argument with all others as JSON text, which a server makes of a request's body (:mod:`~.request_fields`)."""
+CHAT = "textguide_chat"
+"""The key of ``extra_args`` that marks a chat: its messages, or :data:`~.validation.UNKNOWN_MESSAGES`."""
+BEAMS = "use_beam_search"
+NO_BEAMS = (
+    f"{BEAMS}=True does not work with guidance: vLLM's beams are chosen without it; leave one of them out, or use "
+    "textguide.generate(num_beams=…)"
+)
+OWN = (OURS, CHAT, ARGUMENTS)
+"""Keys of ``extra_args`` that clients do not set."""
 MOST_PARTICLES = 1024
+MOST_CHARACTERS = 64
+"""Most characters of a token, if a tokenizer does not tell."""
 
 Excluded = tuple[tuple[str, Any, str], ...]
 """Sampling parameters that do not work with something: the name, the value that does, and why with the remedy."""
@@ -80,11 +94,69 @@ GUIDANCE_EXCLUDES = (
     ("thinking_token_budget", "it forces tokens after guidance"),
     ("trace_decode_token_ids", "it forces tokens"),
 )
+SAMPLING_PARAMETERS = (
+    *(name for name, *_ in (*WEIGHTS_EXCLUDE, *CONSTRAINT_EXCLUDES, *GUIDANCE_EXCLUDES)),
+    *("temperature", "logprobs", "watermarking", "n", "stream", BEAMS),
+)
+"""Sampling parameters that errors name."""
+
+
+class ArgumentError(ValueError):
+    """An argument of guidance cannot work.
+
+    Args:
+        message: why, with the remedy.
+        name: of the argument.
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def argument_of(error: ValueError, sent: Collection[str] = ()) -> str | None:
+    """The argument, or the sampling parameter, that an error is about; None if it is about none.
+
+    Args:
+        error: raised by a check.
+        sent: names of the arguments of the request; of several in a message, the first of these counts.
+    """
+    if isinstance(error, ArgumentError):
+        return error.name
+    return named_field(str(error), (*KNOWN, *SAMPLING_PARAMETERS), (*sent, *SAMPLING_PARAMETERS))
 
 
 def has_guidance(extra: Mapping[str, Any] | None) -> bool:
     """Whether any argument of textguide is given."""
-    return any(str(key).startswith(PREFIXES) for key in extra or ())
+    return any(key == ARGUMENTS or str(key).startswith(PREFIXES) for key in extra or ())
+
+
+def unpacked(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in ``extra_args`` of a request, without :data:`OWN`.
+
+    Raises:
+        ArgumentError: one is misspelt.
+    """
+    arguments = {name: value for name, value in extra.items() if name not in OWN}
+    if ARGUMENTS in extra:
+        try:
+            arguments |= json.loads(extra[ARGUMENTS])
+        except RecursionError:
+            raise ValueError("the arguments of guidance are nested too deeply; send less") from None
+    check_names(arguments)
+    return arguments
+
+
+def check_names(extra: Mapping[str, Any]) -> None:
+    """Refuse arguments that were meant to be textguide's, but have another name.
+
+    Raises:
+        ArgumentError: there is one; the message suggests the right name.
+    """
+    for name in extra:
+        known = None if name in KNOWN else meant(name, KNOWN, PREFIXES)
+        if known is not None:
+            raise ArgumentError(f"{name!r} is not an argument of guidance; use {known}", str(name))
 
 
 def parse(params: Any, limits: Limits | None = None, prompt: RequestPrompt | None = None) -> Request | None:
@@ -106,7 +178,7 @@ def parse(params: Any, limits: Limits | None = None, prompt: RequestPrompt | Non
         return None
     limits = limits or Limits()
     prompt = prompt or RequestPrompt()
-    _check_names(extra)
+    check_names(extra)
     effect = extra.get(EFFECT, False)
     if effect not in (0, 1):
         raise ValueError(f"{EFFECT}={brief(effect)} must be true or false")
@@ -129,19 +201,15 @@ def parse(params: Any, limits: Limits | None = None, prompt: RequestPrompt | Non
     return dataclasses.replace(request, effect=bool(effect))
 
 
-def _check_names(extra: Mapping[str, Any]) -> None:
-    for key in extra:
-        if str(key).startswith(PREFIXES) and key not in KNOWN:
-            close = difflib.get_close_matches(key, KNOWN, n=1)
-            raise ValueError(f"{key!r} is not an argument of guidance; use {close[0] if close else ', '.join(KNOWN)}")
-
-
 # -- a guidance as JSON ----------------------------------------------------------------------------------------------
 
 
 def _from_guidance(params: Any, extra: Mapping[str, Any], limits: Limits, prompt: RequestPrompt) -> Request:
     """The request that the argument ``guidance`` describes."""
     parts = parse_guidance(extra[GUIDANCE], (*limits.models, *limits.adapters))
+    for branch in () if parts.branching is None else parts.branching.branches:
+        for prompt_of_branch in (branch.prompt, branch.system):
+            check_characters(GUIDANCE, prompt_of_branch, limits)
     without_images = kind_of(extra, prompt.images)
     readings, sources = branches_of(
         parts.branching, prompt, limits.tokenizer, extra.get(BRANCH_IDS), limits.adapters, without_images
@@ -163,10 +231,14 @@ def _from_guidance(params: Any, extra: Mapping[str, Any], limits: Limits, prompt
         elif extra.get(CRITIC) is not None:
             raise ValueError(f"{CRITIC}={brief(extra[CRITIC])} weighs texts of awrs; name it in guidance")
     except ValueError as error:
-        # The checks name the short arguments, which this client did not use.
-        message = re.sub(r"awrs_(regex|json_schema|grammar|constraint)", "constraint", str(error))
-        raise ValueError(f"{GUIDANCE}: {message.replace('awrs_', '')}") from None
+        raise ValueError(without_short_arguments(str(error))) from None
     return _request(branching, readings, sources, prompt, caif=caif, weighs=weighs, **sampling)
+
+
+def without_short_arguments(message: str) -> str:
+    """An error message for a client that sent a guidance, and not the short arguments that checks name."""
+    message = re.sub(r"awrs_(regex|json_schema|grammar|constraint)", "constraint", message)
+    return f"{GUIDANCE}: {message.replace('awrs_', '')}"
 
 
 def _product(params: Any, weighing: FeynmanKac, branching: BranchGuidance | None) -> BranchGuidance:
@@ -199,7 +271,7 @@ def _with_classifier(caif: Any, limits: Limits) -> CAIF:
 def _from_short_arguments(params: Any, extra: Mapping[str, Any], limits: Limits, prompt: RequestPrompt) -> Request:
     """The request that the short arguments describe."""
     cfg = _cfg(extra)
-    negative = _negative_prompt(extra, limits)
+    negative = _negative_prompt(extra, limits, prompt)
     caif = _caif(extra, limits)
     reweighting = () if caif is None else (caif,)
     sampling = _awrs(params, extra, limits)
@@ -244,7 +316,7 @@ def _negative_reading(
     return Reading(prompt.ids[-1:], adapter, NONE)
 
 
-def _negative_prompt(extra: Mapping[str, Any], limits: Limits) -> tuple[int, ...] | None:
+def _negative_prompt(extra: Mapping[str, Any], limits: Limits, given: RequestPrompt) -> tuple[int, ...] | None:
     """Token ids of the negative prompt; None if none is given."""
     names = [name for name in PROMPTS if extra.get(name) is not None]
     if not names:
@@ -259,9 +331,23 @@ def _negative_prompt(extra: Mapping[str, Any], limits: Limits) -> tuple[int, ...
     if prompt is None or not isinstance(prompt, (str, tuple) if name == "negative_prompt" else tuple):
         expected = {"negative_prompt": "a text", "negative_prompt_token_ids": "a list of token ids"}
         raise ValueError(f"{name}={brief(value)} must be {expected.get(name, 'a list of chat messages')}")
+    if given.prompt is not None:
+        branch_inputs.check_templates([given.prompt], [prompt], name)
+    check_characters(name, prompt, limits)
     ids = branch_inputs.encode(prompt, limits.tokenizer, name)
     _check_ids(name, ids, limits)
     return tuple(ids)
+
+
+def check_characters(name: str, prompt: Any, limits: Limits) -> None:
+    """Refuse a prompt that cannot fit the engine by its length, before it is tokenised; vLLM does so for its own."""
+    if limits.longest is None or limits.tokenizer is None:
+        return
+    texts = [prompt] if isinstance(prompt, str) else [getattr(turn, "content", "") for turn in prompt or ()]
+    count = sum(map(len, texts))
+    most = limits.longest * getattr(limits.tokenizer, "max_chars_per_token", MOST_CHARACTERS)
+    if count > most:
+        raise ValueError(f"{name} has {count:,} characters, and the engine has room for {most:,} at most; shorten it")
 
 
 def _messages(value: Any) -> Any:
@@ -269,7 +355,7 @@ def _messages(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"negative_messages={brief(value)} is not JSON ({error})") from None
     if not value or not isinstance(value, (list, tuple)) or not all(map(_is_message, value)):
         raise ValueError(
@@ -292,12 +378,12 @@ def _caif(extra: Mapping[str, Any], limits: Limits) -> CAIF | None:
             f"{first}={brief(extra[first])}: this engine has no classifier; start it with one, such as "
             "textguide serve MODEL --classifier sentiment"
         )
-    if "target" not in fields:
-        raise ValueError("caif_target is missing; name the class to steer towards")
     try:
-        caif = CAIF(classifier=limits.classifier, **fields)
+        caif = CAIF(classifier=limits.classifier, **{"target": 0, **fields})
     except ValueError as error:
         raise ValueError(_with_argument_names(str(error), CAIF_ARGUMENTS)) from None
+    if fields.get("target") is None:
+        raise ValueError("caif_target is missing; name the class to steer towards")
     _check_target("caif_target", caif.target, limits)
     return None if caif.is_neutral else caif
 
@@ -312,8 +398,11 @@ def _awrs(params: Any, extra: Mapping[str, Any], limits: Limits) -> dict[str, An
     if limits.constraints is None:
         raise ValueError(f"{name}={brief(extra[name])} needs the engine's tokenizer, and this engine has none")
     try:
-        # Compiles the constraint, so that one that cannot be used is refused here and not in the worker.
-        limits.constraints.start(awrs, _end_tokens(params, limits.tokenizer))
+        if is_compiled(name, extra.get(name)):
+            check_after(awrs)
+        else:
+            # Compiles the constraint, so that one that cannot be used is refused here and not in the worker.
+            limits.constraints.start(awrs, _end_tokens(params, limits.tokenizer))
         limits.constraints.critic(extra.get(CRITIC))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("awrs_") else f"{name}: {error}") from None

@@ -100,6 +100,32 @@ class TokenReport:
     turn: Turn | None = None
 
 
+class Unaltered(NamedTuple):
+    """The scores of a request without ``logit_bias`` and the like, which vLLM applies to every row before guidance.
+
+    Args:
+        scores: guided scores (V,).
+        cond: logits (V,) of the main request.
+    """
+
+    scores: Tensor
+    cond: Tensor
+
+    def reported(self, before: Tensor, after: Tensor, is_reweighted: bool) -> tuple[Tensor, Tensor]:
+        """The scores (V,) whose log-probabilities are reported, and the logits of the main request.
+
+        Args:
+            before: altered guided scores (V,).
+            after: these, with the candidates reweighted.
+            is_reweighted: whether a classifier did. It chose its candidates among altered scores, so only what was
+                added to them can be taken back.
+        """
+        if not is_reweighted:
+            return self.scores, self.cond
+        added = before - self.scores
+        return after - torch.where(added.isfinite(), added, 0.0), self.cond
+
+
 @dataclass
 class GuidedRow:
     """One guided request in a worker.
@@ -114,6 +140,8 @@ class GuidedRow:
         particle: the particle that it is; None if its text is drawn independently.
         n_written: number of tokens at the end of vLLM's prompt that belong to the text.
         ends: tokens that end its text.
+        is_altered: whether vLLM changes its logits before guidance, by ``logit_bias`` and the like, and
+            log-probabilities are requested, which are those without the changes.
     """
 
     request: Request
@@ -125,6 +153,7 @@ class GuidedRow:
     particle: Particle | None = None
     n_written: int = 0
     ends: frozenset[int] = frozenset()
+    is_altered: bool = False
     noise: Noise | None = field(default=None, repr=False)
     is_plain: bool = field(init=False)
 
@@ -137,7 +166,9 @@ class GuidedRow:
             and self.request.draw == Draw(seed=self.request.draw.seed)
         )
 
-    def choose(self, scores: Tensor, cond: Tensor, position: int, report: TokenReport) -> Tensor:
+    def choose(
+        self, scores: Tensor, cond: Tensor, position: int, report: TokenReport, unaltered: Unaltered | None = None
+    ) -> Tensor:
         """Draw a token, unless the request is greedy.
 
         Args:
@@ -145,14 +176,17 @@ class GuidedRow:
             cond: logits (V,) of the main request.
             position: number of tokens written so far.
             report: receives what happened.
+            unaltered: the scores without what vLLM changed; None if it changed nothing.
 
         Returns:
             The logits (V,) for vLLM's sampler, which is greedy.
         """
+        before = scores
         scores, out = self.prepare(scores, cond, report)
         if self.request.draw.temperature > 0:
             report.token = self._draw(self.warp(out), position, report)
-        return self.finish(scores, cond, out, report)
+        reported = (scores, cond) if unaltered is None else unaltered.reported(before, scores, report.reweighted)
+        return self.finish(*reported, out, report)
 
     def prepare(self, scores: Tensor, cond: Tensor, report: TokenReport) -> tuple[Tensor, Tensor]:
         """Scores (V,) with the candidates reweighted, and the same (1, V) with penalties."""
@@ -170,8 +204,8 @@ class GuidedRow:
         """Report the log-probabilities that were requested, and make the logits for vLLM's sampler.
 
         Args:
-            scores: guided scores (V,), as :meth:`prepare` returned them.
-            cond: logits (V,) of the main request.
+            scores: guided scores (V,), as :meth:`prepare` returned them, without what vLLM changed.
+            cond: logits (V,) of the main request, likewise.
             out: scores (1, V) with penalties.
             report: has the token that was drawn, if one was.
 
@@ -192,7 +226,7 @@ class GuidedRow:
                 and not (request.guidance.renormalize or request.weighs)
                 and not report.reweighted
             )
-            logp = scores - cond.logsumexp(-1) if is_unnormalised else log_softmax(scores)
+            logp = scores if is_unnormalised else log_softmax(scores)
             top = logp.topk(count)
             report.ids = [chosen, *top.indices.tolist()]
             report.logprobs = [float(logp[chosen]), *top.values.tolist()]
@@ -237,7 +271,11 @@ Groups = Sequence[GroupRows]
 
 
 def guide(
-    logits: Tensor, groups: Groups, positions: Sequence[int], models: Mapping[str, Tensor] | None = None
+    logits: Tensor,
+    groups: Groups,
+    positions: Sequence[int],
+    models: Mapping[str, Tensor] | None = None,
+    unaltered: Mapping[int, Tensor] | None = None,
 ) -> list[TokenReport]:
     """Write the guided distribution of every group into all of its rows, in place.
 
@@ -246,6 +284,7 @@ def guide(
         groups: the rows of each group; ``member.payload`` is a :class:`GuidedRow`.
         positions: number of tokens that each main request has written.
         models: the logits of further models for the same rows, by name.
+        unaltered: by main row, the logits (n, V) of the group's rows before vLLM altered them.
 
     Returns:
         What happened at each group, in their order.
@@ -255,7 +294,8 @@ def guide(
         request = group.member.payload.request
         report.guided = len(group.branches) == len(request.prompts) and request.acts(position)
     scores = _combine(logits, groups, positions, models or {}, reports)
-    drawn = _draw_populations(logits, groups, positions, scores, reports)
+    originals = _unaltered(unaltered or {}, groups, positions, models or {}, reports)
+    drawn = _draw_populations(logits, groups, positions, scores, reports, originals)
     for n, group in enumerate(groups):
         guided_row: GuidedRow = group.member.payload
         if guided_row.particle is not None:
@@ -264,7 +304,7 @@ def guide(
             result = scores.get(n)
         else:
             own = logits[group.row].float()
-            result = guided_row.choose(scores.get(n, own), own, positions[n], reports[n])
+            result = guided_row.choose(scores.get(n, own), own, positions[n], reports[n], originals.get(n))
         if result is not None:
             logits[group.row] = result
         for branch in group.branches:
@@ -278,6 +318,7 @@ def _draw_populations(
     positions: Sequence[int],
     scores: Mapping[int, Tensor],
     reports: Sequence[TokenReport],
+    originals: Mapping[int, Unaltered],
 ) -> dict[int, Tensor]:
     """The logits (V,) for vLLM's sampler of particles, by group, if all particles of their population are there."""
     populations: dict[str, list[int]] = {}
@@ -288,7 +329,7 @@ def _draw_populations(
     result: dict[int, Tensor] = {}
     for members in populations.values():
         if _can_draw(groups, positions, reports, members):
-            result |= _draw_population(logits, groups, positions[members[0]], scores, reports, members)
+            result |= _draw_population(logits, groups, positions[members[0]], scores, reports, members, originals)
     return result
 
 
@@ -308,14 +349,14 @@ class _ParticleScores(NamedTuple):
 
     Args:
         group: the number of its group in the batch.
-        cond: logits (V,) of the main request.
-        scores: guided scores (V,), reweighted.
-        out: these (1, V), with penalties.
+        scores: guided scores (V,), reweighted, without what vLLM changed.
+        cond: logits (V,) of the main request, likewise.
+        out: scores (1, V), with penalties.
     """
 
     group: int
-    cond: Tensor
     scores: Tensor
+    cond: Tensor
     out: Tensor
 
 
@@ -326,6 +367,7 @@ def _draw_population(
     scores: Mapping[int, Tensor],
     reports: Sequence[TokenReport],
     members: Sequence[int],
+    originals: Mapping[int, Unaltered],
 ) -> dict[int, Tensor]:
     """The logits (V,) for vLLM's sampler of one population's particles, by group; empty if a particle is missing."""
     rows: dict[int, GuidedRow] = {}
@@ -336,7 +378,12 @@ def _draw_population(
         cond = logits[groups[n].row].float()
         number = row.particle.number
         rows[number] = row
-        by_particle[number] = _ParticleScores(n, cond, *row.prepare(scores.get(n, cond), cond, reports[n]))
+        before = scores.get(n, cond)
+        prepared, out = row.prepare(before, cond, reports[n])
+        reported = (prepared, cond)
+        if n in originals:
+            reported = originals[n].reported(before, prepared, reports[n].reweighted)
+        by_particle[number] = _ParticleScores(n, *reported, out)
     first: GuidedRow = groups[members[0]].member.payload
     assert first.particle is not None
     turn = first.particle.particles(first.request, logits.device).draw(
@@ -393,6 +440,27 @@ def _combine(
         if report.broken:  # the request ends with an error; until then it has the model's own distribution
             scores[n] = logits[groups[n].row].float()
     return scores
+
+
+def _unaltered(
+    logits: Mapping[int, Tensor],
+    groups: Groups,
+    positions: Sequence[int],
+    models: Mapping[str, Tensor],
+    reports: Sequence[TokenReport],
+) -> dict[int, Unaltered]:
+    """The guided scores of those groups whose logits vLLM altered, computed again without that."""
+    found: dict[int, Unaltered] = {}
+    for n, group in enumerate(groups):
+        rows = logits.get(group.row)
+        if rows is None or reports[n].broken:
+            continue
+        alone = GroupRows(0, tuple(range(1, len(rows))), group.member)
+        own = {name: values[[group.row, *group.branches]] for name, values in models.items()}
+        report = TokenReport(guided=reports[n].guided)
+        scores = _combine(rows, [alone], [positions[n]], own, [report])
+        found[n] = Unaltered(scores.get(0, rows[0]), rows[0])
+    return found
 
 
 def _branch_logits(logits: Tensor, group: GroupRows, models: Mapping[str, Tensor]) -> Tensor:

@@ -6,7 +6,9 @@ vLLM.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +35,8 @@ _PORTABLE: dict[Any, tuple[str, str]] = {
 }
 """Constraints that travel with a request: the short argument of each, and the field with its text."""
 _ARGUMENTS_BY_KIND = {kind.kind: names for kind, names in _PORTABLE.items()}
+PORTABLE_ARGUMENTS = tuple(name for name, _ in _PORTABLE.values())
+"""Arguments with a constraint that is compiled for the request."""
 _ARGUMENTS_BY_PREFIX = {"regex": "awrs_regex", "json-schema": "awrs_json_schema", "grammar": "awrs_grammar"}
 _OTHER_FIELDS = {"engine": ENGINE, "whitespace": "flexible", "lenient": False, "longest_string": None}
 """Further fields of constraints in JSON: the values that short arguments stand for."""
@@ -63,6 +67,8 @@ def awrs_of(extra: Mapping[str, Any], named: Mapping[str, str]) -> AWRS | None:
         raise ValueError(f"{names[0]} and {names[1]} exclude each other; give one of them")
     name = names[0]
     value = extra[name]
+    if name == "awrs_json_schema" and isinstance(value, Mapping):
+        value = json.dumps(value)
     if not isinstance(value, str):
         raise ValueError(f"{name}={brief(value)} must be a text")
     try:
@@ -89,6 +95,8 @@ def _with_argument(name: str, message: str) -> ValueError:
 
 def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, Any]:
     """The constraint of an argument, as a description that travels."""
+    if is_compiled(name, value):
+        return _compiled_description(name, value)
     if name == "awrs_regex":
         try:
             return Regex(value, engine=ENGINE).to_dict()
@@ -99,7 +107,7 @@ def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, A
         try:
             # A text that is not JSON would be read as the path of a file.
             schema = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"awrs_json_schema={brief(value)} is not JSON ({error})") from None
         return JSONSchema(schema, engine=ENGINE).to_dict()
     if name == "awrs_grammar":
@@ -109,6 +117,40 @@ def _description(name: str, value: str, named: Mapping[str, str]) -> dict[str, A
         known = f"those are {', '.join(sorted(named))}" if named else "it was started with none"
         raise ValueError(f"awrs_constraint={brief(value)} is not a constraint of this engine; {known}")
     return {NAMED: value}
+
+
+_compiled: OrderedDict[str, None] = OrderedDict()
+MOST_COMPILED = 1024
+
+
+def note_compiled(digest: str) -> None:
+    """Note that another process has compiled an argument, so that this one needs not; see :func:`compiled_digest`."""
+    _compiled[digest] = None
+    _compiled.move_to_end(digest)
+    while len(_compiled) > MOST_COMPILED:
+        _compiled.popitem(last=False)
+
+
+def is_compiled(name: str, value: Any) -> bool:
+    """Whether another process has compiled this argument."""
+    return isinstance(value, str) and name in PORTABLE_ARGUMENTS and compiled_digest(name, value) in _compiled
+
+
+def compiled_digest(name: str, value: str) -> str:
+    """A hash of an argument with a constraint."""
+    return hashlib.sha256(f"{name} {value}".encode(errors="surrogatepass")).hexdigest()
+
+
+def _compiled_description(name: str, value: str) -> dict[str, Any]:
+    """What :func:`_description` makes of an argument, without compiling it again.
+
+    A schema stays a text, since JSON that is nested deeply does not travel.
+    """
+    for kind, (argument, field) in _PORTABLE.items():
+        if argument == name:
+            text = f"{value}\n" if name == "awrs_grammar" else value
+            return {"kind": kind.kind, field: text, "engine": ENGINE}
+    raise ValueError(f"{name} is not a constraint that requests bring")
 
 
 def short_arguments(guidance: AWRS) -> dict[str, Any]:
@@ -169,7 +211,7 @@ def _argument_of_line(constraint: str) -> tuple[str, str] | None:
 def _check_sampler(guidance: AWRS) -> None:
     if guidance.sampler != "awrs":
         raise ValueError(
-            f"guidance={guidance!r}: requests draw their tokens once; give AWRS(constraint, particles=…) with "
+            f"guidance={guidance}: requests draw their tokens once; give AWRS(constraint, particles=…) with "
             "sampler='awrs', structured_outputs, which are vLLM's own masks, or textguide.generate for "
             f"sampler={guidance.sampler!r}"
         )

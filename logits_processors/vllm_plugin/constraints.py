@@ -5,6 +5,7 @@ Knows no vLLM.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -83,7 +84,33 @@ def constraint_for(description: Mapping[str, Any] | None, named: Mapping[str, st
     if NAMED in description:
         name = description[NAMED]
         return engine_constraint(name, named[name])
-    return from_dict(dict(description))
+    return _described(json.dumps(description))
+
+
+@lru_cache(maxsize=32)
+def _described(text: str) -> Constraint:
+    return from_dict(json.loads(text))
+
+
+def constraint_of(guidance: AWRS, named: Mapping[str, str]) -> Constraint:
+    """The constraint of a guidance, after its free text if it has one.
+
+    Args:
+        guidance: as :func:`~.constraint_arguments.awrs_of` returns it.
+        named: as :func:`~.extras.constraints_of` returns them.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    check_after(guidance)
+    constraint = constraint_for(guidance.constraint, named)
+    return constraint if guidance.after is None else After(guidance.after, constraint)
+
+
+def check_after(guidance: AWRS) -> None:
+    """Refuse free text that ends in another way than with a text."""
+    if guidance.after is not None and (not isinstance(guidance.after, str) or guidance.after.startswith(REGEX)):
+        raise ValueError(f"awrs_after={brief(guidance.after)} must be a text here, such as '</think>'")
 
 
 class EngineConstraints:
@@ -135,12 +162,7 @@ class EngineConstraints:
             ValueError: nothing satisfies the constraint, its engine refuses it, or the tokenizer cannot be understood.
         """
         vocabulary = Vocabulary.of(self._tokenizer(), self._size, sorted(ends))
-        constraint = constraint_for(guidance.constraint, self.named)
-        if guidance.after is not None:
-            if not isinstance(guidance.after, str) or guidance.after.startswith(REGEX):
-                raise ValueError(f"awrs_after={brief(guidance.after)} must be a text here, such as '</think>'")
-            constraint = After(guidance.after, constraint)
-        return constraint.start(vocabulary), vocabulary
+        return constraint_of(guidance, self.named).start(vocabulary), vocabulary
 
     def row(self, guidance: AWRS, ends: Iterable[int], limit: int) -> ConstrainedRow:
         """The constraint of a request that begins.

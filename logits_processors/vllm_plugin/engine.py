@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from textguide.engine import branch_inputs
-from textguide.engine.results import Ending, GenerateResult
+from textguide.engine.results import Ending, GenerateResult, warn_of_empty_texts
 from textguide.forward.prefill import pad_left
 from textguide.guidance import AWRS, CAIF, Contrast, FeynmanKac, Guidance, as_guidance, split
 from textguide.guidance.composed import Parts
@@ -69,8 +69,9 @@ def vllm_engine(
         constraints: for requests with :class:`textguide.AWRS`, those that do not travel with a request: by name, the
             text that defines each, such as ``{"even": "python:MODULE:NAME"}``.
         critics: likewise the functions from a text to a log potential that weigh the texts of such requests.
-        models: for methods that need another model, such as :class:`textguide.ContrastiveDecoding`: further models by
-            name, each as ``model``. They share the served model's tokens, and read every token of every request.
+        models: for methods that need another model, such as :class:`textguide.guidance.ContrastiveDecoding`: further
+            models by name, each as ``model``. They share the served model's tokens, and read every token of every
+            request.
         adapters: folders of LoRA adapters by name, which such methods can use as well; ``base`` is the model without
             one. ``textguide.generate(…, adapter=NAME)`` decodes with one.
         **options: those of ``vllm.LLM``. The scheduler and the logits processor are set. Steps are only scheduled ahead
@@ -244,6 +245,9 @@ def generate(
         is_population=parts.particles > 1 or carried.critic is not None,
         ending=Ending(stop=tuple(common["stop"]), limit=max_new_tokens, include_stop=include_stop),
     )
+    if carried.sampling is not None:
+        drawn = sum(map(len, result.new_tokens))
+        result.effect = replace(result.effect, sampler=str(carried.sampling["method"]), sampled_steps=drawn)
     warn_if_none(result.effect, guidance)
     return result
 
@@ -255,7 +259,7 @@ def _check_classifier(config: Any, reweighting: Sequence[Any]) -> None:
         classifier = named(caif.classifier) if isinstance(caif.classifier, str) else caif.classifier
         if available is None or classifier is not available:
             raise ValueError(
-                f"guidance={caif!r}: the engine has {'no classifier' if available is None else 'another classifier'}; "
+                f"guidance={caif}: the engine has {'no classifier' if available is None else 'another classifier'}; "
                 "name it when the engine starts, textguide.vllm_engine(model, classifier=…)"
             )
         available.index(caif.target)
@@ -297,7 +301,7 @@ def _run(llm: Any, ids: Sequence[Sequence[int]], params: Sequence[Any], lora: di
         outputs: list[Any] = llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False, **lora)
     except Exception as error:
         # vLLM wraps the errors of the check of requests. Its class is not imported, so that tests need no vLLM.
-        if type(error).__name__ == "VLLMValidationError":
+        if any(one.__name__ == "VLLMValidationError" for one in type(error).__mro__):
             raise ValueError(str(error)) from None
         raise
     return outputs
@@ -338,6 +342,7 @@ def _result(
     reasons = []
     for (_, answer), row, text, death in zip(rows, tokens, texts, deaths, strict=True):
         reasons.append(_finish_reason(answer, row, text, death, ending))
+    warn_of_empty_texts(texts, ending)
     log_probs = _log_probs([answer for _, answer in rows], tokens)
     effect = Effect()
     if branches is not None:
@@ -350,6 +355,7 @@ def _result(
         log_likelihood=log_probs.sum(-1),
         log_probs=log_probs,
         effect=effect,
+        rows_per_prompt=len(rows) // len(outputs),
         **weights,
     )
 
@@ -395,11 +401,18 @@ def _weights(outputs: Sequence[Any], particles: int) -> dict[str, Any]:
         "log_weights": log_weights,
         "log_evidence": log_evidence(populations),
         "ess": effective_sample_size(populations),
+        "ancestors": _ancestors(reports, particles),
         "finished": torch.tensor([death is None for death in deaths]) & (log_weights > -math.inf),
         "deaths": deaths,
         "constraint_calls": sum(calls),
         "particles": particles,
     }
+
+
+def _ancestors(reports: Sequence[Mapping[str, Any]], particles: int) -> torch.Tensor:
+    """The number of surviving first particles of each population; a text that was written alone is its own one."""
+    firsts = reports[::particles]
+    return torch.tensor([report.get("ancestors", int(report.get("log_weight") is not None)) for report in firsts])
 
 
 def _reports(output: Any) -> list[Mapping[str, Any]]:

@@ -17,6 +17,7 @@ from .extras import OURS
 GUARDED = ("/metrics",)
 """Paths that require the API key if there is one, besides those that vLLM guards."""
 OPEN_WHILE_DRAINING = ("/metrics",)
+ABOUT_TO_STOP = "the server is about to stop and accepts no more requests; send it to another one"
 DRAIN_SECONDS = 30
 """How long a server that is shut down works on the requests that it has, unless ``--shutdown-timeout`` is given."""
 # Below vLLM's logger, so that it has the same handlers and format.
@@ -67,8 +68,9 @@ class Gate:
         if scope["type"] != "http" or not self.drains() or scope["path"] in OPEN_WHILE_DRAINING:
             await self.app(scope, receive, send)
             return
-        message = "the server is about to stop and accepts no more requests; send it to another one"
-        body = json.dumps({"error": {"message": message, "type": "ServiceUnavailableError", "code": 503}}).encode()
+        body = json.dumps(
+            {"error": {"message": ABOUT_TO_STOP, "type": "ServiceUnavailableError", "code": 503}}
+        ).encode()
         headers = [(b"content-type", b"application/json"), (b"retry-after", b"5"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": body})

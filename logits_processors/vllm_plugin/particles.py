@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textguide.constraints import Vocabulary
 from textguide.smc.constrained import Constrained
+from textguide.smc.particles import distinct
 from textguide.smc.population import Corrected, Weighed
 
 from .constraints import EngineConstraints
@@ -40,6 +42,7 @@ class Turn:
         deaths: why a particle was given up; None for the others.
         calls: how often the constraint was evaluated in this step.
         resampled: whether particles were resampled.
+        distinct_texts: number of different texts with a weight above 0, once no particle is open; None before.
     """
 
     tokens: list[int | None]
@@ -49,6 +52,7 @@ class Turn:
     deaths: list[str | None]
     calls: int = 0
     resampled: bool = False
+    distinct_texts: int | None = None
 
 
 class Particles:
@@ -58,13 +62,22 @@ class Particles:
         rows: before the first token.
         generator: from which they draw.
         limit: most tokens of a text.
+        vocabulary: of the model; None if it is not known, and texts with different tokens are different then.
         failure: why nothing can be drawn; None if something can.
     """
 
-    def __init__(self, rows: Weighed, generator: torch.Generator, limit: int, failure: str | None = None) -> None:
+    def __init__(
+        self,
+        rows: Weighed,
+        generator: torch.Generator,
+        limit: int,
+        vocabulary: Vocabulary | None = None,
+        failure: str | None = None,
+    ) -> None:
         self.rows = rows
         self.generator = generator
         self.limit = limit
+        self.vocabulary = vocabulary
         self.failure = failure
         self.position = -1  # of the newest token
         self.texts: list[list[int]] = [[] for _ in rows.open]
@@ -150,15 +163,30 @@ class Particles:
             deaths=rows.deaths,
             calls=calls,
             resampled=rows.outcome().resamplings > before.resamplings,
+            distinct_texts=None if any(rows.open) else self._distinct_texts(rows.log_weights),
         )
+
+    def _distinct_texts(self, log_weights: Tensor) -> int:
+        texts: list[Any] = [tuple(text) for text in self.texts]
+        if self.vocabulary is not None:  # several tokenizations of a text are one text
+            tokens = self.vocabulary.tokens
+            texts = [b"".join(tokens[token] for token in text) for text in self.texts]
+        return int(distinct(log_weights[None], texts))
 
     def _given_up(self, reason: str) -> Turn:
         """A step in which all open particles are given up."""
         rows = self.rows
         size = len(self.texts)
-        weights = torch.where(torch.tensor(rows.open), -math.inf, rows.log_weights).tolist()
+        weights = torch.where(torch.tensor(rows.open), -math.inf, rows.log_weights)
         deaths = [reason if is_open else death for is_open, death in zip(rows.open, rows.deaths, strict=True)]
-        return Turn([None] * size, list(range(size)), [False] * size, weights, deaths)
+        return Turn(
+            tokens=[None] * size,
+            ancestors=list(range(size)),
+            open=[False] * size,
+            log_weights=weights.tolist(),
+            deaths=deaths,
+            distinct_texts=self._distinct_texts(weights),
+        )
 
 
 class Populations:
@@ -199,7 +227,7 @@ class Populations:
             session, vocabulary = self._constraints.start(guidance, ends)
             guidance = replace(guidance, critic=self._constraints.critic(request.critic))
             rows = Constrained(guidance, session, vocabulary, size, generator, device, request.weighs)
-            return Particles(rows, generator, request.limit)
+            return Particles(rows, generator, request.limit, vocabulary)
         except ValueError as error:
             # The front end compiled it, so this should not happen. But an exception here would end the engine.
             logger.exception("a constraint cannot be used")

@@ -54,6 +54,8 @@ class Population(Group):
         deaths: why a particle was given up; None for the others.
         constraint_calls: how often the constraint was evaluated.
         resamplings: how often the population was resampled.
+        first: for each particle the one whose first token its text continues.
+        distinct_texts: number of different texts with a weight above 0; None before all are finished.
         moved: particles that continue another one's text since the last step.
     """
 
@@ -67,6 +69,8 @@ class Population(Group):
     deaths: list[str | None] = field(default_factory=list)
     constraint_calls: int = 0
     resamplings: int = 0
+    first: list[int] = field(default_factory=list)
+    distinct_texts: int | None = None
     moved: set[int] = field(default_factory=set)
 
     @classmethod
@@ -82,6 +86,7 @@ class Population(Group):
             open=[True] * size,
             log_weights=[0.0] * size,
             deaths=[None] * size,
+            first=list(range(size)),
         )
 
     @property
@@ -224,12 +229,14 @@ class Population(Group):
         # Copies, since two particles may continue the same text.
         self.texts = [list(self.texts[ancestor]) for ancestor in ancestors]
         self.logprobs = [list(self.logprobs[ancestor]) for ancestor in ancestors]
+        self.first = [self.first[ancestor] for ancestor in ancestors]
         self.moved = {number for number, ancestor in enumerate(ancestors) if number != ancestor}
         self.open = turn["open"]
         self.log_weights = turn["log_weights"]
         self.deaths = turn["deaths"]
         self.constraint_calls += turn["calls"]
         self.resamplings += turn["resampled"]
+        self.distinct_texts = turn["distinct_texts"]
 
     def is_over(self, engine: EngineRequests) -> bool:
         """Whether all particles are finished."""
@@ -292,6 +299,8 @@ class Population(Group):
             "log_weights": [_finite(weight) for weight in self.log_weights],
             "log_evidence": _finite(float(particles.log_evidence(weights))),
             "ess": float(particles.effective_sample_size(weights)),
+            "distinct_texts": self.distinct_texts,
+            "ancestors": int(particles.distinct(weights[None], self.first)),
             "deaths": self.deaths,
             "resamplings": self.resamplings,
             "constraint_calls": self.constraint_calls,

@@ -17,8 +17,30 @@ from .further_models import logits_of
 from .particles import LEAST_KEPT, Particle, Populations
 from .requests import MAIN, Request
 from .reweighting import Reweighting, classifier_of
+from .wrapping import wrap_once
 
 Tokens = Callable[[], list[int]]
+ALTERING = ("logit_bias", "allowed_token_ids", "bad_words", "min_tokens")
+"""Sampling parameters by which vLLM changes logits before it calls the processor."""
+
+
+def remember_logits(sampler: Any) -> None:
+    """Let the processor see the logits of a step before vLLM alters them.
+
+    Args:
+        sampler: vLLM's class ``Sampler``.
+    """
+
+    def wrapper(alter: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def apply_logits_processors(self: Any, logits: Tensor, metadata: Any, *args: Any, **kwargs: Any) -> Tensor:
+            for processor in metadata.logitsprocs.non_argmax_invariant:
+                if isinstance(processor, FirstRunnerProcessor):
+                    processor.remember(logits)
+            return alter(self, logits, metadata, *args, **kwargs)
+
+        return apply_logits_processors
+
+    wrap_once(sampler, "apply_logits_processors", wrapper)
 
 
 class FirstRunnerProcessor:
@@ -36,6 +58,7 @@ class FirstRunnerProcessor:
         self.resources = EngineResources.of(vllm_config)
         self.models = logits_of(vllm_config)
         self.verified: Set[int] = frozenset()  # rows whose tokens were drawn in this step already
+        self.unaltered: dict[int, Tensor] = {}
 
     def is_argmax_invariant(self) -> bool:
         """False: guidance changes the most likely token."""
@@ -52,13 +75,23 @@ class FirstRunnerProcessor:
         for source, target, direction in batch_update.moved:
             self.rows.move(source, target, direction.name == "SWAP")
 
+    def remember(self, logits: Tensor) -> None:
+        """Keep the logits (R, V) of requests that report log-probabilities, before vLLM alters them."""
+        self.unaltered = {}
+        payloads = [member.payload for member in self.rows.members.values()]
+        if not any(payload is not None and payload.is_altered for payload in payloads):
+            return
+        for group in self.rows.groups():
+            if group.member.payload.is_altered:
+                self.unaltered[group.row] = logits[[group.row, *group.branches]].float()
+
     def apply(self, logits: Tensor) -> Tensor:
         """Write guided distributions into the rows of groups, in place."""
         if not self.rows.members:
             return logits
         groups = [group for group in self.rows.groups() if group.row not in self.verified]
         positions = [len(group.member.payload.written()) for group in groups]
-        reports = guide(logits, groups, positions, self.models)
+        reports = guide(logits, groups, positions, self.models, self.unaltered)
         self.outbox.put(messages(groups, positions, reports))
         return logits
 
@@ -199,7 +232,10 @@ def member_of(
         particle = Particle(name, number, tuple(described["ends"]), resources.populations)
     ends = frozenset(described.get("ends", ()))
     measures = described["measures"]
-    payload = GuidedRow(request, prompt, written, measures, reweighted, constrained, particle, n_written, ends)
+    is_altered = request.draw.logprobs is not None and any(getattr(params, name, None) for name in ALTERING)
+    payload = GuidedRow(
+        request, prompt, written, measures, reweighted, constrained, particle, n_written, ends, is_altered
+    )
     return Member(described["group"], MAIN, payload)
 
 

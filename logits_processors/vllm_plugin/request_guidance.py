@@ -68,7 +68,10 @@ def parse_guidance(value: Any, models: Collection[str] = ()) -> Parts:
         ValueError: it is not a guidance, or it cannot run inside vLLM; the message names the field or the method.
     """
     try:
-        guidance = as_guidance(_without_json(value))
+        decoded = without_json(value)
+        if decoded in ([], ()):
+            raise ValueError(f"{GUIDANCE}={brief(value)} names no method; name one, or leave it out")
+        guidance = as_guidance(decoded)
     except (ValueError, TypeError, OverflowError, AttributeError, KeyError, RecursionError) as error:
         reason = str(error)
         raise ValueError(reason if reason.startswith(GUIDANCE) else f"{GUIDANCE}: {reason}") from None
@@ -76,7 +79,7 @@ def parse_guidance(value: Any, models: Collection[str] = ()) -> Parts:
     return split(guidance)
 
 
-def _without_json(value: Any) -> Any:
+def without_json(value: Any) -> Any:
     """``value``, decoded if it is JSON text."""
     if not isinstance(value, str):
         return value
@@ -84,7 +87,7 @@ def _without_json(value: Any) -> Any:
     if text[:1] in ("{", "["):
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"guidance={brief(text)} is not JSON ({error})") from None
     if any(part.strip().endswith(".json") for part in text.split(" + ")):
         # A client must not make the server read its files.
@@ -216,7 +219,7 @@ def _given_rows(ids: Any, count: int) -> list[tuple[int, ...]]:
     if isinstance(ids, str):  # HTTP carries no lists of lists
         try:
             ids = json.loads(ids)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{BRANCH_IDS}={brief(ids)} is not JSON ({error})") from None
     rows = [as_prompt(row) for row in ids] if isinstance(ids, (list, tuple)) else []
     if len(rows) != count or not all(isinstance(row, tuple) and row and isinstance(row[0], int) for row in rows):

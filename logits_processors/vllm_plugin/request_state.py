@@ -120,6 +120,7 @@ class RequestState:
     def summary(self) -> dict[str, Any]:
         """The report that the client receives at the end, as plain values."""
         values: dict[str, Any] = {
+            "guided": True,
             "guided_steps": self.guided,
             "branched_steps": self.branched,
             "unguided_steps": self.unguided,

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from textguide.classifiers import CausalClassifier, Classifier, resolve
+from textguide.classifiers.reweighting import Reweighter
+from textguide.classifiers.texts import Alphabet
 from textguide.guidance import CAIF, Step
-from textguide.step.reweighting import Reweighter
-from textguide.step.texts import Alphabet
 
 from .extras import ours_of
 

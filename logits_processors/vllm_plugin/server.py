@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import math
+import os
 import signal
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textguide.constraints.engines.xgrammar_engine import FOLDER
+from textguide.serving.limits import Limits
 from textguide.support.errors import MissingExtraError
 
 from . import operations, reports, validation
@@ -37,7 +42,7 @@ def parse(model: str, options: Sequence[str]) -> Any:
     Args:
         model: as for :func:`textguide.vllm_engine`.
         options: of ``vllm serve``, ``--classifier NAME``, ``--constraint NAME=TEXT``, ``--critic NAME=PLACE``,
-            ``--with NAME=PATH`` and ``--playground``.
+            ``--with NAME=PATH``, ``--allowed-host NAME`` and ``--playground``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -101,10 +106,33 @@ def _parser() -> Any:
         metavar="NAME=PATH",
         help="a further model, for methods that need one: amateur=PATH; may be repeated",
     )
+    limits = Limits()
+    parser.add_argument(
+        "--constraint-seconds",
+        type=float,
+        default=limits.constraint_seconds,
+        metavar="S",
+        help="how long the constraint of a request may take to compile [%(default)s]",
+    )
+    parser.add_argument(
+        "--constraint-bytes",
+        type=int,
+        default=limits.constraint_bytes,
+        metavar="N",
+        help="size of the constraint of a request [%(default)s]",
+    )
     parser.add_argument(
         "--playground",
         action="store_true",
         help="a page to try guidance on at /playground; it runs the model a second time, by transformers on the CPU",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which clients reach the server, * for any; default: the names of this machine if --host is "
+        "the loopback, otherwise any; may be repeated",
     )
     parser.set_defaults(shutdown_timeout=operations.DRAIN_SECONDS)
     return parser
@@ -118,6 +146,9 @@ def _check(arguments: Any) -> None:
             continue
         if value not in (allowed, None):
             raise ValueError(f"--{name.replace('_', '-')} {value} does not work with guidance: {reason}")
+    for name in ("constraint_seconds", "constraint_bytes"):
+        if not 0 < getattr(arguments, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be above 0")
     if arguments.max_num_seqs == 1:
         raise ValueError(
             "--max-num-seqs 1 does not work with guidance: a guided request takes two places or more; give 2 or more"
@@ -176,13 +207,17 @@ def serve(arguments: Any, pages: Mapping[str, Any] | None = None) -> None:
 
     cli_env_setup()
     configure_logging_from_args(arguments)
-    uvloop.run(_serve(arguments, pages or {}))
+    with tempfile.TemporaryDirectory(prefix="textguide-") as folder:
+        os.environ[FOLDER] = folder
+        uvloop.run(_serve(arguments, pages or {}))
 
 
 def prepare() -> None:
     """Let vLLM's front end guard its metrics and send the reports of all choices, in streams too."""
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
     from vllm.entrypoints.serve.middleware import authenticate
 
     # vLLM imports it with the first request, which would be too late to know the adapters and to check that request.
@@ -190,6 +225,9 @@ def prepare() -> None:
     operations.guard(authenticate)
     reports.stream_reports(OpenAIServingCompletion, "completion_stream_generator")
     reports.stream_reports(OpenAIServingChat, "chat_completion_stream_generator")
+    reports.refuse_before_streams(OpenAIServingCompletion, "create_completion", ErrorResponse)
+    reports.refuse_before_streams(OpenAIServingChat, "create_chat_completion", ErrorResponse)
+    reports.refuse_before_streams(OpenAIServingResponses, "create_responses", ErrorResponse)
     reports.gather_reports_of_prompts(OpenAIServingCompletion)
 
 

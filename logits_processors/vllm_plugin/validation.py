@@ -9,17 +9,31 @@ the names of what it reads.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from textguide.engine import branch_inputs
 from textguide.guidance.prompts import as_chat, as_prompt
+from textguide.support.checks import brief_message
 
 from .adapters import Adapter, adapters_of, most_of
-from .arguments import has_guidance, parse
+from .arguments import (
+    BEAMS,
+    CHAT,
+    KNOWN,
+    NO_BEAMS,
+    OWN,
+    ArgumentError,
+    argument_of,
+    check_names,
+    has_guidance,
+    parse,
+    unpacked,
+)
 from .constraints import EngineConstraints
 from .extras import OURS, constraints_of, critics_of, ours_of
 from .further_models import models_of
@@ -29,8 +43,6 @@ from .requests import Limits
 from .reweighting import classifier_of
 from .wrapping import wrap_once
 
-CHAT = "textguide_chat"
-"""The key of ``extra_args`` that marks the request of a chat: its messages, or :data:`UNKNOWN_MESSAGES`."""
 UNKNOWN_MESSAGES = "unknown"
 """The mark of a chat whose messages cannot be written as those of a chat template."""
 refusal_listeners: list[Callable[[ValueError], None]] = []
@@ -66,18 +78,13 @@ def validate(params: Any) -> None:
     sent = params.extra_args or {}
     chat = sent.get(CHAT)
     # vLLM checks the same object once for each prompt, and a client must not set our keys.
-    extra = {key: value for key, value in sent.items() if key not in (OURS, CHAT)}
-    if len(extra) != len(sent):
+    extra = unpacked(sent)
+    if any(key in sent for key in OWN):
         params.extra_args = extra
     if not has_guidance(extra):
         return
-    try:
-        limits, prompt = _limits_and_prompt(chat)
-        request = parse(params, limits, prompt)
-    except ValueError as error:
-        for listener in refusal_listeners:
-            listener(error)
-        raise
+    limits, prompt = _limits_and_prompt(chat)
+    request = parse(params, limits, prompt)
     if request is None:
         return
     params.extra_args = {**extra, OURS: request.to_dict()}
@@ -86,6 +93,25 @@ def validate(params: Any) -> None:
         params.extra_args[CHAT] = chat
     if request.population is not None:
         params.n = request.particles  # vLLM makes a request of each answer
+
+
+@contextlib.contextmanager
+def refusing(error_class: Callable[..., Exception], params: Any = None) -> Iterator[None]:
+    """Use it around checks of a request: a ``ValueError`` is counted, and becomes an error that names the argument.
+
+    Args:
+        error_class: vLLM's error, which is made of a message and ``parameter``.
+        params: vLLM's ``SamplingParams``, whose arguments are checked; None if there are none yet.
+    """
+    try:
+        yield
+    except ValueError as error:
+        for listener in refusal_listeners:
+            listener(error)
+        name = argument_of(error, getattr(params, "extra_args", None) or ())
+        raise error_class(brief_message(str(error)), parameter=name) from error
+    except RecursionError:
+        raise error_class("the request is nested too deeply; send less", parameter=None) from None
 
 
 def _limits_and_prompt(chat: Any) -> tuple[Limits, RequestPrompt]:
@@ -215,6 +241,41 @@ def remember_chats(protocol: Any, messages_of: Callable[[Any], Any]) -> None:
         return to_sampling_params
 
     wrap_once(protocol, "to_sampling_params", wrapper)
+
+
+def check_requests(protocol: Any, error_class: Callable[..., Exception]) -> None:
+    """Refuse requests whose guidance would be lost: fields of guidance that vLLM does not know, and beam search.
+
+    Args:
+        protocol: vLLM's class of requests.
+        error_class: as for :func:`refusing`.
+    """
+
+    def sampling(make: Callable[..., Any]) -> Callable[..., Any]:
+        def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with refusing(error_class):
+                check_names(self.model_extra or {})
+                for name in self.model_extra or {}:
+                    if name in KNOWN:
+                        # Only the middleware reads it there.
+                        raise ArgumentError(f"{name} is not read outside of vllm_xargs by this server", name)
+            return make(self, *args, **kwargs)
+
+        return to_sampling_params
+
+    def beams(make: Callable[..., Any]) -> Callable[..., Any]:
+        def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with refusing(error_class):
+                extra = {**(self.vllm_xargs or {}), **(self.model_extra or {})}
+                if has_guidance(unpacked(extra)):
+                    raise ArgumentError(NO_BEAMS, BEAMS)
+            return make(self, *args, **kwargs)
+
+        return to_beam_search_params
+
+    wrap_once(protocol, "to_sampling_params", sampling)
+    if hasattr(protocol, "to_beam_search_params"):
+        wrap_once(protocol, "to_beam_search_params", beams)
 
 
 def remember_offline_chats(llm: Any) -> None:

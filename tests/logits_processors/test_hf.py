@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import textguide
 from textguide import CFG, CFGLogitsProcessor, GuidanceLogitsProcessor, guided_decoding
-from textguide.forward.model_views import part
-from textguide.guidance import CorrSynth, DExperts, DoLa, ExpertEnsemble, Formula
+from textguide.engine.model_views import part
+from textguide.guidance import ContrastiveDecoding, CorrSynth, DExperts, DoLa, ExpertEnsemble, Formula
 from textguide.guidance.views import EarlyExit
 from textguide.reference import decoding
 
@@ -360,3 +361,49 @@ def test_negatives_that_do_not_fit_the_batch() -> None:
 def test_models_with_different_vocabularies() -> None:
     with pytest.raises(ValueError, match="61 tokens in its vocabulary and the decoding model 70"):
         CFGLogitsProcessor(build("gpt2"), 2.0)(torch.tensor([PROMPT]), torch.randn(1, 70))
+
+
+def test_a_begin_token_that_also_pads_is_read() -> None:
+    model = copy.deepcopy(build("llama", seed=2))
+    model.generation_config.pad_token_id = model.generation_config.bos_token_id = 1
+    amateur = build("llama", seed=3)
+    guidance = ContrastiveDecoding(alpha=0.0, beta=1.0)
+    prompts = [[1, *PROMPT], [1, 4, 8]]
+    ids = torch.tensor([prompts[0], [1, 1, 1, *prompts[1]]])
+    mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
+    processor = GuidanceLogitsProcessor(model, guidance, models={"amateur": amateur})
+    out = model.generate(ids, attention_mask=mask, **GREEDY, logits_processor=[processor])
+    expected = textguide.generate(model, Tokenizer(), prompts, guidance, max_new_tokens=8, models={"amateur": amateur})
+    assert out[:, 6:].tolist() == expected.new_tokens
+    # Without `generate` there is no mask.
+    with torch.no_grad():
+        scores = model(ids).logits[:, -1]
+        processor.reset()
+        with pytest.raises(ValueError, match=r"input_ids\[0\] begins with token 1, which pads.*attention_mask="):
+            processor(torch.tensor([prompts[0], [7, 1, 1, *prompts[1]]]), scores)
+        processor.reset()
+        one = processor(ids[:1], scores[:1])
+        cond, other = model(ids[:1]).logits[:, -1], amateur(ids[:1]).logits[:, -1]
+    right = torch.log_softmax(2 * cond.log_softmax(-1) - other.log_softmax(-1), -1)
+    torch.testing.assert_close(one.log_softmax(-1), right, atol=1e-4, rtol=0)
+
+
+def test_transformers_does_not_guide_the_same_scores() -> None:
+    model = build("llama")
+    with pytest.raises(ValueError, match=r"guidance_scale=2.0 of transformers.*apply twice; leave guidance_scale= out"):
+        model.generate(**padded([PROMPT]), **GREEDY, guidance_scale=2.0, logits_processor=[CFGLogitsProcessor(model)])
+
+
+@pytest.mark.parametrize("negative", [None, NEGATIVES[0]])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_penalty_after_it_in_the_list_acts_as_in_transformers(negative: list[int] | None, do_sample: bool) -> None:
+    model = build("llama")
+    inputs = padded([PROMPT, [11, 4, 52]])
+    common = {"max_new_tokens": 16, "do_sample": do_sample}
+    negatives = {} if negative is None else {"negative_prompt_ids": torch.tensor([negative] * 2)}
+    torch.manual_seed(3)
+    theirs = model.generate(**inputs, **common, **negatives, guidance_scale=3.0, repetition_penalty=1.2)
+    ours = CFGLogitsProcessor(model, guidance=CFG(3.0, negative, renormalize=False))
+    penalty = RepetitionPenaltyLogitsProcessor(1.2, prompt_ignore_length=torch.tensor([0, 2]))
+    torch.manual_seed(3)
+    assert model.generate(**inputs, **common, logits_processor=[ours, penalty]).tolist() == theirs.tolist()

@@ -54,7 +54,7 @@ def guided(**fields: Any) -> dict[str, Any]:
         (guided(method="cfg", scala=3), "'scala' is not a field of cfg"),
         (guided(method="cfg", scale="big"), "scale='big' must be a finite number"),
         (guided(method="cfg", negative_prompt="n" * 9000), "negative_prompt has 9,000 characters"),
-        (guided(method="caif", target="positive"), "guidance lacks a field"),
+        (guided(method="caif", target="positive"), "caif needs classifier; add it"),
         (guided(method="caif", classifier="sentiment", target="positive", top_k=None), "top_k=None"),
         (guided(method="caif", classifier="sentiment", target="positive", top_k=5000), "200 or fewer"),
         (guided(method="caif", classifier="zero-shot:a,b,c,d,e", target="a"), "500 questions a step"),

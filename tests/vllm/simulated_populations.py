@@ -36,6 +36,7 @@ def turn(name: str, texts: Sequence[Sequence[int]], is_open: Sequence[bool], lim
         "deaths": [deaths[one] for one in ancestors],
         "calls": 1,
         "resampled": ancestors != list(range(size)),
+        "distinct_texts": None,
     }
 
 

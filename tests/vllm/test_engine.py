@@ -166,6 +166,8 @@ def test_particles_are_resampled_as_they_are_on_transformers(llm, reference, gui
             torch.testing.assert_close(ours.log_weights[rows], theirs.log_weights, atol=2e-3, rtol=0)
             torch.testing.assert_close(ours.log_evidence[number], theirs.log_evidence[0], atol=2e-3, rtol=0)
             torch.testing.assert_close(ours.ess[number], theirs.ess[0], atol=2e-3, rtol=0)
+            assert ours.ancestors[number] == theirs.ancestors[0]
+            assert ours.distinct_texts[number] == theirs.distinct_texts[0]
             assert ours.deaths[rows] == theirs.deaths
             longest = max(map(len, theirs.new_tokens))
             assert not ours.log_probs[rows, longest:].any()
@@ -245,3 +247,47 @@ def test_what_an_engine_cannot_do_is_refused():
         textguide.vllm_engine("smollm2", speculative_config={"method": "eagle", "num_speculative_tokens": 3})
     with pytest.raises(ValueError, match="scheduler_cls='other' does not work with guidance"):
         textguide.vllm_engine("smollm2", scheduler_cls="other")
+
+
+CFG_ARGUMENTS = {"guidance_scale": 2.0, "negative_prompt": "A list:"}
+CAIF_ARGUMENTS = {"caif_target": "positive", "caif_weight": 3.0, "caif_top_k": 20}
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, CFG_ARGUMENTS, CAIF_ARGUMENTS, {**CFG_ARGUMENTS, **CAIF_ARGUMENTS}, {"guidance": "formula:1.5*cond"}]
+)
+@pytest.mark.parametrize("kind", ["logit_bias", "allowed_token_ids", "min_tokens"])
+def test_log_probabilities_are_those_before_logits_are_altered(llm, extra, kind):
+    """Of plain and of guided requests alike: ``logit_bias`` and the like change which token is drawn, and no number."""
+
+    def first(**options):
+        params = SamplingParams(max_tokens=2, temperature=0.0, logprobs=8, extra_args=dict(extra), **options)
+        output = llm.generate([PROMPTS[0]], params, use_tqdm=False)[0].outputs[0]
+        return output.token_ids[0], {token: one.logprob for token, one in output.logprobs[0].items()}
+
+    token, before = first()
+    other = sorted(before, key=before.get)[-3]
+    options = {
+        "logit_bias": {"logit_bias": {other: 30.0}},
+        "allowed_token_ids": {"allowed_token_ids": [other]},
+        "min_tokens": {"min_tokens": 2},
+    }[kind]
+    if kind == "allowed_token_ids" and "caif_target" in extra:
+        pytest.skip("a classifier chooses its candidates among the tokens that are allowed")
+    drawn, after = first(**options)
+    assert (drawn == token) is (kind == "min_tokens")
+    if kind in ("logit_bias", "allowed_token_ids"):
+        assert drawn == other
+    shared = before.keys() & after.keys()
+    assert len(shared) >= 6
+    assert {one: after[one] for one in shared} == pytest.approx({one: before[one] for one in shared}, abs=1e-4)
+
+
+def test_candidates_that_end_inside_a_character_are_read_without_it(llm, reference):
+    """As in ``textguide.generate``, so that log-probabilities are equal for them too."""
+    prompt = "Ünïcödé: ☃ 日本語 "
+    caif = CAIF("sentiment", "positive", weight=2.0, top_k=None)
+    ours = textguide.generate(llm, None, [prompt], [CFG(1.5), caif], max_new_tokens=6)
+    theirs = textguide.generate(*reference, [prompt], [CFG(1.5), caif], max_new_tokens=6)
+    assert ours.new_tokens == theirs.new_tokens
+    torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-3, rtol=0)

@@ -73,7 +73,9 @@ class Core:
                 ends = state[1] >= request.sampling_params.max_tokens - number
                 ours = (request.sampling_params.extra_args or {}).get(OURS)
                 told = ours is not None and (ends or bool(request.sampling_params.stop))
-                report = {OURS: {"guided_steps": state[1], "log_weight": -float(number)}} if told else None
+                report = (
+                    {OURS: {"guided": True, "guided_steps": state[1], "log_weight": -float(number)}} if told else None
+                )
                 reason = FinishReason.LENGTH if ends else None
                 made.append(EngineCoreOutput(name, [504], finish_reason=reason, kv_transfer_params=report))
                 if ends:
@@ -108,7 +110,8 @@ def asked(tmp_path_factory):
 
     manager, client, http = loop.run_until_complete(start())
     yield lambda function: loop.run_until_complete(function(http, core, client))
-    core.writer.cancel()
+    if core.writer is not None:  # no request reached the engine
+        core.writer.cancel()
     loop.run_until_complete(http.aclose())
     loop.run_until_complete(manager.__aexit__(None, None, None))
     loop.run_until_complete(asyncio.sleep(0))
@@ -157,9 +160,171 @@ def test_every_choice_has_its_report(asked):
         found = reports(await events(http, "/v1/chat/completions", **chat, vllm_xargs=GUIDED))
         assert {index: one["log_weight"] for index, one in found.items()} == {0: 0.0, 1: -1.0}
         plain = await events(http, **body(n=2))
-        assert reports(plain) == {}
+        assert reports(plain) == {0: {"guided": False}, 1: {"guided": False}}
 
     asked(ask)
+
+
+def guided_of(answer):
+    return answer.json()["kv_transfer_params"][OURS]["guided"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"guidance_scale": 1.5},
+        {"guidance": "cfg:scale=1.5"},
+        {"guidance": {"method": "cfg", "scale": 1.5}},
+        {"guidance": [{"method": "cfg", "scale": 1.5}], "guidance_effect": True},
+        {"vllm_xargs": {"guidance": {"method": "cfg", "scale": 1.5}}},
+        {"vllm_xargs": {"guidance_scale": 1.5}, "negative_prompt": "No"},
+        {"negative_prompt": [5, 6]},
+        {"negative_messages": [{"role": "user", "content": "Hi"}]},
+        {"guidance": "formula:cond + P('a') - P('b')", "guidance_branch_token_ids": [[5], [6, 7]]},
+        {"awrs_json_schema": {"type": "boolean"}, "temperature": 1.0},
+    ],
+)
+@pytest.mark.parametrize("path", ["completions", "chat/completions", "responses", "messages"])
+def test_guidance_is_read_at_the_top_level_and_as_objects(asked, path, values):
+    async def ask(http, core, client):
+        request = {"model": "smollm2-small", **values}
+        if path == "completions":
+            request |= {"prompt": "Once", "max_tokens": 4}
+        elif path == "responses":
+            request |= {"input": "Once", "max_output_tokens": 4}
+        else:
+            request |= {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 4}
+        answer = await http.post(f"/v1/{path}", json=request, headers=KEY)
+        if path == "completions" and "negative_messages" in values:  # a text is not compared with a chat
+            assert answer.status_code == 400
+            assert "plain text" in answer.text
+            return
+        assert answer.status_code == 200, answer.text
+        assert guided_of(answer) is True
+
+    asked(ask)
+
+
+def test_plain_answers_say_that_they_are(asked):
+    async def ask(http, core, client):
+        chat = {"model": "smollm2-small", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 4}
+        for path, values in (
+            ("completions", body()),
+            ("completions", body(n=2)),
+            ("completions", {**body(), "prompt": ["Once", "Twice"]}),
+            ("completions", body(guidance_scale=1)),
+            ("completions", body(guidance=None, vllm_xargs={"guidance_scale": None, "negative_prompt": None})),
+            ("chat/completions", chat),
+            ("chat/completions", {**chat, "metadata": {"guidance": "is a label"}}),
+            ("messages", chat),
+            ("responses", {"model": "smollm2-small", "input": "Hi", "max_output_tokens": 4}),
+        ):
+            answer = await http.post(f"/v1/{path}", json=values, headers=KEY)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["kv_transfer_params"][OURS] == {"guided": False}, (path, values)
+
+    asked(ask)
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"guidence_scale": 1.5}, "guidence_scale", "use guidance_scale"),
+        ({"vllm_xargs": {"guidence_scale": 1.5}}, "guidence_scale", "use guidance_scale"),
+        ({"Guidance": "cfg"}, "Guidance", "use guidance"),
+        ({"guidance-scale": 1.5}, "guidance-scale", "use guidance_scale"),
+        ({"cfg_scale": 1.5}, "cfg_scale", "use guidance_scale"),
+        ({"vllm_xargs": {"cfg_scale": 1.5}}, "cfg_scale", "use guidance_scale"),
+        ({"guided_json": {"type": "object"}}, "guided_json", "use awrs_json_schema"),
+        ({"extra_body": {"guidance_scale": 1.5}}, "extra_body.guidance_scale", "send it at the top level"),
+        ({"extra_args": {"a": {"neg_prompt": "x"}}}, "extra_args.a.neg_prompt", "send it at the top level"),
+        ({"vllm_xarg": {"guidance": "cfg"}}, "vllm_xarg.guidance", "send it at the top level"),
+        ({"chat_template_kwargs": {"guidance": 3}}, "chat_template_kwargs.guidance", "send it at the top level"),
+        ({"stream_options": {"guidance": 3}, "stream": True}, "stream_options.guidance", "send it at the top level"),
+        ({"guidance_scale": 2, "vllm_xargs": {"guidance_scale": 2}}, "guidance_scale", "is given twice"),
+        ({"guidance_scale": 2, "vllm_xargs": 3}, "vllm_xargs", "must be an object"),
+        ({"vllm_xargs": {"textguide": "cfg"}}, "textguide", "use guidance"),
+        ({"use_beam_search": True, "n": 2, "guidance_scale": 1.5}, "use_beam_search", "does not work with guidance"),
+        ({"use_beam_search": 1, "n": 2, "vllm_xargs": GUIDED}, "use_beam_search", "does not work with guidance"),
+        ({"guidance": []}, "guidance", "names no method"),
+        ({"guidance": "[]"}, "guidance", "names no method"),
+        ({"guidance": {}}, "guidance", "method"),
+        ({"guidance": ""}, "guidance", "unknown"),
+        ({"guidance": True}, "guidance", "is not a guidance"),
+        ({"guidance_scale": True}, "guidance_scale", "guidance_scale=True must be"),
+        ({"vllm_xargs": {"guidance_scale": True}}, "guidance_scale", "guidance_scale=True must be"),
+        ({"guidance_scale": "2"}, "guidance_scale", "guidance_scale='2' must be"),
+        ({"guidance_effect": "yes"}, "guidance_effect", "must be true or false"),
+        ({"guidance": "cfg", "guidance_scale": 2}, "guidance", "exclude each other"),
+        ({"negative_prompt_token_ids": [True, 5]}, "negative_prompt_token_ids", "must be a list of token ids"),
+        ({"negative_prompt": 3}, "negative_prompt", "negative_prompt=3"),
+        ({"guidance_scale": 2, "prompt_logprobs": 1}, "prompt_logprobs", "does not work with guidance"),
+        ({"awrs_regex": "a+", "temperature": 0}, "temperature", "does not work with awrs_regex"),
+        ({"awrs_json_schema": {"$ref": "file:///etc/passwd"}, "temperature": 1}, "awrs_json_schema", "leads nowhere"),
+        ({"awrs_max_rejects": 3}, "awrs_max_rejects", "needs a constraint"),
+        ({"awrs_regex": "a", "temperature": 1, "awrs_max_rejects": 10**30}, "awrs_max_rejects", "must be at most"),
+        ({"guidance": {"method": "token-perturbation", "seed": 10**30}}, "guidance", "must be at most"),
+        ({"guidance_scale": 2, "guidance_stop": -1}, "guidance_stop", "0 <= start <= stop <= 1"),
+        ({f"x{n}": 1 for n in range(600)}, None, "more than 500 fields"),
+    ],
+)
+def test_mistaken_fields_are_refused_by_name(asked, values, field, message):
+    async def ask(http, core, client):
+        answer = await http.post("/v1/completions", json=body(**values), headers=KEY)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert (error["param"], message in error["message"]) == (field, True), error
+        assert error["message"].count(str(field)) >= 1 or field is None
+
+    asked(ask)
+
+
+def test_streams_that_are_refused_have_the_status_of_their_error(asked):
+    async def ask(http, core, client):
+        chat = {"model": "smollm2-small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+        response = {"model": "smollm2-small", "input": "Hi", "max_output_tokens": 4}
+        for path, values in (
+            ("completions", body()),
+            ("chat/completions", chat),
+            ("messages", chat),
+            ("responses", response),
+        ):
+            values = {**values, "stream": True, "guidance_scale": "x"}
+            answer = await http.post(f"/v1/{path}", json=values, headers=KEY)
+            assert (answer.status_code, "guidance_scale='x' must be" in answer.text) == (400, True), (path, answer.text)
+
+    asked(ask)
+
+
+def test_guidance_where_nothing_reads_it_is_refused(asked):
+    async def ask(http, core, client):
+        for path, values in (
+            ("/v1/completions?guidance_scale=2", body()),
+            ("/tokenize", {"prompt": "a", "guidance_scale": 2}),
+            ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "a"}], "vllm_xargs": GUIDED}),
+        ):
+            answer = await http.post(path, json=values, headers=KEY)
+            assert answer.status_code == 400, (path, answer.text)
+            assert "guidance" in answer.json()["error"]["param"]
+        assert (await http.post("/v1/completions", json={"guidence": 1})).status_code == 401  # the key comes first
+
+    asked(ask)
+
+
+def test_fields_of_vllm_and_openai_are_no_mistakes():
+    """No field that vLLM or OpenAI's API knows is taken for one of guidance."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    from textguide.logits_processors.vllm_plugin.arguments import KNOWN, PREFIXES
+    from textguide.serving.field_names import meant
+
+    names = {*CompletionRequest.model_fields, *ChatCompletionRequest.model_fields, *ResponsesRequest.model_fields}
+    names |= {"store", "metadata", "service_tier", "prediction", "modalities", "audio", "web_search_options", "user"}
+    names |= {"verbosity", "safety_identifier", "prompt_cache_key", "function_call", "functions", "best_of", "guid"}
+    names |= {"thinking", "system", "stop_sequences", "session_id", "trace_id", "grammar", "sampling_params"}
+    assert {name: meant(name, KNOWN, PREFIXES) for name in names if meant(name, KNOWN, PREFIXES)} == {}
 
 
 def test_responses_have_the_report_too(asked):
@@ -170,6 +335,9 @@ def test_responses_have_the_report_too(asked):
         parts = await events(http, "/v1/responses", **values)
         assert parts[-1]["type"] == "response.completed"
         assert parts[-1]["response"]["kv_transfer_params"][OURS] == whole["kv_transfer_params"][OURS]
+        del values["vllm_xargs"]
+        plain = await events(http, "/v1/responses", **values)
+        assert plain[-1]["response"]["kv_transfer_params"][OURS] == {"guided": False}
 
     asked(ask)
 
@@ -179,7 +347,7 @@ def test_a_text_that_ends_a_request_leaves_a_report(asked, caplog):
         one = await events(http, **body(vllm_xargs=GUIDED))
         word = one[0]["choices"][0]["text"]
         parts = await events(http, **body(vllm_xargs=GUIDED, stop=[word * 2], max_tokens=50))
-        assert reports(parts) == {0: {"guided_steps": 2, "log_weight": 0.0}}
+        assert reports(parts) == {0: {"guided": True, "guided_steps": 2, "log_weight": 0.0}}
         assert parts[-1]["choices"][0]["finish_reason"] == "stop"
 
     with caplog.at_level("INFO", logger="vllm.textguide"):

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.real_model
 def server(tmp_path_factory):
     # 8 places and 64 tokens a step: pairs wait for one another, and prompts are read in parts.
     options = ("--max-model-len", "192", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--playground")
+    options = (*options, "--constraint-seconds", "1")
     watched = ("--api-key", KEY, "--enable-log-requests", "--logging-config.formatter", "json")
     log = tmp_path_factory.mktemp("server") / "log"
     with serving("smollm2", *options, *watched, log=log) as server:
@@ -249,7 +250,11 @@ def test_chats_and_several_prompts_and_texts_that_end_them(client, reference):
         out = textguide.generate(*reference, [PROMPTS[0]], CFG(1.5), max_new_tokens=16, stop=whole[20:24])
         assert report["guided_steps"] == len(out.new_tokens[0]) < 16
     plain = complete(client, PROMPTS[0], None, stream=True)
-    assert not any(report_of(part) for part in plain)
+    assert [report for report in map(report_of, plain) if report] == [{"guided": False}]
+    # What the client's extra_body puts at the top level is guidance, as in vllm_xargs.
+    top = complete(client, PROMPTS[0], extra_body={"guidance": {"method": "cfg", "scale": 1.5}})
+    assert top.choices[0].text == whole
+    assert report_of(top)["guided"] is True
 
 
 def test_a_threshold_for_skipping_is_ignored(client):
@@ -280,12 +285,37 @@ def test_a_threshold_for_skipping_is_ignored(client):
         ({"awrs_constraint": "dates"}, "it was started with none"),
         ({"negative_lora": "nobody"}, "negative_lora='nobody': this engine serves no adapters"),
         ({"negative_image": "blank"}, "negative_image='blank': this request has no image"),
+        ({"guidance_scale": 2, "negative_messages": "[" * 1000 + "]" * 1000}, "negative_messages="),
+        ({"guidance": "formula:" + "+".join(["cond"] * 5000)}, "expression="),
+        ({"guidance_scale": 2, "negative_prompt": "a" * 1_000_000}, "negative_prompt has 1,000,000 characters"),
+        ({"awrs_json_schema": json.dumps({"enum": [str(number) for number in range(50_000)]})}, "awrs_json_schema has"),
+        ({"awrs_regex": "(" * 5000 + "a" + ")" * 5000}, "awrs_regex: it is nested too deeply"),
     ],
 )
 def test_wrong_arguments_are_answered_with_400(client, server, xargs, named):
     with pytest.raises(openai.BadRequestError, match=re.escape(named)):
         complete(client, PROMPTS[0], xargs)
     assert server.healthy()
+
+
+def test_nobody_waits_for_a_constraint_that_takes_too_long(client, server):
+    slow = {"awrs_regex": "-".join(f"[\\u0000-\\U0010fff{digit}]{{1,3000}}" for digit in range(8))}
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(complete, client, prompt, slow, temperature=1.0) for prompt in PROMPTS]
+        while not all(one.done() for one in pending):
+            with urllib.request.urlopen(f"{server.url}/health", timeout=60) as health:
+                assert health.status == 200
+            answered = complete(client, PROMPTS[0], max_tokens=1)
+            if not any(one.done() for one in pending):
+                overtaken = answered
+    assert overtaken.choices[0].text
+    errors = [one.exception() for one in pending]
+    assert {type(error) for error in errors} <= {openai.BadRequestError, openai.RateLimitError}
+    refused = [error for error in errors if isinstance(error, openai.BadRequestError)]
+    assert refused
+    for error in refused:
+        assert error.param == "awrs_regex"
+        assert "takes more than the 1 s of this server (--constraint-seconds)" in str(error)
 
 
 def test_branches_are_counted_apart_and_nothing_stays_behind(client, server):
@@ -346,6 +376,11 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_has(client, server):
     whole = complete(client, PROMPTS[0], xargs, **options)
     stream = complete(client, PROMPTS[0], xargs, stream=True, **options)
     parts = [next(iter(stream))]
+    slow = {"awrs_regex": "-".join(f"[\\u0000-\\U0010fff{digit}]{{1,3001}}" for digit in range(8))}
+    compiled = {"awrs_regex": "[\\u0000-\\U0010ffff]{1,1000}"}  # for about half a second
+    pool = concurrent.futures.ThreadPoolExecutor(2)
+    pending = [pool.submit(complete, client, PROMPTS[0], xargs, temperature=1.0) for xargs in (slow, compiled)]
+    time.sleep(0.2)
     server.process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + 20
     while server.healthy() and time.monotonic() < deadline:
@@ -355,4 +390,8 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_has(client, server):
     parts += stream
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
     assert report_of(parts[-1])["guided_steps"] == 60
+    for one in pending:
+        error = one.exception()
+        # The other may have reached the engine before.
+        assert error is None or error.status_code in (400, 503), error
     assert server.process.wait(60) == 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -31,6 +33,66 @@ def allowed_names(host: str) -> frozenset[str] | None:
     return frozenset({*LOOPBACK, f"[{host}]" if ":" in host else host.lower()})
 
 
+def host_names(host: str, allowed: Collection[str] = ()) -> frozenset[str] | None:
+    """The host names that requests to a server of an API may use; None: any.
+
+    A server on the loopback is only meant for this machine, and a page elsewhere could reach it through a name of its
+    own that resolves to this machine (DNS rebinding). A server on another address has names that it does not know.
+
+    Args:
+        host: the address that the server listens on; empty: all addresses.
+        allowed: further names, as ``--allowed-host`` has them; ``*``: any.
+    """
+    if "*" in allowed:
+        return None
+    given = frozenset(name.lower() for name in allowed)
+    if not given and not _is_loopback(host):
+        return None
+    return given | (allowed_names(host) or frozenset(LOOPBACK))
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.strip("[]").lower()
+    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
+
+
+class HostGuard:
+    """Refuses requests with a foreign host name.
+
+    Args:
+        app: an ASGI application.
+        names: as :func:`host_names` returned them.
+    """
+
+    def __init__(self, app: Any, names: frozenset[str] | None) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, as ASGI defines it."""
+        if self.names is None or scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+        if name_of(host) in self.names:
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        message = f"the host {host[:80]!r} is not this server's; start it with --allowed-host NAME to accept another"
+        error = {"message": message, "type": "PermissionDeniedError", "param": "Host", "code": 403}
+        body = json.dumps({"error": error}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def name_of(host: str) -> str:
+    """The name in a header ``Host``, without the port."""
+    return re.sub(r":\d+$", "", host.lower())
+
+
 def refusal(headers: Mapping[str, str], method: str, names: frozenset[str] | None) -> str | None:
     """Why a request is refused because of its origin; None if it is not.
 
@@ -42,7 +104,7 @@ def refusal(headers: Mapping[str, str], method: str, names: frozenset[str] | Non
         names: as :func:`allowed_names` returned them.
     """
     host = headers.get("host", "").lower()
-    name = re.sub(r":\d+$", "", host)
+    name = name_of(host)
     if names is None:
         own = _is_address(name) or name in (*LOOPBACK, socket.gethostname().lower())
     else:

@@ -23,6 +23,9 @@ class Limits:
         pixels: width and height of an image.
         rows: texts of one request to a server of canvases.
         runs: runs at the same time, over all clients; further ones are refused.
+        constraint_bytes: size of a constraint, as it is sent.
+        constraint_seconds: how long a constraint may take to compile.
+        constraint_memory: bytes that compiling a constraint may take.
     """
 
     body: int = 4_000_000
@@ -38,3 +41,6 @@ class Limits:
     pixels: int = 4_096
     rows: int = 64
     runs: int = 6
+    constraint_bytes: int = 131_072
+    constraint_seconds: float = 3.0
+    constraint_memory: int = 2_000_000_000

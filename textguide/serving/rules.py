@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,6 +156,7 @@ class Rules:
             schema = value.get("schema")
             if not isinstance(schema, (Mapping, bool)):
                 raise RefusedError(f"schema={brief(schema)} must be a JSON object; this server reads no files")
+            self._check_schema(schema)
         elif value["kind"] == "grammar":
             self._check_grammar(value.get("grammar"))
         inner = value.get("constraints", [value["constraint"]] if "constraint" in value else [])
@@ -183,6 +185,17 @@ class Rules:
         except ValueError as error:
             remedy = "name it when the server is started: --allow regex:PATTERN"
             raise RefusedError(str(error).replace(f"engine={BACKTRACKING!r} takes it", remedy)) from None
+
+    def _check_schema(self, schema: Any) -> None:
+        """Refuse a schema that is too large."""
+        try:
+            size = len(json.dumps(schema))
+        except RecursionError:
+            raise RefusedError("schema is nested too deeply; simplify it") from None
+        if size > self.limits.constraint_bytes:
+            raise RefusedError(
+                f"schema has {size:,} bytes, and this server takes {self.limits.constraint_bytes:,}; shorten it"
+            )
 
     def _check_grammar(self, value: Any) -> None:
         """Refuse what a grammar object would read as the name of a file."""

@@ -32,20 +32,39 @@ class RunSlots:
         """How many more runs may be started."""
         return self._slots._value
 
-    def start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call ``work`` in a thread; the future has its result.
+    def take(self) -> Callable[[], None]:
+        """Take a slot; the result frees it when it is called for the first time.
 
         Raises:
             BusyError: all slots are taken.
         """
         if not self._slots.acquire(blocking=False):
             raise BusyError(f"{self.most} runs are in progress or waiting already; try again when one has ended")
+        lock = threading.Lock()
+
+        def free() -> None:
+            if lock.acquire(blocking=False):  # and never released
+                self._slots.release()
+
+        return free
+
+    def start(self, work: Callable[[], Any], free: Callable[[], None] | None = None) -> asyncio.Future[Any]:
+        """Call ``work`` in a thread; the future has its result. The slot is free at its end.
+
+        Args:
+            free: what :meth:`take` returned, if the slot may be freed earlier: the next run then waits until a thread
+                has ended.
+
+        Raises:
+            BusyError: all slots are taken.
+        """
+        free = self.take() if free is None else free
 
         def run() -> Any:
             try:
                 return work()
             finally:
-                self._slots.release()
+                free()
 
         return asyncio.get_running_loop().run_in_executor(self._executor, run)
 

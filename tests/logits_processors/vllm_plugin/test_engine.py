@@ -106,6 +106,11 @@ def test_the_engines_classifier_may_weigh():
         )
     with pytest.raises(ValueError, match="caif_target='happy': 'happy' is not a class"):
         parse(SimpleNamespace(extra_args={"caif_target": "happy"}), Limits(classifier=classifier))
+    for values in ({"caif_weight": "x"}, {"caif_weight": True}):
+        with pytest.raises(ValueError, match=r"^caif_weight="):  # and not that there is no target
+            parse(SimpleNamespace(extra_args=values), Limits(classifier=classifier))
+    with pytest.raises(ValueError, match=r"^caif_target=True must be the name"):
+        parse(SimpleNamespace(extra_args={"caif_target": True}), Limits(classifier=classifier))
     with pytest.raises(ValueError, match="caif_target is missing"):
         parse(SimpleNamespace(extra_args={"caif_weight": 1}), Limits(classifier=classifier))
     with pytest.raises(ValueError, match="caif_target='positive': this engine has no classifier"):

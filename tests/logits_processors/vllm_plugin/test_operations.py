@@ -89,10 +89,23 @@ def test_the_dashboard_shows_what_is_counted() -> None:
 def test_refusals_of_requests_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     monkeypatch.setattr(validation, "refusal_listeners", [lambda error: heard.append(str(error))])
-    with pytest.raises(ValueError, match="arrived before textguide was loaded"):
-        validation.validate(SimpleNamespace(extra_args={"guidance_scale": 2.0}, logprobs=None))
-    validation.validate(SimpleNamespace(extra_args={"other": 1}, logprobs=None))
-    assert len(heard) == 1
+
+    class VLLMError(Exception):
+        def __init__(self, message: str, parameter: str | None) -> None:
+            super().__init__(message)
+            self.parameter = parameter
+
+    def check(**extra: Any) -> None:
+        with validation.refusing(VLLMError):
+            validation.validate(SimpleNamespace(extra_args=extra, logprobs=None))
+
+    with pytest.raises(VLLMError, match="arrived before textguide was loaded"):
+        check(guidance_scale=2.0)
+    with pytest.raises(VLLMError, match="'guidence' is not an argument of guidance; use guidance") as caught:
+        check(guidence="cfg")
+    assert caught.value.parameter == "guidence"
+    check(other=1)
+    assert len(heard) == 2
 
 
 def test_the_key_guards_the_figures_once() -> None:

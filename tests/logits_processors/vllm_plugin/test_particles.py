@@ -123,6 +123,11 @@ def test_they_draw_weigh_and_resample_as_those_of_generate(masks: bool, options:
         evidence = float(outcome.log_evidence)
         assert summary["log_evidence"] == (None if evidence == -math.inf else pytest.approx(evidence))
         assert summary["ess"] == pytest.approx(float(outcome.ess))
+        assert summary["ancestors"] == int(outcome.ancestors)
+        alive = [
+            b"".join(PIECES[i] for i in text) for text, death in zip(texts, outcome.deaths, strict=True) if not death
+        ]
+        assert summary["distinct_texts"] == len(set(alive))
         assert summary["resamplings"] == outcome.resamplings
         assert chance is not None or summary["constraint_calls"] == outcome.calls
         resamplings += outcome.resamplings

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from textguide.guidance import APG, CFG, NAG, AnnealedCFG, Formula, Step
 from textguide.guidance.algebra import log_softmax
-from textguide.logits_processors.vllm_plugin.combination import Noise
+from textguide.logits_processors.vllm_plugin.batch_rows import GroupRows, Member
+from textguide.logits_processors.vllm_plugin.combination import GuidedRow, Noise, guide
 from textguide.logits_processors.vllm_plugin.extras import OURS
 from textguide.logits_processors.vllm_plugin.processor_v1 import FirstRunnerProcessor
 from textguide.logits_processors.vllm_plugin.processor_v2 import SecondRunnerProcessor
@@ -99,7 +101,7 @@ def expected(request: FakeRequest, cond: torch.Tensor, others: list[torch.Tensor
     scores = cond
     if None not in others and asked.guidance.active(step):
         guided = guided_log_probs(asked.guidance, log_softmax(torch.stack([cond, *others]))[:, None], step)[0]
-        scores = guided + cond.logsumexp(-1)
+        scores = guided + cond.logsumexp(-1) if asked.guidance.renormalize else guided
     draw = asked.draw
     seen = set(request.prompt + request.written)
     for word in range(WORDS):
@@ -225,3 +227,19 @@ def check(order, out, logits, wanted):
             same_distribution(row, wanted[request.name])
         else:
             assert torch.equal(row, logits[request.name])
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_penalties_act_on_the_sums_of_a_guidance_that_does_not_renormalize(renormalize):
+    cond, uncond = torch.randn(2, WORDS)
+    guidance = CFG(2.0, renormalize=renormalize)
+    asked = Request(guidance, ((1, 2),), ((1, ""),), Draw(repetition_penalty=1.3, logprobs=1), horizon=8)
+    logits = torch.stack([cond, uncond])
+    row = GuidedRow(asked, lambda: [0, 3], lambda: [2])
+    (report,) = guide(logits, [GroupRows(0, (1,), Member("group", MAIN, row))], [1])
+    sums = 2 * log_softmax(cond) - log_softmax(uncond)
+    scores = log_softmax(sums) + cond.logsumexp(-1) if renormalize else sums
+    penalised = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[0, 3, 2]]), scores[None])[0]
+    torch.testing.assert_close(logits[0], penalised)
+    log_probs = log_softmax(sums) if renormalize else sums
+    assert report.logprobs[0] == pytest.approx(float(log_probs[penalised.argmax()]), abs=1e-5)

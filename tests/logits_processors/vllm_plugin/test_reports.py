@@ -24,7 +24,10 @@ class Parent:
 
 def output(name: str, report: dict[str, Any] | None = None, ends: bool = False) -> Any:
     return SimpleNamespace(
-        request_id=name, ends=ends, kv_transfer_params=None if report is None else {OURS: report, "others": 1}
+        request_id=name,
+        ends=ends,
+        finish_reason="stop" if ends else None,
+        kv_transfer_params=None if report is None else {OURS: report, "others": 1},
     )
 
 
@@ -69,6 +72,21 @@ def test_every_choice_has_its_report_whoever_ends_last() -> None:
     assert found.latest[parent][OURS]["k"] == 1
     assert found.latest[parent]["others"] == 1
     assert reports.reports_of(None) == reports.reports_of({}) == []
+
+
+def test_answers_without_guidance_say_so() -> None:
+    """With the last output, or with each one if a text may end the request in the front end."""
+    kind = outputs()
+    reports.gather_reports(kind)
+    found = kind()
+    for name, stop in (("a", []), ("b", ["\n"])):
+        detokenizer = SimpleNamespace(stop=stop)
+        found.request_states[name] = SimpleNamespace(parent_req=None, request_index=0, detokenizer=detokenizer)
+    found.process_outputs([output("a"), output("b")])
+    assert found.latest == {"a": None, "b": {OURS: {"guided": False}}}
+    found.process_outputs([output("a", None, True), output("b", {"guided": True}, True)])
+    assert found.latest["a"] == {OURS: {"guided": False}}
+    assert found.latest["b"][OURS] == {"guided": True}
 
 
 def result(report: Any, prompt: int | None = None) -> Any:
@@ -137,7 +155,7 @@ def test_several_prompts_count_their_choices_on() -> None:
     assert [one["kv_transfer_params"][OURS]["k"] for one in found[:2]] == ["b", "a"]
 
 
-def test_a_plain_stream_keeps_its_bytes() -> None:
+def test_a_plain_stream_says_that_it_is_in_its_last_event_and_keeps_its_other_bytes() -> None:
     lines = [event(0, None), event(0, "stop"), "data: [DONE]\n\n"]
     kind = serving(lines[:1], lines[1:2], lines[2:])
 
@@ -148,7 +166,11 @@ def test_a_plain_stream_keeps_its_bytes() -> None:
 
         return [line async for line in kind().stream(SimpleNamespace(n=None), results(), "id")]
 
-    assert asyncio.run(raw()) == lines
+    found = asyncio.run(raw())
+    assert [found[0], found[2]] == [lines[0], lines[2]]
+    last = json.loads(found[1].removeprefix("data: "))
+    assert last.pop("kv_transfer_params") == {OURS: {"guided": False}}
+    assert last == json.loads(lines[1].removeprefix("data: "))
 
 
 def test_a_stream_that_is_left_closes_what_it_reads() -> None:

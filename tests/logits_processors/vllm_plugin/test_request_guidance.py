@@ -287,7 +287,7 @@ def test_chat_requests_keep_their_messages() -> None:
         ({"method": "cfg", "negative_prompt": [300]}, "token id 300; the vocabulary has 200"),
         ({"method": "cfg", "negative_prompt": "x" * 64}, "64 tokens, and the engine has room for 63"),
         ({"method": "cfg", "negative_prompt": ["a", "b"]}, "guidance: negative_prompt has 2 rows"),
-        ({"method": "context-aware"}, "guidance: .*'context'"),
+        ({"method": "context-aware"}, "guidance: context-aware needs context; add it"),
         ({"method": "context-aware", "context": "wizard"}, "guidance: context='wizard' is not in the prompt"),
         ({"method": "formula", "expression": "cond +"}, "guidance: formula 'cond .*not understood"),
         ([{"method": "cfg"}, {"method": "apg"}], "guidance.*: two guidances with their own branches"),

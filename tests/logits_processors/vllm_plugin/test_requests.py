@@ -56,6 +56,8 @@ def test_requests_that_are_understood():
     messages = [{"role": "system", "content": "abc"}]
     for given in (messages, json.dumps(messages)):
         assert parse(params(negative_messages=given), LIMITS) == reads(CFG(1.5), 3)
+        with pytest.raises(ValueError, match=r"negative_messages makes a chat.*'Hi' is a plain text"):
+            parse(params(negative_messages=given), LIMITS, RequestPrompt((5, 6), "Hi"))
     assert parse(params(guidance_scale=2, guidance_effect=True), None, RequestPrompt((5,))).effect
     assert Request.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
 
