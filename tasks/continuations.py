@@ -24,7 +24,9 @@ def neutral(data: str | None = None, **_: Any) -> Splits:
 
     Raises:
         ValueError: there is no data folder, or the file is not in it.
+        MissingExtraError: the package that judges continuations is not installed.
     """
+    _vader()  # before the continuations are written, which takes long
     path = local_file("prompts/unique_prompts.json", data)
     groups = json.loads(path.read_text(encoding="utf-8"))
     rows = [{"prompt": text} for name, prompts in groups.items() if "neutral" in name for text in prompts.values()]

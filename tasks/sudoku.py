@@ -10,11 +10,10 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
-EMPTY = "0"
-BOX_WIDTH = {4: 2, 6: 3, 9: 3}
+from textguide.constraints.sudoku import BOX_WIDTH, EMPTY, peers
+
 HELD_OUT = 6
 """One grid in so many is held out: no training puzzle has it as its solution."""
 
@@ -35,23 +34,6 @@ def side_of(grid: str) -> int:
     return side
 
 
-@lru_cache(maxsize=3)
-def _peers(side: int) -> tuple[tuple[int, ...], ...]:
-    """For every cell the others in its row, column and box."""
-    width = BOX_WIDTH[side]
-    height = side // width
-
-    def units(cell: int) -> tuple[int, int, tuple[int, int]]:
-        row, column = divmod(cell, side)
-        return row, column, (row // height, column // width)
-
-    cells = range(side * side)
-    return tuple(
-        tuple(b for b in cells if b != a and any(x == y for x, y in zip(units(a), units(b), strict=True)))
-        for a in cells
-    )
-
-
 def solutions(puzzle: str, limit: int = 2, shuffle: random.Random | None = None) -> list[str]:
     """Grids that agree with the clues of a puzzle.
 
@@ -61,15 +43,15 @@ def solutions(puzzle: str, limit: int = 2, shuffle: random.Random | None = None)
         shuffle: tries digits in a random order; None: in ascending order.
     """
     side = side_of(puzzle)
-    peers = _peers(side)
+    others = peers(side)
     cells = [int(digit) for digit in puzzle]
     grids: list[str] = []
     for cell, digit in enumerate(cells):
-        if digit > side or (digit and any(cells[peer] == digit for peer in peers[cell])):
+        if digit > side or (digit and any(cells[peer] == digit for peer in others[cell])):
             return []
 
     def fill() -> None:
-        cell, digits = _most_constrained(cells, peers)
+        cell, digits = _most_constrained(cells, others)
         if cell is None:
             grids.append("".join(map(str, cells)))
             return
@@ -86,14 +68,14 @@ def solutions(puzzle: str, limit: int = 2, shuffle: random.Random | None = None)
     return grids
 
 
-def _most_constrained(cells: Sequence[int], peers: Sequence[Sequence[int]]) -> tuple[int | None, list[int]]:
+def _most_constrained(cells: Sequence[int], others: Sequence[Sequence[int]]) -> tuple[int | None, list[int]]:
     """The first empty cell with the fewest digits that its peers allow, and these digits; no cell if all are filled."""
     best: int | None = None
     best_digits: list[int] = []
     for cell, digit in enumerate(cells):
         if digit:
             continue
-        taken = {cells[peer] for peer in peers[cell]}
+        taken = {cells[peer] for peer in others[cell]}
         digits = [digit for digit in range(1, math.isqrt(len(cells)) + 1) if digit not in taken]
         if best is None or len(digits) < len(best_digits):
             best = cell

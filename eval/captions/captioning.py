@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import textguide
-from textguide.captioning import read_image
+from textguide import captioning
 from textguide.guidance import Guidance, as_guidance
 from textguide.support.files import write_text
 
@@ -67,6 +66,7 @@ def run_captioning(
     Raises:
         ValueError: the data cannot be read as pictures with captions, or no picture can be read.
     """
+    caption_metrics.require()  # before the pictures are captioned, which takes long
     options = options or CaptioningOptions()
     names = names or {}
     settings = [as_guidance(setting) for setting in settings]
@@ -104,7 +104,7 @@ def _readable(pictures: Sequence[Picture]) -> tuple[list[Picture], dict[str, Any
     notes = []
     for picture in pictures:
         try:
-            images[picture.name] = read_image(picture.path, picture.name)
+            images[picture.name] = captioning.read_image(picture.path, picture.name)
         except ValueError as error:
             notes.append(f"Left out: {' '.join(str(error).split())}".replace(str(picture.path), picture.name))
     return [picture for picture in pictures if picture.name in images], images, notes
@@ -169,7 +169,7 @@ def _captions(
                 batch = [images[picture.name] for picture in pictures[start : start + options.batch_size]]
 
                 def caption(batch: list[Any] = batch, setting: Guidance | None = setting) -> list[str]:
-                    result = textguide.caption(
+                    result = captioning.caption(
                         model,
                         processor,
                         batch,

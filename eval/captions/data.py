@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textguide.support.columns import names_columns
+
 NAMES = ("captions.json", "captions.jsonl", "captions.tsv", "captions.csv", "captions.txt")
 
 
@@ -71,6 +73,8 @@ def _rows(file: Path) -> dict[str, list[str]]:
     separator = "," if file.suffix == ".csv" else "\t"
     for number, line in enumerate(csv.reader(text.splitlines(), delimiter=separator), start=1):
         if not line:
+            continue
+        if not rows and names_columns(line):
             continue
         if len(line) != 2:
             raise ValueError(f"line {number} must hold a file and a caption")

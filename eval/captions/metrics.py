@@ -88,6 +88,18 @@ class ReferenceScores:
         return bleu
 
 
+def require() -> None:
+    """Check that the package that scores captions is installed.
+
+    Raises:
+        MissingExtraError: pycocoevalcap is not installed.
+    """
+    try:
+        import pycocoevalcap.cider.cider  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("pycocoevalcap", "captioning", "scoring captions") from error
+
+
 def reference_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> ReferenceScores:
     """Score ``captions`` against their ``references``.
 
@@ -106,12 +118,11 @@ def reference_scores(captions: Sequence[str], references: Sequence[Sequence[str]
     for number, row in enumerate(references):
         if not row or isinstance(row, str):
             raise ValueError(f"references[{number}]={row!r} must be a list of one text or more")
-    try:
-        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise MissingExtraError("pycocoevalcap", "captioning", "scoring captions") from error
+    require()
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
     hypotheses, targets = _tokenized(captions, references)
     _, cider = Cider().compute_score(targets, hypotheses)
     _, rouge = Rouge().compute_score(targets, hypotheses)

@@ -88,7 +88,7 @@ class DiffusionLM(AnsweringLM):
         self._set_up(checked, uncond, seed, memo)
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
-            pretrained, tokenizer = diffusion.load(pretrained, **loading)
+            pretrained, tokenizer = diffusion.load(pretrained, tokenizer=tokenizer, **loading)
         self.denoiser = diffusion.denoiser(pretrained, tokenizer)
         self.models = {}
         for name, source in (models or {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
@@ -11,10 +12,12 @@ import torch
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-import textguide
+from textguide.generation import generate
 from textguide.guidance import Contrast, Guidance, as_guidance, split
 from textguide.guidance.places import check_place
+from textguide.logits_processors.vllm_plugin.engine import vllm_engine
 from textguide.models import bundled
+from textguide.support.errors import EmptyTextWarning
 
 from .answering import AnsweringLM, Generations, cut, settings_of
 from .answering import key as answer_key
@@ -83,7 +86,7 @@ class VLLMGuidedLM(AnsweringLM):
                 raise ValueError(
                     f"uncond={uncond!r} is a negative prompt, which {setting!r} does not support; leave it out"
                 )
-        self.llm = textguide.vllm_engine(pretrained, **engine) if isinstance(pretrained, str) else pretrained
+        self.llm = vllm_engine(pretrained, **engine) if isinstance(pretrained, str) else pretrained
         self.tokenizer = self.llm.get_tokenizer()
         self.max_length = int(self.llm.model_config.max_model_len)
 
@@ -141,9 +144,11 @@ class VLLMGuidedLM(AnsweringLM):
             prompts = [self._fit(text, longest) for text in texts]
             setting = replace(as_guidance(setting), negative_prompt=prompts)  # type: ignore[type-var]
         contexts = [self._fit(request.args[0], longest) for request in requests]
-        result = textguide.generate(
-            self.llm, None, contexts, setting, max_new_tokens=longest, stop=stops, seed=seed, **_sampling(options)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EmptyTextWarning)  # the task chose the stop texts
+            result = generate(
+                self.llm, None, contexts, setting, max_new_tokens=longest, stop=stops, seed=seed, **_sampling(options)
+            )
         if setting is not None:
             self.effects.setdefault(self.current, []).append(result.effect)
         return [cut(text, stops) for text in result.texts]

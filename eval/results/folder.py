@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from textguide.support import files
 from textguide.support.files import plain
 
 from .journal import JOURNAL, check_identity, read_journal
@@ -33,10 +34,12 @@ def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> Path:
 
     Raises:
         ValueError: the folder holds another run, or files that a run would overwrite.
+        OSError: nothing can be written there.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ValueError(f"output={str(target)!r} is a file; name a folder")
+    files.folder(target, "output")
     values = read_results(target)
     if values is not None:
         check_identity(target, values["textguide"]["identity"], plain(identity))

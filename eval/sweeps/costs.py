@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import textguide
+from textguide.generation import generate
 from textguide.guidance import as_guidance, split
 from textguide.support.errors import NoParticleLeftWarning
 
@@ -64,7 +64,7 @@ def token_costs(
             start = time.perf_counter()
             with _rows_read([model, *further.values()]) as read, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoParticleLeftWarning)
-                result = textguide.generate(
+                result = generate(
                     model,
                     tokenizer,
                     list(prompts),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import textguide
 from textguide.guidance import (
     APG,
     CAIF,
@@ -41,7 +40,7 @@ from textguide.guidance import (
 )
 from textguide.guidance.spec import label as label_of
 from textguide.guidance.spec import parse
-from textguide.models import bundled
+from textguide.models import bundled, load
 from textguide.support.files import write_json, write_text
 
 from ..reports import drawing
@@ -320,10 +319,10 @@ def _costs(names: Sequence[str], model_args: Mapping[str, Any]) -> dict[str, Cos
     model = model_args.get("pretrained", bundled.NAME)
     tokenizer = model_args.get("tokenizer")
     if isinstance(model, str):
-        model, tokenizer = textguide.load(model, device=model_args.get("device"), dtype=model_args.get("dtype"))
+        model, tokenizer = load(model, device=model_args.get("device"), dtype=model_args.get("dtype"))
     models = {}
     for name, source in _models(names).items():
-        models[name] = textguide.load(source, device=str(model.device), dtype=model.dtype)[0]
+        models[name] = load(source, device=str(model.device), dtype=model.dtype)[0]
     words = ("dragon", "river", "letter", "clock", "garden", "bridge", "song", "door")
     prompts = [f"The {word} was the first thing that" for word in words]
     ways = {"plain": (model, None), **{name: (model, SETTINGS[name][0]) for name in names}}

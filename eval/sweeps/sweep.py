@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 
 from textguide import tasks as task_room
 from textguide.guidance import Guidance, as_guidance, split
+from textguide.models.hub import offline_if_unreachable
 
 from ..lm_eval_models.guided_lm import GuidedLM
+from ..reports import drawing
 from ..reports.run_folder import write_run
 from ..results.folder import claim
 from ..results.journal import JOURNAL, Journal
@@ -62,9 +65,12 @@ def run_sweep(
 
     Raises:
         ValueError: an argument is invalid; the message names it.
+        MissingExtraError: a package that a task or the plots need is not installed.
     """
     sweep = Sweep.of(tasks, settings, options, model_args)
     task_room.check_run_options(list(tasks))
+    if sweep.options.plots:
+        drawing.require()
     if output is not None:
         claim(output, sweep.identity)
     lm = sweep.model()
@@ -178,7 +184,7 @@ class Sweep:
             assert options.limit is not None
             numbers = list(range(options.first, options.first + options.limit))
             items = {"samples": dict.fromkeys(self.manager.load(self.specs)["tasks"], numbers)}
-        with _quiet():
+        with _quiet(), offline_if_unreachable():
             return lm_eval.simple_evaluate(
                 model=lm,
                 tasks=self.specs,
@@ -320,7 +326,7 @@ def _notes(lm: Any, labels: Iterable[str]) -> list[str]:
         notes.append(f"{lm.truncated} contexts were longer than the model's context window and cut from the left.")
     for number, label in enumerate(labels):
         effect = lm.effect(number)
-        if effect is not None and effect.guided_steps:
+        if effect is not None and effect.changes_distributions:
             notes.append(f"While generating under {label}: {effect}.")
     return notes
 
@@ -349,17 +355,31 @@ def _drop_paths(lm_eval: dict[str, Any]) -> None:
 def _quiet() -> Iterator[None]:
     """Hide lm-eval's notices but not its warnings, and keep it from describing the environment.
 
-    For every setting it would ask pip for all installed packages, which takes seconds, and the answer is not used.
+    For every setting it would ask pip for all installed packages, which takes seconds, and the answer is not used. It
+    would also let git complain if the folder is not a repository.
     """
+    from lm_eval import evaluator
     from torch.utils import collect_env
 
     logger = logging.getLogger("lm_eval")
     level = logger.level
     describe = collect_env.get_pretty_env_info
+    commit = evaluator.get_git_commit_hash
     logger.setLevel(logging.ERROR)
     collect_env.get_pretty_env_info = str
+    evaluator.get_git_commit_hash = _commit
     try:
         yield
     finally:
         logger.setLevel(level)
         collect_env.get_pretty_env_info = describe
+        evaluator.get_git_commit_hash = commit
+
+
+def _commit() -> str | None:
+    """The commit of the current folder; None if it is not in a repository."""
+    try:
+        described = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
+    except (subprocess.CalledProcessError, OSError):
+        return None
+    return described.stdout.strip()

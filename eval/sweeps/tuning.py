@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import textguide
 from textguide.guidance import Guidance
 from textguide.guidance.spec import label as label_of
-from textguide.models import bundled
+from textguide.models import bundled, load
+from textguide.support import files
 from textguide.support.files import write_json
 
 from ..results.journal import Journal
@@ -185,7 +185,7 @@ def tune(
         "num_fewshot": options.num_fewshot,
         "gen_kwargs": options.gen_kwargs,
     }
-    output.mkdir(parents=True, exist_ok=True)
+    files.folder(output, "output").mkdir(parents=True, exist_ok=True)
     arguments = _load_model(dict(model_args or {}))
     with Journal.open(output / "tuning.jsonl", identity) as journal:
         trials = _Trials(task, tried, metric, options, arguments, output, journal)
@@ -221,7 +221,7 @@ def _load_model(arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(name, str):
         loading = {key: arguments.pop(key, None) for key in ("device", "dtype")}
         loading["trust_remote_code"] = arguments.pop("trust_remote_code", False)
-        arguments["pretrained"], arguments["tokenizer"] = textguide.load(name, **loading)
+        arguments["pretrained"], arguments["tokenizer"] = load(name, **loading)
     return arguments
 
 

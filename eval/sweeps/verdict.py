@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import textguide
 from textguide.distillation.texts import openings
 from textguide.engine.given_texts import as_items, distributions, leading
 from textguide.forward.low_rank import merged
+from textguide.generation import generate
 from textguide.guidance import Guidance, algebra, as_guidance, split
+from textguide.scoring import score
 from textguide.tasks import selection
 
 from ..statistics.intervals import mean_interval, paired_bootstrap
@@ -131,9 +132,9 @@ class _Ways:
         divergences = self._divergences(prompts, written["guided"])
         results = {}
         for way, rows in written.items():
-            score = textguide.score(self.model, self.tokenizer, list(prompts), list(rows))
+            likelihoods = score(self.model, self.tokenizer, list(prompts), list(rows))
             lengths = np.array([len(row) for row in rows], dtype=float)
-            nll = mean_interval(-score.log_likelihood[0].numpy() / lengths)._asdict()
+            nll = mean_interval(-likelihoods.log_likelihood[0].numpy() / lengths)._asdict()
             result = {
                 "kl": None if divergences is None else mean_interval(divergences[way])._asdict(),
                 "nll": nll,
@@ -150,7 +151,7 @@ class _Ways:
     def _write(self, prompts: Sequence[Any], way: str, seed: int) -> list[list[int]]:
         """One sampled text per prompt, as token ids."""
         model, guidance = self.ways[way]
-        result = textguide.generate(
+        result = generate(
             model,
             self.tokenizer,
             list(prompts),

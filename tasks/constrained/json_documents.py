@@ -49,6 +49,7 @@ class JSONDocuments(ConstrainedTask):
         self.whitespace = whitespace
 
     def items(self) -> Sequence[Item]:
+        _jsonschema()  # before documents are written, which takes long
         rows = json_lines(local_file(FILE, self.data), ("id", "schema"))
         found = []
         for row in rows:
@@ -82,11 +83,16 @@ def usable(constraint: JSONSchema) -> bool:
     return True
 
 
-def validates(schema: Any, document: Any) -> bool:
-    """Whether a document is valid, by the package ``jsonschema`` under the schema's own draft."""
+def _jsonschema() -> Any:
     try:
         import jsonschema
     except ImportError as error:
         raise MissingExtraError("jsonschema", "eval", "checking JSON documents") from error
+    return jsonschema
+
+
+def validates(schema: Any, document: Any) -> bool:
+    """Whether a document is valid, by the package ``jsonschema`` under the schema's own draft."""
+    jsonschema = _jsonschema()
     validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     return bool(validator(schema).is_valid(document))

@@ -42,6 +42,7 @@ class Molecules(ConstrainedTask):
         self.shown = shown
 
     def items(self) -> Sequence[Item]:
+        _rdkit()  # before molecules are written, which takes long
         known = self._known()
         if self.shown > len(known):
             raise ValueError(f"shown={self.shown} is more than the {len(known)} molecules of {FILE}; show fewer")
@@ -108,13 +109,19 @@ def _partialsmiles() -> Any:
     return partialsmiles
 
 
-def _parse(text: str) -> Any:
-    """The molecule in RDKit, None where there is none."""
+@cache
+def _rdkit() -> Any:
     try:
         from rdkit import Chem, RDLogger
     except ImportError as error:
         raise MissingExtraError("rdkit", "molecules", "judging molecules") from error
     RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
+    return Chem
+
+
+def _parse(text: str) -> Any:
+    """The molecule in RDKit, None where there is none."""
+    Chem = _rdkit()
     # RDKit reads up to a space and takes nothing for a molecule without atoms.
     molecule = Chem.MolFromSmiles(text) if text and text.isascii() and not any(map(str.isspace, text)) else None
     return molecule if molecule is not None and molecule.GetNumAtoms() else None

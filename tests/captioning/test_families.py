@@ -14,7 +14,7 @@ from textguide.captioning import Captioning, VocabularyMap, families
 from textguide.captioning.generation import Encoder
 from textguide.captioning.images import noised
 from textguide.engine.branch_inputs import is_vision_encoder_decoder
-from textguide.forward.model_views import part
+from textguide.engine.model_views import part
 from textguide.guidance import (
     ContextAware,
     DoLa,

@@ -9,11 +9,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 import textguide
 from textguide import CFG, LMGuidance, captioning
 from textguide.captioning import loading
 from textguide.eval.captions import judge
+from textguide.guidance import as_guidance
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +89,53 @@ def test_guidance_makes_captions_longer_and_easier_to_find(scenes: ModuleType) -
         )
     assert found[2.0][0] > found[1.0][0]
     assert found[2.0][1] > found[1.0][1]
+
+
+def test_the_drawing_of_the_guide_is_described_rightly() -> None:
+    """The colours of ``docs/guides/caption.md``, and every other one that the captioner knows."""
+    model, processor = captioning.load("drawn-scenes")
+    colours = ("blue", "red", "green", "orange", "purple")
+    drawings = []
+    for colour in colours:
+        drawing = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(drawing).ellipse((5, 5, 27, 27), fill=colour)
+        drawings.append(drawing)
+    plain = textguide.caption(model, processor, drawings, max_new_tokens=16).texts
+    guided = textguide.caption(model, processor, drawings, CFG(2.0), max_new_tokens=16).texts
+    for colour, before, after in zip(colours, plain, guided, strict=True):
+        true = {"a circle", f"a {colour} circle", f"an {colour} circle"}
+        assert {before, after} <= true
+    assert (plain[0], guided[0]) == ("a circle", "a blue circle")
+
+
+def test_the_example_of_the_page_is_described_rightly() -> None:
+    from textguide.playground.examples import EXAMPLES
+    from textguide.playground.images import HOME
+
+    example = EXAMPLES["caption"][0]
+    model, processor = captioning.load("drawn-scenes")
+    scene = Image.open(HOME / f"{example['scene']}.png")
+    plain = textguide.caption(model, processor, scene, max_new_tokens=24).texts
+    guided = textguide.caption(model, processor, scene, as_guidance(example["guidance"]), max_new_tokens=24).texts
+    # A green triangle above an orange diamond, looked at by a person.
+    assert plain == ["a triangle and a diamond"]
+    assert guided == ["a green triangle and an orange diamond"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_shapes_and_colours_are_seen_and_places_are_not(scenes: ModuleType, scale: float) -> None:
+    """What ``docs/guides/caption.md`` states, so that nobody trusts the rest."""
+    model, processor = captioning.load("drawn-scenes")
+    drawn = [(s, scenes.picture(s, c)) for (s, c), _ in zip(scenes.scenes("test", 9), range(100), strict=False)]
+    texts = textguide.caption(model, processor, [image for _, image in drawn], CFG(scale), max_new_tokens=32).texts
+    shapes = []
+    colours = []
+    for (scene, _), text in zip(drawn, texts, strict=True):
+        words = text.split()
+        shapes += [any(thing.shape == word for thing in scene.things) for word in words if word in scenes.SHAPES]
+        colours += [any(thing.colour == word for thing in scene.things) for word in words if word in scenes.COLOURS]
+    assert sum(shapes) / len(shapes) > 0.98
+    assert sum(colours) / len(colours) > 0.98
 
 
 @pytest.mark.real_model

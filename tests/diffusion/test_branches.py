@@ -244,6 +244,9 @@ def test_a_system_prompt_is_swapped() -> None:
     assert torch.equal(out.sequences, same.sequences)
     with pytest.raises(ValueError, match="texts or chats"):
         diffusion.generate(model, words, [[5, 6]], guidance=CFG(2.0, negative_system="kk"), **options)
+    for guidance in (CFG(2.0, negative_system="kk"), CFG(2.0, negative_prompt=chats[0])):
+        with pytest.raises(ValueError, match=r"makes a chat for the other branch.*plain text"):
+            diffusion.generate(model, words, ["ab"], guidance=guidance, **options)
 
 
 def test_another_text_with_masks_is_filled_alongside() -> None:
@@ -318,7 +321,7 @@ def enumerated(guidance: Any, order: str, **models: Any) -> dict[Any, float]:
 # Each weighs tokens one by one, so that forbidding special tokens in front or behind is the same.
 SAMPLED: list[BranchGuidance] = [
     CFG(1.8, negative_prompt="ca", schedule="linear-decreasing"),
-    Formula("1.2*cond - 0.6*M('amateur') + 0.4*P('hello')"),
+    Formula("1.2*cond - 0.6*M('amateur') + 0.4*P('cab')"),
 ]
 
 

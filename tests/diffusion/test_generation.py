@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from textguide import ACFG, CFG, diffusion
+from textguide.constraints import Regex
 from textguide.diffusion import denoiser
 from textguide.reference import diffusion as reference_diffusion
 from textguide.support.errors import GuidanceHadNoEffectWarning
@@ -262,3 +263,30 @@ def test_bad_prompts() -> None:
     for prompts, message in (([], "prompts is empty"), (3, "prompts must be"), ([None], "prompts must be texts")):
         with pytest.raises(ValueError, match=message):
             generate("llada", prompts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"allowed": torch.ones(9, dtype=torch.bool)}, r"allowed has 9 tokens, and the model's vocabulary has 17"),
+        ({"allowed": torch.ones(4, 9, dtype=torch.bool)}, r"allowed has 9 tokens, and the model's vocabulary has 17"),
+        ({"allowed": torch.ones(2, 17, dtype=torch.bool)}, r"allowed has 2 positions, and row 0 has 4 masks to fill"),
+        ({"allowed": torch.ones(1, 2, 17, dtype=torch.bool)}, r"allowed has 2 positions, and row 0 has 4 masks"),
+        ({"allowed": lambda row, tokens: torch.ones(4, 9, dtype=torch.bool)}, "allowed has 9 tokens"),
+        ({"constraint": Regex("[0-9]{2}")}, "no text that fits: the tokens of this model cannot write any"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diffusion.generate(*tiny.build("llada"), "ab", max_new_tokens=4, **options)
+
+
+@pytest.mark.parametrize(("name", "token"), [("mask_id", 999), ("mask_id", -1), ("end_id", 17)])
+def test_tokens_outside_of_the_vocabulary_are_named(name: str, token: int) -> None:
+    with pytest.raises(ValueError, match=rf"{name}={token} is not a token; the vocabulary of the model has 17 tokens"):
+        denoiser(*tiny.build("llada"), **{name: token})
+
+
+def test_a_target_with_the_mask_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"targets\[1\] has the mask token"):
+        diffusion.score(*tiny.build("llada"), "ab", ["cd", "c[MASK]"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,6 +17,129 @@ from textguide.diffusion.block_adapters import is_block_adapter
 from textguide.guidance import TFG, DiscreteClassifier, ParticleGibbs, TimeStepGuidance
 from textguide.support.errors import ModelUnavailableError
 from textguide.tasks import sudoku
+
+from . import tiny
+
+CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+
+
+class Config(PretrainedConfig):
+    model_type = "KIND"
+
+
+class Backbone(PreTrainedModel):
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.mix = torch.nn.Linear(config.hidden_size, config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids, ARGUMENTS, **_):
+        hidden = self.embeddings(input_ids)
+        places = torch.arange(1, 1 + input_ids.shape[1])[None, :, None] * hidden
+        seen = SEEN
+        return BaseModelOutput(last_hidden_state=hidden + torch.tanh(self.mix(seen @ places / 9.0)))
+
+
+class WithHead(PreTrainedModel):
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Backbone(config)
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids, ARGUMENTS, **_):
+        return MaskedLMOutput(logits=self.lm_head(self.model(input_ids, PASSED).last_hidden_state))
+"""
+CALLS = {
+    # arguments, how the backbone gets them, and which positions each position sees, (B, L, L)
+    "llada2_moe": ("attention_mask=None", "attention_mask=attention_mask", "(attention_mask[:, 0] == 0).float()"),
+    "sdar": ("attention_mask=None", "attention_mask=attention_mask", "attention_mask[:, 0].float()"),
+    "mdlm": ("timesteps=None", "timesteps=timesteps", "torch.ones(1, input_ids.shape[1], input_ids.shape[1])"),
+    "dream": ("attention_mask=None", "attention_mask=attention_mask",
+              "torch.ones(1, input_ids.shape[1], input_ids.shape[1])"),
+}  # fmt: skip
+CLASSES = {"AutoConfig": "Config", "AutoModel": "Backbone", "AutoModelForCausalLM": "WithHead"}
+LAYOUTS = {
+    "llada2_moe": CLASSES,
+    "sdar": CLASSES,
+    "sdar-head-only": {"AutoConfig": "Config", "AutoModelForCausalLM": "WithHead"},
+    "mdlm": {"AutoConfig": "Config", "AutoModelForMaskedLM": "WithHead"},
+    "dream": {"AutoConfig": "Config", "AutoModel": "WithHead"},
+}
+"""What checkpoints register: LLaDA 2, SDAR and Dream as published, with random weights of a tiny model."""
+
+
+def checkpoint(folder: Path, layout: str, has_tokenizer: bool = True) -> Path:
+    """A checkpoint that comes with its own code."""
+    kind = layout.removesuffix("-head-only")
+    arguments, passed, seen = CALLS[kind]
+    code = CODE.replace("KIND", kind).replace("ARGUMENTS", arguments).replace("PASSED", passed).replace("SEEN", seen)
+    folder.mkdir()
+    (folder / "modeling_it.py").write_text(code)
+    space: dict[str, Any] = {}
+    exec(code, space)
+    torch.manual_seed(0)
+    values = {"vocab_size": tiny.VOCABULARY, "hidden_size": 8, "mask_token_id": tiny.MASK}
+    space["WithHead"](space["Config"](**values)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {name: f"modeling_it.{value}" for name, value in LAYOUTS[layout].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    if has_tokenizer:
+        tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Code of checkpoints is copied into a folder of the test."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+@pytest.mark.usefixtures("own_modules")
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_checkpoints_with_their_own_code_are_loaded_with_their_head(tmp_path: Path, layout: str) -> None:
+    folder = checkpoint(tmp_path / layout.replace("-", "_"), layout)
+    model, tokenizer = diffusion.load(str(folder), device="cpu", trust_remote_code=True)
+    out = diffusion.generate(model, tokenizer, "ab", guidance=CFG(1.5), max_new_tokens=4, warn=False)
+    assert len(out.new_tokens[0]) == 4 or out.finish_reasons == ["eos"]
+    assert out.effect.extra_passes > 0
+
+
+@pytest.mark.usefixtures("own_modules")
+def test_a_tokenizer_can_be_named_if_the_checkpoint_has_none(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mdlm", "mdlm", has_tokenizer=False)
+    with pytest.raises(ModelUnavailableError, match=r"no tokenizer could be loaded from .*; pass tokenizer="):
+        diffusion.load(str(folder), device="cpu", trust_remote_code=True)
+    words = tiny.tokenizer()
+    words.save_pretrained(tmp_path / "words")
+    for tokenizer in (words, str(tmp_path / "words"), tmp_path / "words"):
+        loaded = diffusion.load(str(folder), tokenizer=tokenizer, device="cpu", trust_remote_code=True)
+        assert loaded[1].mask_token_id == tiny.MASK
+
+
+@pytest.mark.usefixtures("own_modules")
+def test_code_that_does_not_run_here_is_one_line(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mdlm", "mdlm")
+    with pytest.raises(ModelUnavailableError, match="it comes with its own code; read it"):
+        diffusion.load(str(folder), device="cpu")
+    code = (folder / "modeling_it.py").read_text()
+    (folder / "modeling_it.py").write_text(code.replace("self.lm_head = ", "self.lm_head = self.no_such_part or "))
+    with pytest.raises(ModelUnavailableError, match=r"could not be loaded: .*no_such_part"):
+        diffusion.load(str(folder), device="cpu", trust_remote_code=True)
+
+
+def test_a_backbone_without_a_head_is_named() -> None:
+    model, tokenizer = tiny.build("bert")
+    with pytest.raises(ValueError, match="BertModel returns no logits: it is a backbone without a head"):
+        diffusion.generate(model.bert, tokenizer, "ab", max_new_tokens=2)
 
 
 def test_reachable_from_the_top() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,11 @@ def test_a_stream_is_the_canvas_step_by_step(client: Any) -> None:
         ({"n": 65}, 400, "n=65"),
         ({"stop": [""]}, 400, "stop="),
         ({"seed": 1.5}, 400, "seed=1.5"),
+        ({"guidance": "formula:" + "+".join(["cond"] * 900)}, 400, "expression="),
+        ({"guidance": [{"method": "formula", "expression": "+".join(["cond"] * 900)}]}, 400, "expression="),
+        ({"constraint": {"kind": "regex", "pattern": "a" * 200_000}}, 400, "constraint has 200,"),
+        ({"constraint": "regex:" + "(" * 3000 + "a" + ")" * 3000}, 400, "constraint: "),
+        ({"guidance": "x" * 7000}, 400, "guidance"),
     ],
 )  # fmt: skip
 def test_bad_requests_say_why(client: Any, body: dict[str, Any], status: int, said: str) -> None:
@@ -204,6 +210,87 @@ def test_bad_requests_say_why(client: Any, body: dict[str, Any], status: int, sa
     assert response.status_code == status, response.text
     assert said in response.json()["error"]["message"]
     assert client.post("/v1/completions", content=b"{").status_code == 400
+    assert len(response.json()["error"]["message"]) < 1000
+
+
+@NEEDS
+def test_the_server_answers_while_a_constraint_compiles(served: Any) -> None:
+    from fastapi.testclient import TestClient
+
+    from textguide.diffusion.serving.server import CanvasService, application
+    from textguide.serving.limits import Limits
+    from textguide.serving.rules import Rules
+
+    slow = {"kind": "regex", "pattern": "abcdefgh" * 12_000}  # half a minute
+    rules_of_server = Rules(Limits(canvas=12, prompt_tokens=8, characters=100_000, constraint_seconds=1.0))
+    model, words = tiny.build("llada")
+    own = CanvasService("tiny", model, words)
+    with TestClient(application(own, rules_of_server)) as client, ThreadPoolExecutor(1) as pool:
+        assert complete(client, constraint="regex:[a-h]{6}").status_code == 200  # until the processes are there
+        pending = pool.submit(complete, client, constraint=slow)
+        healthy = 0
+        while not pending.done():
+            assert client.get("/health").status_code == 200
+            healthy += 1
+        error = pending.result().json()["error"]
+    assert healthy > 10  # thousands; a server that waits answers one
+    assert error["code"] == 400
+    assert error["param"] == "constraint"
+    assert "takes more than the 1 s of this server (--constraint-seconds)" in error["message"]
+
+
+@NEEDS
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        ({"guidance_scale": 2}, "guidance_scale", "write it into guidance"),
+        ({"guidence": "cfg"}, "guidence", "use guidance"),
+        ({"cfg_scale": 2}, "cfg_scale", "write it into guidance"),
+        ({"stepps": 2}, "stepps", "did you mean steps?"),
+        ({"vllm_xargs": {"guidance": "cfg"}}, "vllm_xargs", "is not a field"),
+        ({"stream": True, "stream_options": {"guidance": "cfg"}}, "stream_options.guidance", "is not a field"),
+        ({"guidance": []}, "guidance", "guidance=[] names no method"),
+        ({"guidance": {}}, "guidance", "guidance={} names no method"),
+        ({"guidance": "cfg:scale=nan"}, "guidance", "must be a finite number"),
+        ({"guidance": {"method": "cfg", "scale": True}}, "guidance", "scale=True"),
+        ({"temperature": True}, "temperature", "temperature=True must be a number"),
+        ({"constraint": "python:os:getcwd"}, "constraint", "write regex:PATTERN"),
+        ({"constraint": {"kind": "json-schema", "schema": {"$ref": "file:///x"}}}, "constraint", "leads nowhere"),
+        ({"max_tokens": 13}, "max_tokens", "between 1 and 12"),
+        ({"stop": [""]}, "stop", "stop="),
+        ({"model": "other"}, "model", "does not exist"),
+    ],
+)
+def test_refusals_carry_the_field(client: Any, body: dict[str, Any], field: str, said: str) -> None:
+    error = complete(client, **body).json()["error"]
+    assert (error["param"], said in error["message"]) == (field, True), error
+
+
+@NEEDS
+def test_fields_in_the_address_are_refused(client: Any) -> None:
+    error = complete(client, "/v1/completions?guidance=cfg:scale=2").json()["error"]
+    assert (error["code"], error["param"]) == (400, "guidance")
+
+
+@NEEDS
+def test_answers_report_whether_they_are_guided(client: Any) -> None:
+    for values, guided in (
+        ({}, False),
+        ({"guidance": None}, False),
+        ({"guidance": "plain"}, False),
+        ({"guidance": "cfg:scale=1"}, False),
+        ({"guidance": "cfg:scale=2"}, True),
+        ({"guidance": {"method": "acfg", "scale": 2.0}}, True),
+        ({"constraint": "regex:[a-f]{2,6}"}, True),
+    ):
+        report = {"textguide": {"guided": guided}}
+        assert complete(client, **values).json()["kv_transfer_params"] == report
+        chat = {"messages": [{"role": "user", "content": "ab"}], **values}
+        assert complete(client, "/v1/chat/completions", **chat).json()["kv_transfer_params"] == report
+        lines = complete(client, stream=True, **values).text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        ends = [event for event in events if event["choices"]]
+        assert [event["kv_transfer_params"] for event in ends] == [report]
 
 
 @NEEDS

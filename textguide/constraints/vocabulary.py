@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,9 @@ from weakref import WeakKeyDictionary
 
 from ..support.checks import whole_number
 
-_VOCABULARIES: WeakKeyDictionary[Any, dict[Any, Vocabulary]] = WeakKeyDictionary()
+_VOCABULARIES: WeakKeyDictionary[Any, OrderedDict[Any, Vocabulary]] = WeakKeyDictionary()
+MOST_KEPT = 8
+"""Vocabularies that are kept per tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Vocabulary:
         elif isinstance(ends, int):
             ends = (ends,)
         ends = frozenset(ends)
-        cache = _VOCABULARIES.setdefault(tokenizer, {})
+        cache = _VOCABULARIES.setdefault(tokenizer, OrderedDict())
         # The added tokens belong to the key: the same tokenizer object may get more of them later.
         key = (len(tokenizer), size, ends, tuple(sorted(tokenizer.get_added_vocab().items())))
         if key not in cache:
@@ -112,4 +115,13 @@ class Vocabulary:
             padded = [*tokens[:size], *[b""] * (size - len(tokens))]
             without_ends = tuple(b"" if token in ends else text for token, text in enumerate(padded))
             cache[key] = cls(without_ends, frozenset(end for end in ends if end < size), drops_leading_space)
+            if len(cache) > MOST_KEPT:  # clients of a server choose the tokens that end a text
+                cache.popitem(last=False)
+        cache.move_to_end(key)
         return cache[key]
+
+    def with_ends(self, ends: Iterable[int]) -> Vocabulary:
+        """The same tokens, of which others end a text."""
+        kept = frozenset(ends)
+        tokens = tuple(b"" if token in kept else text for token, text in enumerate(self.tokens))
+        return Vocabulary(tokens, frozenset(end for end in kept if end < self.size), self.drops_leading_space)

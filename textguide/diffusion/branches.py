@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..engine.branch_inputs import expand, with_system
+from ..engine.branch_inputs import check_templates, expand, with_system
 from ..guidance.algebra import log_softmax
 from ..guidance.base import SELF, Branch, BranchGuidance
 from ..guidance.edits import Edit
@@ -278,9 +278,13 @@ def _other_texts(
     if branch.system is not None:
         if prompts is None:
             raise ValueError("a system prompt needs the prompts as texts or chats; use textguide.diffusion.generate")
-        return [model.encode(with_system(prompt, branch.system)) for prompt in prompts]
+        chats = [with_system(prompt, branch.system) for prompt in prompts]
+        check_templates(prompts, chats, "negative_system")
+        return [model.encode(chat) for chat in chats]
     assert branch.prompt is not None
     given: Sequence[Any] = branch.prompt if per_row(branch.prompt) else [branch.prompt]
+    if prompts is not None:
+        check_templates(prompts, expand(list(given), len(rows)), "negative_prompt")
     return expand([model.encode(prompt) for prompt in given], len(rows))
 
 

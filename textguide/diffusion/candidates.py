@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..classifiers.reweighting import Reweighter
 from ..guidance.base import Step, TokenReweighting
-from ..step.reweighting import Reweighter
 from .canvas import Canvas
 from .denoisers import Denoiser
 

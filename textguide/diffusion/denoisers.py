@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..forward.caches import accepts, cache_argument
 from ..guidance.prompts import as_prompt, is_chat
+from ..support.checks import brief
 
 CLEAN = 1e-3
 """MDLM's ε: a canvas without masks has noise ``−log(1 − (1 − ε) t)`` of 0, and one that is fully masked ``−log ε``."""
@@ -167,7 +168,12 @@ class Denoiser:
             level = self.noise_level(ids, attention) if times is None else times
             extra[self.time] = -torch.log1p(-(1 - CLEAN) * level)
         out = self.forward(ids, attention, extra)
-        logits = out.logits
+        logits = getattr(out, "logits", None)
+        if logits is None:
+            raise ValueError(
+                f"model {type(self.model).__name__} returns no logits: it is a backbone without a head; load the model "
+                "with its head, such as the class under AutoModelForCausalLM in the checkpoint's auto_map"
+            )
         if self.shifted and places is None:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), float("-inf"))
@@ -212,6 +218,22 @@ class Denoiser:
             return "full" if bool(attention.all()) else queries & attention[:, None, None, :]
         return attention.long()
 
+    def _encode_text(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            ValueError: the tokenizer writes padding for characters that it does not know, so that nobody reads them.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        if self.pad_id in ids and str(self.tokenizer.decode([self.pad_id])) not in text:
+            rest = text
+            for special in self.tokenizer.all_special_tokens:
+                rest = rest.replace(special, "")
+            encoded = {one: self.tokenizer(one, add_special_tokens=False).input_ids for one in rest}
+            unknown = " ".join(one for one, own in encoded.items() if self.pad_id in own)
+            raise ValueError(f"the model does not know {brief(unknown)} in the text {brief(text)}; leave that out")
+        return ids
+
     def encode(self, prompt: Any) -> list[int]:
         """Token ids, without the frame, of a text, of token ids, or of chat messages (with the template's generation
         prompt)."""
@@ -219,7 +241,7 @@ class Denoiser:
         if prompt is None:
             raise ValueError("prompts must be texts, token ids or chat messages; give one of these per row")
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+            return self._encode_text(prompt)
         if is_chat(prompt):
             turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
             ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
@@ -290,9 +312,19 @@ def denoiser(
         forbidden=tuple(sorted((special | {int(mask_id)}) - {end_id})),
         max_length=_longest(model, tokenizer),
     )
+    _check_ids(made, getattr(config, "vocab_size", None))
     if probe:
         _check_bidirectional(made)
     return made
+
+
+def _check_ids(made: Denoiser, size: int | None) -> None:
+    """Refuse a mask or end token that is not in the vocabulary."""
+    for name, token in (("mask_id", made.mask_id), ("end_id", made.end_id)):
+        if token is None or (token >= 0 and (size is None or token < size)):
+            continue
+        known = "" if size is None else f"; the vocabulary of the model has {size} tokens, 0 to {size - 1}"
+        raise ValueError(f"{name}={token} is not a token{known}")
 
 
 def _names_of(model: Any) -> str:

@@ -190,7 +190,8 @@ class Guide:
         if outcome.valid is not None and not bool(outcome.valid.all()):
             invalid = positions.nonzero()[:, 0][~outcome.valid]
             refuse_invalid(self.guidance, sorted(set(rows[invalid].tolist())))
-        self.meter.add(outcome, torch.ones_like(combined))
+        row_of = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        self.meter.add(outcome, torch.ones_like(combined), row_of=row_of)
         uncond = branches.cond.clone()
         if combines and len(branches.others):
             uncond[combined] = branches.others[0]

@@ -19,6 +19,7 @@ from .candidates import CandidateReweighting
 from .canvas import Row, lay_out
 from .denoisers import Denoiser, denoiser
 from .guiding import Guide, canvas_edit, checked_guidance
+from .row_formats import check_rows
 from .run import canonical_prompts
 
 ONE_BLOCK = 1 << 20
@@ -95,9 +96,15 @@ def score(
     for number, ids in enumerate(target_ids):
         if not ids:
             raise ValueError(f"targets[{number}] is empty; leave it out")
+        if reader.mask_id in ids:
+            raise ValueError(
+                f"targets[{number}] has the mask token ({reader.mask_id}), which the model never writes; give the "
+                "whole text"
+            )
     rows: list[Row] = [
         [*reader.encode(prompt), *[None] * len(ids)] for prompt, ids in zip(given, target_ids, strict=True)
     ]
+    check_rows(reader, rows, "prompts")
     parts = split(guidance)
     scorer = _Scorer(
         model=reader,

@@ -57,6 +57,8 @@ def picture_values(
         "cells": picture.cells,
         "steps": [picture.step(step, row) for step in steps],
         "text": result.texts[row],
+        "problem": result.problems[row] if result.problems else None,
+        "checked": bool(result.problems),
     }
 
 

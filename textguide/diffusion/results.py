@@ -40,6 +40,8 @@ class DiffusionResult(Shown):
             completed a text of ``stop``.
         finish_reasons: why each text ended: ``"eos"`` (its end token), ``"stop"`` (a text of ``stop``) or ``"length"``
             (the end of its canvas).
+        problems: for models whose rows have one format (the bundled Sudoku models), why each text is not a solution, or
+            None if it is one; empty for all other models.
     """
 
     texts: list[str]
@@ -54,11 +56,14 @@ class DiffusionResult(Shown):
     log_weights: Tensor | None = None
     new_tokens: list[list[int]] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
+    problems: list[str | None] = field(default_factory=list)
 
     def _shown(self) -> tuple[str, Sequence[Block]]:
         filled = self.targets.sum(-1).tolist()
         rows = [[str(row + 1), text, str(filled[row]), str(self.steps[row])] for row, text in enumerate(self.texts)]
         blocks: list[Block] = [table(["#", "text", "positions filled", "steps"], rows, "rlrr")]
+        for number, problem in enumerate(self.problems):
+            blocks.append(Line(f"text {number + 1} is {verdict(problem)}"))
         if self.history:
             steps = []
             for step in self.history:
@@ -69,6 +74,11 @@ class DiffusionResult(Shown):
         passes = f"{self.passes} forward passes over {self.rows} rows"
         blocks += [Line(passes, quiet=True), Line(str(self.effect), quiet=True)]
         return f"{len(self.texts)} text{'s' * (len(self.texts) != 1)} from masks", blocks
+
+
+def verdict(problem: str | None) -> str:
+    """An entry of ``problems`` for readers."""
+    return "a solution" if problem is None else f"not a solution: {problem}"
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,7 @@ def join_results(results: Sequence[DiffusionResult], pad_id: int) -> DiffusionRe
         log_weights=torch.cat(log_weights) if log_weights else None,
         new_tokens=_rows_of_all(results, "new_tokens"),
         finish_reasons=_rows_of_all(results, "finish_reasons"),
+        problems=_rows_of_all(results, "problems"),
     )
 
 

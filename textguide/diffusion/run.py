@@ -25,6 +25,7 @@ from .options import CanvasOptions
 from .particles import ParticleSampler, options_of_particles, repeat_rows, repeat_texts
 from .predictors import Predictor
 from .results import DiffusionResult, join_results, row_text
+from .row_formats import check_rows, problems_of
 from .sampling import CanvasStep, Sampler
 
 
@@ -72,6 +73,7 @@ class CanvasRun:
         block_length = _block_length(model, options)
         given = canonical_prompts(prompts, "prompts")
         rows: list[Row] = [[*model.encode(prompt), *[None] * length] for prompt in given]
+        check_rows(model, rows, "prompts")
         check_length(model, rows, f"max_new_tokens={length}")
         blocks = count_blocks(model, rows, length, block_length)
         steps = options.steps
@@ -100,6 +102,7 @@ class CanvasRun:
         """
         given = canonical_prompts(texts, "texts")
         rows = rows_to_infill(model, [model.encode(text) for text in given])
+        check_rows(model, rows, "texts")
         check_length(model, rows, "the text")
         steps = max(row.count(None) for row in rows) if options.steps is None else options.steps
         # An end token is a token like others here: it ends nothing.
@@ -260,6 +263,8 @@ class CanvasRun:
             canvas = replace(canvas.pick(first), ids=ids)
             log_weights = particle_sampler.log_mean
             guide.meter.classified += predictor.queries
+            guide.meter.sampler = self.particles.name
+            guide.meter.sampled_steps = int(canvas.target.sum())
         texts = [row_text(self.model, canvas, row, self.infilling, stop, include_stop) for row in range(len(canvas))]
         return DiffusionResult(
             texts=[one.text for one in texts],
@@ -274,6 +279,7 @@ class CanvasRun:
             log_weights=log_weights,
             new_tokens=[one.new_tokens for one in texts],
             finish_reasons=[one.finish_reason for one in texts],
+            problems=problems_of(self.model, [canvas.text_ids(row) for row in range(len(canvas))]),
         )
 
 

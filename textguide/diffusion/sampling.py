@@ -426,22 +426,42 @@ class Sampler:
         return self.guide.distributions(part, rows, positions, allowed, guided=guided)
 
     def _allowed(self, part: Canvas, rows: Tensor, positions: Tensor) -> Tensor:
-        """The allowed tokens at each position, bool (N, V)."""
+        """The allowed tokens at each position, bool (N, V).
+
+        Raises:
+            ValueError: a mask has another vocabulary, or too few positions for a row.
+        """
         allowed = self.options.allowed
         masks = []
         for n, row in enumerate(rows.tolist()):
             inside = positions[n][part.target[n]]  # which of the row's targets are positions
             if not isinstance(allowed, Tensor):
                 assert allowed is not None
-                masks.append(allowed(row, part.ids[n][part.target[n]]).to(positions.device)[inside])
+                mask = allowed(row, part.ids[n][part.target[n]]).to(positions.device)
+                self._check_allowed(mask, row, len(inside))
+                masks.append(mask[inside])
                 continue
             mask = allowed.to(positions.device)
             mask = mask[row] if mask.dim() == 3 else mask
+            self._check_allowed(mask, row, len(inside))
             if mask.dim() == 1:
                 masks.append(mask.expand(int(inside.sum()), -1))
             else:
                 masks.append(mask[: len(inside)][inside])
         return torch.cat(masks)
+
+    def _check_allowed(self, mask: Tensor, row: int, count: int) -> None:
+        """Refuse a mask that does not fit row number ``row``, which has ``count`` masks to fill."""
+        size = self.model.size
+        if mask.shape[-1] != size:
+            raise ValueError(
+                f"allowed has {mask.shape[-1]} tokens, and the model's vocabulary has {size}; give bool (V,), (G, V) "
+                f"or (B, G, V) with V = {size}"
+            )
+        if mask.dim() == 2 and len(mask) < count:
+            raise ValueError(
+                f"allowed has {len(mask)} positions, and row {row} has {count} masks to fill; give one for each"
+            )
 
     def _uniform(self, rows: Sequence[int], counts: Sequence[int], width: int) -> Tensor:
         """Uniform float64 numbers, (sum of counts, width); each row's own if it has a seed."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import textguide
 from textguide.guidance import Guidance, split
 from textguide.guidance.spec import parse
-from textguide.models import bundled
+from textguide.models import bundled, loading
 from textguide.models.adapters import load_further
 
 from ...results.journal import JOURNAL, Journal
@@ -95,9 +94,7 @@ def check(test: Mapping[str, Any], fields: Sequence[str]) -> None:
 
 def load(test: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer and further models of a test."""
-    model, tokenizer = textguide.load(
-        test.get("model", bundled.NAME), device="cpu", dtype=test.get("dtype", "bfloat16")
-    )
+    model, tokenizer = loading.load(test.get("model", bundled.NAME), device="cpu", dtype=test.get("dtype", "bfloat16"))
     return model, tokenizer, load_further(model, models_of(test), device="cpu", dtype=model.dtype)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import textguide
 from textguide.guidance import ContextAware
+from textguide.scoring import score
 
 from . import material
 from .base import SIDES, Plan, Work, check, chunks, guidance_of, load, recorded, rows_of
@@ -40,7 +40,7 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
         guidance = guidance_of(test, side, document=DOCUMENT)
         if isinstance(guidance, ContextAware) and guidance.context == DOCUMENT:
             guidance = replace(guidance, context=documents)
-        scores = textguide.score(model, tokenizer, contexts, endings, guidance, models=models)
+        scores = score(model, tokenizer, contexts, endings, guidance, models=models)
         pairs = scores.log_likelihood[0].view(-1, 2)
         return (pairs[:, 0] > pairs[:, 1]).double().tolist()
 

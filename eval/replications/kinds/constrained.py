@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-import textguide
-from textguide import AWRS
 from textguide.constraints import Constraint
+from textguide.generation import generate
+from textguide.guidance import AWRS
 from textguide.support.errors import GuidanceHadNoEffectWarning
 from textguide.tasks.constrained import TASKS, Item
 
@@ -36,7 +36,7 @@ def values(test: Mapping[str, Any], work: Work, data: str | None = None) -> dict
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="no text finished")
             warnings.simplefilter("ignore", GuidanceHadNoEffectWarning)
-            result = textguide.generate(
+            result = generate(
                 model,
                 tokenizer,
                 [[dict(message) for message in item.messages]],

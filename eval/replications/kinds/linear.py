@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import textguide
+from textguide.generation import generate
 from textguide.guidance.algebra import extrapolate, kl_divergence, log_softmax
 
 from . import material
@@ -70,7 +70,7 @@ def distributions(
     def record(view: Any) -> None:
         steps.append(torch.stack([view.cond[0], view.extra[0, 0]]).float())
 
-    textguide.generate(
+    generate(
         model,
         tokenizer,
         [prompt],

@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
-import textguide
+from textguide.engine.results import GenerateResult
+from textguide.generation import generate
+from textguide.scoring import score
 from textguide.tasks import continuations, selection
 
 from . import material
@@ -86,7 +88,7 @@ def _write(
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "seed": seed}
     if samples > 1:
         options["num_return_sequences"] = samples
-    result = textguide.generate(
+    result = generate(
         model,
         tokenizer,
         [text for _, text in prompts],
@@ -107,7 +109,7 @@ def _write(
     return texts
 
 
-def _is_unused(result: textguide.GenerateResult, row: int) -> bool:
+def _is_unused(result: GenerateResult, row: int) -> bool:
     """Whether a row belongs to a method that forks texts, and no text forked into it."""
     if result.finished is None or result.log_weights is not None:
         return False
@@ -144,7 +146,7 @@ def measured(name: str, model: Any, tokenizer: Any, texts: Sequence[Text]) -> li
 def _nll(model: Any, tokenizer: Any, texts: Sequence[Text]) -> list[float]:
     """Nats per token under the model itself; an empty text is scored by its end token."""
     rows = [text.tokens or [tokenizer.eos_token_id] for text in texts]
-    scores = textguide.score(model, tokenizer, [text.prompt[1] for text in texts], rows)
+    scores = score(model, tokenizer, [text.prompt[1] for text in texts], rows)
     return (-scores.log_likelihood[0].double() / torch.tensor([len(row) for row in rows])).tolist()
 
 

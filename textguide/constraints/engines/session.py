@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -77,6 +79,14 @@ class TokenTable:
         pairs = zip(vocabulary.tokens, first, strict=True)
         self.blank = torch.tensor([bool(written) and not visible for written, visible in pairs])
         self.ends = torch.tensor(sorted(vocabulary.ends), dtype=torch.long)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the distinct byte strings, the same in every process."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(len(text).to_bytes(4, "little") + text)
+        return digest.hexdigest()
 
 
 class MaskCache:

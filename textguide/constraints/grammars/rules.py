@@ -54,12 +54,15 @@ def unproductive(grammar: str) -> list[str]:
     A construct that is not understood here counts as productive, so that no valid grammar is refused.
     """
     rules = _rules(grammar)
+    names = set(rules)
+    left = list(rules.items())
     productive: set[str] = set()
     grew = True
     while grew:
         grew = False
-        for name, body in rules.items():
-            if name not in productive and _Body(body, productive, set(rules)).is_productive():
+        left = [(name, body) for name, body in reversed(left) if name not in productive]  # chains go either way
+        for name, body in left:
+            if _Body(body, productive, names).is_productive():
                 productive.add(name)
                 grew = True
     return [name for name in rules if name not in productive]

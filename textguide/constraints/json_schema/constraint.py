@@ -24,6 +24,7 @@ from ..vocabulary import Vocabulary
 from .checks import ChecksSession, ValueChecker
 from .completion import Completer
 from .python_types import schemas_of
+from .references import check_references, with_plain_references
 from .relaxation import keywords_in, relaxed, with_short_strings
 
 WHITESPACE = ("flexible", "any", "none")
@@ -73,7 +74,8 @@ class JSONSchema(Constraint):
             cannot enforce, with a warning on standard error.
 
     Raises:
-        ValueError: ``schema`` is not JSON, or another field has a value that cannot work. :meth:`start` raises it if
+        ValueError: ``schema`` is not JSON, a reference in it leads nowhere (files and addresses are never fetched), or
+            another field has a value that cannot work. :meth:`start` raises it if
             the schema cannot be enforced.
     """
 
@@ -87,6 +89,7 @@ class JSONSchema(Constraint):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", _schema_text(self.schema))
+        check_references(json.loads(self.schema))
         one_of("engine", self.engine, engines.NAMES)
         if not isinstance(self.whitespace, str):
             raise ValueError(
@@ -147,7 +150,8 @@ class JSONSchema(Constraint):
             options = {"any_whitespace": False, "separators": (",", ":")}
         elif self.whitespace == "flexible":
             options["max_whitespace_cnt"] = 21
-        return engines.xgrammar_session(self._label, "json_schema", self.schema, vocabulary, **options)
+        schema = json.dumps(with_plain_references(json.loads(self.schema)), ensure_ascii=False)
+        return engines.xgrammar_session(self._label, "json_schema", schema, vocabulary, **options)
 
     @property
     def _label(self) -> str:

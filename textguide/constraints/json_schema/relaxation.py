@@ -31,6 +31,8 @@ ASSERTIONS = (
     "minProperties", "maxProperties", "minContains", "maxContains", "dependencies", "dependentRequired",
 )  # fmt: skip
 """Keywords that restrict documents, besides :data:`SUBSCHEMAS`."""
+DATA = ("enum", "const", "default", "examples")
+"""Keywords whose values are no schemas."""
 MAX_ATTEMPTS = 32
 _UNSUPPORTED_KEYS = re.compile(r"Unimplemented keys: (\[.*?\])")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: (.+)$")
@@ -158,7 +160,7 @@ def _without_siblings_of_references(node: Any) -> Any:
     result = {}
     for key, value in node.items():
         if key not in ignored:
-            is_data = key in ("enum", "const", "default", "examples")
+            is_data = key in DATA
             result[key] = value if is_data else _without_siblings_of_references(value)
     return result
 

@@ -47,7 +47,7 @@ class RegularConstraint(CanvasConstraint):
         fewest: tokens of its shortest text, if that is known.
 
     Raises:
-        ValueError: no text of a row's length satisfies the constraint.
+        ValueError: no text of a row's length satisfies the constraint, or none that the model can write.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class RegularConstraint(CanvasConstraint):
 
     def _check_feasible(self, canvas: Canvas, fewest: int | None) -> None:
         """Refuse rows of which no text of their length is accepted, whatever the model's distributions are."""
+        if self.automaton.start == self.automaton.dead:
+            raise ValueError(
+                f"constraint={self.name} has no text that fits: the tokens of this model cannot write any; use "
+                "characters that are in its vocabulary"
+            )
         masked = canvas.masked(self.model.mask_id)
         device = masked.device
         anything = torch.zeros(int(masked.sum()), self.automaton.classes, dtype=torch.float64, device=device)

@@ -33,7 +33,7 @@ def canvas_constraint(model: Denoiser, constraint: Any, canvas: Canvas, whole: b
     name = f"{constraint!r}"[:200]
     ends = () if whole or model.end_id is None else (model.end_id,)
     vocabulary = Vocabulary.of(model.tokenizer, model.size, ends)
-    automaton, fewest, is_exact = _automaton(constraint, vocabulary, model.forbidden)
+    automaton, fewest, is_exact = automaton_of_canvas(constraint, vocabulary, model.forbidden)
     if automaton is not None and is_exact:
         return RegularConstraint(model, canvas, whole, name, automaton, fewest)
     search = LookaheadConstraint(model, canvas, whole, name, constraint, vocabulary)
@@ -43,7 +43,7 @@ def canvas_constraint(model: Denoiser, constraint: Any, canvas: Canvas, whole: b
 
 
 @lru_cache(maxsize=16)
-def _automaton(
+def automaton_of_canvas(
     constraint: Constraint, vocabulary: Vocabulary, forbidden: tuple[int, ...]
 ) -> tuple[ClassAutomaton | None, int | None, bool]:
     """The automaton of a constraint, the tokens of its shortest text, and whether it accepts no other texts."""

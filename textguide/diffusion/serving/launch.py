@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...serving.access import HostGuard, host_names
 from ...serving.limits import Limits
 from ...serving.rules import Rules
 from ...serving.sockets import address, listen
@@ -41,8 +42,11 @@ def serve_canvases(model: str, further: Mapping[str, str], options: Any) -> None
         prompt_tokens=options.max_prompt,
         particles=options.max_particles,
         characters=16 * options.max_prompt,  # more than a prompt of that many tokens has
+        constraint_seconds=options.constraint_seconds,
+        constraint_bytes=options.constraint_bytes,
     )
-    app = application(service, Rules(limits, tuple(options.allow)), options.api_key)
+    names = host_names(options.host, options.allowed_host)
+    app = HostGuard(application(service, Rules(limits, tuple(options.allow)), options.api_key), names)
     print(f"{options.served_model_name} at {address(options.host, sock)}v1", flush=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
     uvicorn.Server(config).run(sockets=[sock])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...constraints import resolve
 from ...guidance import Guidance
 from ...guidance.composed import split
 from ...guidance.particle_gibbs import ParticleGibbs
 from ...guidance.spec import as_guidance
 from ...serving.errors import RefusedError
+from ...serving.field_names import meant, named_field
 from ...serving.rules import Rules
-from ...serving.schema import RequestField, field_names
+from ...serving.schema import RequestField, brief, field_names
 from ...support.checks import is_whole_number
 from ..denoisers import Denoiser
 from ..options import CanvasOptions
@@ -36,6 +39,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's fields that a canvas cannot honour, with the values that ask for nothing."""
 IGNORED = ("user", "store", "metadata", "stream_options")
+STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
+SHORT = ("guidance", "guidance_scale", "negative_prompt")
+"""Fields that somebody may mean who writes a similar one."""
 COMMON = ("model", "n", "stream", "stop", "guidance")
 MOST_STOPS = 4
 
@@ -64,6 +70,12 @@ class CanvasRequest:
     usage: bool = False
     infill: bool = False
 
+    @property
+    def guided(self) -> bool:
+        """Whether guidance or a constraint decodes the texts."""
+        is_guided = self.guidance is not None and not self.guidance.is_neutral
+        return is_guided or self.options.constraint is not None
+
     def run(self, model: Denoiser, models: Mapping[str, Any]) -> CanvasRun:
         """The run that answers the request.
 
@@ -86,7 +98,7 @@ def request_of(values: Mapping[str, Any], rules: Rules, chat: bool) -> CanvasReq
     given = {name: value for name, value in values.items() if value is not None}
     stream = _flag(given, "stream")
     infill = _flag(given, "infill")
-    guidance = guidance_of(given.get("guidance"), rules)
+    guidance = _named("guidance", lambda: guidance_of(given.get("guidance"), rules))
     if stream and infill:
         raise RefusedError("stream=true is for text after a prompt; leave it out with infill")
     if stream and isinstance(split(guidance).canvas, ParticleGibbs):
@@ -99,7 +111,7 @@ def request_of(values: Mapping[str, Any], rules: Rules, chat: bool) -> CanvasReq
         guidance=guidance,
         stop=stops_of(given, rules),
         stream=stream,
-        usage=_flag(given.get("stream_options") or {}, "include_usage"),
+        usage=_flag(_stream_options(given), "include_usage"),
         infill=infill,
     )
 
@@ -113,13 +125,52 @@ def _canvas_fields(chat: bool) -> dict[str, RequestField]:
 
 
 def _refuse_other_fields(values: Mapping[str, Any], schema: Mapping[str, RequestField], chat: bool) -> None:
-    own = ("messages",) if chat else ("prompt", "infill")
-    known = (*own, *COMMON, *field_names(schema), *NEUTRAL, *IGNORED)
+    known = known_fields(schema, chat)
     for name, value in values.items():
         if name not in known:
-            raise RefusedError(f"{name!r} is not a field of this server; known are {', '.join(known)}")
+            raise RefusedError(f"{brief(name)} is not a field of this server; {_suggestion(name, known)}", name)
         if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
-            raise RefusedError(f"{name}={value!r} cannot be honoured on a canvas of masks; leave it out")
+            raise RefusedError(f"{name}={brief(value)} cannot be honoured on a canvas of masks; leave it out", name)
+
+
+def _suggestion(name: str, known: tuple[str, ...]) -> str:
+    similar = meant(name, SHORT) if name not in SHORT else name
+    if similar == "guidance" and name != "guidance":
+        return "use guidance"
+    if similar is not None:
+        return "write it into guidance, such as cfg:scale=1.5,negative_prompt=TEXT"
+    close = difflib.get_close_matches(name[:60], known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+
+
+def field_of(error: Exception, chat: bool) -> str | None:
+    """The field of a request that an error is about; None if it is about none."""
+    if isinstance(error, RefusedError) and error.field is not None:
+        return error.field
+    return named_field(str(error), known_fields(_canvas_fields(chat), chat))
+
+
+def known_fields(schema: Mapping[str, RequestField], chat: bool) -> tuple[str, ...]:
+    """The names of all fields of a request."""
+    own = ("messages",) if chat else ("prompt", "infill")
+    return (*own, *COMMON, *field_names(schema), *NEUTRAL, *IGNORED)
+
+
+def _named(field: str, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns; its errors are about ``field``, whose content they describe."""
+    try:
+        return read()
+    except ValueError as error:
+        raise RefusedError(str(error), field) from None
+
+
+def _stream_options(given: Mapping[str, Any]) -> Any:
+    values = given.get("stream_options") or {}
+    for name in values if isinstance(values, Mapping) else ():
+        if name not in STREAM_OPTIONS:
+            place = f"stream_options.{name}"[:60]
+            raise RefusedError(f"{place} is not a field of this server; known are {', '.join(STREAM_OPTIONS)}", place)
+    return values
 
 
 def _repeat(prompts: list[Any], given: Mapping[str, Any], rules: Rules) -> tuple[Any, ...]:
@@ -140,7 +191,11 @@ def _options(given: Mapping[str, Any], schema: Mapping[str, RequestField], rules
         for name in values:
             if names[name] not in accepted:
                 raise RefusedError(f"{name} is for text after a prompt; leave it out with infill")
+    if "constraint" in values:
+        _named("constraint", lambda: rules.constraint(values["constraint"]))
     options = rules.canvas_options(values, schema)
+    if "constraint" in options:
+        options["constraint"] = _named("constraint", lambda: resolve(options["constraint"]))
     options.setdefault("max_new_tokens", min(64, rules.limits.canvas))
     return CanvasOptions(**options)
 
@@ -161,6 +216,8 @@ def guidance_of(value: Any, rules: Rules) -> Guidance | None:
         except (ValueError, TypeError) as error:
             raise RefusedError(str(error)) from None
         value = None if guidance is None else guidance.to_dict()
+    elif value in ([], {}):
+        raise RefusedError(f"guidance={value!r} names no method; name one, or leave it out")
     return rules.guidance(value, "diffusion")
 
 
@@ -209,12 +266,12 @@ def stops_of(given: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     valid = isinstance(texts, list) and all(isinstance(one, str) and one for one in texts)
     if not valid or len(texts) > MOST_STOPS:
-        raise RefusedError(f"stop={value!r} must be a text, or a list of {MOST_STOPS} at most")
+        raise RefusedError(f"stop={brief(value)} must be a text, or a list of {MOST_STOPS} at most")
     return tuple(rules.text(one, "stop") for one in texts)
 
 
 def _flag(given: Any, name: str) -> bool:
     value = given.get(name, False) if isinstance(given, Mapping) else None
     if not isinstance(value, bool):
-        raise RefusedError(f"{name}={value!r} must be true or false")
+        raise RefusedError(f"{name}={brief(value)} must be true or false")
     return value

@@ -9,23 +9,27 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from ... import __version__
 from ...engine.results import before
 from ...serving.access import has_key
+from ...serving.compilers import Compilers
 from ...serving.errors import BusyError, ClientLeftError, RefusedError, error_message
 from ...serving.requests import model_names, read_json
 from ...serving.rules import Rules
 from ...serving.turns import RunSlots
+from ...support import __version__
 from ..denoisers import Denoiser, denoiser
 from ..pass_pool import PassPool
 from ..results import DiffusionResult
-from .requests import CanvasRequest, request_of
+from . import compiling
+from .compiling import compile_constraints
+from .requests import CanvasRequest, field_of, request_of
 
 Send = Callable[[dict[str, Any]], None]
 HEARTBEAT = 0.25
@@ -40,11 +44,13 @@ class Answer:
         text: up to the end token, or the first text of ``stop``.
         reason: ``stop`` or ``length``.
         tokens: tokens that were filled in, up to and including the end token.
+        verdict: for models whose rows have one format: ``valid``, and ``problem`` if the text is not; else empty.
     """
 
     text: str
     reason: str
     tokens: int
+    verdict: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CanvasService:
@@ -141,10 +147,12 @@ class CanvasService:
 def answers_of(result: DiffusionResult, request: CanvasRequest) -> list[Answer]:
     """The rows of a result as answers. An infilled text is complete, which OpenAI's clients read as ``stop``."""
     answers = []
-    for text, tokens, reason in zip(result.texts, result.new_tokens, result.finish_reasons, strict=True):
+    verdicts = [{"valid": problem is None, "problem": problem} for problem in result.problems]
+    rows = zip(result.texts, result.new_tokens, result.finish_reasons, strict=True)
+    for number, (text, tokens, reason) in enumerate(rows):
         cut = before(text, request.stop)
         ended = reason == "eos" or len(cut) < len(text) or request.infill
-        answers.append(Answer(cut, "stop" if ended else "length", len(tokens)))
+        answers.append(Answer(cut, "stop" if ended else "length", len(tokens), verdicts[number] if verdicts else {}))
     return answers
 
 
@@ -165,9 +173,14 @@ def application(service: CanvasService, rules: Rules, api_key: str | None = None
         api_key: clients must send it as a bearer token; None: no key is needed.
     """
 
+    compilers = Compilers(compiling.HANDLER, partial(compiling.setup, service.pool.model, rules), rules.limits)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(compilers.start())
         yield
+        starting.cancel()
+        compilers.close()
         service.close()
 
     app = FastAPI(
@@ -191,23 +204,25 @@ def application(service: CanvasService, rules: Rules, api_key: str | None = None
     app.add_api_route("/health", health)
     app.add_api_route("/v1/models", models)
     for path, chat in (("/v1/completions", False), ("/v1/chat/completions", True)):
-        app.add_api_route(path, _endpoint(service, rules, api_key, chat), methods=["POST"])
+        app.add_api_route(path, _endpoint(service, rules, compilers, api_key, chat), methods=["POST"])
     return app
 
 
 def _endpoint(
-    service: CanvasService, rules: Rules, api_key: str | None, chat: bool
+    service: CanvasService, rules: Rules, compilers: Compilers, api_key: str | None, chat: bool
 ) -> Callable[[Request], Awaitable[Response]]:
     async def respond(request: Request) -> Response:
         if not has_key(request.headers, api_key):
             return key_missing()
         try:
-            return await _respond(service, rules, chat, request)
+            return await _respond(service, rules, compilers, chat, request)
         except ClientLeftError:
             return Response(status_code=499)
         except BusyError as error:
             return failed(error_message(error), 429)
         except ValueError as error:
+            return failed(error_message(error), 400, field_of(error, chat))
+        except RecursionError as error:
             return failed(error_message(error), 400)
         except Exception as error:
             return failed(error_message(error), 500)
@@ -215,18 +230,29 @@ def _endpoint(
     return respond
 
 
-async def _respond(service: CanvasService, rules: Rules, chat: bool, request: Request) -> Response:
+async def _respond(
+    service: CanvasService, rules: Rules, compilers: Compilers, chat: bool, request: Request
+) -> Response:
+    for name in request.query_params:
+        raise RefusedError(f"{name[:60]!r} is in the address; send it in the body", name[:60])
     values = await read_json(request.stream(), rules.limits.body)
     if values.get("model") not in (None, service.name):
-        return failed(f"The model {str(values['model'])[:80]!r} does not exist.", 404)
-    canvas_request = request_of(values, rules, chat)
-    check_lengths(service, canvas_request, rules)
+        return failed(f"The model {str(values['model'])[:80]!r} does not exist.", 404, "model")
+    await compile_constraints(values, compilers)
+    # In a thread, since it compiles the constraint and reads the prompts.
+    canvas_request = await asyncio.to_thread(_checked_request, service, values, rules, chat)
     if canvas_request.stream:
         events = await start_stream(service, canvas_request, request)
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     answers = await answers_for(service, canvas_request, request)
     return JSONResponse(whole_answer(service, canvas_request, answers))
+
+
+def _checked_request(service: CanvasService, values: Mapping[str, Any], rules: Rules, chat: bool) -> CanvasRequest:
+    canvas_request = request_of(values, rules, chat)
+    check_lengths(service, canvas_request, rules)
+    return canvas_request
 
 
 def check_lengths(service: CanvasService, request: CanvasRequest, rules: Rules) -> None:
@@ -318,10 +344,12 @@ async def _events(
         if isinstance(value, ClientLeftError):
             return
         if isinstance(value, Exception):
-            yield event(error_of(error_message(value), 400 if isinstance(value, ValueError) else 500))
+            is_refused = isinstance(value, ValueError)
+            field = field_of(value, request.chat) if is_refused else None
+            yield event(error_of(error_message(value), 400 if is_refused else 500, field))
         else:
             for row, answer in enumerate(value):
-                yield event({**head, "choices": [choice(request, row, answer, stream=True)]})
+                yield event({**head, "choices": [choice(request, row, answer, stream=True)], **report_of(request)})
             if request.usage:
                 yield event({**head, "choices": [], "usage": usage_of(service, request, value)})
         yield "data: [DONE]\n\n"
@@ -332,7 +360,8 @@ async def _events(
 def whole_answer(service: CanvasService, request: CanvasRequest, answers: Sequence[Answer]) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
     choices = [choice(request, row, answer) for row, answer in enumerate(answers)]
-    return {**head_of(service, request), "choices": choices, "usage": usage_of(service, request, answers)}
+    usage = usage_of(service, request, answers)
+    return {**head_of(service, request), "choices": choices, "usage": usage, **report_of(request)}
 
 
 def head_of(service: CanvasService, request: CanvasRequest, stream: bool = False) -> dict[str, Any]:
@@ -349,7 +378,12 @@ def choice(request: CanvasRequest, row: int, answer: Answer, stream: bool = Fals
     text: dict[str, Any] = {"text": answer.text}
     if request.chat:
         text = {"delta" if stream else "message": {"role": "assistant", "content": answer.text}}
-    return {"index": row, **text, "logprobs": None, "finish_reason": answer.reason}
+    return {"index": row, **text, "logprobs": None, "finish_reason": answer.reason, **answer.verdict}
+
+
+def report_of(request: CanvasRequest) -> dict[str, Any]:
+    """Whether the texts are guided, in the field that the server of left-to-right models uses for its report."""
+    return {"kv_transfer_params": {"textguide": {"guided": request.guided}}}
 
 
 def usage_of(service: CanvasService, request: CanvasRequest, answers: Sequence[Answer]) -> dict[str, int]:
@@ -359,16 +393,16 @@ def usage_of(service: CanvasService, request: CanvasRequest, answers: Sequence[A
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
-def error_of(message: str, status: int) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+def error_of(message: str, status: int, field: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients read it; ``field`` is the field of the request that it is about."""
     kinds = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}
     kind = kinds.get(status, "InternalServerError")
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": field, "code": status}}
 
 
-def failed(message: str, status: int) -> Response:
+def failed(message: str, status: int, field: str | None = None) -> Response:
     """An error as a response."""
-    return JSONResponse(error_of(message, status), status)
+    return JSONResponse(error_of(message, status, field), status)
 
 
 def key_missing() -> Response:
