@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ import pytest
 
 from textguide.playground.canvas import canvases
 
-from .conftest import CFG, NEEDS, PROMPT, Visitor
+from .conftest import CFG, NEEDS, PROMPT, Visitor, events
 
 pytestmark = NEEDS
 NEW = {"max_new_tokens": 4}
@@ -116,7 +117,8 @@ def test_other_hosts_by_their_address_where_the_page_listens_everywhere() -> Non
         ("together", constrained(kind="json-schema", schema={"type": "colour"}), "colour"),
         ("together", constrained(kind="grammar", grammar="start: nothing\n"), "nothing"),
         ("diffuse", {"model": "dream", "prompt": ""}, "model='dream' is unknown"),
-        ("diffuse", {"model": "sudoku4", "prompt": "", "options": {"gen_length": 7, "block_length": 2}}, "divisible"),
+        ("diffuse", {"model": "sudoku4", "prompt": "123", "options": {"gen_length": 16}}, "has 3 cells and 16 masks"),
+        ("diffuse", {"model": "molecules", "prompt": "", "options": {"gen_length": 7, "block_length": 2}}, "divisible"),
         ("diffuse", {"model": "sudoku4", "prompt": "", "options": {"gen_length": 9999}}, "between 1 and 256"),
         ("diffuse", {"model": "sudoku4", "prompt": "", "guidance": [{"method": "dola"}]}, "layers are not known"),
         ("caption", {"scene": "moon"}, "scene='moon' is unknown"),
@@ -240,6 +242,68 @@ def test_too_many_runs_at_once_are_told_to_wait(models: Any) -> None:
     asyncio.run(main())
 
 
+def test_a_run_whose_visitor_left_frees_its_place_at_once() -> None:
+    """Also in the middle of a long step: its thread ends later, and the next run waits for it and is not refused."""
+    from textguide.playground.runs import Runs
+
+    let_go, started = threading.Event(), threading.Event()
+    worked: list[str] = []
+
+    def long_step(send: Any) -> None:
+        started.set()
+        let_go.wait()
+        send("step", 2)
+        worked.append("after it was left")
+
+    def run(name: str) -> Any:
+        def work(send: Any) -> None:
+            worked.append(name)
+            send("end", name)
+
+        return work
+
+    async def leave_soon(lines: Any) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(lines), 0.05)
+
+    async def main() -> list[str]:
+        runs = Runs(1)
+        first = runs.stream(long_step)
+        while not started.is_set():
+            await asyncio.sleep(0.01)
+        assert runs.free == 0
+        await leave_soon(first)
+        assert runs.free == 1
+        waiting = runs.stream(run("left before it started"))
+        assert runs.free == 0
+        await leave_soon(waiting)
+        assert runs.free == 1
+        last = runs.stream(run("last"))
+        let_go.set()
+        lines = [line async for line in last if not line.startswith(":")]
+        while runs.free < 1:
+            await asyncio.sleep(0.01)
+        runs.close()
+        return lines
+
+    assert asyncio.run(asyncio.wait_for(main(), 20)) == ['event: end\ndata: "last"\n\n']
+    assert worked == ["last"]
+
+
+def test_what_is_not_installed_is_named(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.get("/api/info").json()["missing"] == {}
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    missing = client.get("/api/info").json()["missing"]
+    assert "needs pillow, which is not installed: pip install 'textguide[captioning]'" in missing["caption"]
+    assert "pip install 'textguide[constraints]'" in missing["constrain"]
+    image = "data:image/png;base64,AAAA"
+    for name, values in (("caption", {"image": image}), ("together", constrained(kind="regex", pattern="[0-9]{3}x"))):
+        answer = client.post(f"/api/{name}", json=values)
+        said = answer.json()["error"] if answer.status_code == 424 else events(answer.text)[-1][1]["error"]
+        assert "pip install 'textguide[" in said
+
+
 def test_an_error_nobody_expected_is_logged_and_not_shown(models: Any, caplog: pytest.LogCaptureFixture) -> None:
     from textguide.serving.errors import error_message
 
@@ -306,6 +370,7 @@ def test_the_line_and_the_call_to_take_away(visitor: Visitor, models: Any, capsy
     ).json()
     words = shlex.split(made["cli"])
     assert words[:2] == ["textguide", "generate"]
+    assert json.loads(words[words.index("--guidance") + 1]) == CFG  # no defaults
     assert cli.main(words[1:]) == 0
     assert capsys.readouterr().out == f"{request_['prompt']}{end['text']}\n"
     words = shlex.split(made["curl"])
@@ -320,6 +385,16 @@ def test_the_line_and_the_call_to_take_away(visitor: Visitor, models: Any, capsy
     monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
     assert cli.main(shlex.split(after)[1:]) == 0
     assert capsys.readouterr().out == f"{request_['prompt']}{end['text']}\n"
+
+
+def test_the_guidance_of_the_line_is_the_guidance_of_the_run() -> None:
+    from textguide.guidance import Guidance, as_guidance, catalogue
+    from textguide.playground.take_away import as_json
+
+    for method in catalogue.methods():
+        guidance = catalogue.example(Guidance.registry[method["name"]])
+        assert as_guidance(as_json(guidance)) == guidance
+        assert "null" not in as_json(guidance)
 
 
 def test_a_port_that_is_taken() -> None:

@@ -104,6 +104,9 @@ def test_texts_that_are_written_together(visitor: Visitor, models: Any) -> None:
     assert kind == "end"
     out = textguide.generate(models.model, models.tokenizer, "The year ", as_guidance(guidance), **options)
     assert end["texts"] == out.texts
+    assert end["finish_reasons"] == out.finish_reasons
+    assert out.distinct_texts is not None
+    assert end["distinct_texts"] == out.distinct_texts[0]
     assert out.log_weights is not None
     weights = [weight if weight is not None else -torch.inf for weight in end["log_weights"]]
     assert weights == pytest.approx(out.log_weights.tolist())
@@ -163,6 +166,7 @@ def test_a_canvas_whose_text_has_its_masks_in_it(visitor: Visitor) -> None:
     text = prompt.replace("0", tokenizer.mask_token)
     out = textguide.diffusion.infill(model, tokenizer, text, guidance=textguide.CFG(1.25), threshold=0.9)
     assert (kind, end["text"], end["columns"]) == ("end", out.texts[0], 9)
+    assert (end["checked"], end["problem"]) == (True, out.problems[0])
     assert [cell["given"] for cell in end["cells"]] == [digit != "0" for digit in prompt]
     assert len(end["steps"]) == out.steps[0] < 51
     refused = visitor.refusal("diffuse", **{**request, "options": {"block_length": 9}})

@@ -40,7 +40,7 @@ ABOUT: dict[str, dict[str, Any]] = {
         "prompt": "CC(=O)O",
         "max_new_tokens": 24,
         "columns": None,
-        "hint": "a beginning in SMILES, or nothing",
+        "hint": "the beginning of a SMILES string, or nothing",
     },
 }
 """What the page states about the bundled models. In texts of a model with ``empty``, that character is a mask."""
@@ -115,6 +115,8 @@ def fill(models: Models, values: Mapping[str, Any], rules: Rules) -> Callable[[S
             "cells": cells,
             "steps": steps,
             "text": result.texts[0],
+            "problem": result.problems[0] if result.problems else None,
+            "checked": bool(result.problems),
             "summary": f"{sampler.effect}; {len(steps)} steps, {sampler.guide.passes} forward passes",
             "model": name,
             "guidance": None if guidance is None else guidance.to_dict(),

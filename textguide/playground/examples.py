@@ -31,7 +31,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "options": {"max_new_tokens": 32},
         },
         {
-            "title": "Away from another system prompt",
+            "title": "A pirate, away from the usual assistant",
             "prompt": [
                 {"role": "system", "content": "You are a pirate. Talk like one."},
                 {"role": "user", "content": "Tell me about the weather today."},
@@ -40,7 +40,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "options": {"max_new_tokens": 40, "repetition_penalty": 1.1},
         },
         {
-            "title": "A cheerful text, by a classifier",
+            "title": "A cheerful text, guided by a classifier",
             "prompt": "The film that we saw last night was",
             "guidance": [
                 {"method": "caif", "classifier": "sentiment", "target": "positive", "weight": 4.0, "top_k": 50}
@@ -62,19 +62,19 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "together": [
         {
-            "title": "A date, by a regular expression",
+            "title": "A date, constrained by a regular expression",
             "prompt": "The first man walked on the moon on (in ISO format) ",
             "guidance": [{"method": "awrs", "constraint": DATE, "particles": 5}],
             "options": {"max_new_tokens": 14, "seed": 1},
         },
         {
-            "title": "A person, by a JSON schema",
+            "title": "A person, constrained by a JSON schema",
             "prompt": "A person from a novel, as JSON: ",
             "guidance": [{"method": "awrs", "constraint": PERSON, "particles": 4}],
             "options": {"max_new_tokens": 32, "seed": 1},
         },
         {
-            "title": "A sum, by a grammar",
+            "title": "A sum, constrained by a grammar",
             "prompt": "Two numbers and their sum: ",
             "guidance": [{"method": "awrs", "constraint": SUM, "particles": 4}],
             "options": {"max_new_tokens": 16, "seed": 1},
@@ -86,7 +86,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "options": {"max_new_tokens": 20, "seed": 1},
         },
         {
-            "title": "Forks where the model hesitates",
+            "title": "Forks where the model is uncertain",
             "prompt": "Once upon a time",
             "guidance": [{"method": "eager", "entropy_threshold": 2.5, "max_branches": 6}],
             "options": {"max_new_tokens": 20, "temperature": 0.7, "seed": 1},
@@ -101,7 +101,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "options": {"max_new_tokens": 16, "steps": 16},
         },
         {
-            "title": "A whole sudoku, sure cells first",
+            "title": "A 9×9 sudoku, the most certain cells first",
             "model": "sudoku9",
             "prompt": ABOUT["sudoku9"]["prompt"],
             "guidance": [],
@@ -117,8 +117,8 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "caption": [
         {
-            "title": "Say more of what tells this image from others",
-            "scene": "a-star-above-a-diamond",
+            "title": "A more specific caption",
+            "scene": "a-diamond-and-a-triangle",
             "guidance": [{"method": "cfg", "scale": 2.0}],
             "options": {"max_new_tokens": 24},
         }

@@ -100,7 +100,7 @@ def open_image(data: bytes, most: int) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtraError("pillow", "captioning", "captions on the page") from error
+        raise MissingExtraError("pillow", "captioning", "captioning on the page") from error
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             # Checked before the pixels are decoded.

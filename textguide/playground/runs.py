@@ -38,12 +38,12 @@ class Runs:
         """How many more runs may be started."""
         return self._slots.free
 
-    def _start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+    def _start(self, work: Callable[[], Any], free: Callable[[], None] | None = None) -> asyncio.Future[Any]:
         def run() -> Any:
             with self.turns.turn():
                 return work()
 
-        return self._slots.start(run)
+        return self._slots.start(run, free)
 
     async def once(self, work: Callable[[], Any]) -> Any:
         """The result of ``work``.
@@ -71,15 +71,20 @@ class Runs:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def send(name: str, data: Any) -> None:
+        def check_visitor() -> None:
             if left.is_set() or self._ending.is_set():
                 raise ClientLeftError
+
+        def send(name: str, data: Any) -> None:
+            check_visitor()
             if name:
                 put((name, data))
             self.turns.pass_on()
+            check_visitor()
 
         def work() -> None:
             try:
+                check_visitor()
                 run(send)
             except ClientLeftError:
                 pass
@@ -88,10 +93,19 @@ class Runs:
             finally:
                 put(None)
 
-        self._start(work)
-        return self._lines(events, left)
+        free = self._slots.take()
 
-    async def _lines(self, events: asyncio.Queue[tuple[str, Any] | None], left: threading.Event) -> AsyncIterator[str]:
+        def leave() -> None:
+            # The place is free at once; the thread ends at its next step.
+            left.set()
+            free()
+
+        self._start(work, free)
+        return self._lines(events, leave)
+
+    async def _lines(
+        self, events: asyncio.Queue[tuple[str, Any] | None], leave: Callable[[], None]
+    ) -> AsyncIterator[str]:
         try:
             while True:
                 try:
@@ -106,7 +120,7 @@ class Runs:
                 name, data = event
                 yield f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
         finally:
-            left.set()
+            leave()
 
     def end(self) -> None:
         """End all runs at their next step; for a server that stops."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -13,7 +14,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from .. import __version__
 from ..diffusion.options import CanvasOptions
 from ..serving.access import allowed_names, refusal
 from ..serving.errors import BusyError, error_message
@@ -21,7 +21,7 @@ from ..serving.method_schema import method_forms
 from ..serving.requests import TEXT_OPTIONS, TextRequest, read_json
 from ..serving.rules import CLASSIFIERS, Rules
 from ..serving.schema import describe_fields
-from ..support import viewer
+from ..support import __version__, viewer
 from ..support.errors import MissingExtraError, ModelUnavailableError
 from .canvas import canvases, fill
 from .examples import EXAMPLES
@@ -41,6 +41,11 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
+NEEDS = {
+    "constrain": ("llguidance", "llguidance", "constraints", "a regular expression, JSON schema or grammar"),
+    "caption": ("PIL", "pillow", "captioning", "captioning on the page"),
+}
+"""Tabs that need more than the extra playground: the module, its package, the extra, and what needs it."""
 Values = Mapping[str, Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -159,12 +164,23 @@ def _json_endpoint(respond: Callable[[Values], Awaitable[Response]], rules: Rule
             return await respond(await read_json(request.stream(), rules.limits.body))
         except BusyError as error:
             return JSONResponse({"error": error_message(error)}, 429)
-        except (ValueError, MissingExtraError, ModelUnavailableError) as error:
+        except MissingExtraError as error:
+            return JSONResponse({"error": error_message(error)}, 424)
+        except (ValueError, RecursionError, ModelUnavailableError) as error:
             return JSONResponse({"error": error_message(error)}, 400)
         except Exception as error:
             return JSONResponse({"error": error_message(error)}, 500)
 
     return endpoint
+
+
+def missing_extras() -> dict[str, str]:
+    """What to install before a tab works, by tab; tabs that need nothing are left out."""
+    found = {}
+    for tab, (module, name, extra, purpose) in NEEDS.items():
+        if importlib.util.find_spec(module) is None:
+            found[tab] = str(MissingExtraError(name, extra, purpose))
+    return found
 
 
 def about(models: Models, rules: Rules) -> dict[str, Any]:
@@ -182,6 +198,7 @@ def about(models: Models, rules: Rules) -> dict[str, Any]:
         "named": list(rules.named),
         "canvases": canvases(),
         "scenes": [scene["name"] for scene in scenes()],
+        "missing": missing_extras(),
         "chat": bool(getattr(models.tokenizer, "chat_template", None)),
         "limits": {
             "new_tokens": limits.new_tokens,

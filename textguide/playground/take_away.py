@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..guidance import Guidance, parts_of
+from ..guidance import Composed, Guidance
 from ..guidance.prompts import to_json
 from ..serving.errors import RefusedError
 from ..serving.requests import model_names
@@ -53,16 +53,30 @@ def take_away(models: Models, values: Mapping[str, Any], rules: Rules) -> dict[s
 
 def as_python(guidance: Guidance) -> str:
     """The call that creates a guidance, with the fields that are not at their defaults."""
-    if len(guidance.parts) > 1:
+    if isinstance(guidance, Composed):
         return f"[{', '.join(as_python(part) for part in guidance.parts)}]"
+    shown = ", ".join(f"{name}={value!r}" for name, value in _changed_fields(guidance).items())
+    return f"{type(guidance).__name__}({shown})"
+
+
+def as_json(guidance: Guidance) -> str:
+    """The JSON of a guidance, with the fields that are not at their defaults."""
+    if isinstance(guidance, Composed):
+        parts = [{"method": part.name, **_changed_fields(part)} for part in guidance.parts]
+        return json.dumps({"method": guidance.name, "parts": parts}, ensure_ascii=False)
+    return json.dumps({"method": guidance.name, **_changed_fields(guidance)}, ensure_ascii=False)
+
+
+def _changed_fields(guidance: Guidance) -> dict[str, Any]:
+    """The fields of one method that are not at their defaults, as JSON values."""
     values = guidance.to_dict()
-    shown = []
+    changed = {}
     for field in fields(guidance):  # type: ignore[arg-type]
         if field.name not in values:  # to_dict leaves out fields that have no meaning for this value
             continue
         if field.default is MISSING or values[field.name] != to_json(field.default):
-            shown.append(f"{field.name}={values[field.name]!r}")
-    return f"{type(guidance).__name__}({', '.join(shown)})"
+            changed[field.name] = values[field.name]
+    return changed
 
 
 def _python(models: Models, prompt: Any, guidance: Guidance | None, options: dict[str, Any], together: bool) -> str:
@@ -114,8 +128,8 @@ def _script(
     guidance: Guidance | None, load: str, call: str, arguments: list[str], show: str = "print(out.texts[0])"
 ) -> str:
     imports = "import textguide"
-    parts = list(parts_of(guidance))
-    if parts:
+    if guidance is not None:
+        parts = guidance.parts if isinstance(guidance, Composed) else (guidance,)
         classes = ", ".join(sorted({type(part).__name__ for part in parts}))
         imports += f"\nfrom textguide.guidance import {classes}"
     inside = "".join(f"{_INDENT}{one}," for one in arguments)
@@ -124,7 +138,7 @@ def _script(
 
 def _cli(models: Models, prompt: Any, guidance: Guidance | None, options: dict[str, Any], together: bool) -> str:
     words = ["textguide", "generate", "--model", models.name]
-    words += ["--scale", "1"] if guidance is None else ["--guidance", guidance.to_json()]
+    words += ["--scale", "1"] if guidance is None else ["--guidance", as_json(guidance)]
     for name in sorted(model_names(guidance)):
         words += ["--extra-model", f"{name}={SMALL.get(name, 'MODEL')}"]
     for name, value in options.items():

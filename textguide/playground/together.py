@@ -56,7 +56,7 @@ def write_together(models: Models, request: TextRequest, rules: Rules, send: Sen
         **_texts(result, request.options.get("seed", 0)),
         "constrained": is_constrained(request.guidance),
         "steps": [step.to_dict() for step in steps],
-        "summary": str(result.effect) if result.effect.guided_steps else "",
+        "summary": str(result.effect) if result.effect.changes_distributions else "",
     }
     send("end", end)
 
@@ -67,11 +67,14 @@ def _texts(result: GenerateResult, seed: int) -> dict[str, Any]:
     finished = [True] * count if result.finished is None else result.finished.tolist()
     values: dict[str, Any] = {
         "texts": result.texts,
+        "finish_reasons": result.finish_reasons,
         "finished": finished,
         "deaths": result.deaths or [None] * count,
         "log_weights": None,
         "log_evidence": None,
         "ess": None,
+        "distinct_texts": None,
+        "ancestors": None,
         "constraint_calls": result.constraint_calls,
         "drawn": None,
     }
@@ -83,6 +86,10 @@ def _texts(result: GenerateResult, seed: int) -> dict[str, Any]:
         values["log_evidence"] = finite(float(result.log_evidence[0]))
     if result.ess is not None:
         values["ess"] = finite(float(result.ess[0]))
+    if result.distinct_texts is not None:
+        values["distinct_texts"] = int(result.distinct_texts[0])
+    if result.ancestors is not None:
+        values["ancestors"] = int(result.ancestors[0])
     return values
 
 

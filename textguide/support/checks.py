@@ -15,6 +15,10 @@ LARGEST_FACTOR = 1e6
 this and by the steepest schedule they are still far inside float32, whose largest number is 3.4e38."""
 
 
+LARGEST_WHOLE_NUMBER = 2**63 - 1
+"""The largest whole number that torch takes, and that messages between processes carry."""
+
+
 def is_whole_number(value: Any) -> bool:
     """Whether ``value`` is an integer, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -35,8 +39,12 @@ def whole_number(name: str, value: Any, least: int | None = None, remedy: str = 
         remedy: a clause that ends the message, such as ``"0 keeps every token"``.
 
     Raises:
-        ValueError: it is not a whole number, or it is below ``least``.
+        ValueError: it is not a whole number, is below ``least``, or has more than 64 bits.
     """
+    if is_whole_number(value) and abs(value) > LARGEST_WHOLE_NUMBER:
+        raise ValueError(
+            f"{name}={brief(value)} must be at most {LARGEST_WHOLE_NUMBER}{'; ' + remedy if remedy else ''}"
+        )
     if is_whole_number(value) and (least is None or value >= least):
         return int(value)
     limit = "" if least is None else f" of {least} or more"
@@ -176,3 +184,13 @@ def _generates(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, (str, int, float)) else type(value).__name__
+
+
+def brief_message(message: str, most: int = 800) -> str:
+    """``message``, without its middle if it is longer than ``most`` characters.
+
+    It starts with an argument and its value, which a client chooses, and ends with the remedy.
+    """
+    if len(message) <= most:
+        return message
+    return f"{message[: most // 2]} […] {message[-most // 2 :]}"

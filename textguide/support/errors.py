@@ -26,5 +26,13 @@ class GuidanceHadNoEffectWarning(UserWarning):
     """Guidance never changed the next-token distribution; usually the prompt or the scale is wrong."""
 
 
+class VerificationWarning(UserWarning):
+    """A verified run differs from full forward passes by more than the rounding of its dtype."""
+
+
+class EmptyTextWarning(UserWarning):
+    """A stop text was the first thing that the model generated, so the text is empty."""
+
+
 class FolderInUseError(OSError):
     """Another process writes to this results folder."""

@@ -1,5 +1,6 @@
-// What the page asks of its server: values, and runs whose events stream in.
+// Requests to the server of this page: values, and runs whose events are streamed.
 
+const LOST = "the connection to the server was lost before the text was complete; is the server still running?";
 const HEAD = { "Content-Type": "application/json" };
 
 async function refused(response) {
@@ -7,7 +8,7 @@ async function refused(response) {
   try {
     message = (await response.json()).error ?? message;
   } catch {
-    // no JSON: the status says it
+    // The body is not JSON: only the status is known.
   }
   return new Error(message);
 }
@@ -44,8 +45,12 @@ export async function run(name, values, heard, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let ended = false;
+  const next = () => reader.read().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Error(LOST);
+  });
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await next();
     if (done) break;
     rest += value;
     const events = rest.split("\n\n");
@@ -59,5 +64,5 @@ export async function run(name, values, heard, signal) {
       heard(found[1], data);
     }
   }
-  if (!ended) throw new Error("the run ended early; is the server still running?");
+  if (!ended) throw new Error(LOST);
 }

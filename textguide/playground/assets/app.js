@@ -1,13 +1,21 @@
 // The page: tabs, each of which keeps its state while others are looked at.
-import { html, render, useEffect, useRef, useState } from "textguide/html";
+import { html, render, useEffect, useErrorBoundary, useRef, useState } from "textguide/html";
 import { info as load } from "textguide/api";
 import { CanvasTab } from "textguide/canvas-tab";
 import { CaptionTab } from "textguide/caption-tab";
 import { ConstrainTab } from "textguide/constrain-tab";
-import { opened } from "textguide/link";
+import { forget, opened, restored } from "textguide/link";
 import { WriteTab } from "textguide/write-tab";
 
 const TABS = [["write", "Write", WriteTab], ["constrain", "Constrain", ConstrainTab], ["diffuse", "Diffuse", CanvasTab], ["caption", "Caption", CaptionTab]];
+
+/** One tab. If it cannot be drawn, the others go on, and it can be started again with its first example. */
+function Guarded({ name, Tab, info, from }) {
+  const [error, reset] = useErrorBoundary(() => forget(name));
+  const first = restored(name) ?? (from.tab === name ? from.settings : null);
+  return error ? html`<p class="error" role="alert">This tab cannot be drawn (${error.message}). <button type="button" class="button" onClick=${reset}>Start it again</button></p>`
+    : html`<${Tab} info=${info} first=${first} />`;
+}
 
 function App() {
   const [info, setInfo] = useState(null);
@@ -42,7 +50,7 @@ function App() {
     <main id="main" tabindex="-1">${error ? html`<p class="error" role="alert">${error}</p>` : ""}
       ${from.damaged ? html`<p class="error" role="alert">The link's settings are damaged; the page starts with its own.</p>` : ""}
       ${info ? TABS.map(([name, , Tab]) => html`<div key=${name} role="tabpanel" id=${`panel-${name}`} aria-labelledby=${`tab-${name}`} hidden=${name !== tab}>
-        <${Tab} key=${`${name} ${from.at ?? 0}`} info=${info} first=${from.tab === name ? from.settings : null} /></div>`) : error ? "" : html`<p role="status">loading…</p>`}</main>`;
+        <${Guarded} key=${`${name} ${from.at ?? 0}`} name=${name} Tab=${Tab} info=${info} from=${from} /></div>`) : error ? "" : html`<p role="status">loading…</p>`}</main>`;
 }
 
 render(html`<${App} />`, document.getElementById("app"));

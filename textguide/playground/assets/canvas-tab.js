@@ -2,7 +2,7 @@
 import { html, useId, useState } from "textguide/html";
 import { Canvas } from "textguide/canvas";
 import { TakeAway } from "textguide/away";
-import { Examples, Go, Options, useRun } from "textguide/controls";
+import { Examples, Go, Options, startByKey, useKept, useRun } from "textguide/controls";
 import { Guidance } from "textguide/field";
 
 export function CanvasTab({ info, first }) {
@@ -19,13 +19,15 @@ export function CanvasTab({ info, first }) {
   async function write(event) {
     event.preventDefault();
     setData(null);
-    await task.start([["diffuse", request, (kind, values) => {
+    const current = await task.start([["diffuse", request, (kind, values) => {
       if (kind === "canvas") setData({ ...values, steps: [], busy: true });
       else if (kind === "filled") setData((old) => ({ ...old, steps: [...old.steps, values] }));
       else if (kind === "end") setData(values);
     }]]);
-    setData((old) => old && { ...old, busy: false });
+    if (current) setData((old) => old && { ...old, busy: false });
   }
+  const settings = { model, prompt, guidance, options };
+  useKept("diffuse", settings);
   const load = (one) => { setModel(one.model); setPrompt(one.prompt); setGuidance(one.guidance); setOptions(one.options); };
   const choose = (name) => {
     const chosen = info.canvases.find((one) => one.name === name);
@@ -33,7 +35,7 @@ export function CanvasTab({ info, first }) {
     setPrompt(chosen.prompt);
     setOptions(chosen.max_new_tokens ? { max_new_tokens: chosen.max_new_tokens } : {});
   };
-  return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write}>
+  return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write} onKeyDown=${startByKey}>
       <${Examples} examples=${info.examples.diffuse} onChoose=${load} />
       <fieldset class="group"><legend>Canvas</legend>
         <div class="field"><label class="name" for=${`${id}-m`}>model</label><select id=${`${id}-m`} value=${model} onChange=${(event) => choose(event.target.value)}>
@@ -44,6 +46,6 @@ export function CanvasTab({ info, first }) {
       <${Options} value=${options} onChange=${setOptions} fields=${info.canvas_options} />
       <${Go} task=${task} label="Fill" /></form>
     <section aria-label="the canvas">${data ? html`<${Canvas} data=${data} live=${data.busy} />${data.text !== undefined ? html`<h2>Text</h2><p class="text small">${data.text}</p>` : ""}`
-      : html`<p class="empty">Press Fill: the canvas fills position by position; what A-CFG masks again is marked.</p>`}
-      <${TakeAway} tab="diffuse" task="diffuse" request=${request} settings=${{ model, prompt, guidance, options }} data=${data?.kind && data.text !== undefined ? data : null} /></section></div>`;
+      : html`<p class="empty">Press Fill: the model fills the empty positions step by step. Positions that A-CFG masks again are marked.</p>`}
+      <${TakeAway} tab="diffuse" task="diffuse" request=${request} settings=${settings} data=${data?.kind && data.text !== undefined ? data : null} /></section></div>`;
 }

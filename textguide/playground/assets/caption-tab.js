@@ -3,7 +3,7 @@ import { html, useId, useState } from "textguide/html";
 import { Explained } from "textguide/explained";
 import { readable } from "textguide/words";
 import { TakeAway } from "textguide/away";
-import { Go, Options, useRun } from "textguide/controls";
+import { Go, Missing, Options, startByKey, useKept, useRun } from "textguide/controls";
 import { Guidance } from "textguide/field";
 
 const EMPTY = { prompt: "", steps: [], branches: [], summary: "", note: "" };
@@ -40,15 +40,18 @@ export function CaptionTab({ info, first }) {
     const jobs = [["caption", request, hears(setData)]];
     if (guidance.length) jobs.push(["caption", { ...request, guidance: null }, hears(setPlain)]);
     else setPlain(null);
-    await task.start(jobs);
+    if (!(await task.start(jobs))) return;
     setData((old) => (old?.steps.length ? { ...old, busy: false } : null));
     setPlain((old) => (old?.steps.length ? { ...old, busy: false } : null));
   }
-  return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write}>
+  const settings = { scene, guidance, options };
+  useKept("caption", settings);
+  return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write} onKeyDown=${startByKey}>
+      <${Missing} message=${info.missing.caption} />
       <fieldset class="group"><legend>Image</legend><div class="scenes">${info.scenes.map((name) => html`<label key=${name}>
           <input type="radio" name=${id} checked=${!image && scene === name} onChange=${() => { setScene(name); setImage(null); }} /><img src=${`./assets/${name}.png`} alt=${name.replaceAll("-", " ")} width="64" height="64" /></label>`)}</div>
         <label class="name" for=${`${id}-f`}>or a file of yours</label><input id=${`${id}-f`} type="file" accept="image/*" onChange=${choose} />
-        <small class="help">The bundled captioner has seen drawn shapes only; photographs confuse it. The file stays on this machine.</small>
+        <small class="help">The bundled captioner recognises one to three small drawn shapes like these, their colours and sizes. It does not see where they are, and describes anything else wrongly. The file stays on this machine.</small>
         <p class="error" role="alert">${wrong}</p></fieldset>
       <${Guidance} info=${info} place="caption" value=${guidance} onChange=${setGuidance} error=${task.error} />
       <${Options} value=${options} onChange=${setOptions} fields=${info.text_options} />
@@ -56,6 +59,6 @@ export function CaptionTab({ info, first }) {
     <section aria-label="the caption"><img class="shown" src=${image ? image.data : `./assets/${scene}.png`} alt=${image ? image.name : scene.replaceAll("-", " ")} />
       ${plain ? html`<h2>Plain</h2><p class="text small">${readable(plain.steps.map((step) => step.chosen.text).join(""))}</p>` : ""}
       ${data ? html`<h2>${data.guidance === null ? "Plain" : "Guided"}</h2><${Explained} data=${data} busy=${data.busy} label="the caption" />`
-        : html`<p class="empty">Press Caption: what the model says of the image, plain and guided.</p>`}
-      <${TakeAway} tab="caption" task="caption" request=${request} settings=${{ scene, guidance, options }} data=${data?.kind ? data : null} /></section></div>`;
+        : html`<p class="empty">Press Caption: the plain and the guided caption of the image appear here.</p>`}
+      <${TakeAway} tab="caption" task="caption" request=${request} settings=${settings} data=${data?.kind ? data : null} /></section></div>`;
 }

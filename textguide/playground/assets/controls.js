@@ -1,6 +1,7 @@
 // Parts that the tabs share: prompt, sampling, buttons, messages, examples.
-import { html, useId, useRef, useState } from "textguide/html";
+import { html, useEffect, useId, useRef, useState } from "textguide/html";
 import { run } from "textguide/api";
+import { keep } from "textguide/link";
 
 export function Number_({ name, help, value, onChange, min, max, step = 1 }) {
   const id = useId();
@@ -54,11 +55,30 @@ export function Examples({ examples, onChoose }) {
       <option value="">choose…</option>${examples.map((one, i) => html`<option key=${i} value=${i}>${one.title}</option>`)}</select></div>`;
 }
 
+/** Keeps the settings of a tab for a reload of the page. */
+export function useKept(tab, settings) {
+  const text = JSON.stringify(settings);
+  useEffect(() => keep(tab, settings), [tab, text]);
+}
+
+/** Starts the run of a form with Ctrl+Enter (⌘+Enter on a Mac) from any of its fields. */
+export function startByKey(event) {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  if (!event.currentTarget.querySelector("button.primary").disabled) event.currentTarget.requestSubmit();
+}
+
+/** What has to be installed before a tab works. */
+export function Missing({ message }) {
+  return message ? html`<p class="note" role="note">${message[0].toUpperCase()}${message.slice(1)}</p>` : "";
+}
+
 /** Runs of one tab: at most one at a time, which can be stopped. */
 export function useRun() {
   const [state, setState] = useState({ busy: false, error: "", status: "" });
   const controller = useRef(null);
   const stop = () => controller.current?.abort();
+  /** Runs until the end of all jobs, or until they are stopped or fail; false if another run has taken their place. */
   async function start(jobs) {
     stop();
     const own = new AbortController();
@@ -73,24 +93,22 @@ export function useRun() {
         if (kind === "status") setState((old) => ({ ...old, status: data }));
         else heard(kind, data);
       }, own.signal)));
-      if (controller.current === own) setState({ busy: false, error: "", status: `done in ${((performance.now() - began) / 1000).toFixed(1)} s; the first token came after ${(first / 1000).toFixed(2)} s`, first });
-      return true;
+      if (controller.current !== own) return false;
+      const seconds = (time) => (time / 1000).toFixed(2);
+      setState({ busy: false, error: "", status: `done in ${seconds(performance.now() - began)} s${first === null ? "" : `, the first step in ${seconds(first)} s`}` });
     } catch (error) {
-      const mine = controller.current === own;
-      if (error.name === "AbortError") {
-        if (mine) setState({ busy: false, error: "", status: "stopped" });
-      } else if (mine) {
-        own.abort();
-        setState({ busy: false, error: error.message, status: "" });
-      }
-      return false;
+      if (controller.current !== own) return false;
+      const stopped = error.name === "AbortError";
+      if (!stopped) own.abort();
+      setState({ busy: false, error: stopped ? "" : error.message, status: stopped ? "stopped" : "" });
     }
+    return true;
   }
   return { ...state, start, stop };
 }
 
 export function Go({ task, label = "Write" }) {
   return html`<div class="go"><div class="actions"><button type="submit" class="primary" disabled=${task.busy}>${label}</button>
-    <button type="button" class="button" disabled=${!task.busy} onClick=${task.stop}>Stop</button></div>
+    <button type="button" class="button" disabled=${!task.busy} onClick=${task.stop}>Stop</button><kbd class="quiet">Ctrl+Enter</kbd></div>
     <p class="error" role="alert">${task.error}</p><p class="status quiet" role="status" aria-live="polite">${task.status}</p></div>`;
 }

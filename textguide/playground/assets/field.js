@@ -1,7 +1,9 @@
-// A form of a method, made from what the server says of its fields.
+// A form of a method, generated from the description of its fields that the server sends.
 import { html, useEffect, useId, useLayoutEffect, useRef, useState } from "textguide/html";
 
 const SLIDERS = { scale: [0, 5, 0.1], weight: [-10, 10, 0.5], strength: [-3, 3, 0.1], particles: [1, 16, 1], max_branches: [1, 16, 1] };
+/** Fields that the models of a tab refuse: the bundled captioner reads an image and no text. */
+const HIDDEN = { caption: ["negative_prompt", "negative_system", "context", "prompt", "instruction"] };
 const LISTED = ["classifier", "vector", "constraint"];
 const KINDS = { regex: "pattern", "json-schema": "schema", grammar: "grammar" };
 const BEGINNINGS = { regex: "[0-9]{4}-[0-9]{2}-[0-9]{2}", "json-schema": '{"type": "object"}', grammar: 'start: "yes" | "no"\n' };
@@ -14,7 +16,7 @@ function range(field) {
   return high !== null && high !== undefined ? `${high} or less. ` : "";
 }
 
-/** A text that is edited here and stands for a value, which others may change: an example that is chosen, say. */
+/** A text that is edited here and represents a value, which may also change elsewhere (if an example is chosen). */
 function useText(value, written, onChange) {
   const [text, setText] = useState(() => written(value));
   const sent = useRef(value);
@@ -56,7 +58,7 @@ function Constraint({ id, value, onChange, described, invalid }) {
     try {
       set(now, { kind: of, schema: JSON.parse(now), whitespace: "none" });
     } catch (error) {
-      setWrong(`no JSON yet: ${error.message}`);
+      setWrong(`not valid JSON: ${error.message}`);
       set(now, { kind: of, schema: now });
     }
   };
@@ -103,15 +105,19 @@ export function Field({ field, value, onChange, info, invalid, method }) {
   return html`<div class="field">${label}${input}${text}</div>`;
 }
 
-function Part({ form, part, onChange, onRemove, info, wrong }) {
+function isHidden(field, place) {
+  return (HIDDEN[place] ?? []).includes(field.name);
+}
+
+function Part({ form, part, onChange, onRemove, info, place, wrong }) {
   const put = (name, value) => {
     const next = { ...part, [name]: value };
     if (value === undefined) delete next[name];
     onChange(next);
   };
   const one = (field) => html`<${Field} key=${`${form.name} ${field.name}`} method=${form.name} field=${field} info=${info} value=${part[field.name]} invalid=${wrong === field.name} onChange=${(v) => put(field.name, v)} />`;
-  // What names something of the server's machine is offered where it was named when the server was started.
-  const offered = form.fields.filter((field) => !field.loads || LISTED.includes(field.name) || info.named.length);
+  // Fields that name something on the server's machine are only offered if the server was started with such names.
+  const offered = form.fields.filter((field) => !isHidden(field, place) && (!field.loads || LISTED.includes(field.name) || info.named.length));
   const common = offered.filter((field) => field.common);
   return html`<fieldset class="part"><legend>${form.name}</legend>
     <div class="head"><p class="quiet">${form.summary} <em>${form.rule}</em>${form.paper ? html` (<a href=${`https://arxiv.org/abs/${form.paper}`} target="_blank" rel="noreferrer">arXiv ${form.paper}</a>)` : ""}</p>
@@ -123,7 +129,7 @@ function Part({ form, part, onChange, onRemove, info, wrong }) {
 /** Guidances that act together, each with its form. */
 export function Guidance({ info, place, value, onChange, error }) {
   const id = useId();
-  const offered = info.methods.filter((form) => form.places[place] === true && (info.named.length || !form.fields.some((field) => field.required && field.loads && !LISTED.includes(field.name))));
+  const offered = info.methods.filter((form) => form.places[place] === true && !form.fields.some((field) => field.required && isHidden(field, place)) && (info.named.length || !form.fields.some((field) => field.required && field.loads && !LISTED.includes(field.name))));
   const [chosen, setChosen] = useState(offered.find((form) => form.name === (value.length ? "caif" : "cfg"))?.name ?? offered[0]?.name);
   useEffect(() => { if (!offered.some((form) => form.name === chosen)) setChosen(offered[0]?.name); }, [place]);
   const wrong = /^([a-z_]+)=/.exec(error ?? "")?.[1];
@@ -141,13 +147,13 @@ export function Guidance({ info, place, value, onChange, error }) {
     ${value.length ? "" : html`<p class="quiet">none: plain decoding</p>`}
     ${value.map((part, i) => {
       const its = info.methods.find((one) => one.name === part.method);
-      return its ? html`<${Part} key=${`${i} ${part.method}`} form=${its} part=${part} info=${info} wrong=${wrong}
+      return its ? html`<${Part} key=${`${i} ${part.method}`} form=${its} part=${part} info=${info} place=${place} wrong=${wrong}
         onChange=${(next) => onChange(value.map((old, j) => (j === i ? next : old)))} onRemove=${() => onChange(value.filter((_, j) => j !== i))} />`
-        : html`<p class="error" key=${i}>${part.method} is no method here <button type="button" class="button" onClick=${() => onChange(value.filter((_, j) => j !== i))}>remove it</button></p>`;
+        : html`<p class="error" key=${i}>${part.method} is not a method of this tab <button type="button" class="button" onClick=${() => onChange(value.filter((_, j) => j !== i))}>remove it</button></p>`;
     })}
     <div class="field"><label class="name" for=${id}>${value.length ? "Compose with" : "Method"}</label>
       <div class="inline"><select id=${id} value=${chosen} onChange=${(event) => setChosen(event.target.value)}>
         ${offered.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}${one.experimental ? " (experimental)" : ""}</option>`)}</select>
         <button type="button" class="button" onClick=${add}>Add</button></div>
-      <small class="help">${form ? `worth a try for ${form.helps}; beside the conditional pass: ${form.passes}` : ""}</small></div></fieldset>`;
+      <small class="help">${form ? `for ${form.helps}; passes in addition to the conditional one: ${form.passes}` : ""}</small></div></fieldset>`;
 }

@@ -4,7 +4,7 @@ import { Explained } from "textguide/explained";
 import { number, readable, sum, visible } from "textguide/words";
 import { ask } from "textguide/api";
 import { TakeAway } from "textguide/away";
-import { Examples, Go, Options, Prompt, sent, useRun } from "textguide/controls";
+import { Examples, Go, Options, Prompt, sent, startByKey, useKept, useRun } from "textguide/controls";
 import { Guidance } from "textguide/field";
 
 const EMPTY = { prompt: "", steps: [], branches: [], summary: "", note: "" };
@@ -41,15 +41,17 @@ function Scales({ node, info, onScores }) {
   if (!state.scores) return "";
   const { scales, log_probs: rows, plain } = state.scores;
   const show = (at, moved = true) => {
-    setState({ ...state, at, moved });
-    onScores(moved ? plain.map((before, i) => [Math.exp(before ?? -Infinity), Math.exp(rows[at][i] ?? -Infinity)]) : null);
+    setState({ ...state, at, moved: moved && scales[at] !== scaleOf(data.guidance) });
+    const own = scaleOf(data.guidance);
+    const pairs = plain.map((before, i) => [Math.exp(before ?? -Infinity), Math.exp(rows[at][i] ?? -Infinity)]);
+    onScores(moved && scales[at] !== own ? { scale: scales[at], own, pairs } : null);
   };
   const total = sum(rows[state.at]);
   const best = rows.map(sum).reduce((top, value, i, all) => (value !== null && (all[top] === null || value > all[top]) ? i : top), 0);
   return html`<div class="scale"><label for="gamma">This text under other γ: <output>${scales[state.at]}</output></label>
     <input id="gamma" type="range" min="0" max=${scales.length - 1} value=${state.at} aria-valuetext=${`γ ${scales[state.at]}`} onInput=${(event) => show(Number(event.target.value))} />
     <p class="quiet" aria-live="polite">log-probability of the text ${number(total)} nats at this γ, ${number(sum(plain))} in plain decoding; most likely at γ ${scales[best]}
-      ${state.moved ? html` · <button type="button" class="fork" onClick=${() => show(scales.indexOf(scaleOf(data.guidance)), false)}>back to the run's own colours</button>` : ""}</p></div>`;
+      ${state.moved ? html` · <button type="button" class="fork" onClick=${() => show(scales.indexOf(scaleOf(data.guidance)), false)}>back to γ ${scaleOf(data.guidance)}</button>` : ""}</p></div>`;
 }
 
 function Tree({ nodes, parent, current, onSelect }) {
@@ -98,7 +100,7 @@ export function WriteTab({ info, first }) {
       setPlain({ ...EMPTY, busy: true });
       jobs.push(["write", { ...request, guidance: null }, (kind, data) => setPlain((old) => (kind === "step" ? { ...old, steps: [...old.steps, data] } : kind === "end" ? data : old))]);
     }
-    await task.start(jobs);
+    if (!(await task.start(jobs))) return;
     settle(id);
     setPlain((old) => (old?.busy ? { ...old, busy: false } : old));
   }
@@ -111,25 +113,26 @@ export function WriteTab({ info, first }) {
     setCurrent(id);
     setOthers(null);
     await task.start([["write", request, hears(id)]]);
-    settle(id);
+    settle(id);  // also if another run has taken its place: the fork stays in the tree
   }
 
   const load = (one) => { setPrompt(one.prompt); setGuidance(one.guidance); setOptions(one.options); };
   const settings = { prompt, guidance, options, compare };
+  useKept("write", settings);
   const request = node?.request ?? { prompt: sent(prompt), guidance: guidance.length ? guidance : null, options };
   const wanders = node && Boolean(node.request.guidance);
-  return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write}>
+  return html`<div class="columns"><form class="settings" aria-label="settings" onSubmit=${write} onKeyDown=${startByKey}>
       <${Examples} examples=${info.examples.write} onChoose=${load} />
       <${Prompt} value=${prompt} onChange=${setPrompt} info=${info} />
       <${Guidance} info=${info} place="generate" value=${guidance} onChange=${setGuidance} error=${task.error} />
       <${Options} value=${options} onChange=${setOptions} fields=${info.text_options} />
-      <label class="check"><input type="checkbox" checked=${compare} onChange=${(event) => setCompare(event.target.checked)} /> beside plain decoding</label>
+      <label class="check"><input type="checkbox" checked=${compare} onChange=${(event) => setCompare(event.target.checked)} /> also without guidance</label>
       <${Go} task=${task} /></form>
     <section aria-label="what was written">
       ${node ? html`<${Explained} key=${node.id} data=${node.data} busy=${node.busy} others=${node.busy ? null : others} onFork=${task.busy ? null : fork} start=${node.at} title=${wanders ? "Guided" : "Plain"}
           beside=${plain ? html`<div><h2>Plain</h2><div class="text" aria-label="the text of plain decoding" role="group" aria-busy=${plain.busy ? "true" : "false"}><span class="prompt">${readable(node.data.prompt)}</span>${readable(plain.steps.map((step) => step.chosen.text).join(""))}${plain.busy ? html`<span class="caret" aria-hidden="true"></span>` : ""}</div></div>` : null}>
           ${node.busy || !("scorable" in node.data) ? "" : html`<${Scales} key=${node.id} node=${node} info=${info} onScores=${setOthers} />`}<//>
         ${nodes.length > 1 ? html`<h2>Forks</h2><${Tree} nodes=${nodes} parent=${null} current=${current} onSelect=${(id) => { setCurrent(id); setOthers(null); }} />` : ""}`
-      : html`<p class="empty">Press Write: the text appears here, token by token, coloured by what guidance did to it.</p>`}
+      : html`<p class="empty">Press Write: the text appears here token by token. Colours show how much guidance changed each token.</p>`}
       <${TakeAway} tab="write" task="write" request=${request} settings=${settings} data=${node && !node.busy && node.data.kind ? node.data : null} /></section></div>`;
 }

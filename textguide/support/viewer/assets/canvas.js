@@ -3,7 +3,7 @@ import { html, useMemo, useState } from "textguide/html";
 import { Player, usePlayer } from "textguide/player";
 import { number, visible } from "textguide/words";
 
-/** The cells behind every step. */
+/** The cells after every step. */
 export function canvases(cells, steps) {
   let now = cells.map((cell) => ({ ...cell, filled: null, confidence: null }));
   return steps.map((step) => {
@@ -17,6 +17,8 @@ export function canvases(cells, steps) {
   });
 }
 
+const NAMES = { true: "prompt", false: "answer" };
+
 function why(cell, place) {
   const parts = [`position ${place + 1}`, cell.text === null ? "masked" : visible(cell.text)];
   if (cell.given) parts.push("given by the prompt");
@@ -26,7 +28,7 @@ function why(cell, place) {
   return parts.join(" · ");
 }
 
-/** What is given and what is filled, side by side; all in one where masks stand between what is given. */
+/** The given cells and the filled ones side by side; all cells together if masks and given cells alternate. */
 export function parts(cells, columns) {
   const runs = [];
   cells.forEach((cell, i) => (i && cells[i - 1].given === cell.given ? runs.at(-1).push(cell) : runs.push([cell])));
@@ -51,11 +53,12 @@ export function Canvas({ data, live }) {
   }
   return html`<div class="canvas">
     ${data.summary ? html`<p class="quiet">${data.summary}</p>` : ""}
+    ${data.checked && !live ? html`<p class=${`verdict ${data.problem === null ? "good" : "bad"}`} role="status">${data.problem === null ? "✓ a solution" : `✗ not a solution: ${data.problem}`}</p>` : ""}
     <${Player} player=${player} />
     <p class="legend quiet"><span class="key given">given</span><span class="key masked">· masked</span><span class="key fresh">filled in this step</span>
       <span class="key fixed">drawn again</span><span class="key again">masked again for the second pass (A-CFG)</span></p>
     <div class="cells" role="group" aria-label="the canvas" onKeyDown=${move}>${groups.map((group, g) => html`<div key=${g} class=${`group${columns ? " grid" : ""}`}
-        style=${columns ? { "--columns": columns } : {}}>${group.map((cell) => {
+        style=${columns ? { "--columns": columns } : {}} aria-label=${groups.length > 1 ? NAMES[group[0].given] : undefined} role="group"><span class="name quiet">${groups.length > 1 ? NAMES[group[0].given] : ""}</span>${group.map((cell) => {
       const i = cells.indexOf(cell);
       const kinds = ["cell", cell.given ? "given" : cell.text === null ? "masked" : "filled", cell.fixed ? "fixed" : cell.fresh ? "fresh" : "", cell.again ? "again" : ""];
       return html`<button type="button" key=${i} class=${kinds.join(" ")} tabindex=${i === at ? 0 : -1} aria-label=${why(cell, i)} title=${why(cell, i)}

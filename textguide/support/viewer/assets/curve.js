@@ -1,4 +1,4 @@
-// KL along the text, and γ where the guidance has one.
+// KL along the text, γ if the guidance has one, and probabilities under another γ.
 import { html } from "textguide/html";
 import { number } from "textguide/words";
 
@@ -29,6 +29,16 @@ function Line({ name, unit, values, height, kind, selected, onSelect, stepped })
       ${area ? html`<path class="area" d=${area} />` : ""}<path class="line" d=${line} vector-effect="non-scaling-stroke" />
       <line class="at" x1=${(place * WIDTH) / 100} x2=${(place * WIDTH) / 100} y1="0" y2=${height} vector-effect="non-scaling-stroke" />
     </svg></figure>`;
+}
+
+/** Probabilities of the tokens under another γ, which is all that is known of the text under it. */
+export function Probabilities({ others, selected, onSelect }) {
+  const { pairs, scale } = others;
+  if (pairs.length < 2) return "";
+  return html`<div class="curves">
+    <${Line} name=${`probability at γ ${scale}`} unit="" kind="gamma" height=${56} values=${pairs.map(([, after]) => after)} selected=${selected} onSelect=${onSelect} />
+    <${Line} name="probability in plain decoding" unit="" kind="kl" height=${56} values=${pairs.map(([before]) => before)} selected=${selected} onSelect=${onSelect} />
+  </div>`;
 }
 
 export function Curve({ steps, selected, onSelect }) {

@@ -16,7 +16,7 @@ function Moves({ moves, kind, mark }) {
 
 /**
  * @param branches names of the extra branches
- * @param onFork called with a token to write on from; null: texts cannot be forked here
+ * @param onFork called with a token to continue from; null: texts cannot be forked here
  */
 export function Step({ step, branches, onFork }) {
   const [order, setOrder] = useState("guided");
@@ -36,14 +36,14 @@ export function Step({ step, branches, onFork }) {
     <h3><span class="quiet">${step.index + 1}</span> <span class="token-name">${visible(step.chosen.text)}</span>
       <span class="quiet numbers">${percent(step.chosen.plain)} → ${percent(step.chosen.guided)}</span></h3>
     <p class="quiet">${facts.join(" · ")}${step.changed ? html` · plain decoding: <span class="token-name">${visible(step.plain_top.text)}</span>` : ""}</p>
-    <table class="likeliest"><caption class="quiet">the likeliest tokens before and after guidance</caption>
+    <table class="likeliest"><caption class="quiet">the most likely tokens before and after guidance</caption>
       <thead><tr><th scope="col">token</th>${columns.map(([key, name]) => html`<th key=${key} scope="col"
         aria-sort=${key === order ? "descending" : "none"}><button type="button" class="sort" title=${`sort by: ${name}`}
         onClick=${() => setOrder(key)}>${name}${key === order ? " ▾" : ""}</button></th>`)}</tr></thead>
       <tbody>${rows.map((move) => html`<tr key=${move.token} class=${move.token === step.chosen.token ? "written" : ""}>
         <th scope="row">${onFork && !move.forbidden
-          ? html`<button type="button" class="fork" title="write on from this token" onClick=${() => onFork(move)}>${visible(move.text, 24)}
-              <span class="visually-hidden">: write on from this token</span></button>`
+          ? html`<button type="button" class="fork" title="continue from this token" onClick=${() => onFork(move)}>${visible(move.text, 24)}
+              <span class="visually-hidden">: continue from this token</span></button>`
           : html`<span class="token-name">${visible(move.text, 24)}</span>`}${move.token === step.chosen.token ? html` <span class="quiet">written</span>` : ""}</th>
         ${columns.map(([key, name]) => (key === "guided" && move.forbidden
           ? html`<td data-name=${name} key=${key}><span class="value">forbidden</span></td>`
@@ -51,6 +51,16 @@ export function Step({ step, branches, onFork }) {
       </tr>`)}</tbody></table>
     <div class="sides"><${Moves} moves=${step.raised} kind="raised" mark="▲" /><${Moves} moves=${step.lowered} kind="lowered" mark="▼" /></div>
   </section>`;
+}
+
+/** One token under another γ than the one that the text was generated with. */
+export function OtherScale({ step, others }) {
+  const [before, after] = others.pairs[step.index];
+  return html`<section class="step" aria-label=${`token ${step.index + 1}`}>
+    <h3><span class="quiet">${step.index + 1}</span> <span class="token-name">${visible(step.chosen.text)}</span>
+      <span class="quiet numbers">${percent(before)} → ${percent(after)}</span></h3>
+    <p class="quiet">plain → γ ${others.scale}. At γ ${others.own}, with which the text was generated: ${percent(step.chosen.guided)}.</p>
+    <p class="quiet">The table of the likeliest tokens, KL and all steps are known for γ ${others.own} only; they are shown when the slider is back at γ ${others.own}.</p></section>`;
 }
 
 /** Every step in a line or two, to be read from the first to the last. */

@@ -11,7 +11,7 @@ export function colour(step, mode, largest, other) {
 
 function said(step, mode, other) {
   const own = other ?? [step.chosen.plain, step.chosen.guided];
-  const top = step.changed ? `; likeliest in plain decoding: ${visible(step.plain_top.text)}` : "";
+  const top = step.changed && !other ? `; likeliest in plain decoding: ${visible(step.plain_top.text)}` : "";
   const what = mode === "kl" ? `KL ${number(step.kl, 3)}` : `${percent(own[0])} → ${percent(own[1])}`;
   return `token ${step.index + 1}, ${visible(step.chosen.text)}, ${what}${top}`;
 }
@@ -19,7 +19,7 @@ function said(step, mode, other) {
 /**
  * @param steps what happened at each token
  * @param mode "kl" or "change", the change of the token's own probability
- * @param others for each token the probabilities before and after that count in place of those of its step
+ * @param others for each token the probabilities before and after that are shown instead of those of its step
  * @param onSelect called with the number of a token that is hovered, focused or pressed
  */
 export function Tokens({ prompt, steps, mode = "kl", others, selected, onSelect, label, busy }) {
@@ -40,7 +40,7 @@ export function Tokens({ prompt, steps, mode = "kl", others, selected, onSelect,
       const { share, side } = colour(step, mode, largest, other);
       const shown = readable(step.chosen.text) || "∅";
       const breaks = shown.split("\n").length - 1;
-      return html`<button type="button" key=${i} class=${`token ${side}${step.changed ? " changed" : ""}`}
+      return html`<button type="button" key=${i} class=${`token ${side}${step.changed && !other ? " changed" : ""}`}
           style=${{ "--share": share.toFixed(3) }} tabindex=${i === current ? 0 : -1}
           aria-pressed=${i === selected ? "true" : "false"} aria-label=${said(step, mode, other)} title=${said(step, mode, other)}
           onMouseEnter=${() => onSelect(i)} onFocus=${() => onSelect(i)} onClick=${() => onSelect(i)}
@@ -49,10 +49,13 @@ export function Tokens({ prompt, steps, mode = "kl", others, selected, onSelect,
   </div>`;
 }
 
-/** What the colours mean. */
-export function Legend({ mode, largest }) {
+/**
+ * What the colours mean.
+ * @param plain no token is underlined
+ */
+export function Legend({ mode, largest, plain }) {
   return html`<p class="legend quiet">${mode === "kl"
     ? html`<span>how far guidance moved the distribution, KL in nats: 0 <span class="ramp moved"></span> ${number(largest)}</span>`
     : html`<span>the token's own probability: <span class="ramp down"></span> lowered · raised <span class="ramp up"></span></span>`}
-    <span><span class="under">underlined</span>: another token is the likeliest under guidance</span></p>`;
+    ${plain ? "" : html`<span><span class="under">underlined</span>: guidance changed which token is the most likely</span>`}</p>`;
 }
