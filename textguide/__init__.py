@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .support import __version__
 
 # Type checkers read these imports and ``__all__``, which is a literal because they cannot evaluate an expression.
 if TYPE_CHECKING:

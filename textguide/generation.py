@@ -14,7 +14,7 @@ from .engine import branch_inputs
 from .engine.custom_generate import GuidedDecoding
 from .engine.loop import Observer
 from .engine.request import Request, check_names, stop_texts
-from .engine.results import GenerateResult
+from .engine.results import Ending, GenerateResult, warn_of_empty_texts
 from .engine.run import Batch, Run
 from .engine.text_stream import TextStream
 from .forward.model_adapter import adapter
@@ -81,6 +81,7 @@ def generate(
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
     images: Any = None,
+    verify: int = 0,
     **options: Any,
 ) -> GenerateResult:
     """Continue prompts under guidance, with one forward pass per step for all rows of all branches.
@@ -103,7 +104,7 @@ def generate(
             independent of the others.
         batch_size: number of prompts decoded together; None: all of them.
         stop: text or texts that end a continuation. The continuation includes the stop text and the rest of the token
-            that completed it.
+            that completed it. If nothing else is visible, a warning reports it.
         include_stop: if False, the stop text is removed from ``texts``; its tokens remain in ``new_tokens``. Default:
             True.
         do_sample: draw from the guided distribution instead of taking the most likely token; default: the
@@ -118,6 +119,10 @@ def generate(
             or a :class:`textguide.Speculation`. The text stays the same.
         images: one image per prompt, for models that read images. ``tokenizer`` is then the model's processor, and the
             options of :func:`textguide.caption` apply.
+        verify: number of random steps of the run, each of one row, that are read again by full forward passes without
+            cache, padding or batching. ``effect.verification`` reports the largest differences of log-probabilities.
+            If rounding does not explain them, there is a :class:`textguide.support.errors.VerificationWarning`.
+            Default: 0.
         **options: any option of transformers' ``GenerationConfig``, such as ``temperature``, ``top_p``,
             ``repetition_penalty`` or ``num_return_sequences``; or ``generation_config=``. Options that are not passed
             are those of the model's own ``generation_config``, except ``do_sample`` and the length.
@@ -163,6 +168,7 @@ def generate(
                 "speculation": speculation,
                 "images": images,
                 "include_stop": None if include_stop else False,
+                "verify": verify or None,
             },
         )
     request = Request.of(
@@ -182,6 +188,7 @@ def generate(
         observer=observer,
         stopping_criteria=stopping_criteria,
         vocabulary=vocabulary,
+        verify=verify,
     )
     if images is not None:
         from .captioning.generation import answer
@@ -212,6 +219,7 @@ def stream(
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
+    verify: int = 0,
     **options: Any,
 ) -> Iterator[StreamChunk]:
     """Like :func:`generate`, but yield text while it is generated, token by token and row by row.
@@ -223,7 +231,8 @@ def stream(
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
-        prompts: as for :func:`generate`, like all other arguments. ``seed`` is a single number.
+        prompts: as for :func:`generate`, like all other arguments. ``seed`` is a single number, and ``verify`` only
+            warns.
 
     Returns:
         An iterator over :class:`StreamChunk`.
@@ -251,6 +260,7 @@ def stream(
         observer=observer,
         stopping_criteria=stopping_criteria,
         vocabulary=vocabulary,
+        verify=verify,
     )
     sampling = split(request.guidance).sampling
     if sampling is not None and sampling.particles > 1:
@@ -383,14 +393,21 @@ def guided_decoding(guidance: Any, **options: Any) -> GuidedDecoding:
 
 def _stream(run: Run, batch: Batch) -> Iterator[StreamChunk]:
     texts: list[TextStream] = []
+    ids: list[list[int]] = []
     for tokens, wrote in run.steps(batch):
         hidden = () if run.request.include_stop else run.stop
         texts = texts or [TextStream(run.tokenizer, hidden) for _ in tokens]
+        ids = ids or [[] for _ in tokens]
         for row, text in enumerate(texts):
+            if wrote[row]:
+                ids[row].append(int(tokens[row]))
             pieces = text.put(int(tokens[row])) if wrote[row] else text.end()
             yield from (StreamChunk(row, new, token) for token, new in pieces)
     for row, text in enumerate(texts):
         yield from (StreamChunk(row, new, token) for token, new in text.end())
+    if run.stop:
+        written = [run.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        warn_of_empty_texts(written, Ending(stop=run.stop, include_stop=run.request.include_stop))
 
 
 def _generate_by_engine(model: Any, *arguments: Any, stop: Any, options: Mapping[str, Any], **others: Any) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .classifiers.class_log_probs import ClassLogProbs, class_log_probs
+from .classifiers.reweighting import Reweighter, reweighter
 from .engine.given_texts import Item, along_texts, as_items, branch_logits, leading
 from .engine.results import ScoreResult
 from .forward.model_adapter import adapter
@@ -21,8 +23,6 @@ from .generation import generate
 from .guidance import AWRS, CFG, Guidance, as_guidance, parts_of, split, with_scale
 from .guidance.places import check_place
 from .guidance.views import View
-from .step.class_log_probs import ClassLogProbs, class_log_probs
-from .step.reweighting import Reweighter, reweighter
 from .support.checks import check_model_and_tokenizer, whole_number
 from .support.errors import NoParticleLeftWarning
 from .support.showing import Block, Line, Shown, Table
@@ -150,8 +150,10 @@ def score_groups(
     settings = list(chain.from_iterable(group for group, _ in groups))
     for setting in settings:
         check_place(setting, "score")
+    adapter(model).check_direction()
     if leading(settings) is not None:
-        _check_branches(model, items)
+        adapter(model).check_state()
+    _check_lengths_of_branches(model, items)
     reweightings: list[list[Reweighter | None]] = []
     classifiers: list[list[ClassLogProbs | None]] = []
     for group, _ in groups:
@@ -174,9 +176,8 @@ def score_groups(
             yield item, values, tops.all(-1)
 
 
-def _check_branches(model: Any, items: Sequence[Item]) -> None:
-    """Refuse models and lengths for which branches cannot be computed exactly."""
-    adapter(model).needs_separate_passes([])  # raises an error if branches cannot share the model
+def _check_lengths_of_branches(model: Any, items: Sequence[Item]) -> None:
+    """Refuse texts during which the model changes what it has read; one pass would read all of it as changed."""
     if adapter(model).is_encoder_decoder:
         return
     for item in items:

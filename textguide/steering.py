@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .engine.branch_inputs import canonical_prompts, check_rows, encode
+from .engine.model_views import residual_streams
 from .forward.model_adapter import adapter
-from .forward.model_views import residual_streams
 from .forward.steering_vectors import SteeringVector, model_fingerprint
 from .support.checks import whole_number
+from .support.columns import names_columns
 
 __all__ = ["SteeringVector", "load", "read_pairs", "read_texts", "train"]
 
@@ -68,8 +69,13 @@ def train(
     return SteeringVector((sides[0] - sides[1]).to(torch.float32), model_fingerprint(model), model_name)
 
 
-def read_pairs(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+def read_pairs(path: str | os.PathLike[str], header: bool | None = None) -> tuple[list[str], list[str]]:
     """Read a file with a positive text, a tab and a negative text on each line.
+
+    Args:
+        path: the file, in UTF-8.
+        header: whether the first line names the columns. None: it does if both of its cells are names of columns, such
+            as ``positive`` and ``negative``.
 
     Returns:
         The positive texts and the negative texts.
@@ -84,18 +90,26 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
             raise ValueError(f"{path}: line {number} must contain a positive text, a tab and a negative one")
         if line.strip():
             pairs.append(row)
+    if pairs and (names_columns(pairs[0]) if header is None else header):
+        del pairs[0]
     if not pairs:
         raise ValueError(f"{path} contains no pair; write a positive text, a tab and a negative one on each line")
     return [row[0] for row in pairs], [row[1] for row in pairs]
 
 
-def read_texts(path: str | os.PathLike[str]) -> list[str]:
+def read_texts(path: str | os.PathLike[str], header: bool | None = None) -> list[str]:
     """Read a file with one text on each line.
+
+    Args:
+        path: the file, in UTF-8.
+        header: whether the first line names the column. None: it does if it is the name of a column, such as ``text``.
 
     Raises:
         ValueError: the file cannot be read, or it contains no text.
     """
     texts = [line for line in _lines(path) if line.strip()]
+    if texts and (names_columns(texts[:1]) if header is None else header):
+        del texts[0]
     if not texts:
         raise ValueError(f"{path} contains no text; write one on each line")
     return texts

@@ -1,126 +1,173 @@
-"""Milliseconds per decoding step, plain and guided, in one run.
+"""Milliseconds of processor time per decoding step, plain and guided, in one run.
 
 Plain decoding takes part twice: as transformers' own, and through textguide's loop with the matrix products that guided
-passes use ("our kernels"), so that a ratio shows what guidance costs and not what the faster products gain::
+passes use ("our plain"), so that a ratio shows what guidance costs and not what the faster products gain. "guided,
+before" pads all rows to the longest one and copies the cache at every step, as transformers does::
 
-    python scripts/bench/decode.py --json docs/results/decode.json
+    python scripts/bench/decode.py --threads 1 --json decode-lengths.json
+    python scripts/bench/decode.py --threads 1 --json decode-lengths.json --dtype bfloat16
+
+Cells that the file already has are not measured again. "outside" is the time of a step that is not spent in the model's
+layers and head, as a share of the time that is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import timing
 import torch
+from transformers import LogitsProcessor
 
 from textguide import CFG, CFGLogitsProcessor, guided_decoding
+from textguide.forward import caches, row_batch
 
 TEXT = (
     "The dragon flew over Paris, France, and landed on the roof of the old opera house. People in the street below "
     "stopped and looked up. A baker came out of his shop with flour on his hands, and a child pointed at the wings. "
 )
-PLAIN = ("plain", "plain, our kernels")
-TWICE = "plain, our kernels, twice the rows"
 
 
 def main() -> None:
-    parser = timing.parser(__doc__, repeats=5)
+    parser = timing.parser(__doc__, repeats=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--prompts", type=int, nargs="+", default=[16, 512], help="prompt lengths in tokens")
-    parser.add_argument("--new", type=int, default=32, help="tokens generated")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 1024, 4096, 8000], help="tokens of the longest")
+    parser.add_argument("--new", type=int, default=16, help="tokens generated")
+    parser.add_argument("--same-lengths", action="store_true", help="instead of prompts half as long as the one above")
+    parser.add_argument("--all", action="store_true", help="also other ways of guidance, and twice the rows")
     parser.add_argument("--static", action="store_true", help="also with a static cache (compiled on a GPU)")
     arguments = parser.parse_args()
     model, tokenizer = timing.load(arguments)
-    rows = []
+    for warm in contestants(model, prompts(tokenizer, 2, 64, arguments), arguments).values():
+        warm()
+    rows = json.loads(arguments.json.read_text())["rows"] if arguments.json and arguments.json.exists() else []
+    done = {(row["dtype"], row["prompt"], row["batch"]) for row in rows}
+    dtype = str(model.dtype).removeprefix("torch.")
     for length in arguments.prompts:
         for batch in arguments.batches:
-            rows += measure(model, tokenizer, batch, length, arguments)
+            if (dtype, length, batch) not in done:
+                cell = {"dtype": dtype, "prompt": length, "batch": batch}
+                rows += [cell | row for row in measure(model, prompts(tokenizer, batch, length, arguments), arguments)]
+                timing.finish(arguments, model, rows=rows)
+    names = {"dtype": "{dtype}", "prompt": "{prompt}", "batch": "{batch}", "method": "{method}"}
     columns = {
-        "batch": "{batch}",
-        "prompt": "{prompt}",
-        "method": "{method}",
-        "prefill ms": "{prefill_ms:.0f}",
-        "× plain": "{prefill_ratio:.2f}",
         "step ms": "{step_ms:.1f}",
-        "× plain ": "{step_ratio:.2f}",
-        "× 2 rows": "{step_ratio_twice_the_rows:.2f}",
-        "memory MB": "{memory_mb:.0f}",
+        "× plain": "{ratio:.2f}",
+        "× our plain": "{our_ratio:.2f}",
+        "outside": "{outside:.1%}",
     }
-    timing.show(rows, columns, "ratios within each round: the faster plain run, and our kernels on twice the rows")
-    timing.finish(arguments, model, rows=rows)
+    columns |= {"prefill ms": "{prefill_ms:.0f}", "memory MB": "{memory_mb:.0f}", "× ours ": "{memory_ratio:.2f}"}
+    timing.show(rows, names | columns)
 
 
-def measure(model: Any, tokenizer: Any, batch: int, length: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Medians for one batch size and prompt length."""
+def prompts(tokenizer: Any, batch: int, length: int, arguments: argparse.Namespace) -> list[list[int]]:
+    """Prompts of ``length`` tokens, or each half as long as the one above it, with 16 tokens or more."""
     tokens = (tokenizer(TEXT).input_ids * (length // 40 + 2))[: length + batch]
+    lengths = [length if arguments.same_lengths else max(length >> row, 16) for row in range(batch)]
     # Each row starts a token later than the previous one, so that no two rows are the same.
-    ids = torch.tensor([tokens[row : row + length] for row in range(batch)], device=model.device)
-    calls: dict[tuple[str, int], Callable[[], None]] = {}
-    for name, (rows, options) in contestants(model, ids, arguments.static).items():
-        for new in (1, 1 + arguments.new):
-            calls[name, new] = partial(generate, model, rows, new, **options)
-    times = timing.compare(calls, arguments.repeats, model.device, memory=True, title=f"batch {batch}, prompt {length}")
-    prefill = {name: one.seconds for (name, new), one in times.items() if new == 1}
-    step = {}
-    for name, first in prefill.items():
-        whole = times[name, 1 + arguments.new].seconds
-        step[name] = [(total - start) / arguments.new for total, start in zip(whole, first, strict=True)]
-    plain = min(PLAIN, key=lambda name: statistics.median(step[name]))
+    return [tokens[row : row + own] for row, own in enumerate(lengths)]
+
+
+def measure(model: Any, texts: list[list[int]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Medians for one batch."""
+    calls = contestants(model, texts, arguments)
+    title = f"batch {len(texts)}, prompt {len(texts[0])}"
+    times = timing.compare(calls, arguments.repeats, model.device, warmup=0, memory=True, title=title)
     result = []
-    for name in prefill:
+    for name, one in times.items():
         row = {
-            "batch": batch,
-            "prompt": length,
             "method": name,
-            "prefill_ms": 1e3 * statistics.median(prefill[name]),
-            "step_ms": 1e3 * statistics.median(step[name]),
-            "step_ratio": timing.ratio(step[name], step[plain]),
-            "step_ratio_twice_the_rows": timing.ratio(step[name], step[TWICE]),
-            "prefill_ratio": timing.ratio(prefill[name], prefill[plain]),
-            "memory_mb": times[name, 1 + arguments.new].megabytes,
+            "prefill_ms": 1e3 * statistics.median(steps[0][0] for steps in one.results),
+            "step_ms": 1e3 * statistics.median(step for steps in one.results for step, _ in steps[1:]),
+            "outside": statistics.median(step / own - 1 for steps in one.results for step, own in steps[1:]),
+            "memory_mb": one.megabytes,
         }
         result.append(row)
+    plain, ours = result[:2]
+    for row in result:
+        row["ratio"] = row["step_ms"] / plain["step_ms"]
+        row["our_ratio"] = row["step_ms"] / ours["step_ms"]
+        row["memory_ratio"] = row["memory_mb"] / ours["memory_mb"]
     return result
 
 
-def contestants(model: Any, ids: torch.Tensor, static: bool) -> dict[str, tuple[torch.Tensor, dict[str, Any]]]:
-    """By name: the prompts and the options of ``model.generate``; ``static`` adds static caches."""
-    double = torch.cat([ids, ids])
+def contestants(model: Any, texts: list[list[int]], arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """By name: calls that return the seconds of the prefill and of each step, and the model's part of each."""
     ours = guided_decoding(None, fast=True)
     one_pass = guided_decoding(CFG(1.5), fast=True)
-    guessing = guided_decoding(CFG(1.5), fast=True, speculation="prompt-lookup")
-    ways: dict[str, tuple[torch.Tensor, dict[str, Any]]] = {
-        "plain": (ids, {}),
-        "plain, our kernels": (ids, {"custom_generate": ours}),
-        "plain, twice the rows": (double, {}),
-        TWICE: (double, {"custom_generate": ours}),
-        "transformers' guidance_scale": (ids, {"guidance_scale": 1.5}),
-        "CFGLogitsProcessor": (ids, {"logits_processor": [CFGLogitsProcessor(model, 1.5)]}),
-        "one pass": (ids, {"custom_generate": one_pass}),
-        "one pass, prompt-lookup": (ids, {"custom_generate": guessing}),
+    run = partial(generate, model, texts, arguments.new)
+    ways: dict[str, Callable[[], Any]] = {
+        "plain": run,
+        "our plain": partial(run, custom_generate=ours),
+        "guided, before": partial(run, before=True, custom_generate=one_pass),
+        "guided": partial(run, custom_generate=one_pass),
     }
-    if static:
-        cache = {"cache_implementation": "static"}
-        ways["plain, static"] = (ids, cache)
-        ways["one pass, static"] = (ids, {"custom_generate": guided_decoding(CFG(1.5)), **cache})
+    if arguments.all:
+        twice = partial(generate, model, texts * 2, arguments.new)
+        ways["plain, twice the rows"] = twice
+        ways["our plain, twice the rows"] = partial(twice, custom_generate=ours)
+        ways["transformers' guidance_scale"] = partial(run, guidance_scale=1.5)
+        ways["CFGLogitsProcessor"] = partial(run, processors=[CFGLogitsProcessor(model, 1.5)])
+    if arguments.static:
+        ways["plain, static"] = partial(run, cache_implementation="static")
+        ways["guided, static"] = partial(run, custom_generate=guided_decoding(CFG(1.5)), cache_implementation="static")
     return ways
 
 
-def generate(model: Any, ids: torch.Tensor, new: int, **options: Any) -> None:
-    """Exactly ``new`` tokens for each row, greedily."""
-    model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new,
-        min_new_tokens=new,
-        pad_token_id=2,
-        do_sample=False,
-        **options,
-    )
+class Clock(LogitsProcessor):
+    """Notes the time of every step, and how much of it the model's own layers and head took."""
+
+    def __init__(self, model: Any) -> None:
+        self.device = model.device
+        self.inside = 0.0
+        self.times = [(self.read(), 0.0)]
+        self.hooks = []
+        for module in (model.get_decoder(), model.get_output_embeddings()):
+            self.hooks.append(module.register_forward_pre_hook(partial(self.add, -1)))
+            self.hooks.append(module.register_forward_hook(partial(self.add, 1)))
+
+    def add(self, sign: int, *_: Any) -> None:
+        self.inside += sign * self.read()
+
+    def read(self) -> float:
+        timing.wait_for(self.device)
+        return time.perf_counter() if self.device.type == "cuda" else time.process_time()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.times.append((self.read(), self.inside))
+        return scores
+
+    def steps(self) -> list[tuple[float, float]]:
+        """Remove the hooks, and return the seconds of each step and those of the model in it."""
+        for hook in self.hooks:
+            hook.remove()
+        pairs = zip(self.times, self.times[1:], strict=False)
+        return [(end - start, end_inside - inside) for (start, inside), (end, end_inside) in pairs]
+
+
+def generate(
+    model: Any, texts: list[list[int]], new: int, before: bool = False, processors: Any = (), **options: Any
+) -> list[tuple[float, float]]:
+    """Seconds until the first logits, and of each of ``new`` greedy steps after them, with the model's part of each."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([[2] * (longest - len(text)) + text for text in texts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts], device=model.device)
+    clock = Clock(model)
+    padded = mock.patch.object(row_batch, "LEAST_PADDING", float("inf")) if before else nullcontext()
+    copied = mock.patch.object(caches, "grow_in_place", lambda cache: cache) if before else nullcontext()
+    options["logits_processor"] = [*processors, clock]
+    length = {"max_new_tokens": new + 1, "min_new_tokens": new + 1}
+    with padded, copied:
+        model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=2, **length, **options)
+    return clock.steps()
 
 
 if __name__ == "__main__":

@@ -59,14 +59,14 @@ without() {
 
 [ "$print" = 1 ] || mkdir -p "$out"
 if [ "$tiny" = 1 ]; then
-  decode="--batches 1 --prompts 8 --new 2 --repeats 1"
+  decode="--all --batches 1 --prompts 8 --new 2 --repeats 1"
   speculation="--new 4 --repeats 1 --prompts 1 --drafts prompt-lookup --kinds code"
   sweep="--rows 4 --batch-size 4 --repeats 1"
   serving="--concurrency 1 2 --tokens 2 --repeats 1 --rounds 1"
   cost="--clients 2 --plain 1 2 4 --places 12 --tokens 2 --rounds 1"
   batch="--rows 40 --rows-per-shard 2 --replicas 2 --tokens 40 --kill-at 0.1 --compared 1"
 else
-  decode="--batches 1 8 32 --prompts 16 512 --new 32 --repeats 5"
+  decode="--all --same-lengths --batches 1 8 32 --prompts 16 512 --new 32 --repeats 5"
   [ "$device" = cuda ] && decode+=" --static"
   speculation="--new 96 --repeats 3"
   sweep="--rows 256 --repeats 3"

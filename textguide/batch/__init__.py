@@ -188,6 +188,7 @@ def run(
     whole_number("replicas", replicas, 1)
     whole_number("batch_size", batch_size, 1)
     inputs: Inputs = scan(source, settings.rows_per_shard)
+    settings = settings.reading(inputs)
     fingerprint = settings.fingerprint(inputs)
     with shards.claimed(output, settings, inputs) as folder:
         spans: Sequence[Any] = shards.left(folder, inputs, fingerprint)

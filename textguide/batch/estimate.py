@@ -10,7 +10,7 @@ from typing import Any
 from ..engine import branch_inputs
 from ..generation import LONGEST
 from ..guidance import split
-from ..models import bundled, small
+from ..models import small
 from ..models.loading import locate
 from . import shards
 from .cost_model import Engine, Load, Measured, predict
@@ -76,6 +76,7 @@ def estimate(
     inputs = scan(source, settings.rows_per_shard)
     left = inputs.spans
     if output is not None and Path(output).is_dir():
+        settings = settings.reading(inputs)
         shards.check(Path(output), settings, inputs)
         left = tuple(shards.left(Path(output), inputs, settings.fingerprint(inputs)))
     rows = sum(map(len, left))
@@ -136,4 +137,4 @@ def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     is_small = model in small.NAMES and not Path(model).is_dir()
-    return AutoTokenizer.from_pretrained(bundled.folder() if is_small else locate(model))
+    return AutoTokenizer.from_pretrained(small.TOKENIZER if is_small else locate(model))

@@ -276,6 +276,35 @@ _READ: Mapping[str, Callable[[Span], Iterator[Values]]] = {
 }
 
 
+def kept_types(inputs: Inputs, columns: Sequence[str]) -> dict[str, str]:
+    """The types, in pyarrow, of columns whose values all are numbers of one kind or flags; others are kept as text.
+
+    One type for all files, so that the shards of a run can be read together. Reads every row, if there are columns.
+    """
+    found: dict[str, set[str]] = {column: set() for column in columns}
+    for span in inputs.spans if columns else ():
+        for row in read(span):
+            for column, kinds in found.items():
+                value = None if isinstance(row, str) else row.get(column)
+                if value is not None:
+                    kinds.add(_type_of(value))
+    types: dict[str, str] = {}
+    for column, kinds in found.items():
+        if kinds == {"int64", "float64"}:
+            kinds = {"float64"}
+        if len(kinds) == 1 and "string" not in kinds:
+            types[column] = kinds.pop()
+    return types
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool_"
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return "int64"
+    return "float64" if isinstance(value, float) else "string"
+
+
 def sample(inputs: Inputs, most: int) -> Sequence[Values]:
     """At most ``most`` rows, from spans that lie evenly over all files."""
     spans = inputs.spans

@@ -44,7 +44,7 @@ class Replica:
         if settings.backend == "vllm":
             # In this process the engine makes the same steps every time; results must not depend on timing.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            from textguide import vllm_engine
+            from textguide.logits_processors.vllm_plugin.engine import vllm_engine
 
             self.model = vllm_engine(settings.model, models=dict(settings.models) or None, **settings.load)
             self.tokenizer = None
@@ -93,8 +93,10 @@ class Replica:
         # If every row fails, the machine is the cause and not the rows.
         if failed and len(failed) == len(rows) and not all(isinstance(error, ValueError) for error in failed):
             raise failed[0]
-        kept = self.settings.columns.keep
-        return [{"row": number, **_kept(given, kept), **found[number]} for number, given in enumerate(values, start)]
+        settings = self.settings
+        return [
+            {"row": number, **_kept(given, settings), **found[number]} for number, given in enumerate(values, start)
+        ]
 
     def _batches(self, rows: list[Row]) -> Iterator[tuple[list[Row], Callable[[list[Row]], list[Result]]]]:
         """Rows of one guidance together, those of like length side by side."""
@@ -208,10 +210,14 @@ def _error(error: Exception) -> Result:
     return {"error": text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"}
 
 
-def _kept(values: Values, columns: Sequence[str]) -> Mapping[str, Any]:
+def _kept(values: Values, settings: Settings) -> Mapping[str, Any]:
     if isinstance(values, str):
         return {}
-    return {column: _text(values.get(column)) for column in columns}
+    kept = {}
+    for column in settings.columns.keep:
+        value = values.get(column)
+        kept[column] = value if column in settings.kept else _text(value)
+    return kept
 
 
 def _text(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from ..guidance import Guidance, as_guidance, split
 from ..guidance.composed import Composed
 from ..guidance.prompts import as_prompt, per_row
 from ..support.checks import whole_number
-from .inputs import Inputs, Values
+from .inputs import Inputs, Values, kept_types
 
 FORMAT = 1
 TASKS = ("generate", "score")
@@ -46,7 +46,9 @@ class Columns:
         negative_prompt: of the row, in place of the guidance's; a row that has none keeps the guidance's.
         guidance: of the row, in place of the run's: a line such as ``cfg:scale=2``, a JSON object as text or as it is,
             a list of objects that act together, or ``plain``; a row that has none keeps the run's.
-        keep: columns that are copied to the results, as text (other values as JSON).
+        keep: columns that are copied to the results. Whole numbers, numbers and flags keep their type if all rows of
+            all files have it (whole numbers and others together are numbers); other columns are text, and values in
+            them that are no text are JSON. A CSV file has only text.
     """
 
     prompt: str = "prompt"
@@ -107,6 +109,7 @@ class Settings:
     models: Mapping[str, str] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     rows_per_shard: int = 1000
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", as_guidance(self.guidance))
@@ -124,9 +127,9 @@ class Settings:
             raise ValueError(f"model={type(self.model).__name__} must be a name; every replica loads its own")
         if self.options.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences= does not work here: a row has one text; repeat the row")
-        for name in ("batch_size", "seed", "system", "models", "images", "observer", "streamer", "stopping_criteria"):
+        for name in _REMEDIES:
             if name in self.options:
-                raise ValueError(f"{name}= is no option of a row; {_REMEDIES.get(name, 'use textguide.generate')}")
+                raise ValueError(f"{name}= is no option of a row; {_REMEDIES[name]}")
         taken = sorted({"row", *RESULTS[self.task]} & {*self.columns.keep})
         if taken:
             raise ValueError(f"keep={', '.join(taken)} is a column of the results too; rename it in the files")
@@ -171,6 +174,10 @@ class Settings:
             return self
         return replace(self, load={**self.load, "gpu_memory_utilization": round(0.8 / replicas, 3)})
 
+    def reading(self, inputs: Inputs) -> Settings:
+        """These settings with the types of the kept columns of ``inputs``."""
+        return replace(self, kept=kept_types(inputs, self.columns.keep))
+
     def row(self, number: int, values: Values) -> Row:
         """What a row of a file says.
 
@@ -204,6 +211,8 @@ class Settings:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         values["guidance"] = None if self.guidance is None else self.guidance.to_dict()
         values["columns"] = asdict(self.columns)
+        if not self.kept:  # as in runs of versions that kept all columns as text
+            del values["kept"]
         values["load"] = {name: str(value) for name, value in self.load.items() if name not in PLACE_ALONE}
         values["options"] = {name: value for name, value in self.options.items() if value is not None}
         values["files"] = [file.identity() for file in inputs.files]
@@ -222,6 +231,8 @@ _REMEDIES = {
     "seed": "give it to the run",
     "system": "give it to the run",
     "models": "give their names to the run",
+    "verify": "verify some of the prompts with textguide.generate, whose result reports the differences",
+    **dict.fromkeys(("images", "observer", "streamer", "stopping_criteria"), "use textguide.generate"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..support import files
 from ..support.errors import FolderInUseError
 from ..support.files import replacing, write_json
 from .inputs import Inputs, Span, parquet
@@ -55,9 +56,7 @@ def claimed(output: Any, settings: Settings, inputs: Inputs) -> Iterator[Path]:
         ValueError: it has a run with other settings or other files, which the message names.
         FolderInUseError: another process writes to it.
     """
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output={str(folder)!r} is a file; name a folder")
+    folder = files.folder(output, "output")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / "_lock"), timeout=0, thread_local=False)
     try:
@@ -111,8 +110,10 @@ def write(folder: Path, span: Span, fingerprint: str, settings: Settings, rows: 
     import pyarrow
 
     assert [row["row"] for row in rows] == list(range(span.start, span.stop))
-    types = {"row": pyarrow.int64(), **{column: pyarrow.string() for column in settings.columns.keep}}
-    types |= {column: getattr(pyarrow, kind)() for column, kind in RESULTS[settings.task].items()}
+    kinds = {"row": "int64"}
+    kinds |= {column: settings.kept.get(column, "string") for column in settings.columns.keep}
+    kinds |= RESULTS[settings.task]
+    types = {column: getattr(pyarrow, kind)() for column, kind in kinds.items()}
     columns = {column: [row.get(column) for row in rows] for column in types}
     table = pyarrow.table(columns, schema=pyarrow.schema(list(types.items())))
     with replacing(folder / name(span, fingerprint)) as stream:

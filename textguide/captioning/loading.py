@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..models.hub import offline_if_unreachable
 from ..models.loading import default_device, refuse_near_miss
 from ..support.errors import ModelUnavailableError
 
@@ -47,14 +48,15 @@ def load(name: str = "drawn-scenes", *, device: str | None = None, dtype: Any = 
     if not Path(name).exists():
         refuse_near_miss(name, bundled())
     try:
-        config = AutoConfig.from_pretrained(source)
-        kind = getattr(transformers, (config.architectures or [""])[0], None)
-        if kind is None:
-            raise ValueError(
-                f"its configuration does not name an architecture that transformers knows ({config.architectures})"
-            )
-        model = kind.from_pretrained(source, dtype=dtype, **kwargs)
-        processor = AutoProcessor.from_pretrained(source)
+        with offline_if_unreachable(source):
+            config = AutoConfig.from_pretrained(source)
+            kind = getattr(transformers, (config.architectures or [""])[0], None)
+            if kind is None:
+                raise ValueError(
+                    f"its configuration does not name an architecture that transformers knows ({config.architectures})"
+                )
+            model = kind.from_pretrained(source, dtype=dtype, **kwargs)
+            processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelUnavailableError(

@@ -38,7 +38,7 @@ def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> Parser:
         chosen: commands whose arguments are added. The others are only listed, since the modules of some commands
             import torch, which takes seconds.
     """
-    from .. import __version__
+    from ..support import __version__
 
     parser = Parser(
         prog="textguide",

@@ -88,11 +88,15 @@ def add(commands: Any) -> None:
 def run_distill(arguments: argparse.Namespace) -> int:
     """Train, save, evaluate, and report."""
     from ..distillation import distill, texts
+    from ..forward.low_rank import peft
     from ..guidance import as_guidance
     from ..guidance.spec import parse
     from ..models.adapters import load_further
     from ..models.loading import load
 
+    peft("textguide distill", "distill")
+    if arguments.evaluate:
+        options.evaluation("textguide distill --evaluate")
     guidance = as_guidance(parse(arguments.guidance))
     settings = _settings(arguments)
     if guidance is not None:

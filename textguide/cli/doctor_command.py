@@ -21,18 +21,25 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        description="Show versions, devices, extras and caches, and what is missing.",
-        examples=("doctor", "doctor --json"),
+        description="Show versions, devices, extras and caches, and what is missing; or what is known about a model.",
+        examples=("doctor", "doctor --json", "doctor smollm2"),
+    )
+    parser.add_argument(
+        "model", nargs="?", help="a model, by name or folder: show what padding, chunks and later tokens do to it"
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; nothing is loaded, downloaded or changed."""
-    report = examine()
+    """Print the report; nothing is loaded, downloaded or changed, unless a model is named."""
+    report: dict[str, Any] = examine() if arguments.model is None else examine_model(arguments.model)
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False, indent=1))
+        return 0
+    if arguments.model is not None:
+        for name, value in report.items():
+            print(f"{name}: {value}")
         return 0
     for title in ("versions", "devices", "caches"):
         print(f"{title}:")
@@ -54,7 +61,8 @@ def examine() -> dict[str, Any]:
     from ..support import files
 
     extras = _extras()
-    missing = [f"{name}: pip install 'textguide[{name}]'" for name, one in extras.items() if one["missing"]]
+    missing = _missing_files()
+    missing += [f"{name}: pip install 'textguide[{name}]'" for name, one in extras.items() if one["missing"]]
     try:
         bundled.gguf_path()
     except Exception as error:
@@ -66,6 +74,54 @@ def examine() -> dict[str, Any]:
         missing.append(f"TEXTGUIDE_DATA={data} is not a folder")
     caches = {"converted models": _size(files.cache_root()), "hub": _size(_hub()), "TEXTGUIDE_DATA": data or "–"}
     return {"versions": _versions(), "devices": _devices(), "extras": extras, "caches": caches, "missing": missing}
+
+
+def examine_model(name: str) -> dict[str, str]:
+    """What is known about a model, and whether it is shipped or was probed."""
+    from ..forward import facts, probes
+    from ..forward.model_adapter import adapter
+    from ..models.loading import load
+
+    model, _ = load(name)
+    known = adapter(model)
+    found = {"class": known.name, "switches": json.dumps(facts.switches(known.base.config))}
+    try:
+        padding = known.padding
+    except ValueError as error:
+        return {**found, "refused": str(error)}
+    longest = probes.reach(known)
+    source = f"shipped with textguide, established with transformers {_version('transformers')}"
+    if known.shipped is None:
+        length = probes.probe_length(known)
+        source = f"probed now, with {length} tokens"
+        if length <= longest:
+            source += "; more would take too long, so that longer windows and chunks were not reached"
+    switch = known.rotary_switch
+    return {
+        **found,
+        "source": source,
+        "padding": padding.value,
+        "several tokens in one pass": _yes(known.reads_chunks),
+        "causal": _yes(known.is_causal),
+        "rows keep their own lengths": f"no: {known.stays_padded}" if known.stays_padded else "yes",
+        "longest window or chunk": f"{longest} tokens" if longest else "none",
+        "rotary embeddings change after": "no length" if switch is None else f"{switch} tokens",
+    }
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _missing_files() -> list[str]:
+    """What the installed package should contain, and does not."""
+    absent = [
+        str(file) for file in importlib.metadata.files("textguide") or () if not Path(str(file.locate())).exists()
+    ]
+    absent = [name for name in absent if not name.endswith(".pyc")]
+    if not absent:
+        return []
+    return [f"{len(absent)} files of textguide, such as {absent[0]}: install textguide again"]
 
 
 def _versions() -> dict[str, str]:

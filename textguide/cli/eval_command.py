@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         files.folder(arguments.output, "--output")
     if is_captioning:
         return _report(captioning_options.run(arguments, settings), arguments)
-    room = _evaluation()
+    room = options.evaluation("textguide eval")
     tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     sweep: dict[str, Any] = {
         "output": arguments.output,
@@ -110,23 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
         plan = room.plan_sweep(tasks, settings, **sweep, progress=lambda line: print(line, file=sys.stderr))
         return _plan(plan, arguments)
     return _report(room.run_sweep(tasks, settings, **sweep, command=_command_line()), arguments)
-
-
-def _evaluation() -> Any:
-    """The package ``textguide.eval``, whose functions need the extra ``eval``.
-
-    Raises:
-        MissingExtraError: the extra is not installed.
-    """
-    import textguide.eval
-
-    try:
-        textguide.eval.run_sweep  # noqa: B018  (imports lm-eval)
-    except ImportError as error:
-        from ..support.errors import MissingExtraError
-
-        raise MissingExtraError(str(error.name), "eval", "textguide eval") from error
-    return textguide.eval
 
 
 def _command_line() -> str:
@@ -170,7 +153,7 @@ def _suite(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{flag} excludes --suite, which has its own tasks and settings; leave one out")
     if arguments.output is None:
         raise ValueError("--suite needs --output FOLDER for its table")
-    room = _evaluation()
+    room = options.evaluation("textguide eval")
     from textguide.eval.sweeps.method_comparison import compare_methods
 
     arguments.limit = 200 if arguments.limit is None else arguments.limit

@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt, model, tokenizer = _pictured(arguments, decoding)
     else:
         prompt = _prompt(arguments)
+        options.refuse_empty([prompt], guidance)
         model, tokenizer = options.load(arguments)
     explanation = explain(
         model,

@@ -41,6 +41,14 @@ def add(commands: Any) -> None:
     constraint_options.add_sampling(parser)
     options.add_decoding(parser, 128)
     options.add_speculation(parser)
+    parser.add_argument(
+        "--verify",
+        type=int,
+        default=0,
+        metavar="N",
+        help="read N random steps of every batch again by full forward passes without cache, padding or batching, and "
+        "report the largest differences",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,10 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate in batches; each batch is printed when it is finished, so an interrupt loses one batch at most."""
     guidance = constraint_options.constrained(arguments, options.guidance(arguments))
     prompts = options.read_prompts(arguments)
+    options.refuse_empty(prompts, guidance)
     _check(arguments, prompts)
     decoding = options.decoding(arguments)
     if arguments.speculation:
         decoding["speculation"] = arguments.speculation
+    if arguments.verify:
+        decoding["verify"] = arguments.verify
     if arguments.num_return_sequences > 1:
         decoding["num_return_sequences"] = arguments.num_return_sequences
         decoding["do_sample"] = True
@@ -216,6 +227,10 @@ def _weights(out: Any, row: int) -> dict[str, Any]:
         population = row // out.particles
         values["log_weight"] = _finite(out.log_weights[row])
         values["log_evidence"] = _finite(out.log_evidence[population])
+        if out.particles > 1:
+            values["ess"] = float(out.ess[population])
+            values["distinct_texts"] = int(out.distinct_texts[population])
+            values["ancestors"] = int(out.ancestors[population])
         values["population"] = population
     return values
 
@@ -229,4 +244,11 @@ def _summary(out: Any) -> str:
     text = f"{int(out.finished.sum())} of {len(out.texts)} texts finished, {out.constraint_calls} constraint calls"
     if out.log_weights is not None:
         text += f"; log evidence {', '.join(f'{float(value):.2f}' for value in out.log_evidence)}"
-    return text if not out.effect.guided_steps else f"{text}; {out.effect}"
+    if out.particles > 1:
+        text += f"; of {out.particles} particles"
+        text += f", effective sample size {', '.join(f'{float(value):.2f}' for value in out.ess)}"
+        text += f", distinct texts {', '.join(map(str, out.distinct_texts.tolist()))}"
+        text += f", ancestors {', '.join(map(str, out.ancestors.tolist()))}"
+    if out.effect.changes_distributions:
+        return f"{text}; {out.effect}"
+    return text if out.effect.verification is None else f"{text}; {out.effect.verification}"

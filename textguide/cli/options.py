@@ -6,10 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..engine.speculation.value import DRAFTS
+from ..support.columns import names_columns
+from ..support.errors import MissingExtraError
 from ..support.options import add_options
 from . import constraint_options
 from .signatures import flags_of, names_in, settings_of, values_of
@@ -261,13 +264,53 @@ def read_text(path: str, option: str) -> str:
         raise ValueError(f"{option} {path} cannot be read ({error.strerror}); check the path") from error
 
 
+def refuse_empty(prompts: Sequence[Any], guidance: Any) -> None:
+    """Refuse an empty prompt, which is the begin token, if the other branch reads the last token of the prompt.
+
+    Raises:
+        ValueError: both branches would read the begin token, so that guidance could not change anything.
+    """
+    from ..guidance import Branch, split
+
+    branching = split(guidance).branching
+    if branching is None or not branching.branches or "" not in prompts:
+        return
+    if all(branch == Branch() for branch in branching.branches):
+        raise ValueError(
+            "a prompt is empty: it is the begin token, which the other branch reads too; write a text, or add "
+            "--negative-prompt"
+        )
+
+
+def evaluation(purpose: str) -> Any:
+    """The package ``textguide.eval``, whose functions need the extra ``eval``.
+
+    Args:
+        purpose: the command that needs it, for the error message.
+
+    Raises:
+        MissingExtraError: the extra is not installed.
+    """
+    import textguide.eval
+
+    try:
+        textguide.eval.run_sweep  # noqa: B018  (imports lm-eval)
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "eval", purpose) from error
+    return textguide.eval
+
+
 def read_lines(path: str, option: str, content: str) -> list[str]:
     """The lines of a file that are not empty.
+
+    A first line that is the name of a column is not among them.
 
     Raises:
         ValueError: it cannot be read, or has none; the message names ``option`` and asks for ``content`` on each line.
     """
     lines = [line for line in read_text(path, option).splitlines() if line.strip()]
+    if names_columns(lines[:1]):
+        del lines[0]
     if not lines:
         raise ValueError(f"{option} {path} is empty; write {content} on each line")
     return lines

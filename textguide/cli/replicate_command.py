@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import options
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -29,13 +31,10 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, run and judge."""
-    try:
-        from textguide.eval.replications import replicating
-        from textguide.eval.replications.claim import names
-    except ImportError as error:
-        from ..support.errors import MissingExtraError
+    options.evaluation("textguide replicate")
+    from textguide.eval.replications import replicating
+    from textguide.eval.replications.claim import names
 
-        raise MissingExtraError(str(error.name), "eval", "textguide replicate") from error
     every = names(arguments.folder)
     chosen = _chosen(arguments, every)
     if arguments.plan:

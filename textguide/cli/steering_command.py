@@ -32,6 +32,9 @@ def add(commands: Any) -> None:
     train.add_argument("--negative", metavar="FILE", help="texts to steer away from, one per line")
     train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the vector")
     train.add_argument("--overwrite", action="store_true", help="replace the content of that folder")
+    train.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="the first line has the column names [detected]"
+    )
     train.add_argument("--batch-size", type=int, default=16, help="texts per batch [%(default)s]")
     train.add_argument("--json", action="store_true", help="print everything as JSON")
     options.add_model(train)
@@ -82,7 +85,8 @@ def _texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     if arguments.pairs is not None:
         if arguments.positive or arguments.negative:
             raise ValueError("PAIRS excludes --positive and --negative; give one or the other")
-        return read_pairs(arguments.pairs)
+        return read_pairs(arguments.pairs, arguments.header)
     if not (arguments.positive and arguments.negative):
         raise ValueError("give a file of PAIRS, or --positive and --negative together")
-    return read_texts(arguments.positive), read_texts(arguments.negative)
+    header = arguments.header
+    return read_texts(arguments.positive, header), read_texts(arguments.negative, header)

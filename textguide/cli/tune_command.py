@@ -43,13 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Tune, and report the chosen setting."""
     from ..guidance.spec import parse
 
-    try:
-        from textguide.eval import SweepOptions
-        from textguide.eval.sweeps import tuning
-    except ImportError as error:
-        from ..support.errors import MissingExtraError
+    sweep_options = options.evaluation("textguide tune").SweepOptions
+    from textguide.eval.sweeps import tuning
 
-        raise MissingExtraError(str(error.name), "eval", "textguide tune") from error
     files.folder(arguments.output, "--output")
     tried: dict[str, Any] = {}
     if arguments.scales:
@@ -75,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         metric=arguments.metric,
         limit=arguments.limit,
-        options=SweepOptions(data=arguments.data, seed=arguments.seed),
+        options=sweep_options(data=arguments.data, seed=arguments.seed),
         model_args=model_args,
         progress=lambda line: None if arguments.json else print(line, flush=True),
         **tried,

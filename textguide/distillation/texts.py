@@ -16,6 +16,7 @@ from ..forward.model_adapter import adapter
 from ..generation import generate
 from ..guidance import BranchGuidance, Guidance
 from ..guidance.prompts import Prompt, to_json
+from ..support.columns import names_columns
 from ..support.errors import MissingExtraError
 from ..support.files import write_json
 from .settings import DistillSettings
@@ -87,7 +88,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except Exception as error:  # its readers raise all kinds of errors
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if kind == "text":
-        rows = [{"prompt": row["text"]} for row in rows if row["text"].strip()]
+        lines = [row["text"] for row in rows if row["text"].strip()]
+        rows = [{"prompt": line} for line in lines[names_columns(lines[:1]) :]]
     for number, row in enumerate(rows, 1):
         if not (row.get("prompt") or row.get("messages") or row.get("text")):
             raise ValueError(f"{path}: row {number} has no 'prompt', 'messages' or 'text'; rename the columns")

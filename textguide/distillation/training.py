@@ -119,6 +119,7 @@ def distill(
         >>> textguide.generate(model, tokenizer, "The dragon", CFG(1.5, distilled="follow"))
     """
     begun = time.perf_counter()
+    low_rank.peft("textguide.distill", "distill")  # before the texts are written, which takes long
     check_model_and_tokenizer(model, tokenizer)
     target = as_guidance(guidance)
     if target is None:

@@ -24,7 +24,7 @@ from ..guidance.unchanged import WithUnchanged
 from ..support import viewer
 from ..support.checks import check_model_and_tokenizer, number_from, one_of, whole_number
 from ..support.errors import GuidanceHadNoEffectWarning
-from ..support.files import write_text
+from ..support.files import writable_file, write_text
 from .branch_names import branch_names
 from .forced_tokens import ForcedTokens
 from .steps import NOTHING, RANKS, Allowed, Ranking, explain_step
@@ -69,8 +69,12 @@ class Explanation(ExplainedText):
         return {**self.to_dict(), "kind": "text", "label": label(self.guidance), "summary": self.summary}
 
     def save_html(self, path: str | Path) -> Path:
-        """Write :meth:`to_html` to ``path`` atomically; missing folders are created."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        """Write :meth:`to_html` to ``path`` atomically; missing folders are created.
+
+        Raises:
+            OSError: ``path`` is a folder, or cannot be written; the message names it.
+        """
+        writable_file(path, "path").parent.mkdir(parents=True, exist_ok=True)
         write_text(path, self.to_html())
         return Path(path)
 

@@ -153,7 +153,7 @@ class ExplainedText(Shown):
             f"KL {mean:.3f} nats per token (largest {largest:.2f}), top token changed at {changed:.0%} of "
             f"{len(steps)} steps"
         )
-        if self.effect.guided_steps:
+        if self.effect.changes_distributions:
             return f"guidance and constraint: {joint}; guidance alone: {self.effect}"
         return f"constraint: {joint}"
 
