@@ -110,3 +110,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     local = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
     missing = {(page.parent / target).resolve().relative_to(ROOT).as_posix() for target in local} - TO_BE_MADE
     assert [name for name in sorted(missing) if not (ROOT / name).exists()] == []
+
+
+def test_faults_have_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)", (DOCS / "faults.md").read_text(encoding="utf-8"))
+    assert len(named) > 90
+    missing = [(file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8")]
+    assert missing == []

@@ -20,7 +20,7 @@ import textguide
 from textguide import CAIF, CFG, GuidanceLogitsProcessor, PowerSampling, Reward
 from textguide.classifiers import CausalScorer, CausalState, FunctionClassifier
 from textguide.engine import branch_inputs
-from textguide.forward.model_views import part
+from textguide.engine.model_views import part
 from textguide.guidance import (
     ACFG,
     AWRS,

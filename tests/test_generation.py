@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM
 
 import textguide
-from textguide import CFG, guided_decoding
+from textguide import CFG, EAGer, PowerSampling, guided_decoding
 from textguide.guidance import Branch, BranchGuidance
 from textguide.reference import decoding
 
@@ -123,6 +124,36 @@ def test_processors_that_are_not_shift_invariant_tend_to_plain_decoding() -> Non
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
+_PENALTIES: dict[str, Any] = {
+    "repetition_penalty": 1.2,
+    "encoder_repetition_penalty": 1.5,
+    "exponential_decay_length_penalty": (2, 1.3),
+}
+_PADDED = {"input_ids": [PROMPT, [PAD, PAD, 11, 4, 52]], "attention_mask": [[1] * 5, [0, 0, 1, 1, 1]]}
+
+
+@pytest.mark.parametrize("penalty", _PENALTIES)
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("negative", [None, [17, 18, 19]])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_without_renormalising_penalties_act_as_in_transformers(
+    penalty: str, rows: int, negative: list[int] | None, do_sample: bool
+) -> None:
+    model = build("llama")
+    inputs = {name: torch.tensor(values[:rows]) for name, values in _PADDED.items()}
+    common = {"max_new_tokens": 16, "do_sample": do_sample, "eos_token_id": 7, penalty: _PENALTIES[penalty]}
+    negatives = {} if negative is None else {"negative_prompt_ids": torch.tensor([negative] * rows)}
+    guidance = CFG(3.0, negative, renormalize=False)
+    torch.manual_seed(3)
+    theirs = model.generate(**inputs, **common, **negatives, guidance_scale=3.0)
+    torch.manual_seed(3)
+    ours = model.generate(**inputs, **common, custom_generate=guided_decoding(guidance))
+    assert ours.tolist() == theirs.tolist()
+    prompts = [PROMPT, [11, 4, 52]][:rows]
+    out = textguide.generate(model, TOKENIZER, prompts, guidance, seed=3, **common)
+    assert out.sequences.tolist() == theirs.tolist()
+
+
 def test_stop_texts_and_seed() -> None:
     out = run([[4, 8]], CFG(1.5), max_new_tokens=20, do_sample=True, seed=2)
     again = run([[4, 8]], CFG(1.5), max_new_tokens=20, do_sample=True, seed=2)
@@ -130,6 +161,29 @@ def test_stop_texts_and_seed() -> None:
     before = torch.get_rng_state()
     run([[4, 8]], CFG(1.5), do_sample=True, seed=2)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_texts_are_grouped_by_prompt() -> None:
+    prompts = [PROMPT, [4, 8], [11, 4]]
+    single = run(prompts, CFG(1.5))
+    assert single.grouped == [[text] for text in single.texts]
+    copies = {"num_return_sequences": 2, "do_sample": True, "seed": 0}
+    particles = PowerSampling(2.0, particles=3)
+    forks = EAGer(entropy_threshold=0.0, max_branches=3)
+    for guidance, options, size in (
+        (CFG(1.5), copies, 2),
+        (None, {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)}, 2),
+        (particles, {"seed": 0}, 3),
+        (particles, {"num_return_sequences": 2, "seed": 0}, 6),
+        (forks, {"seed": 0, "do_sample": True}, 3),
+    ):
+        for batch_size in (None, 1):
+            out = run(prompts, guidance, batch_size=batch_size, **options)
+            rows = [out.texts[start : start + size] for start in range(0, 3 * size, size)]
+            assert out.grouped == rows
+            assert len(out.texts) == 3 * size
+            starts = out.sequences[:, : -max(map(len, out.new_tokens))].tolist()
+            assert all(row[-len(prompts[n // size]) :] == prompts[n // size] for n, row in enumerate(starts))
 
 
 def test_stream_gives_the_text_of_generate() -> None:
@@ -178,6 +232,19 @@ def test_system_prompts() -> None:
     as_text = run(["hello"], CFG(3.0, negative_system="be rude"), system="be kind")
     by_hand = run(["system:be kind\nuser:hello\n"], CFG(3.0, negative_prompt="system:be rude\nuser:hello\n"))
     assert as_chat.new_tokens == as_text.new_tokens == by_hand.new_tokens
+
+
+def test_a_static_cache_that_changes_the_logits_is_refused() -> None:
+    ids: dict[str, Any] = {"vocab_size": 61, "pad_token_id": 0, "eos_token_id": 2}
+    config = GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4, **ids
+    )
+    model = GPTNeoForCausalLM(config).eval()
+    for guidance in (CFG(1.5), "apg:scale=2"):
+        with pytest.raises(ValueError, match="GPTNeoForCausalLM computes other logits with a cache of fixed shape"):
+            textguide.generate(
+                model, Tokenizer(), [[5, 6, 7]], guidance, max_new_tokens=3, cache_implementation="static"
+            )
 
 
 def test_static_cache_gives_the_same_text() -> None:

@@ -11,7 +11,7 @@ import torch
 import textguide
 from textguide import AWRS, CFG, CFGLogitsProcessor, guided_decoding
 from textguide.constraints import Regex
-from textguide.forward.model_views import copying_heads, part
+from textguide.engine.model_views import copying_heads, part
 from textguide.guidance import Steering
 from textguide.guidance.views import MaskedHeads
 from textguide.reference import decoding

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCrite
 import textguide
 from textguide import AWRS, CFG
 from textguide.engine.text_stream import TextStream
+from textguide.support.errors import EmptyTextWarning
 
 from .architectures import EOS, VOCAB, Tokenizer, build
 
@@ -192,6 +193,18 @@ def test_why_a_text_ended_and_whether_its_stop_stays(written: str, stop: list[st
     chunks = list(textguide.stream(*arguments, include_stop=False, **options))
     assert "".join(chunks) == shown
     assert all(shown.startswith("".join(chunks[:n])) for n in range(len(chunks)))
+
+
+def test_a_text_that_is_empty_because_of_its_stop_text_is_reported() -> None:
+    options: dict[str, Any] = {"stop": ["x", "a"], "eos_token_id": EOS, **forced("abird")}
+    arguments = (build("llama"), stoppable(), [[5, 9]], CFG(1.5))
+    assert textguide.generate(*arguments, **options).texts == ["a"]  # not empty: the stop text is a part of it
+    message = r"1 of 1 texts are empty: the model generated the stop text 'a' first\..*as a chat, or another stop text"
+    for call in (textguide.generate, lambda *rows, **named: list(textguide.stream(*rows, **named))):
+        with pytest.warns(EmptyTextWarning, match=message):
+            call(*arguments, include_stop=False, **options)
+    with pytest.warns(EmptyTextWarning, match="the model generated the stop text ' ' first"):
+        assert textguide.generate(*arguments, **options | {"stop": " ", **forced(" bird")}).texts == [" "]
 
 
 def test_criteria_of_ones_own_and_constraints_are_named() -> None:

@@ -11,7 +11,8 @@ import torch
 
 import textguide
 from textguide import AWRS, CFG
-from textguide.batch import Columns, Settings, shards
+from textguide.batch import Columns, Settings, pipeline, run, shards
+from textguide.batch.estimate import estimate
 from textguide.batch.inputs import read, scan
 from textguide.batch.replica import Replica
 from textguide.constraints import Regex
@@ -185,6 +186,42 @@ def test_shards_are_whole_and_the_same_every_time(model_folder: str, tmp_path: P
     summary = shards.summary(tmp_path / "one", inputs, fingerprint)
     assert (summary.done, summary.errors) == (len(ROWS), len(WRONG))
     assert [row["error"] for row in replica.results(12, read(inputs.spans[2]))][:2] == list(table["error"][12:14])
+
+
+KEPT = [
+    {"prompt": "a", "whole": 7, "real": 1, "yes": True, "mixed": 1, "large": 2**70, "text": "x"},
+    {"prompt": "b", "whole": -1, "real": 0.5, "yes": False, "mixed": "1", "large": 1},
+    {"prompt": "c"},
+]
+
+
+def test_kept_columns_keep_their_type(model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One type in all shards; a run of an earlier version, whose columns all were text, has the same identity."""
+    pandas = pytest.importorskip("pandas")
+    keep = ("whole", "real", "yes", "mixed", "large", "given")
+    rows = [{**row, "given": row["text"]} if "text" in row else row for row in KEPT]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    chosen = settings(model_folder, columns=Columns(keep=keep), rows_per_shard=1)
+
+    def without_ray(chosen: Settings, spans: Any, folder: Path, fingerprint: str, **_: Any) -> None:
+        replica = Replica(chosen, 2, folder, fingerprint)
+        for span in spans:
+            replica.do(span)
+
+    monkeypatch.setattr(pipeline, "run", without_ray)
+    run(chosen, path, tmp_path / "out")
+    table = pandas.read_parquet(tmp_path / "out").sort_values("row")
+    assert table["whole"].tolist()[:2] == [7, -1]
+    assert table["real"].tolist()[:2] == [1.0, 0.5]
+    assert table["yes"].tolist()[:2] == [True, False]
+    assert table["mixed"].tolist()[:2] == ["1", "1"]
+    assert table["large"].tolist()[:2] == [str(2**70), "1"]
+    assert table["given"].tolist()[:1] == ["x"]
+    assert table.iloc[2][list(keep)].isna().all()
+    inputs = scan(path, 1)
+    assert chosen.reading(inputs).identity(inputs)["kept"] == {"whole": "int64", "real": "float64", "yes": "bool_"}
+    assert "kept" not in settings(model_folder, columns=Columns(keep=("given",))).reading(inputs).identity(inputs)
+    assert estimate(chosen, path, tmp_path / "out").left == 0
 
 
 def test_a_folder_belongs_to_one_run(model_folder: str, tmp_path: Path) -> None:

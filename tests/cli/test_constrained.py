@@ -20,6 +20,7 @@ def test_particles_are_weighed_and_one_is_drawn(run: Run) -> None:
     assert re.fullmatch(f"hello {PATTERN}\n", outcome.out)
     assert "of 8 texts finished" in outcome.err
     assert "log evidence" in outcome.err
+    assert re.search(r"of 8 particles, effective sample size [\d.]+, distinct texts \d, ancestors \d", outcome.err)
 
 
 def test_a_pattern_that_needs_backtracking(run: Run) -> None:
@@ -41,6 +42,9 @@ def test_json_lists_every_particle(run: Run) -> None:
         assert (row["log_weight"] is not None) == row["finished"] == (row["unfinished_because"] is None)
         assert not row["finished"] or re.fullmatch(PATTERN, row["text"])
     assert any(row["finished"] for row in rows)
+    texts = {row["text"] for row in rows if row["finished"]}
+    assert {row["distinct_texts"] for row in rows} == {len(texts)}
+    assert all(len(texts) <= 8 >= row["ancestors"] >= 1 for row in rows)
 
 
 def test_all_particles_and_several_prompts(run: Run) -> None:

@@ -33,6 +33,7 @@ def test_train_evaluate_and_use(run: Run, tmp_path: Path, prompts: list[str]) ->
     assert merged.code == 0, merged.err
     spelled = run("generate", "--guidance", f"cfg:scale=1.5,distilled={out}", *words)
     assert spelled.out == merged.out
+    assert f"(adapter {out} at γ = 1.5 at 4 steps)" in spelled.err
     turned = run("generate", "--adapter", str(out), "--adapter-scale", "9", "--scale", "1", *words)
     assert turned.out != merged.out
     again = run(*QUICK, *prompts, "--out", str(out))

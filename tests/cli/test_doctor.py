@@ -6,14 +6,17 @@ import argparse
 import json
 import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
 from textguide import cli
 from textguide.cli import doctor_command, main
+from textguide.forward import facts, probes
 from textguide.support import files
+
+from .. import tiny_folder
 
 
 def test_help_shows_examples_that_are_right(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +49,48 @@ def test_doctor_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor_command.examine()
     assert any(one.startswith("pillow") for one in found["extras"]["captioning"]["missing"])
     assert "captioning: pip install 'textguide[captioning]'" in found["missing"]
+
+
+@pytest.mark.parametrize(
+    ("known", "source"),
+    [(True, "shipped with textguide, established with transformers"), (False, "probed now, with 7 tokens")],
+)
+def test_doctor_prints_what_is_known_of_a_model(
+    known: bool, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known:
+        monkeypatch.setattr(facts, "_entries", dict)
+    assert main(["doctor", str(tiny_folder.save(tmp_path / "model"))]) == 0
+    out = capsys.readouterr().out
+    assert f"source: {source}" in out
+    assert "padding: rows of different lengths may be read in one pass" in out
+    assert "causal: yes" in out
+
+
+def test_doctor_prints_why_a_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def padding(model: Any) -> Any:
+        raise ValueError(f"{model.name} keeps state outside its cache")
+
+    monkeypatch.setattr(facts, "_entries", dict)
+    monkeypatch.setattr(probes, "padding", padding)
+    assert main(["doctor", str(tiny_folder.save(tmp_path / "model")), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == "LlamaForCausalLM keeps state outside its cache"
+
+
+def test_doctor_reports_files_that_the_package_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Listed(PurePosixPath):
+        def locate(self) -> Path:
+            return tmp_path / self
+
+    names = ("here.py", "cached.pyc", "models/weights.safetensors", "models/other.json")
+    (tmp_path / "here.py").touch()
+    monkeypatch.setattr(doctor_command.importlib.metadata, "files", lambda name: [Listed(file) for file in names])
+    message = "2 files of textguide, such as models/weights.safetensors: install textguide again"
+    assert message in doctor_command.examine()["missing"]
+    monkeypatch.setattr(doctor_command.importlib.metadata, "files", lambda name: None)
+    assert not any("install textguide again" in line for line in doctor_command.examine()["missing"])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

@@ -239,3 +239,11 @@ def test_forks_and_corrected_guidance(run: Run) -> None:
     outcome = run("generate", "hello", *NEW, "--guidance", guidance, "--seed", "0", "--json")
     assert outcome.code == 0, outcome.err
     assert [record["population"] for record in records(outcome.out)] == [0, 0, 0]
+
+
+def test_an_empty_prompt_is_refused_if_both_branches_read_the_begin_token(run: Run) -> None:
+    for command in ("generate", "explain"):
+        outcome = run(command, "", *NEW)
+        assert outcome.code == 2
+        assert "a prompt is empty: it is the begin token, which the other branch reads too" in outcome.err
+    assert run("generate", "", "--scale", "1", *NEW).code == 0

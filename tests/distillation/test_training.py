@@ -344,6 +344,8 @@ def test_files_of_prompts(tmp_path: Path, name: str, content: str) -> None:
         read(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="must be a file that ends in"):
         read(tmp_path / "nowhere.txt")
+    (tmp_path / "named.txt").write_text("prompt\none\n")
+    assert [row["prompt"] for row in read(tmp_path / "named.txt")] == ["one"]
 
 
 def test_a_classifier_teaches_along_the_continuation() -> None:

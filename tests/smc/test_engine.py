@@ -101,6 +101,24 @@ def test_every_particle_has_the_distribution_of_its_own_text(name: str, guided: 
         assert (out.log_weights[row] > -math.inf) == out.finished[row]
 
 
+def test_four_identical_texts_are_one_text() -> None:
+    out = generate("llama", AWRS(Strings(frozenset({b"no"}), masks=True), particles=4))
+    assert out.texts == ["no"] * 12
+    assert out.ess.tolist() == pytest.approx([4.0] * 3)  # only weights are compared
+    assert out.distinct_texts.tolist() == [1, 1, 1]
+    assert out.ancestors.tolist() == [4, 4, 4]
+    assert "1 of 4, 1 of 4, 1 of 4" in out._repr_html_()
+    members = Strings(frozenset({b"no", b"one", b"ai", b"aa", b"nae"}), masks=True)
+    some = generate("llama", AWRS(members, particles=6, ess_threshold=1.0, critic=lambda text: 9.0 * text.count("a")))
+    for population in range(3):
+        rows = range(6 * population, 6 * population + 6)
+        assert some.distinct_texts[population] == len({some.texts[row] for row in rows if some.finished[row]})
+        assert 1 <= some.ancestors[population] < 6
+    plain = generate("llama", None)
+    assert plain.distinct_texts is None
+    assert plain.ancestors is None
+
+
 def tiny() -> Any:
     config = tf.LlamaConfig(
         hidden_size=16,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from textguide.reference import smc as reference
 from textguide.smc import particles
+from textguide.smc.population import Corrected
 
 from .statistics import chi_square
 
@@ -72,6 +73,20 @@ def test_dead_particles_have_no_weight_and_dead_populations_no_distribution() ->
     for call in (particles.expectation, particles.weighted_sample):
         with pytest.raises(ValueError, match="every particle is dead"):
             call(dead[1], [1.0, 2.0, 3.0])
+
+
+def test_copies_of_one_particle_are_one_ancestor() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = Corrected(8, 4, 0.9, "stratified", generator, frozenset())
+    assert rows.outcome().ancestors.tolist() == [4, 4]
+    rows.log_weights[:4] = torch.tensor([-60.0, -60.0, 0.0, -60.0])  # the second population keeps equal weights
+    copy = rows.fork()
+    assert rows.resample().tolist() == [2, 2, 2, 2, 4, 5, 6, 7]
+    assert rows.outcome().ess.tolist() == [4.0, 4.0]  # only weights are compared
+    assert rows.outcome().ancestors.tolist() == [1, 4]
+    assert copy.outcome().ancestors.tolist() == [4, 4]
+    rows.log_weights[4:6] = -math.inf
+    assert rows.outcome().ancestors.tolist() == [1, 2]
 
 
 def test_weighted_samples_follow_the_weights() -> None:

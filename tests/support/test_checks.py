@@ -111,3 +111,11 @@ def test_other_checks_name_the_argument() -> None:
 def test_calls_that_return_texts_need_a_tokenizer(call: Any) -> None:
     with pytest.raises(ValueError, match=r"tokenizer=None cannot decode texts; .*textguide\.load"):
         call(build("llama"), None)
+
+
+def test_whole_numbers_have_64_bits() -> None:
+    assert checks.whole_number("n", 2**63 - 1) == 2**63 - 1
+    for value in (2**63, -(2**63), 10**400):
+        with pytest.raises(ValueError, match=r"^n=.* must be at most 9223372036854775807; give less$") as caught:
+            checks.whole_number("n", value, remedy="give less")
+        assert len(str(caught.value)) < 200

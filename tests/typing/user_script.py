@@ -1,4 +1,4 @@
-"""A user's script with every public name of textguide; ``tests/test_typing.py`` checks its types in strict mode.
+"""A user's script with every public name of textguide; ``tests/test_package.py`` checks its types in strict mode.
 
 It is never run: its models and files need not exist.
 """

@@ -120,6 +120,7 @@ def test_captions_are_read_from_files_of_every_kind(tmp_path: Path) -> None:
         "karpathy.json": json.dumps(listed),
         "captions.jsonl": "\n".join(map(json.dumps, listed)),
         "captions.tsv": "a.png\tone\na.png\ttwo, too\n\nb.png\tthree\n",
+        "named.csv": 'image,caption\na.png,one\na.png,"two, too"\nb.png,three\n',
         "captions.csv": 'a.png,one\na.png,"two, too"\nb.png,three\n',
         "plain.json": json.dumps({"a.png": ["one", "two, too"], "b.png": "three"}),
     }

@@ -186,6 +186,15 @@ def test_bad_input(tiny_model: str, options: dict[str, Any], message: str) -> No
         sweep(tiny_model, **options)
 
 
+def test_git_prints_nothing_outside_of_a_repository(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep(tiny_model, tmp_path / "run", settings=[None])
+    assert "git" not in capfd.readouterr().err
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["git_hash"] is None
+
+
 def test_a_limit_above_the_items_is_said(tiny_model: str, tmp_path: Path) -> None:
     result = sweep(tiny_model, tmp_path / "run", settings=[None], limit=60)
     size = result.tasks[0].metrics["acc,none"].n
