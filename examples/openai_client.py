@@ -1,7 +1,7 @@
 """An OpenAI client for ``textguide serve smollm2 --port 8000``: ``python examples/openai_client.py``.
 
-Requires ``pip install openai``. Guidance is passed in ``vllm_xargs``, and ``kv_transfer_params`` of the response
-reports what it changed.
+Requires ``pip install openai``. Guidance is passed in ``extra_body``, and ``kv_transfer_params`` of the response
+reports whether the text is guided, and what guidance changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import openai
 
 def ask(client: Any, model: str, prompt: str, guidance: str | None, max_tokens: int = 24) -> tuple[str, Any]:
     """Return the text and the report of one completion. With ``guidance`` None, decoding is plain."""
-    extra = {} if guidance is None else {"extra_body": {"vllm_xargs": {"guidance": guidance}}}
+    extra = {} if guidance is None else {"extra_body": {"guidance": guidance}}
     answer = client.completions.create(model=model, prompt=prompt, max_tokens=max_tokens, temperature=0, **extra)
     return answer.choices[0].text, getattr(answer, "kv_transfer_params", None)
 
