@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -86,8 +87,6 @@ def _with_flags(compiled: Any) -> str:
     pattern = compiled.pattern
     if not isinstance(pattern, str):
         raise ValueError(f"constraint={compiled!r} is a pattern for bytes; compile one for texts")
-    module: Any = re
-    if not isinstance(compiled, re.Pattern):
-        import regex as module
+    module = importlib.import_module("re" if isinstance(compiled, re.Pattern) else "regex")
     letters = "".join(letter for name, letter in _FLAGS if compiled.flags & getattr(module, name))
     return f"(?{letters}){pattern}" if letters else pattern

@@ -16,6 +16,7 @@ from .json_schema import JSONSchema
 from .patterns import Regex
 from .predicate import Predicate
 from .python_values import from_python, is_type
+from .quotes import Corpus, files_in
 from .smiles import SMILES
 from .sql import SQL
 
@@ -25,12 +26,11 @@ _LINES = {
     "grammar": "grammar:FILE",
     "sql": "sql:DATABASE",
     "smiles": "smiles",
+    "quote": "quote:FILE",
     "python": "python:MODULE:NAME",
 }
 """How each kind is written in a line of text."""
 _SCHEMA_KEYWORDS = frozenset(("$schema", "type", "properties", "items", "anyOf", "oneOf", "allOf", "enum", "$ref"))
-    ("$schema", "type", "properties", "items", "anyOf", "oneOf", "allOf", "enum", "const", "$ref")
-)
 
 
 def from_dict(values: dict[str, Any]) -> Constraint:
@@ -63,7 +63,8 @@ def resolve(value: Any, engine: str | None = None) -> Constraint:
             (see :func:`~.python_values.from_python`: pydantic models and other types, lists of texts, compiled
             patterns); or ``regex:PATTERN``, ``json-schema:FILE`` (or the schema itself), ``grammar:FILE`` (or the
             grammar itself, with a newline or a ``start:``), ``sql:DATABASE`` (a file or a URL), ``smiles``,
-            ``python:MODULE:NAME`` (any of these values, or a function for :class:`Predicate`).
+            ``quote:FILE`` (or a folder, whose files are documents), ``python:MODULE:NAME`` (any of these values, or a
+            function for :class:`Predicate`).
         engine: for a pattern, schema or grammar that is not given as a constraint; None: their own default.
 
     Raises:
@@ -118,6 +119,8 @@ def _from_line(line: str, engine: str | None) -> Constraint:
             return Grammar(argument if is_text else Path(argument), **options)
         if kind == "sql":
             return SQL(argument)
+        if kind == "quote":
+            return Corpus(files_in(Path(argument)))
         if kind == "python":
             return _from_python(argument)
     near = difflib.get_close_matches(kind, _LINES, n=1, cutoff=0.5)

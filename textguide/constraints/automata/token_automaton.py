@@ -137,10 +137,10 @@ class TokenAutomaton:
         }
 
     def _list_moves(self) -> Moves:
-        tree = _tree(self.vocabulary)
+        tree = token_tree(self.vocabulary)
         states = np.arange(self.dead, dtype=np.int32)
         parts = _walk(self.bytes, tree, states, states)
-        first = tree if not self.vocabulary.drops_leading_space else _tree(self.vocabulary, first=True)
+        first = tree if not self.vocabulary.drops_leading_space else token_tree(self.vocabulary, first=True)
         start = np.array([self.bytes.start], dtype=np.int32)
         parts += _walk(self.bytes, first, np.array([self.begin], dtype=np.int32), start)
         if first.blank:
@@ -190,7 +190,7 @@ class TokenAutomaton:
 
 
 @dataclass(frozen=True)
-class _Tree:
+class TokenTree:
     """The tokens of a vocabulary as a tree of bytes, level by level.
 
     Args:
@@ -204,7 +204,8 @@ class _Tree:
 
 
 @lru_cache(maxsize=8)
-def _tree(vocabulary: Vocabulary, first: bool = False) -> _Tree:
+def token_tree(vocabulary: Vocabulary, first: bool = False) -> TokenTree:
+    """The tokens of a vocabulary as a tree; ``first``: as the first token of a text, which may lose a space."""
     written = [vocabulary.visible(text) if first else text for text in vocabulary.tokens]
     pairs = sorted((text, token) for token, text in enumerate(written) if text)
     blank = tuple(token for token, text in enumerate(written) if vocabulary.tokens[token] and not text)
@@ -227,11 +228,11 @@ def _tree(vocabulary: Vocabulary, first: bool = False) -> _Tree:
         parents = len(unique)
         alive = alive[~ended]
         depth += 1
-    return _Tree(tuple(levels), blank)
+    return TokenTree(tuple(levels), blank)
 
 
 def _walk(
-    automaton: ByteAutomaton, tree: _Tree, origins: NDArray[np.int32], states: NDArray[np.int32]
+    automaton: ByteAutomaton, tree: TokenTree, origins: NDArray[np.int32], states: NDArray[np.int32]
 ) -> list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
     """Follow all tokens from some states.
 
@@ -253,7 +254,7 @@ def _walk(
         counts = offsets[node + 1] - offsets[node]
         if int(counts.sum()) > MOVES:
             raise TooLargeError(f"its tokens make more than {MOVES} moves")
-        parent, child = _expand(counts)
+        parent, child = expand(counts)
         node = offsets[node][parent] + child
         states = automaton.moves[states[parent], byte[node]]
         is_alive = states != automaton.dead
@@ -263,7 +264,7 @@ def _walk(
         # Several tokens may end at a node (equal bytes), so the pairs are found by binary search.
         low = np.searchsorted(nodes, node)
         high = np.searchsorted(nodes, node, side="right")
-        which, number = _expand(high - low)
+        which, number = expand(high - low)
         moves += len(which)
         if moves > MOVES:
             raise TooLargeError(f"its tokens make more than {MOVES} moves")
@@ -272,7 +273,7 @@ def _walk(
     return parts
 
 
-def _expand(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def expand(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The index of each element, repeated as often as its count, and the number of each repetition from 0 on."""
     index = np.repeat(np.arange(len(counts)), counts)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
