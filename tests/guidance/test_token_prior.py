@@ -27,7 +27,7 @@ settings(
     TokenPrior(1.7, prior=NAMED),
     TokenPrior(1.6, prior=NAMED, share=0.4),
     TokenPrior(2.0, prior=NAMED, schedule="linear", start=0.3, stop=0.8),
-    TokenPrior(0.6, prior=NAMED, share=0.7, negative_prompt=[9, 9, 6], renormalize=False),
+    TokenPrior(0.6, prior=NAMED, share=0.7, negative_prompt=[9, 9, 6, 3], renormalize=False),
     TokenPrior(1.5, prior=NAMED, share=0.0),
 )
 

@@ -217,8 +217,8 @@ class SparsePrior:
         return Prior(values.log())
 
 
-AnyPrior = Prior | PriorFile | SparsePrior
-"""The forms of a prior in a guidance."""
+AnyPrior = str | Prior | PriorFile | SparsePrior
+"""The forms of a prior in a guidance; a text is the name of a file or of a bundled prior."""
 
 
 def as_prior(value: Any) -> AnyPrior:
@@ -232,7 +232,7 @@ def as_prior(value: Any) -> AnyPrior:
     if isinstance(value, (PriorFile, SparsePrior)):
         return value
     if isinstance(value, (str, os.PathLike)) and os.fspath(value):
-        return PriorFile(os.fspath(value))
+        return os.fspath(value)
     if isinstance(value, Mapping) and "fingerprint" in value:
         if not isinstance(value.get("file"), str):
             raise ValueError(f"prior={dict(value)!r} is not saved in a file; save it, and pass the name of the file")
@@ -259,6 +259,8 @@ def log_probs(prior: AnyPrior, size: int) -> Tensor:
     """
     if isinstance(prior, SparsePrior):
         return prior.with_vocabulary(size).log_probs
+    if isinstance(prior, str):
+        prior = PriorFile(prior)
     loaded = prior.load() if isinstance(prior, PriorFile) else prior
     if len(loaded.log_probs) != size:
         raise ValueError(
