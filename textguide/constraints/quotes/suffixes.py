@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...support.array_cache import cached
-from ..automata.token_automaton import TokenTree, expand, token_tree
+from ..token_tree import TokenTree, expand, token_tree
 from ..vocabulary import Vocabulary
 
 SEPARATOR = 0xFF
