@@ -50,6 +50,7 @@ def summary(name: str) -> str:
     lines = [
         f"* **Rule:** {about.rule}",
         f"* **Paper:** [arXiv {about.paper}](https://arxiv.org/abs/{about.paper})",
+        f"* **Mechanism:** {about.mechanism}",
         f"* **When to use:** for {about.helps}",
         f"* **Extra cost:** {about.passes}",
         f"* **Neutral at:** {about.neutral}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textguide.guidance import catalogue
+
 from ..reports.markdown import number, table
 from .claim import Claim
 
@@ -74,7 +76,20 @@ def advice(claims: Sequence[Claim], verdicts: Mapping[str, Mapping[str, Any] | N
                     entries.append(f"[{_setting(claim)}]({pages}/{claim.name}.md){values}")
             row.append("; ".join(entries) or "–")
         rows.append(row)
-    return table(["for", *COLUMNS], rows, "l" * 4)
+    run = [claim for claim in claims if verdicts[claim.name] is not None]
+    others = sorted({name for claim in run for name in mechanisms(claim)})
+    shown = table(["for", *COLUMNS], rows, "l" * 4)
+    if not others:
+        return shown
+    named = ", ".join(f"`{name}`" for name in others)
+    return f"{shown}\n\nThese differ from their papers in a way that their pages name: {named}."
+
+
+def mechanisms(claim: Claim) -> dict[str, str]:
+    """What the methods that a claim tests do differently from their papers, by name of the method."""
+    tested = claim.test["tested"].get("guidance") or ""
+    names = [part.partition(":")[0].strip() for part in tested.split(" + ")]
+    return catalogue.other_mechanisms(names)
 
 
 def _setting(claim: Claim) -> str:
