@@ -77,7 +77,9 @@ def markdown() -> str:
         if method["paper"]:
             name += f" [{method['paper']}](https://arxiv.org/abs/{method['paper']})"
         rule = method["rule"].replace("|", "\\|")
-        lines.append(f"| {name} | {rule} | {method['mechanism']} | {method['passes']} | {method['helps']} |")
+        lines.append(
+            f"| {name} | {rule} | {method['mechanism'] if method['paper'] else '–'} | {method['passes']} | {method['helps']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
