@@ -77,9 +77,8 @@ def markdown() -> str:
         if method["paper"]:
             name += f" [{method['paper']}](https://arxiv.org/abs/{method['paper']})"
         rule = method["rule"].replace("|", "\\|")
-        lines.append(
-            f"| {name} | {rule} | {method['mechanism'] if method['paper'] else '–'} | {method['passes']} | {method['helps']} |"
-        )
+        mechanism = method["mechanism"] if method["paper"] else "–"
+        lines.append(f"| {name} | {rule} | {mechanism} | {method['passes']} | {method['helps']} |")
     return "\n".join(lines) + "\n"
 
 
