@@ -53,6 +53,7 @@ class FeynmanKac(Sampling):
         neutral="γ = 1",
         helps="samples from the guided product over whole texts",
         example="cfg:scale=1.5 + feynman-kac:particles=8",
+        mechanism="weights texts token by token; the paper corrects diffusion over continuous states",
     )
 
     def __post_init__(self) -> None:
