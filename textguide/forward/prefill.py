@@ -147,7 +147,7 @@ def as_token_ids(model: Any, ids: Tensor, model_kwargs: Mapping[str, Any]) -> li
     prepared = _PreparedInputs.of(model_kwargs, fresh=True)
     if known.is_encoder_decoder or not _reads_unpadded(known, ids, prepared, new_cache=True):
         return None
-    return _unpadded(ids, prepared.mask)
+    return _unpadded(ids, prepared.mask_of(ids))
 
 
 def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, new_cache: bool) -> bool:
