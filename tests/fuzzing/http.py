@@ -36,6 +36,8 @@ VALUES: tuple[Any, ...] = (
     "formula:cond/0", "formula:cond*1e300", "python:os:getcwd", "/etc/passwd", "positive",
 )  # fmt: skip
 """Values that a field is given instead of its own."""
+TRIES = 30
+"""How often a busy server is asked."""
 DEEP: Any = json.loads("[" * 60 + "]" * 60)
 
 
@@ -227,9 +229,18 @@ class Judge:
         self._post = post
         self._known: dict[str, asyncio.Future[tuple[int, Any]]] = {}
 
+    async def _send(self, path: str, body: str) -> tuple[int, str]:
+        """The answer; a busy server (429) is asked again, as its message says."""
+        for _ in range(TRIES):
+            status, text = await self._post(path, body)
+            if status != 429:
+                break
+            await asyncio.sleep(1)
+        return status, text
+
     async def fault(self, case: Case) -> tuple[int, str | None]:
         """The status of the answer, and what is wrong with it; None if nothing is."""
-        status, text = await self._post(case.request.path + case.query, json.dumps(case.body))
+        status, text = await self._send(case.request.path + case.query, json.dumps(case.body))
         if status >= 500:
             return status, f"status {status}: {text[:300]}"
         if status >= 400:
@@ -282,7 +293,7 @@ class Judge:
         key = request.path + body
         if key not in self._known:
             self._known[key] = asyncio.get_running_loop().create_future()
-            status, text = await self._post(request.path, body)
+            status, text = await self._send(request.path, body)
             self._known[key].set_result((status, read(text, False)[0] if status == 200 else text[:200]))
         return await self._known[key]
 

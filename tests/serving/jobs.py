@@ -29,3 +29,9 @@ def handler(setup: str) -> Callable[[Any], Any]:
         return {"setup": setup, "value": value, "process": os.getpid()}
 
     return run
+
+
+def slow_handler(setup: str) -> Callable[[Any], Any]:
+    """The same, after a while."""
+    time.sleep(4 * 0.5)
+    return handler(setup)

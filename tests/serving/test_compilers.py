@@ -160,6 +160,19 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_request() -> None:
     asyncio.run(work())
 
 
+def test_loading_is_not_counted_as_waiting_for_others() -> None:
+    """On a machine that is busy, loading takes longer than two jobs may take."""
+
+    async def work() -> list[Any]:
+        compilers = Compilers("tests.serving.jobs:slow_handler", lambda: "prepared", LIMITS, processes=1)
+        try:
+            return await asyncio.gather(*(compilers.check("field", ["echo", number]) for number in range(4)))
+        finally:
+            compilers.close()
+
+    assert [answer["value"] for answer in asyncio.run(work())] == [0, 1, 2, 3]
+
+
 def test_sizes_are_bytes() -> None:
     compilers = Compilers("tests.serving.jobs:handler", lambda: None, LIMITS)
     compilers.check_size("field", "a" * 10)

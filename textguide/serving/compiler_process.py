@@ -76,6 +76,8 @@ def _limit(seconds: float, memory: int) -> None:
 def _answer(connection: socket.socket, handler: Callable[[Any], Any]) -> None:
     with connection.makefile("rb") as lines:
         text = lines.readline()
+    if not text:
+        return  # the server only asked whether everything is loaded
     try:
         verdict = {"value": handler(json.loads(text))}
     except ValueError as error:

@@ -31,6 +31,7 @@ MOST_KEPT = 256
 """Verdicts that are kept, by a hash of what was compiled."""
 RETRY_SECONDS = 60.0
 """Seconds after which a constraint that exceeded a limit is tried again, since the machine may have been busy."""
+UNAVAILABLE = "constraints cannot be compiled at the moment; try again in a few seconds"
 STARTING = 120.0
 """Seconds after which a process that does not start is given up."""
 
@@ -107,7 +108,7 @@ class Compilers:
         return verdict
 
     async def _compile(self, key: str, text: str) -> Mapping[str, Any]:
-        await self.start()
+        await self.start()  # loading everything is not counted as waiting for others
         try:
             await asyncio.wait_for(self._slots.acquire(), 2 * self.limits.constraint_seconds)
         except asyncio.TimeoutError:
@@ -121,7 +122,7 @@ class Compilers:
             return verdict
         except (OSError, asyncio.TimeoutError):
             self.close()  # the next job starts it again
-            raise BusyError("constraints cannot be compiled at the moment; try again in a few seconds") from None
+            raise BusyError(UNAVAILABLE) from None
         finally:
             self._slots.release()
 
@@ -160,12 +161,31 @@ class Compilers:
         return str(Path(self._folder.name) / "socket")
 
     async def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process, unless it runs, and wait until it has loaded everything.
+
+        Raises:
+            BusyError: it has ended, or has not loaded everything within two minutes.
+        """
         async with self._starting:
-            if self._process is None or self._process.poll() is not None:
-                self.close()
-                setup = await asyncio.to_thread(self._setup)
-                self._start(json.dumps(setup))
+            if self._process is not None and self._process.poll() is None:
+                return
+            self.close()
+            setup = await asyncio.to_thread(self._setup)
+            self._start(json.dumps(setup))
+            try:
+                await asyncio.wait_for(self._loaded(), STARTING)
+            except (OSError, asyncio.TimeoutError):
+                self.close()  # the next job starts it again
+                raise BusyError(UNAVAILABLE) from None
+
+    async def _loaded(self) -> None:
+        """Return when the process takes jobs."""
+        reader, writer = await asyncio.open_unix_connection(self._address)
+        try:
+            if await reader.read(len(BEGUN)) != BEGUN:
+                raise OSError("the process has ended")
+        finally:
+            writer.close()
 
     def _start(self, setup: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="textguide-", ignore_cleanup_errors=True)
