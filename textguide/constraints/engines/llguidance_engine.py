@@ -100,11 +100,13 @@ class MatcherState(EngineState):
     def allowed(self) -> Tensor:
         if self.matcher.is_stopped():
             return torch.zeros(self.size, dtype=torch.bool)
-        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.empty((self.size + 257 + 31) // 32, dtype=np.int32)
+        self.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if self.matcher.is_error():  # the engine also reports a dead end as an error; it allows nothing
             _raise_if_error(self.matcher)
             return torch.zeros(self.size, dtype=torch.bool)
-        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self.size].astype(np.bool_))
+        unpacked = np.unpackbits(bits.view(np.uint8), count=self.size, bitorder="little")
+        return torch.from_numpy(unpacked.view(np.bool_))
 
     def is_accepting(self) -> bool:
         return bool(self.matcher.is_accepting())

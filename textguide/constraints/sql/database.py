@@ -46,10 +46,10 @@ class EmptyDatabase:
         self._connection.set_authorizer(_authorize)
         self.dialect = dialect
         self.spelled_tables = tuple(spelled(name, dialect) for name in tables)
-        columns = dict.fromkeys(name for names in tables.values() for name in names)
-        self.spelled_columns = tuple(spelled(name, dialect) for name in columns)
+        distinct = dict.fromkeys(name for names in tables.values() for name in names)
+        self.spelled_columns = tuple(spelled(name, dialect) for name in distinct)
         self.tables = frozenset(name.lower() for name in tables)
-        self.columns = frozenset(name.lower() for name in columns)
+        self.columns = frozenset(name.lower() for name in distinct)
         self.words_of_tables = _words(self.spelled_tables)
         self.words_of_columns = _words(self.spelled_columns)
         self.error_in = lru_cache(maxsize=1 << 16)(self._error_in)
