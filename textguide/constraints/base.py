@@ -86,6 +86,18 @@ class Constraint(ABC):
         """
         return None
 
+    def special_tokens(self, vocabulary: Vocabulary) -> frozenset[str]:
+        """The names of the special tokens of ``vocabulary`` that members may contain."""
+        return frozenset()
+
+    def vocabulary(self, vocabulary: Vocabulary) -> Vocabulary:
+        """``vocabulary``, in which the special tokens that members may contain have bytes.
+
+        Raises:
+            ValueError: one of them ends the text.
+        """
+        return vocabulary.spelled(self.special_tokens(vocabulary))
+
     def citations(self, text: str) -> tuple[Citation, ...]:
         """The parts of a member that are quoted from documents, with their sources.
 
