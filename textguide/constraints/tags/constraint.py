@@ -220,18 +220,22 @@ def _triggers_of(value: Any, tags: Sequence[Tag]) -> tuple[str, ...]:
         raise ValueError(f"triggers={value!r} must be a list of texts")
     triggers = tuple(dict.fromkeys(value))
     for begin in begins:
-        if not any(begin.startswith(trigger) for trigger in triggers):
+        if not begin.startswith(triggers):
             raise ValueError(f"begin={begin!r} starts with none of triggers={list(triggers)}; add {begin!r} to them")
     for trigger in triggers:
-        inside = [other for other in triggers if other != trigger and other in trigger]
-        if inside:
-            raise ValueError(
-                f"triggers contains {trigger!r} and {inside[0]!r}, which is a part of it and ends first; leave one of "
-                "them out"
-            )
-        if not any(begin.startswith(trigger) for begin in begins):
-            raise ValueError(f"triggers contains {trigger!r}, with which no tag begins; leave it out")
+        _check_trigger(trigger, triggers, begins)
     return triggers
+
+
+def _check_trigger(trigger: str, triggers: Sequence[str], begins: Sequence[str]) -> None:
+    inside = [other for other in triggers if other != trigger and other in trigger]
+    if inside:
+        raise ValueError(
+            f"triggers contains {trigger!r} and {inside[0]!r}, which is a part of it and ends first; leave one of them "
+            "out"
+        )
+    if not any(begin.startswith(trigger) for begin in begins):
+        raise ValueError(f"triggers contains {trigger!r}, with which no tag begins; leave it out")
 
 
 def _trigger_of_tag(triggers: Sequence[str], tag: Tag) -> str:
