@@ -11,7 +11,7 @@ from .utf8 import whole_characters
 
 REGEX = "regex:"
 Trigger = Callable[[bytes, int], "int | None"]
-"""Where a trigger first ends in a text, or None. The number of leading bytes that do not contain it is passed as well,
+"""The first end of a trigger in a text, or None. The number of leading bytes that do not contain it is passed as well,
 so that they are not searched again."""
 
 

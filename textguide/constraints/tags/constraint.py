@@ -52,7 +52,7 @@ class Piece(NamedTuple):
     Args:
         tag: the tag that it belongs to; None for free text.
         text: the content of the tag, or the free text.
-        start: where ``text`` starts.
+        start: its first character in the whole text.
     """
 
     tag: Tag | None
@@ -70,7 +70,7 @@ class Tags(Constraint):
     Args:
         tags: the tags.
         triggers: the texts that start tags. Default: the beginnings of the tags; of several beginnings that start
-            alike, the shortest one. With ``["<tool"]``, free text never contains ``<tool``, except where a tag starts.
+            alike, the shortest one. With ``["<tool"]``, free text never contains ``<tool``, except at the start of a tag.
         at_least: smallest number of tags.
         at_most: largest number of tags; free text after the last one does not contain a trigger. None: no limit.
         free: whether there is free text. If False, tags follow each other directly or after one line break.

@@ -65,10 +65,10 @@ class Structure:
 
 @dataclass(frozen=True)
 class State:
-    """Where a text is.
+    """The position of a text in its structure.
 
     Args:
-        begin: where the current free text starts, or the place after the current trigger.
+        begin: start of the current free text, or the place after the current trigger.
         count: number of forms that have ended.
         forms: the numbers of the forms that the text may be in; None in free text.
         searched: length of the text that was scanned.
@@ -89,7 +89,7 @@ class TagsSession(Session):
         structure: what a text may contain.
         vocabulary: what each token adds.
         text: the bytes written so far.
-        state: where the text is.
+        state: the position of the text in its structure.
         contents: the sessions of the forms that the text may be in, after their contents.
     """
 
@@ -173,7 +173,7 @@ class TagsSession(Session):
         return self._structure.forms[state.forms[0]].trigger
 
     def content(self, text: bytes, state: State, stop: int) -> tuple[int, int, int]:
-        """The form that starts at a state and ends at ``stop``, and where its content starts and ends."""
+        """The form that starts at a state and ends at ``stop``, and the start and end of its content."""
         for number in state.forms or ():
             form = self._structure.forms[number]
             start = state.begin + len(form.rest)
@@ -273,7 +273,7 @@ class TagsSession(Session):
         return replace(state, forms=alive, searched=len(text)) if alive else None
 
     def _first_end(self, text: bytes, state: State, number: int) -> int | None:
-        """Where a form first ends, after the part of the text that was scanned before."""
+        """The first end of a form, after the part of the text that was scanned before."""
         form = self._structure.forms[number]
         if form.end is None or text[state.begin : state.begin + len(form.rest)] != form.rest:
             return None
