@@ -37,7 +37,7 @@ class Citation:
     Args:
         start: its first character in the text.
         end: the character after the last one.
-        sources: the places where it appears, in the order of the documents.
+        sources: its places in documents, in the order of the documents.
     """
 
     start: int

@@ -25,7 +25,7 @@ class Tag:
         begin: the text with which it starts, such as ``"<tool_call>"``. In :class:`Tags`, the name of a special token
             of the tokenizer means that token, as it does in prompts.
         constraint: for the content, or a value that describes one, as in :class:`textguide.AWRS`.
-        end: the text with which it ends, such as ``"</tool_call>"``. The content ends at the first place where it
+        end: the text with which it ends, such as ``"</tool_call>"``. The content ends as soon as it
             satisfies the constraint and this text follows. None: the content goes on to the end of the whole text.
 
     Raises:
@@ -64,13 +64,13 @@ class Piece(NamedTuple):
 class Tags(Constraint):
     """Free text in which certain texts start a form that satisfies a constraint: tool calls, thoughts, code fences.
 
-    Free text ends where a trigger first occurs. The text then continues with one of the tags whose ``begin`` starts
+    Free text ends with the first trigger. The text then continues with one of the tags whose ``begin`` starts
     with that trigger, and is free again after the tag. A text may end in free text, and in a tag without ``end``.
 
     Args:
         tags: the tags.
         triggers: the texts that start tags. Default: the beginnings of the tags; of several beginnings that start
-            alike, the shortest one. With ``["<tool"]``, free text never contains ``<tool``, except at the start of a tag.
+            alike, the shortest one. With ``["<tool"]``, only tags contain ``<tool``.
         at_least: smallest number of tags.
         at_most: largest number of tags; free text after the last one does not contain a trigger. None: no limit.
         free: whether there is free text. If False, tags follow each other directly or after one line break.

@@ -1,7 +1,7 @@
 """Free text, and forms in it that triggers start: one text, read from left to right.
 
-A text is divided in one way only. Free text ends where a trigger first ends. A form then starts: the rest of its
-beginning, its content, and its end. The content ends at the first place where it satisfies the constraint and the end
+A text is divided in one way only. Free text ends with the first trigger. A form then starts: the rest of its
+beginning, its content, and its end. The content ends as soon as it satisfies the constraint and the end
 follows, and free text starts again. If several forms share a trigger, all of them are followed until all but one are
 ruled out.
 
@@ -138,7 +138,7 @@ class TagsSession(Session):
                 continue
             same = state.begin == self._state.begin and number in self._contents
             session = self._contents[number] if same else form.session.fork()
-            # If only the end of the form can follow, its session stays where it is.
+            # If only the end of the form can follow, its session stays as it is.
             if len(whole) - start > len(session.text) and session.is_prefix(whole[start:]):
                 session.write(whole[start + len(session.text) :])
             contents[number] = session
