@@ -49,7 +49,8 @@ def summary(name: str) -> str:
     public = "textguide" if hasattr(textguide, method.__name__) else "textguide.guidance"
     lines = [
         f"* **Rule:** {about.rule}",
-        f"* **Paper:** [arXiv {about.paper}](https://arxiv.org/abs/{about.paper})",
+        f"* **Paper:** {f'[arXiv {about.paper}](https://arxiv.org/abs/{about.paper})' if about.paper else 'none'}",
+        *([f"* **Mechanism:** {about.mechanism}"] if about.paper else []),
         f"* **When to use:** for {about.helps}",
         f"* **Extra cost:** {about.passes}",
         f"* **Neutral at:** {about.neutral}",

@@ -25,9 +25,22 @@ if TYPE_CHECKING:
     from .engine.custom_generate import GuidedDecoding
     from .engine.results import GenerateResult, ScoreResult
     from .engine.speculation import Speculation, SpeculationReport
+    from .engine.token_priors import estimate_prior
     from .explanation import Explanation, explain
     from .generation import Branched, StreamChunk, eager, generate, guided_decoding, stream
-    from .guidance import ACFG, AWRS, CAIF, CFG, EAGer, FeynmanKac, Guidance, LMGuidance, PowerSampling, Reward
+    from .guidance import (
+        ACFG,
+        AWRS,
+        CAIF,
+        CFG,
+        EAGer,
+        FeynmanKac,
+        Guidance,
+        LMGuidance,
+        PowerSampling,
+        Reward,
+        TokenPrior,
+    )
     from .logits_processors import (
         AWRSLogitsProcessor,
         CAIFLogitsProcessor,
@@ -72,9 +85,11 @@ _HOMES = {
     "Speculation": "engine.speculation",
     "SpeculationReport": "engine.speculation",
     "StreamChunk": "generation",
+    "TokenPrior": "guidance",
     "caption": "captioning",
     "distill": "distillation",
     "eager": "generation",
+    "estimate_prior": "engine.token_priors",
     "evidence": "scoring",
     "explain": "explanation",
     "generate": "generation",
@@ -128,9 +143,11 @@ __all__ = [
     "Speculation",
     "SpeculationReport",
     "StreamChunk",
+    "TokenPrior",
     "caption",
     "distill",
     "eager",
+    "estimate_prior",
     "evidence",
     "explain",
     "generate",

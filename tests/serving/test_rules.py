@@ -156,7 +156,7 @@ def test_no_field_of_any_method_touches_a_file_or_a_module(secret: Path) -> None
 def test_what_loads_by_name_is_offered_by_name_alone() -> None:
     """Fields whose texts are loaded when a run begins."""
     known = {("caif", "classifier"), ("gradient-free-classifier", "classifier"), ("reward", "model"),
-             ("value", "value"), ("steering", "vector"), ("cfg", "distilled")}  # fmt: skip
+             ("value", "value"), ("steering", "vector"), ("token-prior", "prior"), ("cfg", "distilled")}  # fmt: skip
     assert {("reward", "model"), ("value", "value"), ("cfg", "distilled")} <= loading_fields()
     for name, field in known:
         example = next(form["example"] for form in RULES_FORMS if form["name"] == name)

@@ -20,6 +20,7 @@ COMMANDS = {
     "replicate": "test registered claims of papers, with a verdict by rule",
     "batch": "continue or score the rows of files, with many replicas of a model",
     "steering": "train a steering vector",
+    "prior": "train or export a token prior",
     "value": "train a value head on texts that a model writes",
     "lookahead": "train a lookahead for constraints",
     "distill": "train an adapter that replaces a guidance",

@@ -37,10 +37,21 @@ def read_branch(
     """
     known = adapter(model)
     if not known.is_encoder_decoder:
-        return prefill.read_prompts(model, texts, known.device, keep=keep, fast=fast, sharing=sharing)
+        return read_branches(model, [texts], keep=keep, fast=fast, sharing=sharing)
     assert written is not None
     outputs, mask = prefill.encode(model, texts, written.device)
     return prefill.read_encoded(model, written, outputs, mask, keep=keep)
+
+
+def read_branches(
+    model: Any, branches: Sequence[Sequence[Sequence[int]]], *, keep: int = 1, fast: bool = True, sharing: bool = False
+) -> tuple[Rows, Tensor]:
+    """Read the prompts of several branches of one decoder; arguments as for :func:`read_branch`.
+
+    Returns:
+        The rows of all branches, ordered by branch, and their last ``keep`` logits (R, keep, V).
+    """
+    return prefill.read_branches(model, branches, adapter(model).device, keep=keep, fast=fast, sharing=sharing)
 
 
 class BranchRows:

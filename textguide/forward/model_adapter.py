@@ -339,7 +339,7 @@ class ModelAdapter:
 
     def adopt(self, other: ModelAdapter) -> None:
         """Copy what the probes found about ``other``, of which this model is a part with fewer layers."""
-        for name in ("padding", "reads_chunks", "has_recurrent_state"):
+        for name in ("padding", "reads_chunks", "is_causal", "has_recurrent_state"):
             self.__dict__[name] = getattr(other, name)
 
     def needs_separate_passes(self, lengths: Sequence[int]) -> bool:

@@ -70,6 +70,10 @@ class RowGroups:
     """
 
     def __init__(self, rows: Sequence[Tensor], missing: Sequence[int]) -> None:
+        self.set(rows, missing)
+
+    def set(self, rows: Sequence[Tensor], missing: Sequence[int]) -> None:
+        """Replace the groups, in place: a cache and its layers share this object."""
         self.rows = list(rows)
         self.missing = list(missing)
         # A slice selects rows without copying them.
@@ -105,7 +109,8 @@ class OwnLengthsLayer(CacheLayerMixin):
     """The keys and values of one attention layer, in groups.
 
     Args:
-        cache: the cache that it is part of.
+        groups: those of the cache that it is part of. A reference to the cache would be a cycle, which keeps the keys
+            in memory until Python looks for cycles.
         keys: the keys of each group, (R_g, H, T_g, D).
         values: the values of each group.
         seen: number of tokens that the longest rows have read.
@@ -114,14 +119,14 @@ class OwnLengthsLayer(CacheLayerMixin):
 
     def __init__(
         self,
-        cache: OwnLengthsCache,
+        groups: RowGroups,
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         seen: int,
         window: int | None,
     ) -> None:
         super().__init__()
-        self.cache = cache
+        self.groups = groups
         self.own_keys = [Buffer(states) for states in keys]
         self.own_values = [Buffer(states) for states in values]
         self.is_sliding = window is not None
@@ -135,14 +140,13 @@ class OwnLengthsLayer(CacheLayerMixin):
         new = key_states.shape[-2]
         length = self.get_mask_sizes(new)[0]
         self.seen += new
-        groups = self.cache.groups
-        keys = self._append(self.own_keys, key_states)
-        values = self._append(self.own_values, value_states)
-        return _placeholder(key_states, length, groups, keys), _placeholder(value_states, length, groups, values)
+        keys = _placeholder(key_states, length, self.groups, self._append(self.own_keys, key_states))
+        values = _placeholder(value_states, length, self.groups, self._append(self.own_values, value_states))
+        return keys, values
 
     def _append(self, buffers: Sequence[Buffer], new: Tensor) -> list[Tensor]:
         states = []
-        for buffer, pick in zip(buffers, self.cache.groups.picks, strict=True):
+        for buffer, pick in zip(buffers, self.groups.picks, strict=True):
             full = buffer.append(new[pick])
             if self.sliding_window is not None:
                 full = full[:, :, -(self.sliding_window - 1 + new.shape[-2]) :]
@@ -169,10 +173,10 @@ class OwnLengthsLayer(CacheLayerMixin):
         self.own_keys = [_select(self.own_keys[group], rows) for group, rows, _ in selection]
         self.own_values = [_select(self.own_values[group], rows) for group, rows, _ in selection]
 
-    def copy_into(self, cache: OwnLengthsCache) -> OwnLengthsLayer:
-        """A copy of the layer as part of another cache."""
+    def copy_with(self, groups: RowGroups) -> OwnLengthsLayer:
+        """A copy of the layer for another cache, which has these ``groups``."""
         copied = copy.copy(self)
-        copied.cache = cache
+        copied.groups = groups
         copied.own_keys = [Buffer(buffer.states.clone()) for buffer in self.own_keys]
         copied.own_values = [Buffer(buffer.states.clone()) for buffer in self.own_values]
         return copied
@@ -228,7 +232,7 @@ class OwnLengthsCache(Cache):
         if isinstance(first, OwnLengthsLayer) or type(first) in (*_FULL_ATTENTION, *_SLIDING_WINDOW):
             keys = [states for part in parts for states in part.states(number, "keys")]
             values = [states for part in parts for states in part.states(number, "values")]
-            merged = OwnLengthsLayer(self, keys, values, longest, getattr(first, "sliding_window", None))
+            merged = OwnLengthsLayer(self.groups, keys, values, longest, getattr(first, "sliding_window", None))
             merged.record_past = any(getattr(layer, "record_past", False) for layer in layers)
             return merged
         raise ValueError(f"has cache layers that hold more than keys and values ({type(first).__name__})")
@@ -242,14 +246,16 @@ class OwnLengthsCache(Cache):
             else:
                 layer.reorder_cache(index)
         missing = [self.groups.missing[group] for group, _, _ in selection]
-        self.groups = RowGroups([new for _, _, new in selection], missing)
+        self.groups.set([new for _, _, new in selection], missing)
 
     def copy(self, index: Tensor) -> OwnLengthsCache:
         """A new cache with the rows ``index``; this one does not change."""
         copied = copy.copy(self)
+        groups = RowGroups(self.groups.rows, self.groups.missing)
+        copied.groups = groups
         copied.layers = []
         for layer in self.layers:
-            copied.layers.append(layer.copy_into(copied) if isinstance(layer, OwnLengthsLayer) else _copy_states(layer))
+            copied.layers.append(layer.copy_with(groups) if isinstance(layer, OwnLengthsLayer) else _copy_states(layer))
         copied.select(index)
         return copied
 

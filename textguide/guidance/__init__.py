@@ -47,6 +47,7 @@ from .scaled import Contrast, Scaled
 from .sled import SLED
 from .spec import as_guidance
 from .steering import Steering
+from .token_prior import TokenPrior
 from .value_guidance import ValueGuidance
 from .vcd import VCD
 
@@ -106,6 +107,7 @@ __all__ = [
     "TokenConstraint",
     "parts_of",
     "TokenPerturbation",
+    "TokenPrior",
     "TokenReweighting",
     "ValueGuidance",
     "as_guidance",

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..guidance import CFG, BranchGuidance, LMGuidance
+from ..guidance import CFG, BranchGuidance, LMGuidance, TokenPrior
+from ..guidance.priors import SparsePrior
 from ..guidance.text_reweighting import TextReweighting
 from ..guidance.views import MaskedHeads, Steered, View
 
@@ -200,7 +201,36 @@ def language_model(guidance: LMGuidance, distributions: Sequence[Distribution], 
     return normalized(mixed)
 
 
-COMBINE: dict[str, Callable[[Any, Sequence[Distribution], float], Distribution]] = {"cfg": cfg, "lm": language_model}
+def prior_of(guidance: TokenPrior, size: int) -> Distribution:
+    """The log-probabilities of a prior whose tokens are named: all others share what is left equally."""
+    assert isinstance(guidance.prior, SparsePrior)
+    named = dict(guidance.prior.pairs)
+    rest = 1.0 - sum(named.values())
+    return [math.log(named.get(token, rest / (size - len(named)))) for token in range(size)]
+
+
+def token_prior(guidance: TokenPrior, distributions: Sequence[Distribution], s: float) -> Distribution:
+    """``o + γ (lc − o)``, token by token; ``o`` is the prior, or ``share · m + (1 − share) · lu``."""
+    scale = cfg_scale(guidance, s)  # type: ignore[arg-type]
+    prior = prior_of(guidance, len(distributions[0]))
+    mixed = []
+    for token, lc in enumerate(distributions[0]):
+        other = prior[token]
+        if len(distributions) > 1:
+            lu = distributions[1][token]
+            other = -math.inf if lu == -math.inf else guidance.share * other + (1 - guidance.share) * lu
+        if lc == -math.inf or other == -math.inf:
+            mixed.append(lc)
+        else:
+            mixed.append(other + scale * (lc - other))
+    return normalized(mixed) if guidance.renormalize else mixed
+
+
+COMBINE: dict[str, Callable[[Any, Sequence[Distribution], float], Distribution]] = {
+    "cfg": cfg,
+    "lm": language_model,
+    "token-prior": token_prior,
+}
 """The oracle of every registered guidance, by name."""
 
 

@@ -11,7 +11,7 @@ from ..constraints import Regex
 from ..constraints.engines import DEFAULT
 from ..constraints.patterns import BACKTRACKING
 from ..forward.steering_vectors import BUNDLED
-from ..guidance import Guidance, TokenReweighting, as_guidance, split
+from ..guidance import Guidance, TokenReweighting, as_guidance, priors, split
 from ..guidance.canvas_guidance import CanvasGuidance
 from ..guidance.places import check_place
 from ..support.checks import is_whole_number
@@ -230,6 +230,8 @@ class Rules:
             known = isinstance(value, str) and (value in BUNDLED or value in self.named)
             if not known and not isinstance(value, list):
                 raise RefusedError(self._not_offered(name, value, BUNDLED))
+        elif name == "prior":
+            self._check_prior(value)
         elif name == "constraint":
             self.constraint(value)
         elif name == "critic":
@@ -241,6 +243,14 @@ class Rules:
         known = isinstance(value, str) and (value in self.named or value in CLASSIFIERS)
         if not known and not (isinstance(value, str) and value.startswith("zero-shot:")):
             raise RefusedError(self._not_offered(name, value, [*CLASSIFIERS, "zero-shot:LABEL,LABEL"]))
+
+    def _check_prior(self, value: Any) -> None:
+        """Refuse files; probabilities by token id are part of the request."""
+        if isinstance(value, Mapping) and "file" not in value and "fingerprint" not in value:
+            return
+        name = value.get("file") if isinstance(value, Mapping) else value
+        if not isinstance(name, str) or (name not in priors.BUNDLED and name not in self.named):
+            raise RefusedError(self._not_offered("prior", name, priors.BUNDLED))
 
     def _not_offered(self, name: str, value: Any, known: Collection[str]) -> str:
         offered = ", ".join([*known, *self.named])
