@@ -173,7 +173,7 @@ def _scaled(start: Fraction, width: Fraction) -> Iterator[Interval]:
 
 def _has_power(range_: NumberRange, mantissa: Fraction, begun: str) -> bool:
     """Whether ``mantissa`` times ten to an exponent that starts with the digits ``begun`` is in the range."""
-    exponents = set()
+    exponents: set[int] = set()
     for length in range(EXPONENT_DIGITS - len(begun) + 1):
         if begun or length:
             first = int(begun or 0) * 10**length

@@ -255,9 +255,10 @@ class ArrayPlan(Plan):
         if self.is_unique and any(_same(items[-1], other) for other in items[:-1]):
             return False
         for node in self.nodes:
-            most = node.keywords.get("maxContains")
-            contained = None if most is None or node.schemas.is_opaque else node.child("contains")
-            if contained is not None and sum(contained.is_valid(item, None) for item in items) > most:
+            contained = None if node.schemas.is_opaque else node.child("contains")
+            if contained is None or "maxContains" not in node.keywords:
+                continue
+            if sum(contained.is_valid(item, None) for item in items) > node.keywords["maxContains"]:
                 return False
         return True
 

@@ -43,7 +43,7 @@ class Frame(NamedTuple):
         branches: the ways in which it may still be valid.
         keys: names of its properties.
         parts: the values so far, the last one first: ``(earlier parts, value)``; None: there are none.
-        count: number of these.
+        number: how many these are.
         key: the name of the property that is being written.
         is_object: whether it is an object.
     """
@@ -52,7 +52,7 @@ class Frame(NamedTuple):
     branches: tuple[Branch, ...]
     keys: Set[str]
     parts: Any
-    count: int
+    number: int
     key: str
     is_object: bool
 
@@ -172,7 +172,7 @@ class Reader:
             if isinstance(plan, ObjectPlan):
                 has_room = plan.may_have_name(b"", 0, frame.keys)
             else:
-                has_room = isinstance(plan, ArrayPlan) and plan.may_have(frame.count)
+                has_room = isinstance(plan, ArrayPlan) and plan.may_have(frame.number)
             if has_room:
                 branches.append(branch)
         if not branches:
@@ -213,9 +213,9 @@ class Reader:
                 nodes = outer.of_property(frame.key)
             else:
                 assert isinstance(outer, ArrayPlan)
-                if not outer.may_have(frame.count):
+                if not outer.may_have(frame.number):
                     continue
-                nodes = outer.of_item(frame.count)
+                nodes = outer.of_item(frame.number)
             for plan in plans(nodes, kind):
                 unused: Plan | None = plan
                 if isinstance(outer, ArrayPlan) and outer.is_unique:
@@ -251,7 +251,7 @@ class Reader:
             kept = [one for one in kept if isinstance(one.plan, ArrayPlan) and one.plan.accepts_items(items)]
         if not kept:
             return None
-        following = frame._replace(branches=tuple(kept), parts=parts, count=frame.count + 1)
+        following = frame._replace(branches=tuple(kept), parts=parts, number=frame.number + 1)
         return self._in_gap(AFTER_VALUE, following)
 
     def _close(self, state: State) -> State | None:
