@@ -88,13 +88,15 @@ def gather_tools(body: dict[str, Any]) -> None:
         return
     if not isinstance(body.get("messages"), list):
         raise ArgumentError(f"{TOOLS} needs a chat with tools; send it to /v1/chat/completions", TOOLS)
-    parallel = body.get("parallel_tool_calls")
+    parallel = body.pop("parallel_tool_calls", None)  # vLLM would make a mask for false
     try:
         calls = tool_calls(body.get("tools") or (), choice, parallel is not False, engine=ENGINE)
     except ValueError as error:
         raise ArgumentError(f"{TOOLS}: {error}", TOOLS) from None
     body[TAGS] = calls.to_dict()
     body["tool_choice"] = "auto"
+    for tool in body["tools"]:
+        tool["function"].pop("strict", None)  # the constraint is strict, and vLLM would make a mask
 
 
 def _is_ours(name: str) -> bool:

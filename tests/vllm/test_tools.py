@@ -17,7 +17,10 @@ pytestmark = pytest.mark.real_model
 WEATHER = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}}, "required": ["city"]}
 TIME = {"type": "object", "properties": {"zone": {"enum": ["CET", "UTC"]}}, "required": ["zone"]}
 TOOLS = [
-    {"type": "function", "function": {"name": "weather", "parameters": {**WEATHER, "additionalProperties": False}}},
+    {
+        "type": "function",
+        "function": {"name": "weather", "strict": True, "parameters": {**WEATHER, "additionalProperties": False}},
+    },
     {"type": "function", "function": {"name": "time", "parameters": {**TIME, "additionalProperties": False}}},
 ]
 ALLOWED = {"weather": {"city": ["Rome", "Paris"]}, "time": {"zone": ["CET", "UTC"]}}
