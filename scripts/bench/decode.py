@@ -10,8 +10,8 @@ before" pads all rows to the longest one and copies the cache at every step, as 
 Cells that the file already has are not measured again. "outside" is the time of a step that is not spent in the model's
 layers and head, as a share of the time that is. Long prompts in one pass and in chunks, random weights beyond 8k::
 
-    python scripts/bench/decode.py --threads 1 --dtype bfloat16 --chunked --new 2 --repeats 1 --batches 1 --prompts 8000
-    … --prompts 16000 32000 --positions 33000
+    python scripts/bench/decode.py --threads 1 --chunked --new 2 --repeats 1 --batches 1 --prompts 8000 16000 32000 \
+        --positions 33000 --layers 6
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also other ways of guidance, and twice the rows")
     parser.add_argument("--chunked", action="store_true", help="only guided, with prompts in one pass and in chunks")
     parser.add_argument("--positions", type=int, help="random weights of the model's shape, for longer prompts")
+    parser.add_argument("--layers", type=int, help="with --positions: number of layers")
     parser.add_argument("--static", action="store_true", help="also with a static cache (compiled on a GPU)")
     arguments = parser.parse_args()
     model, tokenizer = timing.load(arguments)
     if arguments.positions:
         model.config.max_position_embeddings = arguments.positions
+        model.config.num_hidden_layers = arguments.layers or model.config.num_hidden_layers
         model = type(model)(model.config).to(model.device, model.dtype).eval()
     for warm in contestants(model, prompts(tokenizer, 2, 64, arguments), arguments).values():
         warm()

@@ -15,10 +15,12 @@ from textguide.constraints import (
     AllOf,
     AnyOf,
     Constraint,
+    Corpus,
     Grammar,
     JSONSchema,
     Not,
     Predicate,
+    Quote,
     Regex,
     from_dict,
     resolve,
@@ -36,6 +38,8 @@ EVERY: list[Constraint] = [
     AllOf(Regex("a"), Not(Regex("b"))),
     After("</think>", Regex("a")),
     SMILES(),
+    Quote("a b", unit="word", most=2),
+    Corpus({"a": "b", "c": "d"}),
     SQL({"t": ["a", "b c"]}, dialect="standard"),
 ]
 
@@ -50,6 +54,7 @@ def test_to_json_and_back(constraint: Constraint) -> None:
 
 def test_every_kind_is_registered() -> None:
     kinds = {"regex", "json-schema", "grammar", "predicate", "any-of", "all-of", "not", "after", "sql", "smiles"}
+    kinds |= {"quote", "corpus"}
     ours = {kind for kind, made in Constraint.registry.items() if made.__module__.startswith("textguide.constraints")}
     assert ours == kinds
     assert {constraint.kind for constraint in EVERY} == kinds - {"predicate"} - {"not"}

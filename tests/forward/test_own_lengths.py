@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import random
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -111,6 +113,27 @@ def test_padded_prompts_lose_their_padding() -> None:
     logits = rows.forward(torch.tensor([[7]] * 5))
     for row, prompt in enumerate([*PROMPTS, [5]]):
         torch.testing.assert_close(logits[row, -1], _alone(model, [*prompt, 7])[-1], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("most", [None, 2])
+@torch.no_grad()
+def test_keys_leave_memory_with_their_cache(most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_lengths, "most_groups", lambda device: most)
+    model = build("llama")
+    rows = _read(model, PROMPTS)
+    rows.forward(torch.tensor([[7]] * 4))
+    layer = weakref.ref(_cache(rows).layers[0])
+    merged = row_batch.merge([rows, _read(model, PROMPTS[:1])])
+    gc.collect()
+    gc.disable()
+    try:
+        del rows
+        assert layer() is None
+        layer = weakref.ref(_cache(merged).layers[0])
+        del merged
+        assert layer() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("most", [None, 2])

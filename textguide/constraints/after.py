@@ -47,8 +47,9 @@ class After(Constraint):
     kind = "after"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.constraint, Constraint):
-            raise ValueError(f"constraint={self.constraint!r} must be a constraint such as Regex('a')")
+        from .spec import resolve
+
+        object.__setattr__(self, "constraint", resolve(self.constraint))
         trigger_of(self.trigger)
 
     def to_dict(self) -> dict[str, Any]:

@@ -76,6 +76,12 @@ class RowGroups:
     def __init__(
         self, rows: Sequence[Tensor], missing: Sequence[int], padding: Sequence[Tensor | None] | None = None
     ) -> None:
+        self.set(rows, missing, padding)
+
+    def set(
+        self, rows: Sequence[Tensor], missing: Sequence[int], padding: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """Replace the groups, in place: a cache and its layers share this object."""
         self.rows = list(rows)
         self.missing = list(missing)
         self.padding = [None] * len(self.rows) if padding is None else list(padding)
@@ -112,7 +118,8 @@ class OwnLengthsLayer(CacheLayerMixin):
     """The keys and values of one attention layer, in groups.
 
     Args:
-        cache: the cache that it is part of.
+        groups: those of the cache that it is part of. A reference to the cache would be a cycle, which keeps the keys
+            in memory until Python looks for cycles.
         keys: the keys of each group, (R_g, H, T_g, D).
         values: the values of each group.
         seen: number of tokens that the longest rows have read.
@@ -121,14 +128,14 @@ class OwnLengthsLayer(CacheLayerMixin):
 
     def __init__(
         self,
-        cache: OwnLengthsCache,
+        groups: RowGroups,
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         seen: int,
         window: int | None,
     ) -> None:
         super().__init__()
-        self.cache = cache
+        self.groups = groups
         self.own_keys = [Buffer(states) for states in keys]
         self.own_values = [Buffer(states) for states in values]
         self.is_sliding = window is not None
@@ -142,14 +149,13 @@ class OwnLengthsLayer(CacheLayerMixin):
         new = key_states.shape[-2]
         length = self.get_mask_sizes(new)[0]
         self.seen += new
-        groups = self.cache.groups
-        keys = self._append(self.own_keys, key_states)
-        values = self._append(self.own_values, value_states)
-        return _placeholder(key_states, length, groups, keys), _placeholder(value_states, length, groups, values)
+        keys = _placeholder(key_states, length, self.groups, self._append(self.own_keys, key_states))
+        values = _placeholder(value_states, length, self.groups, self._append(self.own_values, value_states))
+        return keys, values
 
     def _append(self, buffers: Sequence[Buffer], new: Tensor) -> list[Tensor]:
         states = []
-        for buffer, pick in zip(buffers, self.cache.groups.picks, strict=True):
+        for buffer, pick in zip(buffers, self.groups.picks, strict=True):
             full = buffer.append(new[pick])
             if self.sliding_window is not None:
                 full = full[:, :, -(self.sliding_window - 1 + new.shape[-2]) :]
@@ -176,10 +182,10 @@ class OwnLengthsLayer(CacheLayerMixin):
         self.own_keys = [_select(self.own_keys[group], rows) for group, rows, _ in selection]
         self.own_values = [_select(self.own_values[group], rows) for group, rows, _ in selection]
 
-    def copy_into(self, cache: OwnLengthsCache) -> OwnLengthsLayer:
-        """A copy of the layer as part of another cache."""
+    def copy_with(self, groups: RowGroups) -> OwnLengthsLayer:
+        """A copy of the layer for another cache, which has these ``groups``."""
         copied = copy.copy(self)
-        copied.cache = cache
+        copied.groups = groups
         copied.own_keys = [Buffer(buffer.states.clone()) for buffer in self.own_keys]
         copied.own_values = [Buffer(buffer.states.clone()) for buffer in self.own_values]
         return copied
@@ -244,7 +250,7 @@ class OwnLengthsCache(Cache):
             merged_keys = [group.join(keys) for group in merged]
             merged_values = [group.join(values) for group in merged]
             window = getattr(first, "sliding_window", None)
-            layer = OwnLengthsLayer(self, merged_keys, merged_values, longest, window)
+            layer = OwnLengthsLayer(self.groups, merged_keys, merged_values, longest, window)
             layer.record_past = any(getattr(one, "record_past", False) for one in layers)
             return layer
         raise ValueError(f"has cache layers that hold more than keys and values ({type(first).__name__})")
@@ -263,14 +269,16 @@ class OwnLengthsCache(Cache):
             missing.append(self.groups.missing[group])
             own = self.groups.padding[group]
             padding.append(None if own is None else own[rows])
-        self.groups = RowGroups([new for _, _, new in selection], missing, padding)
+        self.groups.set([new for _, _, new in selection], missing, padding)
 
     def copy(self, index: Tensor) -> OwnLengthsCache:
         """A new cache with the rows ``index``; this one does not change."""
         copied = copy.copy(self)
+        groups = RowGroups(self.groups.rows, self.groups.missing, self.groups.padding)
+        copied.groups = groups
         copied.layers = []
         for layer in self.layers:
-            copied.layers.append(layer.copy_into(copied) if isinstance(layer, OwnLengthsLayer) else _copy_states(layer))
+            copied.layers.append(layer.copy_with(groups) if isinstance(layer, OwnLengthsLayer) else _copy_states(layer))
         copied.select(index)
         return copied
 

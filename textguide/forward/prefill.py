@@ -74,6 +74,10 @@ class _PreparedInputs:
             return True
         return not isinstance(self.cache, StaticCache) and self.cache.get_seq_length() == 0
 
+    def mask_of(self, ids: Tensor) -> Tensor:
+        """The attention mask; transformers leaves it out if nothing is padded."""
+        return torch.ones_like(ids) if self.mask is None else self.mask
+
     def positions_count_tokens(self, mask: Tensor) -> bool:
         """Whether positions count the unmasked tokens, as they do unless the caller passed others."""
         if self.positions is None:
@@ -129,7 +133,7 @@ def read_prepared(
             cache=prepared.cache,
         )
     elif _reads_unpadded(known, ids, prepared, fresh or fast):
-        prompts = _unpadded(ids, prepared.mask)
+        prompts = _unpadded(ids, prepared.mask_of(ids))
         rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1, chunking=chunking)
     else:
         # The rows of one prompt may have different images.
@@ -149,7 +153,7 @@ def as_token_ids(model: Any, ids: Tensor, model_kwargs: Mapping[str, Any]) -> li
     prepared = _PreparedInputs.of(model_kwargs, fresh=True)
     if known.is_encoder_decoder or not _reads_unpadded(known, ids, prepared, new_cache=True):
         return None
-    return _unpadded(ids, prepared.mask)
+    return _unpadded(ids, prepared.mask_of(ids))
 
 
 def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, new_cache: bool) -> bool:
@@ -161,7 +165,6 @@ def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs,
     Raises:
         ValueError: the padding cannot be removed, and the model would read it.
     """
-    mask = prepared.mask
     if prepared.has_images:
         # The model's own processor has padded these, and an input such as an image cannot be cut to a row's length.
         if prepared.is_padded and known.has_recurrent_state:
@@ -170,21 +173,20 @@ def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs,
                 "length, or one prompt at a time"
             )
         return False
-    if mask is None:
-        return False
+    mask = prepared.mask_of(ids)
     if prepared.is_padded and known.padding is not Padding.EXACT:
         return True
     if prepared.is_padded and known.needs_separate_passes(mask.sum(-1).tolist()):
         return True
-    if known.has_recurrent_state:
+    if prepared.mask is not None and known.has_recurrent_state:
         return True
-    # The cache that generate passed stays empty then, which nobody notices unless it is a static one.
+    # The cache that generate passed stays empty then, which nobody notices unless it is a static one. Keys in it would
+    # stay in memory during the whole run, even if the branches are merged into another cache.
     may_move = mask.shape == ids.shape and prepared.positions_count_tokens(mask) and prepared.cache_may_stay_empty
     return new_cache and may_move
 
 
-def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    assert mask is not None
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
 
 

@@ -46,6 +46,7 @@ class EAGer(Sampling):
         neutral="one branch",
         helps="several answers at a lower cost than independent samples",
         experimental=True,
+        mechanism="without the paper's second stage, which gives unused branches to other prompts",
     )
 
     def __post_init__(self) -> None:
