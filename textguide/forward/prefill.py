@@ -178,8 +178,8 @@ def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs,
         return True
     if prepared.is_padded and known.needs_separate_passes(mask.sum(-1).tolist()):
         return True
-    if prepared.mask is not None and known.has_recurrent_state:
-        return True
+    if known.has_recurrent_state:
+        return prepared.mask is not None
     # The cache that generate passed stays empty then, which nobody notices unless it is a static one. Keys in it would
     # stay in memory during the whole run, even if the branches are merged into another cache.
     may_move = mask.shape == ids.shape and prepared.positions_count_tokens(mask) and prepared.cache_may_stay_empty

@@ -174,6 +174,7 @@ def start(
     if vocabulary is None:
         vocabulary = vocabulary_of(model, config, tokenizer)
     constraint = constraint_of(awrs)
+    vocabulary = constraint.vocabulary(vocabulary)
     session = constraint.start(vocabulary)
     options: dict[str, Any] = {
         "limit": None if config.max_length is None else config.max_length - ids.shape[1],
