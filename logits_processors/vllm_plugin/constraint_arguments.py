@@ -38,7 +38,16 @@ _ARGUMENTS_BY_KIND = {kind.kind: names for kind, names in _PORTABLE.items()}
 PORTABLE_ARGUMENTS = tuple(name for name, _ in _PORTABLE.values())
 """Arguments with a constraint that is compiled for the request."""
 _ARGUMENTS_BY_PREFIX = {"regex": "awrs_regex", "json-schema": "awrs_json_schema", "grammar": "awrs_grammar"}
-_OTHER_FIELDS = {"engine": ENGINE, "whitespace": "flexible", "lenient": False, "longest_string": None}
+_OTHER_FIELDS = {
+    "engine": ENGINE,
+    "whitespace": "flexible",
+    "lenient": False,
+    "longest_string": None,
+    "order": "schema",
+    "draft": None,
+    "schemas": None,
+    "assert_formats": True,
+}
 """Further fields of constraints in JSON: the values that short arguments stand for."""
 
 
