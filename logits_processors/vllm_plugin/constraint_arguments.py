@@ -39,7 +39,16 @@ TAGS = "awrs_tags"
 PORTABLE_ARGUMENTS = (*(name for name, _ in _PORTABLE.values()), TAGS)
 """Arguments with a constraint that is compiled for the request."""
 _ARGUMENTS_BY_PREFIX = {"regex": "awrs_regex", "json-schema": "awrs_json_schema", "grammar": "awrs_grammar"}
-_OTHER_FIELDS = {"engine": ENGINE, "whitespace": "flexible", "lenient": False, "longest_string": None}
+_OTHER_FIELDS = {
+    "engine": ENGINE,
+    "whitespace": "flexible",
+    "lenient": False,
+    "longest_string": None,
+    "order": "schema",
+    "draft": None,
+    "schemas": None,
+    "assert_formats": True,
+}
 """Further fields of constraints in JSON: the values that short arguments stand for."""
 
 
