@@ -155,10 +155,7 @@ def start(
     Raises:
         ValueError: the constraint cannot be built, or nothing satisfies it.
     """
-    ends = config.eos_token_id
-    if ends is None:
-        ends = ()
-    end_tokens = frozenset(ends if isinstance(ends, (list, tuple)) else (ends,))
+    end_tokens = _end_tokens(config)
     if isinstance(guidance, EAGer):
         size = guidance.max_branches
         if len(ids) % size or any(not torch.equal(row, ids[n - n % size]) for n, row in enumerate(ids)):
@@ -179,8 +176,7 @@ def start(
     vocabulary = constraint.vocabulary(vocabulary)
     session = constraint.start(vocabulary)
     limit = None if config.max_length is None else config.max_length - ids.shape[1]
-    if limit is not None and awrs.weighs and awrs.lookahead is not None:
-        _check_limit(constraint, vocabulary, limit)
+    _check_limit(awrs, constraint, vocabulary, limit)
     options: dict[str, Any] = {
         "limit": limit,
         "lookahead": lookahead_of(awrs.lookahead, constraint, vocabulary),
@@ -194,12 +190,22 @@ def start(
     return Constrained(awrs, session, vocabulary, ids.shape[0], generator, ids.device, corrects, **options)
 
 
-def _check_limit(constraint: Constraint, vocabulary: Vocabulary, limit: int) -> None:
+def _end_tokens(config: Any) -> frozenset[int]:
+    """The tokens that end texts."""
+    ends = config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset(ends if isinstance(ends, (list, tuple)) else (ends,))
+
+
+def _check_limit(guidance: AWRS, constraint: Constraint, vocabulary: Vocabulary, limit: int | None) -> None:
     """Refuse a limit of tokens that no text of the constraint fits into, if its automaton knows that.
 
     Raises:
         UnsatisfiableError: the shortest text has more tokens.
     """
+    if limit is None or not guidance.weighs or guidance.lookahead is None:
+        return
     automaton = automaton_of(constraint, vocabulary)
     end = 1 if vocabulary.ends else 0
     # With few bytes there is room. Otherwise tokens are counted, which takes longer.
