@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,8 @@ def generate(
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
     images: Any = None,
+    prefill_memory: int | None = None,
+    prefill_progress: Callable[[int, int], Any] | None = None,
     verify: int = 0,
     **options: Any,
 ) -> GenerateResult:
@@ -120,6 +122,11 @@ def generate(
             or a :class:`textguide.Speculation`. The text stays the same.
         images: one image per prompt, for models that read images. ``tokenizer`` is then the model's processor, and the
             options of :func:`textguide.caption` apply.
+        prefill_memory: bytes that a pass over a long prompt may take besides keys and values, by an estimate. Longer
+            prompts are read in chunks, with the same result up to rounding; or pass ``prefill_chunk_size``, the number
+            of tokens per pass. Default: 1 GiB with guidance; without it, prompts are read in one pass.
+        prefill_progress: called while a prompt is read in chunks, with the number of tokens that were read and that are
+            to be read.
         verify: number of random steps of the run, each of one row, that are read again by full forward passes without
             cache, padding or batching. ``effect.verification`` reports the largest differences of log-probabilities.
             If rounding does not explain them, there is a :class:`textguide.support.errors.VerificationWarning`.
@@ -168,6 +175,8 @@ def generate(
                 "vocabulary": vocabulary,
                 "speculation": speculation,
                 "images": images,
+                "prefill_memory": prefill_memory,
+                "prefill_progress": prefill_progress,
                 "include_stop": None if include_stop else False,
                 "verify": verify or None,
             },
@@ -189,6 +198,8 @@ def generate(
         observer=observer,
         stopping_criteria=stopping_criteria,
         vocabulary=vocabulary,
+        prefill_memory=prefill_memory,
+        prefill_progress=prefill_progress,
         verify=verify,
     )
     if images is not None:
@@ -220,6 +231,8 @@ def stream(
     stopping_criteria: Any = None,
     vocabulary: Vocabulary | None = None,
     speculation: Any = None,
+    prefill_memory: int | None = None,
+    prefill_progress: Callable[[int, int], Any] | None = None,
     verify: int = 0,
     **options: Any,
 ) -> Iterator[StreamChunk]:
@@ -261,6 +274,8 @@ def stream(
         observer=observer,
         stopping_criteria=stopping_criteria,
         vocabulary=vocabulary,
+        prefill_memory=prefill_memory,
+        prefill_progress=prefill_progress,
         verify=verify,
     )
     sampling = split(request.guidance).sampling

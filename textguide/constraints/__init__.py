@@ -11,7 +11,7 @@ from .quotes import Corpus, Quote
 from .smiles import SMILES
 from .spec import from_dict, resolve
 from .sql import SQL
-from .tags import Tag, Tags
+from .tags import Tag, Tags, tool_calls
 from .vocabulary import Vocabulary
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "Vocabulary",
     "from_dict",
     "resolve",
+    "tool_calls",
 ]
