@@ -118,7 +118,6 @@ def test_combinations_accept_the_same_values() -> None:
         (Regex, "is the class of a constraint; write Regex"),
         (type("Own", (), {}), "has no JSON schema"),
     ],
-    ids=repr,
 )
 def test_other_values_are_refused_before_anything_is_generated(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -200,22 +200,23 @@ def test_prompts_with_more_than_token_ids_are_not_shared() -> None:
     assert prefill.as_token_ids(build("t5"), ids, {"attention_mask": mask}) is None
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bloom"])
+@pytest.mark.parametrize("count", [1, 3])  # transformers passes no mask for one prompt
 @pytest.mark.parametrize("samples", [1, 2])
-def test_texts_are_those_without_sharing(name: str, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bloom"])
+def test_texts_are_those_without_sharing(name: str, samples: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
-    negatives = [tuple(prompt) for prompt in NEGATIVES]
+    negatives = [tuple(prompt) for prompt in NEGATIVES[:count]]
+    options: dict[str, Any] = {"num_return_sequences": samples, "do_sample": samples > 1, "top_k": 1}
 
     def texts() -> list[list[int]]:
         guidance = CFG(1.5, negative_prompt=negatives)
-        options = {"num_return_sequences": samples, "do_sample": samples > 1, "top_k": 1}
-        return textguide.generate(model, Tokenizer(), PROMPTS, guidance, max_new_tokens=6, **options).new_tokens
+        return textguide.generate(model, Tokenizer(), PROMPTS[:count], guidance, max_new_tokens=6, **options).new_tokens
 
     shared, read = tokens_read(model, texts)
     monkeypatch.setattr(prefill, "LEAST_SAVED", 10**9)
     alone, more = tokens_read(model, texts)
     assert shared == alone
-    assert read < more
+    assert read <= more - len(SYSTEM)
 
 
 def test_prefixes_form_a_tree() -> None:

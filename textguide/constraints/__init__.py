@@ -11,6 +11,7 @@ from .quotes import Corpus, Quote
 from .smiles import SMILES
 from .spec import from_dict, resolve
 from .sql import SQL
+from .tags import Tag, Tags, tool_calls
 from .vocabulary import Vocabulary
 
 __all__ = [
@@ -31,8 +32,11 @@ __all__ = [
     "SQL",
     "Session",
     "Source",
+    "Tag",
+    "Tags",
     "UnsatisfiableError",
     "Vocabulary",
     "from_dict",
     "resolve",
+    "tool_calls",
 ]

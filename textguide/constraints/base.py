@@ -37,7 +37,7 @@ class Citation:
     Args:
         start: its first character in the text.
         end: the character after the last one.
-        sources: the places where it appears, in the order of the documents.
+        sources: its places in documents, in the order of the documents.
     """
 
     start: int
@@ -85,6 +85,18 @@ class Constraint(ABC):
             The continuation, which may be wrong: callers check it. None if no guess is possible.
         """
         return None
+
+    def special_tokens(self, vocabulary: Vocabulary) -> frozenset[str]:
+        """The names of the special tokens of ``vocabulary`` that members may contain."""
+        return frozenset()
+
+    def vocabulary(self, vocabulary: Vocabulary) -> Vocabulary:
+        """``vocabulary``, in which the special tokens that members may contain have bytes.
+
+        Raises:
+            ValueError: one of them ends the text.
+        """
+        return vocabulary.spelled(self.special_tokens(vocabulary))
 
     def citations(self, text: str) -> tuple[Citation, ...]:
         """The parts of a member that are quoted from documents, with their sources.

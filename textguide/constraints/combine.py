@@ -53,6 +53,10 @@ class _Combination(Constraint, ABC):
             return None
         return f"({self.operator.join(f'({part})' for part in parts)})"
 
+    def special_tokens(self, vocabulary: Vocabulary) -> frozenset[str]:
+        """As :meth:`Constraint.special_tokens`: those of all parts."""
+        return frozenset().union(*(part.special_tokens(vocabulary) for part in self.constraints))
+
     def _regular_session(self, vocabulary: Vocabulary) -> Session | None:
         """A session with exact masks, if every part is regular."""
         terminal = self.regular()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from ..forward import prefill
+from ..forward.chunking import ONE_PASS, Chunking
 from ..forward.model_adapter import adapter
 from ..forward.row_batch import Rows
 from ..guidance.base import SELF, Branch
@@ -70,6 +71,7 @@ class BranchPasses:
             read the same tokens.
         fast: if True, runs without branches may differ from plain decoding by rounding, as runs with branches do.
         view: the part of ``model`` that the conditional pass runs; None: all of it.
+        chunking: how long prompts are cut when they are read.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class BranchPasses:
         copies: int = 1,
         fast: bool = False,
         view: View | None = None,
+        chunking: Chunking = ONE_PASS,
     ) -> None:
         self.copies = copies
+        self.chunking = chunking
         self.fast = fast or bool(branches) or copies > 1
         self.own: ModelPart = (SELF, view)
         self.parts = model_parts(model, models, branches, view)
@@ -168,7 +172,13 @@ class BranchPasses:
             together[self.own] = {COND: cond}
         else:
             rows, last = prefill.read_prepared(
-                model, ids, model_kwargs, copies=self.copies, fresh=guided, fast=self.fast
+                model,
+                ids,
+                model_kwargs,
+                copies=self.copies,
+                fresh=guided,
+                fast=self.fast,
+                chunking=self.chunking,
             )
             yield self.own, BranchRows(rows, [COND]), last
         for number, (branch, prompts) in enumerate(zip(self.branches, self.prompts, strict=True), start=1):
@@ -183,7 +193,8 @@ class BranchPasses:
             else:
                 together.setdefault(branch.model_part, {})[number] = prompts
         for name, branches in together.items():
-            rows, logits = read_branches(self.parts[name], list(branches.values()), sharing=self.copies > 1)
+            texts = list(branches.values())
+            rows, logits = read_branches(self.parts[name], texts, sharing=self.copies > 1, chunking=self.chunking)
             yield name, BranchRows(rows, list(branches)), logits[:, -1]
 
     def make_static(self, new_tokens: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache
 
 from . import caches
+from .chunking import ONE_PASS, Chunking
 from .model_adapter import ModelAdapter, Padding, adapter
 from .row_batch import RowBatch, Rows, SharedRows, merge
 
@@ -103,6 +104,7 @@ def read_prepared(
     copies: int = 1,
     fresh: bool = False,
     fast: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[Rows, Tensor]:
     """Read what transformers' ``generate`` prepared, and return the rows and the next-token logits (B, V).
 
@@ -113,6 +115,7 @@ def read_prepared(
         fresh: the rows will be merged with those of other branches, so do not use a static cache, which only has room
             for these rows.
         fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
+        chunking: how long prompts are cut; those with images are not.
 
     Raises:
         ValueError: the rows are padded and have images, and the model would read the padding into its state.
@@ -131,10 +134,13 @@ def read_prepared(
         )
     elif _reads_unpadded(known, ids, prepared, fresh or fast):
         prompts = _unpadded(ids, prepared.mask_of(ids))
-        rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1)
+        rows, logits = read_prompts(known.base, prompts, ids.device, fast=fast, sharing=copies > 1, chunking=chunking)
     else:
         # The rows of one prompt may have different images.
-        rows, logits = _read_as_prepared(known, ids, prepared, 1 if prepared.has_images else copies, fast)
+        if prepared.has_images:
+            copies = 1
+            chunking = ONE_PASS
+        rows, logits = _read_as_prepared(known, ids, prepared, copies, fast, chunking)
     return rows, logits[:, -1].to(ids.device)
 
 
@@ -172,8 +178,8 @@ def _reads_unpadded(known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs,
         return True
     if prepared.is_padded and known.needs_separate_passes(mask.sum(-1).tolist()):
         return True
-    if prepared.mask is not None and known.has_recurrent_state:
-        return True
+    if known.has_recurrent_state:
+        return prepared.mask is not None
     # The cache that generate passed stays empty then, which nobody notices unless it is a static one. Keys in it would
     # stay in memory during the whole run, even if the branches are merged into another cache.
     may_move = mask.shape == ids.shape and prepared.positions_count_tokens(mask) and prepared.cache_may_stay_empty
@@ -185,7 +191,7 @@ def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def _read_as_prepared(
-    known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, copies: int, fast: bool
+    known: ModelAdapter, ids: Tensor, prepared: _PreparedInputs, copies: int, fast: bool, chunking: Chunking
 ) -> tuple[Rows, Tensor]:
     """Rows and last logits of prompts, read with their padding; of ``copies`` consecutive ones the first is read."""
     positions = prepared.positions
@@ -199,6 +205,7 @@ def _read_as_prepared(
         cache=prepared.cache,
         extra=prepared.others,
         fast=fast,
+        chunking=chunking,
     )
     if copies == 1:
         return rows, logits
@@ -216,6 +223,7 @@ def read_prompts(
     keep: int = 1,
     fast: bool = False,
     sharing: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[Rows, Tensor]:
     """Read the prompts of a decoder, and return their rows and last logits.
 
@@ -229,11 +237,12 @@ def read_prompts(
         keep: number of positions whose logits are returned.
         fast: use this machine's faster matrix products, which do not reproduce the bits of plain decoding.
         sharing: equal prompts share one row until different tokens follow them.
+        chunking: how long prompts are cut.
 
     Returns:
         ``len(prompts)`` rows in order, and logits (R, keep, V).
     """
-    return read_branches(model, [prompts], device, keep, fast, sharing)
+    return read_branches(model, [prompts], device, keep, fast, sharing, chunking)
 
 
 def read_branches(
@@ -243,6 +252,7 @@ def read_branches(
     keep: int = 1,
     fast: bool = False,
     sharing: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[Rows, Tensor]:
     """Read the prompts of several branches of one model as :func:`read_prompts` does.
 
@@ -264,7 +274,7 @@ def read_branches(
             branch_of.setdefault(prompt, number)
     if fast or len(prompts) > 1:
         known.check_state()
-    reader = _PromptReader(known, branch_of, device, keep, fast)
+    reader = _PromptReader(known, branch_of, device, keep, fast, chunking)
     reader.read(prefix_tree(known, list(branch_of), keep))
     row_of = {prompt: row for row, prompt in enumerate(reader.order)}
     index = torch.tensor([row_of[prompt] for prompt in prompts], device=device)
@@ -358,14 +368,24 @@ class _PromptReader:
         device: the device of the token ids.
         keep: number of positions whose logits are returned.
         fast: see :class:`RowBatch`.
+        chunking: how long prompts are cut.
     """
 
-    def __init__(self, known: ModelAdapter, branch_of: Mapping[TokenIds, int], device: Any, keep: int, fast: bool):
+    def __init__(
+        self,
+        known: ModelAdapter,
+        branch_of: Mapping[TokenIds, int],
+        device: Any,
+        keep: int,
+        fast: bool,
+        chunking: Chunking,
+    ) -> None:
         self.known = known
         self.branch_of = branch_of
         self.device = device
         self.keep = keep
         self.fast = fast
+        self.chunking = chunking
         self.order: list[TokenIds] = []
         self.parts: list[Rows] = []
         self.logits: list[Tensor] = []
@@ -397,18 +417,19 @@ class _PromptReader:
     def _read_whole(self, prompts: list[TokenIds]) -> tuple[Rows, Tensor]:
         """Rows and last logits of prompts, which are padded on the left."""
         ids, mask = pad_left(prompts, self.device)
-        return read_padded(self.known.base, ids, mask, keep=min(self.keep, ids.shape[1]), fast=self.fast)
+        keep = min(self.keep, ids.shape[1])
+        return read_padded(self.known.base, ids, mask, keep=keep, fast=self.fast, chunking=self.chunking)
 
     def _read_prefix(self, earlier: Rows | None, tokens: TokenIds) -> Rows:
         """A row that has read ``tokens`` after what ``earlier`` has read."""
         ids = torch.tensor([tokens], device=self.device)
         if earlier is not None:
             prefix = earlier.split(torch.tensor([0], device=earlier.device))
-            prefix.forward(ids)
+            self._continue(prefix, ids)
             return prefix
         cache = caches.new_cache(self.known.base)
         caches.record_past(cache)  # the window of a layer may have left tokens that shorter prompts still need
-        return read_padded(self.known.base, ids, None, cache=cache, fast=self.fast)[0]
+        return read_padded(self.known.base, ids, None, cache=cache, fast=self.fast, chunking=self.chunking)[0]
 
     def _read_after(self, prefix: Rows, length: int, prompts: list[TokenIds]) -> tuple[Rows, Tensor]:
         """Rows and last logits of prompts that start with the ``length`` tokens of ``prefix``.
@@ -426,7 +447,16 @@ class _PromptReader:
             parts.append(part)
         rows = merge(parts)
         ends = torch.tensor([prompt[-left:] for prompt in prompts], device=self.device)
-        return rows, rows.forward(ends, self.keep)
+        return rows, self._continue(rows, ends)
+
+    def _continue(self, rows: Rows, ids: Tensor) -> Tensor:
+        """Let ``rows`` read ``ids`` (R, k), in chunks if necessary; return the logits of the last ones."""
+        read = max(batch.length for batch in rows.batches())
+        size = self.chunking.length(self.known, len(ids), ids.shape[1], read)
+        keep = min(self.keep, ids.shape[1])
+        return _in_chunks(
+            ids.shape[1], size, keep, self.chunking, lambda start, end, last: rows.forward(ids[:, start:end], last)
+        )
 
 
 def _groups_by_length(known: ModelAdapter, prompts: list[TokenIds]) -> list[list[TokenIds]]:
@@ -474,8 +504,9 @@ def read_padded(
     cache: Any = None,
     extra: dict[str, Any] | None = None,
     fast: bool = False,
+    chunking: Chunking = ONE_PASS,
 ) -> tuple[RowBatch, Tensor]:
-    """Read left-padded ids in one pass, and return the rows and the last logits (R, keep, V).
+    """Read left-padded ids, and return the rows and the last logits (R, keep, V).
 
     Args:
         ids: (R, L).
@@ -485,6 +516,7 @@ def read_padded(
         cache: the cache to fill; default: a new one that grows.
         extra: other inputs of the model's first pass, such as pixel values.
         fast: see :class:`RowBatch`.
+        chunking: how long prompts are cut; by default they are read in one pass.
     """
     known = adapter(model)
     extra = extra or {}
@@ -499,9 +531,56 @@ def read_padded(
     cache = caches.grow_in_place(cache) if cache is not None else caches.new_cache(known.base)
     if extra.get("encoder_hidden_states") is not None:
         cache = caches.with_cross_attention(cache, known.base)
-    logits = known.read(ids, cache, mask=mask, positions=positions, keep=keep, first=True, inputs=extra, fast=fast)
+    columns = positions
+
+    def read(start: int, end: int, last: int) -> Tensor:
+        return known.read(
+            ids[:, start:end],
+            cache,
+            mask=None if mask is None else mask[:, :end],
+            positions=columns[..., start:end],
+            keep=last,
+            first=start == 0,
+            inputs=_inputs_up_to(extra, end),
+            fast=fast,
+        )
+
+    size = chunking.length(known, len(ids), ids.shape[1])
+    logits = _in_chunks(ids.shape[1], size, keep, chunking, read)
     inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
     return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, fast=fast), logits
+
+
+def _inputs_up_to(extra: Mapping[str, Any], end: int) -> dict[str, Any]:
+    """The other inputs of a pass that ends at column ``end``; the types of tokens are one per column."""
+    inputs = dict(extra)
+    for name, value in extra.items():
+        if name.endswith("token_type_ids") and isinstance(value, Tensor):
+            inputs[name] = value[..., :end]
+    return inputs
+
+
+def _in_chunks(
+    tokens: int, size: int, keep: int, chunking: Chunking, read: Callable[[int, int, int], Tensor]
+) -> Tensor:
+    """Read ``tokens`` columns, ``size`` at a time, and return the last ``keep`` logits (R, keep, V).
+
+    Args:
+        read: reads the columns from a first to an end, and returns the logits of the last ones; their number is its
+            third argument.
+    """
+    if size >= tokens:
+        return read(0, tokens, keep)
+    chunking.report(0, tokens)
+    kept = []
+    for start in range(0, tokens, size):
+        end = min(start + size, tokens)
+        wanted = min(end - start, end - (tokens - keep))
+        logits = read(start, end, max(wanted, 1))
+        if wanted > 0:
+            kept.append(logits)
+        chunking.report(end, tokens)
+    return torch.cat(kept, dim=1)
 
 
 def repeat(rows: Rows, logits: Tensor, index: Sequence[int]) -> tuple[Rows, Tensor]:

@@ -112,16 +112,25 @@ class MatcherState(EngineState):
         return bool(self.matcher.is_accepting())
 
     def feed(self, text: bytes) -> bool:
-        return not text or bool(self.matcher.consume_tokens(self._ids(text)))
+        if not text:
+            return True
+        accepted = bool(self.matcher.consume_tokens(self._ids(text)))
+        if not accepted and _LIMIT.search(in_one_line(self.matcher.get_error())):
+            _raise_if_error(self.matcher)
+        return accepted
 
     def accepts(self, text: bytes) -> bool:
         if not text:
             return True
         if self.matcher.is_stopped():
             return False
-        accepted = self.matcher.validate_tokens(self._ids(text)) == len(text)
+        count = self.matcher.validate_tokens(self._ids(text))
         _raise_if_error(self.matcher)
-        return bool(accepted)
+        if count == len(text):
+            return True
+        # The engine also stops at its limits here, without an error; consuming the same bytes reports them.
+        self.fork().feed(text[: count + 1])
+        return False
 
     def fork(self) -> MatcherState:
         return MatcherState(self.matcher.deep_copy(), self.size)

@@ -85,7 +85,7 @@ class Quote(_Verbatim):
     Args:
         text: the text, or the path of a file (a ``pathlib.Path``).
         whitespace: ``exact``; or ``normalized``: every run of whitespace in the text is written as one space.
-        unit: where a quote may start and end: between any two characters, or only between words (``word``), which are
+        unit: a quote may start and end between any two characters, or only between words (``word``), which are
             separated by whitespace.
         least: smallest number of units.
         most: largest number of units; None: no limit.
@@ -178,7 +178,7 @@ class QuoteSession(Session):
         most: largest number of units, or None.
         vocabulary: what each token adds.
         text: the bytes written so far.
-        interval: where the text appears.
+        interval: the places of the text.
         calls: a list of one number, which forks share.
     """
 

@@ -1,4 +1,4 @@
-"""Documents as sequences of units, characters or words: where quotes may start and end, and what they are."""
+"""Documents as sequences of units, characters or words: the positions at which quotes may start and end."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def passages(documents: tuple[str, ...], whitespace: str, unit: str, least: int,
 
 
 def _kept(document: str, whitespace: str) -> list[tuple[str, int]]:
-    """The characters that a quote may contain, and where each is in the document."""
+    """The characters that a quote may contain, and the position of each in the document."""
     if whitespace == EXACT:
         return [(character, at) for at, character in enumerate(document)]
     kept = []

@@ -1,4 +1,4 @@
-"""All substrings of some documents: which bytes may follow, and where a substring is found.
+"""All substrings of some documents: which bytes may follow, and the places of a substring.
 
 The suffixes of the documents are sorted (a suffix array, Manber and Myers 1993). Those that start with the same bytes
 are adjacent, so a substring is an interval of them, and one more byte narrows the interval by binary search.
@@ -91,7 +91,7 @@ class SuffixIndex:
         return low + bisect_left(within, byte, key=byte_at), low + bisect_right(within, byte, key=byte_at)
 
     def positions(self, interval: Interval) -> NDArray[np.int64]:
-        """Where the substring of an interval starts, in no particular order, int64."""
+        """The positions of the substring of an interval, in no particular order, int64."""
         return self.order[interval.low : interval.high].astype(np.int64)
 
     def following(self, interval: Interval, vocabulary: Vocabulary, first: bool = False) -> list[int]:
