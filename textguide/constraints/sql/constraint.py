@@ -37,7 +37,7 @@ class SQL(Constraint):
     What a member must not have, although SQLite takes it: statements that write, comments, parameters, a second
     statement, tables in brackets without SELECT, functions that return tables, strings of more than 100 characters,
     aliases of more than 40, and columns in ON of a table that only follows. An alias without AS does not start with a
-    keyword that may stand there, such as ``order``.
+    keyword that is allowed there, such as ``order``.
 
     A few errors only show later than they could, when no token can follow, so that the particle has weight 0: columns
     of a list that no set of tables has together, and lists of different lengths on the two sides of a UNION.

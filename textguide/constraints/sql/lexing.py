@@ -63,7 +63,7 @@ def is_closed(token: Token) -> bool:
 
 
 def is_allowed(token: Token, dialect: str) -> bool:
-    """Whether a token, which may be incomplete, has a form that queries may have here, whatever it stands for."""
+    """Whether a token, which may be incomplete, has a form that queries may have here, whatever it means."""
     kind, text = token
     if kind == "space":
         return len(text) <= 9 and text.count("\n") <= 2 and not text.strip(" \t\r\n")

@@ -2,7 +2,7 @@
 
 Two oracles decide what may follow, and both are SQLite. Its grammar reports the first token that cannot follow. Its
 compiler reports names that do not exist, on the query so far with its brackets closed, on a database without rows. Only
-the second one needs to know where the text stands, because columns are written before their tables: the names of a list
+the second one needs to know the position in the text, because columns are written before their tables: the names of a list
 are checked at the end of the FROM that follows it.
 """
 
@@ -29,7 +29,7 @@ from .lexing import (
 WITH, LIST, FROM, DONE = "with", "list", "from", "done"
 """What a query consists of: its WITH, its columns, its tables, and the clauses after them."""
 TABLE, COLUMN, OPERAND, DEFINITION, ALIAS, FREE = "table", "column", "operand", "definition", "alias", "free"
-"""What a word stands for: a table, a column after a point, an operand of an expression, a name that the query gives to
+"""What a word means: a table, a column after a point, an operand of an expression, a name that the query gives to
 something, the same without AS, and names of types and the like."""
 _AFTER_TABLES = frozenset("where group having order limit window union except intersect".split())  # noqa: SIM905
 _COMPOUND = frozenset(("union", "except", "intersect"))
@@ -85,12 +85,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Words:
-    """The words that may stand in one place.
+    """The words that are allowed in one place.
 
     Args:
         names: the names, in small letters.
         keywords: the keywords, in small letters.
-        is_any: whether any name may stand there.
+        is_any: whether any name is allowed there.
         excluded: keywords that no name may start with.
     """
 
@@ -223,7 +223,7 @@ class Query:
     # The last token
 
     def _pending_fits(self) -> bool:
-        """Whether the last token can be, or become, one that may stand there."""
+        """Whether the last token can be, or become, one that is allowed there."""
         kind, text = self.pending
         if not is_allowed(self.pending, self.database.dialect):
             return False
@@ -258,7 +258,7 @@ class Query:
         return any(name.lower().startswith(text.lower()) for name in quoted)
 
     def _quoted_names(self, role: str) -> list[str] | None:
-        """The names that may stand in quotation marks; None for any."""
+        """The names that may be in quotation marks; None for any."""
         if role in (ALIAS, DEFINITION, FREE):
             return None
         if role == TABLE:
@@ -269,7 +269,7 @@ class Query:
     # Tokens that have ended
 
     def _finish(self, token: Token, following: str) -> bool:
-        """Read a token that has ended, before the text ``following``; False if it cannot stand there."""
+        """Read a token that has ended, before the text ``following``; False if it is not allowed there."""
         kind, text = token
         if not text:
             return True
@@ -295,7 +295,7 @@ class Query:
         return self._compiles() if text == ")" or self._is_operand_end() else True
 
     def _is_separate(self, token: Token) -> bool:
-        """Whether a token may stand directly after the one before it, if there is no space."""
+        """Whether a token may come directly after the one before it, if there is no space."""
         kind, text = token
         if text == ".":
             return (
@@ -326,7 +326,7 @@ class Query:
         return self.database.continues(f"{self.syntax} {text}")
 
     def _finish_other(self, token: Token) -> bool:
-        """Read a sign, a number or a string; False if it cannot stand there."""
+        """Read a sign, a number or a string; False if it is not allowed there."""
         text = token[1]
         level = self.levels[-1]
         if text == "(":
@@ -383,7 +383,7 @@ class Query:
     # Words
 
     def _role(self) -> str:
-        """What a name stands for here."""
+        """What a name means here."""
         kind, text = self.previous
         word = text.lower() if kind == "word" else text
         level = self.levels[-1]
@@ -421,7 +421,7 @@ class Query:
         return text == ")"
 
     def _finish_name(self, token: Token, role: str, following: str) -> bool:
-        """Read a word or a quoted name that has ended; False if it cannot stand there."""
+        """Read a word or a quoted name that has ended; False if it is not allowed there."""
         kind, text = token
         name = plain(text)
         if kind == "word" and name in _LOWER_KEYWORDS and not (role in (TABLE, COLUMN) and self._known(name)):
@@ -501,7 +501,7 @@ class Query:
         return role != ALIAS or not name.startswith(_AFTER_A_TABLE) or level.state == LIST
 
     def _finish_keyword(self, word: str) -> bool:
-        """Note what a keyword means for the innermost level; False if it cannot stand there."""
+        """Note what a keyword means for the innermost level; False if it is not allowed there."""
         level = self.levels[-1]
         if word not in self._first_words(level):
             return False
@@ -529,7 +529,7 @@ class Query:
         return True
 
     def _first_words(self, level: Level) -> frozenset[str]:
-        """The keywords that may stand here as far as the grammar does not know it."""
+        """The keywords that are allowed here as far as the grammar does not know it."""
         if not self.previous[1]:
             return _BEGINNINGS
         if level.kind == "source" and not level.state:
@@ -539,17 +539,17 @@ class Query:
         return _LOWER_KEYWORDS
 
     def _begin_clause(self, level: Level, word: str) -> bool:
-        """Begin the clause ``word`` after the tables; False if it cannot stand there."""
+        """Begin the clause ``word`` after the tables; False if it is not allowed there."""
         if (word in _COMPOUND and level.is_ordered) or not self._end_tables(level):
             return False
         level.is_ordered = level.is_ordered or word in ("order", "limit")
         level.clause_at = len(self.read) + len(word) if word in ("where", "having", "limit") else 0
         return True
 
-    # What may stand here
+    # What are allowed here
 
     def _words_here(self) -> Words:
-        """The words that may stand in the place of the pending token."""
+        """The words that are allowed in the place of the pending token."""
         if not self._is_separate(("word", "a")) or self.previous[1] == ";":
             return NO_WORDS
         if self.must_call:

@@ -56,7 +56,7 @@ class Node:
         """Allow the tokens that end after a word.
 
         Args:
-            words: the words that may stand here.
+            words: the words that are allowed here.
             start: the part of the word that is already written.
             mask: the tokens that are allowed, bool (V,).
         """
@@ -85,7 +85,7 @@ class TokenTree:
     Attributes:
         root: tokens outside of quotation marks.
         closing: for each quotation mark the tokens that contain it, read inside of such marks.
-        lengths: the number of characters of each token that may stand within all quotation marks, (V,); 0 for others.
+        lengths: the number of characters of each token that may be within all quotation marks, (V,); 0 for others.
         parts: tokens that are not whole characters.
     """
 
