@@ -2,8 +2,8 @@
 
 Two oracles decide what may follow, and both are SQLite. Its grammar reports the first token that cannot follow. Its
 compiler reports names that do not exist, on the query so far with its brackets closed, on a database without rows. Only
-the second one needs to know the position in the text, because columns are written before their tables: the names of a list
-are checked at the end of the FROM that follows it.
+the second one needs the position in the text, because columns are written before their tables: the names of a list are
+checked at the end of the FROM that follows it.
 """
 
 from __future__ import annotations
