@@ -45,8 +45,10 @@ class Chunking:
         if self.memory is not None:
             whole_number("prefill_memory", self.memory, 1)
 
-    def length(self, known: ModelAdapter, rows: int, tokens: int, read: int = 0) -> int:
+    def length(self, known: ModelAdapter, rows: int, tokens: int, read: int = 0, padded: bool = True) -> int:
         """The number of tokens per pass for ``rows`` rows of ``tokens`` new tokens, after ``read`` earlier ones.
+
+        A pass over whole rows without padding needs no attention mask, while chunks do.
 
         Raises:
             ValueError: ``size`` is less than ``tokens``, and the model has to read them in one pass.
@@ -57,6 +59,9 @@ class Chunking:
                 raise ValueError(f"prefill_chunk_size={self.size}: {known.name} {reason}; leave it out")
             return self.size
         if self.size is not None or self.memory is None or tokens <= LEAST:
+            return tokens
+        whole = bytes_per_token(known, tokens, masked=padded or read > 0)
+        if rows * tokens * whole <= self.memory:
             return tokens
         fitting = max(self.memory // (rows * bytes_per_token(known, read + tokens)), LEAST)
         if fitting >= tokens or known.why_not_in_chunks(read + fitting, read + tokens):
@@ -75,11 +80,12 @@ FITTING = Chunking(memory=MEMORY)
 """Long prompts are cut so that a pass fits into memory."""
 
 
-def bytes_per_token(known: ModelAdapter, length: int) -> int:
+def bytes_per_token(known: ModelAdapter, length: int, masked: bool = True) -> int:
     """An estimate of what a pass keeps in memory per new token and row, besides keys and values.
 
     Args:
         length: number of tokens that the last new token attends to.
+        masked: whether attention needs a mask. "eager" always does.
     """
     config = known.text_config
     size = next(known.base.parameters()).element_size()
@@ -92,7 +98,8 @@ def bytes_per_token(known: ModelAdapter, length: int) -> int:
     if not known.accepts("logits_to_keep"):
         values += known.vocab_size or 0
     # A mask of booleans and the same in the dtype of the scores; "eager" also has scores and weights of every head.
-    attention = length * (1 + size)
-    if config._attn_implementation == "eager":
+    is_eager = config._attn_implementation == "eager"
+    attention = length * (1 + size) if masked or is_eager else 0
+    if is_eager:
         attention += 2 * size * length * (getattr(config, "num_attention_heads", None) or 1)
     return int(values * size + attention)

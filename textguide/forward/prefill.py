@@ -545,7 +545,7 @@ def read_padded(
             fast=fast,
         )
 
-    size = chunking.length(known, len(ids), ids.shape[1])
+    size = chunking.length(known, len(ids), ids.shape[1], padded=mask is not None)
     logits = _in_chunks(ids.shape[1], size, keep, chunking, read)
     inputs = {name: extra[name] for name in _EVERY_STEP if extra.get(name) is not None}
     return RowBatch(known, cache, ids.shape[1], mask, next_position, inputs, fast=fast), logits
