@@ -101,7 +101,7 @@ def token_index(vocabulary: Vocabulary) -> TokenIndex:
 
 
 def _is_plain(text: bytes) -> bool:
-    if b'"' in text or b"\\" in text or min(text) < 0x20:
+    if not text or b'"' in text or b"\\" in text or min(text) < 0x20:
         return False
     decoded = whole_characters(text)
     return decoded is not None and not decoded[1]
