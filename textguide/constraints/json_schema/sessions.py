@@ -32,7 +32,8 @@ class TokenIndex:
     """The byte strings of a vocabulary in the forms that masks need.
 
     Attributes:
-        table: the distinct byte strings, U of them.
+        table: the byte strings, U of them; empty for tokens without bytes and for repeated ones.
+        has_bytes: which of them are not empty, bool (U,).
         order: their indices, sorted by their bytes.
         plain: indices of those with whole characters only, which a JSON string may contain as they are, P of them.
         lengths: the number of characters of each of these, (P,).
@@ -43,6 +44,7 @@ class TokenIndex:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.table = TokenTable(vocabulary)
         texts = self.table.texts
+        self.has_bytes = np.array([len(text) > 0 for text in texts], dtype=bool)
         self.order = np.array(sorted(range(len(texts)), key=texts.__getitem__), dtype=np.int64)
         self.sorted_texts = [texts[number] for number in self.order]
         plain = [number for number, text in enumerate(texts) if _is_plain(text)]
@@ -194,19 +196,18 @@ class DocumentSession(Session):
         self._shared.calls += 1
         index = token_index(self._vocabulary)
         table = index.table
-        possible = np.ones(len(table.texts) + 1, dtype=bool)
-        possible[-1] = False
+        possible = index.has_bytes.copy()
         outer = None if self._engine is None else self._engine.mask()
         if outer is not None:
-            possible[:] = False
-            place = (table.later if self.text else table.first).numpy()
-            possible[place[outer.numpy()]] = True
-            possible[-1] = False
-        allowed = self._allowed(index, possible[:-1])
-        bits = torch.from_numpy(np.append(allowed, False))
-        mask = bits[table.later] if self.text else bits[table.first] | table.blank
-        mask[table.ends] = self.is_complete(self.text)
-        return mask
+            tokens = outer.numpy()
+            from_engine = np.zeros(len(table.texts) + 1, dtype=bool)
+            if self.text:
+                from_engine[: table.size] = tokens
+            else:
+                from_engine[table.first.numpy()[tokens]] = True
+            possible &= from_engine[:-1]
+        allowed = torch.from_numpy(self._allowed(index, possible))
+        return table.mask(allowed, not self.text, self.is_complete(self.text))
 
     def _allowed(self, index: TokenIndex, possible: Bits) -> Bits:
         """Which byte strings may come next, among the possible ones, (U,)."""
