@@ -412,7 +412,7 @@ def test_priors_are_named_when_the_engine_starts(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="prior"):
             parse(params({"method": "token-prior", "prior": value}), limits, GIVEN)
         composed = [{"method": "token-prior", "prior": value}, {"method": "caif", "classifier": "sentiment"}]
-        with pytest.raises(ValueError, match="prior|needs"):
+        with pytest.raises(ValueError, match=r"prior|needs"):
             parse(params(composed), limits, GIVEN)
     with pytest.raises(ValueError, match=r"is not a prior of this engine, which has own, other, smollm2"):
         named_prior(TokenPrior(prior=Prior(torch.zeros(9))), limits.priors)
